@@ -1,0 +1,508 @@
+"""The public face: TaskQ, its tasks, and the handles of their jobs.
+
+    q = TaskQ("thumbs")
+
+    @q.task(queue="images", retries=3, timeout=30)
+    def thumbnail(path: str, size: int = 256) -> str: ...
+
+    thumbnail("cat.jpg")                         # an ordinary call
+    job = thumbnail.enqueue("cat.jpg", size=128) # a job for the fleet
+    job.result(timeout=30)
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from taskq.client import Call, Client, Ending, Endings, chunks
+from taskq.codec import CallCaster, decode_result, encode_call
+from taskq.config import Directory, Settings, queue_directory
+from taskq.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, JobNotFound, PayloadTooLarge, ResultTimeout
+from taskq.limits import MAX_PAYLOAD_BYTES
+from taskq.model import (
+    DEFAULT_MAX_CRASHES,
+    DEFAULT_QUEUE,
+    DEFAULT_RETRIES,
+    JobInfo,
+    JobState,
+    Spec,
+    enqueued_at,
+    new_job_ids,
+)
+
+if TYPE_CHECKING:
+    from taskq.aio import AsyncClient
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Unset: Any = object()
+
+#: `map` submits in chunks that grow from the first to the second, and keeps at most so many jobs unfinished.
+_MAP_FIRST_CHUNK = 16
+_MAP_LARGEST_CHUNK = 512
+_MAP_WINDOW = 2_048
+
+
+class Job(Generic[R]):
+    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back."""
+
+    __slots__ = ("_app", "_cast", "_id")
+
+    def __init__(self, app: TaskQ, job_id: bytes, cast: Callable[[Any], Any] | None = None) -> None:
+        self._app = app
+        self._id = job_id
+        self._cast = cast
+
+    @property
+    def id(self) -> str:
+        """The job's id: 32 hexadecimal digits, which sort by the time of enqueueing."""
+        return self._id.hex()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def state(self) -> JobState:
+        """Where the job is in its life.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers, and the job is not in the spool either.
+        """
+        return self.info().state
+
+    def info(self) -> JobInfo:
+        """All that is known of the job: state, attempts, error, times, the exit of a crash.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers, and the job is not in the spool either.
+        """
+        client = self._app.client
+        try:
+            return client.info(self._id)
+        except BrokerUnavailable:
+            if client.is_spooled(self._id):
+                return JobInfo(self.id, "", "", JobState.QUEUED, 0, 0, enqueued_at(self._id))
+            raise
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the job has ended, in whatever way.
+
+        Args:
+            timeout: seconds to wait at the most; None for as long as it takes.
+
+        Returns:
+            Whether it has ended.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+        """
+        try:
+            self._app.client.wait(self._id, timeout)
+        except ResultTimeout:
+            return False
+        return True
+
+    def result(self, timeout: float | None = None) -> R:
+        """Waits for the job to end and returns what the function returned. The broker pushes it; nothing is polled.
+
+        Args:
+            timeout: seconds to wait at the most; None for as long as it takes.
+
+        Raises:
+            JobFailed: the job failed for good; the remote error is in it.
+            JobCancelled: the job was cancelled.
+            ResultTimeout: it has not ended in time; it goes on.
+            JobNotFound: nothing is known of it.
+        """
+        return cast(R, value_of_ending(self._id, self._app.client.wait(self._id, timeout), self._cast))
+
+    def cancel(self) -> bool:
+        """Cancels the job, if it has not started.
+
+        Returns:
+            Whether it is cancelled now. False: it runs, or has ended.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self._app.client.cancel(self._id)
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """`result` for asyncio: waits without blocking the loop."""
+        return cast(R, value_of_ending(self._id, await self._app.async_client().wait(self._id, timeout), self._cast))
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.aresult().__await__()
+
+
+def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] | None) -> Any:
+    """The returned value in an ending, or its error as an exception."""
+    error = ending.outcome.error
+    if ending.state == JobState.CANCELLED:
+        raise JobCancelled(f"job {job_id.hex()} was cancelled before it started")
+    if error is not None:
+        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
+    value = decode_result(job_id, ending.outcome.result or b"")
+    return value if caster is None else caster(value)
+
+
+class Enqueuer(Generic[P, R]):
+    """The ways to enqueue one task with certain options. A task is one; `options()` makes others."""
+
+    def __init__(self, app: TaskQ, spec: Spec, return_caster: Callable[[Any], Any] | None = None) -> None:
+        self._app = app
+        self._spec = spec
+        self._return_caster = return_caster
+
+    def options(
+        self,
+        *,
+        queue: str = Unset,
+        retries: int = Unset,
+        timeout: float | None = Unset,
+        max_crashes: int = Unset,
+    ) -> Enqueuer[P, R]:
+        """The same task with other options for the jobs enqueued through what is returned.
+
+        Args:
+            queue: the queue's name.
+            retries: how often a job that failed is run again.
+            timeout: seconds that one attempt may take; None for no limit.
+            max_crashes: after so many deaths of its process a job is parked as failed.
+
+        Raises:
+            ConfigError: an option makes no sense.
+        """
+        changes = {"queue": queue, "retries": retries, "timeout_s": timeout, "max_crashes": max_crashes}
+        given = {name: value for name, value in changes.items() if value is not Unset}
+        return Enqueuer(self._app, replace(self._spec, **given), self._return_caster)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
+
+        Raises:
+            PayloadError: an argument cannot be serialized; the message names it.
+            PayloadTooLarge: the arguments are too large.
+            QueueFull, StoreFull: the fleet takes no more for now.
+            BrokerUnavailable: no fleet answers and the spool cannot be written.
+        """
+        call = _call(self._spec, args, kwargs)
+        self._app.client.submit(self._spec, [call])
+        return self._job(call.id)
+
+    def enqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
+        """Enqueues a job for each tuple of arguments, many in one round trip.
+
+        Args:
+            arguments: for each job the positional arguments, such as ``[(1,), (2,)]``.
+
+        Raises:
+            As `enqueue`. The jobs that were sent before an error are enqueued.
+        """
+        return [self._job(job_id) for job_id in self._app.client.submit(self._spec, _calls(self._spec, arguments))]
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for asyncio."""
+        call = _call(self._spec, args, kwargs)
+        await self._app.async_client().submit(self._spec, [call])
+        return self._job(call.id)
+
+    async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
+        """`enqueue_many` for asyncio."""
+        ids = await self._app.async_client().submit(self._spec, _calls(self._spec, arguments))
+        return [self._job(job_id) for job_id in ids]
+
+    def map(self, iterable: Iterable[Any], *, ordered: bool = True, timeout: float | None = None) -> Iterator[R]:
+        """Runs the task for each item, across the fleet, and yields the results, like `Pool.map`.
+
+        Submits while it yields, with a bounded number of jobs unfinished, so the iterable may be endless.
+
+        Args:
+            iterable: for each job its one argument.
+            ordered: yield in the order of the items; False: as they come.
+            timeout: seconds to wait for the next result at the most.
+
+        Raises:
+            As `Job.result` and `enqueue`, when the result's turn comes.
+        """
+        return self.starmap(((item,) for item in iterable), ordered=ordered, timeout=timeout)
+
+    def starmap(
+        self, iterable: Iterable[Sequence[Any]], *, ordered: bool = True, timeout: float | None = None
+    ) -> Iterator[R]:
+        """`map` for tuples of positional arguments."""
+        calls = _calls(self._spec, iterable)
+        with self._app.client.watching() as endings:
+            results = _stream(endings, self._spec, calls, timeout)
+            for job_id, ending in _in_order(results) if ordered else _as_they_come(results):
+                yield value_of_ending(job_id, ending, self._return_caster)
+
+    def _job(self, job_id: bytes) -> Job[R]:
+        return Job(self._app, job_id, self._return_caster)
+
+
+def _call(spec: Spec, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+    job_id = next(new_job_ids(1))
+    payload = encode_call(job_id, args, kwargs)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"the arguments of {spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+            "pass the path of a file instead"
+        )
+    return Call(job_id, payload)
+
+
+_IDS_AT_ONCE = 256
+
+
+def _calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+    ids: Iterator[bytes] = iter(())
+    for args in arguments:
+        if type(args) is not tuple and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
+            raise ConfigError(f"each job of {spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)")
+        job_id = next(ids, None)
+        if job_id is None:
+            ids = new_job_ids(_IDS_AT_ONCE)
+            job_id = next(ids)
+        payload = encode_call(job_id, args, {})
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}")
+        yield Call(job_id, payload)
+
+
+_Step = tuple[list[bytes], tuple[bytes, Ending] | None]
+
+
+def _stream(endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float | None) -> Iterator[_Step]:
+    """Submits calls and hears of endings in turn. Yields ids newly submitted, and an ending."""
+    chunk_size = _MAP_FIRST_CHUNK
+    is_exhausted = False
+    while True:
+        submitted: list[bytes] = []
+        while not is_exhausted and len(endings.waiting) <= _MAP_WINDOW - chunk_size:
+            chunk = [call for _, call in zip(range(chunk_size), calls, strict=False)]
+            is_exhausted = len(chunk) < chunk_size
+            for part in chunks(chunk):
+                endings.submit(spec, part)
+            submitted.extend(call.id for call in chunk)
+            chunk_size = min(chunk_size * 2, _MAP_LARGEST_CHUNK)
+            if len(endings.waiting) >= chunk_size:
+                break  # hear of results in between
+        if not endings.waiting:
+            if submitted:
+                yield submitted, None
+            return
+        job_id, ending = endings.next(timeout)
+        if ending is None:
+            raise JobNotFound(f"job {job_id.hex()} is no longer known: was the queue's directory replaced?")
+        yield submitted, (job_id, ending)
+
+
+def _in_order(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
+    turn: deque[bytes] = deque()
+    ended: dict[bytes, Ending] = {}
+    for submitted, arrived in steps:
+        turn.extend(submitted)
+        if arrived is not None:
+            ended[arrived[0]] = arrived[1]
+        while turn and turn[0] in ended:
+            job_id = turn.popleft()
+            yield job_id, ended.pop(job_id)
+
+
+def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
+    for _, arrived in steps:
+        if arrived is not None:
+            yield arrived
+
+
+class Task(Enqueuer[P, R]):
+    """A registered function. Calling it runs it here; its other methods make jobs of it."""
+
+    def __init__(self, app: TaskQ, function: Callable[P, R], spec: Spec) -> None:
+        self.caster = CallCaster(function)
+        super().__init__(app, spec, self.caster.return_caster)
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        update_wrapper(self, function)
+
+    @property
+    def name(self) -> str:
+        """The name under which the task is registered."""
+        return self._spec.task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+class TaskQ:
+    """An application: a registry of tasks, and the way to the fleet that runs them."""
+
+    def __init__(self, name: str, url: str | os.PathLike[str] | None = None) -> None:
+        """
+        Args:
+            name: names the application, in logs and, without a URL, its directory.
+            url: where the queue lives: a directory's path, or ``file:///path``. Without it TASKQ_URL counts, then
+                the directory ``taskq/NAME`` in the user's state directory.
+
+        Raises:
+            ConfigError: the name or the URL makes no sense.
+        """
+        self.name = name
+        self.directory = Directory(queue_directory(name, None if url is None else os.fspath(url)))
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskQ {self.name}>"
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        retries: int = DEFAULT_RETRIES,
+        timeout: float | None = None,
+        max_crashes: int = DEFAULT_MAX_CRASHES,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        retries: int = DEFAULT_RETRIES,
+        timeout: float | None = None,
+        max_crashes: int = DEFAULT_MAX_CRASHES,
+    ) -> Any:
+        """Registers a function as a task; a decorator, with or without arguments.
+
+        Args:
+            name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
+                or move the function.
+            queue: the queue of its jobs.
+            retries: how often a job that raised is run again, after 1 s, 2 s, 4 s ... with jitter (see
+                `taskq.model.backoff_s`). Default 3: most errors in the background are passing ones. Use 0 for none.
+            timeout: seconds that one attempt may take. When they are over `JobTimeout` is raised in the job, and
+                2 s later the process is killed, also in the middle of C code.
+            max_crashes: after so many deaths of the process that ran it (segfault, out of memory), a job is parked.
+
+        Raises:
+            ConfigError: an option makes no sense, or the name is taken.
+        """
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            task_name = name or getattr(function, "__name__", "")
+            task = Task(self, function, Spec(task_name, queue, retries, timeout, max_crashes))
+            known = self.tasks.get(task_name)
+            if known is not None and not _is_same_function(known.function, function):
+                raise ConfigError(
+                    f"the task name {task_name!r} is taken by {known.function.__module__}.{known.function.__qualname__}: "
+                    "give one of them another with name="
+                )
+            self.tasks[task_name] = task
+            return task
+
+        return register if function is None else register(function)
+
+    def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Enqueues a job by the name of its task, whose code need not be imported here.
+
+        The task's own options count if it is registered here; else the defaults.
+
+        Raises:
+            As `Task.enqueue`.
+        """
+        registered = self.tasks.get(task)
+        if registered is not None:
+            return registered.enqueue(*args, **kwargs)
+        return Enqueuer[..., Any](self, Spec(task)).enqueue(*args, **kwargs)
+
+    def job(self, id: str) -> Job[Any]:
+        """The handle of a job, from its id.
+
+        Raises:
+            ConfigError: that is no job's id.
+        """
+        try:
+            job_id = bytes.fromhex(id)
+        except (TypeError, ValueError):
+            job_id = b""
+        if len(job_id) != 16:
+            raise ConfigError(f"{id!r} is no job id: these have 32 hexadecimal digits")
+        return Job(self, job_id)
+
+    @contextmanager
+    def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> Iterator[None]:
+        """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
+
+        The fleet's log goes to the queue's directory (`taskq logs`), warnings also to standard error. When the block
+        ends, running jobs are finished; those that wait stay for the next fleet.
+
+        Args:
+            consumers: how many processes; by default as many as this process may use CPUs.
+            settings: all settings of the fleet, in place of `consumers`.
+
+        Raises:
+            AlreadyRunning: another fleet has this queue's directory.
+            AppError: the fleet cannot import this application (it was made at a prompt, for example).
+        """
+        from taskq.fleet import run_fleet  # only programs that run a fleet pay for its imports
+
+        with run_fleet(self, settings or Settings(consumers=consumers, log_level="warning")):
+            yield
+
+    @property
+    def client(self) -> Client:
+        """The blocking client of this application."""
+        if self._client is None:
+            self._client = Client(self.directory)
+        return self._client
+
+    def async_client(self) -> AsyncClient:
+        """The asyncio client of the running event loop."""
+        from taskq.aio import async_client  # asyncio takes 40-70 ms to import; a consumer must start fast
+
+        return async_client(self.directory)
+
+    def use_directory(self, directory: Directory) -> None:
+        """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""
+        self.directory = directory
+        self._client = None
+
+
+def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are one: a module that is imported again defines its tasks anew."""
+    return one.__qualname__ == other.__qualname__ and _file_of(one) == _file_of(other)
+
+
+def _file_of(function: Callable[..., Any]) -> str | None:
+    code = getattr(function, "__code__", None)
+    module = sys.modules.get(function.__module__)
+    return code.co_filename if code is not None else getattr(module, "__file__", None)

@@ -1,0 +1,67 @@
+"""How the broker process begins and ends. Started by the guardian, which writes the set-up to a socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgpack
+
+from taskq.broker import Broker
+from taskq.config import Directory, Settings
+from taskq.errors import AlreadyRunning, ConfigError, JournalError, StoreFull
+from taskq.exits import Exit
+from taskq.locks import take_broker_lock
+from taskq.log.setup import configure
+from taskq.platform import name_process
+
+
+def main(descriptor: int) -> None:
+    """Runs a broker; the target of its process.
+
+    Args:
+        descriptor: of the socket to the guardian.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # until the loop handles them
+    guardian = socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    setup = guardian.recv(1 << 20)
+    if not setup:
+        os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
+    app, title, path, settings, guardian_pid = msgpack.unpackb(setup)
+    code, message = _run(guardian, app, title, Directory(Path(path)), Settings(**settings), guardian_pid)
+    if message:
+        print(f"taskq: {message}", file=sys.stderr)
+        guardian.send(msgpack.packb(["failed", int(code), message]))
+    # nothing is left to clean up, and multiprocessing would wait for feeder threads
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(
+    guardian: socket.socket, app: str, title: str, directory: Directory, settings: Settings, guardian_pid: int
+) -> tuple[Exit, str]:
+    name_process(f"broker [{title}]")
+    try:
+        take_broker_lock(directory.lock, guardian_pid)
+        log, fanout = configure(directory.path, settings.log_format, settings.log_level)
+        try:
+            Broker(directory, app, title, settings, log).run(guardian)
+        except (JournalError, StoreFull) as error:
+            log.critical("store.failed", error=str(error))
+            return Exit.JOURNAL, str(error)
+        except Exception as error:
+            # a bug: the guardian starts another broker, on a journal that has all that was acknowledged
+            log.critical("broker.failed", exc_info=True)
+            return Exit.FAILED, f"the broker failed: {type(error).__name__}: {error}"
+        finally:
+            fanout.close()
+    except AlreadyRunning as error:
+        return Exit.ALREADY_RUNNING, str(error)
+    except (ConfigError, OSError) as error:
+        return Exit.DIRECTORY, str(error)
+    return Exit.OK, ""

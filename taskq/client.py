@@ -1,0 +1,477 @@
+"""The blocking client: submits jobs, waits for results, asks for the state of things.
+
+Safe across threads (each call borrows a connection of its own), `fork` (a child opens new ones) and the end of the
+interpreter (nothing is buffered). A broker that is away for a moment is not an error: jobs go to the spool, and whoever
+waits for a result waits on and asks the next broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, NamedTuple
+
+import msgpack
+
+from taskq import errors, wire
+from taskq.config import Directory
+from taskq.errors import BrokerUnavailable, JobNotFound, ProtocolError, ResultTimeout, TaskQError
+from taskq.limits import MAX_JOBS_PER_FRAME, SUBMIT_CHUNK_BYTES
+from taskq.model import JobInfo, JobState, Spec, enqueued_at
+from taskq.outcome import Outcome, unpack
+from taskq.spool import is_spooled, spool_frame
+from taskq.wire import Message, Op
+
+logger = logging.getLogger("taskq")
+
+#: A broker answers in milliseconds. One that says nothing for so long is stopped or hangs.
+REPLY_TIMEOUT_S = 20.0
+#: Pauses between attempts to reach a broker that is away, and when to tell that it still is.
+RECONNECT_FIRST_S = 0.01
+RECONNECT_LONGEST_S = 0.25
+TELL_AWAY_AFTER_S = 3.0
+#: Even `timeout=0` waits so long, for the answer that the job ended already.
+SHORTEST_WAIT_S = 0.05
+_READ_BYTES = 256 * 1024
+_MAX_IDLE_CONNECTIONS = 16
+
+
+class ConnectionLost(TaskQError):
+    """The connection ended or was refused; whether the last request arrived is unknown."""
+
+
+class Call(NamedTuple):
+    """A job to submit: its id and its payload."""
+
+    id: bytes
+    payload: bytes
+
+
+class Ending(NamedTuple):
+    """How a job ended."""
+
+    state: JobState
+    outcome: Outcome
+
+
+def chunks(calls: Iterable[Call]) -> Iterator[list[Call]]:
+    """Cuts calls into what fits one frame."""
+    chunk: list[Call] = []
+    size = 0
+    for call in calls:
+        if chunk and (len(chunk) == MAX_JOBS_PER_FRAME or size + len(call.payload) > SUBMIT_CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(call)
+        size += len(call.payload)
+    if chunk:
+        yield chunk
+
+
+def submit_frame(request: int, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool) -> bytes:
+    """The frame that submits jobs of one spec."""
+    ids = b"".join([call.id for call in calls])
+    payloads = [call.payload for call in calls]
+    envelope = [Op.SUBMIT, request, spec.to_wire(), resend, watch, ids, [len(payload) for payload in payloads]]
+    return wire.frame(envelope, payloads)
+
+
+def value_of(message: Message, request: int) -> Any:
+    """The value in the answer to a request.
+
+    Raises:
+        TaskQError: what the broker says went wrong, as the class that it names.
+    """
+    envelope, body = message
+    if envelope[0] == Op.ERROR:
+        raise error_of(envelope)
+    if envelope[0] != Op.OK or envelope[1] != request:
+        raise ProtocolError(f"an answer out of turn: {envelope[:2]}")
+    return msgpack.unpackb(body, max_map_len=100_000, max_array_len=100_000) if len(body) else envelope[2]
+
+
+def error_of(envelope: list[Any]) -> TaskQError:
+    """The error in an ERROR frame. Only names in `taskq.errors` are looked up; nothing is imported."""
+    _, _, name, message = envelope
+    found = getattr(errors, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, TaskQError) and found is not errors.JobFailed:
+        return found(message)
+    return TaskQError(f"{name}: {message}")
+
+
+def ending_of(message: Message) -> tuple[bytes, Ending | None]:
+    """The id and the ending in a RESULT frame; None if the broker does not know the job."""
+    envelope, body = message
+    _, job_id, state = envelope
+    if not state:
+        return job_id, None
+    return job_id, Ending(JobState(state), unpack(bytes(body)))
+
+
+def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
+    """A JobInfo from the answer to INFO."""
+    task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome = fields
+    last = unpack(outcome) if outcome else Outcome(None, None, None, None)
+    return JobInfo(
+        id=job_id.hex(),
+        task=task,
+        queue=queue,
+        state=JobState(state),
+        attempts=attempts,
+        crashes=crashes,
+        enqueued_at=enqueued_at(job_id),
+        started_at=started_at or last.started_at,
+        finished_at=finished_at,
+        due_at=due_at,
+        duration_s=last.duration_s,
+        error=last.error,
+    )
+
+
+class Connection:
+    """One connection to the broker. For one thread at a time."""
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        """Connects.
+
+        Raises:
+            ConnectionLost: no broker listens there.
+        """
+        self._decoder = wire.Decoder()
+        self._pending: deque[Message] = deque()  # decoded, not looked at
+        self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
+        self._requests = count(1)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(REPLY_TIMEOUT_S)
+            self._socket.connect(os.fspath(path))
+            self._send(wire.hello(os.getpid()))
+            envelope, _ = self.receive(REPLY_TIMEOUT_S)
+            if envelope[0] == Op.ERROR:
+                raise error_of(envelope)
+            wire.check_hello(envelope)
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(str(error)) from error
+        except TaskQError:
+            self.close()
+            raise
+
+    def request(self, op: Op, *fields: Any) -> Any:
+        """Sends a request and returns the value of its answer."""
+        number = next(self._requests)
+        return self._exchange(wire.frame([op, number, *fields]), number)
+
+    def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> None:
+        """Submits jobs; with `watch`, their RESULT frames come by themselves."""
+        number = next(self._requests)
+        self._exchange(submit_frame(number, spec, calls, resend=resend, watch=watch), number)
+
+    def watch(self, ids: Sequence[bytes]) -> None:
+        """Asks for the RESULT frames of jobs. There is no other answer."""
+        for start in range(0, len(ids), MAX_JOBS_PER_FRAME):
+            self._send(wire.frame([Op.WATCH, b"".join(ids[start : start + MAX_JOBS_PER_FRAME])]))
+
+    def next_result(self, timeout_s: float | None) -> Message | None:
+        """The next RESULT frame, or None if none came in time."""
+        if self._arrived:
+            return self._arrived.popleft()
+        try:
+            return self.receive(timeout_s)
+        except TimeoutError:
+            return None
+
+    def _exchange(self, frame: bytes, number: int) -> Any:
+        self._send(frame)
+        while True:
+            try:
+                message = self.receive(REPLY_TIMEOUT_S)
+            except TimeoutError as error:
+                raise ConnectionLost(f"the broker did not answer within {REPLY_TIMEOUT_S:g} s") from error
+            if message[0][0] == Op.RESULT:
+                self._arrived.append(message)
+            else:
+                return value_of(message, number)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.settimeout(REPLY_TIMEOUT_S)
+            self._socket.sendall(data)
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+
+    def receive(self, timeout_s: float | None) -> Message:
+        """The next frame.
+
+        Raises:
+            TimeoutError: none came in time.
+            ConnectionLost: none will come.
+        """
+        while not self._pending:
+            try:
+                self._socket.settimeout(timeout_s)
+                data = self._socket.recv(_READ_BYTES)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
+            if not data:
+                raise ConnectionLost("the broker closed the connection")
+            self._pending.extend(self._decoder.feed(data))
+        return self._pending.popleft()
+
+    def close(self) -> None:
+        """Closes the connection; what was watched is forgotten."""
+        self._socket.close()
+
+
+class Client:
+    """The calls of one application to one queue's directory."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self._socket_path = directory.socket_path()
+        self._idle: list[Connection] = []  # appended to and popped by any thread: both are atomic
+        self._pid = os.getpid()
+
+    # -- connections
+
+    def connect(self) -> Connection:
+        """Opens a connection, or takes an idle one.
+
+        Raises:
+            ConnectionLost: no broker listens.
+        """
+        if self._pid != os.getpid():
+            self._idle = []  # after a fork these belong to the parent; closing our copies does not disturb it
+            self._pid = os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Connection(self._socket_path)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keeps a connection, with no answer outstanding, for the next call."""
+        if len(self._idle) < _MAX_IDLE_CONNECTIONS and self._pid == os.getpid():
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Connection]:
+        connection = self.connect()
+        try:
+            yield connection
+        except (errors.EnqueueError, JobNotFound):
+            self.give_back(connection)  # an answer like others
+            raise
+        except BaseException:
+            connection.close()  # an answer may still be on its way
+            raise
+        self.give_back(connection)
+
+    def _ask(self, op: Op, *fields: Any) -> Any:
+        """A request that may be repeated. An idle connection may have been closed since, so a lost one is renewed."""
+        while True:
+            is_idle = bool(self._idle)
+            try:
+                with self._borrowed() as connection:
+                    return connection.request(op, *fields)
+            except ConnectionLost as error:
+                if not is_idle:
+                    raise BrokerUnavailable(self._away()) from error
+
+    # -- jobs
+
+    def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:
+        """Submits jobs; each is durable when this returns. With no broker there, they go to the spool.
+
+        Returns:
+            The ids.
+
+        Raises:
+            EnqueueError: they were not accepted.
+            BrokerUnavailable: neither a broker nor the spool takes them.
+        """
+        ids: list[bytes] = []
+        for chunk in chunks(calls):
+            self._submit_chunk(spec, chunk)
+            ids.extend(call.id for call in chunk)
+        return ids
+
+    def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> None:
+        resend = False
+        while True:
+            is_idle = bool(self._idle)
+            try:
+                with self._borrowed() as connection:
+                    connection.submit(spec, chunk, resend=resend)
+                    return
+            except ConnectionLost:
+                resend = True  # it may have arrived: the broker leaves out ids that it knows
+                if not is_idle:
+                    self.spool(spec, chunk)
+                    return
+
+    def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
+        """Writes jobs to the spool, from where the next broker takes them."""
+        self.directory.create()
+        spool_frame(self.directory.spool, chunk[0].id, submit_frame(0, spec, chunk, resend=True, watch=False))
+
+    def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
+        """Waits for the end of a job.
+
+        Raises:
+            ResultTimeout: it did not end in time.
+            JobNotFound: the broker does not know the job.
+        """
+        with self.watching([job_id]) as endings:
+            try:
+                _, ending = endings.next(timeout_s)
+            except ResultTimeout:
+                raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
+        if ending is None:
+            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+        return ending
+
+    @contextmanager
+    def watching(self, ids: Iterable[bytes] = ()) -> Iterator[Endings]:
+        """Opens a stream of the endings of jobs."""
+        endings = Endings(self, ids)
+        try:
+            yield endings
+        finally:
+            endings.close()
+
+    def info(self, job_id: bytes) -> JobInfo:
+        """All that is known of a job.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no broker answers.
+        """
+        return info_of(job_id, self._ask(Op.INFO, job_id))
+
+    def is_spooled(self, job_id: bytes) -> bool:
+        """Whether a job waits in the spool."""
+        return is_spooled(self.directory.spool, job_id)
+
+    def cancel(self, job_id: bytes) -> bool:
+        """Cancels a job that has not started. Returns whether it is cancelled now."""
+        return bool(self._ask(Op.CANCEL, job_id))
+
+    # -- the fleet
+
+    def status(self) -> dict[str, Any]:
+        """What the fleet is doing; see the README for the fields."""
+        status: dict[str, Any] = self._ask(Op.STATUS)
+        return status
+
+    def stop(self) -> None:
+        """Asks the fleet to stop: running jobs may end first."""
+        self._ask(Op.STOP)
+
+    def reload(self) -> None:
+        """Asks the fleet to replace its consumers, one by one, by ones with the present code."""
+        self._ask(Op.RELOAD)
+
+    def tell_away(self) -> None:
+        """Tells, once in a long wait, that there is no fleet."""
+        logger.warning("%s; still waiting", self._away())
+
+    def _away(self) -> str:
+        return (
+            f"no fleet answers on {self.directory.path}: start one with `taskq worker module:app` "
+            "(or set TASKQ_URL to the directory of the one that runs)"
+        )
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+class Endings:
+    """A stream of the endings of jobs, over a connection of its own, which is renewed when it is lost."""
+
+    def __init__(self, client: Client, ids: Iterable[bytes]) -> None:
+        self._client = client
+        self._connection: Connection | None = None
+        self.waiting: dict[bytes, None] = dict.fromkeys(ids)  # in order
+
+    def submit(self, spec: Spec, chunk: Sequence[Call]) -> None:
+        """Submits jobs (of one frame) and watches them."""
+        try:
+            connection = self._connected(0.0)
+            if connection is not None:
+                connection.submit(spec, chunk, resend=False, watch=True)
+                self.waiting.update((call.id, None) for call in chunk)
+                return
+        except ConnectionLost:
+            self._drop_connection()
+        self._client.submit(spec, chunk)
+        self.waiting.update((call.id, None) for call in chunk)
+        self._drop_connection()  # the next one asks for these as well
+
+    def next(self, timeout_s: float | None) -> tuple[bytes, Ending | None]:
+        """The next job that ended, and how; None for one that the broker does not know.
+
+        Raises:
+            ResultTimeout: none ended in time.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                connection = self._connected(deadline)
+                left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - time.monotonic())
+                message = None if connection is None else connection.next_result(left_s)
+            except ConnectionLost:
+                self._drop_connection()
+                continue
+            if message is None:
+                raise ResultTimeout(f"nothing ended within {timeout_s} s")
+            if message[0][0] == Op.ERROR:
+                raise error_of(message[0])
+            job_id, ending = ending_of(message)
+            if job_id in self.waiting:
+                del self.waiting[job_id]
+                return job_id, ending
+
+    def _connected(self, deadline: float | None) -> Connection | None:
+        """The connection, on which all waiting jobs are watched; None if there is no broker until the deadline."""
+        pause_s = RECONNECT_FIRST_S
+        tell_at: float | None = time.monotonic() + TELL_AWAY_AFTER_S
+        while self._connection is None:
+            try:
+                connection = self._client.connect()
+                connection.watch(list(self.waiting))
+                self._connection = connection
+            except ConnectionLost:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    return None
+                if tell_at is not None and now >= tell_at:
+                    self._client.tell_away()
+                    tell_at = None
+                time.sleep(pause_s if deadline is None else min(pause_s, max(0.0, deadline - now)))
+                pause_s = min(pause_s * 2, RECONNECT_LONGEST_S)
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Ends the stream. Its connection is kept for others only if nothing can come on it any more."""
+        if self._connection is not None and not self.waiting:
+            self._client.give_back(self._connection)
+        elif self._connection is not None:
+            self._connection.close()
+        self._connection = None

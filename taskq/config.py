@@ -1,0 +1,217 @@
+"""Where a queue lives, and how a fleet is set up.
+
+A queue's directory holds everything it has:
+
+    taskq.sock       the broker's socket (elsewhere if the path is too long: see `socket_path`)
+    lock             held by the broker while it lives (flock)
+    consumers.lock   held by each consumer while it lives (POSIX lock): a new broker waits until it is free
+    queue.id         which queue this is, and that its journal must exist
+    journal.db       the journal (SQLite, with -wal and -shm); only the broker ever opens it
+    running.map      what each consumer is running (see `taskq.counters.FlightRecorder`)
+    spool/           jobs enqueued while no broker ran
+    log/             the structured log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+from urllib.parse import unquote, urlsplit
+
+from taskq.errors import ConfigError, DirectoryError
+from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES
+from taskq.model import QUEUE_NAME
+
+Durability = Literal["power", "os", "memory"]
+LogFormat = Literal["auto", "console", "json"]
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+#: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, shares of virtual machines).
+UNSAFE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "glusterfs"})
+
+
+def default_consumers() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a fleet runs. Made once at the start and never changed.
+
+    Attributes:
+        consumers: how many consumer processes; by default as many as this process may use CPUs.
+        queues: the queues this fleet serves; empty for all.
+        drain: stop as soon as no job waits or runs.
+        preload: start consumers by fork from a process that has imported the application.
+        max_jobs: replace a consumer after so many jobs.
+        max_memory_mb: replace a consumer whose resident memory is larger, after its job.
+        stop_timeout_s: seconds that running jobs may take when the fleet stops.
+        durability: what an acknowledged job survives: "power" loss, a crash of the "os" only with luck but that of any
+            process, or the same with everything kept in "memory" of the system as long as it likes.
+        memory_mb: bound of the memory in which the broker holds waiting jobs; the others wait on disk.
+        keep_results_s: seconds that ended jobs and their results are kept.
+        keep_results: how many ended jobs are kept at the most. Failed jobs do not count and are kept.
+        log_level: "debug", "info", "warning" or "error".
+        log_format: of standard error: "console", "json", or "auto" (console if it is a terminal).
+    """
+
+    consumers: int = 0
+    queues: tuple[str, ...] = ()
+    drain: bool = False
+    preload: bool = False
+    max_jobs: int | None = None
+    max_memory_mb: int | None = None
+    stop_timeout_s: float = 30.0
+    durability: Durability = "power"
+    memory_mb: int = 256
+    keep_results_s: float = 86_400.0
+    keep_results: int = 100_000
+    log_level: str = "info"
+    log_format: LogFormat = "auto"
+
+    def __post_init__(self) -> None:
+        if self.consumers == 0:
+            object.__setattr__(self, "consumers", default_consumers())
+        object.__setattr__(self, "queues", tuple(self.queues))
+        _require(1 <= self.consumers <= MAX_CONSUMERS, f"consumers={self.consumers}: use 1 to {MAX_CONSUMERS}")
+        for queue in self.queues:
+            _require(bool(QUEUE_NAME.match(queue)), f"queue name {queue!r}: use A-Z a-z 0-9 _ . -")
+        _require(self.max_jobs is None or self.max_jobs >= 1, f"max_jobs={self.max_jobs}: use 1 or more")
+        _require(self.max_memory_mb is None or self.max_memory_mb >= 1, "max_memory_mb: use 1 or more")
+        _require(self.stop_timeout_s >= 0, f"stop_timeout_s={self.stop_timeout_s}: use 0 or more seconds")
+        _require(self.memory_mb >= 8, f"memory_mb={self.memory_mb}: use 8 or more")
+        _require(self.keep_results_s >= 0 and self.keep_results >= 0, "keep_results: use 0 or more")
+        _require(self.durability in get_args(Durability), f"durability={self.durability!r}: use power, os or memory")
+        _require(self.log_format in get_args(LogFormat), f"log format {self.log_format!r}: use auto, console or json")
+        _require(self.log_level in LOG_LEVELS, f"log level {self.log_level!r}: use one of {', '.join(LOG_LEVELS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data, for the way from the guardian to the broker."""
+        return asdict(self)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def queue_directory(name: str, url: str | None = None) -> Path:
+    """Finds the directory of a queue.
+
+    Args:
+        name: the name of the TaskQ.
+        url: a path or `file:` URL; without one TASKQ_URL counts, then the user's state directory.
+
+    Raises:
+        ConfigError: the name or the URL makes no sense.
+    """
+    if not isinstance(name, str) or not QUEUE_NAME.match(name) or name in (".", ".."):
+        raise ConfigError(f"TaskQ name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    url = url or os.environ.get("TASKQ_URL") or None
+    if url is not None:
+        return _path_of_url(url)
+    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state_home).absolute() / "taskq" / name
+
+
+def _path_of_url(url: str) -> Path:
+    if "://" not in url and not url.startswith("file:"):
+        return Path(url).expanduser().absolute()
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise ConfigError(f"url {url!r}: this version knows a directory's path or a file:///path URL")
+    return Path(unquote(parts.path)).absolute()
+
+
+class Directory:
+    """The paths in a queue's directory, and the checks that it is ours alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = path / "lock"
+        self.consumers_lock = path / "consumers.lock"
+        self.marker = path / "queue.id"
+        self.journal = path / "journal.db"
+        self.running = path / "running.map"
+        self.spool = path / "spool"
+        self.log = path / "log"
+
+    def create(self) -> Self:
+        """Makes the directory, for this user alone, and checks it if it exists.
+
+        Raises:
+            DirectoryError: it cannot be made or written, or others may write to it.
+        """
+        try:
+            for path in (self.path, self.spool, self.log):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DirectoryError(
+                f"cannot make the directory {error.filename}: {error.strerror}; "
+                f"choose another with TASKQ_URL or url=, or make it writable for {_user()}"
+            ) from error
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raises DirectoryError unless the directory is ours, private and writable."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise DirectoryError(f"cannot use the directory {self.path}: {error.strerror}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise DirectoryError(f"{self.path} is not a directory")
+        if status.st_uid != os.geteuid():
+            raise DirectoryError(f"{self.path} belongs to user id {status.st_uid}; run as that user, or choose another")
+        if status.st_mode & 0o077:
+            raise DirectoryError(f"{self.path} is open to other users; close it with: chmod 700 {self.path}")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise DirectoryError(f"{self.path} cannot be written by {_user()}")
+
+    def socket_path(self) -> Path:
+        """The path of the broker's socket: in the directory, or, where that path is longer than the kernel takes
+        (see MAX_SOCKET_PATH_BYTES), at a short path that every client finds again from the directory's real path."""
+        direct = self.path / "taskq.sock"
+        if len(os.fsencode(direct)) <= MAX_SOCKET_PATH_BYTES:
+            return direct
+        digest = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:32]
+        return Path(tempfile.gettempdir()) / f"taskq-{os.geteuid()}" / f"{digest}.sock"
+
+    def filesystem(self) -> str:
+        """The type of the filesystem that holds the directory, or "" where the system does not tell."""
+        try:
+            table = Path("/proc/self/mountinfo").read_text()
+        except OSError:
+            return ""
+        device = os.stat(self.path).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        for line in table.splitlines():
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0]
+        return ""
+
+
+def private_directory(path: Path) -> None:
+    """Makes a directory outside the queue's own (for a socket with a short path) and refuses one that others could
+    have prepared.
+
+    Raises:
+        DirectoryError: it is a link, belongs to somebody else or is open to others.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise DirectoryError(f"{path} must be a directory of {_user()} alone (mode 700); remove it")
+
+
+def _user() -> str:
+    return f"user id {os.geteuid()}"

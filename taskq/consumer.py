@@ -1,0 +1,294 @@
+"""The child side: a process that imports the application and runs jobs until it is told to stop.
+
+    broker --(multiprocessing queue: batches of numbered jobs)--> consumer --(socket: outcomes)--> broker
+                       counters block: claimed, finished, valid_from      (pipe: all output)----> broker
+
+Nothing here is shared with another consumer. It lives and dies with its broker.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import termios
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgpack
+
+from taskq import wire
+from taskq.app import TaskQ
+from taskq.config import Directory
+from taskq.context import write_record
+from taskq.counters import Counters, FlightRecorder
+from taskq.errors import AppError, JobTimeout
+from taskq.limits import MAX_FRAME_BYTES
+from taskq.loader import load_app
+from taskq.locks import hold_consumer_lock
+from taskq.outcome import Verdict
+from taskq.platform import die_with_parent, name_process
+from taskq.runner import Runner, flush_output
+from taskq.wire import Op
+
+#: Sent in place of a batch: no more will come.
+STOP = b""
+#: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
+TIMEOUT_SIGNAL = signal.SIGXCPU
+
+#: Outcomes are sent together: at the latest after this time, or when so many or so large ones wait, and at once when there
+#: is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU, so 2 ms jobs reported one by one
+#: would take a tenth of a core from the jobs.
+_REPORT_AFTER_S = 0.010
+_REPORT_COUNT = 250
+_REPORT_BYTES = MAX_FRAME_BYTES // 4
+#: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
+#: that is bounded, should the broker be busy.
+_OUTPUT_WAIT_S = 0.25
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a consumer is started with. Written by the supervisor, handed over by inheritance."""
+
+    app: str
+    directory: Path
+    title: str
+    record: int
+    parent_pid: int  # 0 if not known
+    counters: Counters
+    inbox: Queue[bytes]
+    socket: socket.socket
+    output: Connection
+
+
+def main(boot: Boot) -> None:
+    """Runs a consumer: the target of its process."""
+    live_and_die_with_the_broker(boot)
+    send_output_to(boot.output)
+    name_process(boot.title)
+    outbox = Outbox(boot.socket)
+    try:
+        app = load_app(boot.app)
+    except BaseException as error:
+        message = str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
+        outbox.send([Op.BOOT_FAILED, message, "" if isinstance(error, AppError) else traceback.format_exc()])
+        os._exit(1)
+    app.use_directory(Directory(boot.directory))
+    log_to_output_unless_the_application_does()
+    Consumer(boot, app, outbox).run()
+    outbox.report()
+    flush_output()
+
+
+def live_and_die_with_the_broker(boot: Boot) -> None:
+    """Ties this process to its broker and cuts it off from everything else that it inherited."""
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is not for us, and a kill takes our children with us
+    die_with_parent()
+    if boot.parent_pid and os.getppid() != boot.parent_pid:
+        os._exit(1)  # the broker died before we asked
+    boot.inbox._writer.close()  # type: ignore[attr-defined]  # else our own end keeps the queue from ending with the broker
+    lock = hold_consumer_lock(Directory(boot.directory).consumers_lock)
+
+    def forget_in_child() -> None:
+        # what a job forks must not speak for this consumer, nor keep its lock
+        for descriptor in (boot.socket.fileno(), lock):
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+
+    os.register_at_fork(after_in_child=forget_in_child)
+
+
+def send_output_to(output: Connection) -> None:
+    """Points this process's output, native output included, at the broker's pipe; input is empty."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    os.close(nothing)
+    output.close()
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+    faulthandler.enable(file=2)
+
+
+def log_to_output_unless_the_application_does() -> None:
+    """Gives `logging` a way out, unless the application has set it up: level and logger stay fields of the event."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_RecordHandler())
+        if root.level == logging.WARNING:
+            root.setLevel(logging.INFO)
+
+
+class _RecordHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields: dict[str, Any] = {"event": record.getMessage(), "logger": record.name}
+            if record.exc_info:
+                fields["error"] = logging.Formatter().formatException(record.exc_info)
+            write_record(record.levelname.lower(), fields)
+        except Exception:
+            self.handleError(record)
+
+
+class Outbox:
+    """What goes back to the broker. Used by the main thread and by the thread that reports late."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+        self._numbers: list[int] = []
+        self._verdicts: list[int] = []
+        self._durations_us: list[int] = []
+        self._outcomes: list[bytes] = []
+        self._bytes = 0
+        self._oldest_at = 0.0  # when the oldest unsent outcome was made
+        self._has_some = threading.Event()
+
+    def add(self, number: int, verdict: Verdict, duration_s: float, outcome: bytes) -> None:
+        """Takes an outcome; it is sent later, together with others."""
+        with self._lock:
+            if not self._numbers:
+                self._oldest_at = time.monotonic()
+                self._has_some.set()
+            self._numbers.append(number)
+            self._verdicts.append(int(verdict))
+            self._durations_us.append(int(duration_s * 1e6))
+            self._outcomes.append(outcome)
+            self._bytes += len(outcome)
+        if len(self._numbers) >= _REPORT_COUNT or self._bytes >= _REPORT_BYTES:
+            self.report()
+
+    def report(self) -> None:
+        """Sends what waits."""
+        with self._lock:
+            if not self._numbers:
+                return
+            lengths = [len(outcome) for outcome in self._outcomes]
+            envelope = [Op.OUTCOMES, self._numbers, self._verdicts, self._durations_us, lengths]
+            self._socket.sendall(wire.frame(envelope, self._outcomes))
+            self._numbers, self._verdicts, self._durations_us, self._outcomes = [], [], [], []
+            self._bytes = 0
+            self._has_some.clear()
+
+    def report_if_late(self) -> None:
+        """Sends what waits if it has waited long enough."""
+        if self._numbers and time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
+            self.report()
+
+    def report_late(self) -> None:
+        """A thread: sends outcomes that wait behind a long job."""
+        while True:
+            self._has_some.wait()
+            time.sleep(_REPORT_AFTER_S)
+            try:
+                self.report_if_late()
+            except OSError:
+                return  # the broker is gone, and so are we in a moment
+
+    def send(self, envelope: list[Any]) -> None:
+        """Sends a message of its own."""
+        with self._lock:
+            self._socket.sendall(wire.frame(envelope))
+
+
+class _Stop(BaseException):
+    """Interrupts the wait for a batch."""
+
+
+class Consumer:
+    """The loop: receive a batch, claim and run its jobs, report."""
+
+    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox) -> None:
+        self._inbox = boot.inbox
+        self._counters = boot.counters
+        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record)
+        self._runner = Runner(app)
+        self._outbox = outbox
+        self._pid = os.getpid()
+        self._number = 0  # of the job that runs
+        self._is_waiting = False
+        self._is_stopping = False
+        self._unread = bytearray(4)
+        self._task_names = sorted(app.tasks)
+
+    def run(self) -> None:
+        """Runs jobs until the broker says stop, or SIGTERM does (after the running job)."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(TIMEOUT_SIGNAL, self._on_timeout)
+        threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
+        self._outbox.send([Op.READY, os.getpid(), self._task_names[:500]])
+        while not self._is_stopping:
+            batch = self._next_batch()
+            if batch == STOP:
+                return
+            number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
+            for job_id, task, attempt, payload in jobs:
+                if self._is_stopping:
+                    return
+                self._run_job(number, job_id, task, attempt, payload)
+                number += 1
+
+    def _next_batch(self) -> bytes:
+        if self._inbox.empty():
+            self._outbox.report()
+        try:
+            self._is_waiting = True
+            if self._is_stopping:
+                return STOP
+            return self._inbox.get()
+        except (_Stop, EOFError):
+            return STOP
+        finally:
+            self._is_waiting = False
+
+    def _run_job(self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes) -> None:
+        if self._counters.claim(number) is None:
+            return  # taken back: another consumer has it
+        self._recorder.started(job_id, attempt)
+        self._number = number
+        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload)
+        if os.getpid() != self._pid:
+            os._exit(0)  # the job forked, and this is the child, which is no consumer
+        flush_output()
+        self._wait_until_output_is_heard()
+        self._number = 0
+        self._counters.finish(number, duration_s)
+        self._recorder.idle()
+        self._outbox.add(number, verdict, duration_s, outcome)
+        self._outbox.report_if_late()
+
+    def _wait_until_output_is_heard(self) -> None:
+        fcntl.ioctl(1, termios.FIONREAD, self._unread)
+        if not any(self._unread):
+            return
+        give_up_at = time.monotonic() + _OUTPUT_WAIT_S
+        while any(self._unread) and time.monotonic() < give_up_at:
+            time.sleep(0.0002)
+            fcntl.ioctl(1, termios.FIONREAD, self._unread)
+
+    def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._is_stopping = True
+        if self._is_waiting:
+            raise _Stop
+
+    def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._runner.is_in_job and self._counters.is_overdue(self._number):
+            raise JobTimeout("the job ran longer than its timeout")

@@ -1,0 +1,117 @@
+"""Every error that taskq raises.
+
+    TaskQError
+    |-- EnqueueError              the call was not accepted
+    |   |-- PayloadError          arguments or a result that cannot be serialized (also a TypeError)
+    |   |-- PayloadTooLarge       ... or that are larger than the limit (also a ValueError)
+    |   |-- QueueFull             the fleet refuses new jobs for now
+    |   `-- StoreFull             the disk is full
+    |-- BrokerUnavailable         no fleet answers, and the spool cannot be written (also a ConnectionError)
+    |-- ResultTimeout             the result did not come in time (also a TimeoutError)
+    |-- JobFailed                 the job ended as failed; carries the remote type, message and traceback
+    |-- JobCancelled              the job was cancelled before it started
+    |-- JobNotFound               no job with this id is kept
+    |-- ProtocolError             a peer sent bytes that are not this protocol
+    |-- ConfigError               a setting, an option or a name that makes no sense
+    |   |-- AppError              MODULE:ATTRIBUTE does not lead to a TaskQ object
+    |   `-- DirectoryError        the queue's directory cannot be used
+    |-- AlreadyRunning            another fleet holds the directory
+    `-- JournalError              the journal cannot be trusted or written
+
+JobTimeout stands apart, under BaseException: a job's own `except Exception` must not swallow it.
+"""
+
+from __future__ import annotations
+
+
+class TaskQError(Exception):
+    """The root of all errors of taskq."""
+
+
+class EnqueueError(TaskQError):
+    """A job was not accepted; nothing of it is stored."""
+
+
+class PayloadError(EnqueueError, TypeError):
+    """A value cannot be serialized. The message names the place, such as ``args[0]['x']: socket``."""
+
+
+class PayloadTooLarge(EnqueueError, ValueError):
+    """A serialized value is larger than the limit in `taskq.limits`."""
+
+
+class QueueFull(EnqueueError):
+    """The fleet takes no more jobs for now."""
+
+
+class StoreFull(EnqueueError):
+    """The disk that holds the journal is full."""
+
+
+class BrokerUnavailable(TaskQError, ConnectionError):
+    """No fleet answers. The message says which directory was tried and what to start."""
+
+
+class ResultTimeout(TaskQError, TimeoutError):
+    """The job had not ended when the time to wait ran out. The job itself goes on."""
+
+
+class JobFailed(TaskQError):
+    """The job ended as failed.
+
+    Attributes:
+        job_id: the job's id.
+        error_type: the name of the remote exception's class, or of taskq's own reason (``Crashed``, ``TimedOut``,
+            ``UnknownTask``, ``BadArguments``, ``ResultTooLarge``, ``UnserializableResult``, ``CorruptPayload``).
+        error_message: the remote exception's text.
+        error_traceback: the remote traceback as text, empty if there was none.
+    """
+
+    def __init__(self, job_id: str, error_type: str, error_message: str, error_traceback: str = "") -> None:
+        super().__init__(job_id, error_type, error_message, error_traceback)
+        self.job_id = job_id
+        self.error_type = error_type
+        self.error_message = error_message
+        self.error_traceback = error_traceback
+
+    def __str__(self) -> str:
+        told = f"job {self.job_id} failed: {self.error_type}: {self.error_message}"
+        if not self.error_traceback:
+            return told
+        return f"{told}\n\nThe traceback in the consumer:\n{self.error_traceback}"
+
+
+class JobCancelled(TaskQError):
+    """The job was cancelled, so it has no result."""
+
+
+class JobNotFound(TaskQError, LookupError):
+    """No job with this id is known: it never was, or its retention time is over."""
+
+
+class ProtocolError(TaskQError):
+    """A peer sent something that is not a valid frame of this protocol."""
+
+
+class ConfigError(TaskQError, ValueError):
+    """A setting, an option or a name that makes no sense. The message says what would."""
+
+
+class AppError(ConfigError):
+    """MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE does not lead to a TaskQ object."""
+
+
+class DirectoryError(ConfigError):
+    """The queue's directory cannot be used. The message names the path and the remedy."""
+
+
+class AlreadyRunning(TaskQError):
+    """Another fleet already runs on this directory."""
+
+
+class JournalError(TaskQError):
+    """The journal cannot be trusted or written; the broker stops rather than guess."""
+
+
+class JobTimeout(BaseException):
+    """Raised inside a job when its ``timeout=`` is over. The job may catch it to clean up; then it is killed."""

@@ -1,0 +1,97 @@
+"""A fleet inside a script: `with q.fleet(): ...`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from taskq.config import Settings
+from taskq.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError
+from taskq.exits import Exit
+from taskq.guardian import Guardian
+
+if TYPE_CHECKING:
+    from taskq.app import TaskQ
+
+_GUARDIAN = "import sys; from taskq.fleet import main; main(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+_ERRORS: dict[int, type[TaskQError]] = {
+    Exit.APP: AppError,
+    Exit.ALREADY_RUNNING: AlreadyRunning,
+    Exit.DIRECTORY: DirectoryError,
+    Exit.JOURNAL: JournalError,
+}
+START_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
+    """Runs a fleet for an application while the block runs.
+
+    Raises:
+        AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
+    """
+    ours, theirs = socket.socketpair()
+    arguments = [sys.executable, "-c", _GUARDIAN, reference_of(app), json.dumps(settings.to_dict()), str(theirs.fileno())]
+    environment = {**os.environ, "TASKQ_URL": str(app.directory.path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
+    theirs.close()
+    try:
+        _wait_until_ready(ours)
+        yield
+    finally:
+        ours.close()  # the guardian hears the end, and stops the fleet in its orderly way
+        process.wait()
+
+
+def _wait_until_ready(host: socket.socket) -> None:
+    host.settimeout(START_TIMEOUT_S)
+    try:
+        data = host.recv(1 << 20)
+    except TimeoutError:
+        raise TaskQError(f"the fleet did not start within {START_TIMEOUT_S:g} s; see its log") from None
+    if not data:
+        raise TaskQError("the fleet ended before it was ready; see its log")
+    message = msgpack.unpackb(data)
+    if message[0] == "failed":
+        raise _ERRORS.get(message[1], TaskQError)(message[2])
+
+
+def reference_of(app: TaskQ) -> str:
+    """How another process finds an application: the module that made it, and the name it has there.
+
+    Raises:
+        AppError: it is in no module that can be imported.
+    """
+    for module_name, module in list(sys.modules.items()):
+        for attribute, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
+            if value is app:
+                return f"{_importable(module_name)}:{attribute}"
+    raise AppError(f"{app!r} is not a global of any module, so consumers cannot find it: assign it to a global name")
+
+
+def _importable(module_name: str) -> str:
+    if module_name != "__main__":
+        return module_name
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)  # python -m package.module
+    file = getattr(main, "__file__", None)
+    if not file or not os.path.exists(file):
+        raise AppError("tasks defined at a prompt or in a notebook cannot be imported by consumers: put them in a file")
+    return os.path.abspath(file)
+
+
+def main(app: str, settings: str, descriptor: int) -> None:
+    """Runs the guardian of such a fleet; the target of its process."""
+    os.set_inheritable(descriptor, False)
+    host = socket.socket(fileno=descriptor)
+    sys.exit(Guardian(app, Settings(**json.loads(settings)), host).run())

@@ -1,0 +1,248 @@
+"""The guardian: the process that `taskq worker` is. Small on purpose: it touches no data and imports no user code.
+
+It starts the broker, starts it again when it dies (within a budget), and forwards signals. When it dies itself, the
+broker hears the end of their socket, ends its consumers and then itself.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from taskq.config import Directory, Settings
+from taskq.exits import FINAL_EXITS, Exit
+from taskq.log.fanout import announce
+from taskq.platform import adopt_orphans, name_of_signal, name_process
+
+#: A broker may die so often in this time; then something is wrong that a restart does not mend.
+_RESTARTS = 30
+_RESTARTS_WITHIN_S = 60.0
+#: Pause before a restart: none if the broker had come up; else doubling.
+_PAUSE_FIRST_S = 0.1
+_PAUSE_LONGEST_S = 5.0
+#: So many brokers in a row that never came up, and the fleet is given up.
+_FAILURES = 5
+
+#: Whole messages; macOS has only streams here, where the few short ones come whole as well.
+_MESSAGES = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
+
+_RESOLVE = "import sys; from taskq.resolve import main; main(sys.argv[1], int(sys.argv[2]))"
+_BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
+
+
+class Guardian:
+    """Runs one fleet from its start to its end."""
+
+    def __init__(self, app: str, settings: Settings, host: socket.socket | None = None) -> None:
+        """
+        Args:
+            app: the application, as for `taskq.loader.load_app`.
+            settings: of the fleet.
+            host: a socket to a program whose fleet this is (`TaskQ.fleet`): it hears when the fleet is ready or why
+                not, and its end ends the fleet.
+        """
+        self._app = app
+        self._settings = settings
+        self._host = host
+        self._selector = selectors.DefaultSelector()
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._is_stopping = False
+        self._came_up = False  # the present broker
+        self._failures = 0
+        self._deaths: deque[float] = deque()
+        self._directory: Directory | None = None
+        self._title = ""
+
+    def run(self) -> int:
+        """Runs the fleet. Returns the exit code."""
+        name_process(f"guardian [{self._app}]")
+        adopt_orphans()
+        self._wake_on_signals()
+        if self._host is not None:
+            self._selector.register(self._host, selectors.EVENT_READ, self._on_host_gone)
+        self._start_broker()  # it imports while the application is resolved
+        code, message = self._resolve()
+        if code != Exit.OK:
+            self._abandon(message, code)
+            return code
+        while True:
+            self._send_setup()
+            status = self._wait_for_broker()
+            code = self._after(status)
+            if code is not None:
+                return code
+            self._start_broker()
+
+    # -- the application
+
+    def _resolve(self) -> tuple[int, str]:
+        """Has a process of its own import the application, to learn its name and directory or what is wrong with it."""
+        ours, theirs = socket.socketpair()
+        arguments = [sys.executable, "-c", _RESOLVE, self._app, str(theirs.fileno())]
+        with subprocess.Popen(arguments, pass_fds=[theirs.fileno()]) as process:
+            theirs.close()
+            answer = b"".join(iter(lambda: ours.recv(65536), b""))
+        ours.close()
+        if not answer:
+            return Exit.APP, f"importing {self._app} ended the process ({_describe(process.returncode)})"
+        code, message, title, path = msgpack.unpackb(answer)
+        self._title, self._directory = title, Directory(Path(path))
+        name_process(f"guardian [{title}]")
+        return code, message
+
+    def _abandon(self, message: str, code: int) -> None:
+        print(f"taskq: {message}", file=sys.stderr)
+        self._tell_host(["failed", int(code), message])
+        assert self._socket is not None
+        assert self._broker is not None
+        self._socket.close()
+        self._broker.wait()
+
+    # -- the broker
+
+    def _start_broker(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
+        self._broker = subprocess.Popen(
+            [sys.executable, "-c", _BROKER, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the guardian, which passes it on in its own way
+        )
+        theirs.close()
+        self._socket = ours
+        self._came_up = False
+
+    def _send_setup(self) -> None:
+        assert self._socket is not None
+        assert self._directory is not None
+        setup = [self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid()]
+        try:
+            self._socket.send(msgpack.packb(setup))
+        except OSError:
+            pass  # it died already; its status tells
+
+    def _wait_for_broker(self) -> int:
+        """Waits for the broker's end, passing on what happens meanwhile. Returns its status, as subprocess gives it."""
+        assert self._socket is not None
+        assert self._broker is not None
+        self._selector.register(self._socket, selectors.EVENT_READ, self._on_broker)
+        while self._socket is not None:
+            for key, _ in self._selector.select():
+                key.data()
+        status = self._broker.wait()
+        _reap_orphans()
+        return status
+
+    def _on_broker(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(1 << 20)
+        except OSError:
+            data = b""
+        if data:
+            self._on_message(msgpack.unpackb(data))
+            return
+        self._selector.unregister(self._socket)
+        self._socket.close()
+        self._socket = None
+
+    def _on_message(self, message: list[Any]) -> None:
+        if message[0] == "ready":
+            self._came_up = True
+            self._failures = 0
+        self._tell_host(message)
+
+    def _after(self, status: int) -> int | None:
+        """What follows from the broker's end: an exit code, or None to start another."""
+        if status in FINAL_EXITS:
+            return status
+        self._log("broker.died", "error", **_ending(status), came_up=self._came_up)
+        if self._is_stopping:
+            return Exit.OK  # what it had not finished is in the journal
+        now = time.monotonic()
+        self._deaths.append(now)
+        while self._deaths[0] < now - _RESTARTS_WITHIN_S:
+            self._deaths.popleft()
+        self._failures = 0 if self._came_up else self._failures + 1
+        if len(self._deaths) > _RESTARTS or self._failures >= _FAILURES:
+            message = f"the broker died {len(self._deaths)} times within a minute ({_describe(status)}); giving up"
+            print(f"taskq: {message}", file=sys.stderr)
+            self._log("fleet.given_up", "critical", error=message)
+            self._tell_host(["failed", int(Exit.UNSTABLE), message])
+            return Exit.UNSTABLE
+        if self._failures:
+            time.sleep(min(_PAUSE_FIRST_S * 2 ** (self._failures - 1), _PAUSE_LONGEST_S))
+        return None
+
+    # -- signals and the host
+
+    def _wake_on_signals(self) -> None:
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._signal_sockets = reader, writer
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
+        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+
+    def _on_signals(self) -> None:
+        for number in self._signal_sockets[0].recv(64):
+            if number == signal.SIGHUP:
+                self._forward(signal.SIGHUP)
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._is_stopping = True
+                self._forward(signal.SIGTERM)
+
+    def _forward(self, number: signal.Signals) -> None:
+        if self._broker is not None:
+            self._broker.send_signal(number)
+
+    def _on_host_gone(self) -> None:
+        assert self._host is not None
+        if not self._host.recv(1):
+            self._selector.unregister(self._host)
+            self._host = None
+            self._is_stopping = True
+            self._forward(signal.SIGTERM)
+
+    def _tell_host(self, message: list[Any]) -> None:
+        if self._host is not None:
+            try:
+                self._host.send(msgpack.packb(message))
+            except OSError:
+                pass  # its end is heard in the loop
+
+    def _log(self, event: str, level: str, **fields: Any) -> None:
+        if self._directory is not None:
+            announce(self._directory.path, self._settings.log_format, level, event, **fields)
+
+
+def _reap_orphans() -> None:
+    """Reaps what the dead broker left to us, so that no zombies stay (in a container we may be process 1)."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+def _ending(status: int) -> dict[str, Any]:
+    return {"signal": name_of_signal(-status)} if status < 0 else {"exit_code": status}
+
+
+def _describe(status: int) -> str:
+    return f"killed by {name_of_signal(-status)}" if status < 0 else f"exit code {status}"

@@ -1,0 +1,44 @@
+"""Every size and limit of taskq, in one place. The README repeats the ones that users meet."""
+
+from __future__ import annotations
+
+MIB = 1024 * 1024
+
+#: One job's serialized arguments, and one job's serialized result.
+MAX_PAYLOAD_BYTES = 4 * MIB
+#: One frame on a socket: a payload of full size and its envelope.
+MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 128 * 1024
+#: The part of a frame that is decoded (operation, ids, lengths). Payloads travel behind it as opaque bytes, so the
+#: worst that hostile msgpack can make of a frame is this much times about 70 (measured: a megabyte of empty maps
+#: decodes to 65-73 MB).
+MAX_ENVELOPE_BYTES = 64 * 1024
+#: Jobs in one submit frame: their ids and lengths must fit into the envelope.
+MAX_JOBS_PER_FRAME = 1_000
+#: `enqueue_many` starts a new frame when payloads of this size are together.
+SUBMIT_CHUNK_BYTES = 1 * MIB
+
+#: Text of an error that is kept with a job; longer text is cut in the middle.
+MAX_ERROR_MESSAGE_CHARS = 8_000
+MAX_TRACEBACK_CHARS = 32_000
+#: What a process wrote last, told with its crash.
+MAX_LAST_LINES = 20
+#: One line of a job's output; the rest of a longer line is dropped.
+MAX_OUTPUT_LINE_BYTES = 8 * 1024
+#: Lines of output that one consumer may have logged in a second; more are counted and dropped.
+MAX_OUTPUT_LINES_PER_S = 2_000
+
+#: Connected clients; one more is refused.
+MAX_CLIENTS = 1_000
+#: Bytes waiting for a client that does not read; above it nothing more is read from that client.
+MAX_CLIENT_OUTPUT_BYTES = 8 * MIB
+#: A new connection must say hello, and a started frame must be complete, within these.
+HELLO_DEADLINE_S = 5.0
+FRAME_DEADLINE_S = 30.0
+#: A client that takes no byte of its waiting output for so long is disconnected.
+STALLED_CLIENT_S = 60.0
+
+MAX_CONSUMERS = 512
+MAX_TASK_NAME_CHARS = 200
+MAX_QUEUE_NAME_CHARS = 64
+#: A Unix socket's path, from `struct sockaddr_un` (108 with its closing zero on Linux, 104 on macOS).
+MAX_SOCKET_PATH_BYTES = 103

@@ -1,0 +1,107 @@
+"""One event to all places: JSON to the file, and text or JSON to stderr. Needs no structlog."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from taskq.log.files import log_path
+from taskq.log.record import Event, compose, encode
+from taskq.log.render import render_console, wants_colour
+from taskq.log.sink import append_once
+from taskq.log.stream import Stream
+
+LogFormat = Literal["auto", "console", "json"]
+
+
+class LineSink(Protocol):
+    """Takes lines and never raises OSError."""
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were lost since the start."""
+
+    def write(self, line: bytes) -> None:
+        """Write one line, which ends with a newline."""
+
+    def close(self) -> None:
+        """Release the descriptor."""
+
+
+class Fanout:
+    """Gives each event to the file and to stderr. The methods have the names of the levels, since that is how
+    structlog calls the logger it wraps."""
+
+    def __init__(self, file: LineSink, stream: Stream) -> None:
+        self._file = file
+        self._stream = stream
+        self._failed = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many lines of the *file* were lost; those of stderr are there."""
+        return self._file.dropped + self._failed
+
+    def emit(self, event: Event) -> None:
+        """Write an event that `compose` made."""
+        try:
+            line = encode(event)
+            self._file.write(line)
+            stream = self._stream
+            if stream.alive:
+                stream.write(line if stream.render is encode else stream.render(event))
+        except Exception:  # a mistake in here must not stop the fleet
+            self._failed += 1
+
+    debug = info = warning = error = critical = emit
+
+    def close(self) -> None:
+        """Close both."""
+        self._file.close()
+        self._stream.close()
+
+
+def open_stream(log_format: LogFormat, fd: int = 2, environ: Mapping[str, str] = os.environ) -> Stream:
+    """Open stderr for log lines.
+
+    Args:
+        log_format: ``auto`` is ``console`` on a terminal, else ``json``.
+        fd: the descriptor.
+        environ: NO_COLOR, FORCE_COLOR and TERM are looked at.
+    """
+    try:
+        is_terminal = os.isatty(fd)
+    except OSError:
+        is_terminal = False
+    if log_format == "json" or (log_format == "auto" and not is_terminal):
+        return Stream(fd, encode)
+    colour = wants_colour(is_terminal, environ)
+
+    def render(event: Event) -> bytes:
+        width = _terminal_width(fd) if is_terminal else None
+        return (render_console(event, colour=colour, width=width) + "\n").encode("utf-8", "backslashreplace")
+
+    return Stream(fd, render)
+
+
+def announce(
+    directory: Path, log_format: LogFormat, level: str, event: str, *, fd: int = 2, **fields: Any
+) -> None:
+    """Log one event without keeping anything open: for the guardian, beside the broker that owns the log."""
+    told = compose(level, {"event": event, **fields}, time.time())
+    append_once(log_path(directory), encode(told))
+    stream = open_stream(log_format, fd)
+    if stream.alive:
+        stream.write(stream.render(told))
+    stream.close()
+
+
+def _terminal_width(fd: int) -> int | None:
+    """The terminal's width in columns, asked each time since windows are resized."""
+    try:
+        return os.get_terminal_size(fd).columns or None
+    except OSError:
+        return None

@@ -1,0 +1,31 @@
+"""Where the log lies: ``<directory>/log/taskq.jsonl``, and after rotation ``taskq.jsonl.1`` (newest) to N."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LOG_DIRECTORY = "log"
+LOG_NAME = "taskq.jsonl"
+
+_NUMBER = re.compile("[1-9][0-9]{0,3}")
+
+
+def log_path(directory: Path) -> Path:
+    """The file that is written now, for a fleet's `directory`. It need not exist."""
+    return Path(directory) / LOG_DIRECTORY / LOG_NAME
+
+
+def rotated_path(path: Path, number: int) -> Path:
+    """The path of the rotated file `number`, 1 being the newest."""
+    return path.with_name(f"{path.name}.{number}")
+
+
+def rotated_numbers(path: Path) -> list[int]:
+    """The numbers of the rotated files that exist beside `path`, newest first.
+
+    At most four digits: ``taskq.jsonl.20260509`` was made by somebody else, who may still want it.
+    """
+    prefix = path.name + "."
+    suffixes = (entry.name.removeprefix(prefix) for entry in path.parent.glob(prefix + "*"))
+    return sorted(int(suffix) for suffix in suffixes if _NUMBER.fullmatch(suffix))

@@ -1,0 +1,148 @@
+"""Tells the log what happens: from what the broker knows to lines with the fields of the contract (README, "Logs").
+
+Failures, retries and crashes get a line each. What happens thousands of times a second is counted instead above a rate
+(`taskq.log.throttle`), and `job.summary` tells the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskq.core import Death, Done, Key, Note
+from taskq.limits import MAX_OUTPUT_LINES_PER_S
+from taskq.log.throttle import JobLogThrottle
+from taskq.model import JobError, JobRow
+from taskq.output import fields_of_line
+from taskq.supervisor import Slot
+
+#: The level of each note of the core.
+_LEVELS = {
+    "job.retrying": "warning",
+    "job.failed": "error",
+    "job.crashed": "error",
+    "job.timed_out": "warning",
+    "job.cancelled": "info",
+    "consumer.confused": "error",
+}
+
+
+class Narrator:
+    """Writes the broker's log."""
+
+    def __init__(self, log: Any, slot_of: Callable[[Key], Slot | None], *, tells_enqueued: bool) -> None:
+        """
+        Args:
+            log: a structlog logger.
+            tells_enqueued: whether debug lines are wanted.
+            slot_of: finds a consumer that still has its slot.
+        """
+        self.log = log
+        self._slot_of = slot_of
+        self._tells_enqueued = tells_enqueued
+        self._throttle = JobLogThrottle()
+        self._output_second = 0
+        self._output_lines: dict[Key, int] = {}
+
+    def notes(self, notes: Sequence[Note]) -> None:
+        """What the core decided."""
+        for note in notes:
+            fields = dict(note.fields)
+            row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
+            told = self._job_fields(row, key, is_ended=note.event != "job.timed_out") if row is not None else {}
+            if error is not None:
+                told.update(_error_fields(error, with_traceback=note.event in ("job.failed", "job.retrying")))
+            getattr(self.log, _LEVELS[note.event])(note.event, **told, **fields)
+
+    def successes(self, done: Sequence[Done], now: float) -> None:
+        """Jobs that succeeded: a line each, up to the rate."""
+        by_task: dict[str, list[Done]] = {}
+        for success in done:
+            by_task.setdefault(success.row.spec.task, []).append(success)
+        for task, successes in by_task.items():
+            durations_s = [success.duration_us / 1e6 for success in successes]
+            lines = self._throttle.succeeded_many(task, len(successes), sum(durations_s), max(durations_s), now)
+            for row, key, duration_us in successes[:lines]:
+                fields = self._job_fields(row, key, is_ended=True)
+                self.log.info("job.succeeded", **fields, duration_ms=duration_us / 1000)
+
+    def enqueued(self, rows: Sequence[JobRow], now: float) -> None:
+        """Jobs that came in: debug lines, up to the rate."""
+        if not rows or not self._tells_enqueued:
+            return
+        lines = self._throttle.allow_many("job.enqueued", rows[0].spec.task, len(rows), now)
+        for row in rows[:lines]:
+            self.log.debug("job.enqueued", **self._job_fields(row, None, is_ended=True))
+
+    def started(self, row: JobRow, key: Key, now: float) -> None:
+        """A job that has been running for a moment."""
+        if self._throttle.allow("job.started", row.spec.task, now):
+            self.log.info("job.started", **self._job_fields(row, key, is_ended=False))
+
+    def summaries(self, now: float, *, is_last: bool = False) -> None:
+        """What was counted and not told, once a second."""
+        for summary in self._throttle.due(now, flush=is_last):
+            self.log.info("job.summary", **summary)
+
+    def next_summary(self) -> float | None:
+        """When there are counts to tell (monotonic)."""
+        return self._throttle.next_due()
+
+    def output(self, slot: Slot, row: JobRow | None, lines: Sequence[str], now: float) -> None:
+        """Lines that a consumer, or the job it is running, has written."""
+        if int(now) != self._output_second:
+            self._tell_dropped_output()
+            self._output_second, self._output_lines = int(now), {}
+        about = {"consumer": slot.number, "pid": slot.pid} if row is None else self._job_fields(row, slot.key, is_ended=False)
+        event = "consumer.log" if row is None else "job.log"
+        for line in lines:
+            count = self._output_lines[slot.key] = self._output_lines.get(slot.key, 0) + 1
+            if count <= MAX_OUTPUT_LINES_PER_S:
+                level, fields = fields_of_line(line)
+                getattr(self.log, level)(event, **about, **fields)
+
+    def _tell_dropped_output(self) -> None:
+        for key, count in self._output_lines.items():
+            if count > MAX_OUTPUT_LINES_PER_S:
+                slot = self._slot_of(key)
+                number = None if slot is None else slot.number
+                self.log.warning("output.dropped", consumer=number, lines=count - MAX_OUTPUT_LINES_PER_S)
+
+    def buried(self, slot: Slot, death: Death, was_expected: bool) -> None:
+        """A consumer ended."""
+        fields: dict[str, Any] = {"consumer": slot.number, "pid": slot.pid, "jobs_done": slot.counters.jobs_done}
+        if death.exit_code is not None:
+            fields["exit_code"] = death.exit_code
+        if death.signal is not None:
+            fields["signal"] = death.signal
+        if was_expected:
+            self.log.info("consumer.exited", **fields)
+        else:
+            output = list(death.output)
+            self.log.error("consumer.crashed", **fields, **({"output": output} if output else {}))
+
+    def _job_fields(self, row: JobRow, key: Key | None, *, is_ended: bool) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "queue": row.spec.queue,
+            "task": row.spec.task,
+            "job_id": row.id.hex(),
+            "attempt": row.attempts if is_ended else row.attempts + 1,
+        }
+        slot = None if key is None else self._slot_of(key)
+        if slot is not None:
+            fields["consumer"] = slot.number
+            fields["pid"] = slot.pid
+        return fields
+
+
+def _error_fields(error: JobError, *, with_traceback: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"error": f"{error.type}: {error.message}"}
+    if error.exit_code is not None:
+        fields["exit_code"] = error.exit_code
+    if error.signal is not None:
+        fields["signal"] = error.signal
+    if with_traceback and error.traceback:
+        fields["traceback"] = error.traceback
+    if error.output:
+        fields["output"] = error.output
+    return fields

@@ -1,0 +1,71 @@
+"""How an attempt ended: made by the consumer, or by the broker for a death; kept by the store; read by clients.
+
+    outcome := msgpack [started_at, duration_s, result, error]
+
+`result` is an opaque payload (taskq.codec), or nil; `error` the fields of a JobError, or nil.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import msgpack
+
+from taskq.errors import ProtocolError
+from taskq.limits import MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_TRACEBACK_CHARS
+from taskq.model import JobError
+
+
+class Verdict(IntEnum):
+    """What a consumer says of an attempt; the broker decides what follows from it."""
+
+    SUCCEEDED = 0
+    FAILED = 1  #: the job raised or ran out of time: retried as the job allows
+    REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, a result that cannot be stored)
+
+
+class Outcome(NamedTuple):
+    """An outcome, read. Times are seconds since 1970 and seconds."""
+
+    started_at: float | None
+    duration_s: float | None
+    result: bytes | None
+    error: JobError | None
+
+
+def pack_success(started_at: float, duration_s: float, result: bytes) -> bytes:
+    """Makes the outcome of an attempt that returned."""
+    packed: bytes = msgpack.packb((started_at, duration_s, result, None))
+    return packed
+
+
+def pack_failure(started_at: float | None, duration_s: float | None, error: JobError) -> bytes:
+    """Makes the outcome of an attempt that did not; long texts are cut."""
+    fields = error.to_wire()
+    fields[0] = _clean(error.type, 200)
+    fields[1] = _clean(error.message, MAX_ERROR_MESSAGE_CHARS)
+    fields[2] = _clean(error.traceback, MAX_TRACEBACK_CHARS)
+    packed: bytes = msgpack.packb((started_at, duration_s, None, fields))
+    return packed
+
+
+def unpack(outcome: bytes) -> Outcome:
+    """Reads an outcome.
+
+    Raises:
+        ProtocolError: the bytes are none.
+    """
+    try:
+        fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
+        started_at, duration_s, result, error = fields
+        return Outcome(started_at, duration_s, result, None if error is None else JobError(*error))
+    except Exception as error:
+        raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
+
+
+def _clean(text: str, most: int) -> str:
+    """Text that surely fits and packs: cut in its middle, lone surrogates escaped."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}\n... {len(text) - most} characters left out ...\n{text[-most // 2 :]}"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,70 @@
+"""What consumers print: bytes of a pipe, cut into lines, cleaned, and told apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from taskq.context import RECORD_MARK
+from taskq.limits import MAX_OUTPUT_LINE_BYTES
+
+#: Colours and cursor movements (ECMA-48 control sequences): of no use in a log, and able to fool a terminal.
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+#: Fields that the broker itself gives to each line: a job's own output cannot forge them.
+_OWN_FIELDS = frozenset(
+    {"timestamp", "level", "event", "queue", "task", "job_id", "attempt", "consumer", "pid", "message", "stream"}
+)
+_LEVELS = frozenset({"debug", "info", "warning", "error"})
+
+
+class LineCutter:
+    """Cuts a stream of bytes into lines. Holds at most one line of the longest kind; the rest of it is dropped."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._is_dropping = False
+
+    def feed(self, data: bytes) -> list[str]:
+        """Takes the next bytes; returns the lines completed by them, without the line ends and terminal codes."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        texts = []
+        for line in lines:
+            if self._is_dropping:
+                self._is_dropping = False  # the end of a line whose beginning was told
+            else:
+                texts.append(_text(line))
+        if len(rest) > MAX_OUTPUT_LINE_BYTES:
+            if not self._is_dropping:
+                texts.append(_text(rest))
+            self._is_dropping = True
+            rest = b""
+        self._rest = rest
+        return texts
+
+    def flush(self) -> list[str]:
+        """The last line, if it had no end."""
+        rest, self._rest = self._rest, b""
+        return [_text(rest)] if rest and not self._is_dropping else []
+
+
+def _text(line: bytes) -> str:
+    text = line[:MAX_OUTPUT_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r")
+    return text if text.startswith(RECORD_MARK) else _TERMINAL_CODES.sub("", text)
+
+
+def fields_of_line(line: str) -> tuple[str, dict[str, Any]]:
+    """Tells a structured event from plain text.
+
+    Returns:
+        The level, and the fields to log: `message`, and whatever else the event has.
+    """
+    if line.startswith(RECORD_MARK):
+        try:
+            fields = json.loads(line[1:])
+            level, message = fields.pop("level", "info"), fields.pop("event", "")
+            own = {name if name not in _OWN_FIELDS else f"{name}_": value for name, value in fields.items()}
+            return level if level in _LEVELS else "info", {"message": str(message), **own}
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            pass  # a line of the job's own that happens to begin with the mark
+    return "info", {"message": line}

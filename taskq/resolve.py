@@ -1,0 +1,38 @@
+"""Learns an application's name and directory, for the guardian, in a process of its own: the import is user code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+
+import msgpack
+
+from taskq.errors import AppError, ConfigError
+from taskq.exits import Exit
+from taskq.loader import load_app
+
+
+def main(app: str, descriptor: int) -> None:
+    """Imports an application, makes its directory, and writes (exit code, message, title, path) to a socket."""
+    answer = socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    answer.sendall(msgpack.packb(_resolve(app)))
+    answer.close()
+    os._exit(0)  # whatever threads the application started
+
+
+def _resolve(reference: str) -> tuple[int, str, str, str]:
+    try:
+        app = load_app(reference)
+    except AppError as error:
+        return Exit.APP, str(error), "", ""
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        place = f" ({last[0].filename}, line {last[0].lineno})" if last else ""
+        return Exit.APP, f"importing {reference} failed: {type(error).__name__}: {error}{place}", "", ""
+    try:
+        app.directory.create()
+    except ConfigError as error:
+        return Exit.DIRECTORY, str(error), app.name, str(app.directory.path)
+    return Exit.OK, "", app.name, str(app.directory.path)

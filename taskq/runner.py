@@ -1,0 +1,163 @@
+"""Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
+
+The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), or it
+was refused, for running it again could not help.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from taskq import context
+from taskq.app import Task, TaskQ
+from taskq.codec import CorruptPayload, decode_call, encode_result
+from taskq.errors import JobTimeout, PayloadError
+from taskq.limits import MAX_PAYLOAD_BYTES
+from taskq.model import JobError
+from taskq.outcome import Verdict, pack_failure, pack_success
+
+
+class _Refused(Exception):
+    """Ends an attempt that would fail again in the same way."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.error = JobError(reason, message)
+
+
+class Runner:
+    """Runs the jobs of one process, one at a time."""
+
+    def __init__(self, app: TaskQ) -> None:
+        self._tasks = app.tasks
+        self._event_loop: Any = None
+        #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
+        self.is_in_job = False
+
+    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes) -> tuple[Verdict, float, bytes]:
+        """Runs a job to its end, whatever that is; never raises.
+
+        Returns:
+            The verdict, the seconds it took, and the outcome.
+        """
+        started_at = time.time()
+        start = time.perf_counter()
+        context.begin(job_id, task_name, attempt)
+        try:
+            result = self._result(job_id, task_name, payload)
+            duration_s = time.perf_counter() - start
+            return Verdict.SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
+        except _Refused as refusal:
+            verdict, error = Verdict.REFUSED, refusal.error
+        except BaseException as raised:
+            # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
+            verdict, error = Verdict.FAILED, describe(raised)
+        finally:
+            self.is_in_job = False
+            context.end()
+        duration_s = time.perf_counter() - start
+        return verdict, duration_s, pack_failure(started_at, duration_s, error)
+
+    def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes:
+        task = self._tasks.get(task_name)
+        if task is None:
+            known = ", ".join(sorted(self._tasks)) or "none"
+            raise _Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
+        try:
+            args, kwargs = decode_call(job_id, payload)
+        except CorruptPayload as error:
+            raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
+        args, kwargs = self._cast(task, args, kwargs)
+        value = self._call(task, args, kwargs)
+        try:
+            result = encode_result(job_id, value)
+        except PayloadError as error:
+            raise _Refused("UnserializableResult", str(error)) from error
+        if len(result) > MAX_PAYLOAD_BYTES:
+            raise _Refused(
+                "ResultTooLarge",
+                f"the result takes {len(result):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                "write it to a file and return the path",
+            )
+        return result
+
+    def _cast(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            return task.caster.cast(args, kwargs)
+        except Exception as error:
+            raise _Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+
+    def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        self.is_in_job = True
+        try:
+            if task.is_async:
+                return self._run_coroutine(task.function(*args, **kwargs))
+            return task.function(*args, **kwargs)
+        except TypeError as error:
+            # raised by the call itself, not inside: then the arguments do not fit the function
+            if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                misfit = _misfit(task.function, args, kwargs)
+                if misfit:
+                    raise _Refused("BadArguments", f"{task.name}: {misfit}") from error
+            raise
+        finally:
+            self.is_in_job = False
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        import asyncio  # takes 40-70 ms to import: only applications with async tasks pay for it
+
+        if self._event_loop is None:
+            self._event_loop = asyncio.Runner()
+        try:
+            return self._event_loop.run(coroutine)
+        except BaseException:
+            # a timeout may have left the coroutine unfinished: a new loop for the next job, this one cleaned up
+            event_loop, self._event_loop = self._event_loop, None
+            event_loop.close()
+            raise
+
+
+def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        return ""  # a builtin without a signature
+    return ""
+
+
+def describe(raised: BaseException) -> JobError:
+    """An exception as text. Survives exceptions whose own text cannot be made."""
+    name = "TimedOut" if isinstance(raised, JobTimeout) else type(raised).__qualname__
+    try:
+        message = str(raised)
+    except BaseException as error:
+        message = f"<its str() raised {type(error).__name__}>"
+    if isinstance(raised, SystemExit):
+        message = f"the job called sys.exit({message}); return or raise an exception instead"
+    return JobError(name, message, _traceback(raised))
+
+
+def _traceback(raised: BaseException) -> str:
+    frames = raised.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
+        frames = frames.tb_next  # the user's own frames only
+    try:
+        return "".join(traceback.format_exception(type(raised), raised, frames, limit=-50))
+    except BaseException as error:
+        return f"<the traceback could not be made: {type(error).__name__}>"
+
+
+def flush_output() -> None:
+    """Writes out what the job left in the buffers of its standard streams."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # the job replaced or closed it

@@ -1,0 +1,278 @@
+"""The broker's side of the client connections: bytes in, bytes out, and what no client may do to the others.
+
+A bad frame costs only its sender; a client that does not read, is not read from; whoever sends half a frame and
+falls silent is disconnected. What the frames mean is the broker's business (`taskq.broker`).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from taskq import wire
+from taskq.config import Directory, private_directory
+from taskq.errors import ProtocolError, TaskQError
+from taskq.limits import (
+    FRAME_DEADLINE_S,
+    HELLO_DEADLINE_S,
+    MAX_CLIENT_OUTPUT_BYTES,
+    MAX_CLIENTS,
+    STALLED_CLIENT_S,
+)
+from taskq.platform import peer_uid
+from taskq.wire import Message, Op
+
+_READ_BYTES = 256 * 1024
+#: Frames of one client that are handled in one tick, so that a flood from one does not delay the others.
+_READS_PER_TICK = 4
+
+
+class Peer:
+    """One connected client."""
+
+    __slots__ = (
+        "closed",
+        "deadline",
+        "decoder",
+        "deferred",
+        "is_greeted",
+        "is_reading",
+        "output",
+        "output_bytes",
+        "sock",
+        "watched",
+    )
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.decoder = wire.Decoder()
+        self.output: deque[memoryview] = deque()
+        self.output_bytes = 0
+        self.is_greeted = False
+        self.is_reading = True  # registered for reading
+        self.deadline: float | None = now + HELLO_DEADLINE_S  # when it is disconnected
+        self.watched: set[bytes] = set()  # ids whose end it waits for
+        self.deferred: deque[bytes] = deque()  # ids that ended, to be told when it has read what it was sent
+        self.closed = False
+
+
+class Server:
+    """The listening socket and its clients. Registered with the broker's selector; used by its loop alone."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        selector: selectors.BaseSelector,
+        on_rejected: Callable[[str], None],
+        on_closed: Callable[[Peer], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            selector: with callables as data, called with the mask of events.
+            on_rejected: told why a client was refused or dropped.
+            on_closed: told of each client that is gone.
+            clock: monotonic seconds.
+        """
+        self._selector = selector
+        self._on_rejected = on_rejected
+        self._on_closed = on_closed
+        self._clock = clock
+        self._path = directory.socket_path()
+        self._peers: set[Peer] = set()
+        self._messages: list[tuple[Peer, Message]] = []
+        self._listener = _listen(self._path, directory)
+        self._is_accepting = False
+        self._resume_accepting()
+
+    # -- input
+
+    def take_messages(self) -> list[tuple[Peer, Message]]:
+        """What the clients have said since the last call, in order of arrival."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _on_listener(self, _mask: int) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # out of descriptors: a listener that stays readable would spin the loop, so wait for a client to go
+                self._on_rejected(f"a client could not be accepted: {error.strerror}")
+                self._pause_accepting()
+                return
+            uid = peer_uid(sock)
+            if uid is not None and uid not in (os.geteuid(), 0):
+                self._on_rejected(f"a process of user id {uid} tried to connect")
+                sock.close()
+                continue
+            if len(self._peers) >= MAX_CLIENTS:
+                self._on_rejected(f"more than {MAX_CLIENTS} clients")
+                sock.close()
+                continue
+            sock.setblocking(False)
+            peer = Peer(sock, self._clock())
+            self._peers.add(peer)
+            self._selector.register(sock, selectors.EVENT_READ, partial(self._on_event, peer))
+
+    def _on_event(self, peer: Peer, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._write(peer)
+        if mask & selectors.EVENT_READ and not peer.closed:
+            self._read(peer)
+
+    def _read(self, peer: Peer) -> None:
+        for _ in range(_READS_PER_TICK):
+            try:
+                data = peer.sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                return self.close(peer)
+            if not data:
+                return self.close(peer)
+            try:
+                messages = peer.decoder.feed(data)
+                if messages and not peer.is_greeted:
+                    messages = self._greet(peer, messages)
+            except TaskQError as error:
+                return self.reject(peer, error)
+            self._messages.extend((peer, message) for message in messages)
+            if len(data) < _READ_BYTES:
+                break
+        if peer.is_greeted:
+            peer.deadline = self._clock() + FRAME_DEADLINE_S if peer.decoder.has_unfinished_frame else None
+        return None
+
+    def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
+        wire.check_hello(messages[0][0])
+        peer.is_greeted = True
+        self.send(peer, wire.hello(os.getpid()))
+        return messages[1:]
+
+    # -- output
+
+    def send(self, peer: Peer, frame: bytes) -> None:
+        """Sends a frame to a client: at once as far as its socket takes it, the rest when it does."""
+        if peer.closed:
+            return
+        if not peer.output:
+            try:
+                sent = peer.sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return self.close(peer)
+            if sent == len(frame):
+                return None
+            frame = frame[sent:]
+        peer.output.append(memoryview(frame))
+        peer.output_bytes += len(frame)
+        self._select(peer)
+        return None
+
+    def is_clogged(self, peer: Peer) -> bool:
+        """Whether a client leaves so much unread that nothing that can wait should be sent to it."""
+        return peer.output_bytes >= MAX_CLIENT_OUTPUT_BYTES
+
+    def drained(self) -> Iterator[Peer]:
+        """The clients that have room again for what was deferred."""
+        return (peer for peer in self._peers if peer.deferred and not self.is_clogged(peer))
+
+    def _write(self, peer: Peer) -> None:
+        while peer.output:
+            part = peer.output[0]
+            try:
+                sent = peer.sock.send(part)
+            except BlockingIOError:
+                break
+            except OSError:
+                return self.close(peer)
+            peer.output_bytes -= sent
+            peer.deadline = self._clock() + STALLED_CLIENT_S
+            if sent < len(part):
+                peer.output[0] = part[sent:]
+                break
+            peer.output.popleft()
+        self._select(peer)
+        return None
+
+    def _select(self, peer: Peer) -> None:
+        """Waits for what is to be done: to write if something waits, to read unless too much does."""
+        peer.is_reading = not self.is_clogged(peer)
+        events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
+        key = self._selector.get_key(peer.sock)
+        if key.events != events:
+            self._selector.modify(peer.sock, events, key.data)
+        if not peer.output and not peer.decoder.has_unfinished_frame and peer.is_greeted:
+            peer.deadline = None
+
+    # -- ends
+
+    def reject(self, peer: Peer, error: TaskQError) -> None:
+        """Tells a client one clear error and disconnects it."""
+        self._on_rejected(str(error))
+        self.send(peer, wire.frame([Op.ERROR, 0, type(error).__name__, str(error)]))
+        self.close(peer)
+
+    def close(self, peer: Peer) -> None:
+        """Disconnects a client."""
+        if peer.closed:
+            return
+        peer.closed = True
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+        self._peers.discard(peer)
+        self._on_closed(peer)
+        self._resume_accepting()
+
+    def drop_late(self, now: float) -> None:
+        """Disconnects clients that broke a deadline."""
+        for peer in [peer for peer in self._peers if peer.deadline is not None and peer.deadline <= now]:
+            self.reject(peer, ProtocolError("nothing, or only half a frame, came from the client in time"))
+
+    def next_deadline(self) -> float | None:
+        """When a client's deadline may be over (monotonic)."""
+        return min((peer.deadline for peer in self._peers if peer.deadline is not None), default=None)
+
+    def shut(self) -> None:
+        """Closes the listening socket and all clients."""
+        self._pause_accepting()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for peer in list(self._peers):
+            self.close(peer)
+
+    def _pause_accepting(self) -> None:
+        if self._is_accepting:
+            self._selector.unregister(self._listener)
+            self._is_accepting = False
+
+    def _resume_accepting(self) -> None:
+        if not self._is_accepting and self._listener.fileno() >= 0:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
+            self._is_accepting = True
+
+
+def _listen(path: Path, directory: Directory) -> socket.socket:
+    """The listening socket. Made under a umask, so that it is never open to others, not even for a moment."""
+    if path.parent != directory.path:
+        private_directory(path.parent)
+    path.unlink(missing_ok=True)  # stale: we hold the directory's lock
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(mask)
+    listener.listen(256)
+    listener.setblocking(False)
+    return listener

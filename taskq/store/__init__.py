@@ -1,0 +1,157 @@
+"""Where jobs live: the interface that every store implements.
+
+The embedded store (`taskq.store.sqlite`) has one user, the broker of its directory. A shared store (Redis, PostgreSQL;
+later) has a broker per machine, and each leases jobs for its own consumers the same way: `lease` hands out jobs that
+nobody else holds, `settle` ends or reschedules them, `release` gives them back. So the broker never assumes that it
+is alone; it only assumes that what it leased is its own until it settles or releases it.
+
+All changes between two calls of `commit` become durable together, in it, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from taskq.model import JobRow, JobState, Spec
+
+
+class Kept(IntEnum):
+    """A job's state as the store keeps it. `running` is not among them: leases are the broker's, in memory."""
+
+    QUEUED = 0
+    SCHEDULED = 1
+    SUCCEEDED = 10
+    FAILED = 11
+    CANCELLED = 12
+    EXPIRED = 13
+
+    @property
+    def state(self) -> JobState:
+        """The same as clients know it."""
+        return JobState[self.name]
+
+
+FIRST_FINAL = Kept.SUCCEEDED
+
+
+class StoredJob(NamedTuple):
+    """A job as read back.
+
+    Attributes:
+        row: the job. Its payload is empty once it succeeded or was cancelled.
+        kept: its state.
+        due_at: when a scheduled job becomes queued, in seconds since 1970.
+        outcome: of the last ended attempt, as made by `taskq.outcome`, or None.
+        finished_at: seconds since 1970, or None.
+    """
+
+    row: JobRow
+    kept: Kept
+    due_at: float | None
+    outcome: bytes | None
+    finished_at: float | None
+
+
+#: A job reached a final state: its row, the state, the outcome. A plain tuple, for there is one for each job.
+Ended = tuple[JobRow, Kept, bytes]
+
+
+class Rescheduled(NamedTuple):
+    """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts."""
+
+    row: JobRow
+    due_at: float | None
+    outcome: bytes | None
+
+
+class Totals:
+    """What ever happened in a queue's directory. Durable with the jobs they count, so they never go backwards."""
+
+    __slots__ = ("cancelled", "crashed", "enqueued", "failed", "retried", "succeeded")
+
+    def __init__(
+        self,
+        enqueued: int = 0,
+        succeeded: int = 0,
+        failed: int = 0,
+        retried: int = 0,
+        crashed: int = 0,
+        cancelled: int = 0,
+    ) -> None:
+        self.enqueued = enqueued
+        self.succeeded = succeeded
+        self.failed = failed
+        self.retried = retried
+        self.crashed = crashed
+        self.cancelled = cancelled
+
+    def as_dict(self) -> dict[str, int]:
+        """The totals by name, in a fixed order."""
+        return {name: getattr(self, name) for name in TOTAL_NAMES}
+
+
+TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled")
+
+
+class Store(Protocol):
+    """A store's operations. All raise JournalError when the store cannot be trusted, StoreFull when it is full."""
+
+    totals: Totals
+
+    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+        """Takes in queued jobs. An id that is known already is the same job, sent again: it is left out.
+
+        Returns:
+            The rows that are new, in order.
+
+        Raises:
+            EnqueueError: a known id came with another payload.
+        """
+
+    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        """Leases the oldest queued jobs of a queue that this owner does not hold.
+
+        Args:
+            after: leave out jobs up to this sequence number: the owner holds them.
+            limit: at most so many.
+            max_bytes: stop when payloads of this size are together (at least one job is returned).
+
+        Returns:
+            The jobs, and whether they are all there are.
+        """
+
+    def lease_due(self, now: float, limit: int) -> list[JobRow]:
+        """Makes scheduled jobs queued whose time has come (seconds since 1970), oldest first, and leases them."""
+
+    def next_due(self) -> float | None:
+        """When the first scheduled job is due, in seconds since 1970."""
+
+    def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
+        """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
+
+    def release(self, rows: Iterable[JobRow]) -> None:
+        """Gives jobs back that have not started."""
+
+    def extend(self) -> None:
+        """Tells the store that this owner lives. The embedded store needs no such sign."""
+
+    def commit(self) -> None:
+        """Makes all changes since the last commit durable."""
+
+    def rollback(self) -> None:
+        """Drops all changes since the last commit."""
+
+    def read(self, job_id: bytes) -> StoredJob | None:
+        """Reads one job."""
+
+    def counts(self) -> dict[str, dict[Kept, int]]:
+        """Counts the queued and scheduled jobs of each queue."""
+
+    def prune(self, before: float, keep: int, limit: int) -> int:
+        """Removes ended jobs, but failed ones, that ended before a time or are more than `keep`; at most `limit` of
+        them, so that it takes a few milliseconds. Returns how many were removed."""
+
+    def close(self) -> None:
+        """Closes cleanly."""

@@ -1,0 +1,427 @@
+"""The embedded store: a journal in SQLite.
+
+Rules that keep it safe (figures and sources: CRASH_SAFETY.md, sections 2.1 and 2.3):
+- WAL and synchronous=FULL, set explicitly, one commit for all that a tick of the broker brought (group commit).
+- One connection for the broker's life, and nobody else opens the file, ever, by any means: a stray open and close in
+  this process would drop SQLite's POSIX locks, and another process could then remove the WAL under us. As a canary,
+  each commit checks that the WAL's path still leads to the file we write.
+- A failed commit is an unknown outcome: nothing is acknowledged, and the broker stops.
+- A marker file says that there must be a journal, so a lost one is an error and never a silent empty queue.
+
+APSW is the driver: in the same run it took 3.6 microseconds of CPU to insert a row and 2.3 to end it, where the sqlite3
+module took 7.5 and 4.3; it brings a current SQLite, and a VFS for the tests of power loss.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from importlib.resources import files
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import apsw
+import msgpack
+
+from taskq.errors import EnqueueError, JournalError, StoreFull
+from taskq.model import JobRow, Spec
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
+
+SCHEMA_VERSION = 1
+_SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
+#: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
+_ROWS_PER_INSERT = 50
+_CACHE_KIB = 32 * 1024
+_WAL_PAGES = 4_000
+_WAL_KEPT_BYTES = 64 * 1024 * 1024
+_ROW = "seq, id, spec, payload, attempts, crashes"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _trusted(
+    method: Callable[Concatenate[SQLiteStore, P], T],
+) -> Callable[Concatenate[SQLiteStore, P], T]:
+    """Turns the errors of SQLite into ours."""
+
+    @wraps(method)
+    def wrapper(self: SQLiteStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except apsw.FullError as error:
+            raise StoreFull(f"the disk that holds {self._path} is full: free some space there") from error
+        except apsw.Error as error:
+            raise JournalError(f"{self._path}: {type(error).__name__}: {error}") from error
+
+    return wrapper
+
+
+class SQLiteStore:
+    """A journal file and what it knows. See `taskq.store.Store` for the meaning of the operations."""
+
+    def __init__(self, path: Path, durability: str = "power", vfs: str | None = None) -> None:
+        """Opens the journal, or makes it.
+
+        Args:
+            path: the database file. The directory must be private, and locked by the caller.
+            durability: "power", "os" or "memory": how commits are synced.
+            vfs: the name of a registered SQLite VFS; the tests use one that loses unsynced writes.
+
+        Raises:
+            JournalError: it is damaged, missing though its marker is there, or made by a newer taskq.
+        """
+        self._path = path
+        self._wal = Path(f"{path}-wal")
+        self._high_water = path.with_suffix(".high")
+        self._spec_of_number: dict[int, Spec] = {}
+        self._numbers_of_spec: dict[Spec, tuple[int, int]] = {}
+        self._queue_numbers: dict[str, int] = {}
+        self._newest_id = b""
+        self._prune_after = 0
+        #: What the opening found, for the log: events and their fields.
+        self.findings: list[tuple[str, dict[str, Any]]] = []
+        mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
+        try:
+            self._open(durability, vfs)
+        finally:
+            os.umask(mask)
+
+    # -- opening and closing
+
+    @_trusted
+    def _open(self, durability: str, vfs: str | None) -> None:
+        marker = self._path.with_name("queue.id")
+        is_new = not self._path.exists() or self._path.stat().st_size == 0
+        if is_new and marker.exists():
+            raise JournalError(
+                f"{self._path} is missing or empty, but {marker.name} says that it held jobs: "
+                f"restore it from a backup, or remove {marker} to begin with an empty queue"
+            )
+        self._db = apsw.Connection(str(self._path), vfs=vfs)
+        self._db.set_busy_timeout(5_000)
+        for pragma in (
+            "locking_mode=EXCLUSIVE",
+            "journal_mode=WAL",
+            f"synchronous={_SYNCHRONOUS[durability]}",
+            "fullfsync=1",
+            "checkpoint_fullfsync=1",
+            f"cache_size=-{_CACHE_KIB}",
+            f"wal_autocheckpoint={_WAL_PAGES}",
+            f"journal_size_limit={_WAL_KEPT_BYTES}",
+            "temp_store=MEMORY",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._migrate()
+        if not marker.exists():
+            _write_durably(marker, f"taskq {uuid.uuid4().hex}\n".encode())
+        self._verify()
+        self._load()
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (_boot_id(),))
+        self._db.execute("COMMIT")
+        self._wal_inode = os.stat(self._wal).st_ino
+        self._high = os.open(self._high_water, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def _migrate(self) -> None:
+        version = self._value("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            raise JournalError(
+                f"{self._path} was written by a newer taskq (journal version {version}, this one knows "
+                f"{SCHEMA_VERSION}): install that version again; the file was not touched"
+            )
+        if version == 0:
+            schema = files("taskq.store").joinpath("schema.sql").read_text()
+            self._db.execute(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
+
+    def _verify(self) -> None:
+        """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
+        opened_in = self._value("SELECT value FROM meta WHERE name = 'open_since_boot'")
+        if opened_in is not None and opened_in != _boot_id():
+            problem = self._value("PRAGMA quick_check(1)")
+            if problem != "ok":
+                raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
+        commits = self._value("SELECT commits FROM totals")
+        promised = int.from_bytes(_read_if_there(self._high_water), "big")
+        if promised > commits:
+            self.findings.append(("store.damaged", {"missing_commits": promised - commits}))
+        if opened_in is not None:
+            self.findings.append(("store.recovered", {"commits": commits}))
+
+    def _load(self) -> None:
+        *counts, self._commits = self._db.execute("SELECT * FROM totals").fetchone()
+        self.totals = Totals(*counts)
+        self._next_seq = (self._value("SELECT max(seq) FROM jobs") or 0) + 1
+        self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
+        self._kept = self._value(
+            f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}"
+        )
+        for queue, name in self._db.execute("SELECT queue, name FROM queues"):
+            self._queue_numbers[name] = queue
+        for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
+            spec = Spec.from_wire(msgpack.unpackb(fields))
+            self._spec_of_number[number] = spec
+            self._numbers_of_spec[spec] = number, self._queue_numbers[spec.queue]
+
+    @_trusted
+    def close(self) -> None:
+        """Commits what is open, notes the clean end and folds the WAL into the database."""
+        self.commit()
+        self._db.execute("DELETE FROM meta WHERE name = 'open_since_boot'")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+        os.close(self._high)
+
+    # -- taking in
+
+    @_trusted
+    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+        self._begin()
+        number, queue = self._numbers(spec)
+        first = self._next_seq
+        rows = [JobRow(seq, id, spec, payload, 0, 0) for seq, (id, payload) in enumerate(zip(ids, payloads, strict=True), first)]
+        # Ids sort by time, so ids newer than all known ones need no look-up; that is nearly always so.
+        if min(ids) <= self._newest_id or len(set(ids)) < len(ids):
+            rows = self._without_known(rows)
+        self._insert(rows, number, queue)
+        self._newest_id = max(self._newest_id, max(ids))
+        self._next_seq = first + len(rows)
+        self.totals.enqueued += len(rows)
+        return rows
+
+    def _insert(self, rows: list[JobRow], number: int, queue: int) -> None:
+        values = [(row.seq, row.id, number, queue, row.payload) for row in rows]
+        whole = len(values) - len(values) % _ROWS_PER_INSERT
+        remaining = iter(values[:whole])
+        while together := tuple(islice(remaining, _ROWS_PER_INSERT)):
+            self._db.execute(_INSERT_MANY, tuple(chain.from_iterable(together)))
+        if whole < len(values):
+            self._db.executemany(_INSERT_ONE, values[whole:])
+
+    def _without_known(self, rows: list[JobRow]) -> list[JobRow]:
+        fresh: dict[bytes, JobRow] = {}
+        for row in rows:
+            known = self._db.execute("SELECT payload FROM jobs WHERE id = ?", (row.id,)).fetchone()
+            if known is None and row.id in fresh:
+                known = (fresh[row.id].payload,)
+            if known is None:
+                fresh[row.id] = row
+            elif known[0] is not None and known[0] != row.payload:
+                raise EnqueueError(f"job id {row.id.hex()} is already used by a job with other arguments")
+        for seq, row in enumerate(fresh.values(), self._next_seq):
+            row.seq = seq
+        return list(fresh.values())
+
+    def _numbers(self, spec: Spec) -> tuple[int, int]:
+        numbers = self._numbers_of_spec.get(spec)
+        if numbers is None:
+            self._db.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (spec.queue,))
+            queue = self._value("SELECT queue FROM queues WHERE name = ?", spec.queue)
+            fields = msgpack.packb(spec.to_wire())
+            self._db.execute("INSERT OR IGNORE INTO specs (fields) VALUES (?)", (fields,))
+            number = self._value("SELECT spec FROM specs WHERE fields = ?", fields)
+            numbers = number, queue
+            self._queue_numbers[spec.queue] = queue
+            self._spec_of_number[number] = spec
+            self._numbers_of_spec[spec] = numbers
+        return numbers
+
+    # -- handing out
+
+    @_trusted
+    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        number = self._queue_numbers.get(queue)
+        if number is None:
+            return [], True
+        rows: list[JobRow] = []
+        size = 0
+        cursor = self._db.execute(_QUEUED, (number, after, limit))
+        for fields in cursor:
+            row = self._row(fields)
+            rows.append(row)
+            size += len(row.payload)
+            if size >= max_bytes:
+                cursor.close(True)
+                return rows, False
+        return rows, len(rows) < limit
+
+    @_trusted
+    def lease_due(self, now: float, limit: int) -> list[JobRow]:
+        rows = [self._row(fields) for fields in self._db.execute(_DUE, (now, limit))]
+        if rows:
+            self._begin()
+            self._db.executemany("UPDATE jobs SET state = 0, due_at = NULL WHERE seq = ?", [(row.seq,) for row in rows])
+        return rows
+
+    @_trusted
+    def next_due(self) -> float | None:
+        due: float | None = self._value(f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}")
+        return due
+
+    def release(self, rows: Iterable[JobRow]) -> None:
+        """Nothing to do: the journal does not know of leases, and its one user forgets them with its end."""
+
+    def extend(self) -> None:
+        """Nothing to do: the lock on the directory says that the owner lives."""
+
+    # -- settling
+
+    @_trusted
+    def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
+        self._begin()
+        totals = self.totals
+        at = int(now)
+        successes: list[tuple[int, int, int, bytes, int]] = []
+        others: list[tuple[int, int, int, int, bytes, int]] = []
+        for row, kept, outcome in ended:
+            if kept == Kept.SUCCEEDED:
+                successes.append((row.attempts, row.crashes, at, outcome, row.seq))
+            else:
+                others.append((kept, row.attempts, row.crashes, at, outcome, row.seq))
+                totals.failed += kept == Kept.FAILED
+                totals.cancelled += kept == Kept.CANCELLED
+        if successes:
+            self._db.executemany(_SUCCEED, successes)
+            totals.succeeded += len(successes)
+            self._kept += len(successes)
+        if others:
+            self._db.executemany(_END, others)
+            self._kept += sum(1 for fields in others if fields[0] != Kept.FAILED)
+        if rescheduled:
+            self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
+
+    def _begin(self) -> None:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+
+    @_trusted
+    def commit(self) -> None:
+        if not self._db.in_transaction:
+            return
+        self._commits += 1
+        self._db.execute(_TOTALS, (*self.totals.as_dict().values(), self._commits))
+        self._db.execute("COMMIT")
+        if os.stat(self._wal).st_ino != self._wal_inode:
+            raise JournalError(
+                f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
+                "Nothing but the broker may open the journal"
+            )
+        os.pwrite(self._high, self._commits.to_bytes(8, "big"), 0)
+
+    def rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._queue_numbers.clear()
+        self._spec_of_number.clear()
+        self._numbers_of_spec.clear()
+        self._load()
+
+    # -- reading and pruning
+
+    @_trusted
+    def read(self, job_id: bytes) -> StoredJob | None:
+        fields = self._db.execute(_READ, (job_id,)).fetchone()
+        if fields is None:
+            return None
+        *row, state, due_at, outcome, finished_at = fields
+        return StoredJob(self._row(row), Kept(state), due_at, outcome, finished_at)
+
+    @_trusted
+    def counts(self) -> dict[str, dict[Kept, int]]:
+        names = {number: name for name, number in self._queue_numbers.items()}
+        counts: dict[str, dict[Kept, int]] = {}
+        for state in (Kept.QUEUED, Kept.SCHEDULED):
+            # the literal state lets SQLite use the partial index
+            sql = f"SELECT queue, count(*) FROM jobs WHERE state = {state:d} GROUP BY queue"
+            for queue, count in self._db.execute(sql):
+                counts.setdefault(names[queue], {})[state] = count
+        return counts
+
+    @_trusted
+    def prune(self, before: float, keep: int, limit: int) -> int:
+        surplus = self._kept - keep
+        seqs = []
+        examined = self._db.execute(_ENDED_AFTER, (self._prune_after, limit)).fetchall()
+        for seq, state, finished_at in examined:
+            self._prune_after = seq
+            if state >= FIRST_FINAL and state != Kept.FAILED and (finished_at < before or len(seqs) < surplus):
+                seqs.append((seq,))
+        if len(examined) < limit:
+            self._prune_after = 0  # begin again: jobs that were waiting when it passed may have ended since
+        if seqs:
+            self._begin()
+            self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
+            self._kept -= len(seqs)
+        return len(seqs)
+
+    @property
+    def kept(self) -> int:
+        """Ended jobs that are kept, without the failed ones."""
+        return int(self._kept)
+
+    # -- helpers
+
+    def _row(self, fields: Sequence[Any]) -> JobRow:
+        seq, job_id, number, payload, attempts, crashes = fields
+        return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes)
+
+    def _value(self, sql: str, *bindings: Any) -> Any:
+        row = self._db.execute(sql, bindings).fetchone()
+        return None if row is None else row[0]
+
+
+_INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, queue, payload) VALUES "
+_INSERT_ONE = _INSERT_HEAD + "(?, ?, ?, ?, ?)"
+_INSERT_MANY = _INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * _ROWS_PER_INSERT)
+_QUEUED = f"SELECT {_ROW} FROM jobs WHERE state = 0 AND queue = ? AND seq > ? ORDER BY seq LIMIT ?"
+_DUE = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
+_READ = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs WHERE id = ?"
+_SUCCEED = (
+    f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
+    "payload = NULL WHERE seq = ?"
+)
+# a failed job keeps its payload: it can be run again
+_END = (
+    "UPDATE jobs SET state = ?1, attempts = ?2, crashes = ?3, finished_at = ?4, outcome = ?5, due_at = NULL, "
+    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END WHERE seq = ?6"
+)
+_RESCHEDULE = (
+    "UPDATE jobs SET state = ?, due_at = ?, attempts = ?, crashes = ?, outcome = coalesce(?, outcome) WHERE seq = ?"
+)
+_TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
+_ENDED_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
+
+
+def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, bytes | None, int]:
+    state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
+    row = change.row
+    return state, change.due_at, row.attempts, row.crashes, change.outcome, row.seq
+
+
+def _boot_id() -> str:
+    """Tells one boot of the system from another; empty where the system does not say."""
+    return _read_if_there(Path("/proc/sys/kernel/random/boot_id")).decode().strip()
+
+
+def _read_if_there(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,341 @@
+"""Spawns, watches and buries consumers. Part of the broker process, which is their parent.
+
+A slot is one incarnation of a consumer: its process, and everything that is shared with it alone: a queue, a counters
+block, a socket, a pipe for its output. When the process ends, all of it is thrown away; a successor gets a slot of its
+own. The order of a burial matters: hear what it still said, then look how it ended, then close its ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import count
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from zlib import crc32
+
+import msgpack
+
+from taskq.config import Directory, Settings
+from taskq.consumer import STOP, TIMEOUT_SIGNAL, Boot, main
+from taskq.core import Batch, Death, Key
+from taskq.counters import Counters, clear_flight_record, clear_flight_records
+from taskq.limits import MAX_LAST_LINES
+from taskq.output import LineCutter
+from taskq.platform import kill_group, name_of_signal, open_pidfd
+from taskq.wire import Decoder, Message
+
+#: A consumer must have imported the application within this time.
+BOOT_TIMEOUT_S = 120.0
+#: A consumer that was told to stop has ended within this time after its last job, or is killed.
+_EXIT_TIMEOUT_S = 5.0
+#: Pauses before the next start after a consumer died young, doubling.
+_PAUSE_FIRST_S = 0.1
+_PAUSE_LONGEST_S = 30.0
+#: One that lived so long, or ended a job, was healthy: its successor starts at once.
+_HEALTHY_S = 2.0
+_READ_BYTES = 256 * 1024
+
+
+class SlotState(Enum):
+    """The life of an incarnation."""
+
+    STARTING = auto()  # importing the application
+    READY = auto()  # running jobs
+    RETIRING = auto()  # told to stop after what it is running
+
+
+@dataclass(eq=False)
+class Slot:
+    """One incarnation of a consumer. Written by the broker's loop alone."""
+
+    key: Key  # unique for each incarnation
+    number: int  # 1, 2, 3 ...: what people call it; a successor gets the same
+    record: int  # its place in the flight recorder
+    process: BaseProcess
+    pid: int
+    inbox: multiprocessing.queues.Queue[bytes]
+    counters: Counters
+    socket: socket.socket  # the broker's end
+    output: int  # the broker's end of the output pipe
+    pidfd: int | None
+    started_at: float
+    state: SlotState = SlotState.STARTING
+    kill_at: float | None = None  # when it is killed if it has not ended by itself
+    timed_out: int | None = None  # the number of the job it was killed for
+    is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
+    replaces: Slot | None = None  # the one that retires when this one is ready
+    announced: int = 0  # the last number told as started in the log
+
+    def __post_init__(self) -> None:
+        self.decoder = Decoder()
+        self.lines = LineCutter()
+        self.last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
+        self.last_lines_of = 0  # the number of the job that wrote them
+        self.boot_error: tuple[str, str] | None = None
+
+    @property
+    def death_fd(self) -> int:
+        """Becomes readable when the process has ended."""
+        return self.process.sentinel if self.pidfd is None else self.pidfd
+
+    def send(self, batch: Batch) -> None:
+        """Sends jobs. The queue's feeder thread carries the write, so a consumer that does not read stops nobody."""
+        jobs = [(row.id, row.spec.task, row.attempts + 1, row.payload) for row in batch.rows]
+        self.inbox.put(msgpack.packb((batch.first, jobs)))
+
+    def read_messages(self) -> list[Message]:
+        """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
+        try:
+            data = self.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError
+        return self.decoder.feed(data)
+
+    def keep_last_lines(self, number: int, lines: list[str]) -> None:
+        """Keeps what was written last, to be told with a crash; lines of the jobs before are of no use then."""
+        if number != self.last_lines_of:
+            self.last_lines.clear()
+            self.last_lines_of = number
+        self.last_lines.extend(lines)
+
+    def read_output(self) -> list[str]:
+        """The lines of output that have arrived."""
+        try:
+            data = os.read(self.output, _READ_BYTES)
+        except BlockingIOError:
+            return []
+        return self.lines.feed(data)
+
+    def signal_timeout(self, number: int) -> None:
+        """Raises JobTimeout in the job with that number, if it is still running."""
+        self.counters.mark_overdue(number)
+        self._signal(TIMEOUT_SIGNAL)
+
+    def kill(self) -> None:
+        """Kills the process and its children, now."""
+        kill_group(self.pid)
+        self._signal(signal.SIGKILL)  # before it has made a group of its own
+
+    def _signal(self, number: int) -> None:
+        try:
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+
+class Supervisor:
+    """Keeps the wanted number of consumers alive. Decides when to start, replace and kill; the broker's loop tells it what
+    happened and asks `due` what to do."""
+
+    def __init__(self, app: str, title: str, directory: Directory, settings: Settings) -> None:
+        self._app = app
+        self._title = title
+        self._directory = directory
+        self._settings = settings
+        self._context: SpawnContext | ForkServerContext = multiprocessing.get_context(
+            "forkserver" if settings.preload else "spawn"
+        )
+        self._keys = count(1)
+        self._start_at = dict.fromkeys(range(1, settings.consumers + 1), 0.0)  # consumers to start, and when
+        self._failures = dict.fromkeys(self._start_at, 0)  # early deaths in a row
+        self._reloading: list[int] = []  # numbers whose consumer is to be replaced, one after the other
+        self._is_stopping = False
+        self.slots: dict[Key, Slot] = {}
+        self.restarts = 0
+        # twice the room: while one is replaced, two have its number
+        clear_flight_records(directory.running, 2 * settings.consumers)
+        if settings.preload:
+            self._preload()
+
+    # -- starting
+
+    def start_due(self, now: float) -> Iterator[Slot]:
+        """Starts the consumers whose time has come; yields their slots."""
+        if self._is_stopping:
+            return
+        for number, start_at in list(self._start_at.items()):
+            if start_at <= now:
+                del self._start_at[number]
+                yield self._spawn(number, now)
+        if self._reloading and not any(slot.replaces for slot in self.slots.values()):
+            number = self._reloading.pop(0)
+            current = self._current(number)
+            if current is not None:
+                yield self._spawn(number, now, replaces=current)
+
+    def _spawn(self, number: int, now: float, replaces: Slot | None = None) -> Slot:
+        ours, theirs = socket.socketpair()
+        output_reader, output_writer = self._context.Pipe(duplex=False)
+        inbox: multiprocessing.queues.Queue[bytes] = self._context.Queue()
+        # as CPython's executor does: a dead reader is no error of the feeder thread, and no reason to wait for it
+        inbox._ignore_epipe = True  # type: ignore[attr-defined]
+        inbox.cancel_join_thread()
+        counters = Counters(self._context)
+        record = self._free_record()
+        boot = Boot(
+            app=self._app,
+            directory=self._directory.path,
+            title=f"consumer {number} [{self._title}]",
+            record=record,
+            parent_pid=0 if self._settings.preload else os.getpid(),
+            counters=counters,
+            inbox=inbox,
+            socket=theirs,
+            output=output_writer,
+        )
+        process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
+        process.start()
+        theirs.close()
+        output_writer.close()
+        inbox._reader.close()  # type: ignore[attr-defined]  # else the feeder thread never hears that the reader died
+        ours.setblocking(False)
+        output = os.dup(output_reader.fileno())
+        output_reader.close()
+        os.set_blocking(output, False)
+        pid = process.pid
+        assert pid is not None
+        slot = Slot(
+            next(self._keys), number, record, process, pid, inbox, counters, ours, output, open_pidfd(pid), now, replaces=replaces
+        )
+        slot.kill_at = now + BOOT_TIMEOUT_S
+        self.slots[slot.key] = slot
+        return slot
+
+    def _free_record(self) -> int:
+        taken = {slot.record for slot in self.slots.values()}
+        return next(record for record in count() if record not in taken)
+
+    def _current(self, number: int) -> Slot | None:
+        for slot in self.slots.values():
+            if slot.number == number and slot.state is not SlotState.RETIRING:
+                return slot
+        return None
+
+    def ready(self, slot: Slot) -> Slot | None:
+        """A consumer has imported the application. Returns the one that it replaces, which is to retire now."""
+        slot.state = SlotState.READY
+        slot.kill_at = None
+        replaced, slot.replaces = slot.replaces, None
+        return replaced
+
+    # -- ending
+
+    def replace(self, slot: Slot) -> None:
+        """Has a consumer replaced: a successor is started, and when it is ready, this one retires."""
+        if slot.number not in self._reloading and slot.state is SlotState.READY:
+            self._reloading.append(slot.number)
+
+    def reload(self) -> None:
+        """Has all consumers replaced, one by one, by ones that run the present code."""
+        if self._settings.preload:
+            self._preload()
+        self._reloading = sorted({slot.number for slot in self.slots.values() if slot.state is not SlotState.RETIRING})
+
+    def retire(self, slot: Slot) -> None:
+        """Tells a consumer to stop after what it is running; all else was taken back before."""
+        slot.state = SlotState.RETIRING
+        slot.inbox.put(STOP)
+
+    def expect_exit(self, slot: Slot, now: float) -> None:
+        """A retiring consumer has no job any more: it must end soon."""
+        if slot.kill_at is None:
+            slot.kill_at = now + _EXIT_TIMEOUT_S
+
+    def kill_overdue(self, now: float) -> list[Slot]:
+        """Kills the consumers that did not come up or did not end in time; returns them."""
+        overdue = [slot for slot in self.slots.values() if slot.kill_at is not None and slot.kill_at <= now]
+        for slot in overdue:
+            slot.kill_at = None
+            slot.is_stopped = True
+            slot.kill()
+        return overdue
+
+    def stop(self) -> None:
+        """No consumer is started any more."""
+        self._is_stopping = True
+
+    def bury(self, slot: Slot, now: float) -> Death:
+        """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
+        kill_group(slot.pid)  # what its job started must not outlive it; its number is not reused before the join
+        slot.process.join(timeout=1.0)
+        code = slot.process.exitcode
+        slot.socket.close()
+        os.close(slot.output)
+        if slot.pidfd is not None:
+            os.close(slot.pidfd)
+        slot.inbox.close()
+        slot.process.close()
+        del self.slots[slot.key]
+        self._plan_successor(slot, now)
+        return Death(
+            exit_code=code if code is not None and code >= 0 else None,
+            signal=name_of_signal(-code) if code is not None and code < 0 else None,
+            output=tuple(slot.last_lines),
+            timed_out=slot.timed_out,
+            stopped=slot.is_stopped,
+        )
+
+    def clear_record(self, slot: Slot) -> None:
+        """Forgets what a buried consumer was running: it is settled, and durable."""
+        clear_flight_record(self._directory.running, slot.record)
+
+    def _plan_successor(self, slot: Slot, now: float) -> None:
+        was_healthy = slot.counters.jobs_done > 0 or (slot.state is SlotState.READY and now - slot.started_at > _HEALTHY_S)
+        self._failures[slot.number] = 0 if was_healthy else self._failures[slot.number] + 1
+        if slot.state is SlotState.RETIRING or self._current(slot.number) is not None:
+            return  # its successor is there already
+        if slot.replaces is not None:
+            self._reloading.clear()  # the new code does not come up: keep the consumers that run the old
+            return
+        self.restarts += 1
+        self._start_at[slot.number] = now + self._pause_s(slot.number)
+
+    def _pause_s(self, number: int) -> float:
+        failures = self._failures[number]
+        if failures <= 1:
+            return 0.0
+        pause_s = min(_PAUSE_FIRST_S * 2.0 ** (failures - 2), _PAUSE_LONGEST_S)
+        return pause_s * (0.5 + crc32(b"%d %d" % (number, failures)) / 2**33)  # jitter
+
+    # -- time
+
+    def next_due(self) -> float | None:
+        """When something is to be started or killed (monotonic)."""
+        times = [slot.kill_at for slot in self.slots.values() if slot.kill_at is not None]
+        if not self._is_stopping:
+            times.extend(self._start_at.values())
+        return min(times, default=None)
+
+    @property
+    def is_booting_for_the_first_time(self) -> bool:
+        """Whether no consumer has come up yet."""
+        return not any(slot.state is not SlotState.STARTING for slot in self.slots.values())
+
+    # -- preloading
+
+    def _preload(self) -> None:
+        """Makes the next starts fork from a fresh server process, which imports the application as it is now.
+
+        The old server lives on until its last consumer has ended. multiprocessing has one server for a process and
+        no call to replace it, hence the private names; the tests run this on every supported Python.
+        """
+        server = forkserver._forkserver  # type: ignore[attr-defined]
+        server._forkserver_alive_fd = None
+        server._forkserver_address = None
+        server._forkserver_pid = None
+        os.environ["TASKQ_PRELOAD_APP"] = self._app
+        self._context.set_forkserver_preload(["taskq.preload"])
+
