@@ -37,6 +37,7 @@ from taskq.errors import (
     StoreFull,
     TaskQError,
 )
+from taskq.exits import Exit
 from taskq.locks import end_old_consumers, take_broker_lock
 from taskq.model import JobRow, JobState, Spec
 from taskq.narrator import Narrator
@@ -335,6 +336,8 @@ class Broker:
         message, traceback = slot.boot_error or (f"the process {death.describe()}", "")
         fields = {"traceback": traceback} if traceback else {}
         output = list(death.output)
+        if not self._is_ready:
+            self._guardian.send(msgpack.packb(["failed", int(Exit.APP), f"a consumer could not start: {message}"]))
         self._log.error(
             "consumer.boot_failed", consumer=slot.number, error=message, **fields, **({"output": output} if output else {})
         )

@@ -374,6 +374,8 @@ _COMPLEX = struct.Struct("!dd")
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-/]{1,100}")
 #: Booleans, numbers, text of fixed width, dates. Not objects, not structures, not variable text.
 _DTYPE = re.compile(r"[<>|=](?:[biufc]\d{1,2}|[SU]\d{1,9}|[mM]8(?:\[\d{0,9}(?:[YMWDhms]|[munpfa]s)\])?)")
+#: NumPy's own limit, since 2.0; it was 32 before.
+_MAX_DIMENSIONS = 64
 #: The path classes of this system. A PureWindowsPath is no path here, nor would it be one in the consumer.
 _OWN_PATH = type(PurePath())
 
@@ -429,6 +431,7 @@ _TOO_DEEP = 1_100
 _SUSPECT_DEPTH = 100
 _SHOWN_PIECES = 12
 _SHOWN_KEY_CHARS = 60
+_SHOWN_ERROR_CHARS = 200
 
 
 class _Node(NamedTuple):
@@ -487,7 +490,7 @@ def _refusal(node: _Node, found: Exception) -> PayloadError:
     elif isinstance(found, _Unsupported):
         hint = str(found)
     else:
-        hint = f"{type(found).__name__}: {found}"
+        hint = _told(found)
     return PayloadError(f"{node.place()}: {_named(type(node.value))} cannot be serialized; {hint}")
 
 
@@ -499,7 +502,7 @@ def _unplaced(deepest: _Node, error: Exception) -> PayloadError:
         if first is not node:
             what = f"{_named(type(first.value))} that contains itself (at {node.place()})"
             return PayloadError(f"{first.place()}: {what} cannot be serialized; pass a copy without it")
-    told = f"{type(error).__name__}: {error}"
+    told = _told(error)
     if deepest.depth < _SUSPECT_DEPTH:  # another thread changed the value meanwhile, say
         return PayloadError(f"{deepest.chain()[0].piece}: cannot be serialized; {told}")
     nested = f"values nested {min(deepest.depth, _TOO_DEEP)} levels deep or more"
@@ -526,6 +529,12 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
 def _shown_key(key: Any) -> str:
     text = ascii(key) if type(key) in _LEAVES else f"<{type(key).__name__}>"
     return text if len(text) <= _SHOWN_KEY_CHARS else text[:_SHOWN_KEY_CHARS] + "..."
+
+
+def _told(error: Exception) -> str:
+    """An error as text. Some repeat all of the data that they complain about."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= _SHOWN_ERROR_CHARS else text[:_SHOWN_ERROR_CHARS] + "..."
 
 
 def _named(kind: type) -> str:
@@ -594,7 +603,7 @@ def _unpack(job_id: bytes, payload: bytes) -> Any:
         raise
     except Exception as error:
         # msgpack alone raises seven kinds, the decoders below a few more; all of them mean the same.
-        raise CorruptPayload(f"the payload does not decode: {type(error).__name__}: {error}") from error
+        raise CorruptPayload(f"the payload does not decode: {_told(error)}") from error
 
 
 def _unpackb(body: bytes, ext_hook: Callable[[int, bytes], Any], pairs_hook: _PairsHook | None) -> Any:
@@ -733,7 +742,8 @@ def _array(dtype_name: Any, shape: Any, raw: Any) -> Any:
         raise CorruptPayload("the payload holds a NumPy array, and NumPy is not installed here") from error
     dtype = numpy.dtype(dtype_name)
     lengths = [_expect(int, length) for length in _expect(list, shape)]
-    if min(lengths, default=0) < 0 or not dtype.itemsize:
+    # Many dimensions would be refused by NumPy too, but only after math.prod had multiplied them for minutes.
+    if len(lengths) > _MAX_DIMENSIONS or min(lengths, default=0) < 0 or not dtype.itemsize:
         raise CorruptPayload("an array in the payload has no valid shape")
     if math.prod(lengths) * dtype.itemsize != len(_expect(bytes, raw)):
         raise CorruptPayload("an array in the payload has not the size of its shape")

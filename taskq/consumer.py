@@ -35,7 +35,7 @@ from taskq.context import write_record
 from taskq.counters import Counters, FlightRecorder
 from taskq.errors import AppError, JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
-from taskq.loader import load_app
+from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outcome import Verdict
 from taskq.platform import die_with_parent, name_process
@@ -79,6 +79,7 @@ def main(boot: Boot) -> None:
     send_output_to(boot.output)
     name_process(boot.title)
     outbox = Outbox(boot.socket)
+    os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
     except BaseException as error:

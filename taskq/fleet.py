@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -17,11 +18,12 @@ from taskq.config import Settings
 from taskq.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError
 from taskq.exits import Exit
 from taskq.guardian import Guardian
+from taskq.loader import IN_CONSUMER
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
 
-_GUARDIAN = "import sys; from taskq.fleet import main; main(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+_GUARDIAN = "import sys; from taskq.fleet import main; main(*sys.argv[1:])"
 _ERRORS: dict[int, type[TaskQError]] = {
     Exit.APP: AppError,
     Exit.ALREADY_RUNNING: AlreadyRunning,
@@ -38,9 +40,14 @@ def run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
     Raises:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
     """
+    if IN_CONSUMER in os.environ:
+        raise AppError("a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`")
+    reference = reference_of(app)
+    app.directory.create()
     ours, theirs = socket.socketpair()
-    arguments = [sys.executable, "-c", _GUARDIAN, reference_of(app), json.dumps(settings.to_dict()), str(theirs.fileno())]
-    environment = {**os.environ, "TASKQ_URL": str(app.directory.path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    arguments = [sys.executable, "-c", _GUARDIAN, reference, json.dumps(settings.to_dict())]
+    arguments += [app.name, str(app.directory.path), str(theirs.fileno())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
     theirs.close()
     try:
@@ -70,7 +77,8 @@ def reference_of(app: TaskQ) -> str:
     Raises:
         AppError: it is in no module that can be imported.
     """
-    for module_name, module in list(sys.modules.items()):
+    modules = sorted(sys.modules.items(), key=lambda item: item[0] in ("__main__", "__mp_main__"))
+    for module_name, module in modules:  # a module of its own is better than the script that imported the name
         for attribute, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
             if value is app:
                 return f"{_importable(module_name)}:{attribute}"
@@ -90,8 +98,9 @@ def _importable(module_name: str) -> str:
     return os.path.abspath(file)
 
 
-def main(app: str, settings: str, descriptor: int) -> None:
+def main(app: str, settings: str, title: str, directory: str, descriptor: str) -> None:
     """Runs the guardian of such a fleet; the target of its process."""
-    os.set_inheritable(descriptor, False)
-    host = socket.socket(fileno=descriptor)
-    sys.exit(Guardian(app, Settings(**json.loads(settings)), host).run())
+    host = socket.socket(fileno=int(descriptor))
+    host.set_inheritable(False)
+    guardian = Guardian(app, Settings(**json.loads(settings)), host, known_as=(title, Path(directory)))
+    sys.exit(guardian.run())

@@ -43,13 +43,20 @@ _BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[
 class Guardian:
     """Runs one fleet from its start to its end."""
 
-    def __init__(self, app: str, settings: Settings, host: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        app: str,
+        settings: Settings,
+        host: socket.socket | None = None,
+        known_as: tuple[str, Path] | None = None,
+    ) -> None:
         """
         Args:
             app: the application, as for `taskq.loader.load_app`.
             settings: of the fleet.
             host: a socket to a program whose fleet this is (`TaskQ.fleet`): it hears when the fleet is ready or why
                 not, and its end ends the fleet.
+            known_as: the application's name and directory, if the host knows them; else they are looked up.
         """
         self._app = app
         self._settings = settings
@@ -61,8 +68,8 @@ class Guardian:
         self._came_up = False  # the present broker
         self._failures = 0
         self._deaths: deque[float] = deque()
-        self._directory: Directory | None = None
-        self._title = ""
+        self._title, path = known_as or ("", None)
+        self._directory = None if path is None else Directory(path)
 
     def run(self) -> int:
         """Runs the fleet. Returns the exit code."""
@@ -72,7 +79,7 @@ class Guardian:
         if self._host is not None:
             self._selector.register(self._host, selectors.EVENT_READ, self._on_host_gone)
         self._start_broker()  # it imports while the application is resolved
-        code, message = self._resolve()
+        code, message = (Exit.OK, "") if self._directory else self._resolve()
         if code != Exit.OK:
             self._abandon(message, code)
             return code

@@ -12,6 +12,9 @@ from types import ModuleType
 from taskq.app import TaskQ
 from taskq.errors import AppError
 
+#: Set in the environment of consumers (and of what they start), for scripts that would start a fleet when imported.
+IN_CONSUMER = "TASKQ_IN_CONSUMER"
+
 
 def load_app(reference: str) -> TaskQ:
     """Imports an application.
@@ -65,6 +68,8 @@ def _import_file(path: Path) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
+    if loaded is not None:
+        name = f"taskq_app_{name}"  # a script may be called as a module that is in use: leave that alone
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)

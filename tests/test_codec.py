@@ -666,6 +666,28 @@ def test_a_value_that_is_no_call_is_corrupt(value: Any) -> None:
         decode_call(ID, packed(value))
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("code", "held"),
+    [
+        (Ext.NDARRAY, ["<i4", [2**64 - 1] * 400_000, b""]),
+        (Ext.NDARRAY, ["<i" + "9" * 4_000_000, [], b""]),
+        (Ext.DATE, b"9" * 4_000_000),
+        (Ext.DATETIME, b"02024-01-01[" + b"9" * 4_000_000),
+        (Ext.DECIMAL, b"1" * 4_000_000 + b"x"),
+    ],
+)
+def test_large_nonsense_is_refused_quickly_and_briefly(code: Ext, held: Any) -> None:
+    """Four megabytes of nonsense cost neither minutes nor a message of their own size."""
+    if isinstance(held, bytes):
+        payload = packed(msgpack.ExtType(code, held))
+    else:
+        payload = packed({msgpack.ExtType(code, b""): held})
+    with pytest.raises(CorruptPayload) as caught:
+        decode_result(ID, payload)
+    assert len(str(caught.value)) < 500
+
+
 def test_msgpack_s_own_timestamp_decodes_to_a_number() -> None:
     """msgpack decodes its timestamps by itself; no class of its own comes out."""
     assert decode_result(ID, packed(msgpack.Timestamp(5))) == 5.0

@@ -1,0 +1,102 @@
+"""A web application that hands its work to a fleet: it answers at once with a job's id, and later with the result.
+
+    pip install fastapi uvicorn pillow
+    python examples/web_app.py                      # server and fleet together, until Ctrl-C; or apart:
+
+    uvicorn --app-dir examples web_app:app          # the server alone accepts work; nobody does it yet
+    taskq worker examples/web_app.py:q              # the fleet: stop it, start it, the server never notices
+
+    curl --data-binary @photo.jpg http://127.0.0.1:8000/thumbnails      # {"job": "0198c2...", "state": "queued"}
+    curl http://127.0.0.1:8000/jobs/0198c2...                           # {"job": ..., "state": "succeeded", ...}
+    curl http://127.0.0.1:8000/jobs/0198c2.../result > thumbnail.jpg    # waits until it is there
+
+Once a job's id was answered the job will be done: uploads that come while the fleet is away are kept on disk, in the
+spool, and the next fleet does them. A file that is no image costs its sender a clear answer, and nobody else anything.
+"""
+
+import argparse
+from contextlib import suppress
+from io import BytesIO
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image, ImageOps
+
+from taskq import (
+    BrokerUnavailable,
+    ConfigError,
+    EnqueueError,
+    JobFailed,
+    JobNotFound,
+    PayloadTooLarge,
+    ResultTimeout,
+    TaskQ,
+    TaskQError,
+)
+
+q = TaskQ("web_app")
+app = FastAPI(title="Thumbnails")
+
+
+@q.task(retries=0, timeout=30)
+def thumbnail(image: bytes, size: int = 256) -> bytes:
+    """Makes a thumbnail. It runs in a consumer: the server's event loop stays free for requests."""
+    with Image.open(BytesIO(image)) as picture:
+        picture.thumbnail((size, size))
+        made = BytesIO()
+        ImageOps.exif_transpose(picture).convert("RGB").save(made, "JPEG", quality=85)
+    return made.getvalue()
+
+
+@app.post("/thumbnails", status_code=202)
+async def upload(request: Request, size: int = 256) -> dict[str, str]:
+    """Accepts an image. When this answers, the job is on disk."""
+    job = await thumbnail.aenqueue(await request.body(), size=size)
+    return {"job": job.id, "state": "queued"}
+
+
+@app.get("/jobs/{job_id}")
+def state(job_id: str) -> dict[str, object]:
+    """Tells where a job is. FastAPI runs a plain function in a thread, so the blocking client is right here."""
+    info = q.job(job_id).info()
+    error = f"{info.error.type}: {info.error.message}" if info.error else None
+    return {"job": job_id, "state": info.state, "attempts": info.attempts, "error": error}
+
+
+@app.get("/jobs/{job_id}/result")
+async def result(job_id: str, wait: float = 10) -> Response:
+    """Answers with the thumbnail as soon as it is there. A thousand requests may wait so: nothing polls."""
+    return Response(await q.job(job_id).aresult(timeout=wait), media_type="image/jpeg")
+
+
+STATUS_OF = {
+    JobNotFound: 404,
+    ConfigError: 404,  # no job has such an id
+    PayloadTooLarge: 413,
+    JobFailed: 422,
+    EnqueueError: 503,  # the queue or the disk is full
+    BrokerUnavailable: 503,
+    ResultTimeout: 504,
+}
+
+
+@app.exception_handler(TaskQError)
+def explain(_: Request, error: TaskQError) -> JSONResponse:
+    """Turns the errors of taskq into answers, in one place. A traceback is for the log, not for the world."""
+    told = f"{error.error_type}: {error.error_message}" if isinstance(error, JobFailed) else str(error)
+    status = next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
+    return JSONResponse({"error": told}, status)
+
+
+def main() -> None:
+    """Runs the server, with a fleet of its own, until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8000, help="0 for one that is free")
+    options = parser.parse_args()
+    with q.fleet(), suppress(KeyboardInterrupt):
+        uvicorn.run(app, host="127.0.0.1", port=options.port)
+
+
+if __name__ == "__main__":
+    main()

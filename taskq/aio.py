@@ -1,0 +1,382 @@
+"""The asyncio client: the behaviour of `taskq.client`, without a thread and without blocking the loop.
+
+One connection per event loop and directory carries the calls of all tasks: an answer finds its request by its
+number, an ending those who wait for it by the id of the job. Only callbacks of the loop drive it, so a loop that
+ends has no task to destroy and no transport to close: the client goes with its loop, the socket with the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from taskq import wire
+from taskq.client import (
+    RECONNECT_FIRST_S,
+    RECONNECT_LONGEST_S,
+    REPLY_TIMEOUT_S,
+    SHORTEST_WAIT_S,
+    TELL_AWAY_AFTER_S,
+    Call,
+    Client,
+    ConnectionLost,
+    Ending,
+    chunks,
+    ending_of,
+    error_of,
+    info_of,
+    submit_frame,
+    value_of,
+)
+from taskq.config import Directory
+from taskq.errors import JobNotFound, ResultTimeout, TaskQError
+from taskq.limits import MAX_JOBS_PER_FRAME
+from taskq.model import JobInfo, Spec
+from taskq.wire import Message, Op
+
+_READ_BYTES = 256 * 1024
+#: While more than this is not sent yet, new requests wait.
+_HIGH_WATER_BYTES = 1024 * 1024
+
+_Clients = dict[tuple[int, Path], "AsyncClient"]
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+
+
+def async_client(directory: Directory) -> AsyncClient:
+    """The client of the running event loop for a queue's directory.
+
+    Raises:
+        RuntimeError: no event loop runs.
+    """
+    loop = asyncio.get_running_loop()
+    key = os.getpid(), directory.path  # what was connected before a fork belongs to the parent
+    client = _clients.get(loop, {}).get(key)
+    if client is None:
+        _drop_closed_loops()
+        client = _clients.setdefault(loop, {})[key] = AsyncClient(directory)
+    return client
+
+
+def _drop_closed_loops() -> None:
+    """Frees the clients of loops that were closed under waiting tasks, whose futures keep the loop alive."""
+    for reference in _clients.keyrefs():  # a copy: other threads add theirs
+        loop = reference()
+        if loop is not None and loop.is_closed():
+            _clients.pop(loop, None)
+
+
+class AsyncClient:
+    """The calls of all tasks of one event loop to one queue's directory. Get it from `async_client`."""
+
+    # Between calls nothing here refers to the loop, which could not go before its client otherwise.
+
+    def __init__(self, directory: Directory) -> None:
+        self._blocking = Client(directory)  # for what is done in a thread while no broker answers
+        self._path = directory.socket_path()
+        self._connection: _Connection | None = None
+        self._waiting: dict[bytes, set[asyncio.Future[Message]]] = {}
+        self._pauses: Iterator[float] | None = None  # of the present outage
+        self._is_retrying = False  # a timer of the loop will connect
+
+    # -- jobs
+
+    async def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:
+        """Submits jobs; each is durable when this returns. With no broker there, they go to the spool.
+
+        Returns:
+            The ids.
+
+        Raises:
+            EnqueueError: they were not accepted.
+            BrokerUnavailable: neither a broker nor the spool takes them.
+        """
+        ids: list[bytes] = []
+        for chunk in chunks(calls):
+            await self._submit_chunk(spec, chunk)
+            ids.extend(call.id for call in chunk)
+        return ids
+
+    async def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> None:
+        try:
+            await self._request(
+                lambda number, resend: submit_frame(number, spec, chunk, resend=resend, watch=False)
+            )
+        except ConnectionLost:
+            await asyncio.to_thread(self._blocking.spool, spec, chunk)
+
+    async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
+        """Waits for the end of a job, also across restarts of the broker.
+
+        Raises:
+            ResultTimeout: it did not end in time.
+            JobNotFound: the broker does not know the job.
+        """
+        future = self._watch(job_id)
+        try:
+            async with asyncio.timeout(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s)):
+                await future
+        except TimeoutError:
+            if future.cancelled():  # else the ending came in the same turn of the loop
+                text = f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on"
+                raise ResultTimeout(text) from None
+        finally:
+            self._forget(job_id, future)
+        _, ending = ending_of(future.result())
+        if ending is None:
+            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+        return ending
+
+    async def info(self, job_id: bytes) -> JobInfo:
+        """All that is known of a job; raises as `Client.info`."""
+        try:
+            fields = await self._request(lambda number, _: wire.frame([Op.INFO, number, job_id]))
+        except ConnectionLost:
+            return await asyncio.to_thread(self._blocking.info, job_id)  # tries again, or says what to do
+        return info_of(job_id, fields)
+
+    async def is_spooled(self, job_id: bytes) -> bool:
+        """Whether a job waits in the spool."""
+        return await asyncio.to_thread(self._blocking.is_spooled, job_id)
+
+    async def cancel(self, job_id: bytes) -> bool:
+        """Cancels a job that has not started. Returns whether it is cancelled now; raises as `Client.cancel`."""
+        try:
+            return bool(await self._request(lambda number, _: wire.frame([Op.CANCEL, number, job_id])))
+        except ConnectionLost:
+            return await asyncio.to_thread(self._blocking.cancel, job_id)
+
+    async def _request(self, frame: Callable[[int, bool], bytes]) -> Any:
+        """Sends `frame(number, resend)`, and again on a new connection if the first was lost meanwhile.
+
+        Raises:
+            ConnectionLost: no broker answers.
+        """
+        try:
+            return await self._connected().request(lambda number: frame(number, False))
+        except ConnectionLost:
+            return await self._connected().request(lambda number: frame(number, True))
+
+    # -- who waits for what
+
+    def _watch(self, job_id: bytes) -> asyncio.Future[Message]:
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        is_watched = job_id in self._waiting
+        self._waiting.setdefault(job_id, set()).add(future)
+        if self._connection is None and not self._is_retrying:
+            self._connect_again()  # and watch it there
+        elif self._connection is not None and not is_watched:
+            self._connection.watch([job_id])
+        return future
+
+    def _forget(self, job_id: bytes, future: asyncio.Future[Message]) -> None:
+        futures = self._waiting.get(job_id, set())
+        futures.discard(future)
+        if not futures:
+            self._waiting.pop(job_id, None)
+
+    def on_ending(self, message: Message) -> None:
+        """Wakes those who wait for a job; each looks into the message itself, so an error in it is theirs."""
+        for future in self._waiting.pop(message[0][1], ()):
+            if not future.done():
+                future.set_result(message)
+
+    # -- the connection
+
+    def _connected(self) -> _Connection:
+        """The connection, on which all waiting jobs are watched.
+
+        Raises:
+            ConnectionLost: no broker listens.
+        """
+        if self._connection is None:
+            self._connection = _Connection(self._path, weakref.proxy(self))  # no cycle: it closes at once
+            self._connection.watch(self._waiting)
+        return self._connection
+
+    def on_lost(self, connection: _Connection, error: TaskQError) -> None:
+        """Looks for the next broker, for those who wait; what a broker itself told us would only come again."""
+        self._connection = None
+        if connection.is_greeted:
+            self._pauses = None
+        if not isinstance(error, ConnectionLost):
+            for futures in self._waiting.values():
+                _fail(futures, error)
+        elif not self._is_retrying:
+            self._connect_later()
+
+    def _connect_again(self) -> None:
+        self._is_retrying = False
+        if not self._waiting:
+            self._pauses = None  # who waits next begins afresh
+            return
+        try:
+            self._connected()
+        except ConnectionLost:
+            self._connect_later()
+
+    def _connect_later(self) -> None:
+        self._pauses = self._pauses or _pauses(self._blocking)
+        self._is_retrying = True
+        asyncio.get_running_loop().call_later(next(self._pauses), self._connect_again)
+
+
+def _pauses(client: Client) -> Iterator[float]:
+    """The pauses between attempts to reach a broker. When they have become long together, tells it once."""
+    pause_s = RECONNECT_FIRST_S
+    tell_at = time.monotonic() + TELL_AWAY_AFTER_S
+    while time.monotonic() < tell_at:
+        yield pause_s
+        pause_s = min(pause_s * 2, RECONNECT_LONGEST_S)
+    client.tell_away()
+    while True:
+        yield RECONNECT_LONGEST_S
+
+
+class _Connection:
+    """One connection to the broker. What tasks send in one turn of the loop goes out together."""
+
+    def __init__(self, path: Path, client: AsyncClient) -> None:
+        """Connects, which on a Unix socket succeeds or fails at once. Nobody needs to wait for the greeting.
+
+        Raises:
+            ConnectionLost: no broker listens there.
+        """
+        self.is_greeted = False
+        self._client = client
+        self._decoder = wire.Decoder()
+        self._numbers = count(1)
+        self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._to_watch: list[bytes] = []  # ids to ask for with the next flush
+        self._unsent = bytearray()
+        self._is_flushing = False  # a callback will send what is unsent
+        self._has_room = asyncio.Event()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._close = weakref.finalize(self, self._socket.close)  # when the loop drops us, without a warning
+        try:
+            self._socket.setblocking(False)
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            self._close()
+            raise ConnectionLost(str(error)) from error
+        asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
+        self._send(wire.hello(os.getpid()))
+
+    # -- out
+
+    async def request(self, frame: Callable[[int], bytes]) -> Any:
+        """Sends `frame(number)` and returns the value of its answer.
+
+        Raises:
+            ConnectionLost: no answer will come.
+        """
+        while len(self._unsent) > _HIGH_WATER_BYTES:
+            await self._has_room.wait()
+        if not self._close.alive:
+            raise ConnectionLost("lost while the request waited for its turn")
+        number = next(self._numbers)
+        self._send(frame(number))
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                message = await self._answers[number]
+        except TimeoutError as error:
+            lost = ConnectionLost(f"the broker did not answer within {REPLY_TIMEOUT_S:g} s")
+            self._lose(lost)
+            raise lost from error
+        finally:
+            del self._answers[number]
+        return value_of(message, number)
+
+    def watch(self, ids: Iterable[bytes]) -> None:
+        """Asks for the RESULT frames of jobs. There is no other answer."""
+        self._to_watch.extend(ids)
+        self._send(b"")
+
+    def _send(self, frame: bytes) -> None:
+        self._unsent += frame
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if not self._close.alive:
+            return
+        for start in range(0, len(self._to_watch), MAX_JOBS_PER_FRAME):
+            self._unsent += wire.frame([Op.WATCH, b"".join(self._to_watch[start : start + MAX_JOBS_PER_FRAME])])
+        self._to_watch.clear()
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(ConnectionLost(str(error)))
+            return
+        self._await_writable()
+
+    def _await_writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._is_flushing = bool(self._unsent)
+        if self._is_flushing:
+            loop.add_writer(self._socket, self._flush)
+        else:
+            loop.remove_writer(self._socket)
+        if len(self._unsent) > _HIGH_WATER_BYTES:
+            self._has_room.clear()
+        else:
+            self._has_room.set()
+
+    # -- in
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionLost("the broker closed the connection")
+            for message in self._decoder.feed(data):
+                self._hear(message)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(ConnectionLost(str(error)))
+        except TaskQError as error:
+            self._lose(error)
+
+    def _hear(self, message: Message) -> None:
+        envelope, _ = message
+        match envelope[0]:
+            case Op.RESULT:
+                self._client.on_ending(message)
+            case Op.HELLO:
+                wire.check_hello(envelope)
+                self.is_greeted = True
+            case Op.ERROR if not envelope[1]:  # about the connection, not about a request
+                raise error_of(envelope)
+            case _:
+                answer = self._answers.get(envelope[1])
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+
+    def _lose(self, error: TaskQError) -> None:
+        if not self._close.alive:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        loop.remove_writer(self._socket)
+        self._close()
+        self._unsent.clear()
+        self._has_room.set()
+        _fail(self._answers.values(), error)
+        self._client.on_lost(self, error)
+
+
+def _fail(futures: Iterable[asyncio.Future[Message]], error: TaskQError) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
