@@ -1,8 +1,8 @@
 """The asyncio client: the behaviour of `taskq.client`, without a thread and without blocking the loop.
 
-One connection per event loop and directory carries the calls of all tasks: an answer finds its request by its
-number, an ending those who wait for it by the id of the job. Only callbacks of the loop drive it, so a loop that
-ends has no task to destroy and no transport to close: the client goes with its loop, the socket with the client.
+One connection per event loop and directory carries the calls of all tasks: an answer finds its request by the
+number, an ending finds its waiters by the id of the job. Only callbacks of the loop drive it, so a loop that
+ends leaves no task and no transport to close: the client goes with the loop, the socket with the client.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class AsyncClient:
 
     async def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> None:
         try:
-            await self._request(
-                lambda number, resend: submit_frame(number, spec, chunk, resend=resend, watch=False)
-            )
+            await self._request(lambda number, resend: submit_frame(number, spec, chunk, resend=resend, watch=False))
         except ConnectionLost:
             await asyncio.to_thread(self._blocking.spool, spec, chunk)
 
@@ -146,7 +144,7 @@ class AsyncClient:
         return await asyncio.to_thread(self._blocking.is_spooled, job_id)
 
     async def cancel(self, job_id: bytes) -> bool:
-        """Cancels a job that has not started. Returns whether it is cancelled now; raises as `Client.cancel`."""
+        """Cancels a job that has not started. Returns whether it is cancelled now. As `Client.cancel`."""
         try:
             return bool(await self._request(lambda number, _: wire.frame([Op.CANCEL, number, job_id])))
         except ConnectionLost:
@@ -201,14 +199,14 @@ class AsyncClient:
         return self._connection
 
     def on_lost(self, connection: _Connection, error: TaskQError) -> None:
-        """Looks for the next broker, for those who wait; what a broker itself told us would only come again."""
+        """Looks for the next broker if somebody waits; but what a broker told us would only come again."""
         self._connection = None
         if connection.is_greeted:
             self._pauses = None
         if not isinstance(error, ConnectionLost):
             for futures in self._waiting.values():
                 _fail(futures, error)
-        elif not self._is_retrying:
+        elif self._waiting and not self._is_retrying:
             self._connect_later()
 
     def _connect_again(self) -> None:
@@ -301,6 +299,8 @@ class _Connection:
 
     def _send(self, frame: bytes) -> None:
         self._unsent += frame
+        if len(self._unsent) > _HIGH_WATER_BYTES:
+            self._has_room.clear()
         if not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -309,7 +309,8 @@ class _Connection:
         if not self._close.alive:
             return
         for start in range(0, len(self._to_watch), MAX_JOBS_PER_FRAME):
-            self._unsent += wire.frame([Op.WATCH, b"".join(self._to_watch[start : start + MAX_JOBS_PER_FRAME])])
+            ids = b"".join(self._to_watch[start : start + MAX_JOBS_PER_FRAME])
+            self._unsent += wire.frame([Op.WATCH, ids])
         self._to_watch.clear()
         try:
             del self._unsent[: self._socket.send(self._unsent)]
@@ -318,18 +319,12 @@ class _Connection:
         except OSError as error:
             self._lose(ConnectionLost(str(error)))
             return
-        self._await_writable()
-
-    def _await_writable(self) -> None:
-        loop = asyncio.get_running_loop()
         self._is_flushing = bool(self._unsent)
         if self._is_flushing:
-            loop.add_writer(self._socket, self._flush)
+            asyncio.get_running_loop().add_writer(self._socket, self._flush)
         else:
-            loop.remove_writer(self._socket)
-        if len(self._unsent) > _HIGH_WATER_BYTES:
-            self._has_room.clear()
-        else:
+            asyncio.get_running_loop().remove_writer(self._socket)
+        if len(self._unsent) <= _HIGH_WATER_BYTES:
             self._has_room.set()
 
     # -- in
@@ -343,10 +338,10 @@ class _Connection:
                 self._hear(message)
         except BlockingIOError:
             pass
+        except TaskQError as error:  # first: some of ours are OSErrors as well
+            self._lose(error)
         except OSError as error:
             self._lose(ConnectionLost(str(error)))
-        except TaskQError as error:
-            self._lose(error)
 
     def _hear(self, message: Message) -> None:
         envelope, _ = message

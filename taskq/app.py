@@ -1,13 +1,13 @@
 """The public face: TaskQ, its tasks, and the handles of their jobs.
 
-    q = TaskQ("thumbs")
+q = TaskQ("thumbs")
 
-    @q.task(queue="images", retries=3, timeout=30)
-    def thumbnail(path: str, size: int = 256) -> str: ...
+@q.task(queue="images", retries=3, timeout=30)
+def thumbnail(path: str, size: int = 256) -> str: ...
 
-    thumbnail("cat.jpg")                         # an ordinary call
-    job = thumbnail.enqueue("cat.jpg", size=128) # a job for the fleet
-    job.result(timeout=30)
+thumbnail("cat.jpg")                         # an ordinary call
+job = thumbnail.enqueue("cat.jpg", size=128) # a job for the fleet
+job.result(timeout=30)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import inspect
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import update_wrapper
@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from taskq.client import Call, Client, Ending, Endings, chunks
 from taskq.codec import CallCaster, decode_result, encode_call
 from taskq.config import Directory, Settings, queue_directory
-from taskq.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, JobNotFound, PayloadTooLarge, ResultTimeout
+from taskq.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    PayloadTooLarge,
+    ResultTimeout,
+)
 from taskq.limits import MAX_PAYLOAD_BYTES
 from taskq.model import (
     DEFAULT_MAX_CRASHES,
@@ -96,8 +104,11 @@ class Job(Generic[R]):
             return client.info(self._id)
         except BrokerUnavailable:
             if client.is_spooled(self._id):
-                return JobInfo(self.id, "", "", JobState.QUEUED, 0, 0, enqueued_at(self._id))
+                return self._spooled_info()
             raise
+
+    def _spooled_info(self) -> JobInfo:
+        return JobInfo(self.id, "", "", JobState.QUEUED, 0, 0, enqueued_at(self._id))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the job has ended, in whatever way.
@@ -147,6 +158,20 @@ class Job(Generic[R]):
         """`result` for asyncio: waits without blocking the loop."""
         return cast(R, value_of_ending(self._id, await self._app.async_client().wait(self._id, timeout), self._cast))
 
+    async def ainfo(self) -> JobInfo:
+        """`info` for asyncio."""
+        client = self._app.async_client()
+        try:
+            return await client.info(self._id)
+        except BrokerUnavailable:
+            if await client.is_spooled(self._id):
+                return self._spooled_info()
+            raise
+
+    async def acancel(self) -> bool:
+        """`cancel` for asyncio."""
+        return await self._app.async_client().cancel(self._id)
+
     def __await__(self) -> Generator[Any, None, R]:
         return self.aresult().__await__()
 
@@ -158,7 +183,9 @@ def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] 
         raise JobCancelled(f"job {job_id.hex()} was cancelled before it started")
     if error is not None:
         raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
-    value = decode_result(job_id, ending.outcome.result or b"")
+    if ending.outcome.result is None:
+        return None
+    value = decode_result(job_id, ending.outcome.result)
     return value if caster is None else caster(value)
 
 
@@ -190,7 +217,7 @@ class Enqueuer(Generic[P, R]):
             ConfigError: an option makes no sense.
         """
         changes = {"queue": queue, "retries": retries, "timeout_s": timeout, "max_crashes": max_crashes}
-        given = {name: value for name, value in changes.items() if value is not Unset}
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not Unset}
         return Enqueuer(self._app, replace(self._spec, **given), self._return_caster)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
@@ -275,14 +302,18 @@ def _calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
     ids: Iterator[bytes] = iter(())
     for args in arguments:
         if type(args) is not tuple and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
-            raise ConfigError(f"each job of {spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)")
+            raise ConfigError(
+                f"each job of {spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
+            )
         job_id = next(ids, None)
         if job_id is None:
             ids = new_job_ids(_IDS_AT_ONCE)
             job_id = next(ids)
         payload = encode_call(job_id, args, {})
         if len(payload) > MAX_PAYLOAD_BYTES:
-            raise PayloadTooLarge(f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}")
+            raise PayloadTooLarge(
+                f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}"
+            )
         yield Call(job_id, payload)
 
 
@@ -376,8 +407,6 @@ class TaskQ:
         return f"<TaskQ {self.name}>"
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
@@ -390,7 +419,7 @@ class TaskQ:
         max_crashes: int = DEFAULT_MAX_CRASHES,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
-    def task(
+    def task(  # type: ignore[misc]  # mypy 2.4 does not see that the second form leaves out a default
         self,
         function: Callable[..., Any] | None = None,
         /,
@@ -418,13 +447,13 @@ class TaskQ:
         """
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            task_name = name or getattr(function, "__name__", "")
+            task_name = str(name or getattr(function, "__name__", ""))
             task = Task(self, function, Spec(task_name, queue, retries, timeout, max_crashes))
             known = self.tasks.get(task_name)
             if known is not None and not _is_same_function(known.function, function):
                 raise ConfigError(
-                    f"the task name {task_name!r} is taken by {known.function.__module__}.{known.function.__qualname__}: "
-                    "give one of them another with name="
+                    f"the task name {task_name!r} is taken by {known.function.__module__}."
+                    f"{known.function.__qualname__}: give one of them another with name="
                 )
             self.tasks[task_name] = task
             return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -46,6 +47,10 @@ def _run(
     guardian: socket.socket, app: str, title: str, directory: Directory, settings: Settings, guardian_pid: int
 ) -> tuple[Exit, str]:
     name_process(f"broker [{title}]")
+    # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
+    # them again and again.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     try:
         take_broker_lock(directory.lock, guardian_pid)
         log, fanout = configure(directory.path, settings.log_format, settings.log_level)

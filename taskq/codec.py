@@ -1034,7 +1034,7 @@ class CallCaster:
         return_caster: the caster of the return annotation, or None.
     """
 
-    __slots__ = ("_by_name", "_by_position", "_needed", "_other_names", "_other_positions", "return_caster")
+    __slots__ = ("_by_name", "_by_position", "_other_names", "_other_positions", "converts", "return_caster")
 
     def __init__(self, function: Callable[..., Any]) -> None:
         """Reads the signature.
@@ -1059,7 +1059,7 @@ class CallCaster:
                     self._by_position.append((name, made))
                 if kind is not parameter.POSITIONAL_ONLY:
                     self._by_name[name] = made
-        self._needed = any(casters.get(parameter.name) is not None for parameter in parameters)
+        self.converts = any(casters.get(parameter.name) is not None for parameter in parameters)
 
     def cast(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Converts the arguments that need it.
@@ -1074,7 +1074,7 @@ class CallCaster:
         Raises:
             TypeError: an argument cannot be converted; the message names its parameter.
         """
-        if not self._needed:
+        if not self.converts:
             return args, kwargs
         surplus = len(args) - len(self._by_position)
         positions = self._by_position + [self._other_positions] * surplus

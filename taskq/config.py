@@ -31,7 +31,7 @@ Durability = Literal["power", "os", "memory"]
 LogFormat = Literal["auto", "console", "json"]
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-#: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, shares of virtual machines).
+#: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, virtual machines' shares).
 UNSAFE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "glusterfs"})
 
 

@@ -9,13 +9,12 @@ Nothing here is shared with another consumer. It lives and dies with its broker.
 from __future__ import annotations
 
 import faulthandler
-import fcntl
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import termios
 import threading
 import time
 import traceback
@@ -38,7 +37,7 @@ from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outcome import Verdict
-from taskq.platform import die_with_parent, name_process
+from taskq.platform import UnreadBytes, die_with_parent, name_process
 from taskq.runner import Runner, flush_output
 from taskq.wire import Op
 
@@ -47,15 +46,16 @@ STOP = b""
 #: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
 TIMEOUT_SIGNAL = signal.SIGXCPU
 
-#: Outcomes are sent together: at the latest after this time, or when so many or so large ones wait, and at once when there
-#: is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU, so 2 ms jobs reported one by one
+#: Outcomes are sent together: at the latest after this time, or when so many or so large ones wait, and at once when
+#: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU, so 2 ms jobs reported one by one
 #: would take a tenth of a core from the jobs.
-_REPORT_AFTER_S = 0.010
+_REPORT_AFTER_S = 0.020
 _REPORT_COUNT = 250
 _REPORT_BYTES = MAX_FRAME_BYTES // 4
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
 _OUTPUT_WAIT_S = 0.25
+_is_forked_child = False  # set in what a job forks
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def main(boot: Boot) -> None:
         os._exit(1)
     app.use_directory(Directory(boot.directory))
     log_to_output_unless_the_application_does()
+    gc.freeze()  # what was imported stays: the collector need not look at it again
     Consumer(boot, app, outbox).run()
     outbox.report()
     flush_output()
@@ -103,6 +104,8 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     lock = hold_consumer_lock(Directory(boot.directory).consumers_lock)
 
     def forget_in_child() -> None:
+        global _is_forked_child  # noqa: PLW0603
+        _is_forked_child = True
         # what a job forks must not speak for this consumer, nor keep its lock
         for descriptor in (boot.socket.fileno(), lock):
             try:
@@ -153,43 +156,38 @@ class Outbox:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
-        self._numbers: list[int] = []
-        self._verdicts: list[int] = []
-        self._durations_us: list[int] = []
-        self._outcomes: list[bytes] = []
+        self._ended: list[tuple[int, int, int, bytes]] = []  # number, verdict, microseconds, outcome
         self._bytes = 0
         self._oldest_at = 0.0  # when the oldest unsent outcome was made
         self._has_some = threading.Event()
 
-    def add(self, number: int, verdict: Verdict, duration_s: float, outcome: bytes) -> None:
-        """Takes an outcome; it is sent later, together with others."""
+    def add(self, number: int, verdict: Verdict, duration_s: float, outcome: bytes, now: float) -> None:
+        """Takes an outcome; it is sent together with others, now or later."""
         with self._lock:
-            if not self._numbers:
-                self._oldest_at = time.monotonic()
+            ended = self._ended
+            if not ended:
+                self._oldest_at = now
                 self._has_some.set()
-            self._numbers.append(number)
-            self._verdicts.append(int(verdict))
-            self._durations_us.append(int(duration_s * 1e6))
-            self._outcomes.append(outcome)
+            ended.append((number, int(verdict), int(duration_s * 1e6), outcome))
             self._bytes += len(outcome)
-        if len(self._numbers) >= _REPORT_COUNT or self._bytes >= _REPORT_BYTES:
+        if now - self._oldest_at >= _REPORT_AFTER_S or len(ended) >= _REPORT_COUNT or self._bytes >= _REPORT_BYTES:
             self.report()
 
     def report(self) -> None:
         """Sends what waits."""
         with self._lock:
-            if not self._numbers:
+            if not self._ended:
                 return
-            lengths = [len(outcome) for outcome in self._outcomes]
-            envelope = [Op.OUTCOMES, self._numbers, self._verdicts, self._durations_us, lengths]
-            self._socket.sendall(wire.frame(envelope, self._outcomes))
-            self._numbers, self._verdicts, self._durations_us, self._outcomes = [], [], [], []
+            numbers, verdicts, durations_us, outcomes = zip(*self._ended, strict=True)
+            envelope = [Op.OUTCOMES, numbers, verdicts, durations_us, [len(outcome) for outcome in outcomes]]
+            self._socket.sendall(wire.frame(envelope, outcomes))
+            self._ended = []
             self._bytes = 0
             self._has_some.clear()
 
     def report_if_late(self) -> None:
         """Sends what waits if it has waited long enough."""
-        if self._numbers and time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
+        if self._ended and time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
             self.report()
 
     def report_late(self) -> None:
@@ -221,11 +219,10 @@ class Consumer:
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record)
         self._runner = Runner(app)
         self._outbox = outbox
-        self._pid = os.getpid()
         self._number = 0  # of the job that runs
         self._is_waiting = False
-        self._is_stopping = False
-        self._unread = bytearray(4)
+        self._is_stopping: bool = False  # set by a signal handler
+        self._unread = UnreadBytes(1)
         self._task_names = sorted(app.tasks)
 
     def run(self) -> None:
@@ -241,11 +238,14 @@ class Consumer:
             if batch == STOP:
                 return
             number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
-            for job_id, task, attempt, payload in jobs:
-                if self._is_stopping:
-                    return
-                self._run_job(number, job_id, task, attempt, payload)
-                number += 1
+            self._run_batch(number, jobs)
+
+    def _run_batch(self, number: int, jobs: list[Any]) -> None:
+        for job_id, task, attempt, payload in jobs:
+            if self._is_stopping:
+                return
+            self._run_job(number, job_id, task, attempt, payload)
+            number += 1
 
     def _next_batch(self) -> bytes:
         if self._inbox.empty():
@@ -266,24 +266,20 @@ class Consumer:
         self._recorder.started(job_id, attempt)
         self._number = number
         verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload)
-        if os.getpid() != self._pid:
+        if _is_forked_child:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
         flush_output()
-        self._wait_until_output_is_heard()
+        if self._unread:
+            self._wait_until_output_is_heard()
         self._number = 0
         self._counters.finish(number, duration_s)
         self._recorder.idle()
-        self._outbox.add(number, verdict, duration_s, outcome)
-        self._outbox.report_if_late()
+        self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
 
     def _wait_until_output_is_heard(self) -> None:
-        fcntl.ioctl(1, termios.FIONREAD, self._unread)
-        if not any(self._unread):
-            return
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S
-        while any(self._unread) and time.monotonic() < give_up_at:
+        while self._unread and time.monotonic() < give_up_at:
             time.sleep(0.0002)
-            fcntl.ioctl(1, termios.FIONREAD, self._unread)
 
     def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self._is_stopping = True

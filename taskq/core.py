@@ -24,7 +24,7 @@ from taskq.outcome import Verdict, pack_failure, unpack
 from taskq.store import Ended, Kept, Rescheduled
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
-BATCH_S: Final = 0.020
+BATCH_S: Final = 0.050
 #: The guess for a task that was not measured yet.
 UNKNOWN_RUN_S: Final = 0.002
 MAX_LEASED: Final = 1_000
@@ -66,12 +66,8 @@ class Note(NamedTuple):
     fields: dict[str, Any]
 
 
-class Done(NamedTuple):
-    """A success, for the log: a line or a part of a summary."""
-
-    row: JobRow
-    key: Key
-    duration_us: int
+#: A success, for the log, as a line or in a summary: its row, consumer, microseconds. A plain tuple: one for each job.
+Done = tuple[JobRow, Key, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +171,9 @@ class _Holder:
 class Core:
     """The state of a fleet. Written and read by the broker's loop alone."""
 
-    def __init__(self, queues: Iterable[str] = (), memory_bytes: int = 256 * 1024 * 1024, kill_grace_s: float = 2.0) -> None:
+    def __init__(
+        self, queues: Iterable[str] = (), memory_bytes: int = 256 * 1024 * 1024, kill_grace_s: float = 2.0
+    ) -> None:
         """
         Args:
             queues: the queues that this fleet serves; empty for all.
@@ -212,10 +210,12 @@ class Core:
         queue.waiting += len(rows)
         if queue.on_disk_after is not None:
             return
+        room = self._memory_bytes - sum(other.held_bytes for other in self._queues.values())
         for row in rows:
-            if self._is_memory_full():
+            if room <= 0:
                 queue.on_disk_after = row.seq - 1
                 return
+            room -= len(row.payload) + ROW_BYTES
             queue.hold(row)
 
     def came_due(self, rows: Iterable[JobRow]) -> None:
@@ -281,11 +281,11 @@ class Core:
         elif death.timed_out == claim.number:
             self._timed_out(key, row, wall)
         else:
-            self._crashed(key, row, death, wall)
+            self._crashed(key, row, death)
 
-    def lost(self, row: JobRow, wall: float) -> None:
+    def lost(self, row: JobRow) -> None:
         """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, Death(), wall)
+        self._crashed(None, row, Death())
 
     # -- jobs end
 
@@ -313,7 +313,7 @@ class Core:
             run_us.setdefault(row.spec.task, []).append(duration_us)
             if verdict == Verdict.SUCCEEDED:
                 effects.ended.append((row, Kept.SUCCEEDED, outcome))
-                effects.done.append(Done(row, key, duration_us))
+                effects.done.append((row, key, duration_us))
             else:
                 self._failed(key, row, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
         self._measure(run_us)
@@ -345,7 +345,7 @@ class Core:
         error = JobError("TimedOut", f"the job ran longer than its timeout of {limit_s:g} s and was killed")
         self._failed(key, row, pack_failure(None, limit_s, error), may_retry=True, wall=wall)
 
-    def _crashed(self, key: Key | None, row: JobRow, death: Death, wall: float) -> None:
+    def _crashed(self, key: Key | None, row: JobRow, death: Death) -> None:
         row.attempts += 1
         row.crashes += 1
         self._effects.crashed += 1
@@ -537,6 +537,3 @@ class Core:
             by_queue.setdefault(row.spec.queue, []).append(row)
         for name, back in by_queue.items():
             self._queue(name).put_back(back)
-
-    def _is_memory_full(self) -> bool:
-        return sum(queue.held_bytes for queue in self._queues.values()) >= self._memory_bytes

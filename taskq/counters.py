@@ -13,7 +13,7 @@ import time
 from ctypes import Structure, c_double, c_uint64
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: A consumer holds the lock for about a microsecond. One that does not give it up within this time is stopped or
 #: dying; the broker goes on and asks again later.
@@ -47,14 +47,14 @@ class Counters:
 
     def __init__(self, context: BaseContext) -> None:
         self._lock = context.Lock()
-        self._value = context.Value(_Block, lock=self._lock)
-        self._block: _Block = self._value.get_obj()
+        self._value: Any = context.Value(_Block, lock=self._lock)
+        self._block: Any = self._value.get_obj()
 
     def __getstate__(self) -> tuple[object, object]:
         return self._lock, self._value
 
-    def __setstate__(self, state: tuple[object, object]) -> None:
-        self._lock, self._value = state  # type: ignore[assignment]
+    def __setstate__(self, state: tuple[Any, Any]) -> None:
+        self._lock, self._value = state
         self._block = self._value.get_obj()
 
     # -- the consumer's side
@@ -78,7 +78,7 @@ class Counters:
 
     def is_overdue(self, number: int) -> bool:
         """Whether the broker's soft signal means this job, and not one that ended in the meantime."""
-        return self._block.overdue == number
+        return bool(self._block.overdue == number)
 
     # -- the broker's side
 

@@ -41,7 +41,9 @@ def run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
     """
     if IN_CONSUMER in os.environ:
-        raise AppError("a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`")
+        raise AppError(
+            "a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`"
+        )
     reference = reference_of(app)
     app.directory.create()
     ours, theirs = socket.socketpair()
@@ -95,7 +97,7 @@ def _importable(module_name: str) -> str:
     file = getattr(main, "__file__", None)
     if not file or not os.path.exists(file):
         raise AppError("tasks defined at a prompt or in a notebook cannot be imported by consumers: put them in a file")
-    return os.path.abspath(file)
+    return os.path.abspath(str(file))
 
 
 def main(app: str, settings: str, title: str, directory: str, descriptor: str) -> None:

@@ -22,7 +22,7 @@ import msgpack
 from taskq.config import Directory, Settings
 from taskq.exits import FINAL_EXITS, Exit
 from taskq.log.fanout import announce
-from taskq.platform import adopt_orphans, name_of_signal, name_process
+from taskq.platform import IS_LINUX, adopt_orphans, name_of_signal, name_process
 
 #: A broker may die so often in this time; then something is wrong that a restart does not mend.
 _RESTARTS = 30
@@ -34,7 +34,7 @@ _PAUSE_LONGEST_S = 5.0
 _FAILURES = 5
 
 #: Whole messages; macOS has only streams here, where the few short ones come whole as well.
-_MESSAGES = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
+_MESSAGES = socket.SOCK_SEQPACKET if IS_LINUX else socket.SOCK_STREAM
 
 _RESOLVE = "import sys; from taskq.resolve import main; main(sys.argv[1], int(sys.argv[2]))"
 _BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
@@ -86,9 +86,9 @@ class Guardian:
         while True:
             self._send_setup()
             status = self._wait_for_broker()
-            code = self._after(status)
-            if code is not None:
-                return code
+            final = self._after(status)
+            if final is not None:
+                return final
             self._start_broker()
 
     # -- the application
@@ -144,12 +144,15 @@ class Guardian:
         assert self._socket is not None
         assert self._broker is not None
         self._selector.register(self._socket, selectors.EVENT_READ, self._on_broker)
-        while self._socket is not None:
+        while not self._is_broker_gone():
             for key, _ in self._selector.select():
                 key.data()
         status = self._broker.wait()
         _reap_orphans()
         return status
+
+    def _is_broker_gone(self) -> bool:
+        return self._socket is None
 
     def _on_broker(self) -> None:
         assert self._socket is not None

@@ -60,7 +60,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Imports a script as a module of its own name, so that what stands under `if __name__ == "__main__"` does not run."""
+    """Imports a script as a module, so that what stands under `if __name__ == "__main__"` does not run."""
     path = path.absolute()
     if not path.is_file():
         raise AppError(f"there is no file {path}")

@@ -1,8 +1,8 @@
 """The two locks of a queue's directory. The kernel owns both, so none outlives its holder.
 
 `lock` (flock) is held by the broker, and decides who may open the journal. `consumers.lock` (POSIX) is held shared by
-every consumer: a new broker leases nothing before the consumers of the old one are gone. It is a POSIX lock because that
-one is not inherited by what a job forks, and because the kernel tells who holds it.
+every consumer: a new broker leases nothing before the consumers of the old one are gone. It is a POSIX lock because
+that one is not inherited by what a job forks, and because the kernel tells who holds it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import fcntl
 import os
 import select
 import struct
-import sys
 import time
 from pathlib import Path
 
 from taskq.errors import AlreadyRunning, DirectoryError
-from taskq.platform import kill_group, open_pidfd
+from taskq.platform import IS_LINUX, kill_group, open_pidfd
 
 #: How long a new fleet waits for one that is ending, such as after `kill -9` of its guardian.
 _ENDING_S = 3.0
 _CONSUMERS_GONE_S = 10.0
 # struct flock: type, whence, start, length, pid (Linux); start, length, pid, type, whence (macOS)
-_FLOCK = struct.Struct("@hhqqi4x" if sys.platform == "linux" else "@qqihh")
+_FLOCK = struct.Struct("@hhqqi4x" if IS_LINUX else "@qqihh")
 
 
 def take_broker_lock(path: Path, guardian_pid: int) -> int:
@@ -39,7 +38,7 @@ def take_broker_lock(path: Path, guardian_pid: int) -> int:
             break
         except BlockingIOError:
             holder = os.pread(descriptor, 64, 0).split()
-            if len(holder) == 2 and _is_alive(int(holder[1])) or time.monotonic() > give_up_at:
+            if (len(holder) == 2 and _is_alive(int(holder[1]))) or time.monotonic() > give_up_at:
                 os.close(descriptor)
                 pid = holder[0].decode() if holder else "unknown"
                 raise AlreadyRunning(
@@ -71,8 +70,8 @@ def hold_consumer_lock(path: Path) -> int:
 def end_old_consumers(path: Path) -> list[int]:
     """Kills the consumers of a dead broker, and waits until none is left. Returns their process ids.
 
-    The kernel already kills them when their broker dies (see `platform.die_with_parent`), so this finds a process only in
-    the moment between, and where the kernel has no such service.
+    The kernel already kills them when their broker dies (see `platform.die_with_parent`), so this finds a process only
+    in the moment between, and where the kernel has no such service.
 
     Raises:
         DirectoryError: one does not go away (it may hang in the kernel).
@@ -83,7 +82,9 @@ def end_old_consumers(path: Path) -> list[int]:
     try:
         while (pid := _holder(descriptor)) is not None:
             if time.monotonic() > give_up_at:
-                raise DirectoryError(f"consumer process {pid} of an earlier fleet does not end; its jobs cannot be run again")
+                raise DirectoryError(
+                    f"consumer process {pid} of an earlier fleet does not end; its jobs cannot be run again"
+                )
             if pid not in killed:
                 killed.append(pid)
             kill_group(pid)
@@ -100,14 +101,14 @@ def _holder(descriptor: int) -> int | None:
 
 
 def _flock(lock_type: int) -> bytes:
-    if sys.platform == "linux":
+    if IS_LINUX:
         return _FLOCK.pack(lock_type, os.SEEK_SET, 0, 0, 0)
     return _FLOCK.pack(0, 0, 0, lock_type, os.SEEK_SET)
 
 
 def _type_and_pid(data: bytes) -> tuple[int, int]:
     fields = _FLOCK.unpack(data)
-    return (fields[0], fields[4]) if sys.platform == "linux" else (fields[3], fields[2])
+    return (fields[0], fields[4]) if IS_LINUX else (fields[3], fields[2])
 
 
 def _wait_for_end(pid: int) -> None:

@@ -1,13 +1,13 @@
 """The data that everything speaks of. Imports nothing of taskq but errors and limits.
 
-              submit            claim              outcome
-    (client) -------> queued ----------> running ----------> succeeded
-                        ^  |                |  |
-              due time  |  | cancel         |  +-----------> failed      (kept until retried or purged)
-                        |  v                |
-                    scheduled <-------------+  a retry: backoff
-                        |
-                        +------> cancelled          expired: not started in time
+          submit            claim              outcome
+(client) -------> queued ----------> running ----------> succeeded
+                    ^  |                |  |
+          due time  |  | cancel         |  +-----------> failed      (kept until retried or purged)
+                    |  v                |
+                scheduled <-------------+  a retry: backoff
+                    |
+                    +------> cancelled          expired: not started in time
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from typing import Any
 from zlib import crc32
 
 from taskq.errors import ConfigError
@@ -96,7 +98,16 @@ class Spec:
         """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
         if not isinstance(fields, list) or len(fields) != 5:
             raise ConfigError("a job's description must have five fields")
-        return cls(*fields)
+        try:
+            return _spec(*fields)
+        except TypeError as error:
+            raise ConfigError(f"a job's description with a field of another type: {error}") from error
+
+
+@lru_cache(maxsize=1_024)
+def _spec(*fields: Any) -> Spec:
+    """The same fields come with every frame of a producer: they are checked once, and their jobs share the result."""
+    return Spec(*fields)
 
 
 def _is_count(value: object) -> bool:

@@ -58,10 +58,11 @@ class Narrator:
         """Jobs that succeeded: a line each, up to the rate."""
         by_task: dict[str, list[Done]] = {}
         for success in done:
-            by_task.setdefault(success.row.spec.task, []).append(success)
+            by_task.setdefault(success[0].spec.task, []).append(success)
         for task, successes in by_task.items():
-            durations_s = [success.duration_us / 1e6 for success in successes]
-            lines = self._throttle.succeeded_many(task, len(successes), sum(durations_s), max(durations_s), now)
+            durations_us = [duration_us for _, _, duration_us in successes]
+            total_s, longest_s = sum(durations_us) / 1e6, max(durations_us) / 1e6
+            lines = self._throttle.succeeded_many(task, len(successes), total_s, longest_s, now)
             for row, key, duration_us in successes[:lines]:
                 fields = self._job_fields(row, key, is_ended=True)
                 self.log.info("job.succeeded", **fields, duration_ms=duration_us / 1000)
@@ -93,7 +94,11 @@ class Narrator:
         if int(now) != self._output_second:
             self._tell_dropped_output()
             self._output_second, self._output_lines = int(now), {}
-        about = {"consumer": slot.number, "pid": slot.pid} if row is None else self._job_fields(row, slot.key, is_ended=False)
+        about = (
+            {"consumer": slot.number, "pid": slot.pid}
+            if row is None
+            else self._job_fields(row, slot.key, is_ended=False)
+        )
         event = "consumer.log" if row is None else "job.log"
         for line in lines:
             count = self._output_lines[slot.key] = self._output_lines.get(slot.key, 0) + 1

@@ -2,7 +2,7 @@
 
     outcome := msgpack [started_at, duration_s, result, error]
 
-`result` is an opaque payload (taskq.codec), or nil; `error` the fields of a JobError, or nil.
+`result` is an opaque payload (taskq.codec), or nil for None; `error` the fields of a JobError, or nil.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Outcome(NamedTuple):
     error: JobError | None
 
 
-def pack_success(started_at: float, duration_s: float, result: bytes) -> bytes:
-    """Makes the outcome of an attempt that returned."""
+def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
+    """Makes the outcome of an attempt that returned; None for the result None."""
     packed: bytes = msgpack.packb((started_at, duration_s, result, None))
     return packed
 

@@ -1,7 +1,7 @@
 """Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
 
-The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), or it
-was refused, for running it again could not help.
+The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), or
+it was refused, for running it again could not help.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Runner:
         duration_s = time.perf_counter() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error)
 
-    def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes:
+    def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes | None:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
@@ -72,8 +72,11 @@ class Runner:
             args, kwargs = decode_call(job_id, payload)
         except CorruptPayload as error:
             raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
-        args, kwargs = self._cast(task, args, kwargs)
+        if task.caster.converts:
+            args, kwargs = self._cast(task, args, kwargs)
         value = self._call(task, args, kwargs)
+        if value is None:
+            return None  # most jobs are run for their effect
         try:
             result = encode_result(job_id, value)
         except PayloadError as error:

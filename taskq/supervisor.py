@@ -19,6 +19,7 @@ from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 from zlib import crc32
 
 import msgpack
@@ -137,16 +138,15 @@ class Slot:
 
 
 class Supervisor:
-    """Keeps the wanted number of consumers alive. Decides when to start, replace and kill; the broker's loop tells it what
-    happened and asks `due` what to do."""
+    """Keeps the wanted number of consumers alive: decides when to start, replace and kill them."""
 
     def __init__(self, app: str, title: str, directory: Directory, settings: Settings) -> None:
         self._app = app
         self._title = title
         self._directory = directory
         self._settings = settings
-        self._context: SpawnContext | ForkServerContext = multiprocessing.get_context(
-            "forkserver" if settings.preload else "spawn"
+        self._context: SpawnContext | ForkServerContext = (
+            multiprocessing.get_context("forkserver") if settings.preload else multiprocessing.get_context("spawn")
         )
         self._keys = count(1)
         self._start_at = dict.fromkeys(range(1, settings.consumers + 1), 0.0)  # consumers to start, and when
@@ -208,7 +208,18 @@ class Supervisor:
         pid = process.pid
         assert pid is not None
         slot = Slot(
-            next(self._keys), number, record, process, pid, inbox, counters, ours, output, open_pidfd(pid), now, replaces=replaces
+            next(self._keys),
+            number,
+            record,
+            process,
+            pid,
+            inbox,
+            counters,
+            ours,
+            output,
+            open_pidfd(pid),
+            now,
+            replaces=replaces,
         )
         slot.kill_at = now + BOOT_TIMEOUT_S
         self.slots[slot.key] = slot
@@ -293,7 +304,9 @@ class Supervisor:
         clear_flight_record(self._directory.running, slot.record)
 
     def _plan_successor(self, slot: Slot, now: float) -> None:
-        was_healthy = slot.counters.jobs_done > 0 or (slot.state is SlotState.READY and now - slot.started_at > _HEALTHY_S)
+        was_healthy = slot.counters.jobs_done > 0 or (
+            slot.state is SlotState.READY and now - slot.started_at > _HEALTHY_S
+        )
         self._failures[slot.number] = 0 if was_healthy else self._failures[slot.number] + 1
         if slot.state is SlotState.RETIRING or self._current(slot.number) is not None:
             return  # its successor is there already
@@ -332,10 +345,9 @@ class Supervisor:
         The old server lives on until its last consumer has ended. multiprocessing has one server for a process and
         no call to replace it, hence the private names; the tests run this on every supported Python.
         """
-        server = forkserver._forkserver  # type: ignore[attr-defined]
+        server: Any = forkserver._forkserver
         server._forkserver_alive_fd = None
         server._forkserver_address = None
         server._forkserver_pid = None
         os.environ["TASKQ_PRELOAD_APP"] = self._app
         self._context.set_forkserver_preload(["taskq.preload"])
-

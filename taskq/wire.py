@@ -11,9 +11,9 @@ Requests carry a number, chosen by the client, which the answer repeats; RESULT 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 from struct import Struct
 from typing import Any
 
@@ -70,7 +70,7 @@ def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
     return _HEADER.pack(length, len(packed)) + packed + payloads
 
 
-def split(body: memoryview, lengths: Sequence[int]) -> Iterator[bytes]:
+def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
     """Cuts a body into its payloads.
 
     Raises:
@@ -84,7 +84,7 @@ def split(body: memoryview, lengths: Sequence[int]) -> Iterator[bytes]:
     if not valid or (not lengths and len(body)):
         raise ProtocolError("the lengths of the payloads do not fit the frame")
     data = bytes(body)
-    return (data[end - length : end] for length, end in zip(lengths, ends, strict=True))
+    return [data[start:end] for start, end in pairwise(chain((0,), ends))]
 
 
 class Decoder:
@@ -180,7 +180,11 @@ def check_hello(envelope: list[Any]) -> int:
     if not isinstance(lowest, int) or not isinstance(highest, int):
         raise ProtocolError("a hello without versions")
     if lowest > VERSIONS[1]:
-        raise ProtocolError(f"the peer speaks protocol {lowest} and newer, this taskq up to {VERSIONS[1]}: upgrade this side")
+        raise ProtocolError(
+            f"the peer speaks protocol {lowest} and newer, this taskq up to {VERSIONS[1]}: upgrade this side"
+        )
     if highest < VERSIONS[0]:
-        raise ProtocolError(f"the peer speaks protocol up to {highest}, this taskq from {VERSIONS[0]}: upgrade the peer")
+        raise ProtocolError(
+            f"the peer speaks protocol up to {highest}, this taskq from {VERSIONS[0]}: upgrade the peer"
+        )
     return min(highest, VERSIONS[1])

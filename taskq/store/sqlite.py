@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib.resources import files
-from itertools import chain, islice
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -152,13 +152,11 @@ class SQLiteStore:
             self.findings.append(("store.recovered", {"commits": commits}))
 
     def _load(self) -> None:
-        *counts, self._commits = self._db.execute("SELECT * FROM totals").fetchone()
+        *counts, self._commits = self._one("SELECT * FROM totals")
         self.totals = Totals(*counts)
         self._next_seq = (self._value("SELECT max(seq) FROM jobs") or 0) + 1
         self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
-        self._kept = self._value(
-            f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}"
-        )
+        self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
         for queue, name in self._db.execute("SELECT queue, name FROM queues"):
             self._queue_numbers[name] = queue
         for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
@@ -182,12 +180,12 @@ class SQLiteStore:
         self._begin()
         number, queue = self._numbers(spec)
         first = self._next_seq
-        rows = [JobRow(seq, id, spec, payload, 0, 0) for seq, (id, payload) in enumerate(zip(ids, payloads, strict=True), first)]
+        rows = [JobRow(*fields, 0, 0) for fields in zip(count(first), ids, repeat(spec), payloads)]
         # Ids sort by time, so ids newer than all known ones need no look-up; that is nearly always so.
         if min(ids) <= self._newest_id or len(set(ids)) < len(ids):
             rows = self._without_known(rows)
         self._insert(rows, number, queue)
-        self._newest_id = max(self._newest_id, max(ids))
+        self._newest_id = max(self._newest_id, *ids)
         self._next_seq = first + len(rows)
         self.totals.enqueued += len(rows)
         return rows
@@ -336,15 +334,15 @@ class SQLiteStore:
         for state in (Kept.QUEUED, Kept.SCHEDULED):
             # the literal state lets SQLite use the partial index
             sql = f"SELECT queue, count(*) FROM jobs WHERE state = {state:d} GROUP BY queue"
-            for queue, count in self._db.execute(sql):
-                counts.setdefault(names[queue], {})[state] = count
+            for queue, jobs in self._db.execute(sql):
+                counts.setdefault(names[queue], {})[state] = jobs
         return counts
 
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
         surplus = self._kept - keep
-        seqs = []
-        examined = self._db.execute(_ENDED_AFTER, (self._prune_after, limit)).fetchall()
+        seqs: list[tuple[int]] = []
+        examined: list[Any] = self._db.execute(_ENDED_AFTER, (self._prune_after, limit)).fetchall()
         for seq, state, finished_at in examined:
             self._prune_after = seq
             if state >= FIRST_FINAL and state != Kept.FAILED and (finished_at < before or len(seqs) < surplus):
@@ -369,8 +367,12 @@ class SQLiteStore:
         return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes)
 
     def _value(self, sql: str, *bindings: Any) -> Any:
-        row = self._db.execute(sql, bindings).fetchone()
+        row: Any = self._db.execute(sql, bindings).fetchone()
         return None if row is None else row[0]
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        row: Any = self._db.execute(sql).fetchone()
+        return tuple(row)
 
 
 _INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, queue, payload) VALUES "

@@ -1,0 +1,171 @@
+"""What the commands share: where APP leads, how errors are told, and plain text for people."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import taskq
+from taskq import errors
+from taskq.app import TaskQ
+from taskq.config import Directory, queue_directory
+from taskq.errors import AppError, ConfigError, TaskQError
+from taskq.exits import Exit
+from taskq.loader import load_app
+
+#: APP of the commands that look at a fleet or steer it.
+FleetArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[APP]",
+        help="The application, or its queue's directory. Without it TASKQ_APP counts, "
+        "then TASKQ_URL, then the only queue there is.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+#: The first that fits counts.
+_EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
+    (errors.AppError, Exit.APP),
+    (errors.DirectoryError, Exit.DIRECTORY),
+    (errors.ConfigError, Exit.USAGE),
+    (errors.BrokerUnavailable, Exit.NO_FLEET),
+    (errors.AlreadyRunning, Exit.ALREADY_RUNNING),
+    (errors.JournalError, Exit.JOURNAL),
+    (errors.JobFailed, Exit.JOB_FAILED),
+    (errors.JobCancelled, Exit.JOB_FAILED),
+    (errors.ResultTimeout, Exit.TIMEOUT),
+    (errors.JobNotFound, Exit.NOT_FOUND),
+)
+_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|)")
+
+
+class UnknownTask(ConfigError):
+    """The application has no such task."""
+
+
+def version() -> None:
+    """Show the version."""
+    print(f"taskq {taskq.__version__}")
+
+
+# -- errors
+
+
+def tell(message: str) -> None:
+    """Says something to the person at the terminal, beside the output."""
+    print(f"taskq: {message}", file=sys.stderr)
+
+
+def fail(error: TaskQError) -> NoReturn:
+    """Tells an error and ends the process with its code."""
+    sys.stdout.flush()
+    tell(str(error))
+    if isinstance(error, UnknownTask):
+        sys.exit(Exit.NOT_FOUND)
+    sys.exit(next((code for kind, code in _EXITS if isinstance(error, kind)), Exit.FAILED))
+
+
+def closed_pipe() -> NoReturn:
+    """Ends the process quietly: whoever read our output has enough."""
+    # the interpreter flushes once more at its end, which must not fail
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(Exit.OK)
+
+
+# -- applications and directories
+
+
+def reference_of(app: str | None) -> str:
+    """APP, or what stands in TASKQ_APP for it.
+
+    Raises:
+        ConfigError: neither says anything.
+    """
+    reference = app or os.environ.get("TASKQ_APP")
+    if not reference:
+        raise ConfigError("which application? name it as module:attribute or path/file.py:attribute, or set TASKQ_APP")
+    return reference
+
+
+def load(reference: str) -> TaskQ:
+    """Imports an application.
+
+    Raises:
+        AppError: that failed, in whatever way.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints must not mix with our output
+            return load_app(reference)
+    except TaskQError:
+        raise
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}{_place(error)}"
+        raise AppError(f"importing {reference} failed: {told}") from error
+
+
+def _place(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""  # its text names the place
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def find_directory(app: str | None) -> Directory:
+    """The directory of the fleet that is meant.
+
+    Args:
+        app: an application or a directory; None for TASKQ_APP, TASKQ_URL, or the only queue there is.
+
+    Raises:
+        ConfigError: that says nothing, or too much.
+        AppError: the application cannot be imported.
+    """
+    app = app or os.environ.get("TASKQ_APP") or None
+    if app is not None:
+        return Directory(Path(app).absolute()) if _is_directory(app) else load(app).directory
+    if os.environ.get("TASKQ_URL"):
+        return Directory(queue_directory("taskq"))
+    home = queue_directory("taskq").parent
+    found = sorted(marker.parent for marker in home.glob("*/lock"))
+    if len(found) == 1:
+        return Directory(found[0])
+    if found:
+        choices = "  ".join(map(str, found))
+        raise ConfigError(f"which queue? name one of these, or its application, or set TASKQ_URL: {choices}")
+    raise ConfigError(f"there is no queue in {home}: name an application or a directory, or set TASKQ_APP or TASKQ_URL")
+
+
+def _is_directory(app: str) -> bool:
+    """Whether APP is a queue's directory rather than a package that happens to lie here."""
+    path = Path(app)
+    return ":" not in app and path.is_dir() and not (path / "__init__.py").exists()
+
+
+# -- text
+
+
+def seconds_of(text: str, option: str) -> float:
+    """The seconds in a duration such as ``90``, ``10m`` or ``7d``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise ConfigError(f"{option} {text!r}: use seconds, or a duration such as 90s, 10m, 2h or 7d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def count_of(number: int, thing: str) -> str:
+    """``1 job``, ``2,000 jobs``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

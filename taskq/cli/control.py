@@ -1,0 +1,106 @@
+"""`taskq stop` and `taskq reload`: steer a fleet that runs."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import Annotated, Any
+
+import typer
+
+from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of, tell
+from taskq.client import Client
+from taskq.config import Directory
+from taskq.errors import ResultTimeout
+from taskq.log import Filter, ago, read
+from taskq.platform import open_pidfd
+
+_POLL_S = 0.05
+
+
+def stop(
+    app: FleetArgument = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Wait so long; the fleet goes on stopping.", show_default="no limit"),
+    ] = None,
+) -> None:
+    """Stop the fleet, and wait until it has stopped.
+
+    Running jobs may end, within the --stop-timeout of the worker.
+    Call it twice to end them now: they run again when a fleet starts.
+
+    $ taskq stop app.py:q --timeout 1m
+    """
+    timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
+    directory = find_directory(app)
+    client = Client(directory)
+    began = time.monotonic()
+    status = client.status()
+    pid = status["broker"]["pid"]
+    pidfd = _opened(pid)  # before it ends: its number may be used again
+    client.stop()
+    client.close()
+    running = _running(status)
+    if running:
+        tell(f"waiting for {count_of(running, 'running job')}; a second `taskq stop` ends {_them(running)} now")
+    if not _wait_for_end(pid, pidfd, timeout_s):
+        raise ResultTimeout(
+            f"the fleet on {directory.path} still has running jobs after {timeout_s:g} s; it goes on stopping"
+        )
+    print(f"stopped in {time.monotonic() - began:.1f} s; {_left(directory, time.monotonic() - began)}")
+
+
+def reload(app: FleetArgument = None) -> None:
+    """Load new code: replace the consumers one by one.
+
+    No job is interrupted, and new jobs are accepted all the time.
+
+    $ taskq reload app.py:q
+    """
+    client = Client(find_directory(app))
+    status = client.status()
+    client.reload()
+    consumers = count_of(len(status["consumers"]), "consumer")
+    print(f"replacing {consumers}, one by one, each after its job; watch it: taskq logs -f")
+
+
+def _running(status: dict[str, Any]) -> int:
+    return sum(1 for consumer in status["consumers"] if consumer["job_id"] is not None)
+
+
+def _them(count: int) -> str:
+    return "it" if count == 1 else "them"
+
+
+def _opened(pid: int) -> int | None:
+    try:
+        return open_pidfd(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _wait_for_end(pid: int, pidfd: int | None, timeout_s: float | None) -> bool:
+    """Waits for the end of the broker: then its lock is free, and another fleet may start."""
+    if pidfd is not None:
+        return bool(select.select([pidfd], [], [], timeout_s)[0])
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while deadline is None or time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(_POLL_S)
+    return False
+
+
+def _left(directory: Directory, elapsed_s: float) -> str:
+    """What the broker said at its end."""
+    said = list(read(directory.path, Filter(event="fleet.stopped", since=ago(elapsed_s + 1)), last=1))
+    if not said:
+        return "it did not say how: see taskq logs"
+    waiting = said[0].get("waiting", 0)
+    if not waiting:
+        return "no job waits"
+    return f"{count_of(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} for the next fleet"

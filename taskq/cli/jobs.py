@@ -1,0 +1,184 @@
+"""`taskq enqueue`, `taskq job` and `taskq cancel`: one job at a time."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import time
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from taskq.app import Task, TaskQ
+from taskq.cli.common import (
+    FleetArgument,
+    JsonOption,
+    UnknownTask,
+    find_directory,
+    load,
+    reference_of,
+    seconds_of,
+    tell,
+)
+from taskq.errors import ConfigError
+from taskq.exits import Exit
+from taskq.log.render import duration_text, escape
+from taskq.model import JobError, JobInfo
+
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The job's id, as enqueue printed it.", show_default=False)
+]
+
+# -- enqueue
+
+
+def enqueue(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="APP TASK [ARGS]...", help="Each of ARGS is read as JSON, else taken as text."),
+    ],
+    kwargs: Annotated[str, typer.Option(metavar="JSON", help="Keyword arguments, as a JSON object.")] = "{}",
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="The queue.", show_default="the task's own")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result as JSON.")] = False,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Wait so long; the job goes on.", show_default="no limit"),
+    ] = None,
+) -> None:
+    """Enqueue a job, and print its id. With no fleet there, it waits for the next one.
+
+    With TASKQ_APP set, APP may be left out. A job that failed makes --wait exit with 8.
+
+    $ taskq enqueue app.py:q thumbnail cat.jpg --kwargs '{"size": 128}'
+    $ taskq enqueue app.py:q add 1 2 --wait
+    """
+    reference, task_name, texts = _split(words)
+    timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
+    named = _keywords(kwargs)
+    arguments = [_value(text) for text in texts]
+    app = load(reference)
+    task = _task(app, reference, task_name)
+    try:
+        inspect.signature(task.function).bind(*arguments, **named)
+    except TypeError as error:
+        raise ConfigError(f"{task_name}{inspect.signature(task.function)}: {error}") from None
+    job = (task if queue is None else task.options(queue=queue)).enqueue(*arguments, **named)
+    if not wait:
+        print(job.id)
+        if app.client.is_spooled(bytes.fromhex(job.id)):
+            tell(f"no fleet answers on {app.directory.path}; the job waits for the next one")
+        return
+    print(json.dumps(job.result(timeout_s), default=repr, ensure_ascii=False, skipkeys=True))
+
+
+def _split(words: list[str]) -> tuple[str, str, list[str]]:
+    """APP, TASK and ARGS. APP may be left out where TASKQ_APP names it: a task's name does not look like one."""
+    default = os.environ.get("TASKQ_APP")
+    if default and ":" not in words[0] and not words[0].endswith(".py"):
+        return default, words[0], words[1:]
+    reference, *rest = words
+    if not rest:
+        raise ConfigError(f"which task of {reference_of(reference)}? write: taskq enqueue APP TASK [ARGS]...")
+    return reference, rest[0], rest[1:]
+
+
+def _keywords(text: str) -> dict[str, Any]:
+    try:
+        named = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--kwargs {text!r} is not JSON ({error}): write it as '{{\"size\": 128}}'") from None
+    if not isinstance(named, dict):
+        raise ConfigError(f"--kwargs {text!r} is no JSON object: write it as '{{\"size\": 128}}'")
+    return named
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        if text.startswith("-") and text[1:2].isalpha() | text.startswith("--"):
+            raise ConfigError(f"no such option: {text} (as an argument of the task: '\"{text}\"')") from None
+        return text
+
+
+def _refuse(_name: str) -> None:
+    raise ValueError("NaN and Infinity are no JSON: taken as text")
+
+
+def _task(app: TaskQ, reference: str, name: str) -> Task[..., Any]:
+    task = app.tasks.get(name)
+    if task is None:
+        known = ", ".join(sorted(app.tasks)) or "none at all"
+        raise UnknownTask(f"{reference} has no task {name!r}; it has: {known}")
+    return task
+
+
+# -- job
+
+
+def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) -> None:
+    """Show all that is known of a job.
+
+    $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
+    """
+    info = _handle(id, app).info()
+    if as_json:
+        print(json.dumps(asdict(info)))
+        return
+    rows = [
+        ("job", info.id),
+        ("state", info.state.value),
+        ("task", f"{info.task} (queue {info.queue})" if info.task else "told once a fleet has taken it in"),
+        ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
+        *_times(info),
+        *(_error(info.error) if info.error is not None else ()),
+    ]
+    for name, text in rows:
+        print(f"{name:<10}{text}")
+
+
+def cancel(id: IdArgument, app: FleetArgument = None) -> None:
+    """Cancel a job that has not started.
+
+    $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
+    """
+    handle = _handle(id, app)
+    if handle.cancel():
+        print(f"{handle.id} is cancelled")
+        return
+    state = handle.state()
+    tell(f"job {handle.id} is {state.value}: only a job that has not started can be cancelled")
+    raise typer.Exit(Exit.FAILED)
+
+
+def _handle(id: str, app: str | None) -> Any:
+    return TaskQ("taskq", os.fspath(find_directory(app).path)).job(id)
+
+
+def _times(info: JobInfo) -> list[tuple[str, str]]:
+    times = [
+        ("enqueued", info.enqueued_at),
+        ("due", info.due_at),
+        ("started", info.started_at),
+        ("ended", info.finished_at),
+    ]
+    rows = [(name, _time(at)) for name, at in times if at is not None]
+    if info.duration_s is not None:
+        rows.append(("took", duration_text(info.duration_s * 1000)))
+    return rows
+
+
+def _time(at: float) -> str:
+    distance = duration_text(abs(time.time() - at) * 1000)
+    local = datetime.fromtimestamp(at).isoformat(" ", "milliseconds")
+    return f"{local}  ({f'in {distance}' if at > time.time() else f'{distance} ago'})"
+
+
+def _error(error: JobError) -> list[tuple[str, str]]:
+    rows = [("error", escape(f"{error.type}: {error.message}".splitlines()[0]))]
+    for block in (error.traceback.splitlines(), error.output):
+        rows += [("", f"| {escape(line)}") for line in block]
+    return rows

@@ -1,0 +1,204 @@
+"""`taskq status` and `taskq logs`: look at a fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell
+from taskq.client import Client
+from taskq.config import LOG_LEVELS
+from taskq.errors import ConfigError, DirectoryError
+from taskq.log import Event, Filter, ago, follow, log_path, read, render_console, wants_colour
+from taskq.log.render import duration_text
+
+_WATCH_EVERY_S = 1.0
+_PLAIN_WIDTH = 200  # columns where there is no terminal: nothing is cut or wrapped
+_FOLLOW_LAST = 10
+_STATE_STYLES = {
+    "running": "green",
+    "idle": "dim",
+    "starting": "cyan",
+    "retiring": "yellow",
+    "stopping": "yellow",
+}
+
+# -- status
+
+
+def status(
+    app: FleetArgument = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again each second.")] = False,
+) -> None:
+    """Show what the fleet is doing.
+
+    $ taskq status app.py:q
+    $ taskq status --json | jq .totals
+    """
+    client = Client(find_directory(app))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    if as_json or not (watch and console.is_terminal):
+        while True:
+            found = client.status()
+            if as_json:
+                print(json.dumps(found), flush=True)
+            else:
+                console.print(_picture(found))
+            if not watch:
+                return
+            time.sleep(_WATCH_EVERY_S)
+    with Live(_picture(client.status()), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_EVERY_S)
+            live.update(_picture(client.status()), refresh=True)
+
+
+def _picture(found: dict[str, Any]) -> Group:
+    parts = (_headline(found["broker"]), _consumers(found["consumers"]), _queues(found["queues"]))
+    return Group(*(line for part in parts for line in (part, "")), _totals(found["totals"]))
+
+
+def _headline(broker: dict[str, Any]) -> Text:
+    line = Text()
+    line.append(broker["state"], style=f"bold {_STATE_STYLES[broker['state']]}")
+    line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}  ")
+    line.append(broker["directory"], style="dim")
+    return line
+
+
+def _table(*columns: str, left: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
+
+
+def _consumers(consumers: list[dict[str, Any]]) -> Table:
+    table = _table("consumer", "pid", "state", "task", "for", "jobs", "memory", left=("state", "task"))
+    for each in consumers:
+        table.add_row(
+            str(each["number"]),
+            str(each["pid"]),
+            Text(each["state"], style=_STATE_STYLES.get(each["state"], "")),
+            each["task"] or "",
+            _span(each["running_s"]) if each["running_s"] is not None else "",
+            f"{each['jobs_done']:,}",
+            _megabytes(each["rss_bytes"]),
+        )
+    return table
+
+
+def _queues(queues: dict[str, dict[str, int]]) -> Table | str:
+    if not queues:
+        return "no job waits"
+    table = _table("queue", "queued", "running", "scheduled", left=("queue",))
+    for name, counts in sorted(queues.items()):
+        table.add_row(name, *(f"{counts[state]:,}" for state in ("queued", "running", "scheduled")))
+    return table
+
+
+def _totals(totals: dict[str, int]) -> Text:
+    parts = [Text("in all", style="dim")]
+    for name in ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled"):
+        is_bad = name in ("failed", "crashed")
+        parts.append(Text(f"{totals[name]:,} {name}", style="dim" if not totals[name] else "red" if is_bad else ""))
+    return Text("   ").join(parts)
+
+
+def _span(seconds: float) -> str:
+    if seconds >= 60:
+        return duration_text(seconds * 1000)
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1_048_576:,.0f} MB"
+
+
+# -- logs
+
+
+def logs(
+    app: FleetArgument = None,
+    is_followed: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")] = False,
+    last: Annotated[
+        int | None,
+        typer.Option("-n", min=0, metavar="N", help="Only the last N lines.", show_default="all; with -f 10"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this task.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only of this job; the beginning or end of its id will do."),
+    ] = None,
+    event: Annotated[str | None, typer.Option(metavar="NAME", help="Only this event; job.* for all of jobs.")] = None,
+    level: Annotated[str | None, typer.Option(metavar="|".join(LOG_LEVELS), help="Only from this level on.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 10m, 2h, 7d ...")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the log, also of a fleet that no longer runs.
+
+    $ taskq logs -f
+    $ taskq logs app.py:q --level warning --since 1h
+    $ taskq logs --json | jq 'select(.event == "job.failed")'
+    """
+    if level is not None and level not in LOG_LEVELS:
+        raise ConfigError(f"--level {level!r}: use one of {', '.join(LOG_LEVELS)}")
+    wanted = Filter(task, job, event, level, ago(seconds_of(since, "--since")) if since else None)
+    path = find_directory(app).path
+    if not is_followed and not log_path(path).exists():
+        if not path.is_dir():
+            raise DirectoryError(f"there is no directory {path}: has a fleet run there?")
+        tell(f"there is no log in {path} yet: no fleet has run there")
+        return
+    if is_followed:
+        events = follow(path, wanted, _FOLLOW_LAST if last is None else last, wait=_pause)
+    else:
+        events = read(path, wanted, last)
+    try:
+        _print_events(events, as_json, is_followed)
+    except BrokenPipeError:
+        closed_pipe()
+
+
+def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> None:
+    is_terminal = sys.stdout.isatty()
+    colour = wants_colour(is_terminal, os.environ)
+    render = partial(render_console, colour=colour, show_date=not is_terminal)
+    day = date.today().isoformat()
+    for event in events:
+        if as_json:
+            print(json.dumps(event), flush=is_followed)
+            continue
+        if is_terminal and (today := _local_day(event, day)) != day:
+            day = today
+            print(f"--- {day}")
+        width = os.get_terminal_size(1).columns or None if is_terminal else None
+        print(render(event, width=width), flush=is_followed)
+    sys.stdout.flush()
+
+
+def _local_day(event: Event, default: str) -> str:
+    """The local date of an event; the lines themselves have only the time where a person reads."""
+    first = render_console({"timestamp": event.get("timestamp"), "event": ""}, show_date=True)[:10]
+    return first if first[:1].isdigit() else default
+
+
+def _pause(seconds: float) -> bool:
+    """Waits for more to write. Returns whether nobody reads it any more: that shows also before we write."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return bool(poll.poll(seconds * 1000))

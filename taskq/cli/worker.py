@@ -1,0 +1,77 @@
+"""`taskq worker`: runs a fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+from typer import Argument, Option
+
+from taskq.cli.common import reference_of, seconds_of
+from taskq.config import Durability, LogFormat, Settings
+from taskq.guardian import Guardian
+
+_CONSUMERS, _JOURNAL, _LOG = "Consumers", "Journal", "Log"
+_Maybe = int | None
+
+
+def worker(
+    app: Annotated[
+        str | None,
+        Argument(metavar="APP", help="module:attribute or path/file.py:attribute.", show_default="TASKQ_APP"),
+    ] = None,
+    consumers: Annotated[int, Option(metavar="N", help="Consumer processes.", show_default="one per CPU")] = 0,
+    queues: Annotated[str, Option(metavar="A,B", help="Serve only these queues.", show_default="all")] = "",
+    drain: Annotated[bool, Option("--drain", help="End when no job waits or runs.")] = False,
+    stop_timeout: Annotated[
+        str, Option(metavar="TIME", help="How long running jobs may take when the fleet stops.")
+    ] = "30s",
+    preload: Annotated[
+        bool,
+        Option("--preload", help="Fork consumers from one that has imported APP.", rich_help_panel=_CONSUMERS),
+    ] = False,
+    max_jobs: Annotated[
+        _Maybe, Option(metavar="N", help="Replace a consumer after so many jobs.", rich_help_panel=_CONSUMERS)
+    ] = None,
+    max_memory: Annotated[
+        _Maybe, Option(metavar="MB", help="Replace a consumer that grows larger.", rich_help_panel=_CONSUMERS)
+    ] = None,
+    durability: Annotated[
+        str, Option(metavar="power|os|memory", help="What accepted jobs survive.", rich_help_panel=_JOURNAL)
+    ] = "power",
+    memory: Annotated[
+        int, Option(metavar="MB", help="For waiting jobs; more wait on disk.", rich_help_panel=_JOURNAL)
+    ] = 256,
+    keep_results: Annotated[
+        str, Option(metavar="TIME", help="How long ended jobs are kept.", rich_help_panel=_JOURNAL)
+    ] = "1d",
+    log_format: Annotated[
+        str, Option(metavar="auto|console|json", help="Form on stderr.", rich_help_panel=_LOG)
+    ] = "auto",
+    log_level: Annotated[
+        str, Option(metavar="debug|info|warning|error", help="Lowest level.", rich_help_panel=_LOG)
+    ] = "info",
+) -> None:
+    """Run a fleet: a broker, and consumers that run the jobs of APP.
+
+    Ctrl-C or SIGTERM stops it: running jobs may end, the others wait for the
+    next fleet. SIGHUP loads new code.
+
+    $ taskq worker app.py:q
+    $ taskq worker shop.tasks:q --consumers 8 --queues mail,images
+    """
+    settings = Settings(
+        consumers=consumers,
+        queues=tuple(name.strip() for name in queues.split(",") if name.strip()),
+        drain=drain,
+        preload=preload,
+        max_jobs=max_jobs,
+        max_memory_mb=max_memory,
+        stop_timeout_s=seconds_of(stop_timeout, "--stop-timeout"),
+        durability=cast(Durability, durability),
+        memory_mb=memory,
+        keep_results_s=seconds_of(keep_results, "--keep-results"),
+        log_level=log_level,
+        log_format=cast(LogFormat, log_format),
+    )
+    raise typer.Exit(Guardian(reference_of(app), settings).run())

@@ -1,0 +1,274 @@
+"""The broker's side of its consumers: hears what they say and print, sees them die, sends jobs and takes them back.
+
+What `taskq.server` is for clients. Processes are the supervisor's business, decisions the core's.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from taskq import wire
+from taskq.core import Core, Death, Key
+from taskq.counters import Claim
+from taskq.errors import ProtocolError, TaskQError
+from taskq.narrator import Narrator
+from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.wire import Op
+
+#: A job is told as started in the log if it is still running after this time.
+_ANNOUNCE_AFTER_S = 0.1
+
+
+class Crew:
+    """All consumers of a fleet. Used by the broker's loop alone."""
+
+    def __init__(
+        self,
+        core: Core,
+        supervisor: Supervisor,
+        selector: selectors.BaseSelector,
+        narrator: Narrator,
+        max_jobs: int | None,
+        on_first_ready: Callable[[list[str]], None],
+        on_boot_failed: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            selector: with callables as data, called with the mask of events.
+            max_jobs: replace a consumer after so many jobs.
+            on_first_ready: told once, with the names of the tasks, when the first consumer is ready.
+            on_boot_failed: told why a consumer could not start.
+        """
+        self._core = core
+        self._supervisor = supervisor
+        self._selector = selector
+        self._narrator = narrator
+        self._max_jobs = max_jobs
+        self._on_first_ready = on_first_ready
+        self._on_boot_failed = on_boot_failed
+        self._dead: list[Slot] = []
+        self._buried: list[Slot] = []
+        self.is_ready = False  # whether a consumer was ever ready
+        self._is_stopping = False
+
+    # -- hearing
+
+    def _register(self, slot: Slot) -> None:
+        self._selector.register(slot.socket, selectors.EVENT_READ, partial(self._on_consumer, slot))
+        self._selector.register(slot.output, selectors.EVENT_READ, partial(self._on_output, slot))
+        self._selector.register(slot.death_fd, selectors.EVENT_READ, partial(self._on_death, slot))
+
+    def _on_consumer(self, slot: Slot, _mask: int) -> None:
+        try:
+            for envelope, body in slot.read_messages():
+                self._hear(slot, envelope, body)
+        except (EOFError, OSError):
+            self._selector.unregister(slot.socket)  # its death is told by its own descriptor
+        except TaskQError as error:
+            self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
+            slot.kill()
+
+    def _hear(self, slot: Slot, envelope: list[Any], body: memoryview) -> None:
+        match envelope:
+            case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
+                outcomes = wire.split(body, lengths)
+                self._core.settled(slot.key, numbers, verdicts, durations_us, outcomes, time.monotonic(), time.time())
+                self._after_outcomes(slot)
+            case [Op.READY, int(), list(tasks)]:
+                self._on_ready(slot, tasks)
+            case [Op.BOOT_FAILED, str(message), str(traceback)]:
+                slot.boot_error = message, traceback
+            case _:
+                raise ProtocolError(f"a message that no consumer sends: {envelope[0]}")
+
+    def _on_ready(self, slot: Slot, tasks: list[Any]) -> None:
+        now = time.monotonic()
+        replaced = self._supervisor.ready(slot)
+        self._core.joined(slot.key, now)
+        self._narrator.log.info(
+            "consumer.started", consumer=slot.number, pid=slot.pid, boot_ms=round((now - slot.started_at) * 1e3)
+        )
+        if replaced is not None:
+            self.retire(replaced)
+        if self._is_stopping:
+            self.retire(slot)
+        if not self.is_ready:
+            self.is_ready = True
+            self._on_first_ready(tasks)
+
+    def _after_outcomes(self, slot: Slot) -> None:
+        if slot.state is SlotState.RETIRING and self._core.holds_nothing(slot.key):
+            self._supervisor.expect_exit(slot, time.monotonic())
+        elif self._max_jobs is not None and slot.counters.jobs_done >= self._max_jobs:
+            self._supervisor.replace(slot)
+
+    def _on_output(self, slot: Slot, _mask: int) -> None:
+        claim = slot.counters.read()  # before the lines: they cannot be from a later job
+        try:
+            lines = slot.read_output()
+        except OSError:
+            lines = []
+        self._tell_output(slot, claim, lines)
+
+    def _tell_output(self, slot: Slot, claim: Claim, lines: list[str]) -> None:
+        slot.keep_last_lines(claim.number, lines)
+        if lines:
+            row = self._core.running(slot.key, claim) if slot.state is not SlotState.STARTING else None
+            self._narrator.output(slot, row, lines, time.monotonic())
+
+    # -- deaths
+
+    def _on_death(self, slot: Slot, _mask: int) -> None:
+        self._selector.unregister(slot.death_fd)
+        self._dead.append(slot)
+
+    def bury_dead(self, now: float, wall: float) -> None:
+        """Settles what the consumers that died have left; the supervisor plans their successors."""
+        dead, self._dead = self._dead, []
+        for slot in dead:
+            self._hear_last_words(slot)
+            claim = slot.counters.read()
+            death = self._supervisor.bury(slot, now)
+            if slot.state is SlotState.STARTING:
+                if not death.stopped or slot.boot_error:
+                    self._tell_boot_failed(slot, death)
+                continue
+            was_expected = death.stopped or (death.exit_code == 0 and not claim.running)
+            self._narrator.buried(slot, death, was_expected)
+            self._core.died(slot.key, claim, death, wall)
+            self._buried.append(slot)
+
+    def _hear_last_words(self, slot: Slot) -> None:
+        """Takes in all that a dead consumer sent: results outlive their writer."""
+        claim = slot.counters.read()
+        if slot.socket in self._selector.get_map():
+            self._selector.unregister(slot.socket)
+            try:
+                while messages := slot.read_messages():
+                    for envelope, body in messages:
+                        self._hear(slot, envelope, body)
+            except (EOFError, OSError, TaskQError):
+                pass  # the end, or a frame that it did not finish
+        self._selector.unregister(slot.output)
+        while True:
+            try:
+                lines = slot.read_output()
+            except OSError:
+                break
+            if not lines:
+                break
+            self._tell_output(slot, claim, lines)
+        self._tell_output(slot, claim, slot.lines.flush())
+
+    def _tell_boot_failed(self, slot: Slot, death: Death) -> None:
+        message, traceback = slot.boot_error or (f"the process {death.describe()}", "")
+        fields = {"traceback": traceback} if traceback else {}
+        output = list(death.output)
+        self._on_boot_failed(message)
+        self._narrator.log.error(
+            "consumer.boot_failed",
+            consumer=slot.number,
+            error=message,
+            **fields,
+            **({"output": output} if output else {}),
+        )
+
+    # -- jobs
+
+    def dispatch(self, now: float) -> None:
+        """Moves jobs to where they can run: back from consumers that are held up, then out to those with room."""
+        for key in self._core.recalls(now):
+            self.take_back(key, now)
+        for batch in self._core.dispatch(now):
+            self._supervisor.slots[batch.key].send(batch)
+
+    def take_back(self, key: Key, now: float) -> None:
+        """Takes back what a consumer has not started."""
+        claimed = self._supervisor.slots[key].counters.take_back(self._core.sent(key))
+        if claimed is not None:
+            self._core.recalled(key, claimed, now)
+
+    def check_times(self, now: float) -> None:
+        """Stops the jobs whose time is over."""
+        for key in self._core.time_checks(now):
+            slot = self._supervisor.slots[key]
+            claim = slot.counters.read()
+            match self._core.check_time(key, claim, now):
+                case "signal":
+                    slot.signal_timeout(claim.number)
+                case "kill":
+                    slot.timed_out = claim.number
+                    slot.kill()
+
+    def announce(self, now: float) -> None:
+        """Tells the log of the jobs that have been running for a moment."""
+        for slot in self._supervisor.slots.values():
+            if slot.state is SlotState.STARTING:
+                continue
+            claim = slot.counters.read()
+            if claim.running and claim.number != slot.announced and now - claim.started_at >= _ANNOUNCE_AFTER_S:
+                row = self._core.running(slot.key, claim)
+                if row is not None:
+                    slot.announced = claim.number
+                    self._narrator.started(row, slot.key, now)
+
+    # -- beginnings and ends
+
+    def supervise(self, now: float) -> None:
+        """Starts the consumers that are due, and kills those that do not come up or end in time."""
+        for slot in self._supervisor.start_due(now):
+            self._register(slot)
+        for slot in self._supervisor.kill_overdue(now):
+            reason = "it did not start or end in time"
+            self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=reason)
+
+    def stop(self) -> int:
+        """Lets all consumers end. Returns how many are running a job."""
+        self._is_stopping = True
+        self._supervisor.stop()
+        running = 0
+        for slot in list(self._supervisor.slots.values()):
+            if slot.state is SlotState.STARTING:
+                self._kill(slot)
+            else:
+                running += slot.counters.read().running
+                if slot.state is SlotState.READY:
+                    self.retire(slot)
+        return running
+
+    def kill_all(self) -> None:
+        """Ends all consumers now; what they are running goes back uncharged."""
+        for slot in self._supervisor.slots.values():
+            self._kill(slot)
+
+    def _kill(self, slot: Slot) -> None:
+        slot.is_stopped = True
+        slot.kill()
+
+    @property
+    def has_buried(self) -> bool:
+        """Whether a death waits for its commit."""
+        return bool(self._buried)
+
+    def forget_buried(self) -> None:
+        """The deaths are committed: their records of what was running are of no use any more."""
+        for slot in self._buried:
+            self._supervisor.clear_record(slot)
+        self._buried.clear()
+
+    def claims(self) -> dict[Key, Claim]:
+        """What each consumer is running."""
+        slots = self._supervisor.slots.values()
+        return {slot.key: slot.counters.read() for slot in slots if slot.state is not SlotState.STARTING}
+
+    def retire(self, slot: Slot) -> None:
+        """Lets a consumer end after what it is running."""
+        self._core.retire(slot.key)
+        self.take_back(slot.key, time.monotonic())
+        self._supervisor.retire(slot)
+        if self._core.holds_nothing(slot.key):
+            self._supervisor.expect_exit(slot, time.monotonic())

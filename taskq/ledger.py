@@ -1,0 +1,247 @@
+"""What is decided but not durable yet, and who waits to hear of it: the only place that commits.
+
+    submissions, effects of the core -> one transaction -> acknowledgements, results, log lines
+
+Nothing is told before its commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from taskq import spool, wire
+from taskq.config import Directory
+from taskq.core import Core, Effects
+from taskq.errors import EnqueueError, ProtocolError, StoreFull, TaskQError
+from taskq.model import JobRow, Spec
+from taskq.narrator import Narrator
+from taskq.server import Peer, Server
+from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
+from taskq.wire import Op
+
+#: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
+#: a producer that enqueues one job at a time while they run.
+_COMMIT_WITHIN_S = 0.020
+_COMMIT_COUNT = 2_000
+
+
+class Submission(NamedTuple):
+    """A submit frame that waits for its commit."""
+
+    peer: Peer | None  # None: it comes from the spool
+    request: int
+    watch: bool
+    spec: Spec
+    ids: list[bytes]
+    payloads: list[bytes]
+
+
+class Ledger:
+    """Commits, and tells. Used by the broker's loop alone."""
+
+    def __init__(self, store: Store, core: Core, server: Server, narrator: Narrator, directory: Directory) -> None:
+        self._store = store
+        self._core = core
+        self._server = server
+        self._narrator = narrator
+        self._spool = directory.spool
+        self._submissions: list[Submission] = []
+        self._effects = Effects()  # decided by the core, not committed yet
+        self._effects_since: float | None = None
+        self._committed: list[Effects] = []  # committed, not told yet
+        self._watchers: dict[bytes, set[Peer]] = {}
+        self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
+
+    # -- what comes in
+
+    def take_in(self, submission: Submission) -> None:
+        """Jobs that a client, or the spool, hands in."""
+        self._submissions.append(submission)
+
+    def take_spooled(self, now: float) -> None:
+        """Takes in the jobs that were spooled while no broker ran."""
+        for path, content in spool.spooled(self._spool):
+            try:
+                [(envelope, body)] = wire.Decoder().feed(content)
+                submission = submission_of(None, envelope, body)
+            except (TaskQError, ValueError) as error:
+                kept = spool.set_aside(path)
+                self._narrator.log.error("spool.unreadable", path=str(kept), error=str(error))
+                continue
+            self.take_in(submission)
+            self.commit(now, time.time())
+            path.unlink(missing_ok=True)
+            self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
+
+    def collect(self, now: float) -> None:
+        """Takes over what the core has decided."""
+        effects = self._core.take_effects()
+        mine = self._effects
+        mine.ended += effects.ended
+        mine.rescheduled += effects.rescheduled
+        mine.done += effects.done
+        mine.notes += effects.notes
+        mine.retried += effects.retried
+        mine.crashed += effects.crashed
+        if mine and self._effects_since is None:
+            self._effects_since = now
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits for a commit."""
+        return not self._submissions and not self._effects
+
+    @property
+    def commit_by(self) -> float | None:
+        """When the next commit is due for reasons of time (monotonic)."""
+        return None if self._effects_since is None else self._effects_since + _COMMIT_WITHIN_S
+
+    # -- commit
+
+    def must_commit(self, now: float) -> bool:
+        """Whether a commit is due: for jobs that came in, for outcomes that somebody waits for, or for time."""
+        if self._submissions:
+            return True
+        if self._effects_since is None:
+            return False
+        ended = self._effects.ended
+        if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
+            return True
+        watchers = self._watchers
+        return bool(watchers) and any(row.id in watchers for row, _, _ in ended)
+
+    def commit(self, now: float, wall: float) -> None:
+        """Makes everything durable that was taken in and decided; answers those who handed in jobs."""
+        submissions, self._submissions = self._submissions, []
+        try:
+            accepted = self._submit(submissions)
+            self._settle(wall)
+            self._store.commit()
+        except StoreFull as error:
+            # what ends must still be recorded: take in nothing new, and try that alone
+            self._store.rollback()
+            self._refuse(submissions, error)
+            accepted = []
+            self._settle(wall)
+            self._store.commit()
+        self._committed.append(self._effects)
+        self._effects, self._effects_since = Effects(), None
+        for submission, rows in accepted:
+            self._accept(submission, rows, now)
+
+    def _submit(self, submissions: list[Submission]) -> list[tuple[Submission, list[JobRow]]]:
+        accepted = []
+        for submission in submissions:
+            try:
+                rows = self._store.submit(submission.spec, submission.ids, submission.payloads)
+                accepted.append((submission, rows))
+            except EnqueueError as error:
+                if isinstance(error, StoreFull):
+                    raise
+                self._refuse([submission], error)
+        return accepted
+
+    def _settle(self, wall: float) -> None:
+        effects = self._effects
+        if effects.ended or effects.rescheduled:
+            self._store.settle(effects.ended, effects.rescheduled, wall)
+            self._store.totals.retried += effects.retried
+            self._store.totals.crashed += effects.crashed
+
+    def _refuse(self, submissions: Iterable[Submission], error: TaskQError) -> None:
+        for submission in submissions:
+            if submission.peer is not None:
+                envelope = [Op.ERROR, submission.request, type(error).__name__, str(error)]
+                self._server.send(submission.peer, wire.frame(envelope))
+
+    def _accept(self, submission: Submission, rows: list[JobRow], now: float) -> None:
+        self._core.submitted(rows)
+        self._narrator.enqueued(rows, now)
+        if submission.peer is not None:
+            self._server.send(submission.peer, wire.frame([Op.OK, submission.request, len(rows)]))
+            if submission.watch:
+                known = {row.id for row in rows}
+                for job_id in submission.ids:
+                    if job_id in known:
+                        self._add_watcher(job_id, submission.peer)
+                    else:
+                        self.watch(submission.peer, job_id)  # sent again: it may have ended
+
+    # -- tell
+
+    def tell(self, now: float) -> None:
+        """Tells clients and the log what is durable now."""
+        for peer in list(self._server.drained()):
+            while peer.deferred and not self._server.is_clogged(peer):
+                self.watch(peer, peer.deferred.popleft())
+        committed, self._committed = self._committed, []
+        for effects in committed:
+            self._tell_one(effects, now)
+
+    def _tell_one(self, effects: Effects, now: float) -> None:
+        if self._watchers:
+            for row, kept, outcome in effects.ended:
+                for peer in self._watchers.pop(row.id, ()):
+                    peer.watched.discard(row.id)
+                    self._push(peer, row.id, kept, outcome)
+        for change in effects.rescheduled:
+            if change.due_at is not None:
+                self.next_due = change.due_at if self.next_due is None else min(self.next_due, change.due_at)
+        self._narrator.notes(effects.notes)
+        self._narrator.successes(effects.done, now)
+
+    def _push(self, peer: Peer, job_id: bytes, kept: Kept, outcome: bytes) -> None:
+        if self._server.is_clogged(peer):
+            peer.deferred.append(job_id)  # read from the store again when the client has read what it was sent
+        else:
+            self._server.send(peer, wire.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
+
+    def watch(self, peer: Peer, job_id: bytes) -> None:
+        """Has a client told of the end of a job: now, if it has ended."""
+        stored = self.find(job_id)
+        if stored is None:
+            self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
+        elif stored.kept >= FIRST_FINAL:
+            self._push(peer, job_id, stored.kept, stored.outcome or b"")
+        else:
+            self._add_watcher(job_id, peer)
+
+    def _add_watcher(self, job_id: bytes, peer: Peer) -> None:
+        if not peer.closed:
+            self._watchers.setdefault(job_id, set()).add(peer)
+            peer.watched.add(job_id)
+
+    def find(self, job_id: bytes) -> StoredJob | None:
+        """Reads a job; one that is unknown may still wait in the spool."""
+        stored = self._store.read(job_id)
+        if stored is None:
+            self.take_spooled(time.monotonic())
+            stored = self._store.read(job_id)
+        return stored
+
+    def forget(self, peer: Peer) -> None:
+        """A client is gone."""
+        for job_id in peer.watched:
+            watchers = self._watchers.get(job_id)
+            if watchers is not None:
+                watchers.discard(peer)
+                if not watchers:
+                    del self._watchers[job_id]
+
+
+def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> Submission:
+    """Reads a submit frame.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    match envelope:
+        case [Op.SUBMIT, int(request), list(spec), bool(), bool(watch), bytes(ids), list(lengths)]:
+            if not ids or len(ids) != 16 * len(lengths):
+                raise ProtocolError("a submit frame must have an id of 16 bytes for each payload")
+            payloads = wire.split(body, lengths)
+            separate_ids = [ids[start : start + 16] for start in range(0, len(ids), 16)]
+            return Submission(peer, request, watch, Spec.from_wire(spec), separate_ids, payloads)
+    raise ProtocolError("a submit frame of another form")

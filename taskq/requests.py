@@ -1,0 +1,170 @@
+"""What clients ask of the broker besides handing in jobs: the state of one, to cancel it, the state of the fleet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import psutil
+
+from taskq import wire
+from taskq.config import Directory
+from taskq.core import Core
+from taskq.crew import Crew
+from taskq.errors import JobNotFound, ProtocolError, TaskQError
+from taskq.ledger import Ledger
+from taskq.model import JobState
+from taskq.server import Peer, Server
+from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
+from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.wire import Op
+
+
+class Requests:
+    """Answers requests. Used by the broker's loop alone, when everything before them is committed."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        core: Core,
+        store: Store,
+        ledger: Ledger,
+        crew: Crew,
+        supervisor: Supervisor,
+        server: Server,
+        on_stop: Callable[[str], None],
+        on_reload: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            on_stop: stops the fleet; told who asked.
+            on_reload: replaces the consumers.
+        """
+        self._directory = directory
+        self._core = core
+        self._store = store
+        self._ledger = ledger
+        self._crew = crew
+        self._supervisor = supervisor
+        self._server = server
+        self._on_stop = on_stop
+        self._on_reload = on_reload
+        self._started_at = time.time()
+
+    def answer(self, peer: Peer, envelope: list[Any]) -> None:
+        """Answers one request."""
+        request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+        try:
+            match envelope:
+                case [Op.WATCH, bytes(ids)] if len(ids) % 16 == 0:
+                    for start in range(0, len(ids), 16):
+                        self._ledger.watch(peer, ids[start : start + 16])
+                    return
+                case [Op.INFO, int(), bytes(job_id)]:
+                    value: Any = self._info(job_id)
+                case [Op.CANCEL, int(), bytes(job_id)]:
+                    value = self._cancel(job_id)
+                case [Op.STATUS, int()]:
+                    value = self._status()
+                case [Op.STOP, int()]:
+                    self._on_stop("taskq stop")
+                    value = True
+                case [Op.RELOAD, int()]:
+                    self._on_reload()
+                    value = True
+                case _:
+                    self._server.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
+                    return
+        except TaskQError as error:
+            self._server.send(peer, wire.frame([Op.ERROR, request, type(error).__name__, str(error)]))
+            return
+        self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb(value)]))
+
+    def _info(self, job_id: bytes) -> list[Any]:
+        row, kept, due_at, outcome, finished_at = self._stored(job_id)
+        state, started_at, attempts = kept.state, None, row.attempts
+        if kept == Kept.QUEUED:
+            claims = self._crew.claims()
+            state = self._core.state_of(row, claims)
+            key = self._core.holder_of(job_id)
+            if state == JobState.RUNNING and key is not None:
+                started_at = time.time() - (time.monotonic() - claims[key].started_at)
+                attempts += 1
+        spec = row.spec
+        return [spec.task, spec.queue, state.value, attempts, row.crashes, due_at, started_at, finished_at, outcome]
+
+    def _stored(self, job_id: bytes) -> StoredJob:
+        stored = self._ledger.find(job_id)
+        if stored is None:
+            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+        return stored
+
+    def _cancel(self, job_id: bytes) -> bool:
+        row, kept, *_ = self._stored(job_id)
+        if kept >= FIRST_FINAL:
+            return kept == Kept.CANCELLED
+        key = self._core.holder_of(job_id)
+        if key is not None:
+            self._crew.take_back(key, time.monotonic())
+            if self._core.holder_of(job_id) is not None:
+                return False  # it runs
+        self._core.cancelled(row, kept)
+        self._ledger.collect(time.monotonic())
+        self._ledger.commit(time.monotonic(), time.time())
+        return True
+
+    def _status(self) -> dict[str, Any]:
+        consumers = [self._consumer(slot) for slot in self._supervisor.slots.values()]
+        return {
+            "broker": {
+                "pid": os.getpid(),
+                "uptime_s": round(time.time() - self._started_at, 3),
+                "directory": str(self._directory.path),
+                "rss_bytes": rss_bytes(os.getpid()),
+                "restarts_of_consumers": self._supervisor.restarts,
+            },
+            "queues": self._queues(),
+            "totals": self._store.totals.as_dict(),
+            "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),
+        }
+
+    def _queues(self) -> dict[str, dict[str, int]]:
+        """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
+        claims = self._crew.claims()
+        queues = {name: {"scheduled": 0, "queued": count, "running": 0} for name, count in self._core.counts().items()}
+        for name, counts in self._store.counts().items():
+            queue = queues.setdefault(name, {"scheduled": 0, "queued": 0, "running": 0})
+            queue["scheduled"] = counts.get(Kept.SCHEDULED, 0)
+        for key, jobs in self._core.leased().items():
+            claim = claims[key]
+            for number, row in jobs:
+                is_running = claim.running and number == claim.number
+                queues[row.spec.queue]["running" if is_running else "queued"] += 1
+        return queues
+
+    def _consumer(self, slot: Slot) -> dict[str, Any]:
+        claim = slot.counters.read()
+        row = None if slot.state is SlotState.STARTING else self._core.running(slot.key, claim)
+        state = slot.state.name.lower() if slot.state is not SlotState.READY else "running" if row else "idle"
+        return {
+            "number": slot.number,
+            "pid": slot.pid,
+            "state": state,
+            "job_id": row.id.hex() if row else None,
+            "task": row.spec.task if row else None,
+            "running_s": round(time.monotonic() - claim.started_at, 3) if row else None,
+            "rss_bytes": rss_bytes(slot.pid),
+            "jobs_done": slot.counters.jobs_done,
+            "busy_s": round(slot.counters.busy_s, 3),
+        }
+
+
+def rss_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

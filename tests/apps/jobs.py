@@ -1,0 +1,274 @@
+"""The tasks of the end-to-end tests. What a job did is told by lines that it appends to a file, in one write each."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import structlog
+
+from taskq import JobTimeout, TaskQ, current_job
+
+q = TaskQ("tests", url="/nonexistent/taskq" if __name__ == "apps.jobs" else None)
+
+
+def append(path: str, line: str) -> None:
+    """Appends a line to a file, whole, whoever else does."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def record(path: str, label: object) -> None:
+    """Tells that a job reached this place."""
+    job = current_job()
+    append(path, f"{label} {job.id} {job.attempt} {os.getpid()} {time.monotonic()}")
+
+
+def pass_gate(path: str) -> None:
+    """Waits until the test opens a gate."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.read(descriptor, 1)
+    os.close(descriptor)
+
+
+def die(how: str) -> None:
+    """Ends this process in one of many ways."""
+    match how:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            ctypes.string_at(0)
+        case "abort":
+            os.abort()
+        case "exit 0":
+            os._exit(0)
+        case "exit 3":
+            os._exit(3)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "kill fleet":
+            # our session: every process of the fleet, the test not among them
+            session = os.getsid(0)
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+                    pid = int(name)
+                    try:
+                        if pid != os.getpid() and os.getsid(pid) == session:
+                            os.kill(pid, number)
+                    except (ProcessLookupError, PermissionError):
+                        pass
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def block_forever_in_c() -> None:
+    """Waits in C code that keeps the GIL and takes no notice of signals: a mutex that is locked twice."""
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+    ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+@q.task
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+@q.task
+def echo(value: Any) -> Any:
+    return value
+
+
+@q.task(retries=0)
+def fail(message: str) -> None:
+    raise LookupError(message)
+
+
+@q.task(retries=1)
+def fail_once(path: str) -> int:
+    record(path, "start")
+    if current_job().attempt == 1:
+        raise ConnectionError("not yet")
+    return current_job().attempt
+
+
+@q.task
+def who() -> list[Any]:
+    return [current_job().id, current_job().task, current_job().attempt, os.getpid()]
+
+
+@q.task
+async def double(number: int) -> int:
+    import asyncio
+
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+@q.task
+def speak() -> None:
+    print("by print")
+    logging.getLogger("app").warning("by %s", "logging")
+    structlog.get_logger().info("by structlog", size=3)
+    current_job().log.error("by job log", width=640)
+    os.write(2, b"by descriptor\n")
+    subprocess.run(["echo", "by subprocess"], check=True)
+
+
+@q.task(retries=0)
+def raise_system_exit(code: int) -> None:
+    sys.exit(code)
+
+
+@q.task(retries=0)
+def raise_keyboard_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@q.task(retries=0)
+def unserializable() -> Any:
+    return object()
+
+
+@q.task(retries=0)
+def nasty() -> None:
+    class Nasty(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    raise Nasty
+
+
+@q.task
+def big(count: int) -> bytes:
+    return bytes(count)
+
+
+@q.task
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@q.task
+def hold(gate: str, path: str, label: str = "held") -> str:
+    """Tells that it runs, then waits for a gate."""
+    record(path, label)
+    pass_gate(gate)
+    record(path, f"{label}-end")
+    return label
+
+
+@q.task
+def note(path: str, label: str) -> str:
+    record(path, label)
+    return label
+
+
+@q.task(retries=0)
+def mixed(path: str, label: str, how: str = "", gate: str = "") -> str:
+    """A job of a batch; one of them may die."""
+    record(path, label)
+    if gate:
+        pass_gate(gate)
+    die(how)
+    record(path, f"{label}-end")
+    return label
+
+
+@q.task(retries=0)
+def last_words(path: str, how: str) -> None:
+    record(path, "start")
+    print("my last words")
+    sys.stdout.flush()
+    die(how)
+
+
+@q.task(retries=0)
+def die_once(path: str, how: str) -> int:
+    """Dies at its first start only."""
+    record(path, "start")
+    if current_job().attempt == 1:
+        die(how)
+    return current_job().attempt
+
+
+@q.task(timeout=0.3, retries=0)
+def overdue(path: str, how: str, gate: str = "") -> str:
+    """Runs longer than it may, in one of several ways."""
+    record(path, how)
+    try:
+        match how:
+            case "in time":
+                return how
+            case "python" | "caught" | "insists":
+                pass_gate(gate)
+            case "in C":
+                block_forever_in_c()
+            case "signal blocked":
+                signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+                pass_gate(gate)
+    except JobTimeout:
+        record(path, "caught")
+        if how == "caught":
+            return how
+        if how == "insists":
+            pass_gate(gate)
+        raise
+    return "not reached"
+
+
+@q.task(retries=0)
+def fork_sleeper(path: str, gate: str, session: bool = False) -> None:
+    """Forks a child that goes on, then waits for a gate."""
+    child = os.fork()
+    if child == 0:
+        if session:
+            os.setpgid(0, 0)  # out of reach of a kill of the group
+        append(path + ".child", f"{os.getpid()}")
+        pass_gate(gate)
+        os._exit(0)
+    record(path, "start")
+    pass_gate(gate)
+
+
+@q.task(retries=0)
+def fork_and_return() -> int:
+    """Returns in two processes: one of them is no consumer."""
+    os.fork()
+    return os.getpid()
+
+
+@q.task(retries=0)
+def use_multiprocessing() -> int:
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return sum(pool.map(abs, [-1, -2, -3]))
+
+
+@q.task(retries=0)
+def close_descriptors(path: str, first: int) -> None:
+    record(path, "start")
+    os.closerange(first, 1000)
+
+
+@q.task
+def block_signals(path: str, gate: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+    record(path, "start")
+    pass_gate(gate)
+
+
+@q.task(retries=0)
+def print_much(lines: int) -> None:
+    for number in range(lines):
+        print(f"line {number}")
+
+

@@ -1,0 +1,60 @@
+"""Fixtures of the tests that run real fleets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from apps import jobs
+from fleet import JOBS, Fleet, Gate, running, use
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The directory of a queue, which `apps.jobs` uses in this test."""
+    home = tmp_path / "queue"
+    use(jobs.q, home)
+    return home
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[..., Fleet]]:
+    """Starts fleets that are stopped and checked at the end of the test."""
+    with ExitStack() as stack:
+        yield lambda app=JOBS, **options: stack.enter_context(running(Fleet(home, app, **options)))
+
+
+@pytest.fixture(scope="module")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One fleet of two consumers for all tests of a file that leave it as they found it."""
+    with running(Fleet(tmp_path_factory.mktemp("shared") / "queue")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def shared(shared_fleet: Fleet) -> Fleet:
+    """The shared fleet, which `apps.jobs` uses in this test."""
+    use(jobs.q, shared_fleet.home)
+    return shared_fleet
+
+
+@pytest.fixture
+def make_gate(tmp_path: Path) -> Callable[[], Gate]:
+    """Makes gates that hold jobs."""
+    made: list[Gate] = []
+
+    def make() -> Gate:
+        made.append(Gate(tmp_path / f"gate{len(made)}"))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def gate(make_gate: Callable[[], Gate]) -> Gate:
+    """A gate that holds jobs."""
+    return make_gate()
+
+
