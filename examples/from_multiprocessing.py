@@ -2,9 +2,10 @@
 
     python examples/from_multiprocessing.py
 
-Each step stands below as a comment with the multiprocessing form, then in ours; what runs is ours. It takes about five
-seconds, four of them in step 5, where four tasks of two seconds share two workers. What changes when you come from
-there: the work outlives this program and its crashes, and no step needs a lock, a sentinel or a join in the right place.
+Each step stands below as a comment in its multiprocessing form, then in ours, which is what runs. It takes
+about five seconds, four of them in step 5, where four tasks of two seconds share two workers. What changes
+when you come from there: the work outlives this program and its crashes, and no step needs a lock, a
+sentinel, or a join in the right place.
 """
 
 import multiprocessing
@@ -47,20 +48,20 @@ def main() -> None:
     """The steps, in the order of the tutorials."""
     # with Pool(2) as pool:
     with q.fleet(consumers=2):
-        before = q.client.status()["totals"]["succeeded"]  # it counts for as long as the queue's directory exists
+        before = q.client.status()["totals"]["succeeded"]  # in earlier runs: the totals last as the jobs do
 
         # process = Process(target=greet, args=("Ada",)); process.start(); process.join(); process.exitcode
         job = greet.enqueue("Ada")
         print("1. A process with arguments:", job.result(timeout=10), "->", job.state())
 
-        # queue = Queue(); queue.put("Apple"); ...; queue.put(None)  # and in the other process, until None comes:
-        # fruit = queue.get()
+        # queue = Queue(); queue.put("Apple"); ...; queue.put(None)
+        # and in the other process: while (fruit := queue.get()) is not None: ...
         jobs = eat.enqueue_many([("Apple",), ("Orange",), ("Banana",)])
         print("2. A queue:", ", ".join(job.result(timeout=10) for job in jobs))
 
         # lock = Lock(); Process(target=eat, args=(lock, fruit)) ...; with lock: print(fruit)
-        print("3. A lock around the output: not needed. Results come back to one place, as above, and what jobs print")
-        print("   goes line by line, each with its job's id, to the log: `taskq logs`")
+        print("3. A lock around the output: not needed. Results come back to one place, as above, and what")
+        print("   jobs print goes line by line, each with its job's id, to the log: `taskq logs`")
 
         # pool.map(square, [1, 2, 3, 4])
         print("4. Pool.map:", list(square.map([1, 2, 3, 4])))
@@ -70,14 +71,14 @@ def main() -> None:
         timeline(list(work.starmap([(name, 2.0) for name in "ABCD"], ordered=False)))
 
         # multiprocessing.cpu_count()
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        print(f"6. cpu_count() is {multiprocessing.cpu_count()}; q.fleet() starts one consumer for each of the {cpus} ", end="")
-        print("that this process may use")
+        print(f"6. cpu_count() is {multiprocessing.cpu_count()}.", end=" ")
+        print("q.fleet() without a number starts a consumer for each CPU that this process may use")
 
         # counter = Value("i", 0); ...; with counter.get_lock(): counter.value += 1
         status = q.client.status()
-        print("7. A shared counter: the fleet counts.", status["totals"]["succeeded"] - before, "jobs succeeded:", end=" ")
-        print(", ".join(f"consumer {each['number']} did {each['jobs_done']}" for each in status["consumers"]))
+        count = status["totals"]["succeeded"] - before
+        counts = [f"consumer {each['number']} did {each['jobs_done']}" for each in status["consumers"]]
+        print(f"7. A shared counter: {count} jobs succeeded; {', '.join(counts)}")
 
 
 def timeline(spans: list[tuple[str, float, float]]) -> None:

@@ -3,9 +3,9 @@
     pip install numpy
     python examples/monte_carlo.py
 
-A share stands at 100. What is the right worth to buy it for 105 in a year (5 % interest, 20 % volatility)? Each job
-plays 500,000 possible years; results are combined as they come, in whatever order. Theory (Black and Scholes, 1973)
-knows the answer, 8.02, and that the error halves with four times the work: both can be seen.
+A share stands at 100. What is the right worth to buy it for 105 in a year (5 % interest, 20 % volatility)?
+Each job plays 500,000 possible years; results are combined as they come, in whatever order. Theory (Black
+and Scholes, 1973) knows the answer, 8.02, and that the error halves with four times the work: see both.
 """
 
 import math
@@ -53,7 +53,8 @@ def main() -> None:
             if count >= tell_at:
                 price = total / count
                 error = 1.96 * math.sqrt((squares / count - price**2) / count)
-                print(f"{count:>12,}  {price:7.4f}    {error:.4f}  {price - exact:+.4f}  {'#' * round(error * 1000)}")
+                bar = "#" * round(error * 1000)
+                print(f"{count:>12,}  {price:7.4f}    {error:.4f}  {price - exact:+.4f}  {bar}")
                 tell_at *= 2
         seconds = time.perf_counter() - start
     print(f"\nsimulated {price:.4f} +/- {error:.4f}, theory {exact:.4f}: ", end="")

@@ -4,8 +4,8 @@
     python examples/thumbnails.py              # 2,000 crops of these
     python examples/thumbnails.py ~/Pictures   # one thumbnail of each file of yours
 
-It prints the images per second, where they are, and why the ones that failed did: without a folder of yours, a copy of
-a photograph that was cut off in the middle is among them.
+It prints the images per second, where they are, and why the ones that failed did: without a folder of
+yours, a copy of a photograph that was cut off in the middle is among them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Arguments = tuple[Path, Path, int, Crop | None]  # of one job
 def thumbnail(source: Path, target: Path, size: int, crop: Crop | None = None) -> int:
     """Makes one thumbnail and returns its size in bytes. Paths travel, not pictures.
 
-    A job may run twice, when its process dies at the wrong moment: so the picture gets its name in one step, at the end.
+    A job may run twice, if its process dies at the wrong moment: so the picture gets its name at the very end.
     """
     with Image.open(source) as image:
         picture = image.crop(crop) if crop else image
@@ -50,10 +50,11 @@ def of_folder(folder: Path, target: Path) -> Iterator[Arguments]:
 
 def of_samples(count: int, target: Path) -> Iterator[Arguments]:
     """The arguments of many crops of scikit-learn's photographs, with a damaged one among them."""
-    spec = importlib.util.find_spec("sklearn")  # its photographs are wanted, not the second that its import takes
+    spec = importlib.util.find_spec("sklearn")  # without the second that its import would take
     if spec is None or spec.origin is None:
-        raise SystemExit("the sample photographs come with scikit-learn: pip install scikit-learn, or name a folder")
-    photographs = [Path(spec.origin).parent / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
+        raise SystemExit("the photographs come with scikit-learn: pip install scikit-learn, or name a folder")
+    images = Path(spec.origin).parent / "datasets" / "images"
+    photographs = [images / "china.jpg", images / "flower.jpg"]
     damaged = target / "damaged.jpg"
     damaged.write_bytes(photographs[0].read_bytes()[:50_000])
     yield damaged, target / "never.jpg", 256, None
@@ -68,8 +69,9 @@ def of_samples(count: int, target: Path) -> Iterator[Arguments]:
 def main() -> None:
     """Enqueues everything at once, then takes the results in order."""
     parser = argparse.ArgumentParser(description="Makes thumbnails on all cores.")
-    parser.add_argument("folder", type=Path, nargs="?", help="your photographs (default: scikit-learn's two, many times)")
-    parser.add_argument("--to", type=Path, default=Path(tempfile.gettempdir(), "taskq-thumbnails"), help="where to")
+    target = Path(tempfile.gettempdir(), "taskq-thumbnails")
+    parser.add_argument("folder", type=Path, nargs="?", help="your photographs (default: scikit-learn's two)")
+    parser.add_argument("--to", type=Path, default=target, help="the folder of the thumbnails")
     parser.add_argument("--count", type=int, default=2_000, help="how many crops of the two photographs")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
@@ -89,10 +91,11 @@ def main() -> None:
                 print(f"  {source.name} failed: {error.error_type}: {error.error_message}")
                 continue
             if len(lengths) % 500 == 0:
-                print(f"  {len(lengths):,} done, {len(lengths) / (time.perf_counter() - start):,.0f} images/s")
-    seconds = time.perf_counter() - start
-    print(f"{len(lengths):,} images ({sum(lengths) / 1e6:.1f} MB) in {seconds:.1f} s, {len(lengths) / seconds:,.0f} images/s")
-    print(f"{len(jobs) - len(lengths)} failed. They are in {options.to}")
+                print(f"  {len(lengths):,} done")
+        seconds = time.perf_counter() - start
+    rate = len(lengths) / seconds
+    print(f"{len(lengths):,} images ({sum(lengths) / 1e6:.1f} MB) in {seconds:.1f} s, {rate:,.0f} images/s")
+    print(f"They are in {options.to}; {len(jobs) - len(lengths)} failed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A web application that hands its work to a fleet: it answers at once with a job's id, and later with the result.
+"""A web application that hands its work to a fleet: it answers at once with a job's id, later with the result.
 
     pip install fastapi uvicorn pillow
     python examples/web_app.py                      # server and fleet together, until Ctrl-C; or apart:
@@ -6,12 +6,13 @@
     uvicorn --app-dir examples web_app:app          # the server alone accepts work; nobody does it yet
     taskq worker examples/web_app.py:q              # the fleet: stop it, start it, the server never notices
 
-    curl --data-binary @photo.jpg http://127.0.0.1:8000/thumbnails      # {"job": "0198c2...", "state": "queued"}
-    curl http://127.0.0.1:8000/jobs/0198c2...                           # {"job": ..., "state": "succeeded", ...}
-    curl http://127.0.0.1:8000/jobs/0198c2.../result > thumbnail.jpg    # waits until it is there
+    curl --data-binary @photo.jpg http://127.0.0.1:8000/thumbnails     # {"job":"0198c2...","state":"queued"}
+    curl http://127.0.0.1:8000/jobs/0198c2...                          # {"job":..., "state":"succeeded",...}
+    curl http://127.0.0.1:8000/jobs/0198c2.../result > thumbnail.jpg   # waits until it is there
 
-Once a job's id was answered the job will be done: uploads that come while the fleet is away are kept on disk, in the
-spool, and the next fleet does them. A file that is no image costs its sender a clear answer, and nobody else anything.
+Once a job's id was answered the job will be done: uploads that come while the fleet is away are kept on
+disk, in the spool, and the next fleet does them. A file that is no image gets its sender a clear answer, and
+costs nobody else anything.
 """
 
 import argparse
@@ -58,7 +59,7 @@ async def upload(request: Request, size: int = 256) -> dict[str, str]:
 
 @app.get("/jobs/{job_id}")
 def state(job_id: str) -> dict[str, object]:
-    """Tells where a job is. FastAPI runs a plain function in a thread, so the blocking client is right here."""
+    """Tells where a job is. FastAPI runs a plain `def` in a thread, so the blocking client is right here."""
     info = q.job(job_id).info()
     error = f"{info.error.type}: {info.error.message}" if info.error else None
     return {"job": job_id, "state": info.state, "attempts": info.attempts, "error": error}
@@ -91,7 +92,8 @@ def explain(_: Request, error: TaskQError) -> JSONResponse:
 
 def main() -> None:
     """Runs the server, with a fleet of its own, until Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000, help="0 for one that is free")
     options = parser.parse_args()
     with q.fleet(), suppress(KeyboardInterrupt):

@@ -3,8 +3,8 @@
     python examples/word_index.py                               # a few queries
     python examples/word_index.py "deque maxlen" pickle         # yours: the lines that have all the words
 
-Each file is one job: about 1,800 of them, 30 MB of source. It prints the time that took, and for each query the
-number of lines and the first of them, as file:line.
+Each file is one job: about 1,800 of them, 30 MB of source. It prints the time that took, and for each query
+the number of lines and the first of them, as file:line.
 """
 
 import re
@@ -50,8 +50,9 @@ def main() -> None:
         seconds = time.perf_counter() - start
         consumers = q.client.status()["consumers"]
     megabytes = sum(path.stat().st_size for path in paths) / 1e6
-    print(f"{len(paths):,} files, {megabytes:.1f} MB, {len(places):,} words indexed in {seconds:.2f} s", end=" ")
-    print(f"by {len(consumers)} consumers, who read for {sum(each['busy_s'] for each in consumers):.2f} s in all\n")
+    work_seconds = sum(each["busy_s"] for each in consumers)
+    print(f"{len(paths):,} files, {megabytes:.1f} MB, {len(places):,} words, indexed in {seconds:.2f} s:")
+    print(f"{work_seconds:.2f} s of work, shared by {len(consumers)} consumers\n")
     for query in queries:
         answer(query, places)
 

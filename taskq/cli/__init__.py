@@ -50,7 +50,8 @@ def _show_version(wanted: bool) -> None:
 
 
 _VersionOption = Annotated[
-    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    bool,
+    typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version and exit."),
 ]
 
 

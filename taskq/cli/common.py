@@ -16,7 +16,7 @@ import taskq
 from taskq import errors
 from taskq.app import TaskQ
 from taskq.config import Directory, queue_directory
-from taskq.errors import AppError, ConfigError, TaskQError
+from taskq.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.loader import load_app
 
@@ -24,13 +24,13 @@ from taskq.loader import load_app
 FleetArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[APP]",
+        metavar="APP",
         help="The application, or its queue's directory. Without it TASKQ_APP counts, "
         "then TASKQ_URL, then the only queue there is.",
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 #: The first that fits counts.
 _EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
@@ -132,7 +132,11 @@ def find_directory(app: str | None) -> Directory:
     """
     app = app or os.environ.get("TASKQ_APP") or None
     if app is not None:
-        return Directory(Path(app).absolute()) if _is_directory(app) else load(app).directory
+        if _is_directory(app):
+            return Directory(Path(app).absolute())
+        if os.sep in app and ":" not in app and not app.endswith(".py"):
+            raise DirectoryError(f"there is no directory {Path(app).absolute()}")
+        return load(app).directory
     if os.environ.get("TASKQ_URL"):
         return Directory(queue_directory("taskq"))
     home = queue_directory("taskq").parent

@@ -49,7 +49,8 @@ def stop(
         raise ResultTimeout(
             f"the fleet on {directory.path} still has running jobs after {timeout_s:g} s; it goes on stopping"
         )
-    print(f"stopped in {time.monotonic() - began:.1f} s; {_left(directory, time.monotonic() - began)}")
+    elapsed_s = time.monotonic() - began
+    print(f"stopped in {elapsed_s:.2f} s{_left(directory, elapsed_s)}")
 
 
 def reload(app: FleetArgument = None) -> None:
@@ -99,8 +100,8 @@ def _left(directory: Directory, elapsed_s: float) -> str:
     """What the broker said at its end."""
     said = list(read(directory.path, Filter(event="fleet.stopped", since=ago(elapsed_s + 1)), last=1))
     if not said:
-        return "it did not say how: see taskq logs"
+        return ""  # it logs warnings only
     waiting = said[0].get("waiting", 0)
     if not waiting:
-        return "no job waits"
-    return f"{count_of(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} for the next fleet"
+        return "; no job waits"
+    return f"; {count_of(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} for the next fleet"

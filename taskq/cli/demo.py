@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from taskq.cli.common import closed_pipe
 from taskq.cli.demo_app import index, q
+from taskq.cli.monitor import totals_line
 from taskq.client import Client
 from taskq.config import Directory, default_consumers
 from taskq.errors import BrokerUnavailable, TaskQError
@@ -81,7 +82,10 @@ def _play(console: Console, path: Path) -> None:
         )
         found = _index(console, client, files)
         _query(console, found)
+        totals = client.status()["totals"]
     _tell_log(console, directory)
+    _step(console, "Totals", "")
+    console.print("  ", totals_line(totals), sep="")
     _tell_next(console)
 
 
@@ -199,16 +203,14 @@ def _kill_one(console: Console, client: Client) -> None:
     consumers = client.status()["consumers"]
     victim = next((consumer for consumer in consumers if consumer["state"] == "running"), consumers[0])
     os.kill(victim["pid"], signal.SIGKILL)
-    console.print(
-        f"  [bold red]kill -9 {victim['pid']}[/]  consumer {victim['number']} dies; its job runs again, in the one that follows"
-    )
+    console.print(f"  [bold red]kill -9 {victim['pid']}[/]  consumer {victim['number']} dies; its job will run again")
 
 
 def _query(console: Console, found: Index) -> None:
     _step(console, "Queries", "which files say it most?")
     for word in _QUERIES:
         places = sorted(found.get(word, ()), reverse=True)
-        best = ", ".join(f"{_short(path)} [dim]({count})[/]" for count, path in places[:3])
+        best = ", ".join(f"{_short(path)} [dim]({count})[/]" for count, path in places[:2])
         console.print(f"  [bold]{word:<11}[/] in {len(places):>3} files: {best}")
 
 
@@ -222,8 +224,9 @@ def _short(path: str) -> str:
 def _tell_log(console: Console, directory: Directory) -> None:
     _step(console, "Log", "one JSON line for each event; `taskq logs` shows them so (an excerpt)")
     colour = wants_colour(console.is_terminal, os.environ)
+    width = console.width if console.is_terminal else None
     for event in _excerpt(read(directory.path)):
-        console.out("  " + render_console(event, colour=colour).replace("\n", "\n  "), highlight=False)
+        print(render_console(event, colour=colour, width=width))
 
 
 def _excerpt(events: Iterable[Event]) -> Iterator[Event]:

@@ -36,13 +36,18 @@ IdArgument = Annotated[
 
 
 def enqueue(
-    words: Annotated[
-        list[str],
-        typer.Argument(metavar="APP TASK [ARGS]...", help="Each of ARGS is read as JSON, else taken as text."),
-    ],
+    app: Annotated[str, typer.Argument(metavar="APP", help="May be left out where TASKQ_APP is set.")],
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="The task's name.", show_default=False)] = None,
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="Each is read as JSON, else taken as text.", show_default=False),
+    ] = None,
+    *,
     kwargs: Annotated[str, typer.Option(metavar="JSON", help="Keyword arguments, as a JSON object.")] = "{}",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="The queue.", show_default="the task's own")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, and print the result as JSON.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", metavar="", help="Wait for the end, and print the result as JSON.")
+    ] = False,
     timeout: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Wait so long; the job goes on.", show_default="no limit"),
@@ -50,28 +55,41 @@ def enqueue(
 ) -> None:
     """Enqueue a job, and print its id. With no fleet there, it waits for the next one.
 
-    With TASKQ_APP set, APP may be left out. A job that failed makes --wait exit with 8.
+    A job that failed makes --wait exit with 8.
 
     $ taskq enqueue app.py:q thumbnail cat.jpg --kwargs '{"size": 128}'
     $ taskq enqueue app.py:q add 1 2 --wait
     """
-    reference, task_name, texts = _split(words)
+    reference, name, texts = _split([app, *([] if task is None else [task]), *(args or [])])
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
     named = _keywords(kwargs)
     arguments = [_value(text) for text in texts]
-    app = load(reference)
-    task = _task(app, reference, task_name)
-    try:
-        inspect.signature(task.function).bind(*arguments, **named)
-    except TypeError as error:
-        raise ConfigError(f"{task_name}{inspect.signature(task.function)}: {error}") from None
-    job = (task if queue is None else task.options(queue=queue)).enqueue(*arguments, **named)
-    if not wait:
-        print(job.id)
-        if app.client.is_spooled(bytes.fromhex(job.id)):
-            tell(f"no fleet answers on {app.directory.path}; the job waits for the next one")
+    application = load(reference)
+    found = _task(application, reference, name)
+    _check_call(found, arguments, named)
+    job = (found if queue is None else found.options(queue=queue)).enqueue(*arguments, **named)
+    if wait:
+        _print_value(job.result(timeout_s))
         return
-    print(json.dumps(job.result(timeout_s), default=repr, ensure_ascii=False, skipkeys=True))
+    print(job.id, flush=True)
+    if application.client.is_spooled(bytes.fromhex(job.id)):
+        tell(f"no fleet answers on {application.directory.path}; the job waits for the next one")
+
+
+def _check_call(task: Task[..., Any], arguments: list[Any], named: dict[str, Any]) -> None:
+    """Raises ConfigError if the function cannot be called so: better said here than by a job that fails."""
+    signature = inspect.signature(task.function)
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError as error:
+        raise ConfigError(f"{task.name}{signature}: {error}") from None
+
+
+def _print_value(value: Any) -> None:
+    try:
+        print(json.dumps(value, default=repr, ensure_ascii=False))
+    except (TypeError, ValueError):  # such as a tuple as a key
+        print(repr(value))
 
 
 def _split(words: list[str]) -> tuple[str, str, list[str]]:
@@ -99,7 +117,7 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse)
     except ValueError:
-        if text.startswith("-") and text[1:2].isalpha() | text.startswith("--"):
+        if text.startswith("-") and (text[1:2].isalpha() or text.startswith("--")):
             raise ConfigError(f"no such option: {text} (as an argument of the task: '\"{text}\"')") from None
         return text
 
@@ -159,11 +177,14 @@ def _handle(id: str, app: str | None) -> Any:
 
 
 def _times(info: JobInfo) -> list[tuple[str, str]]:
+    finished_at = info.finished_at
+    if finished_at is not None and info.started_at is not None and info.duration_s is not None:
+        finished_at = info.started_at + info.duration_s  # to the millisecond; the journal keeps whole seconds
     times = [
         ("enqueued", info.enqueued_at),
         ("due", info.due_at),
         ("started", info.started_at),
-        ("ended", info.finished_at),
+        ("ended", finished_at),
     ]
     rows = [(name, _time(at)) for name, at in times if at is not None]
     if info.duration_s is not None:

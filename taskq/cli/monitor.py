@@ -42,7 +42,7 @@ _STATE_STYLES = {
 def status(
     app: FleetArgument = None,
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again each second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", metavar="", help="Show it again each second.")] = False,
 ) -> None:
     """Show what the fleet is doing.
 
@@ -69,12 +69,13 @@ def status(
 
 def _picture(found: dict[str, Any]) -> Group:
     parts = (_headline(found["broker"]), _consumers(found["consumers"]), _queues(found["queues"]))
-    return Group(*(line for part in parts for line in (part, "")), _totals(found["totals"]))
+    return Group(*(line for part in parts for line in (part, "")), totals_line(found["totals"]))
 
 
 def _headline(broker: dict[str, Any]) -> Text:
     line = Text()
-    line.append(broker["state"], style=f"bold {_STATE_STYLES[broker['state']]}")
+    state = broker.get("state", "running")
+    line.append(state, style=f"bold {_STATE_STYLES[state]}")
     line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}  ")
     line.append(broker["directory"], style="dim")
     return line
@@ -111,8 +112,9 @@ def _queues(queues: dict[str, dict[str, int]]) -> Table | str:
     return table
 
 
-def _totals(totals: dict[str, int]) -> Text:
-    parts = [Text("in all", style="dim")]
+def totals_line(totals: dict[str, int]) -> Text:
+    """All that ever happened in a queue, in one line."""
+    parts = []
     for name in ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled"):
         is_bad = name in ("failed", "crashed")
         parts.append(Text(f"{totals[name]:,} {name}", style="dim" if not totals[name] else "red" if is_bad else ""))
@@ -134,7 +136,9 @@ def _megabytes(count: int) -> str:
 
 def logs(
     app: FleetArgument = None,
-    is_followed: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")] = False,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", metavar="", help="Go on with new lines as they come.")
+    ] = False,
     last: Annotated[
         int | None,
         typer.Option("-n", min=0, metavar="N", help="Only the last N lines.", show_default="all; with -f 10"),

@@ -22,13 +22,15 @@ def worker(
     ] = None,
     consumers: Annotated[int, Option(metavar="N", help="Consumer processes.", show_default="one per CPU")] = 0,
     queues: Annotated[str, Option(metavar="A,B", help="Serve only these queues.", show_default="all")] = "",
-    drain: Annotated[bool, Option("--drain", help="End when no job waits or runs.")] = False,
+    drain: Annotated[bool, Option("--drain", metavar="", help="End when no job waits or runs.")] = False,
     stop_timeout: Annotated[
         str, Option(metavar="TIME", help="How long running jobs may take when the fleet stops.")
     ] = "30s",
     preload: Annotated[
         bool,
-        Option("--preload", help="Fork consumers from one that has imported APP.", rich_help_panel=_CONSUMERS),
+        Option(
+            "--preload", metavar="", help="Fork consumers from one that has imported APP.", rich_help_panel=_CONSUMERS
+        ),
     ] = False,
     max_jobs: Annotated[
         _Maybe, Option(metavar="N", help="Replace a consumer after so many jobs.", rich_help_panel=_CONSUMERS)

@@ -15,7 +15,7 @@ import structlog
 
 from taskq import JobTimeout, TaskQ, current_job
 
-q = TaskQ("tests", url="/nonexistent/taskq" if __name__ == "apps.jobs" else None)
+q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.jobs" else None)
 
 
 def append(path: str, line: str) -> None:
@@ -203,13 +203,13 @@ def overdue(path: str, how: str, gate: str = "") -> str:
     record(path, how)
     try:
         match how:
-            case "in time":
+            case "in-time":
                 return how
             case "python" | "caught" | "insists":
                 pass_gate(gate)
-            case "in C":
+            case "in-c":
                 block_forever_in_c()
-            case "signal blocked":
+            case "blocked":
                 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
                 pass_gate(gate)
     except JobTimeout:
