@@ -144,7 +144,7 @@ class AsyncClient:
         return await asyncio.to_thread(self._blocking.is_spooled, job_id)
 
     async def cancel(self, job_id: bytes) -> bool:
-        """Cancels a job that has not started. Returns whether it is cancelled now. As `Client.cancel`."""
+        """Cancels a job that has not started. Returns whether it is cancelled now."""
         try:
             return bool(await self._request(lambda number, _: wire.frame([Op.CANCEL, number, job_id])))
         except ConnectionLost:

@@ -41,7 +41,7 @@ class Narrator:
         self._slot_of = slot_of
         self._tells_enqueued = tells_enqueued
         self._throttle = JobLogThrottle()
-        self._output_second = 0
+        self._output_until = 0.0  # the end of the second in which lines of output are counted
         self._output_lines: dict[Key, int] = {}
 
     def notes(self, notes: Sequence[Note]) -> None:
@@ -82,18 +82,21 @@ class Narrator:
 
     def summaries(self, now: float, *, is_last: bool = False) -> None:
         """What was counted and not told, once a second."""
+        if is_last or now >= self._output_until:
+            self._tell_dropped_output()
         for summary in self._throttle.due(now, flush=is_last):
             self.log.info("job.summary", **summary)
 
     def next_summary(self) -> float | None:
         """When there are counts to tell (monotonic)."""
-        return self._throttle.next_due()
+        dropped_at = self._output_until if any(self._dropped_lines().values()) else None
+        return min((at for at in (self._throttle.next_due(), dropped_at) if at is not None), default=None)
 
     def output(self, slot: Slot, row: JobRow | None, lines: Sequence[str], now: float) -> None:
         """Lines that a consumer, or the job it is running, has written."""
-        if int(now) != self._output_second:
+        if now >= self._output_until:
             self._tell_dropped_output()
-            self._output_second, self._output_lines = int(now), {}
+            self._output_until = now + 1.0
         about = (
             {"consumer": slot.number, "pid": slot.pid}
             if row is None
@@ -106,12 +109,18 @@ class Narrator:
                 level, fields = fields_of_line(line)
                 getattr(self.log, level)(event, **about, **fields)
 
+    def _dropped_lines(self) -> dict[Key, int]:
+        return {
+            key: count - MAX_OUTPUT_LINES_PER_S
+            for key, count in self._output_lines.items()
+            if count > MAX_OUTPUT_LINES_PER_S
+        }
+
     def _tell_dropped_output(self) -> None:
-        for key, count in self._output_lines.items():
-            if count > MAX_OUTPUT_LINES_PER_S:
-                slot = self._slot_of(key)
-                number = None if slot is None else slot.number
-                self.log.warning("output.dropped", consumer=number, lines=count - MAX_OUTPUT_LINES_PER_S)
+        for key, lines in self._dropped_lines().items():
+            slot = self._slot_of(key)
+            self.log.warning("output.dropped", consumer=None if slot is None else slot.number, lines=lines)
+        self._output_lines.clear()
 
     def buried(self, slot: Slot, death: Death, was_expected: bool) -> None:
         """A consumer ended."""

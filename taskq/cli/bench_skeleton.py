@@ -136,6 +136,11 @@ class Skeleton:
         self._socket.sendall(msgpack.packb(("wait", self.enqueued)))
         self._socket.recv(16)
 
+    def round_trip(self) -> None:
+        """Enqueues one job and waits for its end."""
+        self.enqueue(1)
+        self.wait()
+
     def __exit__(self, *_: object) -> None:
         pid = self._process.pid
         assert pid is not None
