@@ -58,9 +58,9 @@ async def upload(request: Request, size: int = 256) -> dict[str, str]:
 
 
 @app.get("/jobs/{job_id}")
-def state(job_id: str) -> dict[str, object]:
-    """Tells where a job is. FastAPI runs a plain `def` in a thread, so the blocking client is right here."""
-    info = q.job(job_id).info()
+async def state(job_id: str) -> dict[str, object]:
+    """Tells where a job is, and why it failed if it did."""
+    info = await q.job(job_id).ainfo()
     error = f"{info.error.type}: {info.error.message}" if info.error else None
     return {"job": job_id, "state": info.state, "attempts": info.attempts, "error": error}
 

@@ -40,6 +40,8 @@ TELL_AWAY_AFTER_S = 3.0
 SHORTEST_WAIT_S = 0.05
 _READ_BYTES = 256 * 1024
 _MAX_IDLE_CONNECTIONS = 16
+#: Frames that are on their way while the next is made: the broker syncs one while we make another.
+_FRAMES_AHEAD = 3
 
 
 class ConnectionLost(TaskQError):
@@ -166,12 +168,18 @@ class Connection:
     def request(self, op: Op, *fields: Any) -> Any:
         """Sends a request and returns the value of its answer."""
         number = next(self._requests)
-        return self._exchange(wire.frame([op, number, *fields]), number)
+        self._send(wire.frame([op, number, *fields]))
+        return self.answer(number)
 
     def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> None:
         """Submits jobs; with `watch`, their RESULT frames come by themselves."""
+        self.answer(self.send_submit(spec, calls, resend=resend, watch=watch))
+
+    def send_submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool = False, watch: bool = False) -> int:
+        """Sends jobs without waiting. Returns the number to pass to `answer`, in the order of sending."""
         number = next(self._requests)
-        self._exchange(submit_frame(number, spec, calls, resend=resend, watch=watch), number)
+        self._send(submit_frame(number, spec, calls, resend=resend, watch=watch))
+        return number
 
     def watch(self, ids: Sequence[bytes]) -> None:
         """Asks for the RESULT frames of jobs. There is no other answer."""
@@ -187,8 +195,12 @@ class Connection:
         except TimeoutError:
             return None
 
-    def _exchange(self, frame: bytes, number: int) -> Any:
-        self._send(frame)
+    def answer(self, number: int) -> Any:
+        """Waits for the answer to a request.
+
+        Raises:
+            TaskQError: the broker's own, or ConnectionLost.
+        """
         while True:
             try:
                 message = self.receive(REPLY_TIMEOUT_S)
@@ -300,24 +312,43 @@ class Client:
             BrokerUnavailable: neither a broker nor the spool takes them.
         """
         ids: list[bytes] = []
-        for chunk in chunks(calls):
-            self._submit_chunk(spec, chunk)
-            ids.extend(call.id for call in chunk)
+        remaining = chunks(calls)
+        unanswered: deque[tuple[int, list[Call]]] = deque()
+        try:
+            connection = self.connect()
+            try:
+                for chunk in remaining:
+                    ids.extend([call.id for call in chunk])
+                    unanswered.append((0, chunk))
+                    unanswered[-1] = connection.send_submit(spec, chunk), chunk
+                    if len(unanswered) > _FRAMES_AHEAD:
+                        connection.answer(unanswered[0][0])
+                        unanswered.popleft()
+                while unanswered:
+                    connection.answer(unanswered[0][0])
+                    unanswered.popleft()
+            except BaseException:
+                connection.close()  # an answer may still be on its way
+                raise
+            self.give_back(connection)
+            return ids
+        except ConnectionLost:
+            pass
+        for _, chunk in unanswered:
+            self._resubmit(spec, chunk)
+        for chunk in remaining:
+            ids.extend([call.id for call in chunk])
+            self._resubmit(spec, chunk)
         return ids
 
-    def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> None:
-        resend = False
-        while True:
-            is_idle = bool(self._idle)
-            try:
-                with self._borrowed() as connection:
-                    connection.submit(spec, chunk, resend=resend)
-                    return
-            except ConnectionLost:
-                resend = True  # it may have arrived: the broker leaves out ids that it knows
-                if not is_idle:
-                    self.spool(spec, chunk)
-                    return
+    def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> None:
+        """Submits over a new connection; these may have arrived before: the broker leaves out ids that it knows."""
+        self._idle.clear()  # made to the same broker as the one that was lost
+        try:
+            with self._borrowed() as connection:
+                connection.submit(spec, chunk, resend=True)
+        except ConnectionLost:
+            self.spool(spec, chunk)
 
     def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
         """Writes jobs to the spool, from where the next broker takes them."""

@@ -73,6 +73,7 @@ class Slot:
     timed_out: int | None = None  # the number of the job it was killed for
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
     replaces: Slot | None = None  # the one that retires when this one is ready
+    server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
     announced: int = 0  # the last number told as started in the log
 
     def __post_init__(self) -> None:
@@ -155,6 +156,10 @@ class Supervisor:
         self._is_stopping = False
         self.slots: dict[Key, Slot] = {}
         self.restarts = 0
+        self._old_servers: dict[
+            int, int
+        ] = {}  # fork servers of code before: the descriptor that keeps one alive, its pid
+        self._ended_servers: list[int] = []  # pids of those that were let go, and are not reaped yet
         # twice the room: while one is replaced, two have its number
         clear_flight_records(directory.running, 2 * settings.consumers)
         if settings.preload:
@@ -222,6 +227,9 @@ class Supervisor:
             replaces=replaces,
         )
         slot.kill_at = now + BOOT_TIMEOUT_S
+        if self._settings.preload:
+            server: Any = forkserver._forkserver
+            slot.server = server._forkserver_alive_fd
         self.slots[slot.key] = slot
         return slot
 
@@ -290,6 +298,7 @@ class Supervisor:
         slot.inbox.close()
         slot.process.close()
         del self.slots[slot.key]
+        self._end_old_servers()
         self._plan_successor(slot, now)
         return Death(
             exit_code=code if code is not None and code >= 0 else None,
@@ -308,11 +317,10 @@ class Supervisor:
             slot.state is SlotState.READY and now - slot.started_at > _HEALTHY_S
         )
         self._failures[slot.number] = 0 if was_healthy else self._failures[slot.number] + 1
-        if slot.state is SlotState.RETIRING or self._current(slot.number) is not None:
-            return  # its successor is there already
         if slot.replaces is not None:
             self._reloading.clear()  # the new code does not come up: keep the consumers that run the old
-            return
+        if slot.state is SlotState.RETIRING or self._current(slot.number) is not None:
+            return  # its successor, or the one that it was to replace, is there
         self.restarts += 1
         self._start_at[slot.number] = now + self._pause_s(slot.number)
 
@@ -346,8 +354,27 @@ class Supervisor:
         no call to replace it, hence the private names; the tests run this on every supported Python.
         """
         server: Any = forkserver._forkserver
+        if server._forkserver_alive_fd is not None:
+            self._old_servers[server._forkserver_alive_fd] = server._forkserver_pid
+            self._end_old_servers()
         server._forkserver_alive_fd = None
         server._forkserver_address = None
         server._forkserver_pid = None
         os.environ["TASKQ_PRELOAD_APP"] = self._app
         self._context.set_forkserver_preload(["taskq.preload"])
+
+    def _end_old_servers(self) -> None:
+        """Lets go of the old servers whose last consumer was buried, not earlier: they tell how their consumers ended."""
+        in_use = {slot.server for slot in self.slots.values()}
+        for descriptor in [descriptor for descriptor in self._old_servers if descriptor not in in_use]:
+            os.close(descriptor)
+            self._ended_servers.append(self._old_servers.pop(descriptor))
+        self._ended_servers = [pid for pid in self._ended_servers if not _is_reaped(pid)]
+
+
+def _is_reaped(pid: int) -> bool:
+    """Reaps a child if it has ended."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True

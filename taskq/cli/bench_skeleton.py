@@ -23,6 +23,7 @@ import msgpack
 
 _BATCH = 100
 _LEASED = 400
+_FRAMES_AHEAD = 8
 
 
 def _work(inbox: Queue[bytes], outbox: SimpleQueue[bytes]) -> None:
@@ -126,15 +127,27 @@ class Skeleton:
 
     def enqueue(self, count: int) -> None:
         """Enqueues jobs that do nothing, durable on return."""
+        self._send(count)
+        self._socket.recv(1)
+
+    def enqueue_many(self, frames: int, count: int) -> None:
+        """Enqueues frames of jobs, with some of them under way."""
+        for number in range(frames):
+            self._send(count)
+            if number >= _FRAMES_AHEAD:
+                self._socket.recv(1)
+        for _ in range(min(frames, _FRAMES_AHEAD)):
+            self._socket.recv(1)
+
+    def _send(self, count: int) -> None:
         payloads = [msgpack.packb(("noop", [number], {})) for number in range(count)]
         self._socket.sendall(msgpack.packb(("enqueue", payloads)))
-        self._socket.recv(16)
         self.enqueued += count
 
     def wait(self) -> None:
         """Waits until all are done."""
         self._socket.sendall(msgpack.packb(("wait", self.enqueued)))
-        self._socket.recv(16)
+        self._socket.recv(1)
 
     def round_trip(self) -> None:
         """Enqueues one job and waits for its end."""

@@ -1,0 +1,569 @@
+"""The command line, end to end: real processes, real fleets, a terminal where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
+
+from taskq.exits import Exit
+from taskq.log.files import log_path, rotated_path
+from taskq.log.reader import read
+
+TASKQ = [sys.executable, "-m", "taskq"]
+NO_JOB = "01a1fc6d758d747297f07fba5a1164ff"
+
+
+def environment(home: Path | None, **more: str) -> dict[str, str]:
+    """Our environment, with a queue's directory in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKQ_")}
+    return {**kept, **({"TASKQ_URL": str(home)} if home else {}), "COLUMNS": "100", **more}
+
+
+def taskq(home: Path | None, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        [*TASKQ, *arguments],
+        env=environment(home, **more),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], code: Exit, *words: str) -> None:
+    """Checks that a command told an error in one line, with these words and this exit code."""
+    assert done.returncode == code, done
+    assert not done.stdout
+    assert done.stderr.startswith("taskq: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@contextmanager
+def started(home: Path, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on while the block runs."""
+    process = subprocess.Popen(
+        [*TASKQ, *arguments],
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def wait_for_event(home: Path, event: str, **fields: Any) -> dict[str, Any]:
+    """Waits until the log has an event."""
+
+    def find() -> dict[str, Any] | None:
+        events = (found for found in read(home) if found["event"] == event)
+        return next((found for found in events if fields.items() <= found.items()), None)
+
+    found: dict[str, Any] = wait_until(find, event)
+    return found
+
+
+class Terminal:
+    """A command in a pseudo-terminal of its own."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.text = ""
+        self.pid, self._master = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, [*TASKQ, *arguments], environment(home, TERM="xterm-256color"))
+
+    def type(self, keys: bytes) -> None:
+        """Types at the terminal."""
+        os.write(self._master, keys)
+
+    def read_until(self, word: str) -> None:
+        """Reads until the output has a word."""
+        deadline = time.monotonic() + DEADLINE_S
+        while word not in self.text:
+            assert self._read(deadline), f"ended without {word!r}: {self.text}"
+
+    def read_to_end(self) -> int:
+        """Reads to the end of the command; returns its exit code."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self._read(deadline):
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        """Hangs up."""
+        os.close(self._master)
+
+    def _read(self, deadline: float) -> bool:
+        ready = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]
+        assert ready, f"nothing more came in time: {self.text}"
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # how Linux tells the end
+            return False
+        self.text += data.decode(errors="replace")
+        return bool(data)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets our many processes share their bytecode, also where PYTHONDONTWRITEBYTECODE keeps the checkout clean."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        yield
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Opens terminals that are closed at the end of the test."""
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: Any) -> Terminal:
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Path:
+    """A folder with applications that cannot be used."""
+    (tmp_path / "raises.py").write_text("import taskq\nq = taskq.TaskQ('raises')\n1 / 0\n")
+    (tmp_path / "broken.py").write_text("q = (\n")
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "other.py").write_text("import taskq\nq = taskq.TaskQ('other')\nx = 5\n")
+    return tmp_path
+
+
+# -- without a fleet
+
+
+def test_version() -> None:
+    for arguments in (["version"], ["--version"]):
+        assert taskq(None, *arguments).stdout == "taskq 0.1.0\n"
+
+
+def test_each_command_has_help_with_an_example() -> None:
+    overview = taskq(None, "--help").stdout
+    for command in ("worker", "stop", "reload", "enqueue", "job", "cancel", "status", "logs", "demo"):
+        assert command in overview
+        assert f"$ taskq {command}" in taskq(None, command, "--help").stdout
+
+
+def test_worker_starts_light(home: Path) -> None:
+    """The guardian stays for the fleet's life, and its start is time until the first job."""
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "taskq", "worker", "no_such_module:q"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    ).stderr
+    names = {line.rpartition("|")[2].strip() for line in imported.splitlines() if line.startswith("import time:")}
+    assert "taskq.guardian" in names
+    assert not names & {"rich", "rich.console", "asyncio", "psutil", "apsw", "structlog", "multiprocessing"}
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("no_such_module:q", ["no module 'no_such_module'"]),
+        ("no_such_file.py:q", ["no file", "no_such_file.py"]),
+        ("other:nothing", ["no attribute 'nothing'", "did you mean q?"]),
+        ("other:x", ["int", "not a TaskQ"]),
+        ("raises.py:q", ["ZeroDivisionError", "line 3"]),
+        ("broken.py:q", ["SyntaxError", "broken.py"]),
+        ("needs:q", ["no_such_package"]),
+        ("exits:q", ["SystemExit"]),
+    ],
+)
+def test_an_application_that_cannot_be_used(apps: Path, home: Path, app: str, words: list[str]) -> None:
+    refused(taskq(home, "worker", app, cwd=apps), Exit.APP, *words)
+    refused(taskq(home, "enqueue", app, "add", cwd=apps), Exit.APP, *words)
+
+
+@pytest.mark.parametrize("command", [["status"], ["stop"], ["reload"], ["job", NO_JOB], ["cancel", NO_JOB]])
+def test_no_fleet(home: Path, command: list[str]) -> None:
+    refused(taskq(home, *command), Exit.NO_FLEET, str(home), "taskq worker")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["worker"], "TASKQ_APP"),
+        (["worker", JOBS, "--durability", "hope"], "power, os or memory"),
+        (["worker", JOBS, "--stop-timeout", "soon"], "--stop-timeout 'soon'"),
+        (["worker", JOBS, "--consumers", "-1"], "consumers=-1"),
+        (["worker", JOBS, "--queues", "a b"], "'a b'"),
+        (["enqueue", JOBS], "which task"),
+        (["enqueue", JOBS, "add", "1", "--kwargs", "{b: 2}"], "is not JSON"),
+        (["enqueue", JOBS, "add", "1", "--kwargs", "[2]"], "no JSON object"),
+        (["enqueue", JOBS, "add", "1", "--wiat"], "no such option: --wiat"),
+        (["enqueue", JOBS, "add"], "missing a required argument: 'a'"),
+        (["enqueue", JOBS, "add", "1", "--queue", "a/b"], "queue name 'a/b'"),
+        (["logs", "--level", "loud"], "--level 'loud'"),
+        (["logs", "--since", "yesterday"], "--since 'yesterday'"),
+        (["job", "17"], "32 hexadecimal digits"),
+    ],
+)
+def test_a_command_that_makes_no_sense(home: Path, arguments: list[str], word: str) -> None:
+    refused(taskq(home, *arguments), Exit.USAGE, word)
+
+
+def test_typers_own_usage_error(home: Path) -> None:
+    done = taskq(home, "status", "--nothing")
+    assert done.returncode == Exit.USAGE
+    assert "--nothing" in done.stderr
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(taskq(tmp_path / "file" / "queue", "worker", JOBS), Exit.DIRECTORY, str(tmp_path / "file"), "TASKQ_URL")
+    refused(taskq(tmp_path / "nothing", "logs"), Exit.DIRECTORY, "nothing")
+    refused(taskq(None, "status", str(tmp_path / "nothing")), Exit.DIRECTORY, "nothing")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    refused(taskq(tmp_path / "open", "worker", JOBS), Exit.DIRECTORY, "chmod 700")
+
+
+def test_a_journal_that_cannot_be_trusted(home: Path) -> None:
+    assert taskq(home, "worker", JOBS, "--drain").returncode == Exit.OK
+    (home / "journal.db").unlink()
+    done = taskq(home, "worker", JOBS, "--log-level", "error")
+    assert done.returncode == Exit.JOURNAL
+    assert "journal" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_dies_again_and_again_is_given_up(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif any('broker_process' in word for word in sys.orig_argv): os._exit(77)\n"
+    )
+    done = taskq(home, "worker", JOBS, PYTHONPATH=str(tmp_path))
+    assert done.returncode == Exit.UNSTABLE
+    assert "giving up" in done.stderr
+
+
+def test_a_job_enqueued_before_there_is_a_fleet(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "noted"
+    done = taskq(home, "enqueue", JOBS, "note", str(path), "early")
+    assert done.returncode == Exit.OK
+    assert len(done.stdout) == 33
+    assert "no fleet answers" in done.stderr
+    assert "queued" in taskq(home, "job", done.stdout.strip()).stdout
+    assert taskq(home, "worker", JOBS, "--drain", "--consumers", "1").returncode == Exit.OK
+    assert wait_for_file(path)[0].split()[:2] == ["early", done.stdout.strip()]
+
+
+def test_which_queue_is_meant(tmp_path: Path) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    refused(taskq(None, "status", **state), Exit.USAGE, "no queue", str(tmp_path))
+    for name in ("one", "two"):
+        (tmp_path / "taskq" / name).mkdir(parents=True)
+        (tmp_path / "taskq" / name / "lock").touch()
+        done = taskq(None, "status", **state)
+        if name == "one":
+            refused(done, Exit.NO_FLEET, str(tmp_path / "taskq" / "one"))
+    refused(done, Exit.USAGE, str(tmp_path / "taskq" / "one"), str(tmp_path / "taskq" / "two"))
+    refused(taskq(None, "status", str(tmp_path / "taskq" / "two"), **state), Exit.NO_FLEET, "two")
+
+
+# -- with a fleet
+
+
+def test_enqueue_prints_the_id_alone(shared: Fleet, tmp_path: Path) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, "note", str(tmp_path / "noted"), "x")
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert wait_for_file(tmp_path / "noted")[0].split()[1] == done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["add", "1", "2"], "3"),
+        (["add", "-1", "-2.5"], "-3.5"),
+        (["add", "1", "--kwargs", '{"b": 5}'], "6"),
+        (["echo", "cat.jpg"], '"cat.jpg"'),
+        (["echo", '"1"'], '"1"'),
+        (["echo", "NaN"], '"NaN"'),
+        (["echo", '{"a": [1, null, true]}'], '{"a": [1, null, true]}'),
+        (["echo", "héllo"], '"héllo"'),
+        (["big", "2"], "\"b'\\\\x00\\\\x00'\""),
+        (["add", "1", "--queue", "other"], "2"),
+    ],
+)
+def test_enqueue_wait_prints_the_result(shared: Fleet, arguments: list[str], output: str) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, *arguments, "--wait")
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.OK, output + "\n", "")
+
+
+def test_enqueue_wait_of_a_job_that_fails(shared: Fleet) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, "fail", "no such page", "--wait")
+    assert (done.returncode, done.stdout) == (Exit.JOB_FAILED, "")
+    assert "LookupError: no such page" in done.stderr.splitlines()[0]
+    assert "Traceback" in done.stderr
+    assert "raise LookupError(message)" in done.stderr
+    assert "taskq/cli" not in done.stderr
+
+
+def test_enqueue_wait_runs_out_of_time(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+    done = taskq(
+        shared.home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"), "--wait", "--timeout", "200ms"
+    )
+    gate.open()
+    refused(done, Exit.TIMEOUT, "0.2 s")
+
+
+def test_a_task_that_the_application_does_not_have(shared: Fleet) -> None:
+    refused(taskq(shared.home, "enqueue", JOBS, "nothing"), Exit.NOT_FOUND, "'nothing'", "add", "note")
+
+
+def test_taskq_app_stands_for_app(shared: Fleet) -> None:
+    assert taskq(shared.home, "enqueue", "add", "1", "2", "--wait", TASKQ_APP=JOBS).stdout == "3\n"
+    assert taskq(shared.home, "status", "--json", TASKQ_APP=JOBS).returncode == Exit.OK
+
+
+def test_status(shared: Fleet) -> None:
+    told = json.loads(taskq(shared.home, "status", "--json").stdout)
+    asked = shared.client.status()
+    assert told.keys() == asked.keys()
+    assert told["broker"].keys() == asked["broker"].keys()
+    assert told["broker"]["directory"] == str(shared.home)
+    assert {consumer["pid"] for consumer in told["consumers"]} == set(shared.consumer_pids())
+    assert told["totals"].keys() == asked["totals"].keys()
+    for app in (JOBS, str(shared.home)):
+        shown = taskq(shared.home, "status", app).stdout
+        assert str(shared.home) in shown
+        assert all(str(pid) in shown for pid in [asked["broker"]["pid"], *shared.consumer_pids()])
+        assert "\x1b" not in shown
+
+
+def test_status_watch_goes_on(shared: Fleet) -> None:
+    with started(shared.home, "status", "--watch", "--json") as process:
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["broker"]["pid"] for _ in range(2)] == [shared.broker_pid] * 2
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_job(shared: Fleet) -> None:
+    job_id = taskq(shared.home, "enqueue", JOBS, "fail", "first\x1b[2J\nsecond").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=job_id)
+    told = json.loads(taskq(shared.home, "job", job_id, "--json").stdout)
+    assert (told["id"], told["state"], told["task"], told["attempts"]) == (job_id, "failed", "fail", 1)
+    assert told["error"]["type"] == "LookupError"
+    shown = taskq(shared.home, "job", job_id, JOBS).stdout
+    assert "state     failed" in shown
+    assert "error     LookupError: first\\x1b[2J\n" in shown
+    assert "| Traceback" in shown
+    assert "\x1b" not in shown
+    refused(taskq(shared.home, "job", NO_JOB), Exit.NOT_FOUND, NO_JOB)
+
+
+def test_cancel(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+    path = str(tmp_path / "held")
+    holding = [taskq(shared.home, "enqueue", JOBS, "hold", gate.path, path).stdout.strip() for _ in range(2)]
+    wait_for_file(tmp_path / "held", 2)
+    waiting = taskq(shared.home, "enqueue", JOBS, "add", "1").stdout.strip()
+    done = taskq(shared.home, "cancel", waiting)
+    assert (done.returncode, done.stdout) == (Exit.OK, f"{waiting} is cancelled\n")
+    assert "state     cancelled" in taskq(shared.home, "job", waiting).stdout
+    refused(taskq(shared.home, "cancel", holding[0]), Exit.FAILED, "running")
+    gate.open()
+    wait_for_file(tmp_path / "held", 4)
+    refused(taskq(shared.home, "cancel", NO_JOB), Exit.NOT_FOUND, NO_JOB)
+
+
+def test_a_second_worker_refuses(shared: Fleet) -> None:
+    refused(taskq(shared.home, "worker", JOBS), Exit.ALREADY_RUNNING, str(shared.broker_pid), "taskq stop")
+
+
+# -- logs
+
+
+def test_logs_filters(shared: Fleet) -> None:
+    job_id = taskq(shared.home, "enqueue", JOBS, "fail", "logged").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=job_id)
+    [event] = map(json.loads, taskq(shared.home, "logs", "--json", "--job", job_id).stdout.splitlines())
+    assert (event["event"], event["task"], event["error"]) == ("job.failed", "fail", "LookupError: logged")
+    shown = taskq(shared.home, "logs", "--task", "fail", "--event", "job.*", "--level", "error", "--since", "1h").stdout
+    assert job_id in shown
+    assert "\x1b" not in shown
+    assert "fleet.started" not in shown
+    assert len(taskq(shared.home, "logs", "-n", "1", "--json").stdout.splitlines()) == 1
+    assert taskq(shared.home, "logs", "-n", "0").stdout == ""
+
+
+def test_logs_follows_until_interrupted(shared: Fleet) -> None:
+    first = taskq(shared.home, "enqueue", JOBS, "fail", "line 0").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=first)
+    with started(shared.home, "logs", "-f", "--json", "--task", "fail", "-n", "1") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["job_id"] == first
+        for number in (1, 2):
+            taskq(shared.home, "enqueue", JOBS, "fail", f"line {number}")
+            assert json.loads(process.stdout.readline())["error"] == f"LookupError: line {number}"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_logs_follows_across_rotation_and_without_a_fleet(home: Path) -> None:
+    path = log_path(home)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"event": "one"}\n{"event": "two"}\n')
+    with started(home, "logs", "-f", "--json", "-n", "1") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"event": "two"}
+        with path.open("a") as file:
+            file.write('{"event": "three"}\n')
+        path.rename(rotated_path(path, 1))
+        path.write_text('{"event": "four"}\n')
+        assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["three", "four"]
+
+
+@pytest.mark.parametrize("follow", [[], ["-f"]])
+def test_logs_ends_with_its_reader(home: Path, follow: list[str]) -> None:
+    path = log_path(home)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"event": "a line"}\n' * 50_000)
+    with started(home, "logs", "-n", "50000", *follow) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) == Exit.OK
+        assert process.stderr.read() == ""
+        process.stdout = None
+
+
+def test_logs_that_are_not_there(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    done = taskq(home, "logs")
+    assert (done.returncode, done.stdout) == (Exit.OK, "")
+    assert "no fleet has run there" in done.stderr
+
+
+# -- stop and reload
+
+
+def test_stop(home: Path, gate: Gate, tmp_path: Path) -> None:
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        for _ in range(2):
+            taskq(home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"))
+        wait_for_file(tmp_path / "held")
+        late = taskq(home, "stop", "--timeout", "0.1")
+        assert late.returncode == Exit.TIMEOUT
+        assert "1 running job" in late.stderr
+        assert "0.1 s" in late.stderr
+        gate.open()
+        worker.communicate(timeout=DEADLINE_S)
+        assert worker.returncode == Exit.OK
+    refused(taskq(home, "stop"), Exit.NO_FLEET)
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_for_file(tmp_path / "held", 4)
+        done = taskq(home, "stop")
+        assert (done.returncode, done.stderr) == (Exit.OK, "")
+        assert done.stdout.startswith("stopped in ")
+        assert done.stdout.endswith("no job waits\n")
+        again = taskq(home, "worker", JOBS, "--drain", "--consumers", "1")  # what stop waited for
+        assert again.returncode == Exit.OK, again
+        worker.communicate(timeout=DEADLINE_S)
+        assert worker.returncode == Exit.OK
+
+
+def test_reload(start: Callable[..., Fleet]) -> None:
+    fleet = start(consumers=1)
+    [before] = fleet.consumer_pids()
+    done = taskq(fleet.home, "reload")
+    assert done.returncode == Exit.OK
+    assert "1 consumer" in done.stdout
+    fleet.wait_for("consumer.exited", pid=before)
+    assert before not in fleet.consumer_pids()
+
+
+# -- in a terminal
+
+
+def test_control_c_lets_running_jobs_end(
+    home: Path, gate: Gate, tmp_path: Path, terminal: Callable[..., Terminal]
+) -> None:
+    worker = terminal(home, "worker", JOBS, "--consumers", "1")
+    taskq(home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"))
+    wait_for_file(tmp_path / "held")
+    worker.type(b"\x03")
+    worker.read_until("fleet.stopping")
+    gate.open()
+    assert worker.read_to_end() == Exit.OK
+    assert len(wait_for_file(tmp_path / "held")) == 2
+    assert "Traceback" not in worker.text
+
+
+def test_status_watch_in_a_terminal(shared: Fleet, terminal: Callable[..., Terminal]) -> None:
+    watch = terminal(shared.home, "status", "--watch")
+    watch.read_until("enqueued")
+    watch.type(b"\x03")
+    assert watch.read_to_end() == 130
+    assert "Traceback" not in watch.text
+    assert "\x1b[" in watch.text  # coloured
+
+
+def test_demo_in_a_terminal(home: Path, terminal: Callable[..., Terminal]) -> None:
+    demo = terminal(home, "demo")
+    assert demo.read_to_end() == Exit.OK
+    assert "Traceback" not in demo.text
+    for word in ("kill -9", "nothing lost", "jobs/s", "consumer.crashed", "fleet.stopped", "succeeded", "taskq logs"):
+        assert word in demo.text
+    assert not home.exists()
+
+
+def test_demo_without_a_terminal(home: Path, tmp_path: Path) -> None:
+    done = taskq(home, "demo", TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert "\x1b" not in done.stdout
+    assert "nothing lost" in done.stdout
+    assert not list(tmp_path.glob("taskq-demo-*"))
+
+
+def test_demo_interrupted_leaves_nothing(home: Path) -> None:
+    with started(home, "demo", start_new_session=True) as demo:
+        assert demo.stdout is not None
+        line = ""
+        while "broker" not in line:
+            line = demo.stdout.readline()
+            assert line
+        broker = int(line.split()[1])
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=DEADLINE_S)
+    assert (demo.returncode, errors) == (130, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(broker, 0)
