@@ -238,6 +238,7 @@ class Broker:
         self._server.drop_late(now)
 
     def _prune(self, now: float) -> None:
+        self._store.keep_room()
         before = time.time() - self._settings.keep_results_s
         removed = self._store.prune(before, self._settings.keep_results, _PRUNE_JOBS)
         if removed:

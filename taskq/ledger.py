@@ -122,6 +122,8 @@ class Ledger:
         except StoreFull as error:
             # what ends must still be recorded: take in nothing new, and try that alone
             self._store.rollback()
+            self._store.make_room()
+            self._narrator.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
             self._refuse(submissions, error)
             accepted = []
             self._settle(wall)

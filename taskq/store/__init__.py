@@ -143,6 +143,13 @@ class Store(Protocol):
     def rollback(self) -> None:
         """Drops all changes since the last commit."""
 
+    def make_room(self) -> None:
+        """After StoreFull: frees what was set aside, so that outcomes can still be recorded. Until there is space again
+        `submit` raises StoreFull."""
+
+    def keep_room(self) -> None:
+        """Sets space aside again, if there is enough. Called now and then."""
+
     def read(self, job_id: bytes) -> StoredJob | None:
         """Reads one job."""
 

@@ -37,6 +37,8 @@ _ROWS_PER_INSERT = 50
 _CACHE_KIB = 32 * 1024
 _WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
+#: Set aside in a file, and given up when the disk is full: with no space left not even the end of a job can be recorded.
+_BALLAST_BYTES = 8 * 1024 * 1024
 _ROW = "seq, id, spec, payload, attempts, crashes"
 
 P = ParamSpec("P")
@@ -82,6 +84,8 @@ class SQLiteStore:
         self._queue_numbers: dict[str, int] = {}
         self._newest_id = b""
         self._prune_after = 0
+        self._ballast = path.with_suffix(".ballast")
+        self._is_full = False
         #: What the opening found, for the log: events and their fields.
         self.findings: list[tuple[str, dict[str, Any]]] = []
         mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
@@ -177,6 +181,8 @@ class SQLiteStore:
 
     @_trusted
     def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+        if self._is_full:
+            raise StoreFull(f"the disk that holds {self._path} is full: free some space there")
         self._begin()
         number, queue = self._numbers(spec)
         first = self._next_seq
@@ -317,6 +323,27 @@ class SQLiteStore:
         self._numbers_of_spec.clear()
         self._load()
 
+    # -- a full disk
+
+    def make_room(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+        self._is_full = True
+
+    def keep_room(self) -> None:
+        if self._ballast.exists():
+            return
+        space = os.statvfs(self._path.parent)
+        if space.f_bavail * space.f_frsize < 4 * _BALLAST_BYTES:
+            return  # the disk is small or nearly full: leave it to the jobs
+        descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _allocate(descriptor, _BALLAST_BYTES)
+            self._is_full = False
+        except OSError:
+            self._ballast.unlink()  # others took the space: it is tried again
+        finally:
+            os.close(descriptor)
+
     # -- reading and pruning
 
     @_trusted
@@ -401,6 +428,13 @@ def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, byt
     state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
     row = change.row
     return state, change.due_at, row.attempts, row.crashes, change.outcome, row.seq
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.write(descriptor, bytes(size))
 
 
 def _boot_id() -> str:
