@@ -115,6 +115,9 @@ class Ledger:
     def commit(self, now: float, wall: float) -> None:
         """Makes everything durable that was taken in and decided; answers those who handed in jobs."""
         submissions, self._submissions = self._submissions, []
+        if self._store.is_full:
+            self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
+            submissions = []
         try:
             accepted = self._submit(submissions)
             self._settle(wall)

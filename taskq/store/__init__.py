@@ -99,6 +99,8 @@ class Store(Protocol):
     """A store's operations. All raise JournalError when the store cannot be trusted, StoreFull when it is full."""
 
     totals: Totals
+    #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
+    is_full: bool
 
     def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
         """Takes in queued jobs. An id that is known already is the same job, sent again: it is left out.
@@ -144,8 +146,7 @@ class Store(Protocol):
         """Drops all changes since the last commit."""
 
     def make_room(self) -> None:
-        """After StoreFull: frees what was set aside, so that outcomes can still be recorded. Until there is space again
-        `submit` raises StoreFull."""
+        """After StoreFull: frees what was set aside, so that outcomes can still be recorded, and sets `is_full`."""
 
     def keep_room(self) -> None:
         """Sets space aside again, if there is enough. Called now and then."""

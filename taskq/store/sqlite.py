@@ -85,7 +85,7 @@ class SQLiteStore:
         self._newest_id = b""
         self._prune_after = 0
         self._ballast = path.with_suffix(".ballast")
-        self._is_full = False
+        self.is_full = False
         #: What the opening found, for the log: events and their fields.
         self.findings: list[tuple[str, dict[str, Any]]] = []
         mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
@@ -181,8 +181,6 @@ class SQLiteStore:
 
     @_trusted
     def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
-        if self._is_full:
-            raise StoreFull(f"the disk that holds {self._path} is full: free some space there")
         self._begin()
         number, queue = self._numbers(spec)
         first = self._next_seq
@@ -327,18 +325,19 @@ class SQLiteStore:
 
     def make_room(self) -> None:
         self._ballast.unlink(missing_ok=True)
-        self._is_full = True
+        self.is_full = True
 
     def keep_room(self) -> None:
         if self._ballast.exists():
             return
         space = os.statvfs(self._path.parent)
-        if space.f_bavail * space.f_frsize < 4 * _BALLAST_BYTES:
+        free_bytes = space.f_bavail * space.f_frsize
+        self.is_full = self.is_full and free_bytes < _BALLAST_BYTES
+        if free_bytes < 4 * _BALLAST_BYTES:
             return  # the disk is small or nearly full: leave it to the jobs
         descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _allocate(descriptor, _BALLAST_BYTES)
-            self._is_full = False
         except OSError:
             self._ballast.unlink()  # others took the space: it is tried again
         finally:
