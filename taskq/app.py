@@ -491,8 +491,9 @@ class TaskQ:
     def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> Iterator[None]:
         """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
 
-        The fleet's log goes to the queue's directory (`taskq logs`), warnings also to standard error. When the block
-        ends, running jobs are finished; those that wait stay for the next fleet.
+        The fleet's log goes to the queue's directory (read it with `taskq logs`), not to standard error: this program
+        hears of failures by `Job.result`. When the block ends, running jobs are finished; those that wait stay for the
+        next fleet.
 
         Args:
             consumers: how many processes; by default as many as this process may use CPUs.
@@ -504,7 +505,7 @@ class TaskQ:
         """
         from taskq.fleet import run_fleet  # only programs that run a fleet pay for its imports
 
-        with run_fleet(self, settings or Settings(consumers=consumers, log_level="warning")):
+        with run_fleet(self, settings or Settings(consumers=consumers, stderr_level="critical")):
             yield
 
     @property

@@ -53,7 +53,9 @@ def _run(
     gc.set_threshold(50_000, 20, 50)
     try:
         take_broker_lock(directory.lock, guardian_pid)
-        log, fanout = configure(directory.path, settings.log_format, settings.log_level)
+        log, fanout = configure(
+            directory.path, settings.log_format, settings.log_level, stderr_level=settings.stderr_level
+        )
         try:
             Broker(directory, app, title, settings, log).run(guardian)
         except (JournalError, StoreFull) as error:

@@ -60,6 +60,7 @@ class Settings:
         keep_results_s: seconds that ended jobs and their results are kept.
         keep_results: how many ended jobs are kept at the most. Failed jobs do not count and are kept.
         log_level: "debug", "info", "warning" or "error".
+        stderr_level: the lowest level that standard error gets as well; None for all.
         log_format: of standard error: "console", "json", or "auto" (console if it is a terminal).
     """
 
@@ -75,6 +76,7 @@ class Settings:
     keep_results_s: float = 86_400.0
     keep_results: int = 100_000
     log_level: str = "info"
+    stderr_level: str | None = None
     log_format: LogFormat = "auto"
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Settings:
         _require(self.keep_results_s >= 0 and self.keep_results >= 0, "keep_results: use 0 or more")
         _require(self.durability in get_args(Durability), f"durability={self.durability!r}: use power, os or memory")
         _require(self.log_format in get_args(LogFormat), f"log format {self.log_format!r}: use auto, console or json")
+        _require(self.stderr_level in (None, *LOG_LEVELS, "critical"), f"stderr level {self.stderr_level!r}")
         _require(self.log_level in LOG_LEVELS, f"log level {self.log_level!r}: use one of {', '.join(LOG_LEVELS)}")
 
     def to_dict(self) -> dict[str, Any]:

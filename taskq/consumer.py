@@ -47,8 +47,8 @@ STOP = b""
 TIMEOUT_SIGNAL = signal.SIGXCPU
 
 #: Outcomes are sent together: at the latest after this time, or when so many or so large ones wait, and at once when
-#: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by one
-#: would take a tenth of a core from them.
+#: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by
+#: one would take a tenth of a core from them.
 _REPORT_AFTER_S = 0.020
 _REPORT_COUNT = 250
 _REPORT_BYTES = MAX_FRAME_BYTES // 4

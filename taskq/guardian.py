@@ -32,11 +32,15 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 5.0
 #: So many brokers in a row that never came up, and the fleet is given up.
 _FAILURES = 5
+#: How long to wait at the end for processes that end after their broker.
+_ORPHANS_S = 0.5
 
 #: Whole messages; macOS has only streams here, where the few short ones come whole as well.
 _MESSAGES = socket.SOCK_SEQPACKET if IS_LINUX else socket.SOCK_STREAM
 
 _RESOLVE = "import sys; from taskq.resolve import main; main(sys.argv[1], int(sys.argv[2]))"
+#: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
+_QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
 
 
@@ -87,6 +91,7 @@ class Guardian:
             self._send_setup()
             status = self._wait_for_broker()
             final = self._after(status)
+            _reap_orphans(_ORPHANS_S if final is not None else 0.0)
             if final is not None:
                 return final
             self._start_broker()
@@ -121,7 +126,7 @@ class Guardian:
     def _start_broker(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
         self._broker = subprocess.Popen(
-            [sys.executable, "-c", _BROKER, str(theirs.fileno())],
+            [sys.executable, "-W", _QUIET, "-c", _BROKER, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the guardian, which passes it on in its own way
@@ -147,9 +152,7 @@ class Guardian:
         while not self._is_broker_gone():
             for key, _ in self._selector.select():
                 key.data()
-        status = self._broker.wait()
-        _reap_orphans()
-        return status
+        return self._broker.wait()
 
     def _is_broker_gone(self) -> bool:
         return self._socket is None
@@ -213,7 +216,7 @@ class Guardian:
                 self._forward(signal.SIGHUP)
             elif number in (signal.SIGTERM, signal.SIGINT):
                 self._is_stopping = True
-                self._forward(signal.SIGTERM)
+                self._forward(signal.Signals(number))
 
     def _forward(self, number: signal.Signals) -> None:
         if self._broker is not None:
@@ -239,15 +242,19 @@ class Guardian:
             announce(self._directory.path, self._settings.log_format, level, event, **fields)
 
 
-def _reap_orphans() -> None:
-    """Reaps what the dead broker left to us, so that no zombies stay (in a container we may be process 1)."""
+def _reap_orphans(wait_s: float) -> None:
+    """Reaps what a broker left to us, so that no zombies stay (in a container we may be process 1). Waits a moment for
+    multiprocessing's resource tracker, which ends after its broker."""
+    give_up_at = time.monotonic() + wait_s
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
-            return
+            if time.monotonic() >= give_up_at:
+                return
+            time.sleep(0.005)
 
 
 def _ending(status: int) -> dict[str, Any]:

@@ -364,7 +364,7 @@ class Supervisor:
         self._context.set_forkserver_preload(["taskq.preload"])
 
     def _end_old_servers(self) -> None:
-        """Lets go of the old servers whose last consumer was buried, not earlier: they tell how their consumers ended."""
+        """Lets go of the old servers whose last consumer is buried, not earlier: they tell how their consumers ended."""
         in_use = {slot.server for slot in self.slots.values()}
         for descriptor in [descriptor for descriptor in self._old_servers if descriptor not in in_use]:
             os.close(descriptor)

@@ -19,8 +19,17 @@ import pytest
 from apps import jobs
 from fleet import APPS, Fleet, Gate, starts
 
-from taskq import BrokerUnavailable, JobCancelled, JobFailed, JobNotFound, JobState, ProtocolError, ResultTimeout
-from taskq import aio, wire
+from taskq import (
+    BrokerUnavailable,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobState,
+    ProtocolError,
+    ResultTimeout,
+    aio,
+    wire,
+)
 from taskq.config import Directory
 from taskq.wire import Op
 
@@ -83,7 +92,8 @@ async def false_broker(home: Path, handle: StreamHandler) -> AsyncIterator[None]
 # -- jobs and their results
 
 
-def test_a_job_there_and_back(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_job_there_and_back() -> None:
     async def main() -> None:
         job = await jobs.add.aenqueue(1, b=2)
         assert await job == 3
@@ -95,7 +105,8 @@ def test_a_job_there_and_back(shared: Fleet) -> None:
     run(main())
 
 
-def test_many_tasks_share_one_connection(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_many_tasks_share_one_connection() -> None:
     async def main() -> None:
         await add(0, 0)
         before = descriptors()
@@ -105,7 +116,8 @@ def test_many_tasks_share_one_connection(shared: Fleet) -> None:
     run(main())
 
 
-def test_many_wait_for_one_job(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared")
+def test_many_wait_for_one_job(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
         job = await jobs.hold.aenqueue(gate.path, str(tmp_path / "held"))
         waiting = [asyncio.create_task(job.aresult()) for _ in range(20)]
@@ -116,7 +128,8 @@ def test_many_wait_for_one_job(shared: Fleet, gate: Gate, tmp_path: Path) -> Non
     run(main())
 
 
-def test_aenqueue_many_takes_several_frames(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_aenqueue_many_takes_several_frames() -> None:
     async def main() -> None:
         many = await jobs.add.aenqueue_many((number, 1) for number in range(3000))
         assert [job.id for job in many] == sorted({job.id for job in many})
@@ -125,7 +138,8 @@ def test_aenqueue_many_takes_several_frames(shared: Fleet) -> None:
     run(main())
 
 
-def test_an_endless_iterable_leaves_the_loop_to_others(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_an_endless_iterable_leaves_the_loop_to_others() -> None:
     async def main() -> None:
         endless = asyncio.create_task(jobs.echo.aenqueue_many((number,) for number in count()))
         assert await add(1, 1) == 2
@@ -137,16 +151,18 @@ def test_an_endless_iterable_leaves_the_loop_to_others(shared: Fleet) -> None:
     run(main())
 
 
-def test_large_values(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_large_values() -> None:
     async def main() -> None:
-        values = [bytes([number]) * 3_000_000 for number in range(8)]
+        values = [bytes([number]) * 900_000 for number in range(8)]
         sent = await asyncio.gather(*(jobs.echo.aenqueue(value) for value in values))
         assert await asyncio.gather(*sent) == values
 
     run(main())
 
 
-def test_a_job_that_failed(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_job_that_failed() -> None:
     async def main() -> None:
         with pytest.raises(JobFailed) as caught:
             await (await jobs.fail.aenqueue("no such thing"))
@@ -156,7 +172,8 @@ def test_a_job_that_failed(shared: Fleet) -> None:
     run(main())
 
 
-def test_a_job_that_takes_too_long(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_job_that_takes_too_long(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
         job = await jobs.hold.aenqueue(gate.path, str(tmp_path / "held"))
         for timeout in (0, 0.1):
@@ -168,7 +185,8 @@ def test_a_job_that_takes_too_long(shared: Fleet, gate: Gate, tmp_path: Path) ->
     run(main())
 
 
-def test_a_job_that_nobody_knows(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_job_that_nobody_knows() -> None:
     async def main() -> None:
         nobody = jobs.q.job("00" * 16)
         for ask in (nobody.aresult, nobody.ainfo, nobody.acancel):
@@ -381,7 +399,8 @@ def test_a_broker_that_does_not_read_holds_up_who_sends(home: Path) -> None:
 # -- loops
 
 
-def test_the_loop_turns_while_a_task_waits(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared")
+def test_the_loop_turns_while_a_task_waits(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
         waiting = asyncio.create_task(add_after_gate())
         await turns(2000)
@@ -395,7 +414,8 @@ def test_the_loop_turns_while_a_task_waits(shared: Fleet, gate: Gate, tmp_path: 
     run(main())
 
 
-def test_a_cancelled_task_leaves_nothing_behind(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_cancelled_task_leaves_nothing_behind(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
         job = await jobs.hold.aenqueue(gate.path, str(tmp_path / "held"))
         first, second = (asyncio.create_task(job.aresult()) for _ in range(2))
@@ -418,7 +438,8 @@ def test_a_cancelled_task_leaves_nothing_behind(shared: Fleet, gate: Gate, tmp_p
     run(main())
 
 
-def test_two_loops_in_two_threads(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_two_loops_in_two_threads() -> None:
     results: dict[int, list[int]] = {}
     clients: set[aio.AsyncClient] = set()
 
@@ -436,7 +457,8 @@ def test_two_loops_in_two_threads(shared: Fleet) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that fork and threads do not mix
-def test_a_forked_child_connects_anew(shared: Fleet) -> None:
+@pytest.mark.usefixtures("shared")
+def test_a_forked_child_connects_anew() -> None:
     async def main() -> None:
         assert await add(1, 1) == 2
         pid = os.fork()
@@ -456,7 +478,8 @@ def test_a_forked_child_connects_anew(shared: Fleet) -> None:
     run(main())
 
 
-def test_the_connection_ends_with_the_loop(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared")
+def test_the_connection_ends_with_the_loop(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
         assert await add(1, 1) == 2
         job = await jobs.hold.aenqueue(gate.path, str(tmp_path / "held"))
@@ -476,7 +499,8 @@ def test_the_connection_ends_with_the_loop(shared: Fleet, gate: Gate, tmp_path: 
         gc.enable()
 
 
-def test_clients_of_loops_that_were_abandoned_are_freed(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_clients_of_loops_that_were_abandoned_are_freed() -> None:
     loop = asyncio.new_event_loop()
     waiting = loop.create_task(jobs.q.job("00" * 16).aresult())
     loop.run_until_complete(turns(3))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from taskq.log.files import log_path
-from taskq.log.record import Event, compose, encode
+from taskq.log.record import LEVELS, Event, compose, encode
 from taskq.log.render import render_console, wants_colour
 from taskq.log.sink import append_once
 from taskq.log.stream import Stream
@@ -35,9 +35,14 @@ class Fanout:
     """Gives each event to the file and to stderr. The methods have the names of the levels, since that is how
     structlog calls the logger it wraps."""
 
-    def __init__(self, file: LineSink, stream: Stream) -> None:
+    def __init__(self, file: LineSink, stream: Stream, stderr_levels: Collection[str] = LEVELS) -> None:
+        """
+        Args:
+            stderr_levels: the levels of the events that stderr gets; the file gets all.
+        """
         self._file = file
         self._stream = stream
+        self._stderr_levels = frozenset(stderr_levels)
         self._failed = 0
 
     @property
@@ -51,7 +56,7 @@ class Fanout:
             line = encode(event)
             self._file.write(line)
             stream = self._stream
-            if stream.alive:
+            if stream.alive and event["level"] in self._stderr_levels:
                 stream.write(line if stream.render is encode else stream.render(event))
         except Exception:  # a mistake in here must not stop the fleet
             self._failed += 1

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from taskq.log.fanout import Fanout, LogFormat, open_stream
 from taskq.log.files import log_path
-from taskq.log.record import Event, compose
+from taskq.log.record import LEVELS, Event, compose
 from taskq.log.sink import DEFAULT_KEEP, DEFAULT_MAX_BYTES, RotatingFile
 from taskq.log.slim_structlog import FilteringBoundLogger, make_filtering_bound_logger, wrap_logger
 
@@ -28,6 +28,7 @@ def configure(
     log_format: LogFormat = "auto",
     level: str = "info",
     *,
+    stderr_level: str | None = None,
     stderr_fd: int = 2,
     max_bytes: int = DEFAULT_MAX_BYTES,
     keep: int = DEFAULT_KEEP,
@@ -38,6 +39,7 @@ def configure(
         directory: the fleet's directory; the log goes to its ``log/taskq.jsonl``.
         log_format: what stderr gets; ``auto`` is ``console`` on a terminal, else ``json``.
         level: the lowest level that is written: debug, info, warning, error or critical.
+        stderr_level: the lowest level that stderr gets; by default all that is written.
         stderr_fd: the descriptor that counts as stderr.
         max_bytes: the size at which the file is rotated.
         keep: how many rotated files are kept.
@@ -46,7 +48,8 @@ def configure(
         The logger, and what it writes to, for `Fanout.dropped` and `Fanout.close`.
     """
     file = RotatingFile(log_path(directory), max_bytes, keep)
-    fanout = Fanout(file, open_stream(log_format, stderr_fd))
+    levels = list(LEVELS)
+    fanout = Fanout(file, open_stream(log_format, stderr_fd), levels[levels.index(stderr_level or levels[0]) :])
     return bound_logger(fanout, level), fanout
 
 

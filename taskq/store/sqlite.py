@@ -37,7 +37,7 @@ _ROWS_PER_INSERT = 50
 _CACHE_KIB = 32 * 1024
 _WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
-#: Set aside in a file, and given up when the disk is full: with no space left not even the end of a job can be recorded.
+#: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 _BALLAST_BYTES = 8 * 1024 * 1024
 _ROW = "seq, id, spec, payload, attempts, crashes"
 

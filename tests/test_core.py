@@ -1,0 +1,871 @@
+"""The core against a reference model, and its decisions one by one.
+
+The model below is the world around the core: a store in a dictionary, consumers that claim, run and report as the real
+ones do, a clock. The core must never hand a job to two consumers, lose one, run one that ended, or charge a job for
+what another one did.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import inf
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from taskq import core as core_module
+from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, ROW_BYTES, UNKNOWN_RUN_S, Core, Death, Note
+from taskq.counters import Claim
+from taskq.errors import ProtocolError
+from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
+from taskq.outcome import Verdict, pack_failure, pack_success, unpack
+from taskq.store import FIRST_FINAL, Kept
+
+GRACE_S = 2.0
+GOOD = pack_success(1.0, 0.001, None)
+BAD = pack_failure(1.0, 0.001, JobError("ValueError", "no"))
+
+
+# -- the world around the core
+
+
+@dataclass
+class Job:
+    """A job as the model knows it, and as its store keeps it."""
+
+    seq: int
+    spec: Spec
+    size: int
+    kept: Kept = Kept.QUEUED
+    due_at: float | None = None
+    attempts: int = 0
+    crashes: int = 0
+    starts: int = 0
+    uncharged: int = 0  # starts that were cut short, or whose outcome was lost, by no fault of the job
+    was_sent: bool = False
+
+    def row(self) -> JobRow:
+        """A fresh row, as a store reads it."""
+        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, self.attempts, self.crashes)
+
+
+@dataclass
+class FakeConsumer:
+    """A consumer: what it was sent, what it runs, what it has not reported."""
+
+    inbox: deque[tuple[int, int]] = field(default_factory=deque)  # number, seq
+    unreported: list[tuple[int, int, Verdict]] = field(default_factory=list)
+    running: tuple[int, int] | None = None
+    claimed: int = 0
+    valid_from: int = 0
+    started_at: float = 0.0
+    last_sent: int = 0
+    is_retired: bool = False
+    signalled: tuple[int, float] = (0, 0.0)
+
+    def claim(self) -> Claim:
+        """What its counters block says."""
+        return Claim(self.claimed, self.running is not None, self.started_at)
+
+    def holds(self) -> dict[int, int]:
+        """The jobs that the core must know as its own, by number."""
+        held = {number: seq for number, seq in self.inbox if number >= self.valid_from}
+        held.update((number, seq) for number, seq, _ in self.unreported)
+        if self.running:
+            held[self.running[0]] = self.running[1]
+        return held
+
+
+class World(RuleBasedStateMachine):
+    """Anything may happen, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(core_module, "LOAD_JOBS", 4)
+        self.jobs: dict[int, Job] = {}
+        self.consumers: dict[int, FakeConsumer] = {}
+        self.next_key = 1
+        self.now, self.wall = 100.0, 1e9
+        self.newest_sent: dict[str, int] = {}
+
+    @initialize(memory_rows=st.integers(0, 6), consumers=st.integers(0, 2))
+    def begin(self, memory_rows: int, consumers: int) -> None:
+        """Starts with an empty core that holds a few rows in memory."""
+        self.memory_bytes = memory_rows * (ROW_BYTES + 10)
+        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S)
+        for _ in range(consumers):
+            self.join()
+
+    def teardown(self) -> None:
+        """Everything ends once nothing more goes wrong, and an idle consumer is there."""
+        if not hasattr(self, "core"):
+            return
+        for key in list(self.consumers):
+            self._end_running(key, Verdict.SUCCEEDED)
+            self._report(key, inf)
+        self.join()
+        for _ in range(20 + 4 * len(self.jobs)):
+            self.dispatch()
+            for key in self.consumers:
+                while self._claim_next(key):
+                    self._end_running(key, Verdict.SUCCEEDED)
+                self._report(key, inf)
+            waits = [job.due_at for job in self.jobs.values() if job.due_at is not None]
+            if waits:
+                self.wall = max(self.wall, min(waits))
+                self.come_due()
+        assert [job for job in self.jobs.values() if job.kept < FIRST_FINAL] == []
+        assert not self.core.has_work
+        assert not any(self.core.counts().values())
+        self.patches.undo()
+
+    # -- what may happen
+
+    @rule(
+        queue=st.sampled_from("abc"),
+        sizes=st.lists(st.integers(0, 900), min_size=1, max_size=9),
+        retries=st.integers(0, 2),
+        timeout_s=st.sampled_from([None, 0.5, 3.0]),
+        max_crashes=st.integers(1, 2),
+        sends=st.booleans(),
+    )
+    def submit(
+        self, queue: str, sizes: list[int], retries: int, timeout_s: float | None, max_crashes: int, sends: bool
+    ) -> None:
+        """A batch of jobs is stored, and most often sent at once."""
+        spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
+        new = [Job(seq, spec, size) for seq, size in enumerate(sizes, len(self.jobs) + 1)]
+        self.jobs.update((job.seq, job) for job in new)
+        self.core.submitted([job.row() for job in new])
+        if sends:
+            self.dispatch()
+
+    @rule()
+    def join(self) -> None:
+        """A consumer is ready."""
+        self.consumers[self.next_key] = FakeConsumer()
+        self.core.joined(self.next_key, self.now)
+        self.next_key += 1
+
+    @precondition(lambda self: self.consumers)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        """A consumer is to get nothing more."""
+        key = self._a_consumer(data)
+        self.consumers[key].is_retired = True
+        self.core.retire(key)
+
+    @rule()
+    def dispatch(self) -> None:
+        """The broker's turn: load, recall, send."""
+        for load in self.core.loads():
+            rows = [
+                job.row()
+                for job in self.jobs.values()
+                if job.kept == Kept.QUEUED and job.spec.queue == load.queue and job.seq > load.after
+            ]
+            self.core.loaded(load.queue, rows[: load.limit], len(rows) < load.limit)
+        for key in self.core.recalls(self.now):
+            assert any(not other.holds() and not other.is_retired for other in self.consumers.values())
+            self._recall(key)
+        for key, first, rows in self.core.dispatch(self.now):
+            consumer = self.consumers[key]
+            assert rows
+            assert not consumer.is_retired
+            assert first == consumer.last_sent + 1
+            consumer.last_sent += len(rows)
+            assert self.core.sent(key) == consumer.last_sent
+            held = self._held_by_anyone()
+            for number, row in enumerate(rows, first):
+                job = self.jobs[row.seq]
+                assert job.kept == Kept.QUEUED
+                assert row.seq not in held
+                assert (row.attempts, row.crashes) == (job.attempts, job.crashes)
+                consumer.inbox.append((number, row.seq))
+                if not job.was_sent:
+                    assert row.seq > self.newest_sent.get(job.spec.queue, 0), "first starts go in order of submission"
+                    self.newest_sent[job.spec.queue] = row.seq
+                    job.was_sent = True
+
+    @precondition(lambda self: self.consumers)
+    @rule(data=st.data(), verdicts=st.lists(st.sampled_from(Verdict), max_size=4), starts_next=st.booleans())
+    def work(self, data: st.DataObject, verdicts: list[Verdict], starts_next: bool) -> None:
+        """A consumer ends some jobs, and may begin another."""
+        key = self._a_consumer(data)
+        for verdict in verdicts:
+            self._claim_next(key)
+            self._end_running(key, verdict)
+        if starts_next:
+            self._claim_next(key)
+
+    @precondition(lambda self: self.consumers)
+    @rule(data=st.data(), most=st.integers(1, 9))
+    def report(self, data: st.DataObject, most: int) -> None:
+        """The outcomes of a prefix of what a consumer ran arrive."""
+        self._report(self._a_consumer(data), most)
+
+    @precondition(lambda self: self.consumers)
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        """What a consumer has not started is taken back."""
+        self._recall(self._a_consumer(data))
+
+    @precondition(lambda self: self.consumers)
+    @rule(
+        data=st.data(),
+        death=st.sampled_from([Death(signal="SIGKILL"), Death(exit_code=0), Death(stopped=True), Death(signal="SIGSEGV")]),
+        words=st.integers(0, 9),
+    )
+    def die(self, data: st.DataObject, death: Death, words: int) -> None:
+        """A consumer dies; some of what it had to say was in the pipe."""
+        key = self._a_consumer(data)
+        self._report(key, words)
+        self._die(key, death)
+
+    @precondition(lambda self: self._with_time_limit())
+    @rule(data=st.data(), is_next=st.booleans())
+    def killed_for_time(self, data: st.DataObject, is_next: bool) -> None:
+        """A consumer is killed for a job with a time limit, which may have ended in the last moment."""
+        key = data.draw(st.sampled_from(self._with_time_limit()))
+        running = self.consumers[key].running
+        assert running is not None
+        if is_next:
+            self._end_running(key, Verdict.SUCCEEDED)
+            self._report(key, inf)
+            self._claim_next(key)
+        self._die(key, Death(signal="SIGKILL", timed_out=running[0]))
+
+    @precondition(lambda self: any(job.kept < FIRST_FINAL for job in self.jobs.values()))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """A client cancels a job that has not ended."""
+        job = data.draw(st.sampled_from([job for job in self.jobs.values() if job.kept < FIRST_FINAL]))
+        row = job.row()
+        key = self.core.holder_of(row.id)
+        if key is not None:
+            self._recall(key)
+            if self.core.holder_of(row.id) is not None:
+                assert job.seq in self.consumers[key].holds().values()
+                return
+        self.core.cancelled(row, job.kept)
+        self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes)})
+
+    @rule(seconds=st.sampled_from([0.001, HELD_UP_S, 0.4, 1.7, 40.0, 700.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes; time limits are checked when the core asks for it."""
+        self.now += seconds
+        self.wall += seconds
+        for key in self.core.time_checks(self.now):
+            consumer = self.consumers[key]
+            action = self.core.check_time(key, consumer.claim(), self.now)
+            self._carry_out({})
+            if action is None:
+                continue
+            assert consumer.running is not None
+            number, seq = consumer.running
+            limit_s = self.jobs[seq].spec.timeout_s
+            assert limit_s is not None
+            assert self.now >= consumer.started_at + limit_s
+            if action == "signal":
+                assert consumer.signalled[0] != number
+                consumer.signalled = number, self.now
+            else:
+                assert consumer.signalled[0] == number, "first the soft signal"
+                assert self.now >= consumer.signalled[1] + GRACE_S, "then the time to clean up"
+                self._die(key, Death(signal="SIGKILL", timed_out=number))
+
+    @rule()
+    def come_due(self) -> None:
+        """Scheduled jobs whose time has come are queued."""
+        due = [job for job in self.jobs.values() if job.due_at is not None and job.due_at <= self.wall]
+        for job in due:
+            job.kept, job.due_at = Kept.QUEUED, None
+        self.core.came_due([job.row() for job in sorted(due, key=lambda job: job.seq)])
+
+    @rule()
+    def lose_the_broker(self) -> None:
+        """The broker dies and its consumers with it; a new one begins with what the store has."""
+        ran = [consumer.running[1] for consumer in self.consumers.values() if consumer.running]
+        for consumer in self.consumers.values():
+            for _, seq, _ in consumer.unreported:
+                self.jobs[seq].uncharged += 1
+        self.consumers.clear()
+        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S)
+        for seq in ran:
+            self.core.lost(self.jobs[seq].row())
+        self._carry_out({seq: self._after_crash(self.jobs[seq]) for seq in ran})
+        for queue in "abc":
+            count = sum(job.kept == Kept.QUEUED and job.spec.queue == queue for job in self.jobs.values())
+            if count:
+                self.core.found(queue, count)
+
+    # -- how it happens
+
+    def _a_consumer(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.consumers)))
+
+    def _with_time_limit(self) -> list[int]:
+        running = {key: consumer.running for key, consumer in self.consumers.items()}
+        return [key for key, job in running.items() if job and self.jobs[job[1]].spec.timeout_s is not None]
+
+    def _held_by_anyone(self) -> list[int]:
+        return [seq for consumer in self.consumers.values() for seq in consumer.holds().values()]
+
+    def _claim_next(self, key: int) -> bool:
+        consumer = self.consumers[key]
+        while consumer.inbox and consumer.running is None:
+            number, seq = consumer.inbox.popleft()
+            if number >= consumer.valid_from:
+                consumer.running, consumer.claimed, consumer.started_at = (number, seq), number, self.now
+                job = self.jobs[seq]
+                assert job.kept == Kept.QUEUED, "nothing that ended runs again"
+                job.starts += 1
+                assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
+                assert self.core.state_of(job.row(), self._claims()) == JobState.RUNNING
+                running = self.core.running(key, consumer.claim())
+                assert running is not None
+                assert running.seq == seq
+        return consumer.running is not None
+
+    def _claims(self) -> dict[int, Claim]:
+        return {key: consumer.claim() for key, consumer in self.consumers.items()}
+
+    def _end_running(self, key: int, verdict: Verdict) -> None:
+        consumer = self.consumers[key]
+        if consumer.running:
+            consumer.unreported.append((*consumer.running, verdict))
+            consumer.running = None
+
+    def _report(self, key: int, most: float) -> None:
+        consumer = self.consumers[key]
+        told = [consumer.unreported.pop(0) for _ in range(int(min(most, len(consumer.unreported))))]
+        expected = {}
+        for _, seq, verdict in told:
+            job = self.jobs[seq]
+            attempts, failures = job.attempts + 1, job.attempts + 1 - job.crashes
+            if verdict == Verdict.SUCCEEDED:
+                kept = Kept.SUCCEEDED
+            elif verdict == Verdict.FAILED and failures <= job.spec.retries:
+                kept = Kept.SCHEDULED
+            else:
+                kept = Kept.FAILED
+            expected[seq] = kept, attempts, job.crashes
+        numbers, verdicts = [number for number, _, _ in told], [verdict for _, _, verdict in told]
+        outcomes = [GOOD if verdict == Verdict.SUCCEEDED else BAD for verdict in verdicts]
+        self.core.settled(key, numbers, verdicts, [100] * len(told), outcomes, self.now, self.wall)
+        self._carry_out(expected)
+
+    def _recall(self, key: int) -> None:
+        consumer = self.consumers[key]
+        consumer.valid_from = consumer.last_sent + 1
+        self.core.recalled(key, consumer.claimed, self.now)
+        consumer.inbox.clear()  # it drops them one by one; nothing else can be seen of it
+
+    @staticmethod
+    def _after_crash(job: Job) -> tuple[Kept, int, int]:
+        crashes = job.crashes + 1
+        kept = Kept.FAILED if crashes >= job.spec.max_crashes else Kept.QUEUED
+        return kept, job.attempts + 1, crashes
+
+    def _die(self, key: int, death: Death) -> None:
+        consumer = self.consumers[key]
+        claim = consumer.claim()
+        expected: dict[int, tuple[Kept, int, int]] = {}
+        for _, seq, _ in consumer.unreported:
+            self.jobs[seq].uncharged += 1
+        if consumer.running:
+            number, seq = consumer.running
+            job = self.jobs[seq]
+            if death.stopped or death.timed_out not in (None, number):
+                job.uncharged += 1
+            elif death.timed_out == number:
+                attempts = job.attempts + 1
+                kept = Kept.SCHEDULED if attempts - job.crashes <= job.spec.retries else Kept.FAILED
+                expected[seq] = kept, attempts, job.crashes
+            else:
+                expected[seq] = self._after_crash(job)
+        del self.consumers[key]
+        self.core.died(key, claim, death, self.wall)
+        self._carry_out(expected)
+
+    def _carry_out(self, expected: dict[int, tuple[Kept, int, int]]) -> None:
+        """Settles what the core decided: exactly what was expected, and nothing else."""
+        effects = self.core.take_effects()
+        changes: list[tuple[JobRow, Kept, float | None]] = [(row, kept, None) for row, kept, _ in effects.ended]
+        for row, due_at, _ in effects.rescheduled:
+            changes.append((row, Kept.QUEUED if due_at is None else Kept.SCHEDULED, due_at))
+        assert {row.seq: (kept, row.attempts, row.crashes) for row, kept, _ in changes} == expected
+        assert len(changes) == len(expected)
+        for row, kept, due_at in changes:
+            job = self.jobs[row.seq]
+            assert job.kept < FIRST_FINAL, "a final state is final"
+            job.kept, job.due_at, job.attempts, job.crashes = kept, due_at, row.attempts, row.crashes
+            assert due_at is None or due_at > self.wall
+        assert not self.core.take_effects()
+
+    # -- what always holds
+
+    @invariant()
+    def leases_agree(self) -> None:
+        """The core knows what each consumer holds, and no job is held twice."""
+        if not hasattr(self, "core"):
+            return
+        known = {key: {number: row.seq for number, row in jobs} for key, jobs in self.core.leased().items()}
+        assert known == {key: consumer.holds() for key, consumer in self.consumers.items()}
+        held = self._held_by_anyone()
+        assert len(held) == len(set(held))
+        for key, consumer in self.consumers.items():
+            assert self.core.holds_nothing(key) == (not consumer.holds())
+
+    @invariant()
+    def counts_agree(self) -> None:
+        """Each queue counts the jobs that wait, wherever they are."""
+        if not hasattr(self, "core"):
+            return
+        held = set(self._held_by_anyone())
+        waiting = dict.fromkeys(self.core.counts(), 0)
+        for job in self.jobs.values():
+            if job.kept == Kept.QUEUED and job.seq not in held:
+                waiting[job.spec.queue] += 1
+        assert self.core.counts() == waiting
+
+    @invariant()
+    def each_waiting_job_is_in_one_place(self) -> None:
+        """A queued job is in memory, on disk, or sent, and in one of them only."""
+        if not hasattr(self, "core"):
+            return
+        places = self._held_by_anyone()
+        for queue in self.core._queues.values():
+            places += [row.seq for row in queue.held if row.seq not in self.core._dropped]
+            if queue.on_disk_after is not None:
+                places += self._on_disk(queue.name, queue.on_disk_after, set(places))
+        queued = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED]
+        assert sorted(places) == queued
+
+    def _on_disk(self, queue: str, after: int, elsewhere: Iterable[int]) -> list[int]:
+        """What a load would bring: nothing that is in another place already."""
+        found = [
+            job.seq
+            for job in self.jobs.values()
+            if job.kept == Kept.QUEUED and job.spec.queue == queue and job.seq > after
+        ]
+        assert not set(found) & set(elsewhere)
+        return found
+
+
+World.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+TestWorld = World.TestCase
+
+
+# -- decisions, one by one
+
+
+def rows(count: int, first: int = 1, size: int = 10, **options: object) -> list[JobRow]:
+    """Rows of one batch."""
+    spec = Spec(str(options.pop("task", "t")), **options)  # type: ignore[arg-type]
+    return [JobRow(seq, seq.to_bytes(16, "big"), spec, b"x" * size, 0, 0) for seq in range(first, first + count)]
+
+
+def seqs(batch_rows: Iterable[JobRow]) -> list[int]:
+    """The sequence numbers of rows."""
+    return [row.seq for row in batch_rows]
+
+
+def settle(core: Core, key: int, numbers: Iterable[int], duration_us: int, now: float = 0.0) -> None:
+    """Jobs of a consumer end well."""
+    numbers = list(numbers)
+    count = len(numbers)
+    core.settled(key, numbers, [Verdict.SUCCEEDED] * count, [duration_us] * count, [GOOD] * count, now, 1e9)
+
+
+def events(notes: Iterable[Note]) -> list[str]:
+    """The names of log lines."""
+    return [note.event for note in notes]
+
+
+@pytest.fixture
+def core() -> Core:
+    """A core with consumers 1 and 2."""
+    core = Core(kill_grace_s=GRACE_S)
+    core.joined(1, 0.0)
+    core.joined(2, 0.0)
+    return core
+
+
+def test_an_unknown_task_gets_a_cautious_batch() -> None:
+    """Before a run time is known, a batch is as long as the guess says."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(500))
+    [batch] = core.dispatch(0.0)
+    assert len(batch.rows) == pytest.approx(BATCH_S / UNKNOWN_RUN_S, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("duration_us", "expected"), [(100, BATCH_S / 100e-6), (10_000, BATCH_S / 0.01), (1_000_000, 1), (1, MAX_LEASED)]
+)
+def test_batches_follow_the_measured_run_time(duration_us: int, expected: float) -> None:
+    """A batch is worth BATCH_S of run time: many short jobs, or one long one."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(20))
+    [batch] = core.dispatch(0.0)
+    settle(core, 1, range(1, len(batch.rows) + 1), duration_us)
+    core.submitted(rows(5_000, first=1_000))
+    core.cancelled(rows(1)[0], Kept.SCHEDULED)  # another job's end changes nothing of it
+    [batch] = core.dispatch(0.0)
+    assert len(batch.rows) == pytest.approx(expected, abs=1)
+
+
+def test_newer_run_times_count_more() -> None:
+    """A task that became slow gets small batches after a few jobs."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(3_000))
+    [batch] = core.dispatch(0.0)
+    settle(core, 1, range(1, len(batch.rows) + 1), 50)
+    for _ in range(6):
+        [batch] = core.dispatch(0.0)
+        settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 100_000)
+    [batch] = core.dispatch(0.0)
+    assert len(batch.rows) <= 2
+
+
+def test_a_batch_is_bounded_in_bytes() -> None:
+    """Large payloads go in small batches, and a single one of any size goes."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(20, size=100_000))
+    [batch] = core.dispatch(0.0)
+    assert len(batch.rows) == 3
+
+
+def test_jobs_are_shared_among_idle_consumers(core: Core) -> None:
+    """Few jobs go evenly to all consumers, in order."""
+    core.joined(3, 0.0)
+    core.submitted(rows(7))
+    batches = core.dispatch(0.0)
+    assert [len(batch.rows) for batch in batches] == [3, 2, 2]
+    assert [seq for batch in batches for seq in seqs(batch.rows)] == list(range(1, 8))
+
+
+def test_queues_take_turns() -> None:
+    """A long queue does not starve a short one."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(5_000, queue="long"))
+    core.submitted(rows(30, first=9_000, queue="short"))
+    told: list[str] = []
+    for _ in range(4):
+        for batch in core.dispatch(0.0):
+            told += [row.spec.queue for row in batch.rows]
+            settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 2_000)
+    assert told.count("short") == 30
+
+
+def test_only_served_queues_are_touched() -> None:
+    """A fleet for one queue leaves the others alone, and does not call them work."""
+    core = Core(queues=["mine"])
+    core.joined(1, 0.0)
+    core.found("other", 5)
+    core.submitted(rows(2, queue="other"))
+    assert core.loads() == []
+    assert core.dispatch(0.0) == []
+    assert not core.has_work
+    assert core.counts() == {"other": 7}
+    core.submitted(rows(1, first=10, queue="mine"))
+    assert core.has_work
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[10]]
+
+
+def test_a_retired_consumer_gets_nothing(core: Core) -> None:
+    """All new jobs go to the others."""
+    core.retire(1)
+    core.submitted(rows(4))
+    assert [batch.key for batch in core.dispatch(0.0)] == [2]
+
+
+def test_memory_is_bounded() -> None:
+    """What does not fit into memory stays on disk, and so does all that comes after it, until it is loaded."""
+    core = Core(memory_bytes=3 * (ROW_BYTES + 10))
+    core.submitted(rows(5))
+    core.submitted(rows(5, first=6))
+    [load] = core.loads()
+    assert (load.queue, load.after) == ("default", 3)
+    assert core.counts() == {"default": 10}
+    core.loaded("default", rows(7, first=4), is_all=True)
+    assert core.loads() == []
+    core.joined(1, 0.0)
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [list(range(1, 11))]
+
+
+def test_a_consumer_is_topped_up_at_half() -> None:
+    """A consumer gets more jobs before it has run out of them, and not after each one."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(1_000))
+    [batch] = core.dispatch(0.0)
+    full = len(batch.rows)
+    settle(core, 1, range(1, 3), 2_000)
+    assert core.dispatch(0.0) == []
+    settle(core, 1, range(3, full // 2 + 3), 2_000)
+    assert len(core.dispatch(0.0)) == 1
+
+
+def test_a_held_up_consumer_gets_one_waiting_job(core: Core) -> None:
+    """Behind a long job waits at most one other."""
+    core.retire(2)
+    core.submitted(rows(1))
+    core.dispatch(0.0)
+    core.submitted(rows(50, first=2))
+    [batch] = core.dispatch(HELD_UP_S)
+    assert len(batch.rows) == 1
+    assert core.dispatch(1.0) == []
+
+
+def test_recalls_only_when_somebody_idles(core: Core) -> None:
+    """Jobs behind a long one are taken back for an idle consumer, and then go to it."""
+    core.retire(2)
+    core.submitted(rows(6))
+    [batch] = core.dispatch(0.0)
+    assert len(batch.rows) == 6
+    assert core.recalls(1.0) == []  # nobody idles
+    assert core.next_recall(0.0) is None
+    core.joined(3, 0.0)
+    assert core.recalls(HELD_UP_S / 2) == []  # not held up yet
+    assert core.next_recall(0.0) == pytest.approx(HELD_UP_S)
+    assert core.recalls(HELD_UP_S) == [1]
+    core.recalled(1, claimed=1, now=HELD_UP_S)
+    assert core.counts() == {"default": 5}
+    idle, held_up = core.dispatch(HELD_UP_S)
+    assert (idle.key, seqs(idle.rows)) == (3, [2, 3, 4])
+    assert (held_up.key, len(held_up.rows)) == (1, 1)
+    assert core.recalls(1.0) == []
+
+
+def test_no_recall_while_jobs_wait_for_the_idle_one(core: Core) -> None:
+    """Before jobs are taken back, those that wait anyway go to the idle consumer."""
+    core.retire(2)
+    core.submitted(rows(3))
+    core.dispatch(0.0)
+    core.joined(3, 0.0)
+    core.submitted(rows(1, first=4))
+    assert core.recalls(1.0) == []
+    assert [(batch.key, seqs(batch.rows)) for batch in core.dispatch(1.0)] == [(3, [4])]
+
+
+def test_taken_back_jobs_come_first(core: Core) -> None:
+    """A job that was taken back does not go to the end of its queue."""
+    core.retire(2)
+    core.submitted(rows(3))
+    core.dispatch(0.0)
+    core.submitted(rows(2, first=4))
+    core.recalled(1, claimed=1, now=0.0)
+    core.retire(1)
+    core.joined(3, 0.0)
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[2, 3, 4, 5]]
+
+
+def test_time_limit_signals_then_kills(core: Core) -> None:
+    """First the soft signal, once; after the grace time the kill."""
+    core.submitted(rows(1, timeout_s=5.0))
+    core.dispatch(0.0)
+    claim = Claim(1, True, 0.1)
+    assert core.next_time_check() == pytest.approx(5.0)
+    assert core.time_checks(5.0) == [1]
+    assert core.check_time(1, claim, 5.0) is None  # it started a moment after it was sent
+    assert core.next_time_check() == pytest.approx(5.1)
+    assert core.check_time(1, claim, 5.1) == "signal"
+    assert core.next_time_check() == pytest.approx(5.1 + GRACE_S)
+    assert core.check_time(1, claim, 5.1 + GRACE_S) == "kill"
+    assert events(core.take_effects().notes) == ["job.timed_out"]
+    core.died(1, claim, Death(signal="SIGKILL", timed_out=1), 1e9)
+    effects = core.take_effects()
+    [(row, due_at, outcome)] = effects.rescheduled
+    assert (row.attempts, row.crashes) == (1, 0)
+    assert due_at == 1e9 + backoff_s(row.id, 1)
+    error = unpack(outcome or b"").error
+    assert error is not None
+    assert error.type == "TimedOut"
+    assert "5 s" in error.message
+
+
+def test_grace_time_is_kept_when_another_job_is_sent(core: Core) -> None:
+    """A job that got the soft signal has its time to clean up, whatever is sent to its consumer meanwhile."""
+    core.retire(2)
+    core.submitted(rows(1, timeout_s=5.0))
+    core.dispatch(0.0)
+    claim = Claim(1, True, 0.0)
+    assert core.check_time(1, claim, 5.0) == "signal"
+    core.submitted(rows(1, first=2, timeout_s=0.5))
+    assert len(core.dispatch(5.1)) == 1
+    for now in (5.6, 6.1, 6.9):
+        if 1 in core.time_checks(now):
+            assert core.check_time(1, claim, now) is None
+    assert core.next_time_check() <= 5.0 + GRACE_S  # type: ignore[operator]
+    assert core.check_time(1, claim, 5.0 + GRACE_S) == "kill"
+
+
+def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
+    """A job that began between the decision to kill for another and the kill goes back untouched."""
+    core.submitted(rows(4, timeout_s=1.0))
+    core.dispatch(0.0)
+    settle(core, 1, [1], 100)
+    core.take_effects()
+    core.died(1, Claim(2, True, 1.0), Death(signal="SIGKILL", timed_out=1), 1e9)
+    effects = core.take_effects()
+    assert (effects.ended, effects.rescheduled, effects.notes) == ([], [], [])
+    assert core.counts() == {"default": 1}
+
+
+def test_only_the_running_job_is_charged(core: Core) -> None:
+    """Its batch-mates go back without a mark; the charged one comes first again."""
+    core.retire(2)
+    core.submitted(rows(4))
+    core.dispatch(0.0)
+    core.died(1, Claim(2, True, 0.0), Death(signal="SIGSEGV", output=("last words",)), 1e9)
+    effects = core.take_effects()
+    [(row, due_at, outcome)] = effects.rescheduled
+    assert (row.seq, row.attempts, row.crashes, due_at) == (2, 1, 1, None)
+    error = unpack(outcome or b"").error
+    assert error is not None
+    assert (error.type, error.signal, error.output) == ("Crashed", "SIGSEGV", ["last words"])
+    core.joined(3, 0.0)
+    [batch] = core.dispatch(0.0)
+    assert sorted(seqs(batch.rows)) == [1, 2, 3, 4]
+    assert [row.attempts for row in batch.rows if row.seq != 2] == [0, 0, 0]
+
+
+def test_max_crashes_parks() -> None:
+    """After so many deaths a job is parked as failed, whatever its retries."""
+    core = Core()
+    core.submitted(rows(1, retries=9, max_crashes=3))
+    notes: list[str] = []
+    for key in (1, 2, 3):
+        core.joined(key, 0.0)
+        [batch] = core.dispatch(0.0)
+        core.died(key, Claim(batch.first, True, 0.0), Death(exit_code=1), 1e9)
+        effects = core.take_effects()
+        assert effects.crashed == 1
+        notes += events(effects.notes)
+    [(row, kept, _)] = effects.ended
+    assert (kept, row.attempts, row.crashes) == (Kept.FAILED, 3, 3)
+    assert notes == ["job.crashed", "job.crashed", "job.crashed", "job.failed"]
+    core.joined(4, 0.0)
+    assert core.dispatch(0.0) == []
+
+
+def test_lost_jobs_are_charged_at_the_start() -> None:
+    """A job that took a whole fleet down is charged, and stays in the store until `found` and a load."""
+    core = Core()
+    [row] = rows(1)
+    core.lost(row)
+    effects = core.take_effects()
+    assert [(change.row.crashes, change.due_at) for change in effects.rescheduled] == [(1, None)]
+    core.joined(1, 0.0)
+    assert core.dispatch(0.0) == []
+    core.found("default", 1)
+    assert [load.after for load in core.loads()] == [0]
+
+
+def test_crashes_do_not_use_up_retries(core: Core) -> None:
+    """A job whose process died may still fail as often as it allows."""
+    core.submitted(rows(1, retries=1))
+    core.dispatch(0.0)
+    core.died(1, Claim(1, True, 0.0), Death(signal="SIGKILL"), 1e9)
+    core.take_effects()
+    core.dispatch(0.0)
+    core.settled(2, [1], [Verdict.FAILED], [5], [BAD], 0.0, 1e9)
+    effects = core.take_effects()
+    assert effects.ended == []
+    assert [change.row.attempts for change in effects.rescheduled] == [2]
+    assert effects.retried == 1
+
+
+def test_refused_jobs_are_not_retried(core: Core) -> None:
+    """What cannot succeed by running again fails at once."""
+    core.submitted(rows(1, retries=5))
+    core.dispatch(0.0)
+    core.settled(1, [1], [Verdict.REFUSED], [5], [BAD], 0.0, 1e9)
+    [(_, kept, outcome)] = core.take_effects().ended
+    assert (kept, outcome) == (Kept.FAILED, BAD)
+
+
+def test_backoff_is_deterministic(core: Core) -> None:
+    """The same history gives the same delays; other jobs get others."""
+    delays = []
+    for seq in (1, 1, 2):
+        core = Core()
+        core.joined(1, 0.0)
+        core.submitted(rows(1, first=seq, retries=2))
+        core.dispatch(0.0)
+        core.settled(1, [1], [Verdict.FAILED], [5], [BAD], 0.0, 1e9)
+        [change] = core.take_effects().rescheduled
+        delays.append((change.due_at or 0) - 1e9)
+    assert delays[0] == delays[1] != delays[2]
+    assert all(0.5 <= delay <= 1.0 for delay in delays)
+
+
+def test_reports_that_make_no_sense_are_noted(core: Core) -> None:
+    """A number that was never sent, or was reported before, settles nothing."""
+    core.submitted(rows(1))
+    core.dispatch(0.0)
+    settle(core, 1, [1], 5)
+    assert len(core.take_effects().ended) == 1
+    settle(core, 1, [1, 77], 5)
+    effects = core.take_effects()
+    assert effects.ended == []
+    assert events(effects.notes) == ["consumer.confused", "consumer.confused"]
+
+
+def test_an_outcome_that_is_none_loses_no_job(core: Core) -> None:
+    """A consumer that reports garbage is an error, and its jobs are still there when it is killed for it."""
+    core.retire(2)
+    core.submitted(rows(3))
+    core.dispatch(0.0)
+    with pytest.raises(ProtocolError):
+        core.settled(1, [1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [b"\xc1 garbage", BAD], 0.0, 1e9)
+    core.take_effects()
+    core.died(1, Claim(2, False, 0.0), Death(signal="SIGKILL"), 1e9)
+    assert core.counts() == {"default": 3}
+    core.joined(3, 0.0)
+    [batch] = core.dispatch(0.0)
+    assert [(row.seq, row.attempts) for row in batch.rows] == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_a_cancelled_job_never_starts() -> None:
+    """It is skipped when its turn comes, and counted out at once."""
+    core = Core()
+    waiting = rows(3)
+    core.submitted(waiting)
+    core.cancelled(waiting[1], Kept.QUEUED)
+    assert core.counts() == {"default": 2}
+    assert [(row.seq, kept) for row, kept, _ in core.take_effects().ended] == [(2, Kept.CANCELLED)]
+    core.joined(1, 0.0)
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[1, 3]]
+    assert core.counts() == {"default": 0}
+
+
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        (Death(signal="SIGKILL"), "was killed by SIGKILL (out of memory?)"),
+        (Death(signal="SIGSEGV"), "was killed by SIGSEGV"),
+        (Death(exit_code=3), "exited with code 3"),
+        (Death(), "ended in an unknown way"),
+    ],
+)
+def test_deaths_are_told_in_words(death: Death, told: str) -> None:
+    """The reason of a crash is readable."""
+    assert death.describe() == told
