@@ -132,10 +132,10 @@ class World(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         timeout_s=st.sampled_from([None, 0.5, 3.0]),
         max_crashes=st.integers(1, 2),
-        sends=st.booleans(),
+        sends=st.integers(0, 3),
     )
     def submit(
-        self, queue: str, sizes: list[int], retries: int, timeout_s: float | None, max_crashes: int, sends: bool
+        self, queue: str, sizes: list[int], retries: int, timeout_s: float | None, max_crashes: int, sends: int
     ) -> None:
         """A batch of jobs is stored, and most often sent at once."""
         spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
@@ -145,6 +145,7 @@ class World(RuleBasedStateMachine):
         if sends:
             self.dispatch()
 
+    @precondition(lambda self: len(self.consumers) < 3)
     @rule()
     def join(self) -> None:
         """A consumer is ready."""
@@ -193,10 +194,11 @@ class World(RuleBasedStateMachine):
                     job.was_sent = True
 
     @precondition(lambda self: self.consumers)
-    @rule(data=st.data(), verdicts=st.lists(st.sampled_from(Verdict), max_size=4), starts_next=st.booleans())
-    def work(self, data: st.DataObject, verdicts: list[Verdict], starts_next: bool) -> None:
-        """A consumer ends some jobs, and may begin another."""
-        key = self._a_consumer(data)
+    @rule(data=st.data(), verdicts=st.lists(st.sampled_from(Verdict), max_size=4), starts_next=st.integers(0, 3))
+    def work(self, data: st.DataObject, verdicts: list[Verdict], starts_next: int) -> None:
+        """A consumer ends some jobs, and most often begins another."""
+        able = [key for key, consumer in self.consumers.items() if consumer.inbox or consumer.running]
+        key = data.draw(st.sampled_from(able or sorted(self.consumers)))
         for verdict in verdicts:
             self._claim_next(key)
             self._end_running(key, verdict)
@@ -303,11 +305,14 @@ class World(RuleBasedStateMachine):
             count = sum(job.kept == Kept.QUEUED and job.spec.queue == queue for job in self.jobs.values())
             if count:
                 self.core.found(queue, count)
+        self.join()
 
     # -- how it happens
 
     def _a_consumer(self, data: st.DataObject) -> int:
-        return data.draw(st.sampled_from(sorted(self.consumers)))
+        """Most often one that is in the middle of something: more can go wrong there."""
+        busy = [key for key, consumer in self.consumers.items() if consumer.running or consumer.unreported]
+        return data.draw(st.sampled_from(busy * 3 + sorted(self.consumers)))
 
     def _with_time_limit(self) -> list[int]:
         running = {key: consumer.running for key, consumer in self.consumers.items()}

@@ -30,6 +30,7 @@ _COMMANDS = {
     "status": ("monitor", _LOOK),
     "logs": ("monitor", _LOOK),
     "demo": ("demo", _MORE),
+    "bench": ("bench", _MORE),
     "version": ("common", _MORE),
 }
 

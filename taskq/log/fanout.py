@@ -92,9 +92,7 @@ def open_stream(log_format: LogFormat, fd: int = 2, environ: Mapping[str, str] =
     return Stream(fd, render)
 
 
-def announce(
-    directory: Path, log_format: LogFormat, level: str, event: str, *, fd: int = 2, **fields: Any
-) -> None:
+def announce(directory: Path, log_format: LogFormat, level: str, event: str, *, fd: int = 2, **fields: Any) -> None:
     """Log one event without keeping anything open: for the guardian, beside the broker that owns the log."""
     told = compose(level, {"event": event, **fields}, time.time())
     append_once(log_path(directory), encode(told))

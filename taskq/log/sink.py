@@ -49,9 +49,7 @@ class Drops:
 
     def notice(self) -> Event:
         """The event that tells of the losses. Call `told` when it has been written."""
-        return compose(
-            "warning", {"event": "log.dropped", "error": self._why, "count": self.untold}, time.time()
-        )
+        return compose("warning", {"event": "log.dropped", "error": self._why, "count": self.untold}, time.time())
 
     def told(self) -> None:
         """The notice has been written."""

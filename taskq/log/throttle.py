@@ -70,9 +70,7 @@ class JobLogThrottle:
         """
         return self.allow_many(event, task, 1, now, duration_s, duration_s) == 1
 
-    def succeeded_many(
-        self, task: str, count: int, duration_total_s: float, duration_max_s: float, now: float
-    ) -> int:
+    def succeeded_many(self, task: str, count: int, duration_total_s: float, duration_max_s: float, now: float) -> int:
         """`allow_many` for ``job.succeeded``."""
         return self.allow_many("job.succeeded", task, count, now, duration_total_s, duration_max_s)
 
