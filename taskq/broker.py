@@ -304,6 +304,7 @@ class Broker:
             return
         timeout_s = self._settings.stop_timeout_s
         self._stop_at = time.monotonic() + timeout_s
+        self._tell_guardian(["stopping"])  # should we die on the way, no other broker is wanted
         running = self._crew.stop()
         self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)
 

@@ -155,6 +155,7 @@ class Outbox:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self.descriptor = connection.fileno()
         self._lock = threading.Lock()
         self._ended: list[tuple[int, int, int, bytes]] = []  # number, verdict, microseconds, outcome
         self._bytes = 0
@@ -268,6 +269,7 @@ class Consumer:
         verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload)
         if _is_forked_child:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
+        os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job
         flush_output()
         if self._unread:
             self._wait_until_output_is_heard()

@@ -79,6 +79,7 @@ class Death:
         signal: the name of the signal, or None.
         output: the last lines it wrote.
         timed_out: the number of the job that the broker killed it for, or None.
+        out_of_memory: the kernel killed for want of memory meanwhile.
         stopped: the broker killed it for its own reasons: nobody is charged.
     """
 
@@ -86,12 +87,13 @@ class Death:
     signal: str | None = None
     output: tuple[str, ...] = ()
     timed_out: int | None = None
+    out_of_memory: bool = False
     stopped: bool = False
 
     def describe(self) -> str:
         """The death in words."""
         if self.signal is not None:
-            return f"was killed by {self.signal}" + (" (out of memory?)" if self.signal == "SIGKILL" else "")
+            return f"was killed by {self.signal}" + (", since memory ran out" if self.out_of_memory else "")
         return "ended in an unknown way" if self.exit_code is None else f"exited with code {self.exit_code}"
 
 
@@ -148,7 +150,7 @@ class _Queue:
 class _Holder:
     """A consumer as the core sees it: what it holds."""
 
-    __slots__ = ("accepts", "check_at", "leased", "mean_run_s", "next_number", "progress_at", "signalled")
+    __slots__ = ("accepts", "check_at", "kill_at", "leased", "mean_run_s", "next_number", "progress_at", "signalled")
 
     def __init__(self, now: float) -> None:
         self.leased: dict[int, JobRow] = {}  # by number, ascending
@@ -158,6 +160,7 @@ class _Holder:
         self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
         self.check_at: float | None = None  # when a time limit may be over
         self.signalled = 0  # the number that got the soft signal
+        self.kill_at = 0.0  # when its time to clean up is over
 
     @property
     def has_room(self) -> bool:
@@ -276,8 +279,8 @@ class Core:
         self._put_back(list(holder.leased.values()))
         if row is None:
             return
-        if death.stopped:
-            self._put_back([row])
+        if death.stopped or death.timed_out not in (None, claim.number):
+            self._put_back([row])  # killed for no fault of its own: it began after the decision to kill for another
         elif death.timed_out == claim.number:
             self._timed_out(key, row, wall)
         else:
@@ -305,17 +308,20 @@ class Core:
         effects = self._effects
         run_us: dict[str, list[int]] = {}
         for number, verdict, duration_us, outcome in zip(numbers, verdicts, durations_us, outcomes, strict=True):
-            row = holder.leased.pop(number, None)
+            row = holder.leased.get(number)
             if row is None:  # never sent, or reported twice: nothing of it is believed
                 effects.notes.append(Note("consumer.confused", {"consumer_key": key, "number": number}))
                 continue
+            # may raise: then the job is still the consumer's, and goes back when that is killed for it
+            error = None if verdict == Verdict.SUCCEEDED else unpack(outcome).error
+            del holder.leased[number]
             row.attempts += 1
             run_us.setdefault(row.spec.task, []).append(duration_us)
             if verdict == Verdict.SUCCEEDED:
                 effects.ended.append((row, Kept.SUCCEEDED, outcome))
                 effects.done.append((row, key, duration_us))
             else:
-                self._failed(key, row, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
+                self._failed(key, row, error, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
         self._measure(run_us)
 
     def _measure(self, run_us: dict[str, list[int]]) -> None:
@@ -325,10 +331,11 @@ class Core:
             weight = 1.0 if known_s is None else len(durations) / (len(durations) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
-    def _failed(self, key: Key | None, row: JobRow, outcome: bytes, may_retry: bool, wall: float) -> None:
+    def _failed(
+        self, key: Key, row: JobRow, error: JobError | None, outcome: bytes, may_retry: bool, wall: float
+    ) -> None:
         """An attempt ended without success, its count included in `row.attempts`; what follows?"""
         failures = row.attempts - row.crashes
-        error = unpack(outcome).error
         fields = {"row": row, "consumer_key": key, "error": error}
         if may_retry and failures <= row.spec.retries:
             delay_s = backoff_s(row.id, failures)
@@ -343,7 +350,7 @@ class Core:
         row.attempts += 1
         limit_s = row.spec.timeout_s
         error = JobError("TimedOut", f"the job ran longer than its timeout of {limit_s:g} s and was killed")
-        self._failed(key, row, pack_failure(None, limit_s, error), may_retry=True, wall=wall)
+        self._failed(key, row, error, pack_failure(None, limit_s, error), may_retry=True, wall=wall)
 
     def _crashed(self, key: Key | None, row: JobRow, death: Death) -> None:
         row.attempts += 1
@@ -486,21 +493,25 @@ class Core:
         """What to do with a consumer, seeing what it is running: signal or kill it for its job, or nothing."""
         holder = self._holders[key]
         limits_s = [row.spec.timeout_s for row in holder.leased.values() if row.spec.timeout_s is not None]
-        holder.check_at = now + min(limits_s) if limits_s else None
+        # what starts next may have the shortest limit of all, and cannot be over it before this
+        holder.check_at = check_at = now + min(limits_s) if limits_s else None
         row = holder.leased.get(claim.number)
-        if row is None or not claim.running or row.spec.timeout_s is None:
+        if row is None or not claim.running or row.spec.timeout_s is None or check_at is None:
             return None
         deadline = claim.started_at + row.spec.timeout_s
         if now < deadline:
-            holder.check_at = deadline
+            holder.check_at = min(check_at, deadline)
             return None
-        if holder.signalled != claim.number:
+        is_signalled = holder.signalled == claim.number
+        if is_signalled and now >= holder.kill_at:
+            return "kill"
+        if not is_signalled:
             holder.signalled = claim.number
-            holder.check_at = now + self._kill_grace_s
+            holder.kill_at = now + self._kill_grace_s
             fields = {"row": row, "consumer_key": key, "timeout_s": row.spec.timeout_s}
             self._effects.notes.append(Note("job.timed_out", fields))
-            return "signal"
-        return "kill"
+        holder.check_at = min(check_at, holder.kill_at)
+        return None if is_signalled else "signal"
 
     def running(self, key: Key, claim: Claim) -> JobRow | None:
         """The job that a consumer is running."""

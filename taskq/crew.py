@@ -53,7 +53,7 @@ class Crew:
         self._dead: list[Slot] = []
         self._buried: list[Slot] = []
         self.is_ready = False  # whether a consumer was ever ready
-        self._is_stopping = False
+        self.is_stopping = False
 
     # -- hearing
 
@@ -94,7 +94,7 @@ class Crew:
         )
         if replaced is not None:
             self.retire(replaced)
-        if self._is_stopping:
+        if self.is_stopping:
             self.retire(slot)
         if not self.is_ready:
             self.is_ready = True
@@ -228,7 +228,7 @@ class Crew:
 
     def stop(self) -> int:
         """Lets all consumers end. Returns how many are running a job."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._supervisor.stop()
         running = 0
         for slot in list(self._supervisor.slots.values()):

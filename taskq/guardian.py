@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -42,6 +42,33 @@ _RESOLVE = "import sys; from taskq.resolve import main; main(sys.argv[1], int(sy
 #: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
 _QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
+
+
+class _Broker(NamedTuple):
+    """A broker process, and our end of the socket to it."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+
+_early: list[_Broker] = []  # at most one, started before the guardian knows what for
+
+
+def start_broker_early() -> None:
+    """Starts a broker that waits for its set-up, for the guardian that this process is going to run."""
+    _early.append(_spawn_broker())
+
+
+def _spawn_broker() -> _Broker:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
+    process = subprocess.Popen(
+        [sys.executable, "-W", _QUIET, "-c", _BROKER, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the guardian, which passes it on in its own way
+    )
+    theirs.close()
+    return _Broker(process, ours)
 
 
 class Guardian:
@@ -124,15 +151,7 @@ class Guardian:
     # -- the broker
 
     def _start_broker(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
-        self._broker = subprocess.Popen(
-            [sys.executable, "-W", _QUIET, "-c", _BROKER, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the guardian, which passes it on in its own way
-        )
-        theirs.close()
-        self._socket = ours
+        self._broker, self._socket = _early.pop() if _early else _spawn_broker()
         self._came_up = False
 
     def _send_setup(self) -> None:
@@ -174,6 +193,9 @@ class Guardian:
         if message[0] == "ready":
             self._came_up = True
             self._failures = 0
+        elif message[0] == "stopping":
+            self._is_stopping = True
+            return
         self._tell_host(message)
 
     def _after(self, status: int) -> int | None:
@@ -214,9 +236,22 @@ class Guardian:
         for number in self._signal_sockets[0].recv(64):
             if number == signal.SIGHUP:
                 self._forward(signal.SIGHUP)
+            elif number == signal.SIGCHLD:
+                self._reap_adopted()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 self._is_stopping = True
                 self._forward(signal.Signals(number))
+
+    def _reap_adopted(self) -> None:
+        """Reaps what jobs left to us, while the broker lives; its own end is waited for elsewhere."""
+        while self._broker is not None:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid == self._broker.pid:
+                return
+            os.waitpid(ended.si_pid, 0)
 
     def _forward(self, number: signal.Signals) -> None:
         if self._broker is not None:

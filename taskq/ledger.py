@@ -52,6 +52,7 @@ class Ledger:
         self._effects_since: float | None = None
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers: dict[bytes, set[Peer]] = {}
+        self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
 
     # -- what comes in
@@ -71,7 +72,14 @@ class Ledger:
                 self._narrator.log.error("spool.unreadable", path=str(kept), error=str(error))
                 continue
             self.take_in(submission)
-            self.commit(now, time.time())
+            refusals = self.commit(now, time.time())
+            error = next((error for refused, error in refusals if refused is submission), None)
+            if isinstance(error, StoreFull):
+                return  # it stays there until there is room
+            if error is not None:
+                kept = spool.set_aside(path)
+                self._narrator.log.error("spool.refused", path=str(kept), error=str(error))
+                continue
             path.unlink(missing_ok=True)
             self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
 
@@ -112,8 +120,12 @@ class Ledger:
         watchers = self._watchers
         return bool(watchers) and any(row.id in watchers for row, _, _ in ended)
 
-    def commit(self, now: float, wall: float) -> None:
-        """Makes everything durable that was taken in and decided; answers those who handed in jobs."""
+    def commit(self, now: float, wall: float) -> list[tuple[Submission, TaskQError]]:
+        """Makes everything durable that was taken in and decided; answers those who handed in jobs.
+
+        Returns:
+            The submissions that were refused, and why.
+        """
         submissions, self._submissions = self._submissions, []
         if self._store.is_full:
             self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
@@ -135,6 +147,8 @@ class Ledger:
         self._effects, self._effects_since = Effects(), None
         for submission, rows in accepted:
             self._accept(submission, rows, now)
+        refusals, self._refusals = self._refusals, []
+        return refusals
 
     def _submit(self, submissions: list[Submission]) -> list[tuple[Submission, list[JobRow]]]:
         accepted = []
@@ -157,6 +171,7 @@ class Ledger:
 
     def _refuse(self, submissions: Iterable[Submission], error: TaskQError) -> None:
         for submission in submissions:
+            self._refusals.append((submission, error))
             if submission.peer is not None:
                 envelope = [Op.ERROR, submission.request, type(error).__name__, str(error)]
                 self._server.send(submission.peer, wire.frame(envelope))

@@ -84,6 +84,15 @@ class UnreadBytes:
         return self._count.value != 0
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since the system started; 0 where it does not say."""
+    try:
+        with open("/proc/vmstat", "rb") as counters:
+            return next((int(line.split()[1]) for line in counters if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
 def name_process(title: str) -> None:
     """Names this process in `ps` and `top`."""
     setproctitle.setproctitle(f"taskq: {title}")

@@ -124,6 +124,7 @@ class Requests:
                 "uptime_s": round(time.time() - self._started_at, 3),
                 "directory": str(self._directory.path),
                 "rss_bytes": rss_bytes(os.getpid()),
+                "state": "stopping" if self._crew.is_stopping else "running",
                 "restarts_of_consumers": self._supervisor.restarts,
             },
             "queues": self._queues(),

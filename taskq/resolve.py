@@ -28,8 +28,9 @@ def _resolve(reference: str) -> tuple[int, str, str, str]:
     except AppError as error:
         return Exit.APP, str(error), "", ""
     except BaseException as error:
-        last = traceback.extract_tb(error.__traceback__)[-1:]
-        place = f" ({last[0].filename}, line {last[0].lineno})" if last else ""
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
+        is_told = isinstance(error, SyntaxError) or not frames  # a SyntaxError names its own place
+        place = "" if is_told else f" ({frames[-1].filename}, line {frames[-1].lineno})"
         return Exit.APP, f"importing {reference} failed: {type(error).__name__}: {error}{place}", "", ""
     try:
         app.directory.create()

@@ -64,9 +64,12 @@ def spooled(spool: Path) -> Iterator[tuple[Path, bytes]]:
     """The files in the spool and their content, oldest first: names begin with an id, and ids sort by time."""
     for path in sorted(spool.glob(f"*{_SUFFIX}")):
         try:
-            yield path, path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
             continue
+        except OSError:
+            content = b""  # a folder, or a file that is not ours to read: as unreadable as one full of garbage
+        yield path, content
 
 
 def set_aside(path: Path) -> Path:

@@ -30,7 +30,7 @@ from taskq.core import Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.limits import MAX_LAST_LINES
 from taskq.output import LineCutter
-from taskq.platform import kill_group, name_of_signal, open_pidfd
+from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 from taskq.wire import Decoder, Message
 
 #: A consumer must have imported the application within this time.
@@ -156,6 +156,7 @@ class Supervisor:
         self._is_stopping = False
         self.slots: dict[Key, Slot] = {}
         self.restarts = 0
+        self._oom_kills = oom_kills()
         self._old_servers: dict[
             int, int
         ] = {}  # fork servers of code before: the descriptor that keeps one alive, its pid
@@ -289,8 +290,10 @@ class Supervisor:
     def bury(self, slot: Slot, now: float) -> Death:
         """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
         kill_group(slot.pid)  # what its job started must not outlive it; its number is not reused before the join
-        slot.process.join(timeout=1.0)
         code = slot.process.exitcode
+        if code is None:  # the fork server has not told it yet
+            slot.process.join(timeout=1.0)
+            code = slot.process.exitcode
         slot.socket.close()
         os.close(slot.output)
         if slot.pidfd is not None:
@@ -305,8 +308,14 @@ class Supervisor:
             signal=name_of_signal(-code) if code is not None and code < 0 else None,
             output=tuple(slot.last_lines),
             timed_out=slot.timed_out,
+            out_of_memory=code == -signal.SIGKILL and self._has_memory_run_out(),
             stopped=slot.is_stopped,
         )
+
+    def _has_memory_run_out(self) -> bool:
+        """Whether the kernel has killed a process for want of memory since the last time that we asked."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
 
     def clear_record(self, slot: Slot) -> None:
         """Forgets what a buried consumer was running: it is settled, and durable."""
@@ -364,7 +373,7 @@ class Supervisor:
         self._context.set_forkserver_preload(["taskq.preload"])
 
     def _end_old_servers(self) -> None:
-        """Lets go of the old servers whose last consumer is buried, not earlier: they tell how their consumers ended."""
+        """Lets go of old servers whose last consumer is buried, not earlier: they tell how their consumers ended."""
         in_use = {slot.server for slot in self.slots.values()}
         for descriptor in [descriptor for descriptor in self._old_servers if descriptor not in in_use]:
             os.close(descriptor)

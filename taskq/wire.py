@@ -78,13 +78,12 @@ def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
     """
     try:
         ends = list(accumulate(lengths))
-        valid = not lengths or (min(lengths) >= 0 and ends[-1] == len(body))
+        if min(lengths, default=0) >= 0 and (ends[-1] if ends else 0) == len(body):
+            data = bytes(body)
+            return [data[start:end] for start, end in pairwise(chain((0,), ends))]
     except TypeError:
-        valid = False
-    if not valid or (not lengths and len(body)):
-        raise ProtocolError("the lengths of the payloads do not fit the frame")
-    data = bytes(body)
-    return [data[start:end] for start, end in pairwise(chain((0,), ends))]
+        pass  # texts cannot be added, floats cannot cut
+    raise ProtocolError("the lengths of the payloads do not fit the frame")
 
 
 class Decoder:

@@ -41,7 +41,7 @@ def shared(shared_fleet: Fleet) -> Fleet:
 
 
 @pytest.fixture
-def make_gate(tmp_path: Path) -> Callable[[], Gate]:
+def make_gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
     """Makes gates that hold jobs."""
     made: list[Gate] = []
 
@@ -49,7 +49,9 @@ def make_gate(tmp_path: Path) -> Callable[[], Gate]:
         made.append(Gate(tmp_path / f"gate{len(made)}"))
         return made[-1]
 
-    return make
+    yield make
+    for gate in made:
+        gate.open()  # should the test have failed: nothing must wait for ever
 
 
 @pytest.fixture

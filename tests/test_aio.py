@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -478,25 +478,36 @@ def test_a_forked_child_connects_anew() -> None:
     run(main())
 
 
+@pytest.fixture
+def descriptors_before() -> Iterator[int]:
+    """How many descriptors were open, with the garbage collector off since then."""
+    gc.collect()
+    gc.disable()
+    yield descriptors()
+    gc.enable()
+
+
 @pytest.mark.usefixtures("shared")
-def test_the_connection_ends_with_the_loop(gate: Gate, tmp_path: Path) -> None:
+def test_the_connection_closes_with_the_loop(descriptors_before: int) -> None:
+    asyncio.run(add(1, 1))
+    assert descriptors() == descriptors_before
+
+
+@pytest.mark.usefixtures("shared")
+def test_the_connection_closes_with_a_loop_that_ended_under_a_waiting_task(
+    gate: Gate, tmp_path: Path, descriptors_before: int
+) -> None:
     async def main() -> None:
-        assert await add(1, 1) == 2
         job = await jobs.hold.aenqueue(gate.path, str(tmp_path / "held"))
-        waiting.append(asyncio.create_task(job.aresult()))
+        background.append(asyncio.create_task(job.aresult()))
         await started(tmp_path / "held")
 
-    waiting: list[asyncio.Task[Any]] = []
-    gc.collect()
-    before = descriptors()
-    gc.disable()
-    try:
-        asyncio.run(main())
-        waiting.clear()
-        gate.open()
-        assert descriptors() == before
-    finally:
-        gc.enable()
+    background: list[asyncio.Task[str]] = []
+    asyncio.run(main())
+    gate.open()
+    assert background.pop().cancelled()
+    gc.collect()  # Python 3.13 itself leaves a cycle of a cancelled task, its traceback and the loop
+    assert descriptors() == descriptors_before
 
 
 @pytest.mark.usefixtures("home")

@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
 
+from taskq.cli import main
 from taskq.exits import Exit
 from taskq.log.files import log_path, rotated_path
 from taskq.log.reader import read
 
 TASKQ = [sys.executable, "-m", "taskq"]
 NO_JOB = "01a1fc6d758d747297f07fba5a1164ff"
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(home: Path | None, **more: str) -> dict[str, str]:
@@ -54,6 +57,28 @@ def refused(done: subprocess.CompletedProcess[str], code: Exit, *words: str) -> 
     assert done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """Runs a command in this process, which is ten times as fast: for the long tables."""
+    monkeypatch.delenv("TASKQ_APP", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = set(sys.modules)
+
+    def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("TASKQ_URL", str(home))
+        monkeypatch.setattr(sys, "argv", ["taskq", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return subprocess.CompletedProcess(sys.argv, code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    yield run
+    for name in set(sys.modules) - modules:
+        if not name.startswith(("taskq", "typer", "rich", "pydantic")):
+            del sys.modules[name]
 
 
 @contextmanager
@@ -165,16 +190,16 @@ def apps(tmp_path: Path) -> Path:
 # -- without a fleet
 
 
-def test_version() -> None:
-    for arguments in (["version"], ["--version"]):
-        assert taskq(None, *arguments).stdout == "taskq 0.1.0\n"
+def test_version(home: Path, here: Here) -> None:
+    assert taskq(home, "version").stdout == "taskq 0.1.0\n"
+    assert here(home, "--version").stdout == "taskq 0.1.0\n"
 
 
-def test_each_command_has_help_with_an_example() -> None:
-    overview = taskq(None, "--help").stdout
+def test_each_command_has_help_with_an_example(home: Path, here: Here) -> None:
+    overview = here(home, "--help").stdout
     for command in ("worker", "stop", "reload", "enqueue", "job", "cancel", "status", "logs", "demo"):
         assert command in overview
-        assert f"$ taskq {command}" in taskq(None, command, "--help").stdout
+        assert f"$ taskq {command}" in here(home, command, "--help").stdout
 
 
 def test_worker_starts_light(home: Path) -> None:
@@ -205,14 +230,17 @@ def test_worker_starts_light(home: Path) -> None:
         ("exits:q", ["SystemExit"]),
     ],
 )
-def test_an_application_that_cannot_be_used(apps: Path, home: Path, app: str, words: list[str]) -> None:
+def test_an_application_that_cannot_be_used(
+    apps: Path, home: Path, here: Here, monkeypatch: pytest.MonkeyPatch, app: str, words: list[str]
+) -> None:
     refused(taskq(home, "worker", app, cwd=apps), Exit.APP, *words)
-    refused(taskq(home, "enqueue", app, "add", cwd=apps), Exit.APP, *words)
+    monkeypatch.chdir(apps)
+    refused(here(home, "enqueue", app, "add"), Exit.APP, *words)
 
 
 @pytest.mark.parametrize("command", [["status"], ["stop"], ["reload"], ["job", NO_JOB], ["cancel", NO_JOB]])
-def test_no_fleet(home: Path, command: list[str]) -> None:
-    refused(taskq(home, *command), Exit.NO_FLEET, str(home), "taskq worker")
+def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
+    refused(here(home, *command), Exit.NO_FLEET, str(home), "taskq worker")
 
 
 @pytest.mark.parametrize(
@@ -234,8 +262,8 @@ def test_no_fleet(home: Path, command: list[str]) -> None:
         (["job", "17"], "32 hexadecimal digits"),
     ],
 )
-def test_a_command_that_makes_no_sense(home: Path, arguments: list[str], word: str) -> None:
-    refused(taskq(home, *arguments), Exit.USAGE, word)
+def test_a_command_that_makes_no_sense(home: Path, here: Here, arguments: list[str], word: str) -> None:
+    refused(here(home, *arguments), Exit.USAGE, word)
 
 
 def test_typers_own_usage_error(home: Path) -> None:
@@ -320,8 +348,8 @@ def test_enqueue_prints_the_id_alone(shared: Fleet, tmp_path: Path) -> None:
         (["add", "1", "--queue", "other"], "2"),
     ],
 )
-def test_enqueue_wait_prints_the_result(shared: Fleet, arguments: list[str], output: str) -> None:
-    done = taskq(shared.home, "enqueue", JOBS, *arguments, "--wait")
+def test_enqueue_wait_prints_the_result(shared: Fleet, here: Here, arguments: list[str], output: str) -> None:
+    done = here(shared.home, "enqueue", JOBS, *arguments, "--wait")
     assert (done.returncode, done.stdout, done.stderr) == (Exit.OK, output + "\n", "")
 
 

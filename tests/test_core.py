@@ -103,6 +103,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything ends once nothing more goes wrong, and an idle consumer is there."""
+        self.patches.undo()
         if not hasattr(self, "core"):
             return
         for key in list(self.consumers):
@@ -122,7 +123,6 @@ class World(RuleBasedStateMachine):
         assert [job for job in self.jobs.values() if job.kept < FIRST_FINAL] == []
         assert not self.core.has_work
         assert not any(self.core.counts().values())
-        self.patches.undo()
 
     # -- what may happen
 
@@ -440,6 +440,18 @@ class World(RuleBasedStateMachine):
         assert self.core.counts() == waiting
 
     @invariant()
+    def time_limits_are_watched(self) -> None:
+        """The core asks to be called before the time of a running job is over, or has signalled it."""
+        for key in self._with_time_limit() if hasattr(self, "core") else ():
+            consumer = self.consumers[key]
+            assert consumer.running is not None
+            number, seq = consumer.running
+            if consumer.signalled[0] != number:
+                due = self.core.next_time_check()
+                assert due is not None
+                assert due <= consumer.started_at + (self.jobs[seq].spec.timeout_s or inf)
+
+    @invariant()
     def each_waiting_job_is_in_one_place(self) -> None:
         """A queued job is in memory, on disk, or sent, and in one of them only."""
         if not hasattr(self, "core"):
@@ -464,8 +476,8 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
+    max_examples=150,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
@@ -720,6 +732,20 @@ def test_grace_time_is_kept_when_another_job_is_sent(core: Core) -> None:
             assert core.check_time(1, claim, now) is None
     assert core.next_time_check() <= 5.0 + GRACE_S  # type: ignore[operator]
     assert core.check_time(1, claim, 5.0 + GRACE_S) == "kill"
+
+
+def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
+    """A job with a short limit that starts after one with a long limit is signalled in time."""
+    core.retire(2)
+    core.submitted(rows(1, timeout_s=10.0))
+    core.submitted(rows(1, first=2, timeout_s=0.5))
+    core.dispatch(0.0)
+    assert core.check_time(1, Claim(1, True, 0.0), 0.5) is None
+    settle(core, 1, [1], 800_000, now=0.8)
+    assert core.next_time_check() <= 0.8 + 0.5  # type: ignore[operator]
+    assert core.check_time(1, Claim(2, True, 0.8), 1.0) is None
+    assert core.next_time_check() == pytest.approx(1.3)
+    assert core.check_time(1, Claim(2, True, 0.8), 1.3) == "signal"
 
 
 def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:

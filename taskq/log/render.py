@@ -144,7 +144,11 @@ def _story(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
         phrases.append((f"queue {_text(queue)}", _DIM))
     for name in ("attempt", "consumer", "pid"):
         if name in rest:
-            phrases.append((f"{name} {_text(rest.pop(name))}", _DIM))
+            value = rest.pop(name)
+            if (
+                name != "pid" or "duration_ms" not in rest
+            ):  # beside the consumer it only makes the line of a success long
+                phrases.append((f"{name} {_text(value)}", _DIM))
     if "duration_ms" in rest:
         phrases.append((_duration_or_text(rest.pop("duration_ms")), ""))
     if "exit_code" in rest:

@@ -33,7 +33,7 @@ CREATE TABLE jobs (
     attempts    INTEGER NOT NULL DEFAULT 0,
     crashes     INTEGER NOT NULL DEFAULT 0,
     due_at      REAL,                           -- seconds since 1970, of a scheduled job
-    finished_at INTEGER,                        -- seconds since 1970
+    finished_at REAL,                           -- seconds since 1970
     payload     BLOB,                           -- opaque, with its checksum (taskq.codec)
     outcome     BLOB                            -- of the last ended attempt (taskq.outcome)
 );

@@ -275,14 +275,13 @@ class SQLiteStore:
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         self._begin()
         totals = self.totals
-        at = int(now)
-        successes: list[tuple[int, int, int, bytes, int]] = []
-        others: list[tuple[int, int, int, int, bytes, int]] = []
+        successes: list[tuple[int, int, float, bytes, int]] = []
+        others: list[tuple[int, int, int, float, bytes, int]] = []
         for row, kept, outcome in ended:
             if kept == Kept.SUCCEEDED:
-                successes.append((row.attempts, row.crashes, at, outcome, row.seq))
+                successes.append((row.attempts, row.crashes, now, outcome, row.seq))
             else:
-                others.append((kept, row.attempts, row.crashes, at, outcome, row.seq))
+                others.append((kept, row.attempts, row.crashes, now, outcome, row.seq))
                 totals.failed += kept == Kept.FAILED
                 totals.cancelled += kept == Kept.CANCELLED
         if successes:
