@@ -73,12 +73,12 @@ class Ledger:
                 continue
             self.take_in(submission)
             refusals = self.commit(now, time.time())
-            error = next((error for refused, error in refusals if refused is submission), None)
-            if isinstance(error, StoreFull):
+            reason = next((why for refused, why in refusals if refused is submission), None)
+            if isinstance(reason, StoreFull):
                 return  # it stays there until there is room
-            if error is not None:
+            if reason is not None:
                 kept = spool.set_aside(path)
-                self._narrator.log.error("spool.refused", path=str(kept), error=str(error))
+                self._narrator.log.error("spool.refused", path=str(kept), error=str(reason))
                 continue
             path.unlink(missing_ok=True)
             self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
