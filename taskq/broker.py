@@ -175,6 +175,7 @@ class Broker:
                 if not peer.closed:
                     self._requests.answer(peer, envelope)
             self._ledger.tell(now)
+        self._ledger.tell_deferred()
         self._run_timers(now)
         self._come_due(wall)
         if self._stop_at is None:

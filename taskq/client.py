@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ RECONNECT_LONGEST_S = 0.25
 TELL_AWAY_AFTER_S = 3.0
 #: Even `timeout=0` waits so long, for the answer that the job ended already.
 SHORTEST_WAIT_S = 0.05
+_FOREVER_S = 1e9
 _READ_BYTES = 256 * 1024
 _MAX_IDLE_CONNECTIONS = 16
 #: Frames that are on their way while the next is made: the broker syncs one while we make another.
@@ -150,6 +152,7 @@ class Connection:
         self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
         self._requests = count(1)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
             self._socket.settimeout(REPLY_TIMEOUT_S)
             self._socket.connect(os.fspath(path))
@@ -237,10 +240,6 @@ class Connection:
                 raise ConnectionLost("the broker closed the connection")
             self._pending.extend(self._decoder.feed(data))
         return self._pending.popleft()
-
-    def close(self) -> None:
-        """Closes the connection; what was watched is forgotten."""
-        self._socket.close()
 
 
 class Client:
@@ -456,7 +455,8 @@ class Endings:
         Raises:
             ResultTimeout: none ended in time.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        # the operating system's timers end at some hundred years
+        deadline = None if timeout_s is None or timeout_s > _FOREVER_S else time.monotonic() + timeout_s
         while True:
             try:
                 connection = self._connected(deadline)

@@ -191,11 +191,13 @@ class Ledger:
 
     # -- tell
 
+    def tell_deferred(self) -> None:
+        """Goes on telling clients that have read what they were sent."""
+        for peer, job_id in self._server.take_deferred():
+            self.watch(peer, job_id)
+
     def tell(self, now: float) -> None:
         """Tells clients and the log what is durable now."""
-        for peer in list(self._server.drained()):
-            while peer.deferred and not self._server.is_clogged(peer):
-                self.watch(peer, peer.deferred.popleft())
         committed, self._committed = self._committed, []
         for effects in committed:
             self._tell_one(effects, now)
@@ -214,7 +216,7 @@ class Ledger:
 
     def _push(self, peer: Peer, job_id: bytes, kept: Kept, outcome: bytes) -> None:
         if self._server.is_clogged(peer):
-            peer.deferred.append(job_id)  # read from the store again when the client has read what it was sent
+            self._server.defer(peer, job_id)  # read from the store again when the client has read what it was sent
         else:
             self._server.send(peer, wire.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
 

@@ -86,6 +86,7 @@ class Server:
         self._clock = clock
         self._path = directory.socket_path()
         self._peers: set[Peer] = set()
+        self._deferring: set[Peer] = set()
         self._messages: list[tuple[Peer, Message]] = []
         self._listener = _listen(self._path, directory)
         self._is_accepting = False
@@ -183,9 +184,18 @@ class Server:
         """Whether a client leaves so much unread that nothing that can wait should be sent to it."""
         return peer.output_bytes >= MAX_CLIENT_OUTPUT_BYTES
 
-    def drained(self) -> Iterator[Peer]:
-        """The clients that have room again for what was deferred."""
-        return (peer for peer in self._peers if peer.deferred and not self.is_clogged(peer))
+    def defer(self, peer: Peer, job_id: bytes) -> None:
+        """Notes the end of a job, to be told when the client has read what it was sent."""
+        peer.deferred.append(job_id)
+        self._deferring.add(peer)
+
+    def take_deferred(self) -> Iterator[tuple[Peer, bytes]]:
+        """What was deferred for clients that have room again."""
+        for peer in list(self._deferring):
+            while peer.deferred and not peer.closed and not self.is_clogged(peer):
+                yield peer, peer.deferred.popleft()
+            if not peer.deferred or peer.closed:
+                self._deferring.discard(peer)
 
     def _write(self, peer: Peer) -> None:
         while peer.output:

@@ -154,7 +154,7 @@ def test_an_endless_iterable_leaves_the_loop_to_others() -> None:
 @pytest.mark.usefixtures("shared")
 def test_large_values() -> None:
     async def main() -> None:
-        values = [bytes([number]) * 900_000 for number in range(8)]
+        values = [bytes([number]) * 3_000_000 for number in range(8)]
         sent = await asyncio.gather(*(jobs.echo.aenqueue(value) for value in values))
         assert await asyncio.gather(*sent) == values
 

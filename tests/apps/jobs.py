@@ -266,6 +266,17 @@ def block_signals(path: str, gate: str) -> None:
     pass_gate(gate)
 
 
+@q.task
+def storm(folder: str, number: int) -> int:
+    """A small job, which tells its start and its end in a file of its process."""
+    path = f"{folder}/{os.getpid()}"
+    record(path, "start")
+    if number % 3 == 0:
+        time.sleep(0.001)
+    record(path, "end")
+    return number
+
+
 @q.task(retries=0)
 def print_much(lines: int) -> None:
     for number in range(lines):
