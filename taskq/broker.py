@@ -118,8 +118,8 @@ class Broker:
         for event, fields in self._store.findings:
             (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
         self._narrator.notes(effects.notes)
-        for queue, counts in self._store.counts().items():
-            self._core.found(queue, counts.get(Kept.QUEUED, 0))
+        for queue, waiting in self._store.counts(Kept.QUEUED).items():
+            self._core.found(queue, waiting)
 
     def run(self, guardian: socket.socket) -> None:
         """Runs until the fleet has stopped.

@@ -22,7 +22,7 @@ import msgpack
 
 from taskq import errors, wire
 from taskq.config import Directory
-from taskq.errors import BrokerUnavailable, JobNotFound, ProtocolError, ResultTimeout, TaskQError
+from taskq.errors import BrokerUnavailable, DirectoryError, JobNotFound, ProtocolError, ResultTimeout, TaskQError
 from taskq.limits import MAX_JOBS_PER_FRAME, SUBMIT_CHUNK_BYTES
 from taskq.model import JobInfo, JobState, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
@@ -350,8 +350,16 @@ class Client:
             self.spool(spec, chunk)
 
     def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
-        """Writes jobs to the spool, from where the next broker takes them."""
-        self.directory.create()
+        """Writes jobs to the spool, from where the next broker takes them.
+
+        Raises:
+            StoreFull: the disk is full.
+            BrokerUnavailable: the spool cannot be written.
+        """
+        try:
+            self.directory.create()
+        except DirectoryError as error:
+            raise BrokerUnavailable(f"no fleet answers, and the job cannot be spooled: {error}") from error
         spool_frame(self.directory.spool, chunk[0].id, submit_frame(0, spec, chunk, resend=True, watch=False))
 
     def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:

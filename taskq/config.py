@@ -182,10 +182,11 @@ class Directory:
     def socket_path(self) -> Path:
         """The path of the broker's socket: in the directory, or, where that path is longer than the kernel takes
         (see MAX_SOCKET_PATH_BYTES), at a short path that every client finds again from the directory's real path."""
-        direct = self.path / "taskq.sock"
+        real = Path(os.path.realpath(self.path))  # whatever links a client came through
+        direct = real / "taskq.sock"
         if len(os.fsencode(direct)) <= MAX_SOCKET_PATH_BYTES:
             return direct
-        digest = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:32]
+        digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
         return Path(tempfile.gettempdir()) / f"taskq-{os.geteuid()}" / f"{digest}.sock"
 
     def filesystem(self) -> str:

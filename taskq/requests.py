@@ -136,9 +136,9 @@ class Requests:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
         claims = self._crew.claims()
         queues = {name: {"scheduled": 0, "queued": count, "running": 0} for name, count in self._core.counts().items()}
-        for name, counts in self._store.counts().items():
+        for name, scheduled in self._store.counts(Kept.SCHEDULED).items():
             queue = queues.setdefault(name, {"scheduled": 0, "queued": 0, "running": 0})
-            queue["scheduled"] = counts.get(Kept.SCHEDULED, 0)
+            queue["scheduled"] = scheduled
         for key, jobs in self._core.leased().items():
             claim = claims[key]
             for number, row in jobs:

@@ -38,15 +38,16 @@ class Peer:
 
     __slots__ = (
         "closed",
-        "deadline",
         "decoder",
         "deferred",
         "is_greeted",
         "is_reading",
         "output",
         "output_bytes",
+        "read_by",
         "sock",
         "watched",
+        "write_by",
     )
 
     def __init__(self, sock: socket.socket, now: float) -> None:
@@ -56,7 +57,8 @@ class Peer:
         self.output_bytes = 0
         self.is_greeted = False
         self.is_reading = True  # registered for reading
-        self.deadline: float | None = now + HELLO_DEADLINE_S  # when it is disconnected
+        self.read_by: float | None = now + HELLO_DEADLINE_S  # when what it began to send must be whole
+        self.write_by: float | None = None  # when it must have taken some of what waits for it
         self.watched: set[bytes] = set()  # ids whose end it waits for
         self.deferred: deque[bytes] = deque()  # ids that ended, to be told when it has read what it was sent
         self.closed = False
@@ -131,6 +133,7 @@ class Server:
             self._read(peer)
 
     def _read(self, peer: Peer) -> None:
+        completed = False
         for _ in range(_READS_PER_TICK):
             try:
                 data = peer.sock.recv(_READ_BYTES)
@@ -142,6 +145,7 @@ class Server:
                 return self.close(peer)
             try:
                 messages = peer.decoder.feed(data)
+                completed = completed or bool(messages)
                 if messages and not peer.is_greeted:
                     messages = self._greet(peer, messages)
             except TaskQError as error:
@@ -149,8 +153,10 @@ class Server:
             self._messages.extend((peer, message) for message in messages)
             if len(data) < _READ_BYTES:
                 break
-        if peer.is_greeted:
-            peer.deadline = self._clock() + FRAME_DEADLINE_S if peer.decoder.has_unfinished_frame else None
+        if peer.is_greeted and not peer.decoder.has_unfinished_frame:
+            peer.read_by = None
+        elif peer.is_greeted and (completed or peer.read_by is None):
+            peer.read_by = self._clock() + FRAME_DEADLINE_S  # from the frame's first byte; more bytes do not put it off
         return None
 
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
@@ -175,6 +181,7 @@ class Server:
             if sent == len(frame):
                 return None
             frame = frame[sent:]
+            peer.write_by = self._clock() + STALLED_CLIENT_S
         peer.output.append(memoryview(frame))
         peer.output_bytes += len(frame)
         self._select(peer)
@@ -207,7 +214,7 @@ class Server:
             except OSError:
                 return self.close(peer)
             peer.output_bytes -= sent
-            peer.deadline = self._clock() + STALLED_CLIENT_S
+            peer.write_by = self._clock() + STALLED_CLIENT_S
             if sent < len(part):
                 peer.output[0] = part[sent:]
                 break
@@ -217,13 +224,15 @@ class Server:
 
     def _select(self, peer: Peer) -> None:
         """Waits for what is to be done: to write if something waits, to read unless too much does."""
-        peer.is_reading = not self.is_clogged(peer)
+        was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
+        if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
+            peer.read_by = self._clock() + FRAME_DEADLINE_S  # we did not listen meanwhile
         events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:
             self._selector.modify(peer.sock, events, key.data)
-        if not peer.output and not peer.decoder.has_unfinished_frame and peer.is_greeted:
-            peer.deadline = None
+        if not peer.output:
+            peer.write_by = None
 
     # -- ends
 
@@ -246,12 +255,16 @@ class Server:
 
     def drop_late(self, now: float) -> None:
         """Disconnects clients that broke a deadline."""
-        for peer in [peer for peer in self._peers if peer.deadline is not None and peer.deadline <= now]:
-            self.reject(peer, ProtocolError("nothing, or only half a frame, came from the client in time"))
+        for peer in [peer for peer in self._peers if any(by <= now for by in _deadlines(peer))]:
+            if peer.write_by is not None and peer.write_by <= now:
+                reason = "the client did not take what was sent to it in time"
+            else:
+                reason = "nothing, or only half a frame, came from the client in time"
+            self.reject(peer, ProtocolError(reason))
 
     def next_deadline(self) -> float | None:
         """When a client's deadline may be over (monotonic)."""
-        return min((peer.deadline for peer in self._peers if peer.deadline is not None), default=None)
+        return min((by for peer in self._peers for by in _deadlines(peer)), default=None)
 
     def shut(self) -> None:
         """Closes the listening socket and all clients."""
@@ -270,6 +283,12 @@ class Server:
         if not self._is_accepting and self._listener.fileno() >= 0:
             self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
             self._is_accepting = True
+
+
+def _deadlines(peer: Peer) -> list[float]:
+    """When a client is disconnected if it does not do what it must. What is not read for our own sake is not late."""
+    read_by = peer.read_by if peer.is_reading else None
+    return [by for by in (read_by, peer.write_by) if by is not None]
 
 
 def _listen(path: Path, directory: Directory) -> socket.socket:

@@ -154,8 +154,8 @@ class Store(Protocol):
     def read(self, job_id: bytes) -> StoredJob | None:
         """Reads one job."""
 
-    def counts(self) -> dict[str, dict[Kept, int]]:
-        """Counts the queued and scheduled jobs of each queue."""
+    def counts(self, kept: Kept) -> dict[str, int]:
+        """Counts the jobs of each queue in one state. Fast for scheduled jobs; for others it looks at every job."""
 
     def prune(self, before: float, keep: int, limit: int) -> int:
         """Removes ended jobs, but failed ones, that ended before a time or are more than `keep`; at most `limit` of

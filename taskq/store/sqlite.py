@@ -353,15 +353,12 @@ class SQLiteStore:
         return StoredJob(self._row(row), Kept(state), due_at, outcome, finished_at)
 
     @_trusted
-    def counts(self) -> dict[str, dict[Kept, int]]:
+    def counts(self, kept: Kept) -> dict[str, int]:
         names = {number: name for name, number in self._queue_numbers.items()}
-        counts: dict[str, dict[Kept, int]] = {}
-        for state in (Kept.QUEUED, Kept.SCHEDULED):
-            # the literal state lets SQLite use the partial index
-            sql = f"SELECT queue, count(*) FROM jobs WHERE state = {state:d} GROUP BY queue"
-            for queue, jobs in self._db.execute(sql):
-                counts.setdefault(names[queue], {})[state] = jobs
-        return counts
+        # the literal state lets SQLite use a partial index
+        sql = f"SELECT queue, count(*) FROM jobs WHERE state = {kept:d} GROUP BY queue"
+        rows: list[Any] = self._db.execute(sql).fetchall()
+        return {names[queue]: jobs for queue, jobs in rows}
 
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
