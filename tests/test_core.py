@@ -900,3 +900,17 @@ def test_a_cancelled_job_never_starts() -> None:
 def test_deaths_are_told_in_words(death: Death, told: str) -> None:
     """The reason of a crash is readable."""
     assert death.describe() == told
+
+
+def test_a_job_that_came_due_is_not_there_twice() -> None:
+    """A job that comes due behind what memory holds stays on disk until it is loaded."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.found("default", 3)
+    core.loaded("default", rows(2), is_all=False)
+    [late] = rows(1, first=7)
+    core.came_due([late])
+    core.loaded("default", [*rows(1, first=3), late], is_all=True)
+    [batch] = core.dispatch(0.0)
+    assert seqs(batch.rows) == [1, 2, 3, 7]
+    assert core.counts() == {"default": 0}

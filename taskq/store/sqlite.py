@@ -83,6 +83,7 @@ class SQLiteStore:
         self._numbers_of_spec: dict[Spec, tuple[int, int]] = {}
         self._queue_numbers: dict[str, int] = {}
         self._newest_id = b""
+        self._next_seq = 1
         self._prune_after = 0
         self._ballast = path.with_suffix(".ballast")
         self.is_full = False
@@ -158,7 +159,8 @@ class SQLiteStore:
     def _load(self) -> None:
         *counts, self._commits = self._one("SELECT * FROM totals")
         self.totals = Totals(*counts)
-        self._next_seq = (self._value("SELECT max(seq) FROM jobs") or 0) + 1
+        # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
+        self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
         self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
         for queue, name in self._db.execute("SELECT queue, name FROM queues"):
@@ -305,7 +307,7 @@ class SQLiteStore:
         self._commits += 1
         self._db.execute(_TOTALS, (*self.totals.as_dict().values(), self._commits))
         self._db.execute("COMMIT")
-        if os.stat(self._wal).st_ino != self._wal_inode:
+        if _inode(self._wal) != self._wal_inode:
             raise JournalError(
                 f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
                 "Nothing but the broker may open the journal"
@@ -430,6 +432,13 @@ def _allocate(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.write(descriptor, bytes(size))
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _boot_id() -> str:

@@ -1,0 +1,681 @@
+"""What every store must do, and what the embedded one does besides.
+
+The conformance suite runs for each maker in STORES: a store that joins later needs one line there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import apsw
+import pytest
+
+from taskq.errors import EnqueueError, JournalError, StoreFull
+from taskq.model import JobRow, Spec, new_job_ids
+from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob
+from taskq.store import sqlite as sqlite_module
+from taskq.store.sqlite import SQLiteStore
+
+Opener = Callable[[], Store]
+
+#: Makers of stores: each call of what they return opens the same store again.
+STORES: dict[str, Callable[[Path], Opener]] = {"sqlite": lambda home: lambda: SQLiteStore(home / "journal.db")}
+
+SPEC = Spec("app.work", "mail", retries=2, timeout_s=1.5, max_crashes=2)
+OTHER = Spec("app.other", "images")
+LATE = 2e9
+
+
+@pytest.fixture(params=sorted(STORES))
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens the store under test."""
+    return STORES[request.param](tmp_path)
+
+
+@pytest.fixture
+def store(opener: Opener) -> Iterator[Store]:
+    """An empty store."""
+    with closing(opener()) as store:
+        yield store
+
+
+def submit(store: Store, number: int, spec: Spec = SPEC, size: int = 20) -> list[JobRow]:
+    """Submits so many jobs with payloads that tell them apart, and commits."""
+    ids = list(new_job_ids(number))
+    rows = store.submit(spec, ids, [job_id.ljust(size, b".") for job_id in ids])
+    store.commit()
+    return rows
+
+
+def end(store: Store, rows: Iterable[JobRow], kept: Kept = Kept.SUCCEEDED, at: float = 1e9) -> None:
+    """Ends jobs, and commits."""
+    ended: list[Ended] = []
+    for row in rows:
+        row.attempts += 1
+        ended.append((row, kept, b"outcome of " + row.id))
+    store.settle(ended, [], at)
+    store.commit()
+
+
+def fields(row: JobRow) -> tuple[object, ...]:
+    """All that a row says."""
+    return row.seq, row.id, row.spec, row.payload, row.attempts, row.crashes
+
+
+def leased(store: Store, queue: str = "mail", after: int = 0, limit: int = 1_000, size: int = 1 << 20) -> list[int]:
+    """The sequence numbers that a lease gives."""
+    return [row.seq for row in store.lease(queue, after, limit, size)[0]]
+
+
+def counts(store: Store) -> dict[str, dict[Kept, int]]:
+    """Jobs by queue and state."""
+    found: dict[str, dict[Kept, int]] = {}
+    for kept in Kept:
+        for queue, number in store.counts(kept).items():
+            found.setdefault(queue, {})[kept] = number
+    return found
+
+
+def stored(store: Store, row: JobRow) -> StoredJob:
+    """Reads a job that must be there."""
+    found = store.read(row.id)
+    assert found is not None
+    return found
+
+
+class TestConformance:
+    """Holds for every store."""
+
+    def test_a_new_store_is_empty(self, store: Store) -> None:
+        """Nothing waits, nothing is counted, nothing is known."""
+        assert store.lease("mail", 0, 10, 1000) == ([], True)
+        assert store.lease_due(LATE, 10) == []
+        assert store.next_due() is None
+        assert counts(store) == {}
+        assert store.read(bytes(16)) is None
+        assert store.totals.as_dict() == dict.fromkeys(TOTAL_NAMES, 0)
+        assert store.prune(LATE, 0, 100) == 0
+        assert not store.is_full
+        store.commit()
+
+    def test_submitted_jobs_are_leased_as_they_were_handed_in(self, store: Store) -> None:
+        """Rows come back the same, in order of submission, with increasing numbers."""
+        first, second = submit(store, 3), submit(store, 2)
+        rows, is_all = store.lease("mail", 0, 100, 1 << 20)
+        assert is_all
+        assert [fields(row) for row in rows] == [fields(row) for row in first + second]
+        assert [row.seq for row in rows] == sorted({row.seq for row in rows})
+        assert all((row.attempts, row.crashes) == (0, 0) for row in rows)
+
+    @pytest.mark.parametrize("payload", [b"", b"\x00", bytes(range(256)) * 40])
+    def test_payloads_are_opaque(self, store: Store, payload: bytes) -> None:
+        """Any bytes come back."""
+        [row] = store.submit(SPEC, list(new_job_ids(1)), [payload])
+        store.commit()
+        assert stored(store, row).row.payload == payload
+        assert store.lease("mail", 0, 1, 1)[0][0].payload == payload
+
+    @pytest.mark.parametrize("number", [1, 49, 50, 51, 100, 733])
+    def test_batches_of_any_size(self, store: Store, number: int) -> None:
+        """No job is left out and none comes twice."""
+        rows = submit(store, number)
+        assert leased(store) == [row.seq for row in rows]
+        assert len({row.id for row in rows}) == number
+        assert store.totals.enqueued == number
+
+    def test_queues_are_apart(self, store: Store) -> None:
+        """A lease gives jobs of its queue only."""
+        mine, others = submit(store, 2), submit(store, 3, OTHER)
+        assert leased(store, "mail") == [row.seq for row in mine]
+        assert leased(store, "images") == [row.seq for row in others]
+        assert leased(store, "unknown") == []
+
+    def test_a_resent_job_is_one_job(self, store: Store) -> None:
+        """The same id with the same payload is left out, in whatever company it comes."""
+        rows = submit(store, 3)
+        new_id = next(new_job_ids(1))
+        ids = [rows[1].id, new_id, rows[0].id]
+        fresh = store.submit(SPEC, ids, [rows[1].payload, b"new", rows[0].payload])
+        store.commit()
+        assert [(row.id, row.payload) for row in fresh] == [(new_id, b"new")]
+        assert leased(store) == [row.seq for row in rows + fresh]
+        assert store.totals.enqueued == 4
+        assert store.submit(SPEC, [rows[2].id], [rows[2].payload]) == []
+
+    def test_a_resent_job_that_ended_stays_ended(self, store: Store) -> None:
+        """Resending brings nothing back, though the payload is gone."""
+        [row] = submit(store, 1)
+        payload = row.payload
+        end(store, [row])
+        assert store.submit(SPEC, [row.id], [payload]) == []
+        store.commit()
+        assert stored(store, row).kept == Kept.SUCCEEDED
+        assert leased(store) == []
+
+    def test_a_resent_job_in_the_same_transaction(self, store: Store) -> None:
+        """Resending before the commit is the same as after it."""
+        ids = list(new_job_ids(2))
+        assert len(store.submit(SPEC, ids, [b"a", b"b"])) == 2
+        assert store.submit(SPEC, ids, [b"a", b"b"]) == []
+        store.commit()
+        assert len(leased(store)) == 2
+
+    def test_an_id_with_another_payload_is_refused(self, store: Store) -> None:
+        """Nothing of that batch is taken in, and what was submitted before it still is."""
+        [row] = submit(store, 1)
+        before = store.submit(SPEC, list(new_job_ids(1)), [b"before"])
+        with pytest.raises(EnqueueError, match=row.id.hex()):
+            store.submit(SPEC, [next(new_job_ids(1)), row.id], [b"x", b"another"])
+        store.commit()
+        assert leased(store) == [row.seq, before[0].seq]
+        assert stored(store, row).row.payload == row.payload
+        assert store.totals.enqueued == 2
+
+    def test_duplicates_within_a_batch(self, store: Store) -> None:
+        """The same job twice in a batch is one job; with two payloads it is refused."""
+        first, second = new_job_ids(2)
+        rows = store.submit(SPEC, [first, second, first], [b"a", b"b", b"a"])
+        assert [row.id for row in rows] == [first, second]
+        third = next(new_job_ids(1))
+        with pytest.raises(EnqueueError, match=third.hex()):
+            store.submit(SPEC, [third, third], [b"a", b"b"])
+        store.commit()
+        assert leased(store) == [row.seq for row in rows]
+
+    def test_ids_need_not_ascend(self, store: Store) -> None:
+        """Ids of a client whose clock is behind are taken in as well, in order of submission."""
+        newer, older = list(new_job_ids(1))[0], bytes(15) + b"\x01"
+        rows = [*store.submit(SPEC, [newer], [b"n"]), *store.submit(SPEC, [older], [b"o"])]
+        store.commit()
+        assert leased(store) == [row.seq for row in rows]
+        assert rows[0].seq < rows[1].seq
+
+    def test_leases_are_limited(self, store: Store) -> None:
+        """By number, by bytes (one job at least), and by where to begin; it says whether there is more."""
+        seqs = [row.seq for row in submit(store, 10, size=100)]
+        rows, is_all = store.lease("mail", 0, 4, 1 << 20)
+        assert ([row.seq for row in rows], is_all) == (seqs[:4], False)
+        rows, is_all = store.lease("mail", seqs[3], 100, 1 << 20)
+        assert ([row.seq for row in rows], is_all) == (seqs[4:], True)
+        rows, is_all = store.lease("mail", 0, 100, 250)
+        assert ([row.seq for row in rows], is_all) == (seqs[:3], False)
+        rows, is_all = store.lease("mail", 0, 100, 1)
+        assert ([row.seq for row in rows], is_all) == (seqs[:1], False)
+        assert store.lease("mail", seqs[-1], 10, 1 << 20) == ([], True)
+
+    @pytest.mark.parametrize("kept", [Kept.SUCCEEDED, Kept.FAILED, Kept.CANCELLED])
+    def test_ended_jobs(self, store: Store, kept: Kept) -> None:
+        """They keep outcome, counts and time; a failed one its payload as well, for it can be run again."""
+        row, other = submit(store, 2)
+        payload = row.payload
+        row.crashes = 1
+        end(store, [row], kept, at=1234567890.7)
+        found = stored(store, row)
+        assert found.kept == kept
+        assert found.outcome == b"outcome of " + row.id
+        assert found.finished_at == pytest.approx(1234567890.7, abs=1)
+        assert found.due_at is None
+        assert (found.row.attempts, found.row.crashes) == (1, 1)
+        assert found.row.payload == (payload if kept == Kept.FAILED else b"")
+        assert found.row.spec == SPEC
+        assert leased(store) == [other.seq]
+        assert counts(store) == {"mail": {Kept.QUEUED: 1, kept: 1}}
+        expected = {"enqueued": 2, kept.name.lower(): 1}
+        assert {name: value for name, value in store.totals.as_dict().items() if value} == expected
+
+    def test_rescheduled_jobs_come_due(self, store: Store) -> None:
+        """A job with a time waits for it, then is queued with its new counts; the oldest comes first."""
+        rows = submit(store, 3)
+        for row, attempts in zip(rows, (1, 2, 3), strict=True):
+            row.attempts = attempts
+        due = [30.0, 10.5, 20.0]
+        store.settle([], [Rescheduled(row, at, b"why") for row, at in zip(rows, due, strict=True)], 5.0)
+        store.commit()
+        assert leased(store) == []
+        assert counts(store) == {"mail": {Kept.SCHEDULED: 3}}
+        assert store.next_due() == 10.5
+        found = stored(store, rows[0])
+        assert (found.kept, found.due_at, found.outcome) == (Kept.SCHEDULED, 30.0, b"why")
+        assert store.lease_due(10.4, 10) == []
+        assert [row.seq for row in store.lease_due(20.0, 10)] == [rows[1].seq, rows[2].seq]
+        store.commit()
+        assert store.next_due() == 30.0
+        assert leased(store) == [rows[1].seq, rows[2].seq]
+        assert stored(store, rows[1]).due_at is None
+        assert stored(store, rows[1]).row.payload == rows[1].payload
+        assert counts(store) == {"mail": {Kept.QUEUED: 2, Kept.SCHEDULED: 1}}
+
+    def test_due_jobs_are_limited(self, store: Store) -> None:
+        """What does not fit is still due."""
+        rows = submit(store, 5)
+        store.settle([], [Rescheduled(row, row.seq + 0.0, None) for row in rows], 0.0)
+        store.commit()
+        assert [row.seq for row in store.lease_due(LATE, 3)] == [row.seq for row in rows[:3]]
+        assert [row.seq for row in store.lease_due(LATE, 3)] == [row.seq for row in rows[3:]]
+        assert store.lease_due(LATE, 3) == []
+        store.commit()
+
+    def test_rescheduled_at_once(self, store: Store) -> None:
+        """A job whose process died stays queued, with its counts; without an outcome it keeps the one it had."""
+        [row] = submit(store, 1)
+        row.attempts = row.crashes = 1
+        store.settle([], [Rescheduled(row, None, b"crash")], 0.0)
+        store.commit()
+        row.attempts = 2
+        store.settle([], [Rescheduled(row, None, None)], 0.0)
+        store.commit()
+        found = stored(store, row)
+        assert (found.kept, found.outcome, found.row.attempts, found.row.crashes) == (Kept.QUEUED, b"crash", 2, 1)
+        assert leased(store) == [row.seq]
+
+    def test_a_scheduled_job_can_end(self, store: Store) -> None:
+        """A cancelled one does not come due."""
+        [row] = submit(store, 1)
+        store.settle([], [Rescheduled(row, 10.0, None)], 0.0)
+        store.commit()
+        end(store, [row], Kept.CANCELLED)
+        assert store.next_due() is None
+        assert store.lease_due(LATE, 10) == []
+        assert stored(store, row).due_at is None
+
+    def test_counts_by_queue_and_state(self, store: Store) -> None:
+        """Each job is counted once, where it is."""
+        mail, images = submit(store, 4), submit(store, 2, OTHER)
+        end(store, mail[:1])
+        store.settle([], [Rescheduled(mail[1], 9.0, None), Rescheduled(images[0], 9.0, None)], 0.0)
+        store.commit()
+        assert counts(store) == {
+            "mail": {Kept.QUEUED: 2, Kept.SCHEDULED: 1, Kept.SUCCEEDED: 1},
+            "images": {Kept.QUEUED: 1, Kept.SCHEDULED: 1},
+        }
+
+    def test_specs_are_kept_apart(self, store: Store) -> None:
+        """Jobs of one queue have the options that each was handed in with."""
+        specs = [SPEC, replace(SPEC, retries=0), replace(SPEC, timeout_s=None), replace(SPEC, max_crashes=9)]
+        for spec in specs:
+            submit(store, 1, spec)
+        assert [row.spec for row in store.lease("mail", 0, 10, 1 << 20)[0]] == specs
+
+    def test_rollback_drops_all_since_the_commit(self, store: Store) -> None:
+        """Jobs, outcomes, totals and new queues are as after the last commit; the next ones are taken in as usual."""
+        first, second = submit(store, 2)
+        lost = store.submit(OTHER, list(new_job_ids(3)), [b"x"] * 3)
+        first.attempts = 1
+        store.settle([(first, Kept.SUCCEEDED, b"r")], [Rescheduled(second, 5.0, None)], 1.0)
+        store.rollback()
+        assert store.totals.as_dict() == {**dict.fromkeys(TOTAL_NAMES, 0), "enqueued": 2}
+        assert leased(store) == [first.seq, second.seq]
+        assert leased(store, "images") == []
+        assert store.next_due() is None
+        assert store.read(lost[0].id) is None
+        again = store.submit(OTHER, [row.id for row in lost], [b"x"] * 3)
+        store.commit()
+        assert len(again) == 3
+        assert leased(store, "images") == [row.seq for row in again]
+        assert counts(store) == {"mail": {Kept.QUEUED: 2}, "images": {Kept.QUEUED: 3}}
+
+    def test_rollback_without_changes(self, store: Store) -> None:
+        """It does nothing."""
+        rows = submit(store, 1)
+        store.rollback()
+        assert leased(store) == [rows[0].seq]
+
+    def test_no_sequence_number_comes_twice(self, store: Store) -> None:
+        """A number that was handed out is not used again while the store is open: the broker remembers jobs by it."""
+        rows = submit(store, 5)
+        end(store, rows)
+        assert store.prune(LATE, 0, 100) == 5
+        store.commit()
+        store.rollback()
+        [row] = submit(store, 1)
+        assert row.seq > rows[-1].seq
+
+    def test_prune_by_age(self, store: Store) -> None:
+        """Ended jobs go once they are old enough; failed ones and those that wait stay."""
+        old, new, failed, waiting, scheduled = submit(store, 5)
+        end(store, [old], at=100.0)
+        end(store, [failed], Kept.FAILED, at=100.0)
+        end(store, [new], Kept.CANCELLED, at=200.0)
+        store.settle([], [Rescheduled(scheduled, 9.0, None)], 0.0)
+        assert store.prune(150.0, 100, 100) == 1
+        store.commit()
+        assert [store.read(row.id) is None for row in (old, new, failed, waiting, scheduled)] == [True, *[False] * 4]
+        assert store.prune(LATE, 100, 100) == 1
+        assert store.prune(LATE, 100, 100) == 0
+        store.commit()
+        assert [store.read(row.id) is None for row in (new, failed, waiting, scheduled)] == [True, *[False] * 3]
+
+    def test_prune_by_number(self, store: Store) -> None:
+        """The oldest of those that are more than `keep` go; failed ones do not count."""
+        rows = submit(store, 8)
+        end(store, rows[:6])
+        end(store, rows[6:], Kept.FAILED)
+        assert store.prune(0.0, 4, 100) == 2
+        store.commit()
+        assert [row.seq for row in rows if store.read(row.id) is None] == [row.seq for row in rows[:2]]
+        assert store.prune(0.0, 4, 100) == 0
+        assert store.totals.succeeded == 6
+
+    def test_prune_in_small_steps(self, store: Store) -> None:
+        """Each step removes a bounded number; together they remove all, those that ended behind them included."""
+        rows = submit(store, 30)
+        end(store, rows[10:])
+        steps = [store.prune(LATE, 0, 7) for _ in range(12)]
+        assert max(steps) <= 7
+        assert sum(steps) == 20
+        end(store, rows[:10])
+        assert sum(store.prune(LATE, 0, 7) for _ in range(12)) == 10
+        store.commit()
+
+    def test_totals_outlive_the_jobs(self, store: Store, opener: Opener) -> None:
+        """They never go backwards: not by pruning, not by opening again."""
+        rows = submit(store, 6)
+        end(store, rows[:3])
+        end(store, rows[3:4], Kept.FAILED)
+        end(store, rows[4:5], Kept.CANCELLED)
+        store.totals.retried += 2
+        store.totals.crashed += 1
+        store.prune(LATE, 0, 100)
+        rows[5].attempts += 1
+        store.settle([], [Rescheduled(rows[5], 1.0, None)], 0.0)
+        store.commit()
+        expected = {"enqueued": 6, "succeeded": 3, "failed": 1, "retried": 2, "crashed": 1, "cancelled": 1}
+        assert store.totals.as_dict() == expected
+        store.close()
+        with closing(opener()) as again:
+            assert again.totals.as_dict() == expected
+
+    def test_opening_again_keeps_all(self, store: Store, opener: Opener) -> None:
+        """All states come back as they were; new jobs get new numbers; known ids are known."""
+        queued, ended, failed, scheduled = submit(store, 4)
+        submit(store, 1, OTHER)
+        end(store, [ended])
+        end(store, [failed], Kept.FAILED)
+        store.settle([], [Rescheduled(scheduled, 77.5, b"why")], 0.0)
+        store.commit()
+        before = [stored(store, row) for row in (queued, ended, failed, scheduled)]
+        store.close()
+        with closing(opener()) as again:
+            for earlier in before:
+                later = stored(again, earlier.row)
+                assert fields(later.row) == fields(earlier.row)
+                assert later[1:] == earlier[1:]
+            mail = dict.fromkeys((Kept.QUEUED, Kept.SCHEDULED, Kept.SUCCEEDED, Kept.FAILED), 1)
+            assert counts(again) == {"mail": mail, "images": {Kept.QUEUED: 1}}
+            assert again.next_due() == 77.5
+            assert again.submit(SPEC, [queued.id], [queued.payload]) == []
+            [row] = submit(again, 1)
+            assert row.seq > scheduled.seq
+
+    def test_closing_commits(self, store: Store, opener: Opener) -> None:
+        """What is open at a clean end is kept."""
+        [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"])
+        store.close()
+        with closing(opener()) as again:
+            assert stored(again, row).row.payload == b"p"
+
+    def test_release_and_extend(self, store: Store) -> None:
+        """Jobs that are given back can be leased again."""
+        rows = submit(store, 2)
+        given = store.lease("mail", 0, 10, 1 << 20)[0]
+        store.extend()
+        store.release(given)
+        store.commit()
+        assert leased(store) == [row.seq for row in rows]
+
+    def test_room_can_be_made_and_kept(self, store: Store) -> None:
+        """After a full disk the store refuses new jobs until there is room again."""
+        store.keep_room()
+        assert not store.is_full
+        store.make_room()
+        assert store.is_full
+        [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"])
+        end(store, [row])
+        store.keep_room()
+        assert not store.is_full
+
+
+# -- the embedded store alone
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the journal is."""
+    return tmp_path / "journal.db"
+
+
+def crashed_copy(path: Path, home: Path) -> Path:
+    """The journal's files as `kill -9` of the broker would leave them, in a directory of their own."""
+    home.mkdir()
+    for file in path.parent.iterdir():
+        if file.is_file():
+            (home / file.name).write_bytes(file.read_bytes())
+    return home / path.name
+
+
+def test_marker_without_journal_is_refused(path: Path) -> None:
+    """A lost journal is never a silent empty queue: neither when it is missing, nor when it is empty."""
+    SQLiteStore(path).close()
+    path.unlink()
+    with pytest.raises(JournalError, match=r"queue\.id"):
+        SQLiteStore(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(JournalError, match="missing or empty"):
+        SQLiteStore(path)
+    path.with_name("queue.id").unlink()
+    SQLiteStore(path).close()
+
+
+def test_marker_stays_the_same(path: Path) -> None:
+    """The queue keeps its identity when it is opened again."""
+    SQLiteStore(path).close()
+    marker = path.with_name("queue.id").read_bytes()
+    SQLiteStore(path).close()
+    assert path.with_name("queue.id").read_bytes() == marker
+    assert marker.startswith(b"taskq ")
+
+
+def test_newer_schema_is_refused_untouched(path: Path) -> None:
+    """The file of a newer taskq stays byte for byte as it was, and the message says what to do."""
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 3)
+    with closing(apsw.Connection(str(path))) as db:
+        db.execute("PRAGMA user_version=2")
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="newer taskq.*version 2"):
+        SQLiteStore(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database", bytes(8192), b"SQLite format 3\0" + b"\xff" * 9000])
+def test_garbage_is_refused_untouched(path: Path, content: bytes) -> None:
+    """A file that is no journal is an error of ours, and is left alone."""
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"journal\.db"):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+
+
+def test_damaged_page_is_found_after_a_crash_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reboot without a clean end all of the journal is read before it is used."""
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 400, size=200)
+    killed = SQLiteStore(path)
+    damaged = crashed_copy(path, path.parent / "copy")
+    killed.close()
+    content = bytearray(damaged.read_bytes())
+    page = len(content) // 2 // 4096 * 4096
+    content[page : page + 4096] = b"\xa5" * 4096
+    damaged.write_bytes(content)
+    monkeypatch.setattr(sqlite_module, "_boot_id", lambda: "another boot")
+    with pytest.raises(JournalError):
+        SQLiteStore(damaged)
+
+
+def test_killed_broker_loses_nothing(path: Path) -> None:
+    """What was committed is there for the next one, and what was not is not."""
+    with closing(SQLiteStore(path)) as store:
+        rows = submit(store, 5)
+        end(store, rows[:2])
+        store.submit(SPEC, list(new_job_ids(1)), [b"never committed"])
+        copy = crashed_copy(path, path.parent / "copy")
+    with closing(SQLiteStore(copy)) as again:
+        assert leased(again) == [row.seq for row in rows[2:]]
+        assert again.totals.as_dict() == {**dict.fromkeys(TOTAL_NAMES, 0), "enqueued": 5, "succeeded": 2}
+        assert ("store.recovered", {"commits": 2}) in again.findings
+
+
+def test_clean_end_leaves_no_findings(path: Path) -> None:
+    """Nothing is told as recovered, and the WAL is folded in."""
+    with closing(SQLiteStore(path)) as store:
+        assert store.findings == []
+        submit(store, 5)
+    assert not Path(f"{path}-wal").exists() or Path(f"{path}-wal").stat().st_size == 0
+    with closing(SQLiteStore(path)) as store:
+        assert store.findings == []
+
+
+def test_lost_commits_are_found(path: Path) -> None:
+    """A journal that is behind its high-water file has lost commits, and says how many."""
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 1)
+        earlier = path.with_suffix(".high").read_bytes()
+        submit(store, 1)
+        submit(store, 1)
+        assert path.with_suffix(".high").read_bytes() > earlier
+    path.with_suffix(".high").write_bytes((3 + 4).to_bytes(8, "big"))
+    with closing(SQLiteStore(path)) as store:
+        assert ("store.damaged", {"missing_commits": 4}) in store.findings
+
+
+def test_cut_wal_is_found(path: Path) -> None:
+    """A WAL whose end is damaged loses its last commits, which SQLite does not tell and we do."""
+    with closing(SQLiteStore(path)) as store:
+        for _ in range(10):
+            submit(store, 1)
+        copy = crashed_copy(path, path.parent / "copy")
+    wal = Path(f"{copy}-wal")
+    content = bytearray(wal.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    wal.write_bytes(content)
+    with closing(SQLiteStore(copy)) as store:
+        found = dict(store.findings)
+        assert found["store.damaged"]["missing_commits"] == 10 - store.totals.enqueued > 0
+
+
+def limit_pages(store: SQLiteStore, more: int) -> None:
+    """Leaves room for a few more pages."""
+    [(pages,)] = store._db.execute("PRAGMA page_count").fetchall()
+    store._db.execute(f"PRAGMA max_page_count={pages + more}")
+
+
+def test_full_disk(path: Path) -> None:
+    """A job that does not fit is refused, outcomes still commit, and there is room for new ones later."""
+    with closing(SQLiteStore(path)) as store:
+        rows = submit(store, 20, size=300)
+        limit_pages(store, 3)
+        ids = list(new_job_ids(200))
+        with pytest.raises(StoreFull, match="free some space"):
+            store.submit(SPEC, ids, [b"x" * 1_000] * 200)
+        store.rollback()
+        assert store.totals.enqueued == 20
+        assert store.read(ids[0]) is None
+        end(store, rows[:10])
+        assert store.totals.succeeded == 10
+        store._db.execute("PRAGMA max_page_count=1000000")
+        assert len(store.submit(SPEC, ids, [b"x" * 1_000] * 200)) == 200
+        store.commit()
+        copy = crashed_copy(path, path.parent / "copy")
+    with closing(SQLiteStore(copy)) as again:
+        assert len(leased(again, size=1 << 30)) == 210
+        assert again.totals.as_dict() == {**dict.fromkeys(TOTAL_NAMES, 0), "enqueued": 220, "succeeded": 10}
+
+
+def test_full_disk_at_every_page(path: Path) -> None:
+    """Wherever the space ends, a batch is taken in as a whole or not at all, and totals agree with rows."""
+    with closing(SQLiteStore(path)) as store:
+        done = 0
+        for more in count():
+            limit_pages(store, more)
+            try:
+                submit(store, 60, size=700)
+                done += 1
+            except StoreFull:
+                store.rollback()
+            assert store.totals.enqueued == 60 * done == len(leased(store, size=1 << 30))
+            if done == 3:
+                break
+        assert more > 3
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
+    """A commit into a WAL that nobody will find again is not acknowledged."""
+    store = SQLiteStore(path)
+    submit(store, 1)
+    wal = Path(f"{path}-wal")
+    wal.unlink()
+    if how == "replaced":
+        wal.touch()
+    store.submit(SPEC, list(new_job_ids(1)), [b"p"])
+    with pytest.raises(JournalError, match="removed or replaced"):
+        store.commit()
+    store._db.close()
+
+
+def test_nobody_else_can_open_the_journal(path: Path) -> None:
+    """While a broker has the journal it is locked, and an attempt to read it does no harm."""
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 1)
+        with closing(apsw.Connection(str(path))) as other, pytest.raises(apsw.BusyError):
+            other.execute("SELECT * FROM jobs").fetchall()
+        submit(store, 1)
+        copy = crashed_copy(path, path.parent / "copy")
+    with closing(SQLiteStore(copy)) as again:
+        assert len(leased(again)) == 2
+
+
+def test_files_are_private(path: Path) -> None:
+    """All files are for their owner alone, whatever the umask; which stays as it was."""
+    before = os.umask(0o022)
+    try:
+        store = SQLiteStore(path)
+        submit(store, 1)
+        store.keep_room()
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        store.close()
+    finally:
+        assert os.umask(before) == 0o022
+    assert {"journal.db", "journal.db-wal", "journal.high", "queue.id"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize(("durability", "level"), [("power", 2), ("os", 1), ("memory", 0)])
+def test_durability_sets_how_commits_are_synced(path: Path, durability: str, level: int) -> None:
+    """The pragma is set explicitly, for builds of SQLite differ in their default."""
+    with closing(SQLiteStore(path, durability)) as store:
+        assert store._db.execute("PRAGMA synchronous").fetchall() == [(level,)]
+        assert store._db.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+        assert store._db.execute("PRAGMA locking_mode").fetchall() == [("exclusive",)]
+
+
+def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
+    """What is asked every few milliseconds does not read all jobs, and nothing is sorted."""
+    with closing(SQLiteStore(path)) as store:
+        for sql, bindings, index in (
+            (sqlite_module._QUEUED, (1, 0, 10), "INTEGER PRIMARY KEY (rowid>?)"),
+            (sqlite_module._DUE, (1.0, 10), "jobs_due"),
+            (sqlite_module._READ, (b"",), "jobs_id"),
+            (f"SELECT queue, count(*) FROM jobs WHERE state = {Kept.SCHEDULED:d} GROUP BY queue", (), "jobs_due"),
+            (f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}", (), "jobs_due"),
+        ):
+            plan = str(store._db.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall())
+            assert index in plan
+            assert "TEMP B-TREE" not in plan or "GROUP BY" in sql
