@@ -150,7 +150,18 @@ class _Queue:
 class _Holder:
     """A consumer as the core sees it: what it holds."""
 
-    __slots__ = ("accepts", "check_at", "kill_at", "leased", "mean_run_s", "next_number", "progress_at", "signalled")
+    __slots__ = (
+        "accepts",
+        "asked_up_to",
+        "check_at",
+        "is_stalled",
+        "kill_at",
+        "leased",
+        "mean_run_s",
+        "next_number",
+        "progress_at",
+        "signalled",
+    )
 
     def __init__(self, now: float) -> None:
         self.leased: dict[int, JobRow] = {}  # by number, ascending
@@ -161,6 +172,8 @@ class _Holder:
         self.check_at: float | None = None  # when a time limit may be over
         self.signalled = 0  # the number that got the soft signal
         self.kill_at = 0.0  # when its time to clean up is over
+        self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
+        self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
 
     @property
     def has_room(self) -> bool:
@@ -169,6 +182,10 @@ class _Holder:
 
     def is_held_up(self, now: float) -> bool:
         return bool(self.leased) and now - self.progress_at >= HELD_UP_S
+
+    @property
+    def may_have_waiting(self) -> bool:
+        return bool(self.leased) and self.asked_up_to < self.next_number - 1
 
 
 class Core:
@@ -269,6 +286,9 @@ class Core:
         """All jobs of a consumer above number `claimed` were taken back."""
         holder = self._holders[key]
         numbers = [number for number in holder.leased if number > claimed]
+        if holder.is_held_up(now) and len(numbers) == len(holder.leased):
+            holder.is_stalled = True
+        holder.asked_up_to = holder.next_number - 1
         self._put_back([holder.leased.pop(number) for number in numbers])
         holder.progress_at = min(holder.progress_at, now)
 
@@ -305,6 +325,7 @@ class Core:
         """A consumer reports attempts that ended."""
         holder = self._holders[key]
         holder.progress_at = now
+        holder.is_stalled = False
         effects = self._effects
         run_us: dict[str, list[int]] = {}
         for number, verdict, duration_us, outcome in zip(numbers, verdicts, durations_us, outcomes, strict=True):
@@ -411,13 +432,15 @@ class Core:
         if not ready:
             return []
         takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
-        takers.sort(key=lambda taker: len(taker[1].leased))
+        takers.sort(key=lambda taker: (taker[1].is_stalled, len(taker[1].leased)))
         batches = []
         for position, (key, holder) in enumerate(takers):
             share = ceil(ready / (len(takers) - position))
             most = min(share, MAX_LEASED - len(holder.leased))
             if holder.is_held_up(now):
                 most = min(most, 2 - len(holder.leased))
+            elif holder.is_stalled:
+                most = min(most, 1)
             rows = self._take(most)
             if rows:
                 ready -= len(rows)
@@ -472,13 +495,13 @@ class Core:
             return []
         if not any(holder.accepts and not holder.leased for holder in self._holders.values()):
             return []
-        return [key for key, holder in self._holders.items() if len(holder.leased) > 1 and holder.is_held_up(now)]
+        return [key for key, holder in self._holders.items() if holder.may_have_waiting and holder.is_held_up(now)]
 
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
         if not any(holder.accepts and not holder.leased for holder in self._holders.values()):
             return None
-        waits = [h.progress_at + HELD_UP_S for h in self._holders.values() if len(h.leased) > 1]
+        waits = [holder.progress_at + HELD_UP_S for holder in self._holders.values() if holder.may_have_waiting]
         return max(now, min(waits)) if waits else None
 
     def next_time_check(self) -> float | None:

@@ -62,7 +62,7 @@ class Ledger:
         self._submissions.append(submission)
 
     def take_spooled(self, now: float) -> None:
-        """Takes in the jobs that were spooled while no broker ran."""
+        """Takes in the jobs that were spooled while no broker ran; tells what was committed with them."""
         for path, content in spool.spooled(self._spool):
             try:
                 [(envelope, body)] = wire.Decoder().feed(content)

@@ -373,8 +373,9 @@ class TestConformance:
         assert sum(store.prune(LATE, 0, 7) for _ in range(12)) == 10
         store.commit()
 
-    def test_totals_outlive_the_jobs(self, store: Store, opener: Opener) -> None:
+    def test_totals_outlive_the_jobs(self, opener: Opener) -> None:
         """They never go backwards: not by pruning, not by opening again."""
+        store = opener()
         rows = submit(store, 6)
         end(store, rows[:3])
         end(store, rows[3:4], Kept.FAILED)
@@ -391,8 +392,9 @@ class TestConformance:
         with closing(opener()) as again:
             assert again.totals.as_dict() == expected
 
-    def test_opening_again_keeps_all(self, store: Store, opener: Opener) -> None:
+    def test_opening_again_keeps_all(self, opener: Opener) -> None:
         """All states come back as they were; new jobs get new numbers; known ids are known."""
+        store = opener()
         queued, ended, failed, scheduled = submit(store, 4)
         submit(store, 1, OTHER)
         end(store, [ended])
@@ -413,8 +415,9 @@ class TestConformance:
             [row] = submit(again, 1)
             assert row.seq > scheduled.seq
 
-    def test_closing_commits(self, store: Store, opener: Opener) -> None:
+    def test_closing_commits(self, opener: Opener) -> None:
         """What is open at a clean end is kept."""
+        store = opener()
         [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"])
         store.close()
         with closing(opener()) as again:
