@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from struct import Struct
 from typing import Any, NamedTuple
 
 import msgpack
@@ -41,6 +42,7 @@ TELL_AWAY_AFTER_S = 3.0
 SHORTEST_WAIT_S = 0.05
 _FOREVER_S = 1e9
 _READ_BYTES = 256 * 1024
+_TIMEVAL = Struct("@ll")
 _MAX_IDLE_CONNECTIONS = 16
 #: Frames that are on their way while the next is made: the broker syncs one while we make another.
 _FRAMES_AHEAD = 3
@@ -154,7 +156,8 @@ class Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
-            self._socket.settimeout(REPLY_TIMEOUT_S)
+            # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(REPLY_TIMEOUT_S), 0))
             self._socket.connect(os.fspath(path))
             self._send(wire.hello(os.getpid()))
             envelope, _ = self.receive(REPLY_TIMEOUT_S)

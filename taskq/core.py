@@ -32,6 +32,9 @@ MAX_BATCH_BYTES: Final = 256 * 1024
 #: A consumer that ended nothing for so long is held up by a long job. It then gets one waiting job at the most (so that
 #: it need not pause after the long one), and what waits behind it goes to an idle consumer.
 HELD_UP_S: Final = 0.005
+#: A consumer that got a single job, and has not begun it in this time, is stopped or starved: another may have the job.
+#: Longer than the way of the largest payload.
+STALLED_S: Final = 0.5
 #: Memory that a waiting job takes besides its payload, measured with tracemalloc.
 ROW_BYTES: Final = 400
 #: Jobs read from the store at once.
@@ -183,9 +186,11 @@ class _Holder:
     def is_held_up(self, now: float) -> bool:
         return bool(self.leased) and now - self.progress_at >= HELD_UP_S
 
-    @property
-    def may_have_waiting(self) -> bool:
-        return bool(self.leased) and self.asked_up_to < self.next_number - 1
+    def ask_back_at(self) -> float | None:
+        """When another that idles may have what waits here."""
+        if not self.leased or self.asked_up_to == self.next_number - 1:
+            return None
+        return self.progress_at + (HELD_UP_S if len(self.leased) > 1 else STALLED_S)
 
 
 class Core:
@@ -493,16 +498,20 @@ class Core:
         """The consumers whose waiting jobs are to be taken back, for others idle while they are held up."""
         if any(queue.held for queue in self._queues.values() if self._serves(queue.name)):
             return []
-        if not any(holder.accepts and not holder.leased for holder in self._holders.values()):
+        if not self._has_idle():
             return []
-        return [key for key, holder in self._holders.items() if holder.may_have_waiting and holder.is_held_up(now)]
+        waits = {key: holder.ask_back_at() for key, holder in self._holders.items()}
+        return [key for key, at in waits.items() if at is not None and at <= now]
 
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        if not any(holder.accepts and not holder.leased for holder in self._holders.values()):
+        if not self._has_idle():
             return None
-        waits = [holder.progress_at + HELD_UP_S for holder in self._holders.values() if holder.may_have_waiting]
+        waits = [at for holder in self._holders.values() if (at := holder.ask_back_at()) is not None]
         return max(now, min(waits)) if waits else None
+
+    def _has_idle(self) -> bool:
+        return any(holder.accepts and not holder.leased for holder in self._holders.values())
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""

@@ -73,6 +73,7 @@ class Ledger:
                 continue
             self.take_in(submission)
             refusals = self.commit(now, time.time())
+            self.tell(now)
             reason = next((why for refused, why in refusals if refused is submission), None)
             if isinstance(reason, StoreFull):
                 return  # it stays there until there is room

@@ -255,7 +255,8 @@ class Supervisor:
 
     def replace(self, slot: Slot) -> None:
         """Has a consumer replaced: a successor is started, and when it is ready, this one retires."""
-        if slot.number not in self._reloading and slot.state is SlotState.READY:
+        has_successor = any(other.replaces is slot for other in self.slots.values())
+        if slot.number not in self._reloading and slot.state is SlotState.READY and not has_successor:
             self._reloading.append(slot.number)
 
     def reload(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -13,8 +14,8 @@ import pytest
 from apps import jobs
 from fleet import Fleet, Gate, running, starts, use
 
-from taskq import BrokerUnavailable, EnqueueError, JobFailed, JobState, ResultTimeout, TaskQ
-from taskq.client import Call
+from taskq import BrokerUnavailable, EnqueueError, JobFailed, JobState, ResultTimeout, TaskQ, wire
+from taskq.client import Call, Connection
 from taskq.codec import encode_call
 from taskq.model import Spec, new_job_ids
 
@@ -157,6 +158,24 @@ def test_a_path_too_long_for_a_socket(tmp_path: Path, gate: Gate) -> None:
         link.symlink_to(home)
         assert TaskQ("other", url=link).enqueue("add", 3).result(timeout=10) == 4
         assert fleet.status()["broker"]["directory"] == str(home)
+
+
+def test_a_burst_of_clients_waits_its_turn(tmp_path: Path) -> None:
+    """More clients than the kernel queues, at a broker that is busy for a moment: they wait, and none is refused."""
+    path = tmp_path / "taskq.sock"
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(4) as pool:
+        listener.bind(str(path))
+        listener.listen(0)
+        listener.settimeout(10)
+        clients = [pool.submit(Connection, path) for _ in range(4)]
+        accepted = []
+        for _ in clients:
+            accepted.append(listener.accept()[0])
+            accepted[-1].sendall(wire.hello(1))
+        for client in clients:
+            client.result(10).close()
+        for sock in accepted:
+            sock.close()
 
 
 def test_no_fleet_and_no_directory(tmp_path: Path) -> None:

@@ -1,35 +1,46 @@
 """Power loss: whatever of the unsynced writes a disk kept, no acknowledged job and no acknowledged outcome is missing.
 
-An SQLite VFS records every write, sync, truncation and removal of our own store's life. Then, for every point of it, what
-the disk may have held is rebuilt (none, a random part, torn, or all of the writes since each file's last sync) and opened
-again with the same store.
+An SQLite VFS records every write, sync, truncation and removal of our own store's life, its creation, a clean end and a
+second opening included. Then, for every point of it, what the disk may have held is rebuilt (none, a random part, torn
+sectors, or all of the writes since each file's last sync) and opened again with the same store, as after a reboot. It
+must hold exactly what was acknowledged, or that and the whole of the one commit that was under way.
 """
 
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
-from taskq.errors import JournalError
 from taskq.model import JobRow, Spec, new_job_ids
-from taskq.outcome import pack_success
-from taskq.store import FIRST_FINAL, Kept, Rescheduled
+from taskq.store import FIRST_FINAL, Kept, Rescheduled, StoredJob
+from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
-SPEC = Spec("task")
-COMMITS = 60
-VARIANTS = ("none", "part", "torn", "all")
+SPECS = (Spec("app.work", "mail", 3, None, 3), Spec("app.work", "images", 0, 1.5, 2))
+VARIANTS = ("none", "part", "part", "torn", "torn", "all")
 SECTOR = 512
+HIGH = "journal.high"
+DIRECTORY = "."
+
+Entry = tuple[Any, ...]
+Files = dict[str, bytearray]
 
 
-class _RecordingFile(apsw.VFSFile):
-    def __init__(self, log: list[tuple[Any, ...]], name: Any, flags: list[int]) -> None:
+# -- the recorder
+
+
+class _File(apsw.VFSFile):
+    """A file whose changes are written down."""
+
+    def __init__(self, log: list[Entry], name: Any, flags: list[int]) -> None:
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         self._name = Path(path).name if path else None
         self._log = log
@@ -51,170 +62,291 @@ class _RecordingFile(apsw.VFSFile):
         super().xSync(flags)
 
 
-class _RecordingVFS(apsw.VFS):
-    def __init__(self, log: list[tuple[Any, ...]]) -> None:
-        self.name = f"recording-{id(log)}"
-        self._log = log
-        super().__init__(self.name, "")
+class _Recorder(apsw.VFS):
+    """The system's files, with what is done to them written down."""
 
-    def xOpen(self, name: Any, flags: list[int]) -> _RecordingFile:
-        return _RecordingFile(self._log, name, flags)
+    def __init__(self, log: list[Entry]) -> None:
+        self._log = log
+        super().__init__("recorder", "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> _File:
+        return _File(self._log, name, flags)
 
     def xDelete(self, path: str, sync_directory: bool) -> None:
-        self._log.append(("delete", Path(path).name))
+        self._log.append(("delete", Path(path).name, bool(sync_directory)))
         super().xDelete(path, sync_directory)
 
 
-Acknowledged = dict[bytes, tuple[Kept, int, bytes | None]]  # by id: state, attempts, outcome
+# -- a life
 
 
-def _life(directory: Path, durability: str) -> tuple[list[tuple[Any, ...]], Path]:
-    """A scripted life of a store; what is acknowledged stands between the writes that made it durable."""
-    log: list[tuple[Any, ...]] = []
-    vfs = _RecordingVFS(log)
-    path = directory / "journal.db"
-    store = SQLiteStore(path, durability, vfs=vfs.name)
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a store held after a commit."""
+
+    jobs: dict[bytes, tuple[Any, ...]]
+    totals: dict[str, int]
+
+    @classmethod
+    def of(cls, store: SQLiteStore, ids: Iterable[bytes]) -> Snapshot:
+        """Reads it."""
+        stored = {job_id: store.read(job_id) for job_id in ids}
+        jobs = {job_id: _fields(found) for job_id, found in stored.items() if found is not None}
+        return cls(jobs, store.totals.as_dict())
+
+
+def _fields(stored: StoredJob) -> tuple[Any, ...]:
+    row = stored.row
+    return row.seq, row.spec, row.payload, row.attempts, row.crashes, *stored[1:]
+
+
+@dataclass
+class Life:
+    """What was recorded, and what the store held after each commit."""
+
+    log: list[Entry] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    pruned: int = 0
+
+    def acknowledge(self, store: SQLiteStore, path: Path) -> None:
+        """A commit has returned: from here on its work is promised."""
+        self.log.append(("write", HIGH, 0, path.with_suffix(".high").read_bytes()))  # it is never synced
+        self.snapshots.append(Snapshot.of(store, self.ids))
+        self.log.append(("acknowledged", len(self.snapshots) - 1))
+
+
+def _live(path: Path, durability: str, commits: int) -> Life:
+    """A scripted life: created, used, closed, opened again, used, and then the power goes."""
+    life = Life()
+    recorder = _Recorder(life.log)
     chance = random.Random(7)
-    known: Acknowledged = {}
     live: list[JobRow] = []
-    log.append(("acknowledged", {}))
-    for turn in range(COMMITS):
+    with pytest.MonkeyPatch.context() as patch, _marker_in(life.log, patch):
+        patch.setattr(sqlite_module, "_WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
+        patch.setattr(sqlite_module, "_WAL_KEPT_BYTES", 32 * 1024)
+        store = SQLiteStore(path, durability, vfs="recorder")
+        life.acknowledge(store, path)
+        for turn in range(commits):
+            if turn == commits * 2 // 3:
+                store.close()
+                store = SQLiteStore(path, durability, vfs="recorder")
+            _work(store, life, live, turn, chance)
+            store.commit()
+            life.acknowledge(store, path)
+        store._db.close()
+    recorder.unregister()
+    return life
+
+
+@contextmanager
+def _marker_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Writes down when the marker file becomes durable, which SQLite knows nothing of."""
+    write_durably = sqlite_module._write_durably
+
+    def write(path: Path, data: bytes) -> None:
+        log.append(("write", path.name, 0, data))
+        write_durably(path, data)
+        log.append(("sync", path.name))
+        log.append(("sync", DIRECTORY))
+
+    patch.setattr(sqlite_module, "_write_durably", write)
+    yield
+
+
+def _work(store: SQLiteStore, life: Life, live: list[JobRow], turn: int, chance: random.Random) -> None:
+    """What one tick of a broker brings: jobs, ends, retries, and now and then jobs that come due or are pruned."""
+    if turn % 7 != 6:
         ids = list(new_job_ids(chance.randint(1, 5)))
-        payloads = [chance.randbytes(chance.choice((10, 200, 9_000))) for _ in ids]
-        live += store.submit(SPEC, ids, payloads)
-        known.update({id: (Kept.QUEUED, 0, None) for id in ids})
-        ended = [live.pop(chance.randrange(len(live))) for _ in range(min(len(live), chance.randint(0, 4)))]
-        outcome = pack_success(1.0, float(turn), None)
-        for row in ended:
-            row.attempts += 1
-        kinds = [chance.choice((Kept.SUCCEEDED, Kept.FAILED)) for _ in ended]
-        retried = [live.pop()] if live and turn % 3 == 0 else []
-        for row in retried:
-            row.attempts += 1
-        store.settle(
-            [(row, kind, outcome) for row, kind in zip(ended, kinds, strict=True)],
-            [Rescheduled(row, 4e9, outcome) for row in retried],
-            100.0 + turn,
-        )
-        store.commit()
-        known.update({row.id: (kind, row.attempts, outcome) for row, kind in zip(ended, kinds, strict=True)})
-        known.update({row.id: (Kept.SCHEDULED, row.attempts, outcome) for row in retried})
-        log.append(("acknowledged", dict(known)))
-        if turn % 20 == 19:
-            store._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    del store
-    vfs.unregister()
-    return log, path
+        life.ids += ids
+        live += store.submit(chance.choice(SPECS), ids, [chance.randbytes(chance.choice((0, 40, 2_500))) for _ in ids])
+    chance.shuffle(live)
+    ended = [live.pop() for _ in range(min(len(live), chance.randint(0, 4)))]
+    retried = [live.pop() for _ in range(min(len(live), chance.randint(0, 2)))]
+    for row in ended + retried:
+        row.attempts += 1
+        row.crashes += chance.random() < 0.2
+    kinds = (Kept.SUCCEEDED, Kept.SUCCEEDED, Kept.FAILED, Kept.CANCELLED)
+    outcomes = [chance.randbytes(chance.choice((5, 300))) for _ in ended + retried]
+    store.settle(
+        [(row, chance.choice(kinds), outcome) for row, outcome in zip(ended, outcomes, strict=False)],
+        [
+            Rescheduled(row, chance.choice((None, turn + 2.5)), outcome)
+            for row, outcome in zip(retried, outcomes[len(ended) :], strict=True)
+        ],
+        1e9 + turn,
+    )
+    store.totals.retried += len(retried)
+    if turn % 4 == 3:
+        live += store.lease_due(float(turn), 10)
+    if turn % 5 == 4:
+        life.pruned += store.prune(0.0, 10, 8)
 
 
-def _after_power_loss(
-    log: list[tuple[Any, ...]], until: int, variant: str, chance: random.Random
-) -> tuple[dict[str, bytearray], Acknowledged | None]:
-    """What the disk holds if the power goes before entry `until`, and what had been acknowledged."""
-    files: dict[str, bytearray] = {}
-    pending: dict[str, list[tuple[Any, ...]]] = {}
-    acknowledged: Acknowledged | None = None
-    for entry in log[:until]:
-        match entry:
-            case ("acknowledged", known):
-                acknowledged = known
-            case ("sync", name):
-                files.setdefault(name, bytearray())
-                for change in pending.pop(name, []):
-                    _apply(files, change)
-            case ("delete", name):
-                files.pop(name, None)
-                pending.pop(name, None)
-            case (_, name, *_):
-                pending.setdefault(name, []).append(entry)
-    for changes in pending.values():
-        for change in changes:
-            if variant == "all" or (variant in ("part", "torn") and chance.random() < 0.5):
+# -- the power goes
+
+
+class Disk:
+    """What a disk holds for sure, and what it may hold. Takes the entries of a log one by one."""
+
+    def __init__(self) -> None:
+        self.files: Files = {}
+        self.pending: list[Entry] = []
+
+    def take(self, entry: Entry) -> None:
+        """The next thing that was done to it."""
+        kind, name, *rest = entry
+        if kind == "sync" and name == DIRECTORY:
+            self._settle(lambda change: change[0] == "delete")
+        elif kind == "sync":
+            # SQLite syncs the directory as well when it syncs a new journal or WAL for the first time
+            self._settle(lambda change: change[1] == name)
+            self.files.setdefault(name, bytearray())
+        else:
+            self.pending.append(entry)
+            if kind == "delete" and rest[0]:
+                self.take(("sync", DIRECTORY))
+
+    def _settle(self, is_settled: Callable[[Entry], bool]) -> None:
+        for change in filter(is_settled, self.pending):
+            _apply(self.files, change)
+        self.pending = list(filterfalse(is_settled, self.pending))
+
+    def after_power_loss(self, variant: str, chance: random.Random) -> Files:
+        """What it may hold when the power comes back."""
+        files = {name: bytearray(content) for name, content in self.files.items()}
+        for change in self.pending:
+            if variant == "all" or (variant != "none" and chance.random() < 0.5):
                 _apply(files, _torn(change, chance) if variant == "torn" else change)
-    return files, acknowledged
+        return files
 
 
-def _apply(files: dict[str, bytearray], change: tuple[Any, ...]) -> None:
-    kind, name, position, *data = change
+def _apply(files: Files, change: Entry) -> None:
+    kind, name, *rest = change
+    if kind == "delete":
+        files.pop(name, None)
+        return
     content = files.setdefault(name, bytearray())
+    position = rest[0]
     if kind == "truncate":
         del content[position:]
         return
     if len(content) < position:
         content.extend(bytes(position - len(content)))
-    content[position : position + len(data[0])] = data[0]
+    content[position : position + len(rest[1])] = rest[1]
 
 
-def _torn(change: tuple[Any, ...], chance: random.Random) -> tuple[Any, ...]:
+def _torn(change: Entry, chance: random.Random) -> Entry:
+    """Some of a write's sectors only."""
     if change[0] != "write" or len(change[3]) <= SECTOR:
         return change
     kind, name, position, data = change
-    return kind, name, position, data[: SECTOR * chance.randint(1, len(data) // SECTOR)]
+    first = chance.randrange(0, len(data), SECTOR) if chance.random() < 0.5 else 0
+    last = SECTOR * chance.randint(first // SECTOR + 1, -(-len(data) // SECTOR))
+    return kind, name, position + first, data[first:last]
 
 
-def _states(log: list[tuple[Any, ...]]) -> Iterator[tuple[int, str]]:
-    for until in range(1, len(log) + 1):
-        for variant in VARIANTS:
-            yield until, variant
+@dataclass
+class Sweep:
+    """What a sweep over all states of the disk found."""
+
+    states: int = 0
+    before_the_first_promise: int = 0
+    lost: int = 0
+    lost_and_told: int = 0
+    told_for_nothing: int = 0
+    under_way_kept: int = 0
 
 
-def _missing(directory: Path, files: dict[str, bytearray], acknowledged: Acknowledged) -> int:
-    """Opens what the disk held; returns how many acknowledged jobs are not as acknowledged."""
-    for leftover in directory.iterdir():
+def _sweep(home: Path, life: Life, per_point: int) -> Sweep:
+    """Opens states of the disk at every point; each must be one of the snapshots, whole. All the variants of it while
+    the journal is made, then so many, by the same chance in each run."""
+    found = Sweep()
+    disk, promised = Disk(), -1
+    chance = random.Random(3)
+    for entry in life.log:
+        if entry[0] == "acknowledged":
+            promised = entry[1]
+        else:
+            disk.take(entry)
+        for variant in VARIANTS if promised < 0 else chance.sample(VARIANTS, per_point):
+            _check(home, disk.after_power_loss(variant, chance), life, promised, found)
+    return found
+
+
+def _check(home: Path, files: Files, life: Life, promised: int, found: Sweep) -> None:
+    for leftover in home.iterdir():
         leftover.unlink()
     for name, content in files.items():
-        if not name.endswith("-shm"):  # memory shared by processes: it is never read after a crash
-            (directory / name).write_bytes(content)
-    store = SQLiteStore(directory / "journal.db", durability="memory")  # to open it again needs no syncs
-    wrong = 0
-    for job_id, wanted in acknowledged.items():
-        stored = store.read(job_id)
-        if stored is None or (stored.kept, stored.row.attempts, stored.outcome) != wanted:
-            # a job that was settled after its last acknowledgement may be further, never behind
-            wrong += stored is None or stored.kept < wanted[0] or wanted[0] >= FIRST_FINAL
-    totals = store.totals
-    states = [store.counts(kept) for kept in Kept]
-    assert totals.enqueued == sum(sum(counts.values()) for counts in states)
-    assert totals.succeeded == sum(store.counts(Kept.SUCCEEDED).values())
-    store.close()
-    return wrong
+        (home / name).write_bytes(content)
+    found.states += 1
+    store = SQLiteStore(home / "journal.db", "memory")  # how this one syncs does not matter
+    try:
+        snapshot = Snapshot.of(store, life.ids)
+        told = any(event == "store.damaged" for event, _ in store.findings)
+        _is_consistent(store, snapshot)
+    finally:
+        store._db.close()
+    if promised < 0:
+        found.before_the_first_promise += 1
+        assert snapshot.jobs == {}
+    elif snapshot == life.snapshots[promised]:
+        found.told_for_nothing += told
+    elif promised + 1 < len(life.snapshots) and snapshot == life.snapshots[promised + 1]:
+        found.under_way_kept += 1
+        found.told_for_nothing += told
+    else:
+        assert snapshot in life.snapshots[:promised], "not even an earlier state"
+        found.lost += 1
+        found.lost_and_told += told
 
 
-def _sweep(tmp_path: Path, durability: str, every: int) -> tuple[int, int]:
-    life, disk = tmp_path / "life", tmp_path / "disk"
-    life.mkdir()
-    disk.mkdir()
-    log, _ = _life(life, durability)
-    states = losses = 0
-    for number, (until, variant) in enumerate(_states(log)):
-        if number % every:
-            continue
-        files, acknowledged = _after_power_loss(log, until, variant, random.Random(number))
-        if acknowledged is None:
-            continue  # the journal was being made: nothing was promised yet
-        states += 1
-        losses += _missing(disk, files, acknowledged) > 0
-    shutil.rmtree(life)
-    return states, losses
+def _is_consistent(store: SQLiteStore, snapshot: Snapshot) -> None:
+    """Every job that was ever enqueued waits, has ended, or was pruned; totals agree with the rows."""
+    totals = snapshot.totals
+    kept = [job[5] for job in snapshot.jobs.values()]
+    assert store.kept == sum(state >= FIRST_FINAL and state != Kept.FAILED for state in kept)
+    ended = totals["succeeded"] + totals["failed"] + totals["cancelled"]
+    assert totals["enqueued"] - ended == sum(state < FIRST_FINAL for state in kept)
+    assert totals["failed"] == kept.count(Kept.FAILED)
+    assert sum(sum(store.counts(state).values()) for state in Kept) == len(kept)
 
 
-def test_power_loss_takes_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what the disk held is opened again, after a reboot: then the store reads all of its journal."""
+    home = tmp_path / "disk"
+    home.mkdir()
+    (tmp_path / "life").mkdir()
+    return home
+
+
+def _reboot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sqlite_module, "_boot_id", lambda: "the boot after the power came back")
+
+
+def test_power_loss_takes_nothing_that_was_promised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the default durability no state of the disk lacks an acknowledged job or outcome."""
-    states, losses = _sweep(tmp_path, "power", every=3)
-    print(f"{states} states of the disk, {losses} with a loss")
-    assert states >= 1_500
-    assert losses == 0
+    life = _live(home.parent / "life" / "journal.db", "power", commits=75)
+    _reboot(monkeypatch)
+    found = _sweep(home, life, per_point=1)
+    print(f"{found.states} states of the disk over {len(life.log)} points: {found}")
+    assert found.lost == 0
+    assert found.told_for_nothing == 0
+    assert found.states >= 1_500
+    assert found.before_the_first_promise >= 50, "the creation of the journal is part of it"
+    assert found.under_way_kept > 0
+    assert life.pruned > 0
+    names = {(entry[0], entry[1]) for entry in life.log}
+    assert {("sync", "journal.db"), ("sync", "journal.db-wal"), ("truncate", "journal.db-wal")} <= names
 
 
-def test_a_weaker_durability_does_lose(tmp_path: Path) -> None:
-    """Without the sync of each commit the same sweep finds losses, so it is able to find them."""
-    _, losses = _sweep(tmp_path, "os", every=5)
-    assert losses > 0
-
-
-def test_a_journal_that_vanished_is_an_error(tmp_path: Path) -> None:
-    """A journal that was made and is gone is told, and not silently begun anew."""
-    SQLiteStore(tmp_path / "journal.db").close()
-    (tmp_path / "journal.db").unlink()
-    with pytest.raises(JournalError, match=r"queue\.id says that it held jobs"):
-        SQLiteStore(tmp_path / "journal.db")
+def test_a_weaker_durability_does_lose(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sync of each commit the same sweep finds losses, so it is able to find them. None is half a commit,
+    and most are told when the store is opened."""
+    life = _live(home.parent / "life" / "journal.db", "os", commits=30)
+    _reboot(monkeypatch)
+    found = _sweep(home, life, per_point=1)
+    print(f"{found.states} states of the disk: {found}")
+    assert found.lost > found.states / 10
+    assert found.lost_and_told > 0
