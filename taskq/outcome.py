@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from taskq.errors import ProtocolError
-from taskq.limits import MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_TRACEBACK_CHARS
+from taskq.limits import MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OUTPUT_LINE_BYTES, MAX_TRACEBACK_CHARS
 from taskq.model import JobError
 
 
@@ -46,6 +46,7 @@ def pack_failure(started_at: float | None, duration_s: float | None, error: JobE
     fields[0] = _clean(error.type, 200)
     fields[1] = _clean(error.message, MAX_ERROR_MESSAGE_CHARS)
     fields[2] = _clean(error.traceback, MAX_TRACEBACK_CHARS)
+    fields[5] = [_clean(line, MAX_OUTPUT_LINE_BYTES) for line in error.output]
     packed: bytes = msgpack.packb((started_at, duration_s, None, fields))
     return packed
 

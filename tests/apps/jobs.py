@@ -54,13 +54,12 @@ def die(how: str) -> None:
         case "stop":
             os.kill(os.getpid(), signal.SIGTERM)
         case "kill fleet":
-            # our session: every process of the fleet, the test not among them
-            session = os.getsid(0)
+            # our session: every process of the fleet, the test not among them. The broker comes last, we go with it
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
             for number in (signal.SIGSTOP, signal.SIGKILL):
-                for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
-                    pid = int(name)
+                for pid in sorted(pids, key=lambda pid: pid == os.getppid()):
                     try:
-                        if pid != os.getpid() and os.getsid(pid) == session:
+                        if os.getsid(pid) == os.getsid(0):
                             os.kill(pid, number)
                     except (ProcessLookupError, PermissionError):
                         pass
