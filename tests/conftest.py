@@ -58,5 +58,3 @@ def make_gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
 def gate(make_gate: Callable[[], Gate]) -> Gate:
     """A gate that holds jobs."""
     return make_gate()
-
-

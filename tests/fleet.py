@@ -90,7 +90,9 @@ def starts(path: Path, count: int = 0) -> list[Started]:
 class Fleet:
     """A fleet as `taskq worker` starts it, in a session of its own, on a directory."""
 
-    def __init__(self, home: Path, app: str = JOBS, *, environment: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, home: Path, app: str = JOBS, *, environment: dict[str, str] | None = None, **settings: Any
+    ) -> None:
         self.home = home
         self.settings = Settings(**{"consumers": 2, "log_format": "json", **settings})
         self.errors = home.parent / f"{home.name}.stderr"
@@ -253,7 +255,9 @@ class Fleet:
 
 
 def _fits(found: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
-    return fnmatch.fnmatchcase(found["event"], event) and all(found.get(name) == value for name, value in fields.items())
+    return fnmatch.fnmatchcase(found["event"], event) and all(
+        found.get(name) == value for name, value in fields.items()
+    )
 
 
 @contextmanager

@@ -196,9 +196,7 @@ def test_a_job_that_nobody_knows() -> None:
     run(main())
 
 
-def test_a_job_that_is_cancelled_before_it_starts(
-    start: Callable[..., Fleet], gate: Gate, tmp_path: Path
-) -> None:
+def test_a_job_that_is_cancelled_before_it_starts(start: Callable[..., Fleet], gate: Gate, tmp_path: Path) -> None:
     start(consumers=1)
 
     async def main() -> None:

@@ -238,5 +238,3 @@ def test_a_producer_that_is_killed_leaves_whole_jobs(shared: Fleet) -> None:
     whole = [job_id.strip() for job_id in ids if len(job_id.strip()) == 32]
     assert [jobs.q.job(job_id).result(timeout=10) for job_id in whole] == list(range(len(whole)))
     assert shared.totals()["enqueued"] - before - len(whole) in (0, 1)
-
-

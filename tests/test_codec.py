@@ -156,9 +156,7 @@ def packed(value: Any) -> bytes:
 # --- Round trips ---
 
 fixed = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
-zones = st.sampled_from(
-    [None, UTC, ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York"), ZoneInfo("Etc/GMT+5")]
-)
+zones = st.sampled_from([None, UTC, ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York"), ZoneInfo("Etc/GMT+5")])
 folds = st.integers(0, 1)
 hashable_leaves = st.one_of(
     st.none(),
@@ -445,9 +443,7 @@ def test_results_have_their_own_place() -> None:
     """The error of a result starts with `result`."""
     with socket.socket() as open_socket, pytest.raises(PayloadError) as caught:
         encode_result(ID, [{"s": open_socket}])
-    assert str(caught.value).startswith(
-        "result[0]['s']: a socket.socket cannot be serialized; it lives in this"
-    )
+    assert str(caught.value).startswith("result[0]['s']: a socket.socket cannot be serialized; it lives in this")
 
 
 def test_an_error_of_the_user_s_own_is_chained() -> None:
@@ -515,16 +511,10 @@ def test_garbage_is_harmless(body: bytes) -> None:
 
 
 codes = st.sampled_from(list(Ext)) | st.integers(-128, 127)
-exts = st.builds(
-    lambda code, data: msgpack.ExtType(code, data) if code >= 0 else data, codes, st.binary(max_size=20)
-)
-tags = st.sampled_from([code for code in Ext if code >= Ext.TUPLE]).map(
-    lambda code: msgpack.ExtType(code, b"")
-)
+exts = st.builds(lambda code, data: msgpack.ExtType(code, data) if code >= 0 else data, codes, st.binary(max_size=20))
+tags = st.sampled_from([code for code in Ext if code >= Ext.TUPLE]).map(lambda code: msgpack.ExtType(code, b""))
 plain = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(), st.text(), st.binary())
-dtypes = st.sampled_from(
-    ["<i4", "|b1", "<U1", "<M8[ns]", "|S1", "|O", "<f8", "|V4", "<U0", ">U1", "<M8[7x]", "i4,i4"]
-)
+dtypes = st.sampled_from(["<i4", "|b1", "<U1", "<M8[ns]", "|S1", "|O", "<f8", "|V4", "<U0", ">U1", "<M8[7x]", "i4,i4"])
 hostile = st.recursive(
     plain | exts | tags | dtypes,
     lambda below: st.one_of(
@@ -919,9 +909,7 @@ def test_type_aliases_are_followed() -> None:
     assert caster(space["Deep"])("red") is Color.RED  # type: ignore[misc]
 
 
-def paint(
-    first: Color, /, second: "Color", *rest: Color, mode: Mode = Mode.FAST, n: int = 0, **more: Color
-) -> Point:
+def paint(first: Color, /, second: "Color", *rest: Color, mode: Mode = Mode.FAST, n: int = 0, **more: Color) -> Point:
     """All kinds of parameters."""
     raise NotImplementedError
 
@@ -929,9 +917,7 @@ def paint(
 def test_arguments_are_converted_by_their_parameters() -> None:
     """By position, by name, and those that *args and **kwargs take."""
     calls = CallCaster(paint)
-    args, kwargs = calls.cast(
-        ["red", "blue", "red"], {"mode": "fast", "n": 5, "other": "red", "first": "blue"}
-    )
+    args, kwargs = calls.cast(["red", "blue", "red"], {"mode": "fast", "n": 5, "other": "red", "first": "blue"})
     assert args == [Color.RED, Color.BLUE, Color.RED]
     assert kwargs == {"mode": Mode.FAST, "n": 5, "other": Color.RED, "first": Color.BLUE}
     assert type(kwargs["mode"]) is Mode

@@ -220,7 +220,9 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.consumers)
     @rule(
         data=st.data(),
-        death=st.sampled_from([Death(signal="SIGKILL"), Death(exit_code=0), Death(stopped=True), Death(signal="SIGSEGV")]),
+        death=st.sampled_from(
+            [Death(signal="SIGKILL"), Death(exit_code=0), Death(stopped=True), Death(signal="SIGSEGV")]
+        ),
         words=st.integers(0, 9),
     )
     def die(self, data: st.DataObject, death: Death, words: int) -> None:

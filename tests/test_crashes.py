@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -78,7 +79,10 @@ def test_a_death_in_a_job_is_told_and_parks_it(shared: Fleet, tmp_path: Path, ho
         assert any("string_at" in line for line in info.error.output), "faulthandler tells where"
     assert [(start.label, start.attempt) for start in starts(tmp_path / "starts")] == [("start", 1), ("start", 2)]
     crashed = shared.events("job.crashed", job_id=job.id)
-    assert [(event["attempt"], event["crashes"], event["runs_again"]) for event in crashed] == [(1, 1, True), (2, 2, False)]
+    assert [(event["attempt"], event["crashes"], event["runs_again"]) for event in crashed] == [
+        (1, 1, True),
+        (2, 2, False),
+    ]
     assert all("my last words" in event["output"] for event in crashed)
     failed = shared.wait_for("job.failed", job_id=job.id)
     assert failed.get("signal") == name
@@ -332,7 +336,7 @@ def test_the_same_job_never_runs_twice_at_a_time(start: Start, tmp_path: Path) -
         lives[found.pid] = [min(first, found.at), max(last, found.at)]
     incarnations = sorted(lives.values())
     generations = [incarnations[at : at + 2] for at in range(0, len(incarnations), 2)]
-    for older, newer in zip(generations, generations[1:], strict=False):
+    for older, newer in itertools.pairwise(generations):
         assert max(last for _, last in older) < min(first for first, _ in newer)
     counted = labels(path)
     assert {counted[f"{number}-end"] for number in range(3_000)} <= {1, 2, 3, 4}
@@ -445,7 +449,6 @@ def test_the_spool_takes_over_when_the_broker_dies(start: Start, home: Path) -> 
 
 
 def test_hostile_spool_files_are_set_aside(start: Start, home: Path) -> None:
-    from taskq.wire import Op
 
     fleet = start()
     broker = fleet.broker_pid

@@ -197,7 +197,7 @@ def assert_thumbnail(answer: httpx.Response) -> None:
 
 
 @pytest.fixture
-def web_app(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:  # noqa: ARG001  its queue
+def web_app(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The example as a module, for a fleet that this process starts and stops."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.delitem(sys.modules, "web_app", raising=False)

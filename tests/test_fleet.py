@@ -528,5 +528,3 @@ def test_log_is_json(shared: Fleet) -> None:
     assert started["consumers"] == 2
     told = [json.loads(line) for line in shared.errors.read_text().splitlines()]
     assert {"fleet.started", "consumer.started"} <= {line["event"] for line in told}
-
-

@@ -134,7 +134,15 @@ def test_bad_request(shared: Fleet, name: str) -> None:
 
 def submission(**changes: Any) -> bytes:
     """A submit frame with some fields changed."""
-    fields = {"request": 7, "spec": SPEC, "resend": False, "watch": False, "ids": ID, "lengths": [2], "body": b"xx"} | changes
+    fields = {
+        "request": 7,
+        "spec": SPEC,
+        "resend": False,
+        "watch": False,
+        "ids": ID,
+        "lengths": [2],
+        "body": b"xx",
+    } | changes
     body = fields.pop("body")
     return wire.frame([Op.SUBMIT, *fields.values()], [body])
 
@@ -362,5 +370,3 @@ def test_the_deadline_of_a_client_that_does_not_read(server: ServerByHand) -> No
         assert not server.closed
         server.at(STALLED_CLIENT_S)
         assert server.closed == [peer]
-
-

@@ -6,6 +6,7 @@ notes and the journal must agree: nothing acknowledged is lost, nothing runs twi
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sqlite3
@@ -99,7 +100,7 @@ def test_kill_storm(tmp_path: Path) -> None:
                 due = (JOBS - 2_000) * number // KILLS + chance.randrange(JOBS // KILLS)
                 wait_until(lambda due=due: progress(output) >= due, f"progress to {due}")
                 kills[kill_one(fleet, producers, chance)] += 1
-            wait_until(lambda: all([producer.is_done for producer in producers]), "the producers' end", 40.0)
+            wait_until(lambda: all(producer.is_done for producer in producers), "the producers' end", 40.0)
         finally:
             for producer in producers:
                 producer.process.kill()
@@ -165,7 +166,7 @@ def check_history(
     assert not missing, "succeeded without having run to its end"
     for job_id, found in began.items():
         found.sort(key=lambda line: line.at)
-        for one, other in zip(found, found[1:], strict=False):
+        for one, other in itertools.pairwise(found):
             assert one.pid != other.pid, f"{job_id} ran twice in one process"
             assert one.pid not in living, f"{job_id} ran again though the process that had it lives"
             assert last_of_process[one.pid] < other.at, f"{job_id} ran in two processes at a time"

@@ -293,7 +293,12 @@ def test_versions_that_meet(lowest: int, highest: int, spoken: int) -> None:
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "remedy"),
-    [(2, 3, "upgrade this side"), (99, 100, "upgrade this side"), (-2, 0, "upgrade the peer"), (0, 0, "upgrade the peer")],
+    [
+        (2, 3, "upgrade this side"),
+        (99, 100, "upgrade this side"),
+        (-2, 0, "upgrade the peer"),
+        (0, 0, "upgrade the peer"),
+    ],
 )
 def test_versions_that_do_not_meet(lowest: int, highest: int, remedy: str) -> None:
     """The message says which side to upgrade."""
@@ -359,7 +364,11 @@ def test_long_texts_are_cut_in_the_middle() -> None:
     packed = pack_failure(1.0, 1.0, JobError(long, long, long))
     error = unpack(packed).error
     assert error is not None
-    for text, most in ((error.type, 200), (error.message, MAX_ERROR_MESSAGE_CHARS), (error.traceback, MAX_TRACEBACK_CHARS)):
+    for text, most in (
+        (error.type, 200),
+        (error.message, MAX_ERROR_MESSAGE_CHARS),
+        (error.traceback, MAX_TRACEBACK_CHARS),
+    ):
         assert text.startswith("begin")
         assert text.endswith("end")
         assert "characters left out" in text
@@ -477,7 +486,9 @@ def test_events_are_told_from_text() -> None:
     assert fields_of_line("just text") == ("info", {"message": "just text"})
 
 
-@pytest.mark.parametrize("name", ["timestamp", "queue", "task", "job_id", "attempt", "consumer", "pid", "message", "stream"])
+@pytest.mark.parametrize(
+    "name", ["timestamp", "queue", "task", "job_id", "attempt", "consumer", "pid", "message", "stream"]
+)
 def test_own_fields_cannot_be_forged(name: str) -> None:
     """A job cannot speak for another job or process: such a field gets another name."""
     level, fields = fields_of_line(record(event="x", **{name: "forged"}))
@@ -492,7 +503,8 @@ def test_unknown_levels_are_info(level: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", "3", '"text"', "null", "{}x", "", '{"event": ' + "[" * 100_000, '{"level": []}', '{"level": {}}']
+    "line",
+    ["{", "[1]", "3", '"text"', "null", "{}x", "", '{"event": ' + "[" * 100_000, '{"level": []}', '{"level": {}}'],
 )
 def test_marked_lines_that_are_no_events(line: str) -> None:
     """A line of the job's own that begins with the mark is text; nothing is raised."""
@@ -505,7 +517,7 @@ def test_marked_lines_that_are_no_events(line: str) -> None:
 @given(
     fields=st.dictionaries(
         st.sampled_from(["level", "event", "job_id", "job_id_", "x", "", "message"]) | st.text(max_size=5),
-        st.recursive(values.filter(lambda value: not isinstance(value, bytes)), lambda inner: st.lists(inner), max_leaves=3),
+        st.recursive(values.filter(lambda value: not isinstance(value, bytes)), st.lists, max_leaves=3),
         max_size=6,
     )
 )

@@ -280,5 +280,3 @@ def storm(folder: str, number: int) -> int:
 def print_much(lines: int) -> None:
     for number in range(lines):
         print(f"line {number}")
-
-

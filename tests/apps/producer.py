@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from apps import jobs  # noqa: E402
+from apps import jobs
 
-from taskq.config import Directory  # noqa: E402
+from taskq.config import Directory
 
 
 def main(home: str, output: str, acknowledged: str, count: str, seed: str) -> None:
