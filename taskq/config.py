@@ -82,6 +82,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.consumers == 0:
             object.__setattr__(self, "consumers", default_consumers())
+        _require(not isinstance(self.queues, str), f"queues={self.queues!r}: use a list of names")
         object.__setattr__(self, "queues", tuple(self.queues))
         _require(1 <= self.consumers <= MAX_CONSUMERS, f"consumers={self.consumers}: use 1 to {MAX_CONSUMERS}")
         for queue in self.queues:
@@ -211,7 +212,10 @@ def private_directory(path: Path) -> None:
     Raises:
         DirectoryError: it is a link, belongs to somebody else or is open to others.
     """
-    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass  # whatever it is, it is looked at now
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise DirectoryError(f"{path} must be a directory of {_user()} alone (mode 700); remove it")

@@ -121,6 +121,8 @@ def _wait_for_end(pid: int) -> None:
         time.sleep(0.01)
         return
     try:
-        select.select([descriptor], [], [], 1.0)
+        poll = select.poll()  # `select.select` knows no descriptor above 1,023
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(1_000)
     finally:
         os.close(descriptor)

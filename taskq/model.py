@@ -84,8 +84,8 @@ class Spec:
             )
         if not _is_count(self.retries) or self.retries > 1_000_000:
             raise ConfigError(f"retries={self.retries!r}: use a whole number from 0 to 1,000,000")
-        if not _is_count(self.max_crashes) or self.max_crashes < 1:
-            raise ConfigError(f"max_crashes={self.max_crashes!r}: use a whole number, 1 or more")
+        if not _is_count(self.max_crashes) or not 1 <= self.max_crashes <= 1_000_000:
+            raise ConfigError(f"max_crashes={self.max_crashes!r}: use a whole number from 1 to 1,000,000")
         if self.timeout_s is not None and not _is_duration(self.timeout_s):
             raise ConfigError(f"timeout={self.timeout_s!r}: use seconds greater than 0, or None for no limit")
 

@@ -144,9 +144,10 @@ class Fleet:
         assert not alive, f"left: {[process.cmdline() for process in alive]}"
 
     def kill_all(self) -> None:
-        """Kills every process of the fleet at once, as a power cut does: stopped first, so that none sees another die."""
+        """Kills every process of the fleet at once, as a power cut does: stopped first, so that none sees another die.
+        The guardian goes last, since the kernel wakes a stopped process group whose parent ends."""
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in sorted(self.processes(), key=lambda process: process.pid):
+            for process in sorted(self.processes(), key=lambda process: -process.pid):
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
         self.wait_for_end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import select
+import resource
 import signal
 import stat
 import subprocess
@@ -394,7 +394,6 @@ def test_what_a_job_forked_does_not_hold_the_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, process_group=0) as process:
         try:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], WAIT_S)[0]
             assert int(process.stdout.readline()) != process.pid
             process.kill()
             process.wait()
@@ -412,3 +411,20 @@ def test_lock_kinds_do_not_disturb_each_other(tmp_path: Path) -> None:
     with lock.open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(descriptor)
+
+
+def test_old_consumers_are_ended_by_a_process_with_many_files(tmp_path: Path, make_other: Callable[..., Other]) -> None:
+    """A number above what `select` knows is no obstacle."""
+    lock = tmp_path / "consumers.lock"
+    other = make_other()
+    other.do("own_group")
+    other.do("hold_consumer_lock", str(lock))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2_048, hard), hard))
+    files = [os.dup(0) for _ in range(1_100)]
+    try:
+        assert end_old_consumers(lock) == [other.process.pid]
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -33,7 +33,8 @@ ROWS = (
     {"broker"},
     {"broker_process", "guardian"},
     {"fleet"},
-    {"", "cli"},
+    {""},
+    {"cli"},
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.

@@ -8,7 +8,9 @@ must hold exactly what was acknowledged, or that and the whole of the one commit
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,9 +111,8 @@ class Life:
     ids: list[bytes] = field(default_factory=list)
     pruned: int = 0
 
-    def acknowledge(self, store: SQLiteStore, path: Path) -> None:
+    def acknowledge(self, store: SQLiteStore) -> None:
         """A commit has returned: from here on its work is promised."""
-        self.log.append(("write", HIGH, 0, path.with_suffix(".high").read_bytes()))  # it is never synced
         self.snapshots.append(Snapshot.of(store, self.ids))
         self.log.append(("acknowledged", len(self.snapshots) - 1))
 
@@ -122,27 +123,33 @@ def _live(path: Path, durability: str, commits: int) -> Life:
     recorder = _Recorder(life.log)
     chance = random.Random(7)
     live: list[JobRow] = []
-    with pytest.MonkeyPatch.context() as patch, _marker_in(life.log, patch):
+    with pytest.MonkeyPatch.context() as patch, _own_files_in(life.log, patch):
         patch.setattr(sqlite_module, "_WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
         patch.setattr(sqlite_module, "_WAL_KEPT_BYTES", 32 * 1024)
         store = SQLiteStore(path, durability, vfs="recorder")
-        life.acknowledge(store, path)
+        life.acknowledge(store)
         for turn in range(commits):
             if turn == commits * 2 // 3:
                 store.close()
                 store = SQLiteStore(path, durability, vfs="recorder")
             _work(store, life, live, turn, chance)
             store.commit()
-            life.acknowledge(store, path)
-        store._db.close()
+            life.acknowledge(store)
+        _abandon(store)
     recorder.unregister()
     return life
 
 
+def _abandon(store: SQLiteStore) -> None:
+    """Lets go of the files without a clean end."""
+    store._db.close()
+    os.close(store._high)
+
+
 @contextmanager
-def _marker_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Writes down when the marker file becomes durable, which SQLite knows nothing of."""
-    write_durably = sqlite_module._write_durably
+def _own_files_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Writes down what the store does to files that SQLite knows nothing of: the marker, and the high-water file."""
+    write_durably, pwrite = sqlite_module._write_durably, os.pwrite
 
     def write(path: Path, data: bytes) -> None:
         log.append(("write", path.name, 0, data))
@@ -150,7 +157,12 @@ def _marker_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
         log.append(("sync", path.name))
         log.append(("sync", DIRECTORY))
 
+    def write_high(descriptor: int, data: bytes, offset: int) -> int:
+        log.append(("write", HIGH, offset, data))  # it is never synced
+        return pwrite(descriptor, data, offset)
+
     patch.setattr(sqlite_module, "_write_durably", write)
+    patch.setattr(os, "pwrite", write_high)
     yield
 
 
@@ -286,7 +298,7 @@ def _check(home: Path, files: Files, life: Life, promised: int, found: Sweep) ->
         told = any(event == "store.damaged" for event, _ in store.findings)
         _is_consistent(store, snapshot)
     finally:
-        store._db.close()
+        _abandon(store)
     if promised < 0:
         found.before_the_first_promise += 1
         assert snapshot.jobs == {}
@@ -313,15 +325,17 @@ def _is_consistent(store: SQLiteStore, snapshot: Snapshot) -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where what the disk held is opened again, after a reboot: then the store reads all of its journal."""
-    home = tmp_path / "disk"
-    home.mkdir()
-    (tmp_path / "life").mkdir()
-    return home
+def home() -> Iterator[Path]:
+    """Where what the disk held is opened again; in memory if that can be, for the sake of time."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as path:
+        for name in ("disk", "life"):
+            (Path(path) / name).mkdir()
+        yield Path(path) / "disk"
 
 
 def _reboot(patch: pytest.MonkeyPatch) -> None:
+    """After a reboot the store reads all of its journal when it opens it."""
     patch.setattr(sqlite_module, "_boot_id", lambda: "the boot after the power came back")
 
 

@@ -631,6 +631,7 @@ def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
     with pytest.raises(JournalError, match="removed or replaced"):
         store.commit()
     store._db.close()
+    os.close(store._high)
 
 
 def test_nobody_else_can_open_the_journal(path: Path) -> None:

@@ -212,7 +212,7 @@ def test_the_largest_submit_fits() -> None:
     """A full batch of jobs, and a payload of full size, are within the limits of a frame."""
     ids = bytes(16 * MAX_JOBS_PER_FRAME)
     lengths = [MAX_PAYLOAD_BYTES] + [0] * (MAX_JOBS_PER_FRAME - 1)
-    spec = ["t" * 200, "q" * 64, 1_000_000, 1e9, 10**9]
+    spec = ["t" * 200, "q" * 64, 1_000_000, 1e9, 1_000_000]
     data = frame([Op.SUBMIT, 2**63, spec, True, True, ids, lengths], [bytes(MAX_PAYLOAD_BYTES)])
     [(envelope, body)] = Decoder().feed(data)
     assert [len(payload) for payload in split(body, envelope[6])] == lengths
@@ -436,6 +436,7 @@ def test_an_endless_line_takes_no_memory() -> None:
         lines += cutter.feed(b"z" * 4096)
         assert len(cutter._rest) <= MAX_OUTPUT_LINE_BYTES
     assert lines == ["z" * MAX_OUTPUT_LINE_BYTES]
+    assert cutter.feed(b"z") == cutter.flush() == []
     assert cutter.feed(b"zz\nnext\n") == ["next"]
     assert cutter.flush() == []
 
