@@ -436,7 +436,7 @@ def test_an_endless_line_takes_no_memory() -> None:
         lines += cutter.feed(b"z" * 4096)
         assert len(cutter._rest) <= MAX_OUTPUT_LINE_BYTES
     assert lines == ["z" * MAX_OUTPUT_LINE_BYTES]
-    assert cutter.feed(b"z") == cutter.flush() == []
+    assert cutter.feed(b"z") == cutter.feed(b"z") == cutter.flush() == []
     assert cutter.feed(b"zz\nnext\n") == ["next"]
     assert cutter.flush() == []
 

@@ -120,7 +120,11 @@ def _run_producers(count: int) -> float:
         process.stdout.readline()
     start = time.perf_counter()
     for process in processes:
-        process.communicate(b"\n")
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
     return time.perf_counter() - start
 
 
