@@ -68,7 +68,7 @@ class Crew:
                 self._hear(slot, envelope, body)
         except (EOFError, OSError):
             self._selector.unregister(slot.socket)  # its death is told by its own descriptor
-        except TaskQError as error:
+        except (TaskQError, TypeError, ValueError) as error:  # also what a job writes to the descriptor of its consumer
             self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
             slot.kill()
 
@@ -151,7 +151,7 @@ class Crew:
                 while messages := slot.read_messages():
                     for envelope, body in messages:
                         self._hear(slot, envelope, body)
-            except (EOFError, OSError, TaskQError):
+            except (EOFError, OSError, TaskQError, TypeError, ValueError):
                 pass  # the end, or a frame that it did not finish
         self._selector.unregister(slot.output)
         while True:

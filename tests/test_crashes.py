@@ -15,7 +15,7 @@ from typing import Any, cast
 import psutil
 import pytest
 from apps import jobs, versioned
-from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
 from taskq import JobError, JobFailed, JobState, wire
 from taskq.client import Call, Client
@@ -330,14 +330,14 @@ def test_the_same_job_never_runs_twice_at_a_time(start: Start, tmp_path: Path) -
         fleet.wait_for("broker.died", skip=count - 1)
     for job in made:
         job.result(timeout=20)
-    lives: dict[int, list[float]] = {}
-    for found in starts(path):
-        first, last = lives.setdefault(found.pid, [found.at, found.at])
-        lives[found.pid] = [min(first, found.at), max(last, found.at)]
-    incarnations = sorted(lives.values())
-    generations = [incarnations[at : at + 2] for at in range(0, len(incarnations), 2)]
-    for older, newer in itertools.pairwise(generations):
-        assert max(last for _, last in older) < min(first for first, _ in newer)
+    last_of_process: dict[int, float] = {}
+    of_job: dict[str, list[Started]] = {}
+    for found in sorted(starts(path), key=lambda found: found.at):
+        last_of_process[found.pid] = found.at
+        of_job.setdefault(found.label, []).append(found)
+    for repeated in of_job.values():
+        for one, other in itertools.pairwise(repeated):
+            assert last_of_process[one.pid] < other.at, "the process that had it was gone"
     counted = labels(path)
     assert {counted[f"{number}-end"] for number in range(3_000)} <= {1, 2, 3, 4}
     assert fleet.totals()["succeeded"] == 3_000
