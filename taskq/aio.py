@@ -128,7 +128,7 @@ class AsyncClient:
             self._forget(job_id, future)
         _, ending = ending_of(future.result())
         if ending is None:
-            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+            raise JobNotFound.of(job_id)
         return ending
 
     async def info(self, job_id: bytes) -> JobInfo:

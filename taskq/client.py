@@ -378,7 +378,7 @@ class Client:
             except ResultTimeout:
                 raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
         if ending is None:
-            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+            raise JobNotFound.of(job_id)
         return ending
 
     @contextmanager

@@ -88,6 +88,11 @@ class JobCancelled(TaskQError):
 class JobNotFound(TaskQError, LookupError):
     """No job with this id is known: it never was, or its retention time is over."""
 
+    @classmethod
+    def of(cls, job_id: bytes) -> JobNotFound:
+        """The error for one job, in the same words wherever it is found out."""
+        return cls(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+
 
 class ProtocolError(TaskQError):
     """A peer sent something that is not a valid frame of this protocol."""

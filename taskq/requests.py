@@ -99,7 +99,7 @@ class Requests:
     def _stored(self, job_id: bytes) -> StoredJob:
         stored = self._ledger.find(job_id)
         if stored is None:
-            raise JobNotFound(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+            raise JobNotFound.of(job_id)
         return stored
 
     def _cancel(self, job_id: bytes) -> bool:
