@@ -27,7 +27,6 @@ from typing import Any
 
 import msgpack
 
-from taskq import wire
 from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.context import write_record
@@ -36,7 +35,7 @@ from taskq.errors import AppError, JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
-from taskq.outcome import Verdict
+from taskq.outbox import Outbox, Unsent
 from taskq.platform import UnreadBytes, die_with_parent, name_process
 from taskq.runner import Runner, flush_output
 from taskq.wire import Op
@@ -46,12 +45,6 @@ STOP = b""
 #: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
 TIMEOUT_SIGNAL = signal.SIGXCPU
 
-#: Outcomes are sent together: at the latest after this time, or when so many or so large ones wait, and at once when
-#: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by
-#: one would take a tenth of a core from them.
-_REPORT_AFTER_S = 0.020
-_REPORT_COUNT = 250
-_REPORT_BYTES = MAX_FRAME_BYTES // 4
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
 _OUTPUT_WAIT_S = 0.25
@@ -70,6 +63,7 @@ class Boot:
     counters: Counters
     inbox: Queue[bytes]
     socket: socket.socket
+    unsent: Unsent
     output: Connection
 
 
@@ -78,7 +72,7 @@ def main(boot: Boot) -> None:
     live_and_die_with_the_broker(boot)
     send_output_to(boot.output)
     name_process(boot.title)
-    outbox = Outbox(boot.socket)
+    outbox = Outbox(boot.socket, boot.unsent)
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
@@ -150,63 +144,6 @@ class _RecordHandler(logging.Handler):
             self.handleError(record)
 
 
-class Outbox:
-    """What goes back to the broker. Used by the main thread and by the thread that reports late."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self.descriptor = connection.fileno()
-        self._lock = threading.Lock()
-        self._ended: list[tuple[int, int, int, bytes]] = []  # number, verdict, microseconds, outcome
-        self._bytes = 0
-        self._oldest_at = 0.0  # when the oldest unsent outcome was made
-        self._has_some = threading.Event()
-
-    def add(self, number: int, verdict: Verdict, duration_s: float, outcome: bytes, now: float) -> None:
-        """Takes an outcome; it is sent together with others, now or later."""
-        with self._lock:
-            ended = self._ended
-            if not ended:
-                self._oldest_at = now
-                self._has_some.set()
-            ended.append((number, int(verdict), int(duration_s * 1e6), outcome))
-            self._bytes += len(outcome)
-        if now - self._oldest_at >= _REPORT_AFTER_S or len(ended) >= _REPORT_COUNT or self._bytes >= _REPORT_BYTES:
-            self.report()
-
-    def report(self) -> None:
-        """Sends what waits."""
-        with self._lock:
-            if not self._ended:
-                return
-            numbers, verdicts, durations_us, outcomes = zip(*self._ended, strict=True)
-            envelope = [Op.OUTCOMES, numbers, verdicts, durations_us, [len(outcome) for outcome in outcomes]]
-            self._socket.sendall(wire.frame(envelope, outcomes))
-            self._ended = []
-            self._bytes = 0
-            self._has_some.clear()
-
-    def report_if_late(self) -> None:
-        """Sends what waits if it has waited long enough."""
-        if self._ended and time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
-            self.report()
-
-    def report_late(self) -> None:
-        """A thread: sends outcomes that wait behind a long job."""
-        while True:
-            self._has_some.wait()
-            time.sleep(_REPORT_AFTER_S)
-            try:
-                self.report_if_late()
-            except OSError:
-                return  # the broker is gone, and so are we in a moment
-
-    def send(self, envelope: list[Any]) -> None:
-        """Sends a message of its own."""
-        with self._lock:
-            self._socket.sendall(wire.frame(envelope))
-
-
 class _Stop(BaseException):
     """Interrupts the wait for a batch."""
 
@@ -273,10 +210,11 @@ class Consumer:
         flush_output()
         if self._unread:
             self._wait_until_output_is_heard()
+        # in this order: an attempt is noted as finished when its outcome outlives us, so it ends once or is charged
+        self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
         self._number = 0
         self._counters.finish(number, duration_s)
         self._recorder.idle()
-        self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
 
     def _wait_until_output_is_heard(self) -> None:
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from taskq.counters import Claim
 from taskq.model import JobError, JobRow, JobState, backoff_s
-from taskq.outcome import Verdict, pack_failure, unpack
+from taskq.outcome import Attempts, Verdict, pack_failure, unpack
 from taskq.store import Ended, Kept, Rescheduled
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
@@ -283,6 +283,10 @@ class Core:
         """The last number sent to a consumer."""
         return self._holders[key].next_number - 1
 
+    def holds(self, key: Key, number: int) -> bool:
+        """Whether a consumer was sent the job with that number, and has it still."""
+        return key in self._holders and number in self._holders[key].leased
+
     def holds_nothing(self, key: Key) -> bool:
         """Whether a consumer has no job left."""
         return not self._holders[key].leased
@@ -320,10 +324,7 @@ class Core:
     def settled(
         self,
         key: Key,
-        numbers: Sequence[int],
-        verdicts: Sequence[int],
-        durations_us: Sequence[int],
-        outcomes: Iterable[bytes],
+        attempts: Attempts,
         now: float,
         wall: float,
     ) -> None:
@@ -333,7 +334,7 @@ class Core:
         holder.is_stalled = False
         effects = self._effects
         run_us: dict[str, list[int]] = {}
-        for number, verdict, duration_us, outcome in zip(numbers, verdicts, durations_us, outcomes, strict=True):
+        for number, verdict, duration_us, outcome in zip(*attempts, strict=True):
             row = holder.leased.get(number)
             if row is None:  # never sent, or reported twice: nothing of it is believed
                 effects.notes.append(Note("consumer.confused", {"consumer_key": key, "number": number}))

@@ -13,6 +13,7 @@ import time
 from ctypes import Structure, c_double, c_uint64
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from struct import Struct
 from typing import Any, NamedTuple
 
 #: A consumer holds the lock for about a microsecond. One that does not give it up within this time is stopped or
@@ -49,6 +50,7 @@ class Counters:
         self._lock = context.Lock()
         self._value: Any = context.Value(_Block, lock=self._lock)
         self._block: Any = self._value.get_obj()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
 
     def __getstate__(self) -> tuple[object, object]:
         return self._lock, self._value
@@ -56,18 +58,22 @@ class Counters:
     def __setstate__(self, state: tuple[Any, Any]) -> None:
         self._lock, self._value = state
         self._block = self._value.get_obj()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
 
     # -- the consumer's side
 
     def claim(self, number: int) -> float | None:
         """Starts a job, unless it was taken back. Returns the time of the start (monotonic), or None."""
         block = self._block
-        with self._lock:
+        self._acquire()  # not `with`: a call less, 70 ns instead of 140
+        try:
             if number < block.valid_from:
                 return None
             block.claimed = number
             block.started_at = started_at = time.monotonic()
-        return started_at
+            return started_at
+        finally:
+            self._release()
 
     def finish(self, number: int, duration_s: float) -> None:
         """Notes that a claimed job ended. No lock: each field has one writer, and aligned 8-byte stores do not tear."""
@@ -118,9 +124,8 @@ class Counters:
         return float(self._block.busy_s)
 
 
-_ID_BYTES = 16
-_ATTEMPT_BYTES = 4
-_RECORD_BYTES = 32  # id, attempt, and room; one cache line holds two
+_RECORD = Struct(">16sI")  # id, attempt
+_RECORD_BYTES = 32  # with room; one cache line holds two
 
 
 class FlightRecord(NamedTuple):
@@ -148,15 +153,14 @@ class FlightRecorder:
         finally:
             os.close(descriptor)
         self._start = consumer * _RECORD_BYTES
-        self._attempt_end = self._start + _ID_BYTES + _ATTEMPT_BYTES
 
     def started(self, job_id: bytes, attempt: int) -> None:
         """Notes a start. One copy of 20 bytes; a reader in the middle of it cannot be, for it waits for our end."""
-        self._map[self._start : self._attempt_end] = job_id + attempt.to_bytes(_ATTEMPT_BYTES, "big")
+        _RECORD.pack_into(self._map, self._start, job_id, attempt)
 
     def idle(self) -> None:
         """Notes that nothing runs."""
-        self._map[self._start : self._attempt_end] = bytes(_ID_BYTES + _ATTEMPT_BYTES)
+        _RECORD.pack_into(self._map, self._start, b"", 0)
 
 
 def read_flight_records(path: Path) -> list[FlightRecord]:
@@ -167,8 +171,7 @@ def read_flight_records(path: Path) -> list[FlightRecord]:
         return []
     records = []
     for start in range(0, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
-        job_id = data[start : start + _ID_BYTES]
-        attempt = int.from_bytes(data[start + _ID_BYTES : start + _ID_BYTES + _ATTEMPT_BYTES], "big")
+        job_id, attempt = _RECORD.unpack_from(data, start)
         if any(job_id) and attempt:
             records.append(FlightRecord(job_id, attempt))
     return records

@@ -16,6 +16,7 @@ from taskq.core import Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
 from taskq.narrator import Narrator
+from taskq.outcome import Attempts
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.wire import Op
 
@@ -75,8 +76,8 @@ class Crew:
     def _hear(self, slot: Slot, envelope: list[Any], body: memoryview) -> None:
         match envelope:
             case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
-                outcomes = wire.split(body, lengths)
-                self._core.settled(slot.key, numbers, verdicts, durations_us, outcomes, time.monotonic(), time.time())
+                attempts = Attempts(numbers, verdicts, durations_us, wire.split(body, lengths))
+                self._core.settled(slot.key, attempts, time.monotonic(), time.time())
                 self._after_outcomes(slot)
             case [Op.READY, int(), list(tasks)]:
                 self._on_ready(slot, tasks)
@@ -153,6 +154,7 @@ class Crew:
                         self._hear(slot, envelope, body)
             except (EOFError, OSError, TaskQError, TypeError, ValueError):
                 pass  # the end, or a frame that it did not finish
+        self._settle_unsent(slot)
         self._selector.unregister(slot.output)
         while True:
             try:
@@ -163,6 +165,15 @@ class Crew:
                 break
             self._tell_output(slot, claim, lines)
         self._tell_output(slot, claim, slot.lines.flush())
+
+    def _settle_unsent(self, slot: Slot) -> None:
+        """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
+        try:
+            unsent = [row for row in zip(*slot.unsent.read(), strict=True) if self._core.holds(slot.key, row[0])]
+            if unsent:
+                self._core.settled(slot.key, Attempts(*zip(*unsent, strict=True)), time.monotonic(), time.time())
+        except TaskQError as error:
+            self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
 
     def _tell_boot_failed(self, slot: Slot, death: Death) -> None:
         message, traceback = slot.boot_error or (f"the process {death.describe()}", "")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from taskq.errors import ProtocolError
 from taskq.limits import MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OUTPUT_LINE_BYTES, MAX_TRACEBACK_CHARS
 from taskq.model import JobError
 
+#: One packer kept: `msgpack.packb` makes one each time, 500 ns against 190. It holds no more than the plain values
+#: above, so no code of a user runs inside, and only the main thread of a consumer makes outcomes of success.
+_pack = msgpack.Packer().pack
+
 
 class Verdict(IntEnum):
     """What a consumer says of an attempt; the broker decides what follows from it."""
@@ -23,6 +28,15 @@ class Verdict(IntEnum):
     SUCCEEDED = 0
     FAILED = 1  #: the job raised or ran out of time: retried as the job allows
     REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, a result that cannot be stored)
+
+
+class Attempts(NamedTuple):
+    """Attempts that ended, as columns: so they travel from a consumer to the broker."""
+
+    numbers: Sequence[int]  # as counted in `taskq.counters`
+    verdicts: Sequence[int]  # see Verdict
+    durations_us: Sequence[int]
+    outcomes: Sequence[bytes]
 
 
 class Outcome(NamedTuple):
@@ -36,7 +50,7 @@ class Outcome(NamedTuple):
 
 def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
     """Makes the outcome of an attempt that returned; None for the result None."""
-    packed: bytes = msgpack.packb((started_at, duration_s, result, None))
+    packed: bytes = _pack((started_at, duration_s, result, None))
     return packed
 
 

@@ -29,6 +29,7 @@ from taskq.consumer import STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.limits import MAX_LAST_LINES
+from taskq.outbox import Unsent
 from taskq.output import LineCutter
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 from taskq.wire import Decoder, Message
@@ -64,6 +65,7 @@ class Slot:
     pid: int
     inbox: multiprocessing.queues.Queue[bytes]
     counters: Counters
+    unsent: Unsent
     socket: socket.socket  # the broker's end
     output: int  # the broker's end of the output pipe
     pidfd: int | None
@@ -190,6 +192,7 @@ class Supervisor:
         inbox._ignore_epipe = True  # type: ignore[attr-defined]
         inbox.cancel_join_thread()
         counters = Counters(self._context)
+        unsent = Unsent(self._context)
         record = self._free_record()
         boot = Boot(
             app=self._app,
@@ -200,6 +203,7 @@ class Supervisor:
             counters=counters,
             inbox=inbox,
             socket=theirs,
+            unsent=unsent,
             output=output_writer,
         )
         process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
@@ -221,6 +225,7 @@ class Supervisor:
             pid,
             inbox,
             counters,
+            unsent,
             ours,
             output,
             open_pidfd(pid),

@@ -22,7 +22,7 @@ from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, ROW_BYTES, UNKNOWN_RUN_S,
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
-from taskq.outcome import Verdict, pack_failure, pack_success, unpack
+from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.store import FIRST_FINAL, Kept
 
 GRACE_S = 2.0
@@ -364,7 +364,7 @@ class World(RuleBasedStateMachine):
             expected[seq] = kept, attempts, job.crashes
         numbers, verdicts = [number for number, _, _ in told], [verdict for _, _, verdict in told]
         outcomes = [GOOD if verdict == Verdict.SUCCEEDED else BAD for verdict in verdicts]
-        self.core.settled(key, numbers, verdicts, [100] * len(told), outcomes, self.now, self.wall)
+        self.core.settled(key, Attempts(numbers, verdicts, [100] * len(told), outcomes), self.now, self.wall)
         self._carry_out(expected)
 
     def _recall(self, key: int) -> None:
@@ -505,7 +505,7 @@ def settle(core: Core, key: int, numbers: Iterable[int], duration_us: int, now: 
     """Jobs of a consumer end well."""
     numbers = list(numbers)
     count = len(numbers)
-    core.settled(key, numbers, [Verdict.SUCCEEDED] * count, [duration_us] * count, [GOOD] * count, now, 1e9)
+    core.settled(key, Attempts(numbers, [Verdict.SUCCEEDED] * count, [duration_us] * count, [GOOD] * count), now, 1e9)
 
 
 def events(notes: Iterable[Note]) -> list[str]:
@@ -819,7 +819,7 @@ def test_crashes_do_not_use_up_retries(core: Core) -> None:
     core.died(1, Claim(1, True, 0.0), Death(signal="SIGKILL"), 1e9)
     core.take_effects()
     core.dispatch(0.0)
-    core.settled(2, [1], [Verdict.FAILED], [5], [BAD], 0.0, 1e9)
+    core.settled(2, Attempts([1], [Verdict.FAILED], [5], [BAD]), 0.0, 1e9)
     effects = core.take_effects()
     assert effects.ended == []
     assert [change.row.attempts for change in effects.rescheduled] == [2]
@@ -830,7 +830,7 @@ def test_refused_jobs_are_not_retried(core: Core) -> None:
     """What cannot succeed by running again fails at once."""
     core.submitted(rows(1, retries=5))
     core.dispatch(0.0)
-    core.settled(1, [1], [Verdict.REFUSED], [5], [BAD], 0.0, 1e9)
+    core.settled(1, Attempts([1], [Verdict.REFUSED], [5], [BAD]), 0.0, 1e9)
     [(_, kept, outcome)] = core.take_effects().ended
     assert (kept, outcome) == (Kept.FAILED, BAD)
 
@@ -843,7 +843,7 @@ def test_backoff_is_deterministic(core: Core) -> None:
         core.joined(1, 0.0)
         core.submitted(rows(1, first=seq, retries=2))
         core.dispatch(0.0)
-        core.settled(1, [1], [Verdict.FAILED], [5], [BAD], 0.0, 1e9)
+        core.settled(1, Attempts([1], [Verdict.FAILED], [5], [BAD]), 0.0, 1e9)
         [change] = core.take_effects().rescheduled
         delays.append((change.due_at or 0) - 1e9)
     assert delays[0] == delays[1] != delays[2]
@@ -868,7 +868,7 @@ def test_an_outcome_that_is_none_loses_no_job(core: Core) -> None:
     core.submitted(rows(3))
     core.dispatch(0.0)
     with pytest.raises(ProtocolError):
-        core.settled(1, [1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [b"\xc1 garbage", BAD], 0.0, 1e9)
+        core.settled(1, Attempts([1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [b"\xc1 garbage", BAD]), 0.0, 1e9)
     core.take_effects()
     core.died(1, Claim(2, False, 0.0), Death(signal="SIGKILL"), 1e9)
     assert core.counts() == {"default": 3}

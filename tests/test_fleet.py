@@ -397,10 +397,13 @@ def test_preload(start: Start, version: Path) -> None:
         wait_until(lambda: len(fleet.status()["consumers"]) == 2, "the old consumers gone")
         assert versioned.version.enqueue().result(timeout=10)[0] == name
 
-    def servers() -> list[psutil.Process]:
-        return [one for one in fleet.processes() if "preloaded application" in " ".join(one.cmdline())]
+    def is_server(process: psutil.Process) -> bool:
+        try:
+            return "preloaded application" in " ".join(process.cmdline())
+        except psutil.Error:
+            return False  # it has ended
 
-    wait_until(lambda: len(servers()) == 1, "the servers of the old code gone")
+    wait_until(lambda: sum(map(is_server, fleet.processes())) == 1, "the servers of the old code gone")
 
 
 @pytest.mark.parametrize("preload", [False, True])

@@ -21,7 +21,7 @@ ROWS = (
     {"errors", "limits", "exits", "platform"},
     {"model", "codec", "wire", "spool", "context", "locks", "counters", "log"},
     {"config", "outcome", "output", "store"},
-    {"client", "server", "core", "store.sqlite"},
+    {"client", "server", "core", "outbox", "store.sqlite"},
     {"aio", "app"},
     {"loader"},
     {"runner", "resolve"},
