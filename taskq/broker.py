@@ -44,10 +44,6 @@ _SPOOL_EVERY_S = 0.5
 _ANNOUNCE_EVERY_S = 0.1
 _PRUNE_EVERY_S = 1.0
 _MEMORY_EVERY_S = 1.0
-#: Jobs in one step of pruning, which takes a few milliseconds.
-_PRUNE_JOBS = 1_000
-#: Scheduled jobs that become queued in one tick.
-_DUE_JOBS = 1_000
 
 
 class Broker:
@@ -76,7 +72,7 @@ class Broker:
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
         self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone)
-        self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory)
+        self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings)
         self._crew = Crew(
             self._core,
             self._supervisor,
@@ -134,7 +130,7 @@ class Broker:
         self._timers = {
             self._ledger.take_spooled: (_SPOOL_EVERY_S, now),
             self._crew.announce: (_ANNOUNCE_EVERY_S, now),
-            self._prune: (_PRUNE_EVERY_S, now),
+            self._ledger.prune: (_PRUNE_EVERY_S, now),
             self._check_memory: (_MEMORY_EVERY_S, now),
         }
         self._log.info(
@@ -177,7 +173,7 @@ class Broker:
             self._ledger.tell(now)
         self._ledger.tell_deferred()
         self._run_timers(now)
-        self._come_due(wall)
+        self._ledger.come_due(wall)
         if self._stop_at is None:
             self._load()
             self._crew.dispatch(now)
@@ -221,13 +217,6 @@ class Broker:
             rows, is_all = self._store.lease(*load)
             self._core.loaded(load.queue, rows, is_all)
 
-    def _come_due(self, wall: float) -> None:
-        if self._ledger.next_due is not None and self._ledger.next_due <= wall:
-            rows = self._store.lease_due(wall, _DUE_JOBS)
-            self._store.commit()
-            self._core.came_due(rows)
-            self._ledger.next_due = self._store.next_due()
-
     # -- timers
 
     def _run_timers(self, now: float) -> None:
@@ -237,15 +226,6 @@ class Broker:
                 function(now)
         self._narrator.summaries(now)
         self._server.drop_late(now)
-
-    def _prune(self, now: float) -> None:
-        self._store.keep_room()
-        before = time.time() - self._settings.keep_results_s
-        removed = self._store.prune(before, self._settings.keep_results, _PRUNE_JOBS)
-        if removed:
-            self._store.commit()
-        if removed == _PRUNE_JOBS:
-            self._timers[self._prune] = _PRUNE_EVERY_S, now  # there is more, and it is let in between
 
     def _check_memory(self, _now: float) -> None:
         limit_mb = self._settings.max_memory_mb

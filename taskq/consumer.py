@@ -36,7 +36,7 @@ from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox, Unsent
-from taskq.platform import UnreadBytes, die_with_parent, name_process
+from taskq.platform import die_with_parent, is_unread, name_process
 from taskq.runner import Runner, flush_output
 from taskq.wire import Op
 
@@ -160,7 +160,6 @@ class Consumer:
         self._number = 0  # of the job that runs
         self._is_waiting = False
         self._is_stopping: bool = False  # set by a signal handler
-        self._unread = UnreadBytes(1)
         self._task_names = sorted(app.tasks)
 
     def run(self) -> None:
@@ -208,7 +207,7 @@ class Consumer:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
         os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job
         flush_output()
-        if self._unread:
+        if is_unread(1):
             self._wait_until_output_is_heard()
         # in this order: an attempt is noted as finished when its outcome outlives us, so it ends once or is charged
         self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
@@ -218,7 +217,7 @@ class Consumer:
 
     def _wait_until_output_is_heard(self) -> None:
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S
-        while self._unread and time.monotonic() < give_up_at:
+        while is_unread(1) and time.monotonic() < give_up_at:
             time.sleep(0.0002)
 
     def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ from taskq.store import Ended, Kept, Rescheduled
 BATCH_S: Final = 0.050
 #: The guess for a task that was not measured yet.
 UNKNOWN_RUN_S: Final = 0.002
-MAX_LEASED: Final = 1_000
+MAX_LEASED: Final = 3_000
 MAX_BATCH_BYTES: Final = 256 * 1024
 #: A consumer that ended nothing for so long is held up by a long job. It then gets one waiting job at the most (so that
 #: it need not pause after the long one), and what waits behind it goes to an idle consumer.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from taskq import spool, wire
-from taskq.config import Directory
+from taskq.config import Directory, Settings
 from taskq.core import Core, Effects
 from taskq.errors import EnqueueError, ProtocolError, StoreFull, TaskQError
 from taskq.model import JobRow, Spec
@@ -25,6 +25,10 @@ from taskq.wire import Op
 #: a producer that enqueues one job at a time while they run.
 _COMMIT_WITHIN_S = 0.020
 _COMMIT_COUNT = 2_000
+#: Ended jobs that one commit removes at the most, which takes it a millisecond or two.
+_PRUNE_JOBS = 3_000
+#: Scheduled jobs that become queued in one commit.
+_DUE_JOBS = 1_000
 
 
 class Submission(NamedTuple):
@@ -41,8 +45,12 @@ class Submission(NamedTuple):
 class Ledger:
     """Commits, and tells. Used by the broker's loop alone."""
 
-    def __init__(self, store: Store, core: Core, server: Server, narrator: Narrator, directory: Directory) -> None:
+    def __init__(
+        self, store: Store, core: Core, server: Server, narrator: Narrator, directory: Directory, settings: Settings
+    ) -> None:
         self._store = store
+        self._keep_results_s = settings.keep_results_s
+        self._keep_results = settings.keep_results
         self._core = core
         self._server = server
         self._narrator = narrator
@@ -50,6 +58,7 @@ class Ledger:
         self._submissions: list[Submission] = []
         self._effects = Effects()  # decided by the core, not committed yet
         self._effects_since: float | None = None
+        self._prunes = False  # whether the next commit removes what need not be kept any more
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers: dict[bytes, set[Peer]] = {}
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
@@ -97,6 +106,27 @@ class Ledger:
         if mine and self._effects_since is None:
             self._effects_since = now
 
+    def come_due(self, wall: float) -> None:
+        """Hands the core the scheduled jobs whose time has come."""
+        if self.next_due is None or self.next_due > wall:
+            return
+        try:
+            rows = self._store.lease_due(wall, _DUE_JOBS)
+            self._store.commit()
+        except StoreFull as error:
+            self._make_room(error, [])
+            rows = self._store.lease_due(wall, _DUE_JOBS)
+            self._store.commit()
+        self._core.came_due(rows)
+        self.next_due = self._store.next_due()
+
+    def prune(self, now: float) -> None:
+        """Removes ended jobs that need not be kept any more, with the next commit."""
+        self._store.keep_room()
+        self._prunes = True
+        if self._effects_since is None:
+            self._effects_since = now
+
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
@@ -134,22 +164,29 @@ class Ledger:
         try:
             accepted = self._submit(submissions)
             self._settle(wall)
+            if self._prunes:
+                removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
+                self._prunes = removed > 0  # there may be more
             self._store.commit()
         except StoreFull as error:
-            # what ends must still be recorded: take in nothing new, and try that alone
-            self._store.rollback()
-            self._store.make_room()
-            self._narrator.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
-            self._refuse(submissions, error)
+            self._make_room(error, submissions)
             accepted = []
             self._settle(wall)
             self._store.commit()
         self._committed.append(self._effects)
-        self._effects, self._effects_since = Effects(), None
+        self._effects, self._effects_since = Effects(), now if self._prunes else None
         for submission, rows in accepted:
             self._accept(submission, rows, now)
         refusals, self._refusals = self._refusals, []
         return refusals
+
+    def _make_room(self, error: StoreFull, submissions: list[Submission]) -> None:
+        """The disk is full. What ends must still be recorded: takes in nothing new, and frees what was set aside."""
+        self._store.rollback()
+        self._store.make_room()
+        self._prunes = False
+        self._narrator.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
+        self._refuse(submissions, error)
 
     def _submit(self, submissions: list[Submission]) -> list[tuple[Submission, list[JobRow]]]:
         accepted = []

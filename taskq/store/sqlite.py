@@ -365,19 +365,26 @@ class SQLiteStore:
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
         surplus = self._kept - keep
-        seqs: list[tuple[int]] = []
+        removed = 0
+        runs: list[tuple[int, int]] = []  # to be removed: first and last of seqs with no other job between them
+        first = last = None
         examined: list[Any] = self._db.execute(_ENDED_AFTER, (self._prune_after, limit)).fetchall()
         for seq, state, finished_at in examined:
-            self._prune_after = seq
-            if state >= FIRST_FINAL and state != Kept.FAILED and (finished_at < before or len(seqs) < surplus):
-                seqs.append((seq,))
-        if len(examined) < limit:
-            self._prune_after = 0  # begin again: jobs that were waiting when it passed may have ended since
-        if seqs:
+            if state >= FIRST_FINAL and state != Kept.FAILED and (finished_at < before or removed < surplus):
+                first, last = first or seq, seq
+                removed += 1
+            elif first and last:
+                runs.append((first, last))
+                first = None
+        if first and last:
+            runs.append((first, last))
+        # begin again after the last: jobs that were waiting when it passed may have ended since
+        self._prune_after = examined[-1][0] if len(examined) == limit else 0
+        if runs:
             self._begin()
-            self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
-            self._kept -= len(seqs)
-        return len(seqs)
+            self._db.executemany("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", runs)  # by seq alone takes twice as long
+            self._kept -= removed
+        return removed
 
     @property
     def kept(self) -> int:
