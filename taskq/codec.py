@@ -607,18 +607,14 @@ def _unpack(job_id: bytes, payload: bytes) -> Any:
 
 
 def _unpackb(body: bytes, ext_hook: Callable[[int, bytes], Any], pairs_hook: _PairsHook | None) -> Any:
-    size = len(body)  # every item takes a byte at least, so a header that promises more is a lie
+    # msgpack's limits for strings, arrays and maps are the size of the data: every item takes a byte at least, so a
+    # header that promises more is a lie
     return msgpack.unpackb(
         body,
         ext_hook=ext_hook,
         object_pairs_hook=pairs_hook,
         strict_map_key=False,
         timestamp=1,  # as float: msgpack's own Timestamp, which is never packed here, must not come out
-        max_str_len=size,
-        max_bin_len=size,
-        max_ext_len=size,
-        max_array_len=size,
-        max_map_len=size // 2,
     )
 
 

@@ -127,7 +127,7 @@ class JobRow:
 
     __slots__ = ("attempts", "crashes", "id", "payload", "seq", "spec")
 
-    def __init__(self, seq: int, id: bytes, spec: Spec, payload: bytes, attempts: int, crashes: int) -> None:
+    def __init__(self, seq: int, id: bytes, spec: Spec, payload: bytes, attempts: int = 0, crashes: int = 0) -> None:
         self.seq = seq
         self.id = id
         self.spec = spec

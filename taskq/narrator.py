@@ -57,8 +57,12 @@ class Narrator:
     def successes(self, done: Sequence[Done], now: float) -> None:
         """Jobs that succeeded: a line each, up to the rate."""
         by_task: dict[str, list[Done]] = {}
+        spec, group = None, list[Done]()
         for success in done:
-            by_task.setdefault(success[0].spec.task, []).append(success)
+            if success[0].spec is not spec:
+                spec = success[0].spec
+                group = by_task.setdefault(spec.task, [])
+            group.append(success)
         for task, successes in by_task.items():
             durations_us = [duration_us for _, _, duration_us in successes]
             total_s, longest_s = sum(durations_us) / 1e6, max(durations_us) / 1e6

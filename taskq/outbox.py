@@ -12,6 +12,7 @@ import threading
 import time
 from ctypes import c_uint64
 from multiprocessing.context import BaseContext
+from struct import Struct
 from typing import Any
 
 from taskq import wire
@@ -24,17 +25,18 @@ from taskq.wire import Op
 _REPORT_AFTER_S = 0.020
 _REPORT_COUNT = 250
 _BODY_BYTES = 256 * 1024
+_ROW = Struct("=4Q")  # number, verdict, microseconds, length of the outcome
 
 
 class Unsent:
-    """The shared memory: a count, four columns of numbers, and the outcomes one behind the other.
+    """The shared memory: a count, a row of four numbers for each attempt, and the outcomes one behind the other.
 
     The consumer alone writes; the broker reads when the consumer is dead. The count is written last, so what a kill
     interrupts is not counted.
     """
 
     def __init__(self, context: BaseContext) -> None:
-        self._memory: Any = context.RawArray(c_uint64, 1 + 4 * _REPORT_COUNT + _BODY_BYTES // 8)
+        self._memory: Any = context.RawArray(c_uint64, 1 + (_ROW.size * _REPORT_COUNT + _BODY_BYTES) // 8)
         self._look()
 
     def __getstate__(self) -> object:
@@ -46,33 +48,30 @@ class Unsent:
 
     def _look(self) -> None:
         data = memoryview(self._memory).cast("B")
-        columns = [data[8 + 8 * _REPORT_COUNT * n :][: 8 * _REPORT_COUNT].cast("Q") for n in range(4)]
-        self._count = data[:8].cast("Q")
-        self._numbers, self._verdicts, self._durations_us, self._lengths = columns
-        self._body = data[8 + 32 * _REPORT_COUNT :]
+        rows_end = 8 + _ROW.size * _REPORT_COUNT
+        self._count, self._rows, self._body = data[:8].cast("Q"), data[8:rows_end], data[rows_end:]
         self._end = 0  # of what is written of the body; the consumer's own
 
-    def add(self, number: int, verdict: int, duration_us: int, outcome: bytes) -> bool:
-        """Writes an outcome, if there is room for it."""
-        row = self._count[0]
-        end = self._end + len(outcome)
-        if row == _REPORT_COUNT or end > _BODY_BYTES:
-            return False
-        self._body[self._end : end] = outcome
-        self._numbers[row] = number
-        self._verdicts[row] = verdict
-        self._durations_us[row] = duration_us
-        self._lengths[row] = len(outcome)
+    def add(self, number: int, verdict: int, duration_us: int, outcome: bytes) -> int:
+        """Writes an outcome. Returns how many are there now, or 0 if there is no room for it."""
+        count = self._count[0]
+        start = self._end
+        end = start + len(outcome)
+        if count == _REPORT_COUNT or end > _BODY_BYTES:
+            return 0
+        self._body[start:end] = outcome
+        _ROW.pack_into(self._rows, _ROW.size * count, number, verdict, duration_us, len(outcome))
         self._end = end
-        self._count[0] = row + 1
-        return True
-
-    def __len__(self) -> int:
-        return self._count[0]
+        self._count[0] = count = count + 1
+        return count
 
     def frame(self) -> bytes:
         """The message that tells all that was written."""
-        return wire.frame([Op.OUTCOMES, *self._columns()], (bytes(self._body[: self._end]),))
+        return wire.frame([Op.OUTCOMES, *self._columns()], [bytes(self._body[: self._end])])
+
+    def is_empty(self) -> bool:
+        """Whether nothing was written, or all of it was sent."""
+        return self._count[0] == 0
 
     def clear(self) -> None:
         """Forgets what was written: it is sent."""
@@ -91,8 +90,8 @@ class Unsent:
 
     def _columns(self) -> list[list[int]]:
         count = min(self._count[0], _REPORT_COUNT)
-        columns = (self._numbers, self._verdicts, self._durations_us, self._lengths)
-        return [column[:count].tolist() for column in columns]
+        fields = self._rows[: _ROW.size * count].cast("Q").tolist()
+        return [fields[column::4] for column in range(4)]
 
 
 class Outbox:
@@ -111,13 +110,14 @@ class Outbox:
         duration_us = int(duration_s * 1e6)
         with self._lock:
             unsent = self._unsent
-            if not unsent.add(number, verdict, duration_us, outcome):
+            count = unsent.add(number, verdict, duration_us, outcome)
+            if count == 0:
                 self._send_unsent()
-                if not unsent.add(number, verdict, duration_us, outcome):
-                    envelope = [Op.OUTCOMES, [number], [verdict], [duration_us], [len(outcome)]]
-                    self._socket.sendall(wire.frame(envelope, (outcome,)))
-                    return
-            if len(unsent) == 1:
+                count = unsent.add(number, verdict, duration_us, outcome)
+            if count == 0:  # it is larger than the memory
+                envelope = [Op.OUTCOMES, [number], [verdict], [duration_us], [len(outcome)]]
+                self._socket.sendall(wire.frame(envelope, [outcome]))
+            elif count == 1:
                 self._oldest_at = now
                 self._has_some.set()
             elif now - self._oldest_at >= _REPORT_AFTER_S:
@@ -129,7 +129,7 @@ class Outbox:
             self._send_unsent()
 
     def _send_unsent(self) -> None:
-        if len(self._unsent):
+        if not self._unsent.is_empty():
             self._socket.sendall(self._unsent.frame())
             self._unsent.clear()
             self._has_some.clear()

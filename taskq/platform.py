@@ -10,13 +10,16 @@ import socket
 import struct
 import sys
 import termios
+from array import array
 
 import setproctitle
 
 IS_LINUX: bool = sys.platform.startswith("linux")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_NO_BYTES = bytes(struct.calcsize("i"))
+#: Takes the answer of FIONREAD, an int. It is larger than what `ioctl` copies (1 KiB): 0.47 microseconds a call, where
+#: bytes take 1.0, and so does a call through ctypes.
+_unread = array("i", [0] * 512)
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -69,9 +72,9 @@ def kill_group(leader_pid: int) -> None:
 
 
 def is_unread(pipe: int) -> bool:
-    """Whether the reader of a pipe has not taken all that was written to it. (`ioctl` is the cheapest of the ways to
-    ask: 0.5 microseconds, through ctypes 1.0.)"""
-    return fcntl.ioctl(pipe, termios.FIONREAD, _NO_BYTES) != _NO_BYTES
+    """Whether the reader of a pipe has not taken all that was written to it."""
+    fcntl.ioctl(pipe, termios.FIONREAD, _unread)
+    return _unread[0] != 0
 
 
 def oom_kills() -> int:

@@ -186,7 +186,7 @@ class SQLiteStore:
         self._begin()
         number, queue = self._numbers(spec)
         first = self._next_seq
-        rows = [JobRow(*fields, 0, 0) for fields in zip(count(first), ids, repeat(spec), payloads)]
+        rows = list(map(JobRow, count(first), ids, repeat(spec), payloads))
         # Ids sort by time, so ids newer than all known ones need no look-up; that is nearly always so.
         if min(ids) <= self._newest_id or len(set(ids)) < len(ids):
             rows = self._without_known(rows)
@@ -279,8 +279,9 @@ class SQLiteStore:
         totals = self.totals
         successes: list[tuple[int, int, float, bytes, int]] = []
         others: list[tuple[int, int, int, float, bytes, int]] = []
+        succeeded = Kept.SUCCEEDED  # looked up once: 0.1 microseconds each time
         for row, kept, outcome in ended:
-            if kept == Kept.SUCCEEDED:
+            if kept is succeeded:
                 successes.append((row.attempts, row.crashes, now, outcome, row.seq))
             else:
                 others.append((kept, row.attempts, row.crashes, now, outcome, row.seq))
