@@ -71,6 +71,15 @@ def kill_group(leader_pid: int) -> None:
         pass  # nobody is left in it (macOS says so with EPERM)
 
 
+def widen_pipe(pipe: int, size: int) -> None:
+    """Has a pipe hold so many bytes, if it may: a large message then costs its writer one wait, not many (Linux)."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        try:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
+        except OSError:
+            pass  # this user's pipes take all that the system allows already
+
+
 def is_unread(pipe: int) -> bool:
     """Whether the reader of a pipe has not taken all that was written to it."""
     fcntl.ioctl(pipe, termios.FIONREAD, _unread)

@@ -26,12 +26,12 @@ import msgpack
 
 from taskq.config import Directory, Settings
 from taskq.consumer import STOP, TIMEOUT_SIGNAL, Boot, main
-from taskq.core import Batch, Death, Key
+from taskq.core import MAX_BATCH_BYTES, Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.limits import MAX_LAST_LINES
 from taskq.outbox import Unsent
 from taskq.output import LineCutter
-from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
+from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd, widen_pipe
 from taskq.wire import Decoder, Message
 
 #: A consumer must have imported the application within this time.
@@ -191,6 +191,7 @@ class Supervisor:
         # as CPython's executor does: a dead reader is no error of the feeder thread, and no reason to wait for it
         inbox._ignore_epipe = True  # type: ignore[attr-defined]
         inbox.cancel_join_thread()
+        widen_pipe(inbox._writer.fileno(), MAX_BATCH_BYTES)  # type: ignore[attr-defined]
         counters = Counters(self._context)
         unsent = Unsent(self._context)
         record = self._free_record()

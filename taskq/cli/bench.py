@@ -14,15 +14,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
 
+from taskq.app import Job
 from taskq.cli import bench_app
 from taskq.cli.bench_app import burn, noop, pid, q
 from taskq.cli.bench_skeleton import Skeleton
@@ -56,11 +57,11 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def _enqueue_and_finish(count: int) -> None:
-    q.client.wait(bytes.fromhex(noop.enqueue_many((number,) for number in range(count))[-1].id), None)
-    _wait_until_idle()
+    _finish(noop.enqueue_many((number,) for number in range(count)))
 
 
-def _wait_until_idle() -> None:
+def _finish(jobs: Sequence[Job[Any]]) -> None:
+    jobs[-1].wait()  # asking for the status all the time would cost what is measured
     while any(queue["queued"] or queue["running"] for queue in q.client.status()["queues"].values()):
         time.sleep(0.005)
 
@@ -148,8 +149,7 @@ def round_trip(skeleton: Skeleton) -> list[Figure]:
 
 
 def _burn_all() -> None:
-    burn.enqueue_many((BURN_MS,) for _ in range(BURN_JOBS))
-    _wait_until_idle()
+    _finish(burn.enqueue_many((BURN_MS,) for _ in range(BURN_JOBS)))
 
 
 def cpu_bound() -> list[Figure]:
@@ -188,12 +188,12 @@ def _drain(count: int) -> tuple[float, int]:
     for number in pids:
         os.kill(number, signal.SIGSTOP)
     try:
-        noop.enqueue_many((number,) for number in range(count))
+        jobs = noop.enqueue_many((number,) for number in range(count))
         rss = psutil.Process(status["broker"]["pid"]).memory_info().rss
     finally:
         for number in pids:
             os.kill(number, signal.SIGCONT)
-    return count / timed(_wait_until_idle), rss
+    return count / timed(lambda: _finish(jobs)), rss
 
 
 def start_up(rounds: int) -> Figure:
