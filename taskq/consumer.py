@@ -20,7 +20,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.queues import Queue
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,7 +61,7 @@ class Boot:
     record: int
     parent_pid: int  # 0 if not known
     counters: Counters
-    inbox: Queue[bytes]
+    inbox: SimpleQueue[bytes]
     socket: socket.socket
     unsent: Unsent
     output: Connection

@@ -146,6 +146,8 @@ class Crew:
     def _hear_last_words(self, slot: Slot) -> None:
         """Takes in all that a dead consumer sent: results outlive their writer."""
         claim = slot.counters.read()
+        if slot.inbox in self._selector.get_map():
+            self._selector.unregister(slot.inbox)
         if slot.socket in self._selector.get_map():
             self._selector.unregister(slot.socket)
             try:
@@ -195,7 +197,17 @@ class Crew:
         for key in self._core.recalls(now):
             self.take_back(key, now)
         for batch in self._core.dispatch(now):
-            self._supervisor.slots[batch.key].send(batch)
+            slot = self._supervisor.slots[batch.key]
+            if not slot.send(batch):
+                self._flush_later(slot)
+
+    def _flush_later(self, slot: Slot) -> None:
+        if slot.inbox not in self._selector.get_map():
+            self._selector.register(slot.inbox, selectors.EVENT_WRITE, partial(self._on_room, slot))
+
+    def _on_room(self, slot: Slot, _mask: int) -> None:
+        if slot.inbox.flush():
+            self._selector.unregister(slot.inbox)
 
     def take_back(self, key: Key, now: float) -> None:
         """Takes back what a consumer has not started."""
@@ -280,6 +292,7 @@ class Crew:
         """Lets a consumer end after what it is running."""
         self._core.retire(slot.key)
         self.take_back(slot.key, time.monotonic())
-        self._supervisor.retire(slot)
+        if not self._supervisor.retire(slot):
+            self._flush_later(slot)
         if self._core.holds_nothing(slot.key):
             self._supervisor.expect_exit(slot, time.monotonic())

@@ -28,10 +28,11 @@ from taskq.config import Directory, Settings
 from taskq.consumer import STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import MAX_BATCH_BYTES, Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
+from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
 from taskq.outbox import Unsent
 from taskq.output import LineCutter
-from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd, widen_pipe
+from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 from taskq.wire import Decoder, Message
 
 #: A consumer must have imported the application within this time.
@@ -63,7 +64,7 @@ class Slot:
     record: int  # its place in the flight recorder
     process: BaseProcess
     pid: int
-    inbox: multiprocessing.queues.Queue[bytes]
+    inbox: Inbox
     counters: Counters
     unsent: Unsent
     socket: socket.socket  # the broker's end
@@ -90,10 +91,10 @@ class Slot:
         """Becomes readable when the process has ended."""
         return self.process.sentinel if self.pidfd is None else self.pidfd
 
-    def send(self, batch: Batch) -> None:
-        """Sends jobs. The queue's feeder thread carries the write, so a consumer that does not read stops nobody."""
+    def send(self, batch: Batch) -> bool:
+        """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
         jobs = [(row.id, row.spec.task, row.attempts + 1, row.payload) for row in batch.rows]
-        self.inbox.put(msgpack.packb((batch.first, jobs)))
+        return self.inbox.put(msgpack.packb((batch.first, jobs)))
 
     def read_messages(self) -> list[Message]:
         """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
@@ -187,11 +188,7 @@ class Supervisor:
     def _spawn(self, number: int, now: float, replaces: Slot | None = None) -> Slot:
         ours, theirs = socket.socketpair()
         output_reader, output_writer = self._context.Pipe(duplex=False)
-        inbox: multiprocessing.queues.Queue[bytes] = self._context.Queue()
-        # as CPython's executor does: a dead reader is no error of the feeder thread, and no reason to wait for it
-        inbox._ignore_epipe = True  # type: ignore[attr-defined]
-        inbox.cancel_join_thread()
-        widen_pipe(inbox._writer.fileno(), MAX_BATCH_BYTES)  # type: ignore[attr-defined]
+        inbox = Inbox(self._context, MAX_BATCH_BYTES)
         counters = Counters(self._context)
         unsent = Unsent(self._context)
         record = self._free_record()
@@ -202,7 +199,7 @@ class Supervisor:
             record=record,
             parent_pid=0 if self._settings.preload else os.getpid(),
             counters=counters,
-            inbox=inbox,
+            inbox=inbox.queue,
             socket=theirs,
             unsent=unsent,
             output=output_writer,
@@ -211,7 +208,7 @@ class Supervisor:
         process.start()
         theirs.close()
         output_writer.close()
-        inbox._reader.close()  # type: ignore[attr-defined]  # else the feeder thread never hears that the reader died
+        inbox.handed_over()
         ours.setblocking(False)
         output = os.dup(output_reader.fileno())
         output_reader.close()
@@ -271,10 +268,10 @@ class Supervisor:
             self._preload()
         self._reloading = sorted({slot.number for slot in self.slots.values() if slot.state is not SlotState.RETIRING})
 
-    def retire(self, slot: Slot) -> None:
-        """Tells a consumer to stop after what it is running; all else was taken back before."""
+    def retire(self, slot: Slot) -> bool:
+        """Tells a consumer to stop after what it is running; all else was taken back before. Returns as `Slot.send`."""
         slot.state = SlotState.RETIRING
-        slot.inbox.put(STOP)
+        return slot.inbox.put(STOP)
 
     def expect_exit(self, slot: Slot, now: float) -> None:
         """A retiring consumer has no job any more: it must end soon."""

@@ -19,7 +19,7 @@ from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_u
 
 from taskq import JobError, JobFailed, JobState, wire
 from taskq.client import Call, Client
-from taskq.config import Directory
+from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.errors import AlreadyRunning
 from taskq.ledger import Ledger
@@ -490,7 +490,7 @@ def spool_one(directory: Directory, job_id: bytes) -> None:
 def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     directory = Directory(home).create()
     store = SQLiteStore(directory.journal)
-    ledger = Ledger(store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory)
+    ledger = Ledger(store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
     [job_id] = new_job_ids(1)
     spool_one(directory, job_id)
     store.is_full = True

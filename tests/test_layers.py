@@ -19,7 +19,7 @@ ROOT = Path(taskq.__file__).parent
 #: From the bottom up: a module imports from the rows below its own only. `log` and `cli` stand for all that is in them.
 ROWS = (
     {"errors", "limits", "exits", "platform"},
-    {"model", "codec", "wire", "spool", "context", "locks", "counters", "log"},
+    {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
     {"config", "outcome", "output", "store"},
     {"client", "server", "core", "outbox", "store.sqlite"},
     {"aio", "app"},
