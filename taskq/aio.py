@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
@@ -19,11 +18,8 @@ from typing import Any
 
 from taskq import wire
 from taskq.client import (
-    RECONNECT_FIRST_S,
-    RECONNECT_LONGEST_S,
     REPLY_TIMEOUT_S,
     SHORTEST_WAIT_S,
-    TELL_AWAY_AFTER_S,
     Call,
     Client,
     ConnectionLost,
@@ -32,6 +28,7 @@ from taskq.client import (
     ending_of,
     error_of,
     info_of,
+    reconnect_pauses,
     submit_frame,
     value_of,
 )
@@ -220,21 +217,9 @@ class AsyncClient:
             self._connect_later()
 
     def _connect_later(self) -> None:
-        self._pauses = self._pauses or _pauses(self._blocking)
+        self._pauses = self._pauses or reconnect_pauses(self._blocking)
         self._is_retrying = True
         asyncio.get_running_loop().call_later(next(self._pauses), self._connect_again)
-
-
-def _pauses(client: Client) -> Iterator[float]:
-    """The pauses between attempts to reach a broker. When they have become long together, tells it once."""
-    pause_s = RECONNECT_FIRST_S
-    tell_at = time.monotonic() + TELL_AWAY_AFTER_S
-    while time.monotonic() < tell_at:
-        yield pause_s
-        pause_s = min(pause_s * 2, RECONNECT_LONGEST_S)
-    client.tell_away()
-    while True:
-        yield RECONNECT_LONGEST_S
 
 
 class _Connection:

@@ -34,10 +34,10 @@ logger = logging.getLogger("taskq")
 
 #: A broker answers in milliseconds. One that says nothing for so long is stopped or hangs.
 REPLY_TIMEOUT_S = 20.0
-#: Pauses between attempts to reach a broker that is away, and when to tell that it still is.
-RECONNECT_FIRST_S = 0.01
-RECONNECT_LONGEST_S = 0.25
-TELL_AWAY_AFTER_S = 3.0
+#: Bounds of the pauses between attempts to reach a broker that is away, and when to tell that it still is.
+_RECONNECT_FIRST_S = 0.01
+_RECONNECT_LONGEST_S = 0.25
+_TELL_AWAY_AFTER_S = 3.0
 #: Even `timeout=0` waits so long, for the answer that the job ended already.
 SHORTEST_WAIT_S = 0.05
 _FOREVER_S = 1e9
@@ -438,6 +438,19 @@ class Client:
             self._idle.pop().close()
 
 
+def reconnect_pauses(client: Client) -> Iterator[float]:
+    """The pauses between attempts to reach a broker: a tenth of the time waited so far, so that nobody waits much
+    longer than the broker is away. Once in a long wait, tells that there is none."""
+    began = time.monotonic()
+    is_told = False
+    while True:
+        waited_s = time.monotonic() - began
+        if waited_s >= _TELL_AWAY_AFTER_S and not is_told:
+            client.tell_away()
+            is_told = True
+        yield min(max(waited_s / 10, _RECONNECT_FIRST_S), _RECONNECT_LONGEST_S)
+
+
 class Endings:
     """A stream of the endings of jobs, over a connection of its own, which is renewed when it is lost."""
 
@@ -487,8 +500,7 @@ class Endings:
 
     def _connected(self, deadline: float | None) -> Connection | None:
         """The connection, on which all waiting jobs are watched; None if there is no broker until the deadline."""
-        pause_s = RECONNECT_FIRST_S
-        tell_at: float | None = time.monotonic() + TELL_AWAY_AFTER_S
+        pauses = reconnect_pauses(self._client)
         while self._connection is None:
             try:
                 connection = self._client.connect()
@@ -498,11 +510,8 @@ class Endings:
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     return None
-                if tell_at is not None and now >= tell_at:
-                    self._client.tell_away()
-                    tell_at = None
+                pause_s = next(pauses)
                 time.sleep(pause_s if deadline is None else min(pause_s, max(0.0, deadline - now)))
-                pause_s = min(pause_s * 2, RECONNECT_LONGEST_S)
         return self._connection
 
     def _drop_connection(self) -> None:

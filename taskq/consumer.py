@@ -13,15 +13,11 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,21 +25,17 @@ import msgpack
 
 from taskq.app import TaskQ
 from taskq.config import Directory
+from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
 from taskq.context import write_record
-from taskq.counters import Counters, FlightRecorder
+from taskq.counters import FlightRecorder
 from taskq.errors import AppError, JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
-from taskq.outbox import Outbox, Unsent
+from taskq.outbox import Outbox
 from taskq.platform import die_with_parent, is_unread, name_process
 from taskq.runner import Runner, flush_output
 from taskq.wire import Op
-
-#: Sent in place of a batch: no more will come.
-STOP = b""
-#: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
-TIMEOUT_SIGNAL = signal.SIGXCPU
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
@@ -51,24 +43,8 @@ _OUTPUT_WAIT_S = 0.25
 _is_forked_child = False  # set in what a job forks
 
 
-@dataclass(frozen=True)
-class Boot:
-    """What a consumer is started with. Written by the supervisor, handed over by inheritance."""
-
-    app: str
-    directory: Path
-    title: str
-    record: int
-    parent_pid: int  # 0 if not known
-    counters: Counters
-    inbox: SimpleQueue[bytes]
-    socket: socket.socket
-    unsent: Unsent
-    output: Connection
-
-
-def main(boot: Boot) -> None:
-    """Runs a consumer: the target of its process."""
+def run(boot: Boot) -> None:
+    """Runs a consumer, to its end."""
     live_and_die_with_the_broker(boot)
     send_output_to(boot.output)
     name_process(boot.title)

@@ -15,14 +15,15 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
 from taskq.config import Directory, Settings
 from taskq.exits import FINAL_EXITS, Exit
 from taskq.log.fanout import announce
-from taskq.platform import IS_LINUX, adopt_orphans, name_of_signal, name_process
+from taskq.platform import adopt_orphans, name_of_signal, name_process
+from taskq.spawn import take_broker, take_resolver
 
 #: A broker may die so often in this time; then something is wrong that a restart does not mend.
 _RESTARTS = 30
@@ -34,41 +35,6 @@ _PAUSE_LONGEST_S = 5.0
 _FAILURES = 5
 #: How long to wait at the end for processes that end after their broker.
 _ORPHANS_S = 0.5
-
-#: Whole messages; macOS has only streams here, where the few short ones come whole as well.
-_MESSAGES = socket.SOCK_SEQPACKET if IS_LINUX else socket.SOCK_STREAM
-
-_RESOLVE = "import sys; from taskq.resolve import main; main(sys.argv[1], int(sys.argv[2]))"
-#: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
-_QUIET = "ignore:resource_tracker:UserWarning"
-_BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
-
-
-class _Broker(NamedTuple):
-    """A broker process, and our end of the socket to it."""
-
-    process: subprocess.Popen[bytes]
-    socket: socket.socket
-
-
-_early: list[_Broker] = []  # at most one, started before the guardian knows what for
-
-
-def start_broker_early() -> None:
-    """Starts a broker that waits for its set-up, for the guardian that this process is going to run."""
-    _early.append(_spawn_broker())
-
-
-def _spawn_broker() -> _Broker:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, _MESSAGES)
-    process = subprocess.Popen(
-        [sys.executable, "-W", _QUIET, "-c", _BROKER, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        process_group=0,  # Ctrl-C is for the guardian, which passes it on in its own way
-    )
-    theirs.close()
-    return _Broker(process, ours)
 
 
 class Guardian:
@@ -127,14 +93,11 @@ class Guardian:
 
     def _resolve(self) -> tuple[int, str]:
         """Has a process of its own import the application, to learn its name and directory or what is wrong with it."""
-        ours, theirs = socket.socketpair()
-        arguments = [sys.executable, "-c", _RESOLVE, self._app, str(theirs.fileno())]
-        with subprocess.Popen(arguments, pass_fds=[theirs.fileno()]) as process:
-            theirs.close()
-            answer = b"".join(iter(lambda: ours.recv(65536), b""))
-        ours.close()
+        resolver = take_resolver(self._app)
+        with resolver.socket, resolver.process:
+            answer = b"".join(iter(lambda: resolver.socket.recv(65536), b""))
         if not answer:
-            return Exit.APP, f"importing {self._app} ended the process ({_describe(process.returncode)})"
+            return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
         code, message, title, path = msgpack.unpackb(answer)
         self._title, self._directory = title, Directory(Path(path))
         name_process(f"guardian [{title}]")
@@ -151,7 +114,8 @@ class Guardian:
     # -- the broker
 
     def _start_broker(self) -> None:
-        self._broker, self._socket = _early.pop() if _early else _spawn_broker()
+        broker = take_broker()
+        self._broker, self._socket = broker.process, broker.socket
         self._came_up = False
 
     def _send_setup(self) -> None:

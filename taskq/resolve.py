@@ -17,8 +17,10 @@ def main(app: str, descriptor: int) -> None:
     """Imports an application, makes its directory, and writes (exit code, message, title, path) to a socket."""
     answer = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
-    answer.sendall(msgpack.packb(_resolve(app)))
-    answer.close()
+    try:
+        answer.sendall(msgpack.packb(_resolve(app)))
+    except OSError:
+        pass  # started early, for a command line that made no sense
     os._exit(0)  # whatever threads the application started
 
 

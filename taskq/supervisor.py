@@ -25,7 +25,7 @@ from zlib import crc32
 import msgpack
 
 from taskq.config import Directory, Settings
-from taskq.consumer import STOP, TIMEOUT_SIGNAL, Boot, main
+from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import MAX_BATCH_BYTES, Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.inbox import Inbox

@@ -285,7 +285,7 @@ class Told(logging.Handler):
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long outage is told after a short one."""
-    monkeypatch.setattr(aio, "TELL_AWAY_AFTER_S", 0.2)
+    monkeypatch.setattr(client, "_TELL_AWAY_AFTER_S", 0.2)
 
 
 @pytest.mark.usefixtures("soon")
@@ -324,7 +324,7 @@ def test_a_broker_that_hangs_up_is_not_flooded(home: Path) -> None:
         logging.getLogger("taskq").removeHandler(told)
 
     run(main())
-    assert 3 <= len(callers) <= 8
+    assert 3 <= len(callers) <= 25  # a pause is a tenth of what was waited, 10 ms at the least
 
 
 def test_a_broker_that_refuses_us_is_heard(home: Path) -> None:

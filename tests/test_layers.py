@@ -18,11 +18,11 @@ ROOT = Path(taskq.__file__).parent
 
 #: From the bottom up: a module imports from the rows below its own only. `log` and `cli` stand for all that is in them.
 ROWS = (
-    {"errors", "limits", "exits", "platform"},
+    {"errors", "limits", "exits", "platform", "spawn"},
     {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
     {"config", "outcome", "output", "store"},
     {"client", "server", "core", "outbox", "store.sqlite"},
-    {"aio", "app"},
+    {"aio", "app", "consumer_process"},
     {"loader"},
     {"runner", "resolve"},
     {"consumer"},
@@ -38,7 +38,7 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("app", "aio"), ("app", "fleet")}
+LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer")}
 
 
 class Import(NamedTuple):

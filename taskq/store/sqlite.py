@@ -39,6 +39,8 @@ _WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
 #: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 _BALLAST_BYTES = 8 * 1024 * 1024
+#: How often pruning begins again at the oldest job.
+_PRUNE_AGAIN_S = 60.0
 _ROW = "seq, id, spec, payload, attempts, crashes"
 
 P = ParamSpec("P")
@@ -84,7 +86,8 @@ class SQLiteStore:
         self._queue_numbers: dict[str, int] = {}
         self._newest_id = b""
         self._next_seq = 1
-        self._prune_after = 0
+        self._prune_after = 0  # up to this seq nothing more is to be removed now
+        self._pruning_since = 0.0
         self._ballast = path.with_suffix(".ballast")
         self.is_full = False
         #: What the opening found, for the log: events and their fields.
@@ -162,6 +165,7 @@ class SQLiteStore:
         # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
         self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
         self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
+        self._prune_after = 0
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
         for queue, name in self._db.execute("SELECT queue, name FROM queues"):
             self._queue_numbers[name] = queue
@@ -365,26 +369,26 @@ class SQLiteStore:
 
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
-        surplus = self._kept - keep
-        removed = 0
-        runs: list[tuple[int, int]] = []  # to be removed: first and last of seqs with no other job between them
-        first = last = None
-        examined: list[Any] = self._db.execute(_ENDED_AFTER, (self._prune_after, limit)).fetchall()
-        for seq, state, finished_at in examined:
-            if state >= FIRST_FINAL and state != Kept.FAILED and (finished_at < before or removed < surplus):
-                first, last = first or seq, seq
+        if before - self._pruning_since > _PRUNE_AGAIN_S:
+            self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
+        first = last = removed = seen = 0
+        is_kept = False
+        cursor = self._db.execute(_JOBS_AFTER, (self._prune_after, limit))
+        for seen, (seq, state, finished_at) in enumerate(cursor, 1):  # noqa: B007  used after the loop
+            if state in _PRUNABLE:
+                is_kept = finished_at >= before and self._kept - removed <= keep
+                if is_kept:
+                    break  # what is behind it ended later, nearly always
+                first = first or seq
                 removed += 1
-            elif first and last:
-                runs.append((first, last))
-                first = None
-        if first and last:
-            runs.append((first, last))
-        # begin again after the last: jobs that were waiting when it passed may have ended since
-        self._prune_after = examined[-1][0] if len(examined) == limit else 0
-        if runs:
+            last = seq
+        cursor.close(True)
+        if removed:
             self._begin()
-            self._db.executemany("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", runs)  # by seq alone takes twice as long
+            self._db.execute(_PRUNE, (first, last))  # one by one takes twice as long
             self._kept -= removed
+        is_at_end = seen < limit and not is_kept
+        self._prune_after = 0 if is_at_end else last or self._prune_after
         return removed
 
     @property
@@ -426,7 +430,9 @@ _RESCHEDULE = (
     "UPDATE jobs SET state = ?, due_at = ?, attempts = ?, crashes = ?, outcome = coalesce(?, outcome) WHERE seq = ?"
 )
 _TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
-_ENDED_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
+_PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)
+_JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
+_PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
 
 
 def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, bytes | None, int]:
