@@ -28,6 +28,7 @@ from taskq import (
     ProtocolError,
     ResultTimeout,
     aio,
+    client,
     wire,
 )
 from taskq.config import Directory
