@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -33,6 +32,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 #: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, virtual machines' shares).
 UNSAFE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "glusterfs"})
+
+
+_SHORT_PATHS = Path("/tmp")
 
 
 def default_consumers() -> int:
@@ -182,13 +184,14 @@ class Directory:
 
     def socket_path(self) -> Path:
         """The path of the broker's socket: in the directory, or, where that path is longer than the kernel takes
-        (see MAX_SOCKET_PATH_BYTES), at a short path that every client finds again from the directory's real path."""
+        (see MAX_SOCKET_PATH_BYTES), at a short path that every client finds again from the directory's real path.
+        That one does not follow TMPDIR, which may be another for a client than for the fleet."""
         real = Path(os.path.realpath(self.path))  # whatever links a client came through
         direct = real / "taskq.sock"
         if len(os.fsencode(direct)) <= MAX_SOCKET_PATH_BYTES:
             return direct
         digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
-        return Path(tempfile.gettempdir()) / f"taskq-{os.geteuid()}" / f"{digest}.sock"
+        return _SHORT_PATHS / f"taskq-{os.geteuid()}" / f"{digest}.sock"
 
     def filesystem(self) -> str:
         """The type of the filesystem that holds the directory, or "" where the system does not tell."""

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from taskq.counters import Claim
 from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
-from taskq.outcome import Attempts, Verdict, pack_failure, unpack
+from taskq.outcome import Attempts, Verdict, error_in, pack_failure
 from taskq.store import Ended, Kept, Rescheduled
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
@@ -350,7 +350,7 @@ class Core:
                 effects.notes.append(Note("consumer.confused", {"consumer_key": key, "number": number}))
                 continue
             # may raise: then the job is still the consumer's, and goes back when that is killed for it
-            error = None if verdict == succeeded else unpack(outcome).error
+            error = None if verdict == succeeded else error_in(outcome)
             del leased[number]
             row.attempts += 1
             if row.spec is not spec:

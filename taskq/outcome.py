@@ -79,6 +79,18 @@ def unpack(outcome: bytes) -> Outcome:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
 
 
+def error_in(outcome: bytes) -> JobError:
+    """The error in the outcome of an attempt that did not succeed.
+
+    Raises:
+        ProtocolError: there is none.
+    """
+    error = unpack(outcome).error
+    if error is None:
+        raise ProtocolError("a failure without an error")
+    return error
+
+
 def _clean(text: str, most: int) -> str:
     """Text that surely fits and packs: cut in its middle, lone surrogates escaped."""
     if len(text) > most:

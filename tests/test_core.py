@@ -862,13 +862,15 @@ def test_reports_that_make_no_sense_are_noted(core: Core) -> None:
     assert events(effects.notes) == ["consumer.confused", "consumer.confused"]
 
 
-def test_an_outcome_that_is_none_loses_no_job(core: Core) -> None:
-    """A consumer that reports garbage is an error, and its jobs are still there when it is killed for it."""
+@pytest.mark.parametrize("garbage", [b"\xc1 garbage", GOOD])
+def test_an_outcome_that_is_none_loses_no_job(core: Core, garbage: bytes) -> None:
+    """A consumer that reports garbage, or a failure without an error, is an error itself; its jobs are still there when
+    it is killed for it."""
     core.retire(2)
     core.submitted(rows(3))
     core.dispatch(0.0)
     with pytest.raises(ProtocolError):
-        core.settled(1, Attempts([1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [b"\xc1 garbage", BAD]), 0.0, 1e9)
+        core.settled(1, Attempts([1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [garbage, BAD]), 0.0, 1e9)
     core.take_effects()
     core.died(1, Claim(2, False, 0.0), Death(signal="SIGKILL"), 1e9)
     assert core.counts() == {"default": 3}

@@ -94,7 +94,11 @@ class SQLiteStore:
         self.findings: list[tuple[str, dict[str, Any]]] = []
         mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
         try:
-            self._open(durability, vfs)
+            try:
+                self._open(durability, vfs)
+            except StoreFull:
+                self.make_room()  # to open writes a little
+                self._open(durability, vfs)
         finally:
             os.umask(mask)
 
@@ -110,6 +114,13 @@ class SQLiteStore:
                 f"restore it from a backup, or remove {marker} to begin with an empty queue"
             )
         self._db = apsw.Connection(str(self._path), vfs=vfs)
+        try:
+            self._set_up(durability, marker)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _set_up(self, durability: str, marker: Path) -> None:
         self._db.set_busy_timeout(5_000)
         for pragma in (
             "locking_mode=EXCLUSIVE",
