@@ -327,11 +327,13 @@ def _encode_int(value: int) -> Any:
 
 def _stamp(value: datetime | time) -> bytes:
     """Fold, ISO text, a ZoneInfo's key in place of the offset: ``12024-10-27T02:30:00[Europe/Paris]``."""
-    zone = value.tzinfo
+    zone, offset = value.tzinfo, value.utcoffset()
     if isinstance(zone, ZoneInfo) and zone.key is not None and _ZONE_KEY.fullmatch(zone.key):
         text = f"{value.replace(tzinfo=None).isoformat()}[{zone.key}]"
-    elif zone is not None and value.utcoffset() is None:
+    elif zone is not None and offset is None:
         raise _Unsupported("its time zone gives no offset; use a datetime, a fixed offset or a ZoneInfo")
+    elif offset is not None and offset.microseconds:
+        raise _Unsupported("its offset from UTC has a fraction of a second")  # `fromisoformat` loses some of those
     else:
         text = value.isoformat()
     return f"{value.fold}{text}".encode("ascii")

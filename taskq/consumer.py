@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -86,6 +87,39 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     os.register_at_fork(after_in_child=forget_in_child)
 
 
+_Handler = Callable[[int, FrameType | None], None]
+
+
+def handle_signals(handlers: dict[int, _Handler]) -> None:
+    """Sets signal handlers for this process alone: what a job forks begins with the default ones, as elsewhere.
+    (`multiprocessing.Pool` ends its workers with SIGTERM, and waits for their end.)
+
+    A signal may reach a child before it has changed its handlers, and CPython forgets what arrives so early. So they
+    are blocked around the fork, and arrive when the handlers are right.
+    """
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    mask = threading.local()
+
+    def before_fork() -> None:
+        mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+
+    def after_fork() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def after_fork_in_child() -> None:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) == handler:  # and not one of the job's own
+                signal.signal(number, signal.SIG_DFL)
+        after_fork()
+
+    os.register_at_fork(before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child)
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    pass
+
+
 def send_output_to(output: Connection) -> None:
     """Points this process's output, native output included, at the broker's pipe; input is empty."""
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -140,10 +174,14 @@ class Consumer:
 
     def run(self) -> None:
         """Runs jobs until the broker says stop, or SIGTERM does (after the running job)."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._on_stop)
-        signal.signal(TIMEOUT_SIGNAL, self._on_timeout)
+        handle_signals(
+            {
+                signal.SIGINT: _ignore,  # not SIG_IGN, which the programs that jobs run would inherit
+                signal.SIGHUP: _ignore,
+                signal.SIGTERM: self._on_stop,
+                TIMEOUT_SIGNAL: self._on_timeout,
+            }
+        )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
         self._outbox.send([Op.READY, os.getpid(), self._task_names[:500]])
         while not self._is_stopping:

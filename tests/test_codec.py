@@ -155,7 +155,7 @@ def packed(value: Any) -> bytes:
 
 # --- Round trips ---
 
-fixed = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+fixed = st.integers(-23 * 3600, 23 * 3600).map(lambda seconds: timezone(timedelta(seconds=seconds)))
 zones = st.sampled_from([None, UTC, ZoneInfo("Europe/Paris"), ZoneInfo("America/New_York"), ZoneInfo("Etc/GMT+5")])
 folds = st.integers(0, 1)
 hashable_leaves = st.one_of(
@@ -237,7 +237,7 @@ def test_calls_come_back(args: list[Any], kwargs: dict[str, Any], job_id: bytes)
             Path(),
         ),
         datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Paris"), fold=1),
-        datetime(2024, 1, 1, tzinfo=timezone(-timedelta(hours=3, seconds=1, microseconds=7))),
+        datetime(2024, 1, 1, tzinfo=timezone(-timedelta(hours=3, seconds=1))),
         Path("a\udcff"),
     ],
     ids=lambda value: type(value).__name__,
@@ -324,6 +324,13 @@ def test_no_name_of_a_class_or_module_is_in_the_data() -> None:
     payload = encode_result(ID, [Color.RED, Shape("s", Color.RED), Point(1)])
     for name in (b"Color", b"Shape", b"Point", b"RED", __name__.encode()):
         assert name not in payload
+
+
+@pytest.mark.parametrize("clock", [time(0, 0), datetime(2024, 1, 1)])
+def test_offsets_of_a_fraction_of_a_second_are_refused(clock: time | datetime) -> None:
+    """Python's `fromisoformat` reads ``+00:00:00.000001`` as UTC (3.11 to 3.13)."""
+    with pytest.raises(PayloadError, match="fraction of a second"):
+        encode_result(ID, clock.replace(tzinfo=timezone(timedelta(microseconds=1))))
 
 
 def test_encoding_from_inside_an_encoder_is_safe() -> None:

@@ -508,7 +508,7 @@ def test_what_is_committed_with_spooled_jobs_is_told(home: Path) -> None:
     """A retry that was decided in the moment in which spooled jobs come in: its time must not be forgotten."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()
-    ledger = Ledger(store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory)
+    ledger = Ledger(store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
     [failing, spooled] = new_job_ids(2)
     core.joined(1, 0.0)
     core.submitted(store.submit(Spec("add"), [failing], [b"payload"]))

@@ -219,10 +219,16 @@ def test_large_payloads_travel(shared: Fleet) -> None:
 
 def test_the_process_of_a_job_may_fork(shared: Fleet) -> None:
     assert jobs.use_multiprocessing.enqueue().result(timeout=10) == 6
-    before = shared.consumer_pids()
+    before = shared.wait_ready().consumer_pids()
     assert jobs.fork_and_return.enqueue().result(timeout=10) in before
     assert jobs.add.enqueue(1).result(timeout=10) == 2
     assert shared.consumer_pids() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_signals_end_what_a_job_forks(shared: Fleet, number: signal.Signals) -> None:
+    """`multiprocessing.Pool` ends its workers so. A consumer's own way with signals is not theirs."""
+    assert jobs.end_a_fork.enqueue(int(number)).result(timeout=10) == -number
 
 
 # -- what a job knows and tells

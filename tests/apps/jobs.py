@@ -245,6 +245,17 @@ def fork_and_return() -> int:
 
 
 @q.task(retries=0)
+def end_a_fork(number: int) -> int:
+    """Sends a signal to a process that it forked; returns how that ended."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@q.task(retries=0)
 def use_multiprocessing() -> int:
     import multiprocessing
 
