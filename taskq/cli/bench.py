@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +33,9 @@ from taskq.config import Directory, Settings
 CONSUMERS = 2
 BULK_JOBS = 60_000
 SINGLE_JOBS = 1_500
-ROUND_TRIPS = 400
+ROUND_TRIPS = 1_000
 BURN_MS = 2.0
-BURN_JOBS = 5_000
+BURN_JOBS = 2_500
 SMALL_BACKLOG, LARGE_BACKLOG = 10_000, 300_000
 
 
@@ -152,12 +153,13 @@ def _burn_all() -> None:
     _finish(burn.enqueue_many((BURN_MS,) for _ in range(BURN_JOBS)))
 
 
-def cpu_bound() -> list[Figure]:
+def cpu_bound(rounds: int) -> list[Figure]:
     """2 ms jobs: how much of both cores is user code; the same in a process pool."""
-    ours_s = timed(_burn_all)
+    ours_s = statistics.median([timed(_burn_all) for _ in range(rounds)])
     with ProcessPoolExecutor(CONSUMERS) as pool:
         list(pool.map(bench_app.nothing, range(10)))
-        pool_s = timed(lambda: list(pool.map(bench_app.burn_here, [BURN_MS] * BURN_JOBS)))
+        burn_in_pool = partial(pool.map, bench_app.burn_here, [BURN_MS] * BURN_JOBS)
+        pool_s = statistics.median([timed(lambda: list(burn_in_pool())) for _ in range(rounds)])
         noop_rate = 5_000 / timed(
             lambda: [f.result() for f in [pool.submit(bench_app.nothing, n) for n in range(5_000)]]
         )
@@ -269,5 +271,5 @@ def run(rounds: int, tell: Callable[[Figure], None]) -> None:
                 for figure in round_trip(skeleton):
                     tell(figure)
             tell(producers(rounds))
-            for figure in [*cpu_bound(), *backlog(max(1, rounds // 2)), replacement(rounds)]:
+            for figure in [*cpu_bound(rounds), *backlog(max(1, rounds // 2)), replacement(rounds)]:
                 tell(figure)
