@@ -29,12 +29,11 @@ from taskq.counters import read_flight_records
 from taskq.crew import Crew
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
-from taskq.ledger import Ledger, submission_of
+from taskq.ledger import Ledger, recover, submission_of
 from taskq.locks import end_old_consumers
 from taskq.narrator import Narrator
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
-from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.wire import Op
@@ -99,23 +98,10 @@ class Broker:
     # -- the beginning
 
     def _recover(self) -> None:
-        """Charges the jobs that were running when a whole fleet died; then counts what waits."""
-        wall = time.time()
-        for job_id, attempt in read_flight_records(self._directory.running):
-            stored = self._store.read(job_id)
-            # an attempt that is counted was settled before the fleet died
-            if stored is not None and stored.kept == Kept.QUEUED and stored.row.attempts == attempt - 1:
-                self._core.lost(stored.row)
-        effects = self._core.take_effects()
-        if effects:
-            self._store.settle(effects.ended, effects.rescheduled, wall)
-            self._store.totals.crashed += effects.crashed
-            self._store.commit()
+        effects = recover(self._store, self._core, read_flight_records(self._directory.running), time.time())
         for event, fields in self._store.findings:
             (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
         self._narrator.notes(effects.notes)
-        for queue, waiting in self._store.counts(Kept.QUEUED).items():
-            self._core.found(queue, waiting)
 
     def run(self, guardian: socket.socket) -> None:
         """Runs until the fleet has stopped.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from taskq import spool, wire
 from taskq.config import Directory, Settings
 from taskq.core import Core, Effects
+from taskq.counters import FlightRecord
 from taskq.errors import EnqueueError, ProtocolError, StoreFull, TaskQError
 from taskq.model import JobRow, Spec
 from taskq.narrator import Narrator
@@ -289,6 +290,30 @@ class Ledger:
                 watchers.discard(peer)
                 if not watchers:
                     del self._watchers[job_id]
+
+
+def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: float) -> Effects:
+    """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
+
+    Args:
+        running: what the flight recorder says.
+
+    Returns:
+        What was decided, committed; it is still to be told.
+    """
+    for job_id, attempt in running:
+        stored = store.read(job_id)
+        # an attempt that is counted was settled before the fleet died
+        if stored is not None and stored.kept == Kept.QUEUED and stored.row.attempts == attempt - 1:
+            core.lost(stored.row)
+    effects = core.take_effects()
+    if effects:
+        store.settle(effects.ended, effects.rescheduled, wall)
+        store.totals.crashed += effects.crashed
+        store.commit()
+    for queue, waiting in store.counts(Kept.QUEUED).items():
+        core.found(queue, waiting)
+    return effects
 
 
 def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> Submission:

@@ -10,11 +10,13 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import apsw
 import pytest
+from memory_store import Disk, MemoryStore
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.model import JobRow, Spec, new_job_ids
@@ -25,7 +27,10 @@ from taskq.store.sqlite import SQLiteStore
 Opener = Callable[[], Store]
 
 #: Makers of stores: each call of what they return opens the same store again.
-STORES: dict[str, Callable[[Path], Opener]] = {"sqlite": lambda home: lambda: SQLiteStore(home / "journal.db")}
+STORES: dict[str, Callable[[Path], Opener]] = {
+    "sqlite": lambda home: lambda: SQLiteStore(home / "journal.db"),
+    "memory": lambda _home: partial(MemoryStore, Disk()),  # the simulator's
+}
 
 SPEC = Spec("app.work", "mail", retries=2, timeout_s=1.5, max_crashes=2)
 OTHER = Spec("app.other", "images")

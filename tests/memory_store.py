@@ -1,0 +1,195 @@
+"""A store in memory that behaves like a disk: what was committed survives the death of its process, what was synced
+survives a power cut. For the simulator; the conformance suite of test_store.py holds it to the same rules as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+
+from taskq.errors import EnqueueError
+from taskq.model import JobRow, Spec
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
+
+
+@dataclass
+class Record:
+    """A job, whole, and never changed: a change makes a new one."""
+
+    seq: int
+    id: bytes
+    spec: Spec
+    payload: bytes
+    attempts: int = 0
+    crashes: int = 0
+    kept: Kept = Kept.QUEUED
+    due_at: float | None = None
+    outcome: bytes | None = None
+    finished_at: float | None = None
+
+    def row(self) -> JobRow:
+        """As the broker holds it."""
+        return JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes)
+
+
+@dataclass
+class Disk:
+    """What outlives the process: a log of commits, and how many of them are synced."""
+
+    commits: list[tuple[dict[bytes, Record | None], tuple[int, ...]]] = field(default_factory=list)
+    synced: int = 0
+
+    def lose_power(self, choose: Callable[[int, int], int]) -> None:
+        """Keeps the synced commits, and as many of the others as `choose(fewest, most)` says."""
+        kept = choose(self.synced, len(self.commits))
+        del self.commits[kept:]
+        self.synced = len(self.commits)
+
+
+class MemoryStore:
+    """See `taskq.store.Store`."""
+
+    syncs = True  # each commit, as with SQLite's synchronous=FULL
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.findings: list[tuple[str, dict[str, object]]] = []
+        self.is_full = False
+        self._load()
+
+    def _load(self) -> None:
+        self._jobs: dict[bytes, Record] = {}
+        totals: tuple[int, ...] = (0,) * len(TOTAL_NAMES)
+        for changes, totals in self.disk.commits:  # noqa: B007  the last ones count
+            for job_id, record in changes.items():
+                if record is None:
+                    del self._jobs[job_id]
+                else:
+                    self._jobs[job_id] = record
+        self.totals = Totals(*totals)
+        self._by_seq = {record.seq: record.id for record in self._jobs.values()}
+        self._changes: dict[bytes, Record | None] = {}
+        self._next_seq = max(getattr(self, "_next_seq", 1), max(self._by_seq, default=0) + 1)
+
+    def _put(self, record: Record) -> None:
+        self._jobs[record.id] = self._changes[record.id] = record
+        self._by_seq[record.seq] = record.id
+
+    def _change(self, seq: int, **fields: object) -> None:
+        changed = copy(self._jobs[self._by_seq[seq]])
+        for name, value in fields.items():
+            setattr(changed, name, value)
+        self._put(changed)
+
+    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+        fresh: dict[bytes, Record] = {}
+        for job_id, payload in zip(ids, payloads, strict=True):
+            known = self._jobs.get(job_id) or fresh.get(job_id)
+            if known is None:
+                fresh[job_id] = Record(self._next_seq + len(fresh), job_id, spec, payload)
+            elif known.payload not in (b"", payload):
+                raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
+        for record in fresh.values():
+            self._put(record)
+        self._next_seq += len(fresh)
+        self.totals.enqueued += len(fresh)
+        return [record.row() for record in fresh.values()]
+
+    def _in_order(self) -> list[Record]:
+        return [self._jobs[self._by_seq[seq]] for seq in sorted(self._by_seq)]
+
+    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        rows: list[JobRow] = []
+        size = 0
+        for record in self._in_order():
+            if record.kept == Kept.QUEUED and record.spec.queue == queue and record.seq > after:
+                if len(rows) == limit or (rows and size >= max_bytes):
+                    return rows, False
+                rows.append(record.row())
+                size += len(record.payload)
+        return rows, len(rows) < limit and size < max_bytes
+
+    def lease_due(self, now: float, limit: int) -> list[JobRow]:
+        due = [
+            (record.due_at, record.seq)
+            for record in self._jobs.values()
+            if record.kept == Kept.SCHEDULED and record.due_at is not None and record.due_at <= now
+        ]
+        seqs = [seq for _, seq in sorted(due)[:limit]]
+        for seq in seqs:
+            self._change(seq, kept=Kept.QUEUED, due_at=None)
+        return [self._jobs[self._by_seq[seq]].row() for seq in seqs]
+
+    def next_due(self) -> float | None:
+        return min((r.due_at for r in self._jobs.values() if r.kept == Kept.SCHEDULED and r.due_at), default=None)
+
+    def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
+        totals = self.totals
+        for row, kept, outcome in ended:
+            payload = row.payload if kept == Kept.FAILED else b""
+            counts = {"attempts": row.attempts, "crashes": row.crashes}
+            self._change(row.seq, kept=kept, due_at=None, outcome=outcome, finished_at=now, payload=payload, **counts)
+            totals.succeeded += kept == Kept.SUCCEEDED
+            totals.failed += kept == Kept.FAILED
+            totals.cancelled += kept == Kept.CANCELLED
+        for row, due_at, outcome in rescheduled:
+            kept = Kept.QUEUED if due_at is None else Kept.SCHEDULED
+            known = self._jobs[self._by_seq[row.seq]]
+            self._change(
+                row.seq,
+                kept=kept,
+                due_at=due_at,
+                attempts=row.attempts,
+                crashes=row.crashes,
+                outcome=known.outcome if outcome is None else outcome,
+            )
+
+    def release(self, rows: Iterable[JobRow]) -> None:
+        pass
+
+    def extend(self) -> None:
+        pass
+
+    def commit(self) -> None:
+        if self._changes:
+            self.disk.commits.append((self._changes, tuple(self.totals.as_dict().values())))
+            self._changes = {}
+            if self.syncs:
+                self.disk.synced = len(self.disk.commits)
+
+    def rollback(self) -> None:
+        self._load()
+
+    def make_room(self) -> None:
+        self.is_full = True
+
+    def keep_room(self) -> None:
+        self.is_full = False
+
+    def read(self, job_id: bytes) -> StoredJob | None:
+        record = self._jobs.get(job_id)
+        if record is None:
+            return None
+        return StoredJob(record.row(), record.kept, record.due_at, record.outcome, record.finished_at)
+
+    def counts(self, kept: Kept) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for record in self._jobs.values():
+            if record.kept == kept:
+                found[record.spec.queue] = found.get(record.spec.queue, 0) + 1
+        return found
+
+    def prune(self, before: float, keep: int, limit: int) -> int:
+        ended = [r for r in self._in_order() if r.kept >= FIRST_FINAL and r.kept != Kept.FAILED]
+        surplus = len(ended) - keep
+        removed = 0
+        for record in ended:
+            if removed < limit and ((record.finished_at or 0.0) < before or removed < surplus):
+                del self._jobs[record.id], self._by_seq[record.seq]
+                self._changes[record.id] = None
+                removed += 1
+        return removed
+
+    def close(self) -> None:
+        self.commit()
