@@ -1,0 +1,304 @@
+"""The judge: what producers, jobs and clients have seen of a fleet, and whether the promise was kept.
+
+Everyone notes what he sees in a file of his own (or, in the simulator, in this class); nobody believes the fleet. The
+invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
+say what is wrong; `check` asks them all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from typing import NamedTuple
+
+FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
+#: Of an attempt that ended, the outcome may be lost when the broker dies so soon after (taskq.outbox, taskq.ledger).
+OUTCOME_LOST_WITHIN_S = 0.25
+
+
+class Start(NamedTuple):
+    """An attempt began."""
+
+    job: str
+    attempt: int
+    process: str
+    at: float
+    digest: str
+
+
+class End(NamedTuple):
+    """An attempt ended by itself."""
+
+    job: str
+    attempt: int
+    process: str
+    at: float
+    succeeded: bool
+
+
+class Read(NamedTuple):
+    """A client was told of the end of a job."""
+
+    job: str
+    state: str
+    outcome: str
+    at: float
+
+
+class Final(NamedTuple):
+    """What the fleet says of a job when all is quiet."""
+
+    state: str
+    attempts: int
+    crashes: int
+    outcome: str = ""
+
+
+class Limits(NamedTuple):
+    """How often a job may be run again."""
+
+    retries: int
+    max_crashes: int
+    has_timeout: bool = False  # then its process may be killed for it, and it waits as after any failure
+
+
+NO_LIMITS = Limits(1_000_000, 1_000_000)
+
+
+@dataclass
+class History:
+    """All that was noted. Times are monotonic seconds of one clock."""
+
+    intents: dict[str, str] = field(default_factory=dict)  # job: digest of what it is to do
+    limits: dict[str, Limits] = field(default_factory=dict)
+    acked: dict[str, float] = field(default_factory=dict)
+    cancelled: dict[str, float] = field(default_factory=dict)  # job: when its cancellation was acknowledged
+    starts: list[Start] = field(default_factory=list)
+    ends: list[End] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    deaths: dict[str, float] = field(default_factory=dict)  # process: when it was killed
+    stops: list[tuple[str, float, float]] = field(
+        default_factory=list
+    )  # processes that were stopped, from when to when
+    broker_deaths: list[float] = field(default_factory=list)
+    final: dict[str, Final] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+    final_after_restart: dict[str, Final] | None = None
+    in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
+    restart_within_s: float = inf  # after the death of its process a job is running again, the broker living
+    leaks: list[str] = field(default_factory=list)
+    bad_exits: list[str] = field(default_factory=list)
+
+    def attempts_of(self) -> dict[str, list[tuple[Start, End | None]]]:
+        """For each job its starts in order of time, with their ends."""
+        ends = {(end.job, end.attempt, end.process): end for end in self.ends}
+        found: dict[str, list[tuple[Start, End | None]]] = defaultdict(list)
+        for start in sorted(self.starts, key=lambda start: start.at):
+            found[start.job].append((start, ends.get((start.job, start.attempt, start.process))))
+        return found
+
+    def was_cut_short(self, start: Start, end: End | None) -> bool:
+        """Whether an attempt's process was killed under it."""
+        return end is None and self.deaths.get(start.process, -inf) >= start.at
+
+    def is_told_by(self, end: End) -> float:
+        """When the outcome of an attempt is durable: soon, unless its process was stopped meanwhile."""
+        at = end.at + OUTCOME_LOST_WITHIN_S
+        for process, since, until in sorted(self.stops, key=lambda stop: stop[1]):
+            if process == end.process and since <= at and until >= end.at:
+                at = max(at, until + OUTCOME_LOST_WITHIN_S)
+        return at
+
+
+def no_acked_job_is_lost(h: History) -> Iterator[str]:
+    """I1: an acknowledged job is there, and ends."""
+    for job in h.acked:
+        if job not in h.final:
+            yield f"acknowledged job {job} is gone"
+        elif h.final[job].state not in FINAL:
+            yield f"acknowledged job {job} never ended: {h.final[job].state}"
+
+
+def nothing_runs_that_nobody_asked_for(h: History) -> Iterator[str]:
+    """I2: every job that ran was meant, and is what was meant."""
+    for start in h.starts:
+        if start.job not in h.intents:
+            yield f"job {start.job} ran, which nobody enqueued"
+        elif start.digest != h.intents[start.job]:
+            yield f"job {start.job} ran with other arguments"
+
+
+def the_unknown_resolves_one_way(h: History) -> Iterator[str]:
+    """I3: a job whose enqueue had no answer is there whole or not at all."""
+    for start in h.starts:
+        if start.job in h.intents and start.job not in h.final:
+            yield f"job {start.job} ran and is not there"
+
+
+def an_id_is_one_job(h: History) -> Iterator[str]:
+    """I4: sent again, it is the same."""
+    if h.totals.get("enqueued") != len(h.final):
+        yield f"{h.totals.get('enqueued')} jobs were counted as enqueued, {len(h.final)} are there"
+
+
+def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
+    """I5: at least once; again only after a failure, the death of its process, or of the broker before it was told."""
+    for job, attempts in h.attempts_of().items():
+        for (start, end), (again, _) in pairwise(attempts):
+            if end is not None and not end.succeeded:
+                continue
+            if end is None and start.process in h.deaths:
+                continue
+            if end is not None and any(end.at <= at <= h.is_told_by(end) for at in h.broker_deaths):
+                continue
+            yield f"job {job} ran again in {again.process} without a reason: it had run in {start.process}"
+    succeeded_in = {(end.job, end.attempt) for end in h.ends if end.succeeded}
+    for job, final in h.final.items():
+        if final.state == "succeeded" and (job, final.attempts) not in succeeded_in:
+            yield f"job {job} succeeded in attempt {final.attempts}, which did not end so"
+
+
+def retries_are_bounded(h: History) -> Iterator[str]:
+    """I6: no more failures and charged deaths than allowed."""
+    for job, final in h.final.items():
+        retries, max_crashes, _ = h.limits.get(job, NO_LIMITS)
+        if final.crashes > max_crashes:
+            yield f"job {job} was charged {final.crashes} crashes, allowed are {max_crashes}"
+        if final.attempts - final.crashes > retries + 1:
+            yield f"job {job} had {final.attempts - final.crashes} attempts, allowed are {retries + 1}"
+
+
+def never_twice_at_a_time(h: History) -> Iterator[str]:
+    """I7: an attempt begins when the one before has ended, or its process."""
+    for job, attempts in h.attempts_of().items():
+        for (start, end), (again, _) in pairwise(attempts):
+            over = end.at if end is not None else h.deaths.get(start.process, inf)
+            if again.at < over:
+                yield f"job {job} ran in {start.process} and {again.process} at the same time"
+
+
+def results_never_change(h: History) -> Iterator[str]:
+    """I8: whoever reads a final state reads the same."""
+    seen: dict[str, tuple[str, str]] = {job: (f.state, f.outcome) for job, f in h.final.items() if f.state in FINAL}
+    for read in h.reads:
+        first = seen.setdefault(read.job, (read.state, read.outcome))
+        if (read.state, read.outcome) != first:
+            yield f"job {read.job} was read as {read.state} and as {first[0]}, or with another outcome"
+
+
+def the_end_is_the_end(h: History) -> Iterator[str]:
+    """I9: nothing starts after its final state was read."""
+    ended_at: dict[str, float] = {}
+    for read in h.reads:
+        ended_at[read.job] = min(read.at, ended_at.get(read.job, inf))
+    for start in h.starts:
+        if start.at > ended_at.get(start.job, inf):
+            yield f"job {start.job} started after it had ended"
+
+
+def totals_add_up(h: History) -> Iterator[str]:
+    """I10: what was counted is what is there."""
+    states = Counter(final.state for final in h.final.values())
+    for state in ("succeeded", "failed", "cancelled"):
+        if h.totals.get(state) != states[state]:
+            yield f"{h.totals.get(state)} jobs were counted as {state}, {states[state]} are there"
+    crashes = sum(final.crashes for final in h.final.values())
+    if h.totals.get("crashed") != crashes:
+        yield f"{h.totals.get('crashed')} crashes were counted, the jobs have {crashes}"
+
+
+def first_come_first_served(h: History) -> Iterator[str]:
+    """I11: with one consumer and no faults jobs start in the order in which they were acknowledged."""
+    if not h.in_order:
+        return
+    acked = sorted(h.acked, key=lambda job: h.acked[job])
+    started = [start.job for start in sorted(h.starts, key=lambda start: start.at) if start.job in h.acked]
+    if started != acked:
+        yield "jobs started in another order than they were acknowledged"
+
+
+def a_death_is_seen_at_once(h: History) -> Iterator[str]:
+    """I12: a job whose process was killed runs again soon, or ends; no timeout is waited for."""
+    read_at: dict[str, float] = {}
+    for read in h.reads:
+        read_at[read.job] = min(read.at, read_at.get(read.job, inf))
+    for job, attempts in h.attempts_of().items():
+        followers = [*(start.at for start, _ in attempts[1:]), read_at.get(job, inf)]
+        for (start, end), next_at in zip(attempts, followers, strict=True):
+            died_at = h.deaths.get(start.process, inf)
+            if not h.was_cut_short(start, end) or h.limits.get(job, NO_LIMITS).has_timeout:
+                continue
+            if any(died_at - 0.01 <= at <= next_at for at in h.broker_deaths):
+                continue
+            if next_at != inf and next_at - died_at > h.restart_within_s:
+                yield f"job {job} was left alone for {next_at - died_at:.1f} s after the death of {start.process}"
+
+
+def only_the_guilty_are_charged(h: History) -> Iterator[str]:
+    """I13: a job is charged with the deaths of processes that were running it, and no other."""
+    cut_short: Counter[str] = Counter()
+    at_work: set[str] = set()  # processes that died running something
+    for job, attempts in h.attempts_of().items():
+        for start, end in attempts:
+            if h.was_cut_short(start, end):
+                cut_short[job] += 1
+                at_work.add(start.process)
+    # killed between the claim and the job's first own act: charged, and nothing of it was noted
+    unexplained = len(h.deaths) - len(at_work)
+    for job, final in sorted(h.final.items()):
+        surplus = final.crashes - cut_short[job]
+        if surplus > 0:
+            unexplained -= surplus
+            if unexplained < 0:
+                yield f"job {job} was charged {final.crashes} crashes, its process died {cut_short[job]} times under it"
+
+
+def cancelled_is_cancelled(h: History) -> Iterator[str]:
+    """I14: what was cancelled before it started never starts."""
+    for start in h.starts:
+        if start.at > h.cancelled.get(start.job, inf):
+            yield f"job {start.job} started after it was cancelled"
+    for job in h.cancelled:
+        if job in h.final and h.final[job].state != "cancelled":
+            yield f"job {job} was cancelled and is {h.final[job].state}"
+
+
+def recovery_changes_nothing(h: History) -> Iterator[str]:
+    """I15: opened again, all is as it was."""
+    if h.final_after_restart is not None and h.final_after_restart != h.final:
+        changed = [job for job in h.final if h.final[job] != h.final_after_restart.get(job)]
+        yield f"after a restart {len(changed)} jobs are not what they were: {changed[:3]}"
+
+
+def nothing_is_left_over(h: History) -> Iterator[str]:
+    """I16: no process, lease, descriptor or memory stays behind. I17: exit codes tell the truth."""
+    yield from h.leaks
+    yield from h.bad_exits
+
+
+INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
+    no_acked_job_is_lost,
+    nothing_runs_that_nobody_asked_for,
+    the_unknown_resolves_one_way,
+    an_id_is_one_job,
+    runs_again_only_for_a_reason,
+    retries_are_bounded,
+    never_twice_at_a_time,
+    results_never_change,
+    the_end_is_the_end,
+    totals_add_up,
+    first_come_first_served,
+    a_death_is_seen_at_once,
+    only_the_guilty_are_charged,
+    cancelled_is_cancelled,
+    recovery_changes_nothing,
+    nothing_is_left_over,
+)
+
+
+def check(history: History) -> list[str]:
+    """All that is wrong, each line with the name of its invariant."""
+    return [f"{invariant.__name__}: {line}" for invariant in INVARIANTS for line in invariant(history)]

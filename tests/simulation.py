@@ -1,0 +1,848 @@
+"""A world made of chance, to run the real broker in: its loop, core, ledger, crew and requests, and no process at all.
+
+    python tests/simulation.py --seeds 1000000          # as many as you like; a failing one prints how to replay it
+    python tests/simulation.py --from 4711 --seeds 1
+
+Time, sockets, processes and the disk are simulated, and a seed decides everything: when messages arrive, what runs how
+long, who is killed when (also in the middle of a commit, or between two answers), which commits a power cut takes. The
+same seed gives the same life. Whatever clients and jobs have seen goes to the judge (history.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+from history import End, Final, History, Limits, Read, Start, check
+from memory_store import Disk, MemoryStore
+
+from taskq import broker as broker_module
+from taskq import crew as crew_module
+from taskq import ledger as ledger_module
+from taskq import requests as requests_module
+from taskq import wire
+from taskq.broker import Broker
+from taskq.config import Directory, Settings
+from taskq.core import Core, Death
+from taskq.counters import Claim, FlightRecord
+from taskq.crew import Crew
+from taskq.ledger import Ledger, recover
+from taskq.model import JobError, Spec
+from taskq.narrator import Narrator
+from taskq.outcome import Attempts, Verdict, pack_failure, pack_success
+from taskq.requests import Requests
+from taskq.supervisor import SlotState
+from taskq.wire import Op
+
+_NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
+#: The real modules that look at the clock.
+_CLOCKED = (broker_module, crew_module, ledger_module, requests_module)
+_WALL_S = 1_700_000_000.0
+#: After the faults everything must end within this time.
+_QUIET_S = 300.0
+
+TASKS = ("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn")
+
+
+class BrokerKilled(BaseException):
+    """Chance has killed the broker, here."""
+
+
+class Silent:
+    """A log that keeps nothing."""
+
+    def __getattr__(self, _level: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def digest(payload: bytes) -> str:
+    """Tells payloads apart."""
+    return sha256(payload).hexdigest()[:16]
+
+
+# -- what a planted bug may replace
+
+
+@dataclass
+class Parts:
+    """Where the world gets its pieces from; the tests that plant bugs put in broken ones."""
+
+    store: type[MemoryStore] = MemoryStore
+    core: type[Core] = Core
+    ledger: type[Ledger] = Ledger
+    death_told_after_s: float = 0.0  # besides the usual moment
+    reads_words_of_predecessor: bool = False
+    take_back_is_heeded: bool = True
+    forgets_what_it_sends: bool = False
+    power_cuts: bool = True
+
+
+# -- consumers
+
+
+class SimCounters:
+    """The counters block, without a lock: steps of the world do not overlap."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.claimed = self.finished = self.valid_from = self.overdue = self.jobs_done = 0
+        self.started_at = self.busy_s = 0.0
+        self.is_locked = False  # its process was stopped while it held the lock
+
+    def take_back(self, sent: int) -> int | None:
+        if self.is_locked:
+            return None
+        if self._parts.take_back_is_heeded:
+            self.valid_from = sent + 1
+        return self.claimed
+
+    def read(self) -> Claim:
+        return Claim(self.claimed, self.claimed > self.finished, self.started_at)
+
+
+class SimSlot:
+    """An incarnation of a consumer, with its process."""
+
+    def __init__(self, world: World, key: int, number: int) -> None:
+        self.world = world
+        self.key, self.number, self.pid = key, number, key
+        self.state = SlotState.STARTING
+        self.started_at = world.now
+        self.counters = SimCounters(world.parts)
+        self.inbox = self
+        self.socket, self.output, self.death_fd = (key, "socket"), (key, "output"), (key, "death")
+        self.unsent = self
+        self.lines = SimpleNamespace(flush=list)
+        self.last_lines: list[str] = []
+        self.boot_error = None
+        self.kill_at: float | None = None
+        self.timed_out: int | None = None
+        self.is_stopped = False
+        self.replaces = None
+        self.announced = 0
+        self.is_alive = True
+        self.is_paused = False
+        self.name = f"c{key}"
+        self._queue: deque[tuple[int, bytes, str, int, bytes]] = deque()
+        self._free_at = 0.0
+        self._is_busy = False
+        self._retires = False
+        self._ended: list[tuple[int, int, int, bytes]] = []  # the outbox
+        self._oldest_at = 0.0
+        self._sent: deque[tuple[list[Any], memoryview]] = deque()  # in the socket, not read by the broker
+        self._finish_at_signal: Callable[[], None] | None = None
+
+    # the broker's side
+
+    def put(self, message: bytes) -> bool:
+        world = self.world
+        self._free_at = max(self._free_at, world.now + world.delay())  # a pipe keeps the order
+        world.later(self._free_at - world.now, lambda: self._receive(message))
+        return True
+
+    def send(self, batch: Any) -> bool:
+        if self.world.parts.forgets_what_it_sends:
+            self.world.broker.store.forget(batch.rows)  # type: ignore[union-attr]
+        jobs = [(row.id, row.spec.task, row.attempts + 1, row.payload) for row in batch.rows]
+        return self.put(msgpack.packb((batch.first, jobs)))
+
+    def read_messages(self) -> list[tuple[list[Any], memoryview]]:
+        if not self._sent and not self.is_alive:
+            raise EOFError
+        messages = list(self._sent)
+        self._sent.clear()
+        return messages
+
+    def read_output(self) -> list[str]:
+        return []
+
+    def keep_last_lines(self, _number: int, _lines: list[str]) -> None:
+        pass
+
+    def read(self) -> Attempts:
+        """What it had not sent when it died."""
+        return Attempts(*map(list, zip(*self._ended, strict=True))) if self._ended else Attempts([], [], [], [])
+
+    def signal_timeout(self, number: int) -> None:
+        self.counters.overdue = number
+        self.world.later(self.world.delay(), self._on_signal)
+
+    def kill(self) -> None:
+        self.die()
+
+    # the process's side
+
+    def tell(self, envelope: list[Any], outcomes: list[bytes]) -> None:
+        frame = wire.frame(envelope, outcomes)
+        self._sent.extend(wire.Decoder().feed(frame))
+        self.world.later(self.world.delay(), lambda: self.world.ready(self.socket))
+
+    def boot(self) -> None:
+        if self.is_alive:
+            self.tell([Op.READY, self.pid, []], [])
+            self._step()
+
+    def _receive(self, message: bytes) -> None:
+        if not self.is_alive:
+            return
+        if message == b"":
+            self._retires = True
+        else:
+            first, jobs = msgpack.unpackb(message)
+            self._queue.extend((number, *job) for number, job in enumerate(jobs, first))
+        self._step()
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        if self.is_alive and not self.is_paused:
+            self.is_paused = True
+            self.world.history.stops.append((self.name, self.world.now, self.world.now + seconds))
+            self.counters.is_locked = self.world.random.random() < 0.2
+            self.world.later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self.is_paused = self.counters.is_locked = False
+        self._report_if_late()
+        self._step()
+
+    def _step(self) -> None:
+        while self.is_alive and not self.is_paused and not self._is_busy:
+            if not self._queue:
+                self._report()
+                if self._retires:
+                    self.die(is_kill=False)
+                return
+            number, job_id, task, attempt, payload = self._queue.popleft()
+            if number < self.counters.valid_from:
+                continue
+            self.counters.claimed, self.counters.started_at = number, self.world.now
+            self._begin(number, job_id, task, attempt, payload)
+
+    def _begin(self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes) -> None:
+        world = self.world
+        self._is_busy = True
+        self.running = FlightRecord(job_id, attempt)
+        start = Start(job_id.hex(), attempt, self.name, world.now, digest(payload))
+        world.history.starts.append(start)
+        seconds = world.random.expovariate(1 / 0.003)
+        is_well = True
+        match task:
+            case "slow":
+                seconds = world.random.uniform(0.2, 2.0)
+            case "fails":
+                is_well = False
+            case "fails_once":
+                is_well = attempt > 1
+            case "poison" | "poison_once" if task == "poison" or attempt == 1:
+                world.later(seconds, lambda: self.die_in(number))
+                return
+            case "times_out" | "stubborn":
+                seconds, is_well = 1e9, False
+        finish = lambda: self._finish(number, start, is_well)  # noqa: E731
+        self._finish_at_signal = finish if task == "times_out" else None
+        world.later(seconds, finish)
+
+    def die_in(self, number: int) -> None:
+        if self._is_busy and self.counters.claimed == number:
+            self.die()
+
+    def _on_signal(self) -> None:
+        if (
+            self.is_alive
+            and self._is_busy
+            and self.counters.overdue == self.counters.claimed
+            and self._finish_at_signal
+        ):
+            self._finish_at_signal()
+
+    def _finish(self, number: int, start: Start, is_well: bool) -> None:
+        world = self.world
+        if not self.is_alive or not self._is_busy or self.counters.claimed != number:
+            return
+        if self.is_paused:
+            world.later(0.05, lambda: self._finish(number, start, is_well))
+            return
+        world.history.ends.append(End(*start[:3], world.now, is_well))
+        told = f"{start.process} {start.attempt}".encode()
+        outcome = pack_success(1.0, 0.1, told) if is_well else pack_failure(1.0, 0.1, JobError("E", told.decode()))
+        if not self._ended:
+            self._oldest_at = world.now
+            world.later(0.02, self._report_if_late)
+        self._ended.append((number, int(Verdict.SUCCEEDED if is_well else Verdict.FAILED), 3_000, outcome))
+        self.counters.finished = number
+        self.counters.jobs_done += 1
+        self._is_busy = False
+        self._finish_at_signal = None
+        self._step()
+
+    def _report_if_late(self) -> None:
+        if self.is_alive and not self.is_paused and self._ended and self.world.now - self._oldest_at >= 0.0199:
+            self._report()
+
+    def _report(self) -> None:
+        if self._ended:
+            numbers, verdicts, durations_us, outcomes = zip(*self._ended, strict=True)
+            lengths = [len(outcome) for outcome in outcomes]
+            self.tell([Op.OUTCOMES, numbers, verdicts, durations_us, lengths], list(outcomes))
+            self._ended.clear()
+
+    def die(self, *, is_kill: bool = True, told: bool = True) -> None:
+        """The end of the process, of whatever kind."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        if is_kill:
+            self.world.history.deaths[self.name] = self.world.now
+        if told:
+            after_s = self.world.parts.death_told_after_s if is_kill else 0.0
+            self.world.later(self.world.delay() + after_s, lambda: self.world.ready(self.death_fd))
+
+
+class SimSupervisor:
+    """The supervisor's decisions, as far as they matter here."""
+
+    def __init__(self, world: World, consumers: int) -> None:
+        self._world = world
+        self.slots: dict[int, SimSlot] = {}
+        self.restarts = 0
+        self._start_at = dict.fromkeys(range(1, consumers + 1), 0.0)
+        self._last_words: dict[int, SimSlot] = {}
+
+    def start_due(self, now: float) -> Iterator[SimSlot]:
+        for number, at in list(self._start_at.items()):
+            if at <= now:
+                del self._start_at[number]
+                slot = SimSlot(self._world, next(self._world.keys), number)
+                self.slots[slot.key] = slot
+                predecessor = self._last_words.pop(number, None)
+                if predecessor is not None:
+                    slot._sent.extend(predecessor._sent)
+                self._world.later(self._world.random.uniform(0.05, 0.2), slot.boot)
+                yield slot
+
+    def ready(self, slot: SimSlot) -> None:
+        slot.state = SlotState.READY
+
+    def bury(self, slot: SimSlot, now: float) -> Death:
+        del self.slots[slot.key]
+        self._start_at.setdefault(slot.number, now + self._world.random.choice((0.0, 0.0, 0.1)))
+        return Death(signal="SIGKILL", timed_out=slot.timed_out, stopped=slot.is_stopped)
+
+    def keep_last_words(self, slot: SimSlot) -> None:
+        self._last_words[slot.number] = slot
+
+    def retire(self, slot: SimSlot) -> bool:
+        slot.state = SlotState.RETIRING
+        return slot.put(b"")
+
+    def replace(self, slot: SimSlot) -> None:
+        pass
+
+    def expect_exit(self, slot: SimSlot, now: float) -> None:
+        pass
+
+    def kill_overdue(self, _now: float) -> list[SimSlot]:
+        return []
+
+    def clear_record(self, slot: SimSlot) -> None:
+        self._world.records.pop(slot.key, None)
+
+    def next_due(self) -> float | None:
+        return min(self._start_at.values(), default=None)
+
+
+# -- the broker's surroundings
+
+
+class SimSelector:
+    """What is registered, and what of it is ready."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[Any, Callable[[int], None]] = {}
+        self._ready: list[Any] = []
+
+    def register(self, token: Any, _events: int, callback: Callable[[int], None]) -> None:
+        self._callbacks[token] = callback
+
+    def unregister(self, token: Any) -> None:
+        del self._callbacks[token]
+
+    def get_map(self) -> dict[Any, Callable[[int], None]]:
+        return self._callbacks
+
+    def make_ready(self, token: Any) -> None:
+        self._ready.append(token)
+
+    def select(self, _timeout_s: float) -> list[tuple[Any, int]]:
+        tokens, self._ready = self._ready, []
+        ready = [(token, self._callbacks[token]) for token in dict.fromkeys(tokens) if token in self._callbacks]
+        return [(SimpleNamespace(data=self._guarded(token, callback)), 1) for token, callback in ready]
+
+    def _guarded(self, token: Any, callback: Callable[[int], None]) -> Callable[[int], None]:
+        return lambda mask: callback(mask) if token in self._callbacks else None
+
+
+class SimServer:
+    """Frames to and from the clients of one broker."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._messages: list[tuple[Peer, tuple[list[Any], memoryview]]] = []
+        self._decoder = wire.Decoder()
+
+    def arrive(self, peer: Peer, frame: bytes) -> None:
+        self._messages += [(peer, message) for message in wire.Decoder().feed(frame)]
+
+    def take_messages(self) -> list[tuple[Peer, tuple[list[Any], memoryview]]]:
+        messages, self._messages = self._messages, []
+        return messages
+
+    def send(self, peer: Peer, frame: bytes) -> None:
+        self._world.maybe_kill_broker(0.0005)
+        peer.deliver(frame)
+
+    def reject(self, _peer: Peer, error: Exception) -> None:
+        raise AssertionError(f"a client of ours was rejected: {error}")
+
+    def is_clogged(self, _peer: Peer) -> bool:
+        return False
+
+    def take_deferred(self) -> list[Any]:
+        return []
+
+    def next_deadline(self) -> None:
+        return None
+
+    def drop_late(self, _now: float) -> None:
+        pass
+
+
+class Peer:
+    """A client's connection to one broker. Frames arrive in order."""
+
+    def __init__(self, client: Client, broker: SimBroker) -> None:
+        self.client, self.broker = client, broker
+        self.closed = False
+        self.watched: set[bytes] = set()
+        self._free_at = {"out": 0.0, "in": 0.0}
+
+    def _when(self, way: str) -> float:
+        world = self.client.world
+        self._free_at[way] = at = max(self._free_at[way], world.now + world.delay())
+        return at - world.now
+
+    def send(self, frame: bytes) -> None:
+        """From the client to the broker."""
+        self.client.world.later(self._when("out"), lambda: self._arrive(frame))
+
+    def _arrive(self, frame: bytes) -> None:
+        if self.broker.is_alive:
+            self.broker.server.arrive(self, frame)
+            self.client.world.wake_broker()
+
+    def deliver(self, frame: bytes) -> None:
+        """From the broker to the client; what the kernel has taken arrives, even when the broker is dead."""
+        for envelope, body in wire.Decoder().feed(frame):
+            self.client.world.later(self._when("in"), lambda e=envelope, b=bytes(body): self.client.hear(self, e, b))
+
+
+class SimBroker(Broker):
+    """The real loop in a simulated process."""
+
+    def __init__(self, world: World) -> None:
+        parts, settings = world.parts, world.settings
+        self.is_alive = True
+        self._settings = settings
+        self._log = Silent()
+        self._selector = self.selector = SimSelector()  # type: ignore[assignment]
+        self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
+        self._core = parts.core((), world.memory_bytes, 0.5)
+        self._supervisor = self.supervisor = SimSupervisor(world, settings.consumers)  # type: ignore[assignment]
+        self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)  # type: ignore[arg-type,return-value]
+        records, world.records = list(world.records.values()), {}
+        recover(self._store, self._core, records, world.wall)
+        self._server = self.server = SimServer(world)  # type: ignore[assignment]
+        self._ledger = parts.ledger(self._store, self._core, self._server, self._narrator, _NOWHERE, settings)
+        self._crew = SimCrew(
+            self._core,
+            self._supervisor,
+            self._selector,  # type: ignore[arg-type]
+            self._narrator,
+            None,
+            lambda _tasks: None,
+            lambda _message: None,
+        )
+        self._crew.parts = parts
+        self._requests = Requests(
+            _NOWHERE,
+            self._core,
+            self._store,
+            self._ledger,
+            self._crew,
+            self._supervisor,
+            self._server,
+            lambda _reason: None,
+            lambda: None,
+        )
+        self._stop_at = None
+        self._timers = {self._crew.announce: (0.1, world.now), self._ledger.prune: (1.0, world.now)}
+
+
+class SimCrew(Crew):
+    """The real crew; a planted bug lets it confuse incarnations."""
+
+    parts: Parts
+
+    def _hear_last_words(self, slot: Any) -> None:
+        if self.parts.reads_words_of_predecessor:
+            self._supervisor.keep_last_words(slot)  # type: ignore[attr-defined]
+            self._selector.unregister(slot.output)
+            if slot.socket in self._selector.get_map():
+                self._selector.unregister(slot.socket)
+            return
+        super()._hear_last_words(slot)
+
+
+class SimStore:
+    """Puts the broker's possible death before and after each commit."""
+
+    @staticmethod
+    def on(world: World) -> Any:
+        store = world.parts.store(world.disk)
+        commit = store.commit
+
+        def dangerous_commit() -> None:
+            world.maybe_kill_broker(0.002)
+            commit()
+            world.maybe_kill_broker(0.002)
+
+        store.commit = dangerous_commit  # type: ignore[method-assign]
+        return store
+
+
+# -- clients
+
+
+@dataclass
+class Waiting:
+    """A submit frame without an answer."""
+
+    spec: Spec
+    ids: list[bytes]
+    payloads: list[bytes]
+
+
+class Client:
+    """An application: enqueues, watches, cancels, and believes only what it is told."""
+
+    def __init__(self, world: World, number: int, frames: int) -> None:
+        self.world = world
+        self.name = f"p{number}"
+        self._left = frames
+        self._requests = count(1)
+        self._unanswered: dict[int, Waiting] = {}
+        self._cancels: dict[int, bytes] = {}
+        self._watched: set[bytes] = set()
+        self._peer: Peer | None = None
+        world.later(world.random.uniform(0.1, 0.3), self._act)
+
+    @property
+    def is_done(self) -> bool:
+        return self._left == 0 and not self._unanswered and not self._watched
+
+    def _act(self) -> None:
+        """Does the next thing, again and again."""
+        random = self.world.random
+        if self._connected() is not None:
+            if self._left:
+                self._left -= 1
+                self._enqueue()
+            if self._left and random.random() < 0.1 and self._watched:
+                self._cancel(random.choice(sorted(self._watched)))
+            if random.random() < 0.05 and self._unanswered:
+                self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
+        if not self.is_done or self._left:
+            self.world.later(random.expovariate(1 / 0.02), self._act)
+
+    def _connected(self) -> Peer | None:
+        broker = self.world.broker
+        if self._peer is not None and (self._peer.broker is not broker or not self._peer.broker.is_alive):
+            self._peer = None
+        if self._peer is None and broker is not None and broker.is_alive:
+            self._peer = Peer(self, broker)
+            for request in sorted(self._unanswered):
+                self._submit(request, resend=True)
+            if self._watched:
+                self._peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+        return self._peer
+
+    def _enqueue(self) -> None:
+        random, history = self.world.random, self.world.history
+        task = random.choice(TASKS)
+        spec = Spec(
+            task,
+            random.choice(("a", "b")),
+            retries=random.choice((0, 1, 2)),
+            timeout_s=0.2 if task in ("times_out", "stubborn") else None,
+            max_crashes=random.choice((1, 2, 3)),
+        )
+        ids = [random.randbytes(16) for _ in range(random.choice((1, 1, 2, 5, 20)))]
+        payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
+        for job_id, payload in zip(ids, payloads, strict=True):
+            history.intents[job_id.hex()] = digest(payload)
+            history.limits[job_id.hex()] = Limits(spec.retries, spec.max_crashes, spec.timeout_s is not None)
+        request = next(self._requests)
+        self._unanswered[request] = Waiting(spec, ids, payloads)
+        self._submit(request, resend=False)
+
+    def _submit(self, request: int, *, resend: bool) -> None:
+        assert self._peer is not None
+        waiting = self._unanswered[request]
+        lengths = [len(payload) for payload in waiting.payloads]
+        envelope = [Op.SUBMIT, request, waiting.spec.to_wire(), resend, True, b"".join(waiting.ids), lengths]
+        self._peer.send(wire.frame(envelope, waiting.payloads))
+
+    def _cancel(self, job_id: bytes) -> None:
+        assert self._peer is not None
+        request = next(self._requests)
+        self._cancels[request] = job_id
+        self._peer.send(wire.frame([Op.CANCEL, request, job_id]))
+
+    def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
+        history = self.world.history
+        match envelope:
+            case [Op.OK, request, _] if request in self._unanswered:
+                for job_id in self._unanswered.pop(request).ids:
+                    history.acked.setdefault(job_id.hex(), self.world.now)
+                    if job_id.hex() not in {read.job for read in history.reads[-50:]}:
+                        self._watched.add(job_id)
+                if peer is self._peer:
+                    peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+            case [Op.OK, request, _] if request in self._cancels:
+                job_id = self._cancels.pop(request)
+                if msgpack.unpackb(body):
+                    history.cancelled.setdefault(job_id.hex(), self.world.now)
+            case [Op.RESULT, bytes(job_id), str(state)]:
+                history.reads.append(Read(job_id.hex(), state, digest(body), self.world.now))
+                self._watched.discard(job_id)
+
+
+# -- the world
+
+
+class World:
+    """One life, from a seed."""
+
+    def __init__(self, seed: int, parts: Parts | None = None) -> None:
+        self.random = Random(seed)
+        self.parts = parts or Parts()
+        self.history = History(restart_within_s=40.0)  # it may wait behind many slow ones
+        self.disk = Disk()
+        self.now = 1_000.0
+        self.keys = count(1)
+        self.records: dict[int, FlightRecord] = {}  # the flight recorder
+        self.broker: SimBroker | None = None
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._is_dangerous = False
+        self._tick_at = 0.0
+        self.settings = Settings(
+            consumers=self.random.choice((1, 2, 3)), keep_results=1_000_000, keep_results_s=1e9, log_level="error"
+        )
+        self.memory_bytes = self.random.choice((2_000, 10_000_000))
+        self._danger = self.random.choice((0.0, 0.3, 1.0))
+        self.clients = [Client(self, number, self.random.randint(1, 12)) for number in range(self.random.randint(1, 3))]
+        self._faults_until = self.now + self.random.uniform(0.5, 4.0)
+
+    @property
+    def wall(self) -> float:
+        return _WALL_S + self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.wall
+
+    # events
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now + delay_s, next(self._order), action))
+
+    def delay(self) -> float:
+        """How long a message takes: mostly no time, now and then very long."""
+        return self.random.expovariate(1 / 0.0005) if self.random.random() < 0.95 else self.random.uniform(0.0, 0.1)
+
+    def ready(self, token: Any) -> None:
+        if self.broker is not None and self.broker.is_alive:
+            self.broker.selector.make_ready(token)
+            self.wake_broker()
+
+    def wake_broker(self) -> None:
+        self._plan_tick(self.now + self.random.expovariate(1 / 0.0003))
+
+    def _plan_tick(self, at: float) -> None:
+        broker = self.broker
+        if at < self._tick_at:
+            self._tick_at = at
+            self.later(at - self.now, lambda: self._tick(broker, at))
+
+    def _tick(self, broker: SimBroker | None, at: float) -> None:
+        if broker is None or broker is not self.broker or not broker.is_alive or at != self._tick_at:
+            return
+        self._tick_at = float("inf")
+        try:
+            self._is_dangerous = True
+            broker._tick()
+            self._is_dangerous = False
+        except BrokerKilled:
+            self._is_dangerous = False
+            self._broker_dies()
+            return
+        self._plan_tick(self.now + max(0.0002, min(broker._timeout_s(), 5.0)))
+
+    # faults
+
+    def maybe_kill_broker(self, probability: float) -> None:
+        """A point at which chance may kill the broker."""
+        if self._is_dangerous and self.now < self._faults_until and self.random.random() < probability * self._danger:
+            raise BrokerKilled
+
+    def _broker_dies(self) -> None:
+        assert self.broker is not None
+        self.broker.is_alive = False
+        self.history.broker_deaths.append(self.now)
+        for slot in self.broker.supervisor.slots.values():
+            self._note_flight_record(slot)
+            slot.die(told=False)
+        if self.parts.power_cuts and self.random.random() < 0.3:
+            self.disk.lose_power(self.random.randint)
+        self.later(self.random.uniform(0.05, 0.3), self._broker_starts)
+
+    def _note_flight_record(self, slot: SimSlot) -> None:
+        if slot.is_alive and slot._is_busy:
+            self.records[slot.key] = slot.running
+
+    def _broker_starts(self) -> None:
+        self.broker = SimBroker(self)
+        self._tick_at = float("inf")
+        self._plan_tick(self.now)
+
+    def _misfortune(self) -> None:
+        """Something bad happens to somebody, again and again, as long as the faults last."""
+        if self.now >= self._faults_until:
+            return
+        if self.broker is not None and self.broker.is_alive:
+            slots = list(self.broker.supervisor.slots.values())
+            roll = self.random.random()
+            if roll < 0.12:
+                self._broker_dies()
+            elif slots:
+                slot = self.random.choice(slots)
+                if roll < 0.75:
+                    self._note_flight_record(slot)
+                    slot.die()
+                else:
+                    slot.pause(self.random.choice((0.01, 0.3, 1.0)))
+        self.later(self.random.expovariate(self._danger * 5), self._misfortune)
+
+    # life
+
+    def run(self) -> History:
+        """Lives to the end of all jobs, or of patience."""
+        with virtual_time(self):
+            self._broker_starts()
+            if self._danger:
+                self.later(0.2, self._misfortune)
+            while self._events and self.now < self._faults_until + _QUIET_S:
+                at, _, action = heapq.heappop(self._events)
+                self.now = max(self.now, at)
+                action()
+                if (
+                    self.now >= self._faults_until
+                    and all(client.is_done for client in self.clients)
+                    and self._is_quiet()
+                ):
+                    break
+            self._take_stock()
+        return self.history
+
+    def _is_quiet(self) -> bool:
+        broker = self.broker
+        return broker is not None and broker.is_alive and not broker._has_work()
+
+    def _take_stock(self) -> None:
+        assert self.broker is not None
+        self.history.final = self._finals(self.broker.store)
+        self.history.totals = self.broker.store.totals.as_dict()
+        reopened = MemoryStore(self.disk)
+        self.history.final_after_restart = self._finals(reopened)
+
+    @staticmethod
+    def _finals(store: MemoryStore) -> dict[str, Final]:
+        return {
+            record.id.hex(): Final(
+                record.kept.state.value, record.attempts, record.crashes, digest(record.outcome or b"")
+            )
+            for record in store._jobs.values()
+        }
+
+
+@contextmanager
+def virtual_time(world: World) -> Iterator[None]:
+    """Puts the world's clock into the modules that look at one."""
+    for module in _CLOCKED:
+        module.time = world  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in _CLOCKED:
+            module.time = time  # type: ignore[attr-defined]
+
+
+def judge(seed: int, parts: Parts | None = None) -> list[str]:
+    """Lives the life of a seed. Returns what was wrong with it."""
+    return check(World(seed, parts).run())
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Simulates lives of a broker.")
+    parser.add_argument("--seeds", type=int, default=10_000)
+    parser.add_argument("--from", type=int, default=0, dest="first")
+    arguments = parser.parse_args()
+    began, jobs = time.monotonic(), 0
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        world = World(seed)
+        wrong = check(world.run())
+        jobs += len(world.history.intents)
+        if wrong:
+            print(
+                f"seed {seed}:",
+                *wrong[:10],
+                f"replay it: python tests/simulation.py --from {seed} --seeds 1",
+                sep="\n  ",
+            )
+            return 1
+        if seed % 1_000 == 999:
+            print(f"{seed + 1 - arguments.first:,} seeds, {jobs:,} jobs, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{arguments.seeds:,} seeds, {jobs:,} jobs: nothing wrong")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Lives of the broker, simulated; and the judge himself, tried with known bugs, each of which must be found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from history import End, Final, History, Limits, Read, Start, check
+from memory_store import Disk, MemoryStore, Record
+from simulation import Parts, World, judge
+
+from taskq import wire
+from taskq.core import Core, Death, Key
+from taskq.counters import Claim
+from taskq.ledger import Ledger, Submission
+from taskq.model import JobRow, Spec
+from taskq.store import Ended, Rescheduled
+from taskq.wire import Op
+
+#: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
+SEEDS = int(os.environ.get("TASKQ_SEEDS", "1000"))
+#: Within so many lives each planted bug must be found.
+ENOUGH = 150
+
+
+def judge_many(seeds: Sequence[int]) -> dict[int, list[str]]:
+    return {seed: wrong for seed in seeds if (wrong := judge(seed))}
+
+
+@pytest.mark.timeout(600)
+def test_nothing_goes_wrong_in_many_lives() -> None:
+    """A failing seed is replayed by `python tests/simulation.py --from SEED --seeds 1`."""
+    shares = [range(start, SEEDS, 8) for start in range(8)]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        wrong = {seed: lines for found in pool.map(judge_many, shares) for seed, lines in found.items()}
+    assert wrong == {}
+    note_proof(seeds=SEEDS)
+
+
+def note_proof(**counts: int) -> None:
+    """Adds to the line that CI prints at its end."""
+    path = os.environ.get("TASKQ_PROOF")
+    if path:
+        with Path(path).open("a") as proof:
+            proof.write(json.dumps(counts) + "\n")
+
+
+def test_a_seed_decides_everything() -> None:
+    one, other = World(7).run(), World(7).run()
+    assert one.starts
+    assert one == other
+
+
+# -- planted bugs
+
+
+class AcknowledgesBeforeCommit(Ledger):
+    """The answer goes out when the job comes in."""
+
+    def take_in(self, submission: Submission) -> None:
+        super().take_in(submission)
+        if submission.peer is not None:
+            self._server.send(submission.peer, wire.frame([Op.OK, submission.request, 0]))
+
+
+class TellsBeforeCommit(Ledger):
+    """Results go out when they come in."""
+
+    def collect(self, now: float) -> None:
+        super().collect(now)
+        for row, kept, outcome in self._effects.ended:
+            for peer in self._watchers.get(row.id, ()):
+                self._server.send(peer, wire.frame([Op.RESULT, row.id, kept.state.value], [outcome]))
+
+
+class SyncsNowAndThen(MemoryStore):
+    """SQLite's synchronous=NORMAL."""
+
+    syncs = False
+
+    def commit(self) -> None:
+        super().commit()
+        if len(self.disk.commits) % 20 == 0:
+            self.disk.synced = len(self.disk.commits)
+
+
+class DeletesOnDequeue(MemoryStore):
+    """What is being run is not on disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk)
+        self._taken: dict[int, Record] = {}
+
+    def forget(self, rows: Iterable[JobRow]) -> None:
+        for row in rows:
+            record = self._jobs.pop(row.id)
+            self._taken[row.seq] = record
+            self._changes[row.id] = None
+            del self._by_seq[row.seq]
+        self.commit()
+
+    def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
+        for row, *_ in (*ended, *rescheduled):
+            if row.seq in self._taken:
+                self._put(self._taken.pop(row.seq))
+        super().settle(ended, rescheduled, now)
+
+
+class TakesEverySubmitAsNew(MemoryStore):
+    """A client that sends a job again gets another."""
+
+    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+        known = [job_id for job_id in ids if job_id in self._jobs]
+        for job_id in known:
+            del self._by_seq[self._jobs.pop(job_id).seq]
+        return super().submit(spec, ids, payloads)
+
+
+class ForgetsBatchMates(Core):
+    """What a dead consumer held, but did not run, is gone."""
+
+    def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
+        holder = self._holders[key]
+        holder.leased = {number: row for number, row in holder.leased.items() if number == claim.number}
+        super().died(key, claim, death, wall)
+
+
+class ChargesTheNeighbour(Core):
+    """The last of a batch pays for the one that ran."""
+
+    def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
+        leased = self._holders[key].leased
+        last = max(leased, default=claim.number)
+        super().died(key, Claim(last, claim.running, claim.started_at), death, wall)
+
+
+BUGS = {
+    "acknowledges before the commit": (Parts(ledger=AcknowledgesBeforeCommit), {"no_acked_job_is_lost"}),
+    "tells results before the commit": (
+        Parts(ledger=TellsBeforeCommit),
+        {"results_never_change", "the_end_is_the_end"},
+    ),
+    "synchronous=NORMAL under power loss": (Parts(store=SyncsNowAndThen), {"no_acked_job_is_lost"}),
+    "delete on dequeue": (Parts(store=DeletesOnDequeue, forgets_what_it_sends=True), {"no_acked_job_is_lost"}),
+    "a resend is another job": (Parts(store=TakesEverySubmitAsNew), {"an_id_is_one_job", "the_end_is_the_end"}),
+    "late outcomes of another incarnation": (
+        Parts(reads_words_of_predecessor=True),
+        {"runs_again_only_for_a_reason", "the_end_is_the_end"},
+    ),
+    "deaths are noticed by timeout": (Parts(death_told_after_s=60.0), {"a_death_is_seen_at_once"}),
+    "a forgotten requeue": (Parts(core=ForgetsBatchMates), {"no_acked_job_is_lost"}),
+    "charged for the neighbour's crash": (Parts(core=ChargesTheNeighbour), {"only_the_guilty_are_charged"}),
+    "a recalled lease that also runs": (Parts(take_back_is_heeded=False), {"runs_again_only_for_a_reason"}),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_found(bug: str) -> None:
+    """Each by the invariant that it breaks; other things may be wrong besides, up to a broker that no longer runs."""
+    parts, expected = BUGS[bug]
+    for seed in range(ENOUGH):
+        try:
+            wrong = judge(seed, parts)
+        except (KeyError, AssertionError):
+            continue  # the bug broke the broker itself
+        if expected & {line.partition(":")[0] for line in wrong}:
+            return
+    raise AssertionError(f"{ENOUGH} lives, and nobody noticed")
+
+
+# -- the judge, invariant by invariant
+
+
+def good_history() -> History:
+    """Two jobs: one succeeded, one was killed once and succeeded then."""
+    history = History(restart_within_s=1.0)
+    for number, job in enumerate(("a", "b")):
+        history.intents[job] = f"digest {job}"
+        history.acked[job] = float(number)
+        history.limits[job] = Limits(1, 3)
+    history.starts = [Start("a", 1, "p1", 2.0, "digest a"), Start("b", 1, "p1", 4.0, "digest b")]
+    history.ends = [End("a", 1, "p1", 3.0, True)]
+    history.deaths["p1"] = 5.0
+    history.starts.append(Start("b", 2, "p2", 5.5, "digest b"))
+    history.ends.append(End("b", 2, "p2", 6.0, True))
+    history.reads = [Read("a", "succeeded", "ra", 3.5), Read("b", "succeeded", "rb", 6.5)]
+    history.final = {"a": Final("succeeded", 1, 0, "ra"), "b": Final("succeeded", 2, 1, "rb")}
+    history.totals = {"enqueued": 2, "succeeded": 2, "failed": 0, "cancelled": 0, "crashed": 1}
+    history.final_after_restart = dict(history.final)
+    return history
+
+
+def test_a_good_history_is_good() -> None:
+    assert check(good_history()) == []
+
+
+def changed(**changes: Any) -> History:
+    history = good_history()
+    for name, value in changes.items():
+        setattr(history, name, value)
+    return history
+
+
+WRONG: dict[str, History] = {
+    "no_acked_job_is_lost": changed(acked={"a": 0.0, "b": 1.0, "c": 2.0}),
+    "nothing_runs_that_nobody_asked_for": changed(intents={"a": "digest a", "b": "other"}),
+    "the_unknown_resolves_one_way": changed(acked={}, final={"a": Final("succeeded", 1, 0, "ra")}),
+    "an_id_is_one_job": changed(totals={**good_history().totals, "enqueued": 3}),
+    "runs_again_only_for_a_reason": changed(starts=[*good_history().starts, Start("a", 1, "p2", 7.0, "digest a")]),
+    "retries_are_bounded": changed(limits={"b": Limits(0, 0)}),
+    "never_twice_at_a_time": changed(deaths={"p1": 5.8}),
+    "results_never_change": changed(reads=[*good_history().reads, Read("a", "failed", "ra", 9.0)]),
+    "the_end_is_the_end": changed(starts=[*good_history().starts, Start("a", 2, "p2", 7.0, "digest a")]),
+    "totals_add_up": changed(totals={**good_history().totals, "succeeded": 1}),
+    "first_come_first_served": changed(in_order=True, acked={"b": 0.0, "a": 1.0}),
+    "a_death_is_seen_at_once": changed(
+        starts=[*good_history().starts[:2], Start("b", 2, "p2", 7.0, "digest b")],
+        ends=[End("a", 1, "p1", 3.0, True), End("b", 2, "p2", 8.0, True)],
+        reads=[],
+    ),
+    "only_the_guilty_are_charged": changed(
+        final={"a": Final("succeeded", 2, 1, "ra"), "b": Final("succeeded", 1, 0, "rb")}
+    ),
+    "cancelled_is_cancelled": changed(cancelled={"b": 3.0}),
+    "recovery_changes_nothing": changed(final_after_restart={}),
+    "nothing_is_left_over": changed(leaks=["a process is left"]),
+}
+
+
+@pytest.mark.parametrize("invariant", WRONG)
+def test_the_judge_sees_what_is_wrong(invariant: str) -> None:
+    assert invariant in {line.partition(":")[0] for line in check(WRONG[invariant])}
