@@ -24,6 +24,7 @@ from taskq.client import (
     Client,
     ConnectionLost,
     Ending,
+    check_broker,
     chunks,
     ending_of,
     error_of,
@@ -33,7 +34,7 @@ from taskq.client import (
     value_of,
 )
 from taskq.config import Directory
-from taskq.errors import JobNotFound, ResultTimeout, TaskQError
+from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
 from taskq.limits import MAX_JOBS_PER_FRAME
 from taskq.model import JobInfo, Spec
 from taskq.wire import Message, Op
@@ -245,6 +246,10 @@ class _Connection:
         try:
             self._socket.setblocking(False)
             self._socket.connect(os.fspath(path))
+            check_broker(self._socket, path)
+        except DirectoryError:
+            self._close()
+            raise
         except OSError as error:
             self._close()
             raise ConnectionLost(str(error)) from error

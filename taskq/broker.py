@@ -152,7 +152,8 @@ class Broker:
         self._ledger.collect(now)
         if requests or self._crew.has_buried or self._ledger.must_commit(now):
             self._ledger.commit(now, wall)
-            self._crew.forget_buried()
+            if self._ledger.is_settled:
+                self._crew.forget_buried()
             for peer, envelope in requests:
                 if not peer.closed:
                     self._requests.answer(peer, envelope)
@@ -195,7 +196,7 @@ class Broker:
                 self._ledger.take_in(submission_of(peer, envelope, body))
             except TaskQError as error:
                 request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
-                self._server.send(peer, wire.frame([Op.ERROR, request, type(error).__name__, str(error)]))
+                self._server.send(peer, wire.error_frame(request, error))
         return requests
 
     def _load(self) -> None:

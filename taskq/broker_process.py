@@ -61,6 +61,8 @@ def _run(
         except (JournalError, StoreFull) as error:
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)
+        except ConfigError:
+            raise  # told below: another broker would fare no better
         except Exception as error:
             # a bug: the guardian starts another broker, on a journal that has all that was acknowledged
             log.critical("broker.failed", exc_info=True)
@@ -69,6 +71,8 @@ def _run(
             fanout.close()
     except AlreadyRunning as error:
         return Exit.ALREADY_RUNNING, str(error)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         return Exit.DIRECTORY, str(error)
+    except OSError as error:
+        return Exit.DIRECTORY, f"{error.filename or directory.path}: {error.strerror or error}"
     return Exit.OK, ""

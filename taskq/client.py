@@ -27,6 +27,7 @@ from taskq.errors import BrokerUnavailable, DirectoryError, JobNotFound, Protoco
 from taskq.limits import MAX_JOBS_PER_FRAME, SUBMIT_CHUNK_BYTES
 from taskq.model import JobInfo, JobState, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
+from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
 from taskq.wire import Message, Op
 
@@ -95,7 +96,7 @@ def value_of(message: Message, request: int) -> Any:
         TaskQError: what the broker says went wrong, as the class that it names.
     """
     envelope, body = message
-    if envelope[0] == Op.ERROR:
+    if envelope[0] == Op.ERROR and envelope[1] in (0, request):
         raise error_of(envelope)
     if envelope[0] != Op.OK or envelope[1] != request:
         raise ProtocolError(f"an answer out of turn: {envelope[:2]}")
@@ -140,6 +141,19 @@ def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
     )
 
 
+def check_broker(connection: socket.socket, path: os.PathLike[str]) -> None:
+    """Refuses a broker of another user, who may have made the directory, or the socket's folder, before us.
+
+    Raises:
+        DirectoryError: the process that listens is not ours.
+    """
+    uid = peer_uid(connection)
+    if uid is not None and uid not in (os.geteuid(), 0):
+        raise DirectoryError(
+            f"a process of user id {uid} listens on {os.fspath(path)}: run as that user, or choose another directory"
+        )
+
+
 class Connection:
     """One connection to the broker. For one thread at a time."""
 
@@ -159,6 +173,7 @@ class Connection:
             # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(REPLY_TIMEOUT_S), 0))
             self._socket.connect(os.fspath(path))
+            check_broker(self._socket, path)
             self._send(wire.hello(os.getpid()))
             envelope, _ = self.receive(REPLY_TIMEOUT_S)
             if envelope[0] == Op.ERROR:

@@ -865,7 +865,8 @@ def _enum_caster(cls: type[Enum]) -> Caster:
                     return cls(of_value(value))
                 except (ValueError, TypeError):
                     pass
-            raise
+            # not the error of `cls`, which repeats the argument: arguments are not for the log
+            raise TypeError(f"{_named(type(value))} that is no value of {cls.__qualname__}") from None
 
     return cast
 

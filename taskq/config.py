@@ -157,30 +157,49 @@ class Directory:
             DirectoryError: it cannot be made or written, or others may write to it.
         """
         try:
-            for path in (self.path, self.spool, self.log):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in (*reversed(self.path.parents), self.path):
+                if not path.exists():
+                    path.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would leave those above to the umask
+            self.check()
+            for path in (self.spool, self.log):
+                path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise DirectoryError(
                 f"cannot make the directory {error.filename}: {error.strerror}; "
                 f"choose another with TASKQ_URL or url=, or make it writable for {_user()}"
             ) from error
-        self.check()
+        self._check_content()
         return self
+
+    def _check_content(self) -> None:
+        """Refuses what others may have left here while the directory was open to them."""
+        for folder in (self.path, self.log):
+            for entry in os.scandir(folder):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # a fleet is at work here
+                if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+                    raise DirectoryError(f"{entry.path} is a link, or belongs to another user: remove it")
 
     def check(self) -> None:
         """Raises DirectoryError unless the directory is ours, private and writable."""
         try:
-            status = os.stat(self.path)
+            link, status = os.lstat(self.path), os.stat(self.path)
         except OSError as error:
             raise DirectoryError(f"cannot use the directory {self.path}: {error.strerror}") from error
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (os.geteuid(), 0):
+            raise DirectoryError(f"{self.path} is a link of user id {link.st_uid}: choose another directory")
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{self.path} is not a directory")
         if status.st_uid != os.geteuid():
             raise DirectoryError(f"{self.path} belongs to user id {status.st_uid}; run as that user, or choose another")
         if status.st_mode & 0o077:
             raise DirectoryError(f"{self.path} is open to other users; close it with: chmod 700 {self.path}")
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise DirectoryError(f"{self.path} cannot be written by {_user()}")
+        for path in (self.path, self.spool, self.journal):
+            needed = os.W_OK if path == self.journal else os.W_OK | os.X_OK
+            if path.exists() and not os.access(path, needed):
+                raise DirectoryError(f"{path} cannot be written by {_user()}; make it writable: chmod u+rwX {path}")
 
     def socket_path(self) -> Path:
         """The path of the broker's socket: in the directory, or, where that path is longer than the kernel takes

@@ -26,6 +26,8 @@ from taskq.wire import Op
 #: a producer that enqueues one job at a time while they run.
 _COMMIT_WITHIN_S = 0.020
 _COMMIT_COUNT = 2_000
+#: What does not fit onto the disk is tried again after this time.
+_FULL_AGAIN_S = 0.5
 #: Ended jobs that one commit removes at the most, which takes it a millisecond or two.
 _PRUNE_JOBS = 3_000
 #: Scheduled jobs that become queued in one commit.
@@ -116,8 +118,13 @@ class Ledger:
             self._store.commit()
         except StoreFull as error:
             self._make_room(error, [])
-            rows = self._store.lease_due(wall, _DUE_JOBS)
-            self._store.commit()
+            try:
+                rows = self._store.lease_due(wall, _DUE_JOBS)
+                self._store.commit()
+            except StoreFull:
+                self._store.rollback()
+                self.next_due = wall + _FULL_AGAIN_S
+                return
         self._core.came_due(rows)
         self.next_due = self._store.next_due()
 
@@ -146,6 +153,8 @@ class Ledger:
             return True
         if self._effects_since is None:
             return False
+        if now < self._effects_since:
+            return False  # the disk was full a moment ago
         ended = self._effects.ended
         if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
             return True
@@ -172,12 +181,21 @@ class Ledger:
         except StoreFull as error:
             self._make_room(error, submissions)
             accepted = []
-            self._settle(wall)
-            self._store.commit()
+            try:
+                self._settle(wall)
+                self._store.commit()
+            except StoreFull:
+                # nothing was set aside: what ended is kept here, and tried again until there is room
+                self._store.rollback()
+                self._effects_since = now + _FULL_AGAIN_S
+                return self._take_refusals()
         self._committed.append(self._effects)
         self._effects, self._effects_since = Effects(), now if self._prunes else None
         for submission, rows in accepted:
             self._accept(submission, rows, now)
+        return self._take_refusals()
+
+    def _take_refusals(self) -> list[tuple[Submission, TaskQError]]:
         refusals, self._refusals = self._refusals, []
         return refusals
 
@@ -186,6 +204,8 @@ class Ledger:
         self._store.rollback()
         self._store.make_room()
         self._prunes = False
+        answered = {id(submission) for submission, _ in self._refusals}  # a second answer would be that of the next one
+        submissions = [submission for submission in submissions if id(submission) not in answered]
         self._narrator.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
         self._refuse(submissions, error)
 
@@ -212,8 +232,7 @@ class Ledger:
         for submission in submissions:
             self._refusals.append((submission, error))
             if submission.peer is not None:
-                envelope = [Op.ERROR, submission.request, type(error).__name__, str(error)]
-                self._server.send(submission.peer, wire.frame(envelope))
+                self._server.send(submission.peer, wire.error_frame(submission.request, error))
 
     def _accept(self, submission: Submission, rows: list[JobRow], now: float) -> None:
         self._core.submitted(rows)
@@ -262,7 +281,9 @@ class Ledger:
     def watch(self, peer: Peer, job_id: bytes) -> None:
         """Has a client told of the end of a job: now, if it has ended."""
         stored = self.find(job_id)
-        if stored is None:
+        if stored is None and self._store.is_full and spool.is_spooled(self._spool, job_id):
+            self._add_watcher(job_id, peer)  # it waits there until there is room
+        elif stored is None:
             self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
         elif stored.kept >= FIRST_FINAL:
             self._push(peer, job_id, stored.kept, stored.outcome or b"")

@@ -104,7 +104,7 @@ class Spec:
             raise ConfigError(f"a job's description with a field of another type: {error}") from error
 
 
-@lru_cache(maxsize=1_024)
+@lru_cache(maxsize=1_024, typed=True)  # else 1, 1.0 and True would be the same
 def _spec(*fields: Any) -> Spec:
     """The same fields come with every frame of a producer: they are checked once, and their jobs share the result."""
     return Spec(*fields)

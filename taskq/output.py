@@ -14,6 +14,7 @@ _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|
 #: Fields that the broker itself gives to each line: a job's own output cannot forge them.
 _OWN_FIELDS = frozenset(
     {"timestamp", "level", "event", "queue", "task", "job_id", "attempt", "consumer", "pid", "message", "stream"}
+    | {"self", "method_name"}  # structlog's own arguments
 )
 _LEVELS = frozenset({"debug", "info", "warning", "error"})
 
@@ -50,7 +51,12 @@ class LineCutter:
 
 def _text(line: bytes) -> str:
     text = line[:MAX_OUTPUT_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r")
-    return text if text.startswith(RECORD_MARK) else _TERMINAL_CODES.sub("", text)
+    return text if text.startswith(RECORD_MARK) else _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Text without terminal codes, also those that appear when others are taken out of them."""
+    return _TERMINAL_CODES.sub("", text).replace("\x1b", "")
 
 
 def fields_of_line(line: str) -> tuple[str, dict[str, Any]]:
@@ -67,4 +73,4 @@ def fields_of_line(line: str) -> tuple[str, dict[str, Any]]:
             return level if level in _LEVELS else "info", {"message": str(message), **own}
         except (ValueError, AttributeError, TypeError, RecursionError):
             pass  # a line of the job's own that happens to begin with the mark
-    return "info", {"message": line}
+    return "info", {"message": _plain(line)}

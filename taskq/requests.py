@@ -13,7 +13,7 @@ from taskq import wire
 from taskq.config import Directory
 from taskq.core import Core
 from taskq.crew import Crew
-from taskq.errors import JobNotFound, ProtocolError, TaskQError
+from taskq.errors import JobNotFound, ProtocolError, StoreFull, TaskQError
 from taskq.ledger import Ledger
 from taskq.model import JobState
 from taskq.server import Peer, Server
@@ -62,9 +62,9 @@ class Requests:
                     for start in range(0, len(ids), 16):
                         self._ledger.watch(peer, ids[start : start + 16])
                     return
-                case [Op.INFO, int(), bytes(job_id)]:
+                case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
                     value: Any = self._info(job_id)
-                case [Op.CANCEL, int(), bytes(job_id)]:
+                case [Op.CANCEL, int(), bytes(job_id)] if len(job_id) == 16:
                     value = self._cancel(job_id)
                 case [Op.STATUS, int()]:
                     value = self._status()
@@ -78,7 +78,7 @@ class Requests:
                     self._server.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
                     return
         except TaskQError as error:
-            self._server.send(peer, wire.frame([Op.ERROR, request, type(error).__name__, str(error)]))
+            self._server.send(peer, wire.error_frame(request, error))
             return
         self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb(value)]))
 
@@ -113,6 +113,8 @@ class Requests:
         self._core.cancelled(row, kept)
         self._ledger.collect(time.monotonic())
         self._ledger.commit(time.monotonic(), time.time())
+        if not self._ledger.is_settled:
+            raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
         return True
 
     def _status(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ falls silent is disconnected. What the frames mean is the broker's business (`ta
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import socket
 import time
@@ -26,11 +27,15 @@ from taskq.limits import (
     STALLED_CLIENT_S,
 )
 from taskq.platform import peer_uid
-from taskq.wire import Message, Op
+from taskq.wire import Message
 
 _READ_BYTES = 256 * 1024
 #: Frames of one client that are handled in one tick, so that a flood from one does not delay the others.
 _READS_PER_TICK = 4
+#: Descriptors that clients do not get: for consumers to come, and for files that are opened for a moment.
+_RESERVED_DESCRIPTORS = 32
+#: A listener that was out of descriptors tries again after this time: they may come back without a client going.
+_ACCEPT_AGAIN_S = 0.25
 
 
 class Peer:
@@ -92,6 +97,7 @@ class Server:
         self._messages: list[tuple[Peer, Message]] = []
         self._listener = _listen(self._path, directory)
         self._is_accepting = False
+        self._accept_at: float | None = None  # when to try again
         self._resume_accepting()
 
     # -- input
@@ -111,7 +117,12 @@ class Server:
                 # out of descriptors: a listener that stays readable would spin the loop, so wait for a client to go
                 self._on_rejected(f"a client could not be accepted: {error.strerror}")
                 self._pause_accepting()
+                self._accept_at = self._clock() + _ACCEPT_AGAIN_S
                 return
+            if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS:
+                self._on_rejected("more clients than descriptors; raise the limit (ulimit -n, LimitNOFILE=)")
+                sock.close()
+                continue
             uid = peer_uid(sock)
             if uid is not None and uid not in (os.geteuid(), 0):
                 self._on_rejected(f"a process of user id {uid} tried to connect")
@@ -239,7 +250,7 @@ class Server:
     def reject(self, peer: Peer, error: TaskQError) -> None:
         """Tells a client one clear error and disconnects it."""
         self._on_rejected(str(error))
-        self.send(peer, wire.frame([Op.ERROR, 0, type(error).__name__, str(error)]))
+        self.send(peer, wire.error_frame(0, error))
         self.close(peer)
 
     def close(self, peer: Peer) -> None:
@@ -255,6 +266,8 @@ class Server:
 
     def drop_late(self, now: float) -> None:
         """Disconnects clients that broke a deadline."""
+        if self._accept_at is not None and self._accept_at <= now:
+            self._resume_accepting()
         for peer in [peer for peer in self._peers if any(by <= now for by in _deadlines(peer))]:
             if peer.write_by is not None and peer.write_by <= now:
                 reason = "the client did not take what was sent to it in time"
@@ -264,11 +277,13 @@ class Server:
 
     def next_deadline(self) -> float | None:
         """When a client's deadline may be over (monotonic)."""
-        return min((by for peer in self._peers for by in _deadlines(peer)), default=None)
+        times = [by for peer in self._peers for by in _deadlines(peer)]
+        return min(times if self._accept_at is None else [*times, self._accept_at], default=None)
 
     def shut(self) -> None:
         """Closes the listening socket and all clients."""
         self._pause_accepting()
+        self._accept_at = None
         self._listener.close()
         self._path.unlink(missing_ok=True)
         for peer in list(self._peers):
@@ -280,6 +295,7 @@ class Server:
             self._is_accepting = False
 
     def _resume_accepting(self) -> None:
+        self._accept_at = None
         if not self._is_accepting and self._listener.fileno() >= 0:
             self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
             self._is_accepting = True

@@ -62,13 +62,17 @@ def _sync_folder(path: Path) -> None:
 
 def spooled(spool: Path) -> Iterator[tuple[Path, bytes]]:
     """The files in the spool and their content, oldest first: names begin with an id, and ids sort by time."""
-    for path in sorted(spool.glob(f"*{_SUFFIX}")):
+    try:
+        paths = sorted(spool.glob(f"*{_SUFFIX}"))
+    except OSError:
+        return  # out of descriptors, perhaps: it is looked at again soon
+    for path in paths:
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if path.lstat().st_uid == os.geteuid() else b""
         except FileNotFoundError:
             continue
         except OSError:
-            content = b""  # a folder, or a file that is not ours to read: as unreadable as one full of garbage
+            content = b""  # a folder, or a file that is not ours: as unreadable as one full of garbage
         yield path, content
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import msgpack
 
-from taskq.errors import ProtocolError
-from taskq.limits import MAX_ENVELOPE_BYTES, MAX_FRAME_BYTES
+from taskq.errors import ProtocolError, TaskQError
+from taskq.limits import MAX_ENVELOPE_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES
 
 MAGIC = "taskq"
 #: The versions of this protocol that this code speaks, lowest and highest.
@@ -68,6 +68,11 @@ def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
     if len(packed) > MAX_ENVELOPE_BYTES or length > MAX_FRAME_BYTES:
         raise ProtocolError(f"a frame of {length} bytes with an envelope of {len(packed)} is larger than the limits")
     return _HEADER.pack(length, len(packed)) + packed + payloads
+
+
+def error_frame(request: int, error: TaskQError) -> bytes:
+    """Makes the frame that tells a client of an error. Cut, for an error may repeat what it is about."""
+    return frame([Op.ERROR, request, type(error).__name__, str(error)[:MAX_ERROR_MESSAGE_CHARS]])
 
 
 def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:

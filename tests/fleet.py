@@ -262,10 +262,10 @@ def _fits(found: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def running(fleet: Fleet) -> Iterator[Fleet]:
+def running(fleet: Fleet, *, wait: bool = True) -> Iterator[Fleet]:
     """A fleet while the block runs; checks its remains afterwards, unless the block itself failed."""
     try:
-        yield fleet.start()
+        yield fleet.start(wait=wait)
     except BaseException:
         with suppress(BaseException):
             fleet.finish()

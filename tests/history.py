@@ -15,8 +15,6 @@ from math import inf
 from typing import NamedTuple
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
-#: Of an attempt that ended, the outcome may be lost when the broker dies so soon after (taskq.outbox, taskq.ledger).
-OUTCOME_LOST_WITHIN_S = 0.25
 
 
 class Start(NamedTuple):
@@ -89,6 +87,7 @@ class History:
     final_after_restart: dict[str, Final] | None = None
     in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
     restart_within_s: float = inf  # after the death of its process a job is running again, the broker living
+    told_within_s: float = 0.25  # of an attempt that ended, the outcome may be lost if the broker dies so soon after
     leaks: list[str] = field(default_factory=list)
     bad_exits: list[str] = field(default_factory=list)
 
@@ -106,10 +105,10 @@ class History:
 
     def is_told_by(self, end: End) -> float:
         """When the outcome of an attempt is durable: soon, unless its process was stopped meanwhile."""
-        at = end.at + OUTCOME_LOST_WITHIN_S
+        at = end.at + self.told_within_s
         for process, since, until in sorted(self.stops, key=lambda stop: stop[1]):
-            if process == end.process and since <= at and until >= end.at:
-                at = max(at, until + OUTCOME_LOST_WITHIN_S)
+            if process in (end.process, "*") and since <= at and until >= end.at:
+                at = max(at, until + self.told_within_s)
         return at
 
 

@@ -901,7 +901,7 @@ def test_values_that_are_no_members_are_refused() -> None:
     for hint in (Color, list[Color], dict[str, Color]):
         cast = caster(hint)
         assert cast is not None
-        with pytest.raises(ValueError, match="not a valid Color"):
+        with pytest.raises(TypeError, match="no value of Color"):  # what it is stays out of the log
             cast({Color: "no", list[Color]: ["no"]}.get(hint, {"k": "no"}))
     with pytest.raises(TypeError, match="alternatives"):
         caster(Color | Level)("no")  # type: ignore[misc]

@@ -63,7 +63,9 @@ def version() -> None:
 
 def tell(message: str) -> None:
     """Says something to the person at the terminal, beside the output."""
-    print(f"taskq: {message}", file=sys.stderr)
+    from taskq.log.render import escape  # `taskq worker` is to start without it
+
+    print("taskq: " + "\n".join(escape(line) for line in message.split("\n")), file=sys.stderr)
 
 
 def fail(error: TaskQError) -> NoReturn:

@@ -87,7 +87,7 @@ def _check_call(task: Task[..., Any], arguments: list[Any], named: dict[str, Any
 
 def _print_value(value: Any) -> None:
     try:
-        print(json.dumps(value, default=repr, ensure_ascii=False))
+        print(escape(json.dumps(value, default=repr, ensure_ascii=False)))
     except (TypeError, ValueError):  # such as a tuple as a key
         print(repr(value))
 

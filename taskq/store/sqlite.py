@@ -14,6 +14,7 @@ module took 7.5 and 4.3; it brings a current SQLite, and a VFS for the tests of 
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -60,6 +61,10 @@ def _trusted(
             raise StoreFull(f"the disk that holds {self._path} is full: free some space there") from error
         except apsw.Error as error:
             raise JournalError(f"{self._path}: {type(error).__name__}: {error}") from error
+        except OSError as error:  # of the files beside it
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"the disk that holds {self._path} is full: free some space there") from error
+            raise JournalError(f"{self._path}: {error}") from error
 
     return wrapper
 
@@ -134,8 +139,11 @@ class SQLiteStore:
             "temp_store=MEMORY",
         ):
             self._db.execute(f"PRAGMA {pragma}")
+        if self._value("PRAGMA journal_mode") != "wal":  # if a call fails while it changes, it stays, without an error
+            raise JournalError(f"{self._path} could not be changed to a write-ahead log")
         self._migrate()
         if not marker.exists():
+            _sync_directory(marker.parent)  # the rollback journal of its creation must not come back beside the marker
             _write_durably(marker, f"taskq {uuid.uuid4().hex}\n".encode())
         self._verify()
         self._load()
@@ -328,8 +336,12 @@ class SQLiteStore:
                 f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
                 "Nothing but the broker may open the journal"
             )
-        os.pwrite(self._high, self._commits.to_bytes(8, "big"), 0)
+        try:
+            os.pwrite(self._high, self._commits.to_bytes(8, "big"), 0)
+        except OSError:
+            pass  # a canary that is behind does no harm, and the commit is done
 
+    @_trusted
     def rollback(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -340,11 +352,18 @@ class SQLiteStore:
 
     # -- a full disk
 
+    @_trusted
     def make_room(self) -> None:
         self._ballast.unlink(missing_ok=True)
         self.is_full = True
 
     def keep_room(self) -> None:
+        try:
+            self._set_aside()
+        except OSError:
+            pass  # others took the space, or the files: it is tried again
+
+    def _set_aside(self) -> None:
         if self._ballast.exists():
             return
         space = os.statvfs(self._path.parent)
@@ -356,7 +375,7 @@ class SQLiteStore:
         try:
             _allocate(descriptor, _BALLAST_BYTES)
         except OSError:
-            self._ballast.unlink()  # others took the space: it is tried again
+            self._ballast.unlink()
         finally:
             os.close(descriptor)
 
@@ -485,7 +504,11 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:

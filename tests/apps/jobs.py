@@ -293,3 +293,71 @@ def storm(folder: str, number: int) -> int:
 def print_much(lines: int) -> None:
     for number in range(lines):
         print(f"line {number}")
+
+
+@q.task
+def hold_gil(path: str, gate: str) -> str:
+    """Waits for a gate in C code that keeps the GIL: no other thread of this process runs meanwhile."""
+    descriptor = os.open(gate, os.O_RDONLY)
+    record(path, "start")
+    ctypes.PyDLL(None).read(descriptor, ctypes.create_string_buffer(1), 1)
+    os.close(descriptor)
+    return "held"
+
+
+@q.task(retries=0)
+def run_out_of_memory() -> None:
+    """Asks for more memory than this process may have, for as long as the job runs."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, before[1]))
+    try:
+        bytearray(1 << 31)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@q.task
+def large_result(path: str, gate: str, size: int) -> bytes:
+    """Waits for a gate, at its first start only, then returns a large result."""
+    record(path, "start")
+    if current_job().attempt == 1:
+        pass_gate(gate)
+    return bytes(size)
+
+
+@q.task
+def print_behind(path: str, gate: str, lines: int) -> int:
+    """Waits for a gate, then prints."""
+    record(path, "start")
+    pass_gate(gate)
+    print_much(lines)
+    return lines
+
+
+@q.task(retries=0)
+def raise_oddly(how: str) -> None:
+    """Raises what is hard to tell of."""
+
+    class NeedsTwo(Exception):
+        def __init__(self, one: object, two: object) -> None:
+            super().__init__(two and one)
+
+    if how == "does not unpickle":
+        raise NeedsTwo(1, lambda: None)
+    if how == "recursive":
+        raise_oddly(how)
+    raise ValueError("x" * 100_000_000)
+
+
+@q.task
+def leave_orphan(path: str) -> None:
+    """Leaves a process behind that ends after this job, as a child of whoever reaps orphans."""
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        if os.fork() == 0:
+            append(path, f"{os.getpid()}")
+            os._exit(7)
+        os._exit(0)
+    os.wait()
