@@ -74,6 +74,8 @@ def unpack(outcome: bytes) -> Outcome:
     try:
         fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
         started_at, duration_s, result, error = fields
+        if result is not None and not isinstance(result, bytes):
+            raise TypeError("its result is no payload")
         return Outcome(started_at, duration_s, result, None if error is None else JobError(*error))
     except Exception as error:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import proof
 import psutil
 
 from taskq import TaskQ
@@ -202,6 +203,7 @@ class Fleet:
         """Sends a signal to a process of this fleet, and to no other."""
         assert os.getsid(pid) in self._sessions
         os.kill(pid, number)
+        proof.count("kills", number == signal.SIGKILL)
 
     # -- what it tells
 

@@ -1,7 +1,6 @@
 """Fuzzing of all that decodes bytes from outside: what they hold is told, or refused with the error that is promised.
 
-TASKQ_FUZZ says how many inputs each property gets. How many there were in all is added to the file that TASKQ_PROOF
-names, as a line of JSON. `tests/fuzz_atheris.py` drives the same properties by coverage.
+TASKQ_FUZZ says how many inputs each property gets. `tests/fuzz_atheris.py` drives the same properties by coverage.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgpack
+import proof
 import pytest
 from apps import jobs
 from fleet import Fleet, use
@@ -63,19 +63,6 @@ ENVELOPE_GROWTH = 100
 PAYLOAD_GROWTH = 128
 
 
-class _Fuzzed:
-    frames = 0
-
-
-@pytest.fixture(scope="session", autouse=True)
-def proof() -> Iterator[None]:
-    """Tells in the end how much was fuzzed."""
-    yield
-    if path := os.environ.get("TASKQ_PROOF"):
-        with open(path, "a") as file:
-            file.write(json.dumps({"fuzzed_frames": _Fuzzed.frames}) + "\n")
-
-
 def fuzz(share: int = 1, **inputs: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a property of a function that is given inputs: FRAMES of them, or a share of that if it is slow."""
     unchecked = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -85,7 +72,7 @@ def fuzz(share: int = 1, **inputs: st.SearchStrategy[Any]) -> Callable[[Callable
 
 def counted() -> None:
     """One more input."""
-    _Fuzzed.frames += 1
+    proof.count("fuzzed frames")
 
 
 def scratch() -> Path:

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import proof
 from fleet import APPS, Fleet, Started, running, starts, wait_until
 
 from taskq import JobState
@@ -51,6 +52,7 @@ class Producer:
         """Kills it with SIGKILL and starts it again."""
         self.process.kill()
         self.process.wait()
+        proof.count("kills")
         self.start()
 
     def ids(self) -> list[str]:

@@ -8,8 +8,6 @@ must hold exactly what was acknowledged, or that and the whole of the one commit
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
 import random
 import stat
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import proof
 import pytest
 
 from taskq.model import JobRow, Spec, new_job_ids
@@ -34,29 +33,9 @@ VARIANTS = ("none", "part", "part", "torn", "torn", "all")
 SECTOR = 512
 HIGH = "journal.high"
 DIRECTORY = "."
-_PID = os.getpid()
 
 Entry = tuple[Any, ...]
 Files = dict[str, bytearray]
-
-
-# -- how many states were opened
-
-_counted = {"crash_states": 0}
-
-
-def count_states(number: int) -> None:
-    """Counts states of the disk that were opened and checked, in all modules that import this one."""
-    _counted["crash_states"] += number
-
-
-@atexit.register
-def _tell_states() -> None:
-    """At the end of the run, adds a line to the file that TASKQ_PROOF names."""
-    proof = os.environ.get("TASKQ_PROOF")
-    if proof and _counted["crash_states"] and os.getpid() == _PID:
-        with open(proof, "a") as file:
-            file.write(json.dumps(_counted) + "\n")
 
 
 # -- the recorder
@@ -319,7 +298,7 @@ def _check(home: Path, files: Files, life: Life, promised: int, found: Sweep) ->
     for name, content in files.items():
         (home / name).write_bytes(content)
     found.states += 1
-    count_states(1)
+    proof.count("crash states")
     store = SQLiteStore(home / "journal.db", "memory")  # how this one syncs does not matter
     try:
         snapshot = Snapshot.of(store, life.ids)

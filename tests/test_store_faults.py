@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import apsw
+import proof
 import pytest
 import test_power_loss as power
 from test_power_loss import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot, Sweep
@@ -464,7 +465,7 @@ def come_after(life: Path, history: History) -> None:
         check_refused(copy, promised, history.ids)
     finish(after / "journal.db", history)
     shutil.rmtree(after)
-    power.count_states(1 + len(history.copies))
+    proof.count("crash states", 1 + len(history.copies))
 
 
 def check_refused(copy: Path, promised: Snapshot, ids: list[bytes]) -> None:
@@ -654,7 +655,7 @@ def opened(home: Path, files: Files, ids: list[bytes]) -> tuple[Snapshot, list[E
                 power._abandon(store)
     finally:
         recorder.unregister()
-    power.count_states(1)
+    proof.count("crash states")
     return snapshot, recorded
 
 
