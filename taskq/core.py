@@ -115,6 +115,10 @@ class Effects:
         return bool(self.ended or self.rescheduled or self.notes)
 
 
+def _seq(row: JobRow) -> int:
+    return row.seq
+
+
 def _bytes_of(rows: Sequence[JobRow]) -> int:
     """Memory that waiting jobs take."""
     return sum([len(row.payload) for row in rows]) + ROW_BYTES * len(rows)
@@ -147,7 +151,13 @@ class _Queue:
         self.held_bytes += _bytes_of(rows)
 
     def put_back(self, rows: Sequence[JobRow]) -> None:
-        self.held.extendleft(reversed(rows))
+        """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
+        youngest = max(row.seq for row in rows)
+        front = list(rows)
+        while self.held and self.held[0].seq < youngest:
+            front.append(self.held.popleft())
+        front.sort(key=_seq, reverse=True)
+        self.held.extendleft(front)
         self.held_bytes += _bytes_of(rows)
         self.waiting += len(rows)
 

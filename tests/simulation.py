@@ -242,7 +242,7 @@ class SimSlot:
         is_well = True
         match task:
             case "slow":
-                seconds = world.random.uniform(0.2, 2.0)
+                seconds = world.random.uniform(0.1, 0.6)
             case "fails":
                 is_well = False
             case "fails_once":
@@ -470,7 +470,7 @@ class SimBroker(Broker):
         self._log = Silent()
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
-        self._core = parts.core((), world.memory_bytes, 0.5)
+        self._core = parts.core((), world.memory_bytes, 0.1)
         self._supervisor = self.supervisor = SimSupervisor(world, settings.consumers)  # type: ignore[assignment]
         self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)  # type: ignore[arg-type,return-value]
         records, world.records = list(world.records.values()), {}
@@ -597,7 +597,7 @@ class Client:
             task,
             random.choice(("a", "b")),
             retries=random.choice((0, 1, 2)),
-            timeout_s=0.2 if task in ("times_out", "stubborn") else None,
+            timeout_s=0.05 if task in ("times_out", "stubborn") else None,
             max_crashes=random.choice((1, 2, 3)),
         )
         ids = [random.randbytes(16) for _ in range(random.choice((1, 1, 2, 5, 20)))]

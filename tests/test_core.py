@@ -879,6 +879,16 @@ def test_an_outcome_that_is_none_loses_no_job(core: Core, garbage: bytes) -> Non
     assert [(row.seq, row.attempts) for row in batch.rows] == [(1, 0), (2, 0), (3, 0)]
 
 
+def test_what_comes_back_takes_its_old_place(core: Core) -> None:
+    """Also behind what came back before it: found by a simulated life, in which a job waited behind its successors."""
+    core.submitted(rows(40))
+    first, second = core.dispatch(0.0)
+    assert first.rows[-1].seq < second.rows[0].seq
+    core.recalled(first.key, 0, 1.0)
+    core.recalled(second.key, 0, 1.0)
+    assert [row.seq for batch in core.dispatch(2.0) for row in batch.rows] == [1, 2]
+
+
 def test_a_cancelled_job_never_starts() -> None:
     """It is skipped when its turn comes, and counted out at once."""
     core = Core()
