@@ -88,6 +88,7 @@ class History:
     in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
     restart_within_s: float = inf  # after the death of its process a job is running again, the broker living
     told_within_s: float = 0.25  # of an attempt that ended, the outcome may be lost if the broker dies so soon after
+    noted_within_s: float = 0.0  # a job's last act comes so long before its process notes its end
     leaks: list[str] = field(default_factory=list)
     bad_exits: list[str] = field(default_factory=list)
 
@@ -152,6 +153,8 @@ def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
             if end is None and start.process in h.deaths:
                 continue
             if end is not None and any(end.at <= at <= h.is_told_by(end) for at in h.broker_deaths):
+                continue
+            if end is not None and 0.0 <= h.deaths.get(start.process, inf) - end.at < h.noted_within_s:
                 continue
             yield f"job {job} ran again in {again.process} without a reason: it had run in {start.process}"
     succeeded_in = {(end.job, end.attempt) for end in h.ends if end.succeeded}

@@ -887,7 +887,8 @@ def connect(home: Path, first: bytes) -> socket.socket:
     raw = socket.socket(socket.AF_UNIX)
     raw.settimeout(15)
     raw.connect(str(home / "taskq.sock"))
-    raw.sendall(first)
+    with suppress(BrokenPipeError):  # it was refused already
+        raw.sendall(first)
     return raw
 
 
