@@ -58,7 +58,7 @@ class Producer:
             count = 5_000  # a flood
         name = self._random.choices(
             ("work", "fail", "fail_once", "die_once", "die"),
-            weights=(960, 10, 20, 6 if count < 50 else 0, 2 if count < 50 else 0),
+            weights=(960, 10, 20, 6 if count == 1 else 0, 2 if count == 1 else 0),
         )[0]
         seconds = 0.0 if count > 5 else self._random.choice((0.0, 0.001, 0.01, 0.3))
         task = q.tasks[name]
