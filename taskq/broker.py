@@ -163,13 +163,14 @@ class Broker:
         self._ledger.come_due(wall)
         if self._stop_at is None:
             self._load()
-            self._crew.dispatch(now)
+            self._core.bands.open_due(wall)
+            self._crew.dispatch(now, wall)
         self._crew.supervise(now)
         self._end_in_time(now)
 
     def _timeout_s(self) -> float:
         now = time.monotonic()
-        next_due = self._ledger.next_due
+        next_due, next_opening = self._ledger.next_due, self._core.bands.next_opening()
         times = [
             self._core.next_recall(now),
             self._core.next_time_check(),
@@ -179,6 +180,7 @@ class Broker:
             self._ledger.commit_by,
             self._stop_at,
             None if next_due is None else now + next_due - time.time(),
+            None if next_opening is None else now + next_opening - time.time(),
             *(due for _, due in self._timers.values()),
         ]
         return max(0.0, min(at for at in times if at is not None) - now)
@@ -202,7 +204,7 @@ class Broker:
     def _load(self) -> None:
         for load in self._core.loads():
             rows, is_all = self._store.lease(*load)
-            self._core.loaded(load.queue, rows, is_all)
+            self._core.loaded(load.band, rows, is_all)
 
     # -- timers
 

@@ -12,13 +12,14 @@ consumer idles.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final, Literal, NamedTuple
 
+from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
+from taskq.gates import Band, Leaving
 from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
 from taskq.outcome import Attempts, Verdict, error_in, pack_failure
 from taskq.store import Ended, Kept, Rescheduled
@@ -35,11 +36,6 @@ HELD_UP_S: Final = 0.005
 #: A consumer that got a single job, and has not begun it in this time, is stopped or starved: another may have the job.
 #: Longer than the way of the largest payload.
 STALLED_S: Final = 0.5
-#: Memory that a waiting job takes besides its payload, measured with tracemalloc.
-ROW_BYTES: Final = 400
-#: Jobs read from the store at once.
-LOAD_JOBS: Final = 2_000
-LOAD_BYTES: Final = 4 * 1024 * 1024
 
 #: A consumer's key: unique for each incarnation.
 Key = int
@@ -51,15 +47,6 @@ class Batch(NamedTuple):
     key: Key
     first: int
     rows: list[JobRow]
-
-
-class Load(NamedTuple):
-    """Waiting jobs to read from the store; see `Store.lease`."""
-
-    queue: str
-    after: int
-    limit: int
-    max_bytes: int
 
 
 class Note(NamedTuple):
@@ -115,56 +102,6 @@ class Effects:
         return bool(self.ended or self.rescheduled or self.notes)
 
 
-def _seq(row: JobRow) -> int:
-    return row.seq
-
-
-def _bytes_of(rows: Sequence[JobRow]) -> int:
-    """Memory that waiting jobs take."""
-    return sum([len(row.payload) for row in rows]) + ROW_BYTES * len(rows)
-
-
-class _Queue:
-    """The waiting jobs of one queue: the oldest in memory, the rest in the store.
-
-    `on_disk_after` is None while memory holds all of them; else memory holds those up to that sequence number (and
-    what came back after it was sent), the store the others.
-    """
-
-    __slots__ = ("held", "held_bytes", "name", "on_disk_after", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.held: deque[JobRow] = deque()
-        self.held_bytes = 0
-        self.waiting = 0
-        self.on_disk_after: int | None = None
-
-    def take(self) -> JobRow:
-        row = self.held.popleft()
-        self.held_bytes -= len(row.payload) + ROW_BYTES
-        self.waiting -= 1
-        return row
-
-    def hold(self, rows: Sequence[JobRow]) -> None:
-        self.held.extend(rows)
-        self.held_bytes += _bytes_of(rows)
-
-    def put_back(self, rows: Sequence[JobRow]) -> None:
-        """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
-        youngest = max(row.seq for row in rows)
-        front = list(rows)
-        while self.held and self.held[0].seq < youngest:
-            front.append(self.held.popleft())
-        front.sort(key=_seq, reverse=True)
-        self.held.extendleft(front)
-        self.held_bytes += _bytes_of(rows)
-        self.waiting += len(rows)
-
-    def holds(self, seq: int) -> bool:
-        return self.on_disk_after is None or seq <= self.on_disk_after
-
-
 class _Holder:
     """A consumer as the core sees it: what it holds."""
 
@@ -178,10 +115,12 @@ class _Holder:
         "mean_run_s",
         "next_number",
         "progress_at",
+        "queues",
         "signalled",
     )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, queues: frozenset[str] | None) -> None:
+        self.queues = queues  # that it serves; None for all
         self.leased: dict[int, JobRow] = {}  # by number, ascending
         self.next_number = 1
         self.accepts = True
@@ -212,23 +151,27 @@ class Core:
     """The state of a fleet. Written and read by the broker's loop alone."""
 
     def __init__(
-        self, queues: Iterable[str] = (), memory_bytes: int = 256 * 1024 * 1024, kill_grace_s: float = 2.0
+        self,
+        queues: Iterable[str] = (),
+        memory_bytes: int = 256 * 1024 * 1024,
+        kill_grace_s: float = 2.0,
+        weights: Mapping[str, float] | None = None,
+        capacities: Mapping[str, int] | None = None,
     ) -> None:
         """
         Args:
             queues: the queues that this fleet serves; empty for all.
             memory_bytes: bound of the waiting jobs held in memory.
             kill_grace_s: seconds between the soft signal of a timeout and the kill.
+            weights: the share of each queue that has not the share 1.
+            capacities: the fleet's resources.
         """
-        self._served = frozenset(queues)
-        self._memory_bytes = memory_bytes
+        self._served = frozenset(queues) or None
         self._kill_grace_s = kill_grace_s
-        self._queues: dict[str, _Queue] = {}
+        self.bands = Bands(weights, memory_bytes, 1, capacities)
         self._holders: dict[Key, _Holder] = {}
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
-        self._dropped: set[int] = set()  # seqs in memory that were cancelled: skipped when their turn comes
         self._effects = Effects()
-        self._turn = 0
 
     def take_effects(self) -> Effects:
         """Hands over what is to be carried out, once."""
@@ -237,60 +180,33 @@ class Core:
 
     # -- jobs come in
 
-    def found(self, queue: str, waiting: int) -> None:
-        """At the start: the store holds so many queued jobs."""
-        self._queue(queue).waiting = waiting
-        self._queue(queue).on_disk_after = 0
+    def found(self, band: Band, waiting: int, first_seq: int) -> None:
+        """At the start: the store holds so many queued jobs of a band, from this number on."""
+        self.bands.found(band, waiting, first_seq)
 
     def submitted(self, rows: Sequence[JobRow]) -> None:
-        """New jobs of one queue are stored, in ascending order of `seq`."""
-        if not rows:
-            return
-        queue = self._queue(rows[0].spec.queue)
-        queue.waiting += len(rows)
-        if queue.on_disk_after is not None:
-            return
-        room = self._memory_bytes - sum(other.held_bytes for other in self._queues.values())
-        if _bytes_of(rows) <= room:
-            queue.hold(rows)
-            return
-        for row in rows:
-            if room <= 0:
-                queue.on_disk_after = row.seq - 1
-                return
-            room -= len(row.payload) + ROW_BYTES
-            queue.hold([row])
+        """New jobs of one band are stored, in ascending order of `seq`."""
+        if rows:
+            self.bands.add(rows)
 
     def came_due(self, rows: Iterable[JobRow]) -> None:
         """Scheduled jobs have become queued."""
         for row in rows:
-            queue = self._queue(row.spec.queue)
-            queue.waiting += 1
-            if queue.holds(row.seq):
-                queue.hold([row])
+            self.bands.add_late(row)
 
     def loads(self) -> list[Load]:
         """What to read from the store now, since memory runs short of it."""
-        loads = []
-        for queue in self._queues.values():
-            if queue.on_disk_after is not None and len(queue.held) < LOAD_JOBS / 2 and self._serves(queue.name):
-                loads.append(Load(queue.name, queue.on_disk_after, LOAD_JOBS, LOAD_BYTES))
-        return loads
+        return self.bands.loads(self._served)
 
-    def loaded(self, name: str, rows: Sequence[JobRow], is_all: bool) -> None:
+    def loaded(self, band: Band, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
-        queue = self._queue(name)
-        queue.hold(rows)
-        if is_all:
-            queue.on_disk_after = None
-        elif rows:
-            queue.on_disk_after = rows[-1].seq
+        self.bands.loaded(band, rows, is_all)
 
     # -- consumers come and go
 
-    def joined(self, key: Key, now: float) -> None:
-        """A consumer is ready for jobs."""
-        self._holders[key] = _Holder(now)
+    def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
+        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
+        self._holders[key] = _Holder(now, frozenset(queues) or self._served)
 
     def retire(self, key: Key) -> None:
         """A consumer is to get no more jobs."""
@@ -315,18 +231,20 @@ class Core:
         if holder.is_held_up(now) and len(numbers) == len(holder.leased):
             holder.is_stalled = True
         holder.asked_up_to = holder.next_number - 1
-        self._put_back([holder.leased.pop(number) for number in numbers])
+        self.bands.put_back(key, [holder.leased.pop(number) for number in numbers])
         holder.progress_at = min(holder.progress_at, now)
 
     def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
         """A consumer is gone; all that it sent was heard before. The job that was running is charged, no other."""
         holder = self._holders.pop(key)
         row = holder.leased.pop(claim.number, None) if claim.running else None
-        self._put_back(list(holder.leased.values()))
+        self.bands.put_back(key, holder.leased.values())
         if row is None:
             return
         if death.stopped or death.timed_out not in (None, claim.number):
-            self._put_back([row])  # killed for no fault of its own: it began after the decision to kill for another
+            self.bands.put_back(
+                key, [row]
+            )  # killed for no fault of its own: it began after the decision to kill for another
         elif death.timed_out == claim.number:
             self._timed_out(key, row, wall)
         else:
@@ -352,6 +270,7 @@ class Core:
         leased, effects = holder.leased, self._effects
         succeeded, kept = Verdict.SUCCEEDED, Kept.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
+        is_limited = False
         durations_us: list[int] = []
         durations_of: dict[str, list[int]] = {}
         for number, verdict, duration_us, outcome in zip(*attempts, strict=True):
@@ -365,11 +284,14 @@ class Core:
             row.attempts += 1
             if row.spec is not spec:
                 spec = row.spec
+                is_limited = spec.is_limited
                 durations_us = durations_of.setdefault(spec.task, [])
             durations_us.append(duration_us)
             if verdict == succeeded:
                 effects.ended.append((row, kept, outcome))
                 effects.done.append((row, key, duration_us))
+                if is_limited or row.terms is not None:
+                    self.bands.left(key, row, Leaving.ENDED)
             else:
                 self._failed(key, row, error, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
         self._measure(durations_of)
@@ -392,9 +314,11 @@ class Core:
             self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
             self._effects.retried += 1
             self._effects.notes.append(Note("job.retrying", {**fields, "delay_s": round(delay_s, 3)}))
+            self.bands.left(key, row, Leaving.AGAIN)
         else:
             self._effects.ended.append((row, Kept.FAILED, outcome))
             self._effects.notes.append(Note("job.failed", fields))
+            self.bands.left(key, row, Leaving.ENDED)
 
     def _timed_out(self, key: Key, row: JobRow, wall: float) -> None:
         row.attempts += 1
@@ -418,10 +342,12 @@ class Core:
         if is_last:
             self._effects.ended.append((row, Kept.FAILED, outcome))
             self._effects.notes.append(Note("job.failed", fields))
+            if key is not None:
+                self.bands.left(key, row, Leaving.ENDED)
         else:
             self._effects.rescheduled.append(Rescheduled(row, None, outcome))
             if key is not None:
-                self._put_back([row])
+                self.bands.put_back(key, [row], Leaving.AGAIN)
 
     # -- jobs are cancelled
 
@@ -445,19 +371,18 @@ class Core:
     def cancelled(self, row: JobRow, kept: Kept) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
         if kept == Kept.QUEUED:
-            queue = self._queue(row.spec.queue)
-            queue.waiting -= 1
-            if queue.holds(row.seq):
-                self._dropped.add(row.seq)
+            self.bands.drop(row)
+        else:
+            self.bands.abandoned(row)
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
         self._effects.ended.append((row, Kept.CANCELLED, outcome))
         self._effects.notes.append(Note("job.cancelled", {"row": row}))
 
     # -- what to do next
 
-    def dispatch(self, now: float) -> list[Batch]:
+    def dispatch(self, now: float, wall: float) -> list[Batch]:
         """Decides which waiting jobs go to which consumers, idle ones first."""
-        ready = sum(len(queue.held) for queue in self._queues.values() if self._serves(queue.name))
+        ready = self.bands.ready(self._served, len(self._holders) * MAX_LEASED)
         if not ready:
             return []
         takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
@@ -470,42 +395,23 @@ class Core:
                 most = min(most, 2 - len(holder.leased))
             elif holder.is_stalled:
                 most = min(most, 1)
-            rows, work_s = self._take(most)
-            if rows:
-                ready -= len(rows)
-                batches.append(self._lease(key, holder, rows, work_s, now))
+            portion = Portion(most, BATCH_S, MAX_BATCH_BYTES)
+            for row in self.bands.take(key, holder.queues, portion, self._run_time_s, wall):
+                self.expired(row)
+            if portion.rows:
+                ready -= len(portion.rows)
+                batches.append(self._lease(key, holder, portion.rows, portion.work_s, now))
         return batches
 
-    def _take(self, most: int) -> tuple[list[JobRow], float]:
-        """Takes jobs for one batch, the queues in turn. Returns them, and the run time that they are worth."""
-        queues = [queue for queue in self._queues.values() if queue.held and self._serves(queue.name)]
-        rows: list[JobRow] = []
-        size, work_s = 0, 0.0
-        spec, run_s = None, 0.0
-        self._turn += 1
-        for turn in range(len(queues)):
-            queue = queues[(self._turn + turn) % len(queues)]
-            while queue.held and len(rows) < most and work_s < BATCH_S and size < MAX_BATCH_BYTES:
-                if self._dropped and self._skip(queue):
-                    continue
-                row = queue.take()
-                if row.spec is not spec:
-                    spec = row.spec
-                    run_s = self._run_s.get(spec.task, UNKNOWN_RUN_S)
-                rows.append(row)
-                size += len(row.payload)
-                work_s += run_s
-        return rows, work_s
+    def _run_time_s(self, task: str) -> float:
+        return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _skip(self, queue: _Queue) -> bool:
-        """Drops the next job if it was cancelled (it is not counted as waiting any more)."""
-        seq = queue.held[0].seq
-        if seq not in self._dropped:
-            return False
-        self._dropped.discard(seq)
-        queue.take()
-        queue.waiting += 1
-        return True
+    def expired(self, row: JobRow) -> None:
+        """A job that no consumer holds, and that does not wait any more, was not started in time."""
+        self.bands.abandoned(row)
+        outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+        self._effects.ended.append((row, Kept.EXPIRED, outcome))
+        self._effects.notes.append(Note("job.expired", {"row": row}))
 
     def _lease(self, key: Key, holder: _Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
         first = holder.next_number
@@ -521,23 +427,21 @@ class Core:
         return Batch(key, first, rows)
 
     def recalls(self, now: float) -> list[Key]:
-        """The consumers whose waiting jobs are to be taken back, for others idle while they are held up."""
-        if any(queue.held for queue in self._queues.values() if self._serves(queue.name)):
-            return []
-        if not self._has_idle():
-            return []
-        waits = {key: holder.ask_back_at() for key, holder in self._holders.items()}
-        return [key for key, at in waits.items() if at is not None and at <= now]
+        """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
+        they are held up."""
+        return [key for key, holder in self._recallable() if (at := holder.ask_back_at()) is not None and at <= now]
 
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        if not self._has_idle():
-            return None
-        waits = [at for holder in self._holders.values() if (at := holder.ask_back_at()) is not None]
+        waits = [at for _, holder in self._recallable() if (at := holder.ask_back_at()) is not None]
         return max(now, min(waits)) if waits else None
 
-    def _has_idle(self) -> bool:
-        return any(holder.accepts and not holder.leased for holder in self._holders.values())
+    def _recallable(self) -> list[tuple[Key, _Holder]]:
+        """The consumers that hold jobs which one that idles might run."""
+        idle = {holder.queues for holder in self._holders.values() if holder.accepts and not holder.leased}
+        if not idle:
+            return []
+        return [(key, holder) for key, holder in self._holders.items() if _serve_the_same(holder.queues, idle)]
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
@@ -577,7 +481,7 @@ class Core:
 
     def counts(self) -> dict[str, int]:
         """Jobs of each queue that wait and were sent to no consumer."""
-        return {name: queue.waiting for name, queue in self._queues.items()}
+        return self.bands.counts()
 
     def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
         """The jobs sent to each consumer, with their numbers."""
@@ -586,23 +490,10 @@ class Core:
     @property
     def has_work(self) -> bool:
         """Whether a job of the served queues waits or was sent to a consumer."""
-        waits = any(queue.waiting for queue in self._queues.values() if self._serves(queue.name))
+        counts = self.bands.counts()
+        waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
         return waits or any(holder.leased for holder in self._holders.values())
 
-    # -- helpers
 
-    def _queue(self, name: str) -> _Queue:
-        queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = _Queue(name)
-        return queue
-
-    def _serves(self, queue: str) -> bool:
-        return not self._served or queue in self._served
-
-    def _put_back(self, rows: list[JobRow]) -> None:
-        by_queue: dict[str, list[JobRow]] = {}
-        for row in rows:
-            by_queue.setdefault(row.spec.queue, []).append(row)
-        for name, back in by_queue.items():
-            self._queue(name).put_back(back)
+def _serve_the_same(queues: frozenset[str] | None, others: Iterable[frozenset[str] | None]) -> bool:
+    return queues is None or any(other is None or queues & other for other in others)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from taskq import wire
-from taskq.core import Core, Death, Key
+from taskq.core import Batch, Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
 from taskq.narrator import Narrator
@@ -192,11 +192,17 @@ class Crew:
 
     # -- jobs
 
-    def dispatch(self, now: float) -> None:
-        """Moves jobs to where they can run: back from consumers that are held up, then out to those with room."""
-        for key in self._core.recalls(now):
+    def dispatch(self, now: float, wall: float) -> None:
+        """Moves jobs to where they can run: out to those with room, and from those that are held up to idle ones."""
+        self._send(self._core.dispatch(now, wall))
+        held_up = self._core.recalls(now)
+        for key in held_up:
             self.take_back(key, now)
-        for batch in self._core.dispatch(now):
+        if held_up:
+            self._send(self._core.dispatch(now, wall))
+
+    def _send(self, batches: list[Batch]) -> None:
+        for batch in batches:
             slot = self._supervisor.slots[batch.key]
             if not slot.send(batch):
                 self._flush_later(slot)

@@ -332,8 +332,10 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
         store.settle(effects.ended, effects.rescheduled, wall)
         store.totals.crashed += effects.crashed
         store.commit()
-    for queue, waiting in store.counts(Kept.QUEUED).items():
-        core.found(queue, waiting)
+    for band, waiting, first_seq in store.waiting():
+        core.found(band, waiting, first_seq)
+    for row in store.retried_in_order():
+        core.bands.under_way(row)
     return effects
 
 

@@ -40,5 +40,7 @@ STALLED_CLIENT_S = 60.0
 MAX_CONSUMERS = 512
 MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
+#: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.
+MAX_KEY_CHARS = 200
 #: A Unix socket's path, from `struct sockaddr_un` (108 with its closing zero on Linux, 104 on macOS).
 MAX_SOCKET_PATH_BYTES = 103

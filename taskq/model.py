@@ -16,14 +16,14 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
 from taskq.errors import ConfigError
-from taskq.limits import MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS
+from taskq.limits import MAX_KEY_CHARS, MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS
 
 
 class JobState(StrEnum):
@@ -93,11 +93,14 @@ class Spec:
     rate: tuple[int, float] | None = None
     resources: tuple[tuple[str, int], ...] = ()
     max_queued: int | None = None
+    is_limited: bool = field(init=False, repr=False, compare=False)  # whether there are gates before its jobs
 
     def __post_init__(self) -> None:
         self._check_names()
         self._check_attempts()
         self._check_limits()
+        is_limited = self.concurrency is not None or self.rate is not None or bool(self.resources)
+        object.__setattr__(self, "is_limited", is_limited)
 
     def _check_names(self) -> None:
         if not isinstance(self.task, str) or not TASK_NAME.match(self.task):
@@ -165,7 +168,7 @@ class Spec:
 
 
 #: The options that travel by name, and their defaults.
-_OPTIONS = {f.name: f.default for f in fields(Spec)[5:]}
+_OPTIONS = {f.name: f.default for f in fields(Spec)[5:] if f.init}
 
 
 @lru_cache(maxsize=1_024, typed=True)  # else 1, 1.0 and True would be the same
@@ -208,6 +211,96 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
 
 
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """How a job is the only one of its kind.
+
+    Attributes:
+        key: jobs with the same one are of a kind.
+        until_start: it counts until it is started; else until it has ended.
+        period_s: it counts so many seconds from its enqueueing at least, or None.
+        replaces: a new one takes the place of one that waits; else the new one is left out.
+    """
+
+    key: str
+    until_start: bool = False
+    period_s: float | None = None
+    replaces: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_key(self.key):
+            raise ConfigError(f"unique={self.key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters as the key")
+        if self.period_s is not None and not _is_duration(self.period_s):
+            raise ConfigError(f"period={self.period_s!r}: use seconds greater than 0, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one job has besides its Spec. Most have nothing: None stands for that.
+
+    Attributes:
+        due_at: not to be queued before, in seconds since 1970. Not kept: the store has it in a column.
+        expires_at: not to be started after, in seconds since 1970.
+        limit_key: its task's limits count for jobs with the same key.
+        order_key: jobs of the task with the same key run one after the other.
+        unique: how it is the only one of its kind.
+    """
+
+    due_at: float | None = None
+    expires_at: float | None = None
+    limit_key: str | None = None
+    order_key: str | None = None
+    unique: Unique | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("due_at", "expires_at"):
+            value = getattr(self, name)
+            if value is not None and not _is_time(value):
+                raise ConfigError(f"{name}={value!r}: use seconds since 1970")
+        for name in ("limit_key", "order_key"):
+            value = getattr(self, name)
+            if value is not None and not _is_key(value):
+                raise ConfigError(f"{name}={value!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters")
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it waits with jobs of its key only."""
+        return self.limit_key is not None or self.order_key is not None
+
+    @property
+    def kept(self) -> Terms | None:
+        """What is to be kept with the job, or None."""
+        kept = self if self.due_at is None else replace(self, due_at=None)
+        return None if kept == NO_TERMS else kept
+
+    def to_wire(self) -> list[object]:
+        """The fields in a fixed order, as they travel and are stored."""
+        unique = self.unique
+        fields = None if unique is None else [unique.key, unique.until_start, unique.period_s, unique.replaces]
+        return [self.due_at, self.expires_at, self.limit_key, self.order_key, fields]
+
+    @classmethod
+    def from_wire(cls, fields: Any) -> Terms:
+        """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
+        match fields:
+            case [due_at, expires_at, limit_key, order_key, None]:
+                return cls(due_at, expires_at, limit_key, order_key)
+            case [due_at, expires_at, limit_key, order_key, [key, bool(until_start), period_s, bool(replaces)]]:
+                return cls(due_at, expires_at, limit_key, order_key, Unique(key, until_start, period_s, replaces))
+        raise ConfigError("a job's terms must have five fields")
+
+
+NO_TERMS = Terms()
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= MAX_KEY_CHARS and value.isprintable()
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11
+
+
 class JobRow:
     """A job as the store keeps it and the broker holds it: the persistent fields only.
 
@@ -215,15 +308,25 @@ class JobRow:
     deaths among them; the running start is attempt number `attempts + 1`.
     """
 
-    __slots__ = ("attempts", "crashes", "id", "payload", "seq", "spec")
+    __slots__ = ("attempts", "crashes", "id", "payload", "seq", "spec", "terms")
 
-    def __init__(self, seq: int, id: bytes, spec: Spec, payload: bytes, attempts: int = 0, crashes: int = 0) -> None:
+    def __init__(
+        self,
+        seq: int,
+        id: bytes,
+        spec: Spec,
+        payload: bytes,
+        attempts: int = 0,
+        crashes: int = 0,
+        terms: Terms | None = None,
+    ) -> None:
         self.seq = seq
         self.id = id
         self.spec = spec
         self.payload = payload
         self.attempts = attempts
         self.crashes = crashes
+        self.terms = terms
 
     def __repr__(self) -> str:
         return f"JobRow({self.seq}, {self.id.hex()}, {self.spec.task}, attempts={self.attempts})"

@@ -9,7 +9,8 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from taskq.errors import EnqueueError
-from taskq.model import JobRow, Spec
+from taskq.gates import Band, band_of
+from taskq.model import NO_TERMS, JobRow, Spec, Terms
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
 
 
@@ -27,10 +28,17 @@ class Record:
     due_at: float | None = None
     outcome: bytes | None = None
     finished_at: float | None = None
+    terms: Terms | None = None
+    expires_at: float | None = None
+    unique_key: str | None = None
 
     def row(self) -> JobRow:
         """As the broker holds it."""
-        return JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes)
+        return JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes, self.terms)
+
+    def stored(self) -> StoredJob:
+        """As it is read back."""
+        return StoredJob(self.row(), self.kept, self.due_at, self.outcome, self.finished_at)
 
 
 @dataclass
@@ -45,6 +53,14 @@ class Disk:
         kept = choose(self.synced, len(self.commits))
         del self.commits[kept:]
         self.synced = len(self.commits)
+
+
+def _record(seq: int, job_id: bytes, spec: Spec, payload: bytes, terms: Terms) -> Record:
+    kept = Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+    record = Record(seq, job_id, spec, payload, kept=kept, due_at=terms.due_at, terms=terms.kept)
+    record.expires_at = terms.expires_at
+    record.unique_key = None if terms.unique is None else terms.unique.key
+    return record
 
 
 class MemoryStore:
@@ -82,12 +98,14 @@ class MemoryStore:
             setattr(changed, name, value)
         self._put(changed)
 
-    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+    def submit(
+        self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
+    ) -> list[JobRow]:
         fresh: dict[bytes, Record] = {}
-        for job_id, payload in zip(ids, payloads, strict=True):
+        for job_id, payload, own in zip(ids, payloads, terms or [None] * len(ids), strict=True):
             known = self._jobs.get(job_id) or fresh.get(job_id)
             if known is None:
-                fresh[job_id] = Record(self._next_seq + len(fresh), job_id, spec, payload)
+                fresh[job_id] = _record(self._next_seq + len(fresh), job_id, spec, payload, own or NO_TERMS)
             elif known.payload not in (b"", payload):
                 raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
         for record in fresh.values():
@@ -96,14 +114,45 @@ class MemoryStore:
         self.totals.enqueued += len(fresh)
         return [record.row() for record in fresh.values()]
 
+    def waiting(self) -> list[tuple[Band, int, int]]:
+        found: dict[Band, list[int]] = {}
+        for record in self._jobs.values():
+            if record.kept == Kept.QUEUED:
+                found.setdefault(band_of(record.spec, record.terms), []).append(record.seq)
+        return [(band, len(seqs), min(seqs)) for band, seqs in found.items()]
+
+    def retried_in_order(self) -> list[JobRow]:
+        return [
+            record.row()
+            for record in self._jobs.values()
+            if record.kept == Kept.SCHEDULED and record.attempts and record.terms and record.terms.order_key
+        ]
+
+    def next_expiry(self) -> float | None:
+        return min((r.expires_at for r in self._jobs.values() if r.expires_at is not None), default=None)
+
+    def expired(self, now: float, limit: int) -> list[StoredJob]:
+        late = [r for r in self._jobs.values() if r.expires_at is not None and r.expires_at <= now]
+        late = sorted(late, key=lambda record: record.expires_at or 0.0)[:limit]
+        for record in late:
+            self._change(record.seq, expires_at=None)
+        return [record.stored() for record in late]
+
+    def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
+        return {r.unique_key: r.stored() for r in self._jobs.values() if r.unique_key in keys and r.unique_key}
+
+    def release_keys(self, rows: Iterable[JobRow]) -> None:
+        for row in rows:
+            self._change(row.seq, unique_key=None)
+
     def _in_order(self) -> list[Record]:
         return [self._jobs[self._by_seq[seq]] for seq in sorted(self._by_seq)]
 
-    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+    def lease(self, band: Band, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
         rows: list[JobRow] = []
         size = 0
         for record in self._in_order():
-            if record.kept == Kept.QUEUED and record.spec.queue == queue and record.seq > after:
+            if record.kept == Kept.QUEUED and band_of(record.spec, record.terms) == band and record.seq > after:
                 if len(rows) == limit or (rows and size >= max_bytes):
                     return rows, False
                 rows.append(record.row())
@@ -129,10 +178,15 @@ class MemoryStore:
         for row, kept, outcome in ended:
             payload = row.payload if kept == Kept.FAILED else b""
             counts = {"attempts": row.attempts, "crashes": row.crashes}
+            unique = None if row.terms is None else row.terms.unique
+            if unique is None or unique.period_s is None:
+                self._change(row.seq, unique_key=None)
             self._change(row.seq, kept=kept, due_at=None, outcome=outcome, finished_at=now, payload=payload, **counts)
+            self._change(row.seq, expires_at=None)
             totals.succeeded += kept == Kept.SUCCEEDED
             totals.failed += kept == Kept.FAILED
             totals.cancelled += kept == Kept.CANCELLED
+            totals.expired += kept == Kept.EXPIRED
         for row, due_at, outcome in rescheduled:
             kept = Kept.QUEUED if due_at is None else Kept.SCHEDULED
             known = self._jobs[self._by_seq[row.seq]]
@@ -171,7 +225,7 @@ class MemoryStore:
         record = self._jobs.get(job_id)
         if record is None:
             return None
-        return StoredJob(record.row(), record.kept, record.due_at, record.outcome, record.finished_at)
+        return record.stored()
 
     def counts(self, kept: Kept) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -17,10 +17,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from taskq import core as core_module
-from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, ROW_BYTES, UNKNOWN_RUN_S, Core, Death, Note
+from taskq import bands as bands_module
+from taskq.bands import ROW_BYTES
+from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Core, Death, Note
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
+from taskq.gates import Band
 from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.store import FIRST_FINAL, Kept
@@ -86,7 +88,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(core_module, "LOAD_JOBS", 4)
+        self.patches.setattr(bands_module, "LOAD_JOBS", 4)
         self.jobs: dict[int, Job] = {}
         self.consumers: dict[int, FakeConsumer] = {}
         self.next_key = 1
@@ -168,13 +170,13 @@ class World(RuleBasedStateMachine):
             rows = [
                 job.row()
                 for job in self.jobs.values()
-                if job.kept == Kept.QUEUED and job.spec.queue == load.queue and job.seq > load.after
+                if job.kept == Kept.QUEUED and Band(job.spec.queue) == load.band and job.seq > load.after
             ]
-            self.core.loaded(load.queue, rows[: load.limit], len(rows) < load.limit)
+            self.core.loaded(load.band, rows[: load.limit], len(rows) < load.limit)
         for key in self.core.recalls(self.now):
             assert any(not other.holds() and not other.is_retired for other in self.consumers.values())
             self._recall(key)
-        for key, first, rows in self.core.dispatch(self.now):
+        for key, first, rows in self.core.dispatch(self.now, 0.0):
             consumer = self.consumers[key]
             assert rows
             assert not consumer.is_retired
@@ -304,9 +306,9 @@ class World(RuleBasedStateMachine):
             self.core.lost(self.jobs[seq].row())
         self._carry_out({seq: self._after_crash(self.jobs[seq]) for seq in ran})
         for queue in "abc":
-            count = sum(job.kept == Kept.QUEUED and job.spec.queue == queue for job in self.jobs.values())
-            if count:
-                self.core.found(queue, count)
+            seqs = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED and job.spec.queue == queue]
+            if seqs:
+                self.core.found(Band(queue), len(seqs), min(seqs))
         self.join()
 
     # -- how it happens
@@ -459,10 +461,10 @@ class World(RuleBasedStateMachine):
         if not hasattr(self, "core"):
             return
         places = self._held_by_anyone()
-        for queue in self.core._queues.values():
-            places += [row.seq for row in queue.held if row.seq not in self.core._dropped]
-            if queue.on_disk_after is not None:
-                places += self._on_disk(queue.name, queue.on_disk_after, set(places))
+        for band in self.core.bands._bands.values():
+            places += [row.seq for row in band.held if row.seq not in self.core.bands._dropped]
+            if band.on_disk_after is not None:
+                places += self._on_disk(band.band.queue, band.on_disk_after, set(places))
         queued = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED]
         assert sorted(places) == queued
 
@@ -527,7 +529,7 @@ def test_an_unknown_task_gets_a_cautious_batch() -> None:
     core = Core()
     core.joined(1, 0.0)
     core.submitted(rows(500))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) == pytest.approx(BATCH_S / UNKNOWN_RUN_S, abs=1)
 
 
@@ -539,11 +541,11 @@ def test_batches_follow_the_measured_run_time(duration_us: int, expected: float)
     core = Core()
     core.joined(1, 0.0)
     core.submitted(rows(20))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     settle(core, 1, range(1, len(batch.rows) + 1), duration_us)
     core.submitted(rows(5_000, first=1_000))
     core.cancelled(rows(1)[0], Kept.SCHEDULED)  # another job's end changes nothing of it
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) == pytest.approx(expected, abs=1)
 
 
@@ -552,12 +554,12 @@ def test_newer_run_times_count_more() -> None:
     core = Core()
     core.joined(1, 0.0)
     core.submitted(rows(3_000))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     settle(core, 1, range(1, len(batch.rows) + 1), 50)
     for _ in range(6):
-        [batch] = core.dispatch(0.0)
+        [batch] = core.dispatch(0.0, 0.0)
         settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 100_000)
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) <= 2
 
 
@@ -566,7 +568,7 @@ def test_a_batch_is_bounded_in_bytes() -> None:
     core = Core()
     core.joined(1, 0.0)
     core.submitted(rows(20, size=100_000))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) == 3
 
 
@@ -574,7 +576,7 @@ def test_jobs_are_shared_among_idle_consumers(core: Core) -> None:
     """Few jobs go evenly to all consumers, in order."""
     core.joined(3, 0.0)
     core.submitted(rows(7))
-    batches = core.dispatch(0.0)
+    batches = core.dispatch(0.0, 0.0)
     assert [len(batch.rows) for batch in batches] == [3, 2, 2]
     assert [seq for batch in batches for seq in seqs(batch.rows)] == list(range(1, 8))
 
@@ -587,7 +589,7 @@ def test_queues_take_turns() -> None:
     core.submitted(rows(30, first=9_000, queue="short"))
     told: list[str] = []
     for _ in range(4):
-        for batch in core.dispatch(0.0):
+        for batch in core.dispatch(0.0, 0.0):
             told += [row.spec.queue for row in batch.rows]
             settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 2_000)
     assert told.count("short") == 30
@@ -597,22 +599,22 @@ def test_only_served_queues_are_touched() -> None:
     """A fleet for one queue leaves the others alone, and does not call them work."""
     core = Core(queues=["mine"])
     core.joined(1, 0.0)
-    core.found("other", 5)
+    core.found(Band("other"), 5, 1)
     core.submitted(rows(2, queue="other"))
     assert core.loads() == []
-    assert core.dispatch(0.0) == []
+    assert core.dispatch(0.0, 0.0) == []
     assert not core.has_work
     assert core.counts() == {"other": 7}
     core.submitted(rows(1, first=10, queue="mine"))
     assert core.has_work
-    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[10]]
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [[10]]
 
 
 def test_a_retired_consumer_gets_nothing(core: Core) -> None:
     """All new jobs go to the others."""
     core.retire(1)
     core.submitted(rows(4))
-    assert [batch.key for batch in core.dispatch(0.0)] == [2]
+    assert [batch.key for batch in core.dispatch(0.0, 0.0)] == [2]
 
 
 def test_memory_is_bounded() -> None:
@@ -621,12 +623,12 @@ def test_memory_is_bounded() -> None:
     core.submitted(rows(5))
     core.submitted(rows(5, first=6))
     [load] = core.loads()
-    assert (load.queue, load.after) == ("default", 3)
+    assert (load.band, load.after) == (Band("default"), 3)
     assert core.counts() == {"default": 10}
-    core.loaded("default", rows(7, first=4), is_all=True)
+    core.loaded(Band("default"), rows(7, first=4), is_all=True)
     assert core.loads() == []
     core.joined(1, 0.0)
-    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [list(range(1, 11))]
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [list(range(1, 11))]
 
 
 def test_a_consumer_is_topped_up_at_half() -> None:
@@ -634,30 +636,30 @@ def test_a_consumer_is_topped_up_at_half() -> None:
     core = Core()
     core.joined(1, 0.0)
     core.submitted(rows(1_000))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     full = len(batch.rows)
     settle(core, 1, range(1, 3), 2_000)
-    assert core.dispatch(0.0) == []
+    assert core.dispatch(0.0, 0.0) == []
     settle(core, 1, range(3, full // 2 + 3), 2_000)
-    assert len(core.dispatch(0.0)) == 1
+    assert len(core.dispatch(0.0, 0.0)) == 1
 
 
 def test_a_held_up_consumer_gets_one_waiting_job(core: Core) -> None:
     """Behind a long job waits at most one other."""
     core.retire(2)
     core.submitted(rows(1))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.submitted(rows(50, first=2))
-    [batch] = core.dispatch(HELD_UP_S)
+    [batch] = core.dispatch(HELD_UP_S, 0.0)
     assert len(batch.rows) == 1
-    assert core.dispatch(1.0) == []
+    assert core.dispatch(1.0, 0.0) == []
 
 
 def test_recalls_only_when_somebody_idles(core: Core) -> None:
     """Jobs behind a long one are taken back for an idle consumer, and then go to it."""
     core.retire(2)
     core.submitted(rows(6))
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) == 6
     assert core.recalls(1.0) == []  # nobody idles
     assert core.next_recall(0.0) is None
@@ -667,7 +669,7 @@ def test_recalls_only_when_somebody_idles(core: Core) -> None:
     assert core.recalls(HELD_UP_S) == [1]
     core.recalled(1, claimed=1, now=HELD_UP_S)
     assert core.counts() == {"default": 5}
-    idle, held_up = core.dispatch(HELD_UP_S)
+    idle, held_up = core.dispatch(HELD_UP_S, 0.0)
     assert (idle.key, seqs(idle.rows)) == (3, [2, 3, 4])
     assert (held_up.key, len(held_up.rows)) == (1, 1)
     assert core.recalls(1.0) == []
@@ -677,29 +679,29 @@ def test_no_recall_while_jobs_wait_for_the_idle_one(core: Core) -> None:
     """Before jobs are taken back, those that wait anyway go to the idle consumer."""
     core.retire(2)
     core.submitted(rows(3))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.joined(3, 0.0)
     core.submitted(rows(1, first=4))
+    assert [(batch.key, seqs(batch.rows)) for batch in core.dispatch(1.0, 0.0)] == [(3, [4])]
     assert core.recalls(1.0) == []
-    assert [(batch.key, seqs(batch.rows)) for batch in core.dispatch(1.0)] == [(3, [4])]
 
 
 def test_taken_back_jobs_come_first(core: Core) -> None:
     """A job that was taken back does not go to the end of its queue."""
     core.retire(2)
     core.submitted(rows(3))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.submitted(rows(2, first=4))
     core.recalled(1, claimed=1, now=0.0)
     core.retire(1)
     core.joined(3, 0.0)
-    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[2, 3, 4, 5]]
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [[2, 3, 4, 5]]
 
 
 def test_time_limit_signals_then_kills(core: Core) -> None:
     """First the soft signal, once; after the grace time the kill."""
     core.submitted(rows(1, timeout_s=5.0))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     claim = Claim(1, True, 0.1)
     assert core.next_time_check() == pytest.approx(5.0)
     assert core.time_checks(5.0) == [1]
@@ -724,11 +726,11 @@ def test_grace_time_is_kept_when_another_job_is_sent(core: Core) -> None:
     """A job that got the soft signal has its time to clean up, whatever is sent to its consumer meanwhile."""
     core.retire(2)
     core.submitted(rows(1, timeout_s=5.0))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     claim = Claim(1, True, 0.0)
     assert core.check_time(1, claim, 5.0) == "signal"
     core.submitted(rows(1, first=2, timeout_s=0.5))
-    assert len(core.dispatch(5.1)) == 1
+    assert len(core.dispatch(5.1, 0.0)) == 1
     for now in (5.6, 6.1, 6.9):
         if 1 in core.time_checks(now):
             assert core.check_time(1, claim, now) is None
@@ -741,7 +743,7 @@ def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
     core.retire(2)
     core.submitted(rows(1, timeout_s=10.0))
     core.submitted(rows(1, first=2, timeout_s=0.5))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     assert core.check_time(1, Claim(1, True, 0.0), 0.5) is None
     settle(core, 1, [1], 800_000, now=0.8)
     assert core.next_time_check() <= 0.8 + 0.5  # type: ignore[operator]
@@ -753,7 +755,7 @@ def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
 def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
     """A job that began between the decision to kill for another and the kill goes back untouched."""
     core.submitted(rows(4, timeout_s=1.0))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     settle(core, 1, [1], 100)
     core.take_effects()
     core.died(1, Claim(2, True, 1.0), Death(signal="SIGKILL", timed_out=1), 1e9)
@@ -766,7 +768,7 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
     """Its batch-mates go back without a mark; the charged one comes first again."""
     core.retire(2)
     core.submitted(rows(4))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.died(1, Claim(2, True, 0.0), Death(signal="SIGSEGV", output=("last words",)), 1e9)
     effects = core.take_effects()
     [(row, due_at, outcome)] = effects.rescheduled
@@ -775,7 +777,7 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
     assert error is not None
     assert (error.type, error.signal, error.output) == ("Crashed", "SIGSEGV", ["last words"])
     core.joined(3, 0.0)
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert sorted(seqs(batch.rows)) == [1, 2, 3, 4]
     assert [row.attempts for row in batch.rows if row.seq != 2] == [0, 0, 0]
 
@@ -787,7 +789,7 @@ def test_max_crashes_parks() -> None:
     notes: list[str] = []
     for key in (1, 2, 3):
         core.joined(key, 0.0)
-        [batch] = core.dispatch(0.0)
+        [batch] = core.dispatch(0.0, 0.0)
         core.died(key, Claim(batch.first, True, 0.0), Death(exit_code=1), 1e9)
         effects = core.take_effects()
         assert effects.crashed == 1
@@ -796,7 +798,7 @@ def test_max_crashes_parks() -> None:
     assert (kept, row.attempts, row.crashes) == (Kept.FAILED, 3, 3)
     assert notes == ["job.crashed", "job.crashed", "job.crashed", "job.failed"]
     core.joined(4, 0.0)
-    assert core.dispatch(0.0) == []
+    assert core.dispatch(0.0, 0.0) == []
 
 
 def test_lost_jobs_are_charged_at_the_start() -> None:
@@ -807,18 +809,18 @@ def test_lost_jobs_are_charged_at_the_start() -> None:
     effects = core.take_effects()
     assert [(change.row.crashes, change.due_at) for change in effects.rescheduled] == [(1, None)]
     core.joined(1, 0.0)
-    assert core.dispatch(0.0) == []
-    core.found("default", 1)
+    assert core.dispatch(0.0, 0.0) == []
+    core.found(Band("default"), 1, 1)
     assert [load.after for load in core.loads()] == [0]
 
 
 def test_crashes_do_not_use_up_retries(core: Core) -> None:
     """A job whose process died may still fail as often as it allows."""
     core.submitted(rows(1, retries=1))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.died(1, Claim(1, True, 0.0), Death(signal="SIGKILL"), 1e9)
     core.take_effects()
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.settled(2, Attempts([1], [Verdict.FAILED], [5], [BAD]), 0.0, 1e9)
     effects = core.take_effects()
     assert effects.ended == []
@@ -829,7 +831,7 @@ def test_crashes_do_not_use_up_retries(core: Core) -> None:
 def test_refused_jobs_are_not_retried(core: Core) -> None:
     """What cannot succeed by running again fails at once."""
     core.submitted(rows(1, retries=5))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     core.settled(1, Attempts([1], [Verdict.REFUSED], [5], [BAD]), 0.0, 1e9)
     [(_, kept, outcome)] = core.take_effects().ended
     assert (kept, outcome) == (Kept.FAILED, BAD)
@@ -842,7 +844,7 @@ def test_backoff_is_deterministic(core: Core) -> None:
         core = Core()
         core.joined(1, 0.0)
         core.submitted(rows(1, first=seq, retries=2))
-        core.dispatch(0.0)
+        core.dispatch(0.0, 0.0)
         core.settled(1, Attempts([1], [Verdict.FAILED], [5], [BAD]), 0.0, 1e9)
         [change] = core.take_effects().rescheduled
         delays.append((change.due_at or 0) - 1e9)
@@ -853,7 +855,7 @@ def test_backoff_is_deterministic(core: Core) -> None:
 def test_reports_that_make_no_sense_are_noted(core: Core) -> None:
     """A number that was never sent, or was reported before, settles nothing."""
     core.submitted(rows(1))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     settle(core, 1, [1], 5)
     assert len(core.take_effects().ended) == 1
     settle(core, 1, [1, 77], 5)
@@ -868,25 +870,25 @@ def test_an_outcome_that_is_none_loses_no_job(core: Core, garbage: bytes) -> Non
     it is killed for it."""
     core.retire(2)
     core.submitted(rows(3))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     with pytest.raises(ProtocolError):
         core.settled(1, Attempts([1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [garbage, BAD]), 0.0, 1e9)
     core.take_effects()
     core.died(1, Claim(2, False, 0.0), Death(signal="SIGKILL"), 1e9)
     assert core.counts() == {"default": 3}
     core.joined(3, 0.0)
-    [batch] = core.dispatch(0.0)
+    [batch] = core.dispatch(0.0, 0.0)
     assert [(row.seq, row.attempts) for row in batch.rows] == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_what_comes_back_takes_its_old_place(core: Core) -> None:
     """Also behind what came back before it: found by a simulated life, in which a job waited behind its successors."""
     core.submitted(rows(40))
-    first, second = core.dispatch(0.0)
+    first, second = core.dispatch(0.0, 0.0)
     assert first.rows[-1].seq < second.rows[0].seq
     core.recalled(first.key, 0, 1.0)
     core.recalled(second.key, 0, 1.0)
-    assert [row.seq for batch in core.dispatch(2.0) for row in batch.rows] == [1, 2]
+    assert [row.seq for batch in core.dispatch(2.0, 0.0) for row in batch.rows] == [1, 2]
 
 
 def test_a_cancelled_job_never_starts() -> None:
@@ -898,7 +900,7 @@ def test_a_cancelled_job_never_starts() -> None:
     assert core.counts() == {"default": 2}
     assert [(row.seq, kept) for row, kept, _ in core.take_effects().ended] == [(2, Kept.CANCELLED)]
     core.joined(1, 0.0)
-    assert [seqs(batch.rows) for batch in core.dispatch(0.0)] == [[1, 3]]
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [[1, 3]]
     assert core.counts() == {"default": 0}
 
 
@@ -921,11 +923,11 @@ def test_a_job_that_came_due_is_not_there_twice() -> None:
     """A job that comes due behind what memory holds stays on disk until it is loaded."""
     core = Core()
     core.joined(1, 0.0)
-    core.found("default", 3)
-    core.loaded("default", rows(2), is_all=False)
+    core.found(Band("default"), 3, 1)
+    core.loaded(Band("default"), rows(2), is_all=False)
     [late] = rows(1, first=7)
     core.came_due([late])
-    core.loaded("default", [*rows(1, first=3), late], is_all=True)
-    [batch] = core.dispatch(0.0)
+    core.loaded(Band("default"), [*rows(1, first=3), late], is_all=True)
+    [batch] = core.dispatch(0.0, 0.0)
     assert seqs(batch.rows) == [1, 2, 3, 7]
     assert core.counts() == {"default": 0}

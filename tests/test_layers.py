@@ -20,7 +20,8 @@ ROOT = Path(taskq.__file__).parent
 ROWS = (
     {"errors", "limits", "exits", "platform", "spawn"},
     {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "store"},
+    {"config", "outcome", "output", "gates"},
+    {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
     {"aio", "app", "consumer_process"},
     {"loader"},

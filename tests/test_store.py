@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
 import apsw
+import msgpack
 import pytest
 from memory_store import Disk, MemoryStore
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
+from taskq.gates import Band
 from taskq.model import JobRow, Spec, new_job_ids
 from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob
 from taskq.store import sqlite as sqlite_module
@@ -75,7 +78,7 @@ def fields(row: JobRow) -> tuple[object, ...]:
 
 def leased(store: Store, queue: str = "mail", after: int = 0, limit: int = 1_000, size: int = 1 << 20) -> list[int]:
     """The sequence numbers that a lease gives."""
-    return [row.seq for row in store.lease(queue, after, limit, size)[0]]
+    return [row.seq for row in store.lease(Band(queue), after, limit, size)[0]]
 
 
 def counts(store: Store) -> dict[str, dict[Kept, int]]:
@@ -99,7 +102,7 @@ class TestConformance:
 
     def test_a_new_store_is_empty(self, store: Store) -> None:
         """Nothing waits, nothing is counted, nothing is known."""
-        assert store.lease("mail", 0, 10, 1000) == ([], True)
+        assert store.lease(Band("mail"), 0, 10, 1000) == ([], True)
         assert store.lease_due(LATE, 10) == []
         assert store.next_due() is None
         assert counts(store) == {}
@@ -112,7 +115,7 @@ class TestConformance:
     def test_submitted_jobs_are_leased_as_they_were_handed_in(self, store: Store) -> None:
         """Rows come back the same, in order of submission, with increasing numbers."""
         first, second = submit(store, 3), submit(store, 2)
-        rows, is_all = store.lease("mail", 0, 100, 1 << 20)
+        rows, is_all = store.lease(Band("mail"), 0, 100, 1 << 20)
         assert is_all
         assert [fields(row) for row in rows] == [fields(row) for row in first + second]
         assert [row.seq for row in rows] == sorted({row.seq for row in rows})
@@ -124,7 +127,7 @@ class TestConformance:
         [row] = store.submit(SPEC, list(new_job_ids(1)), [payload])
         store.commit()
         assert stored(store, row).row.payload == payload
-        assert store.lease("mail", 0, 1, 1)[0][0].payload == payload
+        assert store.lease(Band("mail"), 0, 1, 1)[0][0].payload == payload
 
     @pytest.mark.parametrize("number", [1, 49, 50, 51, 100, 733])
     def test_batches_of_any_size(self, store: Store, number: int) -> None:
@@ -204,15 +207,15 @@ class TestConformance:
     def test_leases_are_limited(self, store: Store) -> None:
         """By number, by bytes (one job at least), and by where to begin; it says whether there is more."""
         seqs = [row.seq for row in submit(store, 10, size=100)]
-        rows, is_all = store.lease("mail", 0, 4, 1 << 20)
+        rows, is_all = store.lease(Band("mail"), 0, 4, 1 << 20)
         assert ([row.seq for row in rows], is_all) == (seqs[:4], False)
-        rows, is_all = store.lease("mail", seqs[3], 100, 1 << 20)
+        rows, is_all = store.lease(Band("mail"), seqs[3], 100, 1 << 20)
         assert ([row.seq for row in rows], is_all) == (seqs[4:], True)
-        rows, is_all = store.lease("mail", 0, 100, 250)
+        rows, is_all = store.lease(Band("mail"), 0, 100, 250)
         assert ([row.seq for row in rows], is_all) == (seqs[:3], False)
-        rows, is_all = store.lease("mail", 0, 100, 1)
+        rows, is_all = store.lease(Band("mail"), 0, 100, 1)
         assert ([row.seq for row in rows], is_all) == (seqs[:1], False)
-        assert store.lease("mail", seqs[-1], 10, 1 << 20) == ([], True)
+        assert store.lease(Band("mail"), seqs[-1], 10, 1 << 20) == ([], True)
 
     @pytest.mark.parametrize("kept", [Kept.SUCCEEDED, Kept.FAILED, Kept.CANCELLED])
     def test_ended_jobs(self, store: Store, kept: Kept) -> None:
@@ -305,7 +308,7 @@ class TestConformance:
         specs = [SPEC, replace(SPEC, retries=0), replace(SPEC, timeout_s=None), replace(SPEC, max_crashes=9)]
         for spec in specs:
             submit(store, 1, spec)
-        assert [row.spec for row in store.lease("mail", 0, 10, 1 << 20)[0]] == specs
+        assert [row.spec for row in store.lease(Band("mail"), 0, 10, 1 << 20)[0]] == specs
 
     def test_rollback_drops_all_since_the_commit(self, store: Store) -> None:
         """Jobs, outcomes, totals and new queues are as after the last commit; the next ones are taken in as usual."""
@@ -391,7 +394,15 @@ class TestConformance:
         rows[5].attempts += 1
         store.settle([], [Rescheduled(rows[5], 1.0, None)], 0.0)
         store.commit()
-        expected = {"enqueued": 6, "succeeded": 3, "failed": 1, "retried": 2, "crashed": 1, "cancelled": 1}
+        expected = {
+            "enqueued": 6,
+            "succeeded": 3,
+            "failed": 1,
+            "retried": 2,
+            "crashed": 1,
+            "cancelled": 1,
+            "expired": 0,
+        }
         assert store.totals.as_dict() == expected
         store.close()
         with closing(opener()) as again:
@@ -431,7 +442,7 @@ class TestConformance:
     def test_release_and_extend(self, store: Store) -> None:
         """Jobs that are given back can be leased again."""
         rows = submit(store, 2)
-        given = store.lease("mail", 0, 10, 1 << 20)[0]
+        given = store.lease(Band("mail"), 0, 10, 1 << 20)[0]
         store.extend()
         store.release(given)
         store.commit()
@@ -495,11 +506,35 @@ def test_newer_schema_is_refused_untouched(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         submit(store, 3)
     with closing(apsw.Connection(str(path))) as db:
-        db.execute("PRAGMA user_version=2")
+        db.execute("PRAGMA user_version=9")
     before = path.read_bytes()
-    with pytest.raises(JournalError, match="newer taskq.*version 2"):
+    with pytest.raises(JournalError, match="newer taskq.*version 9"):
         SQLiteStore(path)
     assert path.read_bytes() == before
+
+
+def test_journal_of_version_1_is_brought_up_to_date(path: Path) -> None:
+    """Jobs that an older taskq left are there, in their order, states and queues."""
+    script = files("taskq.store").joinpath("schema.sql").read_text()
+    fields = msgpack.packb(Spec("t", "mail").to_wire())
+    with closing(apsw.Connection(str(path))) as db:
+        db.execute(f"BEGIN; {script}; PRAGMA user_version=1; COMMIT")
+        db.execute("INSERT INTO queues VALUES (7, 'mail'); INSERT INTO specs VALUES (3, ?)", (fields,))
+        for seq, state in ((1, Kept.QUEUED), (2, Kept.SCHEDULED), (3, Kept.FAILED)):
+            db.execute(
+                "INSERT INTO jobs VALUES (?, ?, 3, 7, ?, 1, 0, 5.0, NULL, x'01', NULL)",
+                (seq, bytes([seq]) * 16, int(state)),
+            )
+        db.execute("UPDATE totals SET enqueued = 3, failed = 1")
+    with closing(SQLiteStore(path)) as store:
+        assert store.waiting() == [(Band("mail"), 1, 1)]
+        assert [row.seq for row in store.lease(Band("mail"), 0, 10, 1 << 20)[0]] == [1]
+        assert [row.seq for row in store.lease_due(9.0, 10)] == [2]
+        job = store.read(bytes([3]) * 16)
+        assert job is not None
+        assert (job.kept, job.row.spec, job.row.terms) == (Kept.FAILED, Spec("t", "mail"), None)
+        assert store.totals.enqueued == 3
+        submit(store, 1)
 
 
 @pytest.mark.parametrize("content", [b"not a database", bytes(8192), b"SQLite format 3\0" + b"\xff" * 9000])
@@ -682,7 +717,10 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
             (sqlite_module._QUEUED, (1, 0, 10), "INTEGER PRIMARY KEY (rowid>?)"),
             (sqlite_module._DUE, (1.0, 10), "jobs_due"),
             (sqlite_module._READ, (b"",), "jobs_id"),
-            (f"SELECT queue, count(*) FROM jobs WHERE state = {Kept.SCHEDULED:d} GROUP BY queue", (), "jobs_due"),
+            (sqlite_module._QUEUED_KEYED, (1, 0, 10), "jobs_keyed"),
+            (sqlite_module._EXPIRED, (1.0, 10), "jobs_expires"),
+            (sqlite_module._WITH_KEY, ("k",), "jobs_unique"),
+            (f"SELECT band, count(*) FROM jobs WHERE state = {Kept.SCHEDULED:d} GROUP BY band", (), "jobs_due"),
             (f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}", (), "jobs_due"),
         ):
             plan = str(store._db.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall())

@@ -36,6 +36,7 @@ from test_power_loss import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot
 
 from taskq.core import Effects
 from taskq.errors import EnqueueError, JournalError, StoreFull
+from taskq.gates import Band
 from taskq.ledger import Ledger, Submission
 from taskq.model import JobRow, Spec
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Kept, Rescheduled
@@ -273,7 +274,7 @@ class Broker:
         settings: Any = SimpleNamespace(keep_results_s=1e9, keep_results=KEEP)
         self.ledger = Ledger(self.store, me, me, me, me, settings)
         for spec in power.SPECS:
-            self.submitted(self.store.lease(spec.queue, 0, 1_000, 1 << 20)[0])
+            self.submitted(self.store.lease(Band(spec.queue), 0, 1_000, 1 << 20)[0])
 
     # what the ledger uses
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from taskq.model import JobRow, JobState, Spec
+from taskq.gates import Band
+from taskq.model import JobRow, JobState, Spec, Terms
 
 
 class Kept(IntEnum):
@@ -69,7 +70,7 @@ class Rescheduled(NamedTuple):
 class Totals:
     """What ever happened in a queue's directory. Durable with the jobs they count, so they never go backwards."""
 
-    __slots__ = ("cancelled", "crashed", "enqueued", "failed", "retried", "succeeded")
+    __slots__ = ("cancelled", "crashed", "enqueued", "expired", "failed", "retried", "succeeded")
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Totals:
         retried: int = 0,
         crashed: int = 0,
         cancelled: int = 0,
+        expired: int = 0,
     ) -> None:
         self.enqueued = enqueued
         self.succeeded = succeeded
@@ -86,13 +88,14 @@ class Totals:
         self.retried = retried
         self.crashed = crashed
         self.cancelled = cancelled
+        self.expired = expired
 
     def as_dict(self) -> dict[str, int]:
         """The totals by name, in a fixed order."""
         return {name: getattr(self, name) for name in TOTAL_NAMES}
 
 
-TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled")
+TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled", "expired")
 
 
 class Store(Protocol):
@@ -102,8 +105,14 @@ class Store(Protocol):
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
     is_full: bool
 
-    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
-        """Takes in queued jobs. An id that is known already is the same job, sent again: it is left out.
+    def submit(
+        self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
+    ) -> list[JobRow]:
+        """Takes in jobs: scheduled ones where the terms say when they are due, else queued. An id that is known already
+        is the same job, sent again: it is left out.
+
+        Args:
+            terms: of each job; None: of no job.
 
         Returns:
             The rows that are new, in order.
@@ -112,8 +121,14 @@ class Store(Protocol):
             EnqueueError: a known id came with another payload.
         """
 
-    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
-        """Leases the oldest queued jobs of a queue that this owner does not hold.
+    def waiting(self) -> list[tuple[Band, int, int]]:
+        """At the start: the bands that have queued jobs, how many, and the lowest sequence number."""
+
+    def retried_in_order(self) -> list[JobRow]:
+        """At the start: scheduled jobs with an order key that were started before."""
+
+    def lease(self, band: Band, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        """Leases the oldest queued jobs of a band that this owner does not hold.
 
         Args:
             after: leave out jobs up to this sequence number: the owner holds them.
@@ -129,6 +144,18 @@ class Store(Protocol):
 
     def next_due(self) -> float | None:
         """When the first scheduled job is due, in seconds since 1970."""
+
+    def next_expiry(self) -> float | None:
+        """When the first scheduled or queued job expires, in seconds since 1970."""
+
+    def expired(self, now: float, limit: int) -> list[StoredJob]:
+        """Reads scheduled and queued jobs whose time to start is over (seconds since 1970), also those that run."""
+
+    def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
+        """Finds the jobs that have these unique keys."""
+
+    def release_keys(self, rows: Iterable[JobRow]) -> None:
+        """Others may have the unique keys of these jobs now."""
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""

@@ -1,4 +1,5 @@
--- The journal, version 1 (PRAGMA user_version). One row a job, for its whole life.
+-- The journal, version 1 (PRAGMA user_version); the upgrades that follow bring it to the present one. One row a job, for
+-- its whole life.
 -- Only the broker opens this database: see taskq/store/sqlite.py.
 
 CREATE TABLE meta (

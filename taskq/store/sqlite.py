@@ -28,10 +28,11 @@ import apsw
 import msgpack
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
-from taskq.model import JobRow, Spec
+from taskq.gates import Band, Gate, band_of
+from taskq.model import NO_TERMS, JobRow, Spec, Terms
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
 #: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
 _ROWS_PER_INSERT = 50
@@ -42,7 +43,9 @@ _WAL_KEPT_BYTES = 64 * 1024 * 1024
 _BALLAST_BYTES = 8 * 1024 * 1024
 #: How often pruning begins again at the oldest job.
 _PRUNE_AGAIN_S = 60.0
-_ROW = "seq, id, spec, payload, attempts, crashes"
+#: There may be a band for each key that ever was: above so many, those without a job go when the journal is opened.
+_MANY_BANDS = 1_000
+_ROW = "seq, id, spec, payload, attempts, crashes, terms"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,8 +90,8 @@ class SQLiteStore:
         self._wal = Path(f"{path}-wal")
         self._high_water = path.with_suffix(".high")
         self._spec_of_number: dict[int, Spec] = {}
-        self._numbers_of_spec: dict[Spec, tuple[int, int]] = {}
-        self._queue_numbers: dict[str, int] = {}
+        self._number_of_spec: dict[Spec, int] = {}
+        self._number_of_band: dict[Band, int] = {}
         self._newest_id = b""
         self._next_seq = 1
         self._prune_after = 0  # up to this seq nothing more is to be removed now
@@ -146,6 +149,8 @@ class SQLiteStore:
             _sync_directory(marker.parent)  # the rollback journal of its creation must not come back beside the marker
             _write_durably(marker, f"taskq {uuid.uuid4().hex}\n".encode())
         self._verify()
+        if self._value("SELECT count(*) FROM bands") > _MANY_BANDS:
+            self._db.execute("DELETE FROM bands WHERE band NOT IN (SELECT band FROM jobs)")
         self._load()
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (_boot_id(),))
@@ -160,9 +165,9 @@ class SQLiteStore:
                 f"{self._path} was written by a newer taskq (journal version {version}, this one knows "
                 f"{SCHEMA_VERSION}): install that version again; the file was not touched"
             )
-        if version == 0:
-            schema = files("taskq.store").joinpath("schema.sql").read_text()
-            self._db.execute(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            script = files("taskq.store").joinpath(_SCRIPTS[number]).read_text()
+            self._db.execute(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
 
     def _verify(self) -> None:
         """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
@@ -179,19 +184,20 @@ class SQLiteStore:
             self.findings.append(("store.recovered", {"commits": commits}))
 
     def _load(self) -> None:
-        *counts, self._commits = self._one("SELECT * FROM totals")
+        *counts, self._commits = self._one(f"SELECT {', '.join(TOTAL_NAMES)}, commits FROM totals")
         self.totals = Totals(*counts)
         # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
         self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
         self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
         self._prune_after = 0
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
-        for queue, name in self._db.execute("SELECT queue, name FROM queues"):
-            self._queue_numbers[name] = queue
+        for number, queue, priority, gates in self._db.execute("SELECT band, queue, priority, gates FROM bands"):
+            band = Band(queue, priority, tuple(Gate(*fields) for fields in msgpack.unpackb(gates)))
+            self._number_of_band[band] = number
         for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
             spec = Spec.from_wire(msgpack.unpackb(fields))
             self._spec_of_number[number] = spec
-            self._numbers_of_spec[spec] = number, self._queue_numbers[spec.queue]
+            self._number_of_spec[spec] = number
 
     @_trusted
     def close(self) -> None:
@@ -205,28 +211,49 @@ class SQLiteStore:
     # -- taking in
 
     @_trusted
-    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+    def submit(
+        self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
+    ) -> list[JobRow]:
         self._begin()
-        number, queue = self._numbers(spec)
         first = self._next_seq
         rows = list(map(JobRow, count(first), ids, repeat(spec), payloads))
+        if terms is not None:
+            for row, own in zip(rows, terms, strict=True):
+                row.terms = own
         # Ids sort by time, so ids newer than all known ones need no look-up; that is nearly always so.
         if min(ids) <= self._newest_id or len(set(ids)) < len(ids):
             rows = self._without_known(rows)
-        self._insert(rows, number, queue)
+        if terms is None:
+            self._insert(rows, self._spec_number(spec), self._band_number(band_of(spec, None)))
+        else:
+            self._insert_with_terms(rows, self._spec_number(spec))
         self._newest_id = max(self._newest_id, *ids)
         self._next_seq = first + len(rows)
         self.totals.enqueued += len(rows)
         return rows
 
-    def _insert(self, rows: list[JobRow], number: int, queue: int) -> None:
-        values = [(row.seq, row.id, number, queue, row.payload) for row in rows]
+    def _insert(self, rows: list[JobRow], spec: int, band: int) -> None:
+        values = [(row.seq, row.id, spec, band, row.payload) for row in rows]
         whole = len(values) - len(values) % _ROWS_PER_INSERT
         remaining = iter(values[:whole])
         while together := tuple(islice(remaining, _ROWS_PER_INSERT)):
             self._db.execute(_INSERT_MANY, tuple(chain.from_iterable(together)))
         if whole < len(values):
             self._db.executemany(_INSERT_ONE, values[whole:])
+
+    def _insert_with_terms(self, rows: list[JobRow], spec: int) -> None:
+        values: list[tuple[Any, ...]] = []
+        for row in rows:
+            terms = row.terms or NO_TERMS
+            row.terms = kept = terms.kept
+            state = Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+            band = self._band_number(band_of(row.spec, kept))
+            packed = None if kept is None else msgpack.packb(kept.to_wire())
+            key = None if terms.unique is None else terms.unique.key
+            is_keyed = 1 if terms.is_keyed else None
+            fields = (row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed)
+            values.append((*fields, is_keyed, terms.expires_at, key))
+        self._db.executemany(_INSERT_WITH_TERMS, values)
 
     def _without_known(self, rows: list[JobRow]) -> list[JobRow]:
         fresh: dict[bytes, JobRow] = {}
@@ -242,30 +269,44 @@ class SQLiteStore:
             row.seq = seq
         return list(fresh.values())
 
-    def _numbers(self, spec: Spec) -> tuple[int, int]:
-        numbers = self._numbers_of_spec.get(spec)
-        if numbers is None:
-            self._db.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (spec.queue,))
-            queue = self._value("SELECT queue FROM queues WHERE name = ?", spec.queue)
+    def _spec_number(self, spec: Spec) -> int:
+        number = self._number_of_spec.get(spec)
+        if number is None:
             fields = msgpack.packb(spec.to_wire())
             self._db.execute("INSERT OR IGNORE INTO specs (fields) VALUES (?)", (fields,))
-            number = self._value("SELECT spec FROM specs WHERE fields = ?", fields)
-            numbers = number, queue
-            self._queue_numbers[spec.queue] = queue
+            number = self._number_of_spec[spec] = int(self._value("SELECT spec FROM specs WHERE fields = ?", fields))
             self._spec_of_number[number] = spec
-            self._numbers_of_spec[spec] = numbers
-        return numbers
+        return number
+
+    def _band_number(self, band: Band) -> int:
+        number = self._number_of_band.get(band)
+        if number is None:
+            fields = band.queue, band.priority, msgpack.packb(band.gates)
+            self._db.execute("INSERT INTO bands (queue, priority, gates) VALUES (?, ?, ?)", fields)
+            number = self._number_of_band[band] = self._db.last_insert_rowid()
+        return number
 
     # -- handing out
 
     @_trusted
-    def lease(self, queue: str, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
-        number = self._queue_numbers.get(queue)
+    def waiting(self) -> list[tuple[Band, int, int]]:
+        bands = {number: band for band, number in self._number_of_band.items()}
+        rows: list[Any] = self._db.execute(_WAITING).fetchall()
+        return [(bands[number], jobs, first_seq) for number, jobs, first_seq in rows]
+
+    @_trusted
+    def retried_in_order(self) -> list[JobRow]:
+        rows = [self._row(fields) for fields in self._db.execute(_RETRIED)]
+        return [row for row in rows if row.terms is not None and row.terms.order_key is not None]
+
+    @_trusted
+    def lease(self, band: Band, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        number = self._number_of_band.get(band)
         if number is None:
             return [], True
         rows: list[JobRow] = []
         size = 0
-        cursor = self._db.execute(_QUEUED, (number, after, limit))
+        cursor = self._db.execute(_QUEUED_KEYED if band.is_keyed else _QUEUED, (number, after, limit))
         for fields in cursor:
             row = self._row(fields)
             rows.append(row)
@@ -287,6 +328,33 @@ class SQLiteStore:
     def next_due(self) -> float | None:
         due: float | None = self._value(f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}")
         return due
+
+    @_trusted
+    def next_expiry(self) -> float | None:
+        expiry: float | None = self._value("SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL")
+        return expiry
+
+    @_trusted
+    def expired(self, now: float, limit: int) -> list[StoredJob]:
+        jobs = [self._stored(fields) for fields in self._db.execute(_EXPIRED, (now, limit))]
+        if jobs:
+            self._begin()
+            self._db.executemany(_FORGET_EXPIRY, [(job.row.seq,) for job in jobs])
+        return jobs
+
+    @_trusted
+    def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
+        found: dict[str, StoredJob] = {}
+        for key in keys:
+            fields = self._db.execute(_WITH_KEY, (key,)).fetchone()
+            if fields is not None:
+                found[key] = self._stored(fields)
+        return found
+
+    @_trusted
+    def release_keys(self, rows: Iterable[JobRow]) -> None:
+        self._begin()
+        self._db.executemany("UPDATE jobs SET unique_key = NULL WHERE seq = ?", [(row.seq,) for row in rows])
 
     def release(self, rows: Iterable[JobRow]) -> None:
         """Nothing to do: the journal does not know of leases, and its one user forgets them with its end."""
@@ -310,6 +378,7 @@ class SQLiteStore:
                 others.append((kept, row.attempts, row.crashes, now, outcome, row.seq))
                 totals.failed += kept == Kept.FAILED
                 totals.cancelled += kept == Kept.CANCELLED
+                totals.expired += kept == Kept.EXPIRED
         if successes:
             self._db.executemany(_SUCCEED, successes)
             totals.succeeded += len(successes)
@@ -317,6 +386,9 @@ class SQLiteStore:
         if others:
             self._db.executemany(_END, others)
             self._kept += sum(1 for fields in others if fields[0] != Kept.FAILED)
+        with_terms = [_release(row) for row, _, _ in ended if row.terms is not None]
+        if with_terms:
+            self._db.executemany(_END_TERMS, with_terms)
         if rescheduled:
             self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
 
@@ -345,9 +417,9 @@ class SQLiteStore:
     def rollback(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
-        self._queue_numbers.clear()
         self._spec_of_number.clear()
-        self._numbers_of_spec.clear()
+        self._number_of_spec.clear()
+        self._number_of_band.clear()
         self._load()
 
     # -- a full disk
@@ -384,18 +456,17 @@ class SQLiteStore:
     @_trusted
     def read(self, job_id: bytes) -> StoredJob | None:
         fields = self._db.execute(_READ, (job_id,)).fetchone()
-        if fields is None:
-            return None
-        *row, state, due_at, outcome, finished_at = fields
-        return StoredJob(self._row(row), Kept(state), due_at, outcome, finished_at)
+        return None if fields is None else self._stored(fields)
 
     @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
-        names = {number: name for name, number in self._queue_numbers.items()}
         # the literal state lets SQLite use a partial index
-        sql = f"SELECT queue, count(*) FROM jobs WHERE state = {kept:d} GROUP BY queue"
+        sql = (
+            "SELECT bands.queue, sum(jobs) FROM bands, "
+            f"(SELECT band, count(*) AS jobs FROM jobs WHERE state = {kept:d} GROUP BY band) USING (band) GROUP BY 1"
+        )
         rows: list[Any] = self._db.execute(sql).fetchall()
-        return {names[queue]: jobs for queue, jobs in rows}
+        return dict(rows)
 
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
@@ -429,8 +500,13 @@ class SQLiteStore:
     # -- helpers
 
     def _row(self, fields: Sequence[Any]) -> JobRow:
-        seq, job_id, number, payload, attempts, crashes = fields
-        return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes)
+        seq, job_id, number, payload, attempts, crashes, packed = fields
+        terms = None if packed is None else Terms.from_wire(msgpack.unpackb(packed))
+        return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, terms)
+
+    def _stored(self, fields: Sequence[Any]) -> StoredJob:
+        *row, state, due_at, outcome, finished_at = fields
+        return StoredJob(self._row(row), Kept(state), due_at, outcome, finished_at)
 
     def _value(self, sql: str, *bindings: Any) -> Any:
         row: Any = self._db.execute(sql, bindings).fetchone()
@@ -441,12 +517,25 @@ class SQLiteStore:
         return tuple(row)
 
 
-_INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, queue, payload) VALUES "
+_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql"}
+_INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
 _INSERT_ONE = _INSERT_HEAD + "(?, ?, ?, ?, ?)"
 _INSERT_MANY = _INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * _ROWS_PER_INSERT)
-_QUEUED = f"SELECT {_ROW} FROM jobs WHERE state = 0 AND queue = ? AND seq > ? ORDER BY seq LIMIT ?"
+_INSERT_WITH_TERMS = (
+    "INSERT INTO jobs (seq, id, spec, band, payload, state, due_at, terms, is_keyed, expires_at, unique_key) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_QUEUED = f"SELECT {_ROW} FROM jobs WHERE state = 0 AND band = ? AND seq > ? ORDER BY seq LIMIT ?"
+_QUEUED_KEYED = _QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
+_WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
+_RETRIED = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
 _DUE = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
-_READ = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs WHERE id = ?"
+_STORED = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs"
+_READ = f"{_STORED} WHERE id = ?"
+_WITH_KEY = f"{_STORED} WHERE unique_key = ?"
+_EXPIRED = f"{_STORED} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+_FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
+_END_TERMS = "UPDATE jobs SET expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE seq = ?"
 _SUCCEED = (
     f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
     "payload = NULL WHERE seq = ?"
@@ -469,6 +558,12 @@ def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, byt
     state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
     row = change.row
     return state, change.due_at, row.attempts, row.crashes, change.outcome, row.seq
+
+
+def _release(row: JobRow) -> tuple[int, int]:
+    """A job that ended does not expire any more, and its unique key is free, but for one that counts for a time."""
+    unique = None if row.terms is None else row.terms.unique
+    return int(unique is not None and unique.period_s is not None), row.seq
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -1,0 +1,530 @@
+"""The waiting jobs of a fleet: who is next. Pure.
+
+    queues, by their weights -> bands, by priority and age -> jobs, oldest first
+
+A band (`taskq.gates.Band`) is jobs of one queue with the same priority and the same limits. It is *listed* while a job
+of it may go, *parked* at a gate while that is closed, else empty. Of a long band the oldest jobs are in memory and the
+rest in the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from typing import Final, NamedTuple
+
+from taskq.gates import UNLIMITED, Band, Gate, GateState, Leaving, Rate, band_of, new_state
+from taskq.model import JobRow
+
+#: Memory that a waiting job takes besides its payload, measured with tracemalloc.
+ROW_BYTES: Final = 400
+#: Jobs read from the store at once, and bands that are read at once.
+LOAD_JOBS: Final = 2_000
+LOAD_BYTES: Final = 4 * 1024 * 1024
+_LOAD_BANDS: Final = 50
+#: Bands that stay listed though their concurrency is used up by other consumers than the one that asks.
+_SET_ASIDE: Final = 8
+
+
+class Load(NamedTuple):
+    """Waiting jobs to read from the store; see `Store.lease`."""
+
+    band: Band
+    after: int
+    limit: int
+    max_bytes: int
+
+
+class Portion:
+    """What is taken for one batch: jobs, until one of its bounds is reached."""
+
+    __slots__ = ("bytes", "max_bytes", "max_work_s", "most", "rows", "work_s")
+
+    def __init__(self, most: int, max_work_s: float, max_bytes: int) -> None:
+        self.rows: list[JobRow] = []
+        self.work_s = 0.0
+        self.bytes = 0
+        self.most = most
+        self.max_work_s = max_work_s
+        self.max_bytes = max_bytes
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.rows) < self.most and self.work_s < self.max_work_s and self.bytes < self.max_bytes
+
+
+def _seq(row: JobRow) -> int:
+    return row.seq
+
+
+def _bytes_of(rows: Sequence[JobRow]) -> int:
+    """Memory that waiting jobs take."""
+    return sum([len(row.payload) for row in rows]) + ROW_BYTES * len(rows)
+
+
+class _Waiting:
+    """The waiting jobs of one band.
+
+    `on_disk_after` is None while memory holds all of them; else memory holds those up to that sequence number (and
+    what came back after it was sent), the store the others.
+    """
+
+    __slots__ = ("band", "gates", "held", "is_listed", "on_disk_after", "queue", "waiting")
+
+    def __init__(self, band: Band, queue: _Queue, gates: list[tuple[Gate, _GateKeeper]]) -> None:
+        self.band = band
+        self.queue = queue
+        self.gates = gates
+        self.held: deque[JobRow] = deque()
+        self.waiting = 0
+        self.on_disk_after: int | None = None
+        self.is_listed = False  # in the heap of its queue, or parked at a gate
+
+    def put_in_front(self, rows: Sequence[JobRow]) -> None:
+        """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
+        youngest = max(row.seq for row in rows)
+        front = list(rows)
+        while self.held and self.held[0].seq < youngest:
+            front.append(self.held.popleft())
+        front.sort(key=_seq, reverse=True)
+        self.held.extendleft(front)
+
+    def holds(self, seq: int) -> bool:
+        return self.on_disk_after is None or seq <= self.on_disk_after
+
+
+#: Bands in the order in which their turn comes: (-priority, seq of the oldest job, tie-breaker, band).
+_Heap = list[tuple[int, int, int, _Waiting]]
+
+
+class _Queue:
+    """A queue: its listed bands, and how much of its share it had."""
+
+    __slots__ = ("is_paused", "listed", "name", "spent_s", "waiting", "weight")
+
+    def __init__(self, name: str, weight: float) -> None:
+        self.name = name
+        self.weight = weight
+        self.spent_s = 0.0  # run time that was sent of it, divided by its weight
+        self.listed: _Heap = []
+        self.waiting = 0
+        self.is_paused = False
+
+
+class _GateKeeper:
+    """A gate, and the bands that wait before it."""
+
+    __slots__ = ("is_timed", "parked", "state")
+
+    def __init__(self, state: GateState) -> None:
+        self.state = state
+        self.parked: _Heap = []
+        self.is_timed = False  # whether the time of its opening is noted
+
+
+class Bands:
+    """All waiting jobs. Written and read by the core alone."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        memory_bytes: int = 256 * 1024 * 1024,
+        seats: int = 1,
+        capacities: Mapping[str, int] | None = None,
+    ) -> None:
+        """
+        Args:
+            weights: the share of each queue that has not the share 1.
+            memory_bytes: bound of the waiting jobs held in memory.
+            seats: how many jobs a consumer runs at once.
+            capacities: the fleet's resources.
+        """
+        self._weights = weights or {}
+        self._memory_bytes = memory_bytes
+        self._seats = seats
+        self._capacities = capacities or {}
+        self._queues: dict[str, _Queue] = {}
+        self._bands: dict[Band, _Waiting] = {}
+        self._gates: dict[tuple[str, str], _GateKeeper] = {}
+        self._on_disk: dict[Band, _Waiting] = {}  # the bands of which the store holds a part
+        self._held_bytes = 0
+        self._dropped: set[int] = set()  # seqs in memory that were cancelled: skipped when their turn comes
+        self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open, in seconds since 1970
+        self._ties = count()
+        self._spent_s = 0.0  # of the queue whose turn was last
+
+    # -- jobs come in
+
+    def found(self, band: Band, waiting: int, first_seq: int) -> None:
+        """At the start: the store holds so many queued jobs of a band, from this number on."""
+        found = self._band(band)
+        found.waiting = waiting
+        found.queue.waiting += waiting
+        self._read_from_disk(found, first_seq - 1)
+
+    def add(self, rows: Sequence[JobRow]) -> None:
+        """New jobs of one band are stored, in ascending order of `seq`."""
+        band = self._band(band_of(rows[0].spec, rows[0].terms))
+        band.waiting += len(rows)
+        band.queue.waiting += len(rows)
+        if band.on_disk_after is not None:
+            return
+        size = _bytes_of(rows)
+        room = self._memory_bytes - self._held_bytes
+        if size <= room:
+            band.held.extend(rows)
+            self._held_bytes += size
+        else:
+            self._add_what_fits(band, rows, room)
+        self._list(band)
+
+    def _add_what_fits(self, band: _Waiting, rows: Sequence[JobRow], room: int) -> None:
+        for row in rows:
+            if room <= 0:
+                self._read_from_disk(band, row.seq - 1)
+                return
+            size = len(row.payload) + ROW_BYTES
+            room -= size
+            band.held.append(row)
+            self._held_bytes += size
+
+    def add_late(self, row: JobRow) -> None:
+        """A job that was stored before becomes queued now: a scheduled one, or one that is run again."""
+        band = self._band(band_of(row.spec, row.terms))
+        band.waiting += 1
+        band.queue.waiting += 1
+        if not band.holds(row.seq):
+            return
+        self._held_bytes += len(row.payload) + ROW_BYTES
+        if row.terms is not None and row.terms.order_key is not None:
+            band.put_in_front([row])
+        else:
+            band.held.append(row)
+        self._list(band)
+
+    def put_back(self, key: int, rows: Iterable[JobRow], leaving: Leaving = Leaving.UNSTARTED) -> None:
+        """Jobs that were sent to a consumer come back to their places."""
+        by_band: dict[Band, list[JobRow]] = {}
+        for row in rows:
+            by_band.setdefault(band_of(row.spec, row.terms), []).append(row)
+        for name, back in by_band.items():
+            band = self._band(name)
+            band.put_in_front(back)
+            band.waiting += len(back)
+            band.queue.waiting += len(back)
+            self._held_bytes += _bytes_of(back)
+            for gate, keeper in band.gates:
+                for row in back:
+                    keeper.state.leave(gate, key, row, leaving)
+            self._list(band)
+            self._wake(band)
+
+    def drop(self, row: JobRow) -> None:
+        """A waiting job is not to be sent any more."""
+        band = self._band(band_of(row.spec, row.terms))
+        band.waiting -= 1
+        band.queue.waiting -= 1
+        if band.holds(row.seq):
+            self._dropped.add(row.seq)
+        self.abandoned(row)
+
+    # -- between memory and store
+
+    def loads(self, queues: Collection[str] | None) -> list[Load]:
+        """What to read of these queues (None: of all) from the store now, since memory runs short of it."""
+        loads = []
+        for band in self._on_disk.values():
+            is_served = queues is None or band.queue.name in queues
+            if is_served and len(band.held) < LOAD_JOBS / 2 and band.on_disk_after is not None:
+                loads.append(Load(band.band, band.on_disk_after, LOAD_JOBS, LOAD_BYTES))
+                if len(loads) == _LOAD_BANDS:
+                    break
+        return loads
+
+    def loaded(self, name: Band, rows: Sequence[JobRow], is_all: bool) -> None:
+        """The answer to a load."""
+        band = self._band(name)
+        band.held.extend(rows)
+        self._held_bytes += _bytes_of(rows)
+        if is_all:
+            band.on_disk_after = None
+            del self._on_disk[name]
+        elif rows:
+            band.on_disk_after = rows[-1].seq
+        self._list(band)
+        self._forget(band)
+
+    def _read_from_disk(self, band: _Waiting, after: int) -> None:
+        band.on_disk_after = after
+        self._on_disk[band.band] = band
+
+    # -- who is next
+
+    def ready(self, queues: Collection[str] | None, enough: int) -> int:
+        """How many jobs may go, about; those at closed gates are not among them. Counts until there are enough."""
+        ready = 0
+        for queue in self._open(queues):
+            for entry in queue.listed:
+                ready += len(entry[-1].held)
+                if ready >= enough:
+                    return ready
+        return ready
+
+    def _open(self, queues: Collection[str] | None) -> list[_Queue]:
+        names = self._queues if queues is None else [name for name in queues if name in self._queues]
+        return [queue for name in names if (queue := self._queues[name]).listed and not queue.is_paused]
+
+    def take(
+        self,
+        key: int,
+        queues: Collection[str] | None,
+        portion: Portion,
+        run_s: Callable[[str], float],
+        wall: float,
+    ) -> list[JobRow]:
+        """Takes jobs for a consumer, the queues by their shares.
+
+        Args:
+            queues: those that it serves, or None for all.
+            portion: filled.
+            run_s: the time that a task takes.
+            wall: seconds since 1970.
+
+        Returns:
+            The jobs that came too late: they expired.
+        """
+        expired: list[JobRow] = []
+        for queue in sorted(self._open(queues), key=lambda queue: queue.spent_s):
+            if not portion.has_room:
+                break
+            queue.spent_s = max(queue.spent_s, self._spent_s)  # who had nothing to send for a while saved nothing
+            self._spent_s = queue.spent_s
+            work_s = portion.work_s
+            aside: list[_Waiting] = []
+            while queue.listed and portion.has_room:
+                self._take_from_band(key, queue, portion, run_s, wall, expired, aside)
+            for band in aside:
+                heappush(queue.listed, self._entry(band))
+            queue.spent_s += (portion.work_s - work_s) / queue.weight
+        return expired
+
+    def _take_from_band(
+        self,
+        key: int,
+        queue: _Queue,
+        portion: Portion,
+        run_s: Callable[[str], float],
+        wall: float,
+        expired: list[JobRow],
+        aside: list[_Waiting],
+    ) -> None:
+        """Takes jobs of the band whose turn it is, as far as its gates let them; then it is listed anew, or not."""
+        band = queue.listed[0][-1]
+        self._skip_dropped(band)
+        room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
+        first = len(portion.rows)
+        if room and band.held:
+            self._move(band, portion, room, _turn_of_next(queue.listed), run_s, wall, expired)
+        taken = portion.rows[first:] if band.gates else ()
+        if taken:
+            for gate, keeper in band.gates:
+                keeper.state.enter(gate, key, taken, wall)
+        if not room:
+            heappop(queue.listed)
+            self._park(band, key, wall, aside)
+        elif band.held:
+            heapreplace(queue.listed, self._entry(band))
+        else:
+            heappop(queue.listed)
+            band.is_listed = False
+            self._forget(band)
+        if band.gates:
+            self._wake(band, key, wall)
+
+    def _move(
+        self,
+        band: _Waiting,
+        portion: Portion,
+        room: int,
+        turn_ends_at: int,
+        run_s: Callable[[str], float],
+        wall: float,
+        expired: list[JobRow],
+    ) -> None:
+        held, rows, dropped = band.held, portion.rows, self._dropped
+        spec, each_s = None, 0.0
+        most = min(portion.most, len(rows) + room)
+        work_s, size, before = portion.work_s, portion.bytes, len(rows) + len(expired)
+        before_bytes = size
+        while held and len(rows) < most and work_s < portion.max_work_s and size < portion.max_bytes:
+            row = held[0]
+            if row.seq > turn_ends_at:
+                break
+            held.popleft()
+            if dropped and row.seq in dropped:
+                dropped.discard(row.seq)
+                self._held_bytes -= len(row.payload) + ROW_BYTES
+                continue
+            if row.terms is not None and row.terms.expires_at is not None and row.terms.expires_at <= wall:
+                expired.append(row)
+                self._held_bytes -= len(row.payload)
+                continue
+            if row.spec is not spec:
+                spec = row.spec
+                each_s = run_s(spec.task)
+            rows.append(row)
+            size += len(row.payload)
+            work_s += each_s
+        portion.work_s, portion.bytes = work_s, size
+        moved = len(rows) + len(expired) - before
+        self._held_bytes -= size - before_bytes + ROW_BYTES * moved
+        band.waiting -= moved
+        band.queue.waiting -= moved
+
+    def _skip_dropped(self, band: _Waiting) -> None:
+        """The gates are asked about a job that waits indeed."""
+        while self._dropped and band.held and band.held[0].seq in self._dropped:
+            row = band.held.popleft()
+            self._dropped.discard(row.seq)
+            self._held_bytes -= len(row.payload) + ROW_BYTES
+
+    # -- gates
+
+    def left(self, key: int, row: JobRow, leaving: Leaving) -> None:
+        """A job with limits is with its consumer no more, and does not come back to its place."""
+        band = self._band(band_of(row.spec, row.terms))
+        for gate, keeper in band.gates:
+            keeper.state.leave(gate, key, row, leaving)
+        self._wake(band)
+        self._forget(band)
+
+    def under_way(self, row: JobRow) -> None:
+        """At the start: this job is to be run again, and those behind it in order wait for it."""
+        for gate, keeper in self._band(band_of(row.spec, row.terms)).gates:
+            if gate.kind == "order":
+                keeper.state.enter(gate, 0, [row], 0.0)
+
+    def abandoned(self, row: JobRow) -> None:
+        """A job that no consumer holds will not run any more: those behind it in order need not wait for it."""
+        if row.terms is None or row.terms.order_key is None:
+            return
+        band = self._band(band_of(row.spec, row.terms))
+        for gate, keeper in band.gates:
+            if gate.kind == "order":
+                keeper.state.leave(gate, 0, row, Leaving.ENDED)
+        self._wake(band)
+        self._forget(band)
+
+    def _room(self, band: _Waiting, key: int, wall: float) -> int:
+        return min(keeper.state.room(gate, key, band.held[0], wall) for gate, keeper in band.gates)
+
+    def _park(self, band: _Waiting, key: int, wall: float, aside: list[_Waiting]) -> None:
+        """The band waits at the first gate that is closed, and is listed again when that lets somebody pass."""
+        gate, keeper = next(
+            (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], wall) == 0
+        )
+        if gate.kind == "concurrency" and len(aside) < _SET_ASIDE:
+            aside.append(band)  # who runs jobs of it already may have more of them
+            return
+        heappush(keeper.parked, self._entry(band))
+        if isinstance(keeper.state, Rate) and not keeper.is_timed:
+            keeper.is_timed = True
+            heappush(self._openings, (keeper.state.opens_at(gate), next(self._ties), gate))
+
+    def _wake(self, band: _Waiting, key: int | None = None, wall: float = 0.0) -> None:
+        """Lists the next band at each gate of this one. While jobs are taken for a consumer (`key`): only if the gate
+        is open for it, so that no band is woken for ever by those that park after it."""
+        for _, keeper in band.gates:
+            if not keeper.parked:
+                continue
+            parked = keeper.parked[0][-1]
+            gate = next(gate for gate, other in parked.gates if other is keeper)
+            if not parked.held or key is None or keeper.state.room(gate, key, parked.held[0], wall):
+                heappop(keeper.parked)
+                self._list_again(parked)
+
+    def next_opening(self) -> float | None:
+        """When a gate may open by time, in seconds since 1970."""
+        return self._openings[0][0] if self._openings else None
+
+    def open_due(self, wall: float) -> None:
+        """Lists the bands whose time at a gate is over."""
+        while self._openings and self._openings[0][0] <= wall:
+            _, _, gate = heappop(self._openings)
+            keeper = self._gates.get((gate.kind, gate.name))
+            if keeper is not None:
+                keeper.is_timed = False
+                if keeper.parked:
+                    self._list_again(heappop(keeper.parked)[-1])
+
+    # -- counts and queues
+
+    def counts(self) -> dict[str, int]:
+        """Jobs of each queue that wait here or in the store."""
+        return {name: queue.waiting for name, queue in self._queues.items()}
+
+    def waiting(self, queue: str) -> int:
+        """Jobs of one queue that wait here or in the store."""
+        found = self._queues.get(queue)
+        return 0 if found is None else found.waiting
+
+    def pause(self, name: str, is_paused: bool) -> None:
+        """Nothing of a paused queue is sent."""
+        self._queue(name).is_paused = is_paused
+
+    def is_paused(self, name: str) -> bool:
+        """Whether nothing of a queue is sent."""
+        return name in self._queues and self._queues[name].is_paused
+
+    # -- helpers
+
+    def _queue(self, name: str) -> _Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = _Queue(name, self._weights.get(name, 1.0))
+        return queue
+
+    def _band(self, name: Band) -> _Waiting:
+        band = self._bands.get(name)
+        if band is None:
+            gates = [(gate, self._keeper(gate)) for gate in name.gates]
+            band = self._bands[name] = _Waiting(name, self._queue(name.queue), gates)
+        return band
+
+    def _keeper(self, gate: Gate) -> _GateKeeper:
+        keeper = self._gates.get((gate.kind, gate.name))
+        if keeper is None:
+            keeper = _GateKeeper(new_state(gate, self._seats, self._capacities))
+            self._gates[gate.kind, gate.name] = keeper
+        return keeper
+
+    def _forget(self, band: _Waiting) -> None:
+        """There may be a band for each key that ever was: what is empty, and idle, goes."""
+        if band.waiting or band.is_listed or not band.gates or band.on_disk_after is not None or band.held:
+            return
+        self._bands.pop(band.band, None)
+        for gate, keeper in band.gates:
+            if keeper.state.is_idle and not keeper.parked:
+                self._gates.pop((gate.kind, gate.name), None)
+
+    def _entry(self, band: _Waiting) -> tuple[int, int, int, _Waiting]:
+        return -band.band.priority, band.held[0].seq, next(self._ties), band
+
+    def _list(self, band: _Waiting) -> None:
+        if band.held and not band.is_listed:
+            band.is_listed = True
+            heappush(band.queue.listed, self._entry(band))
+
+    def _list_again(self, band: _Waiting) -> None:
+        band.is_listed = False
+        self._list(band)
+
+
+def _turn_of_next(listed: _Heap) -> int:
+    """Up to which number the first band has its turn: older jobs of the same priority in other bands come before."""
+    if len(listed) == 1:
+        return 1 << 62
+    following = listed[1] if len(listed) == 2 else min(listed[1], listed[2])
+    return following[1] if following[0] == listed[0][0] else 1 << 62

@@ -1,0 +1,24 @@
+-- Version 2: jobs with priorities, limits, unique keys and expiry. A plain job has nothing in the new columns and is in
+-- none of the new indexes.
+
+-- What jobs that wait together have in common (taskq.gates.Band).
+CREATE TABLE bands (
+    band     INTEGER PRIMARY KEY,
+    queue    TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    gates    BLOB NOT NULL,                     -- msgpack
+    UNIQUE (queue, priority, gates)
+);
+INSERT INTO bands SELECT queue, name, 0, x'90' FROM queues;
+DROP TABLE queues;
+ALTER TABLE jobs RENAME COLUMN queue TO band;
+
+ALTER TABLE jobs ADD COLUMN terms      BLOB;    -- taskq.model.Terms, without due_at
+ALTER TABLE jobs ADD COLUMN is_keyed   INTEGER; -- 1 if it waits in a band of its key
+ALTER TABLE jobs ADD COLUMN expires_at REAL;    -- seconds since 1970, while it has not ended
+ALTER TABLE jobs ADD COLUMN unique_key TEXT;    -- while others with this key are to be left out
+CREATE INDEX jobs_keyed ON jobs (band, seq) WHERE state = 0 AND is_keyed = 1;
+CREATE INDEX jobs_expires ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE UNIQUE INDEX jobs_unique ON jobs (unique_key) WHERE unique_key IS NOT NULL;
+
+ALTER TABLE totals ADD COLUMN expired INTEGER NOT NULL DEFAULT 0;
