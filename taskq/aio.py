@@ -28,6 +28,7 @@ from taskq.client import (
     chunks,
     ending_of,
     error_of,
+    ids_of,
     info_of,
     reconnect_pauses,
     submit_frame,
@@ -85,11 +86,15 @@ class AsyncClient:
 
     # -- jobs
 
+    async def pause(self, seconds: float) -> None:
+        """Waits."""
+        await asyncio.sleep(seconds)
+
     async def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:
         """Submits jobs; each is durable when this returns. With no broker there, they go to the spool.
 
         Returns:
-            The ids.
+            The ids, as `Client.submit`.
 
         Raises:
             EnqueueError: they were not accepted.
@@ -97,15 +102,18 @@ class AsyncClient:
         """
         ids: list[bytes] = []
         for chunk in chunks(calls):
-            await self._submit_chunk(spec, chunk)
-            ids.extend(call.id for call in chunk)
+            ids += await self._submit_chunk(spec, chunk)
         return ids
 
-    async def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> None:
+    async def _submit_chunk(self, spec: Spec, chunk: Sequence[Call]) -> list[bytes]:
+        def frame(number: int, resend: bool) -> bytes:
+            return submit_frame(number, spec, chunk, resend=resend, watch=False)
+
         try:
-            await self._request(lambda number, resend: submit_frame(number, spec, chunk, resend=resend, watch=False))
+            return ids_of(chunk, await self._request(frame))
         except ConnectionLost:
             await asyncio.to_thread(self._blocking.spool, spec, chunk)
+            return [call.id for call in chunk]
 
     async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job, also across restarts of the broker.

@@ -15,14 +15,15 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from itertools import tee
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
-from taskq.client import Call, Client, Ending, Endings, chunks
+from taskq.client import Call, Client, EarlierId, Ending, Endings, chunks
 from taskq.codec import CallCaster, decode_result, encode_call
 from taskq.config import Directory, Settings, queue_directory
 from taskq.errors import (
@@ -32,26 +33,19 @@ from taskq.errors import (
     JobFailed,
     JobNotFound,
     PayloadTooLarge,
+    QueueFull,
     ResultTimeout,
 )
 from taskq.limits import MAX_PAYLOAD_BYTES
-from taskq.model import (
-    DEFAULT_MAX_CRASHES,
-    DEFAULT_QUEUE,
-    DEFAULT_RETRIES,
-    JobInfo,
-    JobState,
-    Spec,
-    enqueued_at,
-    new_job_ids,
-)
+from taskq.model import JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
+from taskq.options import JobOptions, apply_options
+from taskq.rules import PLAIN, Rules
 
 if TYPE_CHECKING:
     from taskq.aio import AsyncClient
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Unset: Any = object()
 
 #: `map` submits in chunks that grow from the first to the second, and keeps at most so many jobs unfinished.
 _MAP_FIRST_CHUNK = 16
@@ -73,6 +67,11 @@ class Job(Generic[R]):
     def id(self) -> str:
         """The job's id: 32 hexadecimal digits, which sort by the time of enqueueing."""
         return self._id.hex()
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether this is an earlier job that `enqueue` returned in place of a new one: see `unique=`."""
+        return isinstance(self._id, EarlierId)
 
     def __repr__(self) -> str:
         return f"<Job {self.id}>"
@@ -192,33 +191,31 @@ def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] 
 class Enqueuer(Generic[P, R]):
     """The ways to enqueue one task with certain options. A task is one; `options()` makes others."""
 
-    def __init__(self, app: TaskQ, spec: Spec, return_caster: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        app: TaskQ,
+        spec: Spec,
+        rules: Rules = PLAIN,
+        function: Callable[P, R] | None = None,
+        return_caster: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._app = app
         self._spec = spec
+        self._rules = rules
+        self._is_plain = rules.is_plain
+        self._function = function
         self._return_caster = return_caster
 
-    def options(
-        self,
-        *,
-        queue: str = Unset,
-        retries: int = Unset,
-        timeout: float | None = Unset,
-        max_crashes: int = Unset,
-    ) -> Enqueuer[P, R]:
-        """The same task with other options for the jobs enqueued through what is returned.
-
-        Args:
-            queue: the queue's name.
-            retries: how often a job that failed is run again.
-            timeout: seconds that one attempt may take; None for no limit.
-            max_crashes: after so many deaths of its process a job is parked as failed.
+    def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R]:
+        """The same task with other options for the jobs enqueued through what is returned; see
+        `taskq.options.JobOptions` for all there are.
 
         Raises:
-            ConfigError: an option makes no sense.
+            ConfigError: an option makes no sense, or not with the others.
+            TypeError: there is no such option.
         """
-        changes = {"queue": queue, "retries": retries, "timeout_s": timeout, "max_crashes": max_crashes}
-        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not Unset}
-        return Enqueuer(self._app, replace(self._spec, **given), self._return_caster)
+        spec, rules = apply_options(self._spec, self._rules, options, self._function)
+        return Enqueuer(self._app, spec, rules, self._function, self._return_caster)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
@@ -228,10 +225,10 @@ class Enqueuer(Generic[P, R]):
             PayloadTooLarge: the arguments are too large.
             QueueFull, StoreFull: the fleet takes no more for now.
             BrokerUnavailable: no fleet answers and the spool cannot be written.
+            ConfigError: a key (`unique=`, `limit_by=` ...) cannot be made of these arguments.
         """
-        call = _call(self._spec, args, kwargs)
-        self._app.client.submit(self._spec, [call])
-        return self._job(call.id)
+        [job_id] = self._submit([self._call(args, kwargs)])
+        return self._job(job_id)
 
     def enqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
         """Enqueues a job for each tuple of arguments, many in one round trip.
@@ -242,18 +239,16 @@ class Enqueuer(Generic[P, R]):
         Raises:
             As `enqueue`. The jobs that were sent before an error are enqueued.
         """
-        return [self._job(job_id) for job_id in self._app.client.submit(self._spec, _calls(self._spec, arguments))]
+        return [self._job(job_id) for job_id in self._submit(self._calls(arguments))]
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue` for asyncio."""
-        call = _call(self._spec, args, kwargs)
-        await self._app.async_client().submit(self._spec, [call])
-        return self._job(call.id)
+        [job_id] = await self._asubmit([self._call(args, kwargs)])
+        return self._job(job_id)
 
     async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
         """`enqueue_many` for asyncio."""
-        ids = await self._app.async_client().submit(self._spec, _calls(self._spec, arguments))
-        return [self._job(job_id) for job_id in ids]
+        return [self._job(job_id) for job_id in await self._asubmit(self._calls(arguments))]
 
     def map(self, iterable: Iterable[Any], *, ordered: bool = True, timeout: float | None = None) -> Iterator[R]:
         """Runs the task for each item, across the fleet, and yields the results, like `Pool.map`.
@@ -267,6 +262,7 @@ class Enqueuer(Generic[P, R]):
 
         Raises:
             As `Job.result` and `enqueue`, when the result's turn comes.
+            ConfigError: the jobs are unique, so there is not one for each item.
         """
         return self.starmap(((item,) for item in iterable), ordered=ordered, timeout=timeout)
 
@@ -274,7 +270,11 @@ class Enqueuer(Generic[P, R]):
         self, iterable: Iterable[Sequence[Any]], *, ordered: bool = True, timeout: float | None = None
     ) -> Iterator[R]:
         """`map` for tuples of positional arguments."""
-        calls = _calls(self._spec, iterable)
+        if self._rules.unique is not None:
+            raise ConfigError(
+                f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map"
+            )
+        calls = self._calls(iterable)
         with self._app.client.watching() as endings:
             results = _stream(endings, self._spec, calls, timeout)
             for job_id, ending in _in_order(results) if ordered else _as_they_come(results):
@@ -283,22 +283,73 @@ class Enqueuer(Generic[P, R]):
     def _job(self, job_id: bytes) -> Job[R]:
         return Job(self._app, job_id, self._return_caster)
 
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        job_id = next(new_job_ids(1))
+        payload = encode_call(job_id, args, kwargs)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(
+                f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                "pass the path of a file instead"
+            )
+        return Call(job_id, payload, None if self._is_plain else self._terms(args, kwargs))
 
-def _call(spec: Spec, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-    job_id = next(new_job_ids(1))
-    payload = encode_call(job_id, args, kwargs)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(
-            f"the arguments of {spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
-            "pass the path of a file instead"
+    def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
+        return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
+
+    def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+        calls = _plain_calls(self._spec, arguments)
+        if self._is_plain:
+            return calls
+        if self._rules.are_shared:
+            terms = self._terms((), {})
+            return (call._replace(terms=terms) for call in calls)
+        both, others = tee(arguments)
+        return (
+            call._replace(terms=self._terms(args, {}))
+            for call, args in zip(_plain_calls(self._spec, both), others, strict=True)
         )
-    return Call(job_id, payload)
+
+    def _submit(self, calls: Iterable[Call]) -> list[bytes]:
+        client = self._app.client
+        if not self._rules.waits_for_room:
+            return client.submit(self._spec, calls)
+        ids: list[bytes] = []
+        for chunk in chunks(calls, self._spec.max_queued):
+            for pause_s in _pauses():
+                try:
+                    ids += client.submit(self._spec, chunk)
+                    break
+                except QueueFull:
+                    time.sleep(pause_s)
+        return ids
+
+    async def _asubmit(self, calls: Iterable[Call]) -> list[bytes]:
+        client = self._app.async_client()
+        if not self._rules.waits_for_room:
+            return await client.submit(self._spec, calls)
+        ids: list[bytes] = []
+        for chunk in chunks(calls, self._spec.max_queued):
+            for pause_s in _pauses():
+                try:
+                    ids += await client.submit(self._spec, chunk)
+                    break
+                except QueueFull:
+                    await client.pause(pause_s)
+        return ids
+
+
+def _pauses() -> Iterator[float]:
+    """The pauses of one who waits for room in a queue: from 5 ms to 0.25 s."""
+    pause_s = 0.005
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.5, 0.25)
 
 
 _IDS_AT_ONCE = 256
 
 
-def _calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+def _plain_calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
     ids: Iterator[bytes] = iter(())
     for args in arguments:
         if type(args) is not tuple and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
@@ -366,9 +417,9 @@ def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
 class Task(Enqueuer[P, R]):
     """A registered function. Calling it runs it here; its other methods make jobs of it."""
 
-    def __init__(self, app: TaskQ, function: Callable[P, R], spec: Spec) -> None:
+    def __init__(self, app: TaskQ, function: Callable[P, R], spec: Spec, rules: Rules = PLAIN) -> None:
         self.caster = CallCaster(function)
-        super().__init__(app, spec, self.caster.return_caster)
+        super().__init__(app, spec, rules, function, self.caster.return_caster)
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         update_wrapper(self, function)
@@ -413,10 +464,7 @@ class TaskQ:
         self,
         *,
         name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        retries: int = DEFAULT_RETRIES,
-        timeout: float | None = None,
-        max_crashes: int = DEFAULT_MAX_CRASHES,
+        **options: Unpack[JobOptions],
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(  # type: ignore[misc]  # mypy 2.4 does not see that the second form leaves out a default
@@ -425,30 +473,26 @@ class TaskQ:
         /,
         *,
         name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        retries: int = DEFAULT_RETRIES,
-        timeout: float | None = None,
-        max_crashes: int = DEFAULT_MAX_CRASHES,
+        **options: Unpack[JobOptions],
     ) -> Any:
         """Registers a function as a task; a decorator, with or without arguments.
 
         Args:
             name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
                 or move the function.
-            queue: the queue of its jobs.
-            retries: how often a job that raised is run again, after 1 s, 2 s, 4 s ... with jitter (see
-                `taskq.model.backoff_s`). Default 3: most errors in the background are passing ones. Use 0 for none.
-            timeout: seconds that one attempt may take. When they are over `JobTimeout` is raised in the job, and
-                2 s later the process is killed, also in the middle of C code.
-            max_crashes: after so many deaths of the process that ran it (segfault, out of memory), a job is parked.
+            options: what holds for all its jobs; see `taskq.options.JobOptions` for all there are.
 
         Raises:
             ConfigError: an option makes no sense, or the name is taken.
+            TypeError: there is no such option.
         """
+        if "at" in options:
+            raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             task_name = str(name or getattr(function, "__name__", ""))
-            task = Task(self, function, Spec(task_name, queue, retries, timeout, max_crashes))
+            spec, rules = apply_options(Spec(task_name), PLAIN, options, function)
+            task = Task(self, function, spec, rules)
             known = self.tasks.get(task_name)
             if known is not None and not _is_same_function(known.function, function):
                 raise ConfigError(
@@ -468,10 +512,15 @@ class TaskQ:
         Raises:
             As `Task.enqueue`.
         """
-        registered = self.tasks.get(task)
-        if registered is not None:
-            return registered.enqueue(*args, **kwargs)
-        return Enqueuer[..., Any](self, Spec(task)).enqueue(*args, **kwargs)
+        return self.named(task).enqueue(*args, **kwargs)
+
+    def named(self, task: str) -> Enqueuer[..., Any]:
+        """The ways to enqueue a task by its name, whose code need not be imported here:
+        ``q.named("resize").options(delay=60).enqueue("cat.jpg")``.
+
+        The task's own options count if it is registered here; else the defaults.
+        """
+        return self.tasks.get(task) or Enqueuer(self, Spec(task))
 
     def job(self, id: str) -> Job[Any]:
         """The handle of a job, from its id.

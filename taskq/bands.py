@@ -151,6 +151,7 @@ class Bands:
         self._on_disk: dict[Band, _Waiting] = {}  # the bands of which the store holds a part
         self._held_bytes = 0
         self._dropped: set[int] = set()  # seqs in memory that were cancelled: skipped when their turn comes
+        self._expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
         self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open, in seconds since 1970
         self._ties = count()
         self._spent_s = 0.0  # of the queue whose turn was last
@@ -200,6 +201,7 @@ class Bands:
         self._held_bytes += len(row.payload) + ROW_BYTES
         if row.terms is not None and row.terms.order_key is not None:
             band.put_in_front([row])
+            self._wake(band)  # those behind it wait for it, itself need not
         else:
             band.held.append(row)
         self._list(band)
@@ -226,7 +228,9 @@ class Bands:
         band = self._band(band_of(row.spec, row.terms))
         band.waiting -= 1
         band.queue.waiting -= 1
-        if band.holds(row.seq):
+        if row.seq in self._expired:
+            self._expired.discard(row.seq)
+        elif band.holds(row.seq):
             self._dropped.add(row.seq)
         self.abandoned(row)
 
@@ -283,7 +287,7 @@ class Bands:
         portion: Portion,
         run_s: Callable[[str], float],
         wall: float,
-    ) -> list[JobRow]:
+    ) -> None:
         """Takes jobs for a consumer, the queues by their shares.
 
         Args:
@@ -291,11 +295,7 @@ class Bands:
             portion: filled.
             run_s: the time that a task takes.
             wall: seconds since 1970.
-
-        Returns:
-            The jobs that came too late: they expired.
         """
-        expired: list[JobRow] = []
         for queue in sorted(self._open(queues), key=lambda queue: queue.spent_s):
             if not portion.has_room:
                 break
@@ -304,11 +304,10 @@ class Bands:
             work_s = portion.work_s
             aside: list[_Waiting] = []
             while queue.listed and portion.has_room:
-                self._take_from_band(key, queue, portion, run_s, wall, expired, aside)
+                self._take_from_band(key, queue, portion, run_s, wall, aside)
             for band in aside:
                 heappush(queue.listed, self._entry(band))
             queue.spent_s += (portion.work_s - work_s) / queue.weight
-        return expired
 
     def _take_from_band(
         self,
@@ -317,7 +316,6 @@ class Bands:
         portion: Portion,
         run_s: Callable[[str], float],
         wall: float,
-        expired: list[JobRow],
         aside: list[_Waiting],
     ) -> None:
         """Takes jobs of the band whose turn it is, as far as its gates let them; then it is listed anew, or not."""
@@ -326,7 +324,7 @@ class Bands:
         room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
         first = len(portion.rows)
         if room and band.held:
-            self._move(band, portion, room, _turn_of_next(queue.listed), run_s, wall, expired)
+            self._move(band, portion, room, _turn_of_next(queue.listed), run_s, wall)
         taken = portion.rows[first:] if band.gates else ()
         if taken:
             for gate, keeper in band.gates:
@@ -351,25 +349,22 @@ class Bands:
         turn_ends_at: int,
         run_s: Callable[[str], float],
         wall: float,
-        expired: list[JobRow],
     ) -> None:
         held, rows, dropped = band.held, portion.rows, self._dropped
         spec, each_s = None, 0.0
         most = min(portion.most, len(rows) + room)
-        work_s, size, before = portion.work_s, portion.bytes, len(rows) + len(expired)
-        before_bytes = size
+        work_s, size, before = portion.work_s, portion.bytes, len(rows)
         while held and len(rows) < most and work_s < portion.max_work_s and size < portion.max_bytes:
             row = held[0]
             if row.seq > turn_ends_at:
                 break
             held.popleft()
+            self._held_bytes -= len(row.payload) + ROW_BYTES
             if dropped and row.seq in dropped:
                 dropped.discard(row.seq)
-                self._held_bytes -= len(row.payload) + ROW_BYTES
                 continue
-            if row.terms is not None and row.terms.expires_at is not None and row.terms.expires_at <= wall:
-                expired.append(row)
-                self._held_bytes -= len(row.payload)
+            if row.terms is not None and row.terms.is_over(wall) and not row.attempts:
+                self._expired.add(row.seq)
                 continue
             if row.spec is not spec:
                 spec = row.spec
@@ -378,8 +373,7 @@ class Bands:
             size += len(row.payload)
             work_s += each_s
         portion.work_s, portion.bytes = work_s, size
-        moved = len(rows) + len(expired) - before
-        self._held_bytes -= size - before_bytes + ROW_BYTES * moved
+        moved = len(rows) - before
         band.waiting -= moved
         band.queue.waiting -= moved
 

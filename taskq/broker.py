@@ -29,7 +29,8 @@ from taskq.counters import read_flight_records
 from taskq.crew import Crew
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
-from taskq.ledger import Ledger, recover, submission_of
+from taskq.intake import submission_of
+from taskq.ledger import Ledger, recover
 from taskq.locks import end_old_consumers
 from taskq.narrator import Narrator
 from taskq.requests import Requests, rss_bytes
@@ -71,7 +72,6 @@ class Broker:
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
         self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone)
-        self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings)
         self._crew = Crew(
             self._core,
             self._supervisor,
@@ -81,6 +81,7 @@ class Broker:
             self._on_first_ready,
             self._on_boot_failed,
         )
+        self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings, self._crew)
         self._requests = Requests(
             directory,
             self._core,
@@ -161,6 +162,7 @@ class Broker:
         self._ledger.tell_deferred()
         self._run_timers(now)
         self._ledger.come_due(wall)
+        self._ledger.expire(wall)
         if self._stop_at is None:
             self._load()
             self._core.bands.open_due(wall)
@@ -170,7 +172,7 @@ class Broker:
 
     def _timeout_s(self) -> float:
         now = time.monotonic()
-        next_due, next_opening = self._ledger.next_due, self._core.bands.next_opening()
+        moments = (self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
         times = [
             self._core.next_recall(now),
             self._core.next_time_check(),
@@ -179,8 +181,7 @@ class Broker:
             self._narrator.next_summary(),
             self._ledger.commit_by,
             self._stop_at,
-            None if next_due is None else now + next_due - time.time(),
-            None if next_opening is None else now + next_opening - time.time(),
+            *(now + at - time.time() for at in moments if at is not None),
             *(due for _, due in self._timers.values()),
         ]
         return max(0.0, min(at for at in times if at is not None) - now)

@@ -24,8 +24,8 @@ import msgpack
 from taskq import errors, wire
 from taskq.config import Directory
 from taskq.errors import BrokerUnavailable, DirectoryError, JobNotFound, ProtocolError, ResultTimeout, TaskQError
-from taskq.limits import MAX_JOBS_PER_FRAME, SUBMIT_CHUNK_BYTES
-from taskq.model import JobInfo, JobState, Spec, enqueued_at
+from taskq.limits import MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
+from taskq.model import NO_TERMS, JobInfo, JobState, Spec, Terms, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -54,10 +54,17 @@ class ConnectionLost(TaskQError):
 
 
 class Call(NamedTuple):
-    """A job to submit: its id and its payload."""
+    """A job to submit: its id, its payload, and what it has besides its Spec."""
 
     id: bytes
     payload: bytes
+    terms: Terms | None = None
+
+
+class EarlierId(bytes):
+    """The id of a job that was there before, in place of that of a new one, which was left out: see `unique=`."""
+
+    __slots__ = ()
 
 
 class Ending(NamedTuple):
@@ -67,14 +74,18 @@ class Ending(NamedTuple):
     outcome: Outcome
 
 
-def chunks(calls: Iterable[Call]) -> Iterator[list[Call]]:
-    """Cuts calls into what fits one frame."""
+def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
+    """Cuts calls into what fits one frame, and at most so many."""
+    most = min(most or MAX_JOBS_PER_FRAME, MAX_JOBS_PER_FRAME)
     chunk: list[Call] = []
-    size = 0
+    size = terms_size = 0
     for call in calls:
-        if chunk and (len(chunk) == MAX_JOBS_PER_FRAME or size + len(call.payload) > SUBMIT_CHUNK_BYTES):
+        if call.terms is not None:
+            terms_size += call.terms.max_wire_bytes
+        is_full = size + len(call.payload) > SUBMIT_CHUNK_BYTES or terms_size > MAX_TERMS_BYTES
+        if chunk and (is_full or len(chunk) == most):
             yield chunk
-            chunk, size = [], 0
+            chunk, size, terms_size = [], 0, 0
         chunk.append(call)
         size += len(call.payload)
     if chunk:
@@ -86,6 +97,10 @@ def submit_frame(request: int, spec: Spec, calls: Sequence[Call], *, resend: boo
     ids = b"".join([call.id for call in calls])
     payloads = [call.payload for call in calls]
     envelope = [Op.SUBMIT, request, spec.to_wire(), resend, watch, ids, [len(payload) for payload in payloads]]
+    first = calls[0].terms
+    if first is not None:
+        is_shared = all(call.terms is first for call in calls)
+        envelope.append([(call.terms or NO_TERMS).to_wire() for call in (calls[:1] if is_shared else calls)])
     return wire.frame(envelope, payloads)
 
 
@@ -101,6 +116,14 @@ def value_of(message: Message, request: int) -> Any:
     if envelope[0] != Op.OK or envelope[1] != request:
         raise ProtocolError(f"an answer out of turn: {envelope[:2]}")
     return msgpack.unpackb(body, max_map_len=100_000, max_array_len=100_000) if len(body) else envelope[2]
+
+
+def ids_of(calls: Sequence[Call], answer: Any) -> list[bytes]:
+    """The ids of the jobs that stand for these calls now, from the answer to their submission."""
+    if not isinstance(answer, list):
+        return [call.id for call in calls]
+    earlier = {new: EarlierId(before) for new, before in answer}
+    return [earlier.get(call.id, call.id) for call in calls]
 
 
 def error_of(envelope: list[Any]) -> TaskQError:
@@ -192,9 +215,9 @@ class Connection:
         self._send(wire.frame([op, number, *fields]))
         return self.answer(number)
 
-    def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> None:
-        """Submits jobs; with `watch`, their RESULT frames come by themselves."""
-        self.answer(self.send_submit(spec, calls, resend=resend, watch=watch))
+    def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> list[bytes]:
+        """Submits jobs; with `watch`, their RESULT frames come by themselves. Returns the ids, as `Client.submit`."""
+        return ids_of(calls, self.answer(self.send_submit(spec, calls, resend=resend, watch=watch)))
 
     def send_submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool = False, watch: bool = False) -> int:
         """Sends jobs without waiting. Returns the number to pass to `answer`, in the order of sending."""
@@ -322,7 +345,7 @@ class Client:
         """Submits jobs; each is durable when this returns. With no broker there, they go to the spool.
 
         Returns:
-            The ids.
+            The ids; an EarlierId for each job that was left out since there is one of its kind.
 
         Raises:
             EnqueueError: they were not accepted.
@@ -335,14 +358,13 @@ class Client:
             connection = self.connect()
             try:
                 for chunk in remaining:
-                    ids.extend([call.id for call in chunk])
                     unanswered.append((0, chunk))
                     unanswered[-1] = connection.send_submit(spec, chunk), chunk
                     if len(unanswered) > _FRAMES_AHEAD:
-                        connection.answer(unanswered[0][0])
+                        ids += ids_of(unanswered[0][1], connection.answer(unanswered[0][0]))
                         unanswered.popleft()
                 while unanswered:
-                    connection.answer(unanswered[0][0])
+                    ids += ids_of(unanswered[0][1], connection.answer(unanswered[0][0]))
                     unanswered.popleft()
             except BaseException:
                 connection.close()  # an answer may still be on its way
@@ -352,20 +374,20 @@ class Client:
         except ConnectionLost:
             pass
         for _, chunk in unanswered:
-            self._resubmit(spec, chunk)
+            ids += self._resubmit(spec, chunk)
         for chunk in remaining:
-            ids.extend([call.id for call in chunk])
-            self._resubmit(spec, chunk)
+            ids += self._resubmit(spec, chunk)
         return ids
 
-    def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> None:
+    def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> list[bytes]:
         """Submits over a new connection; these may have arrived before: the broker leaves out ids that it knows."""
         self._idle.clear()  # made to the same broker as the one that was lost
         try:
             with self._borrowed() as connection:
-                connection.submit(spec, chunk, resend=True)
+                return connection.submit(spec, chunk, resend=True)
         except ConnectionLost:
             self.spool(spec, chunk)
+            return [call.id for call in chunk]
 
     def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
         """Writes jobs to the spool, from where the next broker takes them.

@@ -370,13 +370,24 @@ class Core:
 
     def cancelled(self, row: JobRow, kept: Kept) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
+        self.forget(row, kept)
+        outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
+        self._effects.ended.append((row, Kept.CANCELLED, outcome))
+        self._effects.notes.append(Note("job.cancelled", {"row": row}))
+
+    def expired(self, row: JobRow, kept: Kept) -> None:
+        """A job that the store has as queued or scheduled, and that no consumer holds, was not started in time."""
+        self.forget(row, kept)
+        outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+        self._effects.ended.append((row, Kept.EXPIRED, outcome))
+        self._effects.notes.append(Note("job.expired", {"row": row}))
+
+    def forget(self, row: JobRow, kept: Kept) -> None:
+        """A job that the store had as queued or scheduled, and that no consumer holds, is not to run any more."""
         if kept == Kept.QUEUED:
             self.bands.drop(row)
         else:
             self.bands.abandoned(row)
-        outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
-        self._effects.ended.append((row, Kept.CANCELLED, outcome))
-        self._effects.notes.append(Note("job.cancelled", {"row": row}))
 
     # -- what to do next
 
@@ -396,8 +407,7 @@ class Core:
             elif holder.is_stalled:
                 most = min(most, 1)
             portion = Portion(most, BATCH_S, MAX_BATCH_BYTES)
-            for row in self.bands.take(key, holder.queues, portion, self._run_time_s, wall):
-                self.expired(row)
+            self.bands.take(key, holder.queues, portion, self._run_time_s, wall)
             if portion.rows:
                 ready -= len(portion.rows)
                 batches.append(self._lease(key, holder, portion.rows, portion.work_s, now))
@@ -405,13 +415,6 @@ class Core:
 
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
-
-    def expired(self, row: JobRow) -> None:
-        """A job that no consumer holds, and that does not wait any more, was not started in time."""
-        self.bands.abandoned(row)
-        outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
-        self._effects.ended.append((row, Kept.EXPIRED, outcome))
-        self._effects.notes.append(Note("job.expired", {"row": row}))
 
     def _lease(self, key: Key, holder: _Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
         first = holder.next_number

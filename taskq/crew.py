@@ -221,6 +221,20 @@ class Crew:
         if claimed is not None:
             self._core.recalled(key, claimed, now)
 
+    def withdraw(self, job_id: bytes) -> bool:
+        """Takes a job back from the consumer it was sent to, if it was; returns False if it runs."""
+        key = self._core.holder_of(job_id)
+        if key is None:
+            return True
+        self.take_back(key, time.monotonic())
+        return self._core.holder_of(job_id) is None
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether a job runs now."""
+        key = self._core.holder_of(job_id)
+        row = None if key is None else self._core.running(key, self._supervisor.slots[key].counters.read())
+        return row is not None and row.id == job_id
+
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over."""
         for key in self._core.time_checks(now):

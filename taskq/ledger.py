@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from itertools import groupby
+
+import msgpack
 
 from taskq import spool, wire
 from taskq.config import Directory, Settings
-from taskq.core import Core, Effects
+from taskq.core import Core, Effects, Note
 from taskq.counters import FlightRecord
-from taskq.errors import EnqueueError, ProtocolError, StoreFull, TaskQError
-from taskq.model import JobRow, Spec
+from taskq.errors import EnqueueError, StoreFull, TaskQError
+from taskq.gates import band_of
+from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
+from taskq.model import Terms
 from taskq.narrator import Narrator
 from taskq.server import Peer, Server
-from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
+from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
 from taskq.wire import Op
 
 #: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
@@ -32,26 +36,26 @@ _FULL_AGAIN_S = 0.5
 _PRUNE_JOBS = 3_000
 #: Scheduled jobs that become queued in one commit.
 _DUE_JOBS = 1_000
-
-
-class Submission(NamedTuple):
-    """A submit frame that waits for its commit."""
-
-    peer: Peer | None  # None: it comes from the spool
-    request: int
-    watch: bool
-    spec: Spec
-    ids: list[bytes]
-    payloads: list[bytes]
+#: Jobs that expire in one tick.
+_EXPIRED_JOBS = 1_000
 
 
 class Ledger:
     """Commits, and tells. Used by the broker's loop alone."""
 
     def __init__(
-        self, store: Store, core: Core, server: Server, narrator: Narrator, directory: Directory, settings: Settings
+        self,
+        store: Store,
+        core: Core,
+        server: Server,
+        narrator: Narrator,
+        directory: Directory,
+        settings: Settings,
+        consumers: Consumers,
     ) -> None:
         self._store = store
+        self._consumers = consumers
+        self._intake = Intake(store, core, consumers)
         self._keep_results_s = settings.keep_results_s
         self._keep_results = settings.keep_results
         self._core = core
@@ -66,6 +70,7 @@ class Ledger:
         self._watchers: dict[bytes, set[Peer]] = {}
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
+        self.next_expiry = store.next_expiry()  # when the first job that has not started expires
 
     # -- what comes in
 
@@ -128,6 +133,22 @@ class Ledger:
         self._core.came_due(rows)
         self.next_due = self._store.next_due()
 
+    def expire(self, wall: float) -> None:
+        """Ends the jobs that were not started in time."""
+        if self.next_expiry is None or self.next_expiry > wall:
+            return
+        try:
+            jobs = self._store.expired(wall, _EXPIRED_JOBS)
+        except StoreFull:
+            self._store.rollback()
+            self.next_expiry = wall + _FULL_AGAIN_S
+            return
+        for job in jobs:
+            has_started = job.row.attempts > 0 or not self._consumers.withdraw(job.row.id)
+            if job.kept < FIRST_FINAL and not has_started:
+                self._core.expired(job.row, job.kept)
+        self.next_expiry = self._store.next_expiry()
+
     def prune(self, now: float) -> None:
         """Removes ended jobs that need not be kept any more, with the next commit."""
         self._store.keep_room()
@@ -172,8 +193,8 @@ class Ledger:
             self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
             submissions = []
         try:
-            accepted = self._submit(submissions)
-            self._settle(wall)
+            accepted = self._submit(submissions, wall)
+            self._settle(wall, [ended for _, taken in accepted for ended in taken.ended])
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed > 0  # there may be more
@@ -182,7 +203,7 @@ class Ledger:
             self._make_room(error, submissions)
             accepted = []
             try:
-                self._settle(wall)
+                self._settle(wall, [])
                 self._store.commit()
             except StoreFull:
                 # nothing was set aside: what ended is kept here, and tried again until there is room
@@ -191,8 +212,8 @@ class Ledger:
                 return self._take_refusals()
         self._committed.append(self._effects)
         self._effects, self._effects_since = Effects(), now if self._prunes else None
-        for submission, rows in accepted:
-            self._accept(submission, rows, now)
+        for submission, taken in accepted:
+            self._accept(submission, taken, now)
         return self._take_refusals()
 
     def _take_refusals(self) -> list[tuple[Submission, TaskQError]]:
@@ -209,22 +230,22 @@ class Ledger:
         self._narrator.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
         self._refuse(submissions, error)
 
-    def _submit(self, submissions: list[Submission]) -> list[tuple[Submission, list[JobRow]]]:
+    def _submit(self, submissions: list[Submission], wall: float) -> list[tuple[Submission, Taken]]:
         accepted = []
+        self._intake.begin()
         for submission in submissions:
             try:
-                rows = self._store.submit(submission.spec, submission.ids, submission.payloads)
-                accepted.append((submission, rows))
+                accepted.append((submission, self._intake.take(submission, wall)))
             except EnqueueError as error:
                 if isinstance(error, StoreFull):
                     raise
                 self._refuse([submission], error)
         return accepted
 
-    def _settle(self, wall: float) -> None:
+    def _settle(self, wall: float, more: list[Ended]) -> None:
         effects = self._effects
-        if effects.ended or effects.rescheduled:
-            self._store.settle(effects.ended, effects.rescheduled, wall)
+        if effects.ended or effects.rescheduled or more:
+            self._store.settle([*effects.ended, *more] if more else effects.ended, effects.rescheduled, wall)
             self._store.totals.retried += effects.retried
             self._store.totals.crashed += effects.crashed
 
@@ -234,18 +255,36 @@ class Ledger:
             if submission.peer is not None:
                 self._server.send(submission.peer, wire.error_frame(submission.request, error))
 
-    def _accept(self, submission: Submission, rows: list[JobRow], now: float) -> None:
-        self._core.submitted(rows)
-        self._narrator.enqueued(rows, now)
-        if submission.peer is not None:
-            self._server.send(submission.peer, wire.frame([Op.OK, submission.request, len(rows)]))
-            if submission.watch:
-                known = {row.id for row in rows}
-                for job_id in submission.ids:
-                    if job_id in known:
-                        self._add_watcher(job_id, submission.peer)
-                    else:
-                        self.watch(submission.peer, job_id)  # sent again: it may have ended
+    def _accept(self, submission: Submission, taken: Taken, now: float) -> None:
+        if submission.terms is None:
+            self._core.submitted(taken.rows)
+        else:
+            self._take_over(submission.ids, submission.terms, taken)
+        self._narrator.enqueued(taken.rows, now)
+        if submission.peer is None:
+            return
+        earlier = [msgpack.packb(list(taken.earlier.items()))] if taken.earlier else []
+        self._server.send(submission.peer, wire.frame([Op.OK, submission.request, len(taken.rows)], earlier))
+        if submission.watch:
+            known = {row.id for row in taken.rows}
+            for job_id in submission.ids:
+                if job_id in known:
+                    self._add_watcher(job_id, submission.peer)
+                else:
+                    self.watch(submission.peer, job_id)  # sent again: it may have ended
+
+    def _take_over(self, ids: list[bytes], terms: list[Terms], taken: Taken) -> None:
+        """Jobs with terms are committed: some wait for their time, some have taken the place of others."""
+        for job in taken.replaced:
+            self._core.forget(job.row, job.kept)
+        effects = Effects(ended=taken.ended, notes=[Note("job.cancelled", {"row": row}) for row, _, _ in taken.ended])
+        self._committed.append(effects)
+        due = {job_id: own.due_at for job_id, own in zip(ids, terms, strict=True) if own.due_at is not None}
+        self.next_due = _first((self.next_due, *due.values()))
+        self.next_expiry = _first((self.next_expiry, *(own.expires_at for own in terms)))
+        queued = [row for row in taken.rows if row.id not in due]
+        for _, rows in groupby(queued, lambda row: band_of(row.spec, row.terms)):
+            self._core.submitted(list(rows))
 
     # -- tell
 
@@ -267,8 +306,7 @@ class Ledger:
                     peer.watched.discard(row.id)
                     self._push(peer, row.id, kept, outcome)
         for change in effects.rescheduled:
-            if change.due_at is not None:
-                self.next_due = change.due_at if self.next_due is None else min(self.next_due, change.due_at)
+            self.next_due = _first((self.next_due, change.due_at))
         self._narrator.notes(effects.notes)
         self._narrator.successes(effects.done, now)
 
@@ -313,6 +351,10 @@ class Ledger:
                     del self._watchers[job_id]
 
 
+def _first(times: Iterable[float | None]) -> float | None:
+    return min((at for at in times if at is not None), default=None)
+
+
 def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: float) -> Effects:
     """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
 
@@ -337,19 +379,3 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
     for row in store.retried_in_order():
         core.bands.under_way(row)
     return effects
-
-
-def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> Submission:
-    """Reads a submit frame.
-
-    Raises:
-        ProtocolError, ConfigError: it makes no sense.
-    """
-    match envelope:
-        case [Op.SUBMIT, int(request), list(spec), bool(), bool(watch), bytes(ids), list(lengths)]:
-            if not ids or len(ids) != 16 * len(lengths):
-                raise ProtocolError("a submit frame must have an id of 16 bytes for each payload")
-            payloads = wire.split(body, lengths)
-            separate_ids = [ids[start : start + 16] for start in range(0, len(ids), 16)]
-            return Submission(peer, request, watch, Spec.from_wire(spec), separate_ids, payloads)
-    raise ProtocolError("a submit frame of another form")

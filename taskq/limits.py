@@ -14,6 +14,8 @@ MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 128 * 1024
 MAX_ENVELOPE_BYTES = 64 * 1024
 #: Jobs in one submit frame: their ids and lengths must fit into the envelope.
 MAX_JOBS_PER_FRAME = 1_000
+#: What the terms of the jobs of one frame may take of its envelope, beside ids and lengths.
+MAX_TERMS_BYTES = 40 * 1024
 #: `enqueue_many` starts a new frame when payloads of this size are together.
 SUBMIT_CHUNK_BYTES = 1 * MIB
 

@@ -212,7 +212,7 @@ def _is_duration(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Unique:
+class UniqueKey:
     """How a job is the only one of its kind.
 
     Attributes:
@@ -250,7 +250,7 @@ class Terms:
     expires_at: float | None = None
     limit_key: str | None = None
     order_key: str | None = None
-    unique: Unique | None = None
+    unique: UniqueKey | None = None
 
     def __post_init__(self) -> None:
         for name in ("due_at", "expires_at"):
@@ -266,6 +266,16 @@ class Terms:
     def is_keyed(self) -> bool:
         """Whether it waits with jobs of its key only."""
         return self.limit_key is not None or self.order_key is not None
+
+    @property
+    def max_wire_bytes(self) -> int:
+        """How much it may take in a frame."""
+        keys = (self.limit_key, self.order_key, None if self.unique is None else self.unique.key)
+        return 50 + 4 * sum([len(key) for key in keys if key is not None])
+
+    def is_over(self, wall: float) -> bool:
+        """Whether it is too late to start it."""
+        return self.expires_at is not None and self.expires_at <= wall
 
     @property
     def kept(self) -> Terms | None:
@@ -286,7 +296,7 @@ class Terms:
             case [due_at, expires_at, limit_key, order_key, None]:
                 return cls(due_at, expires_at, limit_key, order_key)
             case [due_at, expires_at, limit_key, order_key, [key, bool(until_start), period_s, bool(replaces)]]:
-                return cls(due_at, expires_at, limit_key, order_key, Unique(key, until_start, period_s, replaces))
+                return cls(due_at, expires_at, limit_key, order_key, UniqueKey(key, until_start, period_s, replaces))
         raise ConfigError("a job's terms must have five fields")
 
 

@@ -23,6 +23,7 @@ _LEVELS = {
     "job.crashed": "error",
     "job.timed_out": "warning",
     "job.cancelled": "info",
+    "job.expired": "warning",
     "consumer.confused": "error",
 }
 

@@ -105,11 +105,8 @@ class Requests:
         row, kept, *_ = self._stored(job_id)
         if kept >= FIRST_FINAL:
             return kept == Kept.CANCELLED
-        key = self._core.holder_of(job_id)
-        if key is not None:
-            self._crew.take_back(key, time.monotonic())
-            if self._core.holder_of(job_id) is not None:
-                return False  # it runs
+        if not self._crew.withdraw(job_id):
+            return False  # it runs
         self._core.cancelled(row, kept)
         self._ledger.collect(time.monotonic())
         self._ledger.commit(time.monotonic(), time.time())

@@ -37,7 +37,10 @@ class Op(IntEnum):
     ERROR = 2  # request, name of the error, message
     OK = 3  # request, value
 
-    SUBMIT = 10  # request, spec, resend, watch, ids (16 bytes each), lengths     body: payloads
+    # request, spec, resend, watch, ids (16 bytes each), lengths, and, if they have any, terms: a list of one for all
+    # jobs, or of one for each; body: payloads. Answered by the number of new jobs, or by a body with [id, earlier id]
+    # for each that was left out
+    SUBMIT = 10
     WATCH = 11  # ids                                                            answered by RESULT frames
     RESULT = 12  # id, state, exit code of the look-up                           body: outcome
     INFO = 13  # request, id

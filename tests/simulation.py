@@ -476,7 +476,6 @@ class SimBroker(Broker):
         records, world.records = list(world.records.values()), {}
         recover(self._store, self._core, records, world.wall)
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
-        self._ledger = parts.ledger(self._store, self._core, self._server, self._narrator, _NOWHERE, settings)
         self._crew = SimCrew(
             self._core,
             self._supervisor,
@@ -487,6 +486,9 @@ class SimBroker(Broker):
             lambda _message: None,
         )
         self._crew.parts = parts
+        self._ledger = parts.ledger(
+            self._store, self._core, self._server, self._narrator, _NOWHERE, settings, self._crew
+        )
         self._requests = Requests(
             _NOWHERE,
             self._core,

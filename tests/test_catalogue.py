@@ -36,6 +36,7 @@ from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.counters import Claim
 from taskq.exits import Exit
+from taskq.intake import Consumers
 from taskq.ledger import Ledger
 from taskq.log.reader import read
 from taskq.model import Spec, new_job_ids
@@ -831,12 +832,14 @@ def test_a_jump_of_the_wall_clock_neither_repeats_nor_loses(home: Path) -> None:
     """A retry is due by the wall clock: not before its time on a clock set back, once on one set forward."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()
-    ledger = Ledger(store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
+    ledger = Ledger(
+        store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+    )
     wall = 1e9
     [job_id] = new_job_ids(1)
     core.joined(1, 0.0)
     core.submitted(store.submit(Spec("add"), [job_id], [b"payload"]))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     outcome = pack_failure(wall, 0.0, JobError("Error", "no"))
     core.settled(1, Attempts([1], [Verdict.FAILED], [5], [outcome]), 0.0, wall)
     ledger.collect(0.0)
@@ -844,12 +847,12 @@ def test_a_jump_of_the_wall_clock_neither_repeats_nor_loses(home: Path) -> None:
     ledger.tell(0.0)
     for jumped in (wall - 1e8, wall, wall + 0.4):
         ledger.come_due(jumped)
-        assert core.dispatch(0.0) == []
+        assert core.dispatch(0.0, 0.0) == []
     ledger.come_due(wall + 1e8)
-    assert [row.id for batch in core.dispatch(1.0) for row in batch.rows] == [job_id]
+    assert [row.id for batch in core.dispatch(1.0, 0.0) for row in batch.rows] == [job_id]
     for jumped in (wall - 1e8, wall, wall + 2e8):
         ledger.come_due(jumped)
-        assert core.dispatch(2.0) == []
+        assert core.dispatch(2.0, 0.0) == []
     store.close()
 
 
@@ -860,7 +863,7 @@ def test_time_limits_do_not_know_the_wall_clock(home: Path) -> None:
         core = Core()
         core.joined(1, 100.0)
         core.submitted(store.submit(Spec("add", timeout_s=10.0), list(new_job_ids(1)), [b"payload"]))
-        core.dispatch(100.0)
+        core.dispatch(100.0, 0.0)
         claim = Claim(1, True, 100.0)
         assert core.check_time(1, claim, 109.9) is None
         assert core.check_time(1, claim, 110.0) == "signal"

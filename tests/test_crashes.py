@@ -22,6 +22,7 @@ from taskq.client import Call, Client
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.errors import AlreadyRunning
+from taskq.intake import Consumers
 from taskq.ledger import Ledger
 from taskq.model import Spec, new_job_ids
 from taskq.narrator import Narrator
@@ -490,7 +491,9 @@ def spool_one(directory: Directory, job_id: bytes) -> None:
 def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     directory = Directory(home).create()
     store = SQLiteStore(directory.journal)
-    ledger = Ledger(store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
+    ledger = Ledger(
+        store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+    )
     [job_id] = new_job_ids(1)
     spool_one(directory, job_id)
     store.is_full = True
@@ -508,11 +511,13 @@ def test_what_is_committed_with_spooled_jobs_is_told(home: Path) -> None:
     """A retry that was decided in the moment in which spooled jobs come in: its time must not be forgotten."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()
-    ledger = Ledger(store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
+    ledger = Ledger(
+        store, core, cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+    )
     [failing, spooled] = new_job_ids(2)
     core.joined(1, 0.0)
     core.submitted(store.submit(Spec("add"), [failing], [b"payload"]))
-    core.dispatch(0.0)
+    core.dispatch(0.0, 0.0)
     outcome = pack_failure(0.0, 0.0, JobError("Error", "no"))
     core.settled(1, Attempts([1], [Verdict.FAILED], [5], [outcome]), 0.0, 1e9)
     ledger.collect(0.0)

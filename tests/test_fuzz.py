@@ -42,7 +42,7 @@ from taskq.config import Directory, Settings
 from taskq.context import RECORD_MARK
 from taskq.counters import FlightRecord, read_flight_records
 from taskq.errors import ConfigError, ProtocolError, TaskQError
-from taskq.ledger import submission_of
+from taskq.intake import submission_of
 from taskq.limits import MAX_ENVELOPE_BYTES, MAX_FRAME_BYTES, MAX_OUTPUT_LINE_BYTES
 from taskq.log.files import log_path
 from taskq.log.reader import Filter, read

@@ -17,8 +17,9 @@ from simulation import Parts, World, judge
 from taskq import wire
 from taskq.core import Core, Death, Key
 from taskq.counters import Claim
-from taskq.ledger import Ledger, Submission
-from taskq.model import JobRow, Spec
+from taskq.intake import Submission
+from taskq.ledger import Ledger
+from taskq.model import JobRow, Spec, Terms
 from taskq.store import Ended, Rescheduled
 from taskq.wire import Op
 
@@ -107,11 +108,13 @@ class DeletesOnDequeue(MemoryStore):
 class TakesEverySubmitAsNew(MemoryStore):
     """A client that sends a job again gets another."""
 
-    def submit(self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes]) -> list[JobRow]:
+    def submit(
+        self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
+    ) -> list[JobRow]:
         known = [job_id for job_id in ids if job_id in self._jobs]
         for job_id in known:
             del self._by_seq[self._jobs.pop(job_id).seq]
-        return super().submit(spec, ids, payloads)
+        return super().submit(spec, ids, payloads, terms)
 
 
 class ForgetsBatchMates(Core):

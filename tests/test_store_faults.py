@@ -37,7 +37,8 @@ from test_power_loss import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot
 from taskq.core import Effects
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band
-from taskq.ledger import Ledger, Submission
+from taskq.intake import Submission
+from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Kept, Rescheduled
 from taskq.store import sqlite as sqlite_module
@@ -272,7 +273,7 @@ class Broker:
         self.log = SimpleNamespace(error=lambda *_, **__: None)
         me: Any = self
         settings: Any = SimpleNamespace(keep_results_s=1e9, keep_results=KEEP)
-        self.ledger = Ledger(self.store, me, me, me, me, settings)
+        self.ledger = Ledger(self.store, me, me, me, me, settings, me)
         for spec in power.SPECS:
             self.submitted(self.store.lease(Band(spec.queue), 0, 1_000, 1 << 20)[0])
 
@@ -327,7 +328,7 @@ class Broker:
 
     def _hand_in(self, spec: Spec, ids: list[bytes], payloads: list[bytes]) -> None:
         answers: Any = []  # what the client hears
-        self.ledger.take_in(Submission(answers, 1, False, spec, ids, payloads))
+        self.ledger.take_in(Submission(answers, 1, False, spec, ids, payloads, None))
 
     def end(self, number: int, kept: Kept) -> None:
         """The oldest jobs end."""

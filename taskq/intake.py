@@ -1,0 +1,198 @@
+"""What happens when jobs are handed in: is there room, and is there one of their kind already?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from taskq import wire
+from taskq.core import Core
+from taskq.errors import ProtocolError, QueueFull
+from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, enqueued_at
+from taskq.outcome import pack_failure
+from taskq.server import Peer
+from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
+from taskq.wire import Op
+
+
+class Submission(NamedTuple):
+    """A submit frame that waits for its commit."""
+
+    peer: Peer | None  # None: it comes from the spool
+    request: int
+    watch: bool
+    spec: Spec
+    ids: list[bytes]
+    payloads: list[bytes]
+    terms: list[Terms] | None  # of each job; None: they have none
+
+
+class Taken(NamedTuple):
+    """What became of a submission.
+
+    Attributes:
+        rows: the jobs that are new, in order.
+        earlier: for each job that is left out, its id and that of the job that was there before.
+        replaced: jobs that had to give way, as they were, with the outcome that they get.
+        ended: all jobs that end with this submission.
+    """
+
+    rows: list[JobRow]
+    earlier: dict[bytes, bytes]
+    replaced: list[StoredJob]
+    ended: list[Ended]
+
+
+def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> Submission:
+    """Reads a submit frame.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    match envelope:
+        case [Op.SUBMIT, int(request), list(spec), bool(), bool(watch), bytes(ids), list(lengths), *more]:
+            if not ids or len(ids) != 16 * len(lengths):
+                raise ProtocolError("a submit frame must have an id of 16 bytes for each payload")
+            payloads = wire.split(body, lengths)
+            separate_ids = [ids[start : start + 16] for start in range(0, len(ids), 16)]
+            terms = _terms(more, len(separate_ids)) if more else None
+            return Submission(peer, request, watch, Spec.from_wire(spec), separate_ids, payloads, terms)
+    raise ProtocolError("a submit frame of another form")
+
+
+def _terms(more: list[Any], jobs: int) -> list[Terms]:
+    match more:
+        case [[fields]]:
+            return [Terms.from_wire(fields)] * jobs
+        case [list(all_fields)] if len(all_fields) == jobs:
+            return [Terms.from_wire(fields) for fields in all_fields]
+    raise ProtocolError("a submit frame must have the same terms for all jobs, or terms for each")
+
+
+class Consumers(Protocol):
+    """What must be known of the consumers; see `taskq.crew.Crew`."""
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether a job runs now."""
+
+    def withdraw(self, job_id: bytes) -> bool:
+        """Takes a job back from the consumer it was sent to; returns False if it runs."""
+
+
+class Intake:
+    """Takes submissions into the store. Used by the ledger alone."""
+
+    def __init__(self, store: Store, core: Core, consumers: Consumers) -> None:
+        self._store = store
+        self._core = core
+        self._consumers = consumers
+        self._taken: dict[str, int] = {}  # jobs taken into each queue that the core was not told of yet
+
+    def begin(self) -> None:
+        """A new transaction begins: what was taken before is known to the core, or was dropped."""
+        self._taken.clear()
+
+    def take(self, submission: Submission, wall: float) -> Taken:
+        """Takes in the jobs of a submission, in the store's transaction.
+
+        Raises:
+            QueueFull: too many wait.
+            EnqueueError: see `Store.submit`.
+            StoreFull: the disk is full.
+        """
+        self._check_room(submission)
+        terms = submission.terms
+        if terms is None or not any(own.unique for own in terms):
+            rows = self._store.submit(submission.spec, submission.ids, submission.payloads, terms)
+            taken = Taken(rows, {}, [], [])
+        else:
+            taken = self._take_unique(submission, terms, wall)
+        queue = submission.spec.queue
+        self._taken[queue] = self._taken.get(queue, 0) + len(taken.rows)
+        return taken
+
+    def _check_room(self, submission: Submission) -> None:
+        most = submission.spec.max_queued
+        if most is None or submission.peer is None:
+            return  # what was spooled was accepted
+        queue = submission.spec.queue
+        waiting = self._core.bands.waiting(queue) + self._taken.get(queue, 0)
+        if waiting + len(submission.ids) > most:
+            raise QueueFull(
+                f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "
+                f'(max_queued=): try again later, or enqueue with when_full="wait"'
+            )
+
+    def _take_unique(self, submission: Submission, terms: list[Terms], wall: float) -> Taken:
+        """Takes in those that are the first of their kind; they may meet each other, too."""
+        fresh: dict[str, int] = {}  # by key: the position of the job that has it now
+        keep = dict.fromkeys(range(len(submission.ids)))
+        earlier: dict[bytes, bytes] = {}
+        replaced: list[StoredJob] = []
+        for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True)):
+            if own.unique is None:
+                continue
+            key = own.unique.key
+            before = fresh.get(key)
+            if before is not None:
+                last, first = (position, before) if not own.unique.replaces else (before, position)
+                del keep[last]
+                earlier[submission.ids[last]] = submission.ids[first]
+                fresh[key] = first
+                continue
+            holder = self._store.with_keys([key]).get(key)
+            if holder is None or holder.row.id == job_id:
+                fresh[key] = position
+            elif not self._counts(holder, own.unique, wall):
+                self._store.release_keys([holder.row])
+                fresh[key] = position
+            elif own.unique.replaces and holder.kept < FIRST_FINAL and self._consumers.withdraw(holder.row.id):
+                self._store.release_keys([holder.row])
+                replaced.append(holder)
+                fresh[key] = position
+            else:
+                del keep[position]
+                earlier[job_id] = holder.row.id
+        return self._submit(submission, terms, list(keep), earlier, replaced)
+
+    def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:
+        """Whether a job that has the key keeps others out."""
+        if unique.period_s is not None and enqueued_at(holder.row.id) + unique.period_s > wall:
+            return True
+        if holder.kept >= FIRST_FINAL:
+            return False
+        return not (unique.until_start and self._consumers.is_running(holder.row.id))
+
+    def _submit(
+        self,
+        submission: Submission,
+        terms: list[Terms],
+        keep: list[int],
+        earlier: dict[bytes, bytes],
+        replaced: list[StoredJob],
+    ) -> Taken:
+        rows: list[JobRow] = []
+        spec, ids, payloads = submission.spec, submission.ids, submission.payloads
+        if keep:
+            own = [terms[position] for position in keep]
+            rows = self._store.submit(spec, [ids[p] for p in keep], [payloads[p] for p in keep], own)
+        ended: list[Ended] = [
+            (job.row, Kept.CANCELLED, _cancelled("a later job with the same unique key took its place"))
+            for job in replaced
+        ]
+        if earlier and submission.peer is None:
+            ended += self._note_spooled(submission, earlier)
+            earlier = {}
+        return Taken(rows, earlier, replaced, ended)
+
+    def _note_spooled(self, submission: Submission, earlier: dict[bytes, bytes]) -> list[Ended]:
+        """Whoever spooled a job that is left out has only its own id: it ends as cancelled, and says why."""
+        payload_of = dict(zip(submission.ids, submission.payloads, strict=True))
+        rows = self._store.submit(submission.spec, list(earlier), [payload_of[job_id] for job_id in earlier])
+        return [
+            (row, Kept.CANCELLED, _cancelled(f"job {earlier[row.id].hex()} with the same unique key was there before"))
+            for row in rows
+        ]
+
+
+def _cancelled(reason: str) -> bytes:
+    return pack_failure(None, None, JobError("Duplicate", reason))

@@ -1,0 +1,202 @@
+"""The options of tasks and jobs, as they are written: read, checked, and sorted into `Spec` and `Rules`.
+
+What all jobs of a task have in common becomes the Spec, and travels; what depends on the call becomes Rules, and stays
+with the producer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, TypedDict
+
+from taskq.errors import ConfigError
+from taskq.model import Spec
+from taskq.rules import Key, Rules, Unique
+
+_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
+
+
+class JobOptions(TypedDict, total=False):
+    """What may be said of a job, with ``@q.task(...)`` for all jobs of a task, with ``.options(...)`` for some.
+
+    Where it runs
+        queue (str): the queue's name. Default "default".
+        priority (int): higher ones of a queue run first, equal ones in the order in which they came. Default 0.
+    When it runs
+        delay (seconds or timedelta): not before so much time has passed.
+        at (aware datetime): not before that moment. Not with delay, and only with `options`.
+        expires (seconds, timedelta or aware datetime): if it has not started by then it ends as expired.
+    Again
+        retries (int): how often a job that raised is run again. Default 3: most errors in the background are passing
+            ones. Use 0 for none. It waits 1 s, 2 s, 4 s ... with jitter (`taskq.model.backoff_s`).
+        max_crashes (int): after so many deaths of the process that ran it (segfault, out of memory), a job is parked as
+            failed. Default 3.
+    For how long
+        timeout (seconds or None): what one attempt may take. Then `JobTimeout` is raised in the job, and 2 s later the
+            process is killed, also in the middle of C code.
+    Once
+        unique (True, a list of parameters, a function of the arguments, a text, or `Unique`): while a job of the task
+            with the same key has not ended, `enqueue` makes no other but returns that one.
+    Limits
+        concurrency (int): so many jobs of the task run at once in the fleet.
+        rate (str such as "100/m" or "5/10s"): so many are started in that time at the most, in any such span.
+        limit_by (as unique): concurrency and rate count for each key apart.
+        ordered_by (as unique): jobs of the task with the same key run one after the other, in the order in which they
+            became queued; the next starts when the one before has ended for good, retries included.
+        resources (dict such as {"gpu": 1}): what an attempt takes of the fleet's capacities (`--resources gpu=2`).
+        max_queued (int): `enqueue` takes no more while so many jobs wait in the queue.
+        when_full ("raise" or "wait"): what it does then. Default "raise": `QueueFull`.
+    """
+
+    queue: str
+    priority: int
+    delay: float | timedelta | None
+    at: datetime | None
+    expires: float | timedelta | datetime | None
+    retries: int
+    max_crashes: int
+    timeout: float | None
+    unique: Key | Unique | None
+    concurrency: int | None
+    rate: str | None
+    limit_by: Key | None
+    ordered_by: Key | None
+    resources: Mapping[str, int] | None
+    max_queued: int | None
+    when_full: Literal["raise", "wait"]
+
+
+def apply_options(
+    spec: Spec, rules: Rules, options: Mapping[str, Any], function: Callable[..., Any] | None
+) -> tuple[Spec, Rules]:
+    """Changes what is asked for a task's jobs.
+
+    Args:
+        function: of the task, or None if it is not known here.
+
+    Raises:
+        ConfigError: an option makes no sense, or not with the others.
+        TypeError: there is no such option.
+    """
+    unknown = [name for name in options if name not in JobOptions.__annotations__]
+    if unknown:
+        raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(JobOptions.__annotations__))}")
+    of_spec = {
+        field: options[name] if read is None else read(options[name])
+        for name, (field, read) in _OF_SPEC.items()
+        if name in options
+    }
+    changed = replace(spec, **of_spec) if of_spec else spec
+    rules = replace(rules, **_rules_of(options, function))
+    if rules.delay_s is not None and rules.at is not None:
+        raise ConfigError("delay= and at= both say when it runs: give one of them")
+    if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
+        raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
+    return changed, rules
+
+
+def _rules_of(options: Mapping[str, Any], function: Callable[..., Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "delay" in options:
+        found["delay_s"] = _seconds_of("delay", options["delay"])
+        found["at"] = None
+    if "at" in options:
+        found["at"] = _time_of("at", options["at"])
+        if "delay" not in options:
+            found["delay_s"] = None
+    if "expires" in options:
+        is_time = isinstance(options["expires"], datetime)
+        found["expires_at"] = _time_of("expires", options["expires"]) if is_time else None
+        found["expires_s"] = None if is_time else _seconds_of("expires", options["expires"])
+    if "unique" in options:
+        found["unique"] = unique = _unique_of(options["unique"])
+        _check_key("unique", None if unique is None else unique.by, function)
+    for name in ("limit_by", "ordered_by"):
+        if name in options:
+            found[name] = options[name]
+            _check_key(name, options[name], function)
+    if "when_full" in options:
+        if options["when_full"] not in ("raise", "wait"):
+            raise ConfigError(f'when_full={options["when_full"]!r}: use "raise" or "wait"')
+        found["waits_for_room"] = options["when_full"] == "wait"
+    return found
+
+
+def _time_of(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise ConfigError(f"{name}={value!r}: use a datetime with a time zone, such as datetime.now(UTC)")
+    if value.tzinfo is None:
+        raise ConfigError(
+            f"{name}={value!r} has no time zone, so nobody knows which moment it is: "
+            "add one, as in datetime(2030, 1, 1, tzinfo=ZoneInfo('Europe/Berlin'))"
+        )
+    return value.timestamp()
+
+
+def _seconds_of(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+        raise ConfigError(f"{name}={value!r}: use seconds, or a timedelta, of 0 or more")
+    return float(seconds)
+
+
+def _rate_of(value: object) -> tuple[int, float] | None:
+    if value is None:
+        return None
+    found = _RATE.match(value) if isinstance(value, str) else None
+    if found is None or found[2] == ".":
+        raise ConfigError(f'rate={value!r}: use a number of starts and a time, such as "100/m" or "5/10s"')
+    return int(found[1]), float(found[2] or 1) * _UNITS_S[found[3]]
+
+
+def _resources_of(value: object) -> tuple[tuple[str, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f'resources={value!r}: use a dict of names and whole numbers, as in {{"gpu": 1}}')
+    return tuple(sorted(value.items(), key=str))
+
+
+def _unique_of(value: Any) -> Unique | None:
+    if value is None or value is False:
+        return None
+    return value if isinstance(value, Unique) else Unique(by=value)
+
+
+def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> None:
+    """Raises ConfigError unless a key can be made for the task."""
+    if key is None or key is True or isinstance(key, str) or callable(key):
+        return
+    if not isinstance(key, Sequence) or not key or not all(isinstance(part, str) for part in key):
+        raise ConfigError(
+            f"{name}={key!r}: use True (all arguments), a list of parameters, a function of the arguments, or a text"
+        )
+    if function is None:
+        return
+    known = inspect.signature(function).parameters
+    missing = [part for part in key if part not in known]
+    if missing:
+        raise ConfigError(f"{name}={key!r}: the task has no parameter {missing[0]!r} (it has: {', '.join(known)})")
+
+
+#: Options that are fields of Spec: their names there, and how they are read.
+_OF_SPEC: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
+    "queue": ("queue", None),
+    "priority": ("priority", None),
+    "retries": ("retries", None),
+    "max_crashes": ("max_crashes", None),
+    "timeout": ("timeout_s", None),
+    "concurrency": ("concurrency", None),
+    "rate": ("rate", _rate_of),
+    "resources": ("resources", _resources_of),
+    "max_queued": ("max_queued", None),
+}

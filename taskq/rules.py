@@ -1,0 +1,145 @@
+"""What a producer may ask for a job beside its Spec: when it runs, and by which keys it is limited or unique.
+
+Evaluated where the job is enqueued, into the `Terms` of the job. Pure but for the clock, which is passed in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from taskq.codec import encode_call
+from taskq.errors import ConfigError
+from taskq.limits import MAX_KEY_CHARS
+from taskq.model import Terms, UniqueKey
+
+#: How a key comes from a call: all arguments, these parameters, a function of the arguments, or a text as it is.
+Key = bool | Sequence[str] | Callable[..., Any] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """Makes a job the only one of its kind: ``unique=Unique(by=["user_id"], period=60)``.
+
+    Attributes:
+        by: what tells kinds apart: True for all arguments, the names of some parameters, a function of the arguments,
+            or a text as it is. Keys of different tasks are different.
+        until: an earlier job counts until its "end", or only until its "start".
+        period: it also counts for so many seconds from its enqueueing, even if it has ended: a throttle.
+        replace: the new job takes the place of an earlier one that waits (that one ends as cancelled): with ``delay=``,
+            this runs once when calls have ceased for a while. Else the new one is left out, and `enqueue` returns the
+            earlier job, with `Job.is_duplicate` set.
+    """
+
+    by: Key = True
+    until: Literal["end", "start"] = "end"
+    period: float | None = None
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.until not in ("end", "start"):
+            raise ConfigError(f'until={self.until!r}: use "end" or "start"')
+        UniqueKey("checked", self.until == "start", self.period, self.replace)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is asked for the jobs of a task, or of one `options()`.
+
+    Attributes:
+        delay_s, at, expires_s, expires_at: see `TaskQ.task` and `Enqueuer.options`. Times are seconds since 1970.
+        unique, limit_by, ordered_by: how keys are made, or None.
+        waits_for_room: whether `enqueue` waits while the queue is full.
+    """
+
+    delay_s: float | None = None
+    at: float | None = None
+    expires_s: float | None = None
+    expires_at: float | None = None
+    unique: Unique | None = None
+    limit_by: Key | None = None
+    ordered_by: Key | None = None
+    waits_for_room: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its jobs have no terms."""
+        return replace(self, waits_for_room=False) == PLAIN
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether the terms are the same whatever the arguments."""
+        return not any(key is not None for key in (self.unique, self.limit_by, self.ordered_by))
+
+    def terms(
+        self,
+        task: str,
+        function: Callable[..., Any] | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        wall: float,
+    ) -> Terms:
+        """The terms of one job.
+
+        Args:
+            function: of the task, for the names of its parameters; None if it is not known here.
+            wall: seconds since 1970.
+
+        Raises:
+            ConfigError: a key cannot be made of these arguments, or it expires before it is due.
+        """
+
+        def made(key: Key | None) -> str | None:
+            return None if key is None else _key_text(key, function, args, kwargs)
+
+        due_at = wall + self.delay_s if self.delay_s else self.at
+        expires_at = wall + self.expires_s if self.expires_s is not None else self.expires_at
+        if expires_at is not None and expires_at <= max(wall, due_at or 0.0):
+            raise ConfigError(f"{task}: it would expire before it may start: give it a later expires=")
+        unique = self.unique
+        unique_key = None
+        if unique is not None:
+            key = _short(f"{task} {made(unique.by)}")
+            unique_key = UniqueKey(key, unique.until == "start", unique.period, unique.replace)
+        return Terms(due_at, expires_at, made(self.limit_by), made(self.ordered_by), unique_key)
+
+
+PLAIN = Rules()
+
+
+def _key_text(key: Key, function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    if isinstance(key, str):
+        return _short(key)
+    if callable(key):
+        return _text_of([key(*args, **kwargs)])
+    if function is None:  # only its name is known here
+        if key is True:
+            return _text_of([list(args), dict(kwargs)])
+        raise ConfigError(
+            f"a key of {key!r} needs the task's function, which is not imported here: give the key itself"
+        )
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"these arguments do not fit the task, so there is no key for it: {error}") from None
+    bound.apply_defaults()
+    if key is True:
+        return _text_of([bound.arguments])
+    assert not isinstance(key, bool)
+    return _text_of([bound.arguments[name] for name in key])
+
+
+def _text_of(values: list[Any]) -> str:
+    """A short text for values: themselves where they are one text or number, else a digest."""
+    if len(values) == 1 and isinstance(values[0], (str, int)):
+        return _short(str(values[0]))
+    return sha256(encode_call(bytes(16), values, {})).hexdigest()[:40]
+
+
+def _short(text: str) -> str:
+    if 1 <= len(text) <= MAX_KEY_CHARS and text.isprintable():
+        return text
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
