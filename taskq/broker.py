@@ -92,7 +92,7 @@ class Broker:
             self._stop,
             self._reload,
         )
-        self._timers: dict[Callable[[float], None], tuple[float, float]] = {}  # function: (every, next)
+        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
 
     # -- the beginning

@@ -17,7 +17,7 @@ import pytest
 from apps import jobs, versioned
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
-from taskq import JobError, JobFailed, JobState, wire
+from taskq import JobError, JobFailed, JobState, spool, wire
 from taskq.client import Call, Client
 from taskq.config import Directory, Settings
 from taskq.core import Core
@@ -26,7 +26,7 @@ from taskq.ledger import Ledger
 from taskq.model import Spec, new_job_ids
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, pack_failure
-from taskq.server import Server
+from taskq.server import Peer, Server
 from taskq.store.sqlite import SQLiteStore
 from taskq.wire import Op
 
@@ -501,6 +501,26 @@ def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     ledger.take_spooled(0.0)
     assert store.read(job_id) is not None
     assert list(directory.spool.iterdir()) == []
+    store.close()
+
+
+def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client asks for thousands of jobs that nobody knows: the loop is not held up by a listing for each."""
+    directory = Directory(home).create()
+    store = SQLiteStore(directory.journal)
+    ledger = Ledger(store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings())
+    looks: list[Path] = []
+    spooled_files = spool.spooled
+    monkeypatch.setattr(spool, "spooled", lambda folder: looks.append(folder) or spooled_files(folder))  # type: ignore[func-returns-value]
+    here, spooled, *unknown = new_job_ids(100)
+    store.submit(Spec("add"), [here], [b"payload"])
+    spool_one(directory, spooled)
+    peer = Peer(socket.socket(), 0.0)
+    with peer.sock:
+        ledger.watch(peer, [here])
+        assert (len(looks), peer.watched) == (0, {here})
+        ledger.watch(peer, [*unknown, spooled])
+    assert (len(looks), peer.watched) == (1, {here, spooled})
     store.close()
 
 

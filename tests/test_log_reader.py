@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -239,12 +240,13 @@ def test_follow_when_an_unfinished_line_is_taken_back(tmp_path: Path) -> None:
     path = log_path(tmp_path)
     path.parent.mkdir()
     path.write_bytes(line(0))
-    steps = [
-        lambda: path.write_bytes(line(0) + line(1)[:9]),
-        lambda: path.write_bytes(line(0)),
-        lambda: path.write_bytes(line(0) + line(2)[:9]),
-        lambda: path.write_bytes(line(0) + line(3) + line(4)),  # no look in between
+    contents = [
+        line(0) + line(1)[:9],
+        line(0),
+        line(0) + line(2)[:9],
+        line(0) + line(3) + line(4),  # no look in between
     ]
+    steps = [partial(path.write_bytes, content) for content in contents]
     assert numbers(follow(tmp_path, last=5, wait=Stepper(*steps))) == [0, 3, 4]
 
 
