@@ -230,7 +230,7 @@ class Broker:
         return self._supervisor.slots.get(key)
 
     def _on_rejected(self, reason: str) -> None:
-        self._log.warning("client.rejected", reason=reason)
+        self._narrator.rejected(reason, time.monotonic())
 
     def _on_client_gone(self, peer: Peer) -> None:
         self._ledger.forget(peer)

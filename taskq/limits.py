@@ -26,6 +26,8 @@ MAX_LAST_LINES = 60
 MAX_OUTPUT_LINE_BYTES = 8 * 1024
 #: Lines of output that one consumer may have logged in a second; more are counted and dropped.
 MAX_OUTPUT_LINES_PER_S = 2_000
+#: Refused and dropped clients that are logged one by one in a second; more are counted.
+MAX_REJECTION_LINES_PER_S = 20
 
 #: Connected clients; one more is refused.
 MAX_CLIENTS = 1_000
