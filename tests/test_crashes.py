@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -357,6 +358,28 @@ def test_the_guardian_dies(home: Path, gate: Gate, tmp_path: Path) -> None:
     assert (job.info().attempts, job.info().crashes) == (1, 0), "it was stopped, which is no crash"
     again.finish()
     fleet.finish()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have files on Linux only")
+@pytest.mark.parametrize("preload", [False, True])
+def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preload: bool) -> None:
+    """multiprocessing's helper, which would remove their names, dies with the others, as at the end of a container."""
+    fleet = Fleet(home, preload=preload).start().wait_ready()
+    names = {name for process in fleet.processes() for name in semaphores(process.pid)}
+    assert len(names) >= 3 * 2, "each consumer has three"
+    fleet.kill_all()
+    assert not {name for name in names if Path(name).exists()}
+    fleet.finish()
+
+
+def semaphores(pid: int) -> set[str]:
+    """Where the semaphores that a process has open have, or had, their names."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except ProcessLookupError:
+        return set()
+    paths = [line.split(maxsplit=5)[5].removesuffix(" (deleted)") for line in maps if "/sem.mp-" in line]
+    return set(paths)
 
 
 def test_everything_dies_at_once(home: Path, gate: Gate, tmp_path: Path) -> None:

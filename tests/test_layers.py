@@ -18,7 +18,7 @@ ROOT = Path(taskq.__file__).parent
 
 #: From the bottom up: a module imports from the rows below its own only. `log` and `cli` stand for all that is in them.
 ROWS = (
-    {"errors", "limits", "exits", "platform", "spawn"},
+    {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
     {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
     {"config", "outcome", "output", "gates"},
     {"store", "bands"},
