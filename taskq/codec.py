@@ -39,6 +39,11 @@ What arrives is equal and of the same type, with these exceptions:
 
 Two keys that differ only by being an Enum member or its plain value become equal; such a dict or set does not
 decode. The value of an Enum member that is used as a key must itself be hashable.
+
+Memory and time of decoding grow with the size of a payload, with one exception that is left: keys and members whose
+hashes collide (integers beyond 61 bits, tuples of integers) take quadratic time, as in every dict that is not keyed by
+text. To refuse them would mean to hash all keys a second time. Who can send them belongs to the same user, and could as
+well enqueue a job that never ends; the broker decodes no payload, and the job's timeout ends its decoding, too.
 """
 
 from __future__ import annotations
