@@ -876,6 +876,7 @@ _PICKLERS = {
     "counters.py": "the type of the context; Lock and Value",
     "inbox.py": "bytes, pickled as SimpleQueue reads them; from the broker to its child",
     "outbox.py": "the type of a pipe; outcomes travel as frames",
+    "semaphores.py": "the types of a lock and of its finalizer",
     "supervisor.py": "starts consumers",
     "cli/bench.py": "a pool to compare with (concurrent.futures)",
     "cli/bench_skeleton.py": "the bare skeleton to compare with; no part of a fleet",
