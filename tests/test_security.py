@@ -865,7 +865,7 @@ _CALLS = {"eval", "exec", "compile", "__import__"}
 _IMPORTERS = {
     "__init__.py": "a table of its own names",
     "loader.py": "the application, as its owner named it on the command line",
-    "codec.py": "numpy, which it names itself",
+    "codec/decode.py": "numpy, which it names itself",
     "cli/program.py": "a table of commands",
     "log/slim_structlog.py": "asyncio, which it names itself",
 }
