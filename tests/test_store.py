@@ -747,7 +747,7 @@ def test_an_id_of_the_far_future_does_not_slow_down_the_others(path: Path) -> No
         assert store.totals.enqueued == 504
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_id_is_known_once(data: st.DataObject) -> None:
     """Whatever ids come, far ones and repeated ones among them, in any order, with restarts and rollbacks."""
