@@ -271,9 +271,7 @@ class Enqueuer(Generic[P, R]):
     ) -> Iterator[R]:
         """`map` for tuples of positional arguments."""
         if self._rules.unique is not None:
-            raise ConfigError(
-                f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map"
-            )
+            raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
         calls = self._calls(iterable)
         with self._app.client.watching() as endings:
             results = _stream(endings, self._spec, calls, timeout)

@@ -93,7 +93,7 @@ class Broker:
             self._stop,
             self._reload,
         )
-        self._timers: dict[Callable[[float], None], tuple[float, float]] = {}  # function: (every, next)
+        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
 
     # -- the beginning
@@ -231,7 +231,7 @@ class Broker:
         return self._supervisor.slots.get(key)
 
     def _on_rejected(self, reason: str) -> None:
-        self._log.warning("client.rejected", reason=reason)
+        self._narrator.rejected(reason, time.monotonic())
 
     def _on_client_gone(self, peer: Peer) -> None:
         self._ledger.forget(peer)

@@ -16,6 +16,8 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
 
+from taskq.semaphores import remove_name
+
 #: A consumer holds the lock for about a microsecond. One that does not give it up within this time is stopped or
 #: dying; the broker goes on and asks again later.
 LOCK_TIMEOUT_S = 0.002
@@ -87,6 +89,10 @@ class Counters:
         return bool(self._block.overdue == number)
 
     # -- the broker's side
+
+    def opened(self) -> None:
+        """The consumer has its copy, so the name of the lock is of no use any more."""
+        remove_name(self._lock)
 
     def take_back(self, sent: int) -> int | None:
         """Takes back every job up to `sent` that has not started.

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Any
 
 from taskq.platform import widen_pipe
+from taskq.semaphores import remove_name
 
 #: What `multiprocessing.connection.Connection` puts before a message, and the largest that it describes so.
 _LENGTH = Struct("!i")
@@ -33,6 +34,7 @@ class Inbox:
         self.queue: SimpleQueue[bytes] = context.SimpleQueue()
         ends: Any = self.queue
         self._reader, self._writer = ends._reader, ends._writer
+        self._locks = ends._rlock, ends._wlock
         self._descriptor: int = self._writer.fileno()
         self._waiting: deque[memoryview] = deque()
         widen_pipe(self._descriptor, room)
@@ -41,6 +43,11 @@ class Inbox:
         """The consumer has started, with a copy of the queue: keeps the writing end only."""
         self._reader.close()  # else a write after the reader's death would not fail
         os.set_blocking(self._descriptor, False)
+
+    def opened(self) -> None:
+        """The consumer has its copy, so the names of the queue's locks are of no use any more."""
+        for lock in self._locks:
+            remove_name(lock)
 
     def fileno(self) -> int:
         """What to select for writing while `put` or `flush` leave something over."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import groupby
 
 import msgpack
@@ -20,7 +21,7 @@ from taskq.counters import FlightRecord
 from taskq.errors import EnqueueError, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
-from taskq.model import Terms
+from taskq.model import Spec, Terms
 from taskq.narrator import Narrator
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
@@ -78,12 +79,16 @@ class Ledger:
         """Jobs that a client, or the spool, hands in."""
         self._submissions.append(submission)
 
-    def take_spooled(self, now: float) -> None:
-        """Takes in the jobs that were spooled while no broker ran; tells what was committed with them."""
+    def take_spooled(self, now: float) -> bool:
+        """Takes in the jobs that were spooled while no broker ran; tells what was committed with them.
+
+        Returns:
+            Whether any were taken in.
+        """
+        has_taken = False
         for path, content in spool.spooled(self._spool):
             try:
-                [(envelope, body)] = wire.Decoder().feed(content)
-                submission = submission_of(None, envelope, body)
+                submission = _spooled_submission(content)
             except (TaskQError, ValueError) as error:
                 kept = spool.set_aside(path)
                 self._narrator.log.error("spool.unreadable", path=str(kept), error=str(error))
@@ -93,13 +98,15 @@ class Ledger:
             self.tell(now)
             reason = next((why for refused, why in refusals if refused is submission), None)
             if isinstance(reason, StoreFull):
-                return  # it stays there until there is room
+                break  # it stays there until there is room
             if reason is not None:
                 kept = spool.set_aside(path)
                 self._narrator.log.error("spool.refused", path=str(kept), error=str(reason))
                 continue
             path.unlink(missing_ok=True)
+            has_taken = True
             self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
+        return has_taken
 
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
@@ -266,12 +273,11 @@ class Ledger:
         earlier = [msgpack.packb(list(taken.earlier.items()))] if taken.earlier else []
         self._server.send(submission.peer, wire.frame([Op.OK, submission.request, len(taken.rows)], earlier))
         if submission.watch:
-            known = {row.id for row in taken.rows}
-            for job_id in submission.ids:
-                if job_id in known:
-                    self._add_watcher(job_id, submission.peer)
-                else:
-                    self.watch(submission.peer, job_id)  # sent again: it may have ended
+            for row in taken.rows:
+                self._add_watcher(row.id, submission.peer)
+            if len(taken.rows) < len(submission.ids):  # some were sent again: they may have ended
+                fresh = {row.id for row in taken.rows}
+                self.watch(submission.peer, [job_id for job_id in submission.ids if job_id not in fresh])
 
     def _take_over(self, ids: list[bytes], terms: list[Terms], taken: Taken) -> None:
         """Jobs with terms are committed: some wait for their time, some have taken the place of others."""
@@ -291,7 +297,8 @@ class Ledger:
     def tell_deferred(self) -> None:
         """Goes on telling clients that have read what they were sent."""
         for peer, job_id in self._server.take_deferred():
-            self.watch(peer, job_id)
+            if not self._watch(peer, job_id):
+                self._tell_unknown(peer, job_id)  # pruned meanwhile
 
     def tell(self, now: float) -> None:
         """Tells clients and the log what is durable now."""
@@ -316,17 +323,33 @@ class Ledger:
         else:
             self._server.send(peer, wire.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
 
-    def watch(self, peer: Peer, job_id: bytes) -> None:
-        """Has a client told of the end of a job: now, if it has ended."""
-        stored = self.find(job_id)
-        if stored is None and self._store.is_full and spool.is_spooled(self._spool, job_id):
-            self._add_watcher(job_id, peer)  # it waits there until there is room
-        elif stored is None:
-            self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
-        elif stored.kept >= FIRST_FINAL:
+    def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
+        """Has a client told of the ends of jobs: now, of those that have ended. Looks into the spool once."""
+        unknown = [job_id for job_id in job_ids if not self._watch(peer, job_id)]
+        if not unknown:
+            return
+        if self.take_spooled(time.monotonic()):
+            unknown = [job_id for job_id in unknown if not self._watch(peer, job_id)]
+        waiting = self._waiting_in_spool() if unknown else {}
+        for job_id in unknown:
+            if job_id in waiting:
+                self._add_watcher(job_id, peer)
+            else:
+                self._tell_unknown(peer, job_id)
+
+    def _watch(self, peer: Peer, job_id: bytes) -> bool:
+        """`watch` for a job of the store. Returns whether it is there."""
+        stored = self._store.read(job_id)
+        if stored is None:
+            return False
+        if stored.kept >= FIRST_FINAL:
             self._push(peer, job_id, stored.kept, stored.outcome or b"")
         else:
             self._add_watcher(job_id, peer)
+        return True
+
+    def _tell_unknown(self, peer: Peer, job_id: bytes) -> None:
+        self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
 
     def _add_watcher(self, job_id: bytes, peer: Peer) -> None:
         if not peer.closed:
@@ -334,12 +357,24 @@ class Ledger:
             peer.watched.add(job_id)
 
     def find(self, job_id: bytes) -> StoredJob | None:
-        """Reads a job; one that is unknown may still wait in the spool."""
+        """Reads a job; one that is unknown may still wait in the spool, and is taken in now."""
         stored = self._store.read(job_id)
-        if stored is None:
-            self.take_spooled(time.monotonic())
+        if stored is None and self.take_spooled(time.monotonic()):
             stored = self._store.read(job_id)
         return stored
+
+    def spec_in_spool(self, job_id: bytes) -> Spec | None:
+        """The spec of a job that waits in the spool until there is room on the disk; None if it does not."""
+        return self._waiting_in_spool().get(job_id)
+
+    def _waiting_in_spool(self) -> dict[bytes, Spec]:
+        """The jobs that were acknowledged and cannot be taken in, since the disk is full."""
+        waiting: dict[bytes, Spec] = {}
+        for _, content in spool.spooled(self._spool) if self._store.is_full else ():
+            with suppress(TaskQError, ValueError):  # told, and set aside, when it is taken in
+                submission = _spooled_submission(content)
+                waiting.update(dict.fromkeys(submission.ids, submission.spec))
+        return waiting
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""
@@ -379,3 +414,13 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
     for row in store.retried_in_order():
         core.bands.under_way(row)
     return effects
+
+
+def _spooled_submission(content: bytes) -> Submission:
+    """Reads a file of the spool.
+
+    Raises:
+        TaskQError, ValueError: it makes no sense.
+    """
+    [(envelope, body)] = wire.Decoder().feed(content)
+    return submission_of(None, envelope, body)

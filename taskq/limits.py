@@ -22,12 +22,16 @@ SUBMIT_CHUNK_BYTES = 1 * MIB
 #: Text of an error that is kept with a job; longer text is cut in the middle.
 MAX_ERROR_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 32_000
+#: The outcome of an attempt that failed, which the broker decodes: those texts, at six bytes a character (escaped).
+MAX_FAILURE_BYTES = 256 * 1024
 #: What a process wrote last, told with its crash. The stacks that Python writes at a segfault take 20 to 40 lines.
 MAX_LAST_LINES = 60
 #: One line of a job's output; the rest of a longer line is dropped.
 MAX_OUTPUT_LINE_BYTES = 8 * 1024
 #: Lines of output that one consumer may have logged in a second; more are counted and dropped.
 MAX_OUTPUT_LINES_PER_S = 2_000
+#: Refused and dropped clients that are logged one by one in a second; more are counted.
+MAX_REJECTION_LINES_PER_S = 20
 
 #: Connected clients; one more is refused.
 MAX_CLIENTS = 1_000

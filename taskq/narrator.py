@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from taskq.core import Death, Done, Key, Note
-from taskq.limits import MAX_OUTPUT_LINES_PER_S
-from taskq.log.throttle import JobLogThrottle
+from taskq.limits import MAX_OUTPUT_LINES_PER_S, MAX_REJECTION_LINES_PER_S
+from taskq.log.throttle import JobLogThrottle, LineLimit
 from taskq.model import JobError, JobRow
 from taskq.output import fields_of_line
 from taskq.supervisor import Slot
@@ -42,8 +42,8 @@ class Narrator:
         self._slot_of = slot_of
         self._tells_enqueued = tells_enqueued
         self._throttle = JobLogThrottle()
-        self._output_until = 0.0  # the end of the second in which lines of output are counted
-        self._output_lines: dict[Key, int] = {}
+        self._output = LineLimit[Key](MAX_OUTPUT_LINES_PER_S)
+        self._rejections = LineLimit[None](MAX_REJECTION_LINES_PER_S)
 
     def notes(self, notes: Sequence[Note]) -> None:
         """What the core decided."""
@@ -87,21 +87,28 @@ class Narrator:
 
     def summaries(self, now: float, *, is_last: bool = False) -> None:
         """What was counted and not told, once a second."""
-        if is_last or now >= self._output_until:
-            self._tell_dropped_output()
+        for key, lines in self._output.take_dropped(now, flush=is_last).items():
+            slot = self._slot_of(key)
+            self.log.warning("output.dropped", consumer=None if slot is None else slot.number, lines=lines)
+        for clients in self._rejections.take_dropped(now, flush=is_last).values():
+            self.log.warning(
+                "client.rejected", reason="many clients in one second: these were counted", clients=clients
+            )
         for summary in self._throttle.due(now, flush=is_last):
             self.log.info("job.summary", **summary)
 
     def next_summary(self) -> float | None:
         """When there are counts to tell (monotonic)."""
-        dropped_at = self._output_until if any(self._dropped_lines().values()) else None
-        return min((at for at in (self._throttle.next_due(), dropped_at) if at is not None), default=None)
+        times = (self._throttle.next_due(), self._output.next_due(), self._rejections.next_due())
+        return min((at for at in times if at is not None), default=None)
+
+    def rejected(self, reason: str, now: float) -> None:
+        """A client was refused or dropped: a line each, up to a rate."""
+        if self._rejections.allow(None, now):
+            self.log.warning("client.rejected", reason=reason)
 
     def output(self, slot: Slot, row: JobRow | None, lines: Sequence[str], now: float) -> None:
         """Lines that a consumer, or the job it is running, has written."""
-        if now >= self._output_until:
-            self._tell_dropped_output()
-            self._output_until = now + 1.0
         about = (
             {"consumer": slot.number, "pid": slot.pid}
             if row is None
@@ -109,23 +116,9 @@ class Narrator:
         )
         event = "consumer.log" if row is None else "job.log"
         for line in lines:
-            count = self._output_lines[slot.key] = self._output_lines.get(slot.key, 0) + 1
-            if count <= MAX_OUTPUT_LINES_PER_S:
+            if self._output.allow(slot.key, now):
                 level, fields = fields_of_line(line)
                 getattr(self.log, level)(event, **about, **fields)
-
-    def _dropped_lines(self) -> dict[Key, int]:
-        return {
-            key: count - MAX_OUTPUT_LINES_PER_S
-            for key, count in self._output_lines.items()
-            if count > MAX_OUTPUT_LINES_PER_S
-        }
-
-    def _tell_dropped_output(self) -> None:
-        for key, lines in self._dropped_lines().items():
-            slot = self._slot_of(key)
-            self.log.warning("output.dropped", consumer=None if slot is None else slot.number, lines=lines)
-        self._output_lines.clear()
 
     def buried(self, slot: Slot, death: Death, was_expected: bool) -> None:
         """A consumer ended."""

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import msgpack
 
 from taskq.errors import ProtocolError
-from taskq.limits import MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES, MAX_OUTPUT_LINE_BYTES, MAX_TRACEBACK_CHARS
+from taskq.limits import (
+    MAX_ERROR_MESSAGE_CHARS,
+    MAX_FAILURE_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_OUTPUT_LINE_BYTES,
+    MAX_TRACEBACK_CHARS,
+)
 from taskq.model import JobError
 
 #: One packer kept: `msgpack.packb` makes one each time, 500 ns against 190. It holds no more than the plain values
@@ -82,11 +88,13 @@ def unpack(outcome: bytes) -> Outcome:
 
 
 def error_in(outcome: bytes) -> JobError:
-    """The error in the outcome of an attempt that did not succeed.
+    """The error in the outcome of an attempt that did not succeed: for the broker, which decodes no others.
 
     Raises:
-        ProtocolError: there is none.
+        ProtocolError: there is none, or it is larger than `pack_failure` makes them.
     """
+    if len(outcome) > MAX_FAILURE_BYTES:  # before a byte of it is decoded: it holds the broker's loop
+        raise ProtocolError(f"a failure of {len(outcome):,} bytes, which is larger than a consumer makes them")
     error = unpack(outcome).error
     if error is None:
         raise ProtocolError("a failure without an error")

@@ -15,9 +15,9 @@ from taskq.core import Core
 from taskq.crew import Crew
 from taskq.errors import JobNotFound, ProtocolError, StoreFull, TaskQError
 from taskq.ledger import Ledger
-from taskq.model import JobState
+from taskq.model import JobState, Spec
 from taskq.server import Peer, Server
-from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
+from taskq.store import FIRST_FINAL, Kept, Store
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.wire import Op
 
@@ -59,8 +59,7 @@ class Requests:
         try:
             match envelope:
                 case [Op.WATCH, bytes(ids)] if len(ids) % 16 == 0:
-                    for start in range(0, len(ids), 16):
-                        self._ledger.watch(peer, ids[start : start + 16])
+                    self._ledger.watch(peer, [ids[start : start + 16] for start in range(0, len(ids), 16)])
                     return
                 case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
                     value: Any = self._info(job_id)
@@ -83,7 +82,11 @@ class Requests:
         self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb(value)]))
 
     def _info(self, job_id: bytes) -> list[Any]:
-        row, kept, due_at, outcome, finished_at = self._stored(job_id)
+        stored = self._ledger.find(job_id)
+        if stored is None:
+            spec = self._spec_in_spool(job_id)
+            return [spec.task, spec.queue, JobState.QUEUED.value, 0, 0, None, None, None, None]
+        row, kept, due_at, outcome, finished_at = stored
         state, started_at, attempts = kept.state, None, row.attempts
         if kept == Kept.QUEUED:
             claims = self._crew.claims()
@@ -95,14 +98,23 @@ class Requests:
         spec = row.spec
         return [spec.task, spec.queue, state.value, attempts, row.crashes, due_at, started_at, finished_at, outcome]
 
-    def _stored(self, job_id: bytes) -> StoredJob:
-        stored = self._ledger.find(job_id)
-        if stored is None:
+    def _spec_in_spool(self, job_id: bytes) -> Spec:
+        """The spec of a job that is not in the journal, since the disk is full.
+
+        Raises:
+            JobNotFound: nor does it wait in the spool.
+        """
+        spec = self._ledger.spec_in_spool(job_id)
+        if spec is None:
             raise JobNotFound.of(job_id)
-        return stored
+        return spec
 
     def _cancel(self, job_id: bytes) -> bool:
-        row, kept, *_ = self._stored(job_id)
+        stored = self._ledger.find(job_id)
+        if stored is None:
+            self._spec_in_spool(job_id)
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
+        row, kept, *_ = stored
         if kept >= FIRST_FINAL:
             return kept == Kept.CANCELLED
         if not self._crew.withdraw(job_id):

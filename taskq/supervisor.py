@@ -251,6 +251,8 @@ class Supervisor:
         """A consumer has imported the application. Returns the one that it replaces, which is to retire now."""
         slot.state = SlotState.READY
         slot.kill_at = None
+        slot.inbox.opened()
+        slot.counters.opened()
         replaced, slot.replaces = slot.replaces, None
         return replaced
 

@@ -289,7 +289,7 @@ class Soak:
 
 
 #: Events that tell of a bug of ours.
-_BUGS = ("broker.failed", "store.failed", "store.damaged", "consumer.confused")  # a full disk tears lines of the log
+_BUGS = ("broker.failed", "store.failed", "store.damaged", "consumer.confused")  # a kill may tear a line of the log
 
 
 def _mount(path: Path) -> bool:

@@ -30,7 +30,7 @@ from apps import jobs
 from fleet import APPS, JOBS, Fleet, Gate, running, starts, use, wait_for_file, wait_until
 from test_crashes import Deaf
 
-from taskq import BrokerUnavailable, JobError, JobFailed, JobState, StoreFull, TaskQError, model, wire
+from taskq import BrokerUnavailable, JobError, JobFailed, JobNotFound, JobState, StoreFull, model, wire
 from taskq.client import Connection
 from taskq.config import Directory, Settings
 from taskq.core import Core
@@ -760,7 +760,7 @@ def test_a_fleet_starts_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_in_the_spool_of_a_full_disk_is_known(disk: Path, tmp_path: Path) -> None:
-    """It was acknowledged: whoever waits for it waits until there is space, and is not told that there is no such job."""
+    """It was acknowledged: whoever waits for it waits until there is space, and whoever asks hears that it is queued."""
     use(jobs.q, disk / "queue")
     with running(Fleet(disk / "queue")):
         wait_until((disk / "queue" / "journal.ballast").exists, "space set aside")
@@ -771,8 +771,13 @@ def test_a_job_in_the_spool_of_a_full_disk_is_known(disk: Path, tmp_path: Path) 
     with running(fleet, wait=False), ThreadPoolExecutor(1) as pool:
         fleet.wait_ready()
         result = pool.submit(spooled[-1].result, 15)
-        with suppress(TaskQError):
-            spooled[0].state()  # the broker has looked into the spool by now
+        infos = [job.info() for job in spooled]
+        assert {(info.task, info.queue) for info in infos} == {("echo", "default")}
+        assert (infos[-1].state, infos[-1].attempts) == (JobState.QUEUED, 0)
+        with pytest.raises(StoreFull, match="when there is room"):
+            spooled[-1].cancel()
+        with pytest.raises(JobNotFound):
+            jobs.q.job(bytes(16).hex()).info()
         filler.unlink()
         assert result.result(20) == bytes(300_000)
         assert spooled[0].state() is JobState.SUCCEEDED

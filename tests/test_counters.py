@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import multiprocessing
 import os
 import resource
@@ -213,6 +214,29 @@ def test_a_soft_signal_means_one_job(counters: Counters, make_other: Callable[..
     counters.mark_overdue(7)
     assert consumer.do("is_overdue", 7) is True
     assert consumer.do("is_overdue", 8) is False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have files on Linux only")
+def test_a_lock_without_a_name_still_locks(counters: Counters, make_other: Callable[..., Other]) -> None:
+    """Once both have it, its name is removed, once; what it guards stays guarded."""
+    consumer = make_other(counters)
+    consumer.do("claim", 1)
+    name = Path("/dev/shm") / f"sem.{counters._lock._semlock.name.lstrip('/')}"
+    assert name.exists()
+    counters.opened()
+    counters.opened()
+    assert not name.exists()
+    assert counters.take_back(3) == 1
+    assert consumer.do("claim", 3) is None
+    assert consumer.do("grab")
+    assert counters.take_back(4) is None, "the consumer holds it"
+    name.touch()  # now somebody else's
+    try:
+        del counters
+        gc.collect()
+        assert name.exists(), "it was removed a second time"
+    finally:
+        name.unlink()
 
 
 # -- the flight recorder

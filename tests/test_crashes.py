@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 from apps import jobs, versioned
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
-from taskq import JobError, JobFailed, JobState, wire
+from taskq import JobError, JobFailed, JobState, spool, wire
 from taskq.client import Call, Client
 from taskq.config import Directory, Settings
 from taskq.core import Core
@@ -27,7 +28,7 @@ from taskq.ledger import Ledger
 from taskq.model import Spec, new_job_ids
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, pack_failure
-from taskq.server import Server
+from taskq.server import Peer, Server
 from taskq.store.sqlite import SQLiteStore
 from taskq.wire import Op
 
@@ -360,6 +361,28 @@ def test_the_guardian_dies(home: Path, gate: Gate, tmp_path: Path) -> None:
     fleet.finish()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have files on Linux only")
+@pytest.mark.parametrize("preload", [False, True])
+def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preload: bool) -> None:
+    """multiprocessing's helper, which would remove their names, dies with the others, as at the end of a container."""
+    fleet = Fleet(home, preload=preload).start().wait_ready()
+    names = {name for process in fleet.processes() for name in semaphores(process.pid)}
+    assert len(names) >= 3 * 2, "each consumer has three"
+    fleet.kill_all()
+    assert not {name for name in names if Path(name).exists()}
+    fleet.finish()
+
+
+def semaphores(pid: int) -> set[str]:
+    """Where the semaphores that a process has open have, or had, their names."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except ProcessLookupError:
+        return set()
+    paths = [line.split(maxsplit=5)[5].removesuffix(" (deleted)") for line in maps if "/sem.mp-" in line]
+    return set(paths)
+
+
 def test_everything_dies_at_once(home: Path, gate: Gate, tmp_path: Path) -> None:
     path = tmp_path / "starts"
     fleet = Fleet(home, consumers=1).start()
@@ -504,6 +527,28 @@ def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     ledger.take_spooled(0.0)
     assert store.read(job_id) is not None
     assert list(directory.spool.iterdir()) == []
+    store.close()
+
+
+def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client asks for thousands of jobs that nobody knows: the loop is not held up by a listing for each."""
+    directory = Directory(home).create()
+    store = SQLiteStore(directory.journal)
+    ledger = Ledger(
+        store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+    )
+    looks: list[Path] = []
+    spooled_files = spool.spooled
+    monkeypatch.setattr(spool, "spooled", lambda folder: looks.append(folder) or spooled_files(folder))  # type: ignore[func-returns-value]
+    here, spooled, *unknown = new_job_ids(100)
+    store.submit(Spec("add"), [here], [b"payload"])
+    spool_one(directory, spooled)
+    peer = Peer(socket.socket(), 0.0)
+    with peer.sock:
+        ledger.watch(peer, [here])
+        assert (len(looks), peer.watched) == (0, {here})
+        ledger.watch(peer, [*unknown, spooled])
+    assert (len(looks), peer.watched) == (1, {here, spooled})
     store.close()
 
 

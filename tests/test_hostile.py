@@ -76,6 +76,26 @@ def greeted(raw: socket.socket) -> socket.socket:
     return raw
 
 
+def test_a_flood_of_bad_clients_does_not_fill_the_log(shared: Fleet) -> None:
+    """A few are told one by one; the others are counted."""
+    floods, before = 300, rejections(shared)
+    for _ in range(floods):
+        with connected(shared, b"GET / HTTP/1.1\r\n\r\n") as raw:
+            received(raw)
+    wait_until(lambda: told_of(rejections(shared)[len(before) :]) == floods, "all are told or counted")
+    assert len(rejections(shared)) - len(before) < floods / 2
+
+
+def rejections(fleet: Fleet) -> list[dict[str, Any]]:
+    """What the log tells of refused clients."""
+    return fleet.events("client.rejected")
+
+
+def told_of(events: list[dict[str, Any]]) -> int:
+    """How many clients these events are about."""
+    return sum(event.get("clients", 1) for event in events)
+
+
 BAD_BEGINNINGS = {
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "redis": b"*1\r\n$4\r\nPING\r\n" * 10,

@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,30 @@ def test_follow_reads_the_old_file_to_its_end(tmp_path: Path, file: RotatingFile
     assert numbers(follow(tmp_path, last=1, wait=Stepper(write_rotate_write))) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("rotations", [1, 2, 3, 5])
+def test_rotations_while_the_files_are_opened(
+    tmp_path: Path, file: RotatingFile, rotations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the files move between the opening of one and of the next, events come in order, and once."""
+    per_file = 3
+    numbered = iter(range(100))
+    write(file, *islice(numbered, 4 * per_file))()
+    real, is_first = os.open, True
+
+    def open_and_rotate(name: Path, *arguments: int) -> int:
+        nonlocal is_first
+        descriptor = real(name, *arguments)
+        if is_first and name == log_path(tmp_path):
+            is_first = False
+            write(file, *islice(numbered, rotations * per_file))()
+        return descriptor
+
+    monkeypatch.setattr("taskq.log.reader.os.open", open_and_rotate)
+    found = numbers(read(tmp_path))
+    assert found == sorted(set(found))
+    assert set(found) >= set(range(4 * per_file))
+
+
 def test_follow_in_the_middle_of_a_rotation(tmp_path: Path, file: RotatingFile) -> None:
     """While the file has been renamed and the new one is not there yet, the reader waits."""
     path = log_path(tmp_path)
@@ -207,6 +233,21 @@ def test_follow_when_the_file_is_truncated(tmp_path: Path) -> None:
     path.write_bytes(line(0) + line(1))
     steps = [lambda: path.write_bytes(b""), lambda: path.write_bytes(line(2))]
     assert numbers(follow(tmp_path, last=5, wait=Stepper(*steps))) == [0, 1, 2]
+
+
+def test_follow_when_an_unfinished_line_is_taken_back(tmp_path: Path) -> None:
+    """A full disk let through half of a line: what is written in its place later is read whole, and nothing twice."""
+    path = log_path(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(line(0))
+    contents = [
+        line(0) + line(1)[:9],
+        line(0),
+        line(0) + line(2)[:9],
+        line(0) + line(3) + line(4),  # no look in between
+    ]
+    steps = [partial(path.write_bytes, content) for content in contents]
+    assert numbers(follow(tmp_path, last=5, wait=Stepper(*steps))) == [0, 3, 4]
 
 
 def test_numbers_with_gaps(tmp_path: Path) -> None:

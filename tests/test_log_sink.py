@@ -154,17 +154,60 @@ def test_full_disk_drops_counts_and_tells(path: Path) -> None:
 
 
 def test_disk_that_fills_up_within_a_line(path: Path, limit_file_size: Callable[[int], None]) -> None:
-    """Of a line that was written in part, the next one stays separate."""
+    """A line that was written in part is taken back: nothing unreadable stays, and its loss is told."""
     file = RotatingFile(path)
     file.write(line("a"))
     limit_file_size(path.stat().st_size + 10)
     file.write(line("torn", 100))
     file.write(line("lost", 100))
+    assert not append_once(path, line("the guardian's", 100))
+    assert [event["event"] for event in events(path)] == ["a"]
     limit_file_size(10**6)
     file.write(line("b"))
-    first, torn, told, last = path.read_bytes().splitlines()
-    assert (json.loads(first)["event"], len(torn), json.loads(last)["event"]) == ("a", 10, "b")
-    assert json.loads(told)["count"] == file.dropped == 2
+    assert [event["event"] for event in events(path)] == ["a", "log.dropped", "b"]
+    assert events(path)[1]["count"] == file.dropped == 2
+
+
+def test_what_another_process_appended_is_not_taken_back(path: Path) -> None:
+    """A torn line behind which the guardian has written stays, as a line of its own."""
+    write = FailingWrite()
+
+    def write_and_be_followed(fd: int, data: bytes) -> int:
+        written = write(fd, data)
+        if written < len(data):
+            append_once(path, line("guardian"))
+        return written
+
+    file = RotatingFile(path, write=write_and_be_followed)
+    file.write(line("a"))
+    write.at_most = 10
+    file.write(line("torn"))
+    write.at_most = None
+    file.write(line("b"))
+    first, torn, guardian, told, last = path.read_bytes().splitlines()
+    assert torn == line("torn")[:10]
+    assert [json.loads(text)["event"] for text in (first, guardian, told, last)] == [
+        "a",
+        "guardian",
+        "log.dropped",
+        "b",
+    ]
+
+
+def test_a_line_torn_by_a_kill_stays_closed_on_a_full_disk(path: Path) -> None:
+    """What is taken back is the new line, and the newline that should have closed the old one."""
+    path.parent.mkdir()
+    path.write_bytes(b'{"event": "tor')
+    write = FailingWrite()
+    file = RotatingFile(path, write=write)
+    write.at_most = 10
+    file.write(line("lost"))
+    assert path.read_bytes() == b'{"event": "tor'
+    write.at_most = None
+    file.write(line("b"))
+    torn, told, last = path.read_bytes().splitlines()
+    assert torn == b'{"event": "tor'
+    assert [json.loads(text)["event"] for text in (told, last)] == ["log.dropped", "b"]
 
 
 def test_line_torn_by_a_killed_broker_is_closed(path: Path) -> None:

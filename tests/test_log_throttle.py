@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.log.throttle import HIGH_RATE, MAX_LINES_PER_S, OTHER_TASKS, TASKS_MAX, JobLogThrottle
+from taskq.log.throttle import HIGH_RATE, MAX_LINES_PER_S, OTHER_TASKS, TASKS_MAX, JobLogThrottle, LineLimit
 
 
 def test_slow_jobs_all_get_lines() -> None:
@@ -117,3 +117,39 @@ def test_lines_and_summaries_add_up(rate: int, steps: list[tuple[str, str, int, 
     for start, _ in lines_at:
         within = sum(lines for at, lines in lines_at if start <= at < start + 1.0)
         assert within <= 2 * (rate + 2 * len(HIGH_RATE) * 3)
+
+
+def test_lines_of_a_flood() -> None:
+    """So many lines of each source a second, and then the number of the others, when the second is over."""
+    limit = LineLimit[str](2)
+    assert [limit.allow(source, 100.0) for source in "aaabaa"] == [True, True, False, True, False, False]
+    assert limit.next_due() == 101.0
+    assert limit.take_dropped(100.9) == {}
+    assert not limit.allow("a", 100.95)
+    assert limit.take_dropped(101.0) == {"a": 4}
+    assert limit.next_due() is None
+    assert limit.take_dropped(102.0) == {}
+    assert limit.allow("a", 102.0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1.5), st.booleans()), max_size=60),
+    st.integers(0, 5),
+)
+def test_every_line_of_a_flood_is_told_or_counted(lines: list[tuple[str, float, bool]], most: int) -> None:
+    """However late the counts are taken, lines and counts add up, and a second has no more lines than it may."""
+    limit, now = LineLimit[str](most), 0.0
+    told, counted, sent = Counter[str](), Counter[str](), Counter[str]()
+    times: list[tuple[str, float]] = []
+    for source, pause_s, takes in lines:
+        now += pause_s
+        sent[source] += 1
+        if limit.allow(source, now):
+            told[source] += 1
+            times.append((source, now))
+        if takes:
+            counted.update(limit.take_dropped(now))
+    counted.update(limit.take_dropped(now, flush=True))
+    assert told + counted == sent
+    for source, at in times:
+        assert sum(1 for other, then in times if other == source and at <= then < at + 1.0) <= 2 * most

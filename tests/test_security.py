@@ -865,7 +865,7 @@ _CALLS = {"eval", "exec", "compile", "__import__"}
 _IMPORTERS = {
     "__init__.py": "a table of its own names",
     "loader.py": "the application, as its owner named it on the command line",
-    "codec.py": "numpy, which it names itself",
+    "codec/decode.py": "numpy, which it names itself",
     "cli/program.py": "a table of commands",
     "log/slim_structlog.py": "asyncio, which it names itself",
 }
@@ -876,6 +876,7 @@ _PICKLERS = {
     "counters.py": "the type of the context; Lock and Value",
     "inbox.py": "bytes, pickled as SimpleQueue reads them; from the broker to its child",
     "outbox.py": "the type of a pipe; outcomes travel as frames",
+    "semaphores.py": "the types of a lock and of its finalizer",
     "supervisor.py": "starts consumers",
     "cli/bench.py": "a pool to compare with (concurrent.futures)",
     "cli/bench_skeleton.py": "the bare skeleton to compare with; no part of a fleet",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +20,8 @@ from pathlib import Path
 import apsw
 import msgpack
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
@@ -38,6 +42,8 @@ STORES: dict[str, Callable[[Path], Opener]] = {
 SPEC = Spec("app.work", "mail", retries=2, timeout_s=1.5, max_crashes=2)
 OTHER = Spec("app.other", "images")
 LATE = 2e9
+ENDS = [bytes(10), bytes(9) + b"\1", b"\xff" * 10]
+THEN = st.sampled_from(["go on", "go on", "restart", "roll back"])
 
 
 @pytest.fixture(params=sorted(STORES))
@@ -708,6 +714,63 @@ def test_durability_sets_how_commits_are_synced(path: Path, durability: str, lev
         assert store._db.execute("PRAGMA synchronous").fetchall() == [(level,)]
         assert store._db.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
         assert store._db.execute("PRAGMA locking_mode").fetchall() == [("exclusive",)]
+
+
+def look_ups(store: SQLiteStore, ids: list[bytes]) -> int:
+    """How many ids are looked up when these come in."""
+    asked: list[str] = []
+
+    def note(_cursor: apsw.Cursor, sql: str, _bindings: object) -> bool:
+        asked.append(sql)
+        return True
+
+    store._db.exec_trace = note
+    store.submit(SPEC, ids, ids)
+    store.commit()
+    store._db.exec_trace = None
+    return sum(1 for sql in asked if sql == "SELECT payload FROM jobs WHERE id = ?")
+
+
+def test_an_id_of_the_far_future_does_not_slow_down_the_others(path: Path) -> None:
+    """A wrong clock, or somebody who makes ids up: only ids that may be known are looked up, also after a restart."""
+    soon, tomorrow = (int((time.time() + s) * 1000).to_bytes(6, "big") + bytes(10) for s in (60, 90_000))
+    with closing(SQLiteStore(path)) as store:
+        for far in (b"\xff" * 16, tomorrow, tomorrow[:-1] + b"\1"):
+            store.submit(SPEC, [far], [far])
+            assert look_ups(store, list(new_job_ids(100))) == 0
+        assert look_ups(store, [b"\xff" * 16]) == 1, "it is known"
+    with closing(SQLiteStore(path)) as store:
+        assert look_ups(store, list(new_job_ids(100))) == 0
+        assert look_ups(store, [b"\xff" * 16, tomorrow]) == 2
+        assert look_ups(store, [soon]) == 0
+        assert look_ups(store, list(new_job_ids(100))) == 100, "they are older than one that a clock may have made"
+        assert store.totals.enqueued == 504
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_id_is_known_once(data: st.DataObject) -> None:
+    """Whatever ids come, far ones and repeated ones among them, in any order, with restarts and rollbacks."""
+    now_ms = int(time.time() * 1000)
+    times = [0, now_ms - 10**9, now_ms, now_ms + 1, now_ms + 86_300_000, now_ms + 86_500_000, (1 << 48) - 1]
+    some_id = st.builds(lambda ms, rest: ms.to_bytes(6, "big") + rest, st.sampled_from(times), st.sampled_from(ENDS))
+    known: set[bytes] = set()
+    with tempfile.TemporaryDirectory() as home:
+        store = SQLiteStore(Path(home) / "journal.db", "memory")
+        for ids, then in data.draw(st.lists(st.tuples(st.lists(some_id, min_size=1, max_size=6), THEN), max_size=12)):
+            rows = store.submit(SPEC, ids, ids)
+            assert {row.id for row in rows} == set(ids) - known
+            assert len(rows) == len({row.id for row in rows})
+            if then == "roll back":
+                store.rollback()
+                continue
+            known |= set(ids)
+            store.commit()
+            if then == "restart":
+                store.close()
+                store = SQLiteStore(Path(home) / "journal.db", "memory")
+        assert store.counts(Kept.QUEUED).get("mail", 0) == len(known)
+        store.close()
 
 
 def test_scheduled_jobs_are_found_by_index(path: Path) -> None:

@@ -15,6 +15,7 @@ from taskq.errors import ProtocolError
 from taskq.limits import (
     MAX_ENVELOPE_BYTES,
     MAX_ERROR_MESSAGE_CHARS,
+    MAX_FAILURE_BYTES,
     MAX_FRAME_BYTES,
     MAX_JOBS_PER_FRAME,
     MAX_OUTPUT_LINE_BYTES,
@@ -22,7 +23,7 @@ from taskq.limits import (
     MAX_TRACEBACK_CHARS,
 )
 from taskq.model import JobError
-from taskq.outcome import Outcome, pack_failure, pack_success, unpack
+from taskq.outcome import Outcome, error_in, pack_failure, pack_success, unpack
 from taskq.output import LineCutter, fields_of_line
 from taskq.wire import MAGIC, VERSIONS, Decoder, Op, check_hello, frame, hello, split
 
@@ -374,6 +375,17 @@ def test_long_texts_are_cut_in_the_middle() -> None:
         assert "characters left out" in text
         assert len(text) <= 6 * most + 100
     assert len(packed) < 400_000
+
+
+def test_the_largest_failure_is_read_and_no_larger_one() -> None:
+    """The broker decodes what a consumer can have made, and refuses what it cannot."""
+    worst = "\udc80" * 100_000  # six bytes each, once escaped
+    packed = pack_failure(1.0, 1.0, JobError(worst, worst, worst, -255, "S" * 20))
+    assert MAX_FAILURE_BYTES * 0.8 < len(packed) <= MAX_FAILURE_BYTES
+    assert error_in(packed) == unpack(packed).error
+    larger = msgpack.packb([1.0, 1.0, None, JobError("E", "x" * MAX_FAILURE_BYTES).to_wire()])
+    with pytest.raises(ProtocolError, match="larger than a consumer makes them"):
+        error_in(larger)
 
 
 def test_texts_at_the_limit_are_whole() -> None:

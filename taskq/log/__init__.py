@@ -12,7 +12,7 @@ from taskq.log.files import log_path
 from taskq.log.reader import Filter, ago, follow, read
 from taskq.log.record import LEVELS, Event
 from taskq.log.render import render_console, wants_colour
-from taskq.log.throttle import JobLogThrottle
+from taskq.log.throttle import JobLogThrottle, LineLimit
 
 __all__ = [
     "LEVELS",
@@ -20,6 +20,7 @@ __all__ = [
     "Fanout",
     "Filter",
     "JobLogThrottle",
+    "LineLimit",
     "LogFormat",
     "ago",
     "announce",

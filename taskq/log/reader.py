@@ -3,7 +3,7 @@
     read    the rotated files from the oldest on, then the current one
     follow  the last few events, then each new one as it comes, across rotations
 
-A line that is no JSON object (a disk that was full, a power cut, an editor) becomes a ``log.unreadable``
+A line that is no JSON object (a power cut, a kill within a write, an editor) becomes a ``log.unreadable``
 event, so that a reader sees that something is missing there.
 """
 
@@ -174,8 +174,10 @@ class _Tail:
         Args:
             ended: whether what stands behind the last newline is a line too, since nothing will follow.
         """
+        # an unfinished line is read again: what a full disk took of it is cut off, and another may stand there now
+        self._offset, self._rest = self._offset - len(self._rest), b""
         if os.fstat(self._fd).st_size < self._offset:  # somebody truncated it
-            self._offset, self._rest, self._skipping = 0, b"", False
+            self._offset, self._skipping = 0, False
         while chunk := os.pread(self._fd, _CHUNK_BYTES, self._offset):
             self._offset += len(chunk)
             *whole, rest = (self._rest + chunk).split(b"\n")
@@ -235,15 +237,16 @@ def _open_all(path: Path) -> list[_Tail]:
     """All files of the log, oldest first.
 
     They are opened from the newest to the oldest. So a rotation meanwhile, which moves them in the same
-    direction, shows a file twice, which its inode tells, rather than not at all.
+    direction, shows a file twice, which its inode tells, rather than not at all. Its place is then where it was
+    seen last: after two rotations at once, what was found in between is newer than it.
     """
     tails: list[_Tail] = []
     try:
         for tail in _existing(path):
-            if any(tail.identity == known.identity for known in tails):
-                tail.close()
-            else:
-                tails.append(tail)
+            for known in [known for known in tails if known.identity == tail.identity]:
+                known.close()
+                tails.remove(known)
+            tails.append(tail)
     except BaseException:
         _close_all(tails)
         raise

@@ -1,6 +1,6 @@
 """The log file. A full disk, a missing directory or a meddling operator cost log lines, never the broker.
 
-    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl
+    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl   (a full disk: what was written in part is cut off)
                         | it would grow past max_bytes
                         v
     taskq.jsonl -> taskq.jsonl.1 -> ... -> taskq.jsonl.<keep> -> gone
@@ -175,7 +175,7 @@ class RotatingFile:
             raise
         self._size += written
         if written < len(line):  # the disk filled up within the line
-            self._torn = self._torn or written > 0
+            self._size, self._torn = take_back(self._fd, written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._torn = False
 
@@ -211,7 +211,10 @@ def append_once(path: Path, line: bytes) -> bool:
         fd = open_for_append(path)
         if ends_within_line(fd, os.fstat(fd).st_size):  # the broker was killed within a line
             line = b"\n" + line
-        return os.write(fd, line) == len(line)
+        written = os.write(fd, line)
+        if written < len(line):
+            take_back(fd, written)
+        return written == len(line)
     except OSError:
         return False
     finally:
@@ -234,6 +237,21 @@ def open_for_append(path: Path) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file")
     return fd
+
+
+def take_back(fd: int, written: int) -> tuple[int, bool]:
+    """Cut off what the last write on a descriptor could write of a line, so that no torn line stays.
+
+    It stays if another process has appended behind it meanwhile.
+
+    Returns:
+        The size of the file, and whether it ends within a line.
+    """
+    size = os.fstat(fd).st_size
+    if size == os.lseek(fd, 0, os.SEEK_CUR):  # with O_APPEND: the end of what this descriptor wrote last
+        size -= written
+        os.ftruncate(fd, size)
+    return size, ends_within_line(fd, size)
 
 
 def ends_within_line(fd: int, size: int) -> bool:

@@ -13,7 +13,8 @@ Lines and summaries add up: no job is in both, so their sum is the number of job
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
 
 MAX_LINES_PER_S = 100
 """The default rate, of all frequent events together: at 20 microseconds each, 0.2 % of one core."""
@@ -30,6 +31,8 @@ WINDOW_S = 1.0
 
 HIGH_RATE = {"job.enqueued": "enqueued", "job.started": "started", "job.succeeded": "succeeded"}
 """The events that may be counted, and the field of the summary that has their number."""
+
+Source = TypeVar("Source", bound=Hashable)
 
 
 class _Counted:
@@ -158,6 +161,52 @@ class JobLogThrottle:
             name = task if len(self._counted) < TASKS_MAX else OTHER_TASKS
             counted = self._counted.setdefault(name, _Counted())
         return counted
+
+
+class LineLimit(Generic[Source]):
+    """Decides which lines of a flood are told: of each source so many a second; the others are counted."""
+
+    def __init__(self, max_lines_per_s: int) -> None:
+        """
+        Args:
+            max_lines_per_s: lines per second that one source may have told.
+        """
+        self._max_lines = max_lines_per_s
+        self._until_s = -1e18  # the end of the second in which lines are counted now
+        self._seen: dict[Source, int] = {}
+        self._dropped: dict[Source, int] = {}
+
+    def allow(self, source: Source, now: float) -> bool:
+        """Whether a line of this source is told; if not it is counted.
+
+        Args:
+            source: whose line it is.
+            now: monotonic seconds.
+        """
+        if now >= self._until_s and not self._dropped:
+            self._until_s = now + WINDOW_S
+            self._seen = {}
+        count = self._seen[source] = self._seen.get(source, 0) + 1
+        if count <= self._max_lines:
+            return True
+        self._dropped[source] = self._dropped.get(source, 0) + 1
+        return False
+
+    def next_due(self) -> float | None:
+        """When (monotonic seconds) `take_dropped` has something to say; None if nothing is counted."""
+        return self._until_s if self._dropped else None
+
+    def take_dropped(self, now: float, flush: bool = False) -> dict[Source, int]:
+        """How many lines of each source were not told, if their second is over.
+
+        Args:
+            now: monotonic seconds.
+            flush: do not wait for the second to pass, since the broker stops.
+        """
+        if now < self._until_s and not flush:
+            return {}
+        dropped, self._dropped = self._dropped, {}
+        return dropped
 
 
 def _summary(task: str, counted: _Counted, window_s: float) -> dict[str, Any]:

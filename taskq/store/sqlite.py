@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -45,6 +46,9 @@ _BALLAST_BYTES = 8 * 1024 * 1024
 _PRUNE_AGAIN_S = 60.0
 #: There may be a band for each key that ever was: above so many, those without a job go when the journal is opened.
 _MANY_BANDS = 1_000
+#: Ids whose time lies further ahead are not those of a clock that runs a little fast.
+_FUTURE_S = 86_400.0
+_AFTER_ALL_IDS = b"\xff" * 17
 _ROW = "seq, id, spec, payload, attempts, crashes, terms"
 
 P = ParamSpec("P")
@@ -92,7 +96,8 @@ class SQLiteStore:
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}
         self._number_of_band: dict[Band, int] = {}
-        self._newest_id = b""
+        # no job is known whose id lies between these two: see `_find_gap`
+        self._gap_from, self._gap_to, self._horizon = b"", _AFTER_ALL_IDS, b""
         self._next_seq = 1
         self._prune_after = 0  # up to this seq nothing more is to be removed now
         self._pruning_since = 0.0
@@ -188,7 +193,7 @@ class SQLiteStore:
         self.totals = Totals(*counts)
         # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
         self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
-        self._newest_id = self._value("SELECT max(id) FROM jobs") or b""
+        self._find_gap()
         self._prune_after = 0
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
         for number, queue, priority, gates in self._db.execute("SELECT band, queue, priority, gates FROM bands"):
@@ -220,17 +225,32 @@ class SQLiteStore:
         if terms is not None:
             for row, own in zip(rows, terms, strict=True):
                 row.terms = own
-        # Ids sort by time, so ids newer than all known ones need no look-up; that is nearly always so.
-        if min(ids) <= self._newest_id or len(set(ids)) < len(ids):
+        newest = max(ids)
+        is_new = self._gap_from < min(ids) and newest < self._gap_to and len(set(ids)) == len(ids)
+        if not is_new:
             rows = self._without_known(rows)
         if terms is None:
             self._insert(rows, self._spec_number(spec), self._band_number(band_of(spec, None)))
         else:
             self._insert_with_terms(rows, self._spec_number(spec))
-        self._newest_id = max(self._newest_id, *ids)
+        if is_new and newest < self._horizon:
+            self._gap_from = newest
+        else:
+            self._find_gap()
         self._next_seq = first + len(rows)
         self.totals.enqueued += len(rows)
         return rows
+
+    def _find_gap(self) -> None:
+        """Finds between which ids no job is known.
+
+        Ids sort by time, so new ones fall between the newest that is known and those of the far future, and need no
+        look-up. The latter come from a clock that was wrong, or from somebody who made them up; without a limit to what
+        counts as newest, one of them would have all later ones looked up.
+        """
+        self._horizon = int((time.time() + _FUTURE_S) * 1000).to_bytes(6, "big") + bytes(10)
+        self._gap_from = self._value("SELECT max(id) FROM jobs WHERE id < ?", self._horizon) or b""
+        self._gap_to = self._value("SELECT min(id) FROM jobs WHERE id >= ?", self._horizon) or _AFTER_ALL_IDS
 
     def _insert(self, rows: list[JobRow], spec: int, band: int) -> None:
         values = [(row.seq, row.id, spec, band, row.payload) for row in rows]

@@ -1,0 +1,24 @@
+"""Locks of multiprocessing whose names are removed as soon as nobody needs them.
+
+A lock that a spawned process is to share has a name (in /dev/shm), by which that process opens it. multiprocessing
+removes the name when the lock goes, and its helper process when the owner was killed. Whoever kills the helper too, as
+the end of a container or of a session does, would leave the names for ever. A lock without a name works as before, and
+ends with the last process that has it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from multiprocessing.synchronize import Lock
+from multiprocessing.util import Finalize
+
+
+def remove_name(lock: Lock) -> None:
+    """Removes a lock's name, once the other process has opened it. Does nothing if it is gone already.
+
+    What multiprocessing would do when the lock goes is a `Finalize` that hangs on it: called early, it tells the helper
+    as well, and does nothing later.
+    """
+    for reference in weakref.getweakrefs(lock):
+        if isinstance(reference.__callback__, Finalize):
+            reference.__callback__()
