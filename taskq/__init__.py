@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TaskQError,
     )
     from taskq.model import JobError, JobInfo, JobState
+    from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
     # the application, its tasks and jobs
@@ -40,6 +41,13 @@ __all__ = [
     "Task",
     "TaskQ",
     "current_job",
+    # waiting for many jobs
+    "aas_completed",
+    "agather",
+    "as_completed",
+    "await_any",
+    "gather",
+    "wait_any",
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
@@ -63,7 +71,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = ("taskq.app", "taskq.config", "taskq.context", "taskq.errors", "taskq.model")
+_HOMES = ("taskq.waiting", "taskq.app", "taskq.config", "taskq.context", "taskq.errors", "taskq.model")
 
 
 def __getattr__(name: str) -> "Any":

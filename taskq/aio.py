@@ -11,7 +11,9 @@ import asyncio
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from taskq.client import (
 )
 from taskq.config import Directory
 from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
+from taskq.items import checked, ending_at, late
 from taskq.limits import MAX_JOBS_PER_FRAME
 from taskq.model import JobInfo, Spec
 from taskq.wire import Message, Op
@@ -122,7 +125,7 @@ class AsyncClient:
             ResultTimeout: it did not end in time.
             JobNotFound: the broker does not know the job.
         """
-        future = self._watch(job_id)
+        future = self.watch(job_id)
         try:
             async with asyncio.timeout(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s)):
                 await future
@@ -131,11 +134,47 @@ class AsyncClient:
                 text = f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on"
                 raise ResultTimeout(text) from None
         finally:
-            self._forget(job_id, future)
+            self.forget(job_id, future)
         _, ending = ending_of(future.result())
         if ending is None:
             raise JobNotFound.of(job_id)
         return ending
+
+    @contextmanager
+    def watching(self, ids: Iterable[bytes]) -> Iterator[AsyncEndings]:
+        """Opens a stream of the endings of jobs."""
+        endings = AsyncEndings(self, ids)
+        try:
+            yield endings
+        finally:
+            endings.close()
+
+    async def items(
+        self, job_id: bytes, start: int, timeout_s: float | None, on_end: Callable[[Ending], object]
+    ) -> AsyncGenerator[bytes, None]:
+        """As `taskq.items.read_items`; how the job ended is told to a function, for this cannot return it."""
+        while True:
+            try:
+                async with asyncio.timeout(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s)):
+                    items, end = checked(await self._ask_for_items(job_id, start))
+            except TimeoutError:
+                raise late(job_id, start, timeout_s) from None
+            for item in items:
+                yield item
+            start += len(items)
+            if end is not None:
+                on_end(ending_at(end))
+                return
+
+    async def _ask_for_items(self, job_id: bytes, start: int) -> Any:
+        pauses = reconnect_pauses(self._blocking)
+        while True:
+            try:
+                return await self._connected().request(
+                    lambda number: wire.frame([Op.READ_ITEMS, number, job_id, start]), may_take_long=True
+                )
+            except ConnectionLost:
+                await asyncio.sleep(next(pauses))
 
     async def info(self, job_id: bytes) -> JobInfo:
         """All that is known of a job; raises as `Client.info`."""
@@ -169,7 +208,8 @@ class AsyncClient:
 
     # -- who waits for what
 
-    def _watch(self, job_id: bytes) -> asyncio.Future[Message]:
+    def watch(self, job_id: bytes) -> asyncio.Future[Message]:
+        """Has the RESULT frame of a job put into a future, to be given to `forget` in the end."""
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         is_watched = job_id in self._waiting
         self._waiting.setdefault(job_id, set()).add(future)
@@ -179,7 +219,8 @@ class AsyncClient:
             self._connection.watch([job_id])
         return future
 
-    def _forget(self, job_id: bytes, future: asyncio.Future[Message]) -> None:
+    def forget(self, job_id: bytes, future: asyncio.Future[Message]) -> None:
+        """Nobody waits any more for what `watch` returned."""
         futures = self._waiting.get(job_id, set())
         futures.discard(future)
         if not futures:
@@ -231,6 +272,47 @@ class AsyncClient:
         asyncio.get_running_loop().call_later(next(self._pauses), self._connect_again)
 
 
+class AsyncEndings:
+    """A stream of the endings of jobs, over the connection of all."""
+
+    def __init__(self, client: AsyncClient, ids: Iterable[bytes]) -> None:
+        self._client = client
+        self._arrived: deque[asyncio.Future[Message]] = deque()
+        self._has_some = asyncio.Event()
+        self.waiting = {job_id: client.watch(job_id) for job_id in ids}
+        for future in self.waiting.values():
+            future.add_done_callback(self._on_arrival)
+
+    def _on_arrival(self, future: asyncio.Future[Message]) -> None:
+        self._arrived.append(future)
+        self._has_some.set()
+
+    async def next(self, timeout_s: float | None) -> tuple[bytes, Ending | None]:
+        """The next job that ended, and how; None for one that the broker does not know.
+
+        Raises:
+            ResultTimeout: none ended in time.
+        """
+        if not self._arrived:
+            self._has_some.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._has_some.wait()
+            except TimeoutError:
+                raise ResultTimeout(f"nothing ended within {timeout_s} s") from None
+        job_id, ending = ending_of(self._arrived.popleft().result())
+        del self.waiting[job_id]
+        return job_id, ending
+
+    def close(self) -> None:
+        """Ends the stream."""
+        for job_id, future in self.waiting.items():
+            future.remove_done_callback(self._on_arrival)
+            if future.done():
+                future.exception()  # seen, or asyncio complains: the first that was met was raised
+            self._client.forget(job_id, future)
+
+
 class _Connection:
     """One connection to the broker. What tasks send in one turn of the loop goes out together."""
 
@@ -266,7 +348,7 @@ class _Connection:
 
     # -- out
 
-    async def request(self, frame: Callable[[int], bytes]) -> Any:
+    async def request(self, frame: Callable[[int], bytes], *, may_take_long: bool = False) -> Any:
         """Sends `frame(number)` and returns the value of its answer.
 
         Raises:
@@ -280,7 +362,7 @@ class _Connection:
         self._send(frame(number))
         self._answers[number] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(None if may_take_long else REPLY_TIMEOUT_S):
                 message = await self._answers[number]
         except TimeoutError as error:
             lost = ConnectionLost(f"the broker did not answer within {REPLY_TIMEOUT_S:g} s")

@@ -17,8 +17,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import aclosing, contextmanager
 from functools import update_wrapper
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
@@ -36,16 +36,24 @@ from taskq.errors import (
     QueueFull,
     ResultTimeout,
 )
+from taskq.items import read_items
 from taskq.limits import MAX_PAYLOAD_BYTES
 from taskq.model import JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
 from taskq.options import JobOptions, apply_options
+from taskq.progress import Progress, reporting
 from taskq.rules import PLAIN, Rules
 
 if TYPE_CHECKING:
     from taskq.aio import AsyncClient
+    from taskq.signatures import MapOptions, Takes1, Takes2, Takes3, Takes4
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+R_co = TypeVar("R_co", covariant=True)
 
 #: `map` submits in chunks that grow from the first to the second, and keeps at most so many jobs unfinished.
 _MAP_FIRST_CHUNK = 16
@@ -53,15 +61,18 @@ _MAP_LARGEST_CHUNK = 512
 _MAP_WINDOW = 2_048
 
 
-class Job(Generic[R]):
+class Job(Generic[R_co]):
     """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back."""
 
-    __slots__ = ("_app", "_cast", "_id")
+    __slots__ = ("_app", "_cast", "_ending", "_id")
 
-    def __init__(self, app: TaskQ, job_id: bytes, cast: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, app: TaskQ, job_id: bytes, cast: Callable[[Any], Any] | None = None, ending: Ending | None = None
+    ) -> None:
         self._app = app
         self._id = job_id
         self._cast = cast
+        self._ending = ending  # of a job that succeeded, which never changes; else None
 
     @property
     def id(self) -> str:
@@ -127,7 +138,7 @@ class Job(Generic[R]):
             return False
         return True
 
-    def result(self, timeout: float | None = None) -> R:
+    def result(self, timeout: float | None = None) -> R_co:
         """Waits for the job to end and returns what the function returned. The broker pushes it; nothing is polled.
 
         Args:
@@ -139,7 +150,54 @@ class Job(Generic[R]):
             ResultTimeout: it has not ended in time; it goes on.
             JobNotFound: nothing is known of it.
         """
-        return cast(R, value_of_ending(self._id, self._app.client.wait(self._id, timeout), self._cast))
+        ending = self._ending or self._app.client.wait(self._id, timeout)
+        return cast(R_co, value_of_ending(self._id, ending, self._cast))
+
+    def _with(self, ending: Ending) -> Job[R_co]:
+        """A handle of the same job that knows its ending, if that is for good (a failed job may be run again)."""
+        return Job(self._app, self._id, self._cast, ending if ending.state == JobState.SUCCEEDED else None)
+
+    def items(self, *, start: int = 0, timeout: float | None = None) -> Iterator[Any]:
+        """Iterates what a generator task yields, while it runs or later; `result` is what it returns in the end.
+
+        Items are numbered, and stored as they come: one that was shown is shown again to whoever asks, also after
+        the death of any process. A retry begins the generator anew, but what stands at a number stays: readers see
+        each number once, the ones that failed attempts have reached as those made them.
+
+        Args:
+            start: the number of the first item: a reader that was interrupted goes on where it was.
+            timeout: seconds to wait for the next item at the most.
+
+        Raises:
+            JobFailed, JobCancelled: after the last item, if the job did not succeed.
+            ResultTimeout: the next item did not come in time; the job goes on.
+            JobNotFound: nothing is known of it.
+        """
+        _check_start(start)
+        return self._items(start, timeout)
+
+    def _items(self, start: int, timeout: float | None) -> Iterator[Any]:
+        found = read_items(self._app.client, self._id, start, timeout)
+        try:
+            while True:
+                try:
+                    item = next(found)
+                except StopIteration as end:
+                    check_ending(self._id, end.value)
+                    return
+                yield decode_result(self._id, item)
+        finally:
+            found.close()
+
+    async def aitems(self, *, start: int = 0, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """`items` for asyncio: ``async for item in job.aitems(): ...``"""
+        _check_start(start)
+        ends: list[Ending] = []
+        found = self._app.async_client().items(self._id, start, timeout, ends.append)
+        async with aclosing(found):
+            async for item in found:
+                yield decode_result(self._id, item)
+        check_ending(self._id, ends[0])
 
     def cancel(self) -> bool:
         """Cancels the job, if it has not started.
@@ -153,9 +211,10 @@ class Job(Generic[R]):
         """
         return self._app.client.cancel(self._id)
 
-    async def aresult(self, timeout: float | None = None) -> R:
+    async def aresult(self, timeout: float | None = None) -> R_co:
         """`result` for asyncio: waits without blocking the loop."""
-        return cast(R, value_of_ending(self._id, await self._app.async_client().wait(self._id, timeout), self._cast))
+        ending = self._ending or await self._app.async_client().wait(self._id, timeout)
+        return cast(R_co, value_of_ending(self._id, ending, self._cast))
 
     async def ainfo(self) -> JobInfo:
         """`info` for asyncio."""
@@ -171,24 +230,34 @@ class Job(Generic[R]):
         """`cancel` for asyncio."""
         return await self._app.async_client().cancel(self._id)
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R_co]:
         return self.aresult().__await__()
 
 
 def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] | None) -> Any:
     """The returned value in an ending, or its error as an exception."""
-    error = ending.outcome.error
-    if ending.state == JobState.CANCELLED:
-        raise JobCancelled(f"job {job_id.hex()} was cancelled before it started")
-    if error is not None:
-        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
+    check_ending(job_id, ending)
     if ending.outcome.result is None:
         return None
     value = decode_result(job_id, ending.outcome.result)
     return value if caster is None else caster(value)
 
 
-class Enqueuer(Generic[P, R]):
+def check_ending(job_id: bytes, ending: Ending) -> None:
+    """Raises the error in an ending, if the job did not succeed."""
+    error = ending.outcome.error
+    if ending.state == JobState.CANCELLED:
+        raise JobCancelled(f"job {job_id.hex()} was cancelled before it started")
+    if error is not None:
+        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
+
+
+def _check_start(start: int) -> None:
+    if not isinstance(start, int) or isinstance(start, bool) or not 0 <= start < 1 << 62:
+        raise ConfigError(f"start={start!r}: use the number of an item, 0 or more")
+
+
+class Enqueuer(Generic[P, R_co]):
     """The ways to enqueue one task with certain options. A task is one; `options()` makes others."""
 
     def __init__(
@@ -206,7 +275,7 @@ class Enqueuer(Generic[P, R]):
         self._function = function
         self._return_caster = return_caster
 
-    def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R]:
+    def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
         """The same task with other options for the jobs enqueued through what is returned; see
         `taskq.options.JobOptions` for all there are.
 
@@ -217,7 +286,14 @@ class Enqueuer(Generic[P, R]):
         spec, rules = apply_options(self._spec, self._rules, options, self._function)
         return Enqueuer(self._app, spec, rules, self._function, self._return_caster)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    @overload
+    def enqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    def enqueue(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
         """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
 
         Raises:
@@ -230,7 +306,22 @@ class Enqueuer(Generic[P, R]):
         [job_id] = self._submit([self._call(args, kwargs)])
         return self._job(job_id)
 
-    def enqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
+    @overload
+    def enqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes2[A, B, R], arguments: Iterable[tuple[A, B]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes3[A, B, C, R], arguments: Iterable[tuple[A, B, C]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(
+        self: Takes4[A, B, C, D, R], arguments: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]]
+    ) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A, ...] | list[Any]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self, arguments: Iterable[tuple[()]]) -> list[Job[R_co]]: ...
+
+    def enqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
         """Enqueues a job for each tuple of arguments, many in one round trip.
 
         Args:
@@ -241,16 +332,45 @@ class Enqueuer(Generic[P, R]):
         """
         return [self._job(job_id) for job_id in self._submit(self._calls(arguments))]
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    @overload
+    async def aenqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    async def aenqueue(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
         """`enqueue` for asyncio."""
         [job_id] = await self._asubmit([self._call(args, kwargs)])
         return self._job(job_id)
 
-    async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[R]]:
+    @overload
+    async def aenqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes2[A, B, R], arguments: Iterable[tuple[A, B]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes3[A, B, C, R], arguments: Iterable[tuple[A, B, C]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(
+        self: Takes4[A, B, C, D, R], arguments: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]]
+    ) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A, ...] | list[Any]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self, arguments: Iterable[tuple[()]]) -> list[Job[R_co]]: ...
+
+    async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
         """`enqueue_many` for asyncio."""
         return [self._job(job_id) for job_id in await self._asubmit(self._calls(arguments))]
 
-    def map(self, iterable: Iterable[Any], *, ordered: bool = True, timeout: float | None = None) -> Iterator[R]:
+    def map(
+        self: Takes1[A, R],
+        iterable: Iterable[A],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> Iterator[R]:
         """Runs the task for each item, across the fleet, and yields the results, like `Pool.map`.
 
         Submits while it yields, with a bounded number of jobs unfinished, so the iterable may be endless.
@@ -259,26 +379,69 @@ class Enqueuer(Generic[P, R]):
             iterable: for each job its one argument.
             ordered: yield in the order of the items; False: as they come.
             timeout: seconds to wait for the next result at the most.
+            progress: True shows a bar on standard error, if that is a terminal. Or a function `progress(done, total)`
+                (the total is None if the iterable does not know its length), such as tqdm's:
+                ``with tqdm() as bar: list(task.map(items, progress=lambda n, _: bar.update(n - bar.n)))``
 
         Raises:
             As `Job.result` and `enqueue`, when the result's turn comes.
             ConfigError: the jobs are unique, so there is not one for each item.
         """
-        return self.starmap(((item,) for item in iterable), ordered=ordered, timeout=timeout)
+        task = cast(Enqueuer[..., R], self)
+        return task._map(((item,) for item in iterable), _length(iterable), ordered, timeout, progress)
+
+    @overload
+    def starmap(self: Takes1[A, R], iterable: Iterable[tuple[A]], **options: Unpack[MapOptions]) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes2[A, B, R], iterable: Iterable[tuple[A, B]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes3[A, B, C, R], iterable: Iterable[tuple[A, B, C]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes4[A, B, C, D, R],
+        iterable: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]],
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes1[A, R], iterable: Iterable[tuple[A, ...] | list[Any]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
 
     def starmap(
-        self, iterable: Iterable[Sequence[Any]], *, ordered: bool = True, timeout: float | None = None
-    ) -> Iterator[R]:
+        self,
+        iterable: Iterable[Sequence[Any]],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> Iterator[Any]:
         """`map` for tuples of positional arguments."""
+        return self._map(iterable, _length(iterable), ordered, timeout, progress)
+
+    def _map(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        total: int | None,
+        ordered: bool,
+        timeout: float | None,
+        progress: Progress,
+    ) -> Iterator[Any]:
         if self._rules.unique is not None:
             raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
         calls = self._calls(iterable)
-        with self._app.client.watching() as endings:
-            results = _stream(endings, self._spec, calls, timeout)
+        with (
+            self._app.client.watching() as endings,
+            reporting(progress, total, self._spec.task) as tell,
+        ):
+            results = _counted(_stream(endings, self._spec, calls, timeout), tell)
             for job_id, ending in _in_order(results) if ordered else _as_they_come(results):
                 yield value_of_ending(job_id, ending, self._return_caster)
 
-    def _job(self, job_id: bytes) -> Job[R]:
+    def _job(self, job_id: bytes) -> Job[Any]:
         return Job(self._app, job_id, self._return_caster)
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
@@ -366,6 +529,10 @@ def _plain_calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Cal
         yield Call(job_id, payload)
 
 
+def _length(iterable: Iterable[Any]) -> int | None:
+    return len(iterable) if isinstance(iterable, Sized) else None
+
+
 _Step = tuple[list[bytes], tuple[bytes, Ending] | None]
 
 
@@ -394,6 +561,16 @@ def _stream(endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float 
         yield submitted, (job_id, ending)
 
 
+def _counted(steps: Iterator[_Step], tell: Callable[[int], object]) -> Iterator[_Step]:
+    """Tells how many jobs have ended so far."""
+    done = 0
+    for step in steps:
+        if step[1] is not None:
+            done += 1
+            tell(done)
+        yield step
+
+
 def _in_order(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
     turn: deque[bytes] = deque()
     ended: dict[bytes, Ending] = {}
@@ -412,14 +589,15 @@ def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
             yield arrived
 
 
-class Task(Enqueuer[P, R]):
+class Task(Enqueuer[P, R_co]):
     """A registered function. Calling it runs it here; its other methods make jobs of it."""
 
-    def __init__(self, app: TaskQ, function: Callable[P, R], spec: Spec, rules: Rules = PLAIN) -> None:
+    def __init__(self, app: TaskQ, function: Callable[P, R_co], spec: Spec, rules: Rules = PLAIN) -> None:
         self.caster = CallCaster(function)
         super().__init__(app, spec, rules, function, self.caster.return_caster)
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
+        self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         update_wrapper(self, function)
 
     @property
@@ -427,7 +605,7 @@ class Task(Enqueuer[P, R]):
         """The name under which the task is registered."""
         return self._spec.task
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:

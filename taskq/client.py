@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
 import weakref
@@ -215,6 +216,16 @@ class Connection:
         self._send(wire.frame([op, number, *fields]))
         return self.answer(number)
 
+    def ask(self, timeout_s: float | None, op: Op, *fields: Any) -> Any:
+        """A request that the broker may answer late.
+
+        Raises:
+            TimeoutError: there was no answer in time; this connection is of no use any more.
+        """
+        number = next(self._requests)
+        self._send(wire.frame([op, number, *fields]))
+        return value_of(self.receive(timeout_s), number)
+
     def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> list[bytes]:
         """Submits jobs; with `watch`, their RESULT frames come by themselves. Returns the ids, as `Client.submit`."""
         return ids_of(calls, self.answer(self.send_submit(spec, calls, resend=resend, watch=watch)))
@@ -257,10 +268,25 @@ class Connection:
 
     def _send(self, data: bytes) -> None:
         try:
-            self._socket.settimeout(REPLY_TIMEOUT_S)
-            self._socket.sendall(data)
+            self._socket.settimeout(0.0)
+            rest = memoryview(data)
+            while rest:
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except BlockingIOError:
+                    self._wait_for_room()
         except OSError as error:
             raise ConnectionLost(str(error)) from error
+
+    def _wait_for_room(self) -> None:
+        """Takes in what arrives meanwhile: the broker reads nothing from a client that leaves too much unread."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        events = poll.poll(REPLY_TIMEOUT_S * 1000)
+        if not events:
+            raise ConnectionLost(f"the broker took nothing within {REPLY_TIMEOUT_S:g} s")
+        if events[0][1] & select.POLLIN:
+            self._take_in(self._socket.recv(_READ_BYTES))
 
     def receive(self, timeout_s: float | None) -> Message:
         """The next frame.
@@ -277,10 +303,13 @@ class Connection:
                 raise
             except OSError as error:
                 raise ConnectionLost(str(error)) from error
-            if not data:
-                raise ConnectionLost("the broker closed the connection")
-            self._pending.extend(self._decoder.feed(data))
+            self._take_in(data)
         return self._pending.popleft()
+
+    def _take_in(self, data: bytes) -> None:
+        if not data:
+            raise ConnectionLost("the broker closed the connection")
+        self._pending.extend(self._decoder.feed(data))
 
 
 class Client:

@@ -35,8 +35,8 @@ from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox
 from taskq.platform import die_with_parent, is_unread, name_process
-from taskq.runner import Runner, flush_output
-from taskq.wire import Op
+from taskq.runner import NO_EXTRA, Runner, flush_output
+from taskq.wire import Extra, Op
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
@@ -165,7 +165,7 @@ class Consumer:
         self._inbox = boot.inbox
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record)
-        self._runner = Runner(app)
+        self._runner = Runner(app, outbox.add_item, self._check_time)
         self._outbox = outbox
         self._number = 0  # of the job that runs
         self._is_waiting = False
@@ -192,10 +192,10 @@ class Consumer:
             self._run_batch(number, jobs)
 
     def _run_batch(self, number: int, jobs: list[Any]) -> None:
-        for job_id, task, attempt, payload in jobs:
+        for job in jobs:
             if self._is_stopping:
                 return
-            self._run_job(number, job_id, task, attempt, payload)
+            self._run_job(number, *job)
             number += 1
 
     def _next_batch(self) -> bytes:
@@ -211,12 +211,14 @@ class Consumer:
         finally:
             self._is_waiting = False
 
-    def _run_job(self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes) -> None:
+    def _run_job(
+        self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA
+    ) -> None:
         if self._counters.claim(number) is None:
             return  # taken back: another consumer has it
         self._recorder.started(job_id, attempt)
         self._number = number
-        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload)
+        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload, extra)
         if _is_forked_child:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
         os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job
@@ -238,6 +240,11 @@ class Consumer:
         self._is_stopping = True
         if self._is_waiting:
             raise _Stop
+
+    def _check_time(self) -> None:
+        """Makes up for a signal that came while no code of the job ran."""
+        if self._counters.is_overdue(self._number):
+            raise JobTimeout("the job ran longer than its timeout")
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
         if self._runner.is_in_job and self._counters.is_overdue(self._number):

@@ -95,11 +95,12 @@ class Effects:
     rescheduled: list[Rescheduled] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
     retried: int = 0
     crashed: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.ended or self.rescheduled or self.notes)
+        return bool(self.ended or self.rescheduled or self.notes or self.items)
 
 
 class _Holder:
@@ -295,6 +296,14 @@ class Core:
             else:
                 self._failed(key, row, error, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
         self._measure(durations_of)
+
+    def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
+        """A running job has yielded items, the first at a position. Returns whether the consumer has such a job."""
+        for row in self._holders[key].leased.values():  # the one that runs comes first, or nearly
+            if row.id == job_id:
+                self._effects.items.append((row, first, items))
+                return True
+        return False
 
     def _measure(self, durations_of: dict[str, list[int]]) -> None:
         for task, durations_us in durations_of.items():

@@ -15,6 +15,7 @@ from taskq import wire
 from taskq.core import Batch, Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
+from taskq.limits import MAX_ITEMS
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts
 from taskq.supervisor import Slot, SlotState, Supervisor
@@ -79,6 +80,9 @@ class Crew:
                 attempts = Attempts(numbers, verdicts, durations_us, wire.split(body, lengths))
                 self._core.settled(slot.key, attempts, time.monotonic(), time.time())
                 self._after_outcomes(slot)
+            case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
+                if not self._core.yielded(slot.key, job_id, first, wire.split(body, lengths)):
+                    raise ProtocolError("items of a job that the consumer does not have")
             case [Op.READY, int(), list(tasks)]:
                 self._on_ready(slot, tasks)
             case [Op.BOOT_FAILED, str(message), str(traceback)]:

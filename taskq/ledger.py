@@ -18,9 +18,10 @@ from taskq import spool, wire
 from taskq.config import Directory, Settings
 from taskq.core import Core, Effects, Note
 from taskq.counters import FlightRecord
-from taskq.errors import EnqueueError, StoreFull, TaskQError
+from taskq.errors import EnqueueError, JobNotFound, ProtocolError, QueueFull, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
+from taskq.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
 from taskq.model import Spec, Terms
 from taskq.narrator import Narrator
 from taskq.server import Peer, Server
@@ -69,6 +70,7 @@ class Ledger:
         self._prunes = False  # whether the next commit removes what need not be kept any more
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers: dict[bytes, set[Peer]] = {}
+        self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
@@ -116,6 +118,7 @@ class Ledger:
         mine.rescheduled += effects.rescheduled
         mine.done += effects.done
         mine.notes += effects.notes
+        mine.items += effects.items
         mine.retried += effects.retried
         mine.crashed += effects.crashed
         if mine and self._effects_since is None:
@@ -186,6 +189,9 @@ class Ledger:
         ended = self._effects.ended
         if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
             return True
+        readers = self._readers
+        if readers and any(row.id in readers for row, *_ in (*self._effects.items, *ended)):
+            return True
         watchers = self._watchers
         return bool(watchers) and any(row.id in watchers for row, _, _ in ended)
 
@@ -251,6 +257,8 @@ class Ledger:
 
     def _settle(self, wall: float, more: list[Ended]) -> None:
         effects = self._effects
+        for row, first, items in effects.items:
+            self._store.add_items(row.seq, first, items)
         if effects.ended or effects.rescheduled or more:
             self._store.settle([*effects.ended, *more] if more else effects.ended, effects.rescheduled, wall)
             self._store.totals.retried += effects.retried
@@ -312,6 +320,10 @@ class Ledger:
                 for peer in self._watchers.pop(row.id, ()):
                     peer.watched.discard(row.id)
                     self._push(peer, row.id, kept, outcome)
+        if self._readers:
+            for job_id in {row.id for row, *_ in (*effects.items, *effects.ended)}:
+                for peer, request, start in self._readers.pop(job_id, ()):
+                    self._answer_reader(peer, request, job_id, start)
         for change in effects.rescheduled:
             self.next_due = _first((self.next_due, change.due_at))
         self._narrator.notes(effects.notes)
@@ -351,6 +363,35 @@ class Ledger:
     def _tell_unknown(self, peer: Peer, job_id: bytes) -> None:
         self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
 
+    def _answer_reader(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
+        try:
+            self.read_items(peer, request, job_id, start)
+        except TaskQError as error:
+            self._server.send(peer, wire.error_frame(request, error))
+
+    def read_items(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
+        """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
+
+        Raises:
+            JobNotFound: nothing is known of the job.
+            QueueFull: too many wait already.
+        """
+        if self._server.is_clogged(peer):
+            raise ProtocolError("the client asks for more, and reads nothing")
+        stored = self.find(job_id)
+        if stored is None:
+            raise JobNotFound.of(job_id)
+        items = self._store.items(stored.row.seq, start, ITEMS_ANSWER, ITEMS_ANSWER_BYTES)
+        is_over = stored.kept >= FIRST_FINAL
+        if items or is_over:
+            end = (stored.kept.state.value, stored.outcome) if not items else None
+            self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
+            return
+        readers = self._readers.setdefault(job_id, [])
+        if len(readers) >= MAX_READERS:
+            raise QueueFull(f"{MAX_READERS} wait for the items of this job already")
+        readers.append((peer, request, start))
+
     def _add_watcher(self, job_id: bytes, peer: Peer) -> None:
         if not peer.closed:
             self._watchers.setdefault(job_id, set()).add(peer)
@@ -378,6 +419,10 @@ class Ledger:
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""
+        for job_id, readers in list(self._readers.items()):
+            readers[:] = [reader for reader in readers if reader[0] is not peer]
+            if not readers:
+                del self._readers[job_id]
         for job_id in peer.watched:
             watchers = self._watchers.get(job_id)
             if watchers is not None:

@@ -42,6 +42,8 @@ class JobOptions(TypedDict, total=False):
     Once
         unique (True, a list of parameters, a function of the arguments, a text, or `Unique`): while a job of the task
             with the same key has not ended, `enqueue` makes no other but returns that one.
+    Results
+        result (bool): False drops what the function returns, whatever it is: `Job.result` then returns None.
     Limits
         concurrency (int): so many jobs of the task run at once in the fleet.
         rate (str such as "100/m" or "5/10s"): so many are started in that time at the most, in any such span.
@@ -62,6 +64,7 @@ class JobOptions(TypedDict, total=False):
     max_crashes: int
     timeout: float | None
     unique: Key | Unique | None
+    result: bool
     concurrency: int | None
     rate: str | None
     limit_by: Key | None
@@ -195,6 +198,7 @@ _OF_SPEC: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
     "retries": ("retries", None),
     "max_crashes": ("max_crashes", None),
     "timeout": ("timeout_s", None),
+    "result": ("keep_result", None),
     "concurrency": ("concurrency", None),
     "rate": ("rate", _rate_of),
     "resources": ("resources", _resources_of),

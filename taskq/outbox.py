@@ -24,6 +24,9 @@ from taskq.wire import Op
 #: one would take a tenth of a core from them.
 _REPORT_AFTER_S = 0.020
 _REPORT_COUNT = 250
+#: Items of a generator are sent at the latest when so many wait, or so many bytes.
+_ITEMS_COUNT = 500
+_ITEMS_BYTES = 256 * 1024
 _BODY_BYTES = 256 * 1024
 _ROW = Struct("=4Q")  # number, verdict, microseconds, length of the outcome
 
@@ -102,13 +105,17 @@ class Outbox:
         self.descriptor = connection.fileno()
         self._unsent = unsent
         self._lock = threading.Lock()
-        self._oldest_at = 0.0  # when the oldest unsent outcome was made
+        self._oldest_at = 0.0  # when the oldest unsent outcome, or item, was made
+        self._items: dict[bytes, tuple[int, list[bytes]]] = {}  # by job: the position of the first, and they
+        self._items_bytes = 0
         self._has_some = threading.Event()
 
     def add(self, number: int, verdict: int, duration_s: float, outcome: bytes, now: float) -> None:
         """Takes an outcome: from now on it is safe from the death of this process. It is sent now or later."""
         duration_us = int(duration_s * 1e6)
         with self._lock:
+            if self._items:
+                self._send_items()  # before the end of their job
             unsent = self._unsent
             count = unsent.add(number, verdict, duration_us, outcome)
             if count == 0:
@@ -123,12 +130,36 @@ class Outbox:
             elif now - self._oldest_at >= _REPORT_AFTER_S:
                 self._send_unsent()
 
+    def add_item(self, job_id: bytes, position: int, item: bytes) -> None:
+        """Takes what a generator has yielded. It is sent now or later, before the outcome of its job in any case."""
+        with self._lock:
+            if self._items_bytes + len(item) > _ITEMS_BYTES:
+                self._send_items()  # so that a frame takes one that is as large as it may be
+            if not self._items and self._unsent.is_empty():
+                self._oldest_at = time.monotonic()
+                self._has_some.set()
+            _, items = self._items.setdefault(job_id, (position, []))
+            items.append(item)
+            self._items_bytes += len(item)
+            if len(items) == _ITEMS_COUNT:
+                self._send_items()
+
+    def _send_items(self) -> None:
+        for job_id, (first, items) in self._items.items():
+            envelope = [Op.ITEMS, job_id, first, [len(item) for item in items]]
+            self._socket.sendall(wire.frame(envelope, items))
+        self._items.clear()
+        self._items_bytes = 0
+
     def report(self) -> None:
         """Sends what waits."""
         with self._lock:
             self._send_unsent()
 
     def _send_unsent(self) -> None:
+        if self._items:
+            self._send_items()
+            self._has_some.clear()
         if not self._unsent.is_empty():
             self._socket.sendall(self._unsent.frame())
             self._unsent.clear()

@@ -61,6 +61,9 @@ class Requests:
                 case [Op.WATCH, bytes(ids)] if len(ids) % 16 == 0:
                     self._ledger.watch(peer, [ids[start : start + 16] for start in range(0, len(ids), 16)])
                     return
+                case [Op.READ_ITEMS, int(), bytes(job_id), int(start)] if len(job_id) == 16 and 0 <= start < 1 << 62:
+                    self._ledger.read_items(peer, request, job_id, start)
+                    return
                 case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
                     value: Any = self._info(job_id)
                 case [Op.CANCEL, int(), bytes(job_id)] if len(job_id) == 16:

@@ -7,19 +7,24 @@ it was refused, for running it again could not help.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any
 
 from taskq import context
 from taskq.app import Task, TaskQ
 from taskq.codec import CorruptPayload, decode_call, encode_result
 from taskq.errors import JobTimeout, PayloadError
-from taskq.limits import MAX_PAYLOAD_BYTES
+from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError
 from taskq.outcome import Verdict, pack_failure, pack_success
+from taskq.wire import DROP_RESULT, Extra
+
+#: Of most jobs there is no more to say.
+NO_EXTRA: Extra = {}
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 
@@ -35,13 +40,27 @@ class _Refused(Exception):
 class Runner:
     """Runs the jobs of one process, one at a time."""
 
-    def __init__(self, app: TaskQ) -> None:
+    def __init__(
+        self,
+        app: TaskQ,
+        on_item: Callable[[bytes, int, bytes], None] | None = None,
+        check_time: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            on_item: takes what a generator yields: the job's id, the position, the encoded value.
+            check_time: raises JobTimeout if the time of the running job is over.
+        """
         self._tasks = app.tasks
+        self._on_item = on_item
+        self._check_time = check_time
         self._event_loop: Any = None
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
         self.is_in_job = False
 
-    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes) -> tuple[Verdict, float, bytes]:
+    def run(
+        self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA
+    ) -> tuple[Verdict, float, bytes]:
         """Runs a job to its end, whatever that is; never raises.
 
         Returns:
@@ -51,7 +70,7 @@ class Runner:
         start = time.perf_counter()
         context.begin(job_id, task_name, attempt)
         try:
-            result = self._result(job_id, task_name, payload)
+            result = self._result(job_id, task_name, payload, extra)
             duration_s = time.perf_counter() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except _Refused as refusal:
@@ -65,7 +84,7 @@ class Runner:
         duration_s = time.perf_counter() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error)
 
-    def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes | None:
+    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
@@ -77,7 +96,7 @@ class Runner:
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
         value = self._call(task, args, kwargs)
-        if value is None:
+        if value is None or (extra and DROP_RESULT in extra):
             return None  # most jobs are run for their effect
         try:
             result = encode_result(job_id, value)
@@ -102,7 +121,8 @@ class Runner:
         try:
             if task.is_async:
                 return self._run_coroutine(task.function(*args, **kwargs))
-            return task.function(*args, **kwargs)
+            value = task.function(*args, **kwargs)
+            return self._exhaust(value) if task.is_generator else value
         except TypeError as error:
             # raised by the call itself, not inside: then the arguments do not fit the function
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
@@ -112,6 +132,38 @@ class Runner:
             raise
         finally:
             self.is_in_job = False
+
+    def _exhaust(self, generator: Any) -> Any:
+        """Runs a generator to its end, and tells what it yields. Returns what it returns."""
+        items = _Items(context.current_job().id, self._on_item)
+        if hasattr(generator, "__anext__"):
+            return self._run_coroutine(self._exhaust_async(generator, items))
+        return self._exhaust_sync(generator, items)
+
+    def _exhaust_sync(self, generator: Generator[Any, None, Any], items: _Items) -> Any:
+        try:
+            while True:
+                try:
+                    value = next(generator)
+                except StopIteration as end:
+                    return end.value
+                self._take(items, value)
+        finally:
+            generator.close()
+
+    async def _exhaust_async(self, generator: AsyncGenerator[Any, None], items: _Items) -> None:
+        try:
+            async for value in generator:
+                self._take(items, value)
+        finally:
+            await generator.aclose()
+
+    def _take(self, items: _Items, value: Any) -> None:
+        self.is_in_job = False  # a timeout must not interrupt what is sent
+        items.take(value)
+        self.is_in_job = True
+        if self._check_time is not None:
+            self._check_time()
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         import asyncio  # takes 40-70 ms to import: only applications with async tasks pay for it
@@ -125,6 +177,35 @@ class Runner:
             event_loop, self._event_loop = self._event_loop, None
             event_loop.close()
             raise
+
+
+class _Items:
+    """What one attempt of a generator has yielded."""
+
+    def __init__(self, job_id: str, on_item: Callable[[bytes, int, bytes], None] | None) -> None:
+        self._job_id = bytes.fromhex(job_id)
+        self._on_item = on_item
+        self._pid = os.getpid()
+        self._count = 0
+        self._bytes = 0
+
+    def take(self, value: Any) -> None:
+        """Sends a value, now or in a moment."""
+        if self._on_item is None or os.getpid() != self._pid:
+            return  # what a job forks does not speak for it
+        try:
+            item = encode_result(self._job_id, value)
+        except PayloadError as error:
+            raise _Refused("UnserializableItem", f"item {self._count}: {error}") from error
+        self._bytes += len(item)
+        if self._count == MAX_ITEMS or self._bytes > MAX_ITEMS_BYTES or len(item) > MAX_PAYLOAD_BYTES:
+            raise _Refused(
+                "TooManyItems",
+                f"item {self._count} takes {len(item):,} bytes, all so far {self._bytes:,}; the limits of a job are "
+                f"{MAX_ITEMS:,} items, {MAX_PAYLOAD_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
+            )
+        self._on_item(self._job_id, self._count, item)
+        self._count += 1
 
 
 def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str:

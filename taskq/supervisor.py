@@ -33,7 +33,7 @@ from taskq.limits import MAX_LAST_LINES
 from taskq.outbox import Unsent
 from taskq.output import LineCutter
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
-from taskq.wire import Decoder, Message
+from taskq.wire import DROP_RESULT, Decoder, Message
 
 #: A consumer must have imported the application within this time.
 BOOT_TIMEOUT_S = 120.0
@@ -93,7 +93,12 @@ class Slot:
 
     def send(self, batch: Batch) -> bool:
         """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
-        jobs = [(row.id, row.spec.task, row.attempts + 1, row.payload) for row in batch.rows]
+        jobs = [
+            (row.id, row.spec.task, row.attempts + 1, row.payload)
+            if row.spec.keep_result
+            else (row.id, row.spec.task, row.attempts + 1, row.payload, {DROP_RESULT: True})
+            for row in batch.rows
+        ]
         return self.inbox.put(msgpack.packb((batch.first, jobs)))
 
     def read_messages(self) -> list[Message]:

@@ -11,7 +11,7 @@ Requests carry a number, chosen by the client, which the answer repeats; RESULT 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import accumulate, chain, pairwise
 from struct import Struct
@@ -48,12 +48,20 @@ class Op(IntEnum):
     STATUS = 15  # request
     STOP = 16  # request
     RELOAD = 17  # request
+    READ_ITEMS = (
+        26  # request, id, start                                        answered when there are some, or the job ends
+    )
 
     READY = 30  # pid, names of the tasks                                        consumer -> broker
     BOOT_FAILED = 31  # message, traceback
     OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
     STARTED = 33  # number
+    ITEMS = 36  # id, position of the first, lengths                             body: what a generator has yielded
 
+
+#: A job in a batch is (id, task, attempt, payload), and if there is more to say of it, a map with these keys behind it.
+Extra = Mapping[str, Any]
+DROP_RESULT = "drop_result"
 
 Message = tuple[list[Any], memoryview]
 _NO_BODY = memoryview(b"")

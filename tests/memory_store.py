@@ -31,6 +31,7 @@ class Record:
     terms: Terms | None = None
     expires_at: float | None = None
     unique_key: str | None = None
+    items: tuple[bytes, ...] = ()
 
     def row(self) -> JobRow:
         """As the broker holds it."""
@@ -198,6 +199,19 @@ class MemoryStore:
                 crashes=row.crashes,
                 outcome=known.outcome if outcome is None else outcome,
             )
+
+    def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
+        known = self._jobs[self._by_seq[seq]].items
+        self._change(seq, items=(*known, *items[len(known) - first :]))
+
+    def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
+        found: list[bytes] = []
+        job_id = self._by_seq.get(seq)
+        for item in self._jobs[job_id].items[start : start + limit] if job_id in self._jobs else ():
+            if found and sum(map(len, found)) + len(item) > max_bytes:
+                break
+            found.append(item)
+        return found
 
     def release(self, rows: Iterable[JobRow]) -> None:
         pass

@@ -149,8 +149,8 @@ class Soak:
         return None, []
 
     def _kill(self, process: psutil.Process, *also: psutil.Process) -> None:
-        process.kill()
         now = time.monotonic()  # not when we see that it is dead: its job may be running elsewhere by then
+        process.kill()
         psutil.wait_procs([process, *also], timeout=10)
         for dead in (process, *also):
             self.history.deaths[str(dead.pid)] = now
@@ -169,8 +169,8 @@ class Soak:
     def _kill_guardian(self) -> None:
         broker, consumers = self._roles()
         guardian = psutil.Process(self.fleet.guardian_pid)
-        guardian.kill()
         now = time.monotonic()
+        guardian.kill()
         self.fleet._guardian.wait()  # type: ignore[union-attr]
         if broker is not None:
             psutil.wait_procs([broker, *consumers], timeout=20)

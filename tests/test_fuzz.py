@@ -161,6 +161,7 @@ FROM_CLIENTS = [
     frame([Op.WATCH, ID * 3]),
     frame([Op.INFO, 9, ID]),
     frame([Op.CANCEL, 10, ID]),
+    frame([Op.READ_ITEMS, 12, ID, 0]),
     frame([Op.STATUS, 11]),
 ]
 FROM_OTHERS = [
@@ -171,6 +172,7 @@ FROM_OTHERS = [
     frame([Op.BOOT_FAILED, "ImportError", "Traceback ..."]),
     frame([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], [OUTCOMES[0], OUTCOMES[2]]),
     frame([Op.STARTED, 3]),
+    frame([Op.ITEMS, ID, 0, [1, 2]], [b"a", b"bc"]),
 ]
 
 chances = st.randoms(use_true_random=False)

@@ -19,14 +19,15 @@ ROOT = Path(taskq.__file__).parent
 #: From the bottom up: a module imports from the rows below its own only. `codec`, `log` and `cli` stand for all that is in them.
 ROWS = (
     {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
-    {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
+    {"progress", "model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
     {"config", "outcome", "output", "gates"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
+    {"items"},
     {"aio", "consumer_process", "rules"},
     {"options"},
     {"app"},
-    {"loader"},
+    {"loader", "signatures", "waiting"},
     {"runner", "resolve"},
     {"consumer"},
     {"supervisor", "preload"},

@@ -135,6 +135,31 @@ class TestConformance:
         assert stored(store, row).row.payload == payload
         assert store.lease(Band("mail"), 0, 1, 1)[0][0].payload == payload
 
+    def test_items_of_a_job(self, store: Store) -> None:
+        """In order, from anywhere, within bounds; what stands at a position stays; they go with their job."""
+        one, other = submit(store, 2)
+        assert store.items(one.seq, 0, 10, 100) == []
+        store.add_items(one.seq, 0, [b"aa", b"bb"])
+        store.add_items(other.seq, 0, [b"other"])
+        store.commit()
+        store.add_items(one.seq, 1, [b"xx", b"cc", b"dd"])
+        store.commit()
+        assert store.items(one.seq, 0, 10, 100) == [b"aa", b"bb", b"cc", b"dd"]
+        assert store.items(one.seq, 2, 10, 100) == [b"cc", b"dd"]
+        assert store.items(one.seq, 0, 3, 100) == [b"aa", b"bb", b"cc"]
+        assert store.items(one.seq, 0, 10, 5) == [b"aa", b"bb"]
+        assert store.items(one.seq, 1, 10, 1) == [b"bb"]
+        assert store.items(one.seq, 4, 10, 100) == []
+        store.add_items(one.seq, 4, [b"lost"])
+        store.rollback()
+        assert store.items(one.seq, 4, 10, 100) == []
+        end(store, [one])
+        assert store.items(one.seq, 3, 10, 100) == [b"dd"]
+        store.prune(LATE, 0, 100)
+        store.commit()
+        assert store.items(one.seq, 0, 10, 100) == []
+        assert store.items(other.seq, 0, 10, 100) == [b"other"]
+
     @pytest.mark.parametrize("number", [1, 49, 50, 51, 100, 733])
     def test_batches_of_any_size(self, store: Store, number: int) -> None:
         """No job is left out and none comes twice."""

@@ -160,6 +160,12 @@ class Store(Protocol):
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
 
+    def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
+        """Records what a job has yielded, from position `first`. What stands at a position already stays."""
+
+    def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
+        """What a job has yielded, from position `start`: at most `limit`, of this size together (at least one)."""
+
     def release(self, rows: Iterable[JobRow]) -> None:
         """Gives jobs back that have not started."""
 

@@ -150,6 +150,7 @@ class SQLiteStore:
         if self._value("PRAGMA journal_mode") != "wal":  # if a call fails while it changes, it stays, without an error
             raise JournalError(f"{self._path} could not be changed to a write-ahead log")
         self._migrate()
+        self._db.execute(files("taskq.store").joinpath("items.sql").read_text())
         if not marker.exists():
             _sync_directory(marker.parent)  # the rollback journal of its creation must not come back beside the marker
             _write_durably(marker, f"taskq {uuid.uuid4().hex}\n".encode())
@@ -412,6 +413,25 @@ class SQLiteStore:
         if rescheduled:
             self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
 
+    @_trusted
+    def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
+        self._begin()
+        self._db.execute(_ITEMS_GO_WITH_THEIR_JOB)
+        self._db.executemany(_ADD_ITEM, [(seq, position, item) for position, item in enumerate(items, first)])
+
+    @_trusted
+    def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
+        found: list[bytes] = []
+        size = 0
+        cursor = self._db.execute(_ITEMS, (seq, start, limit))
+        for (item,) in cursor:
+            size += len(item)
+            if found and size > max_bytes:
+                cursor.close(True)
+                break
+            found.append(item)
+        return found
+
     def _begin(self) -> None:
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
@@ -568,6 +588,10 @@ _END = (
 _RESCHEDULE = (
     "UPDATE jobs SET state = ?, due_at = ?, attempts = ?, crashes = ?, outcome = coalesce(?, outcome) WHERE seq = ?"
 )
+_ITEMS_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS items_go_with_their_job AFTER DELETE ON jobs BEGIN
+    DELETE FROM items WHERE job = old.seq; END"""
+_ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
+_ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
 _TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
 _PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)
 _JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import structlog
@@ -83,6 +84,89 @@ def add(a: int, b: int = 1) -> int:
 @q.task
 def echo(value: Any) -> Any:
     return value
+
+
+@q.task(result=False)
+def drop(value: int) -> Any:
+    """Returns what cannot be serialized: nobody wants it."""
+    return [value, sys.stdout]
+
+
+@q.task
+def count(most: int) -> Generator[int, None, str]:
+    """Yields numbers, and returns a text."""
+    yield from range(most)
+    return f"{most} in all"
+
+
+@q.task
+async def acount(most: int) -> AsyncGenerator[int, None]:
+    import asyncio
+
+    for number in range(most):
+        await asyncio.sleep(0)
+        yield number
+
+
+@q.task(retries=2)
+def yield_and_wait(path: str, gate: str) -> Generator[str, None, int]:
+    """Yields its attempt three times, waits for a gate at its first start, then yields twice more."""
+    attempt = current_job().attempt
+    for number in range(3):
+        yield f"{number} of {attempt}"
+    record(path, "yielded")
+    if attempt == 1:
+        pass_gate(gate)
+    for number in range(3, 5):
+        yield f"{number} of {attempt}"
+    return attempt
+
+
+@q.task(retries=0)
+def yield_and_fail(values: list[Any]) -> Generator[Any, None, None]:
+    yield from values
+    raise LookupError("no more")
+
+
+@q.task
+def yield_back(values: list[Any]) -> Generator[Any, None, None]:
+    yield from values
+
+
+@q.task(retries=0)
+def yield_odd(how: str) -> Generator[Any, None, None]:
+    """Yields what is refused."""
+    yield "first"
+    if how == "unserializable":
+        yield sys.stdout
+    if how == "large":
+        yield bytes(5_000_000)
+    while how == "many":
+        yield None
+
+
+@q.task(timeout=0.3, retries=0)
+def yield_for_ever(path: str) -> Generator[int, None, None]:
+    number = 0
+    try:
+        while True:
+            yield number
+            number += 1
+            time.sleep(0.001)
+    finally:
+        record(path, "cleaned")
+
+
+@q.task(retries=0)
+def yield_after_fork() -> Generator[int, None, int]:
+    """Forks in the middle: the child goes on as well, and speaks for nobody."""
+    yield 0
+    parent = os.getpid()
+    child = os.fork()
+    yield 1
+    if os.getpid() == parent:
+        os.waitpid(child, 0)
+    return 2
 
 
 @q.task(retries=0)
