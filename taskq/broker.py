@@ -67,7 +67,12 @@ class Broker:
         _check_filesystem(directory)
         end_old_consumers(directory.consumers_lock)
         self._store = SQLiteStore(directory.journal, settings.durability)
-        self._core = Core(settings.queues, settings.memory_mb * 1024 * 1024)
+        self._core = Core(
+            settings.queues,
+            settings.memory_mb * 1024 * 1024,
+            weights=dict(settings.weights),
+            capacities=dict(settings.resources),
+        )
         self._narrator = Narrator(log, self._slot, tells_enqueued=settings.log_level == "debug")
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
@@ -77,7 +82,7 @@ class Broker:
             self._supervisor,
             self._selector,
             self._narrator,
-            settings.max_jobs,
+            settings,
             self._on_first_ready,
             self._on_boot_failed,
         )

@@ -51,6 +51,11 @@ class Settings:
     Attributes:
         consumers: how many consumer processes; by default as many as this process may use CPUs.
         queues: the queues this fleet serves; empty for all.
+        weights: the shares of queues, by name, where they are not 1: with 3 and 1 the first gets three quarters of the
+            time of the consumers while jobs wait in both.
+        lanes: consumers that serve certain queues only: for each lane its queues (none for all) and its consumers, in
+            place of `consumers`.
+        resources: the fleet's capacities, by name; jobs take of them with their option of the same name.
         drain: stop as soon as no job waits or runs.
         preload: start consumers by fork from a process that has imported the application.
         max_jobs: replace a consumer after so many jobs.
@@ -68,6 +73,9 @@ class Settings:
 
     consumers: int = 0
     queues: tuple[str, ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
+    lanes: tuple[tuple[tuple[str, ...], int], ...] = ()
+    resources: tuple[tuple[str, int], ...] = ()
     drain: bool = False
     preload: bool = False
     max_jobs: int | None = None
@@ -82,6 +90,7 @@ class Settings:
     log_format: LogFormat = "auto"
 
     def __post_init__(self) -> None:
+        self._read_lanes()
         if self.consumers == 0:
             object.__setattr__(self, "consumers", default_consumers())
         _require(not isinstance(self.queues, str), f"queues={self.queues!r}: use a list of names")
@@ -98,6 +107,34 @@ class Settings:
         _require(self.log_format in get_args(LogFormat), f"log format {self.log_format!r}: use auto, console or json")
         _require(self.stderr_level in (None, *LOG_LEVELS, "critical"), f"stderr level {self.stderr_level!r}")
         _require(self.log_level in LOG_LEVELS, f"log level {self.log_level!r}: use one of {', '.join(LOG_LEVELS)}")
+
+    def _read_lanes(self) -> None:
+        """Brings what is told in pairs into form, also if it came as lists; what follows from the lanes is set."""
+        weights = tuple((str(name), float(weight)) for name, weight in self.weights)
+        lanes = tuple((tuple(queues), int(consumers)) for queues, consumers in self.lanes)
+        resources = tuple((str(name), int(amount)) for name, amount in self.resources)
+        for name, value in (("weights", weights), ("lanes", lanes), ("resources", resources)):
+            object.__setattr__(self, name, value)
+        for name, weight in weights:
+            _require(bool(QUEUE_NAME.match(name)) and 0 < weight < 1e6, f"weight {name}={weight:g}: use more than 0")
+        for name, amount in resources:
+            _require(bool(QUEUE_NAME.match(name)) and amount >= 0, f"resource {name}={amount}: use a whole number")
+        if not lanes:
+            return
+        _require(self.consumers == 0, "lanes say how many consumers there are: leave out consumers=")
+        _require(not self.queues, "lanes say which queues are served: leave out queues=")
+        _require(all(count >= 1 for _, count in lanes), "lanes: use 1 or more consumers for each")
+        object.__setattr__(self, "consumers", sum(count for _, count in lanes))
+        if all(queues for queues, _ in lanes):
+            object.__setattr__(self, "queues", tuple(dict.fromkeys(name for queues, _ in lanes for name in queues)))
+
+    def queues_of(self, consumer: int) -> tuple[str, ...]:
+        """The queues that a consumer serves, by its number (1, 2 ...); none for all that the fleet serves."""
+        for queues, count in self.lanes:
+            consumer -= count
+            if consumer <= 0:
+                return queues
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, for the way from the guardian to the broker."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from taskq import wire
+from taskq.config import Settings
 from taskq.core import Batch, Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
@@ -34,14 +35,14 @@ class Crew:
         supervisor: Supervisor,
         selector: selectors.BaseSelector,
         narrator: Narrator,
-        max_jobs: int | None,
+        settings: Settings,
         on_first_ready: Callable[[list[str]], None],
         on_boot_failed: Callable[[str], None],
     ) -> None:
         """
         Args:
             selector: with callables as data, called with the mask of events.
-            max_jobs: replace a consumer after so many jobs.
+            settings: for the queues of each consumer, and how many jobs it may run.
             on_first_ready: told once, with the names of the tasks, when the first consumer is ready.
             on_boot_failed: told why a consumer could not start.
         """
@@ -49,7 +50,7 @@ class Crew:
         self._supervisor = supervisor
         self._selector = selector
         self._narrator = narrator
-        self._max_jobs = max_jobs
+        self._settings = settings
         self._on_first_ready = on_first_ready
         self._on_boot_failed = on_boot_failed
         self._dead: list[Slot] = []
@@ -93,7 +94,7 @@ class Crew:
     def _on_ready(self, slot: Slot, tasks: list[Any]) -> None:
         now = time.monotonic()
         replaced = self._supervisor.ready(slot)
-        self._core.joined(slot.key, now)
+        self._core.joined(slot.key, now, self._settings.queues_of(slot.number))
         self._narrator.log.info(
             "consumer.started", consumer=slot.number, pid=slot.pid, boot_ms=round((now - slot.started_at) * 1e3)
         )
@@ -108,7 +109,7 @@ class Crew:
     def _after_outcomes(self, slot: Slot) -> None:
         if slot.state is SlotState.RETIRING and self._core.holds_nothing(slot.key):
             self._supervisor.expect_exit(slot, time.monotonic())
-        elif self._max_jobs is not None and slot.counters.jobs_done >= self._max_jobs:
+        elif (most := self._settings.max_jobs) is not None and slot.counters.jobs_done >= most:
             self._supervisor.replace(slot)
 
     def _on_output(self, slot: Slot, _mask: int) -> None:

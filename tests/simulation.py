@@ -481,7 +481,7 @@ class SimBroker(Broker):
             self._supervisor,
             self._selector,  # type: ignore[arg-type]
             self._narrator,
-            None,
+            settings,
             lambda _tasks: None,
             lambda _message: None,
         )

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from taskq.cli.common import reference_of, seconds_of
 from taskq.config import Durability, LogFormat, Settings
+from taskq.errors import ConfigError
 from taskq.guardian import Guardian
 
 _CONSUMERS, _JOURNAL, _LOG = "Consumers", "Journal", "Log"
@@ -21,7 +22,16 @@ def worker(
         Argument(metavar="APP", help="module:attribute or path/file.py:attribute.", show_default="TASKQ_APP"),
     ] = None,
     consumers: Annotated[int, Option(metavar="N", help="Consumer processes.", show_default="one per CPU")] = 0,
-    queues: Annotated[str, Option(metavar="A,B", help="Serve only these queues.", show_default="all")] = "",
+    queues: Annotated[
+        str, Option(metavar="A,B=3", help="Serve only these queues; B has a share of 3.", show_default="all")
+    ] = "",
+    lane: Annotated[
+        list[str] | None,
+        Option(metavar="A,B:N", help="N consumers for these queues only (* for all). Repeat it.", show_default=False),
+    ] = None,
+    resources: Annotated[
+        str, Option(metavar="gpu=1,ram=8", help="What jobs share: see their option resources=.", show_default="")
+    ] = "",
     drain: Annotated[bool, Option("--drain", metavar="", help="End when no job waits or runs.")] = False,
     stop_timeout: Annotated[
         str, Option(metavar="TIME", help="How long running jobs may take when the fleet stops.")
@@ -62,9 +72,13 @@ def worker(
     $ taskq worker app.py:q
     $ taskq worker shop.tasks:q --consumers 8 --queues mail,images
     """
+    shares = [_amount(part, "--queues", "1") for part in _parts(queues)]
     settings = Settings(
         consumers=consumers,
-        queues=tuple(name.strip() for name in queues.split(",") if name.strip()),
+        queues=tuple(name for name, _ in shares),
+        weights=tuple((name, share) for name, share in shares if share != 1),
+        lanes=tuple(map(_lane, lane or ())),
+        resources=tuple((name, int(amount)) for name, amount in (_amount(p, "--resources") for p in _parts(resources))),
         drain=drain,
         preload=preload,
         max_jobs=max_jobs,
@@ -77,3 +91,24 @@ def worker(
         log_format=cast(LogFormat, log_format),
     )
     raise typer.Exit(Guardian(reference_of(app), settings).run())
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _amount(text: str, option: str, default: str = "") -> tuple[str, float]:
+    """Reads NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number or default)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: use a name and a number, such as {name or 'gpu'}=2") from None
+
+
+def _lane(text: str) -> tuple[tuple[str, ...], int]:
+    """Reads A,B:N."""
+    queues, _, number = text.rpartition(":")
+    if not queues or not number.strip().isdecimal():
+        raise ConfigError(f"--lane {text!r}: use queues and a number of consumers, such as mail,images:2 or '*:1'")
+    return (() if queues.strip() == "*" else tuple(_parts(queues))), int(number)
