@@ -67,7 +67,7 @@ class Broker:
         _check_filesystem(directory)
         end_old_consumers(directory.consumers_lock)
         self._store = SQLiteStore(directory.journal, settings.durability)
-        self._core = Core(settings.queues, settings.memory_mb * 1024 * 1024)
+        self._core = Core(settings.queues, settings.memory_mb * 1024 * 1024, seats=settings.threads)
         self._narrator = Narrator(log, self._slot, tells_enqueued=settings.log_level == "debug")
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
@@ -124,6 +124,7 @@ class Broker:
             "fleet.started",
             pid=os.getpid(),
             consumers=self._settings.consumers,
+            **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
             waiting=sum(self._core.counts().values()),
         )

@@ -22,6 +22,11 @@ from taskq.model import JobError
 from taskq.outcome import Verdict, pack_failure, pack_success
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
+OVERDUE = "the job ran longer than its timeout"
+
+#: The verdict on an attempt, the seconds it took, and the outcome.
+Ended = tuple[Verdict, float, bytes]
+_Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
 
 
 class _Refused(Exception):
@@ -33,7 +38,9 @@ class _Refused(Exception):
 
 
 class Runner:
-    """Runs the jobs of one process, one at a time."""
+    """Runs the jobs of one process, one at a time; `taskq.seats` has what runs several."""
+
+    _begin, _end = staticmethod(context.begin), staticmethod(context.end)
 
     def __init__(self, app: TaskQ) -> None:
         self._tasks = app.tasks
@@ -41,7 +48,7 @@ class Runner:
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
         self.is_in_job = False
 
-    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes) -> tuple[Verdict, float, bytes]:
+    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes) -> Ended:
         """Runs a job to its end, whatever that is; never raises.
 
         Returns:
@@ -49,23 +56,31 @@ class Runner:
         """
         started_at = time.time()
         start = time.perf_counter()
-        context.begin(job_id, task_name, attempt)
+        self._begin(job_id, task_name, attempt)
         try:
             result = self._result(job_id, task_name, payload)
             duration_s = time.perf_counter() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
-        except _Refused as refusal:
-            verdict, error = Verdict.REFUSED, refusal.error
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
-            verdict, error = Verdict.FAILED, describe(raised)
+            self.is_in_job = False
+            return self._failure(raised, started_at, start)
         finally:
             self.is_in_job = False
-            context.end()
+            self._end()
+
+    def _failure(self, raised: BaseException, started_at: float, start: float) -> Ended:
+        if isinstance(raised, _Refused):
+            verdict, error = Verdict.REFUSED, raised.error
+        else:
+            verdict, error = Verdict.FAILED, describe(raised)
         duration_s = time.perf_counter() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes | None:
+        return self._encode(job_id, self._call(*self._prepare(job_id, task_name, payload)))
+
+    def _prepare(self, job_id: bytes, task_name: str, payload: bytes) -> _Prepared:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
@@ -76,7 +91,9 @@ class Runner:
             raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
-        value = self._call(task, args, kwargs)
+        return task, args, kwargs
+
+    def _encode(self, job_id: bytes, value: Any) -> bytes | None:
         if value is None:
             return None  # most jobs are run for their effect
         try:
@@ -151,7 +168,7 @@ def describe(raised: BaseException) -> JobError:
 
 def _traceback(raised: BaseException) -> str:
     frames = raised.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (__name__, "taskq.seats"):
         frames = frames.tb_next  # the user's own frames only
     try:
         return "".join(traceback.format_exception(type(raised), raised, frames, limit=-50))

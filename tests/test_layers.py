@@ -20,7 +20,7 @@ ROOT = Path(taskq.__file__).parent
 ROWS = (
     {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
     {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "gates"},
+    {"config", "outcome", "output", "streams", "gates"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
     {"aio", "consumer_process", "rules"},
@@ -29,6 +29,7 @@ ROWS = (
     {"loader"},
     {"runner", "resolve"},
     {"consumer"},
+    {"seats"},
     {"supervisor", "preload"},
     {"narrator", "intake"},
     {"crew", "ledger"},
@@ -41,7 +42,7 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer")}
+LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
 
 
 class Import(NamedTuple):

@@ -21,6 +21,9 @@ def worker(
         Argument(metavar="APP", help="module:attribute or path/file.py:attribute.", show_default="TASKQ_APP"),
     ] = None,
     consumers: Annotated[int, Option(metavar="N", help="Consumer processes.", show_default="one per CPU")] = 0,
+    threads: Annotated[
+        int, Option(metavar="N", help="Jobs at once in each, in threads and coroutines: for jobs that wait.")
+    ] = 1,
     queues: Annotated[str, Option(metavar="A,B", help="Serve only these queues.", show_default="all")] = "",
     drain: Annotated[bool, Option("--drain", metavar="", help="End when no job waits or runs.")] = False,
     stop_timeout: Annotated[
@@ -64,6 +67,7 @@ def worker(
     """
     settings = Settings(
         consumers=consumers,
+        threads=threads,
         queues=tuple(name.strip() for name in queues.split(",") if name.strip()),
         drain=drain,
         preload=preload,
