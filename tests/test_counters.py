@@ -127,14 +127,14 @@ def counters() -> Counters:
 
 def test_claims_are_seen_by_the_broker(counters: Counters, make_other: Callable[..., Other]) -> None:
     """What a consumer starts and ends in its process is read in ours."""
-    assert counters.read() == Claim(0, False, 0.0)
+    assert counters.read() == []
     consumer = make_other(counters)
     before = time.monotonic()
     started_at = consumer.do("claim", 1)
-    assert counters.read() == Claim(1, True, started_at)
+    assert counters.read() == [Claim(1, started_at)]
     assert before <= started_at <= time.monotonic()
     consumer.do("finish", 1, 0.25)
-    assert counters.read() == Claim(1, False, started_at)
+    assert counters.read() == []
     consumer.do("claim", 2)
     consumer.do("finish", 2, 0.5)
     assert (counters.jobs_done, counters.busy_s) == (2, 0.75)
@@ -147,7 +147,7 @@ def test_taken_back_jobs_do_not_start(counters: Counters, make_other: Callable[.
     consumer.do("claim", 2)
     assert counters.take_back(10) == 2
     assert [consumer.do("claim", number) for number in (3, 9, 10)] == [None, None, None]
-    assert counters.read().number == 2
+    assert [claim.number for claim in counters.read()] == [2]
     assert consumer.do("claim", 11) is not None
     assert counters.take_back(11) == 11
 
@@ -170,9 +170,9 @@ def test_a_lock_that_is_not_given_up(counters: Counters, make_other: Callable[..
     started = time.monotonic()
     assert counters.take_back(9) is None
     assert time.monotonic() - started < LOCK_TIMEOUT_S + 0.5
-    assert counters.read()[:2] == (1, True)
+    assert [claim.number for claim in counters.read()] == [1]
     counters.mark_overdue(1)
-    assert counters._block.valid_from == 0
+    assert counters._valid_from[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -186,7 +186,7 @@ def test_a_consumer_that_is_gone_with_the_lock_free(
     consumer.do("claim", 2)
     consumer.send_signal(number)
     assert counters.take_back(9) == 2
-    assert counters.read()[:2] == (2, True)
+    assert [claim.number for claim in counters.read()] == [2]
     if number == signal.SIGSTOP:
         consumer.send_signal(signal.SIGCONT)
         assert consumer.do("claim", 3) is None
@@ -211,6 +211,7 @@ def test_every_job_is_started_or_taken_back(counters: Counters, make_other: Call
 def test_a_soft_signal_means_one_job(counters: Counters, make_other: Callable[..., Other]) -> None:
     """The consumer sees which job it is for."""
     consumer = make_other(counters)
+    consumer.do("claim", 7)
     counters.mark_overdue(7)
     assert consumer.do("is_overdue", 7) is True
     assert consumer.do("is_overdue", 8) is False
