@@ -416,7 +416,9 @@ class Core:
         """Decides which waiting jobs go to which consumers, idle ones first."""
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._seats > 1:  # a batch is bounded, and may be too small for all free seats
-            is_wanted = any(holder.accepts and holder.free_seats and not holder.is_stalled for holder in self._holders.values())
+            is_wanted = any(
+                holder.accepts and holder.free_seats and not holder.is_stalled for holder in self._holders.values()
+            )
             sent = self._dispatch_once(now, wall) if is_wanted else []
             batches += sent
         return batches
