@@ -44,6 +44,7 @@ from taskq.wire import Op
 _LEFTOVERS_S = 1.0
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in_thread.argtypes = [ctypes.c_ulong, ctypes.py_object]
+_NOTHING = ctypes.py_object()  # the null pointer: takes back what was to be raised
 
 
 class _Overdue(JobTimeout):
@@ -112,7 +113,7 @@ class _ThreadRunner(Runner):
         """From now on this thread runs our own code, in which no exception may come from outside."""
         with self._guard:
             if self._interrupted == self._number:
-                _raise_in_thread(self._thread, None)  # should it not have been raised yet
+                _raise_in_thread(self._thread, _NOTHING)  # should it not have been raised yet
             self._number = 0
 
 
