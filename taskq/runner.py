@@ -40,10 +40,10 @@ class _Refused(Exception):
 class Runner:
     """Runs the jobs of one process, one at a time; `taskq.seats` has what runs several."""
 
-    _begin, _end = staticmethod(context.begin), staticmethod(context.end)
-
     def __init__(self, app: TaskQ) -> None:
         self._tasks = app.tasks
+        self._begin: Callable[[bytes, str, int], None] = context.begin
+        self._end: Callable[[], None] = context.end
         self._event_loop: Any = None
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
         self.is_in_job = False
@@ -78,7 +78,9 @@ class Runner:
         return verdict, duration_s, pack_failure(started_at, duration_s, error)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes | None:
-        return self._encode(job_id, self._call(*self._prepare(job_id, task_name, payload)))
+        task, args, kwargs = self._prepare(job_id, task_name, payload)
+        value = self._call(task, args, kwargs)
+        return None if value is None else self._encode(job_id, value)  # most jobs are run for their effect
 
     def _prepare(self, job_id: bytes, task_name: str, payload: bytes) -> _Prepared:
         task = self._tasks.get(task_name)
@@ -93,9 +95,7 @@ class Runner:
             args, kwargs = self._cast(task, args, kwargs)
         return task, args, kwargs
 
-    def _encode(self, job_id: bytes, value: Any) -> bytes | None:
-        if value is None:
-            return None  # most jobs are run for their effect
+    def _encode(self, job_id: bytes, value: Any) -> bytes:
         try:
             result = encode_result(job_id, value)
         except PayloadError as error:

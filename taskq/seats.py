@@ -70,6 +70,7 @@ class _ThreadRunner(Runner):
 
     def __init__(self, app: TaskQ) -> None:
         super().__init__(app)
+        self._begin, self._end = lambda *_: None, lambda: None  # the context knows the job
         self._guard = threading.Lock()
         self._number = 0  # of the job whose code runs, while it may be interrupted
         self._interrupted = 0
@@ -80,14 +81,6 @@ class _ThreadRunner(Runner):
             if self._number == number != self._interrupted:
                 self._interrupted = number
                 _raise_in_thread(self._thread, _Overdue)
-
-    @staticmethod
-    def _begin(_job_id: bytes, _task: str, _attempt: int) -> None:
-        """The context knows the job."""
-
-    @staticmethod
-    def _end() -> None:
-        pass
 
     def run_job(self, start: _Start) -> Ended:
         """Runs a job in this thread."""
@@ -141,7 +134,7 @@ class _CoroutineRunner(Runner):
         started_at, started = time.time(), time.perf_counter()
         try:
             value = await self._await(job, self._prepare(start.job_id, start.task, start.payload))
-            result = self._encode(start.job_id, value)
+            result = None if value is None else self._encode(start.job_id, value)
             duration_s = time.perf_counter() - started
             return Verdict.SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
