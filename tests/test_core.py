@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq import bands as bands_module
 from taskq.bands import ROW_BYTES
-from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Core, Death, Note
+from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S, Core, Death, Note
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
@@ -936,3 +936,121 @@ def test_a_job_that_came_due_is_not_there_twice() -> None:
     [batch] = core.dispatch(0.0, 0.0)
     assert seqs(batch.rows) == [1, 2, 3, 7]
     assert core.counts() == {"default": 0}
+
+
+# -- consumers with several seats
+
+
+def seated(seats: int, consumers: int = 1) -> Core:
+    """A core whose consumers run several jobs at once."""
+    core = Core(kill_grace_s=GRACE_S, seats=seats)
+    for key in range(1, consumers + 1):
+        core.joined(key, 0.0)
+    return core
+
+
+def slow(core: Core, seconds: float) -> None:
+    """Has the core know that the jobs of task `t` are long."""
+    core.submitted(rows(1, first=900_000))
+    [batch] = core.dispatch(0.0, 0.0)
+    settle(core, batch.key, [batch.first], int(seconds * 1e6))
+    core.take_effects()
+
+
+def test_long_jobs_fill_all_seats_and_little_more() -> None:
+    """However long they run; behind them wait so many as are worth a batch for all seats together."""
+    core = seated(10)
+    slow(core, 5.0)
+    core.submitted(rows(50))
+    batches = core.dispatch(0.0, 0.0)
+    assert sum(len(batch.rows) for batch in batches) == 10
+    assert sum(len(batch.rows) for batch in core.dispatch(0.0, 0.0)) == 1
+    assert core.dispatch(1.0, 1.0) == []
+
+
+def test_large_payloads_fill_all_seats() -> None:
+    """A batch is bounded in bytes: then there are several."""
+    core = seated(10)
+    core.submitted(rows(10, size=100_000))
+    assert [len(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [3, 3, 3, 1]
+
+
+def test_nothing_waits_behind_others_while_there_are_free_seats() -> None:
+    """Few jobs go to free seats only, more of them to where there are more."""
+    core = seated(4, consumers=2)
+    core.retire(2)
+    core.submitted(rows(3))
+    core.dispatch(0.0, 0.0)
+    core.joined(3, 0.0)
+    core.submitted(rows(5, first=10))
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(0.0, 0.0)} == {3: 4, 1: 1}
+
+
+def test_recalls_for_free_seats() -> None:
+    """What waits behind taken seats goes to a consumer that has free ones, though it is not idle."""
+    core = seated(2, consumers=1)
+    core.submitted(rows(5))
+    core.dispatch(0.0, 0.0)
+    assert core.recalls(1.0) == []  # nobody else is there
+    core.joined(2, 0.0)
+    assert core.recalls(HELD_UP_S / 2) == []
+    assert core.recalls(HELD_UP_S) == [1]
+    core.recalled(1, claimed=2, now=HELD_UP_S)
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(HELD_UP_S, 0.0)} == {2: 2, 1: 1}
+
+
+def test_a_free_seat_is_no_reason_to_ask_its_own_consumer() -> None:
+    """There is nobody to give the jobs to."""
+    core = seated(4)
+    core.submitted(rows(2))
+    core.dispatch(0.0, 0.0)
+    assert core.recalls(100.0) == []
+    assert core.next_recall(100.0) is None
+
+
+def test_a_consumer_that_does_not_use_its_free_seats_is_stalled() -> None:
+    """It has a long job, and was stopped later: what it is sent and does not begin goes to the others first."""
+    core = seated(3, consumers=2)
+    core.retire(2)
+    core.submitted(rows(1))
+    core.dispatch(0.0, 0.0)
+    core.recalled(1, claimed=1, now=STALLED_S)
+    core.submitted(rows(1, first=2))
+    core.dispatch(10.0, 0.0)
+    core.joined(3, 10.0)
+    assert core.recalls(10.0 + HELD_UP_S) == []  # it has just been sent
+    assert core.recalls(10.0 + STALLED_S) == [1]
+    core.recalled(1, claimed=1, now=10.0 + STALLED_S)
+    core.submitted(rows(2, first=3))
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(10.6, 0.0)} == {3: 3}
+
+
+def test_all_that_ran_beside_a_crash_are_charged() -> None:
+    """Nobody knows which of them it was; what only waited is not charged, and what ended neither."""
+    core = seated(3)
+    core.submitted(rows(5))
+    core.dispatch(0.0, 0.0)
+    settle(core, 1, [2], 100)
+    core.take_effects()
+    core.died(1, [Claim(1, 0.0), Claim(3, 0.0), Claim(4, 0.0)], Death(signal="SIGSEGV"), 1e9)
+    effects = core.take_effects()
+    assert sorted(change.row.seq for change in effects.rescheduled) == [1, 3, 4]
+    assert effects.crashed == 3
+    assert core.counts() == {"default": 4}
+
+
+def test_only_one_is_charged_for_its_time() -> None:
+    """The jobs beside one that was killed for its time go back untouched."""
+    core = seated(3)
+    core.submitted(rows(3, timeout_s=1.0))
+    core.dispatch(0.0, 0.0)
+    claims = [Claim(1, 0.0), Claim(2, 0.5), Claim(3, 0.9)]
+    assert core.check_time(1, claims, 1.0) == [(1, "signal")]
+    assert core.check_time(1, claims, 1.5) == [(2, "signal")]
+    assert core.next_time_check() == pytest.approx(1.9)
+    assert core.check_time(1, claims, 1.0 + GRACE_S) == [(1, "kill")]
+    core.take_effects()
+    core.died(1, claims, Death(signal="SIGKILL", timed_out=1), 1e9)
+    [change] = core.take_effects().rescheduled
+    assert (change.row.seq, change.row.attempts, change.row.crashes) == (1, 1, 0)
+    assert core.counts() == {"default": 2}
