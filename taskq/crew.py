@@ -250,8 +250,10 @@ class Crew:
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
         key = self._core.holder_of(job_id)
-        row = None if key is None else self._core.running(key, self._supervisor.slots[key].counters.read())
-        return row is not None and row.id == job_id
+        if key is None:
+            return False
+        number = self._core.number_of(key, job_id)
+        return any(claim.number == number for claim in self._supervisor.slots[key].counters.read())
 
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over."""
