@@ -40,19 +40,22 @@ class Load(NamedTuple):
 class Portion:
     """What is taken for one batch: jobs, until one of its bounds is reached."""
 
-    __slots__ = ("bytes", "max_bytes", "max_work_s", "most", "rows", "work_s")
+    __slots__ = ("at_once", "bytes", "max_bytes", "max_work_s", "most", "rows", "work_s")
 
-    def __init__(self, most: int, max_work_s: float, max_bytes: int) -> None:
+    def __init__(self, most: int, max_work_s: float, max_bytes: int, at_once: int = 0) -> None:
         self.rows: list[JobRow] = []
         self.work_s = 0.0
         self.bytes = 0
         self.most = most
         self.max_work_s = max_work_s
         self.max_bytes = max_bytes
+        self.at_once = at_once  # so many start at once: they are taken however long they run
 
     @property
     def has_room(self) -> bool:
-        return len(self.rows) < self.most and self.work_s < self.max_work_s and self.bytes < self.max_bytes
+        count = len(self.rows)
+        has_time = self.work_s < self.max_work_s or count < self.at_once
+        return count < self.most and has_time and self.bytes < self.max_bytes
 
 
 def _seq(row: JobRow) -> int:
@@ -354,7 +357,12 @@ class Bands:
         spec, each_s = None, 0.0
         most = min(portion.most, len(rows) + room)
         work_s, size, before = portion.work_s, portion.bytes, len(rows)
-        while held and len(rows) < most and work_s < portion.max_work_s and size < portion.max_bytes:
+        while (
+            held
+            and len(rows) < most
+            and (work_s < portion.max_work_s or len(rows) < portion.at_once)
+            and size < portion.max_bytes
+        ):
             row = held[0]
             if row.seq > turn_ends_at:
                 break

@@ -70,6 +70,7 @@ class Broker:
         self._core = Core(
             settings.queues,
             settings.memory_mb * 1024 * 1024,
+            seats=settings.threads,
             weights=dict(settings.weights),
             capacities=dict(settings.resources),
         )
@@ -129,6 +130,7 @@ class Broker:
             "fleet.started",
             pid=os.getpid(),
             consumers=self._settings.consumers,
+            **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
             waiting=sum(self._core.counts().values()),
         )

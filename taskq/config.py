@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 from taskq.errors import ConfigError, DirectoryError
-from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES
+from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES, MAX_THREADS
 from taskq.model import QUEUE_NAME
 
 Durability = Literal["power", "os", "memory"]
@@ -50,6 +50,8 @@ class Settings:
 
     Attributes:
         consumers: how many consumer processes; by default as many as this process may use CPUs.
+        threads: how many jobs each consumer runs at once. With more than 1 sync tasks run in threads and `async def`
+            tasks side by side on an event loop: for jobs that wait for the network most of the time.
         queues: the queues this fleet serves; empty for all.
         weights: the shares of queues, by name, where they are not 1: with 3 and 1 the first gets three quarters of the
             time of the consumers while jobs wait in both.
@@ -72,6 +74,7 @@ class Settings:
     """
 
     consumers: int = 0
+    threads: int = 1
     queues: tuple[str, ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
     lanes: tuple[tuple[tuple[str, ...], int], ...] = ()
@@ -96,6 +99,7 @@ class Settings:
         _require(not isinstance(self.queues, str), f"queues={self.queues!r}: use a list of names")
         object.__setattr__(self, "queues", tuple(self.queues))
         _require(1 <= self.consumers <= MAX_CONSUMERS, f"consumers={self.consumers}: use 1 to {MAX_CONSUMERS}")
+        _require(1 <= self.threads <= MAX_THREADS, f"threads={self.threads}: use 1 to {MAX_THREADS:,}")
         for queue in self.queues:
             _require(bool(QUEUE_NAME.match(queue)), f"queue name {queue!r}: use A-Z a-z 0-9 _ . -")
         _require(self.max_jobs is None or self.max_jobs >= 1, f"max_jobs={self.max_jobs}: use 1 or more")

@@ -35,7 +35,8 @@ from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox
 from taskq.platform import die_with_parent, is_unread, name_process
-from taskq.runner import NO_EXTRA, Runner, flush_output
+from taskq.runner import NO_EXTRA, OVERDUE, Runner, flush_output
+from taskq.streams import mark_output
 from taskq.wire import Extra, Op
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
@@ -48,6 +49,8 @@ def run(boot: Boot) -> None:
     """Runs a consumer, to its end."""
     live_and_die_with_the_broker(boot)
     send_output_to(boot.output)
+    if boot.seats > 1:
+        mark_output()
     name_process(boot.title)
     outbox = Outbox(boot.socket, boot.unsent)
     os.environ[IN_CONSUMER] = str(os.getpid())
@@ -60,7 +63,12 @@ def run(boot: Boot) -> None:
     app.use_directory(Directory(boot.directory))
     log_to_output_unless_the_application_does()
     gc.freeze()  # what was imported stays: the collector need not look at it again
-    Consumer(boot, app, outbox).run()
+    if boot.seats > 1:
+        from taskq.seats import SeatedConsumer  # imports asyncio, which takes 40-70 ms
+
+        SeatedConsumer(boot, app, outbox).run()
+    else:
+        Consumer(boot, app, outbox).run()
     outbox.report()
     flush_output()
 
@@ -116,7 +124,7 @@ def handle_signals(handlers: dict[int, _Handler]) -> None:
     os.register_at_fork(before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child)
 
 
-def _ignore(_signal: int, _frame: FrameType | None) -> None:
+def ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
 
 
@@ -154,6 +162,11 @@ class _RecordHandler(logging.Handler):
             self.handleError(record)
 
 
+def is_forked_child() -> bool:
+    """Whether this process is what a job has forked, and no consumer."""
+    return _is_forked_child
+
+
 class _Stop(BaseException):
     """Interrupts the wait for a batch."""
 
@@ -176,8 +189,8 @@ class Consumer:
         """Runs jobs until the broker says stop, or SIGTERM does (after the running job)."""
         handle_signals(
             {
-                signal.SIGINT: _ignore,  # not SIG_IGN, which the programs that jobs run would inherit
-                signal.SIGHUP: _ignore,
+                signal.SIGINT: ignore,  # not SIG_IGN, which the programs that jobs run would inherit
+                signal.SIGHUP: ignore,
                 signal.SIGTERM: self._on_stop,
                 TIMEOUT_SIGNAL: self._on_timeout,
             }
@@ -244,8 +257,8 @@ class Consumer:
     def _check_time(self) -> None:
         """Makes up for a signal that came while no code of the job ran."""
         if self._counters.is_overdue(self._number):
-            raise JobTimeout("the job ran longer than its timeout")
+            raise JobTimeout(OVERDUE)
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
         if self._runner.is_in_job and self._counters.is_overdue(self._number):
-            raise JobTimeout("the job ran longer than its timeout")
+            raise JobTimeout(OVERDUE)

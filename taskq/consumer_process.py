@@ -26,6 +26,7 @@ class Boot:
     directory: Path
     title: str
     record: int
+    seats: int  # how many jobs it runs at once
     parent_pid: int  # 0 if not known
     counters: Counters
     inbox: SimpleQueue[bytes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,8 @@ from taskq.limits import MAX_OUTPUT_LINE_BYTES
 
 #: Begins a line of output that is a structured event, as in RFC 7464; all other lines are taken as plain text.
 RECORD_MARK = "\x1e"
+#: Begins a line that tells which job wrote it, where several run in a process: the mark, the job's number, the mark.
+JOB_MARK = "\x1d"
 
 
 class CurrentJob:
@@ -63,7 +66,8 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
     if len(line) > MAX_OUTPUT_LINE_BYTES - 2:
         line = json.dumps({"level": level, "event": line[: MAX_OUTPUT_LINE_BYTES // 2] + " ..."})
     sys.stdout.flush()
-    os.write(2, f"{RECORD_MARK}{line}\n".encode())
+    seated = _seated.get()
+    os.write(2, f"{seated.mark if seated else ''}{RECORD_MARK}{line}\n".encode())
 
 
 _running: tuple[bytes, str, int] | None = None  # written by `taskq.runner` alone
@@ -83,14 +87,47 @@ def end() -> None:
     _running = _current = None
 
 
+class Seated:
+    """One of several jobs that run in this process: what `begin` notes for one that runs alone.
+
+    It belongs to a context, so a job's coroutines, their tasks, and `asyncio.to_thread` know their job.
+    """
+
+    __slots__ = ("_job", "_running", "mark", "rests")
+
+    def __init__(self, number: int, job_id: bytes, task: str, attempt: int) -> None:
+        self.mark = f"{JOB_MARK}{number}{JOB_MARK}"
+        self.rests: dict[int, str] = {}  # what it wrote of lines that have no end yet, by descriptor
+        self._running = job_id, task, attempt
+        self._job: CurrentJob | None = None
+
+    def job(self) -> CurrentJob:
+        """The job, for its own use."""
+        if self._job is None:
+            self._job = CurrentJob(*self._running)
+        return self._job
+
+
+_seated: ContextVar[Seated | None] = ContextVar("taskq_seated", default=None)
+#: Which of several jobs runs in this context, or None; and the way to say so.
+seated = _seated.get
+sit = _seated.set
+
+
 def current_job() -> CurrentJob:
     """The job that is running: its id, attempt and a bound logger.
+
+    With `--threads` a thread that the job itself has started does not know it, unless by `asyncio.to_thread` or
+    `contextvars.copy_context().run`.
 
     Raises:
         TaskQError: called outside a job.
     """
     global _current  # noqa: PLW0603  made when it is asked for: most jobs do not
     if _running is None:
+        seated = _seated.get()
+        if seated is not None:
+            return seated.job()
         raise TaskQError("current_job() was called outside a job")
     if _current is None:
         _current = CurrentJob(*_running)

@@ -7,7 +7,7 @@ back (`recalls`), jobs to stop (`check_time`). Times are two: `now` is monotonic
 
 Leases that can be taken back: a consumer gets batches of jobs, numbered 1, 2, 3 ... for its incarnation, so that small
 jobs cost little; what it has not started can be taken back, so that no job waits behind a long one while another
-consumer idles.
+consumer idles. A consumer runs as many jobs at once as it has seats; numbers are started in order, and end in any.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ class Batch(NamedTuple):
     key: Key
     first: int
     rows: list[JobRow]
+
+
+class Stop(NamedTuple):
+    """What to do for a job whose time is over."""
+
+    number: int
+    action: Literal["signal", "kill"]
 
 
 class Note(NamedTuple):
@@ -111,32 +118,40 @@ class _Holder:
         "asked_up_to",
         "check_at",
         "is_stalled",
-        "kill_at",
         "leased",
         "mean_run_s",
         "next_number",
         "progress_at",
         "queues",
+        "seats",
+        "sent_at",
         "signalled",
     )
 
-    def __init__(self, now: float, queues: frozenset[str] | None) -> None:
+    def __init__(self, now: float, queues: frozenset[str] | None, seats: int) -> None:
+        self.seats = seats  # how many jobs it runs at once
         self.queues = queues  # that it serves; None for all
         self.leased: dict[int, JobRow] = {}  # by number, ascending
         self.next_number = 1
         self.accepts = True
-        self.progress_at = now
+        self.progress_at = self.sent_at = now
         self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
         self.check_at: float | None = None  # when a time limit may be over
-        self.signalled = 0  # the number that got the soft signal
-        self.kill_at = 0.0  # when its time to clean up is over
+        self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
         self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
         self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
 
     @property
     def has_room(self) -> bool:
-        count = len(self.leased)
-        return self.accepts and (count < 2 or (count < MAX_LEASED / 2 and count * self.mean_run_s < BATCH_S / 2))
+        count, seats = len(self.leased), self.seats
+        if not self.accepts or count <= seats:
+            return self.accepts
+        ahead = count if seats == 1 else count - seats  # of several seats, each keeps one for its whole run time
+        return count < MAX_LEASED / 2 and ahead * self.mean_run_s < BATCH_S / 2 * seats
+
+    @property
+    def free_seats(self) -> int:
+        return max(0, self.seats - len(self.leased))
 
     def is_held_up(self, now: float) -> bool:
         return bool(self.leased) and now - self.progress_at >= HELD_UP_S
@@ -145,7 +160,7 @@ class _Holder:
         """When another that idles may have what waits here."""
         if not self.leased or self.asked_up_to == self.next_number - 1:
             return None
-        return self.progress_at + (HELD_UP_S if len(self.leased) > 1 else STALLED_S)
+        return self.progress_at + (HELD_UP_S if len(self.leased) > self.seats else STALLED_S)
 
 
 class Core:
@@ -158,6 +173,7 @@ class Core:
         kill_grace_s: float = 2.0,
         weights: Mapping[str, float] | None = None,
         capacities: Mapping[str, int] | None = None,
+        seats: int = 1,
     ) -> None:
         """
         Args:
@@ -166,10 +182,12 @@ class Core:
             kill_grace_s: seconds between the soft signal of a timeout and the kill.
             weights: the share of each queue that has not the share 1.
             capacities: the fleet's resources.
+            seats: how many jobs each consumer runs at once.
         """
         self._served = frozenset(queues) or None
         self._kill_grace_s = kill_grace_s
-        self.bands = Bands(weights, memory_bytes, 1, capacities)
+        self._seats = seats
+        self.bands = Bands(weights, memory_bytes, seats, capacities)
         self._holders: dict[Key, _Holder] = {}
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
@@ -207,7 +225,7 @@ class Core:
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
         """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
-        self._holders[key] = _Holder(now, frozenset(queues) or self._served)
+        self._holders[key] = _Holder(now, frozenset(queues) or self._served, self._seats)
 
     def retire(self, key: Key) -> None:
         """A consumer is to get no more jobs."""
@@ -229,27 +247,27 @@ class Core:
         """All jobs of a consumer above number `claimed` were taken back."""
         holder = self._holders[key]
         numbers = [number for number in holder.leased if number > claimed]
-        if holder.is_held_up(now) and len(numbers) == len(holder.leased):
-            holder.is_stalled = True
+        begun = len(holder.leased) - len(numbers)
+        had_time = not begun or now - holder.sent_at >= HELD_UP_S
+        if numbers and begun < holder.seats and had_time and holder.is_held_up(now):
+            holder.is_stalled = True  # it had a free seat for what it did not begin
         holder.asked_up_to = holder.next_number - 1
         self.bands.put_back(key, [holder.leased.pop(number) for number in numbers])
         holder.progress_at = min(holder.progress_at, now)
 
-    def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
-        """A consumer is gone; all that it sent was heard before. The job that was running is charged, no other."""
+    def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
+        """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
+        nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
         holder = self._holders.pop(key)
-        row = holder.leased.pop(claim.number, None) if claim.running else None
+        running = [(claim.number, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
         self.bands.put_back(key, holder.leased.values())
-        if row is None:
-            return
-        if death.stopped or death.timed_out not in (None, claim.number):
-            self.bands.put_back(
-                key, [row]
-            )  # killed for no fault of its own: it began after the decision to kill for another
-        elif death.timed_out == claim.number:
-            self._timed_out(key, row, wall)
-        else:
-            self._crashed(key, row, death)
+        for number, row in running:
+            if death.stopped or death.timed_out not in (None, number):
+                self.bands.put_back(key, [row])  # killed for no fault of its own
+            elif death.timed_out == number:
+                self._timed_out(key, row, wall)
+            else:
+                self._crashed(key, row, death)
 
     def lost(self, row: JobRow) -> None:
         """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
@@ -360,13 +378,12 @@ class Core:
 
     # -- jobs are cancelled
 
-    def state_of(self, row: JobRow, claims: dict[Key, Claim]) -> JobState:
+    def state_of(self, row: JobRow, claims: dict[Key, list[Claim]]) -> JobState:
         """The state of a job that the store has as queued."""
         for key, holder in self._holders.items():
             for number, leased in holder.leased.items():
                 if leased.id == row.id:
-                    claim = claims[key]
-                    is_running = claim.running and claim.number == number
+                    is_running = any(claim.number == number for claim in claims[key])
                     return JobState.RUNNING if is_running else JobState.QUEUED
         return JobState.QUEUED
 
@@ -376,6 +393,10 @@ class Core:
             if any(row.id == job_id for row in holder.leased.values()):
                 return key
         return None
+
+    def number_of(self, key: Key, job_id: bytes) -> int:
+        """The number that a job has in the consumer that it was sent to."""
+        return next(number for number, row in self._holders[key].leased.items() if row.id == job_id)
 
     def cancelled(self, row: JobRow, kept: Kept) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
@@ -402,20 +423,36 @@ class Core:
 
     def dispatch(self, now: float, wall: float) -> list[Batch]:
         """Decides which waiting jobs go to which consumers, idle ones first."""
+        batches = sent = self._dispatch_once(now, wall)
+        while sent and self._seats > 1:  # a batch is bounded, and may be too small for all free seats
+            is_wanted = any(
+                holder.accepts and holder.free_seats and not holder.is_stalled for holder in self._holders.values()
+            )
+            sent = self._dispatch_once(now, wall) if is_wanted else []
+            batches += sent
+        return batches
+
+    def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
         ready = self.bands.ready(self._served, len(self._holders) * MAX_LEASED)
         if not ready:
             return []
         takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
         takers.sort(key=lambda taker: (taker[1].is_stalled, len(taker[1].leased)))
+        free = sum(holder.free_seats for _, holder in takers if not holder.is_stalled)
+        is_enough = ready <= free  # then nothing need wait behind others
         batches = []
         for position, (key, holder) in enumerate(takers):
-            share = ceil(ready / (len(takers) - position))
+            if is_enough and free > 0:
+                share = ceil(ready * holder.free_seats / free)
+                free -= holder.free_seats
+            else:
+                share = ceil(ready / (len(takers) - position))
             most = min(share, MAX_LEASED - len(holder.leased))
             if holder.is_held_up(now):
-                most = min(most, 2 - len(holder.leased))
+                most = min(most, holder.seats + 1 - len(holder.leased))
             elif holder.is_stalled:
                 most = min(most, 1)
-            portion = Portion(most, BATCH_S, MAX_BATCH_BYTES)
+            portion = Portion(most, BATCH_S * holder.seats, MAX_BATCH_BYTES, holder.free_seats)
             self.bands.take(key, holder.queues, portion, self._run_time_s, wall)
             if portion.rows:
                 ready -= len(portion.rows)
@@ -427,8 +464,9 @@ class Core:
 
     def _lease(self, key: Key, holder: _Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
         first = holder.next_number
-        if not holder.leased:
-            holder.progress_at = now
+        if not holder.leased or (holder.free_seats and holder.asked_up_to == first - 1):
+            holder.progress_at = now  # all that it had runs, so nothing has been waiting there
+        holder.sent_at = now
         holder.leased.update(enumerate(rows, first))
         holder.next_number = first + len(rows)
         holder.mean_run_s = work_s / len(rows)
@@ -449,11 +487,15 @@ class Core:
         return max(now, min(waits)) if waits else None
 
     def _recallable(self) -> list[tuple[Key, _Holder]]:
-        """The consumers that hold jobs which one that idles might run."""
-        idle = {holder.queues for holder in self._holders.values() if holder.accepts and not holder.leased}
-        if not idle:
+        """The consumers that hold jobs which another with a free seat might run."""
+        free = [holder for holder in self._holders.values() if holder.accepts and len(holder.leased) < holder.seats]
+        if not free:
             return []
-        return [(key, holder) for key, holder in self._holders.items() if _serve_the_same(holder.queues, idle)]
+        return [
+            (key, holder)
+            for key, holder in self._holders.items()
+            if any(other is not holder and _serve_the_same(holder.queues, other.queues) for other in free)
+        ]
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
@@ -463,33 +505,36 @@ class Core:
         """The consumers to check for a job whose time is over."""
         return [key for key, h in self._holders.items() if h.check_at is not None and h.check_at <= now]
 
-    def check_time(self, key: Key, claim: Claim, now: float) -> Literal["signal", "kill"] | None:
-        """What to do with a consumer, seeing what it is running: signal or kill it for its job, or nothing."""
+    def check_time(self, key: Key, claims: Sequence[Claim], now: float) -> list[Stop]:
+        """What to do with a consumer, seeing what it is running: signal or kill it for a job, or nothing."""
         holder = self._holders[key]
+        signalled = holder.signalled = {n: at for n, at in holder.signalled.items() if n in holder.leased}
         limits_s = [row.spec.timeout_s for row in holder.leased.values() if row.spec.timeout_s is not None]
         # what starts next may have the shortest limit of all, and cannot be over it before this
-        holder.check_at = check_at = now + min(limits_s) if limits_s else None
-        row = holder.leased.get(claim.number)
-        if row is None or not claim.running or row.spec.timeout_s is None or check_at is None:
-            return None
-        deadline = claim.started_at + row.spec.timeout_s
-        if now < deadline:
-            holder.check_at = min(check_at, deadline)
-            return None
-        is_signalled = holder.signalled == claim.number
-        if is_signalled and now >= holder.kill_at:
-            return "kill"
-        if not is_signalled:
-            holder.signalled = claim.number
-            holder.kill_at = now + self._kill_grace_s
-            fields = {"row": row, "consumer_key": key, "timeout_s": row.spec.timeout_s}
-            self._effects.notes.append(Note("job.timed_out", fields))
-        holder.check_at = min(check_at, holder.kill_at)
-        return None if is_signalled else "signal"
+        checks = [now + min(limits_s)] if limits_s else []
+        stops = []
+        for number, started_at in claims:
+            row = holder.leased.get(number)
+            if row is None or row.spec.timeout_s is None:
+                continue
+            check_at = started_at + row.spec.timeout_s
+            if now >= check_at:
+                if number not in signalled:
+                    signalled[number] = now + self._kill_grace_s
+                    fields = {"row": row, "consumer_key": key, "timeout_s": row.spec.timeout_s}
+                    self._effects.notes.append(Note("job.timed_out", fields))
+                    stops.append(Stop(number, "signal"))
+                elif now >= signalled[number]:
+                    stops.append(Stop(number, "kill"))
+                    break  # the others go back with the process
+                check_at = signalled[number]
+            checks.append(check_at)
+        holder.check_at = min(checks, default=None)
+        return stops
 
-    def running(self, key: Key, claim: Claim) -> JobRow | None:
-        """The job that a consumer is running."""
-        return self._holders[key].leased.get(claim.number) if claim.running and key in self._holders else None
+    def running(self, key: Key, number: int) -> JobRow | None:
+        """The job that a consumer was sent with that number, if it has not ended."""
+        return self._holders[key].leased.get(number) if key in self._holders else None
 
     def counts(self) -> dict[str, int]:
         """Jobs of each queue that wait and were sent to no consumer."""
@@ -507,5 +552,5 @@ class Core:
         return waits or any(holder.leased for holder in self._holders.values())
 
 
-def _serve_the_same(queues: frozenset[str] | None, others: Iterable[frozenset[str] | None]) -> bool:
-    return queues is None or any(other is None or queues & other for other in others)
+def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:
+    return queues is None or others is None or bool(queues & others)

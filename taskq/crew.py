@@ -9,6 +9,8 @@ import selectors
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from taskq import wire
@@ -19,6 +21,7 @@ from taskq.errors import ProtocolError, TaskQError
 from taskq.limits import MAX_ITEMS
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts
+from taskq.output import split_job_mark
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.wire import Op
 
@@ -78,6 +81,8 @@ class Crew:
     def _hear(self, slot: Slot, envelope: list[Any], body: memoryview) -> None:
         match envelope:
             case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
+                if slot.counters.seats > 1 and slot.output in self._selector.get_map():
+                    self._on_output(slot, 0)  # what these jobs wrote is there, and told with them while they are known
                 attempts = Attempts(numbers, verdicts, durations_us, wire.split(body, lengths))
                 self._core.settled(slot.key, attempts, time.monotonic(), time.time())
                 self._after_outcomes(slot)
@@ -113,18 +118,29 @@ class Crew:
             self._supervisor.replace(slot)
 
     def _on_output(self, slot: Slot, _mask: int) -> None:
-        claim = slot.counters.read()  # before the lines: they cannot be from a later job
+        claims = slot.counters.read()  # before the lines: they cannot be from a later job
         try:
             lines = slot.read_output()
         except OSError:
             lines = []
-        self._tell_output(slot, claim, lines)
+        self._tell_output(slot, claims, lines)
 
-    def _tell_output(self, slot: Slot, claim: Claim, lines: list[str]) -> None:
-        slot.keep_last_lines(claim.number, lines)
+    def _tell_output(self, slot: Slot, claims: list[Claim], lines: list[str]) -> None:
+        if slot.counters.seats > 1:
+            self._tell_marked_output(slot, lines)
+            return
+        number = claims[0].number if claims else 0
+        slot.keep_last_lines(number, lines)
         if lines:
-            row = self._core.running(slot.key, claim) if slot.state is not SlotState.STARTING else None
-            self._narrator.output(slot, row, lines, time.monotonic())
+            self._narrator.output(slot, self._core.running(slot.key, number), lines, time.monotonic())
+
+    def _tell_marked_output(self, slot: Slot, lines: list[str]) -> None:
+        """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
+        now = time.monotonic()
+        for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
+            plain = [line for _, line in group]
+            slot.keep_last_lines(0, plain)
+            self._narrator.output(slot, self._core.running(slot.key, number), plain, now)
 
     # -- deaths
 
@@ -137,20 +153,20 @@ class Crew:
         dead, self._dead = self._dead, []
         for slot in dead:
             self._hear_last_words(slot)
-            claim = slot.counters.read()
+            claims = slot.counters.read()
             death = self._supervisor.bury(slot, now)
             if slot.state is SlotState.STARTING:
                 if not death.stopped or slot.boot_error:
                     self._tell_boot_failed(slot, death)
                 continue
-            was_expected = death.stopped or (death.exit_code == 0 and not claim.running)
+            was_expected = death.stopped or (death.exit_code == 0 and not claims)
             self._narrator.buried(slot, death, was_expected)
-            self._core.died(slot.key, claim, death, wall)
+            self._core.died(slot.key, claims, death, wall)
             self._buried.append(slot)
 
     def _hear_last_words(self, slot: Slot) -> None:
         """Takes in all that a dead consumer sent: results outlive their writer."""
-        claim = slot.counters.read()
+        claims = slot.counters.read()
         if slot.inbox in self._selector.get_map():
             self._selector.unregister(slot.inbox)
         if slot.socket in self._selector.get_map():
@@ -161,6 +177,8 @@ class Crew:
                         self._hear(slot, envelope, body)
             except (EOFError, OSError, TaskQError, TypeError, ValueError):
                 pass  # the end, or a frame that it did not finish
+        if slot.counters.seats > 1:
+            self._on_output(slot, 0)
         self._settle_unsent(slot)
         self._selector.unregister(slot.output)
         while True:
@@ -170,8 +188,8 @@ class Crew:
                 break
             if not lines:
                 break
-            self._tell_output(slot, claim, lines)
-        self._tell_output(slot, claim, slot.lines.flush())
+            self._tell_output(slot, claims, lines)
+        self._tell_output(slot, claims, slot.lines.flush())
 
     def _settle_unsent(self, slot: Slot) -> None:
         """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
@@ -237,19 +255,20 @@ class Crew:
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
         key = self._core.holder_of(job_id)
-        row = None if key is None else self._core.running(key, self._supervisor.slots[key].counters.read())
-        return row is not None and row.id == job_id
+        if key is None:
+            return False
+        number = self._core.number_of(key, job_id)
+        return any(claim.number == number for claim in self._supervisor.slots[key].counters.read())
 
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over."""
         for key in self._core.time_checks(now):
             slot = self._supervisor.slots[key]
-            claim = slot.counters.read()
-            match self._core.check_time(key, claim, now):
-                case "signal":
-                    slot.signal_timeout(claim.number)
-                case "kill":
-                    slot.timed_out = claim.number
+            for number, action in self._core.check_time(key, slot.counters.read(), now):
+                if action == "signal":
+                    slot.signal_timeout(number)
+                else:
+                    slot.timed_out = number
                     slot.kill()
 
     def announce(self, now: float) -> None:
@@ -257,12 +276,14 @@ class Crew:
         for slot in self._supervisor.slots.values():
             if slot.state is SlotState.STARTING:
                 continue
-            claim = slot.counters.read()
-            if claim.running and claim.number != slot.announced and now - claim.started_at >= _ANNOUNCE_AFTER_S:
-                row = self._core.running(slot.key, claim)
-                if row is not None:
-                    slot.announced = claim.number
-                    self._narrator.started(row, slot.key, now)
+            claims = slot.counters.read()
+            slot.announced &= {claim.number for claim in claims}
+            for number, started_at in claims:
+                if number not in slot.announced and now - started_at >= _ANNOUNCE_AFTER_S:
+                    row = self._core.running(slot.key, number)
+                    if row is not None:
+                        slot.announced.add(number)
+                        self._narrator.started(row, slot.key, now)
 
     # -- beginnings and ends
 
@@ -275,7 +296,7 @@ class Crew:
             self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=reason)
 
     def stop(self) -> int:
-        """Lets all consumers end. Returns how many are running a job."""
+        """Lets all consumers end. Returns how many jobs are running."""
         self.is_stopping = True
         self._supervisor.stop()
         running = 0
@@ -283,7 +304,7 @@ class Crew:
             if slot.state is SlotState.STARTING:
                 self._kill(slot)
             else:
-                running += slot.counters.read().running
+                running += len(slot.counters.read())
                 if slot.state is SlotState.READY:
                     self.retire(slot)
         return running
@@ -308,7 +329,7 @@ class Crew:
             self._supervisor.clear_record(slot)
         self._buried.clear()
 
-    def claims(self) -> dict[Key, Claim]:
+    def claims(self) -> dict[Key, list[Claim]]:
         """What each consumer is running."""
         slots = self._supervisor.slots.values()
         return {slot.key: slot.counters.read() for slot in slots if slot.state is not SlotState.STARTING}

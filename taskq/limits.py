@@ -52,6 +52,8 @@ FRAME_DEADLINE_S = 30.0
 STALLED_CLIENT_S = 60.0
 
 MAX_CONSUMERS = 512
+#: Jobs at once in one consumer.
+MAX_THREADS = 1_000
 MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
 #: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.

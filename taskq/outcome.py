@@ -24,7 +24,7 @@ from taskq.limits import (
 from taskq.model import JobError
 
 #: One packer kept: `msgpack.packb` makes one each time, 500 ns against 190. It holds no more than the plain values
-#: above, so no code of a user runs inside, and only the main thread of a consumer makes outcomes of success.
+#: above, so no code of a user runs inside, and no other thread gets the GIL in the middle of it.
 _pack = msgpack.Packer().pack
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from taskq.context import RECORD_MARK
+from taskq.context import JOB_MARK, RECORD_MARK
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
 
 #: Colours and cursor movements (ECMA-48 control sequences): of no use in a log, and able to fool a terminal.
@@ -57,6 +57,15 @@ def _text(line: bytes) -> str:
 def _plain(text: str) -> str:
     """Text without terminal codes, also those that appear when others are taken out of them."""
     return _TERMINAL_CODES.sub("", text).replace("\x1b", "")
+
+
+def split_job_mark(line: str) -> tuple[int, str]:
+    """Tells the number of the job that wrote a line, 0 if it does not say, from the line itself."""
+    if line.startswith(JOB_MARK):
+        number, mark, rest = line[1:].partition(JOB_MARK)
+        if mark and number.isascii() and number.isdigit() and len(number) < 20:
+            return int(number), rest
+    return 0, line
 
 
 def fields_of_line(line: str) -> tuple[str, dict[str, Any]]:

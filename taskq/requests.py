@@ -96,7 +96,9 @@ class Requests:
             state = self._core.state_of(row, claims)
             key = self._core.holder_of(job_id)
             if state == JobState.RUNNING and key is not None:
-                started_at = time.time() - (time.monotonic() - claims[key].started_at)
+                running_since = {claim.number: claim.started_at for claim in claims[key]}
+                number = self._core.number_of(key, job_id)
+                started_at = time.time() - (time.monotonic() - running_since[number])
                 attempts += 1
         spec = row.spec
         return [spec.task, spec.queue, state.value, attempts, row.crashes, due_at, started_at, finished_at, outcome]
@@ -153,23 +155,25 @@ class Requests:
             queue = queues.setdefault(name, {"scheduled": 0, "queued": 0, "running": 0})
             queue["scheduled"] = scheduled
         for key, jobs in self._core.leased().items():
-            claim = claims[key]
+            running = {claim.number for claim in claims[key]}
             for number, row in jobs:
-                is_running = claim.running and number == claim.number
-                queues[row.spec.queue]["running" if is_running else "queued"] += 1
+                queues[row.spec.queue]["running" if number in running else "queued"] += 1
         return queues
 
     def _consumer(self, slot: Slot) -> dict[str, Any]:
-        claim = slot.counters.read()
-        row = None if slot.state is SlotState.STARTING else self._core.running(slot.key, claim)
+        claims = sorted(slot.counters.read(), key=lambda claim: claim.started_at)
+        told = [(claim, row) for claim in claims if (row := self._core.running(slot.key, claim.number))]
+        claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
         state = slot.state.name.lower() if slot.state is not SlotState.READY else "running" if row else "idle"
         return {
             "number": slot.number,
             "pid": slot.pid,
             "state": state,
+            "running": len(told),
+            "seats": slot.counters.seats,
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
-            "running_s": round(time.monotonic() - claim.started_at, 3) if row else None,
+            "running_s": round(time.monotonic() - claim.started_at, 3) if claim else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),

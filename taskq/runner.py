@@ -27,6 +27,13 @@ from taskq.wire import DROP_RESULT, Extra
 NO_EXTRA: Extra = {}
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
+OVERDUE = "the job ran longer than its timeout"
+
+#: The verdict on an attempt, the seconds it took, and the outcome.
+Ended = tuple[Verdict, float, bytes]
+#: Takes what a generator yields: the job's id, the position, the encoded value.
+OnItem = Callable[[bytes, int, bytes], None]
+_Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
 
 
 class _Refused(Exception):
@@ -38,29 +45,29 @@ class _Refused(Exception):
 
 
 class Runner:
-    """Runs the jobs of one process, one at a time."""
+    """Runs the jobs of one process, one at a time; `taskq.seats` has what runs several."""
 
     def __init__(
         self,
         app: TaskQ,
-        on_item: Callable[[bytes, int, bytes], None] | None = None,
+        on_item: OnItem | None = None,
         check_time: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
-            on_item: takes what a generator yields: the job's id, the position, the encoded value.
+            on_item: takes what generators yield.
             check_time: raises JobTimeout if the time of the running job is over.
         """
         self._tasks = app.tasks
         self._on_item = on_item
         self._check_time = check_time
+        self._begin: Callable[[bytes, str, int], None] = context.begin
+        self._end: Callable[[], None] = context.end
         self._event_loop: Any = None
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
         self.is_in_job = False
 
-    def run(
-        self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA
-    ) -> tuple[Verdict, float, bytes]:
+    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA) -> Ended:
         """Runs a job to its end, whatever that is; never raises.
 
         Returns:
@@ -68,23 +75,32 @@ class Runner:
         """
         started_at = time.time()
         start = time.perf_counter()
-        context.begin(job_id, task_name, attempt)
+        self._begin(job_id, task_name, attempt)
         try:
             result = self._result(job_id, task_name, payload, extra)
             duration_s = time.perf_counter() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
-        except _Refused as refusal:
-            verdict, error = Verdict.REFUSED, refusal.error
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
-            verdict, error = Verdict.FAILED, describe(raised)
+            self.is_in_job = False
+            return self._failure(raised, started_at, start)
         finally:
             self.is_in_job = False
-            context.end()
+            self._end()
+
+    def _failure(self, raised: BaseException, started_at: float, start: float) -> Ended:
+        if isinstance(raised, _Refused):
+            verdict, error = Verdict.REFUSED, raised.error
+        else:
+            verdict, error = Verdict.FAILED, describe(raised)
         duration_s = time.perf_counter() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
+        task, args, kwargs = self._prepare(job_id, task_name, payload)
+        return self._encode(job_id, self._call(task, args, kwargs), extra)
+
+    def _prepare(self, job_id: bytes, task_name: str, payload: bytes) -> _Prepared:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
@@ -95,7 +111,9 @@ class Runner:
             raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
-        value = self._call(task, args, kwargs)
+        return task, args, kwargs
+
+    def _encode(self, job_id: bytes, value: Any, extra: Extra) -> bytes | None:
         if value is None or (extra and DROP_RESULT in extra):
             return None  # most jobs are run for their effect
         try:
@@ -135,12 +153,12 @@ class Runner:
 
     def _exhaust(self, generator: Any) -> Any:
         """Runs a generator to its end, and tells what it yields. Returns what it returns."""
-        items = _Items(context.current_job().id, self._on_item)
+        items = Items(context.current_job().id, self._on_item)
         if hasattr(generator, "__anext__"):
             return self._run_coroutine(self._exhaust_async(generator, items))
         return self._exhaust_sync(generator, items)
 
-    def _exhaust_sync(self, generator: Generator[Any, None, Any], items: _Items) -> Any:
+    def _exhaust_sync(self, generator: Generator[Any, None, Any], items: Items) -> Any:
         try:
             while True:
                 try:
@@ -151,14 +169,14 @@ class Runner:
         finally:
             generator.close()
 
-    async def _exhaust_async(self, generator: AsyncGenerator[Any, None], items: _Items) -> None:
+    async def _exhaust_async(self, generator: AsyncGenerator[Any, None], items: Items) -> None:
         try:
             async for value in generator:
                 self._take(items, value)
         finally:
             await generator.aclose()
 
-    def _take(self, items: _Items, value: Any) -> None:
+    def _take(self, items: Items, value: Any) -> None:
         self.is_in_job = False  # a timeout must not interrupt what is sent
         items.take(value)
         self.is_in_job = True
@@ -179,10 +197,10 @@ class Runner:
             raise
 
 
-class _Items:
+class Items:
     """What one attempt of a generator has yielded."""
 
-    def __init__(self, job_id: str, on_item: Callable[[bytes, int, bytes], None] | None) -> None:
+    def __init__(self, job_id: str, on_item: OnItem | None) -> None:
         self._job_id = bytes.fromhex(job_id)
         self._on_item = on_item
         self._pid = os.getpid()
@@ -232,7 +250,7 @@ def describe(raised: BaseException) -> JobError:
 
 def _traceback(raised: BaseException) -> str:
     frames = raised.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (__name__, "taskq.seats"):
         frames = frames.tb_next  # the user's own frames only
     try:
         return "".join(traceback.format_exception(type(raised), raised, frames, limit=-50))

@@ -77,9 +77,9 @@ class Slot:
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
     replaces: Slot | None = None  # the one that retires when this one is ready
     server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
-    announced: int = 0  # the last number told as started in the log
 
     def __post_init__(self) -> None:
+        self.announced: set[int] = set()  # numbers told as started in the log, of those that run
         self.decoder = Decoder()
         self.lines = LineCutter()
         self.last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
@@ -112,8 +112,12 @@ class Slot:
         return self.decoder.feed(data)
 
     def keep_last_lines(self, number: int, lines: list[str]) -> None:
-        """Keeps what was written last, to be told with a crash; lines of the jobs before are of no use then."""
-        if number != self.last_lines_of:
+        """Keeps what was written last, to be told with a crash; lines of the jobs before are of no use then.
+
+        Args:
+            number: of the job that wrote them; 0 if none or several run.
+        """
+        if number not in (0, self.last_lines_of):
             self.last_lines.clear()
             self.last_lines_of = number
         self.last_lines.extend(lines)
@@ -170,7 +174,7 @@ class Supervisor:
         ] = {}  # fork servers of code before: the descriptor that keeps one alive, its pid
         self._ended_servers: list[int] = []  # pids of those that were let go, and are not reaped yet
         # twice the room: while one is replaced, two have its number
-        clear_flight_records(directory.running, 2 * settings.consumers)
+        clear_flight_records(directory.running, 2 * settings.consumers, settings.threads)
         if settings.preload:
             self._preload()
 
@@ -194,7 +198,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         output_reader, output_writer = self._context.Pipe(duplex=False)
         inbox = Inbox(self._context, MAX_BATCH_BYTES)
-        counters = Counters(self._context)
+        counters = Counters(self._context, self._settings.threads)
         unsent = Unsent(self._context)
         record = self._free_record()
         boot = Boot(
@@ -202,6 +206,7 @@ class Supervisor:
             directory=self._directory.path,
             title=f"consumer {number} [{self._title}]",
             record=record,
+            seats=self._settings.threads,
             parent_pid=0 if self._settings.preload else os.getpid(),
             counters=counters,
             inbox=inbox.queue,
@@ -329,8 +334,8 @@ class Supervisor:
         return self._oom_kills > before
 
     def clear_record(self, slot: Slot) -> None:
-        """Forgets what a buried consumer was running: it is settled, and durable."""
-        clear_flight_record(self._directory.running, slot.record)
+        """Forgets what a buried consumer was running: all of it is settled, and durable."""
+        clear_flight_record(self._directory.running, slot.record, self._settings.threads)
 
     def _plan_successor(self, slot: Slot, now: float) -> None:
         was_healthy = slot.counters.jobs_done > 0 or (

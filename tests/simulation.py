@@ -101,6 +101,7 @@ class SimCounters:
         self._parts = parts
         self.claimed = self.finished = self.valid_from = self.overdue = self.jobs_done = 0
         self.started_at = self.busy_s = 0.0
+        self.seats = 1
         self.is_locked = False  # its process was stopped while it held the lock
 
     def take_back(self, sent: int) -> int | None:
@@ -110,8 +111,8 @@ class SimCounters:
             self.valid_from = sent + 1
         return self.claimed
 
-    def read(self) -> Claim:
-        return Claim(self.claimed, self.claimed > self.finished, self.started_at)
+    def read(self) -> list[Claim]:
+        return [Claim(self.claimed, self.started_at)] if self.claimed > self.finished else []
 
 
 class SimSlot:
@@ -133,7 +134,7 @@ class SimSlot:
         self.timed_out: int | None = None
         self.is_stopped = False
         self.replaces = None
-        self.announced = 0
+        self.announced: set[int] = set()
         self.is_alive = True
         self.is_paused = False
         self.name = f"c{key}"

@@ -869,9 +869,9 @@ def test_time_limits_do_not_know_the_wall_clock(home: Path) -> None:
         core.joined(1, 100.0)
         core.submitted(store.submit(Spec("add", timeout_s=10.0), list(new_job_ids(1)), [b"payload"]))
         core.dispatch(100.0, 0.0)
-        claim = Claim(1, True, 100.0)
-        assert core.check_time(1, claim, 109.9) is None
-        assert core.check_time(1, claim, 110.0) == "signal"
+        claims = [Claim(1, 100.0)]
+        assert core.check_time(1, claims, 109.9) == []
+        assert core.check_time(1, claims, 110.0) == [(1, "signal")]
 
 
 def test_a_producer_whose_clock_was_set_back(shared: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,8 @@ def test_settings_do_not_change() -> None:
     [
         ({"consumers": -1}, f"consumers=-1: use 1 to {MAX_CONSUMERS}"),
         ({"consumers": MAX_CONSUMERS + 1}, f"use 1 to {MAX_CONSUMERS}"),
+        ({"threads": 0}, "threads=0: use 1 to 1,000"),
+        ({"threads": 1_001}, "threads=1001: use 1 to 1,000"),
         ({"queues": ("fine", "not fine")}, "queue name 'not fine'"),
         ({"queues": "mail"}, "queues='mail': use a list of names"),
         ({"max_jobs": 0}, "max_jobs=0: use 1 or more"),
@@ -284,6 +286,7 @@ def test_settings_that_make_no_sense(fields: dict[str, Any], told: str) -> None:
     [
         {"consumers": 1},
         {"consumers": MAX_CONSUMERS},
+        {"threads": 1_000},
         {"max_jobs": 1},
         {"stop_timeout_s": 0},
         {"memory_mb": 8},

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq import bands as bands_module
 from taskq.bands import ROW_BYTES
-from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Core, Death, Note
+from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S, Core, Death, Note
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
@@ -61,24 +61,22 @@ class FakeConsumer:
 
     inbox: deque[tuple[int, int]] = field(default_factory=deque)  # number, seq
     unreported: list[tuple[int, int, Verdict]] = field(default_factory=list)
-    running: tuple[int, int] | None = None
+    running: dict[int, tuple[int, float]] = field(default_factory=dict)  # by number: seq, when it started
     claimed: int = 0
     valid_from: int = 0
-    started_at: float = 0.0
     last_sent: int = 0
     is_retired: bool = False
-    signalled: tuple[int, float] = (0, 0.0)
+    signalled: dict[int, float] = field(default_factory=dict)  # by number: when
 
-    def claim(self) -> Claim:
+    def claims(self) -> list[Claim]:
         """What its counters block says."""
-        return Claim(self.claimed, self.running is not None, self.started_at)
+        return [Claim(number, started_at) for number, (_, started_at) in self.running.items()]
 
     def holds(self) -> dict[int, int]:
         """The jobs that the core must know as its own, by number."""
         held = {number: seq for number, seq in self.inbox if number >= self.valid_from}
         held.update((number, seq) for number, seq, _ in self.unreported)
-        if self.running:
-            held[self.running[0]] = self.running[1]
+        held.update((number, seq) for number, (seq, _) in self.running.items())
         return held
 
 
@@ -95,11 +93,12 @@ class World(RuleBasedStateMachine):
         self.now, self.wall = 100.0, 1e9
         self.newest_sent: dict[str, int] = {}
 
-    @initialize(memory_rows=st.integers(0, 6), consumers=st.integers(0, 2))
-    def begin(self, memory_rows: int, consumers: int) -> None:
+    @initialize(memory_rows=st.integers(0, 6), consumers=st.integers(0, 2), seats=st.sampled_from([1, 1, 2, 3]))
+    def begin(self, memory_rows: int, consumers: int, seats: int) -> None:
         """Starts with an empty core that holds a few rows in memory."""
+        self.seats = seats
         self.memory_bytes = memory_rows * (ROW_BYTES + 10)
-        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S)
+        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S, seats=self.seats)
         for _ in range(consumers):
             self.join()
 
@@ -109,14 +108,14 @@ class World(RuleBasedStateMachine):
         if not hasattr(self, "core"):
             return
         for key in list(self.consumers):
-            self._end_running(key, Verdict.SUCCEEDED)
+            self._end_all(key)
             self._report(key, inf)
         self.join()
         for _ in range(20 + 4 * len(self.jobs)):
             self.dispatch()
             for key in self.consumers:
                 while self._claim_next(key):
-                    self._end_running(key, Verdict.SUCCEEDED)
+                    self._end_all(key)
                 self._report(key, inf)
             waits = [job.due_at for job in self.jobs.values() if job.due_at is not None]
             if waits:
@@ -174,7 +173,7 @@ class World(RuleBasedStateMachine):
             ]
             self.core.loaded(load.band, rows[: load.limit], len(rows) < load.limit)
         for key in self.core.recalls(self.now):
-            assert any(not other.holds() and not other.is_retired for other in self.consumers.values())
+            assert any(len(other.holds()) < self.seats and not other.is_retired for other in self.consumers.values())
             self._recall(key)
         for key, first, rows in self.core.dispatch(self.now, 0.0):
             consumer = self.consumers[key]
@@ -238,13 +237,12 @@ class World(RuleBasedStateMachine):
     def killed_for_time(self, data: st.DataObject, is_next: bool) -> None:
         """A consumer is killed for a job with a time limit, which may have ended in the last moment."""
         key = data.draw(st.sampled_from(self._with_time_limit()))
-        running = self.consumers[key].running
-        assert running is not None
+        number = next(number for number in self._timed(key))
         if is_next:
-            self._end_running(key, Verdict.SUCCEEDED)
+            self._end_running(key, Verdict.SUCCEEDED, number)
             self._report(key, inf)
             self._claim_next(key)
-        self._die(key, Death(signal="SIGKILL", timed_out=running[0]))
+        self._die(key, Death(signal="SIGKILL", timed_out=number))
 
     @precondition(lambda self: any(job.kept < FIRST_FINAL for job in self.jobs.values()))
     @rule(data=st.data())
@@ -268,22 +266,21 @@ class World(RuleBasedStateMachine):
         self.wall += seconds
         for key in self.core.time_checks(self.now):
             consumer = self.consumers[key]
-            action = self.core.check_time(key, consumer.claim(), self.now)
+            stops = self.core.check_time(key, consumer.claims(), self.now)
             self._carry_out({})
-            if action is None:
-                continue
-            assert consumer.running is not None
-            number, seq = consumer.running
-            limit_s = self.jobs[seq].spec.timeout_s
-            assert limit_s is not None
-            assert self.now >= consumer.started_at + limit_s
-            if action == "signal":
-                assert consumer.signalled[0] != number
-                consumer.signalled = number, self.now
-            else:
-                assert consumer.signalled[0] == number, "first the soft signal"
-                assert self.now >= consumer.signalled[1] + GRACE_S, "then the time to clean up"
-                self._die(key, Death(signal="SIGKILL", timed_out=number))
+            for number, action in stops:
+                seq, started_at = consumer.running[number]
+                limit_s = self.jobs[seq].spec.timeout_s
+                assert limit_s is not None
+                assert self.now >= started_at + limit_s
+                if action == "signal":
+                    assert number not in consumer.signalled
+                    consumer.signalled[number] = self.now
+                else:
+                    assert self.now >= consumer.signalled[number] + GRACE_S, (
+                        "first the signal, then the time to clean up"
+                    )
+                    self._die(key, Death(signal="SIGKILL", timed_out=number))
 
     @rule()
     def come_due(self) -> None:
@@ -296,12 +293,12 @@ class World(RuleBasedStateMachine):
     @rule()
     def lose_the_broker(self) -> None:
         """The broker dies and its consumers with it; a new one begins with what the store has."""
-        ran = [consumer.running[1] for consumer in self.consumers.values() if consumer.running]
+        ran = [seq for consumer in self.consumers.values() for seq, _ in consumer.running.values()]
         for consumer in self.consumers.values():
             for _, seq, _ in consumer.unreported:
                 self.jobs[seq].uncharged += 1
         self.consumers.clear()
-        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S)
+        self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S, seats=self.seats)
         for seq in ran:
             self.core.lost(self.jobs[seq].row())
         self._carry_out({seq: self._after_crash(self.jobs[seq]) for seq in ran})
@@ -319,36 +316,46 @@ class World(RuleBasedStateMachine):
         return data.draw(st.sampled_from(busy * 3 + sorted(self.consumers)))
 
     def _with_time_limit(self) -> list[int]:
-        running = {key: consumer.running for key, consumer in self.consumers.items()}
-        return [key for key, job in running.items() if job and self.jobs[job[1]].spec.timeout_s is not None]
+        return [key for key in self.consumers if self._timed(key)]
+
+    def _timed(self, key: int) -> list[int]:
+        running = self.consumers[key].running.items()
+        return [number for number, (seq, _) in running if self.jobs[seq].spec.timeout_s is not None]
 
     def _held_by_anyone(self) -> list[int]:
         return [seq for consumer in self.consumers.values() for seq in consumer.holds().values()]
 
     def _claim_next(self, key: int) -> bool:
         consumer = self.consumers[key]
-        while consumer.inbox and consumer.running is None:
+        while consumer.inbox and len(consumer.running) < self.seats:
             number, seq = consumer.inbox.popleft()
             if number >= consumer.valid_from:
-                consumer.running, consumer.claimed, consumer.started_at = (number, seq), number, self.now
+                consumer.running[number], consumer.claimed = (seq, self.now), number
                 job = self.jobs[seq]
                 assert job.kept == Kept.QUEUED, "nothing that ended runs again"
                 job.starts += 1
                 assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
                 assert self.core.state_of(job.row(), self._claims()) == JobState.RUNNING
-                running = self.core.running(key, consumer.claim())
+                running = self.core.running(key, number)
                 assert running is not None
                 assert running.seq == seq
-        return consumer.running is not None
+                break
+        return bool(consumer.running)
 
-    def _claims(self) -> dict[int, Claim]:
-        return {key: consumer.claim() for key, consumer in self.consumers.items()}
+    def _claims(self) -> dict[int, list[Claim]]:
+        return {key: consumer.claims() for key, consumer in self.consumers.items()}
 
-    def _end_running(self, key: int, verdict: Verdict) -> None:
+    def _end_running(self, key: int, verdict: Verdict, number: int | None = None) -> None:
+        """Ends one job, by default the last that began: so they end in another order."""
         consumer = self.consumers[key]
         if consumer.running:
-            consumer.unreported.append((*consumer.running, verdict))
-            consumer.running = None
+            number = number or max(consumer.running)
+            seq, _ = consumer.running.pop(number)
+            consumer.unreported.append((number, seq, verdict))
+
+    def _end_all(self, key: int) -> None:
+        while self.consumers[key].running:
+            self._end_running(key, Verdict.SUCCEEDED)
 
     def _report(self, key: int, most: float) -> None:
         consumer = self.consumers[key]
@@ -383,12 +390,11 @@ class World(RuleBasedStateMachine):
 
     def _die(self, key: int, death: Death) -> None:
         consumer = self.consumers[key]
-        claim = consumer.claim()
+        claims = consumer.claims()
         expected: dict[int, tuple[Kept, int, int]] = {}
         for _, seq, _ in consumer.unreported:
             self.jobs[seq].uncharged += 1
-        if consumer.running:
-            number, seq = consumer.running
+        for number, (seq, _) in consumer.running.items():
             job = self.jobs[seq]
             if death.stopped or death.timed_out not in (None, number):
                 job.uncharged += 1
@@ -399,7 +405,7 @@ class World(RuleBasedStateMachine):
             else:
                 expected[seq] = self._after_crash(job)
         del self.consumers[key]
-        self.core.died(key, claim, death, self.wall)
+        self.core.died(key, claims, death, self.wall)
         self._carry_out(expected)
 
     def _carry_out(self, expected: dict[int, tuple[Kept, int, int]]) -> None:
@@ -448,12 +454,11 @@ class World(RuleBasedStateMachine):
         """The core asks to be called before the time of a running job is over, or has signalled it."""
         for key in self._with_time_limit() if hasattr(self, "core") else ():
             consumer = self.consumers[key]
-            assert consumer.running is not None
-            number, seq = consumer.running
-            if consumer.signalled[0] != number:
+            for number in set(self._timed(key)) - set(consumer.signalled):
+                seq, started_at = consumer.running[number]
                 due = self.core.next_time_check()
                 assert due is not None
-                assert due <= consumer.started_at + (self.jobs[seq].spec.timeout_s or inf)
+                assert due <= started_at + (self.jobs[seq].spec.timeout_s or inf)
 
     @invariant()
     def each_waiting_job_is_in_one_place(self) -> None:
@@ -702,16 +707,16 @@ def test_time_limit_signals_then_kills(core: Core) -> None:
     """First the soft signal, once; after the grace time the kill."""
     core.submitted(rows(1, timeout_s=5.0))
     core.dispatch(0.0, 0.0)
-    claim = Claim(1, True, 0.1)
+    claims = [Claim(1, 0.1)]
     assert core.next_time_check() == pytest.approx(5.0)
     assert core.time_checks(5.0) == [1]
-    assert core.check_time(1, claim, 5.0) is None  # it started a moment after it was sent
+    assert core.check_time(1, claims, 5.0) == []  # it started a moment after it was sent
     assert core.next_time_check() == pytest.approx(5.1)
-    assert core.check_time(1, claim, 5.1) == "signal"
+    assert core.check_time(1, claims, 5.1) == [(1, "signal")]
     assert core.next_time_check() == pytest.approx(5.1 + GRACE_S)
-    assert core.check_time(1, claim, 5.1 + GRACE_S) == "kill"
+    assert core.check_time(1, claims, 5.1 + GRACE_S) == [(1, "kill")]
     assert events(core.take_effects().notes) == ["job.timed_out"]
-    core.died(1, claim, Death(signal="SIGKILL", timed_out=1), 1e9)
+    core.died(1, claims, Death(signal="SIGKILL", timed_out=1), 1e9)
     effects = core.take_effects()
     [(row, due_at, outcome)] = effects.rescheduled
     assert (row.attempts, row.crashes) == (1, 0)
@@ -727,15 +732,15 @@ def test_grace_time_is_kept_when_another_job_is_sent(core: Core) -> None:
     core.retire(2)
     core.submitted(rows(1, timeout_s=5.0))
     core.dispatch(0.0, 0.0)
-    claim = Claim(1, True, 0.0)
-    assert core.check_time(1, claim, 5.0) == "signal"
+    claims = [Claim(1, 0.0)]
+    assert core.check_time(1, claims, 5.0) == [(1, "signal")]
     core.submitted(rows(1, first=2, timeout_s=0.5))
     assert len(core.dispatch(5.1, 0.0)) == 1
     for now in (5.6, 6.1, 6.9):
         if 1 in core.time_checks(now):
-            assert core.check_time(1, claim, now) is None
+            assert core.check_time(1, claims, now) == []
     assert core.next_time_check() <= 5.0 + GRACE_S  # type: ignore[operator]
-    assert core.check_time(1, claim, 5.0 + GRACE_S) == "kill"
+    assert core.check_time(1, claims, 5.0 + GRACE_S) == [(1, "kill")]
 
 
 def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
@@ -744,12 +749,12 @@ def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
     core.submitted(rows(1, timeout_s=10.0))
     core.submitted(rows(1, first=2, timeout_s=0.5))
     core.dispatch(0.0, 0.0)
-    assert core.check_time(1, Claim(1, True, 0.0), 0.5) is None
+    assert core.check_time(1, [Claim(1, 0.0)], 0.5) == []
     settle(core, 1, [1], 800_000, now=0.8)
     assert core.next_time_check() <= 0.8 + 0.5  # type: ignore[operator]
-    assert core.check_time(1, Claim(2, True, 0.8), 1.0) is None
+    assert core.check_time(1, [Claim(2, 0.8)], 1.0) == []
     assert core.next_time_check() == pytest.approx(1.3)
-    assert core.check_time(1, Claim(2, True, 0.8), 1.3) == "signal"
+    assert core.check_time(1, [Claim(2, 0.8)], 1.3) == [(2, "signal")]
 
 
 def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
@@ -758,7 +763,7 @@ def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
     core.dispatch(0.0, 0.0)
     settle(core, 1, [1], 100)
     core.take_effects()
-    core.died(1, Claim(2, True, 1.0), Death(signal="SIGKILL", timed_out=1), 1e9)
+    core.died(1, [Claim(2, 1.0)], Death(signal="SIGKILL", timed_out=1), 1e9)
     effects = core.take_effects()
     assert (effects.ended, effects.rescheduled, effects.notes) == ([], [], [])
     assert core.counts() == {"default": 1}
@@ -769,7 +774,7 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
     core.retire(2)
     core.submitted(rows(4))
     core.dispatch(0.0, 0.0)
-    core.died(1, Claim(2, True, 0.0), Death(signal="SIGSEGV", output=("last words",)), 1e9)
+    core.died(1, [Claim(2, 0.0)], Death(signal="SIGSEGV", output=("last words",)), 1e9)
     effects = core.take_effects()
     [(row, due_at, outcome)] = effects.rescheduled
     assert (row.seq, row.attempts, row.crashes, due_at) == (2, 1, 1, None)
@@ -790,7 +795,7 @@ def test_max_crashes_parks() -> None:
     for key in (1, 2, 3):
         core.joined(key, 0.0)
         [batch] = core.dispatch(0.0, 0.0)
-        core.died(key, Claim(batch.first, True, 0.0), Death(exit_code=1), 1e9)
+        core.died(key, [Claim(batch.first, 0.0)], Death(exit_code=1), 1e9)
         effects = core.take_effects()
         assert effects.crashed == 1
         notes += events(effects.notes)
@@ -818,7 +823,7 @@ def test_crashes_do_not_use_up_retries(core: Core) -> None:
     """A job whose process died may still fail as often as it allows."""
     core.submitted(rows(1, retries=1))
     core.dispatch(0.0, 0.0)
-    core.died(1, Claim(1, True, 0.0), Death(signal="SIGKILL"), 1e9)
+    core.died(1, [Claim(1, 0.0)], Death(signal="SIGKILL"), 1e9)
     core.take_effects()
     core.dispatch(0.0, 0.0)
     core.settled(2, Attempts([1], [Verdict.FAILED], [5], [BAD]), 0.0, 1e9)
@@ -874,7 +879,7 @@ def test_an_outcome_that_is_none_loses_no_job(core: Core, garbage: bytes) -> Non
     with pytest.raises(ProtocolError):
         core.settled(1, Attempts([1, 2], [Verdict.FAILED, Verdict.FAILED], [5, 5], [garbage, BAD]), 0.0, 1e9)
     core.take_effects()
-    core.died(1, Claim(2, False, 0.0), Death(signal="SIGKILL"), 1e9)
+    core.died(1, [], Death(signal="SIGKILL"), 1e9)
     assert core.counts() == {"default": 3}
     core.joined(3, 0.0)
     [batch] = core.dispatch(0.0, 0.0)
@@ -931,3 +936,121 @@ def test_a_job_that_came_due_is_not_there_twice() -> None:
     [batch] = core.dispatch(0.0, 0.0)
     assert seqs(batch.rows) == [1, 2, 3, 7]
     assert core.counts() == {"default": 0}
+
+
+# -- consumers with several seats
+
+
+def seated(seats: int, consumers: int = 1) -> Core:
+    """A core whose consumers run several jobs at once."""
+    core = Core(kill_grace_s=GRACE_S, seats=seats)
+    for key in range(1, consumers + 1):
+        core.joined(key, 0.0)
+    return core
+
+
+def slow(core: Core, seconds: float) -> None:
+    """Has the core know that the jobs of task `t` are long."""
+    core.submitted(rows(1, first=900_000))
+    [batch] = core.dispatch(0.0, 0.0)
+    settle(core, batch.key, [batch.first], int(seconds * 1e6))
+    core.take_effects()
+
+
+def test_long_jobs_fill_all_seats_and_little_more() -> None:
+    """However long they run; behind them wait so many as are worth a batch for all seats together."""
+    core = seated(10)
+    slow(core, 5.0)
+    core.submitted(rows(50))
+    batches = core.dispatch(0.0, 0.0)
+    assert sum(len(batch.rows) for batch in batches) == 10
+    assert sum(len(batch.rows) for batch in core.dispatch(0.0, 0.0)) == 1
+    assert core.dispatch(1.0, 1.0) == []
+
+
+def test_large_payloads_fill_all_seats() -> None:
+    """A batch is bounded in bytes: then there are several."""
+    core = seated(10)
+    core.submitted(rows(10, size=100_000))
+    assert [len(batch.rows) for batch in core.dispatch(0.0, 0.0)] == [3, 3, 3, 1]
+
+
+def test_nothing_waits_behind_others_while_there_are_free_seats() -> None:
+    """Few jobs go to free seats only, more of them to where there are more."""
+    core = seated(4, consumers=2)
+    core.retire(2)
+    core.submitted(rows(3))
+    core.dispatch(0.0, 0.0)
+    core.joined(3, 0.0)
+    core.submitted(rows(5, first=10))
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(0.0, 0.0)} == {3: 4, 1: 1}
+
+
+def test_recalls_for_free_seats() -> None:
+    """What waits behind taken seats goes to a consumer that has free ones, though it is not idle."""
+    core = seated(2, consumers=1)
+    core.submitted(rows(5))
+    core.dispatch(0.0, 0.0)
+    assert core.recalls(1.0) == []  # nobody else is there
+    core.joined(2, 0.0)
+    assert core.recalls(HELD_UP_S / 2) == []
+    assert core.recalls(HELD_UP_S) == [1]
+    core.recalled(1, claimed=2, now=HELD_UP_S)
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(HELD_UP_S, 0.0)} == {2: 2, 1: 1}
+
+
+def test_a_free_seat_is_no_reason_to_ask_its_own_consumer() -> None:
+    """There is nobody to give the jobs to."""
+    core = seated(4)
+    core.submitted(rows(2))
+    core.dispatch(0.0, 0.0)
+    assert core.recalls(100.0) == []
+    assert core.next_recall(100.0) is None
+
+
+def test_a_consumer_that_does_not_use_its_free_seats_is_stalled() -> None:
+    """It has a long job, and was stopped later: what it is sent and does not begin goes to the others first."""
+    core = seated(3, consumers=2)
+    core.retire(2)
+    core.submitted(rows(1))
+    core.dispatch(0.0, 0.0)
+    core.recalled(1, claimed=1, now=STALLED_S)
+    core.submitted(rows(1, first=2))
+    core.dispatch(10.0, 0.0)
+    core.joined(3, 10.0)
+    assert core.recalls(10.0 + HELD_UP_S) == []  # it has just been sent
+    assert core.recalls(10.0 + STALLED_S) == [1]
+    core.recalled(1, claimed=1, now=10.0 + STALLED_S)
+    core.submitted(rows(2, first=3))
+    assert {batch.key: len(batch.rows) for batch in core.dispatch(10.6, 0.0)} == {3: 3}
+
+
+def test_all_that_ran_beside_a_crash_are_charged() -> None:
+    """Nobody knows which of them it was; what only waited is not charged, and what ended neither."""
+    core = seated(3)
+    core.submitted(rows(5))
+    core.dispatch(0.0, 0.0)
+    settle(core, 1, [2], 100)
+    core.take_effects()
+    core.died(1, [Claim(1, 0.0), Claim(3, 0.0), Claim(4, 0.0)], Death(signal="SIGSEGV"), 1e9)
+    effects = core.take_effects()
+    assert sorted(change.row.seq for change in effects.rescheduled) == [1, 3, 4]
+    assert effects.crashed == 3
+    assert core.counts() == {"default": 4}
+
+
+def test_only_one_is_charged_for_its_time() -> None:
+    """The jobs beside one that was killed for its time go back untouched."""
+    core = seated(3)
+    core.submitted(rows(3, timeout_s=1.0))
+    core.dispatch(0.0, 0.0)
+    claims = [Claim(1, 0.0), Claim(2, 0.5), Claim(3, 0.9)]
+    assert core.check_time(1, claims, 1.0) == [(1, "signal")]
+    assert core.check_time(1, claims, 1.5) == [(2, "signal")]
+    assert core.next_time_check() == pytest.approx(1.9)
+    assert core.check_time(1, claims, 1.0 + GRACE_S) == [(1, "kill")]
+    core.take_effects()
+    core.died(1, claims, Death(signal="SIGKILL", timed_out=1), 1e9)
+    [change] = core.take_effects().rescheduled
+    assert (change.row.seq, change.row.attempts, change.row.crashes) == (1, 1, 0)
+    assert core.counts() == {"default": 2}

@@ -20,7 +20,7 @@ ROOT = Path(taskq.__file__).parent
 ROWS = (
     {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
     {"progress", "model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "gates"},
+    {"config", "outcome", "output", "streams", "gates"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
     {"items"},
@@ -30,6 +30,7 @@ ROWS = (
     {"loader", "signatures", "waiting"},
     {"runner", "resolve"},
     {"consumer"},
+    {"seats"},
     {"supervisor", "preload"},
     {"narrator", "intake"},
     {"crew", "ledger"},
@@ -42,7 +43,7 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer")}
+LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
 
 
 class Import(NamedTuple):

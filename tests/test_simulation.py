@@ -120,19 +120,18 @@ class TakesEverySubmitAsNew(MemoryStore):
 class ForgetsBatchMates(Core):
     """What a dead consumer held, but did not run, is gone."""
 
-    def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
-        holder = self._holders[key]
-        holder.leased = {number: row for number, row in holder.leased.items() if number == claim.number}
-        super().died(key, claim, death, wall)
+    def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
+        holder, running = self._holders[key], {claim.number for claim in claims}
+        holder.leased = {number: row for number, row in holder.leased.items() if number in running}
+        super().died(key, claims, death, wall)
 
 
 class ChargesTheNeighbour(Core):
     """The last of a batch pays for the one that ran."""
 
-    def died(self, key: Key, claim: Claim, death: Death, wall: float) -> None:
-        leased = self._holders[key].leased
-        last = max(leased, default=claim.number)
-        super().died(key, Claim(last, claim.running, claim.started_at), death, wall)
+    def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
+        last = max(self._holders[key].leased, default=0)
+        super().died(key, [Claim(last, claim.started_at) for claim in claims[:1]], death, wall)
 
 
 BUGS = {

@@ -94,13 +94,19 @@ def _consumers(consumers: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(each["number"]),
             str(each["pid"]),
-            Text(each["state"], style=_STATE_STYLES.get(each["state"], "")),
+            Text(_activity(each), style=_STATE_STYLES.get(each["state"], "")),
             each["task"] or "",
             _span(each["running_s"]) if each["running_s"] is not None else "",
             f"{each['jobs_done']:,}",
             _megabytes(each["rss_bytes"]),
         )
     return table
+
+
+def _activity(consumer: dict[str, Any]) -> str:
+    """The state of a consumer, and how many of its seats are taken; the task shown beside it is that of the oldest."""
+    state: str = consumer["state"]
+    return state if consumer.get("seats", 1) == 1 else f"{state} {consumer['running']} of {consumer['seats']}"
 
 
 def _queues(queues: dict[str, dict[str, int]]) -> Table | str:

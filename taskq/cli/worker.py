@@ -22,6 +22,9 @@ def worker(
         Argument(metavar="APP", help="module:attribute or path/file.py:attribute.", show_default="TASKQ_APP"),
     ] = None,
     consumers: Annotated[int, Option(metavar="N", help="Consumer processes.", show_default="one per CPU")] = 0,
+    threads: Annotated[
+        int, Option(metavar="N", help="Jobs at once in each, in threads and coroutines: for jobs that wait.")
+    ] = 1,
     queues: Annotated[
         str, Option(metavar="A,B=3", help="Serve only these queues; B has a share of 3.", show_default="all")
     ] = "",
@@ -75,6 +78,7 @@ def worker(
     shares = [_amount(part, "--queues", "1") for part in _parts(queues)]
     settings = Settings(
         consumers=consumers,
+        threads=threads,
         queues=tuple(name for name, _ in shares),
         weights=tuple((name, share) for name, share in shares if share != 1),
         lanes=tuple(map(_lane, lane or ())),

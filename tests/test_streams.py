@@ -1,0 +1,99 @@
+"""The lines of jobs that run side by side in one process: marked where they are written, told apart where they are read."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskq.context import JOB_MARK, RECORD_MARK, Seated, sit
+from taskq.limits import MAX_OUTPUT_LINE_BYTES
+from taskq.output import LineCutter, split_job_mark
+from taskq.streams import JobStream
+
+
+def told(data: bytes) -> dict[int, list[str]]:
+    """What the broker makes of it: the lines of each job; 0 stands for those of nobody."""
+    cutter = LineCutter()
+    lines = defaultdict(list)
+    for line in cutter.feed(data) + cutter.flush():
+        number, text = split_job_mark(line)
+        lines[number].append(text)
+    return dict(lines)
+
+
+WRITES = st.tuples(st.integers(0, 3), st.text("ab\u00e4\n", max_size=6))
+
+
+@given(writes=st.lists(WRITES, max_size=30))
+def test_each_job_has_its_own_lines(writes: list[tuple[int, str]]) -> None:
+    """However the writes of several jobs mix, each job's text comes out whole."""
+    reader, writer = os.pipe()
+    stream = JobStream(writer)
+    jobs = {number: Seated(number, b"i" * 16, "t", 1) for number in (1, 2, 3)}
+    contexts = {number: copy_context() for number in jobs}
+    for number, job in jobs.items():
+        contexts[number].run(sit, job)
+    for number, text in writes:
+        if number:
+            contexts[number].run(stream.write, text)
+    for job in jobs.values():
+        stream.end(job)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        lines = told(file.read())
+    for number in jobs:
+        text = "".join(text for writer_number, text in writes if writer_number == number)
+        assert "\n".join(lines.get(number, [])) == text.removesuffix("\n")
+
+
+def test_text_of_nobody_is_not_marked(tmp_path: Path) -> None:
+    """Outside of jobs it is an ordinary stream."""
+    with (tmp_path / "out").open("wb") as file:
+        stream = JobStream(file.fileno())
+        print("no", "job", file=stream)
+        assert (stream.fileno(), stream.isatty()) == (file.fileno(), False)
+    assert (tmp_path / "out").read_bytes() == b"no job\n"
+
+
+def test_a_line_without_an_end_is_bounded(tmp_path: Path) -> None:
+    """A job that never ends its line does not fill the memory."""
+    with (tmp_path / "out").open("wb") as file:
+        stream, job = JobStream(file.fileno()), Seated(1, b"i" * 16, "t", 1)
+        context = copy_context()
+        context.run(sit, job)
+        for _ in range(1_000):
+            context.run(stream.write, "x" * 100)
+            assert sum(map(len, job.rests.values())) <= MAX_OUTPUT_LINE_BYTES
+    assert told((tmp_path / "out").read_bytes())[1][0].startswith("xxx")
+
+
+@given(number=st.integers(1, 2**63), text=st.text(st.characters(exclude_characters="\n")))
+def test_marks_come_back(number: int, text: str) -> None:
+    """What was marked is told apart, whatever the line itself looks like."""
+    assert split_job_mark(f"{JOB_MARK}{number}{JOB_MARK}{text}") == (number, text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "plain",
+        JOB_MARK,
+        JOB_MARK * 2,
+        f"{JOB_MARK}7",
+        f"{JOB_MARK}x{JOB_MARK}text",
+        f"{JOB_MARK}\u0664{JOB_MARK}text",
+        f"{JOB_MARK}-1{JOB_MARK}text",
+        f"{JOB_MARK}{'9' * 5_000}{JOB_MARK}text",
+        f"{RECORD_MARK}{{}}",
+    ],
+)
+def test_other_lines_are_nobodys(line: str) -> None:
+    """Also those that begin like a marked one."""
+    assert split_job_mark(line) == (0, line)
