@@ -1,0 +1,98 @@
+"""Tasks with options: when they run, how often, and with which others."""
+
+from __future__ import annotations
+
+import time
+
+from apps.jobs import append, pass_gate, record
+
+from taskq import TaskQ, Unique, current_job
+
+q = TaskQ("tests-terms", url="/proc/nonexistent" if __name__ == "apps.terms" else None)
+
+
+@q.task
+def note(path: str, label: str) -> float:
+    """Tells that it ran; returns when."""
+    now = time.time()
+    record(path, label)
+    return now
+
+
+@q.task
+def hold(path: str, gate: str) -> None:
+    """Runs until the gate opens."""
+    record(path, "holds")
+    pass_gate(gate)
+
+
+@q.task(unique=["name"])
+def only(name: str, path: str, gate: str) -> str:
+    """One for each name."""
+    record(path, name)
+    pass_gate(gate)
+    return name
+
+
+@q.task(unique=Unique(by=["name"], until="start"))
+def until_start(name: str, path: str, gate: str) -> str:
+    """One that waits for each name."""
+    record(path, name)
+    pass_gate(gate)
+    return name
+
+
+@q.task(unique=Unique(by=["name"], period=1000))
+def throttled(name: str) -> str:
+    """One in a long time for each name."""
+    return name
+
+
+@q.task(unique=Unique(by=["name"], replace=True), delay=0.3)
+def debounced(name: str, label: str) -> str:
+    """The last one counts."""
+    return label
+
+
+@q.task(concurrency=2)
+def two(path: str, seconds: float) -> None:
+    """Two at once, whatever the number of consumers."""
+    append(path, f"+ {time.monotonic()}")
+    time.sleep(seconds)
+    append(path, f"- {time.monotonic()}")
+
+
+@q.task(concurrency=1, limit_by=["account"])
+def by_account(account: str, path: str, gate: str) -> None:
+    """One at once of each account."""
+    record(path, account)
+    pass_gate(gate)
+
+
+@q.task(rate="3/2s")
+def rated() -> float:
+    """Three in two seconds."""
+    return time.time()
+
+
+@q.task(ordered_by=["account"], retries=2, max_crashes=3)
+def ordered(account: str, number: int, path: str, fails: bool = False) -> None:
+    """In order, also when one fails at first."""
+    if fails and current_job().attempt == 1:
+        raise ValueError("the first time")
+    record(path, f"{account}-{number}")
+
+
+@q.task(resources={"gpu": 1})
+def on_gpu(path: str, seconds: float) -> None:
+    """Takes the gpu."""
+    append(path, f"+ {time.monotonic()}")
+    time.sleep(seconds)
+    append(path, f"- {time.monotonic()}")
+
+
+@q.task(max_queued=5, queue="small")
+def few(gate: str = "") -> None:
+    """At most five wait."""
+    if gate:
+        pass_gate(gate)
