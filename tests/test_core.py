@@ -23,9 +23,9 @@ from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Core, Deat
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
-from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
+from taskq.model import JobError, JobRow, Spec, Terms, backoff_s
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
-from taskq.store import FIRST_FINAL, Kept
+from taskq.store import FIRST_FINAL, Kept, StoredJob
 
 GRACE_S = 2.0
 GOOD = pack_success(1.0, 0.001, None)
@@ -49,10 +49,17 @@ class Job:
     starts: int = 0
     uncharged: int = 0  # starts that were cut short, or whose outcome was lost, by no fault of the job
     was_sent: bool = False
+    forgiven: tuple[int, int] = (0, 0)  # failures and crashes before it was retried by hand
 
     def row(self) -> JobRow:
         """A fresh row, as a store reads it."""
-        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, self.attempts, self.crashes)
+        terms = None if self.forgiven == (0, 0) else Terms(forgiven=self.forgiven)
+        counts = self.attempts, self.crashes
+        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, *counts, terms)
+
+    def failures(self, attempts: int) -> int:
+        """Of so many attempts those that count against its retries."""
+        return attempts - self.crashes - self.forgiven[0]
 
 
 @dataclass
@@ -94,6 +101,8 @@ class World(RuleBasedStateMachine):
         self.next_key = 1
         self.now, self.wall = 100.0, 1e9
         self.newest_sent: dict[str, int] = {}
+        self.last_seq = 0
+        self.paused: set[str] = set()
 
     @initialize(memory_rows=st.integers(0, 6), consumers=st.integers(0, 2))
     def begin(self, memory_rows: int, consumers: int) -> None:
@@ -111,6 +120,8 @@ class World(RuleBasedStateMachine):
         for key in list(self.consumers):
             self._end_running(key, Verdict.SUCCEEDED)
             self._report(key, inf)
+        self.core.pause(())
+        self.paused = set()
         self.join()
         for _ in range(20 + 4 * len(self.jobs)):
             self.dispatch()
@@ -141,7 +152,8 @@ class World(RuleBasedStateMachine):
     ) -> None:
         """A batch of jobs is stored, and most often sent at once."""
         spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
-        new = [Job(seq, spec, size) for seq, size in enumerate(sizes, len(self.jobs) + 1)]
+        new = [Job(seq, spec, size) for seq, size in enumerate(sizes, self.last_seq + 1)]
+        self.last_seq += len(new)
         self.jobs.update((job.seq, job) for job in new)
         self.core.submitted([job.row() for job in new])
         if sends:
@@ -167,6 +179,7 @@ class World(RuleBasedStateMachine):
     def dispatch(self) -> None:
         """The broker's turn: load, recall, send."""
         for load in self.core.loads():
+            assert load.band.queue not in self.paused
             rows = [
                 job.row()
                 for job in self.jobs.values()
@@ -187,6 +200,7 @@ class World(RuleBasedStateMachine):
             for number, row in enumerate(rows, first):
                 job = self.jobs[row.seq]
                 assert job.kept == Kept.QUEUED
+                assert job.spec.queue not in self.paused
                 assert row.seq not in held
                 assert (row.attempts, row.crashes) == (job.attempts, job.crashes)
                 consumer.inbox.append((number, row.seq))
@@ -261,6 +275,44 @@ class World(RuleBasedStateMachine):
         self.core.cancelled(row, job.kept)
         self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes)})
 
+    @precondition(lambda self: any(job.kept == Kept.FAILED for job in self.jobs.values()))
+    @rule(most=st.integers(1, 4))
+    def retry(self, most: int) -> None:
+        """A client retries failed jobs: each is as new, but for its attempts."""
+        failed = [job.seq for job in self.jobs.values() if job.kept == Kept.FAILED]
+        for seq in failed[:most]:
+            job = self.jobs.pop(seq)
+            self.last_seq += 1
+            job.seq, job.kept, job.starts, job.uncharged, job.was_sent = self.last_seq, Kept.QUEUED, 0, 0, False
+            job.forgiven = job.attempts - job.crashes, job.crashes
+            self.jobs[job.seq] = job
+        self.core.requeued([job.row() for job in list(self.jobs.values())[-len(failed[:most]) :]])
+
+    @precondition(lambda self: any(job.kept < FIRST_FINAL for job in self.jobs.values()))
+    @rule(data=st.data(), queue=st.sampled_from([*"abc", None]))
+    def purge(self, data: st.DataObject, queue: str | None) -> None:
+        """A client empties a queue, or purges any jobs that have not ended: all but what runs."""
+        for key in self.consumers:
+            self._recall(key)
+        held = set(self._held_by_anyone())
+        waiting = [job for job in self.jobs.values() if job.kept < FIRST_FINAL and job.seq not in held]
+        if queue is None:
+            waiting = [job for job in waiting if data.draw(st.booleans())]
+        else:
+            waiting = [job for job in waiting if job.spec.queue == queue]
+        self.core.purged([StoredJob(job.row(), job.kept, job.due_at, None, None) for job in waiting])
+        for job in waiting:
+            del self.jobs[job.seq]
+        assert not self.core.take_effects()
+
+    @rule(queues=st.sets(st.sampled_from("abc")))
+    def pause(self, queues: set[str]) -> None:
+        """Queues are paused, others go on; what was sent of them and has not started is taken back."""
+        self.paused = queues
+        self.core.pause(queues)
+        for key in self.consumers:
+            self._recall(key)
+
     @rule(seconds=st.sampled_from([0.001, HELD_UP_S, 0.4, 1.7, 40.0, 700.0]))
     def wait(self, seconds: float) -> None:
         """Time passes; time limits are checked when the core asks for it."""
@@ -309,6 +361,7 @@ class World(RuleBasedStateMachine):
             seqs = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED and job.spec.queue == queue]
             if seqs:
                 self.core.found(Band(queue), len(seqs), min(seqs))
+        self.core.pause(self.paused)
         self.join()
 
     # -- how it happens
@@ -335,14 +388,10 @@ class World(RuleBasedStateMachine):
                 assert job.kept == Kept.QUEUED, "nothing that ended runs again"
                 job.starts += 1
                 assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
-                assert self.core.state_of(job.row(), self._claims()) == JobState.RUNNING
                 running = self.core.running(key, consumer.claim())
                 assert running is not None
                 assert running.seq == seq
         return consumer.running is not None
-
-    def _claims(self) -> dict[int, Claim]:
-        return {key: consumer.claim() for key, consumer in self.consumers.items()}
 
     def _end_running(self, key: int, verdict: Verdict) -> None:
         consumer = self.consumers[key]
@@ -356,10 +405,10 @@ class World(RuleBasedStateMachine):
         expected = {}
         for _, seq, verdict in told:
             job = self.jobs[seq]
-            attempts, failures = job.attempts + 1, job.attempts + 1 - job.crashes
+            attempts = job.attempts + 1
             if verdict == Verdict.SUCCEEDED:
                 kept = Kept.SUCCEEDED
-            elif verdict == Verdict.FAILED and failures <= job.spec.retries:
+            elif verdict == Verdict.FAILED and job.failures(attempts) <= job.spec.retries:
                 kept = Kept.SCHEDULED
             else:
                 kept = Kept.FAILED
@@ -378,7 +427,7 @@ class World(RuleBasedStateMachine):
     @staticmethod
     def _after_crash(job: Job) -> tuple[Kept, int, int]:
         crashes = job.crashes + 1
-        kept = Kept.FAILED if crashes >= job.spec.max_crashes else Kept.QUEUED
+        kept = Kept.FAILED if crashes - job.forgiven[1] >= job.spec.max_crashes else Kept.QUEUED
         return kept, job.attempts + 1, crashes
 
     def _die(self, key: int, death: Death) -> None:
@@ -394,7 +443,7 @@ class World(RuleBasedStateMachine):
                 job.uncharged += 1
             elif death.timed_out == number:
                 attempts = job.attempts + 1
-                kept = Kept.SCHEDULED if attempts - job.crashes <= job.spec.retries else Kept.FAILED
+                kept = Kept.SCHEDULED if job.failures(attempts) <= job.spec.retries else Kept.FAILED
                 expected[seq] = kept, attempts, job.crashes
             else:
                 expected[seq] = self._after_crash(job)
