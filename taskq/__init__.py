@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         JobCancelled,
         JobFailed,
         JobNotFound,
+        JobStateError,
         JobTimeout,
         JournalError,
         PayloadError,
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
         StoreFull,
         TaskQError,
     )
-    from taskq.model import JobError, JobInfo, JobState
+    from taskq.model import Attempt, JobError, JobInfo, JobState
 
 __all__ = [
     # the application, its tasks and jobs
+    "Attempt",
     "CurrentJob",
     "Job",
     "JobError",
@@ -50,6 +52,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobNotFound",
+    "JobStateError",
     "JobTimeout",
     "JournalError",
     "PayloadError",

@@ -235,6 +235,11 @@ class Crew:
         row = None if key is None else self._core.running(key, self._supervisor.slots[key].counters.read())
         return row is not None and row.id == job_id
 
+    def take_back_all(self, now: float) -> None:
+        """Takes back what no consumer has started."""
+        for key in list(self._core.leased()):
+            self.take_back(key, now)
+
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over."""
         for key in self._core.time_checks(now):
