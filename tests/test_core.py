@@ -980,3 +980,62 @@ def test_a_job_that_came_due_is_not_there_twice() -> None:
     [batch] = core.dispatch(0.0, 0.0)
     assert seqs(batch.rows) == [1, 2, 3, 7]
     assert core.counts() == {"default": 0}
+
+
+# -- operators
+
+
+def test_a_retried_job_has_its_limits_again() -> None:
+    """Failures and crashes before do not count; those after do, and attempts are counted on."""
+    core = Core()
+    row = JobRow(1, bytes(16), Spec("t", retries=1, max_crashes=1), b"", attempts=3, crashes=1)
+    row.forgive()
+    core.joined(1, 0.0)
+    for _ in range(2):
+        core.submitted([row])
+        [batch] = core.dispatch(0.0, 1e9)
+        core.settled(1, Attempts([batch.first], [Verdict.FAILED], [10], [BAD]), 0.0, 1e9)
+    effects = core.take_effects()
+    assert [(change.due_at or 0.0) - 1e9 for change in effects.rescheduled] == [pytest.approx(backoff_s(row.id, 1))]
+    assert [(row.attempts, kept) for row, kept, _ in effects.ended] == [(5, Kept.FAILED)]
+
+
+def test_an_emptied_queue_leaves_nothing_to_skip() -> None:
+    """What was purged is gone from memory at once, not when the next job is sent."""
+    core = Core()
+    rows = [JobRow(seq, seq.to_bytes(16, "big"), Spec("t"), b"x") for seq in range(1, 101)]
+    core.submitted(rows)
+    for start in range(0, 100, 10):
+        core.purged([StoredJob(row, Kept.QUEUED, None, None, None) for row in rows[start : start + 10]])
+    assert core.bands._dropped == set()
+    assert core.bands._held_bytes == 0
+    assert not core.has_work
+
+
+def test_retried_jobs_are_read_in_their_turn() -> None:
+    """They are not in memory, and come behind those that waited before."""
+    core = Core()
+    core.submitted([JobRow(1, b"a" * 16, Spec("t"), b"x")])
+    core.requeued([JobRow(2, b"b" * 16, Spec("t"), b"")])
+    [load] = core.loads()
+    assert (load.band, load.after) == (Band("default"), 1)
+    assert core.counts() == {"default": 2}
+
+
+def test_a_paused_queue_is_no_work() -> None:
+    """Its jobs wait and are not read; what a consumer has of it is work still."""
+    core = Core()
+    core.submitted([JobRow(1, b"a" * 16, Spec("t", "mail"), b"x")])
+    core.found(Band("mail"), 1, 2)
+    core.joined(1, 0.0)
+    core.pause({"mail", "other"})
+    assert not core.has_work
+    assert core.dispatch(0.0, 1e9) == core.loads() == []
+    core.pause({"other"})
+    assert core.has_work
+    [batch] = core.dispatch(0.0, 1e9)
+    core.pause({"mail"})
+    assert core.has_work
+    core.recalled(1, 0, 0.0)
+    assert batch.rows[0].seq == 1
+    assert not core.has_work
