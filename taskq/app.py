@@ -156,7 +156,8 @@ class Job(Generic[R]):
 
     def retry(self) -> None:
         """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
-        are counted on. When this returns that is durable.
+        are counted on. When this returns that is durable. It does not expire any more, and others may have its
+        `unique=` key.
 
         A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
 

@@ -14,7 +14,7 @@ from taskq.core import Core
 from taskq.crew import Crew
 from taskq.errors import JobNotFound, JobStateError, ProtocolError, StoreFull
 from taskq.ledger import Ledger
-from taskq.limits import MAX_JOBS_CHANGED, MAX_JOBS_LISTED
+from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED, MAX_JOBS_RETRIED
 from taskq.model import JobState
 from taskq.outcome import shortened, without_result
 from taskq.store import FIRST_FINAL, Kept, Store, StoredJob, Wanted
@@ -152,7 +152,7 @@ class Bulk:
         Returns:
             How many it were; and where to go on, or None for the end. Jobs that fail meanwhile are not among them.
         """
-        jobs, span = self._next(Wanted(Kept.FAILED, task, queue), span)
+        jobs, span = self._next(Wanted(Kept.FAILED, task, queue), span, MAX_JOBS_RETRIED)
         if jobs:
             self._retry(jobs)
             self._log.info("jobs.retried", jobs=len(jobs), task=task, queue=queue)
@@ -201,7 +201,7 @@ class Bulk:
         Returns:
             How many it were; and where to go on, or None for the end.
         """
-        jobs, span = self._next(Wanted(_kept(state), task, queue, before), span)
+        jobs, span = self._next(Wanted(_kept(state), task, queue, before), span, MAX_JOBS_PURGED)
         self._take_back(jobs)
         leased = {row.id for held in self._core.leased().values() for _, row in held}
         jobs = [job for job in jobs if job.row.id not in leased]
@@ -228,10 +228,10 @@ class Bulk:
 
     # -- helpers
 
-    def _next(self, wanted: Wanted, span: list[int] | None) -> tuple[list[StoredJob], list[int] | None]:
+    def _next(self, wanted: Wanted, span: list[int] | None, most: int) -> tuple[list[StoredJob], list[int] | None]:
         """The next jobs to change, and where to go on. What comes in after the first request is left alone."""
         after, end = span or (0, self._store.last_seq + 1)
-        jobs, position = self._store.find(wanted, after, end, MAX_JOBS_CHANGED, newest_first=False)
+        jobs, position = self._store.find(wanted, after, end, most, newest_first=False)
         return jobs, None if position is None else [position, end]
 
     def _check_room(self) -> None:

@@ -21,7 +21,8 @@ MAX_TERMS_BYTES = 40 * 1024
 MAX_JOBS_LISTED = 200
 MAX_JOBS_SEEN = 1_000
 #: Jobs retried or purged for one request; a client that wants more asks again.
-MAX_JOBS_CHANGED = 300
+MAX_JOBS_RETRIED = 100
+MAX_JOBS_PURGED = 300
 #: `enqueue_many` starts a new frame when payloads of this size are together.
 SUBMIT_CHUNK_BYTES = 1 * MIB
 

@@ -16,7 +16,7 @@ from test_cli import NO_JOB, Here, Terminal, here, refused, taskq, terminal
 from taskq import ConfigError, JobCancelled, JobFailed, JobNotFound, JobState, JobStateError, ResultTimeout
 from taskq.app import Job
 from taskq.exits import Exit
-from taskq.limits import MAX_JOBS_CHANGED, MAX_JOBS_LISTED
+from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED
 
 __all__ = ["here", "terminal"]  # fixtures
 
@@ -113,7 +113,7 @@ def test_crashes_are_in_the_history(fleet: Fleet, tmp_path: Path) -> None:
 
 def test_many_are_retried_and_purged_in_slices(fleet: Fleet, missing: Path) -> None:
     """More than one request does; each once, and nothing else; then all of them are purged."""
-    count = 2 * MAX_JOBS_CHANGED + 7
+    count = 2 * MAX_JOBS_PURGED + 7
     made = jobs.need.enqueue_many([(str(missing),)] * count)
     wait_until(lambda: fleet.totals()["failed"] == count, "all failed")
     assert len(q.jobs("failed", limit=None)) == count > MAX_JOBS_LISTED
