@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
-from taskq.gates import Band
+from taskq.gates import Band, band_of
 from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
-from taskq.model import JobError, JobRow, Spec, Terms, new_job_ids
+from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, new_job_ids
 from taskq.outcome import pack_failure, unpack
 from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted
 from taskq.store import sqlite as sqlite_module
@@ -514,6 +514,19 @@ class TestConformance:
             [found], _ = again.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
             assert found.row.id == failed.id
             assert found.row.failures == 1
+
+    def test_a_requeued_job_keeps_its_place_in_order_and_does_not_expire(self, store: Store) -> None:
+        """Its order key stays; its time to start was that of its first life; its unique key may be another's by now."""
+        terms = Terms(expires_at=50.0, order_key="k", unique=UniqueKey("u"))
+        [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"], [terms])
+        end(store, [row], Kept.FAILED)
+        [again] = store.requeue([stored(store, row)])
+        store.commit()
+        assert again.terms == Terms(order_key="k", unique=UniqueKey("u"), forgiven=(1, 0))
+        assert store.next_expiry() is None
+        assert store.with_keys(["u"]) == {}
+        [leased_again], _ = store.lease(band_of(SPEC, terms), 0, 10, 1 << 20)
+        assert (leased_again.id, leased_again.terms) == (row.id, again.terms)
 
     def test_requeue_is_undone_by_rollback(self, store: Store) -> None:
         """Until the commit the job is still failed, and its new number is not used again."""
