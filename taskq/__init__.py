@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         JobCancelled,
         JobFailed,
         JobNotFound,
+        JobStateError,
         JobTimeout,
         JournalError,
         PayloadError,
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
         StoreFull,
         TaskQError,
     )
-    from taskq.model import JobError, JobInfo, JobState
+    from taskq.model import Attempt, JobError, JobInfo, JobState
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
     # the application, its tasks and jobs
+    "Attempt",
     "CurrentJob",
     "Job",
     "JobError",
@@ -58,6 +60,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobNotFound",
+    "JobStateError",
     "JobTimeout",
     "JournalError",
     "PayloadError",

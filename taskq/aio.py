@@ -182,7 +182,7 @@ class AsyncClient:
             fields = await self._request(lambda number, _: wire.frame([Op.INFO, number, job_id]))
         except ConnectionLost:
             return await asyncio.to_thread(self._blocking.info, job_id)  # tries again, or says what to do
-        return info_of(job_id, fields)
+        return info_of(fields)
 
     async def is_spooled(self, job_id: bytes) -> bool:
         """Whether a job waits in the spool."""
@@ -194,6 +194,20 @@ class AsyncClient:
             return bool(await self._request(lambda number, _: wire.frame([Op.CANCEL, number, job_id])))
         except ConnectionLost:
             return await asyncio.to_thread(self._blocking.cancel, job_id)
+
+    async def retry(self, job_id: bytes) -> None:
+        """Queues a failed job again. Raises as `Job.retry`."""
+        try:
+            await self._request(lambda number, _: wire.frame([Op.RETRY, number, job_id]))
+        except ConnectionLost:
+            await asyncio.to_thread(self._blocking.retry, job_id)
+
+    async def purge(self, job_id: bytes) -> None:
+        """Removes a job. Raises as `Job.purge`."""
+        try:
+            await self._request(lambda number, _: wire.frame([Op.PURGE, number, job_id]))
+        except ConnectionLost:
+            await asyncio.to_thread(self._blocking.purge, job_id)
 
     async def _request(self, frame: Callable[[int, bool], bytes]) -> Any:
         """Sends `frame(number, resend)`, and again on a new connection if the first was lost meanwhile.

@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from contextlib import aclosing, contextmanager
 from functools import update_wrapper
 from itertools import tee
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from taskq.client import Call, Client, EarlierId, Ending, Endings, chunks
@@ -211,6 +212,34 @@ class Job(Generic[R_co]):
         """
         return self._app.client.cancel(self._id)
 
+    def retry(self) -> None:
+        """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
+        are counted on. When this returns that is durable. It does not expire any more, and others may have its
+        `unique=` key.
+
+        A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
+
+        Raises:
+            JobStateError: it is not failed. Other jobs have lost their arguments when they ended, or go on.
+            JobNotFound: nothing is known of it.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        self._app.client.retry(self._id)
+
+    def purge(self) -> None:
+        """Removes the job and all that is known of it, unless it runs. Who waits for its end gets `JobNotFound`.
+
+        A job that had not ended is counted as cancelled in the totals.
+
+        Raises:
+            JobStateError: it runs.
+            JobNotFound: nothing is known of it.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        self._app.client.purge(self._id)
+
     async def aresult(self, timeout: float | None = None) -> R_co:
         """`result` for asyncio: waits without blocking the loop."""
         ending = self._ending or await self._app.async_client().wait(self._id, timeout)
@@ -229,6 +258,14 @@ class Job(Generic[R_co]):
     async def acancel(self) -> bool:
         """`cancel` for asyncio."""
         return await self._app.async_client().cancel(self._id)
+
+    async def aretry(self) -> None:
+        """`retry` for asyncio."""
+        await self._app.async_client().retry(self._id)
+
+    async def apurge(self) -> None:
+        """`purge` for asyncio."""
+        await self._app.async_client().purge(self._id)
 
     def __await__(self) -> Generator[Any, None, R_co]:
         return self.aresult().__await__()
@@ -712,6 +749,115 @@ class TaskQ:
             raise ConfigError(f"{id!r} is no job id: these have 32 hexadecimal digits")
         return Job(self, job_id)
 
+    # -- many jobs
+
+    def jobs(
+        self,
+        state: JobState | str | None = None,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        limit: int | None = 100,
+        before: str | Job[Any] | None = None,
+    ) -> list[JobInfo]:
+        """Lists jobs, the newest first: in the order in which they were enqueued, or retried by hand.
+
+        Long errors are cut, and `history` is empty: `Job.info` knows all of a job.
+
+        Args:
+            state: only those in this state, such as "failed" (the dead-letter list).
+            task, queue: only those of this task, of this queue.
+            limit: at most so many; None for all.
+            before: only those enqueued before this job: the last one of a list leads to the next page.
+
+        Raises:
+            ConfigError: an argument makes no sense.
+            JobNotFound: nothing is known of the job in `before`.
+            BrokerUnavailable: no fleet answers.
+        """
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise ConfigError(f"limit={limit!r}: use a number of jobs, or None for all")
+        place = None if before is None else (self.job(before) if isinstance(before, str) else before)._id
+        return self.client.jobs(None if state is None else _state(state), task, queue, place, limit)
+
+    def retry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
+        """Queues all failed jobs again, as `Job.retry` does; or only those of a task, of a queue.
+
+        Jobs that fail while this goes on are left alone. If it is interrupted, those that were done stay done.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self.client.retry_all(task, queue)
+
+    def purge(
+        self,
+        state: JobState | str,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        """Removes all jobs in a state, as `Job.purge` does. With "queued" it empties queues.
+
+        Jobs that come in while this goes on are left alone. If it is interrupted, those that are gone stay gone.
+
+        Args:
+            state: any but "running".
+            task, queue: only those of this task, of this queue.
+            older_than: only those that ended more than so many seconds ago, or were enqueued then if they wait.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            ConfigError: the state is "running", or none.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        named = _state(state)
+        if named == JobState.RUNNING:
+            raise ConfigError("running jobs cannot be purged: cancel them, or purge them when they have ended")
+        if older_than is not None and not 0 <= older_than < inf:
+            raise ConfigError(f"older_than={older_than!r}: use seconds, 0 or more")
+        before = None if older_than is None else max(0.0, time.time() - older_than)
+        return self.client.purge_all(named, task, queue, before)
+
+    def pause(self, *queues: str) -> list[str]:
+        """Pauses queues: jobs that run may end, the others wait, new ones are accepted. It lasts until `resume`, also
+        across restarts of the fleet. Queues need no jobs yet.
+
+        Returns:
+            The queues that were not paused before.
+
+        Raises:
+            ConfigError: a queue's name makes no sense.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self._pause(queues, True)
+
+    def resume(self, *queues: str) -> list[str]:
+        """Lets the jobs of paused queues run again.
+
+        Returns:
+            The queues that were paused.
+
+        Raises:
+            As `pause`.
+        """
+        return self._pause(queues, False)
+
+    def _pause(self, queues: Sequence[str], is_paused: bool) -> list[str]:
+        if not queues:
+            raise ConfigError("which queues? name at least one")
+        program, name = os.path.split(sys.argv[0])
+        name = os.path.basename(program) if name == "__main__.py" else name
+        return self.client.pause(queues, is_paused, f"{name or 'python'}, pid {os.getpid()}")
+
     @contextmanager
     def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> Iterator[None]:
         """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
@@ -750,6 +896,13 @@ class TaskQ:
         """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""
         self.directory = directory
         self._client = None
+
+
+def _state(state: JobState | str) -> JobState:
+    try:
+        return JobState(state)
+    except ValueError:
+        raise ConfigError(f"{state!r} is no state of a job: use one of {', '.join(JobState)}") from None
 
 
 def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

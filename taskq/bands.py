@@ -209,6 +209,14 @@ class Bands:
             band.held.append(row)
         self._list(band)
 
+    def add_unread(self, row: JobRow) -> None:
+        """A job is queued that is younger than all others, and still to be read from the store."""
+        band = self._band(band_of(row.spec, row.terms))
+        band.waiting += 1
+        band.queue.waiting += 1
+        if band.on_disk_after is None:
+            self._read_from_disk(band, row.seq - 1)
+
     def put_back(self, key: int, rows: Iterable[JobRow], leaving: Leaving = Leaving.UNSTARTED) -> None:
         """Jobs that were sent to a consumer come back to their places."""
         by_band: dict[Band, list[JobRow]] = {}
@@ -237,13 +245,22 @@ class Bands:
             self._dropped.add(row.seq)
         self.abandoned(row)
 
+    def trim(self, rows: Iterable[JobRow]) -> None:
+        """Forgets jobs that were dropped at once, as far as they are the oldest of their bands: else all of an emptied
+        queue would be skipped in the moment in which the next job is sent."""
+        for name in {band_of(row.spec, row.terms) for row in rows}:
+            band = self._bands.get(name)
+            if band is not None:
+                self._skip_dropped(band)
+                self._forget(band)
+
     # -- between memory and store
 
     def loads(self, queues: Collection[str] | None) -> list[Load]:
         """What to read of these queues (None: of all) from the store now, since memory runs short of it."""
         loads = []
         for band in self._on_disk.values():
-            is_served = queues is None or band.queue.name in queues
+            is_served = (queues is None or band.queue.name in queues) and not band.queue.is_paused
             if is_served and len(band.held) < LOAD_JOBS / 2 and band.on_disk_after is not None:
                 loads.append(Load(band.band, band.on_disk_after, LOAD_JOBS, LOAD_BYTES))
                 if len(loads) == _LOAD_BANDS:

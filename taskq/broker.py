@@ -98,6 +98,7 @@ class Broker:
             self._server,
             self._stop,
             self._reload,
+            log,
         )
         self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
@@ -109,6 +110,7 @@ class Broker:
         for event, fields in self._store.findings:
             (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
         self._narrator.notes(effects.notes)
+        self._core.pause(self._store.paused())
 
     def run(self, guardian: socket.socket) -> None:
         """Runs until the fleet has stopped.

@@ -24,9 +24,17 @@ import msgpack
 
 from taskq import errors, wire
 from taskq.config import Directory
-from taskq.errors import BrokerUnavailable, DirectoryError, JobNotFound, ProtocolError, ResultTimeout, TaskQError
-from taskq.limits import MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, JobInfo, JobState, Spec, Terms, enqueued_at
+from taskq.errors import (
+    BrokerUnavailable,
+    DirectoryError,
+    JobNotFound,
+    JobStateError,
+    ProtocolError,
+    ResultTimeout,
+    TaskQError,
+)
+from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
+from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Spec, Terms, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -145,9 +153,9 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
     return job_id, Ending(JobState(state), unpack(bytes(body)))
 
 
-def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
-    """A JobInfo from the answer to INFO."""
-    task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome = fields
+def info_of(fields: list[Any]) -> JobInfo:
+    """A JobInfo from the answer to INFO, or from one of those in the answer to JOBS."""
+    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, *history = fields
     last = unpack(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
@@ -162,7 +170,12 @@ def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
         due_at=due_at,
         duration_s=last.duration_s,
         error=last.error,
+        history=[_attempt(number, unpack(kept)) for number, kept in history[0]] if history else [],
     )
+
+
+def _attempt(number: int, outcome: Outcome) -> Attempt:
+    return Attempt(number, outcome.started_at, outcome.duration_s, outcome.error)
 
 
 def check_broker(connection: socket.socket, path: os.PathLike[str]) -> None:
@@ -349,7 +362,7 @@ class Client:
         connection = self.connect()
         try:
             yield connection
-        except (errors.EnqueueError, JobNotFound):
+        except (errors.EnqueueError, JobNotFound, JobStateError):
             self.give_back(connection)  # an answer like others
             raise
         except BaseException:
@@ -463,7 +476,7 @@ class Client:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no broker answers.
         """
-        return info_of(job_id, self._ask(Op.INFO, job_id))
+        return info_of(self._ask(Op.INFO, job_id))
 
     def is_spooled(self, job_id: bytes) -> bool:
         """Whether a job waits in the spool."""
@@ -472,6 +485,53 @@ class Client:
     def cancel(self, job_id: bytes) -> bool:
         """Cancels a job that has not started. Returns whether it is cancelled now."""
         return bool(self._ask(Op.CANCEL, job_id))
+
+    # -- many jobs: the broker does a little for each request, and says where to go on
+
+    def jobs(
+        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+    ) -> list[JobInfo]:
+        """Jobs, newest first."""
+        infos: list[JobInfo] = []
+        place: bytes | int | None = before
+        while limit is None or len(infos) < limit:
+            most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
+            found, place = self._ask(Op.JOBS, state and state.value, task, queue, place, most)
+            infos.extend(map(info_of, found))
+            if place is None:
+                break
+        return infos
+
+    def retry(self, job_id: bytes) -> None:
+        """Queues a failed job again. Raises as `Job.retry`."""
+        self._ask(Op.RETRY, job_id)
+
+    def retry_all(self, task: str | None, queue: str | None) -> int:
+        """Queues all failed jobs again, or those of a task or queue. Returns how many."""
+        return self._ask_on(Op.RETRY_ALL, task, queue)
+
+    def purge(self, job_id: bytes) -> None:
+        """Removes a job. Raises as `Job.purge`."""
+        self._ask(Op.PURGE, job_id)
+
+    def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> int:
+        """Removes the jobs in a state that ended before a time. Returns how many."""
+        return self._ask_on(Op.PURGE_ALL, state.value, task, queue, before)
+
+    def _ask_on(self, op: Op, *fields: Any) -> int:
+        """Repeats a request until there is nothing left to do; returns how many jobs it did it to."""
+        done = 0
+        span: list[int] | None = None
+        while True:
+            count, span = self._ask(op, *fields, span)
+            done += int(count)
+            if span is None:
+                return done
+
+    def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
+        """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
+        changed: list[str] = self._ask(Op.PAUSE, list(queues), is_paused, by)
+        return changed
 
     # -- the fleet
 

@@ -12,7 +12,7 @@ consumer idles. A consumer runs as many jobs at once as it has seats; numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final, Literal, NamedTuple
@@ -20,9 +20,9 @@ from typing import Any, Final, Literal, NamedTuple
 from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
 from taskq.gates import Band, Leaving
-from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
+from taskq.model import JobError, JobRow, Spec, backoff_s
 from taskq.outcome import Attempts, Verdict, error_in, pack_failure
-from taskq.store import Ended, Kept, Rescheduled
+from taskq.store import Ended, Kept, Rescheduled, StoredJob
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
 BATCH_S: Final = 0.050
@@ -334,7 +334,7 @@ class Core:
         self, key: Key, row: JobRow, error: JobError | None, outcome: bytes, may_retry: bool, wall: float
     ) -> None:
         """An attempt ended without success, its count included in `row.attempts`; what follows?"""
-        failures = row.attempts - row.crashes
+        failures = row.failures
         fields = {"row": row, "consumer_key": key, "error": error}
         if may_retry and failures <= row.spec.retries:
             delay_s = backoff_s(row.id, failures)
@@ -363,7 +363,7 @@ class Core:
             reason = f"the process that ran the job {death.describe()}"
         error = JobError("Crashed", reason, "", death.exit_code, death.signal, list(death.output))
         outcome = pack_failure(None, None, error)
-        is_last = row.crashes >= row.spec.max_crashes
+        is_last = row.charged_crashes >= row.spec.max_crashes
         fields = {"row": row, "consumer_key": key, "error": error, "crashes": row.crashes}
         self._effects.notes.append(Note("job.crashed", {**fields, "runs_again": not is_last}))
         if is_last:
@@ -377,15 +377,6 @@ class Core:
                 self.bands.put_back(key, [row], Leaving.AGAIN)
 
     # -- jobs are cancelled
-
-    def state_of(self, row: JobRow, claims: dict[Key, list[Claim]]) -> JobState:
-        """The state of a job that the store has as queued."""
-        for key, holder in self._holders.items():
-            for number, leased in holder.leased.items():
-                if leased.id == row.id:
-                    is_running = any(claim.number == number for claim in claims[key])
-                    return JobState.RUNNING if is_running else JobState.QUEUED
-        return JobState.QUEUED
 
     def holder_of(self, job_id: bytes) -> Key | None:
         """The consumer that a job was sent to, if it was."""
@@ -418,6 +409,27 @@ class Core:
             self.bands.drop(row)
         else:
             self.bands.abandoned(row)
+
+    def purged(self, jobs: Iterable[StoredJob]) -> None:
+        """Jobs that had not ended, and that no consumer holds, were removed from the store."""
+        rows: list[JobRow] = []
+        for job in jobs:
+            if job.kept == Kept.QUEUED:
+                self.bands.drop(job.row)
+                rows.append(job.row)
+            else:
+                self.bands.abandoned(job.row)
+        self.bands.trim(rows)
+
+    def requeued(self, rows: Iterable[JobRow]) -> None:
+        """Failed jobs are queued again, at the end of their bands: they are read from the store in their turn."""
+        for row in rows:
+            self.bands.add_unread(row)
+
+    def pause(self, queues: Collection[str]) -> None:
+        """From now on the jobs of exactly these queues wait. What was sent of them is for the caller to take back."""
+        for name in {*self.bands.counts(), *queues}:
+            self.bands.pause(name, name in queues)
 
     # -- what to do next
 
@@ -546,8 +558,8 @@ class Core:
 
     @property
     def has_work(self) -> bool:
-        """Whether a job of the served queues waits or was sent to a consumer."""
-        counts = self.bands.counts()
+        """Whether a job of the served queues, but paused ones, waits or was sent to a consumer."""
+        counts = {name: count for name, count in self.bands.counts().items() if not self.bands.is_paused(name)}
         waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
         return waits or any(holder.leased for holder in self._holders.values())
 

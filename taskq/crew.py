@@ -260,6 +260,11 @@ class Crew:
         number = self._core.number_of(key, job_id)
         return any(claim.number == number for claim in self._supervisor.slots[key].counters.read())
 
+    def take_back_all(self, now: float) -> None:
+        """Takes back what no consumer has started."""
+        for key in list(self._core.leased()):
+            self.take_back(key, now)
+
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over."""
         for key in self._core.time_checks(now):

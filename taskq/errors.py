@@ -11,6 +11,7 @@
     |-- JobFailed                 the job ended as failed; carries the remote type, message and traceback
     |-- JobCancelled              the job was cancelled before it started
     |-- JobNotFound               no job with this id is kept
+    |-- JobStateError             a job's state does not allow what was asked for
     |-- ProtocolError             a peer sent bytes that are not this protocol
     |-- ConfigError               a setting, an option or a name that makes no sense
     |   |-- AppError              MODULE:ATTRIBUTE does not lead to a TaskQ object
@@ -92,6 +93,10 @@ class JobNotFound(TaskQError, LookupError):
     def of(cls, job_id: bytes) -> JobNotFound:
         """The error for one job, in the same words wherever it is found out."""
         return cls(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+
+
+class JobStateError(TaskQError):
+    """The job's state does not allow what was asked for. The message says which state it is in, and what would do."""
 
 
 class ProtocolError(TaskQError):

@@ -397,6 +397,14 @@ class Ledger:
             self._watchers.setdefault(job_id, set()).add(peer)
             peer.watched.add(job_id)
 
+    def gone(self, ids: Iterable[bytes]) -> None:
+        """Jobs were removed: tells those who wait for their end that there is none, and looks again what is due."""
+        for job_id in ids:
+            for peer in self._watchers.pop(job_id, ()):
+                peer.watched.discard(job_id)
+                self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
+        self.next_due = self._store.next_due()
+
     def find(self, job_id: bytes) -> StoredJob | None:
         """Reads a job; one that is unknown may still wait in the spool, and is taken in now."""
         stored = self._store.read(job_id)

@@ -24,6 +24,13 @@ MAX_ENVELOPE_BYTES = 64 * 1024
 MAX_JOBS_PER_FRAME = 1_000
 #: What the terms of the jobs of one frame may take of its envelope, beside ids and lengths.
 MAX_TERMS_BYTES = 40 * 1024
+#: Jobs in one answer to a client that lists them, and looked at for one request that lists, retries or purges: it takes
+#: the broker a few milliseconds.
+MAX_JOBS_LISTED = 200
+MAX_JOBS_SEEN = 1_000
+#: Jobs retried or purged for one request; a client that wants more asks again.
+MAX_JOBS_RETRIED = 100
+MAX_JOBS_PURGED = 300
 #: `enqueue_many` starts a new frame when payloads of this size are together.
 SUBMIT_CHUNK_BYTES = 1 * MIB
 
@@ -32,6 +39,10 @@ MAX_ERROR_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 32_000
 #: The outcome of an attempt that failed, which the broker decodes: those texts, at six bytes a character (escaped).
 MAX_FAILURE_BYTES = 256 * 1024
+#: Ended attempts that are kept with a job, beside the last one: so many of the first and so many of the last; and the
+#: size from which on their errors are cut.
+KEPT_ATTEMPTS_EACH_END = 20
+MAX_KEPT_ATTEMPT_BYTES = 4 * 1024
 #: What a process wrote last, told with its crash. The stacks that Python writes at a segfault take 20 to 40 lines.
 MAX_LAST_LINES = 60
 #: One line of a job's output; the rest of a longer line is dropped.

@@ -244,6 +244,8 @@ class Terms:
         limit_key: its task's limits count for jobs with the same key.
         order_key: jobs of the task with the same key run one after the other.
         unique: how it is the only one of its kind.
+        forgiven: the failures, and the crashes, before somebody retried the failed job: they do not count against its
+            retries and its `max_crashes` any more.
     """
 
     due_at: float | None = None
@@ -251,6 +253,7 @@ class Terms:
     limit_key: str | None = None
     order_key: str | None = None
     unique: UniqueKey | None = None
+    forgiven: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name in ("due_at", "expires_at"):
@@ -261,6 +264,8 @@ class Terms:
             value = getattr(self, name)
             if value is not None and not _is_key(value):
                 raise ConfigError(f"{name}={value!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters")
+        if len(self.forgiven) != 2 or not all(map(_is_count, self.forgiven)):
+            raise ConfigError(f"forgiven={self.forgiven!r:.80}: use two counts")
 
     @property
     def is_keyed(self) -> bool:
@@ -287,12 +292,15 @@ class Terms:
         """The fields in a fixed order, as they travel and are stored."""
         unique = self.unique
         fields = None if unique is None else [unique.key, unique.until_start, unique.period_s, unique.replaces]
-        return [self.due_at, self.expires_at, self.limit_key, self.order_key, fields]
+        forgiven = [] if self.forgiven == (0, 0) else [self.forgiven]
+        return [self.due_at, self.expires_at, self.limit_key, self.order_key, fields, *forgiven]
 
     @classmethod
     def from_wire(cls, fields: Any) -> Terms:
         """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
         match fields:
+            case [*own, list(forgiven)] if len(own) == 5:
+                return replace(cls.from_wire(own), forgiven=tuple(forgiven))
             case [due_at, expires_at, limit_key, order_key, None]:
                 return cls(due_at, expires_at, limit_key, order_key)
             case [due_at, expires_at, limit_key, order_key, [key, bool(until_start), period_s, bool(replaces)]]:
@@ -338,6 +346,22 @@ class JobRow:
         self.crashes = crashes
         self.terms = terms
 
+    @property
+    def failures(self) -> int:
+        """How often it raised or ran out of time, as far as that counts against its retries."""
+        failures = self.attempts - self.crashes
+        return failures if self.terms is None else failures - self.terms.forgiven[0]
+
+    @property
+    def charged_crashes(self) -> int:
+        """How often its process died, as far as that counts against its `max_crashes`."""
+        return self.crashes if self.terms is None else self.crashes - self.terms.forgiven[1]
+
+    def forgive(self) -> None:
+        """Gives the job all its retries and crashes again, and all its time: its attempts are counted on."""
+        forgiven = self.attempts - self.crashes, self.crashes
+        self.terms = replace(self.terms or NO_TERMS, expires_at=None, forgiven=forgiven)
+
     def __repr__(self) -> str:
         return f"JobRow({self.seq}, {self.id.hex()}, {self.spec.task}, attempts={self.attempts})"
 
@@ -368,6 +392,24 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a job that has ended.
+
+    Attributes:
+        number: 1 for the first.
+        started_at: seconds since 1970, or None if nobody knows (its process died).
+        duration_s: how long it took, or None.
+        error: why it did not succeed, or None if it did. Long texts are cut; the whole error of the last attempt is
+            that of the job.
+    """
+
+    number: int
+    started_at: float | None
+    duration_s: float | None
+    error: JobError | None
+
+
+@dataclass(frozen=True, slots=True)
 class JobInfo:
     """All that is known of a job.
 
@@ -380,6 +422,8 @@ class JobInfo:
         due_at: when a scheduled job becomes queued, in seconds since 1970.
         duration_s: how long the last ended attempt took.
         error: why the last ended attempt did not succeed, with the exit code or signal of a crash.
+        history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in the lists
+            that `TaskQ.jobs` returns.
     """
 
     id: str
@@ -394,6 +438,7 @@ class JobInfo:
     due_at: float | None = None
     duration_s: float | None = None
     error: JobError | None = None
+    history: list[Attempt] = field(default_factory=list)
 
 
 def new_job_ids(count: int) -> Iterator[bytes]:
@@ -411,6 +456,15 @@ def new_job_ids(count: int) -> Iterator[bytes]:
 def enqueued_at(job_id: bytes) -> float:
     """The time in an id, in seconds since 1970."""
     return int.from_bytes(job_id[:6], "big") / 1000
+
+
+#: Ids have room for the milliseconds until then, in the year 10889.
+LAST_TIME = 2**48 / 1000
+
+
+def first_id_at(at: float) -> bytes:
+    """The ids made before a time (seconds since 1970) sort before this one, the others behind it."""
+    return int(max(at, 0.0) * 1000).to_bytes(6, "big").ljust(16, b"\0")
 
 
 def backoff_s(job_id: bytes, failures: int) -> float:

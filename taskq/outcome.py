@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from taskq.limits import (
     MAX_ERROR_MESSAGE_CHARS,
     MAX_FAILURE_BYTES,
     MAX_FRAME_BYTES,
+    MAX_KEPT_ATTEMPT_BYTES,
     MAX_OUTPUT_LINE_BYTES,
     MAX_TRACEBACK_CHARS,
 )
@@ -85,6 +87,24 @@ def unpack(outcome: bytes) -> Outcome:
         return Outcome(started_at, duration_s, result, None if error is None else JobError(*error))
     except Exception as error:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
+
+
+def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes:
+    """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
+    if len(outcome) <= most_bytes:
+        return outcome
+    started_at, duration_s, _, error = unpack(outcome)
+    if error is None:
+        return without_result(outcome)
+    output = [_clean(line, 200) for line in error.output[-5:]]
+    message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
+    return pack_failure(started_at, duration_s, replace(error, message=message, traceback=traceback, output=output))
+
+
+def without_result(outcome: bytes) -> bytes:
+    """The outcome without what the job returned, which may be large."""
+    started_at, duration_s, result, error = unpack(outcome)
+    return outcome if result is None else msgpack.packb((started_at, duration_s, None, error and error.to_wire()))
 
 
 def error_in(outcome: bytes) -> JobError:

@@ -1,4 +1,7 @@
-"""What clients ask of the broker besides handing in jobs: the state of one, to cancel it, the state of the fleet."""
+"""What clients ask of the broker besides handing in jobs: the state of one, to cancel it, the state of the fleet.
+
+Requests about many jobs: `taskq.bulk`.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,20 @@ from typing import Any
 import msgpack
 
 from taskq import wire
+from taskq.bulk import Bulk
 from taskq.config import Directory
 from taskq.core import Core
 from taskq.crew import Crew
-from taskq.errors import JobNotFound, ProtocolError, StoreFull, TaskQError
+from taskq.errors import ConfigError, JobNotFound, ProtocolError, StoreFull, TaskQError
 from taskq.ledger import Ledger
-from taskq.model import JobState, Spec
+from taskq.model import LAST_TIME, QUEUE_NAME, JobState, Spec
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Kept, Store
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.wire import Op
+
+#: Who asked for a pause, as the log tells it.
+_MAX_BY_CHARS = 200
 
 
 class Requests:
@@ -36,11 +43,13 @@ class Requests:
         server: Server,
         on_stop: Callable[[str], None],
         on_reload: Callable[[], None],
+        log: Any,
     ) -> None:
         """
         Args:
             on_stop: stops the fleet; told who asked.
             on_reload: replaces the consumers.
+            log: a structlog logger.
         """
         self._directory = directory
         self._core = core
@@ -51,6 +60,8 @@ class Requests:
         self._server = server
         self._on_stop = on_stop
         self._on_reload = on_reload
+        self._log = log
+        self._bulk = Bulk(core, store, ledger, crew, log)
         self._started_at = time.time()
 
     def answer(self, peer: Peer, envelope: list[Any]) -> None:
@@ -68,6 +79,20 @@ class Requests:
                     value: Any = self._info(job_id)
                 case [Op.CANCEL, int(), bytes(job_id)] if len(job_id) == 16:
                     value = self._cancel(job_id)
+                case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):
+                    value = self._bulk.jobs(*envelope[2:])
+                case [Op.RETRY, int(), bytes(job_id)] if len(job_id) == 16:
+                    value = self._bulk.retry_one(job_id)
+                case [Op.RETRY_ALL, int(), str() | None, str() | None, span] if _is_span(span):
+                    value = self._bulk.retry(*envelope[2:])
+                case [Op.PURGE, int(), bytes(job_id)] if len(job_id) == 16:
+                    value = self._bulk.purge_one(job_id)
+                case [Op.PURGE_ALL, int(), str(), str() | None, str() | None, before, span] if _is_time(
+                    before
+                ) and _is_span(span):
+                    value = self._bulk.purge(*envelope[2:])
+                case [Op.PAUSE, int(), list(queues), bool(is_paused), str(by)]:
+                    value = self._pause(queues, is_paused, by)
                 case [Op.STATUS, int()]:
                     value = self._status()
                 case [Op.STOP, int()]:
@@ -85,23 +110,11 @@ class Requests:
         self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb(value)]))
 
     def _info(self, job_id: bytes) -> list[Any]:
-        stored = self._ledger.find(job_id)
-        if stored is None:
+        if self._ledger.find(job_id) is None:
             spec = self._spec_in_spool(job_id)
-            return [spec.task, spec.queue, JobState.QUEUED.value, 0, 0, None, None, None, None]
-        row, kept, due_at, outcome, finished_at = stored
-        state, started_at, attempts = kept.state, None, row.attempts
-        if kept == Kept.QUEUED:
-            claims = self._crew.claims()
-            state = self._core.state_of(row, claims)
-            key = self._core.holder_of(job_id)
-            if state == JobState.RUNNING and key is not None:
-                running_since = {claim.number: claim.started_at for claim in claims[key]}
-                number = self._core.number_of(key, job_id)
-                started_at = time.time() - (time.monotonic() - running_since[number])
-                attempts += 1
-        spec = row.spec
-        return [spec.task, spec.queue, state.value, attempts, row.crashes, due_at, started_at, finished_at, outcome]
+            times = None, None, None
+            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, []]
+        return self._bulk.info(job_id)
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
         """The spec of a job that is not in the journal, since the disk is full.
@@ -131,6 +144,26 @@ class Requests:
             raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
         return True
 
+    def _pause(self, queues: list[Any], is_paused: bool, by: str) -> list[str]:
+        """Pauses or resumes queues; returns those for which that is a change."""
+        for queue in queues:
+            if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
+                raise ConfigError(f"{queue!r:.80} is no queue's name")
+        paused = self._store.paused()
+        changed = sorted(set(queues) - paused if is_paused else paused & set(queues or paused))
+        try:
+            self._store.pause(changed, is_paused)
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
+            raise
+        self._core.pause(self._store.paused())
+        if is_paused and changed:
+            self._crew.take_back_all(time.monotonic())
+        for queue in changed:
+            self._log.info("queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS])
+        return changed
+
     def _status(self) -> dict[str, Any]:
         consumers = [self._consumer(slot) for slot in self._supervisor.slots.values()]
         return {
@@ -143,6 +176,7 @@ class Requests:
                 "restarts_of_consumers": self._supervisor.restarts,
             },
             "queues": self._queues(),
+            "paused": sorted(self._store.paused()),
             "totals": self._store.totals.as_dict(),
             "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),
         }
@@ -178,6 +212,22 @@ class Requests:
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),
         }
+
+
+def _is_place(before: object) -> bool:
+    return before is None or (isinstance(before, bytes) and len(before) == 16) or _is_seq(before)
+
+
+def _is_span(span: object) -> bool:
+    return span is None or (isinstance(span, list) and len(span) == 2 and all(map(_is_seq, span)))
+
+
+def _is_time(at: object) -> bool:
+    return at is None or (isinstance(at, (int, float)) and 0 <= at < LAST_TIME)
+
+
+def _is_seq(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
 def rss_bytes(pid: int) -> int:

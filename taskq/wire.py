@@ -48,9 +48,13 @@ class Op(IntEnum):
     STATUS = 15  # request
     STOP = 16  # request
     RELOAD = 17  # request
-    READ_ITEMS = (
-        26  # request, id, start                                        answered when there are some, or the job ends
-    )
+    JOBS = 20  # request, state, task, queue (or nil), id or position to go on before (or nil), limit
+    RETRY = 21  # request, id                                                    one failed job
+    RETRY_ALL = 22  # request, task, queue (or nil), span to go on with (or nil)
+    PURGE = 23  # request, id                                                    one job
+    PURGE_ALL = 24  # request, state, task, queue, ended before (or nil), span to go on with (or nil)
+    PAUSE = 25  # request, queues (none: all that are paused), is paused, who asks
+    READ_ITEMS = 26  # request, id, start                             answered when there are some, or the job ends
 
     READY = 30  # pid, names of the tasks                                        consumer -> broker
     BOOT_FAILED = 31  # message, traceback

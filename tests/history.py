@@ -53,6 +53,7 @@ class Final(NamedTuple):
     attempts: int
     crashes: int
     outcome: str = ""
+    requeued: int = 0  # how often it was retried by hand
 
 
 class Limits(NamedTuple):
@@ -74,6 +75,17 @@ class History:
     limits: dict[str, Limits] = field(default_factory=dict)
     acked: dict[str, float] = field(default_factory=dict)
     cancelled: dict[str, float] = field(default_factory=dict)  # job: when its cancellation was acknowledged
+    retried: set[str] = field(default_factory=set)  # jobs that a client asked to retry, whether it heard of it or not
+    requeued: Counter[str] = field(default_factory=Counter)  # how often a client heard that it was
+    retried_all: bool = False  # a client asked to retry all that failed
+    purges: set[str] = field(default_factory=set)  # jobs that a client asked to purge
+    unknown: set[str] = field(
+        default_factory=set
+    )  # acknowledged jobs of which a client was told that nobody knows them
+    purged: dict[str, float] = field(default_factory=dict)  # job: when its purge was acknowledged
+    queues: dict[str, str] = field(default_factory=dict)  # job: its queue
+    pauses: list[tuple[str, float]] = field(default_factory=list)  # queues, and when their pause was acknowledged
+    resumes: list[float] = field(default_factory=list)  # when a client asked to resume all queues
     starts: list[Start] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
@@ -83,6 +95,7 @@ class History:
     )  # processes that were stopped, from when to when
     broker_deaths: list[float] = field(default_factory=list)
     final: dict[str, Final] = field(default_factory=dict)
+    removed: dict[str, Final] = field(default_factory=dict)  # what the purged ones were at last
     totals: dict[str, int] = field(default_factory=dict)
     final_after_restart: dict[str, Final] | None = None
     in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
@@ -100,6 +113,11 @@ class History:
             found[start.job].append((start, ends.get((start.job, start.attempt, start.process))))
         return found
 
+    @property
+    def known(self) -> dict[str, Final]:
+        """All jobs that ever were."""
+        return {**self.final, **self.removed}
+
     def was_cut_short(self, start: Start, end: End | None) -> bool:
         """Whether an attempt's process was killed under it."""
         return end is None and self.deaths.get(start.process, -inf) >= start.at
@@ -114,9 +132,13 @@ class History:
 
 
 def no_acked_job_is_lost(h: History) -> Iterator[str]:
-    """I1: an acknowledged job is there, and ends."""
+    """I1: an acknowledged job is there, and ends; unless somebody purged it."""
+    for job in sorted(h.unknown - h.purges):
+        yield f"acknowledged job {job} was not known any more"
     for job in h.acked:
         if job not in h.final:
+            if job in h.purges and job in h.removed:
+                continue
             yield f"acknowledged job {job} is gone"
         elif h.final[job].state not in FINAL:
             yield f"acknowledged job {job} never ended: {h.final[job].state}"
@@ -134,14 +156,14 @@ def nothing_runs_that_nobody_asked_for(h: History) -> Iterator[str]:
 def the_unknown_resolves_one_way(h: History) -> Iterator[str]:
     """I3: a job whose enqueue had no answer is there whole or not at all."""
     for start in h.starts:
-        if start.job in h.intents and start.job not in h.final:
+        if start.job in h.intents and start.job not in h.known:
             yield f"job {start.job} ran and is not there"
 
 
 def an_id_is_one_job(h: History) -> Iterator[str]:
     """I4: sent again, it is the same."""
-    if h.totals.get("enqueued") != len(h.final):
-        yield f"{h.totals.get('enqueued')} jobs were counted as enqueued, {len(h.final)} are there"
+    if h.totals.get("enqueued") != len(h.known):
+        yield f"{h.totals.get('enqueued')} jobs were counted as enqueued, {len(h.known)} are or were there"
 
 
 def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
@@ -164,13 +186,16 @@ def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
 
 
 def retries_are_bounded(h: History) -> Iterator[str]:
-    """I6: no more failures and charged deaths than allowed."""
-    for job, final in h.final.items():
+    """I6: no more failures and charged deaths than allowed, for each time that it was retried by hand."""
+    for job, final in h.known.items():
         retries, max_crashes, _ = h.limits.get(job, NO_LIMITS)
-        if final.crashes > max_crashes:
-            yield f"job {job} was charged {final.crashes} crashes, allowed are {max_crashes}"
-        if final.attempts - final.crashes > retries + 1:
-            yield f"job {job} had {final.attempts - final.crashes} attempts, allowed are {retries + 1}"
+        lives = 1 + final.requeued
+        if final.crashes > max_crashes * lives:
+            yield f"job {job} was charged {final.crashes} crashes, allowed are {max_crashes * lives}"
+        if final.attempts - final.crashes > (retries + 1) * lives:
+            yield f"job {job} had {final.attempts - final.crashes} attempts, allowed are {(retries + 1) * lives}"
+        if final.requeued and job not in h.retried and not h.retried_all:
+            yield f"job {job} was retried, which nobody asked for"
 
 
 def never_twice_at_a_time(h: History) -> Iterator[str]:
@@ -183,31 +208,41 @@ def never_twice_at_a_time(h: History) -> Iterator[str]:
 
 
 def results_never_change(h: History) -> Iterator[str]:
-    """I8: whoever reads a final state reads the same."""
-    seen: dict[str, tuple[str, str]] = {job: (f.state, f.outcome) for job, f in h.final.items() if f.state in FINAL}
+    """I8: whoever reads a final state reads the same; but of a job that was retried by hand, also earlier failures."""
+    ends: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for job, final in h.known.items():
+        if final.state in FINAL:
+            ends[job].add((final.state, final.outcome))
     for read in h.reads:
-        first = seen.setdefault(read.job, (read.state, read.outcome))
-        if (read.state, read.outcome) != first:
-            yield f"job {read.job} was read as {read.state} and as {first[0]}, or with another outcome"
+        ends[read.job].add((read.state, read.outcome))
+    for job, seen in ends.items():
+        requeued = h.known[job].requeued if job in h.known else 0
+        if len(seen) > 1 + requeued or sum(state != "failed" for state, _ in seen) > 1:
+            yield f"job {job} was read as {sorted(seen)}, retried by hand {requeued} times"
 
 
 def the_end_is_the_end(h: History) -> Iterator[str]:
     """I9: nothing starts after its final state was read."""
     ended_at: dict[str, float] = {}
     for read in h.reads:
-        ended_at[read.job] = min(read.at, ended_at.get(read.job, inf))
+        was_retried = read.job in h.known and h.known[read.job].requeued > 0
+        if read.state != "failed" or not was_retried:
+            ended_at[read.job] = min(read.at, ended_at.get(read.job, inf))
     for start in h.starts:
         if start.at > ended_at.get(start.job, inf):
             yield f"job {start.job} started after it had ended"
 
 
 def totals_add_up(h: History) -> Iterator[str]:
-    """I10: what was counted is what is there."""
+    """I10: what was counted is what is there. What was purged before it ended counts as cancelled, and a failed job
+    that was retried by hand has failed all the same."""
     states = Counter(final.state for final in h.final.values())
+    states.update(final.state if final.state in FINAL else "cancelled" for final in h.removed.values())
+    states["failed"] += sum(final.requeued for final in h.known.values())
     for state in ("succeeded", "failed", "cancelled"):
         if h.totals.get(state) != states[state]:
-            yield f"{h.totals.get(state)} jobs were counted as {state}, {states[state]} are there"
-    crashes = sum(final.crashes for final in h.final.values())
+            yield f"{h.totals.get(state)} jobs were counted as {state}, {states[state]} are or were there"
+    crashes = sum(final.crashes for final in h.known.values())
     if h.totals.get("crashed") != crashes:
         yield f"{h.totals.get('crashed')} crashes were counted, the jobs have {crashes}"
 
@@ -250,7 +285,7 @@ def only_the_guilty_are_charged(h: History) -> Iterator[str]:
                 at_work.add(start.process)
     # killed between the claim and the job's first own act: charged, and nothing of it was noted
     unexplained = len(h.deaths) - len(at_work)
-    for job, final in sorted(h.final.items()):
+    for job, final in sorted(h.known.items()):
         surplus = final.crashes - cut_short[job]
         if surplus > 0:
             unexplained -= surplus
@@ -266,6 +301,39 @@ def cancelled_is_cancelled(h: History) -> Iterator[str]:
     for job in h.cancelled:
         if job in h.final and h.final[job].state != "cancelled":
             yield f"job {job} was cancelled and is {h.final[job].state}"
+
+
+def retried_is_retried(h: History) -> Iterator[str]:
+    """I20: a retry by hand that was acknowledged is not forgotten."""
+    for job, times in h.requeued.items():
+        if job in h.known and h.known[job].requeued < times:
+            yield f"job {job} was retried {times} times, and knows of {h.known[job].requeued}"
+
+
+def purged_is_gone(h: History) -> Iterator[str]:
+    """I18: what was purged neither comes back nor runs; nothing is purged that nobody asked for."""
+    for start in h.starts:
+        if start.at > h.purged.get(start.job, inf):
+            yield f"job {start.job} started after it was purged"
+    for job in h.purged:
+        if job in h.final:
+            yield f"job {job} was purged and is {h.final[job].state}"
+    for job in h.removed:
+        if job not in h.purges:
+            yield f"job {job} was removed, which nobody asked for"
+
+
+def paused_queues_rest(h: History) -> Iterator[str]:
+    """I19: nothing of a queue starts from the acknowledgement of its pause until somebody resumes it, but what a
+    process has that was stopped meanwhile: nobody can take that back."""
+    starts: dict[str, list[Start]] = defaultdict(list)
+    for start in h.starts:
+        starts[h.queues.get(start.job, "")].append(start)
+    for queue, since in h.pauses:
+        until = min((at for at in h.resumes if at >= since - 0.5), default=inf)  # it may overtake the acknowledgement
+        for start in starts[queue]:
+            if since < start.at < until and not any(stop[0] == start.process for stop in h.stops):
+                yield f"job {start.job} started while its queue {queue} was paused"
 
 
 def recovery_changes_nothing(h: History) -> Iterator[str]:
@@ -296,6 +364,9 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     a_death_is_seen_at_once,
     only_the_guilty_are_charged,
     cancelled_is_cancelled,
+    purged_is_gone,
+    retried_is_retried,
+    paused_queues_rest,
     recovery_changes_nothing,
     nothing_is_left_over,
 )

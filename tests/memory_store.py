@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from taskq.errors import EnqueueError
 from taskq.gates import Band, band_of
-from taskq.model import NO_TERMS, JobRow, Spec, Terms
-from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
+from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
+from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
+from taskq.outcome import shortened
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Record:
     payload: bytes
     attempts: int = 0
     crashes: int = 0
+    requeued: int = 0  # how often it was retried by hand
+    history: tuple[tuple[int, bytes], ...] = ()
     kept: Kept = Kept.QUEUED
     due_at: float | None = None
     outcome: bytes | None = None
@@ -46,7 +50,7 @@ class Record:
 class Disk:
     """What outlives the process: a log of commits, and how many of them are synced."""
 
-    commits: list[tuple[dict[bytes, Record | None], tuple[int, ...]]] = field(default_factory=list)
+    commits: list[tuple[dict[bytes, Record | None], tuple[int, ...], frozenset[str]]] = field(default_factory=list)
     synced: int = 0
 
     def lose_power(self, choose: Callable[[int, int], int]) -> None:
@@ -78,20 +82,27 @@ class MemoryStore:
     def _load(self) -> None:
         self._jobs: dict[bytes, Record] = {}
         totals: tuple[int, ...] = (0,) * len(TOTAL_NAMES)
-        for changes, totals in self.disk.commits:  # noqa: B007  the last ones count
+        self._paused: frozenset[str] = frozenset()
+        for changes, totals, paused in self.disk.commits:  # noqa: B007  the last totals count
+            self._paused = paused
             for job_id, record in changes.items():
                 if record is None:
-                    del self._jobs[job_id]
+                    self._jobs.pop(job_id, None)
                 else:
                     self._jobs[job_id] = record
         self.totals = Totals(*totals)
         self._by_seq = {record.seq: record.id for record in self._jobs.values()}
         self._changes: dict[bytes, Record | None] = {}
+        self._paused_changed = False
         self._next_seq = max(getattr(self, "_next_seq", 1), max(self._by_seq, default=0) + 1)
 
     def _put(self, record: Record) -> None:
         self._jobs[record.id] = self._changes[record.id] = record
         self._by_seq[record.seq] = record.id
+
+    def _drop(self, record: Record) -> None:
+        del self._jobs[record.id], self._by_seq[record.seq]
+        self._changes[record.id] = None
 
     def _change(self, seq: int, **fields: object) -> None:
         changed = copy(self._jobs[self._by_seq[seq]])
@@ -198,6 +209,7 @@ class MemoryStore:
                 attempts=row.attempts,
                 crashes=row.crashes,
                 outcome=known.outcome if outcome is None else outcome,
+                history=_with_attempt(known, row.attempts, outcome),
             )
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
@@ -220,9 +232,9 @@ class MemoryStore:
         pass
 
     def commit(self) -> None:
-        if self._changes:
-            self.disk.commits.append((self._changes, tuple(self.totals.as_dict().values())))
-            self._changes = {}
+        if self._changes or self._paused_changed:
+            self.disk.commits.append((self._changes, tuple(self.totals.as_dict().values()), self._paused))
+            self._changes, self._paused_changed = {}, False
             if self.syncs:
                 self.disk.synced = len(self.disk.commits)
 
@@ -241,6 +253,56 @@ class MemoryStore:
             return None
         return record.stored()
 
+    def attempts(self, row: JobRow) -> list[tuple[int, bytes]]:
+        return list(self._jobs[row.id].history)
+
+    @property
+    def last_seq(self) -> int:
+        return self._next_seq - 1
+
+    def find(
+        self, wanted: Wanted, after: int, before: int, limit: int, *, newest_first: bool
+    ) -> tuple[list[StoredJob], int | None]:
+        records = [record for record in self._in_order() if after < record.seq < before]
+        if newest_first:
+            records.reverse()
+        found: list[StoredJob] = []
+        for seen, record in enumerate(records, 1):
+            if _is_wanted(record, wanted):
+                row = record.row()
+                row.payload = b""
+                found.append(StoredJob(row, record.kept, record.due_at, record.outcome, record.finished_at))
+            if len(found) == limit or seen == MAX_JOBS_SEEN:
+                return found, record.seq
+        return found, None
+
+    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+        for row, *_ in jobs:
+            known = self._jobs[row.id]
+            row.forgive()
+            del self._by_seq[row.seq]
+            row.seq = self._next_seq
+            self._next_seq += 1
+            changed = copy(known)
+            changed.seq, changed.kept, changed.finished_at = row.seq, Kept.QUEUED, None
+            changed.terms, changed.requeued = row.terms, known.requeued + 1
+            changed.history = _with_attempt(known, row.attempts, known.outcome)
+            self._put(changed)
+        return [job.row for job in jobs]
+
+    def remove(self, jobs: Sequence[StoredJob]) -> None:
+        for job in jobs:
+            self._drop(self._jobs[job.row.id])
+            self.totals.cancelled += job.kept < FIRST_FINAL
+
+    def pause(self, queues: Iterable[str], is_paused: bool) -> None:
+        named = frozenset(queues)
+        self._paused = self._paused | named if is_paused else self._paused - named
+        self._paused_changed = True
+
+    def paused(self) -> frozenset[str]:
+        return self._paused
+
     def counts(self, kept: Kept) -> dict[str, int]:
         found: dict[str, int] = {}
         for record in self._jobs.values():
@@ -254,10 +316,29 @@ class MemoryStore:
         removed = 0
         for record in ended:
             if removed < limit and ((record.finished_at or 0.0) < before or removed < surplus):
-                del self._jobs[record.id], self._by_seq[record.seq]
-                self._changes[record.id] = None
+                self._drop(record)
                 removed += 1
         return removed
 
     def close(self) -> None:
         self.commit()
+
+
+def _with_attempt(record: Record, number: int, outcome: bytes | None) -> tuple[tuple[int, bytes], ...]:
+    """The attempts that are kept, with one more; those in the middle of many are left out."""
+    if not outcome:
+        return record.history
+    others = [kept for kept in record.history if kept[0] != number]
+    ends = KEPT_ATTEMPTS_EACH_END
+    return tuple(kept for kept in [*others, (number, shortened(outcome))] if not ends < kept[0] <= number - ends)
+
+
+def _is_wanted(record: Record, wanted: Wanted) -> bool:
+    if wanted.kept not in (None, record.kept) or wanted.queue not in (None, record.spec.queue):
+        return False
+    if wanted.task not in (None, record.spec.task):
+        return False
+    if wanted.before is None:
+        return True
+    is_ended = record.finished_at is not None
+    return (record.finished_at or 0.0) < wanted.before if is_ended else record.id < first_id_at(wanted.before)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,9 +28,10 @@ from typing import Any
 
 import msgpack
 from history import End, Final, History, Limits, Read, Start, check
-from memory_store import Disk, MemoryStore
+from memory_store import Disk, MemoryStore, Record
 
 from taskq import broker as broker_module
+from taskq import bulk as bulk_module
 from taskq import crew as crew_module
 from taskq import ledger as ledger_module
 from taskq import requests as requests_module
@@ -50,7 +51,7 @@ from taskq.wire import Op
 
 _NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
 #: The real modules that look at the clock.
-_CLOCKED = (broker_module, crew_module, ledger_module, requests_module)
+_CLOCKED = (broker_module, bulk_module, crew_module, ledger_module, requests_module)
 _WALL_S = 1_700_000_000.0
 #: After the faults everything must end within this time.
 _QUIET_S = 300.0
@@ -500,7 +501,9 @@ class SimBroker(Broker):
             self._server,
             lambda _reason: None,
             lambda: None,
+            self._log,
         )
+        self._core.pause(self._store.paused())
         self._stop_at = None
         self._timers = {self._crew.announce: (0.1, world.now), self._ledger.prune: (1.0, world.now)}
 
@@ -559,6 +562,8 @@ class Client:
         self._requests = count(1)
         self._unanswered: dict[int, Waiting] = {}
         self._cancels: dict[int, bytes] = {}
+        self._asked: dict[int, tuple[Op, Any]] = {}
+        self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
         self._peer: Peer | None = None
         world.later(world.random.uniform(0.1, 0.3), self._act)
@@ -578,8 +583,48 @@ class Client:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
                 self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
-        if not self.is_done or self._left:
+            self._operate()
+        if not self.is_done or self._left or self.world.is_paused:
             self.world.later(random.expovariate(1 / 0.02), self._act)
+
+    def _operate(self) -> None:
+        """Does what an operator does; queues are not left paused for long."""
+        random, history = self.world.random, self.world.history
+        roll = random.random()
+        if roll < 0.04 and self._left:
+            self._ask(Op.PAUSE, random.choice(("a", "b")))
+        elif roll < 0.14 and self.world.is_paused:
+            history.resumes.append(self.world.now)
+            self._ask(Op.PAUSE, None)
+        elif roll < 0.18 and self._left and self._mine:
+            job_id = random.choice(self._mine)
+            history.purges.add(job_id.hex())
+            self._ask(Op.PURGE, job_id)
+        elif roll < 0.28 and self._left:
+            history.retried_all = True
+            self._ask(Op.RETRY_ALL, None)
+
+    def _ask(self, op: Op, about: Any) -> None:
+        assert self._peer is not None
+        request = next(self._requests)
+        self._asked[request] = op, about
+        match op:
+            case Op.PAUSE:
+                fields = [[] if about is None else [about], about is not None, self.name]
+            case Op.RETRY_ALL:
+                fields = [None, None, None]
+            case _:
+                fields = [about]
+        self._peer.send(wire.frame([op, request, *fields]))
+
+    def _answered(self, op: Op, about: Any) -> None:
+        history = self.world.history
+        if op == Op.PAUSE and about is not None:
+            history.pauses.append((about, self.world.now))
+        elif op == Op.PURGE:
+            history.purged.setdefault(about.hex(), self.world.now)
+        elif op == Op.RETRY:
+            history.requeued[about.hex()] += 1
 
     def _connected(self) -> Peer | None:
         broker = self.world.broker
@@ -607,6 +652,7 @@ class Client:
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
         for job_id, payload in zip(ids, payloads, strict=True):
             history.intents[job_id.hex()] = digest(payload)
+            history.queues[job_id.hex()] = spec.queue
             history.limits[job_id.hex()] = Limits(spec.retries, spec.max_crashes, spec.timeout_s is not None)
         request = next(self._requests)
         self._unanswered[request] = Waiting(spec, ids, payloads)
@@ -631,6 +677,7 @@ class Client:
             case [Op.OK, request, _] if request in self._unanswered:
                 for job_id in self._unanswered.pop(request).ids:
                     history.acked.setdefault(job_id.hex(), self.world.now)
+                    self._mine.append(job_id)
                     if job_id.hex() not in {read.job for read in history.reads[-50:]}:
                         self._watched.add(job_id)
                 if peer is self._peer:
@@ -639,9 +686,20 @@ class Client:
                 job_id = self._cancels.pop(request)
                 if msgpack.unpackb(body):
                     history.cancelled.setdefault(job_id.hex(), self.world.now)
+            case [Op.OK, request, _] if request in self._asked:
+                self._answered(*self._asked.pop(request))
             case [Op.RESULT, bytes(job_id), str(state)]:
-                history.reads.append(Read(job_id.hex(), state, digest(body), self.world.now))
+                if state:
+                    history.reads.append(Read(job_id.hex(), state, digest(body), self.world.now))
+                else:
+                    history.unknown.add(job_id.hex())
                 self._watched.discard(job_id)
+                if state == "failed" and self._left and self.world.random.random() < 0.3:
+                    history.retried.add(job_id.hex())
+                    if self._connected() is not None:
+                        self._ask(Op.RETRY, job_id)
+                        self._watched.add(job_id)
+                        peer.send(wire.frame([Op.WATCH, job_id]))
 
 
 # -- the world
@@ -674,6 +732,10 @@ class World:
     @property
     def wall(self) -> float:
         return _WALL_S + self.now
+
+    @property
+    def is_paused(self) -> bool:
+        return self.broker is not None and bool(self.broker.store.paused())
 
     def monotonic(self) -> float:
         return self.now
@@ -786,22 +848,40 @@ class World:
 
     def _is_quiet(self) -> bool:
         broker = self.broker
-        return broker is not None and broker.is_alive and not broker._has_work()
+        return broker is not None and broker.is_alive and not broker._has_work() and not self.is_paused
 
     def _take_stock(self) -> None:
         assert self.broker is not None
-        self.history.final = self._finals(self.broker.store)
+        self.history.final = self._finals(self.broker.store._jobs.values())
+        self.history.removed = self._finals(self._removed())
         self.history.totals = self.broker.store.totals.as_dict()
         reopened = MemoryStore(self.disk)
-        self.history.final_after_restart = self._finals(reopened)
+        self.history.final_after_restart = self._finals(reopened._jobs.values())
+
+    def _removed(self) -> list[Record]:
+        """The last that was known of jobs that are not there any more."""
+        last: dict[bytes, Record] = {}
+        gone: dict[bytes, Record] = {}
+        for changes, *_ in self.disk.commits:
+            for job_id, record in changes.items():
+                if record is None:
+                    gone.update({job_id: last[job_id]} if job_id in last else {})
+                else:
+                    last[job_id] = record
+                    gone.pop(job_id, None)
+        return list(gone.values())
 
     @staticmethod
-    def _finals(store: MemoryStore) -> dict[str, Final]:
+    def _finals(records: Iterable[Record]) -> dict[str, Final]:
         return {
             record.id.hex(): Final(
-                record.kept.state.value, record.attempts, record.crashes, digest(record.outcome or b"")
+                record.kept.state.value,
+                record.attempts,
+                record.crashes,
+                digest(record.outcome or b""),
+                record.requeued,
             )
-            for record in store._jobs.values()
+            for record in records
         }
 
 

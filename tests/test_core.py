@@ -23,9 +23,9 @@ from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S,
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
-from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
+from taskq.model import JobError, JobRow, Spec, Terms, backoff_s
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
-from taskq.store import FIRST_FINAL, Kept
+from taskq.store import FIRST_FINAL, Kept, StoredJob
 
 GRACE_S = 2.0
 GOOD = pack_success(1.0, 0.001, None)
@@ -49,10 +49,17 @@ class Job:
     starts: int = 0
     uncharged: int = 0  # starts that were cut short, or whose outcome was lost, by no fault of the job
     was_sent: bool = False
+    forgiven: tuple[int, int] = (0, 0)  # failures and crashes before it was retried by hand
 
     def row(self) -> JobRow:
         """A fresh row, as a store reads it."""
-        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, self.attempts, self.crashes)
+        terms = None if self.forgiven == (0, 0) else Terms(forgiven=self.forgiven)
+        counts = self.attempts, self.crashes
+        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, *counts, terms)
+
+    def failures(self, attempts: int) -> int:
+        """Of so many attempts those that count against its retries."""
+        return attempts - self.crashes - self.forgiven[0]
 
 
 @dataclass
@@ -92,6 +99,8 @@ class World(RuleBasedStateMachine):
         self.next_key = 1
         self.now, self.wall = 100.0, 1e9
         self.newest_sent: dict[str, int] = {}
+        self.last_seq = 0
+        self.paused: set[str] = set()
 
     @initialize(memory_rows=st.integers(0, 6), consumers=st.integers(0, 2), seats=st.sampled_from([1, 1, 2, 3]))
     def begin(self, memory_rows: int, consumers: int, seats: int) -> None:
@@ -110,6 +119,8 @@ class World(RuleBasedStateMachine):
         for key in list(self.consumers):
             self._end_all(key)
             self._report(key, inf)
+        self.core.pause(())
+        self.paused = set()
         self.join()
         for _ in range(20 + 4 * len(self.jobs)):
             self.dispatch()
@@ -140,7 +151,8 @@ class World(RuleBasedStateMachine):
     ) -> None:
         """A batch of jobs is stored, and most often sent at once."""
         spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
-        new = [Job(seq, spec, size) for seq, size in enumerate(sizes, len(self.jobs) + 1)]
+        new = [Job(seq, spec, size) for seq, size in enumerate(sizes, self.last_seq + 1)]
+        self.last_seq += len(new)
         self.jobs.update((job.seq, job) for job in new)
         self.core.submitted([job.row() for job in new])
         if sends:
@@ -166,6 +178,7 @@ class World(RuleBasedStateMachine):
     def dispatch(self) -> None:
         """The broker's turn: load, recall, send."""
         for load in self.core.loads():
+            assert load.band.queue not in self.paused
             rows = [
                 job.row()
                 for job in self.jobs.values()
@@ -186,6 +199,7 @@ class World(RuleBasedStateMachine):
             for number, row in enumerate(rows, first):
                 job = self.jobs[row.seq]
                 assert job.kept == Kept.QUEUED
+                assert job.spec.queue not in self.paused
                 assert row.seq not in held
                 assert (row.attempts, row.crashes) == (job.attempts, job.crashes)
                 consumer.inbox.append((number, row.seq))
@@ -259,6 +273,44 @@ class World(RuleBasedStateMachine):
         self.core.cancelled(row, job.kept)
         self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes)})
 
+    @precondition(lambda self: any(job.kept == Kept.FAILED for job in self.jobs.values()))
+    @rule(most=st.integers(1, 4))
+    def retry(self, most: int) -> None:
+        """A client retries failed jobs: each is as new, but for its attempts."""
+        failed = [job.seq for job in self.jobs.values() if job.kept == Kept.FAILED]
+        for seq in failed[:most]:
+            job = self.jobs.pop(seq)
+            self.last_seq += 1
+            job.seq, job.kept, job.starts, job.uncharged, job.was_sent = self.last_seq, Kept.QUEUED, 0, 0, False
+            job.forgiven = job.attempts - job.crashes, job.crashes
+            self.jobs[job.seq] = job
+        self.core.requeued([job.row() for job in list(self.jobs.values())[-len(failed[:most]) :]])
+
+    @precondition(lambda self: any(job.kept < FIRST_FINAL for job in self.jobs.values()))
+    @rule(data=st.data(), queue=st.sampled_from([*"abc", None]))
+    def purge(self, data: st.DataObject, queue: str | None) -> None:
+        """A client empties a queue, or purges any jobs that have not ended: all but what runs."""
+        for key in self.consumers:
+            self._recall(key)
+        held = set(self._held_by_anyone())
+        waiting = [job for job in self.jobs.values() if job.kept < FIRST_FINAL and job.seq not in held]
+        if queue is None:
+            waiting = [job for job in waiting if data.draw(st.booleans())]
+        else:
+            waiting = [job for job in waiting if job.spec.queue == queue]
+        self.core.purged([StoredJob(job.row(), job.kept, job.due_at, None, None) for job in waiting])
+        for job in waiting:
+            del self.jobs[job.seq]
+        assert not self.core.take_effects()
+
+    @rule(queues=st.sets(st.sampled_from("abc")))
+    def pause(self, queues: set[str]) -> None:
+        """Queues are paused, others go on; what was sent of them and has not started is taken back."""
+        self.paused = queues
+        self.core.pause(queues)
+        for key in self.consumers:
+            self._recall(key)
+
     @rule(seconds=st.sampled_from([0.001, HELD_UP_S, 0.4, 1.7, 40.0, 700.0]))
     def wait(self, seconds: float) -> None:
         """Time passes; time limits are checked when the core asks for it."""
@@ -306,6 +358,7 @@ class World(RuleBasedStateMachine):
             seqs = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED and job.spec.queue == queue]
             if seqs:
                 self.core.found(Band(queue), len(seqs), min(seqs))
+        self.core.pause(self.paused)
         self.join()
 
     # -- how it happens
@@ -335,15 +388,11 @@ class World(RuleBasedStateMachine):
                 assert job.kept == Kept.QUEUED, "nothing that ended runs again"
                 job.starts += 1
                 assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
-                assert self.core.state_of(job.row(), self._claims()) == JobState.RUNNING
                 running = self.core.running(key, number)
                 assert running is not None
                 assert running.seq == seq
                 break
         return bool(consumer.running)
-
-    def _claims(self) -> dict[int, list[Claim]]:
-        return {key: consumer.claims() for key, consumer in self.consumers.items()}
 
     def _end_running(self, key: int, verdict: Verdict, number: int | None = None) -> None:
         """Ends one job, by default the last that began: so they end in another order."""
@@ -363,10 +412,10 @@ class World(RuleBasedStateMachine):
         expected = {}
         for _, seq, verdict in told:
             job = self.jobs[seq]
-            attempts, failures = job.attempts + 1, job.attempts + 1 - job.crashes
+            attempts = job.attempts + 1
             if verdict == Verdict.SUCCEEDED:
                 kept = Kept.SUCCEEDED
-            elif verdict == Verdict.FAILED and failures <= job.spec.retries:
+            elif verdict == Verdict.FAILED and job.failures(attempts) <= job.spec.retries:
                 kept = Kept.SCHEDULED
             else:
                 kept = Kept.FAILED
@@ -385,7 +434,7 @@ class World(RuleBasedStateMachine):
     @staticmethod
     def _after_crash(job: Job) -> tuple[Kept, int, int]:
         crashes = job.crashes + 1
-        kept = Kept.FAILED if crashes >= job.spec.max_crashes else Kept.QUEUED
+        kept = Kept.FAILED if crashes - job.forgiven[1] >= job.spec.max_crashes else Kept.QUEUED
         return kept, job.attempts + 1, crashes
 
     def _die(self, key: int, death: Death) -> None:
@@ -400,7 +449,7 @@ class World(RuleBasedStateMachine):
                 job.uncharged += 1
             elif death.timed_out == number:
                 attempts = job.attempts + 1
-                kept = Kept.SCHEDULED if attempts - job.crashes <= job.spec.retries else Kept.FAILED
+                kept = Kept.SCHEDULED if job.failures(attempts) <= job.spec.retries else Kept.FAILED
                 expected[seq] = kept, attempts, job.crashes
             else:
                 expected[seq] = self._after_crash(job)
@@ -1054,3 +1103,62 @@ def test_only_one_is_charged_for_its_time() -> None:
     [change] = core.take_effects().rescheduled
     assert (change.row.seq, change.row.attempts, change.row.crashes) == (1, 1, 0)
     assert core.counts() == {"default": 2}
+
+
+# -- operators
+
+
+def test_a_retried_job_has_its_limits_again() -> None:
+    """Failures and crashes before do not count; those after do, and attempts are counted on."""
+    core = Core()
+    row = JobRow(1, bytes(16), Spec("t", retries=1, max_crashes=1), b"", attempts=3, crashes=1)
+    row.forgive()
+    core.joined(1, 0.0)
+    for _ in range(2):
+        core.submitted([row])
+        [batch] = core.dispatch(0.0, 1e9)
+        core.settled(1, Attempts([batch.first], [Verdict.FAILED], [10], [BAD]), 0.0, 1e9)
+    effects = core.take_effects()
+    assert [(change.due_at or 0.0) - 1e9 for change in effects.rescheduled] == [pytest.approx(backoff_s(row.id, 1))]
+    assert [(row.attempts, kept) for row, kept, _ in effects.ended] == [(5, Kept.FAILED)]
+
+
+def test_an_emptied_queue_leaves_nothing_to_skip() -> None:
+    """What was purged is gone from memory at once, not when the next job is sent."""
+    core = Core()
+    rows = [JobRow(seq, seq.to_bytes(16, "big"), Spec("t"), b"x") for seq in range(1, 101)]
+    core.submitted(rows)
+    for start in range(0, 100, 10):
+        core.purged([StoredJob(row, Kept.QUEUED, None, None, None) for row in rows[start : start + 10]])
+    assert core.bands._dropped == set()
+    assert core.bands._held_bytes == 0
+    assert not core.has_work
+
+
+def test_retried_jobs_are_read_in_their_turn() -> None:
+    """They are not in memory, and come behind those that waited before."""
+    core = Core()
+    core.submitted([JobRow(1, b"a" * 16, Spec("t"), b"x")])
+    core.requeued([JobRow(2, b"b" * 16, Spec("t"), b"")])
+    [load] = core.loads()
+    assert (load.band, load.after) == (Band("default"), 1)
+    assert core.counts() == {"default": 2}
+
+
+def test_a_paused_queue_is_no_work() -> None:
+    """Its jobs wait and are not read; what a consumer has of it is work still."""
+    core = Core()
+    core.submitted([JobRow(1, b"a" * 16, Spec("t", "mail"), b"x")])
+    core.found(Band("mail"), 1, 2)
+    core.joined(1, 0.0)
+    core.pause({"mail", "other"})
+    assert not core.has_work
+    assert core.dispatch(0.0, 1e9) == core.loads() == []
+    core.pause({"other"})
+    assert core.has_work
+    [batch] = core.dispatch(0.0, 1e9)
+    core.pause({"mail"})
+    assert core.has_work
+    core.recalled(1, 0, 0.0)
+    assert batch.rows[0].seq == 1
+    assert not core.has_work

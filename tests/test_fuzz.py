@@ -163,6 +163,12 @@ FROM_CLIENTS = [
     frame([Op.CANCEL, 10, ID]),
     frame([Op.READ_ITEMS, 12, ID, 0]),
     frame([Op.STATUS, 11]),
+    frame([Op.JOBS, 12, "failed", "add", None, ID, 50]),
+    frame([Op.RETRY, 13, ID]),
+    frame([Op.RETRY_ALL, 14, None, "mail", None]),
+    frame([Op.PURGE, 15, ID]),
+    frame([Op.PURGE_ALL, 16, "failed", None, None, 1e9, [0, 7]]),
+    frame([Op.PAUSE, 17, ["mail"], True, "me"]),
 ]
 FROM_OTHERS = [
     frame([Op.ERROR, 1, "ConfigError", "it makes no sense"]),
@@ -235,6 +241,11 @@ submits = st.one_of(
 envelopes = st.one_of(
     *(submits, with_wrong_fields([Op.HELLO, wire.MAGIC, 1, 1, 1]), with_wrong_fields([Op.WATCH, ID * 2])),
     *(with_wrong_fields([op, 5, ID]) for op in (Op.INFO, Op.CANCEL, Op.STATUS, Op.RELOAD, Op.STOP, Op.RESULT)),
+    *(with_wrong_fields([op, 5, ID]) for op in (Op.RETRY, Op.PURGE)),
+    with_wrong_fields([Op.JOBS, 5, "failed", "add", None, 7, 50]),
+    with_wrong_fields([Op.RETRY_ALL, 5, None, "mail", [0, 7]]),
+    with_wrong_fields([Op.PURGE_ALL, 5, "succeeded", None, None, 1e9, [0, 7]]),
+    with_wrong_fields([Op.PAUSE, 5, ["mail"], True, "me"]),
     st.lists(anything, max_size=6),
 )
 
@@ -947,7 +958,14 @@ def test_found_a_long_field_in_a_description(place: int, field: str | bytes) -> 
     assert answers_to(framed(msgpack.packb([Op.SUBMIT, 7, spec, False, False, ID, [0]]))) == [Op.ERROR, "ConfigError"]
 
 
-@pytest.mark.parametrize("op", [Op.INFO, Op.CANCEL])
+@pytest.mark.parametrize("before", [float("nan"), float("inf"), -1.0, 1e300, 2**62])
+def test_found_a_time_that_is_none(before: float) -> None:
+    """It has no first id."""
+    answer = answers_to(framed(msgpack.packb([Op.PURGE_ALL, 7, "succeeded", None, None, before, None])))
+    assert answer == [Op.ERROR, "ProtocolError"]
+
+
+@pytest.mark.parametrize("op", [Op.INFO, Op.CANCEL, Op.RETRY, Op.PURGE])
 def test_found_a_long_id(op: Op) -> None:
     """The same, of an id that is not known."""
     answer = answers_to(framed(msgpack.packb([op, 7, bytes(40_000)])))

@@ -34,6 +34,7 @@ ROWS = (
     {"supervisor", "preload"},
     {"narrator", "intake"},
     {"crew", "ledger"},
+    {"bulk"},
     {"requests"},
     {"broker"},
     {"broker_process", "guardian"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -20,7 +21,7 @@ from taskq.counters import Claim
 from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec, Terms
-from taskq.store import Ended, Rescheduled
+from taskq.store import Ended, Rescheduled, StoredJob
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
@@ -134,7 +135,36 @@ class ChargesTheNeighbour(Core):
         super().died(key, [Claim(last, claim.started_at) for claim in claims[:1]], death, wall)
 
 
+class PausesNothing(Core):
+    """The pause is stored, and jobs run all the same."""
+
+    def pause(self, queues: Iterable[str]) -> None:
+        pass
+
+
+class PurgesUntilRestart(MemoryStore):
+    """What was purged is gone from memory only."""
+
+    def remove(self, jobs: Sequence[StoredJob]) -> None:
+        super().remove(jobs)
+        for job in jobs:
+            del self._changes[job.row.id]
+
+
+class RetriesUntilRestart(MemoryStore):
+    """What was retried is queued in memory only."""
+
+    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+        rows = super().requeue(jobs)
+        for row in rows:
+            del self._changes[row.id]
+        return rows
+
+
 BUGS = {
+    "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
+    "a purge that does not last": (Parts(store=PurgesUntilRestart), {"purged_is_gone"}),
+    "a retry that does not last": (Parts(store=RetriesUntilRestart), {"retried_is_retried"}),
     "acknowledges before the commit": (Parts(ledger=AcknowledgesBeforeCommit), {"no_acked_job_is_lost"}),
     "tells results before the commit": (
         Parts(ledger=TellsBeforeCommit),
@@ -222,6 +252,9 @@ WRONG: dict[str, History] = {
         final={"a": Final("succeeded", 2, 1, "ra"), "b": Final("succeeded", 1, 0, "rb")}
     ),
     "cancelled_is_cancelled": changed(cancelled={"b": 3.0}),
+    "purged_is_gone": changed(purged={"b": 3.0}, purges={"b"}),
+    "retried_is_retried": changed(requeued=Counter(a=1)),
+    "paused_queues_rest": changed(queues={"b": "mail"}, pauses=[("mail", 3.5)]),
     "recovery_changes_nothing": changed(final_after_restart={}),
     "nothing_is_left_over": changed(leaks=["a process is left"]),
 }

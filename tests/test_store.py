@@ -16,8 +16,11 @@ from functools import partial
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 
 import apsw
+import memory_store
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -25,9 +28,11 @@ from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
-from taskq.gates import Band
-from taskq.model import JobRow, Spec, new_job_ids
-from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob
+from taskq.gates import Band, band_of
+from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
+from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, new_job_ids
+from taskq.outcome import pack_failure, unpack
+from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
@@ -44,6 +49,7 @@ OTHER = Spec("app.other", "images")
 LATE = 2e9
 ENDS = [bytes(10), bytes(9) + b"\1", b"\xff" * 10]
 THEN = st.sampled_from(["go on", "go on", "restart", "roll back"])
+LAST = 1 << 62  # behind all sequence numbers
 
 
 @pytest.fixture(params=sorted(STORES))
@@ -479,6 +485,173 @@ class TestConformance:
         store.commit()
         assert leased(store) == [row.seq for row in rows]
 
+    def test_attempts_are_kept_with_the_job(self, store: Store) -> None:
+        """Each that was followed by another, crashes too, in order; a job that succeeds the first time has none."""
+        row, plain = submit(store, 2)
+        for outcome in (b"first", b"second", b"third"):
+            row.attempts += 1
+            store.settle([], [Rescheduled(row, None if outcome == b"second" else 5.0, outcome)], 1.0)
+        store.commit()
+        end(store, [row, plain])
+        assert store.attempts(row) == [(1, b"first"), (2, b"second"), (3, b"third")]
+        assert store.attempts(plain) == []
+        assert store.prune(LATE, 0, 100) == 2
+        store.commit()
+
+    def test_attempts_are_bounded(self, store: Store) -> None:
+        """Of a hundred the first twenty and the last twenty are kept, and large errors are cut."""
+        [row] = submit(store, 1)
+        large = pack_failure(1.0, 2.0, JobError("E", "why" * 2_000, "line\n" * 5_000, None, None, ["said"] * 60))
+        for row.attempts in range(1, 101):
+            store.settle([], [Rescheduled(row, None, large)], 1.0)
+        store.commit()
+        kept = store.attempts(row)
+        assert [number for number, _ in kept] == [*range(1, 21), *range(81, 101)]
+        assert all(len(outcome) <= MAX_KEPT_ATTEMPT_BYTES for _, outcome in kept)
+        outcome = unpack(kept[-1][1])
+        assert outcome.error is not None
+        assert (outcome.started_at, outcome.duration_s, outcome.error.type) == (1.0, 2.0, "E")
+        assert outcome.error.message.startswith("why")
+
+    def test_a_failed_job_is_queued_again(self, opener: Opener) -> None:
+        """At the end of its queue, with payload, counts and attempts, and with all its retries and crashes again."""
+        store = opener()
+        failed, waiting = submit(store, 2)
+        payload = failed.payload
+        failed.attempts, failed.crashes = 1, 1
+        store.settle([], [Rescheduled(failed, None, b"crash")], 1.0)
+        failed.attempts = 4
+        end(store, [failed], Kept.FAILED)
+        [row] = store.requeue([stored(store, failed)])
+        store.commit()
+        assert row.seq == store.last_seq > waiting.seq
+        store.close()
+        with closing(opener()) as again:
+            rows, _ = again.lease(Band("mail"), 0, 10, 1 << 20)
+            assert [(r.id, r.payload) for r in rows] == [(waiting.id, waiting.payload), (failed.id, payload)]
+            assert (rows[1].attempts, rows[1].crashes, rows[1].failures, rows[1].charged_crashes) == (5, 1, 0, 0)
+            found = stored(again, failed)
+            assert (found.kept, found.finished_at, found.row.terms) == (Kept.QUEUED, None, Terms(forgiven=(4, 1)))
+            assert again.attempts(rows[1]) == [(1, b"crash"), (5, b"outcome of " + failed.id)]
+            assert again.totals.failed == 1
+            assert again.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True) == ([], None)
+            end(again, [rows[1]], Kept.FAILED)
+            [found], _ = again.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
+            assert found.row.id == failed.id
+            assert found.row.failures == 1
+
+    def test_a_requeued_job_keeps_its_place_in_order_and_does_not_expire(self, store: Store) -> None:
+        """Its order key stays; its time to start was that of its first life; its unique key may be another's by now."""
+        terms = Terms(expires_at=50.0, order_key="k", unique=UniqueKey("u"))
+        [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"], [terms])
+        end(store, [row], Kept.FAILED)
+        [again] = store.requeue([stored(store, row)])
+        store.commit()
+        assert again.terms == Terms(order_key="k", unique=UniqueKey("u"), forgiven=(1, 0))
+        assert store.next_expiry() is None
+        assert store.with_keys(["u"]) == {}
+        [leased_again], _ = store.lease(band_of(SPEC, terms), 0, 10, 1 << 20)
+        assert (leased_again.id, leased_again.terms) == (row.id, again.terms)
+
+    def test_requeue_is_undone_by_rollback(self, store: Store) -> None:
+        """Until the commit the job is still failed, and its new number is not used again."""
+        [row] = submit(store, 1)
+        end(store, [row], Kept.FAILED)
+        [again] = store.requeue([stored(store, row)])
+        store.rollback()
+        assert stored(store, row).kept == Kept.FAILED
+        assert leased(store) == []
+        [other] = submit(store, 1)
+        assert other.seq > again.seq
+
+    @pytest.mark.parametrize("newest_first", [True, False])
+    def test_jobs_are_found(self, store: Store, newest_first: bool) -> None:
+        """By state, task, queue and time, page by page, each job once."""
+        mail, images = submit(store, 6), submit(store, 4, OTHER)
+        end(store, mail[:2], Kept.FAILED, at=100.0)
+        end(store, mail[2:4], at=200.0)
+        end(store, images[:2], Kept.FAILED, at=300.0)
+        store.settle([], [Rescheduled(images[2], 9.0, None)], 0.0)
+        store.commit()
+
+        def found(limit: int, *wanted: Any) -> list[int]:
+            after, before, seqs = 0, LAST, list[int]()
+            while True:
+                jobs, position = store.find(Wanted(*wanted), after, before, limit, newest_first=newest_first)
+                assert len(jobs) <= limit
+                assert all(job.row.payload == b"" for job in jobs)
+                seqs += [job.row.seq for job in jobs]
+                if position is None:
+                    return seqs[::-1] if newest_first else seqs
+                after, before = (after, position) if newest_first else (position, before)
+
+        def seqs(*rows: JobRow) -> list[int]:
+            return [row.seq for row in rows]
+
+        for limit in (1, 2, 100):
+            assert found(limit) == seqs(*mail, *images)
+            assert found(limit, Kept.FAILED) == seqs(*mail[:2], *images[:2])
+            assert found(limit, Kept.FAILED, None, "images") == seqs(*images[:2])
+            assert found(limit, Kept.FAILED, "app.work") == seqs(*mail[:2])
+            assert found(limit, Kept.QUEUED, "app.work", "mail") == seqs(*mail[4:])
+            assert found(limit, Kept.QUEUED, "app.work", "images") == []
+            assert found(limit, Kept.SCHEDULED) == seqs(images[2])
+            assert found(limit, None, "no.such") == []
+            assert found(limit, Kept.FAILED, None, None, 250.0) == seqs(*mail[:2])
+            assert found(limit, Kept.SUCCEEDED, None, None, 200.0) == []
+            assert found(limit, Kept.QUEUED, None, None, 250.0) == []
+            assert found(limit, Kept.QUEUED, None, None, LATE) == seqs(*mail[4:], images[3])
+
+    def test_finding_looks_at_a_bounded_number_of_jobs(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is rare among many is found in several steps."""
+        for module in (sqlite_module, memory_store):
+            monkeypatch.setattr(module, "MAX_JOBS_SEEN", 4)
+        rows = submit(store, 10)
+        end(store, [rows[1], rows[8]])
+        wanted = Wanted(Kept.SUCCEEDED)
+        jobs, position = store.find(wanted, 0, LAST, 10, newest_first=True)
+        assert [job.row.seq for job in jobs] == [rows[8].seq]
+        assert position == rows[6].seq
+        assert store.find(wanted, 0, position, 10, newest_first=True) == ([], rows[2].seq)
+        jobs, position = store.find(wanted, 0, rows[2].seq, 10, newest_first=True)
+        assert ([job.row.seq for job in jobs], position) == ([rows[1].seq], None)
+
+    def test_removed_jobs_are_gone(self, opener: Opener) -> None:
+        """With their attempts; those that had not ended are counted as cancelled, those that had stay counted."""
+        store = opener()
+        failed, done, waiting, scheduled, kept = submit(store, 5)
+        failed.attempts = 1
+        store.settle([], [Rescheduled(failed, None, b"why"), Rescheduled(scheduled, 9.0, None)], 1.0)
+        end(store, [failed], Kept.FAILED)
+        end(store, [done])
+        store.remove([stored(store, row) for row in (failed, done, waiting, scheduled)])
+        store.commit()
+        store.close()
+        with closing(opener()) as again:
+            assert counts(again) == {"mail": {Kept.QUEUED: 1}}
+            assert leased(again) == [kept.seq]
+            assert again.find(Wanted(), 0, LAST, 9, newest_first=False)[0] == [stored(again, kept)._replace(row=ANY)]
+            told = {name: value for name, value in again.totals.as_dict().items() if value}
+            assert told == {"enqueued": 5, "failed": 1, "succeeded": 1, "cancelled": 2}
+            assert again.next_due() is None
+            assert [row.id for row in again.submit(SPEC, [failed.id], [b"anew"])] == [failed.id]
+
+    def test_paused_queues_stay_paused(self, opener: Opener) -> None:
+        """Across a restart, whether they have jobs or not; twice is once; a rollback undoes."""
+        store = opener()
+        assert store.paused() == frozenset()
+        store.pause(["mail", "none.yet"], True)
+        store.pause(["mail"], True)
+        store.commit()
+        store.pause(["images"], True)
+        store.pause(["mail"], False)
+        store.rollback()
+        assert store.paused() == {"mail", "none.yet"}
+        store.pause(["none.yet", "never"], False)
+        store.close()
+        with closing(opener()) as again:
+            assert again.paused() == {"mail"}
+
     def test_room_can_be_made_and_kept(self, store: Store) -> None:
         """After a full disk the store refuses new jobs until there is room again."""
         store.keep_room()
@@ -565,6 +738,8 @@ def test_journal_of_version_1_is_brought_up_to_date(path: Path) -> None:
         assert job is not None
         assert (job.kept, job.row.spec, job.row.terms) == (Kept.FAILED, Spec("t", "mail"), None)
         assert store.totals.enqueued == 3
+        [failed], _ = store.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
+        assert failed.row.seq == 3
         submit(store, 1)
 
 
@@ -805,6 +980,7 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
             (sqlite_module._QUEUED, (1, 0, 10), "INTEGER PRIMARY KEY (rowid>?)"),
             (sqlite_module._DUE, (1.0, 10), "jobs_due"),
             (sqlite_module._READ, (b"",), "jobs_id"),
+            (sqlite_module._PRUNE_ATTEMPTS, (1, 2), "PRIMARY KEY (job>? AND job<?)"),
             (sqlite_module._QUEUED_KEYED, (1, 0, 10), "jobs_keyed"),
             (sqlite_module._EXPIRED, (1.0, 10), "jobs_expires"),
             (sqlite_module._WITH_KEY, ("k",), "jobs_unique"),
@@ -814,3 +990,23 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
             plan = str(store._db.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall())
             assert index in plan
             assert "TEMP B-TREE" not in plan or "GROUP BY" in sql
+
+
+def test_failed_jobs_are_found_without_reading_the_others(path: Path) -> None:
+    """A few failed jobs behind many others are told at once."""
+    with closing(SQLiteStore(path)) as store:
+        failed = submit(store, 2)
+        submit(store, 2 * MAX_JOBS_SEEN)
+        end(store, failed, Kept.FAILED)
+        jobs, position = store.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
+        assert [job.row.seq for job in jobs] == [failed[1].seq, failed[0].seq]
+        assert position is None
+
+
+def test_finding_stops_at_large_jobs(path: Path) -> None:
+    """What a request has to move is bounded in bytes as well."""
+    with closing(SQLiteStore(path)) as store:
+        rows = submit(store, 6, size=1_500_000)
+        jobs, position = store.find(Wanted(), 0, LAST, 10, newest_first=False)
+        assert len(jobs) == 3
+        assert position == rows[2].seq

@@ -26,7 +26,7 @@ from taskq.cli.common import (
 from taskq.errors import ConfigError
 from taskq.exits import Exit
 from taskq.log.render import duration_text, escape
-from taskq.model import JobError, JobInfo
+from taskq.model import Attempt, JobError, JobInfo
 
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id, as enqueue printed it.", show_default=False)
@@ -153,9 +153,29 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
         *_times(info),
         *(_error(info.error) if info.error is not None else ()),
+        *(_history(info.history) if len(info.history) > 1 else ()),
     ]
     for name, text in rows:
         print(f"{name:<10}{text}")
+
+
+def _history(history: list[Attempt]) -> list[tuple[str, str]]:
+    """A line for each attempt; the error of the last one is told above at length."""
+    rows: list[tuple[str, str]] = []
+    known = 0
+    for attempt in history:
+        if attempt.number > known + 1:
+            rows.append(("", f"({attempt.number - known - 1} attempts are not kept)"))
+        known = attempt.number
+        error = attempt.error
+        took = "" if attempt.duration_s is None else f"after {duration_text(attempt.duration_s * 1000)}"
+        began = (
+            "" if attempt.started_at is None else datetime.fromtimestamp(attempt.started_at).isoformat(" ", "seconds")
+        )
+        told = "succeeded" if error is None else escape(f"{error.type}: {error.message}".splitlines()[0])
+        name = "history" if not rows else ""
+        rows.append((name, "  ".join(part for part in (f"{attempt.number:>2}", began, told, took) if part)))
+    return rows
 
 
 def cancel(id: IdArgument, app: FleetArgument = None) -> None:

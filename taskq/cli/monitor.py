@@ -68,7 +68,7 @@ def status(
 
 
 def _picture(found: dict[str, Any]) -> Group:
-    parts = (_headline(found["broker"]), _consumers(found["consumers"]), _queues(found["queues"]))
+    parts = (_headline(found["broker"]), _consumers(found["consumers"]), _queues(found["queues"], found["paused"]))
     return Group(*(line for part in parts for line in (part, "")), totals_line(found["totals"]))
 
 
@@ -109,12 +109,16 @@ def _activity(consumer: dict[str, Any]) -> str:
     return state if consumer.get("seats", 1) == 1 else f"{state} {consumer['running']} of {consumer['seats']}"
 
 
-def _queues(queues: dict[str, dict[str, int]]) -> Table | str:
-    if not queues:
+def _queues(queues: dict[str, dict[str, int]], paused: list[str]) -> Table | str:
+    if not queues and not paused:
         return "no job waits"
-    table = _table("queue", "queued", "running", "scheduled", left=("queue",))
-    for name, counts in sorted(queues.items()):
-        table.add_row(name, *(f"{counts[state]:,}" for state in ("queued", "running", "scheduled")))
+    table = _table("queue", "queued", "running", "scheduled", *([""] if paused else []), left=("queue", ""))
+    for name in sorted({*queues, *paused}):
+        counts = queues.get(name, {})
+        cells: list[str | Text] = [f"{counts.get(state, 0):,}" for state in ("queued", "running", "scheduled")]
+        if paused:
+            cells.append(Text("paused" if name in paused else "", style="yellow"))
+        table.add_row(name, *cells)
     return table
 
 

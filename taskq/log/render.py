@@ -45,6 +45,8 @@ _EVENT_STYLES = {
     "job.log": "",
     "job.retrying": _YELLOW,
     "job.cancelled": _YELLOW,
+    "jobs.purged": _YELLOW,
+    "queue.paused": _YELLOW,
     "job.expired": _YELLOW,
     "job.failed": _RED,
     "job.crashed": _RED,
@@ -140,7 +142,7 @@ def _story(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
     phrases: list[_Segment] = []
     blocks: list[str] = []
     queue = rest.pop("queue", None)
-    if queue is not None and queue != "default":
+    if queue is not None and (queue != "default" or "by" in rest):
         phrases.append((f"queue {_text(queue)}", _DIM))
     for name in ("attempt", "consumer", "pid"):
         if name in rest:

@@ -55,6 +55,21 @@ class StoredJob(NamedTuple):
     finished_at: float | None
 
 
+class Wanted(NamedTuple):
+    """Which jobs are meant; None for all.
+
+    Attributes:
+        kept: their state.
+        task, queue: these names.
+        before: ended before this time, or enqueued if they wait, in seconds since 1970.
+    """
+
+    kept: Kept | None = None
+    task: str | None = None
+    queue: str | None = None
+    before: float | None = None
+
+
 #: A job reached a final state: its row, the state, the outcome. A plain tuple, for there is one for each job.
 Ended = tuple[JobRow, Kept, bytes]
 
@@ -104,6 +119,10 @@ class Store(Protocol):
     totals: Totals
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
     is_full: bool
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence number that was given to a job."""
 
     def submit(
         self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
@@ -186,6 +205,39 @@ class Store(Protocol):
 
     def read(self, job_id: bytes) -> StoredJob | None:
         """Reads one job."""
+
+    def attempts(self, row: JobRow) -> list[tuple[int, bytes]]:
+        """The attempts of a job that it was run again after: their numbers and outcomes, in order. Of many the first
+        and the last ones, with long texts cut."""
+
+    def find(
+        self, wanted: Wanted, after: int, before: int, limit: int, *, newest_first: bool
+    ) -> tuple[list[StoredJob], int | None]:
+        """Reads jobs between two sequence numbers, these excluded, without payloads and large results.
+
+        Looks at a bounded number of jobs, so that it takes a few milliseconds.
+
+        Returns:
+            The jobs that are wanted, in order; and the sequence number where to go on, as `after` or as `before`, or
+            None if all were looked at.
+        """
+
+    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+        """Makes failed jobs queued again, at the end of their queues, with their failures and crashes forgiven. They do
+        not expire any more, and do not get their unique keys back.
+
+        Returns:
+            Their rows, without payloads, with their new sequence numbers, which ascend.
+        """
+
+    def remove(self, jobs: Sequence[StoredJob]) -> None:
+        """Removes jobs that nobody holds. Those that had not ended are counted as cancelled."""
+
+    def pause(self, queues: Iterable[str], is_paused: bool) -> None:
+        """Notes queues as paused, or as paused no more."""
+
+    def paused(self) -> frozenset[str]:
+        """The queues that are paused."""
 
     def counts(self, kept: Kept) -> dict[str, int]:
         """Counts the jobs of each queue in one state. Fast for scheduled jobs; for others it looks at every job."""

@@ -30,8 +30,10 @@ import msgpack
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band, Gate, band_of
-from taskq.model import NO_TERMS, JobRow, Spec, Terms
-from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
+from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
+from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
+from taskq.outcome import shortened
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 SCHEMA_VERSION = 2
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
@@ -49,6 +51,8 @@ _MANY_BANDS = 1_000
 #: Ids whose time lies further ahead are not those of a clock that runs a little fast.
 _FUTURE_S = 86_400.0
 _AFTER_ALL_IDS = b"\xff" * 17
+#: `find` stops at payloads and outcomes of this size together.
+_FIND_BYTES = 4 * MIB
 _ROW = "seq, id, spec, payload, attempts, crashes, terms"
 
 P = ParamSpec("P")
@@ -406,12 +410,24 @@ class SQLiteStore:
             self._kept += len(successes)
         if others:
             self._db.executemany(_END, others)
+            failed = [(seq,) for kept, *_, seq in others if kept == Kept.FAILED]
+            if failed:
+                self._db.executemany("INSERT INTO failed VALUES (?)", failed)
             self._kept += sum(1 for fields in others if fields[0] != Kept.FAILED)
         with_terms = [_release(row) for row, _, _ in ended if row.terms is not None]
         if with_terms:
             self._db.executemany(_END_TERMS, with_terms)
         if rescheduled:
             self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
+            self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
+
+    def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
+        """Keeps the outcomes of attempts that are not the last: seq, number, outcome."""
+        for seq, number, outcome in ended:
+            self._db.execute("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", (seq, number, shortened(outcome)))
+            if number > 2 * KEPT_ATTEMPTS_EACH_END:
+                middle = KEPT_ATTEMPTS_EACH_END, number - KEPT_ATTEMPTS_EACH_END
+                self._db.execute("DELETE FROM attempts WHERE job = ? AND number > ? AND number <= ?", (seq, *middle))
 
     @_trusted
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
@@ -499,6 +515,91 @@ class SQLiteStore:
         return None if fields is None else self._stored(fields)
 
     @_trusted
+    def attempts(self, row: JobRow) -> list[tuple[int, bytes]]:
+        sql = "SELECT number, outcome FROM attempts WHERE job = ? ORDER BY number"
+        found: list[Any] = self._db.execute(sql, (row.seq,)).fetchall()
+        return [(number, outcome) for number, outcome in found]
+
+    @property
+    def last_seq(self) -> int:
+        return self._next_seq - 1
+
+    @_trusted
+    def find(
+        self, wanted: Wanted, after: int, before: int, limit: int, *, newest_first: bool
+    ) -> tuple[list[StoredJob], int | None]:
+        source, seq = ("failed CROSS JOIN jobs ON seq = job", "job") if wanted.kept == Kept.FAILED else ("jobs", "seq")
+        order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'} LIMIT"
+        reach = f"FROM {source} WHERE {seq} > ? AND {seq} < ?"
+        sql = f"SELECT {seq} {reach.replace(source, source.split()[0])} {order} 1 OFFSET {MAX_JOBS_SEEN - 1}"
+        last_seen = self._value(sql, after, before)
+        if last_seen is not None:
+            after, before = (last_seen - 1, before) if newest_first else (after, last_seen + 1)
+        condition, bindings = self._condition(wanted)
+        sql = f"SELECT {_FOUND} {reach} {condition} {order} ?"
+        jobs: list[StoredJob] = []
+        size = 0
+        cursor = self._db.execute(sql, (after, before, *bindings, limit))
+        for *fields, payload_bytes in cursor:
+            jobs.append(self._stored(fields))
+            size += (payload_bytes or 0) + len(jobs[-1].outcome or b"")
+            if size >= _FIND_BYTES:
+                cursor.close(True)
+                return jobs, jobs[-1].row.seq
+        return jobs, jobs[-1].row.seq if len(jobs) == limit else last_seen
+
+    def _condition(self, wanted: Wanted) -> tuple[str, list[object]]:
+        condition = "" if wanted.kept is None else f"AND state = {wanted.kept:d} "
+        bindings: list[object] = []
+        if wanted.task is not None or wanted.queue is not None:
+            specs = [
+                number
+                for number, spec in self._spec_of_number.items()
+                if wanted.task in (None, spec.task) and wanted.queue in (None, spec.queue)
+            ]
+            condition += "AND spec IN (SELECT value FROM json_each(?)) "
+            bindings.append(str(specs))
+        if wanted.before is not None:
+            condition += "AND (finished_at < ? OR finished_at IS NULL AND id < ?) "
+            bindings += [wanted.before, first_id_at(wanted.before)]
+        return condition, bindings
+
+    @_trusted
+    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+        self._begin()
+        for seq, (row, _, _, outcome, _) in enumerate(jobs, self._next_seq):
+            row.forgive()
+            terms = None if row.terms is None else msgpack.packb(row.terms.to_wire())
+            self._db.execute(_REQUEUE, (seq, terms, row.seq))
+            self._db.execute("DELETE FROM failed WHERE job = ?", (row.seq,))
+            self._db.execute("UPDATE attempts SET job = ? WHERE job = ?", (seq, row.seq))
+            if outcome:
+                self._keep_attempts([(seq, row.attempts, outcome)])
+            row.seq = seq
+        self._next_seq += len(jobs)
+        return [job.row for job in jobs]
+
+    @_trusted
+    def remove(self, jobs: Sequence[StoredJob]) -> None:
+        self._begin()
+        seqs = [(job.row.seq,) for job in jobs]
+        self._db.executemany("DELETE FROM attempts WHERE job = ?", seqs)
+        self._db.executemany("DELETE FROM failed WHERE job = ?", seqs)
+        self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
+        self._kept -= sum(1 for job in jobs if job.kept in _PRUNABLE)
+        self.totals.cancelled += sum(1 for job in jobs if job.kept < FIRST_FINAL)
+
+    @_trusted
+    def pause(self, queues: Iterable[str], is_paused: bool) -> None:
+        self._begin()
+        sql = "INSERT OR IGNORE INTO paused VALUES (?)" if is_paused else "DELETE FROM paused WHERE queue = ?"
+        self._db.executemany(sql, [(queue,) for queue in queues])
+
+    @_trusted
+    def paused(self) -> frozenset[str]:
+        return frozenset(queue for (queue,) in self._db.execute("SELECT queue FROM paused"))
+
+    @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
         # the literal state lets SQLite use a partial index
         sql = (
@@ -527,6 +628,7 @@ class SQLiteStore:
         if removed:
             self._begin()
             self._db.execute(_PRUNE, (first, last))  # one by one takes twice as long
+            self._db.execute(_PRUNE_ATTEMPTS, (first, last))
             self._kept -= removed
         is_at_end = seen < limit and not is_kept
         self._prune_after = 0 if is_at_end else last or self._prune_after
@@ -592,10 +694,18 @@ _ITEMS_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS items_go_with_their_j
     DELETE FROM items WHERE job = old.seq; END"""
 _ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
 _ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
+_REQUEUE = f"UPDATE jobs SET seq = ?, state = {Kept.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
+#: As _READ, but without the payload and large results, and with the payload's size.
+_FOUND = (
+    f"{_ROW.replace('payload', 'NULL')}, state, due_at, "
+    f"CASE WHEN state <> {Kept.SUCCEEDED} OR length(outcome) < 4096 THEN outcome END, finished_at, length(payload)"
+)
 _TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
 _PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)
 _JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
 _PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
+
+_PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
 
 
 def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, bytes | None, int]:

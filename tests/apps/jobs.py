@@ -445,3 +445,17 @@ def leave_orphan(path: str) -> None:
             os._exit(7)
         os._exit(0)
     os.wait()
+
+
+@q.task(retries=0)
+def need(path: str) -> int:
+    """Fails until a file is there; tells its attempt."""
+    with open(path):
+        return current_job().attempt
+
+
+@q.task(retries=1)
+def need_again(path: str) -> int:
+    """The same, with a retry."""
+    with open(path):
+        return current_job().attempt

@@ -1,0 +1,261 @@
+"""`taskq jobs`, `retry`, `purge`, `pause` and `resume`: many jobs at a time, and whole queues."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from taskq.app import TaskQ
+from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell
+from taskq.errors import ConfigError, JobNotFound, JobStateError
+from taskq.exits import Exit
+from taskq.log.render import duration_text, escape
+from taskq.model import JobInfo, JobState
+
+_ID = re.compile(r"[0-9a-fA-F]{32}")
+
+StateOption = Annotated[str | None, typer.Option(metavar="STATE", help=f"Only jobs that are {', '.join(JobState)}.")]
+TaskOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
+QueueOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this queue.")]
+IdsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[ID]... [APP]", help="Jobs by their ids; and the application.", show_default=False),
+]
+QueuesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="QUEUE... [APP]", help="Queues by name; and the application.", show_default=False),
+]
+
+# -- jobs
+
+
+def jobs(
+    app: FleetArgument = None,
+    state: StateOption = None,
+    task: TaskOption = None,
+    queue: QueueOption = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    before: Annotated[
+        str | None, typer.Option(metavar="ID", help="Go on with those enqueued before this job: the last of a list.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first.
+
+    --state failed lists the dead letters: jobs that failed for good, which are
+    kept until they are retried or purged.
+
+    $ taskq jobs --state failed
+    $ taskq jobs app.py:q --state failed --task thumbnail --json | jq .[].error
+    """
+    found = _application(app).jobs(state, task=task, queue=queue, limit=limit, before=before)
+    if as_json:
+        print(json.dumps([asdict(info) for info in found]))
+        return
+    if not found:
+        tell(f"there is no {_said(state, 'job', task, queue)}{' before that one' if before else ''}")
+        return
+    _print_table(found)
+    if len(found) == limit:
+        tell(f"there may be more: go on with --before {found[-1].id}")
+
+
+def _print_table(found: Sequence[JobInfo]) -> None:
+    rows = [("id", "state", "task", "queue", "attempts", "when", "error"), *map(_cells, found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in rows:
+        line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]).rstrip()
+        print(line[:columns])
+
+
+def _cells(info: JobInfo) -> tuple[str, ...]:
+    error = "" if info.error is None else escape(f"{info.error.type}: {info.error.message}".split("\n")[0])
+    return info.id, info.state.value, info.task, info.queue, str(info.attempts), _when(info), error
+
+
+def _when(info: JobInfo) -> str:
+    """The time that matters most in its state."""
+    now = time.time()
+    if info.due_at is not None:
+        return f"in {duration_text(max(0.0, info.due_at - now) * 1000)}"
+    if info.state == JobState.RUNNING and info.started_at is not None:
+        return f"for {duration_text((now - info.started_at) * 1000)}"
+    return f"{duration_text(max(0.0, now - (info.finished_at or info.enqueued_at)) * 1000)} ago"
+
+
+# -- retry
+
+
+def retry(
+    words: IdsArgument = None,
+    every: Annotated[bool, typer.Option("--all", metavar="", help="All failed jobs.")] = False,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="All failed jobs of this task.")] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="All failed jobs of this queue.")] = None,
+) -> None:
+    """Queue failed jobs again, with all their retries.
+
+    They go to the end of their queues; their attempts are counted on, and what
+    happened before stays in their history.
+
+    $ taskq retry 019c8a1f2e0b7a30a5f1d2c3b4a59687
+    $ taskq retry app.py:q --task thumbnail
+    $ taskq retry --all
+    """
+    ids, app = _split(words, _ID.fullmatch)
+    if bool(ids) == bool(every or task or queue):
+        raise ConfigError("which jobs? name some by their ids, or say --all, --task NAME or --queue NAME")
+    application = _application(app)
+    if ids:
+        _each(application, ids, "retry", "is queued again")
+        return
+    count = application.retry_failed(task=task, queue=queue)
+    if count:
+        print(f"{count_of(count, 'failed job')} {'is' if count == 1 else 'are'} queued again")
+    else:
+        tell(f"nothing to retry: there is no {_said('failed', 'job', task, queue)}")
+
+
+def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> None:
+    """Does something to each of these jobs. Goes on after one that cannot be helped, and tells it in the exit code."""
+    code = Exit.OK
+    for job_id in ids:
+        try:
+            getattr(application.job(job_id), action)()
+        except (JobStateError, JobNotFound) as error:
+            tell(str(error))
+            code = Exit.NOT_FOUND if isinstance(error, JobNotFound) and code is not Exit.FAILED else Exit.FAILED
+        else:
+            print(f"{job_id} {done}")
+    raise typer.Exit(code)
+
+
+# -- purge
+
+
+def purge(
+    words: IdsArgument = None,
+    state: StateOption = None,
+    task: TaskOption = None,
+    queue: QueueOption = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only jobs that ended (or, if they wait, came in) 10m, 2h, 7d ... ago."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask.")] = False,
+) -> None:
+    """Remove jobs for good, in any state but running.
+
+    With --state queued it empties queues: whoever waits for those jobs hears
+    that they are gone.
+
+    $ taskq purge 019c8a1f2e0b7a30a5f1d2c3b4a59687
+    $ taskq purge --state failed --older-than 7d
+    $ taskq purge app.py:q --state queued --queue mail --yes
+    """
+    ids, app = _split(words, _ID.fullmatch)
+    if bool(ids) == bool(state) or (ids and (task or queue or older_than)):
+        raise ConfigError("which jobs? name some by their ids, or say --state failed, --state queued ...")
+    older_than_s = None if older_than is None else seconds_of(older_than, "--older-than")
+    application = _application(app)
+    if ids:
+        _confirm(f"remove {count_of(len(ids), 'job')} for good", yes)
+        _each(application, ids, "purge", "is purged")
+        return
+    assert state is not None
+    older = "" if older_than is None else f", older than {older_than}"
+    _confirm(f"remove all {_said(state, 'jobs', task, queue)}{older} from {application.directory.path} for good", yes)
+    count = application.purge(state, task=task, queue=queue, older_than=older_than_s)
+    if count:
+        print(f"{count_of(count, 'job')} purged")
+    else:
+        tell(f"nothing to purge: there is no {_said(state, 'job', task, queue)}{older}")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Asks, where somebody sits; a script is taken by its word."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"taskq: {question}?", abort=True, err=True)
+
+
+# -- pause and resume
+
+
+def pause(words: QueuesArgument = None) -> None:
+    """Pause queues: what runs may end, the other jobs wait.
+
+    New jobs are accepted. It lasts until `taskq resume`, also across restarts.
+    A fleet started with --drain does not wait for the jobs of paused queues.
+
+    $ taskq pause mail
+    $ taskq pause mail images app.py:q
+    """
+    queues, app = _split(words, _is_queue)
+    if not queues:
+        raise ConfigError("which queues? write: taskq pause QUEUE...")
+    changed = _application(app).pause(*queues)
+    for queue in queues:
+        print(f"{queue} {'is paused' if queue in changed else 'was paused already'}")
+
+
+def resume(
+    words: QueuesArgument = None,
+    every: Annotated[bool, typer.Option("--all", metavar="", help="All queues that are paused.")] = False,
+) -> None:
+    """Let the jobs of paused queues run again.
+
+    $ taskq resume mail
+    $ taskq resume --all
+    """
+    queues, app = _split(words, _is_queue)
+    if bool(queues) == every:
+        raise ConfigError("which queues? write: taskq resume QUEUE..., or taskq resume --all")
+    application = _application(app)
+    if every:
+        queues = application.client.status()["paused"]
+        if not queues:
+            tell("nothing to resume: no queue is paused")
+            return
+    changed = application.resume(*queues)
+    for queue in queues:
+        print(f"{queue} {'goes on' if queue in changed else 'was not paused'}")
+
+
+# -- helpers
+
+
+def _application(app: str | None) -> TaskQ:
+    return TaskQ("taskq", os.fspath(find_directory(app).path))
+
+
+def _split(words: Sequence[str] | None, is_one: Callable[[str], object]) -> tuple[list[str], str | None]:
+    """The ids or queues among the words, and APP, which does not look like one."""
+    named = [word for word in words or () if is_one(word)]
+    others = [word for word in words or () if not is_one(word)]
+    if len(others) > 1:
+        raise ConfigError(f"{others[0]!r} and {others[1]!r}: at most one of them can be the application")
+    return named, others[0] if others else None
+
+
+def _is_queue(word: str) -> bool:
+    return ":" not in word and os.sep not in word and not word.endswith(".py")
+
+
+def _said(state: str | None, noun: str, task: str | None, queue: str | None) -> str:
+    """``failed jobs of task add in queue mail``, as far as that was said."""
+    parts = (
+        "" if state is None else f"{state} ",
+        noun,
+        "" if task is None else f" of task {task}",
+        "" if queue is None else f" in queue {queue}",
+    )
+    return "".join(parts)
