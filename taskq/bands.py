@@ -10,7 +10,7 @@ rest in the store.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Final, NamedTuple
@@ -24,6 +24,11 @@ ROW_BYTES: Final = 400
 LOAD_JOBS: Final = 2_000
 LOAD_BYTES: Final = 4 * 1024 * 1024
 _LOAD_BANDS: Final = 50
+#: While memory is full, so much is read of a band of a key (there may be any number of them), once it has nothing left.
+_FEW_JOBS: Final = 20
+_FEW_BYTES: Final = 64 * 1024
+#: So many listed bands are looked into to see how many jobs may go.
+_LOOK_INTO: Final = 32
 #: Bands that stay listed though their concurrency is used up by other consumers than the one that asks.
 _SET_ASIDE: Final = 8
 
@@ -74,7 +79,7 @@ class _Waiting:
     what came back after it was sent), the store the others.
     """
 
-    __slots__ = ("band", "gates", "held", "is_listed", "on_disk_after", "queue", "waiting")
+    __slots__ = ("band", "entry", "gates", "heap", "held", "is_listed", "on_disk_after", "queue", "waiting")
 
     def __init__(self, band: Band, queue: _Queue, gates: list[tuple[Gate, _GateKeeper]]) -> None:
         self.band = band
@@ -84,6 +89,8 @@ class _Waiting:
         self.waiting = 0
         self.on_disk_after: int | None = None
         self.is_listed = False  # in the heap of its queue, or parked at a gate
+        self.heap: _Heap | None = None  # where it is listed or parked
+        self.entry: _Entry | None = None  # its own there: any other has a job that is not the oldest any more
 
     def put_in_front(self, rows: Sequence[JobRow]) -> None:
         """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
@@ -99,32 +106,52 @@ class _Waiting:
 
 
 #: Bands in the order in which their turn comes: (-priority, seq of the oldest job, tie-breaker, band).
-_Heap = list[tuple[int, int, int, _Waiting]]
+_Entry = tuple[int, int, int, _Waiting]
+_Heap = list[_Entry]
 
 
 class _Queue:
     """A queue: its listed bands, and how much of its share it had."""
 
-    __slots__ = ("is_paused", "listed", "name", "spent_s", "waiting", "weight")
+    __slots__ = ("is_paused", "listed", "name", "short", "spent_s", "waiting", "weight")
 
     def __init__(self, name: str, weight: float) -> None:
         self.name = name
         self.weight = weight
         self.spent_s = 0.0  # run time that was sent of it, divided by its weight
         self.listed: _Heap = []
+        self.short: dict[Band, _Waiting] = {}  # bands of which memory holds little, and the store more
         self.waiting = 0
         self.is_paused = False
 
 
 class _GateKeeper:
-    """A gate, and the bands that wait before it."""
+    """A gate, and the bands that wait before it: together those of which one that cannot go tells that no other can."""
 
-    __slots__ = ("is_timed", "parked", "state")
+    __slots__ = ("bands", "is_timed", "parked", "state")
 
     def __init__(self, state: GateState) -> None:
         self.state = state
-        self.parked: _Heap = []
+        self.bands = 0  # that know it
+        self.parked: dict[Hashable, _Heap] = {}
         self.is_timed = False  # whether the time of its opening is noted
+
+    def parked_with(self, band: _Waiting, gate: Gate) -> _Heap:
+        # a band may be paused, or served by few consumers, or want much, while another of the same gate may go
+        alike = band.band if gate.kind == "order" else (band.queue.name, gate.amount)
+        return self.parked.setdefault(alike, [])
+
+    def first_ones(self) -> list[tuple[_Heap, _Waiting]]:
+        for alike, heap in list(self.parked.items()):
+            _drop_stale(heap)
+            if not heap:
+                del self.parked[alike]
+        return [(heap, heap[0][-1]) for heap in self.parked.values()]
+
+
+def _drop_stale(heap: _Heap) -> None:
+    while heap and heap[0][-1].entry is not heap[0]:
+        heappop(heap)
 
 
 class Bands:
@@ -151,9 +178,8 @@ class Bands:
         self._queues: dict[str, _Queue] = {}
         self._bands: dict[Band, _Waiting] = {}
         self._gates: dict[tuple[str, str], _GateKeeper] = {}
-        self._on_disk: dict[Band, _Waiting] = {}  # the bands of which the store holds a part
         self._held_bytes = 0
-        self._dropped: set[int] = set()  # seqs in memory that were cancelled: skipped when their turn comes
+        self._dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
         self._expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
         self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open, in seconds since 1970
         self._ties = count()
@@ -202,12 +228,14 @@ class Bands:
         if not band.holds(row.seq):
             return
         self._held_bytes += len(row.payload) + ROW_BYTES
-        if row.terms is not None and row.terms.order_key is not None:
+        is_ordered = row.terms is not None and row.terms.order_key is not None
+        if is_ordered:
             band.put_in_front([row])
-            self._wake(band)  # those behind it wait for it, itself need not
         else:
             band.held.append(row)
         self._list(band)
+        if is_ordered:
+            self._wake(band)  # those behind it wait for it, itself need not
 
     def add_unread(self, row: JobRow) -> None:
         """A job is queued that is younger than all others, and still to be read from the store."""
@@ -242,8 +270,9 @@ class Bands:
         if row.seq in self._expired:
             self._expired.discard(row.seq)
         elif band.holds(row.seq):
-            self._dropped.add(row.seq)
+            self._dropped[row.seq] = self._dropped.get(row.seq, 0) + 1  # twice, if it was to run again meanwhile
         self.abandoned(row)
+        self._forget(band)
 
     def trim(self, rows: Iterable[JobRow]) -> None:
         """Forgets jobs that were dropped at once, as far as they are the oldest of their bands: else all of an emptied
@@ -252,20 +281,35 @@ class Bands:
             band = self._bands.get(name)
             if band is not None:
                 self._skip_dropped(band)
+                self._look_for_more(band)
                 self._forget(band)
 
     # -- between memory and store
 
     def loads(self, queues: Collection[str] | None) -> list[Load]:
         """What to read of these queues (None: of all) from the store now, since memory runs short of it."""
-        loads = []
-        for band in self._on_disk.values():
-            is_served = (queues is None or band.queue.name in queues) and not band.queue.is_paused
-            if is_served and len(band.held) < LOAD_JOBS / 2 and band.on_disk_after is not None:
-                loads.append(Load(band.band, band.on_disk_after, LOAD_JOBS, LOAD_BYTES))
-                if len(loads) == _LOAD_BANDS:
-                    break
+        loads: list[Load] = []
+        for queue in self._served(queues):
+            while queue.short and len(loads) < _LOAD_BANDS:
+                _, band = queue.short.popitem()
+                self._load(band, loads)
         return loads
+
+    def _load(self, band: _Waiting, loads: list[Load]) -> None:
+        if band.on_disk_after is None:
+            return
+        if self._held_bytes < self._memory_bytes or not band.band.is_keyed:
+            loads.append(Load(band.band, band.on_disk_after, LOAD_JOBS, LOAD_BYTES))
+        elif not band.held:
+            loads.append(Load(band.band, band.on_disk_after, _FEW_JOBS, _FEW_BYTES))
+
+    def is_short(self, queues: Collection[str] | None) -> bool:
+        """Whether `loads` has more to tell."""
+        return any(queue.short for queue in self._served(queues))
+
+    def _served(self, queues: Collection[str] | None) -> list[_Queue]:
+        names = self._queues if queues is None else [name for name in queues if name in self._queues]
+        return [queue for name in names if not (queue := self._queues[name]).is_paused]
 
     def loaded(self, name: Band, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
@@ -274,15 +318,20 @@ class Bands:
         self._held_bytes += _bytes_of(rows)
         if is_all:
             band.on_disk_after = None
-            del self._on_disk[name]
-        elif rows:
-            band.on_disk_after = rows[-1].seq
+        else:
+            if rows:
+                band.on_disk_after = rows[-1].seq
+            self._look_for_more(band)
         self._list(band)
         self._forget(band)
 
     def _read_from_disk(self, band: _Waiting, after: int) -> None:
         band.on_disk_after = after
-        self._on_disk[band.band] = band
+        self._look_for_more(band)
+
+    def _look_for_more(self, band: _Waiting) -> None:
+        if band.on_disk_after is not None and len(band.held) < LOAD_JOBS / 2:
+            band.queue.short[band.band] = band
 
     # -- who is next
 
@@ -290,15 +339,15 @@ class Bands:
         """How many jobs may go, about; those at closed gates are not among them. Counts until there are enough."""
         ready = 0
         for queue in self._open(queues):
-            for entry in queue.listed:
+            ready += max(0, len(queue.listed) - _LOOK_INTO)
+            for entry in queue.listed[:_LOOK_INTO]:
                 ready += len(entry[-1].held)
                 if ready >= enough:
                     return ready
         return ready
 
     def _open(self, queues: Collection[str] | None) -> list[_Queue]:
-        names = self._queues if queues is None else [name for name in queues if name in self._queues]
-        return [queue for name in names if (queue := self._queues[name]).listed and not queue.is_paused]
+        return [queue for queue in self._served(queues) if queue.listed]
 
     def take(
         self,
@@ -326,7 +375,7 @@ class Bands:
             while queue.listed and portion.has_room:
                 self._take_from_band(key, queue, portion, run_s, wall, aside)
             for band in aside:
-                heappush(queue.listed, self._entry(band))
+                self._push(queue.listed, band)
             queue.spent_s += (portion.work_s - work_s) / queue.weight
 
     def _take_from_band(
@@ -340,6 +389,9 @@ class Bands:
     ) -> None:
         """Takes jobs of the band whose turn it is, as far as its gates let them; then it is listed anew, or not."""
         band = queue.listed[0][-1]
+        if band.entry is not queue.listed[0]:
+            heappop(queue.listed)
+            return
         self._skip_dropped(band)
         room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
         first = len(portion.rows)
@@ -353,13 +405,16 @@ class Bands:
             heappop(queue.listed)
             self._park(band, key, wall, aside)
         elif band.held:
-            heapreplace(queue.listed, self._entry(band))
+            band.entry = self._entry(band)
+            heapreplace(queue.listed, band.entry)
         else:
             heappop(queue.listed)
-            band.is_listed = False
-            self._forget(band)
+            band.is_listed, band.heap, band.entry = False, None, None
+        if band.on_disk_after is not None:
+            self._look_for_more(band)
         if band.gates:
             self._wake(band, key, wall)
+            self._forget(band)
 
     def _move(
         self,
@@ -384,10 +439,10 @@ class Bands:
             if row.seq > turn_ends_at:
                 break
             held.popleft()
-            self._held_bytes -= len(row.payload) + ROW_BYTES
             if dropped and row.seq in dropped:
-                dropped.discard(row.seq)
+                self._skip(row)
                 continue
+            self._held_bytes -= len(row.payload) + ROW_BYTES
             if row.terms is not None and row.terms.is_over(wall) and not row.attempts:
                 self._expired.add(row.seq)
                 continue
@@ -405,9 +460,14 @@ class Bands:
     def _skip_dropped(self, band: _Waiting) -> None:
         """The gates are asked about a job that waits indeed."""
         while self._dropped and band.held and band.held[0].seq in self._dropped:
-            row = band.held.popleft()
-            self._dropped.discard(row.seq)
-            self._held_bytes -= len(row.payload) + ROW_BYTES
+            self._skip(band.held.popleft())
+
+    def _skip(self, row: JobRow) -> None:
+        if self._dropped[row.seq] > 1:
+            self._dropped[row.seq] -= 1
+        else:
+            del self._dropped[row.seq]
+        self._held_bytes -= len(row.payload) + ROW_BYTES
 
     # -- gates
 
@@ -423,7 +483,7 @@ class Bands:
         """At the start: this job is to be run again, and those behind it in order wait for it."""
         for gate, keeper in self._band(band_of(row.spec, row.terms)).gates:
             if gate.kind == "order":
-                keeper.state.enter(gate, 0, [row], 0.0)
+                keeper.state.leave(gate, 0, row, Leaving.AGAIN)
 
     def abandoned(self, row: JobRow) -> None:
         """A job that no consumer holds will not run any more: those behind it in order need not wait for it."""
@@ -445,24 +505,28 @@ class Bands:
             (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], wall) == 0
         )
         if gate.kind == "concurrency" and len(aside) < _SET_ASIDE:
+            band.heap = band.entry = None
             aside.append(band)  # who runs jobs of it already may have more of them
             return
-        heappush(keeper.parked, self._entry(band))
+        self._push(keeper.parked_with(band, gate), band)
+        self._note_opening(gate, keeper)
+
+    def _note_opening(self, gate: Gate, keeper: _GateKeeper) -> None:
         if isinstance(keeper.state, Rate) and not keeper.is_timed:
             keeper.is_timed = True
             heappush(self._openings, (keeper.state.opens_at(gate), next(self._ties), gate))
 
     def _wake(self, band: _Waiting, key: int | None = None, wall: float = 0.0) -> None:
-        """Lists the next band at each gate of this one. While jobs are taken for a consumer (`key`): only if the gate
+        """Lists the next bands at each gate of this one. While jobs are taken for a consumer (`key`): only if the gate
         is open for it, so that no band is woken for ever by those that park after it."""
         for _, keeper in band.gates:
             if not keeper.parked:
                 continue
-            parked = keeper.parked[0][-1]
-            gate = next(gate for gate, other in parked.gates if other is keeper)
-            if not parked.held or key is None or keeper.state.room(gate, key, parked.held[0], wall):
-                heappop(keeper.parked)
-                self._list_again(parked)
+            for heap, parked in keeper.first_ones():
+                gate = next(gate for gate, other in parked.gates if other is keeper)
+                if key is None or keeper.state.room(gate, key, parked.held[0], wall):
+                    heappop(heap)
+                    self._list_again(parked)
 
     def next_opening(self) -> float | None:
         """When a gate may open by time, in seconds since 1970."""
@@ -475,8 +539,11 @@ class Bands:
             keeper = self._gates.get((gate.kind, gate.name))
             if keeper is not None:
                 keeper.is_timed = False
-                if keeper.parked:
-                    self._list_again(heappop(keeper.parked)[-1])
+                for heap, parked in keeper.first_ones():
+                    heappop(heap)
+                    self._list_again(parked)
+                if keeper.bands == 0:
+                    self._forget_gate(gate, keeper, wall)
 
     # -- counts and queues
 
@@ -509,6 +576,8 @@ class Bands:
         band = self._bands.get(name)
         if band is None:
             gates = [(gate, self._keeper(gate)) for gate in name.gates]
+            for _, keeper in gates:
+                keeper.bands += 1
             band = self._bands[name] = _Waiting(name, self._queue(name.queue), gates)
         return band
 
@@ -523,18 +592,37 @@ class Bands:
         """There may be a band for each key that ever was: what is empty, and idle, goes."""
         if band.waiting or band.is_listed or not band.gates or band.on_disk_after is not None or band.held:
             return
-        self._bands.pop(band.band, None)
+        if self._bands.pop(band.band, None) is None:
+            return
         for gate, keeper in band.gates:
-            if keeper.state.is_idle and not keeper.parked:
-                self._gates.pop((gate.kind, gate.name), None)
+            keeper.bands -= 1
+            if keeper.bands == 0:
+                self._forget_gate(gate, keeper)
+
+    def _forget_gate(self, gate: Gate, keeper: _GateKeeper, wall: float = 0.0) -> None:
+        """No band has this gate: it goes if nothing need be known of it, else later."""
+        if isinstance(keeper.state, Rate):
+            keeper.state.forget(gate, wall)
+        if keeper.state.is_idle:
+            self._gates.pop((gate.kind, gate.name), None)
+        else:
+            self._note_opening(gate, keeper)
 
     def _entry(self, band: _Waiting) -> tuple[int, int, int, _Waiting]:
         return -band.band.priority, band.held[0].seq, next(self._ties), band
 
+    def _push(self, heap: _Heap, band: _Waiting) -> None:
+        band.heap, band.entry = heap, self._entry(band)
+        heappush(heap, band.entry)
+
     def _list(self, band: _Waiting) -> None:
-        if band.held and not band.is_listed:
+        if not band.held:
+            return
+        if not band.is_listed:
             band.is_listed = True
-            heappush(band.queue.listed, self._entry(band))
+            self._push(band.queue.listed, band)
+        elif band.heap is not None and band.entry is not None and band.held[0].seq < band.entry[1]:
+            self._push(band.heap, band)  # what came back has its old place in the queue, too
 
     def _list_again(self, band: _Waiting) -> None:
         band.is_listed = False

@@ -191,6 +191,7 @@ class Broker:
             self._ledger.commit_by,
             self._stop_at,
             *(now + at - time.time() for at in moments if at is not None),
+            now if self._core.must_load and self._stop_at is None else None,
             *(due for _, due in self._timers.values()),
         ]
         return max(0.0, min(at for at in times if at is not None) - now)

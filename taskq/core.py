@@ -28,6 +28,8 @@ from taskq.store import Ended, Kept, Rescheduled, StoredJob
 BATCH_S: Final = 0.050
 #: The guess for a task that was not measured yet.
 UNKNOWN_RUN_S: Final = 0.002
+#: Also a job that takes no time that can be measured uses up its queue's share.
+SHORTEST_RUN_S: Final = 1e-6
 MAX_LEASED: Final = 3_000
 MAX_BATCH_BYTES: Final = 256 * 1024
 #: A consumer that ended nothing for so long is held up by a long job. It then gets one waiting job at the most (so that
@@ -217,6 +219,11 @@ class Core:
         """What to read from the store now, since memory runs short of it."""
         return self.bands.loads(self._served)
 
+    @property
+    def must_load(self) -> bool:
+        """Whether `loads` has more to tell: there may be very many bands."""
+        return self.bands.is_short(self._served)
+
     def loaded(self, band: Band, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
         self.bands.loaded(band, rows, is_all)
@@ -325,7 +332,7 @@ class Core:
 
     def _measure(self, durations_of: dict[str, list[int]]) -> None:
         for task, durations_us in durations_of.items():
-            mean_s = sum(durations_us) / len(durations_us) / 1e6
+            mean_s = max(SHORTEST_RUN_S, sum(durations_us) / len(durations_us) / 1e6)
             known_s = self._run_s.get(task)
             weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
@@ -445,23 +452,26 @@ class Core:
         return batches
 
     def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
-        ready = self.bands.ready(self._served, len(self._holders) * MAX_LEASED)
+        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
+        ready = self.bands.ready(self._served, len(self._holders) * MAX_LEASED) if takers else 0
         if not ready:
             return []
-        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
         takers.sort(key=lambda taker: (taker[1].is_stalled, len(taker[1].leased)))
         free = sum(holder.free_seats for _, holder in takers if not holder.is_stalled)
         is_enough = ready <= free  # then nothing need wait behind others
         batches = []
+        idle: list[frozenset[str] | None] = []  # the queues of those that have nothing to do and get nothing either
         for position, (key, holder) in enumerate(takers):
             if is_enough and free > 0:
                 share = ceil(ready * holder.free_seats / free)
                 free -= holder.free_seats
             else:
                 share = ceil(ready / (len(takers) - position))
-            most = min(share, MAX_LEASED - len(holder.leased))
+            most = min(max(1, share), MAX_LEASED - len(holder.leased))  # gates may have opened while jobs were taken
             if holder.is_held_up(now):
-                most = min(most, holder.seats + 1 - len(holder.leased))
+                # what would wait here is for the idle one, once it may go: it would be taken back at once, for ever
+                is_for_idle = any(_serve_the_same(holder.queues, queues) for queues in idle)
+                most = 0 if is_for_idle else min(most, holder.seats + 1 - len(holder.leased))
             elif holder.is_stalled:
                 most = min(most, 1)
             portion = Portion(most, BATCH_S * holder.seats, MAX_BATCH_BYTES, holder.free_seats)
@@ -469,6 +479,8 @@ class Core:
             if portion.rows:
                 ready -= len(portion.rows)
                 batches.append(self._lease(key, holder, portion.rows, portion.work_s, now))
+            elif not holder.leased:
+                idle.append(holder.queues)
         return batches
 
     def _run_time_s(self, task: str) -> float:

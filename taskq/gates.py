@@ -132,11 +132,16 @@ class Rate:
     def __init__(self, slots: Sequence[tuple[float, int]] = ()) -> None:
         self._slots = deque(slots)  # (when it begins, starts), ascending
         self._starts = sum(starts for _, starts in slots)
+        self._slot_of: dict[int, float] = {}  # by seq, of the jobs that consumers have
 
     def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
+        self.forget(gate, wall)
+        return max(0, gate.amount - self._starts)
+
+    def forget(self, gate: Gate, wall: float) -> None:
+        """What began a span ago counts no more."""
         while self._slots and self._forgotten_at(gate) <= wall:
             self._starts -= self._slots.popleft()[1]
-        return max(0, gate.amount - self._starts)
 
     def _forgotten_at(self, gate: Gate) -> float:
         return self._slots[0][0] + gate.period_s * (1 + 1 / _SLOTS)
@@ -154,13 +159,18 @@ class Rate:
         else:
             self._slots.append((begins, len(rows)))
         self._starts += len(rows)
+        self._slot_of.update((row.seq, begins) for row in rows)
 
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:
-        if leaving is Leaving.UNSTARTED and self._slots:
-            begins, starts = self._slots.pop()
-            if starts > 1:
-                self._slots.append((begins, starts - 1))
-            self._starts -= 1
+        sent_at = self._slot_of.pop(row.seq, None)
+        if leaving is not Leaving.UNSTARTED:
+            return
+        for index in range(len(self._slots) - 1, -1, -1):  # none other than its own: that may be forgotten already
+            begins, starts = self._slots[index]
+            if begins == sent_at:
+                self._slots[index] = begins, starts - 1
+                self._starts -= 1
+                return
 
     @property
     def slots(self) -> tuple[tuple[float, int], ...]:
@@ -173,25 +183,31 @@ class Rate:
 
 
 class Order:
-    """Remembers which job is under way."""
+    """Remembers who is with a consumer, and who was and is to run again: none that is younger goes before it."""
 
-    def __init__(self, seq: int | None = None) -> None:
-        self._under_way = seq
+    def __init__(self) -> None:
+        self._sent: int | None = None
+        self._again: set[int] = set()
 
     def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
-        return 1 if self._under_way in (None, head.seq) else 0
+        return 1 if self._sent is None and (not self._again or head.seq <= min(self._again)) else 0
 
     def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
         [row] = rows
-        self._under_way = row.seq
+        self._sent = row.seq
+        self._again.discard(row.seq)
 
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:
-        if leaving is not Leaving.AGAIN and self._under_way == row.seq:
-            self._under_way = None
+        if self._sent == row.seq:
+            self._sent = None
+        if leaving is Leaving.AGAIN:
+            self._again.add(row.seq)
+        else:
+            self._again.discard(row.seq)
 
     @property
     def is_idle(self) -> bool:
-        return self._under_way is None
+        return self._sent is None and not self._again
 
 
 class Resource:

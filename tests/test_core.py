@@ -1130,7 +1130,7 @@ def test_an_emptied_queue_leaves_nothing_to_skip() -> None:
     core.submitted(rows)
     for start in range(0, 100, 10):
         core.purged([StoredJob(row, Kept.QUEUED, None, None, None) for row in rows[start : start + 10]])
-    assert core.bands._dropped == set()
+    assert core.bands._dropped == {}
     assert core.bands._held_bytes == 0
     assert not core.has_work
 
@@ -1162,3 +1162,50 @@ def test_a_paused_queue_is_no_work() -> None:
     core.recalled(1, 0, 0.0)
     assert batch.rows[0].seq == 1
     assert not core.has_work
+
+
+def test_what_only_the_held_up_one_may_run_is_not_sent_and_taken_back_for_ever(core: Core) -> None:
+    """A limit lets nobody else run it: it waits where it is until the long job has ended."""
+    core.submitted(rows(40, concurrency=1))
+    [batch] = core.dispatch(0.0, 1e9)
+    for now in (HELD_UP_S, 2 * HELD_UP_S, 1.0):
+        for key in core.recalls(now):
+            core.recalled(key, 1, now)
+        core.dispatch(now, 1e9)
+    core.recalls(2.0) and core.recalled(batch.key, 1, 2.0)
+    core.dispatch(2.0, 1e9)
+    assert core.recalls(2.0) == []
+    assert core.next_recall(2.0) is None
+
+
+def test_a_gate_that_opens_for_two_feeds_two_idle_consumers() -> None:
+    """What waits behind one that had taken much is listed one by one, and goes out in one turn."""
+    core = Core(capacities={"gpu": 2})
+    core.joined(1, 0.0)
+    core.submitted(rows(1, task="big", resources=(("gpu", 2),)))
+    [batch] = core.dispatch(0.0, 1e9)
+    core.joined(2, 0.0)
+    for seq in (2, 3):
+        row = rows(1, first=seq, task="small", resources=(("gpu", 1),))[0]
+        row.terms = Terms(order_key=f"k{seq}")
+        core.submitted([row])
+    assert core.dispatch(0.0, 1e9) == []
+    settle(core, batch.key, [1], 100)
+    assert [seqs(batch.rows) for batch in core.dispatch(0.0, 1e9)] == [[2], [3]]
+
+
+def test_a_queue_of_jobs_too_short_to_measure_starves_no_other() -> None:
+    """They use up its share, too."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(1, first=50_000, task="tiny", queue="first"))
+    core.dispatch(0.0, 1e9)
+    settle(core, 1, [1], 0)
+    core.submitted(rows(20_000, task="tiny", queue="first"))
+    core.submitted(rows(20_000, first=20_001, task="tiny", queue="second"))
+    rounds = []
+    for _ in range(7):
+        [batch] = core.dispatch(0.0, 1e9)
+        settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 0)
+        rounds.append(batch.rows[0].spec.queue)
+    assert set(rounds[3:]) == {"first", "second"}

@@ -1,0 +1,434 @@
+"""The waiting jobs against a naive reference: who may go, who is next, and that nobody is forgotten at a gate.
+
+The world below sends jobs to consumers, has them end, fail, come back, come due, expire and be cancelled, in any order.
+After each step a brute-force look over all jobs says who may go: an idle consumer must get one of them then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from taskq import bands as bands_module
+from taskq.bands import LOAD_BYTES, ROW_BYTES, Bands, Portion
+from taskq.gates import Band, Gate, Leaving, band_of
+from taskq.model import JobRow, Spec, Terms
+
+CAPACITIES = {"gpu": 3}
+#: A rate may hold a job back a hundredth of its span longer than it must.
+RATE_SLACK = 1.011
+
+TASKS = {
+    "plain": {},
+    "two": {"concurrency": 2},
+    "keyed": {"concurrency": 1},
+    "rated": {"rate": (2, 10.0)},
+    "ordered": {},
+    "ordered_alone": {"concurrency": 1},
+    "gpu": {"resources": (("gpu", 1),)},
+    "gpus": {"resources": (("gpu", 2),)},
+    "all": {"resources": (("gpu", 1),), "concurrency": 2, "rate": (3, 5.0)},
+}
+
+
+def spec_of(task: str, queue: str = "a", priority: int = 0) -> Spec:
+    """What jobs of one of the tasks above have in common."""
+    return Spec(task, queue, priority=priority, **TASKS[task])  # type: ignore[arg-type]
+
+
+@dataclass(repr=False)
+class Job:
+    """A job as the world knows it."""
+
+    seq: int
+    spec: Spec
+    terms: Terms | None
+    state: str = "waiting"  # waiting, later (scheduled), sent, ended
+    sent_to: int = 0
+    is_under_way: bool = False  # it was started, and is to be run again
+    was_late: bool = False  # it has lost its place, or never had one
+
+    def __repr__(self) -> str:
+        terms = self.terms and (self.terms.expires_at, self.terms.limit_key, self.terms.order_key)
+        return f"<{self.seq} {self.spec.task} {self.spec.queue} {self.spec.priority} {terms} {self.state}>"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(repr(self))
+
+    def row(self) -> JobRow:
+        """As a store reads it."""
+        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * (self.seq % 3), terms=self.terms)
+
+    @property
+    def band(self) -> Band:
+        """Where it waits."""
+        return band_of(self.spec, self.terms)
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Of its order gate, if it has one."""
+        return self.spec.task, (self.terms and self.terms.order_key) or ""
+
+
+class World(RuleBasedStateMachine):
+    """Anything may happen, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(bands_module, "LOAD_JOBS", 4)
+        self.patches.setattr(bands_module, "_SET_ASIDE", 1)
+        self.jobs: dict[int, Job] = {}
+        self.consumers: dict[int, frozenset[str] | None] = {}
+        self.starts: dict[Gate, list[tuple[float, int]]] = {}
+        self.paused: set[str] = set()
+        self.wall = 1e9
+
+    @initialize(memory_rows=st.sampled_from([0, 2, 5, 1_000]), seats=st.sampled_from([1, 3]))
+    def begin(self, memory_rows: int, seats: int) -> None:
+        """Three consumers, of which one serves one queue only."""
+        self.seats = seats
+        self.memory_bytes = memory_rows * ROW_BYTES
+        self.consumers = {1: None, 2: frozenset("ab"), 3: frozenset("b")}
+        self.bands = self.new_bands()
+
+    def new_bands(self) -> Bands:
+        """Nothing waits yet."""
+        return Bands({"a": 3.0}, self.memory_bytes, self.seats, CAPACITIES)
+
+    def teardown(self) -> None:
+        """When all ends well, everything runs, and nothing is remembered but for plain bands."""
+        self.patches.undo()
+        if not hasattr(self, "bands"):
+            return
+        for queue in set(self.paused):
+            self.pause(queue, False)
+        for _ in range(10 + 3 * len(self.jobs)):
+            for job in self.in_state("sent"):
+                self.leave(job, Leaving.ENDED)
+            for job in self.in_state("later"):
+                self.come_due_one(job)
+            self.wall += 11.0
+            for key in self.consumers:
+                self.take_for(key, 100)
+        assert {job.state for job in self.jobs.values()} <= {"ended"}
+        assert not any(self.bands.counts().values())
+        self.wall += 11.0
+        self.bands.open_due(self.wall)
+        assert [band for band in self.bands._bands if band.gates] == []
+        assert self.bands._gates == {}
+        assert self.bands._dropped == {}
+        assert self.bands._expired == set()
+        assert self.bands._held_bytes == 0
+
+    # -- what may happen
+
+    @rule(
+        task=st.sampled_from(sorted(TASKS)),
+        queue=st.sampled_from("ab"),
+        priority=st.sampled_from([0, 0, 1]),
+        key=st.sampled_from("xy"),
+        count=st.integers(1, 4),
+        expires=st.sampled_from([None, None, None, 3.0]),
+        is_later=st.sampled_from([False, False, False, True]),
+    )
+    def submit(
+        self, task: str, queue: str, priority: int, key: str, count: int, expires: float | None, is_later: bool
+    ) -> None:
+        """Jobs come in, now or for later."""
+        spec = spec_of(task, queue, priority)
+        terms = Terms(
+            expires_at=None if expires is None else self.wall + expires,
+            limit_key=key if task == "keyed" else None,
+            order_key=key if task.startswith("ordered") else None,
+        ).kept
+        new = [Job(seq, spec, terms) for seq in range(len(self.jobs) + 1, len(self.jobs) + 1 + count)]
+        self.jobs.update((job.seq, job) for job in new)
+        if is_later:
+            for job in new:
+                job.state, job.was_late = "later", True
+        else:
+            self.bands.add([job.row() for job in new])
+
+    @rule(key=st.integers(1, 3), most=st.sampled_from([1, 1, 2, 5]))
+    def take(self, key: int, most: int) -> None:
+        """A consumer gets jobs."""
+        self.take_for(key, most)
+
+    @precondition(lambda self: self.in_state("sent"))
+    @rule(data=st.data(), leaving=st.sampled_from([Leaving.ENDED, Leaving.ENDED, Leaving.AGAIN]))
+    def end(self, data: st.DataObject, leaving: Leaving) -> None:
+        """A job ends, or is to be run again later."""
+        self.leave(data.draw(st.sampled_from(self.in_state("sent"))), leaving)
+
+    @precondition(lambda self: self.in_state("sent"))
+    @rule(data=st.data(), is_charged=st.booleans(), keeps=st.integers(0, 2))
+    def give_back(self, data: st.DataObject, is_charged: bool, keeps: int) -> None:
+        """A consumer dies, perhaps at one of its jobs, or what it has not started is taken back."""
+        key = data.draw(st.sampled_from(self.in_state("sent"))).sent_to
+        held = [job for job in self.in_state("sent") if job.sent_to == key]
+        unstarted = held[keeps:] if not is_charged else held[1:]
+        self.bands.put_back(key, [job.row() for job in unstarted])
+        for job in unstarted:
+            job.state = "waiting"
+            self.unstart(job)
+        if is_charged:
+            self.bands.put_back(key, [held[0].row()], Leaving.AGAIN)
+            held[0].state, held[0].is_under_way = "waiting", True
+
+    @precondition(lambda self: self.in_state("later"))
+    @rule(data=st.data())
+    def come_due(self, data: st.DataObject) -> None:
+        """A scheduled job is queued."""
+        self.come_due_one(data.draw(st.sampled_from(self.in_state("later"))))
+
+    @precondition(lambda self: self.in_state("ended"))
+    @rule(data=st.data())
+    def run_again(self, data: st.DataObject) -> None:
+        """Somebody wants a job that ended to be run again."""
+        job = data.draw(st.sampled_from(self.in_state("ended")))
+        job.terms = None if job.terms is None else Terms(None, None, job.terms.limit_key, job.terms.order_key).kept
+        job.state = "later"
+        self.come_due_one(job)
+
+    @precondition(lambda self: self.in_state("waiting") or self.in_state("later"))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """A job that was not sent is cancelled."""
+        job = data.draw(st.sampled_from(self.in_state("waiting") + self.in_state("later")))
+        if job.state == "waiting":
+            self.bands.drop(job.row())
+        else:
+            self.bands.abandoned(job.row())
+        job.state, job.is_under_way = "ended", False
+
+    @rule(queue=st.sampled_from("ab"), is_paused=st.booleans())
+    def pause(self, queue: str, is_paused: bool) -> None:
+        """Nothing of a queue is to be sent, or again all of it."""
+        self.bands.pause(queue, is_paused)
+        (self.paused.add if is_paused else self.paused.discard)(queue)
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, 4.0, 11.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.wall += seconds
+        due = self.bands.next_opening()
+        if due is not None and due <= self.wall:
+            self.bands.open_due(self.wall)
+
+    @rule()
+    def restart(self) -> None:
+        """A new broker finds what the store has; all consumers are gone, and what they ran was not charged."""
+        for job in self.in_state("sent"):
+            job.state = "waiting"
+        self.bands = self.new_bands()
+        self.starts.clear()
+        for queue in self.paused:
+            self.bands.pause(queue, True)
+        found: dict[Band, list[int]] = {}
+        for job in self.in_state("waiting"):
+            job.is_under_way = False
+            found.setdefault(job.band, []).append(job.seq)
+        for band, seqs in found.items():
+            self.bands.found(band, len(seqs), min(seqs))
+        for job in self.in_state("later"):
+            if job.is_under_way:
+                self.bands.under_way(job.row())
+
+    # -- how it happens
+
+    def in_state(self, state: str) -> list[Job]:
+        """Jobs, oldest first."""
+        return [job for job in self.jobs.values() if job.state == state]
+
+    def leave(self, job: Job, leaving: Leaving) -> None:
+        """A job is with its consumer no more."""
+        self.bands.left(job.sent_to, job.row(), leaving)
+        job.state = "ended" if leaving is Leaving.ENDED else "later"
+        job.is_under_way = leaving is Leaving.AGAIN
+
+    def come_due_one(self, job: Job) -> None:
+        """A scheduled job is queued."""
+        job.state, job.was_late = "waiting", True
+        self.bands.add_late(job.row())
+
+    def unstart(self, job: Job) -> None:
+        """It was not started after all."""
+        for gate in job.band.gates:
+            if gate.kind == "rate":
+                self.starts[gate] = [start for start in self.starts[gate] if start[1] != job.seq] + [
+                    start for start in self.starts[gate] if start[1] == job.seq
+                ][:-1]
+
+    def read(self, bands: Bands) -> None:
+        """Loads what the bands ask for."""
+        for _ in range(1_000):
+            loads = bands.loads(None)
+            if not loads:
+                return
+            for band, after, limit, max_bytes in loads:
+                rows = [job.row() for job in self.in_state("waiting") if job.band == band and job.seq > after]
+                assert max_bytes <= LOAD_BYTES
+                bands.loaded(band, rows[:limit], len(rows) < limit)
+        raise AssertionError("it reads for ever")
+
+    def may_go(self, key: int, job: Job) -> bool:
+        """Whether a job may be sent to a consumer, to the letter of its limits."""
+        served = self.consumers[key]
+        if job.state != "waiting" or job.spec.queue in self.paused:
+            return False
+        if served is not None and job.spec.queue not in served:
+            return False
+        return all(self.has_room(gate, key, job) for gate in job.band.gates)
+
+    def has_room(self, gate: Gate, key: int, job: Job) -> bool:
+        """Whether one more may pass a gate."""
+        through = [(other, own) for other in self.in_state("sent") for own in other.band.gates if own[:2] == gate[:2]]
+        match gate.kind:
+            case "concurrency":
+                return self.running(gate, key) <= gate.amount
+            case "resource":
+                return sum(own.amount for _, own in through) + gate.amount <= CAPACITIES[gate.name]
+            case "rate":
+                since = self.wall - gate.period_s * RATE_SLACK
+                return sum(at > since for at, _ in self.starts.get(gate, ())) < gate.amount
+        same = [other for other in self.jobs.values() if other.name == job.name]
+        if any(other.state == "sent" or (other.is_under_way and other.seq < job.seq) for other in same):
+            return False
+        return not any(o.state == "waiting" and o.band == job.band and o.seq < job.seq for o in same)
+
+    def running(self, gate: Gate, one_more_for: int = 0) -> int:
+        """How many jobs may run at once of those that were sent."""
+        sent = Counter(o.sent_to for o in self.in_state("sent") if any(own[:2] == gate[:2] for own in o.band.gates))
+        if one_more_for:
+            sent[one_more_for] += 1
+        return sum(min(count, self.seats) for count in sent.values())
+
+    def take_for(self, key: int, most: int) -> list[Job]:
+        """Sends jobs to a consumer, and looks at each whether it was its turn."""
+        self.read(self.bands)
+        self.bands.open_due(self.wall)
+        portion = Portion(most, 1.0, 1_000)
+        self.in_memory = {row.seq for band in self.bands._bands.values() for row in band.held}
+        self.bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+        for seq in list(self.bands._expired):
+            job = self.jobs[seq]
+            assert job.state == "waiting"
+            assert job.terms is not None
+            assert (job.terms.expires_at or 1e12) <= self.wall
+            job.state, job.is_under_way = "ended", False
+            self.bands.drop(job.row())
+        for row in portion.rows:
+            job = self.jobs[row.seq]
+            assert row.terms is None or (row.terms.expires_at or 1e12) > self.wall
+            self.check_turn(key, job)
+            job.state, job.sent_to, job.is_under_way = "sent", key, False
+            for gate in job.band.gates:
+                if gate.kind == "rate":
+                    starts = self.starts.setdefault(gate, [])
+                    starts.append((self.wall, job.seq))
+                    recent = [at for at, _ in starts if at > self.wall - gate.period_s]
+                    assert len(recent) <= gate.amount, "more starts than the rate allows"
+                if gate.kind == "concurrency":
+                    assert self.running(gate) <= gate.amount, "more at once than allowed"
+        used = sum(dict(job.spec.resources).get("gpu", 0) for job in self.in_state("sent"))
+        assert used <= CAPACITIES["gpu"]
+        return [self.jobs[row.seq] for row in portion.rows]
+
+    def check_turn(self, key: int, job: Job) -> None:
+        """Among those that may go the higher priority comes first, then the older one."""
+        assert job.state == "waiting"
+        assert job.spec.queue not in self.paused
+        if job.name[1]:
+            same = [other for other in self.jobs.values() if other.name == job.name and other is not job]
+            assert not any(other.state == "sent" for other in same), "one at a time"
+            assert not any(other.is_under_way and other.seq < job.seq for other in same), "the older one first"
+        for other in self.in_state("waiting"):
+            is_due = other.terms is None or (other.terms.expires_at or 1e12) > self.wall
+            if other.spec.queue != job.spec.queue or not is_due or other.seq not in self.in_memory:
+                continue
+            if other.spec.priority > job.spec.priority:
+                assert not self.may_go(key, other), "a higher priority goes first"
+            if other.spec.priority == job.spec.priority and not other.was_late and not job.was_late:
+                assert other.seq >= job.seq or not self.may_go(key, other), f"{other} before {job}"
+
+    # -- what always holds
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """While a job may go, an idle consumer that serves its queue gets one."""
+        for key in self.consumers if hasattr(self, "bands") else ():
+            if any(job.sent_to == key for job in self.in_state("sent")):
+                continue
+            able = [job for job in self.in_state("waiting") if self.may_go(key, job)]
+            if able:
+                bands = deepcopy(self.bands)
+                self.read(bands)
+                bands.open_due(self.wall)
+                assert bands.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
+                portion = Portion(1, 1.0, 1_000)
+                bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+                if bands.is_short(None):  # all that memory had of it was cancelled: it asks for more at once
+                    self.read(bands)
+                    bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+                assert portion.rows or bands._expired, f"lost: {able}"
+
+    @invariant()
+    def counts_agree(self) -> None:
+        """Each queue counts the jobs that wait, and memory those that it holds."""
+        if not hasattr(self, "bands"):
+            return
+        waiting = Counter(job.spec.queue for job in self.in_state("waiting"))
+        assert {name: count for name, count in self.bands.counts().items() if count} == dict(waiting)
+        held = [row for band in self.bands._bands.values() for row in band.held]
+        assert self.bands._held_bytes == sum(len(row.payload) + ROW_BYTES for row in held)
+
+    @invariant()
+    def each_waiting_job_is_in_one_place(self) -> None:
+        """It is in memory or on disk."""
+        if not hasattr(self, "bands"):
+            return
+        places = Counter(row.seq for band in self.bands._bands.values() for row in band.held)
+        places.subtract(self.bands._dropped)
+        for band in self.bands._bands.values():
+            if band.on_disk_after is not None:
+                places.update(
+                    job.seq
+                    for job in self.in_state("waiting")
+                    if job.band == band.band and job.seq > band.on_disk_after
+                )
+        assert sorted(places.elements()) == [job.seq for job in self.in_state("waiting")]
+
+
+World.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+TestWorld = World.TestCase
+
+
+# -- rules, one by one
+
+
+def rows(task: str, count: int, first: int = 1, terms: Terms | None = None, **options: object) -> list[JobRow]:
+    """Rows of one batch."""
+    spec = spec_of(task, **options)  # type: ignore[arg-type]
+    return [JobRow(seq, seq.to_bytes(16, "big"), spec, b"", terms=terms) for seq in range(first, first + count)]
+
+
+def take(bands: Bands, key: int = 1, most: int = 100, queues: Iterable[str] = (), wall: float = 1e9) -> list[int]:
+    """What a consumer gets."""
+    portion = Portion(most, 1e9, 1 << 30)
+    bands.take(key, frozenset(queues) or None, portion, lambda _task: 0.001, wall)
+    return [row.seq for row in portion.rows]
