@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         TaskQError,
     )
     from taskq.model import Attempt, JobError, JobInfo, JobState
+    from taskq.options import JobOptions
+    from taskq.rules import Unique
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
@@ -38,10 +40,12 @@ __all__ = [
     "Job",
     "JobError",
     "JobInfo",
+    "JobOptions",
     "JobState",
     "Settings",
     "Task",
     "TaskQ",
+    "Unique",
     "current_job",
     # waiting for many jobs
     "aas_completed",
@@ -74,7 +78,16 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = ("taskq.waiting", "taskq.app", "taskq.config", "taskq.context", "taskq.errors", "taskq.model")
+_HOMES = (
+    "taskq.waiting",
+    "taskq.app",
+    "taskq.options",
+    "taskq.rules",
+    "taskq.config",
+    "taskq.context",
+    "taskq.errors",
+    "taskq.model",
+)
 
 
 def __getattr__(name: str) -> "Any":

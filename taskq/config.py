@@ -125,12 +125,14 @@ class Settings:
             _require(bool(QUEUE_NAME.match(name)) and amount >= 0, f"resource {name}={amount}: use a whole number")
         if not lanes:
             return
-        _require(self.consumers == 0, "lanes say how many consumers there are: leave out consumers=")
-        _require(not self.queues, "lanes say which queues are served: leave out queues=")
         _require(all(count >= 1 for _, count in lanes), "lanes: use 1 or more consumers for each")
-        object.__setattr__(self, "consumers", sum(count for _, count in lanes))
-        if all(queues for queues, _ in lanes):
-            object.__setattr__(self, "queues", tuple(dict.fromkeys(name for queues, _ in lanes for name in queues)))
+        consumers = sum(count for _, count in lanes)
+        is_served = all(queues for queues, _ in lanes)
+        queues = tuple(dict.fromkeys(name for queues, _ in lanes for name in queues)) if is_served else ()
+        _require(self.consumers in (0, consumers), "lanes say how many consumers there are: leave out consumers=")
+        _require(tuple(self.queues) in ((), queues), "lanes say which queues are served: leave out queues=")
+        object.__setattr__(self, "consumers", consumers)
+        object.__setattr__(self, "queues", queues)
 
     def queues_of(self, consumer: int) -> tuple[str, ...]:
         """The queues that a consumer serves, by its number (1, 2 ...); none for all that the fleet serves."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import ceil
 from typing import Any, Final, Literal, NamedTuple
 
@@ -563,6 +564,11 @@ class Core:
     def counts(self) -> dict[str, int]:
         """Jobs of each queue that wait and were sent to no consumer."""
         return self.bands.counts()
+
+    def queued(self, queue: str) -> int:
+        """Jobs of one queue that wait, also those that were sent and have not begun, about."""
+        sent = (row for holder in self._holders.values() for row in islice(holder.leased.values(), holder.seats, None))
+        return self.bands.waiting(queue) + sum(row.spec.queue == queue for row in sent)
 
     def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
         """The jobs sent to each consumer, with their numbers."""

@@ -115,7 +115,7 @@ class Intake:
         if most is None or submission.peer is None:
             return  # what was spooled was accepted
         queue = submission.spec.queue
-        waiting = self._core.bands.waiting(queue) + self._taken.get(queue, 0)
+        waiting = self._core.queued(queue) + self._taken.get(queue, 0)
         if waiting + len(submission.ids) > most:
             raise QueueFull(
                 f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "
