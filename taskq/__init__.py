@@ -25,10 +25,12 @@ if TYPE_CHECKING:
         ProtocolError,
         QueueFull,
         ResultTimeout,
+        ScheduleNotFound,
         StoreFull,
         TaskQError,
     )
     from taskq.model import Attempt, JobError, JobInfo, JobState
+    from taskq.schedules import ScheduleInfo
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "JobError",
     "JobInfo",
     "JobState",
+    "ScheduleInfo",
     "Settings",
     "Task",
     "TaskQ",
@@ -68,13 +71,22 @@ __all__ = [
     "ProtocolError",
     "QueueFull",
     "ResultTimeout",
+    "ScheduleNotFound",
     "StoreFull",
     "TaskQError",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = ("taskq.waiting", "taskq.app", "taskq.config", "taskq.context", "taskq.errors", "taskq.model")
+_HOMES = (
+    "taskq.waiting",
+    "taskq.app",
+    "taskq.config",
+    "taskq.context",
+    "taskq.errors",
+    "taskq.model",
+    "taskq.schedules",
+)
 
 
 def __getattr__(name: str) -> "Any":
