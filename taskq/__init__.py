@@ -25,12 +25,14 @@ if TYPE_CHECKING:
         ProtocolError,
         QueueFull,
         ResultTimeout,
+        ScheduleNotFound,
         StoreFull,
         TaskQError,
     )
     from taskq.model import Attempt, JobError, JobInfo, JobState
     from taskq.options import JobOptions
     from taskq.rules import Unique
+    from taskq.schedules import ScheduleInfo
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "JobInfo",
     "JobOptions",
     "JobState",
+    "ScheduleInfo",
     "Settings",
     "Task",
     "TaskQ",
@@ -72,6 +75,7 @@ __all__ = [
     "ProtocolError",
     "QueueFull",
     "ResultTimeout",
+    "ScheduleNotFound",
     "StoreFull",
     "TaskQError",
 ]
@@ -87,6 +91,7 @@ _HOMES = (
     "taskq.context",
     "taskq.errors",
     "taskq.model",
+    "taskq.schedules",
 )
 
 

@@ -209,6 +209,13 @@ class AsyncClient:
         except ConnectionLost:
             await asyncio.to_thread(self._blocking.purge, job_id)
 
+    async def ask(self, op: Op, *fields: Any) -> Any:
+        """A request that may be repeated; raises as `Client.ask`."""
+        try:
+            return await self._request(lambda number, _: wire.frame([op, number, *fields]))
+        except ConnectionLost:
+            return await asyncio.to_thread(self._blocking.ask, op, *fields)
+
     async def _request(self, frame: Callable[[int, bool], bytes]) -> Any:
         """Sends `frame(number, resend)`, and again on a new connection if the first was lost meanwhile.
 

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import aclosing, contextmanager
 from functools import update_wrapper
 from itertools import tee
@@ -43,6 +43,8 @@ from taskq.model import JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
 from taskq.options import JobOptions, apply_options
 from taskq.progress import Progress, reporting
 from taskq.rules import PLAIN, Rules
+from taskq.schedule import Misfire, Overlap
+from taskq.schedules import Every, Schedules, check_call
 
 if TYPE_CHECKING:
     from taskq.aio import AsyncClient
@@ -311,6 +313,19 @@ class Enqueuer(Generic[P, R_co]):
         self._is_plain = rules.is_plain
         self._function = function
         self._return_caster = return_caster
+
+    def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Terms | None]:
+        """What the jobs of a schedule have; times in their terms are seconds after the fire.
+
+        Raises:
+            ConfigError: the task cannot be called so, or has a fixed time.
+        """
+        rules, task = self._rules, self._spec.task
+        if rules.at is not None or rules.expires_at is not None:
+            raise ConfigError(f"{task} with a fixed time (at=, expires=): a schedule fires again and again")
+        if self._function is not None:
+            check_call(task, self._function, args, kwargs)
+        return self._spec, None if self._is_plain else rules.terms(task, self._function, args, kwargs, 0.0)
 
     def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
         """The same task with other options for the jobs enqueued through what is returned; see
@@ -665,6 +680,8 @@ class TaskQ:
         self.name = name
         self.directory = Directory(queue_directory(name, None if url is None else os.fspath(url)))
         self.tasks: dict[str, Task[..., Any]] = {}
+        #: The schedules, to look at and to change.
+        self.schedules = Schedules(self)
         self._client: Client | None = None
 
     def __repr__(self) -> str:
@@ -716,6 +733,58 @@ class TaskQ:
             return task
 
         return register if function is None else register(function)
+
+    def periodic(
+        self,
+        cron: str | None = None,
+        /,
+        *,
+        every: Every | None = None,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        timezone: str = "UTC",
+        misfire: Misfire = "once",
+        overlap: Overlap = "allow",
+        jitter: Every = 0.0,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
+        """Has a task enqueued by the clock, while a fleet runs; a decorator, above `task` or in place of it.
+
+        What is changed or removed in the code is so in the fleet when its consumers load it, by a start or `taskq
+        reload`. A fire is never doubled, whatever dies.
+
+        Args:
+            cron: a cron expression, such as ``"*/5 * * * *"`` (also ``@daily``, six fields with seconds first, ``L``
+                and ``#``). In zones with daylight saving time it behaves as Debian's cron, see `cronsim`.
+            every: an interval instead: seconds, a text such as ``"30s"``, or a timedelta. It fires at the multiples of
+                it since 1970, so ``every="1h"`` fires on the hour.
+            name: the name of the schedule, by default the task's.
+            args, kwargs: the arguments of each job.
+            timezone: the zone of the cron expression, such as ``"Europe/Berlin"``.
+            misfire: what becomes of the times at which no fleet ran (or the broker was more than 10 s late): "skip"
+                leaves them out, "once" makes one job for all of them, "all" makes each job.
+            overlap: "skip" leaves out a fire while the job of the one before has not ended.
+            jitter: each fire is late by up to so much, but earlier than the next one.
+
+        Raises:
+            ConfigError: an option makes no sense, or the name is taken.
+            PayloadError: an argument cannot be serialized.
+        """
+
+        def register(function: Callable[P, R]) -> Task[P, R]:
+            task: Task[P, R] = function if isinstance(function, Task) else self.task(function)
+            if self.tasks.get(task.name) is not task:
+                raise ConfigError(f"{task!r} is a task of another application: declare its schedule there")
+            own_name = name or task.name
+            known = self.schedules.function_of(own_name)
+            if known is not None and (known is task.function or not _is_same_function(known, task.function)):
+                raise ConfigError(f"the schedule name {own_name!r} is taken: give one of them another with name=")
+            times: dict[str, Any] = {"cron": cron, "every": every, "timezone": timezone, "jitter": jitter}
+            call: dict[str, Any] = {"args": args, "kwargs": kwargs}
+            self.schedules.declare(own_name, task, **times, **call, misfire=misfire, overlap=overlap)
+            return task
+
+        return register
 
     def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Enqueues a job by the name of its task, whose code need not be imported here.

@@ -7,7 +7,7 @@ sockets, pipes, process deaths, signals, time
     -> dispatch jobs to consumers, and take back what waits in the wrong place
 
 clients    server.py   requests.py          consumers    crew.py   supervisor.py
-decisions  core.py                          durability   ledger.py   store/
+decisions  core.py     timetable.py         durability   ledger.py   store/
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
 from taskq.store.sqlite import SQLiteStore
 from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.timetable import Timetable
 from taskq.wire import Op
 
 #: How often to look for spooled jobs, for long-running jobs to announce, for ended jobs to prune, for fat consumers.
@@ -86,8 +87,10 @@ class Broker:
             settings,
             self._on_first_ready,
             self._on_boot_failed,
+            self._on_declared,
         )
         self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings, self._crew)
+        self._timetable = Timetable(self._store, self._ledger, log)
         self._requests = Requests(
             directory,
             self._core,
@@ -96,6 +99,7 @@ class Broker:
             self._crew,
             self._supervisor,
             self._server,
+            self._timetable,
             self._stop,
             self._reload,
             log,
@@ -173,6 +177,7 @@ class Broker:
         self._ledger.come_due(wall)
         self._ledger.expire(wall)
         if self._stop_at is None:
+            self._timetable.fire_due(now, wall)
             self._load()
             self._core.bands.open_due(wall)
             self._crew.dispatch(now, wall)
@@ -181,7 +186,8 @@ class Broker:
 
     def _timeout_s(self) -> float:
         now = time.monotonic()
-        moments = (self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
+        next_fire = self._timetable.next_fire_at if self._stop_at is None else None
+        moments = (next_fire, self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
         times = [
             self._core.next_recall(now),
             self._core.next_time_check(),
@@ -252,6 +258,9 @@ class Broker:
     def _on_boot_failed(self, message: str) -> None:
         if not self._crew.is_ready:
             self._tell_guardian(["failed", int(Exit.APP), f"a consumer could not start: {message}"])
+
+    def _on_declared(self, app: str, schedules: list[bytes]) -> None:
+        self._timetable.declared(app, schedules)
 
     def _tell_guardian(self, message: list[Any]) -> None:
         try:

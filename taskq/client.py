@@ -31,6 +31,7 @@ from taskq.errors import (
     JobStateError,
     ProtocolError,
     ResultTimeout,
+    ScheduleNotFound,
     TaskQError,
 )
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
@@ -362,7 +363,7 @@ class Client:
         connection = self.connect()
         try:
             yield connection
-        except (errors.EnqueueError, JobNotFound, JobStateError):
+        except (errors.EnqueueError, JobNotFound, JobStateError, ScheduleNotFound):
             self.give_back(connection)  # an answer like others
             raise
         except BaseException:
@@ -370,8 +371,13 @@ class Client:
             raise
         self.give_back(connection)
 
-    def _ask(self, op: Op, *fields: Any) -> Any:
-        """A request that may be repeated. An idle connection may have been closed since, so a lost one is renewed."""
+    def ask(self, op: Op, *fields: Any) -> Any:
+        """A request that may be repeated. An idle connection may have been closed since, so a lost one is renewed.
+
+        Raises:
+            TaskQError: what the broker says.
+            BrokerUnavailable: no broker answers.
+        """
         while True:
             is_idle = bool(self._idle)
             try:
@@ -476,7 +482,7 @@ class Client:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no broker answers.
         """
-        return info_of(self._ask(Op.INFO, job_id))
+        return info_of(self.ask(Op.INFO, job_id))
 
     def is_spooled(self, job_id: bytes) -> bool:
         """Whether a job waits in the spool."""
@@ -484,7 +490,7 @@ class Client:
 
     def cancel(self, job_id: bytes) -> bool:
         """Cancels a job that has not started. Returns whether it is cancelled now."""
-        return bool(self._ask(Op.CANCEL, job_id))
+        return bool(self.ask(Op.CANCEL, job_id))
 
     # -- many jobs: the broker does a little for each request, and says where to go on
 
@@ -496,7 +502,7 @@ class Client:
         place: bytes | int | None = before
         while limit is None or len(infos) < limit:
             most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
-            found, place = self._ask(Op.JOBS, state and state.value, task, queue, place, most)
+            found, place = self.ask(Op.JOBS, state and state.value, task, queue, place, most)
             infos.extend(map(info_of, found))
             if place is None:
                 break
@@ -504,7 +510,7 @@ class Client:
 
     def retry(self, job_id: bytes) -> None:
         """Queues a failed job again. Raises as `Job.retry`."""
-        self._ask(Op.RETRY, job_id)
+        self.ask(Op.RETRY, job_id)
 
     def retry_all(self, task: str | None, queue: str | None) -> int:
         """Queues all failed jobs again, or those of a task or queue. Returns how many."""
@@ -512,7 +518,7 @@ class Client:
 
     def purge(self, job_id: bytes) -> None:
         """Removes a job. Raises as `Job.purge`."""
-        self._ask(Op.PURGE, job_id)
+        self.ask(Op.PURGE, job_id)
 
     def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> int:
         """Removes the jobs in a state that ended before a time. Returns how many."""
@@ -523,30 +529,30 @@ class Client:
         done = 0
         span: list[int] | None = None
         while True:
-            count, span = self._ask(op, *fields, span)
+            count, span = self.ask(op, *fields, span)
             done += int(count)
             if span is None:
                 return done
 
     def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
         """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
-        changed: list[str] = self._ask(Op.PAUSE, list(queues), is_paused, by)
+        changed: list[str] = self.ask(Op.PAUSE, list(queues), is_paused, by)
         return changed
 
     # -- the fleet
 
     def status(self) -> dict[str, Any]:
         """What the fleet is doing; see the README for the fields."""
-        status: dict[str, Any] = self._ask(Op.STATUS)
+        status: dict[str, Any] = self.ask(Op.STATUS)
         return status
 
     def stop(self) -> None:
         """Asks the fleet to stop: running jobs may end first."""
-        self._ask(Op.STOP)
+        self.ask(Op.STOP)
 
     def reload(self) -> None:
         """Asks the fleet to replace its consumers, one by one, by ones with the present code."""
-        self._ask(Op.RELOAD)
+        self.ask(Op.RELOAD)
 
     def tell_away(self) -> None:
         """Tells, once in a long wait, that there is no fleet."""

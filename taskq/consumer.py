@@ -184,6 +184,8 @@ class Consumer:
         self._is_waiting = False
         self._is_stopping: bool = False  # set by a signal handler
         self._task_names = sorted(app.tasks)
+        self._app_name = app.name
+        self._schedules = app.schedules.declared
 
     def run(self) -> None:
         """Runs jobs until the broker says stop, or SIGTERM does (after the running job)."""
@@ -196,6 +198,7 @@ class Consumer:
             }
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
+        self._outbox.send([Op.DECLARED, self._app_name, list(map(len, self._schedules))], self._schedules)
         self._outbox.send([Op.READY, os.getpid(), self._task_names[:500]])
         while not self._is_stopping:
             batch = self._next_batch()

@@ -41,6 +41,7 @@ class Crew:
         settings: Settings,
         on_first_ready: Callable[[list[str]], None],
         on_boot_failed: Callable[[str], None],
+        on_declared: Callable[[str, list[bytes]], None],
     ) -> None:
         """
         Args:
@@ -48,6 +49,7 @@ class Crew:
             settings: for the queues of each consumer, and how many jobs it may run.
             on_first_ready: told once, with the names of the tasks, when the first consumer is ready.
             on_boot_failed: told why a consumer could not start.
+            on_declared: told the application's name, and the schedules in its code; raises if they make no sense.
         """
         self._core = core
         self._supervisor = supervisor
@@ -56,6 +58,7 @@ class Crew:
         self._settings = settings
         self._on_first_ready = on_first_ready
         self._on_boot_failed = on_boot_failed
+        self._on_declared = on_declared
         self._dead: list[Slot] = []
         self._buried: list[Slot] = []
         self.is_ready = False  # whether a consumer was ever ready
@@ -91,6 +94,8 @@ class Crew:
                     raise ProtocolError("items of a job that the consumer does not have")
             case [Op.READY, int(), list(tasks)]:
                 self._on_ready(slot, tasks)
+            case [Op.DECLARED, str(app), list(lengths)]:
+                self._on_declared(app, wire.split(body, lengths))
             case [Op.BOOT_FAILED, str(message), str(traceback)]:
                 slot.boot_error = message, traceback
             case _:

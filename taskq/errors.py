@@ -12,6 +12,7 @@
     |-- JobCancelled              the job was cancelled before it started
     |-- JobNotFound               no job with this id is kept
     |-- JobStateError             a job's state does not allow what was asked for
+    |-- ScheduleNotFound          there is no schedule of this name (also a LookupError)
     |-- ProtocolError             a peer sent bytes that are not this protocol
     |-- ConfigError               a setting, an option or a name that makes no sense
     |   |-- AppError              MODULE:ATTRIBUTE does not lead to a TaskQ object
@@ -97,6 +98,10 @@ class JobNotFound(TaskQError, LookupError):
 
 class JobStateError(TaskQError):
     """The job's state does not allow what was asked for. The message says which state it is in, and what would do."""
+
+
+class ScheduleNotFound(TaskQError, LookupError):
+    """There is no schedule of this name."""
 
 
 class ProtocolError(TaskQError):

@@ -24,6 +24,7 @@ from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
 from taskq.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
 from taskq.model import Spec, Terms
 from taskq.narrator import Narrator
+from taskq.schedule import ScheduleRow
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
 from taskq.wire import Op
@@ -72,6 +73,7 @@ class Ledger:
         self._watchers: dict[bytes, set[Peer]] = {}
         self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
+        self._schedules: dict[str, ScheduleRow | None] = {}  # what changes with this commit; None: removed
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
 
@@ -109,6 +111,31 @@ class Ledger:
             has_taken = True
             self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
         return has_taken
+
+    def plan(
+        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
+    ) -> list[tuple[Submission, TaskQError]]:
+        """Makes durable, together, what changes in schedules and the jobs that they fire.
+
+        Args:
+            schedules: by name; None for one that is removed.
+
+        Returns:
+            The submissions that were refused, and why.
+
+        Raises:
+            StoreFull: nothing was changed.
+        """
+        if self._store.is_full:
+            raise StoreFull("the disk that holds the journal is full: free some space there")
+        self._schedules = schedules
+        self._submissions += submissions
+        refusals = self.commit(now, wall)
+        self.tell(now)
+        if self._schedules:
+            self._schedules = {}
+            raise StoreFull("the disk that holds the journal is full: free some space there")
+        return refusals
 
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
@@ -207,11 +234,13 @@ class Ledger:
             submissions = []
         try:
             accepted = self._submit(submissions, wall)
+            self._put_schedules()
             self._settle(wall, [ended for _, taken in accepted for ended in taken.ended])
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed > 0  # there may be more
             self._store.commit()
+            self._schedules = {}
         except StoreFull as error:
             self._make_room(error, submissions)
             accepted = []
@@ -254,6 +283,13 @@ class Ledger:
                     raise
                 self._refuse([submission], error)
         return accepted
+
+    def _put_schedules(self) -> None:
+        for name, row in self._schedules.items():
+            if row is None:
+                self._store.remove_schedule(name)
+            else:
+                self._store.put_schedule(row)
 
     def _settle(self, wall: float, more: list[Ended]) -> None:
         effects = self._effects

@@ -69,5 +69,13 @@ MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
 #: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.
 MAX_KEY_CHARS = 200
+#: Schedules of a queue's directory: what is told of all must fit one frame.
+MAX_SCHEDULES = 4_000
+#: Schedules in the code of one application, which a consumer tells in one frame, and their size together.
+MAX_DECLARED_SCHEDULES = 1_000
+MAX_DECLARED_BYTES = 2 * MIB
+#: The serialized arguments of a schedule: they travel in an envelope.
+MAX_SCHEDULE_PAYLOAD_BYTES = 32 * 1024
+MAX_CRON_CHARS = 200
 #: A Unix socket's path, from `struct sockaddr_un` (108 with its closing zero on Linux, 104 on macOS).
 MAX_SOCKET_PATH_BYTES = 103

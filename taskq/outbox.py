@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from ctypes import c_uint64
 from multiprocessing.context import BaseContext
 from struct import Struct
@@ -177,7 +178,7 @@ class Outbox:
             except OSError:
                 return  # the broker is gone, and so are we in a moment
 
-    def send(self, envelope: list[Any]) -> None:
+    def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
         """Sends a message of its own."""
         with self._lock:
-            self._socket.sendall(wire.frame(envelope))
+            self._socket.sendall(wire.frame(envelope, body))

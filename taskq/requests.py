@@ -20,9 +20,11 @@ from taskq.crew import Crew
 from taskq.errors import ConfigError, JobNotFound, ProtocolError, StoreFull, TaskQError
 from taskq.ledger import Ledger
 from taskq.model import LAST_TIME, QUEUE_NAME, JobState, Spec
+from taskq.schedule import Schedule
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Kept, Store
 from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.timetable import Timetable
 from taskq.wire import Op
 
 #: Who asked for a pause, as the log tells it.
@@ -41,6 +43,7 @@ class Requests:
         crew: Crew,
         supervisor: Supervisor,
         server: Server,
+        timetable: Timetable,
         on_stop: Callable[[str], None],
         on_reload: Callable[[], None],
         log: Any,
@@ -58,6 +61,7 @@ class Requests:
         self._crew = crew
         self._supervisor = supervisor
         self._server = server
+        self._timetable = timetable
         self._on_stop = on_stop
         self._on_reload = on_reload
         self._log = log
@@ -101,6 +105,12 @@ class Requests:
                 case [Op.RELOAD, int()]:
                     self._on_reload()
                     value = True
+                case [
+                    Op.SCHEDULES | Op.PUT_SCHEDULE | Op.REMOVE_SCHEDULE | Op.PAUSE_SCHEDULE | Op.RUN_SCHEDULE,
+                    int(),
+                    *fields,
+                ]:
+                    value = self._schedule(envelope[0], fields)
                 case _:
                     self._server.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
                     return
@@ -163,6 +173,21 @@ class Requests:
         for queue in changed:
             self._log.info("queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS])
         return changed
+
+    def _schedule(self, op: int, fields: list[Any]) -> Any:
+        timetable, now, wall = self._timetable, time.monotonic(), time.time()
+        match op, *fields:
+            case [Op.SCHEDULES]:
+                return timetable.infos()
+            case [Op.PUT_SCHEDULE, list(schedule)]:
+                return timetable.put(Schedule.from_wire(schedule), now, wall)
+            case [Op.REMOVE_SCHEDULE, str(name)]:
+                return timetable.remove(name, now, wall)
+            case [Op.PAUSE_SCHEDULE, str(name), bool(is_paused)]:
+                return timetable.pause(name, is_paused, now, wall)
+            case [Op.RUN_SCHEDULE, str(name), bytes(job_id)] if len(job_id) == 16:
+                return timetable.run(name, job_id, now, wall)
+        raise ProtocolError("a request about schedules of another form")
 
     def _status(self) -> dict[str, Any]:
         consumers = [self._consumer(slot) for slot in self._supervisor.slots.values()]

@@ -56,11 +56,18 @@ class Op(IntEnum):
     PAUSE = 25  # request, queues (none: all that are paused), is paused, who asks
     READ_ITEMS = 26  # request, id, start                             answered when there are some, or the job ends
 
+    SCHEDULES = 50  # request
+    PUT_SCHEDULE = 51  # request, schedule
+    REMOVE_SCHEDULE = 52  # request, name
+    PAUSE_SCHEDULE = 53  # request, name, whether
+    RUN_SCHEDULE = 54  # request, name, id of the job
+
     READY = 30  # pid, names of the tasks                                        consumer -> broker
     BOOT_FAILED = 31  # message, traceback
     OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
     STARTED = 33  # number
     ITEMS = 36  # id, position of the first, lengths                             body: what a generator has yielded
+    DECLARED = 39  # application, lengths                                         body: the schedules in its code
 
 
 #: A job in a batch is (id, task, attempt, payload), and if there is more to say of it, a map with these keys behind it.

@@ -13,6 +13,7 @@ from taskq.gates import Band, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
 from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
 from taskq.outcome import shortened
+from taskq.schedule import ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 
@@ -46,11 +47,15 @@ class Record:
         return StoredJob(self.row(), self.kept, self.due_at, self.outcome, self.finished_at)
 
 
+#: The jobs that changed, the schedules that changed, the totals, and the queues that are paused.
+Commit = tuple[dict[bytes, Record | None], dict[str, ScheduleRow | None], tuple[int, ...], frozenset[str]]
+
+
 @dataclass
 class Disk:
     """What outlives the process: a log of commits, and how many of them are synced."""
 
-    commits: list[tuple[dict[bytes, Record | None], tuple[int, ...], frozenset[str]]] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
     synced: int = 0
 
     def lose_power(self, choose: Callable[[int, int], int]) -> None:
@@ -82,15 +87,19 @@ class MemoryStore:
     def _load(self) -> None:
         self._jobs: dict[bytes, Record] = {}
         totals: tuple[int, ...] = (0,) * len(TOTAL_NAMES)
+        self._schedules: dict[str, ScheduleRow] = {}
         self._paused: frozenset[str] = frozenset()
-        for changes, totals, paused in self.disk.commits:  # noqa: B007  the last totals count
+        for changes, schedules, totals, paused in self.disk.commits:  # noqa: B007  the last totals count
             self._paused = paused
             for job_id, record in changes.items():
                 if record is None:
                     self._jobs.pop(job_id, None)
                 else:
                     self._jobs[job_id] = record
+            for name, schedule in schedules.items():
+                self._set_schedule(name, schedule)
         self.totals = Totals(*totals)
+        self._changed_schedules: dict[str, ScheduleRow | None] = {}
         self._by_seq = {record.seq: record.id for record in self._jobs.values()}
         self._changes: dict[bytes, Record | None] = {}
         self._paused_changed = False
@@ -232,9 +241,10 @@ class MemoryStore:
         pass
 
     def commit(self) -> None:
-        if self._changes or self._paused_changed:
-            self.disk.commits.append((self._changes, tuple(self.totals.as_dict().values()), self._paused))
-            self._changes, self._paused_changed = {}, False
+        if self._changes or self._changed_schedules or self._paused_changed:
+            totals = tuple(self.totals.as_dict().values())
+            self.disk.commits.append((self._changes, self._changed_schedules, totals, self._paused))
+            self._changes, self._changed_schedules, self._paused_changed = {}, {}, False
             if self.syncs:
                 self.disk.synced = len(self.disk.commits)
 
@@ -302,6 +312,23 @@ class MemoryStore:
 
     def paused(self) -> frozenset[str]:
         return self._paused
+
+    def schedules(self) -> list[ScheduleRow]:
+        return [self._schedules[name] for name in sorted(self._schedules)]
+
+    def put_schedule(self, row: ScheduleRow) -> None:
+        self._changed_schedules[row.schedule.name] = row
+        self._set_schedule(row.schedule.name, row)
+
+    def remove_schedule(self, name: str) -> None:
+        self._changed_schedules[name] = None
+        self._set_schedule(name, None)
+
+    def _set_schedule(self, name: str, row: ScheduleRow | None) -> None:
+        if row is None:
+            self._schedules.pop(name, None)
+        else:
+            self._schedules[name] = row
 
     def counts(self, kept: Kept) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -47,6 +47,7 @@ from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success
 from taskq.requests import Requests
 from taskq.supervisor import SlotState
+from taskq.timetable import Timetable
 from taskq.wire import Op
 
 _NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
@@ -486,11 +487,13 @@ class SimBroker(Broker):
             settings,
             lambda _tasks: None,
             lambda _message: None,
+            self._on_declared,
         )
         self._crew.parts = parts
         self._ledger = parts.ledger(
             self._store, self._core, self._server, self._narrator, _NOWHERE, settings, self._crew
         )
+        self._timetable = Timetable(self._store, self._ledger, self._log)
         self._requests = Requests(
             _NOWHERE,
             self._core,
@@ -499,6 +502,7 @@ class SimBroker(Broker):
             self._crew,
             self._supervisor,
             self._server,
+            self._timetable,
             lambda _reason: None,
             lambda: None,
             self._log,

@@ -32,6 +32,7 @@ from taskq.gates import Band, band_of
 from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, new_job_ids
 from taskq.outcome import pack_failure, unpack
+from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
@@ -467,6 +468,31 @@ class TestConformance:
             assert again.submit(SPEC, [queued.id], [queued.payload]) == []
             [row] = submit(again, 1)
             assert row.seq > scheduled.seq
+
+    def test_schedules(self, opener: Opener) -> None:
+        """They are put, replaced and removed with the commit, in the transaction of the jobs; and are there again."""
+        store = opener()
+        one = ScheduleRow(Schedule("one", SPEC, b"payload", "0 3 * * *", zone="Europe/Berlin", misfire="all"), 1e9 / 3)
+        two = ScheduleRow(Schedule("two", OTHER, b"", every_s=0.1, jitter_s=0.3), 7.5, "app", True, 1e9 / 7, b"i" * 16)
+        assert store.schedules() == []
+        for row in (two, one):
+            store.put_schedule(row)
+        assert store.schedules() == [one, two]
+        store.commit()
+        later = replace(one, next_at=4e8, last_at=one.next_at, last_id=b"j" * 16)
+        store.put_schedule(later)
+        store.remove_schedule("two")
+        store.remove_schedule("three")
+        [job] = store.submit(SPEC, list(new_job_ids(1)), [b"p"])
+        assert store.schedules() == [later]
+        store.rollback()
+        assert store.schedules() == [one, two]
+        assert store.read(job.id) is None
+        store.put_schedule(later)
+        store.remove_schedule("two")
+        store.close()
+        with closing(opener()) as again:
+            assert again.schedules() == [later]
 
     def test_closing_commits(self, opener: Opener) -> None:
         """What is open at a clean end is kept."""

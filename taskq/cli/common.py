@@ -44,6 +44,7 @@ _EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
     (errors.JobCancelled, Exit.JOB_FAILED),
     (errors.ResultTimeout, Exit.TIMEOUT),
     (errors.JobNotFound, Exit.NOT_FOUND),
+    (errors.ScheduleNotFound, Exit.NOT_FOUND),
 )
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|)")

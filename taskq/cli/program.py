@@ -32,6 +32,7 @@ _COMMANDS = {
     "purge": ("manage", _JOBS),
     "pause": ("manage", _JOBS),
     "resume": ("manage", _JOBS),
+    "schedule": ("schedule", _JOBS),
     "status": ("monitor", _LOOK),
     "logs": ("monitor", _LOOK),
     "demo": ("demo", _MORE),

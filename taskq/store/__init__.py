@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from taskq.gates import Band
 from taskq.model import JobRow, JobState, Spec, Terms
+from taskq.schedule import ScheduleRow
 
 
 class Kept(IntEnum):
@@ -238,6 +239,15 @@ class Store(Protocol):
 
     def paused(self) -> frozenset[str]:
         """The queues that are paused."""
+
+    def schedules(self) -> list[ScheduleRow]:
+        """All schedules, by name."""
+
+    def put_schedule(self, row: ScheduleRow) -> None:
+        """Records a schedule, in place of the one that has its name."""
+
+    def remove_schedule(self, name: str) -> None:
+        """Forgets a schedule, if there is one of that name."""
 
     def counts(self, kept: Kept) -> dict[str, int]:
         """Counts the jobs of each queue in one state. Fast for scheduled jobs; for others it looks at every job."""

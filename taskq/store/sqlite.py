@@ -33,6 +33,7 @@ from taskq.gates import Band, Gate, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
 from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
 from taskq.outcome import shortened
+from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 SCHEMA_VERSION = 2
@@ -600,6 +601,25 @@ class SQLiteStore:
         return frozenset(queue for (queue,) in self._db.execute("SELECT queue FROM paused"))
 
     @_trusted
+    def schedules(self) -> list[ScheduleRow]:
+        return [
+            ScheduleRow(Schedule.from_wire(msgpack.unpackb(fields)), next_at, app, bool(is_paused), last_at, last_id)
+            for fields, next_at, app, is_paused, last_at, last_id in self._db.execute(_SCHEDULES)
+        ]
+
+    @_trusted
+    def put_schedule(self, row: ScheduleRow) -> None:
+        self._begin()
+        fields = msgpack.packb(row.schedule.to_wire())
+        state = row.next_at, row.app, row.is_paused, row.last_at, row.last_id
+        self._db.execute(_PUT_SCHEDULE, (row.schedule.name, fields, *state))
+
+    @_trusted
+    def remove_schedule(self, name: str) -> None:
+        self._begin()
+        self._db.execute("DELETE FROM schedules WHERE name = ?", (name,))
+
+    @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
         # the literal state lets SQLite use a partial index
         sql = (
@@ -699,6 +719,11 @@ _REQUEUE = f"UPDATE jobs SET seq = ?, state = {Kept.QUEUED}, finished_at = NULL,
 _FOUND = (
     f"{_ROW.replace('payload', 'NULL')}, state, due_at, "
     f"CASE WHEN state <> {Kept.SUCCEEDED} OR length(outcome) < 4096 THEN outcome END, finished_at, length(payload)"
+)
+_SCHEDULES = "SELECT fields, next_at, app, is_paused, last_at, last_id FROM schedules ORDER BY name"
+_PUT_SCHEDULE = (
+    "INSERT OR REPLACE INTO schedules (name, fields, next_at, app, is_paused, last_at, last_id) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
 _PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)

@@ -41,3 +41,14 @@ INSERT INTO failed SELECT seq FROM jobs WHERE state = 11;
 CREATE TABLE paused (
     queue TEXT PRIMARY KEY
 ) WITHOUT ROWID;
+
+-- Schedules: what makes jobs by itself (taskq.schedule.ScheduleRow).
+CREATE TABLE schedules (
+    name      TEXT PRIMARY KEY,
+    fields    BLOB NOT NULL,                    -- taskq.schedule.Schedule as msgpack
+    next_at   REAL NOT NULL,                    -- seconds since 1970: goes forward only
+    app       TEXT,                             -- in whose code it stands, if it stands in code
+    is_paused INTEGER NOT NULL,
+    last_at   REAL,                             -- the fire before, and its job
+    last_id   BLOB
+) WITHOUT ROWID;

@@ -1,0 +1,116 @@
+"""`taskq schedule`: what a fleet enqueues by the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from taskq.app import TaskQ
+from taskq.cli.common import JsonOption, find_directory
+from taskq.errors import ConfigError
+from taskq.log.render import duration_text
+from taskq.schedules import ScheduleInfo
+
+_ACTIONS = ("pause", "resume", "run", "remove")
+_PLAIN_WIDTH = 200  # columns where there is no terminal: nothing is cut or wrapped
+_MAX_WORDS = 3
+
+
+def schedule(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[pause|resume|run|remove NAME] [APP]",
+            help="What to do with a schedule, and the application or its queue's directory, as for the other commands.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the schedules and their next times; pause or resume one, run it now, remove it.
+
+    A schedule that stands in the code cannot be removed here: pause it.
+    run prints the id of the job.
+
+    $ taskq schedule app.py:q
+    $ taskq schedule pause nightly app.py:q
+    """
+    action, name, app = _split(words or [])
+    schedules = TaskQ("taskq", os.fspath(find_directory(app).path)).schedules
+    match action:
+        case "pause":
+            _print_one(schedules.pause(name), as_json)
+        case "resume":
+            _print_one(schedules.resume(name), as_json)
+        case "run":
+            job = schedules.run(name)
+            print(json.dumps({"job_id": job.id}) if as_json else job.id)
+        case "remove":
+            schedules.remove(name)
+            print(json.dumps({"removed": name}) if as_json else f"{name} is removed")
+        case _:
+            _print_all(list(schedules.list()), as_json)
+
+
+def _split(words: list[str]) -> tuple[str, str, str | None]:
+    """The action, the name of a schedule, and APP."""
+    if not words or words[0] not in _ACTIONS:
+        if len(words) > 1:
+            raise ConfigError(f"{words[0]!r}: use one of {', '.join(_ACTIONS)}, with the name of a schedule")
+        return "", "", words[0] if words else None
+    if len(words) == 1 or len(words) > _MAX_WORDS:
+        raise ConfigError(f"which schedule? write: taskq schedule {words[0]} NAME [APP]")
+    return words[0], words[1], words[2] if len(words) == _MAX_WORDS else None
+
+
+def _print_one(info: ScheduleInfo, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(info)))
+    elif info.is_paused:
+        print(f"{info.name} is paused")
+    else:
+        print(f"{info.name} fires next {_time(info.next_at)}")
+
+
+def _print_all(infos: list[ScheduleInfo], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(info) for info in infos]))
+        return
+    if not infos:
+        print("no schedules")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in ("schedule", "task", "when", "next", "last"):
+        table.add_column(column, no_wrap=True)
+    for info in infos:
+        table.add_row(info.name, info.task, _when(info), _next(info), _time(info.last_at))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    console.print(table)
+
+
+def _when(info: ScheduleInfo) -> Text:
+    text = f"every {duration_text(info.every * 1000)}" if info.every is not None else f"{info.cron} {info.timezone}"
+    jitter = f" + up to {duration_text(info.jitter * 1000)}" if info.jitter else ""
+    return Text(text + jitter)
+
+
+def _next(info: ScheduleInfo) -> Text:
+    return Text("paused", style="yellow") if info.is_paused else Text(_time(info.next_at))
+
+
+def _time(at: Any) -> str:
+    if at is None:
+        return ""
+    distance = duration_text(abs(at - time.time()) * 1000)
+    local = datetime.fromtimestamp(at).isoformat(" ", "seconds")
+    return f"{local} ({f'in {distance}' if at > time.time() else f'{distance} ago'})"

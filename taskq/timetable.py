@@ -1,0 +1,259 @@
+"""The schedules of a queue's directory: fires them when their time has come, and changes them when asked.
+
+The broker's clock is the only one. A fire is a submission like a client's, and the schedule's next time is recorded in
+the same transaction: after a crash either both are there or neither, and then the same job is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from taskq.errors import ConfigError, ScheduleNotFound, StoreFull, TaskQError
+from taskq.intake import Submission
+from taskq.ledger import Ledger
+from taskq.limits import MAX_SCHEDULES
+from taskq.schedule import (
+    Due,
+    Schedule,
+    ScheduleRow,
+    due,
+    fired_id,
+    next_fire,
+    payload_for,
+    terms_for,
+    told_of,
+)
+from taskq.store import FIRST_FINAL, Store
+
+#: What does not fit onto the disk is tried again after this time.
+_FULL_AGAIN_S = 0.5
+#: Schedules that fire in one commit; the others in the next turn of the loop.
+_SCHEDULES_AT_ONCE = 200
+
+
+class Timetable:
+    """All schedules. Used by the broker's loop alone."""
+
+    def __init__(self, store: Store, ledger: Ledger, log: Any) -> None:
+        """
+        Args:
+            log: a structlog logger.
+        """
+        self._store = store
+        self._ledger = ledger
+        self._log = log
+        self._app: str | None = None  # whose declared schedules fire: the application that the consumers run
+        self._declared: tuple[str, list[Schedule]] | None = None  # told by a consumer, to be looked at
+        self._rows: dict[str, ScheduleRow] = {}
+        self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and of no other application
+        self._skipping: set[str] = set()  # left out their last fire, since a job had not ended
+        self.next_fire_at: float | None = None  # seconds since 1970
+        for row in store.schedules():
+            self._hold(row.schedule.name, row)
+        self._look_ahead()
+
+    # -- its memory
+
+    def _hold(self, name: str, row: ScheduleRow | None) -> None:
+        self._fires_at.pop(name, None)
+        if row is None:
+            self._rows.pop(name, None)
+            return
+        self._rows[name] = row
+        if not row.is_paused and row.app in (None, self._app):
+            try:
+                self._fires_at[name] = row.fires_at
+            except ConfigError as error:  # its time zone is not on this system any more
+                self._log.error("schedule.broken", schedule=name, error=str(error))
+
+    def _look_ahead(self) -> None:
+        self.next_fire_at = min(self._fires_at.values(), default=None)
+
+    def _change(
+        self, changes: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
+    ) -> list[tuple[Submission, TaskQError]]:
+        """Raises StoreFull: nothing was changed."""
+        refusals = self._ledger.plan(dict(changes), submissions, now, wall)
+        for name, row in changes.items():
+            self._hold(name, row)
+        self._look_ahead()
+        mine = {id(submission) for submission in submissions}
+        return [refusal for refusal in refusals if id(refusal[0]) in mine]
+
+    # -- fires
+
+    def fire_due(self, now: float, wall: float) -> None:
+        """Makes the jobs whose time has come; takes over what the application declares."""
+        try:
+            if self._declared is not None:
+                self._take_declared(now, wall)
+            if self.next_fire_at is not None and self.next_fire_at <= wall:
+                self._fire(now, wall)
+        except StoreFull:
+            self.next_fire_at = wall + _FULL_AGAIN_S
+
+    def _fire(self, now: float, wall: float) -> None:
+        names = [name for name, fires_at in self._fires_at.items() if fires_at <= wall][:_SCHEDULES_AT_ONCE]
+        changes: dict[str, ScheduleRow | None] = {}
+        submissions: dict[str, Submission] = {}
+        found: dict[str, Due] = {}
+        for name in names:
+            row = self._rows[name]
+            found[name] = due(row.schedule, row.next_at, wall)
+            fires = self._without_overlap(row, found[name].fires)
+            changes[name] = replace(row, next_at=found[name].next_at)
+            if fires:
+                ids = [fired_id(name, at) for at in fires]
+                submissions[name] = _submission(row.schedule, ids, wall)
+                changes[name] = replace(row, next_at=found[name].next_at, last_at=fires[-1], last_id=ids[-1])
+        refusals = self._change(changes, list(submissions.values()), now, wall)
+        reasons = {id(submission): reason for submission, reason in refusals}
+        for name in names:
+            submission = submissions.get(name)
+            self._tell(self._rows[name], found[name], submission, reasons.get(id(submission)))
+
+    def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> list[float]:
+        if row.schedule.overlap == "allow":
+            return fires
+        return [] if self._is_unfinished(row.last_id) else fires[-1:]
+
+    def _is_unfinished(self, job_id: bytes | None) -> bool:
+        stored = None if job_id is None else self._store.read(job_id)
+        return stored is not None and stored.kept < FIRST_FINAL
+
+    def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: TaskQError | None) -> None:
+        name, policy = row.schedule.name, row.schedule.misfire
+        if found.missed:
+            fired = 0 if submission is None else len(submission.ids)
+            self._log.warning("schedule.missed", schedule=name, missed=found.missed, misfire=policy, fired=fired)
+        if submission is None and found.fires:
+            log = self._log.debug if name in self._skipping else self._log.info  # the first one of a row
+            log("schedule.skipped", schedule=name, reason="the job of the last fire has not ended", job_id=_hex(row))
+            self._skipping.add(name)
+        if submission is not None:
+            self._skipping.discard(name)
+            if refusal is not None:
+                self._log.error("schedule.refused", schedule=name, error=str(refusal))
+            else:
+                self._log.debug("schedule.fired", schedule=name, jobs=len(submission.ids), job_id=_hex(row))
+
+    # -- changes
+
+    def declared(self, app: str, packed: Iterable[bytes]) -> None:
+        """A consumer tells the schedules in the code of its application.
+
+        Raises:
+            ConfigError: one makes no sense.
+        """
+        schedules = [Schedule.from_wire(msgpack.unpackb(fields)) for fields in packed]
+        for schedule in schedules:
+            next_fire(schedule, 0.0)  # raises
+        self._declared = app, schedules
+
+    def _take_declared(self, now: float, wall: float) -> None:
+        app, schedules = self._declared or ("", [])
+        if app != self._app:
+            self._app = app
+            for name, row in list(self._rows.items()):
+                self._hold(name, row)
+            self._look_ahead()
+        changes: dict[str, ScheduleRow | None] = {}
+        for schedule in schedules:
+            known = self._rows.get(schedule.name)
+            if known is None or known.schedule != schedule or known.app != app:
+                changes[schedule.name] = _planned(known, schedule, app, wall)
+        names = {schedule.name for schedule in schedules}
+        changes.update((name, None) for name, row in self._rows.items() if row.app == app and name not in names)
+        if changes:
+            self._change(changes, [], now, wall)
+            self._log.info("schedule.declared", schedules=len(schedules), changed=sorted(changes)[:50])
+        self._declared = None
+
+    def put(self, schedule: Schedule, now: float, wall: float) -> dict[str, Any]:
+        """Adds a schedule, or changes the one of its name.
+
+        Raises:
+            ConfigError: it makes no sense, stands in an application's code, or there are too many.
+            StoreFull: it cannot be recorded.
+        """
+        known = self._rows.get(schedule.name)
+        if known is not None and known.app is not None:
+            raise ConfigError(f"schedule {schedule.name} stands in the code of {known.app}: choose another name")
+        if known is None and len(self._rows) >= MAX_SCHEDULES:
+            raise ConfigError(f"there are {MAX_SCHEDULES:,} schedules already: remove some first")
+        row = _planned(known, schedule, None, wall)
+        if row != known:
+            self._change({schedule.name: row}, [], now, wall)
+            self._log.info("schedule.added" if known is None else "schedule.changed", schedule=schedule.name)
+        return told_of(row)
+
+    def remove(self, name: str, now: float, wall: float) -> None:
+        """Removes a schedule that was added at run time; one of an application that the consumers do not run, too.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            ConfigError: it stands in the code of the application.
+            StoreFull: it cannot be recorded.
+        """
+        row = self._row(name)
+        if row.app is not None and row.app == self._app:
+            raise ConfigError(
+                f"schedule {name} stands in the code of {row.app}: remove it there and reload, or pause it"
+            )
+        self._change({name: None}, [], now, wall)
+        self._log.info("schedule.removed", schedule=name)
+
+    def pause(self, name: str, is_paused: bool, now: float, wall: float) -> dict[str, Any]:
+        """Lets a schedule rest, or go on. Raises ScheduleNotFound, StoreFull."""
+        row = self._row(name)
+        if row.is_paused != is_paused:
+            row = replace(row, is_paused=True) if is_paused else row.resumed(wall)
+            self._change({name: row}, [], now, wall)
+            self._log.info("schedule.paused" if is_paused else "schedule.resumed", schedule=name)
+        return told_of(row)
+
+    def run(self, name: str, job_id: bytes, now: float, wall: float) -> None:
+        """Makes a job of a schedule at once, also while it is paused. The next fire looks whether that has ended.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            EnqueueError: the job is refused.
+        """
+        row = self._row(name)
+        is_counted = not self._is_unfinished(row.last_id)
+        changes: dict[str, ScheduleRow | None] = {name: replace(row, last_id=job_id)} if is_counted else {}
+        for _, reason in self._change(changes, [_submission(row.schedule, [job_id], wall)], now, wall):
+            raise reason
+        self._log.info("schedule.run", schedule=name, job_id=job_id.hex())
+
+    def infos(self) -> list[dict[str, Any]]:
+        """All schedules, by name."""
+        return [told_of(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
+
+    def _row(self, name: str) -> ScheduleRow:
+        row = self._rows.get(name)
+        if row is None:
+            known = ", ".join(sorted(self._rows)[:20]) or "none at all"
+            raise ScheduleNotFound(f"there is no schedule {name!r:.80}; there are: {known}")
+        return row
+
+
+def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:
+    """Raises ConfigError if the schedule never fires."""
+    if known is not None:
+        return known.redefined(schedule, app, wall)
+    return ScheduleRow(schedule, next_fire(schedule, wall), app)
+
+
+def _submission(schedule: Schedule, ids: list[bytes], wall: float) -> Submission:
+    payloads = [payload_for(schedule, job_id) for job_id in ids]
+    terms = terms_for(schedule, wall)
+    return Submission(None, 0, False, schedule.spec, ids, payloads, None if terms is None else [terms] * len(ids))
+
+
+def _hex(row: ScheduleRow) -> str | None:
+    return None if row.last_id is None else row.last_id.hex()

@@ -1,0 +1,194 @@
+"""The timetable in simulated lives: the broker is killed and loses power at every commit, and the clock is set."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from history import Limits, check
+from memory_store import MemoryStore
+from simulation import Parts, World, digest
+
+from taskq.codec import encode_call
+from taskq.errors import StoreFull, TaskQError
+from taskq.intake import Submission
+from taskq.ledger import Ledger
+from taskq.model import Spec
+from taskq.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, payload_for
+
+LIVES = 25
+#: Longer than any life.
+LIFE_S = 60.0
+
+
+class PeriodicWorld(World):
+    """A life in which some schedules fire besides what the clients enqueue."""
+
+    def __init__(self, seed: int, parts: Parts | None = None, clock_is_set: bool = False, **fields: Any) -> None:
+        self._shift_s = 0.0
+        super().__init__(seed, parts)
+        random, store = self.random, MemoryStore(self.disk)
+        self.schedules = [
+            Schedule(
+                f"s{number}",
+                Spec(random.choice(("ok", "ok", "slow", "fails_once")), retries=2),
+                encode_call(NO_JOB, (number,), {}),
+                every_s=random.choice((0.1, 0.25, 0.7)),
+                **fields,
+            )
+            for number in range(random.randint(1, 3))
+        ]
+        for schedule in self.schedules:
+            store.put_schedule(ScheduleRow(schedule, next_fire(schedule, self.wall)))
+            for job_id in self.fires_of(schedule):
+                self.history.intents[job_id.hex()] = digest(payload_for(schedule, job_id))
+                self.history.limits[job_id.hex()] = Limits(2, 3, True)
+        store.commit()
+        self.later(self._faults_until - self.now, self._pause)
+        if clock_is_set:
+            for _ in range(3):
+                self.later(random.uniform(0.5, 4.0), self._set_clock)
+
+    def _pause(self) -> None:
+        """Ends the fires, so that the life ends."""
+        if self.broker is None or not self.broker.is_alive:
+            self.later(0.1, self._pause)
+            return
+        try:
+            for schedule in self.schedules:
+                self.broker._timetable.pause(schedule.name, True, self.now, self.wall)
+        except StoreFull:
+            self.later(0.1, self._pause)
+
+    def fires_of(self, schedule: Schedule) -> dict[bytes, float]:
+        """Every job that a schedule may make in this life, and its time."""
+        assert schedule.every_s is not None
+        first = round((super().wall - LIFE_S) / schedule.every_s)
+        times = [number * schedule.every_s for number in range(first, first + round(2 * LIFE_S / schedule.every_s))]
+        return {fired_id(schedule.name, at): at for at in times}
+
+    @property
+    def wall(self) -> float:
+        return super().wall + self._shift_s
+
+    def _set_clock(self) -> None:
+        self._shift_s = self.random.uniform(-3.0, 3.0)
+        self.wake_broker()
+
+    def fired(self, schedule: Schedule) -> list[float]:
+        """The times for which there is a job."""
+        times = self.fires_of(schedule)
+        return sorted(times[bytes.fromhex(job)] for job in self.history.final if bytes.fromhex(job) in times)
+
+
+def gaps(world: PeriodicWorld) -> list[str]:
+    """Times between the first and the last fire of a schedule that have no job."""
+    found = []
+    for schedule in world.schedules:
+        times = world.fired(schedule)
+        assert schedule.every_s is not None
+        found += [f"{schedule.name}: {a} {b}" for a, b in pairwise(times) if b - a > schedule.every_s * 1.5]
+        last_at = MemoryStore(world.disk).schedules()[world.schedules.index(schedule)].last_at
+        if times and last_at != times[-1]:
+            found.append(f"{schedule.name}: {last_at} and {times[-1]}")
+    return found
+
+
+def test_no_kill_doubles_or_loses_a_fire() -> None:
+    """With "all" there is a job for each time, and it ran as any other job."""
+    fired = deaths = 0
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, misfire="all")
+        assert check(world.run()) == [], seed
+        assert gaps(world) == [], seed
+        fired += sum(len(world.fired(schedule)) for schedule in world.schedules)
+        deaths += len(world.history.broker_deaths)
+    assert fired > 10 * LIVES
+    assert deaths > LIVES / 3
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+def test_a_clock_that_is_set_doubles_nothing(misfire: Any) -> None:
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, clock_is_set=True, misfire=misfire, jitter_s=seed % 2 / 10)
+        wrong = [
+            line for line in check(world.run()) if line.startswith(("an_id", "runs_again", "nothing_runs", "totals"))
+        ]
+        assert wrong == [], seed
+        assert misfire != "all" or gaps(world) == [], seed
+
+
+def test_no_fire_meets_the_job_of_the_one_before() -> None:
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, misfire="all", overlap="skip")
+        assert check(world.run()) == [], seed
+        attempts = world.history.attempts_of()
+        for schedule in world.schedules:
+            jobs = [fired_id(schedule.name, at).hex() for at in world.fired(schedule)]
+            ran = [attempts[job] for job in jobs if job in attempts]
+            for before, behind in pairwise(ran):
+                assert before[-1][0].at <= behind[0][0].at, seed
+                end = before[-1][1]
+                assert end is None or end.at <= behind[0][0].at, seed
+
+
+class FullNowAndThen(MemoryStore):
+    """There is no room for every fifth change of a schedule."""
+
+    changes = 0
+
+    def commit(self) -> None:
+        self.changes += bool(self._changed_schedules)
+        if self._changed_schedules and self.changes % 5 == 0:
+            raise StoreFull("the disk is full")
+        super().commit()
+
+
+def test_a_full_disk_loses_no_fire() -> None:
+    """Neither the jobs nor the next time are recorded; it is tried again, and "all" makes up for it."""
+    fired = 0
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, Parts(store=FullNowAndThen), misfire="all")
+        world.clients.clear()
+        assert check(world.run()) == [], seed
+        assert gaps(world) == [], seed
+        fired += sum(len(world.fired(schedule)) for schedule in world.schedules)
+    assert fired > 10 * LIVES
+
+
+class PlansFirst(Ledger):
+    """The next time of a schedule is recorded before its jobs are."""
+
+    def plan(
+        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
+    ) -> list[tuple[Submission, TaskQError]]:
+        super().plan(schedules, [], now, wall)
+        return super().plan({}, submissions, now, wall)
+
+
+class FiresFirst(Ledger):
+    """The jobs are recorded before the next time of their schedule is."""
+
+    def plan(
+        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
+    ) -> list[tuple[Submission, TaskQError]]:
+        refusals = super().plan({}, submissions, now, wall)
+        super().plan(schedules, [], now, wall)
+        return refusals
+
+
+def test_these_lives_find_a_fire_that_is_lost() -> None:
+    for seed in range(5 * LIVES):
+        world = PeriodicWorld(seed, Parts(ledger=PlansFirst), misfire="all")
+        world.run()
+        if gaps(world):
+            return
+    raise AssertionError("nobody noticed")
+
+
+def test_a_fire_that_is_repeated_is_the_same_job() -> None:
+    """Which a shared store, without such transactions, may rely on."""
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, Parts(ledger=FiresFirst), misfire="all")
+        assert check(world.run()) == [], seed
