@@ -11,7 +11,9 @@ if TYPE_CHECKING:
         AlreadyRunning,
         AppError,
         BrokerUnavailable,
+        Cancel,
         ConfigError,
+        CpuTimeout,
         DirectoryError,
         EnqueueError,
         JobCancelled,
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
         ProtocolError,
         QueueFull,
         ResultTimeout,
+        Retry,
+        Snooze,
         StoreFull,
         TaskQError,
     )
-    from taskq.model import JobError, JobInfo, JobState
+    from taskq.model import JobError, JobInfo, JobState, Progress
 
 __all__ = [
     # the application, its tasks and jobs
@@ -36,15 +40,21 @@ __all__ = [
     "JobError",
     "JobInfo",
     "JobState",
+    "Progress",
     "Settings",
     "Task",
     "TaskQ",
     "current_job",
+    # what a job raises to say what is to become of it
+    "Cancel",
+    "Retry",
+    "Snooze",
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
     "BrokerUnavailable",
     "ConfigError",
+    "CpuTimeout",
     "DirectoryError",
     "EnqueueError",
     "JobCancelled",

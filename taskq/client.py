@@ -25,7 +25,7 @@ from taskq import errors, wire
 from taskq.config import Directory
 from taskq.errors import BrokerUnavailable, DirectoryError, JobNotFound, ProtocolError, ResultTimeout, TaskQError
 from taskq.limits import MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, JobInfo, JobState, Spec, Terms, enqueued_at
+from taskq.model import NO_TERMS, JobInfo, JobState, Progress, Spec, Terms, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -146,7 +146,7 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
 
 def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
     """A JobInfo from the answer to INFO."""
-    task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome = fields
+    task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress = fields
     last = unpack(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
@@ -161,6 +161,7 @@ def info_of(job_id: bytes, fields: list[Any]) -> JobInfo:
         due_at=due_at,
         duration_s=last.duration_s,
         error=last.error,
+        progress=None if progress is None else Progress(*progress),
     )
 
 

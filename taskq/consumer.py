@@ -24,19 +24,21 @@ from typing import Any
 
 import msgpack
 
+from taskq import context
 from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
 from taskq.context import write_record
 from taskq.counters import FlightRecorder
-from taskq.errors import AppError, JobTimeout
+from taskq.errors import AppError
+from taskq.hooks import StartFailed
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox
 from taskq.platform import die_with_parent, is_unread, name_process
-from taskq.runner import Runner, flush_output
-from taskq.wire import Op
+from taskq.runner import NO_EXTRA, Runner, flush_output
+from taskq.wire import Extra, Op
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
@@ -53,15 +55,19 @@ def run(boot: Boot) -> None:
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
+        app.use_directory(Directory(boot.directory))
+        log_to_output_unless_the_application_does()
+        app.hooks.run_starts()
     except BaseException as error:
-        message = str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
         outbox.send([Op.BOOT_FAILED, message, "" if isinstance(error, AppError) else traceback.format_exc()])
+        flush_output()
         os._exit(1)
-    app.use_directory(Directory(boot.directory))
-    log_to_output_unless_the_application_does()
     gc.freeze()  # what was imported stays: the collector need not look at it again
+    context.use_channel(outbox)
     Consumer(boot, app, outbox).run()
     outbox.report()
+    app.hooks.run_stops()
     flush_output()
 
 
@@ -192,10 +198,10 @@ class Consumer:
             self._run_batch(number, jobs)
 
     def _run_batch(self, number: int, jobs: list[Any]) -> None:
-        for job_id, task, attempt, payload in jobs:
+        for job in jobs:
             if self._is_stopping:
                 return
-            self._run_job(number, job_id, task, attempt, payload)
+            self._run_job(number, *job)
             number += 1
 
     def _next_batch(self) -> bytes:
@@ -211,12 +217,14 @@ class Consumer:
         finally:
             self._is_waiting = False
 
-    def _run_job(self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes) -> None:
+    def _run_job(
+        self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA
+    ) -> None:
         if self._counters.claim(number) is None:
             return  # taken back: another consumer has it
         self._recorder.started(job_id, attempt)
         self._number = number
-        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload)
+        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload, extra)
         if _is_forked_child:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
         os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job
@@ -241,4 +249,4 @@ class Consumer:
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
         if self._runner.is_in_job and self._counters.is_overdue(self._number):
-            raise JobTimeout("the job ran longer than its timeout")
+            context.interrupt(context.timeout_error())

@@ -114,6 +114,7 @@ class Ledger:
         mine = self._effects
         mine.ended += effects.ended
         mine.rescheduled += effects.rescheduled
+        mine.checkpoints += effects.checkpoints
         mine.done += effects.done
         mine.notes += effects.notes
         mine.retried += effects.retried
@@ -251,6 +252,8 @@ class Ledger:
 
     def _settle(self, wall: float, more: list[Ended]) -> None:
         effects = self._effects
+        if effects.checkpoints:
+            self._store.keep_checkpoints(effects.checkpoints)
         if effects.ended or effects.rescheduled or more:
             self._store.settle([*effects.ended, *more] if more else effects.ended, effects.rescheduled, wall)
             self._store.totals.retried += effects.retried

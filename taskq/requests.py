@@ -85,9 +85,9 @@ class Requests:
         stored = self._ledger.find(job_id)
         if stored is None:
             spec = self._spec_in_spool(job_id)
-            return [spec.task, spec.queue, JobState.QUEUED.value, 0, 0, None, None, None, None]
+            return [spec.task, spec.queue, JobState.QUEUED.value, 0, 0, None, None, None, None, None]
         row, kept, due_at, outcome, finished_at = stored
-        state, started_at, attempts = kept.state, None, row.attempts
+        state, started_at, attempts, progress = kept.state, None, row.attempts, None
         if kept == Kept.QUEUED:
             claims = self._crew.claims()
             state = self._core.state_of(row, claims)
@@ -95,8 +95,9 @@ class Requests:
             if state == JobState.RUNNING and key is not None:
                 started_at = time.time() - (time.monotonic() - claims[key].started_at)
                 attempts += 1
-        spec = row.spec
-        return [spec.task, spec.queue, state.value, attempts, row.crashes, due_at, started_at, finished_at, outcome]
+                progress = _progress_fields(self._supervisor.slots[key], job_id)
+        spec, counts, times = row.spec, (attempts, row.crashes), (due_at, started_at, finished_at)
+        return [spec.task, spec.queue, state.value, *counts, *times, outcome, progress]
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
         """The spec of a job that is not in the journal, since the disk is full.
@@ -167,10 +168,16 @@ class Requests:
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
             "running_s": round(time.monotonic() - claim.started_at, 3) if row else None,
+            "progress": _progress_fields(slot, row.id) if row else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),
         }
+
+
+def _progress_fields(slot: Slot, job_id: bytes) -> tuple[float, float | None, str] | None:
+    progress = slot.progress.get(job_id)
+    return None if progress is None else (progress.done, progress.total, progress.note)
 
 
 def rss_bytes(pid: int) -> int:

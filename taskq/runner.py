@@ -1,7 +1,7 @@
 """Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
 
-The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), or
-it was refused, for running it again could not help.
+The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), it
+was refused, for running it again could not help, or it said itself what it wants (`Retry`, `Snooze`, `Cancel`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from taskq import context
 from taskq.app import Task, TaskQ
 from taskq.codec import CorruptPayload, decode_call, encode_result
-from taskq.errors import JobTimeout, PayloadError
+from taskq.errors import Cancel, JobTimeout, PayloadError, Retry, Snooze
 from taskq.limits import MAX_PAYLOAD_BYTES
 from taskq.model import JobError
 from taskq.outcome import Verdict, pack_failure, pack_success
+from taskq.retries import NO_RETRY_RULES, RetryRules
+from taskq.usage import data_limit, text_of_bytes
+from taskq.wire import MEMORY_LIMIT, Extra
+
+NO_EXTRA: Extra = {}
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 
@@ -37,35 +44,60 @@ class Runner:
 
     def __init__(self, app: TaskQ) -> None:
         self._tasks = app.tasks
+        self._middleware = app.hooks.middleware
         self._event_loop: Any = None
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
         self.is_in_job = False
 
-    def run(self, job_id: bytes, task_name: str, attempt: int, payload: bytes) -> tuple[Verdict, float, bytes]:
+    def run(
+        self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: Extra = NO_EXTRA
+    ) -> tuple[Verdict, float, bytes]:
         """Runs a job to its end, whatever that is; never raises.
 
         Returns:
             The verdict, the seconds it took, and the outcome.
         """
         started_at = time.time()
-        start = time.perf_counter()
-        context.begin(job_id, task_name, attempt)
+        start = time.monotonic()
+        context.begin(job_id, task_name, attempt, extra, start)
+        delay_s = None
         try:
-            result = self._result(job_id, task_name, payload)
-            duration_s = time.perf_counter() - start
+            result = self._result(job_id, task_name, payload, extra)
+            duration_s = time.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except _Refused as refusal:
             verdict, error = Verdict.REFUSED, refusal.error
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
-            verdict, error = Verdict.FAILED, describe(raised)
+            verdict, error, delay_s = self._end_by(raised, task_name, attempt, extra)
         finally:
             self.is_in_job = False
             context.end()
-        duration_s = time.perf_counter() - start
-        return verdict, duration_s, pack_failure(started_at, duration_s, error)
+        duration_s = time.monotonic() - start
+        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
 
-    def _result(self, job_id: bytes, task_name: str, payload: bytes) -> bytes | None:
+    def _end_by(
+        self, raised: BaseException, task_name: str, attempt: int, extra: Extra
+    ) -> tuple[Verdict, JobError, float | None]:
+        """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""
+        task = self._tasks.get(task_name)
+        rules = NO_RETRY_RULES if task is None else task.retry_rules
+        if isinstance(raised, Snooze):
+            return Verdict.SNOOZED, JobError("Snoozed", raised.reason or f"for {raised.delay:g} s"), raised.delay
+        if isinstance(raised, Cancel):
+            reason = f": {raised.reason}" if raised.reason else ""
+            return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason}"), None
+        memory_limit = extra.get(MEMORY_LIMIT)
+        if memory_limit is not None and isinstance(raised, MemoryError):
+            text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
+            return Verdict.FAILED, replace(describe(raised), type="MemoryLimit", message=text), None
+        if rules.gives_up(raised):
+            return Verdict.REFUSED, describe(raised), None
+        if isinstance(raised, Retry) and raised.delay is not None:
+            return Verdict.FAILED, describe(raised), raised.delay
+        return Verdict.FAILED, describe(raised), _delay_s(rules, attempt, raised)
+
+    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
@@ -76,7 +108,12 @@ class Runner:
             raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
-        value = self._call(task, args, kwargs)
+        call = self._call_within if self._middleware else self._call
+        if extra and MEMORY_LIMIT in extra:
+            with data_limit(extra[MEMORY_LIMIT]):
+                value = call(task, args, kwargs)
+        else:
+            value = call(task, args, kwargs)
         if value is None:
             return None  # most jobs are run for their effect
         try:
@@ -96,6 +133,26 @@ class Runner:
             return task.caster.cast(args, kwargs)
         except Exception as error:
             raise _Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+
+    def _call_within(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The call, and the application's middleware around it."""
+        job = context.current_job()
+        value, raised = None, None
+        self.is_in_job = True
+        try:
+            with ExitStack() as stack:
+                for make in self._middleware:
+                    stack.enter_context(make(job))
+                try:
+                    value = self._call(task, args, kwargs)
+                except BaseException as error:
+                    raised = error
+                    raise
+        finally:
+            self.is_in_job = False
+        if raised is not None:
+            raise raised  # a middleware kept it to itself, which makes no success of it
+        return value
 
     def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         self.is_in_job = True
@@ -127,6 +184,16 @@ class Runner:
             raise
 
 
+def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | None:
+    try:
+        return rules.delay_s(attempt, raised)
+    except BaseException as error:
+        # the job's error is what counts, and a retry what was wanted: the default delay serves
+        text = f"the task's backoff function failed ({type(error).__name__}: {error}): the default delay is taken"
+        context.write_record("error", {"event": text})
+        return None
+
+
 def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str:
     try:
         inspect.signature(function).bind(*args, **kwargs)
@@ -139,7 +206,7 @@ def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any
 
 def describe(raised: BaseException) -> JobError:
     """An exception as text. Survives exceptions whose own text cannot be made."""
-    name = "TimedOut" if isinstance(raised, JobTimeout) else type(raised).__qualname__
+    name = "TimedOut" if type(raised) is JobTimeout else type(raised).__qualname__
     try:
         message = str(raised)
     except BaseException as error:

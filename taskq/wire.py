@@ -11,7 +11,7 @@ Requests carry a number, chosen by the client, which the answer repeats; RESULT 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import accumulate, chain, pairwise
 from struct import Struct
@@ -53,7 +53,13 @@ class Op(IntEnum):
     BOOT_FAILED = 31  # message, traceback
     OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
     STARTED = 33  # number
+    PROGRESS = 34  # [[id, done, total, note], ...]
+    CHECKPOINT = 35  # id                                                        body: what the job keeps
 
+
+#: A job in a batch is (id, task, attempt, payload), and if there is more to say of it, a map with these keys behind it.
+Extra = Mapping[str, Any]
+TIMEOUT, CHECKPOINT, CPU_TIMEOUT, MEMORY_LIMIT = "timeout_s", "checkpoint", "cpu_timeout_s", "memory_limit_bytes"
 
 Message = tuple[list[Any], memoryview]
 _NO_BODY = memoryview(b"")

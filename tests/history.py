@@ -35,6 +35,26 @@ class End(NamedTuple):
     process: str
     at: float
     succeeded: bool
+    snoozed: bool = False  # it did not fail: it said that it wants to run later
+
+
+class Kept(NamedTuple):
+    """An attempt has kept something for the next one."""
+
+    job: str
+    attempt: int
+    process: str
+    at: float
+    data: str
+
+
+class Found(NamedTuple):
+    """What an attempt found kept."""
+
+    job: str
+    process: str
+    at: float
+    data: str
 
 
 class Read(NamedTuple):
@@ -53,6 +73,7 @@ class Final(NamedTuple):
     attempts: int
     crashes: int
     outcome: str = ""
+    snoozes: int = 0
 
 
 class Limits(NamedTuple):
@@ -76,6 +97,8 @@ class History:
     cancelled: dict[str, float] = field(default_factory=dict)  # job: when its cancellation was acknowledged
     starts: list[Start] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     deaths: dict[str, float] = field(default_factory=dict)  # process: when it was killed
     stops: list[tuple[str, float, float]] = field(
@@ -164,13 +187,20 @@ def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
 
 
 def retries_are_bounded(h: History) -> Iterator[str]:
-    """I6: no more failures and charged deaths than allowed."""
+    """I6: no more failures and charged deaths than allowed; a snooze is neither."""
+    snoozed: dict[str, set[int]] = defaultdict(set)
+    for end in h.ends:
+        if end.snoozed:
+            snoozed[end.job].add(end.attempt)
     for job, final in h.final.items():
         retries, max_crashes, _ = h.limits.get(job, NO_LIMITS)
         if final.crashes > max_crashes:
             yield f"job {job} was charged {final.crashes} crashes, allowed are {max_crashes}"
-        if final.attempts - final.crashes > retries + 1:
-            yield f"job {job} had {final.attempts - final.crashes} attempts, allowed are {retries + 1}"
+        charged = final.attempts - final.crashes - final.snoozes
+        if charged > retries + 1:
+            yield f"job {job} had {charged} attempts, allowed are {retries + 1}"
+        if final.snoozes > len(snoozed[job]):
+            yield f"job {job} was told to have snoozed {final.snoozes} times, it did {len(snoozed[job])} times"
 
 
 def never_twice_at_a_time(h: History) -> Iterator[str]:
@@ -268,6 +298,30 @@ def cancelled_is_cancelled(h: History) -> Iterator[str]:
             yield f"job {job} was cancelled and is {h.final[job].state}"
 
 
+def what_was_kept_is_found(h: History) -> Iterator[str]:
+    """I18: an attempt finds what was kept last before it; the death of the broker may take what is not durable yet."""
+    for job, process, at, data in h.found:
+        before = sorted((kept for kept in h.kept if kept.job == job and kept.at < at), key=lambda kept: kept.at)
+        choices = {before[-1].data} if before else {""}
+        for older, newer in pairwise([None, *before]):
+            assert newer is not None
+            told = h.is_told_by(End(newer.job, newer.attempt, newer.process, newer.at, False))
+            if any(newer.at <= death <= told for death in h.broker_deaths):
+                choices.add("" if older is None else older.data)
+        if data not in choices:
+            yield f"job {job} found {data!r} in {process}, and not what was kept: {sorted(choices)}"
+
+
+def attempts_are_numbered_once(h: History) -> Iterator[str]:
+    """I19: a number of an attempt that was told as ended never comes again, snoozed or not."""
+    for job, attempts in h.attempts_of().items():
+        for (start, end), (again, _) in pairwise(attempts):
+            if again.attempt > start.attempt or end is None or start.process in h.deaths:
+                continue
+            if not any(end.at <= at <= h.is_told_by(end) for at in h.broker_deaths):
+                yield f"attempt {again.attempt} of job {job} began in {again.process}, and had ended in {start.process}"
+
+
 def recovery_changes_nothing(h: History) -> Iterator[str]:
     """I15: opened again, all is as it was."""
     if h.final_after_restart is not None and h.final_after_restart != h.final:
@@ -296,6 +350,8 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     a_death_is_seen_at_once,
     only_the_guilty_are_charged,
     cancelled_is_cancelled,
+    what_was_kept_is_found,
+    attempts_are_numbered_once,
     recovery_changes_nothing,
     nothing_is_left_over,
 )

@@ -23,13 +23,15 @@ from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Core, Deat
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
-from taskq.model import JobError, JobRow, JobState, Spec, backoff_s
+from taskq.model import JobError, JobRow, JobState, Memo, Spec, backoff_s, spec_after_crash
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.store import FIRST_FINAL, Kept
 
 GRACE_S = 2.0
 GOOD = pack_success(1.0, 0.001, None)
 BAD = pack_failure(1.0, 0.001, JobError("ValueError", "no"))
+LATER = pack_failure(1.0, 0.001, JobError("Snoozed", "for 7 s"), 7.0)
+OUTCOMES = {Verdict.SUCCEEDED: GOOD, Verdict.SNOOZED: LATER}
 
 
 # -- the world around the core
@@ -46,13 +48,17 @@ class Job:
     due_at: float | None = None
     attempts: int = 0
     crashes: int = 0
+    snoozes: int = 0
     starts: int = 0
     uncharged: int = 0  # starts that were cut short, or whose outcome was lost, by no fault of the job
     was_sent: bool = False
 
     def row(self) -> JobRow:
         """A fresh row, as a store reads it."""
-        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, self.attempts, self.crashes)
+        row = JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, self.attempts, self.crashes)
+        if self.snoozes:
+            row.memo = Memo(self.snoozes)
+        return row
 
 
 @dataclass
@@ -80,6 +86,14 @@ class FakeConsumer:
         if self.running:
             held[self.running[0]] = self.running[1]
         return held
+
+
+#: What a job must have become: kept, attempts, crashes, snoozes.
+Expected = tuple[Kept, int, int, int]
+
+
+def _snoozes(row: JobRow) -> int:
+    return row.memo.snoozes if row.memo else 0
 
 
 class World(RuleBasedStateMachine):
@@ -134,13 +148,21 @@ class World(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         timeout_s=st.sampled_from([None, 0.5, 3.0]),
         max_crashes=st.integers(1, 2),
+        crash_queue=st.sampled_from([None, "a", "c"]),
         sends=st.integers(0, 3),
     )
     def submit(
-        self, queue: str, sizes: list[int], retries: int, timeout_s: float | None, max_crashes: int, sends: int
+        self,
+        queue: str,
+        sizes: list[int],
+        retries: int,
+        timeout_s: float | None,
+        max_crashes: int,
+        crash_queue: str | None,
+        sends: int,
     ) -> None:
         """A batch of jobs is stored, and most often sent at once."""
-        spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
+        spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes, crash_queue=crash_queue)
         new = [Job(seq, spec, size) for seq, size in enumerate(sizes, len(self.jobs) + 1)]
         self.jobs.update((job.seq, job) for job in new)
         self.core.submitted([job.row() for job in new])
@@ -259,7 +281,7 @@ class World(RuleBasedStateMachine):
                 assert job.seq in self.consumers[key].holds().values()
                 return
         self.core.cancelled(row, job.kept)
-        self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes)})
+        self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes, job.snoozes)})
 
     @rule(seconds=st.sampled_from([0.001, HELD_UP_S, 0.4, 1.7, 40.0, 700.0]))
     def wait(self, seconds: float) -> None:
@@ -304,7 +326,7 @@ class World(RuleBasedStateMachine):
         self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S)
         for seq in ran:
             self.core.lost(self.jobs[seq].row())
-        self._carry_out({seq: self._after_crash(self.jobs[seq]) for seq in ran})
+        self._carry_out({seq: self._after_crash(self.jobs[seq], Kept.QUEUED) for seq in ran})
         for queue in "abc":
             seqs = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED and job.spec.queue == queue]
             if seqs:
@@ -334,7 +356,7 @@ class World(RuleBasedStateMachine):
                 job = self.jobs[seq]
                 assert job.kept == Kept.QUEUED, "nothing that ended runs again"
                 job.starts += 1
-                assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
+                assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.snoozes + job.uncharged
                 assert self.core.state_of(job.row(), self._claims()) == JobState.RUNNING
                 running = self.core.running(key, consumer.claim())
                 assert running is not None
@@ -356,16 +378,19 @@ class World(RuleBasedStateMachine):
         expected = {}
         for _, seq, verdict in told:
             job = self.jobs[seq]
-            attempts, failures = job.attempts + 1, job.attempts + 1 - job.crashes
+            attempts, snoozes = job.attempts + 1, job.snoozes + (verdict == Verdict.SNOOZED)
+            failures = attempts - job.crashes - snoozes
             if verdict == Verdict.SUCCEEDED:
                 kept = Kept.SUCCEEDED
-            elif verdict == Verdict.FAILED and failures <= job.spec.retries:
+            elif verdict == Verdict.CANCELLED:
+                kept = Kept.CANCELLED
+            elif verdict == Verdict.SNOOZED or (verdict == Verdict.FAILED and failures <= job.spec.retries):
                 kept = Kept.SCHEDULED
             else:
                 kept = Kept.FAILED
-            expected[seq] = kept, attempts, job.crashes
+            expected[seq] = kept, attempts, job.crashes, snoozes
         numbers, verdicts = [number for number, _, _ in told], [verdict for _, _, verdict in told]
-        outcomes = [GOOD if verdict == Verdict.SUCCEEDED else BAD for verdict in verdicts]
+        outcomes = [OUTCOMES.get(verdict, BAD) for verdict in verdicts]
         self.core.settled(key, Attempts(numbers, verdicts, [100] * len(told), outcomes), self.now, self.wall)
         self._carry_out(expected)
 
@@ -376,15 +401,17 @@ class World(RuleBasedStateMachine):
         consumer.inbox.clear()  # it drops them one by one; nothing else can be seen of it
 
     @staticmethod
-    def _after_crash(job: Job) -> tuple[Kept, int, int]:
+    def _after_crash(job: Job, again: Kept) -> Expected:
         crashes = job.crashes + 1
-        kept = Kept.FAILED if crashes >= job.spec.max_crashes else Kept.QUEUED
-        return kept, job.attempts + 1, crashes
+        kept = Kept.FAILED if crashes >= job.spec.max_crashes else again
+        if kept != Kept.FAILED:
+            job.spec = spec_after_crash(job.spec)
+        return kept, job.attempts + 1, crashes, job.snoozes
 
     def _die(self, key: int, death: Death) -> None:
         consumer = self.consumers[key]
         claim = consumer.claim()
-        expected: dict[int, tuple[Kept, int, int]] = {}
+        expected: dict[int, Expected] = {}
         for _, seq, _ in consumer.unreported:
             self.jobs[seq].uncharged += 1
         if consumer.running:
@@ -394,27 +421,30 @@ class World(RuleBasedStateMachine):
                 job.uncharged += 1
             elif death.timed_out == number:
                 attempts = job.attempts + 1
-                kept = Kept.SCHEDULED if attempts - job.crashes <= job.spec.retries else Kept.FAILED
-                expected[seq] = kept, attempts, job.crashes
+                may_retry = attempts - job.crashes - job.snoozes <= job.spec.retries
+                expected[seq] = Kept.SCHEDULED if may_retry else Kept.FAILED, attempts, job.crashes, job.snoozes
             else:
-                expected[seq] = self._after_crash(job)
+                # into another queue it goes by way of the store
+                expected[seq] = self._after_crash(job, Kept.SCHEDULED if job.spec.crash_queue else Kept.QUEUED)
         del self.consumers[key]
         self.core.died(key, claim, death, self.wall)
         self._carry_out(expected)
 
-    def _carry_out(self, expected: dict[int, tuple[Kept, int, int]]) -> None:
+    def _carry_out(self, expected: dict[int, Expected]) -> None:
         """Settles what the core decided: exactly what was expected, and nothing else."""
         effects = self.core.take_effects()
         changes: list[tuple[JobRow, Kept, float | None]] = [(row, kept, None) for row, kept, _ in effects.ended]
         for row, due_at, _ in effects.rescheduled:
             changes.append((row, Kept.QUEUED if due_at is None else Kept.SCHEDULED, due_at))
-        assert {row.seq: (kept, row.attempts, row.crashes) for row, kept, _ in changes} == expected
+        assert {row.seq: (kept, row.attempts, row.crashes, _snoozes(row)) for row, kept, _ in changes} == expected
         assert len(changes) == len(expected)
         for row, kept, due_at in changes:
             job = self.jobs[row.seq]
             assert job.kept < FIRST_FINAL, "a final state is final"
             job.kept, job.due_at, job.attempts, job.crashes = kept, due_at, row.attempts, row.crashes
-            assert due_at is None or due_at > self.wall
+            job.snoozes = _snoozes(row)
+            assert row.spec == job.spec
+            assert due_at is None or due_at >= self.wall
         assert not self.core.take_effects()
 
     # -- what always holds

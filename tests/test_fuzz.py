@@ -471,17 +471,17 @@ def is_proper(found: outcome.Outcome) -> bool:
     | with_wrong_fields([1.5, 0.2, b"r", ERROR.to_wire()]).map(msgpack.packb)
 )
 def test_outcomes(data: bytes) -> None:
-    """An outcome that packs to the same, or a ProtocolError; `error_in` says the same of it."""
+    """An outcome that packs to the same, or a ProtocolError; `failure_in` says the same of it."""
     counted()
     try:
         found = outcome.unpack(data)
     except ProtocolError:
         with pytest.raises(ProtocolError):
-            outcome.error_in(data)
+            outcome.failure_in(data)
         return
     if found.error is None:
         with pytest.raises(ProtocolError):
-            outcome.error_in(data)
+            outcome.failure_in(data)
     if is_proper(found):
         again = (
             outcome.pack_success(found.started_at or 0.0, found.duration_s or 0.0, found.result)

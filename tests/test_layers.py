@@ -18,12 +18,13 @@ ROOT = Path(taskq.__file__).parent
 
 #: From the bottom up: a module imports from the rows below its own only. `codec`, `log` and `cli` stand for all that is in them.
 ROWS = (
-    {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
-    {"model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "gates"},
+    {"limits", "exits", "platform", "semaphores", "spawn"},
+    {"errors"},
+    {"model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
+    {"config", "outcome", "output", "hooks", "progress", "retries", "gates"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
-    {"aio", "consumer_process", "rules"},
+    {"aio", "consumer_process", "context", "rules"},
     {"options"},
     {"app"},
     {"loader"},

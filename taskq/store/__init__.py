@@ -41,7 +41,7 @@ class StoredJob(NamedTuple):
     """A job as read back.
 
     Attributes:
-        row: the job. Its payload is empty once it succeeded or was cancelled.
+        row: the job. Once it succeeded or was cancelled, its payload is empty and its checkpoint is gone.
         kept: its state.
         due_at: when a scheduled job becomes queued, in seconds since 1970.
         outcome: of the last ended attempt, as made by `taskq.outcome`, or None.
@@ -60,7 +60,8 @@ Ended = tuple[JobRow, Kept, bytes]
 
 
 class Rescheduled(NamedTuple):
-    """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts."""
+    """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts, and
+    perhaps a new Spec, with another queue."""
 
     row: JobRow
     due_at: float | None
@@ -159,6 +160,9 @@ class Store(Protocol):
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
+
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        """Records the checkpoints of jobs that are running."""
 
     def release(self, rows: Iterable[JobRow]) -> None:
         """Gives jobs back that have not started."""

@@ -30,10 +30,10 @@ import msgpack
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band, Gate, band_of
-from taskq.model import NO_TERMS, JobRow, Spec, Terms
+from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
 #: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
 _ROWS_PER_INSERT = 50
@@ -49,7 +49,7 @@ _MANY_BANDS = 1_000
 #: Ids whose time lies further ahead are not those of a clock that runs a little fast.
 _FUTURE_S = 86_400.0
 _AFTER_ALL_IDS = b"\xff" * 17
-_ROW = "seq, id, spec, payload, attempts, crashes, terms"
+_ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -410,7 +410,21 @@ class SQLiteStore:
         if with_terms:
             self._db.executemany(_END_TERMS, with_terms)
         if rescheduled:
-            self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
+            self._db.executemany(_RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
+
+    def _rescheduling(self, change: Rescheduled) -> tuple[int | float | bytes | None, ...]:
+        row = change.row
+        state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
+        snoozes = 0 if row.memo is None else row.memo.snoozes
+        counts = row.attempts, row.crashes, snoozes
+        numbers = self._spec_number(row.spec), self._band_number(band_of(row.spec, row.terms))
+        return state, change.due_at, *numbers, *counts, change.outcome, row.seq
+
+    @_trusted
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        self._begin()
+        kept = [(row.memo.checkpoint, row.seq) for row in rows if row.memo is not None]
+        self._db.executemany("UPDATE jobs SET checkpoint = ? WHERE seq = ?", kept)
 
     def _begin(self) -> None:
         if not self._db.in_transaction:
@@ -520,9 +534,12 @@ class SQLiteStore:
     # -- helpers
 
     def _row(self, fields: Sequence[Any]) -> JobRow:
-        seq, job_id, number, payload, attempts, crashes, packed = fields
+        seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint = fields
         terms = None if packed is None else Terms.from_wire(msgpack.unpackb(packed))
-        return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, terms)
+        row = JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, terms)
+        if snoozes or checkpoint is not None:
+            row.memo = Memo(snoozes, checkpoint)
+        return row
 
     def _stored(self, fields: Sequence[Any]) -> StoredJob:
         *row, state, due_at, outcome, finished_at = fields
@@ -537,7 +554,7 @@ class SQLiteStore:
         return tuple(row)
 
 
-_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql"}
+_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql", 3: "upgrade_3.sql"}
 _INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
 _INSERT_ONE = _INSERT_HEAD + "(?, ?, ?, ?, ?)"
 _INSERT_MANY = _INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * _ROWS_PER_INSERT)
@@ -558,26 +575,22 @@ _FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
 _END_TERMS = "UPDATE jobs SET expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE seq = ?"
 _SUCCEED = (
     f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
-    "payload = NULL WHERE seq = ?"
+    "payload = NULL, checkpoint = NULL WHERE seq = ?"
 )
-# a failed job keeps its payload: it can be run again
+# a failed job keeps its payload and its checkpoint: it can be run again
 _END = (
     "UPDATE jobs SET state = ?1, attempts = ?2, crashes = ?3, finished_at = ?4, outcome = ?5, due_at = NULL, "
-    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END WHERE seq = ?6"
+    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END, "
+    f"checkpoint = CASE ?1 WHEN {Kept.FAILED} THEN checkpoint END WHERE seq = ?6"
 )
 _RESCHEDULE = (
-    "UPDATE jobs SET state = ?, due_at = ?, attempts = ?, crashes = ?, outcome = coalesce(?, outcome) WHERE seq = ?"
+    "UPDATE jobs SET state = ?, due_at = ?, spec = ?, band = ?, attempts = ?, crashes = ?, snoozes = ?, "
+    "outcome = coalesce(?, outcome) WHERE seq = ?"
 )
 _TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
 _PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)
 _JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
 _PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
-
-
-def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, bytes | None, int]:
-    state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
-    row = change.row
-    return state, change.due_at, row.attempts, row.crashes, change.outcome, row.seq
 
 
 def _release(row: JobRow) -> tuple[int, int]:
