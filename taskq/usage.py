@@ -106,7 +106,7 @@ def data_limit(limit_bytes: int) -> Iterator[None]:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = limit_bytes + _unused_data_bytes()
+    soft = max(0, limit_bytes + _unused_data_bytes())
     if before[1] != resource.RLIM_INFINITY:
         soft = min(soft, before[1])
     resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
@@ -117,10 +117,11 @@ def data_limit(limit_bytes: int) -> Iterator[None]:
 
 
 def _unused_data_bytes() -> int:
-    """Memory that the process has asked for and not touched."""
+    """Memory that the process has asked for and not touched, less the files that it has in memory: by as much as the
+    rest may grow, the resident memory, which the broker measures, may grow at the most."""
     sizes = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name in ("VmData", "RssAnon"):
+        if name in ("VmData", "VmRSS"):
             sizes[name] = int(value.split()[0]) * 1024
-    return max(0, sizes.get("VmData", 0) - sizes.get("RssAnon", 0))
+    return sizes.get("VmData", 0) - sizes.get("VmRSS", 0)
