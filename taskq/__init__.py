@@ -11,7 +11,9 @@ if TYPE_CHECKING:
         AlreadyRunning,
         AppError,
         BrokerUnavailable,
+        Cancel,
         ConfigError,
+        CpuTimeout,
         DirectoryError,
         EnqueueError,
         JobCancelled,
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
         ProtocolError,
         QueueFull,
         ResultTimeout,
+        Retry,
+        Snooze,
         StoreFull,
         TaskQError,
     )
-    from taskq.model import Attempt, JobError, JobInfo, JobState
+    from taskq.model import Attempt, JobError, JobInfo, JobState, Progress
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
 
 __all__ = [
@@ -39,6 +43,7 @@ __all__ = [
     "JobError",
     "JobInfo",
     "JobState",
+    "Progress",
     "Settings",
     "Task",
     "TaskQ",
@@ -50,11 +55,16 @@ __all__ = [
     "await_any",
     "gather",
     "wait_any",
+    # what a job raises to say what is to become of it
+    "Cancel",
+    "Retry",
+    "Snooze",
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
     "BrokerUnavailable",
     "ConfigError",
+    "CpuTimeout",
     "DirectoryError",
     "EnqueueError",
     "JobCancelled",

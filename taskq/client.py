@@ -34,7 +34,7 @@ from taskq.errors import (
     TaskQError,
 )
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Spec, Terms, enqueued_at
+from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Progress, Spec, Terms, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -155,7 +155,7 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
 
 def info_of(fields: list[Any]) -> JobInfo:
     """A JobInfo from the answer to INFO, or from one of those in the answer to JOBS."""
-    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, *history = fields
+    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress, *history = fields
     last = unpack(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
@@ -170,6 +170,7 @@ def info_of(fields: list[Any]) -> JobInfo:
         due_at=due_at,
         duration_s=last.duration_s,
         error=last.error,
+        progress=None if progress is None else Progress(*progress),
         history=[_attempt(number, unpack(kept)) for number, kept in history[0]] if history else [],
     )
 

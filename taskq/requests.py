@@ -113,7 +113,7 @@ class Requests:
         if self._ledger.find(job_id) is None:
             spec = self._spec_in_spool(job_id)
             times = None, None, None
-            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, []]
+            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, []]
         return self._bulk.info(job_id)
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
@@ -208,6 +208,7 @@ class Requests:
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
             "running_s": round(time.monotonic() - claim.started_at, 3) if claim else None,
+            "progress": slot.progress_of(row.id) if row else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),

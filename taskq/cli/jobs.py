@@ -151,6 +151,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
         ("state", info.state.value),
         ("task", f"{info.task} (queue {info.queue})" if info.task else "told once a fleet has taken it in"),
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
+        *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
         *(_error(info.error) if info.error is not None else ()),
         *(_history(info.history) if len(info.history) > 1 else ()),
