@@ -202,17 +202,21 @@ class Job(Generic[R_co]):
                 yield decode_result(self._id, item)
         check_ending(self._id, ends[0])
 
-    def cancel(self) -> bool:
-        """Cancels the job, if it has not started.
+    def cancel(self, *, running: bool = True) -> bool:
+        """Cancels the job. One that waits never starts. In one that runs `JobTimeout` is raised, and 2 s later its
+        process is killed, also in the middle of C code; this waits for its end.
+
+        Args:
+            running: False: if it runs, let it.
 
         Returns:
-            Whether it is cancelled now. False: it runs, or has ended.
+            Whether it is cancelled now, which is durable. False: it has ended otherwise, or runs and may.
 
         Raises:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no fleet answers.
         """
-        return self._app.client.cancel(self._id)
+        return self._app.client.cancel(self._id, running)
 
     def retry(self) -> None:
         """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
@@ -257,9 +261,9 @@ class Job(Generic[R_co]):
                 return self._spooled_info()
             raise
 
-    async def acancel(self) -> bool:
+    async def acancel(self, *, running: bool = True) -> bool:
         """`cancel` for asyncio."""
-        return await self._app.async_client().cancel(self._id)
+        return await self._app.async_client().cancel(self._id, running)
 
     async def aretry(self) -> None:
         """`retry` for asyncio."""

@@ -50,6 +50,8 @@ _RECONNECT_LONGEST_S = 0.25
 _TELL_AWAY_AFTER_S = 3.0
 #: Even `timeout=0` waits so long, for the answer that the job ended already.
 SHORTEST_WAIT_S = 0.05
+#: Longer than a running job that is cancelled may take to clean up.
+CANCEL_AGAIN_S = 5.0
 _FOREVER_S = 1e9
 _READ_BYTES = 256 * 1024
 _TIMEVAL = Struct("@ll")
@@ -483,9 +485,14 @@ class Client:
         """Whether a job waits in the spool."""
         return is_spooled(self.directory.spool, job_id)
 
-    def cancel(self, job_id: bytes) -> bool:
-        """Cancels a job that has not started. Returns whether it is cancelled now."""
-        return bool(self._ask(Op.CANCEL, job_id))
+    def cancel(self, job_id: bytes, also_running: bool) -> bool:
+        """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
+        while (is_cancelled := self._ask(Op.CANCEL, job_id, also_running)) is None:
+            try:
+                return self.wait(job_id, CANCEL_AGAIN_S).state == JobState.CANCELLED
+            except ResultTimeout:
+                pass  # a new broker has run it again, and does not know that it is not wanted
+        return bool(is_cancelled)
 
     # -- many jobs: the broker does a little for each request, and says where to go on
 

@@ -23,7 +23,7 @@ from taskq.usage import own_cpu_s
 from taskq.wire import CHECKPOINT, CPU_TIMEOUT, NO_EXTRA, TIMEOUT, Extra
 
 #: What a job is told whose ``timeout=`` is over.
-OVERDUE = "the job ran longer than its timeout"
+OVERDUE = "the job ran longer than its timeout, or was cancelled"
 
 
 class Start(NamedTuple):

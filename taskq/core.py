@@ -21,7 +21,7 @@ from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
 from taskq.gates import Band, Leaving
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
-from taskq.outcome import Attempts, Verdict, failure_in, pack_failure
+from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, unpack
 from taskq.store import Ended, Kept, Rescheduled, StoredJob
 from taskq.usage import Usage, text_of_bytes
 
@@ -138,6 +138,7 @@ class _Holder:
         "seats",
         "sent_at",
         "signalled",
+        "unwanted",
     )
 
     def __init__(self, now: float, queues: frozenset[str] | None, seats: int) -> None:
@@ -152,6 +153,7 @@ class _Holder:
         self.measure_at: float | None = None  # when its use of memory and CPU time is to be measured
         self.cpu_of = 0  # the number of the job with a limit of CPU time that was seen last
         self.cpu_before_s = 0.0  # the CPU time of the process when that job was first seen
+        self.unwanted: set[int] = set()  # numbers of running jobs that were cancelled
         self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
         self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
         self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
@@ -277,7 +279,9 @@ class Core:
         running = [(claim.number, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
         self.bands.put_back(key, holder.leased.values())
         for number, row in running:
-            if death.stopped or death.timed_out not in (None, number):
+            if number in holder.unwanted:
+                self._stopped(key, row, None, None)
+            elif death.stopped or death.timed_out not in (None, number):
                 self.bands.put_back(key, [row])  # killed for no fault of its own
             elif death.timed_out == number:
                 self._timed_out(key, row, death.over_limit, wall)
@@ -326,6 +330,8 @@ class Core:
                 effects.done.append((row, key, duration_us))
                 if is_limited or row.terms is not None:
                     self.bands.left(key, row, Leaving.ENDED)
+            elif number in holder.unwanted:
+                self._stopped(key, row, *unpack(outcome)[:2])
             else:
                 self._did_not_succeed(key, row, verdict, *failure, outcome, wall)
         self._measure(durations_of)
@@ -459,6 +465,22 @@ class Core:
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
         self._effects.ended.append((row, Kept.CANCELLED, outcome))
         self._effects.notes.append(Note("job.cancelled", {"row": row}))
+
+    def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
+        """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
+        holder = self._holders[key]
+        number = self.number_of(key, job_id)
+        if number not in holder.unwanted:
+            holder.unwanted = {other for other in holder.unwanted if other in holder.leased} | {number}
+            holder.check_at = now
+
+    def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
+        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended."""
+        row.attempts += duration_s is None  # else it was counted when its end was reported
+        outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
+        self._effects.ended.append((row, Kept.CANCELLED, outcome))
+        self._effects.notes.append(Note("job.cancelled", {"row": row, "consumer_key": key}))
+        self.bands.left(key, row, Leaving.ENDED)
 
     def expired(self, row: JobRow, kept: Kept) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, was not started in time."""
@@ -600,14 +622,18 @@ class Core:
         stops = []
         for number, started_at in claims:
             row = holder.leased.get(number)
-            if row is None or row.spec.timeout_s is None:
+            is_unwanted = number in holder.unwanted
+            if row is None or (row.spec.timeout_s is None and not is_unwanted):
                 continue
-            check_at = started_at + row.spec.timeout_s
+            check_at = now if is_unwanted or row.spec.timeout_s is None else started_at + row.spec.timeout_s
             if now >= check_at:
                 if number not in signalled:
                     signalled[number] = now + self._kill_grace_s
-                    fields = {"row": row, "consumer_key": key, "timeout_s": row.spec.timeout_s}
-                    self._effects.notes.append(Note("job.timed_out", fields))
+                    fields = {"row": row, "consumer_key": key}
+                    limit = {} if is_unwanted else {"timeout_s": row.spec.timeout_s}
+                    self._effects.notes.append(
+                        Note("job.cancelling" if is_unwanted else "job.timed_out", {**fields, **limit})
+                    )
                     stops.append(Stop(number, "signal"))
                 elif now >= signalled[number]:
                     stops.append(Stop(number, "kill"))

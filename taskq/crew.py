@@ -284,6 +284,12 @@ class Crew:
         self.take_back(key, time.monotonic())
         return self._core.holder_of(job_id) is None
 
+    def cancel_running(self, job_id: bytes) -> None:
+        """Has a running job stopped: softly at first."""
+        key = self._core.holder_of(job_id)
+        if key is not None:
+            self._core.cancel_running(key, job_id, time.monotonic())
+
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
         key = self._core.holder_of(job_id)

@@ -129,7 +129,8 @@ class JournalError(TaskQError):
 
 
 class JobTimeout(BaseException):
-    """Raised inside a job when its ``timeout=`` is over. The job may catch it to clean up; then it is killed."""
+    """Raised inside a job when its ``timeout=`` is over, or when it is cancelled. The job may catch it to clean up;
+    then it is killed."""
 
 
 class CpuTimeout(JobTimeout):

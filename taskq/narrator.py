@@ -23,6 +23,7 @@ _LEVELS = {
     "job.crashed": "error",
     "job.timed_out": "warning",
     "job.cancelled": "info",
+    "job.cancelling": "info",
     "job.expired": "warning",
     "job.snoozed": "info",
     "consumer.confused": "error",
@@ -51,7 +52,8 @@ class Narrator:
         for note in notes:
             fields = dict(note.fields)
             row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
-            told = self._job_fields(row, key, is_ended=note.event != "job.timed_out") if row is not None else {}
+            is_ended = note.event not in ("job.timed_out", "job.cancelling")
+            told = {} if row is None else self._job_fields(row, key, is_ended=is_ended)
             if error is not None:
                 told.update(_error_fields(error, with_traceback=note.event in ("job.failed", "job.retrying")))
             getattr(self.log, _LEVELS[note.event])(note.event, **told, **fields)

@@ -77,8 +77,8 @@ class Requests:
                     return
                 case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
                     value: Any = self._info(job_id)
-                case [Op.CANCEL, int(), bytes(job_id)] if len(job_id) == 16:
-                    value = self._cancel(job_id)
+                case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if len(job_id) == 16:
+                    value = self._cancel(job_id, also_running)
                 case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):
                     value = self._bulk.jobs(*envelope[2:])
                 case [Op.RETRY, int(), bytes(job_id)] if len(job_id) == 16:
@@ -127,7 +127,8 @@ class Requests:
             raise JobNotFound.of(job_id)
         return spec
 
-    def _cancel(self, job_id: bytes) -> bool:
+    def _cancel(self, job_id: bytes, also_running: bool) -> bool | None:
+        """Returns whether the job is cancelled now; None: it runs, and is being stopped."""
         stored = self._ledger.find(job_id)
         if stored is None:
             self._spec_in_spool(job_id)
@@ -135,8 +136,13 @@ class Requests:
         row, kept, *_ = stored
         if kept >= FIRST_FINAL:
             return kept == Kept.CANCELLED
+        if not self._ledger.is_settled:
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
         if not self._crew.withdraw(job_id):
-            return False  # it runs
+            if not also_running:
+                return False
+            self._crew.cancel_running(job_id)
+            return None
         self._core.cancelled(row, kept)
         self._ledger.collect(time.monotonic())
         self._ledger.commit(time.monotonic(), time.time())

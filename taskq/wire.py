@@ -44,7 +44,7 @@ class Op(IntEnum):
     WATCH = 11  # ids                                                            answered by RESULT frames
     RESULT = 12  # id, state, exit code of the look-up                           body: outcome
     INFO = 13  # request, id
-    CANCEL = 14  # request, id
+    CANCEL = 14  # request, id, whether also if it runs                    answered nil while it is being stopped
     STATUS = 15  # request
     STOP = 16  # request
     RELOAD = 17  # request

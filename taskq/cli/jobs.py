@@ -179,17 +179,24 @@ def _history(history: list[Attempt]) -> list[tuple[str, str]]:
     return rows
 
 
-def cancel(id: IdArgument, app: FleetArgument = None) -> None:
-    """Cancel a job that has not started.
+def cancel(
+    id: IdArgument,
+    app: FleetArgument = None,
+    *,
+    running: Annotated[
+        bool, typer.Option("--running/--not-running", help="Also stop it if it runs already.", show_default="--running")
+    ] = True,
+) -> None:
+    """Cancel a job; one that runs is told to stop, and killed 2 s later.
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
     handle = _handle(id, app)
-    if handle.cancel():
+    if handle.cancel(running=running):
         print(f"{handle.id} is cancelled")
         return
     state = handle.state()
-    tell(f"job {handle.id} is {state.value}: only a job that has not started can be cancelled")
+    tell(f"job {handle.id} is {state.value}, and is not cancelled")
     raise typer.Exit(Exit.FAILED)
 
 
