@@ -139,7 +139,8 @@ class Crew:
     def progress_of(self, job_id: bytes) -> tuple[float, float | None, str] | None:
         """How far a running job is, if it said so: done, total, note."""
         slots = self._supervisor.slots.values()
-        return next((fields for slot in slots if (fields := slot.progress_of(job_id)) is not None), None)
+        told = next((slot.progress[job_id] for slot in slots if job_id in slot.progress), None)
+        return None if told is None else (told.done, told.total, told.note)
 
     def _after_outcomes(self, slot: Slot) -> None:
         if slot.progress:

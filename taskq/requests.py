@@ -214,7 +214,7 @@ class Requests:
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
             "running_s": round(time.monotonic() - claim.started_at, 3) if claim else None,
-            "progress": slot.progress_of(row.id) if row else None,
+            "progress": self._crew.progress_of(row.id) if row else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),

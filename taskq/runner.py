@@ -20,7 +20,7 @@ from typing import Any
 from taskq import context
 from taskq.app import Task, TaskQ
 from taskq.codec import CorruptPayload, decode_call, encode_result
-from taskq.errors import Cancel, JobTimeout, PayloadError, Retry, Snooze
+from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
 from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError
 from taskq.outcome import Verdict, pack_failure, pack_success
@@ -323,7 +323,8 @@ def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any
 
 def describe(raised: BaseException) -> JobError:
     """An exception as text. Survives exceptions whose own text cannot be made."""
-    name = "TimedOut" if type(raised) is JobTimeout else type(raised).__qualname__
+    is_timeout = isinstance(raised, JobTimeout) and not isinstance(raised, CpuTimeout)
+    name = "TimedOut" if is_timeout else type(raised).__qualname__
     try:
         message = str(raised)
     except BaseException as error:

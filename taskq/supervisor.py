@@ -128,11 +128,6 @@ class Slot:
             return []
         return self.lines.feed(data)
 
-    def progress_of(self, job_id: bytes) -> tuple[float, float | None, str] | None:
-        """How far a job is, if it said so: done, total, note."""
-        progress = self.progress.get(job_id)
-        return None if progress is None else (progress.done, progress.total, progress.note)
-
     def signal_timeout(self, number: int) -> None:
         """Raises JobTimeout in the job with that number, if it is still running."""
         self.counters.mark_overdue(number)

@@ -28,7 +28,7 @@ from taskq.wire import Op
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
 SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000"))
 #: Within so many lives each planted bug must be found.
-ENOUGH = 150
+ENOUGH = 300
 
 
 def judge_many(seeds: Sequence[int]) -> dict[int, list[str]]:
