@@ -11,7 +11,9 @@ if TYPE_CHECKING:
         AlreadyRunning,
         AppError,
         BrokerUnavailable,
+        Cancel,
         ConfigError,
+        CpuTimeout,
         DirectoryError,
         EnqueueError,
         JobCancelled,
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
         ProtocolError,
         QueueFull,
         ResultTimeout,
+        Retry,
         ScheduleNotFound,
+        Snooze,
         StoreFull,
         TaskQError,
     )
-    from taskq.model import Attempt, JobError, JobInfo, JobState
+    from taskq.model import Attempt, JobError, JobInfo, JobState, Progress
     from taskq.options import JobOptions
     from taskq.rules import Unique
     from taskq.schedules import ScheduleInfo
@@ -44,6 +48,7 @@ __all__ = [
     "JobInfo",
     "JobOptions",
     "JobState",
+    "Progress",
     "ScheduleInfo",
     "Settings",
     "Task",
@@ -57,11 +62,16 @@ __all__ = [
     "await_any",
     "gather",
     "wait_any",
+    # what a job raises to say what is to become of it
+    "Cancel",
+    "Retry",
+    "Snooze",
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
     "BrokerUnavailable",
     "ConfigError",
+    "CpuTimeout",
     "DirectoryError",
     "EnqueueError",
     "JobCancelled",

@@ -20,6 +20,7 @@ from typing import Any
 
 from taskq import wire
 from taskq.client import (
+    CANCEL_AGAIN_S,
     REPLY_TIMEOUT_S,
     SHORTEST_WAIT_S,
     Call,
@@ -40,7 +41,7 @@ from taskq.config import Directory
 from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
 from taskq.items import checked, ending_at, late
 from taskq.limits import MAX_JOBS_PER_FRAME
-from taskq.model import JobInfo, Spec
+from taskq.model import JobInfo, JobState, Spec
 from taskq.wire import Message, Op
 
 _READ_BYTES = 256 * 1024
@@ -188,12 +189,21 @@ class AsyncClient:
         """Whether a job waits in the spool."""
         return await asyncio.to_thread(self._blocking.is_spooled, job_id)
 
-    async def cancel(self, job_id: bytes) -> bool:
-        """Cancels a job that has not started. Returns whether it is cancelled now."""
-        try:
-            return bool(await self._request(lambda number, _: wire.frame([Op.CANCEL, number, job_id])))
-        except ConnectionLost:
-            return await asyncio.to_thread(self._blocking.cancel, job_id)
+    async def cancel(self, job_id: bytes, also_running: bool) -> bool:
+        """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
+        while True:
+            try:
+                is_cancelled = await self._request(
+                    lambda number, _: wire.frame([Op.CANCEL, number, job_id, also_running])
+                )
+            except ConnectionLost:
+                return await asyncio.to_thread(self._blocking.cancel, job_id, also_running)
+            if is_cancelled is not None:
+                return bool(is_cancelled)
+            try:
+                return (await self.wait(job_id, CANCEL_AGAIN_S)).state == JobState.CANCELLED
+            except ResultTimeout:
+                pass  # a new broker has run it again, and does not know that it is not wanted
 
     async def retry(self, job_id: bytes) -> None:
         """Queues a failed job again. Raises as `Job.retry`."""

@@ -37,11 +37,13 @@ from taskq.errors import (
     QueueFull,
     ResultTimeout,
 )
+from taskq.hooks import Hooks, HookT, MiddlewareT
 from taskq.items import read_items
 from taskq.limits import MAX_PAYLOAD_BYTES
-from taskq.model import JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
+from taskq.model import DEFAULT_RETRIES, JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
 from taskq.options import JobOptions, apply_options
 from taskq.progress import Progress, reporting
+from taskq.retries import NO_RETRY_RULES, ErrorTypes, RetryRules, read_rules
 from taskq.rules import PLAIN, Rules
 from taskq.schedule import Misfire, Overlap
 from taskq.schedules import Every, Schedules, check_call
@@ -149,7 +151,7 @@ class Job(Generic[R_co]):
 
         Raises:
             JobFailed: the job failed for good; the remote error is in it.
-            JobCancelled: the job was cancelled.
+            JobCancelled: the job was cancelled, or raised `Cancel`; the reason is in it.
             ResultTimeout: it has not ended in time; it goes on.
             JobNotFound: nothing is known of it.
         """
@@ -202,17 +204,21 @@ class Job(Generic[R_co]):
                 yield decode_result(self._id, item)
         check_ending(self._id, ends[0])
 
-    def cancel(self) -> bool:
-        """Cancels the job, if it has not started.
+    def cancel(self, *, running: bool = True) -> bool:
+        """Cancels the job. One that waits never starts. In one that runs `JobTimeout` is raised, and 2 s later its
+        process is killed, also in the middle of C code; this waits for its end.
+
+        Args:
+            running: False: if it runs, let it.
 
         Returns:
-            Whether it is cancelled now. False: it runs, or has ended.
+            Whether it is cancelled now, which is durable. False: it has ended otherwise, or runs and may.
 
         Raises:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no fleet answers.
         """
-        return self._app.client.cancel(self._id)
+        return self._app.client.cancel(self._id, running)
 
     def retry(self) -> None:
         """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
@@ -257,9 +263,9 @@ class Job(Generic[R_co]):
                 return self._spooled_info()
             raise
 
-    async def acancel(self) -> bool:
+    async def acancel(self, *, running: bool = True) -> bool:
         """`cancel` for asyncio."""
-        return await self._app.async_client().cancel(self._id)
+        return await self._app.async_client().cancel(self._id, running)
 
     async def aretry(self) -> None:
         """`retry` for asyncio."""
@@ -286,7 +292,7 @@ def check_ending(job_id: bytes, ending: Ending) -> None:
     """Raises the error in an ending, if the job did not succeed."""
     error = ending.outcome.error
     if ending.state == JobState.CANCELLED:
-        raise JobCancelled(f"job {job_id.hex()} was cancelled before it started")
+        raise JobCancelled(f"job {job_id.hex()} was {error.message if error else 'cancelled'}")
     if error is not None:
         raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
 
@@ -335,6 +341,9 @@ class Enqueuer(Generic[P, R_co]):
             ConfigError: an option makes no sense, or not with the others.
             TypeError: there is no such option.
         """
+        task = self._app.tasks.get(self._spec.task)
+        if "backoff" in options and task is not None and task.retry_rules.backoff is not None:
+            raise ConfigError(f"the backoff of {task.name} is a function, which goes first: a list has no effect")
         spec, rules = apply_options(self._spec, self._rules, options, self._function)
         return Enqueuer(self._app, spec, rules, self._function, self._return_caster)
 
@@ -644,10 +653,18 @@ def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
 class Task(Enqueuer[P, R_co]):
     """A registered function. Calling it runs it here; its other methods make jobs of it."""
 
-    def __init__(self, app: TaskQ, function: Callable[P, R_co], spec: Spec, rules: Rules = PLAIN) -> None:
+    def __init__(
+        self,
+        app: TaskQ,
+        function: Callable[P, R_co],
+        spec: Spec,
+        rules: Rules = PLAIN,
+        retry_rules: RetryRules = NO_RETRY_RULES,
+    ) -> None:
         self.caster = CallCaster(function)
         super().__init__(app, spec, rules, function, self.caster.return_caster)
         self.function = function
+        self.retry_rules = retry_rules
         self.is_async = inspect.iscoroutinefunction(function)
         self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         update_wrapper(self, function)
@@ -682,6 +699,7 @@ class TaskQ:
         self.tasks: dict[str, Task[..., Any]] = {}
         #: The schedules, to look at and to change.
         self.schedules = Schedules(self)
+        self.hooks = Hooks()
         self._client: Client | None = None
 
     def __repr__(self) -> str:
@@ -694,6 +712,8 @@ class TaskQ:
         self,
         *,
         name: str | None = None,
+        retry_on: ErrorTypes | None = None,
+        give_up_on: ErrorTypes = (),
         **options: Unpack[JobOptions],
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
@@ -703,6 +723,8 @@ class TaskQ:
         /,
         *,
         name: str | None = None,
+        retry_on: ErrorTypes | None = None,
+        give_up_on: ErrorTypes = (),
         **options: Unpack[JobOptions],
     ) -> Any:
         """Registers a function as a task; a decorator, with or without arguments.
@@ -710,6 +732,9 @@ class TaskQ:
         Args:
             name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
                 or move the function.
+            retry_on: the exceptions that are worth a retry; all others end the job. By default all are.
+            give_up_on: exceptions that end the job at once; goes before `retry_on`. Neither is asked about timeouts,
+                crashes, and what the job raises to say what it wants: `Retry`, `Snooze`, `Cancel`.
             options: what holds for all its jobs; see `taskq.options.JobOptions` for all there are.
 
         Raises:
@@ -721,8 +746,10 @@ class TaskQ:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             task_name = str(name or getattr(function, "__name__", ""))
-            spec, rules = apply_options(Spec(task_name), PLAIN, options, function)
-            task = Task(self, function, spec, rules)
+            retries = options.get("retries", DEFAULT_RETRIES)
+            retry_rules, backoff_s = read_rules(options.get("backoff"), retry_on, give_up_on, retries)
+            spec, rules = apply_options(Spec(task_name), PLAIN, {**options, "backoff": backoff_s}, function)
+            task = Task(self, function, spec, rules, retry_rules)
             known = self.tasks.get(task_name)
             if known is not None and not _is_same_function(known.function, function):
                 raise ConfigError(
@@ -785,6 +812,50 @@ class TaskQ:
             return task
 
         return register
+
+    def on_consumer_start(self, function: HookT) -> HookT:
+        """Has a function called in each consumer before its first job: load a model once, open a pool. A decorator.
+
+        If it raises, the consumer does not start, and the fleet says why, as for an application that cannot be
+        imported. It has 2 minutes.
+
+        Raises:
+            ConfigError: it is no ordinary function without arguments.
+        """
+        self.hooks.on_start(function)
+        return function
+
+    def on_consumer_stop(self, function: HookT) -> HookT:
+        """Has a function called in each consumer after its last job, but not in one that is killed. A decorator.
+
+        What it raises is told in the log. It has 5 seconds.
+
+        Raises:
+            ConfigError: it is no ordinary function without arguments.
+        """
+        self.hooks.on_stop(function)
+        return function
+
+    def middleware(self, function: MiddlewareT) -> MiddlewareT:
+        """Has code run around each job, of sync and async tasks alike. A decorator for a generator with one `yield`::
+
+            @q.middleware
+            def timing(job: CurrentJob) -> Iterator[None]:
+                start = time.perf_counter()
+                try:
+                    yield  # the job runs here; what it raises is raised here, too
+                finally:
+                    job.log.info("timed", seconds=time.perf_counter() - start)
+
+        The one that is registered first is the outermost. What a middleware raises ends the job as if the job had
+        raised it (also `Retry`, `Snooze` and `Cancel`). It cannot turn a failure into a success: an error that it
+        catches and keeps to itself goes on.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+        self.hooks.around(function)
+        return function
 
     def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Enqueues a job by the name of its task, whose code need not be imported here.

@@ -109,14 +109,14 @@ class Bulk:
                     found[row.id] = wall - (now - claim.started_at)
         return found
 
-    @staticmethod
-    def _fields(job: StoredJob, running: dict[bytes, float]) -> list[Any]:
+    def _fields(self, job: StoredJob, running: dict[bytes, float]) -> list[Any]:
         row, kept, due_at, outcome, finished_at = job
-        state, attempts, started_at = kept.state, row.attempts, None
+        state, attempts, started_at, progress = kept.state, row.attempts, None, None
         if kept == Kept.QUEUED and row.id in running:
             state, attempts, started_at = JobState.RUNNING, row.attempts + 1, running[row.id]
+            progress = self._crew.progress_of(row.id)
         times = due_at, started_at, finished_at
-        return [row.id, row.spec.task, row.spec.queue, state.value, attempts, row.crashes, *times, outcome]
+        return [row.id, row.spec.task, row.spec.queue, state.value, attempts, row.crashes, *times, outcome, progress]
 
     def _stored(self, job_id: bytes) -> StoredJob:
         stored = self._ledger.find(job_id)

@@ -35,7 +35,7 @@ from taskq.errors import (
     TaskQError,
 )
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Spec, Terms, enqueued_at
+from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Progress, Spec, Terms, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -51,6 +51,8 @@ _RECONNECT_LONGEST_S = 0.25
 _TELL_AWAY_AFTER_S = 3.0
 #: Even `timeout=0` waits so long, for the answer that the job ended already.
 SHORTEST_WAIT_S = 0.05
+#: Longer than a running job that is cancelled may take to clean up.
+CANCEL_AGAIN_S = 5.0
 _FOREVER_S = 1e9
 _READ_BYTES = 256 * 1024
 _TIMEVAL = Struct("@ll")
@@ -156,7 +158,7 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
 
 def info_of(fields: list[Any]) -> JobInfo:
     """A JobInfo from the answer to INFO, or from one of those in the answer to JOBS."""
-    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, *history = fields
+    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress, *history = fields
     last = unpack(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
@@ -171,6 +173,7 @@ def info_of(fields: list[Any]) -> JobInfo:
         due_at=due_at,
         duration_s=last.duration_s,
         error=last.error,
+        progress=None if progress is None else Progress(*progress),
         history=[_attempt(number, unpack(kept)) for number, kept in history[0]] if history else [],
     )
 
@@ -488,9 +491,14 @@ class Client:
         """Whether a job waits in the spool."""
         return is_spooled(self.directory.spool, job_id)
 
-    def cancel(self, job_id: bytes) -> bool:
-        """Cancels a job that has not started. Returns whether it is cancelled now."""
-        return bool(self.ask(Op.CANCEL, job_id))
+    def cancel(self, job_id: bytes, also_running: bool) -> bool:
+        """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
+        while (is_cancelled := self.ask(Op.CANCEL, job_id, also_running)) is None:
+            try:
+                return self.wait(job_id, CANCEL_AGAIN_S).state == JobState.CANCELLED
+            except ResultTimeout:
+                pass  # a new broker has run it again, and does not know that it is not wanted
+        return bool(is_cancelled)
 
     # -- many jobs: the broker does a little for each request, and says where to go on
 

@@ -24,20 +24,22 @@ from typing import Any
 
 import msgpack
 
+from taskq import context
 from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
 from taskq.context import write_record
 from taskq.counters import FlightRecorder
-from taskq.errors import AppError, JobTimeout
+from taskq.errors import AppError
+from taskq.hooks import StartFailed
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox
 from taskq.platform import die_with_parent, is_unread, name_process
-from taskq.runner import NO_EXTRA, OVERDUE, Runner, flush_output
+from taskq.runner import Runner, flush_output
 from taskq.streams import mark_output
-from taskq.wire import Extra, Op
+from taskq.wire import NO_EXTRA, Extra, Op
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
 #: that is bounded, should the broker be busy.
@@ -56,13 +58,16 @@ def run(boot: Boot) -> None:
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
+        app.use_directory(Directory(boot.directory))
+        log_to_output_unless_the_application_does()
+        app.hooks.run_starts()
     except BaseException as error:
-        message = str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
         outbox.send([Op.BOOT_FAILED, message, "" if isinstance(error, AppError) else traceback.format_exc()])
+        flush_output()
         os._exit(1)
-    app.use_directory(Directory(boot.directory))
-    log_to_output_unless_the_application_does()
     gc.freeze()  # what was imported stays: the collector need not look at it again
+    context.use_channel(outbox)
     if boot.seats > 1:
         from taskq.seats import SeatedConsumer  # imports asyncio, which takes 40-70 ms
 
@@ -70,6 +75,7 @@ def run(boot: Boot) -> None:
     else:
         Consumer(boot, app, outbox).run()
     outbox.report()
+    app.hooks.run_stops()
     flush_output()
 
 
@@ -260,8 +266,8 @@ class Consumer:
     def _check_time(self) -> None:
         """Makes up for a signal that came while no code of the job ran."""
         if self._counters.is_overdue(self._number):
-            raise JobTimeout(OVERDUE)
+            raise context.timeout_error()
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
         if self._runner.is_in_job and self._counters.is_overdue(self._number):
-            raise JobTimeout(OVERDUE)
+            context.interrupt(context.timeout_error())

@@ -5,17 +5,36 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cached_property
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
 
-from taskq.errors import TaskQError
-from taskq.limits import MAX_OUTPUT_LINE_BYTES
+from taskq.codec import decode_result, encode_result
+from taskq.errors import CpuTimeout, JobTimeout, PayloadTooLarge, TaskQError
+from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_OUTPUT_LINE_BYTES
+from taskq.model import Progress
+from taskq.output import JOB_MARK, RECORD_MARK
+from taskq.reports import Reporter
+from taskq.usage import own_cpu_s
+from taskq.wire import CHECKPOINT, CPU_TIMEOUT, NO_EXTRA, TIMEOUT, Extra
 
-#: Begins a line of output that is a structured event, as in RFC 7464; all other lines are taken as plain text.
-RECORD_MARK = "\x1e"
-#: Begins a line that tells which job wrote it, where several run in a process: the mark, the job's number, the mark.
-JOB_MARK = "\x1d"
+#: What a job is told whose ``timeout=`` is over.
+OVERDUE = "the job ran longer than its timeout, or was cancelled"
+
+
+class Start(NamedTuple):
+    """An attempt, as its consumer was told of it."""
+
+    job_id: bytes
+    task: str
+    attempt: int
+    extra: Extra
+    at: float  # time.monotonic()
+    cpu_s: float  # of the process before the job, if the job has a limit for it
 
 
 class CurrentJob:
@@ -24,16 +43,90 @@ class CurrentJob:
     Attributes:
         id: the job's id, 32 hexadecimal digits.
         task: the name of its task.
-        attempt: 1 for the first start, 2 for the next ...
+        attempt: 1 for the first start, 2 for the next ... Starts that crashed or snoozed count as well.
     """
 
-    def __init__(self, job_id: bytes, task: str, attempt: int) -> None:
-        self.id = job_id.hex()
-        self.task = task
-        self.attempt = attempt
+    def __init__(self, fields: tuple[Any, ...], seated: Seated | None = None) -> None:
+        self._fields = fields
+        self._seated = seated
+        start = Start(*fields)
+        self.id = start.job_id.hex()
+        self.task = start.task
+        self.attempt = start.attempt
+        self._start = start
+        self._pid = os.getpid()
+        timeout_s = start.extra.get(TIMEOUT)
+        self._over_at = None if timeout_s is None else start.at + timeout_s
 
     def __repr__(self) -> str:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
+
+    @cached_property
+    def deadline(self) -> datetime | None:
+        """When ``timeout=`` is over, in UTC; None for a job without. For a wait, `time_left_s` is what you want."""
+        left_s = self.time_left_s()
+        return None if left_s is None else datetime.now(UTC) + timedelta(seconds=left_s)
+
+    def time_left_s(self) -> float | None:
+        """The seconds until ``timeout=`` is over, less than 0 once it is; None for a job without."""
+        return None if self._over_at is None else self._over_at - time.monotonic()
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Tells how far the job is: seen in `Job.info`, ``taskq job``, ``taskq status`` and the log while it runs.
+
+        Costs a microsecond or two, so call it as often as you like: ten times a second the latest is sent.
+
+        Args:
+            done: how much is done, in whatever unit.
+            total: how much there is to do, if that is known.
+            note: what the job is doing, up to 200 characters.
+
+        Raises:
+            ConfigError: these are no amounts, or the note is too long.
+            TaskQError: the job has ended, or this is another process than the job's.
+        """
+        self._check_is_running("progress")
+        if _channel is not None:
+            _channel.reporter.tell(self._start.job_id, Progress(done, total, note))
+
+    def checkpoint(self, data: Any) -> None:
+        """Keeps something for the next attempt, which finds it in `last_checkpoint`: where to go on, for example.
+
+        When this returns, it survives the death of this process in whatever way; it is in the journal within 20 ms.
+        It is kept until the job has succeeded or was cancelled; each call replaces what was kept before.
+
+        Args:
+            data: any value that a job can return, up to 256 KiB when serialized.
+
+        Raises:
+            PayloadError: it cannot be serialized; the message names the place.
+            PayloadTooLarge: it is larger than that.
+            TaskQError: the job has ended, or this is another process than the job's.
+        """
+        self._check_is_running("checkpoint")
+        packed = encode_result(self._start.job_id, data)
+        if len(packed) > MAX_CHECKPOINT_BYTES:
+            raise PayloadTooLarge(
+                f"the checkpoint takes {len(packed):,} bytes, the limit is {MAX_CHECKPOINT_BYTES:,}: "
+                "write it to a file and keep the path"
+            )
+        if _channel is not None:
+            do = uninterrupted if self._seated is None else self._seated.uninterrupted
+            do(partial(_channel.send_checkpoint, self._start.job_id, packed))
+        self.last_checkpoint = data
+
+    @cached_property
+    def last_checkpoint(self) -> Any:
+        """What `checkpoint` kept last, in this attempt or one before; None if nothing was kept."""
+        packed = self._start.extra.get(CHECKPOINT)
+        return None if packed is None else decode_result(self._start.job_id, packed)
+
+    def _check_is_running(self, method: str) -> None:
+        is_over = _running is not self._fields if self._seated is None else self._seated.is_over
+        if is_over:
+            raise TaskQError(f"{method}() was called after the job had ended")
+        if os.getpid() != self._pid:
+            raise TaskQError(f"{method}() must be called in the job's own process, not in one that it forked")
 
     @cached_property
     def log(self) -> Any:
@@ -70,42 +163,107 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
     os.write(2, f"{seated.mark if seated else ''}{RECORD_MARK}{line}\n".encode())
 
 
-_running: tuple[bytes, str, int] | None = None  # written by `taskq.runner` alone
+class Channel(Protocol):
+    """How jobs speak to the broker."""
+
+    reporter: Reporter
+
+    def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
+        """Sends a checkpoint: it is in the broker's hands, whatever becomes of this process, when this returns."""
+
+
+_running: tuple[Any, ...] | None = None  # the fields of a Start: to make one takes 200 ns; written by `taskq.runner`
 _current: CurrentJob | None = None
+_channel: Channel | None = None  # written by `taskq.consumer` alone
+_sending_thread = 0  # the thread of a job that is in the middle of a message
+_late: JobTimeout | None = None  # what waits for the end of that message
 
 
-def begin(job_id: bytes, task: str, attempt: int) -> None:
-    """Notes which job runs from now on in this process."""
+def use_channel(channel: Channel) -> None:
+    """Says how the jobs of this process speak to the broker."""
+    global _channel  # noqa: PLW0603
+    _channel = channel
+
+
+def begin(job_id: bytes, task: str, attempt: int, extra: Extra, now: float) -> None:
+    """Notes which job runs from now on in this process, and since when (monotonic)."""
     global _running, _current  # noqa: PLW0603  one process runs one job at a time
-    _running = job_id, task, attempt
+    _running = job_id, task, attempt, extra, now, own_cpu_s() if CPU_TIMEOUT in extra else 0.0
     _current = None
 
 
 def end() -> None:
     """Notes that no job runs."""
     global _running, _current  # noqa: PLW0603
+    if _current is not None and _channel is not None:
+        _channel.reporter.forget(_current._start.job_id)
     _running = _current = None
+
+
+def uninterrupted(action: Callable[[], None]) -> None:
+    """Does what no time limit may interrupt: half of a message would confuse the broker. For jobs that run alone."""
+    global _sending_thread, _late  # noqa: PLW0603
+    _sending_thread = threading.get_ident()
+    try:
+        action()
+    finally:
+        _sending_thread = 0
+        late, _late = _late, None
+        if late is not None:
+            raise late
+
+
+def timeout_error() -> JobTimeout:
+    """What to raise in the job that runs, since one of its times is over."""
+    if _running is not None and CPU_TIMEOUT in _running[3]:
+        start = Start(*_running)
+        timeout_s = start.extra.get(TIMEOUT)
+        if timeout_s is None or time.monotonic() < start.at + timeout_s:
+            limit_s, used_s = start.extra[CPU_TIMEOUT], own_cpu_s() - start.cpu_s
+            return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
+    return JobTimeout(OVERDUE)
+
+
+def interrupt(timeout: JobTimeout) -> None:
+    """Raises in the job, from a signal handler; if it is in the middle of a message, then behind that."""
+    global _late  # noqa: PLW0603
+    if _sending_thread == threading.get_ident():
+        _late = timeout
+    else:
+        raise timeout
 
 
 class Seated:
     """One of several jobs that run in this process: what `begin` notes for one that runs alone.
 
     It belongs to a context, so a job's coroutines, their tasks, and `asyncio.to_thread` know their job.
+
+    Attributes:
+        is_over: whether the job has ended.
+        uninterrupted: does what no time limit may interrupt, in the way of the job's thread or coroutine.
     """
 
-    __slots__ = ("_job", "_running", "mark", "rests")
+    __slots__ = ("_job", "_running", "is_over", "mark", "rests", "uninterrupted")
 
-    def __init__(self, number: int, job_id: bytes, task: str, attempt: int) -> None:
+    def __init__(self, number: int, job_id: bytes, task: str, attempt: int, extra: Extra = NO_EXTRA) -> None:
         self.mark = f"{JOB_MARK}{number}{JOB_MARK}"
         self.rests: dict[int, str] = {}  # what it wrote of lines that have no end yet, by descriptor
-        self._running = job_id, task, attempt
+        self.is_over = False
+        self.uninterrupted: Callable[[Callable[[], None]], None] = uninterrupted
+        self._running = job_id, task, attempt, extra, time.monotonic(), 0.0
         self._job: CurrentJob | None = None
 
     def job(self) -> CurrentJob:
         """The job, for its own use."""
         if self._job is None:
-            self._job = CurrentJob(*self._running)
+            self._job = CurrentJob(self._running, self)
         return self._job
+
+    def end(self) -> None:
+        """Notes that the job has ended."""
+        self.is_over = True
+        if self._job is not None and _channel is not None:
+            _channel.reporter.forget(self._running[0])
 
 
 _seated: ContextVar[Seated | None] = ContextVar("taskq_seated", default=None)
@@ -115,7 +273,8 @@ sit = _seated.set
 
 
 def current_job() -> CurrentJob:
-    """The job that is running: its id, attempt and a bound logger.
+    """The job that is running: its id, attempt, deadline and a bound logger; it tells of progress and keeps
+    checkpoints.
 
     With `--threads` a thread that the job itself has started does not know it, unless by `asyncio.to_thread` or
     `contextvars.copy_context().run`.
@@ -130,5 +289,5 @@ def current_job() -> CurrentJob:
             return seated.job()
         raise TaskQError("current_job() was called outside a job")
     if _current is None:
-        _current = CurrentJob(*_running)
+        _current = CurrentJob(_running)
     return _current

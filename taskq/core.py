@@ -21,9 +21,10 @@ from typing import Any, Final, Literal, NamedTuple
 from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
 from taskq.gates import Band, Leaving
-from taskq.model import JobError, JobRow, Spec, backoff_s
-from taskq.outcome import Attempts, Verdict, error_in, pack_failure
+from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
+from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, unpack
 from taskq.store import Ended, Kept, Rescheduled, StoredJob
+from taskq.usage import Usage, text_of_bytes
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
 BATCH_S: Final = 0.050
@@ -39,6 +40,11 @@ HELD_UP_S: Final = 0.005
 #: A consumer that got a single job, and has not begun it in this time, is stopped or starved: another may have the job.
 #: Longer than the way of the largest payload.
 STALLED_S: Final = 0.5
+
+#: How often the memory and the CPU time of a consumer are measured, while its job has limits for them.
+MEASURE_EVERY_S: Final = 0.05
+#: The name of the error of a job that used too much memory.
+MEMORY_LIMIT_ERROR: Final = "MemoryLimit"
 
 #: A consumer's key: unique for each incarnation.
 Key = int
@@ -79,6 +85,7 @@ class Death:
         signal: the name of the signal, or None.
         output: the last lines it wrote.
         timed_out: the number of the job that the broker killed it for, or None.
+        over_limit: what that job used too much of, if it was not time.
         out_of_memory: the kernel killed for want of memory meanwhile.
         stopped: the broker killed it for its own reasons: nobody is charged.
     """
@@ -87,6 +94,7 @@ class Death:
     signal: str | None = None
     output: tuple[str, ...] = ()
     timed_out: int | None = None
+    over_limit: JobError | None = None
     out_of_memory: bool = False
     stopped: bool = False
 
@@ -103,6 +111,7 @@ class Effects:
 
     ended: list[Ended] = field(default_factory=list)
     rescheduled: list[Rescheduled] = field(default_factory=list)
+    checkpoints: list[JobRow] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
@@ -110,7 +119,7 @@ class Effects:
     crashed: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.ended or self.rescheduled or self.notes or self.items)
+        return bool(self.ended or self.rescheduled or self.checkpoints or self.notes or self.items)
 
 
 class _Holder:
@@ -120,15 +129,19 @@ class _Holder:
         "accepts",
         "asked_up_to",
         "check_at",
+        "cpu_before_s",
+        "cpu_of",
         "is_stalled",
         "leased",
         "mean_run_s",
+        "measure_at",
         "next_number",
         "progress_at",
         "queues",
         "seats",
         "sent_at",
         "signalled",
+        "unwanted",
     )
 
     def __init__(self, now: float, queues: frozenset[str] | None, seats: int) -> None:
@@ -140,6 +153,10 @@ class _Holder:
         self.progress_at = self.sent_at = now
         self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
         self.check_at: float | None = None  # when a time limit may be over
+        self.measure_at: float | None = None  # when its use of memory and CPU time is to be measured
+        self.cpu_of = 0  # the number of the job with a limit of CPU time that was seen last
+        self.cpu_before_s = 0.0  # the CPU time of the process when that job was first seen
+        self.unwanted: set[int] = set()  # numbers of running jobs that were cancelled
         self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
         self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
         self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
@@ -270,16 +287,18 @@ class Core:
         running = [(claim.number, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
         self.bands.put_back(key, holder.leased.values())
         for number, row in running:
-            if death.stopped or death.timed_out not in (None, number):
+            if number in holder.unwanted:
+                self._stopped(key, row, None, None)
+            elif death.stopped or death.timed_out not in (None, number):
                 self.bands.put_back(key, [row])  # killed for no fault of its own
             elif death.timed_out == number:
-                self._timed_out(key, row, wall)
+                self._timed_out(key, row, death.over_limit, wall)
             else:
-                self._crashed(key, row, death)
+                self._crashed(key, row, death, wall)
 
     def lost(self, row: JobRow) -> None:
         """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, Death())
+        self._crashed(None, row, Death(), None)
 
     # -- jobs end
 
@@ -306,7 +325,7 @@ class Core:
                 effects.notes.append(Note("consumer.confused", {"consumer_key": key, "number": number}))
                 continue
             # may raise: then the job is still the consumer's, and goes back when that is killed for it
-            error = None if verdict == succeeded else error_in(outcome)
+            failure = None if verdict == succeeded else failure_in(outcome)
             del leased[number]
             row.attempts += 1
             if row.spec is not spec:
@@ -314,22 +333,38 @@ class Core:
                 is_limited = spec.is_limited
                 durations_us = durations_of.setdefault(spec.task, [])
             durations_us.append(duration_us)
-            if verdict == succeeded:
+            if failure is None:
                 effects.ended.append((row, kept, outcome))
                 effects.done.append((row, key, duration_us))
                 if is_limited or row.terms is not None:
                     self.bands.left(key, row, Leaving.ENDED)
+            elif number in holder.unwanted:
+                self._stopped(key, row, *unpack(outcome)[:2])
             else:
-                self._failed(key, row, error, outcome, may_retry=verdict == Verdict.FAILED, wall=wall)
+                self._did_not_succeed(key, row, verdict, *failure, outcome, wall)
         self._measure(durations_of)
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
         """A running job has yielded items, the first at a position. Returns whether the consumer has such a job."""
-        for row in self._holders[key].leased.values():  # the one that runs comes first, or nearly
-            if row.id == job_id:
-                self._effects.items.append((row, first, items))
-                return True
-        return False
+        row = self.sent_row(key, job_id)
+        if row is not None:
+            self._effects.items.append((row, first, items))
+        return row is not None
+
+    def checkpointed(self, key: Key, job_id: bytes, checkpoint: bytes) -> None:
+        """A running job keeps something for its next attempt."""
+        row = self.sent_row(key, job_id)
+        if row is not None:  # else a thread of it has outlived the job
+            row.keep(checkpoint)
+            self._effects.checkpoints.append(row)
+
+    def sent_row(self, key: Key, job_id: bytes) -> JobRow | None:
+        """The job with that id, if it was sent to that consumer and has not ended. What runs is among the first."""
+        return next((row for row in self._holders[key].leased.values() if row.id == job_id), None)
+
+    def sent_ids(self, key: Key) -> set[bytes]:
+        """The ids of the jobs that were sent to a consumer and have not ended."""
+        return {row.id for row in self._holders[key].leased.values()}
 
     def _measure(self, durations_of: dict[str, list[int]]) -> None:
         for task, durations_us in durations_of.items():
@@ -338,30 +373,59 @@ class Core:
             weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
-    def _failed(
-        self, key: Key, row: JobRow, error: JobError | None, outcome: bytes, may_retry: bool, wall: float
+    def _did_not_succeed(
+        self, key: Key, row: JobRow, verdict: int, error: JobError, wish_s: float | None, outcome: bytes, wall: float
     ) -> None:
-        """An attempt ended without success, its count included in `row.attempts`; what follows?"""
-        failures = row.failures
+        """A consumer reports an attempt that did not succeed, its count included in `row.attempts`; what follows?"""
         fields = {"row": row, "consumer_key": key, "error": error}
-        if may_retry and failures <= row.spec.retries:
-            delay_s = backoff_s(row.id, failures)
+        if verdict == Verdict.SNOOZED:
+            delay_s = wish_s or 0.0
+            row.count_snooze()
+            self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
+            self._effects.notes.append(Note("job.snoozed", {**fields, "delay_s": round(delay_s, 3)}))
+            self.bands.left(key, row, Leaving.AGAIN)
+        elif verdict == Verdict.CANCELLED:
+            self._effects.ended.append((row, Kept.CANCELLED, outcome))
+            self._effects.notes.append(Note("job.cancelled", fields))
+            self.bands.left(key, row, Leaving.ENDED)
+        else:
+            self._failed(key, row, error, outcome, wall, may_retry=verdict == Verdict.FAILED, wish_s=wish_s)
+
+    def _failed(
+        self,
+        key: Key,
+        row: JobRow,
+        error: JobError,
+        outcome: bytes,
+        wall: float,
+        *,
+        may_retry: bool = True,
+        wish_s: float | None = None,
+    ) -> None:
+        """An attempt failed, its count included in `row.attempts`; what follows?"""
+        fields = {"row": row, "consumer_key": key, "error": error}
+        if may_retry and row.failures <= row.spec.retries:
+            delay_s = retry_delay_s(row, wish_s)
             self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
             self._effects.retried += 1
             self._effects.notes.append(Note("job.retrying", {**fields, "delay_s": round(delay_s, 3)}))
             self.bands.left(key, row, Leaving.AGAIN)
+            if error.type == MEMORY_LIMIT_ERROR:
+                row.spec = spec_after_crash(row.spec)
         else:
             self._effects.ended.append((row, Kept.FAILED, outcome))
             self._effects.notes.append(Note("job.failed", fields))
             self.bands.left(key, row, Leaving.ENDED)
 
-    def _timed_out(self, key: Key, row: JobRow, wall: float) -> None:
+    def _timed_out(self, key: Key, row: JobRow, over_limit: JobError | None, wall: float) -> None:
         row.attempts += 1
-        limit_s = row.spec.timeout_s
-        error = JobError("TimedOut", f"the job ran longer than its timeout of {limit_s:g} s and was killed")
-        self._failed(key, row, error, pack_failure(None, limit_s, error), may_retry=True, wall=wall)
+        limit_s = None if over_limit else row.spec.timeout_s
+        error = over_limit or JobError(
+            "TimedOut", f"the job ran longer than its timeout of {limit_s:g} s and was killed"
+        )
+        self._failed(key, row, error, pack_failure(None, limit_s, error), wall)
 
-    def _crashed(self, key: Key | None, row: JobRow, death: Death) -> None:
+    def _crashed(self, key: Key | None, row: JobRow, death: Death, wall: float | None) -> None:
         row.attempts += 1
         row.crashes += 1
         self._effects.crashed += 1
@@ -379,7 +443,13 @@ class Core:
             self._effects.notes.append(Note("job.failed", fields))
             if key is not None:
                 self.bands.left(key, row, Leaving.ENDED)
+        elif key is not None and row.spec.crash_queue is not None:
+            self.bands.left(key, row, Leaving.AGAIN)
+            # by way of the store: when it is due, it surely stands in the other queue there too
+            row.spec = spec_after_crash(row.spec)
+            self._effects.rescheduled.append(Rescheduled(row, wall, outcome))
         else:
+            row.spec = spec_after_crash(row.spec)
             self._effects.rescheduled.append(Rescheduled(row, None, outcome))
             if key is not None:
                 self.bands.put_back(key, [row], Leaving.AGAIN)
@@ -403,6 +473,22 @@ class Core:
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
         self._effects.ended.append((row, Kept.CANCELLED, outcome))
         self._effects.notes.append(Note("job.cancelled", {"row": row}))
+
+    def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
+        """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
+        holder = self._holders[key]
+        number = self.number_of(key, job_id)
+        if number not in holder.unwanted:
+            holder.unwanted = {other for other in holder.unwanted if other in holder.leased} | {number}
+            holder.check_at = now
+
+    def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
+        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended."""
+        row.attempts += duration_s is None  # else it was counted when its end was reported
+        outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
+        self._effects.ended.append((row, Kept.CANCELLED, outcome))
+        self._effects.notes.append(Note("job.cancelled", {"row": row, "consumer_key": key}))
+        self.bands.left(key, row, Leaving.ENDED)
 
     def expired(self, row: JobRow, kept: Kept) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, was not started in time."""
@@ -495,11 +581,19 @@ class Core:
         holder.leased.update(enumerate(rows, first))
         holder.next_number = first + len(rows)
         holder.mean_run_s = work_s / len(rows)
-        limits_s = [row.spec.timeout_s for row in rows if row.spec.timeout_s is not None]
+        watched = [row.spec for row in rows if row.spec.is_watched]
+        if watched:
+            self._watch(holder, watched, now)
+        return Batch(key, first, rows)
+
+    def _watch(self, holder: _Holder, specs: Iterable[Spec], now: float) -> None:
+        limits_s = [spec.timeout_s for spec in specs if spec.timeout_s is not None]
         if limits_s:
             earliest = now + min(limits_s)
             holder.check_at = earliest if holder.check_at is None else min(holder.check_at, earliest)
-        return Batch(key, first, rows)
+        # with several seats such jobs are refused where they arrive (taskq.seats)
+        if self._seats == 1 and holder.measure_at is None and any(spec.is_metered for spec in specs):
+            holder.measure_at = now + MEASURE_EVERY_S
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
@@ -524,7 +618,8 @@ class Core:
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
-        return min((h.check_at for h in self._holders.values() if h.check_at is not None), default=None)
+        times = [at for h in self._holders.values() for at in (h.check_at, h.measure_at) if at is not None]
+        return min(times, default=None)
 
     def time_checks(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""
@@ -540,14 +635,18 @@ class Core:
         stops = []
         for number, started_at in claims:
             row = holder.leased.get(number)
-            if row is None or row.spec.timeout_s is None:
+            is_unwanted = number in holder.unwanted
+            if row is None or (row.spec.timeout_s is None and not is_unwanted):
                 continue
-            check_at = started_at + row.spec.timeout_s
+            check_at = now if is_unwanted or row.spec.timeout_s is None else started_at + row.spec.timeout_s
             if now >= check_at:
                 if number not in signalled:
                     signalled[number] = now + self._kill_grace_s
-                    fields = {"row": row, "consumer_key": key, "timeout_s": row.spec.timeout_s}
-                    self._effects.notes.append(Note("job.timed_out", fields))
+                    fields = {"row": row, "consumer_key": key}
+                    limit = {} if is_unwanted else {"timeout_s": row.spec.timeout_s}
+                    self._effects.notes.append(
+                        Note("job.cancelling" if is_unwanted else "job.timed_out", {**fields, **limit})
+                    )
                     stops.append(Stop(number, "signal"))
                 elif now >= signalled[number]:
                     stops.append(Stop(number, "kill"))
@@ -556,6 +655,45 @@ class Core:
             checks.append(check_at)
         holder.check_at = min(checks, default=None)
         return stops
+
+    def measurements(self, now: float) -> list[Key]:
+        """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
+        return [key for key, h in self._holders.items() if h.measure_at is not None and h.measure_at <= now]
+
+    def measured(
+        self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
+    ) -> Literal["signal"] | JobError | None:
+        """What to do with a consumer that uses so much: signal it for its job, kill it for that error, or nothing.
+
+        It has one seat: which of several jobs uses what, nobody can tell.
+        """
+        holder = self._holders[key]
+        is_metered = any(row.spec.is_metered for row in holder.leased.values())
+        holder.measure_at = now + MEASURE_EVERY_S if is_metered else None
+        number = claims[0].number if claims else 0
+        row = holder.leased.get(number)
+        if row is None or usage is None:
+            return None
+        memory_limit, cpu_limit_s = row.spec.memory_limit_bytes, row.spec.cpu_timeout_s
+        if memory_limit is not None and usage.rss_bytes > memory_limit:
+            used = f"it used {text_of_bytes(usage.rss_bytes)} and was killed"
+            return JobError(MEMORY_LIMIT_ERROR, f"the job may use {text_of_bytes(memory_limit)} of memory, {used}")
+        if cpu_limit_s is None:
+            return None
+        if holder.cpu_of != number:
+            holder.cpu_of, holder.cpu_before_s = number, usage.cpu_s
+        used_s = usage.cpu_s - holder.cpu_before_s
+        if used_s < cpu_limit_s:
+            return None
+        if number not in holder.signalled:
+            holder.signalled = {number: now + self._kill_grace_s}
+            fields = {"row": row, "consumer_key": key, "cpu_timeout_s": cpu_limit_s, "cpu_s": round(used_s, 3)}
+            self._effects.notes.append(Note("job.timed_out", fields))
+            return "signal"
+        if now < holder.signalled[number]:
+            return None
+        text = f"the job may use {cpu_limit_s:g} s of CPU time, it used {used_s:.2f} s and was killed"
+        return JobError("CpuTimeout", text)
 
     def running(self, key: Key, number: int) -> JobRow | None:
         """The job that a consumer was sent with that number, if it has not ended."""

@@ -18,15 +18,19 @@ from taskq.config import Settings
 from taskq.core import Batch, Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
-from taskq.limits import MAX_ITEMS
+from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
+from taskq.model import Progress
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts
 from taskq.output import split_job_mark
 from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.usage import usage_of
 from taskq.wire import Op
 
 #: A job is told as started in the log if it is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
+#: The log is told of the progress of a consumer's jobs at most so often.
+_PROGRESS_EVERY_S = 1.0
 
 
 class Crew:
@@ -92,6 +96,10 @@ class Crew:
             case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
                 if not self._core.yielded(slot.key, job_id, first, wire.split(body, lengths)):
                     raise ProtocolError("items of a job that the consumer does not have")
+            case [Op.PROGRESS, list(told)]:
+                self._on_progress(slot, told)
+            case [Op.CHECKPOINT, bytes(job_id)] if 0 < len(body) <= MAX_CHECKPOINT_BYTES:
+                self._core.checkpointed(slot.key, job_id, bytes(body))
             case [Op.READY, int(), list(tasks)]:
                 self._on_ready(slot, tasks)
             case [Op.DECLARED, str(app), list(lengths)]:
@@ -116,7 +124,32 @@ class Crew:
             self.is_ready = True
             self._on_first_ready(tasks)
 
+    def _on_progress(self, slot: Slot, told: list[Any]) -> None:
+        """Notes how far jobs are."""
+        now = time.monotonic()
+        slot.progress.update((job_id, Progress(*fields)) for job_id, *fields in told if isinstance(job_id, bytes))
+        self._forget_progress(slot)
+        if now - slot.progress_told_at >= _PROGRESS_EVERY_S:
+            slot.progress_told_at = now
+            for job_id, progress in slot.progress.items():
+                row = self._core.sent_row(slot.key, job_id)
+                if row is not None:
+                    self._narrator.progress(row, slot.key, progress)
+
+    def _forget_progress(self, slot: Slot) -> None:
+        """Of jobs that have ended."""
+        held = self._core.sent_ids(slot.key)
+        slot.progress = {job_id: progress for job_id, progress in slot.progress.items() if job_id in held}
+
+    def progress_of(self, job_id: bytes) -> tuple[float, float | None, str] | None:
+        """How far a running job is, if it said so: done, total, note."""
+        slots = self._supervisor.slots.values()
+        told = next((slot.progress[job_id] for slot in slots if job_id in slot.progress), None)
+        return None if told is None else (told.done, told.total, told.note)
+
     def _after_outcomes(self, slot: Slot) -> None:
+        if slot.progress:
+            self._forget_progress(slot)
         if slot.state is SlotState.RETIRING and self._core.holds_nothing(slot.key):
             self._supervisor.expect_exit(slot, time.monotonic())
         elif (most := self._settings.max_jobs) is not None and slot.counters.jobs_done >= most:
@@ -257,6 +290,12 @@ class Crew:
         self.take_back(key, time.monotonic())
         return self._core.holder_of(job_id) is None
 
+    def cancel_running(self, job_id: bytes) -> None:
+        """Has a running job stopped: softly at first."""
+        key = self._core.holder_of(job_id)
+        if key is not None:
+            self._core.cancel_running(key, job_id, time.monotonic())
+
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
         key = self._core.holder_of(job_id)
@@ -280,6 +319,19 @@ class Crew:
                 else:
                     slot.timed_out = number
                     slot.kill()
+        self.measure(now)
+
+    def measure(self, now: float) -> None:
+        """Stops the jobs that use too much memory or CPU time."""
+        for key in self._core.measurements(now):
+            slot = self._supervisor.slots[key]
+            claims = slot.counters.read()
+            action = self._core.measured(key, claims, usage_of(slot.pid), now)
+            if action == "signal":
+                slot.signal_timeout(claims[0].number)
+            elif action is not None:
+                slot.timed_out, slot.over_limit = claims[0].number, action
+                slot.kill()
 
     def announce(self, now: float) -> None:
         """Tells the log of the jobs that have been running for a moment."""

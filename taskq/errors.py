@@ -9,7 +9,7 @@
     |-- BrokerUnavailable         no fleet answers, and the spool cannot be written (also a ConnectionError)
     |-- ResultTimeout             the result did not come in time (also a TimeoutError)
     |-- JobFailed                 the job ended as failed; carries the remote type, message and traceback
-    |-- JobCancelled              the job was cancelled before it started
+    |-- JobCancelled              the job was cancelled before it started, or cancelled itself
     |-- JobNotFound               no job with this id is kept
     |-- JobStateError             a job's state does not allow what was asked for
     |-- ScheduleNotFound          there is no schedule of this name (also a LookupError)
@@ -20,10 +20,15 @@
     |-- AlreadyRunning            another fleet holds the directory
     `-- JournalError              the journal cannot be trusted or written
 
-JobTimeout stands apart, under BaseException: a job's own `except Exception` must not swallow it.
+Apart stand, under BaseException, those that are meant for taskq and pass through the code of a job: JobTimeout, raised
+in it by taskq, and Retry, Snooze and Cancel, which a job raises to say what is to become of it. They are no errors: the
+`except Exception` of the job, or of a library that it calls, must neither swallow them nor turn them into failures.
+(What cleans up with `finally`, `with` or `except BaseException: ... raise` sees them as any exception.)
 """
 
 from __future__ import annotations
+
+from taskq.limits import LONGEST_DELAY_S
 
 
 class TaskQError(Exception):
@@ -129,4 +134,66 @@ class JournalError(TaskQError):
 
 
 class JobTimeout(BaseException):
-    """Raised inside a job when its ``timeout=`` is over. The job may catch it to clean up; then it is killed."""
+    """Raised inside a job when its ``timeout=`` is over, or when it is cancelled. The job may catch it to clean up;
+    then it is killed."""
+
+
+class CpuTimeout(JobTimeout):
+    """The same for ``cpu_timeout=``."""
+
+
+class Retry(BaseException):
+    """Raised by a job: this attempt failed, run it again. Counts against ``retries=``, as any failure does.
+
+    Attributes:
+        delay: seconds to wait, or None for the task's ``backoff=``.
+        reason: what stands in the log and in `JobInfo.error`.
+    """
+
+    def __init__(self, delay: float | None = None, reason: str = "") -> None:
+        """
+        Raises:
+            ConfigError: the delay makes no sense.
+        """
+        if delay is not None and not is_delay(delay):
+            raise ConfigError(f"Retry(delay={delay!r}): use seconds, 0 or more, or None for the task's backoff")
+        super().__init__(reason or "the job asked for another attempt")
+        self.delay = delay
+        self.reason = reason
+
+
+class Snooze(BaseException):
+    """Raised by a job: not now, run it again after a while. No failure: it spends none of ``retries=``.
+
+    Attributes:
+        delay: seconds to wait.
+        reason: what stands in the log and in `JobInfo.error`.
+    """
+
+    def __init__(self, delay: float, reason: str = "") -> None:
+        """
+        Raises:
+            ConfigError: the delay makes no sense.
+        """
+        if not is_delay(delay) or delay == 0:
+            raise ConfigError(f"Snooze({delay!r}): use seconds greater than 0")
+        super().__init__(reason)
+        self.delay = delay
+        self.reason = reason
+
+
+class Cancel(BaseException):
+    """Raised by a job: it is not wanted any more, and ends as cancelled. `Job.result` raises JobCancelled.
+
+    Attributes:
+        reason: what stands in the log, in `JobInfo.error` and in JobCancelled.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def is_delay(value: object) -> bool:
+    """Whether a value is a number of seconds that a job can wait."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LONGEST_DELAY_S

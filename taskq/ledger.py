@@ -143,6 +143,7 @@ class Ledger:
         mine = self._effects
         mine.ended += effects.ended
         mine.rescheduled += effects.rescheduled
+        mine.checkpoints += effects.checkpoints
         mine.done += effects.done
         mine.notes += effects.notes
         mine.items += effects.items
@@ -293,6 +294,8 @@ class Ledger:
 
     def _settle(self, wall: float, more: list[Ended]) -> None:
         effects = self._effects
+        if effects.checkpoints:
+            self._store.keep_checkpoints(effects.checkpoints)
         for row, first, items in effects.items:
             self._store.add_items(row.seq, first, items)
         if effects.ended or effects.rescheduled or more:

@@ -62,6 +62,13 @@ FRAME_DEADLINE_S = 30.0
 #: A client that takes no byte of its waiting output for so long is disconnected.
 STALLED_CLIENT_S = 60.0
 
+#: What a job may keep for its next attempt; it travels with every start.
+MAX_CHECKPOINT_BYTES = 256 * 1024
+#: A text that tells of progress.
+MAX_PROGRESS_NOTE_CHARS = 200
+#: Seconds that a job can be told to wait: thirty years.
+LONGEST_DELAY_S = 1e9
+
 MAX_CONSUMERS = 512
 #: Jobs at once in one consumer.
 MAX_THREADS = 1_000

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from taskq.errors import ConfigError
-from taskq.limits import MAX_KEY_CHARS, MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS
+from taskq.limits import MAX_KEY_CHARS, MAX_PROGRESS_NOTE_CHARS, MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS
 
 
 class JobState(StrEnum):
@@ -94,6 +94,8 @@ class Spec:
     resources: tuple[tuple[str, int], ...] = ()
     max_queued: int | None = None
     is_limited: bool = field(init=False, repr=False, compare=False)  # whether there are gates before its jobs
+    is_metered: bool = field(init=False, repr=False, compare=False)  # whether CPU time or memory is watched
+    is_watched: bool = field(init=False, repr=False, compare=False)  # whether anything is, time included
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -101,6 +103,9 @@ class Spec:
         self._check_limits()
         is_limited = self.concurrency is not None or self.rate is not None or bool(self.resources)
         object.__setattr__(self, "is_limited", is_limited)
+        is_metered = self.cpu_timeout_s is not None or self.memory_limit_bytes is not None
+        object.__setattr__(self, "is_metered", is_metered)
+        object.__setattr__(self, "is_watched", is_metered or self.timeout_s is not None)
 
     def _check_names(self) -> None:
         if not isinstance(self.task, str) or not TASK_NAME.match(self.task):
@@ -319,14 +324,37 @@ def _is_time(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11
 
 
+class Memo(NamedTuple):
+    """What few jobs carry from one attempt to the next.
+
+    Attributes:
+        snoozes: how many attempts ended with the wish to run later: they are no failures.
+        checkpoint: what the last attempt kept for the next one (taskq.codec), or None.
+    """
+
+    snoozes: int = 0
+    checkpoint: bytes | None = None
+
+
+_NO_MEMO = Memo()
+
+
+@lru_cache(maxsize=1_024)
+def spec_after_crash(spec: Spec) -> Spec:
+    """The Spec of a job whose process has died: from the other queue, if it names one."""
+    return spec if spec.crash_queue is None else replace(spec, queue=spec.crash_queue, crash_queue=None)
+
+
 class JobRow:
     """A job as the store keeps it and the broker holds it: the persistent fields only.
 
     Written by the broker alone. `attempts` counts starts that ended (in an outcome or a death), `crashes` the
-    deaths among them; the running start is attempt number `attempts + 1`.
+    deaths among them, and `memo.snoozes` those that snoozed; the running start is attempt number `attempts + 1`.
+    A number of an attempt never comes again, whatever became of it: so a record of a start (`taskq.counters`) tells
+    whether it is counted already.
     """
 
-    __slots__ = ("attempts", "crashes", "id", "payload", "seq", "spec", "terms")
+    __slots__ = ("attempts", "crashes", "id", "memo", "payload", "seq", "spec", "terms")
 
     def __init__(
         self,
@@ -345,12 +373,27 @@ class JobRow:
         self.attempts = attempts
         self.crashes = crashes
         self.terms = terms
+        self.memo: Memo | None = None
+
+    def count_snooze(self) -> None:
+        """Notes that the attempt that was counted last snoozed."""
+        memo = self.memo or _NO_MEMO
+        self.memo = memo._replace(snoozes=memo.snoozes + 1)
+
+    def keep(self, checkpoint: bytes) -> None:
+        """Notes what the running attempt keeps for the next one."""
+        self.memo = (self.memo or _NO_MEMO)._replace(checkpoint=checkpoint)
 
     @property
     def failures(self) -> int:
         """How often it raised or ran out of time, as far as that counts against its retries."""
-        failures = self.attempts - self.crashes
+        failures = self._all_failures
         return failures if self.terms is None else failures - self.terms.forgiven[0]
+
+    @property
+    def _all_failures(self) -> int:
+        failures = self.attempts - self.crashes
+        return failures if self.memo is None else failures - self.memo.snoozes
 
     @property
     def charged_crashes(self) -> int:
@@ -359,7 +402,7 @@ class JobRow:
 
     def forgive(self) -> None:
         """Gives the job all its retries and crashes again, and all its time: its attempts are counted on."""
-        forgiven = self.attempts - self.crashes, self.crashes
+        forgiven = self._all_failures, self.crashes
         self.terms = replace(self.terms or NO_TERMS, expires_at=None, forgiven=forgiven)
 
     def __repr__(self) -> str:
@@ -410,6 +453,42 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is.
+
+    Attributes:
+        done: how much of it is done, in whatever unit.
+        total: how much there is to do, or None if that is not known.
+        note: what it is doing.
+    """
+
+    done: float
+    total: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not _is_amount(self.done):
+            raise ConfigError(f"progress(done={self.done!r:.50}): use a number, 0 or more")
+        if self.total is not None and not _is_amount(self.total):
+            raise ConfigError(f"progress(total={self.total!r:.50}): use a number, 0 or more, or None")
+        if not isinstance(self.note, str) or len(self.note) > MAX_PROGRESS_NOTE_CHARS:
+            raise ConfigError(f"progress(note=...): use a text of up to {MAX_PROGRESS_NOTE_CHARS} characters")
+
+    def describe(self) -> str:
+        """``40 of 100 (40 %): resizing``."""
+        parts = [f"{self.done:,g}" if isinstance(self.done, float) else f"{self.done:,}"]
+        if self.total is not None:
+            parts.append(f" of {self.total:,g}" if isinstance(self.total, float) else f" of {self.total:,}")
+        if self.total:
+            parts.append(f" ({self.done / self.total:.0%})")
+        return "".join(parts) + (f": {self.note}" if self.note else "")
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+@dataclass(frozen=True, slots=True)
 class JobInfo:
     """All that is known of a job.
 
@@ -422,6 +501,7 @@ class JobInfo:
         due_at: when a scheduled job becomes queued, in seconds since 1970.
         duration_s: how long the last ended attempt took.
         error: why the last ended attempt did not succeed, with the exit code or signal of a crash.
+        progress: how far the running attempt is, if it said so.
         history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in the lists
             that `TaskQ.jobs` returns.
     """
@@ -438,6 +518,7 @@ class JobInfo:
     due_at: float | None = None
     duration_s: float | None = None
     error: JobError | None = None
+    progress: Progress | None = None
     history: list[Attempt] = field(default_factory=list)
 
 
@@ -477,3 +558,17 @@ def backoff_s(job_id: bytes, failures: int) -> float:
     longest: float = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LONGEST_S)
     jitter = crc32(job_id + failures.to_bytes(4, "big")) / 2**32
     return longest * (1.0 - jitter / 2)
+
+
+def retry_delay_s(row: JobRow, wish_s: float | None) -> float:
+    """The seconds to wait before the retry of a job that has just failed, its failure counted.
+
+    Args:
+        wish_s: what the attempt asked for, by `Retry` or its task's own function; it goes first.
+    """
+    if wish_s is not None:
+        return wish_s
+    steps_s = row.spec.backoff_s
+    if steps_s is not None:
+        return steps_s[min(row.failures, len(steps_s)) - 1]
+    return backoff_s(row.id, row.failures)

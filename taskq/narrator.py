@@ -12,7 +12,7 @@ from typing import Any
 from taskq.core import Death, Done, Key, Note
 from taskq.limits import MAX_OUTPUT_LINES_PER_S, MAX_REJECTION_LINES_PER_S
 from taskq.log.throttle import JobLogThrottle, LineLimit
-from taskq.model import JobError, JobRow
+from taskq.model import JobError, JobRow, Progress
 from taskq.output import fields_of_line
 from taskq.supervisor import Slot
 
@@ -23,7 +23,9 @@ _LEVELS = {
     "job.crashed": "error",
     "job.timed_out": "warning",
     "job.cancelled": "info",
+    "job.cancelling": "info",
     "job.expired": "warning",
+    "job.snoozed": "info",
     "consumer.confused": "error",
 }
 
@@ -50,7 +52,8 @@ class Narrator:
         for note in notes:
             fields = dict(note.fields)
             row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
-            told = self._job_fields(row, key, is_ended=note.event != "job.timed_out") if row is not None else {}
+            is_ended = note.event not in ("job.timed_out", "job.cancelling")
+            told = {} if row is None else self._job_fields(row, key, is_ended=is_ended)
             if error is not None:
                 told.update(_error_fields(error, with_traceback=note.event in ("job.failed", "job.retrying")))
             getattr(self.log, _LEVELS[note.event])(note.event, **told, **fields)
@@ -84,6 +87,12 @@ class Narrator:
         """A job that has been running for a moment."""
         if self._throttle.allow("job.started", row.spec.task, now):
             self.log.info("job.started", **self._job_fields(row, key, is_ended=False))
+
+    def progress(self, row: JobRow, key: Key, progress: Progress) -> None:
+        """How far a job is."""
+        amounts = {"done": progress.done, "total": progress.total, "note": progress.note or None}
+        fields = {name: value for name, value in amounts.items() if value is not None}
+        self.log.info("job.progress", **self._job_fields(row, key, is_ended=False), **fields)
 
     def summaries(self, now: float, *, is_last: bool = False) -> None:
         """What was counted and not told, once a second."""

@@ -15,7 +15,9 @@ from typing import Any, Final, Literal, TypedDict
 
 from taskq.errors import ConfigError
 from taskq.model import Spec
+from taskq.retries import Backoff, read_backoff
 from taskq.rules import Key, Rules, Unique
+from taskq.usage import bytes_of_text
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
@@ -33,12 +35,24 @@ class JobOptions(TypedDict, total=False):
         expires (seconds, timedelta or aware datetime): if it has not started by then it ends as expired.
     Again
         retries (int): how often a job that raised is run again. Default 3: most errors in the background are passing
-            ones. Use 0 for none. It waits 1 s, 2 s, 4 s ... with jitter (`taskq.model.backoff_s`).
+            ones. Use 0 for none.
+        backoff (list of seconds, or function): how long to wait before a retry. Default: 1 s, 2 s, 4 s ... up to 10
+            minutes, with jitter (`taskq.model.backoff_s`). The last of a list is for all that follow. A function
+            ``(attempt, error) -> seconds`` is for tasks only: it is called in the consumer, with the number of the
+            attempt and the exception (after a kill for a time limit there is none: then the default counts).
         max_crashes (int): after so many deaths of the process that ran it (segfault, out of memory), a job is parked as
             failed. Default 3.
+        crash_queue (str): after a death of its process, or an attempt over its memory_limit, a job is run from this
+            queue, where it harms no other; where consumers have more memory, perhaps.
     For how long
         timeout (seconds or None): what one attempt may take. Then `JobTimeout` is raised in the job, and 2 s later the
             process is killed, also in the middle of C code.
+        cpu_timeout (seconds or None): CPU time of one attempt, its child processes included. As timeout; what is
+            raised is `CpuTimeout`. Measured each 50 ms.
+        memory_limit (bytes, or a text such as "512MB"): the memory of the job's process, with what the application
+            takes anyway. On Linux a call that wants more raises MemoryError, which ends the attempt as ``MemoryLimit``;
+            a process that has more nevertheless, its children included, is killed within 50 ms. Retried as failures
+            are.
     Once
         unique (True, a list of parameters, a function of the arguments, a text, or `Unique`): while a job of the task
             with the same key has not ended, `enqueue` makes no other but returns that one.
@@ -61,8 +75,12 @@ class JobOptions(TypedDict, total=False):
     at: datetime | None
     expires: float | timedelta | datetime | None
     retries: int
+    backoff: Backoff
     max_crashes: int
+    crash_queue: str | None
     timeout: float | None
+    cpu_timeout: float | None
+    memory_limit: int | str | None
     unique: Key | Unique | None
     result: bool
     concurrency: int | None
@@ -95,12 +113,32 @@ def apply_options(
         if name in options
     }
     changed = replace(spec, **of_spec) if of_spec else spec
+    _check_again(changed, options)
     rules = replace(rules, **_rules_of(options, function))
     if rules.delay_s is not None and rules.at is not None:
         raise ConfigError("delay= and at= both say when it runs: give one of them")
     if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
     return changed, rules
+
+
+def _check_again(spec: Spec, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError if options for another attempt have no effect."""
+    if options.get("backoff") is not None and options.get("retries") == 0:
+        raise ConfigError("backoff= has no effect with retries=0: leave it out, or allow retries")
+    if options.get("crash_queue") is None:
+        return
+    if spec.crash_queue == spec.queue:
+        raise ConfigError(f"crash_queue={spec.crash_queue!r} is its own queue: name another one, or leave it out")
+    if spec.max_crashes == 1 and spec.memory_limit_bytes is None:
+        raise ConfigError("crash_queue= has no effect with max_crashes=1: a job ends with its first crash then")
+
+
+def _backoff_of(value: Any) -> tuple[float, ...] | None:
+    steps_s, function = read_backoff(value)
+    if function is not None:
+        raise ConfigError("a backoff function cannot travel with a job: give it to the task, or use a list of seconds")
+    return steps_s
 
 
 def _rules_of(options: Mapping[str, Any], function: Callable[..., Any] | None) -> dict[str, Any]:
@@ -196,9 +234,13 @@ _OF_SPEC: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
     "queue": ("queue", None),
     "priority": ("priority", None),
     "retries": ("retries", None),
+    "backoff": ("backoff_s", _backoff_of),
     "max_crashes": ("max_crashes", None),
+    "crash_queue": ("crash_queue", None),
     "timeout": ("timeout_s", None),
     "result": ("keep_result", None),
+    "cpu_timeout": ("cpu_timeout_s", None),
+    "memory_limit": ("memory_limit_bytes", lambda value: bytes_of_text(value, "memory_limit")),
     "concurrency": ("concurrency", None),
     "rate": ("rate", _rate_of),
     "resources": ("resources", _resources_of),

@@ -17,7 +17,9 @@ from struct import Struct
 from typing import Any
 
 from taskq import wire
+from taskq.model import Progress
 from taskq.outcome import Attempts
+from taskq.reports import Reporter
 from taskq.wire import Op
 
 #: Outcomes are sent at the latest after this time, or when so many wait or they fill their memory, and at once when
@@ -110,6 +112,7 @@ class Outbox:
         self._items: dict[bytes, tuple[int, list[bytes]]] = {}  # by job: the position of the first, and they
         self._items_bytes = 0
         self._has_some = threading.Event()
+        self.reporter = Reporter(self._send_progress)
 
     def add(self, number: int, verdict: int, duration_s: float, outcome: bytes, now: float) -> None:
         """Takes an outcome: from now on it is safe from the death of this process. It is sent now or later."""
@@ -182,3 +185,11 @@ class Outbox:
         """Sends a message of its own."""
         with self._lock:
             self._socket.sendall(wire.frame(envelope, body))
+
+    def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
+        """Sends what a job keeps. What the kernel has taken is heard, whatever becomes of this process."""
+        self.send([Op.CHECKPOINT, job_id], [checkpoint])
+
+    def _send_progress(self, told: list[tuple[bytes, Progress]]) -> None:
+        if told:
+            self.send([Op.PROGRESS, [[job_id, p.done, p.total, p.note] for job_id, p in told]])

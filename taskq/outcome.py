@@ -1,8 +1,9 @@
 """How an attempt ended: made by the consumer, or by the broker for a death; kept by the store; read by clients.
 
-    outcome := msgpack [started_at, duration_s, result, error]
+    outcome := msgpack [started_at, duration_s, result, error]  or  [started_at, duration_s, result, error, delay_s]
 
-`result` is an opaque payload (taskq.codec), or nil for None; `error` the fields of a JobError, or nil.
+`result` is an opaque payload (taskq.codec), or nil for None; `error` the fields of a JobError, or nil; `delay_s` how
+long the attempt wants the job to wait, if it said so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from taskq.errors import ProtocolError
+from taskq.errors import ProtocolError, is_delay
 from taskq.limits import (
     MAX_ERROR_MESSAGE_CHARS,
     MAX_FAILURE_BYTES,
@@ -35,7 +36,9 @@ class Verdict(IntEnum):
 
     SUCCEEDED = 0
     FAILED = 1  #: the job raised or ran out of time: retried as the job allows
-    REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, a result that cannot be stored)
+    REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, an error of `give_up_on`)
+    SNOOZED = 3  #: the job wants to be run later, and did not fail
+    CANCELLED = 4  #: the job wants to be no more
 
 
 class Attempts(NamedTuple):
@@ -54,6 +57,7 @@ class Outcome(NamedTuple):
     duration_s: float | None
     result: bytes | None
     error: JobError | None
+    delay_s: float | None = None
 
 
 def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
@@ -62,14 +66,17 @@ def pack_success(started_at: float, duration_s: float, result: bytes | None) -> 
     return packed
 
 
-def pack_failure(started_at: float | None, duration_s: float | None, error: JobError) -> bytes:
+def pack_failure(
+    started_at: float | None, duration_s: float | None, error: JobError, delay_s: float | None = None
+) -> bytes:
     """Makes the outcome of an attempt that did not; long texts are cut."""
     fields = error.to_wire()
     fields[0] = _clean(error.type, 200)
     fields[1] = _clean(error.message, MAX_ERROR_MESSAGE_CHARS)
     fields[2] = _clean(error.traceback, MAX_TRACEBACK_CHARS)
     fields[5] = [_clean(line, MAX_OUTPUT_LINE_BYTES) for line in error.output]
-    packed: bytes = msgpack.packb((started_at, duration_s, None, fields))
+    wish = () if delay_s is None else (delay_s,)
+    packed: bytes = msgpack.packb((started_at, duration_s, None, fields, *wish))
     return packed
 
 
@@ -81,10 +88,12 @@ def unpack(outcome: bytes) -> Outcome:
     """
     try:
         fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
-        started_at, duration_s, result, error = fields
+        started_at, duration_s, result, error, *wish = fields
         if result is not None and not isinstance(result, bytes):
             raise TypeError("its result is no payload")
-        return Outcome(started_at, duration_s, result, None if error is None else JobError(*error))
+        if wish and not (len(wish) == 1 and is_delay(wish[0])):
+            raise TypeError("its delay is no number of seconds")
+        return Outcome(started_at, duration_s, result, None if error is None else JobError(*error), *wish)
     except Exception as error:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
 
@@ -93,32 +102,34 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
     """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
     if len(outcome) <= most_bytes:
         return outcome
-    started_at, duration_s, _, error = unpack(outcome)
+    started_at, duration_s, _, error, delay_s = unpack(outcome)
     if error is None:
         return without_result(outcome)
     output = [_clean(line, 200) for line in error.output[-5:]]
     message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
-    return pack_failure(started_at, duration_s, replace(error, message=message, traceback=traceback, output=output))
+    short = replace(error, message=message, traceback=traceback, output=output)
+    return pack_failure(started_at, duration_s, short, delay_s)
 
 
 def without_result(outcome: bytes) -> bytes:
     """The outcome without what the job returned, which may be large."""
-    started_at, duration_s, result, error = unpack(outcome)
+    started_at, duration_s, result, error, _ = unpack(outcome)
     return outcome if result is None else msgpack.packb((started_at, duration_s, None, error and error.to_wire()))
 
 
-def error_in(outcome: bytes) -> JobError:
-    """The error in the outcome of an attempt that did not succeed: for the broker, which decodes no others.
+def failure_in(outcome: bytes) -> tuple[JobError, float | None]:
+    """The error in the outcome of an attempt that did not succeed, and the delay that it asked for: for the broker,
+    which decodes no others.
 
     Raises:
         ProtocolError: there is none, or it is larger than `pack_failure` makes them.
     """
     if len(outcome) > MAX_FAILURE_BYTES:  # before a byte of it is decoded: it holds the broker's loop
         raise ProtocolError(f"a failure of {len(outcome):,} bytes, which is larger than a consumer makes them")
-    error = unpack(outcome).error
+    *_, error, delay_s = unpack(outcome)
     if error is None:
         raise ProtocolError("a failure without an error")
-    return error
+    return error, delay_s
 
 
 def _clean(text: str, most: int) -> str:

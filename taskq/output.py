@@ -6,7 +6,6 @@ import json
 import re
 from typing import Any
 
-from taskq.context import JOB_MARK, RECORD_MARK
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
 
 #: Colours and cursor movements (ECMA-48 control sequences): of no use in a log, and able to fool a terminal.
@@ -17,6 +16,11 @@ _OWN_FIELDS = frozenset(
     | {"self", "method_name"}  # structlog's own arguments
 )
 _LEVELS = frozenset({"debug", "info", "warning", "error"})
+
+#: Begins a line of output that is a structured event, as in RFC 7464; all other lines are taken as plain text.
+RECORD_MARK = "\x1e"
+#: Begins a line that tells which job wrote it, where several run in a process: the mark, the job's number, the mark.
+JOB_MARK = "\x1d"
 
 
 class LineCutter:

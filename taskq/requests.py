@@ -81,8 +81,8 @@ class Requests:
                     return
                 case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
                     value: Any = self._info(job_id)
-                case [Op.CANCEL, int(), bytes(job_id)] if len(job_id) == 16:
-                    value = self._cancel(job_id)
+                case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if len(job_id) == 16:
+                    value = self._cancel(job_id, also_running)
                 case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):
                     value = self._bulk.jobs(*envelope[2:])
                 case [Op.RETRY, int(), bytes(job_id)] if len(job_id) == 16:
@@ -123,7 +123,7 @@ class Requests:
         if self._ledger.find(job_id) is None:
             spec = self._spec_in_spool(job_id)
             times = None, None, None
-            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, []]
+            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, []]
         return self._bulk.info(job_id)
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
@@ -137,7 +137,8 @@ class Requests:
             raise JobNotFound.of(job_id)
         return spec
 
-    def _cancel(self, job_id: bytes) -> bool:
+    def _cancel(self, job_id: bytes, also_running: bool) -> bool | None:
+        """Returns whether the job is cancelled now; None: it runs, and is being stopped."""
         stored = self._ledger.find(job_id)
         if stored is None:
             self._spec_in_spool(job_id)
@@ -145,8 +146,13 @@ class Requests:
         row, kept, *_ = stored
         if kept >= FIRST_FINAL:
             return kept == Kept.CANCELLED
+        if not self._ledger.is_settled:
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
         if not self._crew.withdraw(job_id):
-            return False  # it runs
+            if not also_running:
+                return False
+            self._crew.cancel_running(job_id)
+            return None
         self._core.cancelled(row, kept)
         self._ledger.collect(time.monotonic())
         self._ledger.commit(time.monotonic(), time.time())
@@ -233,6 +239,7 @@ class Requests:
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
             "running_s": round(time.monotonic() - claim.started_at, 3) if claim else None,
+            "progress": self._crew.progress_of(row.id) if row else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
             "busy_s": round(slot.counters.busy_s, 3),

@@ -1,7 +1,7 @@
 """Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
 
-The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), or
-it was refused, for running it again could not help.
+The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), it
+was refused, for running it again could not help, or it said itself what it wants (`Retry`, `Snooze`, `Cancel`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from taskq import context
 from taskq.app import Task, TaskQ
 from taskq.codec import CorruptPayload, decode_call, encode_result
-from taskq.errors import JobTimeout, PayloadError
+from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
 from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError
 from taskq.outcome import Verdict, pack_failure, pack_success
-from taskq.wire import DROP_RESULT, Extra
-
-#: Of most jobs there is no more to say.
-NO_EXTRA: Extra = {}
+from taskq.retries import NO_RETRY_RULES, RetryRules
+from taskq.usage import data_limit, text_of_bytes
+from taskq.wire import DROP_RESULT, MEMORY_LIMIT, NO_EXTRA, Extra
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
-OVERDUE = "the job ran longer than its timeout"
 
 #: The verdict on an attempt, the seconds it took, and the outcome.
 Ended = tuple[Verdict, float, bytes]
@@ -36,7 +37,7 @@ OnItem = Callable[[bytes, int, bytes], None]
 _Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Ends an attempt that would fail again in the same way."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -59,9 +60,11 @@ class Runner:
             check_time: raises JobTimeout if the time of the running job is over.
         """
         self._tasks = app.tasks
+        self._middleware = app.hooks.middleware
+        self._invoke = self._call_within if self._middleware else self._call
         self._on_item = on_item
         self._check_time = check_time
-        self._begin: Callable[[bytes, str, int], None] = context.begin
+        self._begin: Callable[[bytes, str, int, Extra, float], None] = context.begin
         self._end: Callable[[], None] = context.end
         self._event_loop: Any = None
         #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
@@ -74,41 +77,69 @@ class Runner:
             The verdict, the seconds it took, and the outcome.
         """
         started_at = time.time()
-        start = time.perf_counter()
-        self._begin(job_id, task_name, attempt)
+        start = time.monotonic()
+        self._begin(job_id, task_name, attempt, extra, start)
         try:
             result = self._result(job_id, task_name, payload, extra)
-            duration_s = time.perf_counter() - start
+            duration_s = time.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
             self.is_in_job = False
-            return self._failure(raised, started_at, start)
+            return self._failure(raised, task_name, attempt, extra, started_at, start)
         finally:
             self.is_in_job = False
             self._end()
 
-    def _failure(self, raised: BaseException, started_at: float, start: float) -> Ended:
-        if isinstance(raised, _Refused):
-            verdict, error = Verdict.REFUSED, raised.error
+    def _failure(
+        self, raised: BaseException, task_name: str, attempt: int, extra: Extra, started_at: float, start: float
+    ) -> Ended:
+        if isinstance(raised, Refused):
+            verdict, error, delay_s = Verdict.REFUSED, raised.error, None
         else:
-            verdict, error = Verdict.FAILED, describe(raised)
-        duration_s = time.perf_counter() - start
-        return verdict, duration_s, pack_failure(started_at, duration_s, error)
+            verdict, error, delay_s = self._end_by(raised, task_name, attempt, extra)
+        duration_s = time.monotonic() - start
+        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
+
+    def _end_by(
+        self, raised: BaseException, task_name: str, attempt: int, extra: Extra
+    ) -> tuple[Verdict, JobError, float | None]:
+        """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""
+        task = self._tasks.get(task_name)
+        rules = NO_RETRY_RULES if task is None else task.retry_rules
+        if isinstance(raised, Snooze):
+            return Verdict.SNOOZED, JobError("Snoozed", raised.reason or f"for {raised.delay:g} s"), raised.delay
+        if isinstance(raised, Cancel):
+            reason = f": {raised.reason}" if raised.reason else ""
+            return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason}"), None
+        memory_limit = extra.get(MEMORY_LIMIT)
+        if memory_limit is not None and isinstance(raised, MemoryError):
+            text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
+            return Verdict.FAILED, replace(describe(raised), type="MemoryLimit", message=text), None
+        if rules.gives_up(raised):
+            return Verdict.REFUSED, describe(raised), None
+        if isinstance(raised, Retry) and raised.delay is not None:
+            return Verdict.FAILED, describe(raised), raised.delay
+        return Verdict.FAILED, describe(raised), _delay_s(rules, attempt, raised)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
         task, args, kwargs = self._prepare(job_id, task_name, payload)
-        return self._encode(job_id, self._call(task, args, kwargs), extra)
+        if extra and MEMORY_LIMIT in extra:
+            with data_limit(extra[MEMORY_LIMIT]):
+                value = self._invoke(task, args, kwargs)
+        else:
+            value = self._invoke(task, args, kwargs)
+        return self._encode(job_id, value, extra)
 
     def _prepare(self, job_id: bytes, task_name: str, payload: bytes) -> _Prepared:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
-            raise _Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
+            raise Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
         try:
             args, kwargs = decode_call(job_id, payload)
         except CorruptPayload as error:
-            raise _Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
+            raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
         return task, args, kwargs
@@ -119,9 +150,9 @@ class Runner:
         try:
             result = encode_result(job_id, value)
         except PayloadError as error:
-            raise _Refused("UnserializableResult", str(error)) from error
+            raise Refused("UnserializableResult", str(error)) from error
         if len(result) > MAX_PAYLOAD_BYTES:
-            raise _Refused(
+            raise Refused(
                 "ResultTooLarge",
                 f"the result takes {len(result):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
                 "write it to a file and return the path",
@@ -132,7 +163,20 @@ class Runner:
         try:
             return task.caster.cast(args, kwargs)
         except Exception as error:
-            raise _Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+            raise Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+
+    def _call_within(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The call, and the application's middleware around it."""
+        self.is_in_job = True
+        try:
+            with self._around():
+                return self._call(task, args, kwargs)
+        finally:
+            self.is_in_job = False
+
+    def _around(self) -> Around:
+        """The application's middleware, for the job that runs here."""
+        return Around(self._middleware, context.current_job())
 
     def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         self.is_in_job = True
@@ -146,7 +190,7 @@ class Runner:
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
                 misfit = _misfit(task.function, args, kwargs)
                 if misfit:
-                    raise _Refused("BadArguments", f"{task.name}: {misfit}") from error
+                    raise Refused("BadArguments", f"{task.name}: {misfit}") from error
             raise
         finally:
             self.is_in_job = False
@@ -197,6 +241,37 @@ class Runner:
             raise
 
 
+class Around:
+    """The middleware around one job. An error that it keeps to itself goes on: that makes no success of a failure."""
+
+    def __init__(
+        self,
+        middleware: list[Callable[[context.CurrentJob], AbstractContextManager[None]]],
+        job: context.CurrentJob,
+    ) -> None:
+        self._middleware = middleware
+        self._job = job
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        raised: BaseException | None = None
+        with ExitStack() as stack:
+            try:
+                for make in self._middleware:
+                    stack.enter_context(make(self._job))
+            except BaseException as error:
+                raised = error
+                raise
+            self._stack = stack.pop_all()
+        if raised is not None:
+            raise raised
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, frames)
+
+
 class Items:
     """What one attempt of a generator has yielded."""
 
@@ -214,16 +289,26 @@ class Items:
         try:
             item = encode_result(self._job_id, value)
         except PayloadError as error:
-            raise _Refused("UnserializableItem", f"item {self._count}: {error}") from error
+            raise Refused("UnserializableItem", f"item {self._count}: {error}") from error
         self._bytes += len(item)
         if self._count == MAX_ITEMS or self._bytes > MAX_ITEMS_BYTES or len(item) > MAX_PAYLOAD_BYTES:
-            raise _Refused(
+            raise Refused(
                 "TooManyItems",
                 f"item {self._count} takes {len(item):,} bytes, all so far {self._bytes:,}; the limits of a job are "
                 f"{MAX_ITEMS:,} items, {MAX_PAYLOAD_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
             )
         self._on_item(self._job_id, self._count, item)
         self._count += 1
+
+
+def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | None:
+    try:
+        return rules.delay_s(attempt, raised)
+    except BaseException as error:
+        # the job's error is what counts, and a retry what was wanted: the default delay serves
+        text = f"the task's backoff function failed ({type(error).__name__}: {error}): the default delay is taken"
+        context.write_record("error", {"event": text})
+        return None
 
 
 def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str:
@@ -238,7 +323,8 @@ def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any
 
 def describe(raised: BaseException) -> JobError:
     """An exception as text. Survives exceptions whose own text cannot be made."""
-    name = "TimedOut" if isinstance(raised, JobTimeout) else type(raised).__qualname__
+    is_timeout = isinstance(raised, JobTimeout) and not isinstance(raised, CpuTimeout)
+    name = "TimedOut" if is_timeout else type(raised).__qualname__
     try:
         message = str(raised)
     except BaseException as error:

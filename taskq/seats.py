@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -30,15 +31,15 @@ from taskq.app import Task, TaskQ
 from taskq.config import Directory
 from taskq.consumer import handle_signals, ignore, is_forked_child
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
-from taskq.context import Seated, sit
+from taskq.context import OVERDUE, Seated, sit
 from taskq.counters import FlightRecorder
 from taskq.errors import JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.outbox import Outbox
 from taskq.outcome import Verdict, pack_success
-from taskq.runner import NO_EXTRA, OVERDUE, Ended, Items, OnItem, Runner
+from taskq.runner import Ended, Items, OnItem, Refused, Runner
 from taskq.streams import JobStream
-from taskq.wire import Extra, Op
+from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, NO_EXTRA, Extra, Op
 
 #: What coroutines leave running on the loop may take so long to clean up when the consumer ends.
 _LEFTOVERS_S = 1.0
@@ -47,11 +48,22 @@ _raise_in_thread.argtypes = [ctypes.c_ulong, ctypes.py_object]
 _NOTHING = ctypes.py_object()  # the null pointer: takes back what was to be raised
 
 
+_raised = threading.local()
+
+
 class _Overdue(JobTimeout):
-    """Raised in a thread, which takes a class only."""
+    """Raised in a thread, which takes a class only; the instance is made by that thread, when it is raised."""
 
     def __init__(self) -> None:
         super().__init__(OVERDUE)
+        _raised.is_there = True
+
+
+def _check_limits(extra: Extra) -> None:
+    """Refuses what cannot be kept here: the system counts memory and CPU time by process, not by job."""
+    if CPU_TIMEOUT in extra or MEMORY_LIMIT in extra:
+        option = "cpu_timeout" if CPU_TIMEOUT in extra else "memory_limit"
+        raise Refused("NeedsOwnProcess", f"{option}= needs a fleet without --threads: put the job into a queue of such")
 
 
 class _Start(NamedTuple):
@@ -72,28 +84,61 @@ class _ThreadRunner(Runner):
     def __init__(self, app: TaskQ, on_item: OnItem) -> None:
         super().__init__(app, on_item)
         self._begin, self._end = lambda *_: None, lambda: None  # the context knows the job
+        self._invoke_within, self._invoke = self._invoke, self._invoke_interruptibly
         self._guard = threading.Lock()
         self._number = 0  # of the job whose code runs, while it may be interrupted
+        self._sending = 0  # of the job that is in the middle of a message
         self._interrupted = 0
+        self._is_late = False  # whether it is to be told behind that message
 
     def interrupt(self, number: int) -> None:
         """Raises JobTimeout in a job's code, once, unless that has ended. Called by the main thread."""
         with self._guard:
-            if self._number == number != self._interrupted:
+            if self._interrupted == number:
+                return
+            if self._number == number:
                 self._interrupted = number
                 _raise_in_thread(self._thread, _Overdue)
+            elif self._sending == number:
+                self._interrupted = number
+                self._is_late = True
 
     def run_job(self, start: _Start) -> Ended:
         """Runs a job in this thread."""
         self._thread = threading.get_ident()
         self._next = start.number
+        _raised.is_there = False
         return self.run(start.job_id, start.task, start.attempt, start.payload, start.extra)
 
-    def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def uninterrupted(self, action: Callable[[], None]) -> None:
+        """Does what no time limit may interrupt, such as a message; the timeout is raised behind it."""
+        if threading.get_ident() != self._thread:
+            action()  # by another thread of the job, which is never interrupted
+            return
+        with self._guard:
+            number = self._number
+            if number and number == self._interrupted and not _raised.is_there:
+                _raise_in_thread(self._thread, _NOTHING)
+                self._is_late = True
+            self._number, self._sending = 0, number
+        try:
+            action()
+        finally:
+            with self._guard:
+                is_late, self._is_late = self._is_late, False
+                self._number, self._sending = number, 0
+        if is_late:
+            raise _Overdue
+
+    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
+        _check_limits(extra)
+        return super()._result(job_id, task_name, payload, extra)
+
+    def _invoke_interruptibly(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         with self._guard:
             self._number = self._next
         try:
-            return super()._call(task, args, kwargs)
+            return self._invoke_within(task, args, kwargs)
         finally:
             if is_forked_child():
                 os._exit(0)  # the job forked, and this is the child; what it inherited may be locked
@@ -104,16 +149,7 @@ class _ThreadRunner(Runner):
                 raise
 
     def _take(self, items: Items, value: Any) -> None:
-        with self._guard:
-            is_interrupted = self._interrupted == self._number
-            if is_interrupted:
-                _raise_in_thread(self._thread, _NOTHING)
-            self._number = 0  # what is sent must not be interrupted
-        items.take(value)
-        if is_interrupted:
-            raise JobTimeout(OVERDUE)
-        with self._guard:
-            self._number = self._next
+        self.uninterrupted(partial(items.take, value))
 
     def _close(self) -> None:
         """From now on this thread runs our own code, in which no exception may come from outside."""
@@ -130,6 +166,8 @@ class _Coroutine:
         self.task: asyncio.Task[Ended] | None = None
         self.is_open = False  # whether the job's own code has begun, and not ended
         self.is_interrupted = False
+        self._thread = threading.get_ident()
+        self._is_sending = self._is_late = False
 
     def interrupt(self, _number: int) -> None:
         """Cancels the job's asyncio task, once."""
@@ -138,37 +176,67 @@ class _Coroutine:
             if self.is_open and self.task is not None:
                 self.task.cancel()
 
+    def interrupt_code(self) -> None:
+        """Raises JobTimeout in the code that runs now, from a signal handler; behind the message that it is sending."""
+        if self._is_sending:
+            self._is_late = True
+            return
+        self.is_interrupted = True
+        raise JobTimeout(OVERDUE)  # it does not let go of the loop, so it could not be cancelled
+
+    def uninterrupted(self, action: Callable[[], None]) -> None:
+        """Does what no time limit may interrupt, such as a message; the timeout is raised behind it."""
+        if threading.get_ident() != self._thread:
+            action()  # by a thread that the job has started, which is never interrupted
+            return
+        self._is_sending = True
+        try:
+            action()
+        finally:
+            self._is_sending = False
+        if self._is_late:
+            self._is_late = False
+            self.interrupt_code()
+
 
 class _CoroutineRunner(Runner):
     """Runs the jobs of the loop."""
 
     async def run_job(self, job: _Coroutine, start: _Start) -> Ended:
         """Runs a job to its end, whatever that is; never raises."""
-        started_at, started = time.time(), time.perf_counter()
+        started_at, started = time.time(), time.monotonic()
         try:
+            _check_limits(start.extra)
             value = await self._await(job, self._prepare(start.job_id, start.task, start.payload))
             result = self._encode(start.job_id, value, start.extra)
-            duration_s = time.perf_counter() - started
+            duration_s = time.monotonic() - started
             return Verdict.SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
-            return self._failure(raised, started_at, started)
+            return self._failure(raised, start.task, start.attempt, start.extra, started_at, started)
 
-    def failed_to_begin(self, raised: BaseException) -> Ended:
+    def failed_to_begin(self, raised: BaseException, start: _Start) -> Ended:
         """The end of a job whose asyncio task was cancelled before its first step."""
-        return self._failure(raised, time.time(), time.perf_counter())
+        return self._failure(raised, start.task, start.attempt, start.extra, time.time(), time.monotonic())
 
     async def _await(self, job: _Coroutine, prepared: tuple[Any, Any, Any]) -> Any:
         if job.is_interrupted:
             raise JobTimeout(OVERDUE)
         job.is_open = True
         try:
+            if not self._middleware:
+                return await self._await_call(job, prepared)
+            with self._around():
+                return await self._await_call(job, prepared)
+        finally:
+            job.is_open = False
+
+    async def _await_call(self, job: _Coroutine, prepared: tuple[Any, Any, Any]) -> Any:
+        try:
             return await self._call(*prepared)
         except asyncio.CancelledError as cancelled:
             if job.is_interrupted:
                 raise JobTimeout(OVERDUE) from cancelled
             raise
-        finally:
-            job.is_open = False
 
     def _run_coroutine(self, coroutine: Any) -> Any:
         return coroutine  # it is awaited, not run
@@ -284,6 +352,7 @@ class SeatedConsumer:
         while True:
             start, seated = self._work.get()
             self._running[start.seat] = start, runner
+            seated.uninterrupted = runner.uninterrupted
             context = self._context.copy()
             context.run(sit, seated)
             self._end(start, seated, context.run(runner.run_job, start), in_thread=True)
@@ -291,6 +360,7 @@ class SeatedConsumer:
     def _start_on_loop(self, start: _Start) -> None:
         seated, job = self._seated(start), _Coroutine()
         self._running[start.seat] = start, job
+        seated.uninterrupted = job.uninterrupted
         context = self._context.copy()
         context.run(sit, seated)
         job.task = task = self._loop.create_task(self._runner.run_job(job, start), context=context)
@@ -302,12 +372,12 @@ class SeatedConsumer:
         try:
             ended = task.result()
         except BaseException as raised:  # cancelled by another job before it began
-            ended = self._runner.failed_to_begin(raised)
+            ended = self._runner.failed_to_begin(raised, start)
         self._end(start, seated, ended, in_thread=False)
 
     @staticmethod
     def _seated(start: _Start) -> Seated:
-        return Seated(start.number, start.job_id, start.task, start.attempt)
+        return Seated(start.number, start.job_id, start.task, start.attempt, start.extra)
 
     # -- jobs end
 
@@ -316,6 +386,7 @@ class SeatedConsumer:
         try:
             if is_forked_child():
                 os._exit(0)
+            seated.end()
             self._note_end(start, seated, ended, in_thread)
         except BaseException:  # most likely, the job has closed our descriptors
             traceback.print_exc()
@@ -369,8 +440,7 @@ class SeatedConsumer:
         if start is None or job is None or not job.is_open or job.is_interrupted:
             return
         if self._counters.is_overdue(start.number, start.seat):
-            job.is_interrupted = True
-            raise JobTimeout(OVERDUE)  # it does not let go of the loop, so it could not be cancelled
+            job.interrupt_code()
 
     def _interrupt_overdue(self) -> None:
         for start, job in list(self._running.values()):

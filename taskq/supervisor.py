@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import count
 from multiprocessing import forkserver
@@ -30,10 +30,11 @@ from taskq.core import MAX_BATCH_BYTES, Batch, Death, Key
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
+from taskq.model import JobError, JobRow, Progress, Spec
 from taskq.outbox import Unsent
 from taskq.output import LineCutter
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
-from taskq.wire import DROP_RESULT, Decoder, Message
+from taskq.wire import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, MEMORY_LIMIT, TIMEOUT, Decoder, Message
 
 #: A consumer must have imported the application within this time.
 BOOT_TIMEOUT_S = 120.0
@@ -74,9 +75,12 @@ class Slot:
     state: SlotState = SlotState.STARTING
     kill_at: float | None = None  # when it is killed if it has not ended by itself
     timed_out: int | None = None  # the number of the job it was killed for
+    over_limit: JobError | None = None  # why, if it was not for its time
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
     replaces: Slot | None = None  # the one that retires when this one is ready
     server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
+    progress: dict[bytes, Progress] = field(default_factory=dict)  # of the jobs that run and have told of it
+    progress_told_at: float = -1e9  # when the log was told of it last
 
     def __post_init__(self) -> None:
         self.announced: set[int] = set()  # numbers told as started in the log, of those that run
@@ -93,13 +97,7 @@ class Slot:
 
     def send(self, batch: Batch) -> bool:
         """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
-        jobs = [
-            (row.id, row.spec.task, row.attempts + 1, row.payload)
-            if row.spec.keep_result
-            else (row.id, row.spec.task, row.attempts + 1, row.payload, {DROP_RESULT: True})
-            for row in batch.rows
-        ]
-        return self.inbox.put(msgpack.packb((batch.first, jobs)))
+        return self.inbox.put(msgpack.packb((batch.first, jobs_to_send(batch.rows))))
 
     def read_messages(self) -> list[Message]:
         """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
@@ -148,6 +146,30 @@ class Slot:
                 os.kill(self.pid, number)
         except ProcessLookupError:
             pass
+
+
+def jobs_to_send(rows: Iterable[JobRow]) -> list[tuple[Any, ...]]:
+    """The jobs of a batch as they travel; see `taskq.wire.Extra`."""
+    jobs: list[tuple[Any, ...]] = []
+    spec, extra = None, dict[str, Any]()
+    for row in rows:
+        if row.spec is not spec:
+            spec = row.spec
+            extra = {} if spec.keep_result and not spec.is_watched else _extra(spec)
+        if row.memo is not None and row.memo.checkpoint is not None:
+            own = {**extra, CHECKPOINT: row.memo.checkpoint}
+            jobs.append((row.id, spec.task, row.attempts + 1, row.payload, own))
+        elif extra:
+            jobs.append((row.id, spec.task, row.attempts + 1, row.payload, extra))
+        else:
+            jobs.append((row.id, spec.task, row.attempts + 1, row.payload))
+    return jobs
+
+
+def _extra(spec: Spec) -> dict[str, Any]:
+    limits = {TIMEOUT: spec.timeout_s, CPU_TIMEOUT: spec.cpu_timeout_s, MEMORY_LIMIT: spec.memory_limit_bytes}
+    extra: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    return extra if spec.keep_result else {**extra, DROP_RESULT: True}
 
 
 class Supervisor:
@@ -324,6 +346,7 @@ class Supervisor:
             signal=name_of_signal(-code) if code is not None and code < 0 else None,
             output=tuple(slot.last_lines),
             timed_out=slot.timed_out,
+            over_limit=slot.over_limit,
             out_of_memory=code == -signal.SIGKILL and self._has_memory_run_out(),
             stopped=slot.is_stopped,
         )

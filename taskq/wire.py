@@ -44,7 +44,7 @@ class Op(IntEnum):
     WATCH = 11  # ids                                                            answered by RESULT frames
     RESULT = 12  # id, state, exit code of the look-up                           body: outcome
     INFO = 13  # request, id
-    CANCEL = 14  # request, id
+    CANCEL = 14  # request, id, whether also if it runs                    answered nil while it is being stopped
     STATUS = 15  # request
     STOP = 16  # request
     RELOAD = 17  # request
@@ -66,13 +66,18 @@ class Op(IntEnum):
     BOOT_FAILED = 31  # message, traceback
     OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
     STARTED = 33  # number
+    PROGRESS = 34  # [[id, done, total, note], ...]
+    CHECKPOINT = 35  # id                                                        body: what the job keeps
     ITEMS = 36  # id, position of the first, lengths                             body: what a generator has yielded
     DECLARED = 39  # application, lengths                                         body: the schedules in its code
 
 
 #: A job in a batch is (id, task, attempt, payload), and if there is more to say of it, a map with these keys behind it.
 Extra = Mapping[str, Any]
+TIMEOUT, CHECKPOINT, CPU_TIMEOUT, MEMORY_LIMIT = "timeout_s", "checkpoint", "cpu_timeout_s", "memory_limit_bytes"
 DROP_RESULT = "drop_result"
+#: Of most jobs there is no more to say.
+NO_EXTRA: Extra = {}
 
 Message = tuple[list[Any], memoryview]
 _NO_BODY = memoryview(b"")

@@ -35,6 +35,26 @@ class End(NamedTuple):
     process: str
     at: float
     succeeded: bool
+    snoozed: bool = False  # it did not fail: it said that it wants to run later
+
+
+class Kept(NamedTuple):
+    """An attempt has kept something for the next one."""
+
+    job: str
+    attempt: int
+    process: str
+    at: float
+    data: str
+
+
+class Found(NamedTuple):
+    """What an attempt found kept."""
+
+    job: str
+    process: str
+    at: float
+    data: str
 
 
 class Read(NamedTuple):
@@ -54,6 +74,7 @@ class Final(NamedTuple):
     crashes: int
     outcome: str = ""
     requeued: int = 0  # how often it was retried by hand
+    snoozes: int = 0
 
 
 class Limits(NamedTuple):
@@ -88,6 +109,8 @@ class History:
     resumes: list[float] = field(default_factory=list)  # when a client asked to resume all queues
     starts: list[Start] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     deaths: dict[str, float] = field(default_factory=dict)  # process: when it was killed
     stops: list[tuple[str, float, float]] = field(
@@ -186,16 +209,24 @@ def runs_again_only_for_a_reason(h: History) -> Iterator[str]:
 
 
 def retries_are_bounded(h: History) -> Iterator[str]:
-    """I6: no more failures and charged deaths than allowed, for each time that it was retried by hand."""
+    """I6: no more failures and charged deaths than allowed, for each time that it was retried by hand; a snooze is
+    neither."""
+    snoozed: dict[str, set[int]] = defaultdict(set)
+    for end in h.ends:
+        if end.snoozed:
+            snoozed[end.job].add(end.attempt)
     for job, final in h.known.items():
         retries, max_crashes, _ = h.limits.get(job, NO_LIMITS)
         lives = 1 + final.requeued
         if final.crashes > max_crashes * lives:
             yield f"job {job} was charged {final.crashes} crashes, allowed are {max_crashes * lives}"
-        if final.attempts - final.crashes > (retries + 1) * lives:
-            yield f"job {job} had {final.attempts - final.crashes} attempts, allowed are {(retries + 1) * lives}"
+        charged = final.attempts - final.crashes - final.snoozes
+        if charged > (retries + 1) * lives:
+            yield f"job {job} had {charged} attempts, allowed are {(retries + 1) * lives}"
         if final.requeued and job not in h.retried and not h.retried_all:
             yield f"job {job} was retried, which nobody asked for"
+        if final.snoozes > len(snoozed[job]):
+            yield f"job {job} was told to have snoozed {final.snoozes} times, it did {len(snoozed[job])} times"
 
 
 def never_twice_at_a_time(h: History) -> Iterator[str]:
@@ -336,6 +367,30 @@ def paused_queues_rest(h: History) -> Iterator[str]:
                 yield f"job {start.job} started while its queue {queue} was paused"
 
 
+def what_was_kept_is_found(h: History) -> Iterator[str]:
+    """I21: an attempt finds what was kept last before it; the death of the broker may take what is not durable yet."""
+    for job, process, at, data in h.found:
+        before = sorted((kept for kept in h.kept if kept.job == job and kept.at < at), key=lambda kept: kept.at)
+        choices = {before[-1].data} if before else {""}
+        for older, newer in pairwise([None, *before]):
+            assert newer is not None
+            told = h.is_told_by(End(newer.job, newer.attempt, newer.process, newer.at, False))
+            if any(newer.at <= death <= told for death in h.broker_deaths):
+                choices.add("" if older is None else older.data)
+        if data not in choices:
+            yield f"job {job} found {data!r} in {process}, and not what was kept: {sorted(choices)}"
+
+
+def attempts_are_numbered_once(h: History) -> Iterator[str]:
+    """I22: a number of an attempt that was told as ended never comes again, snoozed or not."""
+    for job, attempts in h.attempts_of().items():
+        for (start, end), (again, _) in pairwise(attempts):
+            if again.attempt > start.attempt or end is None or start.process in h.deaths:
+                continue
+            if not any(end.at <= at <= h.is_told_by(end) for at in h.broker_deaths):
+                yield f"attempt {again.attempt} of job {job} began in {again.process}, and had ended in {start.process}"
+
+
 def recovery_changes_nothing(h: History) -> Iterator[str]:
     """I15: opened again, all is as it was."""
     if h.final_after_restart is not None and h.final_after_restart != h.final:
@@ -367,6 +422,8 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     purged_is_gone,
     retried_is_retried,
     paused_queues_rest,
+    what_was_kept_is_found,
+    attempts_are_numbered_once,
     recovery_changes_nothing,
     nothing_is_left_over,
 )

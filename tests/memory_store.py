@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from taskq.errors import EnqueueError
 from taskq.gates import Band, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
-from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
+from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
@@ -29,6 +29,8 @@ class Record:
     crashes: int = 0
     requeued: int = 0  # how often it was retried by hand
     history: tuple[tuple[int, bytes], ...] = ()
+    snoozes: int = 0
+    checkpoint: bytes | None = None
     kept: Kept = Kept.QUEUED
     due_at: float | None = None
     outcome: bytes | None = None
@@ -40,7 +42,10 @@ class Record:
 
     def row(self) -> JobRow:
         """As the broker holds it."""
-        return JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes, self.terms)
+        row = JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes, self.terms)
+        if self.snoozes or self.checkpoint is not None:
+            row.memo = Memo(self.snoozes, self.checkpoint)
+        return row
 
     def stored(self) -> StoredJob:
         """As it is read back."""
@@ -197,13 +202,13 @@ class MemoryStore:
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         totals = self.totals
         for row, kept, outcome in ended:
-            payload = row.payload if kept == Kept.FAILED else b""
-            counts = {"attempts": row.attempts, "crashes": row.crashes}
             unique = None if row.terms is None else row.terms.unique
             if unique is None or unique.period_s is None:
                 self._change(row.seq, unique_key=None)
-            self._change(row.seq, kept=kept, due_at=None, outcome=outcome, finished_at=now, payload=payload, **counts)
-            self._change(row.seq, expires_at=None)
+            fields: dict[str, object] = {"attempts": row.attempts, "crashes": row.crashes}
+            if kept != Kept.FAILED:
+                fields |= {"payload": b"", "checkpoint": None}
+            self._change(row.seq, kept=kept, due_at=None, outcome=outcome, finished_at=now, expires_at=None, **fields)
             totals.succeeded += kept == Kept.SUCCEEDED
             totals.failed += kept == Kept.FAILED
             totals.cancelled += kept == Kept.CANCELLED
@@ -215,11 +220,18 @@ class MemoryStore:
                 row.seq,
                 kept=kept,
                 due_at=due_at,
+                spec=row.spec,
                 attempts=row.attempts,
                 crashes=row.crashes,
+                snoozes=0 if row.memo is None else row.memo.snoozes,
                 outcome=known.outcome if outcome is None else outcome,
                 history=_with_attempt(known, row.attempts, outcome),
             )
+
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        for row in rows:
+            assert row.memo is not None
+            self._change(row.seq, checkpoint=row.memo.checkpoint)
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         known = self._jobs[self._by_seq[seq]].items

@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgpack
-from history import End, Final, History, Limits, Read, Start, check
+from history import End, Final, Found, History, Kept, Limits, Read, Start, check
 from memory_store import Disk, MemoryStore, Record
 
 from taskq import broker as broker_module
@@ -46,9 +46,9 @@ from taskq.model import JobError, Spec
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success
 from taskq.requests import Requests
-from taskq.supervisor import SlotState
+from taskq.supervisor import SlotState, jobs_to_send
 from taskq.timetable import Timetable
-from taskq.wire import Op
+from taskq.wire import CHECKPOINT, Op
 
 _NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
 #: The real modules that look at the clock.
@@ -57,7 +57,10 @@ _WALL_S = 1_700_000_000.0
 #: After the faults everything must end within this time.
 _QUIET_S = 300.0
 
-TASKS = ("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn")
+TASKS = (
+    *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
+    *("snoozes", "snoozes_and_fails", "gives_up", "goes_on"),
+)
 
 
 class BrokerKilled(BaseException):
@@ -137,10 +140,11 @@ class SimSlot:
         self.is_stopped = False
         self.replaces = None
         self.announced: set[int] = set()
+        self.progress: dict[bytes, Any] = {}
         self.is_alive = True
         self.is_paused = False
         self.name = f"c{key}"
-        self._queue: deque[tuple[int, bytes, str, int, bytes]] = deque()
+        self._queue: deque[tuple[int, bytes, str, int, bytes, dict[str, Any]]] = deque()
         self._free_at = 0.0
         self._is_busy = False
         self._retires = False
@@ -160,8 +164,7 @@ class SimSlot:
     def send(self, batch: Any) -> bool:
         if self.world.parts.forgets_what_it_sends:
             self.world.broker.store.forget(batch.rows)  # type: ignore[union-attr]
-        jobs = [(row.id, row.spec.task, row.attempts + 1, row.payload) for row in batch.rows]
-        return self.put(msgpack.packb((batch.first, jobs)))
+        return self.put(msgpack.packb((batch.first, jobs_to_send(batch.rows))))
 
     def read_messages(self) -> list[tuple[list[Any], memoryview]]:
         if not self._sent and not self.is_alive:
@@ -206,7 +209,9 @@ class SimSlot:
             self._retires = True
         else:
             first, jobs = msgpack.unpackb(message)
-            self._queue.extend((number, *job) for number, job in enumerate(jobs, first))
+            self._queue.extend(
+                (number, *job, {}) if len(job) == 4 else (number, *job) for number, job in enumerate(jobs, first)
+            )
         self._step()
 
     def pause(self, seconds: float) -> None:
@@ -229,20 +234,22 @@ class SimSlot:
                 if self._retires:
                     self.die(is_kill=False)
                 return
-            number, job_id, task, attempt, payload = self._queue.popleft()
+            number, job_id, task, attempt, payload, extra = self._queue.popleft()
             if number < self.counters.valid_from:
                 continue
             self.counters.claimed, self.counters.started_at = number, self.world.now
-            self._begin(number, job_id, task, attempt, payload)
+            self._begin(number, job_id, task, attempt, payload, extra)
 
-    def _begin(self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes) -> None:
+    def _begin(
+        self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes, extra: dict[str, Any]
+    ) -> None:
         world = self.world
         self._is_busy = True
         self.running = FlightRecord(job_id, attempt)
         start = Start(job_id.hex(), attempt, self.name, world.now, digest(payload))
         world.history.starts.append(start)
         seconds = world.random.expovariate(1 / 0.003)
-        is_well = True
+        is_well, verdict = True, Verdict.FAILED
         match task:
             case "slow":
                 seconds = world.random.uniform(0.1, 0.6)
@@ -255,9 +262,28 @@ class SimSlot:
                 return
             case "times_out" | "stubborn":
                 seconds, is_well = 1e9, False
-        finish = lambda: self._finish(number, start, is_well)  # noqa: E731
+            case "snoozes" if attempt <= 3:
+                is_well, verdict = False, Verdict.SNOOZED
+            case "snoozes_and_fails":
+                is_well, verdict = False, Verdict.SNOOZED if attempt % 2 and attempt < 9 else Verdict.FAILED
+            case "gives_up":
+                is_well, verdict = False, Verdict.CANCELLED
+            case "goes_on":
+                self._go_on(start, extra.get(CHECKPOINT, b"").decode())
+                if attempt < 3:
+                    world.later(seconds, lambda: self.die_in(number))
+                    return
+        finish = lambda: self._finish(number, start, is_well, verdict)  # noqa: E731
         self._finish_at_signal = finish if task == "times_out" else None
         world.later(seconds, finish)
+
+    def _go_on(self, start: Start, found: str) -> None:
+        """A job looks for what was kept, and keeps something: the kernel has it when the call returns."""
+        history = self.world.history
+        history.found.append(Found(start.job, self.name, start.at, found))
+        kept = f"{start.attempt} in {self.name}"
+        history.kept.append(Kept(start.job, start.attempt, self.name, self.world.now, kept))
+        self.tell([Op.CHECKPOINT, bytes.fromhex(start.job)], [kept.encode()])
 
     def die_in(self, number: int) -> None:
         if self._is_busy and self.counters.claimed == number:
@@ -272,20 +298,23 @@ class SimSlot:
         ):
             self._finish_at_signal()
 
-    def _finish(self, number: int, start: Start, is_well: bool) -> None:
+    def _finish(self, number: int, start: Start, is_well: bool, verdict: Verdict = Verdict.FAILED) -> None:
         world = self.world
         if not self.is_alive or not self._is_busy or self.counters.claimed != number:
             return
         if self.is_paused:
-            world.later(0.05, lambda: self._finish(number, start, is_well))
+            world.later(0.05, lambda: self._finish(number, start, is_well, verdict))
             return
-        world.history.ends.append(End(*start[:3], world.now, is_well))
+        is_snooze = verdict == Verdict.SNOOZED and not is_well
+        world.history.ends.append(End(*start[:3], world.now, is_well, is_snooze))
         told = f"{start.process} {start.attempt}".encode()
-        outcome = pack_success(1.0, 0.1, told) if is_well else pack_failure(1.0, 0.1, JobError("E", told.decode()))
+        wish_s = world.random.choice((0.01, 0.5)) if is_snooze else None
+        failure = pack_failure(1.0, 0.1, JobError("E", told.decode()), wish_s)
+        outcome = pack_success(1.0, 0.1, told) if is_well else failure
         if not self._ended:
             self._oldest_at = world.now
             world.later(0.02, self._report_if_late)
-        self._ended.append((number, int(Verdict.SUCCEEDED if is_well else Verdict.FAILED), 3_000, outcome))
+        self._ended.append((number, int(Verdict.SUCCEEDED if is_well else verdict), 3_000, outcome))
         self.counters.finished = number
         self.counters.jobs_done += 1
         self._is_busy = False
@@ -651,6 +680,8 @@ class Client:
             retries=random.choice((0, 1, 2)),
             timeout_s=0.05 if task in ("times_out", "stubborn") else None,
             max_crashes=random.choice((1, 2, 3)),
+            backoff_s=random.choice((None, None, (0.01, 2.0))),
+            crash_queue=random.choice((None, None, "b", "c")),
         )
         ids = [random.randbytes(16) for _ in range(random.choice((1, 1, 2, 5, 20)))]
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
@@ -884,6 +915,7 @@ class World:
                 record.crashes,
                 digest(record.outcome or b""),
                 record.requeued,
+                record.snoozes,
             )
             for record in records
         }

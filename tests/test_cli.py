@@ -425,7 +425,7 @@ def test_cancel(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
     done = taskq(shared.home, "cancel", waiting)
     assert (done.returncode, done.stdout) == (Exit.OK, f"{waiting} is cancelled\n")
     assert "state     cancelled" in taskq(shared.home, "job", waiting).stdout
-    refused(taskq(shared.home, "cancel", holding[0]), Exit.FAILED, "running")
+    refused(taskq(shared.home, "cancel", "--not-running", holding[0]), Exit.FAILED, "running")
     gate.open()
     wait_for_file(tmp_path / "held", 4)
     refused(taskq(shared.home, "cancel", NO_JOB), Exit.NOT_FOUND, NO_JOB)

@@ -23,13 +23,15 @@ from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S,
 from taskq.counters import Claim
 from taskq.errors import ProtocolError
 from taskq.gates import Band
-from taskq.model import JobError, JobRow, Spec, Terms, backoff_s
+from taskq.model import JobError, JobRow, Memo, Spec, Terms, backoff_s, spec_after_crash
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.store import FIRST_FINAL, Kept, StoredJob
 
 GRACE_S = 2.0
 GOOD = pack_success(1.0, 0.001, None)
 BAD = pack_failure(1.0, 0.001, JobError("ValueError", "no"))
+LATER = pack_failure(1.0, 0.001, JobError("Snoozed", "for 7 s"), 7.0)
+OUTCOMES = {Verdict.SUCCEEDED: GOOD, Verdict.SNOOZED: LATER}
 
 
 # -- the world around the core
@@ -46,6 +48,7 @@ class Job:
     due_at: float | None = None
     attempts: int = 0
     crashes: int = 0
+    snoozes: int = 0
     starts: int = 0
     uncharged: int = 0  # starts that were cut short, or whose outcome was lost, by no fault of the job
     was_sent: bool = False
@@ -55,11 +58,14 @@ class Job:
         """A fresh row, as a store reads it."""
         terms = None if self.forgiven == (0, 0) else Terms(forgiven=self.forgiven)
         counts = self.attempts, self.crashes
-        return JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, *counts, terms)
+        row = JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, *counts, terms)
+        if self.snoozes:
+            row.memo = Memo(self.snoozes)
+        return row
 
-    def failures(self, attempts: int) -> int:
-        """Of so many attempts those that count against its retries."""
-        return attempts - self.crashes - self.forgiven[0]
+    def failures(self, attempts: int, snoozes: int) -> int:
+        """Of so many attempts, so many of them snoozed, those that count against its retries."""
+        return attempts - self.crashes - snoozes - self.forgiven[0]
 
 
 @dataclass
@@ -85,6 +91,14 @@ class FakeConsumer:
         held.update((number, seq) for number, seq, _ in self.unreported)
         held.update((number, seq) for number, (seq, _) in self.running.items())
         return held
+
+
+#: What a job must have become: kept, attempts, crashes, snoozes.
+Expected = tuple[Kept, int, int, int]
+
+
+def _snoozes(row: JobRow) -> int:
+    return row.memo.snoozes if row.memo else 0
 
 
 class World(RuleBasedStateMachine):
@@ -144,13 +158,21 @@ class World(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         timeout_s=st.sampled_from([None, 0.5, 3.0]),
         max_crashes=st.integers(1, 2),
+        crash_queue=st.sampled_from([None, "a", "c"]),
         sends=st.integers(0, 3),
     )
     def submit(
-        self, queue: str, sizes: list[int], retries: int, timeout_s: float | None, max_crashes: int, sends: int
+        self,
+        queue: str,
+        sizes: list[int],
+        retries: int,
+        timeout_s: float | None,
+        max_crashes: int,
+        crash_queue: str | None,
+        sends: int,
     ) -> None:
         """A batch of jobs is stored, and most often sent at once."""
-        spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes)
+        spec = Spec(f"t{retries}", queue, retries, timeout_s, max_crashes, crash_queue=crash_queue)
         new = [Job(seq, spec, size) for seq, size in enumerate(sizes, self.last_seq + 1)]
         self.last_seq += len(new)
         self.jobs.update((job.seq, job) for job in new)
@@ -271,7 +293,7 @@ class World(RuleBasedStateMachine):
                 assert job.seq in self.consumers[key].holds().values()
                 return
         self.core.cancelled(row, job.kept)
-        self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes)})
+        self._carry_out({job.seq: (Kept.CANCELLED, job.attempts, job.crashes, job.snoozes)})
 
     @precondition(lambda self: any(job.kept == Kept.FAILED for job in self.jobs.values()))
     @rule(most=st.integers(1, 4))
@@ -282,7 +304,7 @@ class World(RuleBasedStateMachine):
             job = self.jobs.pop(seq)
             self.last_seq += 1
             job.seq, job.kept, job.starts, job.uncharged, job.was_sent = self.last_seq, Kept.QUEUED, 0, 0, False
-            job.forgiven = job.attempts - job.crashes, job.crashes
+            job.forgiven = job.attempts - job.crashes - job.snoozes, job.crashes
             self.jobs[job.seq] = job
         self.core.requeued([job.row() for job in list(self.jobs.values())[-len(failed[:most]) :]])
 
@@ -353,7 +375,7 @@ class World(RuleBasedStateMachine):
         self.core = Core(memory_bytes=self.memory_bytes, kill_grace_s=GRACE_S, seats=self.seats)
         for seq in ran:
             self.core.lost(self.jobs[seq].row())
-        self._carry_out({seq: self._after_crash(self.jobs[seq]) for seq in ran})
+        self._carry_out({seq: self._after_crash(self.jobs[seq], Kept.QUEUED) for seq in ran})
         for queue in "abc":
             seqs = [job.seq for job in self.jobs.values() if job.kept == Kept.QUEUED and job.spec.queue == queue]
             if seqs:
@@ -387,7 +409,7 @@ class World(RuleBasedStateMachine):
                 job = self.jobs[seq]
                 assert job.kept == Kept.QUEUED, "nothing that ended runs again"
                 job.starts += 1
-                assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.uncharged
+                assert job.starts <= 1 + job.spec.retries + job.spec.max_crashes + job.snoozes + job.uncharged
                 running = self.core.running(key, number)
                 assert running is not None
                 assert running.seq == seq
@@ -412,16 +434,19 @@ class World(RuleBasedStateMachine):
         expected = {}
         for _, seq, verdict in told:
             job = self.jobs[seq]
-            attempts = job.attempts + 1
+            attempts, snoozes = job.attempts + 1, job.snoozes + (verdict == Verdict.SNOOZED)
+            failures = job.failures(attempts, snoozes)
             if verdict == Verdict.SUCCEEDED:
                 kept = Kept.SUCCEEDED
-            elif verdict == Verdict.FAILED and job.failures(attempts) <= job.spec.retries:
+            elif verdict == Verdict.CANCELLED:
+                kept = Kept.CANCELLED
+            elif verdict == Verdict.SNOOZED or (verdict == Verdict.FAILED and failures <= job.spec.retries):
                 kept = Kept.SCHEDULED
             else:
                 kept = Kept.FAILED
-            expected[seq] = kept, attempts, job.crashes
+            expected[seq] = kept, attempts, job.crashes, snoozes
         numbers, verdicts = [number for number, _, _ in told], [verdict for _, _, verdict in told]
-        outcomes = [GOOD if verdict == Verdict.SUCCEEDED else BAD for verdict in verdicts]
+        outcomes = [OUTCOMES.get(verdict, BAD) for verdict in verdicts]
         self.core.settled(key, Attempts(numbers, verdicts, [100] * len(told), outcomes), self.now, self.wall)
         self._carry_out(expected)
 
@@ -432,15 +457,17 @@ class World(RuleBasedStateMachine):
         consumer.inbox.clear()  # it drops them one by one; nothing else can be seen of it
 
     @staticmethod
-    def _after_crash(job: Job) -> tuple[Kept, int, int]:
+    def _after_crash(job: Job, again: Kept) -> Expected:
         crashes = job.crashes + 1
-        kept = Kept.FAILED if crashes - job.forgiven[1] >= job.spec.max_crashes else Kept.QUEUED
-        return kept, job.attempts + 1, crashes
+        kept = Kept.FAILED if crashes - job.forgiven[1] >= job.spec.max_crashes else again
+        if kept != Kept.FAILED:
+            job.spec = spec_after_crash(job.spec)
+        return kept, job.attempts + 1, crashes, job.snoozes
 
     def _die(self, key: int, death: Death) -> None:
         consumer = self.consumers[key]
         claims = consumer.claims()
-        expected: dict[int, tuple[Kept, int, int]] = {}
+        expected: dict[int, Expected] = {}
         for _, seq, _ in consumer.unreported:
             self.jobs[seq].uncharged += 1
         for number, (seq, _) in consumer.running.items():
@@ -449,27 +476,30 @@ class World(RuleBasedStateMachine):
                 job.uncharged += 1
             elif death.timed_out == number:
                 attempts = job.attempts + 1
-                kept = Kept.SCHEDULED if job.failures(attempts) <= job.spec.retries else Kept.FAILED
-                expected[seq] = kept, attempts, job.crashes
+                may_retry = job.failures(attempts, job.snoozes) <= job.spec.retries
+                expected[seq] = Kept.SCHEDULED if may_retry else Kept.FAILED, attempts, job.crashes, job.snoozes
             else:
-                expected[seq] = self._after_crash(job)
+                # into another queue it goes by way of the store
+                expected[seq] = self._after_crash(job, Kept.SCHEDULED if job.spec.crash_queue else Kept.QUEUED)
         del self.consumers[key]
         self.core.died(key, claims, death, self.wall)
         self._carry_out(expected)
 
-    def _carry_out(self, expected: dict[int, tuple[Kept, int, int]]) -> None:
+    def _carry_out(self, expected: dict[int, Expected]) -> None:
         """Settles what the core decided: exactly what was expected, and nothing else."""
         effects = self.core.take_effects()
         changes: list[tuple[JobRow, Kept, float | None]] = [(row, kept, None) for row, kept, _ in effects.ended]
         for row, due_at, _ in effects.rescheduled:
             changes.append((row, Kept.QUEUED if due_at is None else Kept.SCHEDULED, due_at))
-        assert {row.seq: (kept, row.attempts, row.crashes) for row, kept, _ in changes} == expected
+        assert {row.seq: (kept, row.attempts, row.crashes, _snoozes(row)) for row, kept, _ in changes} == expected
         assert len(changes) == len(expected)
         for row, kept, due_at in changes:
             job = self.jobs[row.seq]
             assert job.kept < FIRST_FINAL, "a final state is final"
             job.kept, job.due_at, job.attempts, job.crashes = kept, due_at, row.attempts, row.crashes
-            assert due_at is None or due_at > self.wall
+            job.snoozes = _snoozes(row)
+            assert row.spec == job.spec
+            assert due_at is None or due_at >= self.wall
         assert not self.core.take_effects()
 
     # -- what always holds

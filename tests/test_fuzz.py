@@ -39,7 +39,6 @@ from taskq import model, outcome, spool, wire
 from taskq.broker import Broker
 from taskq.codec import CorruptPayload, Ext, decode_call, decode_result, encode_call, encode_result
 from taskq.config import Directory, Settings
-from taskq.context import RECORD_MARK
 from taskq.counters import FlightRecord, read_flight_records
 from taskq.errors import ConfigError, ProtocolError, TaskQError
 from taskq.intake import submission_of
@@ -49,7 +48,7 @@ from taskq.log.reader import Filter, read
 from taskq.log.setup import configure
 from taskq.model import JobError, Spec
 from taskq.outbox import Unsent
-from taskq.output import LineCutter, fields_of_line
+from taskq.output import RECORD_MARK, LineCutter, fields_of_line
 from taskq.wire import Decoder, Op, check_hello, frame, hello, split
 
 FRAMES = int(os.environ.get("TASKQ_FUZZ", "200"))
@@ -484,17 +483,17 @@ def is_proper(found: outcome.Outcome) -> bool:
     | with_wrong_fields([1.5, 0.2, b"r", ERROR.to_wire()]).map(msgpack.packb)
 )
 def test_outcomes(data: bytes) -> None:
-    """An outcome that packs to the same, or a ProtocolError; `error_in` says the same of it."""
+    """An outcome that packs to the same, or a ProtocolError; `failure_in` says the same of it."""
     counted()
     try:
         found = outcome.unpack(data)
     except ProtocolError:
         with pytest.raises(ProtocolError):
-            outcome.error_in(data)
+            outcome.failure_in(data)
         return
     if found.error is None:
         with pytest.raises(ProtocolError):
-            outcome.error_in(data)
+            outcome.failure_in(data)
     if is_proper(found):
         again = (
             outcome.pack_success(found.started_at or 0.0, found.duration_s or 0.0, found.result)

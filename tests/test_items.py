@@ -14,7 +14,7 @@ from fleet import Fleet, Gate, running, starts
 from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout
 from taskq.codec import decode_result, encode_call
 from taskq.limits import MAX_ITEMS
-from taskq.outcome import Verdict, error_in
+from taskq.outcome import Verdict, failure_in
 from taskq.runner import Runner
 
 DEADLINE_S = 30.0
@@ -185,7 +185,7 @@ def test_a_timeout_between_two_items() -> None:
     runner = Runner(jobs.q, lambda of, position, item: told.append((position, decode_result(of, item))), check_time)
     verdict, _, outcome = runner.run(job_id, "count", 1, encode_call(job_id, (5,), {}))
     assert told == [(0, 0), (1, 1)]
-    assert (verdict, error_in(outcome).type) == (Verdict.FAILED, "TimedOut")
+    assert (verdict, failure_in(outcome)[0].type) == (Verdict.FAILED, "TimedOut")
 
 
 @pytest.mark.usefixtures("shared")

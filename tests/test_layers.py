@@ -18,13 +18,14 @@ ROOT = Path(taskq.__file__).parent
 
 #: From the bottom up: a module imports from the rows below its own only. `codec`, `log` and `cli` stand for all that is in them.
 ROWS = (
-    {"errors", "limits", "exits", "platform", "semaphores", "spawn"},
-    {"progress", "model", "codec", "wire", "spool", "context", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "streams", "gates", "schedule"},
+    {"limits", "exits", "platform", "semaphores", "spawn"},
+    {"errors"},
+    {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
+    {"config", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
-    {"items"},
-    {"aio", "consumer_process", "rules"},
+    {"items", "context"},
+    {"aio", "consumer_process", "rules", "streams"},
     {"options"},
     {"schedules"},
     {"app"},

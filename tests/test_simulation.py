@@ -11,7 +11,7 @@ from typing import Any
 
 import proof
 import pytest
-from history import End, Final, History, Limits, Read, Start, check
+from history import End, Final, Found, History, Kept, Limits, Read, Start, check
 from memory_store import Disk, MemoryStore, Record
 from simulation import Parts, World, judge
 
@@ -21,13 +21,14 @@ from taskq.counters import Claim
 from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec, Terms
+from taskq.outcome import Verdict
 from taskq.store import Ended, Rescheduled, StoredJob
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
 SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000"))
 #: Within so many lives each planted bug must be found.
-ENOUGH = 150
+ENOUGH = 300
 
 
 def judge_many(seeds: Sequence[int]) -> dict[int, list[str]]:
@@ -161,10 +162,27 @@ class RetriesUntilRestart(MemoryStore):
         return rows
 
 
+class ForgetsSnoozedAttempts(Core):
+    """A snooze takes no number: the next attempt has that of the one before."""
+
+    def _did_not_succeed(self, key: Key, row: JobRow, verdict: int, *others: Any) -> None:
+        row.attempts -= verdict == Verdict.SNOOZED
+        super()._did_not_succeed(key, row, verdict, *others)
+
+
+class KeepsNoCheckpoints(MemoryStore):
+    """What a job keeps is in the broker's memory only."""
+
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        pass
+
+
 BUGS = {
     "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
     "a purge that does not last": (Parts(store=PurgesUntilRestart), {"purged_is_gone"}),
     "a retry that does not last": (Parts(store=RetriesUntilRestart), {"retried_is_retried"}),
+    "an attempt without a number": (Parts(core=ForgetsSnoozedAttempts), {"attempts_are_numbered_once"}),
+    "checkpoints that are not stored": (Parts(store=KeepsNoCheckpoints), {"what_was_kept_is_found"}),
     "acknowledges before the commit": (Parts(ledger=AcknowledgesBeforeCommit), {"no_acked_job_is_lost"}),
     "tells results before the commit": (
         Parts(ledger=TellsBeforeCommit),
@@ -255,6 +273,8 @@ WRONG: dict[str, History] = {
     "purged_is_gone": changed(purged={"b": 3.0}, purges={"b"}),
     "retried_is_retried": changed(requeued=Counter(a=1)),
     "paused_queues_rest": changed(queues={"b": "mail"}, pauses=[("mail", 3.5)]),
+    "what_was_kept_is_found": changed(kept=[Kept("b", 1, "p1", 4.5, "half")], found=[Found("b", "p2", 5.5, "nothing")]),
+    "attempts_are_numbered_once": changed(starts=[*good_history().starts, Start("b", 2, "p2", 7.0, "digest b")]),
     "recovery_changes_nothing": changed(final_after_restart={}),
     "nothing_is_left_over": changed(leaks=["a process is left"]),
 }

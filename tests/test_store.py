@@ -30,7 +30,7 @@ from memory_store import Disk, MemoryStore
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band, band_of
 from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
-from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, new_job_ids
+from taskq.model import JobError, JobRow, Memo, Spec, Terms, UniqueKey, new_job_ids, spec_after_crash
 from taskq.outcome import pack_failure, unpack
 from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted
@@ -296,6 +296,60 @@ class TestConformance:
         assert stored(store, rows[1]).due_at is None
         assert stored(store, rows[1]).row.payload == rows[1].payload
         assert counts(store) == {"mail": {Kept.QUEUED: 2, Kept.SCHEDULED: 1}}
+
+    def test_snoozes_are_counted(self, opener: Opener) -> None:
+        """A store that is opened again knows how many attempts were none of the job's failures."""
+        with closing(opener()) as store:
+            [row, plain] = submit(store, 2)
+            for due in (10.0, 20.0):
+                row.attempts += 1
+                row.count_snooze()
+                store.settle([], [Rescheduled(row, due, b"later")], 5.0)
+                store.commit()
+        with closing(opener()) as store:
+            found = stored(store, row).row
+            assert (found.attempts, found.memo, found.failures) == (2, Memo(2), 0)
+            assert stored(store, plain).row.memo is None
+            assert [row.memo for row in store.lease_due(LATE, 10)] == [Memo(2)]
+
+    @pytest.mark.parametrize("data", [b"", b"data", bytes(range(256)) * 1_000])
+    def test_checkpoints_are_kept_until_the_job_is_done(self, opener: Opener, data: bytes) -> None:
+        """The last one counts; a failed job keeps it, for it can be run again."""
+        with closing(opener()) as store:
+            rows = submit(store, 4)
+            for kept in (b"first", data):
+                for row in rows[:3]:
+                    row.keep(kept)
+                store.keep_checkpoints(rows[:3])
+            store.commit()
+            rows[0].keep(b"rolled back")
+            store.keep_checkpoints(rows[:1])
+            store.rollback()
+            store.settle([], [Rescheduled(rows[0], 7.0, None)], 5.0)
+            store.commit()
+        with closing(opener()) as store:
+            assert [stored(store, row).row.memo for row in rows] == [Memo(0, data)] * 3 + [None]
+            assert store.lease_due(LATE, 10)[0].memo == Memo(0, data)
+            end(store, rows[:1], Kept.SUCCEEDED)
+            end(store, rows[1:2], Kept.CANCELLED)
+            end(store, rows[2:3], Kept.FAILED)
+            assert [stored(store, row).row.memo for row in rows] == [None, None, Memo(0, data), None]
+
+    @pytest.mark.parametrize("due_at", [None, 10.0])
+    def test_a_job_can_move_to_another_queue(self, opener: Opener, due_at: float | None) -> None:
+        """With its new Spec; nothing of it is left in the old queue, also after opening again."""
+        with closing(opener()) as store:
+            row, other = submit(store, 2, replace(SPEC, crash_queue="big"))
+            row.spec = spec_after_crash(row.spec)
+            store.settle([], [Rescheduled(row, due_at, b"crash")], 5.0)
+            store.commit()
+        with closing(opener()) as store:
+            assert [due.spec.queue for due in store.lease_due(LATE, 10)] == ["big"] * (due_at is not None)
+            store.commit()
+            assert leased(store) == [other.seq]
+            assert leased(store, "big") == [row.seq]
+            assert stored(store, row).row.spec == spec_after_crash(other.spec)
+            assert counts(store) == {"mail": {Kept.QUEUED: 1}, "big": {Kept.QUEUED: 1}}
 
     def test_due_jobs_are_limited(self, store: Store) -> None:
         """What does not fit is still due."""

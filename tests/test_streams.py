@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.context import JOB_MARK, RECORD_MARK, Seated, sit
+from taskq.context import Seated, sit
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
-from taskq.output import LineCutter, split_job_mark
+from taskq.output import JOB_MARK, RECORD_MARK, LineCutter, split_job_mark
 from taskq.streams import JobStream
 
 

@@ -107,7 +107,7 @@ def test_status_tells_all_that_runs(start: Start, gate: Gate, tmp_path: Path) ->
         info = job.info()
         assert (info.state, info.attempts) == (JobState.RUNNING, 1)
         assert info.started_at is not None
-        assert not job.cancel(), "it runs"
+        assert not job.cancel(running=False), "it runs"
         fleet.wait_for("job.started", job_id=job.id)
     gate.open()
     for job in (first, *others):

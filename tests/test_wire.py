@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskq.context import RECORD_MARK
 from taskq.errors import ProtocolError
 from taskq.limits import (
     MAX_ENVELOPE_BYTES,
@@ -23,8 +22,8 @@ from taskq.limits import (
     MAX_TRACEBACK_CHARS,
 )
 from taskq.model import JobError
-from taskq.outcome import Outcome, error_in, pack_failure, pack_success, unpack
-from taskq.output import LineCutter, fields_of_line
+from taskq.outcome import Outcome, failure_in, pack_failure, pack_success, unpack
+from taskq.output import RECORD_MARK, LineCutter, fields_of_line
 from taskq.wire import MAGIC, VERSIONS, Decoder, Op, check_hello, frame, hello, split
 
 quick = settings(max_examples=150, deadline=None)
@@ -382,10 +381,10 @@ def test_the_largest_failure_is_read_and_no_larger_one() -> None:
     worst = "\udc80" * 100_000  # six bytes each, once escaped
     packed = pack_failure(1.0, 1.0, JobError(worst, worst, worst, -255, "S" * 20))
     assert MAX_FAILURE_BYTES * 0.8 < len(packed) <= MAX_FAILURE_BYTES
-    assert error_in(packed) == unpack(packed).error
+    assert failure_in(packed) == (unpack(packed).error, None)
     larger = msgpack.packb([1.0, 1.0, None, JobError("E", "x" * MAX_FAILURE_BYTES).to_wire()])
     with pytest.raises(ProtocolError, match="larger than a consumer makes them"):
-        error_in(larger)
+        failure_in(larger)
 
 
 def test_texts_at_the_limit_are_whole() -> None:

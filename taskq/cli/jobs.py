@@ -151,6 +151,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
         ("state", info.state.value),
         ("task", f"{info.task} (queue {info.queue})" if info.task else "told once a fleet has taken it in"),
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
+        *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
         *(_error(info.error) if info.error is not None else ()),
         *(_history(info.history) if len(info.history) > 1 else ()),
@@ -178,17 +179,24 @@ def _history(history: list[Attempt]) -> list[tuple[str, str]]:
     return rows
 
 
-def cancel(id: IdArgument, app: FleetArgument = None) -> None:
-    """Cancel a job that has not started.
+def cancel(
+    id: IdArgument,
+    app: FleetArgument = None,
+    *,
+    running: Annotated[
+        bool, typer.Option("--running/--not-running", help="Also stop it if it runs already.", show_default="--running")
+    ] = True,
+) -> None:
+    """Cancel a job; one that runs is told to stop, and killed 2 s later.
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
     handle = _handle(id, app)
-    if handle.cancel():
+    if handle.cancel(running=running):
         print(f"{handle.id} is cancelled")
         return
     state = handle.state()
-    tell(f"job {handle.id} is {state.value}: only a job that has not started can be cancelled")
+    tell(f"job {handle.id} is {state.value}, and is not cancelled")
     raise typer.Exit(Exit.FAILED)
 
 

@@ -23,11 +23,13 @@ from taskq.client import Client
 from taskq.config import LOG_LEVELS
 from taskq.errors import ConfigError, DirectoryError
 from taskq.log import Event, Filter, ago, follow, log_path, read, render_console, wants_colour
-from taskq.log.render import duration_text
+from taskq.log.render import duration_text, escape
+from taskq.model import Progress
 
 _WATCH_EVERY_S = 1.0
 _PLAIN_WIDTH = 200  # columns where there is no terminal: nothing is cut or wrapped
 _FOLLOW_LAST = 10
+_TEXTS = ("state", "task", "progress")
 _STATE_STYLES = {
     "running": "green",
     "idle": "dim",
@@ -89,13 +91,14 @@ def _table(*columns: str, left: tuple[str, ...]) -> Table:
 
 
 def _consumers(consumers: list[dict[str, Any]]) -> Table:
-    table = _table("consumer", "pid", "state", "task", "for", "jobs", "memory", left=("state", "task"))
+    table = _table("consumer", "pid", "state", "task", "progress", "for", "jobs", "memory", left=_TEXTS)
     for each in consumers:
         table.add_row(
             str(each["number"]),
             str(each["pid"]),
             Text(_activity(each), style=_STATE_STYLES.get(each["state"], "")),
             each["task"] or "",
+            Text(escape(Progress(*each["progress"]).describe()) if each["progress"] else ""),
             _span(each["running_s"]) if each["running_s"] is not None else "",
             f"{each['jobs_done']:,}",
             _megabytes(each["rss_bytes"]),

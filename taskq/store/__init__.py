@@ -42,7 +42,7 @@ class StoredJob(NamedTuple):
     """A job as read back.
 
     Attributes:
-        row: the job. Its payload is empty once it succeeded or was cancelled.
+        row: the job. Once it succeeded or was cancelled, its payload is empty and its checkpoint is gone.
         kept: its state.
         due_at: when a scheduled job becomes queued, in seconds since 1970.
         outcome: of the last ended attempt, as made by `taskq.outcome`, or None.
@@ -76,7 +76,8 @@ Ended = tuple[JobRow, Kept, bytes]
 
 
 class Rescheduled(NamedTuple):
-    """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts."""
+    """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts, and
+    perhaps a new Spec, with another queue."""
 
     row: JobRow
     due_at: float | None
@@ -185,6 +186,9 @@ class Store(Protocol):
 
     def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
         """What a job has yielded, from position `start`: at most `limit`, of this size together (at least one)."""
+
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        """Records the checkpoints of jobs that are running."""
 
     def release(self, rows: Iterable[JobRow]) -> None:
         """Gives jobs back that have not started."""

@@ -31,7 +31,7 @@ import msgpack
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band, Gate, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
-from taskq.model import NO_TERMS, JobRow, Spec, Terms, first_id_at
+from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
@@ -54,7 +54,7 @@ _FUTURE_S = 86_400.0
 _AFTER_ALL_IDS = b"\xff" * 17
 #: `find` stops at payloads and outcomes of this size together.
 _FIND_BYTES = 4 * MIB
-_ROW = "seq, id, spec, payload, attempts, crashes, terms"
+_ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -419,8 +419,16 @@ class SQLiteStore:
         if with_terms:
             self._db.executemany(_END_TERMS, with_terms)
         if rescheduled:
-            self._db.executemany(_RESCHEDULE, [_rescheduling(change) for change in rescheduled])
+            self._db.executemany(_RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
             self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
+
+    def _rescheduling(self, change: Rescheduled) -> tuple[int | float | bytes | None, ...]:
+        row = change.row
+        state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
+        snoozes = 0 if row.memo is None else row.memo.snoozes
+        counts = row.attempts, row.crashes, snoozes
+        numbers = self._spec_number(row.spec), self._band_number(band_of(row.spec, row.terms))
+        return state, change.due_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
         """Keeps the outcomes of attempts that are not the last: seq, number, outcome."""
@@ -429,6 +437,12 @@ class SQLiteStore:
             if number > 2 * KEPT_ATTEMPTS_EACH_END:
                 middle = KEPT_ATTEMPTS_EACH_END, number - KEPT_ATTEMPTS_EACH_END
                 self._db.execute("DELETE FROM attempts WHERE job = ? AND number > ? AND number <= ?", (seq, *middle))
+
+    @_trusted
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        self._begin()
+        kept = [(row.memo.checkpoint, row.seq) for row in rows if row.memo is not None]
+        self._db.executemany("UPDATE jobs SET checkpoint = ? WHERE seq = ?", kept)
 
     @_trusted
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
@@ -662,9 +676,12 @@ class SQLiteStore:
     # -- helpers
 
     def _row(self, fields: Sequence[Any]) -> JobRow:
-        seq, job_id, number, payload, attempts, crashes, packed = fields
+        seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint = fields
         terms = None if packed is None else Terms.from_wire(msgpack.unpackb(packed))
-        return JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, terms)
+        row = JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, terms)
+        if snoozes or checkpoint is not None:
+            row.memo = Memo(snoozes, checkpoint)
+        return row
 
     def _stored(self, fields: Sequence[Any]) -> StoredJob:
         *row, state, due_at, outcome, finished_at = fields
@@ -700,15 +717,17 @@ _FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
 _END_TERMS = "UPDATE jobs SET expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE seq = ?"
 _SUCCEED = (
     f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
-    "payload = NULL WHERE seq = ?"
+    "payload = NULL, checkpoint = NULL WHERE seq = ?"
 )
-# a failed job keeps its payload: it can be run again
+# a failed job keeps its payload and its checkpoint: it can be run again
 _END = (
     "UPDATE jobs SET state = ?1, attempts = ?2, crashes = ?3, finished_at = ?4, outcome = ?5, due_at = NULL, "
-    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END WHERE seq = ?6"
+    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END, "
+    f"checkpoint = CASE ?1 WHEN {Kept.FAILED} THEN checkpoint END WHERE seq = ?6"
 )
 _RESCHEDULE = (
-    "UPDATE jobs SET state = ?, due_at = ?, attempts = ?, crashes = ?, outcome = coalesce(?, outcome) WHERE seq = ?"
+    "UPDATE jobs SET state = ?, due_at = ?, spec = ?, band = ?, attempts = ?, crashes = ?, snoozes = ?, "
+    "outcome = coalesce(?, outcome) WHERE seq = ?"
 )
 _ITEMS_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS items_go_with_their_job AFTER DELETE ON jobs BEGIN
     DELETE FROM items WHERE job = old.seq; END"""
@@ -731,12 +750,6 @@ _JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY s
 _PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
 
 _PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
-
-
-def _rescheduling(change: Rescheduled) -> tuple[int, float | None, int, int, bytes | None, int]:
-    state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
-    row = change.row
-    return state, change.due_at, row.attempts, row.crashes, change.outcome, row.seq
 
 
 def _release(row: JobRow) -> tuple[int, int]:

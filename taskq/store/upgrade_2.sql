@@ -17,6 +17,8 @@ ALTER TABLE jobs ADD COLUMN terms      BLOB;    -- taskq.model.Terms, without du
 ALTER TABLE jobs ADD COLUMN is_keyed   INTEGER; -- 1 if it waits in a band of its key
 ALTER TABLE jobs ADD COLUMN expires_at REAL;    -- seconds since 1970, while it has not ended
 ALTER TABLE jobs ADD COLUMN unique_key TEXT;    -- while others with this key are to be left out
+ALTER TABLE jobs ADD COLUMN snoozes    INTEGER NOT NULL DEFAULT 0; -- taskq.model.Memo
+ALTER TABLE jobs ADD COLUMN checkpoint BLOB;    -- opaque, with its checksum (taskq.codec)
 CREATE INDEX jobs_keyed ON jobs (band, seq) WHERE state = 0 AND is_keyed = 1;
 CREATE INDEX jobs_expires ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_unique ON jobs (unique_key) WHERE unique_key IS NOT NULL;

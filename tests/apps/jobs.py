@@ -459,3 +459,22 @@ def need_again(path: str) -> int:
     """The same, with a retry."""
     with open(path):
         return current_job().attempt
+
+
+@q.task(retries=3)
+def spin_until_told(path: str) -> None:
+    """Runs until it is interrupted, and cleans up."""
+    record(path, "spins")
+    try:
+        while True:
+            time.sleep(0.01)
+    except JobTimeout:
+        record(path, "cleaned")
+        raise
+
+
+@q.task(retries=3)
+def block_in_c(path: str) -> None:
+    """Runs for ever, and does not listen."""
+    record(path, "blocks")
+    block_forever_in_c()
