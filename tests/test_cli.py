@@ -595,3 +595,27 @@ def test_demo_interrupted_leaves_nothing(home: Path) -> None:
     assert (demo.returncode, errors) == (130, "")
     with pytest.raises(ProcessLookupError):
         os.kill(broker, 0)
+
+
+def test_enqueue_with_options(shared: Fleet, tmp_path: Path) -> None:
+    """By name and text, as from Python; what makes no sense is refused."""
+    arguments = ("enqueue", JOBS, "add", "1", "2")
+    scheduled = taskq(shared.home, *arguments, "-o", "delay=10m", "-o", "priority=3", "-o", "retries=0")
+    assert scheduled.returncode == Exit.OK
+    told = taskq(shared.home, "job", scheduled.stdout.strip()).stdout
+    assert "scheduled" in told
+    first = taskq(shared.home, *arguments, "-o", "unique=one", "-o", "at=2090-01-01T00:00:00+01:00")
+    second = taskq(shared.home, *arguments, "-o", "unique=one")
+    assert first.stdout == second.stdout
+    assert "one of its kind" in second.stderr
+    for job in (scheduled, first):
+        assert taskq(shared.home, "cancel", job.stdout.strip()).returncode == Exit.OK
+    for option, text in (
+        ("delay", "NAME=VALUE"),
+        ("delay=soon", "use seconds, or a duration"),
+        ("at=2090-01-01", "no time zone"),
+        ("at=noon", "write a moment"),
+        ("colour=red", "no such option"),
+        ("priority=high", "use a whole number"),
+    ):
+        refused(taskq(shared.home, *arguments, "-o", option), Exit.USAGE, text)

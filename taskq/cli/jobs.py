@@ -45,6 +45,16 @@ def enqueue(
     *,
     kwargs: Annotated[str, typer.Option(metavar="JSON", help="Keyword arguments, as a JSON object.")] = "{}",
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="The queue.", show_default="the task's own")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="An option of the job, such as delay=5m, priority=3 or unique=KEY. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Wait for the end, and print the result as JSON.")
     ] = False,
@@ -59,21 +69,54 @@ def enqueue(
 
     $ taskq enqueue app.py:q thumbnail cat.jpg --kwargs '{"size": 128}'
     $ taskq enqueue app.py:q add 1 2 --wait
+    $ taskq enqueue app.py:q thumbnail cat.jpg -o delay=5m -o priority=3
     """
     reference, name, texts = _split([app, *([] if task is None else [task]), *(args or [])])
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
     named = _keywords(kwargs)
+    options = dict(_option(text) for text in option or ())
+    if queue is not None:
+        options["queue"] = queue
     arguments = [_value(text) for text in texts]
     application = load(reference)
     found = _task(application, reference, name)
     _check_call(found, arguments, named)
-    job = (found if queue is None else found.options(queue=queue)).enqueue(*arguments, **named)
+    job = _with_options(found, options).enqueue(*arguments, **named)
     if wait:
         _print_value(job.result(timeout_s))
         return
     print(job.id, flush=True)
+    if job.is_duplicate:
+        tell("there is one of its kind already: that is its id")
     if application.client.is_spooled(bytes.fromhex(job.id)):
         tell(f"no fleet answers on {application.directory.path}; the job waits for the next one")
+
+
+#: Options whose value is a text as it is, and those that are spans of time.
+_TEXTS = ("queue", "unique", "limit_by", "ordered_by", "rate", "memory_limit", "crash_queue", "when_full")
+_SPANS = ("delay", "expires", "timeout", "cpu_timeout")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Reads NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--option {text!r}: write NAME=VALUE, such as delay=5m")
+    if name == "at":
+        try:
+            return name, datetime.fromisoformat(value)
+        except ValueError:
+            raise ConfigError(f"--option {text!r}: write a moment as 2030-12-31T23:59:00+01:00") from None
+    if name in _SPANS:
+        return name, seconds_of(value, f"--option {name}=")
+    return name, value if name in _TEXTS else _value(value)
+
+
+def _with_options(task: Task[..., Any], options: dict[str, Any]) -> Any:
+    try:
+        return task.options(**options) if options else task  # the options are checked there
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _check_call(task: Task[..., Any], arguments: list[Any], named: dict[str, Any]) -> None:
