@@ -42,6 +42,9 @@ ROWS = (
     {"broker_process", "guardian"},
     {"fleet"},
     {""},
+    {"rehearsal"},
+    {"testing"},
+    {"pytest_plugin"},
     {"cli"},
     {"__main__"},
 )
