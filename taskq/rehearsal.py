@@ -59,6 +59,10 @@ _LOOK_AGAIN_S = 0.05
 _DEEPEST = 50
 
 
+class _Endless(BaseException):
+    """Jobs wait for one another without an end. No error of a job: all of them end, up to the test."""
+
+
 class Clock:
     """Time that stands still until it is moved. It starts with the second in which it was made.
 
@@ -429,6 +433,8 @@ class RehearsedFleet:
             if raised is not None:
                 self.raised[row.id] = _refusal(row, outcome) if isinstance(raised, runner._Refused) else raised
             self._settled.notify_all()
+        if isinstance(raised, _Endless) and not self.is_in_job:
+            raise TaskQError(str(raised)) from None
         if raised is not None and not isinstance(raised, (Exception, SystemExit)):
             raise raised  # Ctrl-C, or pytest.fail() inside a job: meant for the test
         return row.id
@@ -437,9 +443,7 @@ class RehearsedFleet:
         """A free seat with a job to start."""
         busy = sum(seat.running is not None for seat in self._seats.by_key.values())
         if busy >= _DEEPEST:
-            raise TaskQError(
-                f"{busy} jobs run inside one another: each enqueues the next and waits for it, or runs inline"
-            )
+            raise _Endless(f"{busy} jobs wait for one another, each for one that it has enqueued: is there an end?")
         if self._is_stale or busy:
             self._seats.take_back_all(0.0)
             self._is_stale = False

@@ -165,7 +165,9 @@ class Jobs:
 
     # -- running
 
-    def drain(self, seconds: float = 0.0, *, raise_errors: bool | None = None) -> Counter[str]:
+    def drain(
+        self, seconds: float = 0.0, *, raise_errors: bool | None = None, limit: int = _MAX_DRAINED
+    ) -> Counter[str]:
         """Runs what is queued, and what that enqueues, until nothing is left to run.
 
         Args:
@@ -173,10 +175,14 @@ class Jobs:
                 due meanwhile; `math.inf` until nothing is left that would become due.
             raise_errors: raise what the first job that failed for good has raised, when all is done. By default what
                 was said to `queue` (False) or `inline` (True).
+            limit: when more jobs than this have run, they are taken for ones that enqueue each other without an end.
 
         Returns:
             How many jobs were run, by the state in which they are now: ``{"succeeded": 2, "scheduled": 1}``, where
             scheduled are those that are to be retried.
+
+        Raises:
+            TaskQError: there were more than `limit`.
         """
         ran: dict[bytes, None] = {}
         until = self.clock.time() + seconds
@@ -184,8 +190,8 @@ class Jobs:
             job_id = self._fleet.run_next()
             if job_id is not None:
                 ran[job_id] = None
-                if len(ran) > _MAX_DRAINED:
-                    raise TaskQError(f"more than {_MAX_DRAINED:,} jobs: do they enqueue each other without an end?")
+                if len(ran) > limit:
+                    raise TaskQError(f"more than {limit:,} jobs ran: do they enqueue each other without an end?")
                 continue
             moment = self.clock.next_moment()
             if moment is None or moment > until:
@@ -207,7 +213,8 @@ class Jobs:
 
     def _run_inline(self) -> None:
         """After each request of a client: all that is there runs, whenever it would be due."""
-        self.drain(inf, raise_errors=self._raise_errors and not self._fleet.is_in_job)
+        if not self._fleet.is_in_job:
+            self.drain(inf)
 
     @property
     def now(self) -> datetime:
@@ -220,12 +227,12 @@ def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None =
     """Runs each job at once where it is enqueued, while the block runs.
 
     Delays and the waits before retries pass on the clock of the test alone. `enqueue_many` runs its jobs when all are
-    in; those of `map` run as their results are asked for.
+    in; those of `map` run as their results are asked for; what a job enqueues runs when the job waits for it, or ends.
 
     Args:
         raise_errors: `enqueue` raises what a job raises (after its last retry), so that no failure of a job stays
             unseen in a test. False: as in production, where only the job's handle tells (`Job.result` raises
-            JobFailed). What jobs enqueue raises when the outermost one has ended.
+            JobFailed).
         settings: of the fleet, such as its resources.
     """
     with rehearsal(app, settings or Settings(consumers=1)) as fleet:
