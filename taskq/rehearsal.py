@@ -118,7 +118,8 @@ class Clock:
 
     def _set(self, moment: float) -> None:
         before = self._us
-        self._us = max(before, round(moment * 1_000_000))
+        us = round(moment * 1_000_000)
+        self._us = max(before, us if us / 1_000_000 >= moment else us + 1)
         for fleet in self.fleets:
             fleet.look_at_the_clock()
         if self._us == before and (self.next_moment() or moment + 1) <= self.time():
@@ -400,9 +401,9 @@ class RehearsedFleet:
     def look_at_the_clock(self) -> None:
         """What is due is queued; what is late expires; gates open."""
         with self.lock:
-            wall = self.clock.time() + _NEARLY_S
-            self._ledger.come_due(wall)
-            self._ledger.expire(wall)
+            wall = self.clock.time()
+            self._ledger.come_due(wall + _NEARLY_S)
+            self._ledger.expire(wall + _NEARLY_S)
             self._core.bands.open_due(wall)
             self._is_stale = True
             self._commit()
@@ -474,7 +475,7 @@ class RehearsedFleet:
         for load in self._core.loads():
             rows, is_all = self._store.lease(*load)
             self._core.loaded(load.band, rows, is_all)
-        wall = self.clock.time() + _NEARLY_S
+        wall = self.clock.time()
         self._core.bands.open_due(wall)
         for key, first, rows in self._core.dispatch(self.clock.monotonic(), wall):
             self._seats.by_key[key].waiting.extend(enumerate(rows, first))

@@ -33,6 +33,7 @@ from taskq import (
     QueueFull,
     ResultTimeout,
     Settings,
+    TaskQ,
     TaskQError,
     agather,
     as_completed,
@@ -90,12 +91,12 @@ def test_inline_as_in_production() -> None:
 
 def test_what_would_fail_in_production_fails_here() -> None:
     with testing.inline(q):
-        with pytest.raises(PayloadError, match="arguments"):
+        with pytest.raises(PayloadError, match="cannot be serialized"):
             work.enqueue(object())  # type: ignore[arg-type]
         with pytest.raises(JobFailed, match="UnserializableResult"):
             unfit.enqueue()
         with pytest.raises(JobFailed, match="BadArguments"):
-            typed.enqueue("no day", Path("x"))  # type: ignore[arg-type]
+            typed.enqueue(date(2026, 1, 2))  # type: ignore[call-arg]
         with pytest.raises(JobFailed, match="UnknownTask"):
             q.enqueue("nobody_knows_it")
         assert typed.enqueue(date(2026, 1, 2), Path("x")).result() == "date True"
@@ -183,7 +184,7 @@ def test_waiting_takes_time_of_the_test_alone(jobs: testing.Jobs) -> None:
 def test_a_wait_without_an_end_is_told(jobs: testing.Jobs) -> None:
     q.pause("default")
     job = work.enqueue("a")
-    with pytest.raises(TaskQError, match="is a queue paused"):
+    with pytest.raises(TaskQError, match="Is a queue paused"):
         job.result()
     assert not job.wait(5)
     q.resume("default")
@@ -289,16 +290,18 @@ def test_debounce(jobs: testing.Jobs) -> None:
 def test_rates(jobs: testing.Jobs) -> None:
     work.options(rate="2/m").enqueue_many([(str(number),) for number in range(5)])
     assert jobs.drain() == {"succeeded": 2}
-    jobs.clock.advance(60)
+    jobs.clock.advance(59)
+    assert jobs.drain() == {}
+    jobs.clock.advance(2)
     assert jobs.drain() == {"succeeded": 2}
     before = jobs.clock.time()
     assert jobs.drain(inf) == {"succeeded": 1}
-    assert jobs.clock.time() - before == pytest.approx(60)
+    assert 59 < jobs.clock.time() - before <= 61
 
 
 def test_resources_of_the_fleet() -> None:
     needs = work.options(resources={"gpu": 1})
-    with testing.queue(q, settings=Settings(consumers=1, resources={"gpu": 1})) as jobs:
+    with testing.queue(q, settings=Settings(consumers=1, resources=(("gpu", 1),))) as jobs:
         needs.enqueue("a")
         assert jobs.drain() == {"succeeded": 1}
     with testing.queue(q) as jobs:
@@ -461,14 +464,15 @@ def test_everything_is_as_before() -> None:
 
 
 def test_two_applications_share_a_clock() -> None:
-    from apps import terms
-
-    with testing.queue(q) as ours, testing.queue(terms.q) as theirs:
+    other_q = TaskQ("tests-other", url="/proc/nonexistent")
+    echo = other_q.task(name="echo")(str)
+    with testing.queue(q) as ours, testing.queue(other_q) as theirs:
         work.options(delay=60).enqueue("a")
-        other = terms.throttled.options(delay=30).enqueue("b")
+        other = echo.options(delay=30).enqueue("b")
         theirs.clock.advance(60)
-        assert other.result() == "b"
+        assert other.state() == JobState.QUEUED
         assert ours.drain() == {"succeeded": 1}
+        assert theirs.drain() == {"succeeded": 1}
 
 
 def test_time_goes_forward(jobs: testing.Jobs) -> None:
@@ -591,7 +595,7 @@ def test_queue(taskq_queue):
 
 def test_fleet(taskq_fleet, tmp_path):
     assert taskq_fleet is q
-    assert list(double.map(range(20))) == list(range(0, 40, 2))
+    assert list(double.map(range(10))) == list(range(0, 20, 2))
     assert (tmp_path / "taskq" / "journal.db").exists()
 
 def test_helpful(taskq_queue):
