@@ -47,6 +47,7 @@ from taskq.server import Server
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.supervisor import Supervisor
+from taskq.timetable import Timetable
 from taskq.wire import DROP_RESULT, Extra, Message, Op
 
 #: The modules that look at the clock: while a rehearsal goes on, they see its clock in place of the module `time`.
@@ -102,9 +103,14 @@ class Clock:
             raise TaskQError(f"advance({seconds!r}): time goes forward only")
         self.move_to(self.time() + seconds)
 
-    def next_moment(self) -> float | None:
-        """When something happens by itself next, in seconds since 1970."""
-        moments = [at for fleet in self.fleets if (at := fleet.next_moment()) is not None]
+    def next_moment(self, *, with_schedules: bool = True) -> float | None:
+        """When something happens by itself next, in seconds since 1970.
+
+        Args:
+            with_schedules: whether the fires of periodic schedules count, of which there is no end.
+        """
+        found = (fleet.next_moment(with_schedules=with_schedules) for fleet in self.fleets)
+        moments = [at for at in found if at is not None]
         return max(min(moments), self.time()) if moments else None
 
     def move_to(self, moment: float) -> None:
@@ -333,6 +339,8 @@ class RehearsedFleet:
         parts = cast(Server, _Server()), cast(Narrator, self._narrator)
         crew = cast(Crew, self._seats)
         self._ledger = Ledger(self._store, self._core, *parts, directory, settings, crew)
+        self._timetable = Timetable(self._store, self._ledger, _Silent())
+        self._timetable.declared(app.name, app.schedules.declared)
         self._requests = Requests(
             directory,
             self._core,
@@ -341,6 +349,7 @@ class RehearsedFleet:
             crew,
             cast(Supervisor, _NoSlots()),
             parts[0],
+            self._timetable,
             lambda _reason: None,
             lambda: None,
             _Silent(),
@@ -354,6 +363,7 @@ class RehearsedFleet:
         self.after_request: Callable[[], None] | None = None
         #: What the last attempt of each job that failed for good has raised.
         self.raised: dict[bytes, BaseException] = {}
+        self.look_at_the_clock()  # takes over the schedules in the code
 
     @property
     def arrivals(self) -> list[Arrival]:
@@ -402,16 +412,18 @@ class RehearsedFleet:
         """What is due is queued; what is late expires; gates open."""
         with self.lock:
             wall = self.clock.time()
+            self._timetable.fire_due(wall, wall)
             self._ledger.come_due(wall + _NEARLY_S)
             self._ledger.expire(wall + _NEARLY_S)
             self._core.bands.open_due(wall)
             self._is_stale = True
             self._commit()
 
-    def next_moment(self) -> float | None:
+    def next_moment(self, *, with_schedules: bool) -> float | None:
         """When something happens here by itself, in seconds since 1970."""
         moments = (self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
-        return min((at for at in moments if at is not None), default=None)
+        fire = self._timetable.next_fire_at if with_schedules else None
+        return min((at for at in (*moments, fire) if at is not None), default=None)
 
     # -- running
 
@@ -505,7 +517,10 @@ class RehearsedFleet:
         while not is_over():
             if any(fleet.run_next() for fleet in self.clock.fleets) or self._runs_elsewhere():
                 continue
-            stop = self.clock.next_moment()
+            with self.lock:
+                if is_over() or self._choose() is not None:
+                    continue  # another thread has ended something since
+            stop = self.clock.next_moment(with_schedules=deadline is not None)
             if deadline is not None and (stop is None or stop > deadline):
                 self.clock.move_to(deadline)
                 if is_over():
@@ -583,8 +598,8 @@ class RehearsalClient(Client):
         self._after()
         return ids
 
-    def _ask(self, op: Op, *fields: Any) -> Any:
-        answer = super()._ask(op, *fields)
+    def ask(self, op: Op, *fields: Any) -> Any:
+        answer = super().ask(op, *fields)
         self._after()
         return answer
 
@@ -629,6 +644,10 @@ class RehearsalAsyncClient:
                 on_end(end.value)
                 return
             yield item
+
+    async def ask(self, op: Op, *fields: Any) -> Any:
+        """As `Client.ask`."""
+        return self._blocking.ask(op, *fields)
 
     async def info(self, job_id: bytes) -> JobInfo:
         """As `Client.info`."""

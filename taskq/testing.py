@@ -174,7 +174,7 @@ class Jobs:
 
         Args:
             seconds: go on for so much time of the test's clock, with the retries, delayed jobs and so on that become
-                due meanwhile; `math.inf` until nothing is left that would become due.
+                due meanwhile, and the fires of schedules; `math.inf` until nothing but schedules is left.
             raise_errors: raise what the first job that failed for good has raised, when all is done. By default what
                 was said to `queue` (False) or `inline` (True).
             limit: when more jobs than this have run, they are taken for ones that enqueue each other without an end.
@@ -195,7 +195,7 @@ class Jobs:
                 if len(ran) > limit:
                     raise TaskQError(f"more than {limit:,} jobs ran: do they enqueue each other without an end?")
                 continue
-            moment = self.clock.next_moment()
+            moment = self.clock.next_moment(with_schedules=until < inf)
             if moment is None or moment > until:
                 break
             self.clock.move_to(moment)
