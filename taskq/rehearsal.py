@@ -40,15 +40,15 @@ from taskq.items import read_items
 from taskq.ledger import Ledger
 from taskq.model import JobInfo, JobRow, Spec
 from taskq.narrator import Narrator
-from taskq.outcome import Attempts, error_in
+from taskq.outcome import Attempts, unpack
 from taskq.requests import Requests
-from taskq.runner import NO_EXTRA, Runner
+from taskq.runner import Runner
 from taskq.server import Server
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
-from taskq.supervisor import Supervisor
+from taskq.supervisor import Supervisor, jobs_to_send
 from taskq.timetable import Timetable
-from taskq.wire import DROP_RESULT, Extra, Message, Op
+from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, Extra, Message, Op
 
 #: The modules that look at the clock: while a rehearsal goes on, they see its clock in place of the module `time`.
 _CLOCKED: tuple[ModuleType, ...] = (app_module, bulk, client, items, ledger, model, requests, runner, waiting)
@@ -209,9 +209,9 @@ class _Runner(Runner):
         self._before: Seated | None = None
         self.raised: BaseException | None = None
 
-    def _take_seat(self, job_id: bytes, task: str, attempt: int) -> None:
+    def _take_seat(self, job_id: bytes, task: str, attempt: int, extra: Extra, _now: float) -> None:
         self._before = seated()
-        sit(Seated(0, job_id, task, attempt))
+        sit(Seated(0, job_id, task, attempt, extra))
 
     def _leave_seat(self) -> None:
         sit(self._before)
@@ -295,6 +295,12 @@ class _Seats:
         if key is not None:
             self._take_back(self.by_key[key])
         return self._core.holder_of(job_id) is None
+
+    def cancel_running(self, _job_id: bytes) -> None:
+        """A job that runs here cannot be stopped: whoever asks is on the same stack, or in another thread."""
+
+    def progress_of(self, _job_id: bytes) -> None:
+        """Jobs report no progress here."""
 
     def take_back_all(self, _now: float) -> None:
         """Takes back what no seat has started."""
@@ -435,7 +441,7 @@ class RehearsedFleet:
                 return None
             number, row = seat.waiting.popleft()
             seat.begun, seat.running = number, (threading.get_ident(), self.clock.monotonic())
-            extra = NO_EXTRA if row.spec.keep_result else {DROP_RESULT: True}
+            extra = _extra_of(row)
         verdict, duration_s, outcome = seat.runner.run(row.id, row.spec.task, row.attempts + 1, row.payload, extra)
         raised = seat.runner.raised
         with self.lock:
@@ -444,7 +450,7 @@ class RehearsedFleet:
             self._leave(seat)
             self._commit()
             if raised is not None:
-                self.raised[row.id] = _refusal(row, outcome) if isinstance(raised, runner._Refused) else raised
+                self.raised[row.id] = _refusal(row, outcome) if isinstance(raised, runner.Refused) else raised
             self._settled.notify_all()
         if isinstance(raised, _Endless) and not self.is_in_job:
             raise TaskQError(str(raised)) from None
@@ -554,9 +560,16 @@ class RehearsedFleet:
             return None if stored is None else stored.kept
 
 
+def _extra_of(row: JobRow) -> Extra:
+    """What a consumer is told of a job besides its arguments, but for limits that would hold for the whole test."""
+    [(_, _, _, _, *more)] = jobs_to_send([row])
+    return {name: value for extra in more for name, value in extra.items() if name not in (MEMORY_LIMIT, CPU_TIMEOUT)}
+
+
 def _refusal(row: JobRow, outcome: bytes) -> JobFailed:
     """What stands for the error of an attempt that was refused before any code of the job ran, or after."""
-    error = error_in(outcome)
+    error = unpack(outcome).error
+    assert error is not None
     return JobFailed(row.id.hex(), error.type, error.message, error.traceback)
 
 
@@ -657,9 +670,9 @@ class RehearsalAsyncClient:
         """As `Client.is_spooled`."""
         return self._blocking.is_spooled(job_id)
 
-    async def cancel(self, job_id: bytes) -> bool:
+    async def cancel(self, job_id: bytes, also_running: bool) -> bool:
         """As `Client.cancel`."""
-        return self._blocking.cancel(job_id)
+        return self._blocking.cancel(job_id, also_running)
 
     async def retry(self, job_id: bytes) -> None:
         """As `Client.retry`."""
