@@ -701,6 +701,7 @@ class TaskQ:
         self.schedules = Schedules(self)
         self.hooks = Hooks()
         self._client: Client | None = None
+        self._async_client: AsyncClient | None = None  # in place of that of the event loop
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -1030,7 +1031,17 @@ class TaskQ:
         """The asyncio client of the running event loop."""
         from taskq.aio import async_client  # asyncio takes 40-70 ms to import; a consumer must start fast
 
-        return async_client(self.directory)
+        return self._async_client or async_client(self.directory)
+
+    @contextmanager
+    def use_client(self, client: Client, async_client: AsyncClient) -> Iterator[None]:
+        """Puts other clients in place of this application's own while the block runs; for `taskq.testing`."""
+        before = self._client, self._async_client
+        self._client, self._async_client = client, async_client
+        try:
+            yield
+        finally:
+            self._client, self._async_client = before
 
     def use_directory(self, directory: Directory) -> None:
         """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""

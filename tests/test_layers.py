@@ -42,11 +42,16 @@ ROWS = (
     {"broker_process", "guardian"},
     {"fleet"},
     {""},
+    {"rehearsal"},
+    {"testing"},
+    {"pytest_plugin"},
     {"cli"},
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
 LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
+LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
+LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
 
 
 class Import(NamedTuple):
