@@ -15,7 +15,7 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Final, NamedTuple
 
-from taskq.gates import UNLIMITED, Band, Gate, GateState, Leaving, Rate, band_of, new_state
+from taskq.gates import UNLIMITED, Band, Gate, GateState, Leaving, Rate, Starts, band_of, new_state
 from taskq.model import JobRow
 
 #: Memory that a waiting job takes besides its payload, measured with tracemalloc.
@@ -182,6 +182,8 @@ class Bands:
         self._dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
         self._expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
         self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open, in seconds since 1970
+        self._rates_changed: set[Gate] = set()  # whose starts are not kept by the store yet
+        self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that nobody asked for since
         self._ties = count()
         self._spent_s = 0.0  # of the queue whose turn was last
 
@@ -401,6 +403,8 @@ class Bands:
         if taken:
             for gate, keeper in band.gates:
                 keeper.state.enter(gate, key, taken, wall)
+                if gate.kind == "rate":
+                    self._rates_changed.add(gate)
         if not room:
             heappop(queue.listed)
             self._park(band, key, wall, aside)
@@ -545,6 +549,20 @@ class Bands:
                 if keeper.bands == 0:
                     self._forget_gate(gate, keeper, wall)
 
+    def restore_rates(self, starts: Mapping[str, Starts]) -> None:
+        """At the start: what `changed_rates` told before."""
+        self._rates_before = dict(starts)
+
+    def changed_rates(self) -> list[tuple[str, Starts, float]]:
+        """The starts that count for rates, as far as they changed: name, starts, and when they count no more."""
+        changed, self._rates_changed = self._rates_changed, set()
+        told = []
+        for gate in changed:
+            state = self._keeper(gate).state
+            if isinstance(state, Rate) and state.slots:
+                told.append((gate.name, state.slots, state.slots[-1][0] + 2 * gate.period_s))
+        return told
+
     # -- counts and queues
 
     def counts(self) -> dict[str, int]:
@@ -584,7 +602,8 @@ class Bands:
     def _keeper(self, gate: Gate) -> _GateKeeper:
         keeper = self._gates.get((gate.kind, gate.name))
         if keeper is None:
-            keeper = _GateKeeper(new_state(gate, self._seats, self._capacities))
+            before = self._rates_before.pop(gate.name, ()) if gate.kind == "rate" else ()
+            keeper = _GateKeeper(Rate(before) if before else new_state(gate, self._seats, self._capacities))
             self._gates[gate.kind, gate.name] = keeper
         return keeper
 

@@ -126,10 +126,14 @@ class Concurrency:
         return not self._sent
 
 
+#: When each slot of a rate began, in seconds since 1970, and how many starts it had; ascending.
+Starts = Sequence[tuple[float, int]]
+
+
 class Rate:
     """Counts the starts of the last span."""
 
-    def __init__(self, slots: Sequence[tuple[float, int]] = ()) -> None:
+    def __init__(self, slots: Starts = ()) -> None:
         self._slots = deque(slots)  # (when it begins, starts), ascending
         self._starts = sum(starts for _, starts in slots)
         self._slot_of: dict[int, float] = {}  # by seq, of the jobs that consumers have
@@ -173,8 +177,8 @@ class Rate:
                 return
 
     @property
-    def slots(self) -> tuple[tuple[float, int], ...]:
-        """What is to be kept of it."""
+    def slots(self) -> Starts:
+        """What is to be kept of it, so that a new broker does not count anew."""
         return tuple(self._slots)
 
     @property

@@ -240,6 +240,7 @@ class Ledger:
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed > 0  # there may be more
+            self._store.keep_rates(self._core.bands.changed_rates())
             self._store.commit()
             self._schedules = {}
         except StoreFull as error:
@@ -505,6 +506,7 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
         core.found(band, waiting, first_seq)
     for row in store.retried_in_order():
         core.bands.under_way(row)
+    core.bands.restore_rates(store.rates(wall))
     return effects
 
 

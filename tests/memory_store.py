@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from taskq.errors import EnqueueError
-from taskq.gates import Band, band_of
+from taskq.gates import Band, Starts, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
@@ -52,8 +52,9 @@ class Record:
         return StoredJob(self.row(), self.kept, self.due_at, self.outcome, self.finished_at)
 
 
-#: The jobs that changed, the schedules that changed, the totals, and the queues that are paused.
-Commit = tuple[dict[bytes, Record | None], dict[str, ScheduleRow | None], tuple[int, ...], frozenset[str]]
+Rates = dict[str, tuple[Starts, float]]
+#: The jobs that changed, the schedules that changed, the totals, the queues that are paused, and the starts of rates.
+Commit = tuple[dict[bytes, Record | None], dict[str, ScheduleRow | None], tuple[int, ...], frozenset[str], Rates]
 
 
 @dataclass
@@ -94,8 +95,9 @@ class MemoryStore:
         totals: tuple[int, ...] = (0,) * len(TOTAL_NAMES)
         self._schedules: dict[str, ScheduleRow] = {}
         self._paused: frozenset[str] = frozenset()
-        for changes, schedules, totals, paused in self.disk.commits:  # noqa: B007  the last totals count
-            self._paused = paused
+        self._rates: Rates = {}
+        for changes, schedules, totals, paused, rates in self.disk.commits:  # noqa: B007  the last totals count
+            self._paused, self._rates = paused, dict(rates)
             for job_id, record in changes.items():
                 if record is None:
                     self._jobs.pop(job_id, None)
@@ -255,7 +257,7 @@ class MemoryStore:
     def commit(self) -> None:
         if self._changes or self._changed_schedules or self._paused_changed:
             totals = tuple(self.totals.as_dict().values())
-            self.disk.commits.append((self._changes, self._changed_schedules, totals, self._paused))
+            self.disk.commits.append((self._changes, self._changed_schedules, totals, self._paused, dict(self._rates)))
             self._changes, self._changed_schedules, self._paused_changed = {}, {}, False
             if self.syncs:
                 self.disk.synced = len(self.disk.commits)
@@ -321,6 +323,13 @@ class MemoryStore:
         named = frozenset(queues)
         self._paused = self._paused | named if is_paused else self._paused - named
         self._paused_changed = True
+
+    def keep_rates(self, rates: Sequence[tuple[str, Starts, float]]) -> None:
+        self._rates.update({name: (starts, until) for name, starts, until in rates})
+        self._paused_changed = self._paused_changed or bool(rates)
+
+    def rates(self, now: float) -> dict[str, Starts]:
+        return {name: starts for name, (starts, until) in self._rates.items() if until >= now}
 
     def paused(self) -> frozenset[str]:
         return self._paused

@@ -473,6 +473,18 @@ class TestConformance:
         assert sum(store.prune(LATE, 0, 7) for _ in range(12)) == 10
         store.commit()
 
+    def test_starts_of_rates_are_kept_while_they_count(self, opener: Opener) -> None:
+        """Committed with all else; those whose time is over are forgotten."""
+        with closing(opener()) as store:
+            store.keep_rates([("mail", [(1.0, 2), (2.0, 1)], 70.0), ("old", [(1.0, 1)], 5.0)])
+            store.commit()
+            store.keep_rates([("lost", [(3.0, 1)], 99.0)])
+            store.rollback()
+        with closing(opener()) as store:
+            assert {name: list(map(tuple, starts)) for name, starts in store.rates(6.0).items()} == {
+                "mail": [(1.0, 2), (2.0, 1)]
+            }
+
     def test_totals_outlive_the_jobs(self, opener: Opener) -> None:
         """They never go backwards: not by pruning, not by opening again."""
         store = opener()

@@ -273,6 +273,7 @@ class Broker:
         self.log = SimpleNamespace(error=lambda *_, **__: None)
         me: Any = self
         settings: Any = SimpleNamespace(keep_results_s=1e9, keep_results=KEEP)
+        self.bands = Bands()
         self.ledger = Ledger(self.store, me, me, me, me, settings, me)
         for spec in power.SPECS:
             self.submitted(self.store.lease(Band(spec.queue), 0, 1_000, 1 << 20)[0])

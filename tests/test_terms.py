@@ -297,6 +297,15 @@ def test_no_more_starts_than_the_rate_in_any_span() -> None:
     assert all(later - earlier >= 1.9 for earlier, later in zip(times, times[3:], strict=False))
 
 
+def test_a_rate_outlives_the_broker(own: Path) -> None:
+    """A new one does not count anew."""
+    with running(Fleet(own, APP)) as fleet:
+        first = sorted(job.result(timeout=20) for job in terms.rated.enqueue_many([()] * 3))
+        fleet.stop()
+        fleet.start()
+        assert terms.rated.enqueue().result(timeout=20) - first[0] >= 1.9
+
+
 def test_strict_order_of_a_key_through_retries_and_kills(own: Path, told: str) -> None:
     with running(Fleet(own, APP, consumers=2)) as fleet:
         jobs = [

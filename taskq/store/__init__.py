@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from taskq.gates import Band
+from taskq.gates import Band, Starts
 from taskq.model import JobRow, JobState, Spec, Terms
 from taskq.schedule import ScheduleRow
 
@@ -240,6 +240,12 @@ class Store(Protocol):
 
     def pause(self, queues: Iterable[str], is_paused: bool) -> None:
         """Notes queues as paused, or as paused no more."""
+
+    def keep_rates(self, rates: Sequence[tuple[str, Starts, float]]) -> None:
+        """Notes the starts that count for rates: name, starts, and when they count no more (seconds since 1970)."""
+
+    def rates(self, now: float) -> dict[str, Starts]:
+        """At the start: the starts that still count for rates, by name. Forgets the others."""
 
     def paused(self) -> frozenset[str]:
         """The queues that are paused."""

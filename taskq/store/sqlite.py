@@ -29,7 +29,7 @@ import apsw
 import msgpack
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
-from taskq.gates import Band, Gate, band_of
+from taskq.gates import Band, Gate, Starts, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
@@ -609,6 +609,21 @@ class SQLiteStore:
         self._begin()
         sql = "INSERT OR IGNORE INTO paused VALUES (?)" if is_paused else "DELETE FROM paused WHERE queue = ?"
         self._db.executemany(sql, [(queue,) for queue in queues])
+
+    @_trusted
+    def keep_rates(self, rates: Sequence[tuple[str, Starts, float]]) -> None:
+        if rates:
+            self._begin()
+            rows = [(name, msgpack.packb(starts), until) for name, starts, until in rates]
+            self._db.executemany("INSERT OR REPLACE INTO rates VALUES (?, ?, ?)", rows)
+
+    @_trusted
+    def rates(self, now: float) -> dict[str, Starts]:
+        self._begin()
+        self._db.execute("DELETE FROM rates WHERE until < ?", (now,))
+        self.commit()
+        kept = self._db.execute("SELECT name, starts FROM rates")
+        return {name: [tuple(slot) for slot in msgpack.unpackb(starts)] for name, starts in kept}
 
     @_trusted
     def paused(self) -> frozenset[str]:

@@ -54,3 +54,10 @@ CREATE TABLE schedules (
     last_at   REAL,                             -- the fire before, and its job
     last_id   BLOB
 ) WITHOUT ROWID;
+
+-- The starts of late that count for the rates of tasks (taskq.gates.Rate).
+CREATE TABLE rates (
+    name   TEXT PRIMARY KEY,
+    starts BLOB NOT NULL,                       -- msgpack
+    until  REAL NOT NULL                        -- when they count no more, in seconds since 1970
+) WITHOUT ROWID;
