@@ -141,6 +141,7 @@ class SimSlot:
         self.replaces = None
         self.announced: set[int] = set()
         self.progress: dict[bytes, Any] = {}
+        self.children: dict[int, list[Any]] = {}
         self.is_alive = True
         self.is_paused = False
         self.name = f"c{key}"
@@ -517,6 +518,7 @@ class SimBroker(Broker):
             lambda _tasks: None,
             lambda _message: None,
             self._on_declared,
+            self._on_children,
         )
         self._crew.parts = parts
         self._ledger = parts.ledger(
