@@ -259,9 +259,11 @@ class _Whole:
             job.retry()
         return len(failed)
 
-    def cancel_all(self) -> int:
-        """Cancels all jobs that have not started. Returns how many are cancelled now."""
-        return sum([job.cancel() for job in self.all_jobs])
+    def cancel_all(self, *, running: bool = True) -> int:
+        """Cancels all jobs, as `Job.cancel` does. Returns how many are cancelled now."""
+        return sum(
+            [job.cancel(running=running) for job in reversed(self.all_jobs)]
+        )  # what waits cannot start meanwhile
 
 
 class LastJob(Job[R_co], _Whole):
@@ -305,9 +307,9 @@ class GroupHandle(_Whole):
         """`results` for asyncio."""
         return self._filled(await agather(self.jobs, timeout=timeout))
 
-    def cancel(self) -> int:
-        """Cancels all jobs that have not started, also those before the last ones. Returns how many are cancelled."""
-        return self.cancel_all()
+    def cancel(self, *, running: bool = True) -> int:
+        """Cancels all jobs, also those before the last ones. Returns how many are cancelled now."""
+        return self.cancel_all(running=running)
 
     def retry(self) -> int:
         """As `retry_all`."""

@@ -706,7 +706,7 @@ class Client:
         assert self._peer is not None
         request = next(self._requests)
         self._cancels[request] = job_id
-        self._peer.send(wire.frame([Op.CANCEL, request, job_id]))
+        self._peer.send(wire.frame([Op.CANCEL, request, job_id, False]))
 
     def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
         history = self.world.history
