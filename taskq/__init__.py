@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from taskq.rules import Unique
     from taskq.schedules import ScheduleInfo
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
+    from taskq.workflows import GroupHandle, LastJob, Step, chain, chord, group
 
 __all__ = [
     # the application, its tasks and jobs
@@ -66,6 +67,13 @@ __all__ = [
     "Cancel",
     "Retry",
     "Snooze",
+    # workflows
+    "GroupHandle",
+    "LastJob",
+    "Step",
+    "chain",
+    "chord",
+    "group",
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
@@ -93,6 +101,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = (
+    "taskq.workflows",
     "taskq.waiting",
     "taskq.app",
     "taskq.options",

@@ -23,7 +23,6 @@ from taskq.client import (
     CANCEL_AGAIN_S,
     REPLY_TIMEOUT_S,
     SHORTEST_WAIT_S,
-    Call,
     Client,
     ConnectionLost,
     Ending,
@@ -39,6 +38,7 @@ from taskq.client import (
 )
 from taskq.config import Directory
 from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
+from taskq.flows import Call, Flow, flow_frame
 from taskq.items import checked, ending_at, late
 from taskq.limits import MAX_JOBS_PER_FRAME
 from taskq.model import JobInfo, JobState, Spec
@@ -118,6 +118,17 @@ class AsyncClient:
         except ConnectionLost:
             await asyncio.to_thread(self._blocking.spool, spec, chunk)
             return [call.id for call in chunk]
+
+    async def submit_flow(self, flow: Flow) -> None:
+        """Submits jobs of several kinds together; raises as `Client.submit_flow`."""
+
+        def frame(number: int, resend: bool) -> bytes:
+            return flow_frame([Op.SUBMIT_FLOW, number, resend, False], flow)
+
+        try:
+            await self._request(frame)
+        except ConnectionLost:
+            await asyncio.to_thread(self._blocking.spool_flow, flow)
 
     async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job, also across restarts of the broker.

@@ -19,14 +19,16 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import update_wrapper
 from itertools import tee
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
-from taskq.client import Call, Client, EarlierId, Ending, Endings, chunks
-from taskq.codec import CallCaster, decode_result, encode_call
+from taskq.client import Client, EarlierId, Ending, Endings, chunks
+from taskq.codec import RESULT_OF_MARK, CallCaster, ResultOf, decode_result, encode_call, results_in
 from taskq.config import Directory, Settings, queue_directory
+from taskq.context import keep_back
 from taskq.errors import (
     BrokerUnavailable,
     ConfigError,
@@ -37,10 +39,11 @@ from taskq.errors import (
     QueueFull,
     ResultTimeout,
 )
+from taskq.flows import Call
 from taskq.hooks import Hooks, HookT, MiddlewareT
 from taskq.items import read_items
 from taskq.limits import MAX_PAYLOAD_BYTES
-from taskq.model import DEFAULT_RETRIES, JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
+from taskq.model import DEFAULT_RETRIES, NO_TERMS, JobInfo, JobState, Spec, Terms, enqueued_at, new_job_ids
 from taskq.options import JobOptions, apply_options
 from taskq.progress import Progress, reporting
 from taskq.retries import NO_RETRY_RULES, ErrorTypes, RetryRules, read_rules
@@ -51,6 +54,7 @@ from taskq.schedules import Every, Schedules, check_call
 if TYPE_CHECKING:
     from taskq.aio import AsyncClient
     from taskq.signatures import MapOptions, Takes1, Takes2, Takes3, Takes4
+    from taskq.workflows import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,16 +70,24 @@ _MAP_LARGEST_CHUNK = 512
 _MAP_WINDOW = 2_048
 
 
-class Job(Generic[R_co]):
-    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back."""
+class Job(ResultOf, Generic[R_co]):
+    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back.
 
-    __slots__ = ("_app", "_cast", "_ending", "_id")
+    Among the arguments of another job it stands for the result: that job waits for this one.
+    """
+
+    __slots__ = ("_app", "_cast", "_ending")
 
     def __init__(
-        self, app: TaskQ, job_id: bytes, cast: Callable[[Any], Any] | None = None, ending: Ending | None = None
+        self,
+        app: TaskQ,
+        job_id: bytes,
+        cast: Callable[[Any], Any] | None = None,
+        ending: Ending | None = None,
+        has_result: bool = True,
     ) -> None:
+        super().__init__(job_id, has_result)
         self._app = app
-        self._id = job_id
         self._cast = cast
         self._ending = ending  # of a job that succeeded, which never changes; else None
 
@@ -225,6 +237,8 @@ class Job(Generic[R_co]):
         are counted on. When this returns that is durable. It does not expire any more, and others may have its
         `unique=` key.
 
+        What was cancelled because it failed (see `taskq.chain`) waits for it again.
+
         A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
 
         Raises:
@@ -292,6 +306,8 @@ def check_ending(job_id: bytes, ending: Ending) -> None:
     """Raises the error in an ending, if the job did not succeed."""
     error = ending.outcome.error
     if ending.state == JobState.CANCELLED:
+        if error is not None and error.type == "ParentFailed":
+            raise JobCancelled(f"job {job_id.hex()} was cancelled: {error.message}")
         raise JobCancelled(f"job {job_id.hex()} was {error.message if error else 'cancelled'}")
     if error is not None:
         raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
@@ -366,6 +382,18 @@ class Enqueuer(Generic[P, R_co]):
         """
         [job_id] = self._submit([self._call(args, kwargs)])
         return self._job(job_id)
+
+    def step(self, *args: Any, **kwargs: Any) -> Step[R_co]:
+        """A call to be part of a workflow, see `taskq.chain`; nothing is sent.
+
+        In a chain the function gets the result of the step before as its first argument, before these.
+
+        Raises:
+            ConfigError: the task's jobs are unique, or come after others already.
+        """
+        from taskq.workflows import Step  # workflows stand above applications
+
+        return Step(self, args, kwargs)
 
     @overload
     def enqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A]]) -> list[Job[R]]: ...
@@ -493,6 +521,8 @@ class Enqueuer(Generic[P, R_co]):
     ) -> Iterator[Any]:
         if self._rules.unique is not None:
             raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
+        if self._rules.on_success:
+            raise ConfigError("on_success=True enqueues later, so there is nothing to wait for: use enqueue_many")
         calls = self._calls(iterable)
         with (
             self._app.client.watching() as endings,
@@ -503,17 +533,17 @@ class Enqueuer(Generic[P, R_co]):
                 yield value_of_ending(job_id, ending, self._return_caster)
 
     def _job(self, job_id: bytes) -> Job[Any]:
-        return Job(self._app, job_id, self._return_caster)
+        return Job(self._app, job_id, self._return_caster, has_result=self._spec.keep_result)
 
-    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-        job_id = next(new_job_ids(1))
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any], job_id: bytes | None = None) -> Call:
+        job_id = job_id or next(new_job_ids(1))
         payload = encode_call(job_id, args, kwargs)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise PayloadTooLarge(
                 f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
                 "pass the path of a file instead"
             )
-        return Call(job_id, payload, None if self._is_plain else self._terms(args, kwargs))
+        return _with_terms(job_id, payload, None if self._is_plain else self._terms(args, kwargs))
 
     def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
         return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
@@ -524,20 +554,22 @@ class Enqueuer(Generic[P, R_co]):
             return calls
         if self._rules.are_shared:
             terms = self._terms((), {})
-            return (call._replace(terms=terms) for call in calls)
+            return (_with_terms(call.id, call.payload, terms) for call in calls)
         both, others = tee(arguments)
         return (
-            call._replace(terms=self._terms(args, {}))
+            _with_terms(call.id, call.payload, self._terms(args, {}))
             for call, args in zip(_plain_calls(self._spec, both), others, strict=True)
         )
 
     def _submit(self, calls: Iterable[Call]) -> list[bytes]:
+        if self._rules.on_success:
+            return self._keep_back(calls)
         client = self._app.client
         if not self._rules.waits_for_room:
             return client.submit(self._spec, calls)
         ids: list[bytes] = []
         for chunk in chunks(calls, self._spec.max_queued):
-            for pause_s in _pauses():
+            for pause_s in pauses():
                 try:
                     ids += client.submit(self._spec, chunk)
                     break
@@ -545,13 +577,20 @@ class Enqueuer(Generic[P, R_co]):
                     time.sleep(pause_s)
         return ids
 
+    def _keep_back(self, calls: Iterable[Call]) -> list[bytes]:
+        flow = [(self._spec, call) for call in calls]
+        keep_back(flow)
+        return [call.id for _, call in flow]
+
     async def _asubmit(self, calls: Iterable[Call]) -> list[bytes]:
+        if self._rules.on_success:
+            return self._keep_back(calls)
         client = self._app.async_client()
         if not self._rules.waits_for_room:
             return await client.submit(self._spec, calls)
         ids: list[bytes] = []
         for chunk in chunks(calls, self._spec.max_queued):
-            for pause_s in _pauses():
+            for pause_s in pauses():
                 try:
                     ids += await client.submit(self._spec, chunk)
                     break
@@ -560,7 +599,16 @@ class Enqueuer(Generic[P, R_co]):
         return ids
 
 
-def _pauses() -> Iterator[float]:
+def _with_terms(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
+    """A call, which comes after the jobs whose results are among its arguments."""
+    if RESULT_OF_MARK in payload:
+        own = terms or NO_TERMS
+        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
+        terms = replace(own, after=tuple(after.items()))
+    return Call(job_id, payload, terms)
+
+
+def pauses() -> Iterator[float]:
     """The pauses of one who waits for room in a queue: from 5 ms to 0.25 s."""
     pause_s = 0.005
     while True:
@@ -587,7 +635,7 @@ def _plain_calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Cal
             raise PayloadTooLarge(
                 f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}"
             )
-        yield Call(job_id, payload)
+        yield Call(job_id, payload) if RESULT_OF_MARK not in payload else _with_terms(job_id, payload, None)
 
 
 def _length(iterable: Iterable[Any]) -> int | None:
@@ -742,6 +790,8 @@ class TaskQ:
             ConfigError: an option makes no sense, or the name is taken.
             TypeError: there is no such option.
         """
+        if "after" in options or "on_success" in options:
+            raise ConfigError("after= and on_success= are for some jobs of a task: give them with options() instead")
         if "at" in options:
             raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
 

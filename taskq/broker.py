@@ -29,7 +29,7 @@ from taskq.counters import read_flight_records
 from taskq.crew import Crew
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
-from taskq.intake import submission_of
+from taskq.intake import Submission, submission_of
 from taskq.ledger import Ledger, recover
 from taskq.locks import end_old_consumers
 from taskq.narrator import Narrator
@@ -88,6 +88,7 @@ class Broker:
             self._on_first_ready,
             self._on_boot_failed,
             self._on_declared,
+            self._on_children,
         )
         self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings, self._crew)
         self._timetable = Timetable(self._store, self._ledger, log)
@@ -208,7 +209,7 @@ class Broker:
         for peer, (envelope, body) in self._server.take_messages():
             if peer.closed:
                 continue
-            if envelope[0] != Op.SUBMIT:
+            if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
                 requests.append((peer, envelope))
                 continue
             try:
@@ -261,6 +262,9 @@ class Broker:
 
     def _on_declared(self, app: str, schedules: list[bytes]) -> None:
         self._timetable.declared(app, schedules)
+
+    def _on_children(self, children: list[Submission]) -> None:
+        self._ledger.take_children(children)
 
     def _tell_guardian(self, message: list[Any]) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from taskq.core import Core
 from taskq.crew import Crew
 from taskq.errors import JobNotFound, JobStateError, ProtocolError, StoreFull
+from taskq.handover import hand_over
 from taskq.ledger import Ledger
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED, MAX_JOBS_RETRIED
 from taskq.model import JobState
@@ -21,6 +22,8 @@ from taskq.store import FIRST_FINAL, Kept, Store, StoredJob, Wanted
 
 #: Behind every sequence number.
 _END = 1 << 62
+#: Jobs before and after one that are told with it.
+_SHOWN_NEIGHBOURS = 100
 
 
 class Bulk:
@@ -40,7 +43,7 @@ class Bulk:
     # -- look
 
     def info(self, job_id: bytes) -> list[Any]:
-        """All that is known of one job: the fields of a list, and its attempts.
+        """All that is known of one job: the fields of a list, its attempts, and the jobs before and after it.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -55,7 +58,10 @@ class Bulk:
         )
         if is_last_missing and outcome is not None:
             attempts.append((row.attempts, shortened(outcome)))
-        return [*self._fields(stored, self._running()), attempts]
+        follows = row.terms is not None and row.terms.follows
+        after = self._store.parents(row.seq, _SHOWN_NEIGHBOURS) if follows else []
+        before = self._store.followers(job_id, _SHOWN_NEIGHBOURS)
+        return [*self._fields(stored, self._running()), attempts, after, before]
 
     def jobs(
         self, state: str | None, task: str | None, queue: str | None, before: bytes | int | None, limit: int
@@ -164,11 +170,13 @@ class Bulk:
         try:
             rows = self._store.requeue(jobs)
             self._store.totals.retried += len(rows)
+            handed = hand_over(self._store, self._store.call_back([row.id for row in rows]), time.time())
             self._store.commit()
         except StoreFull:
             self._store.rollback()
             raise
         self._core.requeued(rows)
+        self._ledger.follow(handed)
 
     # -- purge
 
@@ -215,11 +223,14 @@ class Bulk:
         self._check_settled()
         try:
             self._store.remove(jobs)
+            unfinished = [job for job in jobs if job.kept < FIRST_FINAL]
+            handed = hand_over(self._store, {job.row.id: Kept.CANCELLED for job in unfinished}, time.time())
             self._store.commit()
         except StoreFull:
             self._store.rollback()
             raise
-        self._core.purged([job for job in jobs if job.kept < FIRST_FINAL])
+        self._core.purged(unfinished)
+        self._ledger.follow(handed)
         self._ledger.gone([job.row.id for job in jobs])
 
     def _take_back(self, jobs: Sequence[StoredJob]) -> None:

@@ -34,8 +34,9 @@ from taskq.errors import (
     ScheduleNotFound,
     TaskQError,
 )
+from taskq.flows import Call, Flow, flow_frame
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Progress, Spec, Terms, enqueued_at
+from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Progress, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame
@@ -63,14 +64,6 @@ _FRAMES_AHEAD = 3
 
 class ConnectionLost(TaskQError):
     """The connection ended or was refused; whether the last request arrived is unknown."""
-
-
-class Call(NamedTuple):
-    """A job to submit: its id, its payload, and what it has besides its Spec."""
-
-    id: bytes
-    payload: bytes
-    terms: Terms | None = None
 
 
 class EarlierId(bytes):
@@ -106,6 +99,8 @@ def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call
 
 def submit_frame(request: int, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool) -> bytes:
     """The frame that submits jobs of one spec."""
+    if any(call.terms is not None and call.terms.after for call in calls):
+        return flow_frame([Op.SUBMIT_FLOW, request, resend, watch], [(spec, call) for call in calls])
     ids = b"".join([call.id for call in calls])
     payloads = [call.payload for call in calls]
     envelope = [Op.SUBMIT, request, spec.to_wire(), resend, watch, ids, [len(payload) for payload in payloads]]
@@ -158,7 +153,8 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
 
 def info_of(fields: list[Any]) -> JobInfo:
     """A JobInfo from the answer to INFO, or from one of those in the answer to JOBS."""
-    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress, *history = fields
+    job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress, *more = fields
+    history, after, before = more or ([], [], [])
     last = unpack(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
@@ -174,7 +170,9 @@ def info_of(fields: list[Any]) -> JobInfo:
         duration_s=last.duration_s,
         error=last.error,
         progress=None if progress is None else Progress(*progress),
-        history=[_attempt(number, unpack(kept)) for number, kept in history[0]] if history else [],
+        history=[_attempt(number, unpack(kept)) for number, kept in history],
+        after=[parent.hex() for parent in after],
+        before=[child.hex() for child in before],
     )
 
 
@@ -252,6 +250,12 @@ class Connection:
         number = next(self._requests)
         self._send(submit_frame(number, spec, calls, resend=resend, watch=watch))
         return number
+
+    def submit_flow(self, flow: Flow, *, resend: bool) -> None:
+        """Submits jobs of several kinds, all or none."""
+        number = next(self._requests)
+        self._send(flow_frame([Op.SUBMIT_FLOW, number, resend, False], flow))
+        self.answer(number)
 
     def watch(self, ids: Sequence[bytes]) -> None:
         """Asks for the RESULT frames of jobs. There is no other answer."""
@@ -440,6 +444,21 @@ class Client:
             self.spool(spec, chunk)
             return [call.id for call in chunk]
 
+    def submit_flow(self, flow: Flow) -> None:
+        """Submits jobs of several kinds together: all are durable when this returns, or none is accepted.
+
+        Raises:
+            As `submit`; PayloadTooLarge: they do not fit into one frame.
+        """
+        for resend in (False, True):
+            try:
+                with self._borrowed() as connection:
+                    connection.submit_flow(flow, resend=resend)
+                    return
+            except ConnectionLost:
+                self._idle.clear()
+        self.spool_flow(flow)
+
     def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
         """Writes jobs to the spool, from where the next broker takes them.
 
@@ -447,11 +466,18 @@ class Client:
             StoreFull: the disk is full.
             BrokerUnavailable: the spool cannot be written.
         """
+        self._spool(chunk[0].id, submit_frame(0, spec, chunk, resend=True, watch=False))
+
+    def spool_flow(self, flow: Flow) -> None:
+        """Writes jobs of several kinds to the spool, in one file. Raises as `spool`."""
+        self._spool(flow[0][1].id, flow_frame([Op.SUBMIT_FLOW, 0, True, False], flow))
+
+    def _spool(self, first_id: bytes, frame: bytes) -> None:
         try:
             self.directory.create()
         except DirectoryError as error:
             raise BrokerUnavailable(f"no fleet answers, and the job cannot be spooled: {error}") from error
-        spool_frame(self.directory.spool, chunk[0].id, submit_frame(0, spec, chunk, resend=True, watch=False))
+        spool_frame(self.directory.spool, first_id, frame)
 
     def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job.

@@ -36,6 +36,7 @@ from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
 from taskq.outbox import Outbox
+from taskq.outcome import Verdict
 from taskq.platform import die_with_parent, is_unread, name_process
 from taskq.runner import Runner, flush_output
 from taskq.streams import mark_output
@@ -91,6 +92,7 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     def forget_in_child() -> None:
         global _is_forked_child  # noqa: PLW0603
         _is_forked_child = True
+        context.forget_children()
         # what a job forks must not speak for this consumer, nor keep its lock
         for descriptor in (boot.socket.fileno(), lock):
             try:
@@ -247,11 +249,20 @@ class Consumer:
         flush_output()
         if is_unread(1):
             self._wait_until_output_is_heard()
+        if context.children:
+            self._send_children(number, verdict)
         # in this order: an attempt is noted as finished when its outcome outlives us, so it ends once or is charged
         self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
         self._number = 0
         self._counters.finish(number, duration_s)
         self._recorder.idle()
+
+    def _send_children(self, number: int, verdict: Verdict) -> None:
+        """Hands over what the job has enqueued for the case that it succeeds."""
+        children = context.children.copy()
+        context.children.clear()
+        if verdict == Verdict.SUCCEEDED:
+            self._outbox.add_children(number, children)
 
     def _wait_until_output_is_heard(self) -> None:
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S

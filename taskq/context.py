@@ -11,16 +11,22 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskq.codec import decode_result, encode_result
-from taskq.errors import CpuTimeout, JobTimeout, PayloadTooLarge, TaskQError
-from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_OUTPUT_LINE_BYTES
+from taskq.errors import CpuTimeout, EnqueueError, JobTimeout, PayloadTooLarge, TaskQError
+from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_CHILDREN, MAX_CHILDREN_BYTES, MAX_OUTPUT_LINE_BYTES
 from taskq.model import Progress
 from taskq.output import JOB_MARK, RECORD_MARK
 from taskq.reports import Reporter
 from taskq.usage import own_cpu_s
 from taskq.wire import CHECKPOINT, CPU_TIMEOUT, NO_EXTRA, TIMEOUT, Extra
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskq.flows import Call
+    from taskq.model import Spec
 
 #: What a job is told whose ``timeout=`` is over.
 OVERDUE = "the job ran longer than its timeout, or was cancelled"
@@ -172,6 +178,9 @@ class Channel(Protocol):
         """Sends a checkpoint: it is in the broker's hands, whatever becomes of this process, when this returns."""
 
 
+#: What the running job has enqueued for the case that it succeeds; see `keep_back`.
+children: list[tuple[Spec, Call]] = []
+_has_forked = False
 _running: tuple[Any, ...] | None = None  # the fields of a Start: to make one takes 200 ns; written by `taskq.runner`
 _current: CurrentJob | None = None
 _channel: Channel | None = None  # written by `taskq.consumer` alone
@@ -243,11 +252,12 @@ class Seated:
         uninterrupted: does what no time limit may interrupt, in the way of the job's thread or coroutine.
     """
 
-    __slots__ = ("_job", "_running", "is_over", "mark", "rests", "uninterrupted")
+    __slots__ = ("_job", "_running", "children", "is_over", "mark", "rests", "uninterrupted")
 
     def __init__(self, number: int, job_id: bytes, task: str, attempt: int, extra: Extra = NO_EXTRA) -> None:
         self.mark = f"{JOB_MARK}{number}{JOB_MARK}"
         self.rests: dict[int, str] = {}  # what it wrote of lines that have no end yet, by descriptor
+        self.children: list[tuple[Spec, Call]] = []
         self.is_over = False
         self.uninterrupted: Callable[[Callable[[], None]], None] = uninterrupted
         self._running = job_id, task, attempt, extra, time.monotonic(), 0.0
@@ -270,6 +280,33 @@ _seated: ContextVar[Seated | None] = ContextVar("taskq_seated", default=None)
 #: Which of several jobs runs in this context, or None; and the way to say so.
 seated = _seated.get
 sit = _seated.set
+
+
+def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
+    """Keeps jobs until the running one has succeeded; they are dropped if it does not.
+
+    Raises:
+        TaskQError: no job runs here.
+        EnqueueError: these are too many.
+    """
+    seated = _seated.get() if _running is None else None
+    if _has_forked or (_running is None and seated is None):
+        raise TaskQError("on_success=True is for what a job enqueues: no job runs here")
+    kept = children if seated is None else seated.children
+    size = sum(len(call.payload) for _, call in (*kept, *flow))
+    if len(kept) + len(flow) > MAX_CHILDREN or size > MAX_CHILDREN_BYTES:
+        raise EnqueueError(
+            f"one job may enqueue {MAX_CHILDREN:,} jobs and {MAX_CHILDREN_BYTES:,} bytes of arguments with "
+            "on_success=True: enqueue some that enqueue the others"
+        )
+    kept.extend(flow)
+
+
+def forget_children() -> None:
+    """This process was forked by a job: it is not the one that tells how that ends."""
+    global _has_forked  # noqa: PLW0603
+    _has_forked = True
+    children.clear()
 
 
 def current_job() -> CurrentJob:

@@ -501,7 +501,7 @@ class Core:
         """A job that the store had as queued or scheduled, and that no consumer holds, is not to run any more."""
         if kept == Kept.QUEUED:
             self.bands.drop(row)
-        else:
+        elif kept == Kept.SCHEDULED:
             self.bands.abandoned(row)
 
     def purged(self, jobs: Iterable[StoredJob]) -> None:
@@ -511,7 +511,7 @@ class Core:
             if job.kept == Kept.QUEUED:
                 self.bands.drop(job.row)
                 rows.append(job.row)
-            else:
+            elif job.kept == Kept.SCHEDULED:
                 self.bands.abandoned(job.row)
         self.bands.trim(rows)
 

@@ -18,10 +18,11 @@ from taskq.config import Settings
 from taskq.core import Batch, Core, Death, Key
 from taskq.counters import Claim
 from taskq.errors import ProtocolError, TaskQError
+from taskq.intake import Submission, flow_of
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
 from taskq.model import Progress
 from taskq.narrator import Narrator
-from taskq.outcome import Attempts
+from taskq.outcome import Attempts, Verdict
 from taskq.output import split_job_mark
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.usage import usage_of
@@ -46,6 +47,7 @@ class Crew:
         on_first_ready: Callable[[list[str]], None],
         on_boot_failed: Callable[[str], None],
         on_declared: Callable[[str, list[bytes]], None],
+        on_children: Callable[[list[Submission]], None],
     ) -> None:
         """
         Args:
@@ -54,6 +56,7 @@ class Crew:
             on_first_ready: told once, with the names of the tasks, when the first consumer is ready.
             on_boot_failed: told why a consumer could not start.
             on_declared: told the application's name, and the schedules in its code; raises if they make no sense.
+            on_children: takes what a job has enqueued that has just succeeded.
         """
         self._core = core
         self._supervisor = supervisor
@@ -63,6 +66,7 @@ class Crew:
         self._on_first_ready = on_first_ready
         self._on_boot_failed = on_boot_failed
         self._on_declared = on_declared
+        self._on_children = on_children
         self._dead: list[Slot] = []
         self._buried: list[Slot] = []
         self.is_ready = False  # whether a consumer was ever ready
@@ -91,7 +95,7 @@ class Crew:
                 if slot.counters.seats > 1 and slot.output in self._selector.get_map():
                     self._on_output(slot, 0)  # what these jobs wrote is there, and told with them while they are known
                 attempts = Attempts(numbers, verdicts, durations_us, wire.split(body, lengths))
-                self._core.settled(slot.key, attempts, time.monotonic(), time.time())
+                self._settle(slot, attempts)
                 self._after_outcomes(slot)
             case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
                 if not self._core.yielded(slot.key, job_id, first, wire.split(body, lengths)):
@@ -100,6 +104,9 @@ class Crew:
                 self._on_progress(slot, told)
             case [Op.CHECKPOINT, bytes(job_id)] if 0 < len(body) <= MAX_CHECKPOINT_BYTES:
                 self._core.checkpointed(slot.key, job_id, bytes(body))
+            case [Op.CHILDREN, int(number), list(groups), int(edges)] if self._core.holds(slot.key, number):
+                children = flow_of(None, 0, False, groups, edges, body)
+                slot.children.setdefault(number, []).append(children)
             case [Op.READY, int(), list(tasks)]:
                 self._on_ready(slot, tasks)
             case [Op.DECLARED, str(app), list(lengths)]:
@@ -108,6 +115,19 @@ class Crew:
                 slot.boot_error = message, traceback
             case _:
                 raise ProtocolError(f"a message that no consumer sends: {envelope[0]}")
+
+    def _settle(self, slot: Slot, attempts: Attempts) -> None:
+        """Attempts have ended; what those have enqueued that succeeded commits with that."""
+        held = [number for number in attempts.numbers if number in slot.children] if slot.children else []
+        try:
+            self._core.settled(slot.key, attempts, time.monotonic(), time.time())
+        finally:
+            if held:
+                verdicts = dict(zip(attempts.numbers, attempts.verdicts, strict=True))
+                for number in held:
+                    children = slot.children.pop(number)
+                    if verdicts[number] == Verdict.SUCCEEDED and not self._core.holds(slot.key, number):
+                        self._on_children(children)
 
     def _on_ready(self, slot: Slot, tasks: list[Any]) -> None:
         now = time.monotonic()
@@ -234,7 +254,7 @@ class Crew:
         try:
             unsent = [row for row in zip(*slot.unsent.read(), strict=True) if self._core.holds(slot.key, row[0])]
             if unsent:
-                self._core.settled(slot.key, Attempts(*zip(*unsent, strict=True)), time.monotonic(), time.time())
+                self._settle(slot, Attempts(*zip(*unsent, strict=True)))
         except TaskQError as error:
             self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
 

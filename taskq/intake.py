@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 from taskq import wire
 from taskq.core import Core
-from taskq.errors import ProtocolError, QueueFull
-from taskq.model import JobError, JobRow, Spec, Terms, UniqueKey, enqueued_at
+from taskq.errors import EnqueueError, ProtocolError, QueueFull
+from taskq.flows import read_flow
+from taskq.model import NO_TERMS, JobError, JobRow, Spec, Terms, UniqueKey, enqueued_at
 from taskq.outcome import pack_failure
 from taskq.server import Peer
 from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
@@ -15,7 +16,10 @@ from taskq.wire import Op
 
 
 class Submission(NamedTuple):
-    """A submit frame that waits for its commit."""
+    """A submit frame that waits for its commit.
+
+    One with parts consists of these: they are taken in together or not at all, and its own jobs are those of all parts.
+    """
 
     peer: Peer | None  # None: it comes from the spool
     request: int
@@ -24,6 +28,12 @@ class Submission(NamedTuple):
     ids: list[bytes]
     payloads: list[bytes]
     terms: list[Terms] | None  # of each job; None: they have none
+    parts: tuple[Submission, ...] = ()
+
+    @property
+    def each(self) -> tuple[Submission, ...]:
+        """The parts, or itself."""
+        return self.parts or (self,)
 
 
 class Taken(NamedTuple):
@@ -34,12 +44,14 @@ class Taken(NamedTuple):
         earlier: for each job that is left out, its id and that of the job that was there before.
         replaced: jobs that had to give way, as they were, with the outcome that they get.
         ended: all jobs that end with this submission.
+        before: jobs that ended before, and that new ones come after.
     """
 
     rows: list[JobRow]
     earlier: dict[bytes, bytes]
     replaced: list[StoredJob]
     ended: list[Ended]
+    before: dict[bytes, Kept]
 
 
 def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> Submission:
@@ -56,7 +68,37 @@ def submission_of(peer: Peer | None, envelope: list[Any], body: memoryview) -> S
             separate_ids = [ids[start : start + 16] for start in range(0, len(ids), 16)]
             terms = _terms(more, len(separate_ids)) if more else None
             return Submission(peer, request, watch, Spec.from_wire(spec), separate_ids, payloads, terms)
+        case [Op.SUBMIT_FLOW, int(request), bool(), bool(watch), list(groups), int(edges)]:
+            return flow_of(peer, request, watch, groups, edges, body)
     raise ProtocolError("a submit frame of another form")
+
+
+def flow_of(
+    peer: Peer | None, request: int, watch: bool, groups: list[Any], edges: int, body: memoryview
+) -> Submission:
+    """The groups of jobs in a frame, as one submission.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    parts = [
+        Submission(
+            peer,
+            request,
+            watch,
+            spec,
+            list(ids),
+            list(payloads),
+            [own or NO_TERMS for own in terms] if any(terms) else None,
+        )
+        for spec, ids, payloads, terms in read_flow(groups, edges, body)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    if any(own.unique for part in parts for own in part.terms or ()):
+        raise ProtocolError("a workflow with unique jobs")  # one that is left out would leave others without an end
+    ids = [job_id for part in parts for job_id in part.ids]
+    return Submission(peer, request, watch, parts[0].spec, ids, [], None, tuple(parts))
 
 
 def _terms(more: list[Any], jobs: int) -> list[Terms]:
@@ -99,16 +141,54 @@ class Intake:
             EnqueueError: see `Store.submit`.
             StoreFull: the disk is full.
         """
+        if submission.parts:
+            return self._take_parts(submission)
         self._check_room(submission)
         terms = submission.terms
+        before = self._before(submission) if terms is not None else {}
         if terms is None or not any(own.unique for own in terms):
             rows = self._store.submit(submission.spec, submission.ids, submission.payloads, terms)
-            taken = Taken(rows, {}, [], [])
+            taken = Taken(rows, {}, [], [], before)
         else:
-            taken = self._take_unique(submission, terms, wall)
+            taken = self._take_unique(submission, terms, wall)._replace(before=before)
         queue = submission.spec.queue
         self._taken[queue] = self._taken.get(queue, 0) + len(taken.rows)
         return taken
+
+    def _take_parts(self, submission: Submission) -> Taken:
+        """Takes in all parts or, if it raises, none."""
+        taken = Taken([], {}, [], [], {})
+        if self._store.states(submission.ids):
+            return taken  # it was sent before
+        for part in submission.parts:
+            self._check_room(part)
+        before = self._before(submission)
+        for part in submission.parts:
+            rows = self._store.submit(part.spec, part.ids, part.payloads, part.terms)
+            taken.rows.extend(rows)
+            self._taken[part.spec.queue] = self._taken.get(part.spec.queue, 0) + len(rows)
+        return taken._replace(before=before)
+
+    def unknown_parents(self, submission: Submission) -> list[bytes]:
+        """The jobs that new ones come after, and that are not known."""
+        parents = _parents(submission)
+        known = self._store.states(parents)
+        return [parent for parent in parents if parent not in known]
+
+    def _before(self, submission: Submission) -> dict[bytes, Kept]:
+        """The jobs that new ones come after and that have ended already.
+
+        Raises:
+            EnqueueError: one of them is not known.
+        """
+        parents = _parents(submission)
+        states = self._store.states(parents)
+        unknown = [parent for parent in parents if parent not in states]
+        if unknown and not self._store.states(submission.ids):  # else it is sent again, and was checked
+            raise EnqueueError(
+                f"there is no job {unknown[0].hex()} to come after: it never was, or it is no longer kept"
+            )
+        return {parent: kept for parent, kept in states.items() if kept >= FIRST_FINAL}
 
     def _check_room(self, submission: Submission) -> None:
         most = submission.spec.max_queued
@@ -182,7 +262,7 @@ class Intake:
         if earlier and submission.peer is None:
             ended += self._note_spooled(submission, earlier)
             earlier = {}
-        return Taken(rows, earlier, replaced, ended)
+        return Taken(rows, earlier, replaced, ended, {})
 
     def _note_spooled(self, submission: Submission, earlier: dict[bytes, bytes]) -> list[Ended]:
         """Whoever spooled a job that is left out has only its own id: it ends as cancelled, and says why."""
@@ -192,6 +272,13 @@ class Intake:
             (row, Kept.CANCELLED, _cancelled(f"job {earlier[row.id].hex()} with the same unique key was there before"))
             for row in rows
         ]
+
+
+def _parents(submission: Submission) -> list[bytes]:
+    """The jobs, not of this submission, that those of it come after."""
+    parts = [part.terms for part in submission.each if part.terms is not None]
+    parents = {parent for terms in parts for own in terms for parent, _ in own.after}
+    return list(parents.difference(submission.ids)) if parents else []
 
 
 def _cancelled(reason: str) -> bytes:

@@ -20,6 +20,7 @@ from taskq.core import Core, Effects, Note
 from taskq.counters import FlightRecord
 from taskq.errors import EnqueueError, JobNotFound, ProtocolError, QueueFull, StoreFull, TaskQError
 from taskq.gates import band_of
+from taskq.handover import HandedOver, hand_over
 from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
 from taskq.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
 from taskq.model import Spec, Terms
@@ -66,8 +67,11 @@ class Ledger:
         self._narrator = narrator
         self._spool = directory.spool
         self._submissions: list[Submission] = []
+        self._children: list[Submission] = []  # of jobs that succeeded: they commit with that
         self._effects = Effects()  # decided by the core, not committed yet
         self._effects_since: float | None = None
+        self._left: dict[bytes, Kept] = {}  # ends that are recorded, and not handed over to all yet
+        self._sets_free = False  # whether a job can go on as soon as the effects are committed
         self._prunes = False  # whether the next commit removes what need not be kept any more
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers: dict[bytes, set[Peer]] = {}
@@ -81,7 +85,13 @@ class Ledger:
 
     def take_in(self, submission: Submission) -> None:
         """Jobs that a client, or the spool, hands in."""
+        if submission.peer is not None and self._intake.unknown_parents(submission):
+            self.take_spooled(time.monotonic())  # they may be there
         self._submissions.append(submission)
+
+    def take_children(self, submissions: list[Submission]) -> None:
+        """Jobs that a job has enqueued, which succeeded: the core has just been told of that."""
+        self._children += submissions
 
     def take_spooled(self, now: float) -> bool:
         """Takes in the jobs that were spooled while no broker ran; tells what was committed with them.
@@ -149,6 +159,8 @@ class Ledger:
         mine.items += effects.items
         mine.retried += effects.retried
         mine.crashed += effects.crashed
+        if effects.ended and self._store.has_waiting and not self._sets_free:
+            self._sets_free = self._store.set_free([row.id for row, _, _ in effects.ended])
         if mine and self._effects_since is None:
             self._effects_since = now
 
@@ -197,7 +209,7 @@ class Ledger:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._submissions and not self._effects
+        return not self._submissions and not self._children and not self._effects
 
     @property
     def commit_by(self) -> float | None:
@@ -214,6 +226,8 @@ class Ledger:
             return False
         if now < self._effects_since:
             return False  # the disk was full a moment ago
+        if self._sets_free or self._children:
+            return True
         ended = self._effects.ended
         if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
             return True
@@ -229,14 +243,15 @@ class Ledger:
         Returns:
             The submissions that were refused, and why.
         """
+        self.collect(now)  # with the children that were taken in, since all of a job's end is one
         submissions, self._submissions = self._submissions, []
         if self._store.is_full:
             self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
             submissions = []
         try:
-            accepted = self._submit(submissions, wall)
+            accepted = self._submit([*submissions, *self._children], wall)
             self._put_schedules()
-            self._settle(wall, [ended for _, taken in accepted for ended in taken.ended])
+            handed = self._settle(wall, [taken for _, taken in accepted])
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed > 0  # there may be more
@@ -245,9 +260,9 @@ class Ledger:
             self._schedules = {}
         except StoreFull as error:
             self._make_room(error, submissions)
-            accepted = []
             try:
-                self._settle(wall, [])
+                accepted = self._submit(self._children, wall)
+                handed = self._settle(wall, [taken for _, taken in accepted])
                 self._store.commit()
             except StoreFull:
                 # nothing was set aside: what ended is kept here, and tried again until there is room
@@ -256,8 +271,10 @@ class Ledger:
                 return self._take_refusals()
         self._committed.append(self._effects)
         self._effects, self._effects_since = Effects(), now if self._prunes else None
+        self._children, self._left, self._sets_free = [], {}, False
         for submission, taken in accepted:
             self._accept(submission, taken, now)
+        self.follow(handed)
         return self._take_refusals()
 
     def _take_refusals(self) -> list[tuple[Submission, TaskQError]]:
@@ -293,28 +310,55 @@ class Ledger:
             else:
                 self._store.put_schedule(row)
 
-    def _settle(self, wall: float, more: list[Ended]) -> None:
+    def _settle(self, wall: float, taken: list[Taken]) -> HandedOver:
+        """Records what was decided, and what follows from it for jobs that wait for others."""
         effects = self._effects
         if effects.checkpoints:
             self._store.keep_checkpoints(effects.checkpoints)
+        more: list[Ended] = [ended for own in taken for ended in own.ended]
         for row, first, items in effects.items:
             self._store.add_items(row.seq, first, items)
         if effects.ended or effects.rescheduled or more:
             self._store.settle([*effects.ended, *more] if more else effects.ended, effects.rescheduled, wall)
             self._store.totals.retried += effects.retried
             self._store.totals.crashed += effects.crashed
+        if not self._store.has_waiting:
+            return HandedOver()
+        ends = {**self._left, **{row.id: kept for row, kept, _ in (*effects.ended, *more)}}
+        for own in taken:
+            ends.update(own.before)
+        return hand_over(self._store, ends, wall)
+
+    def follow(self, handed: HandedOver) -> None:
+        """What follows from the ends of jobs is committed."""
+        self._left.update(handed.left)
+        if not handed:
+            return
+        if self._left:
+            self._sets_free = True
+            self._effects_since = self._effects_since or time.monotonic()
+        self._core.came_due(handed.queued)
+        self.next_due = _first((self.next_due, handed.next_due))
+        for row, _, _ in handed.ended:
+            self._core.forget(row, Kept.WAITING)
+        self._committed.append(Effects(ended=handed.ended, notes=handed.notes))
 
     def _refuse(self, submissions: Iterable[Submission], error: TaskQError) -> None:
         for submission in submissions:
             self._refusals.append((submission, error))
             if submission.peer is not None:
                 self._server.send(submission.peer, wire.error_frame(submission.request, error))
+            elif any(submission is children for children in self._children):
+                self._narrator.log.error("job.children_refused", task=submission.spec.task, error=str(error))
 
     def _accept(self, submission: Submission, taken: Taken, now: float) -> None:
-        if submission.terms is None:
-            self._core.submitted(taken.rows)
+        if submission.parts:
+            rows = {row.id: row for row in taken.rows}
+            for part in submission.parts:
+                own = [rows[job_id] for job_id in part.ids if job_id in rows]
+                self._accept_part(part, Taken(own, {}, [], [], {}))
         else:
-            self._take_over(submission.ids, submission.terms, taken)
+            self._accept_part(submission, taken)
         self._narrator.enqueued(taken.rows, now)
         if submission.peer is None:
             return
@@ -327,6 +371,12 @@ class Ledger:
                 fresh = {row.id for row in taken.rows}
                 self.watch(submission.peer, [job_id for job_id in submission.ids if job_id not in fresh])
 
+    def _accept_part(self, submission: Submission, taken: Taken) -> None:
+        if submission.terms is None:
+            self._core.submitted(taken.rows)
+        else:
+            self._take_over(submission.ids, submission.terms, taken)
+
     def _take_over(self, ids: list[bytes], terms: list[Terms], taken: Taken) -> None:
         """Jobs with terms are committed: some wait for their time, some have taken the place of others."""
         for job in taken.replaced:
@@ -334,9 +384,10 @@ class Ledger:
         effects = Effects(ended=taken.ended, notes=[Note("job.cancelled", {"row": row}) for row, _, _ in taken.ended])
         self._committed.append(effects)
         due = {job_id: own.due_at for job_id, own in zip(ids, terms, strict=True) if own.due_at is not None}
-        self.next_due = _first((self.next_due, *due.values()))
+        waiting = {job_id for job_id, own in zip(ids, terms, strict=True) if own.after}
+        self.next_due = _first((self.next_due, *(at for job_id, at in due.items() if job_id not in waiting)))
         self.next_expiry = _first((self.next_expiry, *(own.expires_at for own in terms)))
-        queued = [row for row in taken.rows if row.id not in due]
+        queued = [row for row in taken.rows if row.id not in due and row.id not in waiting]
         for _, rows in groupby(queued, lambda row: band_of(row.spec, row.terms)):
             self._core.submitted(list(rows))
 
@@ -501,7 +552,13 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
     if effects:
         store.settle(effects.ended, effects.rescheduled, wall)
         store.totals.crashed += effects.crashed
-        store.commit()
+    ends = {**dict(store.left_waiting()), **{row.id: kept for row, kept, _ in effects.ended}}
+    while ends:
+        handed = hand_over(store, ends, wall)
+        effects.ended += handed.ended
+        effects.notes += handed.notes
+        ends = handed.left
+    store.commit()
     for band, waiting, first_seq in store.waiting():
         core.found(band, waiting, first_seq)
     for row in store.retried_in_order():

@@ -22,6 +22,11 @@ MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 128 * 1024
 MAX_ENVELOPE_BYTES = 64 * 1024
 #: Jobs in one submit frame: their ids and lengths must fit into the envelope.
 MAX_JOBS_PER_FRAME = 1_000
+#: Jobs that are enqueued together, as a workflow.
+MAX_FLOW_JOBS = 100_000
+#: What one job may enqueue for the case that it succeeds (`options(on_success=True)`), in number and in size.
+MAX_CHILDREN = 100_000
+MAX_CHILDREN_BYTES = 64 * MIB
 #: What the terms of the jobs of one frame may take of its envelope, beside ids and lengths.
 MAX_TERMS_BYTES = 40 * 1024
 #: Jobs in one answer to a client that lists them, and looked at for one request that lists, retries or purges: it takes

@@ -2,11 +2,11 @@
 
           submit            claim              outcome
 (client) -------> queued ----------> running ----------> succeeded
-                    ^  |                |  |
-          due time  |  | cancel         |  +-----------> failed      (kept until retried or purged)
-                    |  v                |
-                scheduled <-------------+  a retry: backoff
-                    |
+   |                ^  |                |  |
+   |      due time  |  | cancel         |  +-----------> failed      (kept until retried or purged)
+   |                |  v                |
+   +--> waiting -> scheduled <----------+  a retry: backoff
+   after others     |
                     +------> cancelled          expired: not started in time
 """
 
@@ -29,6 +29,7 @@ from taskq.limits import MAX_KEY_CHARS, MAX_PROGRESS_NOTE_CHARS, MAX_QUEUE_NAME_
 class JobState(StrEnum):
     """Where a job is in its life."""
 
+    WAITING = "waiting"
     SCHEDULED = "scheduled"
     QUEUED = "queued"
     RUNNING = "running"
@@ -251,6 +252,9 @@ class Terms:
         unique: how it is the only one of its kind.
         forgiven: the failures, and the crashes, before somebody retried the failed job: they do not count against its
             retries and its `max_crashes` any more.
+        after: the jobs that must have ended before, each with whether it goes on if that one did not succeed. Not
+            kept: the store has them as edges.
+        follows: whether it came after others: it has edges.
     """
 
     due_at: float | None = None
@@ -259,6 +263,8 @@ class Terms:
     order_key: str | None = None
     unique: UniqueKey | None = None
     forgiven: tuple[int, int] = (0, 0)
+    after: tuple[tuple[bytes, bool], ...] = ()
+    follows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("due_at", "expires_at"):
@@ -290,20 +296,26 @@ class Terms:
     @property
     def kept(self) -> Terms | None:
         """What is to be kept with the job, or None."""
-        kept = self if self.due_at is None else replace(self, due_at=None)
+        kept = self
+        if self.due_at is not None or self.after:
+            kept = replace(self, due_at=None, after=(), follows=self.follows or bool(self.after))
         return None if kept == NO_TERMS else kept
 
     def to_wire(self) -> list[object]:
-        """The fields in a fixed order, as they travel and are stored."""
+        """The fields in a fixed order, as they travel and are stored; `after` goes its own way."""
         unique = self.unique
         fields = None if unique is None else [unique.key, unique.until_start, unique.period_s, unique.replaces]
-        forgiven = [] if self.forgiven == (0, 0) else [self.forgiven]
-        return [self.due_at, self.expires_at, self.limit_key, self.order_key, fields, *forgiven]
+        wire: list[object] = [self.due_at, self.expires_at, self.limit_key, self.order_key, fields]
+        if self.forgiven != (0, 0):
+            wire.append(self.forgiven)
+        return [*wire, True] if self.follows else wire
 
     @classmethod
     def from_wire(cls, fields: Any) -> Terms:
         """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
         match fields:
+            case [*own, True] if len(own) in (5, 6):
+                return replace(cls.from_wire(own), follows=True)
             case [*own, list(forgiven)] if len(own) == 5:
                 return replace(cls.from_wire(own), forgiven=tuple(forgiven))
             case [due_at, expires_at, limit_key, order_key, None]:
@@ -504,6 +516,8 @@ class JobInfo:
         progress: how far the running attempt is, if it said so.
         history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in the lists
             that `TaskQ.jobs` returns.
+        after: ids of jobs that it comes after (at most 100; known until it has succeeded, or was cancelled).
+        before: ids of jobs that come after it and have not ended (at most 100).
     """
 
     id: str
@@ -520,6 +534,8 @@ class JobInfo:
     error: JobError | None = None
     progress: Progress | None = None
     history: list[Attempt] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
 
 
 def new_job_ids(count: int) -> Iterator[bytes]:

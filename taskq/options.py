@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
+from taskq.codec import ResultOf
 from taskq.errors import ConfigError
 from taskq.model import Spec
 from taskq.retries import Backoff, read_backoff
@@ -58,6 +59,11 @@ class JobOptions(TypedDict, total=False):
             with the same key has not ended, `enqueue` makes no other but returns that one.
     Results
         result (bool): False drops what the function returns, whatever it is: `Job.result` then returns None.
+    After others (only with `options`)
+        after (a list of jobs, or a dict of jobs and "fail" or "continue"): it waits until these have ended. With
+            "fail", as in a list, it ends as cancelled if one of them does not succeed; with "continue" it runs anyway.
+            A job among the arguments stands for its result, and is one of these.
+        on_success (bool): in a job: enqueued in the moment in which that succeeds, and only then.
     Limits
         concurrency (int): so many jobs of the task run at once in the fleet.
         rate (str such as "100/m" or "5/10s"): so many are started in that time at the most, in any such span.
@@ -83,6 +89,8 @@ class JobOptions(TypedDict, total=False):
     memory_limit: int | str | None
     unique: Key | Unique | None
     result: bool
+    after: Iterable[Any] | Mapping[Any, Literal["fail", "continue"]] | None
+    on_success: bool
     concurrency: int | None
     rate: str | None
     limit_by: Key | None
@@ -165,7 +173,32 @@ def _rules_of(options: Mapping[str, Any], function: Callable[..., Any] | None) -
         if options["when_full"] not in ("raise", "wait"):
             raise ConfigError(f'when_full={options["when_full"]!r}: use "raise" or "wait"')
         found["waits_for_room"] = options["when_full"] == "wait"
+    if "after" in options:
+        found["after"] = _after_of(options["after"])
+    if "on_success" in options:
+        if not isinstance(options["on_success"], bool):
+            raise ConfigError(f"on_success={options['on_success']!r}: use True or False")
+        found["on_success"] = options["on_success"]
     return found
+
+
+def _after_of(value: Any) -> tuple[tuple[bytes, bool], ...]:
+    """What a job comes after, each with whether it goes on if that does not succeed. Of two policies "fail" counts."""
+    if value is None:
+        return ()
+    if isinstance(value, (ResultOf, str, bytes)) or not isinstance(value, Iterable):
+        raise ConfigError(f"after={value!r:.80}: use a list of jobs, as enqueue returns them, or a dict with policies")
+    policies = value if isinstance(value, Mapping) else dict.fromkeys(value, "fail")
+    after: dict[bytes, bool] = {}
+    for job, policy in policies.items():
+        if policy not in ("fail", "continue"):
+            raise ConfigError(f'after={{{job!r:.80}: {policy!r:.80}}}: the policy is "fail" or "continue"')
+        jobs = [job] if isinstance(job, ResultOf) else getattr(job, "jobs", None)
+        if not isinstance(jobs, list) or not all(isinstance(one, ResultOf) for one in jobs):
+            raise ConfigError(f"after: {job!r:.80} is no job: use what enqueue returned")
+        for one in jobs:
+            after[one._id] = policy == "continue" and after.get(one._id, True)
+    return tuple(after.items())
 
 
 def _time_of(name: str, value: object) -> float | None:

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Any
 
 from taskq import wire
+from taskq.flows import Flow, flow_frame, parts_of
 from taskq.model import Progress
 from taskq.outcome import Attempts
 from taskq.reports import Reporter
@@ -147,6 +148,12 @@ class Outbox:
             self._items_bytes += len(item)
             if len(items) == _ITEMS_COUNT:
                 self._send_items()
+
+    def add_children(self, number: int, flow: Flow) -> None:
+        """Sends what a job has enqueued for the case that it succeeds; its outcome is added after that."""
+        with self._lock:
+            for part in parts_of(flow):
+                self._socket.sendall(flow_frame([Op.CHILDREN, number], part))
 
     def _send_items(self) -> None:
         for job_id, (first, items) in self._items.items():

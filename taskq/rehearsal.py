@@ -28,13 +28,14 @@ from typing import Any, NamedTuple, cast
 from taskq import app as app_module
 from taskq import bulk, client, items, ledger, model, requests, runner, waiting, wire
 from taskq.app import TaskQ
-from taskq.client import Call, Client, Connection, Ending, Endings
+from taskq.client import Client, Connection, Ending, Endings
 from taskq.config import Directory, Settings
 from taskq.context import Seated, seated, sit
 from taskq.core import Core, Death, Key
 from taskq.counters import Claim
 from taskq.crew import Crew
 from taskq.errors import JobFailed, TaskQError
+from taskq.flows import Call
 from taskq.intake import submission_of
 from taskq.items import read_items
 from taskq.ledger import Ledger

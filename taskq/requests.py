@@ -123,7 +123,7 @@ class Requests:
         if self._ledger.find(job_id) is None:
             spec = self._spec_in_spool(job_id)
             times = None, None, None
-            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, []]
+            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, [], [], []]
         return self._bulk.info(job_id)
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
@@ -215,10 +215,11 @@ class Requests:
     def _queues(self) -> dict[str, dict[str, int]]:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
         claims = self._crew.claims()
-        queues = {name: {"scheduled": 0, "queued": count, "running": 0} for name, count in self._core.counts().items()}
-        for name, scheduled in self._store.counts(Kept.SCHEDULED).items():
-            queue = queues.setdefault(name, {"scheduled": 0, "queued": 0, "running": 0})
-            queue["scheduled"] = scheduled
+        none = {"waiting": 0, "scheduled": 0, "queued": 0, "running": 0}
+        queues = {name: {**none, "queued": count} for name, count in self._core.counts().items()}
+        for kept in (Kept.WAITING, Kept.SCHEDULED):
+            for name, count in self._store.counts(kept).items():
+                queues.setdefault(name, none.copy())[kept.state.value] = count
         for key, jobs in self._core.leased().items():
             running = {claim.number for claim in claims[key]}
             for number, row in jobs:

@@ -53,6 +53,8 @@ class Rules:
         delay_s, at, expires_s, expires_at: see `TaskQ.task` and `Enqueuer.options`. Times are seconds since 1970.
         unique, limit_by, ordered_by: how keys are made, or None.
         waits_for_room: whether `enqueue` waits while the queue is full.
+        after: as `Terms.after`.
+        on_success: whether they are enqueued when the job that runs here has succeeded.
     """
 
     delay_s: float | None = None
@@ -63,11 +65,13 @@ class Rules:
     limit_by: Key | None = None
     ordered_by: Key | None = None
     waits_for_room: bool = False
+    after: tuple[tuple[bytes, bool], ...] = ()
+    on_success: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether its jobs have no terms."""
-        return replace(self, waits_for_room=False) == PLAIN
+        return replace(self, waits_for_room=False, on_success=False) == PLAIN
 
     @property
     def are_shared(self) -> bool:
@@ -104,7 +108,7 @@ class Rules:
         if unique is not None:
             key = _short(f"{task} {made(unique.by)}")
             unique_key = UniqueKey(key, unique.until == "start", unique.period, unique.replace)
-        return Terms(due_at, expires_at, made(self.limit_by), made(self.ordered_by), unique_key)
+        return Terms(due_at, expires_at, made(self.limit_by), made(self.ordered_by), unique_key, after=self.after)
 
 
 PLAIN = Rules()

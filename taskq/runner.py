@@ -19,14 +19,15 @@ from typing import Any
 
 from taskq import context
 from taskq.app import Task, TaskQ
-from taskq.codec import CorruptPayload, decode_call, encode_result
+from taskq.client import REPLY_TIMEOUT_S
+from taskq.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
 from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
 from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
-from taskq.model import JobError
+from taskq.model import JobError, JobState
 from taskq.outcome import Verdict, pack_failure, pack_success
 from taskq.retries import NO_RETRY_RULES, RetryRules
 from taskq.usage import data_limit, text_of_bytes
-from taskq.wire import DROP_RESULT, MEMORY_LIMIT, NO_EXTRA, Extra
+from taskq.wire import DROP_RESULT, FOLLOWS, MEMORY_LIMIT, NO_EXTRA, Extra
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 
@@ -59,6 +60,7 @@ class Runner:
             on_item: takes what generators yield.
             check_time: raises JobTimeout if the time of the running job is over.
         """
+        self._app = app
         self._tasks = app.tasks
         self._middleware = app.hooks.middleware
         self._invoke = self._call_within if self._middleware else self._call
@@ -123,7 +125,7 @@ class Runner:
         return Verdict.FAILED, describe(raised), _delay_s(rules, attempt, raised)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
-        task, args, kwargs = self._prepare(job_id, task_name, payload)
+        task, args, kwargs = self._prepare(job_id, task_name, payload, extra)
         if extra and MEMORY_LIMIT in extra:
             with data_limit(extra[MEMORY_LIMIT]):
                 value = self._invoke(task, args, kwargs)
@@ -131,18 +133,35 @@ class Runner:
             value = self._invoke(task, args, kwargs)
         return self._encode(job_id, value, extra)
 
-    def _prepare(self, job_id: bytes, task_name: str, payload: bytes) -> _Prepared:
+    def _prepare(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> _Prepared:
         task = self._tasks.get(task_name)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
         try:
-            args, kwargs = decode_call(job_id, payload)
+            results = self._results(payload) if extra and FOLLOWS in extra else None
+            args, kwargs = decode_call(job_id, payload, results)
         except CorruptPayload as error:
             raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = self._cast(task, args, kwargs)
         return task, args, kwargs
+
+    def _results(self, payload: bytes) -> dict[bytes, Any]:
+        """The results of other jobs that are among the arguments, from the broker."""
+        results: dict[bytes, Any] = {}
+        ids = results_in(payload)
+        if not ids:
+            return results
+        with self._app.client.watching(ids) as endings:
+            while endings.waiting:
+                job_id, ending = endings.next(REPLY_TIMEOUT_S)
+                if ending is None or ending.state != JobState.SUCCEEDED:
+                    told = "is not known any more" if ending is None else f"has {ending.state.value}"
+                    raise Refused("ParentFailed", f"job {job_id.hex()}, whose result is an argument, {told}")
+                result = ending.outcome.result
+                results[job_id] = None if result is None else decode_result(job_id, result)
+        return results
 
     def _encode(self, job_id: bytes, value: Any, extra: Extra) -> bytes | None:
         if value is None or (extra and DROP_RESULT in extra):

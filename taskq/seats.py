@@ -207,7 +207,7 @@ class _CoroutineRunner(Runner):
         started_at, started = time.time(), time.monotonic()
         try:
             _check_limits(start.extra)
-            value = await self._await(job, self._prepare(start.job_id, start.task, start.payload))
+            value = await self._await(job, self._prepare(start.job_id, start.task, start.payload, start.extra))
             result = self._encode(start.job_id, value, start.extra)
             duration_s = time.monotonic() - started
             return Verdict.SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
@@ -398,6 +398,8 @@ class SeatedConsumer:
             for stream in self._streams:
                 stream.end(seated)
         verdict, duration_s, outcome = ended
+        if seated.children and verdict == Verdict.SUCCEEDED:
+            self._outbox.add_children(start.number, seated.children)
         # in this order: an attempt is noted as finished when its outcome outlives us, so it ends once or is charged
         self._outbox.add(start.number, verdict, duration_s, outcome, time.monotonic())
         with self._lock:

@@ -34,7 +34,7 @@ from taskq.model import JobError, JobRow, Progress, Spec
 from taskq.outbox import Unsent
 from taskq.output import LineCutter
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
-from taskq.wire import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, MEMORY_LIMIT, TIMEOUT, Decoder, Message
+from taskq.wire import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, TIMEOUT, Decoder, Message
 
 #: A consumer must have imported the application within this time.
 BOOT_TIMEOUT_S = 120.0
@@ -83,6 +83,7 @@ class Slot:
     progress_told_at: float = -1e9  # when the log was told of it last
 
     def __post_init__(self) -> None:
+        self.children: dict[int, list[Any]] = {}  # by number: what running jobs will have enqueued if they succeed
         self.announced: set[int] = set()  # numbers told as started in the log, of those that run
         self.decoder = Decoder()
         self.lines = LineCutter()
@@ -156,11 +157,13 @@ def jobs_to_send(rows: Iterable[JobRow]) -> list[tuple[Any, ...]]:
         if row.spec is not spec:
             spec = row.spec
             extra = {} if spec.keep_result and not spec.is_watched else _extra(spec)
+        own = extra
         if row.memo is not None and row.memo.checkpoint is not None:
-            own = {**extra, CHECKPOINT: row.memo.checkpoint}
+            own = {**own, CHECKPOINT: row.memo.checkpoint}
+        if row.terms is not None and row.terms.follows:
+            own = {**own, FOLLOWS: True}
+        if own:
             jobs.append((row.id, spec.task, row.attempts + 1, row.payload, own))
-        elif extra:
-            jobs.append((row.id, spec.task, row.attempts + 1, row.payload, extra))
         else:
             jobs.append((row.id, spec.task, row.attempts + 1, row.payload))
     return jobs

@@ -41,6 +41,9 @@ class Op(IntEnum):
     # jobs, or of one for each; body: payloads. Answered by the number of new jobs, or by a body with [id, earlier id]
     # for each that was left out
     SUBMIT = 10
+    # request, resend, watch, groups, number of edges; body: see taskq.flows. Taken in as a whole or not at all;
+    # answered as SUBMIT
+    SUBMIT_FLOW = 9
     WATCH = 11  # ids                                                            answered by RESULT frames
     RESULT = 12  # id, state, exit code of the look-up                           body: outcome
     INFO = 13  # request, id
@@ -68,6 +71,7 @@ class Op(IntEnum):
     STARTED = 33  # number
     PROGRESS = 34  # [[id, done, total, note], ...]
     CHECKPOINT = 35  # id                                                        body: what the job keeps
+    CHILDREN = 41  # number, groups, number of edges; body: see taskq.flows       before the outcome of its job
     ITEMS = 36  # id, position of the first, lengths                             body: what a generator has yielded
     DECLARED = 39  # application, lengths                                         body: the schedules in its code
 
@@ -78,6 +82,7 @@ TIMEOUT, CHECKPOINT, CPU_TIMEOUT, MEMORY_LIMIT = "timeout_s", "checkpoint", "cpu
 DROP_RESULT = "drop_result"
 #: Of most jobs there is no more to say.
 NO_EXTRA: Extra = {}
+FOLLOWS = "follows"  # it came after others, whose results may be among its arguments
 
 Message = tuple[list[Any], memoryview]
 _NO_BODY = memoryview(b"")

@@ -14,7 +14,7 @@ from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import ScheduleRow
-from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Record:
     expires_at: float | None = None
     unique_key: str | None = None
     items: tuple[bytes, ...] = ()
+    after: tuple[tuple[bytes, bool, bool], ...] = ()  # the one before, whether it goes on, whether the edge is open
 
     def row(self) -> JobRow:
         """As the broker holds it."""
@@ -72,10 +73,11 @@ class Disk:
 
 
 def _record(seq: int, job_id: bytes, spec: Spec, payload: bytes, terms: Terms) -> Record:
-    kept = Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+    kept = Kept.WAITING if terms.after else Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
     record = Record(seq, job_id, spec, payload, kept=kept, due_at=terms.due_at, terms=terms.kept)
     record.expires_at = terms.expires_at
     record.unique_key = None if terms.unique is None else terms.unique.key
+    record.after = tuple((parent, goes_on, True) for parent, goes_on in dict(terms.after).items())
     return record
 
 
@@ -209,7 +211,7 @@ class MemoryStore:
                 self._change(row.seq, unique_key=None)
             fields: dict[str, object] = {"attempts": row.attempts, "crashes": row.crashes}
             if kept != Kept.FAILED:
-                fields |= {"payload": b"", "checkpoint": None}
+                fields |= {"payload": b"", "checkpoint": None, "after": ()}
             self._change(row.seq, kept=kept, due_at=None, outcome=outcome, finished_at=now, expires_at=None, **fields)
             totals.succeeded += kept == Kept.SUCCEEDED
             totals.failed += kept == Kept.FAILED
@@ -234,6 +236,90 @@ class MemoryStore:
         for row in rows:
             assert row.memo is not None
             self._change(row.seq, checkpoint=row.memo.checkpoint)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a job waits for the end of another."""
+        return any(is_open for record in self._jobs.values() for _, _, is_open in record.after)
+
+    def states(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        return {job_id: self._jobs[job_id].kept for job_id in ids if job_id in self._jobs}
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        found: list[tuple[bytes, int, bool]] = []
+        for parent in parents:
+            for record in self._in_order():
+                found += [
+                    (parent, record.seq, goes_on)
+                    for before, goes_on, open in record.after
+                    if (before, open) == (parent, True)
+                ]
+        del found[limit:]
+        for parent, child, _ in found:
+            edges = self._jobs[self._by_seq[child]].after
+            self._change(child, after=tuple((b, g, is_open and b != parent) for b, g, is_open in edges))
+        return [Edge(*edge, not any(o for _, _, o in self._jobs[self._by_seq[edge[1]]].after)) for edge in found]
+
+    def set_free(self, parents: Sequence[bytes]) -> bool:
+        waits = [[parent for parent, _, is_open in r.after if is_open] for r in self._jobs.values()]
+        return any([parent] in waits for parent in parents)
+
+    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        records = [self._jobs[self._by_seq[seq]] for seq in seqs]
+        return [record.stored() for record in records if record.kept == Kept.WAITING]
+
+    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+        for job in jobs:
+            is_late = job.due_at is not None and job.due_at > now
+            self._change(
+                job.row.seq, kept=Kept.SCHEDULED if is_late else Kept.QUEUED, due_at=job.due_at if is_late else None
+            )
+
+    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+        for row, kept, outcome in ended:
+            known = self._jobs[row.id]
+            after = tuple((parent, goes_on, False) for parent, goes_on, _ in known.after)
+            self._change(row.seq, kept=kept, outcome=outcome, finished_at=now, after=after)
+            self._change(row.seq, due_at=None, expires_at=None, unique_key=None)
+            self.totals.cancelled += 1
+
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        found: list[Record] = []
+        parents = list(ids)
+        while parents:
+            off = [
+                record
+                for record in self._in_order()
+                if record.kept == Kept.CANCELLED
+                and record.payload
+                and any(parent in parents and not goes_on for parent, goes_on, _ in record.after)
+            ]
+            for record in off:
+                self._change(record.seq, kept=Kept.WAITING, finished_at=None, outcome=None)
+                self.totals.retried += 1
+            found += off
+            parents = [record.id for record in off]
+        ends: dict[bytes, Kept] = {}
+        for record in found:
+            states = {parent: self._jobs[parent].kept for parent, _, _ in record.after if parent in self._jobs}
+            bad = {parent: kept for parent, kept in states.items() if kept != Kept.SUCCEEDED}
+            self._change(record.seq, after=tuple((p, goes_on, p in bad) for p, goes_on, _ in record.after))
+            ends.update((parent, kept) for parent, kept in bad.items() if kept >= FIRST_FINAL)
+        return ends
+
+    def left_waiting(self) -> list[tuple[bytes, Kept]]:
+        before = {parent for record in self._jobs.values() for parent, _, is_open in record.after if is_open}
+        return [(p, self._jobs[p].kept) for p in before if p in self._jobs and self._jobs[p].kept >= FIRST_FINAL]
+
+    def parents(self, seq: int, limit: int) -> list[bytes]:
+        return [parent for parent, _, _ in self._jobs[self._by_seq[seq]].after][:limit]
+
+    def followers(self, job_id: bytes, limit: int) -> list[bytes]:
+        return [
+            record.id
+            for record in self._in_order()
+            if record.kept < FIRST_FINAL and any(parent == job_id for parent, _, _ in record.after)
+        ][:limit]
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         known = self._jobs[self._by_seq[seq]].items
@@ -361,6 +447,9 @@ class MemoryStore:
     def prune(self, before: float, keep: int, limit: int) -> int:
         ended = [r for r in self._in_order() if r.kept >= FIRST_FINAL and r.kept != Kept.FAILED]
         surplus = len(ended) - keep
+        needy = [r for r in self._jobs.values() if r.kept < FIRST_FINAL or r.kept == Kept.FAILED]
+        spared = {parent for r in needy for parent, _, _ in r.after}
+        ended = [record for record in ended if record.id not in spared]
         removed = 0
         for record in ended:
             if removed < limit and ((record.finished_at or 0.0) < before or removed < surplus):

@@ -141,6 +141,7 @@ class SimSlot:
         self.replaces = None
         self.announced: set[int] = set()
         self.progress: dict[bytes, Any] = {}
+        self.children: dict[int, list[Any]] = {}
         self.is_alive = True
         self.is_paused = False
         self.name = f"c{key}"
@@ -517,6 +518,7 @@ class SimBroker(Broker):
             lambda _tasks: None,
             lambda _message: None,
             self._on_declared,
+            self._on_children,
         )
         self._crew.parts = parts
         self._ledger = parts.ledger(
@@ -704,7 +706,7 @@ class Client:
         assert self._peer is not None
         request = next(self._requests)
         self._cancels[request] = job_id
-        self._peer.send(wire.frame([Op.CANCEL, request, job_id]))
+        self._peer.send(wire.frame([Op.CANCEL, request, job_id, False]))
 
     def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
         history = self.world.history

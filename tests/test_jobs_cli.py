@@ -206,7 +206,7 @@ def test_purging_the_queued_empties_a_queue(fleet: Fleet, gate: Gate, tmp_path: 
     waiter.join(20)
     assert [type(error) for error in heard] == [JobNotFound]
     counts = fleet.status()["queues"]
-    assert counts["default"] == {"scheduled": 0, "queued": 0, "running": 1}
+    assert counts["default"] == {"waiting": 0, "scheduled": 0, "queued": 0, "running": 1}
     gate.open()
     assert held.result(10) == "held"
     assert other.result(10) == 2
@@ -379,8 +379,8 @@ def test_pause_and_resume_by_command(fleet: Fleet) -> None:
     assert "queue.paused      queue default" in taskq(fleet.home, "logs").stdout
     job = jobs.add.enqueue(1)
     lines = [line.split() for line in taskq(fleet.home, "status").stdout.splitlines()]
-    assert ["default", "1", "0", "0", "paused"] in lines
-    assert ["mail", "0", "0", "0", "paused"] in lines
+    assert ["default", "1", "0", "0", "0", "paused"] in lines
+    assert ["mail", "0", "0", "0", "0", "paused"] in lines
     assert json.loads(taskq(fleet.home, "status", "--json").stdout)["paused"] == ["default", "mail"]
     assert taskq(fleet.home, "resume", "default", "never").stdout == "default goes on\nnever was not paused\n"
     assert job.result(10) == 2

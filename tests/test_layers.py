@@ -21,7 +21,7 @@ ROWS = (
     {"limits", "exits", "platform", "semaphores", "spawn"},
     {"errors"},
     {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule"},
+    {"config", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule", "flows"},
     {"store", "bands"},
     {"client", "server", "core", "outbox", "store.sqlite"},
     {"items", "context"},
@@ -30,11 +30,11 @@ ROWS = (
     {"schedules"},
     {"app"},
     {"loader", "signatures", "waiting"},
-    {"runner", "resolve"},
+    {"runner", "resolve", "workflows"},
     {"consumer"},
     {"seats"},
     {"supervisor", "preload"},
-    {"narrator", "intake"},
+    {"narrator", "intake", "handover"},
     {"crew", "ledger"},
     {"bulk", "timetable"},
     {"requests"},
@@ -49,8 +49,7 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("app", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
-LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
+LATE = {("app", "aio"), ("app", "fleet"), ("app", "workflows"), ("consumer_process", "consumer"), ("consumer", "seats")}
 LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
 
 

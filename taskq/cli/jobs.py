@@ -196,6 +196,8 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
+        *_neighbours("after", info.after),
+        *_neighbours("before", info.before),
         *(_error(info.error) if info.error is not None else ()),
         *(_history(info.history) if len(info.history) > 1 else ()),
     ]
@@ -245,6 +247,11 @@ def cancel(
 
 def _handle(id: str, app: str | None) -> Any:
     return TaskQ("taskq", os.fspath(find_directory(app).path)).job(id)
+
+
+def _neighbours(name: str, ids: list[str]) -> list[tuple[str, str]]:
+    """The jobs that it comes after, or that come after it."""
+    return [(name if number == 0 else "", job_id) for number, job_id in enumerate(ids)]
 
 
 def _times(info: JobInfo) -> list[tuple[str, str]]:

@@ -115,10 +115,11 @@ def _activity(consumer: dict[str, Any]) -> str:
 def _queues(queues: dict[str, dict[str, int]], paused: list[str]) -> Table | str:
     if not queues and not paused:
         return "no job waits"
-    table = _table("queue", "queued", "running", "scheduled", *([""] if paused else []), left=("queue", ""))
+    states = ("queued", "running", "scheduled", "waiting")
+    table = _table("queue", *states, *([""] if paused else []), left=("queue", ""))
     for name in sorted({*queues, *paused}):
         counts = queues.get(name, {})
-        cells: list[str | Text] = [f"{counts.get(state, 0):,}" for state in ("queued", "running", "scheduled")]
+        cells: list[str | Text] = [f"{counts.get(state, 0):,}" for state in states]
         if paused:
             cells.append(Text("paused" if name in paused else "", style="yellow"))
         table.add_row(name, *cells)

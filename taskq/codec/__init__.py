@@ -23,6 +23,7 @@ packer, and spend 40 KB of C stack for every level that is decoded.
     8     PATH         the file system's bytes               39    NUMPY_SCALAR       [dtype, bytes]
     9     BYTEARRAY    bytes
     10    COMPLEX      f64 real, imaginary
+    11    RESULT_OF    a job's id, for its result
 
 What arrives is equal and of the same type, with these exceptions:
 
@@ -50,18 +51,21 @@ well enqueue a job that never ends; the broker decodes no payload, and the job's
 """
 
 from taskq.codec.cast import CallCaster, caster
-from taskq.codec.decode import decode_call, decode_result
+from taskq.codec.decode import decode_call, decode_result, results_in
 from taskq.codec.encode import encode_call, encode_result
-from taskq.codec.format import CorruptPayload, Ext, FrozenFields
+from taskq.codec.format import RESULT_OF_MARK, CorruptPayload, Ext, FrozenFields, ResultOf
 
 __all__ = [
+    "RESULT_OF_MARK",
     "CallCaster",
     "CorruptPayload",
     "Ext",
     "FrozenFields",
+    "ResultOf",
     "caster",
     "decode_call",
     "decode_result",
     "encode_call",
     "encode_result",
+    "results_in",
 ]

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +22,7 @@ from taskq.codec.format import (
     CRC_BYTES,
     DTYPE,
     ONLY_STR,
+    RESULT_OF_MARK,
     TIMEDELTA,
     ZONE_KEY,
     CorruptPayload,
@@ -35,12 +36,36 @@ from taskq.codec.format import (
 _MAX_DIMENSIONS = 64
 
 
-def decode_call(job_id: bytes, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+def results_in(payload: bytes) -> list[bytes]:
+    """The ids of the jobs whose results are among the arguments of a call.
+
+    Raises:
+        CorruptPayload: these bytes are no call.
+    """
+    found: list[bytes] = []
+    if RESULT_OF_MARK not in payload:
+        return found
+
+    def look(code: int, data: bytes) -> None:
+        if code == Ext.RESULT_OF:
+            found.append(data)
+
+    try:
+        _unpackb(payload[CRC_BYTES:], look, lambda _: None)
+    except Exception as error:
+        raise CorruptPayload(f"the payload does not decode: {told(error)}") from error
+    return list(dict.fromkeys(found))
+
+
+def decode_call(
+    job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None = None
+) -> tuple[list[Any], dict[str, Any]]:
     """Reads a payload that `encode_call` made.
 
     Args:
         job_id: the id it was made with.
         payload: the bytes, which may be hostile.
+        results: of the jobs in `results_in`, which are put into their places.
 
     Returns:
         The positional and the keyword arguments, not yet converted by annotations (see `CallCaster`).
@@ -48,7 +73,7 @@ def decode_call(job_id: bytes, payload: bytes) -> tuple[list[Any], dict[str, Any
     Raises:
         CorruptPayload: the checksum is wrong, or these bytes are not a call.
     """
-    call = _unpack(job_id, payload)
+    call = _unpack(job_id, payload, results)
     if type(call) is list and len(call) == 2:
         args, kwargs = call
         if type(args) is list and type(kwargs) is dict and (not kwargs or ONLY_STR.issuperset(map(type, kwargs))):
@@ -79,7 +104,7 @@ class _TagFound(Exception):
     """The payload holds tags, so it needs the slower way."""
 
 
-def _unpack(job_id: bytes, payload: bytes) -> Any:
+def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None = None) -> Any:
     """Checks the checksum and decodes.
 
     Most payloads hold no tag and are done by msgpack alone: a hook for maps would cost each map 100 ns.
@@ -89,9 +114,9 @@ def _unpack(job_id: bytes, payload: bytes) -> Any:
         raise CorruptPayload("the checksum of the payload is wrong")
     try:
         try:
-            return _unpackb(body, _decode_leaf, None)
+            return _unpackb(body, _decode_leaf if results is None else _with(results), None)
         except _TagFound:
-            return _Tagged().decode(body)
+            return _Tagged(_decode_leaf if results is None else _with(results)).decode(body)
     except (CorruptPayload, MemoryError):  # no payload can ask for more than a multiple of its own size
         raise
     except Exception as error:
@@ -120,6 +145,17 @@ def _decode_leaf(code: int, data: bytes) -> Any:
     raise CorruptPayload(f"the payload holds the unknown extension code {code}")
 
 
+def _with(results: Mapping[bytes, Any]) -> Callable[[int, bytes], Any]:
+    def decode_leaf(code: int, data: bytes) -> Any:
+        if code != Ext.RESULT_OF:
+            return _decode_leaf(code, data)
+        if data not in results:
+            raise CorruptPayload("the payload holds the result of a job that it does not name")
+        return results[data]
+
+    return decode_leaf
+
+
 class _Tag:
     """Stands for a tag while its map is being decoded. ``build`` makes the value of what the tag holds."""
 
@@ -132,7 +168,8 @@ class _Tag:
 class _Tagged:
     """Decodes one payload that holds tags."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode_leaf: Callable[[int, bytes], Any]) -> None:
+        self._decode_leaf = decode_leaf
         #: Tags that were read and not yet used up; one that stands anywhere but alone in a map stays over.
         self._open = 0
 
@@ -145,7 +182,7 @@ class _Tagged:
     def _ext(self, code: int, data: bytes) -> Any:
         tag = _TAGS.get(code)
         if tag is None:
-            return _decode_leaf(code, data)
+            return self._decode_leaf(code, data)
         if data:
             raise CorruptPayload("a tag in the payload is not empty")
         self._open += 1

@@ -38,6 +38,7 @@ class Ext(IntEnum):
     PATH = 8
     BYTEARRAY = 9
     COMPLEX = 10
+    RESULT_OF = 11
 
     TUPLE = 32
     SET = 33
@@ -47,6 +48,20 @@ class Ext(IntEnum):
     HASHABLE_FIELDS = 37
     NDARRAY = 38
     NUMPY_SCALAR = 39
+
+
+#: Begins a RESULT_OF in a payload: an extension of 16 bytes. Where it is not, there is none.
+RESULT_OF_MARK = bytes([0xD8, Ext.RESULT_OF])
+
+
+class ResultOf:
+    """Stands for the result of a job among the arguments of another: it is put in its place before that runs."""
+
+    __slots__ = ("_has_result", "_id")
+
+    def __init__(self, job_id: bytes, has_result: bool = True) -> None:
+        self._id = job_id
+        self._has_result = has_result  # False if it is known that the result is not kept
 
 
 class FrozenFields(dict[str, Any]):

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import msgpack  # type: ignore[import-untyped, unused-ignore]  # it ships no types
 from msgpack import ExtType, Timestamp
 
-from taskq.codec.format import COMPLEX, DTYPE, LEAVES, TIMEDELTA, ZONE_KEY, Ext, FrozenFields
+from taskq.codec.format import COMPLEX, DTYPE, LEAVES, TIMEDELTA, ZONE_KEY, Ext, FrozenFields, ResultOf
 
 # Why a pool. Packing [[1], {}] took (Python 3.11, msgpack 1.2.4, the 2-core target): msgpack.packb 780 ns,
 # since it makes a Packer and its buffer each time; one Packer kept in a threading.local 240 ns; a pool of
@@ -114,13 +114,19 @@ def _default(value: Any) -> Any:
 
 
 def _encoded_by_kind(value: Any) -> Any:
-    """The values whose exact type is not in the table: Enum members, dataclasses, subclasses, NumPy."""
+    """The values whose exact type is not in the table: Enum members, dataclasses, subclasses, NumPy, jobs."""
     if isinstance(value, Enum):
         return {_ENUM: _screened([value._value_])[0]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _encode_dataclass(value)
     if is_namedtuple(value):
         return _encode_tuple(value)
+    if isinstance(value, ResultOf):
+        if not value._has_result:
+            raise Unsupported(
+                "its task has result=False, so there is none to pass (after=[job] and without_input() need none)"
+            )
+        return ExtType(Ext.RESULT_OF, value._id)
     if isinstance(value, _OWN_PATH):
         return ExtType(Ext.PATH, os.fsencode(str(value)))
     numpy = sys.modules.get("numpy")

@@ -24,6 +24,7 @@ class Kept(IntEnum):
 
     QUEUED = 0
     SCHEDULED = 1
+    WAITING = 2
     SUCCEEDED = 10
     FAILED = 11
     CANCELLED = 12
@@ -84,6 +85,22 @@ class Rescheduled(NamedTuple):
     outcome: bytes | None
 
 
+class Edge(NamedTuple):
+    """A job that comes after another.
+
+    Attributes:
+        parent: the id of the one before.
+        child: the `seq` of the one after.
+        goes_on: whether it runs even if the one before does not succeed.
+        is_last: whether none of the others that it comes after is left.
+    """
+
+    parent: bytes
+    child: int
+    goes_on: bool
+    is_last: bool
+
+
 class Totals:
     """What ever happened in a queue's directory. Durable with the jobs they count, so they never go backwards."""
 
@@ -121,6 +138,8 @@ class Store(Protocol):
     totals: Totals
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
     is_full: bool
+    #: Whether a job waits for the end of another: if not, none of those below need be asked.
+    has_waiting: bool
 
     @property
     def last_seq(self) -> int:
@@ -129,8 +148,8 @@ class Store(Protocol):
     def submit(
         self, spec: Spec, ids: Sequence[bytes], payloads: Iterable[bytes], terms: Sequence[Terms | None] | None = None
     ) -> list[JobRow]:
-        """Takes in jobs: scheduled ones where the terms say when they are due, else queued. An id that is known already
-        is the same job, sent again: it is left out.
+        """Takes in jobs: waiting ones where the terms say what they come after, scheduled ones where these say when
+        they are due, else queued. An id that is known already is the same job, sent again: it is left out.
 
         Args:
             terms: of each job; None: of no job.
@@ -180,6 +199,42 @@ class Store(Protocol):
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
+
+    # -- jobs that come after others
+
+    def states(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        """The states of jobs; of those that are known."""
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        """Notes that these jobs have ended, and finds those that came after them: each edge once, at most so many."""
+
+    def set_free(self, parents: Sequence[bytes]) -> bool:
+        """Whether a job waits for nothing but one of these."""
+
+    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        """Reads those of these jobs that wait for others."""
+
+    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+        """Makes jobs that waited for others scheduled if they are due later than now, else queued; leases those."""
+
+    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+        """Ends jobs as cancelled that wait for others, so that they can be called back."""
+
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        """Has those wait again that were called off because of these jobs, and those that were because of them.
+
+        Returns:
+            The jobs that have ended, not with success, among all that these come after: they are to be handed over.
+        """
+
+    def left_waiting(self) -> list[tuple[bytes, Kept]]:
+        """At the start: jobs that have ended, whose ends were not handed on to those that come after them."""
+
+    def parents(self, seq: int, limit: int) -> list[bytes]:
+        """The jobs that a job comes after. Known until it has succeeded, or was cancelled."""
+
+    def followers(self, job_id: bytes, limit: int) -> list[bytes]:
+        """The jobs that come after a job, and have not ended."""
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         """Records what a job has yielded, from position `first`. What stands at a position already stays."""
@@ -260,11 +315,12 @@ class Store(Protocol):
         """Forgets a schedule, if there is one of that name."""
 
     def counts(self, kept: Kept) -> dict[str, int]:
-        """Counts the jobs of each queue in one state. Fast for scheduled jobs; for others it looks at every job."""
+        """Counts the jobs of each queue in one state. Fast for scheduled and waiting ones; for others it looks at every
+        job."""
 
     def prune(self, before: float, keep: int, limit: int) -> int:
-        """Removes ended jobs, but failed ones, that ended before a time or are more than `keep`; at most `limit` of
-        them, so that it takes a few milliseconds. Returns how many were removed."""
+        """Removes ended jobs, but failed ones and those that others come after, that ended before a time or are more
+        than `keep`; at most `limit` of them, so that it takes a few milliseconds. Returns how many were removed."""
 
     def close(self) -> None:
         """Closes cleanly."""

@@ -34,7 +34,7 @@ from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import Schedule, ScheduleRow
-from taskq.store import FIRST_FINAL, TOTAL_NAMES, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
 SCHEMA_VERSION = 2
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
@@ -108,6 +108,8 @@ class SQLiteStore:
         self._pruning_since = 0.0
         self._ballast = path.with_suffix(".ballast")
         self.is_full = False
+        self.has_waiting = False
+        self._has_edges = False
         #: What the opening found, for the log: events and their fields.
         self.findings: list[tuple[str, dict[str, Any]]] = []
         mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
@@ -201,6 +203,7 @@ class SQLiteStore:
         self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
         self._find_gap()
         self._prune_after = 0
+        self._look_at_edges()
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
         for number, queue, priority, gates in self._db.execute("SELECT band, queue, priority, gates FROM bands"):
             band = Band(queue, priority, tuple(Gate(*fields) for fields in msgpack.unpackb(gates)))
@@ -269,10 +272,13 @@ class SQLiteStore:
 
     def _insert_with_terms(self, rows: list[JobRow], spec: int) -> None:
         values: list[tuple[Any, ...]] = []
+        edges: list[tuple[bytes, int, bool]] = []
         for row in rows:
             terms = row.terms or NO_TERMS
             row.terms = kept = terms.kept
-            state = Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+            state = Kept.WAITING if terms.after else Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+            if terms.after:
+                edges += [(parent, row.seq, goes_on) for parent, goes_on in terms.after]
             band = self._band_number(band_of(row.spec, kept))
             packed = None if kept is None else msgpack.packb(kept.to_wire())
             key = None if terms.unique is None else terms.unique.key
@@ -280,6 +286,10 @@ class SQLiteStore:
             fields = (row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed)
             values.append((*fields, is_keyed, terms.expires_at, key))
         self._db.executemany(_INSERT_WITH_TERMS, values)
+        if edges:
+            self._db.execute(_EDGES_GO_WITH_THEIR_JOB)
+            self._db.executemany(_ADD_EDGE, edges)
+            self.has_waiting = self._has_edges = True
 
     def _without_known(self, rows: list[JobRow]) -> list[JobRow]:
         fresh: dict[bytes, JobRow] = {}
@@ -418,6 +428,7 @@ class SQLiteStore:
         with_terms = [_release(row) for row, _, _ in ended if row.terms is not None]
         if with_terms:
             self._db.executemany(_END_TERMS, with_terms)
+            self._drop_edges(ended)
         if rescheduled:
             self._db.executemany(_RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
             self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
@@ -437,6 +448,97 @@ class SQLiteStore:
             if number > 2 * KEPT_ATTEMPTS_EACH_END:
                 middle = KEPT_ATTEMPTS_EACH_END, number - KEPT_ATTEMPTS_EACH_END
                 self._db.execute("DELETE FROM attempts WHERE job = ? AND number > ? AND number <= ?", (seq, *middle))
+
+    def _drop_edges(self, ended: Sequence[Ended]) -> None:
+        """Of jobs that came after others and cannot be run again."""
+        seqs = [(row.seq,) for row, kept, _ in ended if row.terms and row.terms.follows and kept != Kept.FAILED]
+        if seqs:
+            self._db.executemany("DELETE FROM edges WHERE child = ?", seqs)
+            self._look_at_edges()
+
+    # -- jobs that come after others
+
+    def _look_at_edges(self) -> None:
+        self.has_waiting = self._value("SELECT 1 FROM edges WHERE is_open = 1 LIMIT 1") is not None
+        self._has_edges = self.has_waiting or self._value("SELECT 1 FROM edges LIMIT 1") is not None
+
+    @_trusted
+    def states(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        found: dict[bytes, Kept] = {}
+        for job_id in ids:
+            state = self._value("SELECT state FROM jobs WHERE id = ?", job_id)
+            if state is not None:
+                found[job_id] = Kept(state)
+        return found
+
+    @_trusted
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        edges: list[tuple[bytes, int, int]] = []
+        for parent in parents:
+            edges += [(parent, *fields) for fields in self._db.execute(_OPEN_EDGES, (parent, limit - len(edges)))]
+        if not edges:
+            return []
+        self._begin()
+        self._db.executemany(_CLOSE_EDGE, [(parent, child) for parent, child, _ in edges])
+        waits = {child: self._value(_IS_WAITING, child) is not None for _, child, _ in edges}
+        self._look_at_edges()
+        return [Edge(parent, child, bool(goes_on), not waits[child]) for parent, child, goes_on in edges]
+
+    @_trusted
+    def set_free(self, parents: Sequence[bytes]) -> bool:
+        return any(self._value(_SETS_FREE, parent) is not None for parent in parents)
+
+    @_trusted
+    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        found = [self._db.execute(_READ_WAITING, (seq,)).fetchone() for seq in seqs]
+        return [self._stored(fields) for fields in found if fields is not None]
+
+    @_trusted
+    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+        self._begin()
+        self._db.executemany(_LET_GO, [(now, job.row.seq) for job in jobs])
+
+    @_trusted
+    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+        self._begin()
+        self._db.executemany(_CALL_OFF, [(now, outcome, row.seq) for row, _, outcome in ended])
+        self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
+        self._look_at_edges()
+        self._kept += len(ended)
+        self.totals.cancelled += len(ended)
+
+    @_trusted
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        if not self._has_edges:
+            return {}
+        self._begin()
+        found: list[tuple[int]] = []
+        parents = list(ids)
+        while parents:
+            children = [tuple(child) for parent in parents for child in self._db.execute(_CALLED_OFF, (parent,))]
+            found += [(seq,) for seq, _ in children]
+            self._db.executemany(_CALL_BACK, [(seq,) for seq, _ in children])
+            parents = list(dict.fromkeys(job_id for _, job_id in children))
+        found = list(dict.fromkeys(found))
+        self._db.executemany(_REOPEN, found)
+        self._look_at_edges()
+        self._kept -= len(found)
+        self.totals.retried += len(found)
+        return {parent: Kept(state) for child in found for parent, state in self._db.execute(_ENDED_PARENTS, child)}
+
+    @_trusted
+    def left_waiting(self) -> list[tuple[bytes, Kept]]:
+        return [(parent, Kept(state)) for parent, state in self._db.execute(_LEFT_WAITING)]
+
+    @_trusted
+    def parents(self, seq: int, limit: int) -> list[bytes]:
+        return [
+            parent for (parent,) in self._db.execute("SELECT parent FROM edges WHERE child = ? LIMIT ?", (seq, limit))
+        ]
+
+    @_trusted
+    def followers(self, job_id: bytes, limit: int) -> list[bytes]:
+        return [child for (child,) in self._db.execute(_FOLLOWERS, (job_id, limit))]
 
     @_trusted
     def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
@@ -588,6 +690,8 @@ class SQLiteStore:
             self._db.execute(_REQUEUE, (seq, terms, row.seq))
             self._db.execute("DELETE FROM failed WHERE job = ?", (row.seq,))
             self._db.execute("UPDATE attempts SET job = ? WHERE job = ?", (seq, row.seq))
+            if row.terms is not None and row.terms.follows:
+                self._db.execute("UPDATE edges SET child = ? WHERE child = ?", (seq, row.seq))
             if outcome:
                 self._keep_attempts([(seq, row.attempts, outcome)])
             row.seq = seq
@@ -601,6 +705,8 @@ class SQLiteStore:
         self._db.executemany("DELETE FROM attempts WHERE job = ?", seqs)
         self._db.executemany("DELETE FROM failed WHERE job = ?", seqs)
         self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
+        if self._has_edges:
+            self._look_at_edges()
         self._kept -= sum(1 for job in jobs if job.kept in _PRUNABLE)
         self.totals.cancelled += sum(1 for job in jobs if job.kept < FIRST_FINAL)
 
@@ -650,6 +756,9 @@ class SQLiteStore:
 
     @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
+        if kept == Kept.WAITING:  # by the edges: an index of these jobs would cost all others a little
+            found: list[Any] = self._db.execute(_COUNT_WAITING).fetchall() if self.has_waiting else []
+            return dict(found)
         # the literal state lets SQLite use a partial index
         sql = (
             "SELECT bands.queue, sum(jobs) FROM bands, "
@@ -664,7 +773,7 @@ class SQLiteStore:
             self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
         first = last = removed = seen = 0
         is_kept = False
-        cursor = self._db.execute(_JOBS_AFTER, (self._prune_after, limit))
+        cursor = self._db.execute(_JOBS_AFTER_SPARED if self._has_edges else _JOBS_AFTER, (self._prune_after, limit))
         for seen, (seq, state, finished_at) in enumerate(cursor, 1):  # noqa: B007  used after the loop
             if state in _PRUNABLE:
                 is_kept = finished_at >= before and self._kept - removed <= keep
@@ -676,7 +785,8 @@ class SQLiteStore:
         cursor.close(True)
         if removed:
             self._begin()
-            self._db.execute(_PRUNE, (first, last))  # one by one takes twice as long
+            prune = _PRUNE_SPARING if self._has_edges else _PRUNE
+            self._db.execute(prune, (first, last))  # one by one takes twice as long
             self._db.execute(_PRUNE_ATTEMPTS, (first, last))
             self._kept -= removed
         is_at_end = seen < limit and not is_kept
@@ -726,6 +836,7 @@ _RETRIED = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attemp
 _DUE = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
 _STORED = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs"
 _READ = f"{_STORED} WHERE id = ?"
+_READ_WAITING = f"{_STORED} WHERE seq = ? AND state = {Kept.WAITING}"
 _WITH_KEY = f"{_STORED} WHERE unique_key = ?"
 _EXPIRED = f"{_STORED} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
 _FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
@@ -746,6 +857,36 @@ _RESCHEDULE = (
 )
 _ITEMS_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS items_go_with_their_job AFTER DELETE ON jobs BEGIN
     DELETE FROM items WHERE job = old.seq; END"""
+_EDGES_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS edges_go_with_their_job AFTER DELETE ON jobs BEGIN
+    DELETE FROM edges WHERE child = old.seq; END"""
+_ADD_EDGE = "INSERT OR IGNORE INTO edges (parent, child, goes_on) VALUES (?, ?, ?)"
+_OPEN_EDGES = "SELECT child, goes_on FROM edges WHERE parent = ? AND is_open = 1 ORDER BY child LIMIT ?"
+_CLOSE_EDGE = "UPDATE edges SET is_open = 0 WHERE parent = ? AND child = ?"
+_IS_WAITING = "SELECT 1 FROM edges WHERE child = ? AND is_open = 1 LIMIT 1"
+_SETS_FREE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
+    (SELECT 1 FROM edges WHERE child = own.child AND is_open = 1 AND parent <> own.parent) LIMIT 1"""
+_COUNT_WAITING = """SELECT bands.queue, count(*)
+    FROM (SELECT DISTINCT child FROM edges WHERE is_open = 1) CROSS JOIN jobs ON seq = child JOIN bands USING (band)
+    GROUP BY 1"""
+_LET_GO = (
+    f"UPDATE jobs SET state = iif(due_at > ?1, {Kept.SCHEDULED}, {Kept.QUEUED}), "
+    "due_at = iif(due_at > ?1, due_at, NULL) WHERE seq = ?2"
+)
+_CALL_OFF = (
+    f"UPDATE jobs SET state = {Kept.CANCELLED}, finished_at = ?, outcome = ?, "
+    "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
+)
+_CALLED_OFF = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
+    WHERE parent = ? AND goes_on = 0 AND state = {Kept.CANCELLED} AND payload IS NOT NULL"""
+_CALL_BACK = f"UPDATE jobs SET state = {Kept.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
+_REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
+    AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {Kept.SUCCEEDED})"""
+_ENDED_PARENTS = f"""SELECT parent, state FROM edges CROSS JOIN jobs ON id = parent
+    WHERE child = ? AND is_open = 1 AND state >= {FIRST_FINAL}"""
+_LEFT_WAITING = f"""SELECT DISTINCT parent, state FROM edges CROSS JOIN jobs ON id = parent
+    WHERE is_open = 1 AND state >= {FIRST_FINAL}"""
+_FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
+    WHERE parent = ? AND state < {FIRST_FINAL} ORDER BY child LIMIT ?"""
 _ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
 _ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
 _REQUEUE = f"UPDATE jobs SET seq = ?, state = {Kept.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
@@ -765,6 +906,16 @@ _JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY s
 _PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
 
 _PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
+
+
+# jobs that others come after are passed over, since their results are needed: also by those that failed and may be run
+# again, but not by those that were called off
+_IS_PARENT = (
+    "EXISTS (SELECT 1 FROM edges CROSS JOIN jobs AS after ON after.seq = child "
+    f"WHERE parent = jobs.id AND (after.state < {FIRST_FINAL} OR after.state = {Kept.FAILED}))"
+)
+_JOBS_AFTER_SPARED = _JOBS_AFTER.replace("state,", f"iif({_IS_PARENT}, 0, state),")
+_PRUNE_SPARING = f"{_PRUNE} AND NOT {_IS_PARENT}"
 
 
 def _release(row: JobRow) -> tuple[int, int]:

@@ -61,3 +61,15 @@ CREATE TABLE rates (
     starts BLOB NOT NULL,                       -- msgpack
     until  REAL NOT NULL                        -- when they count no more, in seconds since 1970
 ) WITHOUT ROWID;
+
+-- Which jobs come after others. An edge is open until the one before has ended, and kept until the one after has
+-- succeeded or was cancelled, so that what it needs of the one before is not removed.
+CREATE TABLE edges (
+    parent  BLOB NOT NULL,                      -- jobs.id
+    child   INTEGER NOT NULL,                   -- jobs.seq
+    goes_on INTEGER NOT NULL,                   -- 1 if it runs even if the one before did not succeed
+    is_open INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (parent, child)
+) WITHOUT ROWID;
+CREATE INDEX edges_of_child ON edges (child);
+CREATE INDEX edges_open ON edges (child) WHERE is_open = 1;

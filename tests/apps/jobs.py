@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from taskq import JobTimeout, TaskQ, current_job
+from taskq import JobTimeout, TaskQ, chain, current_job
 
 q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.jobs" else None)
 
@@ -167,6 +167,69 @@ def yield_after_fork() -> Generator[int, None, int]:
     if os.getpid() == parent:
         os.waitpid(child, 0)
     return 2
+
+
+@q.task(max_crashes=100)
+def link(before: list[str], label: str, path: str | None = None) -> list[str]:
+    """A step: adds its label to what came before."""
+    if path is not None:
+        record(path, label)
+    return [*before, label]
+
+
+@q.task(max_crashes=100)
+def flatten(before: list[list[str]]) -> list[str]:
+    return [label for labels in before for label in labels]
+
+
+@q.task
+def sizes(parts: list[bytes]) -> list[int]:
+    return [len(part) for part in parts]
+
+
+@q.task
+def note_nothing() -> None:
+    pass
+
+
+@q.task
+def write(path: str, label: str) -> str:
+    record(path, label)
+    return label
+
+
+@q.task(retries=1, timeout=20)
+def bear(path: str, how: str, number: int = 3) -> int:
+    """Enqueues children for the case that it succeeds, which its first attempt does not."""
+    attempt = current_job().attempt
+    kept = write.options(on_success=True)
+    kept.enqueue_many((path, f"{attempt}.{child}") for child in range(number))
+    if how == "chain":
+        chain(kept.step(path, f"{attempt}.chain"), write.step(path, f"{attempt}.last").without_input()).enqueue()
+    record(path, "born")
+    if attempt == 1 and how == "raise":
+        raise ConnectionError("not yet")
+    if attempt == 1 and how == "wait":
+        time.sleep(60)
+    if attempt == 1 and how in ("kill", "kill fleet"):
+        die(how)
+    return attempt
+
+
+@q.task
+async def abear(path: str, how: str) -> None:
+    kept = write.options(on_success=True)
+    await kept.aenqueue(path, how)
+    if how == "raise":
+        raise ConnectionError("no")
+
+
+@q.task
+def enqueue_next(path: str, left: int) -> None:
+    """Each job makes the next one, in the moment in which it succeeds."""
+    record(path, left)
+    if left:
+        enqueue_next.options(on_success=True).enqueue(path, left - 1)
 
 
 @q.task(retries=0)

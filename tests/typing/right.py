@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, assert_type
 
-from taskq import Job, Task, TaskQ, TaskQError, aas_completed, agather, as_completed, await_any, gather, wait_any
+from taskq import (
+    GroupHandle,
+    Job,
+    LastJob,
+    Task,
+    TaskQ,
+    TaskQError,
+    aas_completed,
+    agather,
+    as_completed,
+    await_any,
+    chain,
+    chord,
+    gather,
+    group,
+    wait_any,
+)
 
 q = TaskQ("typing")
 
@@ -43,6 +59,17 @@ def five(a: int, b: str, c: float, d: bytes, e: bool) -> bool:
 @q.task
 def maybe(value: int | None) -> int:
     return value or 0
+
+
+def of_workflows() -> None:
+    assert_type(add.step(1).enqueue(), LastJob[int])
+    assert_type(add.step(1).enqueue().result(), int)
+    assert_type(group(add.step(1), resize.step("a")).enqueue(), GroupHandle)
+    assert_type(group(add.step(n) for n in range(3)).enqueue().results(), list[Any])
+    chain(add.step(1), group(add.step(), add.step()), total.step()).enqueue().result(timeout=3)
+    chord([add.step(1)], total.step()).enqueue().cancel_all()
+    assert_type(add.options(after=[add.enqueue(1)]).enqueue(2), Job[int])
+    assert_type(add.options(after={add.enqueue(1): "continue"}, on_success=True).enqueue(2), Job[int])
 
 
 def of_enqueue() -> None:

@@ -1,0 +1,123 @@
+"""Jobs that come after others: what follows from the ends of jobs, in the transaction that records these ends.
+
+ended jobs -> edges -> becomes (a pure rule) -> let go | cancelled -> ended jobs -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from taskq.core import Note
+from taskq.model import JobError, JobRow
+from taskq.outcome import pack_failure
+from taskq.store import Edge, Ended, Kept, Store
+
+#: Links that one commit looks at: it takes some 50 ms. What is left is done in the next ones, or at the next start.
+_EDGES = 2_000
+
+
+class Becomes(Enum):
+    """What becomes of a job when some of those before it have ended."""
+
+    WAITS = auto()
+    GOES = auto()
+    CANCELLED = auto()
+
+
+def becomes(ends: Iterable[tuple[Kept, bool]], is_last: bool) -> Becomes:
+    """The rule.
+
+    Args:
+        ends: how jobs before it ended, each with whether the job goes on if that one did not succeed.
+        is_last: whether no other is left that it waits for.
+    """
+    if any(kept != Kept.SUCCEEDED and not goes_on for kept, goes_on in ends):
+        return Becomes.CANCELLED  # at once: what it waits for besides cannot change that
+    return Becomes.GOES if is_last else Becomes.WAITS
+
+
+@dataclass(slots=True)
+class HandedOver:
+    """What the end of jobs has brought about.
+
+    Attributes:
+        queued: jobs that run now.
+        next_due: when the first of those is due that were to come later.
+        ended: jobs that do not run, since one before them did not succeed.
+        notes: lines for the log.
+        left: jobs that have ended, and that more come after than were looked at: to be handed over in the next commit.
+    """
+
+    queued: list[JobRow] = field(default_factory=list)
+    next_due: float | None = None
+    ended: list[Ended] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    left: dict[bytes, Kept] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.queued or self.ended or self.next_due or self.left)
+
+
+def hand_over(store: Store, ends: Mapping[bytes, Kept], wall: float, limit: int = _EDGES) -> HandedOver:
+    """Lets jobs go that waited for these, or cancels them, and those that waited for them in turn. Commits nothing."""
+    handed = HandedOver(left=dict(ends))
+    culprits: dict[bytes, tuple[bytes, Kept]] = {}  # why jobs were cancelled here: the first that did not succeed
+    while handed.left and store.has_waiting:
+        ends = handed.left
+        by_child: dict[int, list[Edge]] = {}
+        edges = store.passed(list(ends), limit)
+        limit -= len(edges)
+        for edge in edges:
+            by_child.setdefault(edge.child, []).append(edge)
+        decided = {
+            child: becomes([(ends[edge.parent], edge.goes_on) for edge in edges], edges[0].is_last)
+            for child, edges in by_child.items()
+        }
+        _let_go(store, [child for child, what in decided.items() if what is Becomes.GOES], handed, wall)
+        stopped = [child for child, what in decided.items() if what is Becomes.CANCELLED]
+        more = _cancel(store, stopped, by_child, ends, culprits, handed, wall) if stopped else {}
+        handed.left = more if limit > 0 else {**ends, **more}
+        if limit <= 0:
+            return handed
+    handed.left = {}
+    return handed
+
+
+def _let_go(store: Store, seqs: list[int], handed: HandedOver, wall: float) -> None:
+    jobs = store.still_waiting(seqs)
+    if not jobs:
+        return
+    store.let_go(jobs, wall)
+    for job in jobs:
+        if job.due_at is None or job.due_at <= wall:
+            handed.queued.append(job.row)
+        else:
+            handed.next_due = min(job.due_at, handed.next_due or job.due_at)
+
+
+def _cancel(
+    store: Store,
+    seqs: list[int],
+    edges: Mapping[int, list[Edge]],
+    ends: Mapping[bytes, Kept],
+    culprits: dict[bytes, tuple[bytes, Kept]],
+    handed: HandedOver,
+    wall: float,
+) -> dict[bytes, Kept]:
+    """Returns the ends of these jobs."""
+    ended: list[Ended] = []
+    for job in store.still_waiting(seqs):
+        parent = next(e.parent for e in edges[job.row.seq] if ends[e.parent] != Kept.SUCCEEDED and not e.goes_on)
+        culprits[job.row.id] = culprit, kept = culprits.get(parent, (parent, ends[parent]))
+        error = JobError("ParentFailed", f"job {culprit.hex()}, which it comes after, {_told(kept)}")
+        ended.append((job.row, Kept.CANCELLED, pack_failure(None, None, error)))
+        handed.notes.append(Note("job.cancelled", {"row": job.row, "error": error}))
+    store.call_off(ended, wall)
+    handed.ended += ended
+    return dict.fromkeys((row.id for row, _, _ in ended), Kept.CANCELLED)
+
+
+def _told(kept: Kept) -> str:
+    return "failed" if kept == Kept.FAILED else f"was {kept.name.lower()}" if kept == Kept.CANCELLED else "expired"

@@ -1,0 +1,370 @@
+"""Jobs that come after others, without a fleet: the rule, what the stores make of it, and the frames they travel in."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_store import Disk, MemoryStore
+
+from taskq.config import Directory, Settings
+from taskq.core import Core
+from taskq.errors import ConfigError, PayloadTooLarge, ProtocolError, StoreFull
+from taskq.flows import Call, flow_frame, parts_of, read_flow
+from taskq.handover import Becomes, HandedOver, becomes, hand_over
+from taskq.intake import Submission
+from taskq.ledger import Ledger, recover
+from taskq.model import NO_TERMS, JobRow, Spec, Terms, new_job_ids
+from taskq.outcome import Attempts, Verdict, pack_success, unpack
+from taskq.store import FIRST_FINAL, Ended, Kept, Store
+from taskq.store.sqlite import SQLiteStore
+from taskq.wire import Decoder
+
+ENDS = [kept for kept in Kept if kept >= FIRST_FINAL]
+SPECS = [Spec("a"), Spec("b", "other", priority=3)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ENDS), st.booleans())), st.booleans())
+def test_the_rule(ends: list[tuple[Kept, bool]], is_last: bool) -> None:
+    stops = [kept for kept, goes_on in ends if kept != Kept.SUCCEEDED and not goes_on]
+    assert becomes(ends, is_last) is (Becomes.CANCELLED if stops else Becomes.GOES if is_last else Becomes.WAITS)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[dict[int, bool]]:
+    """What each job comes after, by position, with its policies: jobs come after earlier ones only."""
+    size = draw(st.integers(1, 12))
+    return [
+        draw(st.dictionaries(st.integers(0, position - 1), st.booleans(), max_size=4)) if position else {}
+        for position in range(size)
+    ]
+
+
+class Life:
+    """A graph of jobs in a store, which lives to its end."""
+
+    def __init__(self, store: Store, graph: list[dict[int, bool]], draw: st.DataObject) -> None:
+        self.store = store
+        self.graph = graph
+        self.draw = draw
+        self.ids = list(new_job_ids(len(graph)))
+        self.ready: list[JobRow] = []
+        self.ends: dict[int, Kept] = {}
+        self.retries = 5
+        self.due = draw.draw(st.sets(st.sampled_from(range(len(graph)))))
+
+    def submit(self) -> None:
+        """Hands in all jobs in one transaction, as the intake does."""
+        for position, parents in enumerate(self.graph):
+            after = tuple((self.ids[parent], goes_on) for parent, goes_on in parents.items())
+            terms = Terms(due_at=5e9 if position in self.due else None, after=after)
+            [row] = self.store.submit(SPECS[position % 2], [self.ids[position]], [b"payload"], [terms])
+            if not after and position not in self.due:
+                self.ready.append(row)
+        self.store.commit()
+
+    def end_one(self) -> None:
+        """Ends a job, and hands over."""
+        row = self.ready.pop(self.draw.draw(st.integers(0, len(self.ready) - 1)))
+        position = self.ids.index(row.id)
+        before = [parent for parent, goes_on in self.graph[position].items() if not goes_on]
+        assert all(self.ends.get(parent) == Kept.SUCCEEDED for parent in before), "it ran before its turn"
+        kept = self.draw.draw(st.sampled_from(ENDS))
+        ended: list[Ended] = [(row, kept, b"outcome")]
+        self.store.settle(ended, [], 1e9)
+        handed = self.hand_over({row.id: kept})
+        if self.draw.draw(st.integers(0, 5)) == 5:
+            self.store.rollback()  # a full disk: as if nothing had happened
+            self.ready.append(row)
+            return
+        self.store.commit()
+        self.ends[position] = kept
+        self.ready += handed.queued
+        for other, how, outcome in handed.ended:
+            error = unpack(outcome).error
+            assert how == Kept.CANCELLED
+            assert error is not None
+            assert error.type == "ParentFailed"
+            culprit = self.ids.index(bytes.fromhex(error.message.split()[1].strip(",")))
+            assert self.ends[culprit] != Kept.SUCCEEDED
+            self.ends[self.ids.index(other.id)] = how
+        assert len(handed.ended) == len(handed.notes)
+
+    def hand_over(self, ends: dict[bytes, Kept]) -> HandedOver:
+        """In small pieces, as wide and long workflows are."""
+        handed = HandedOver()
+        while ends:
+            part = hand_over(self.store, ends, 1e9, self.draw.draw(st.integers(1, 6)))
+            handed.queued += part.queued
+            handed.ended += part.ended
+            handed.notes += part.notes
+            ends = part.left
+        return handed
+
+    def retry(self, position: int) -> None:
+        """Somebody retries a failed job, and what was called off because of it comes back."""
+        stored = self.store.read(self.ids[position])
+        assert stored is not None
+        [row] = self.store.requeue([stored])
+        handed = self.hand_over(self.store.call_back([row.id]))
+        self.store.commit()
+        self.ready += [row, *handed.queued]
+        for other in range(len(self.graph)):
+            found = self.store.read(self.ids[other])
+            assert found is not None
+            if found.kept < FIRST_FINAL:
+                self.ends.pop(other, None)
+
+    def retry_some(self) -> None:
+        """Retries failed jobs now and then."""
+        for position, kept in list(self.ends.items()):
+            if kept == Kept.FAILED and self.retries and self.draw.draw(st.booleans()):
+                self.retries -= 1
+                self.retry(position)
+
+    def come_due(self) -> None:
+        """Time passes."""
+        self.ready += self.store.lease_due(6e9, 100)
+        self.store.commit()
+
+    def check(self) -> None:
+        """Nothing hangs, and all ended as the rule wants."""
+        for position, parents in enumerate(self.graph):
+            stored = self.store.read(self.ids[position])
+            assert stored is not None
+            assert stored.kept == self.ends[position]
+            if any(self.ends[parent] != Kept.SUCCEEDED and not goes_on for parent, goes_on in parents.items()):
+                assert self.ends[position] == Kept.CANCELLED
+        assert not self.store.has_waiting
+        assert self.store.left_waiting() == []
+
+
+@settings(max_examples=120, deadline=None)
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+@given(graph=graphs(), draw=st.data())
+def test_every_graph_ends(kind: str, graph: list[dict[int, bool]], draw: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        memory = partial(MemoryStore, Disk())
+        store = SQLiteStore(Path(home) / "journal.db") if kind == "sqlite" else memory()
+        with closing(store):
+            life = Life(store, graph, draw)
+            life.submit()
+            while len(life.ends) < len(graph):
+                if life.ready:
+                    life.end_one()
+                    life.retry_some()
+                else:
+                    life.come_due()
+                    assert life.ready, "it hangs"
+            life.check()
+
+
+def test_what_one_comes_after_is_not_pruned(tmp_path: Path) -> None:
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        ids = list(new_job_ids(5))
+        parents = store.submit(SPECS[0], ids[:3], [b"x"] * 3)
+        after = Terms(after=((ids[0], False), (ids[1], True)))
+        [child] = store.submit(SPECS[0], ids[3:4], [b"x"], [after])
+        store.settle([(row, Kept.SUCCEEDED, b"") for row in parents], [], 1.0)
+        assert hand_over(store, dict.fromkeys(ids[:3], Kept.SUCCEEDED), 1.0).queued[0].id == child.id
+        store.commit()
+        assert store.prune(2.0, 0, 100) == 1
+        assert [store.read(job_id) is None for job_id in ids[:4]] == [False, False, True, False]
+        assert store.parents(child.seq, 10) == sorted(ids[:2])
+        assert store.followers(ids[0], 10) == [child.id]
+        store.settle([(child, Kept.FAILED, b"")], [], 1.0)
+        store.commit()
+        assert store.prune(1e9, 0, 100) == 0, "a failed job may be run again, and needs them"
+        store.settle([(child, Kept.SUCCEEDED, b"")], [], 1.0)
+        store.commit()
+        assert store.prune(2e9, 0, 100) == 3
+
+
+def test_a_store_that_is_opened_again_knows_who_waits(tmp_path: Path) -> None:
+    ids = list(new_job_ids(2))
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        [parent] = store.submit(SPECS[0], ids[:1], [b"x"])
+        store.submit(SPECS[0], ids[1:], [b"x"], [Terms(after=((ids[0], False),))])
+        assert store.counts(Kept.WAITING) == {"default": 1}
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        assert store.has_waiting
+        store.settle([(parent, Kept.SUCCEEDED, b"")], [], 1.0)  # and the hand-over is lost: never with our ledger
+        assert store.left_waiting() == [(ids[0], Kept.SUCCEEDED)]
+        assert [row.id for row in hand_over(store, dict(store.left_waiting()), 1.0).queued] == [ids[1]]
+
+
+# -- frames
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> list[tuple[Spec, Call]]:
+    ids = list(new_job_ids(draw(st.integers(1, 30))))
+    other = next(new_job_ids(1))
+    flow = []
+    for position, job_id in enumerate(ids):
+        parents = st.sampled_from([*ids[:position], other])
+        after = draw(st.dictionaries(parents, st.booleans(), max_size=3))
+        terms = draw(st.sampled_from([NO_TERMS, Terms(due_at=3.0), Terms(limit_key="k")]))
+        own = Terms(terms.due_at, limit_key=terms.limit_key, after=tuple(after.items()))
+        call = Call(job_id, draw(st.binary(max_size=9)), None if own == NO_TERMS else own)
+        flow.append((draw(st.sampled_from(SPECS)), call))
+    return flow
+
+
+def read(frame: bytes) -> list[tuple[Spec, Call]]:
+    """The jobs in a frame."""
+    [([_, groups, edges], body)] = Decoder().feed(frame)
+    return [
+        (spec, Call(*fields))
+        for spec, *columns in read_flow(groups, edges, body)
+        for fields in zip(*columns, strict=True)
+    ]
+
+
+@given(flows())
+def test_frames(flow: list[tuple[Spec, Call]]) -> None:
+    assert sorted(read(flow_frame([9], flow)), key=lambda job: job[1].id) == flow
+    parts = list(parts_of(flow))
+    assert [job for part in parts for job in part] == flow
+
+
+@given(flows(), st.data())
+def test_damaged_frames(flow: list[tuple[Spec, Call]], data: st.DataObject) -> None:
+    [([_, groups, edges], body)] = Decoder().feed(flow_frame([9], flow))
+    damaged = bytearray(body)
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    else:
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    edges += data.draw(st.integers(-3, 3))
+    try:
+        read_flow(groups, edges, memoryview(bytes(damaged)))
+    except (ProtocolError, ConfigError):
+        pass
+
+
+def test_no_job_comes_after_itself() -> None:
+    first, second = new_job_ids(2)
+    for after in (first, second):
+        frame = flow_frame(
+            [9], [(SPECS[0], Call(first, b"", Terms(after=((after, False),)))), (SPECS[0], Call(second, b""))]
+        )
+        with pytest.raises(ProtocolError, match="comes after a later one"):
+            read(frame)
+
+
+@pytest.mark.parametrize(("jobs", "size", "kinds"), [(9, 500_000, 1), (120_000, 1, 1), (3_000, 1, 3_000)])
+def test_what_does_not_fit_a_frame_is_told(jobs: int, size: int, kinds: int) -> None:
+    flow = [
+        (SPECS[0], Call(job_id, bytes(size), Terms(limit_key=f"{number % kinds}")))
+        for number, job_id in enumerate(new_job_ids(jobs))
+    ]
+    with pytest.raises(PayloadTooLarge, match="let a job of the workflow enqueue the rest"):
+        flow_frame([9], flow)
+    for part in parts_of(flow[:5_000]):
+        assert read(flow_frame([9], part))
+
+
+# -- the ledger: an end, what it sets free, and the children of the job are one commit
+
+
+class Tight(SQLiteStore):
+    """A disk that is full at some commits."""
+
+    refusals = 0
+
+    def commit(self) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreFull("no room")
+        super().commit()
+
+
+class Deaf:
+    """Stands for the parts that only listen."""
+
+    def __getattr__(self, _name: str) -> Deaf:
+        return self
+
+    def __call__(self, *_arguments: Any, **_fields: Any) -> Deaf:
+        return self
+
+
+def ledger_of(store: Store, core: Core, home: Path) -> Ledger:
+    """A ledger with nobody to talk to."""
+    deaf = cast(Any, Deaf())
+    return Ledger(store, core, deaf, deaf, Directory(home).create(), Settings(), deaf)
+
+
+def submission(ids: Sequence[bytes], after: Sequence[bytes] = ()) -> Submission:
+    """Jobs of a job, or from the spool."""
+    terms = [Terms(after=tuple((parent, False) for parent in after)) for _ in ids] if after else None
+    return Submission(None, 0, False, SPECS[0], list(ids), [b"payload"] * len(ids), terms)
+
+
+def states(store: Store, ids: Sequence[bytes]) -> list[Kept | None]:
+    """The states of jobs, as they would be found after a crash."""
+    return [store.states(ids).get(job_id) for job_id in ids]
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2, 3])
+def test_an_end_and_what_follows_from_it_are_one_commit(tmp_path: Path, refusals: int) -> None:
+    first, second, child, after_child = ids = list(new_job_ids(4))
+    with closing(Tight(tmp_path / "journal.db")) as store:
+        core = Core()
+        ledger = ledger_of(store, core, tmp_path / "home")
+        ledger.take_in(submission([first]))
+        ledger.take_in(submission([second], [first]))
+        ledger.commit(0.0, 1e9)
+        assert states(store, ids) == [Kept.QUEUED, Kept.WAITING, None, None]
+        core.joined(1, 0.0)
+        assert [[row.id for row in batch.rows] for batch in core.dispatch(0.0, 0.0)] == [[first]]
+        store.refusals = refusals
+        core.settled(1, Attempts([1], [Verdict.SUCCEEDED], [5], [pack_success(0.0, 0.0, None)]), 0.0, 1e9)
+        ledger.take_children([submission([child]), submission([after_child], [child])])
+        for now in (1.0, 2.0):
+            ledger.commit(now, 1e9)
+            if refusals >= 2 and now == 1.0:
+                assert states(store, ids) == [Kept.QUEUED, Kept.WAITING, None, None], "all of it waits for room"
+                assert not ledger.is_settled
+                continue
+            assert states(store, ids) == [Kept.SUCCEEDED, Kept.QUEUED, Kept.QUEUED, Kept.WAITING]
+            assert ledger.is_settled
+        sent = [row.id for batch in core.dispatch(3.0, 0.0) for row in batch.rows]
+        assert sorted(sent) == [second, child], "each once"
+
+
+def test_spooled_jobs_do_not_come_between_an_end_and_its_children(tmp_path: Path) -> None:
+    """Whatever makes the ledger commit, it takes over what the core knows before."""
+    first, child, other = ids = list(new_job_ids(3))
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        core = Core()
+        ledger = ledger_of(store, core, tmp_path / "home")
+        ledger.take_in(submission([first]))
+        ledger.commit(0.0, 1e9)
+        core.joined(1, 0.0)
+        core.dispatch(0.0, 0.0)
+        core.settled(1, Attempts([1], [Verdict.SUCCEEDED], [5], [pack_success(0.0, 0.0, None)]), 0.0, 1e9)
+        ledger.take_children([submission([child])])
+        ledger.take_in(submission([other]))
+        ledger.commit(1.0, 1e9)  # with no `collect` before
+        assert states(store, ids) == [Kept.SUCCEEDED, Kept.QUEUED, Kept.QUEUED]
+
+
+def test_the_start_ends_what_comes_after_a_job_that_took_the_fleet_down(tmp_path: Path) -> None:
+    first, second, third = ids = list(new_job_ids(3))
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        store.submit(Spec("a", max_crashes=1), [first], [b"payload"])
+        for parent, child in ((first, second), (second, third)):
+            store.submit(SPECS[0], [child], [b"payload"], [Terms(after=((parent, False),))])
+        store.commit()
+        effects = recover(store, Core(), [(first, 1)], 1e9)
+        assert [row.id for row, _, _ in effects.ended] == ids
+        assert states(store, ids) == [Kept.FAILED, Kept.CANCELLED, Kept.CANCELLED]
