@@ -16,7 +16,6 @@ from typing import Any
 
 from soak_app import digest, q
 
-from taskq.app import _calls
 from taskq.client import Client
 from taskq.errors import BrokerUnavailable, EnqueueError, JobNotFound, ResultTimeout
 
@@ -65,7 +64,7 @@ class Producer:
         arguments = [
             (self._random.randrange(10**9), "x" * self._random.choice((0, 10, 200)), seconds) for _ in range(count)
         ]
-        calls = list(_calls(task._spec, arguments))
+        calls = list(task._calls(arguments))
         self._note(
             [["intent", call.id.hex(), digest(a[0], len(a[1])), name] for call, a in zip(calls, arguments, strict=True)]
         )
