@@ -689,7 +689,8 @@ class Client:
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
         for job_id, payload in zip(ids, payloads, strict=True):
             history.intents[job_id.hex()] = digest(payload)
-            history.queues[job_id.hex()] = spec.queue
+            if spec.crash_queue is None:  # else it may run from another queue, which is not paused
+                history.queues[job_id.hex()] = spec.queue
             history.limits[job_id.hex()] = Limits(spec.retries, spec.max_crashes, spec.timeout_s is not None)
         request = next(self._requests)
         self._unanswered[request] = Waiting(spec, ids, payloads)
