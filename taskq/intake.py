@@ -208,6 +208,7 @@ class Intake:
         keep = dict.fromkeys(range(len(submission.ids)))
         earlier: dict[bytes, bytes] = {}
         replaced: list[StoredJob] = []
+        holders = self._store.with_keys([own.unique.key for own in terms if own.unique is not None])
         for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True)):
             if own.unique is None:
                 continue
@@ -219,7 +220,7 @@ class Intake:
                 earlier[submission.ids[last]] = submission.ids[first]
                 fresh[key] = first
                 continue
-            holder = self._store.with_keys([key]).get(key)
+            holder = holders.get(key)
             if holder is None or holder.row.id == job_id:
                 fresh[key] = position
             elif not self._counts(holder, own.unique, wall):

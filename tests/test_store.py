@@ -1075,7 +1075,7 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
             (sqlite_module._PRUNE_ATTEMPTS, (1, 2), "PRIMARY KEY (job>? AND job<?)"),
             (sqlite_module._QUEUED_KEYED, (1, 0, 10), "jobs_keyed"),
             (sqlite_module._EXPIRED, (1.0, 10), "jobs_expires"),
-            (sqlite_module._WITH_KEY, ("k",), "jobs_unique"),
+            (sqlite_module._WITH_KEYS, ("k",) * 50, "jobs_unique"),
             (f"SELECT band, count(*) FROM jobs WHERE state = {Kept.SCHEDULED:d} GROUP BY band", (), "jobs_due"),
             (f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}", (), "jobs_due"),
         ):

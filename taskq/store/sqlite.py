@@ -273,13 +273,14 @@ class SQLiteStore:
     def _insert_with_terms(self, rows: list[JobRow], spec: int) -> None:
         values: list[tuple[Any, ...]] = []
         edges: list[tuple[bytes, int, bool]] = []
+        unkeyed = self._band_number(band_of(rows[0].spec, None)) if rows else 0
         for row in rows:
             terms = row.terms or NO_TERMS
             row.terms = kept = terms.kept
             state = Kept.WAITING if terms.after else Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
             if terms.after:
                 edges += [(parent, row.seq, goes_on) for parent, goes_on in terms.after]
-            band = self._band_number(band_of(row.spec, kept))
+            band = self._band_number(band_of(row.spec, kept)) if terms.is_keyed else unkeyed
             packed = None if kept is None else msgpack.packb(kept.to_wire())
             key = None if terms.unique is None else terms.unique.key
             is_keyed = 1 if terms.is_keyed else None
@@ -381,9 +382,10 @@ class SQLiteStore:
     @_trusted
     def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
         found: dict[str, StoredJob] = {}
-        for key in keys:
-            fields = self._db.execute(_WITH_KEY, (key,)).fetchone()
-            if fields is not None:
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            part = tuple(keys[start : start + _KEYS_AT_ONCE])
+            sql = _WITH_KEYS if len(part) == _KEYS_AT_ONCE else _with_keys(len(part))
+            for key, *fields in self._db.execute(sql, part):
                 found[key] = self._stored(fields)
         return found
 
@@ -837,7 +839,15 @@ _DUE = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at
 _STORED = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs"
 _READ = f"{_STORED} WHERE id = ?"
 _READ_WAITING = f"{_STORED} WHERE seq = ? AND state = {Kept.WAITING}"
-_WITH_KEY = f"{_STORED} WHERE unique_key = ?"
+_KEYS_AT_ONCE = 50
+
+
+def _with_keys(number: int) -> str:
+    head = _STORED.replace("SELECT ", "SELECT unique_key, ", 1)
+    return f"{head} WHERE unique_key IN ({', '.join('?' * number)})"
+
+
+_WITH_KEYS = _with_keys(_KEYS_AT_ONCE)
 _EXPIRED = f"{_STORED} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
 _FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
 _END_TERMS = "UPDATE jobs SET expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE seq = ?"
