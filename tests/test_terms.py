@@ -387,7 +387,7 @@ def test_moments_that_make_no_sense(options: dict[str, object], told: str) -> No
 
 
 def test_options_that_are_none() -> None:
-    with pytest.raises(TypeError, match="no such option: 'priorty'; there are at, "):
+    with pytest.raises(TypeError, match="no such option: 'priorty'; there are after, at, "):
         terms.throttled.options(priorty=1)  # type: ignore[call-arg]
 
 
