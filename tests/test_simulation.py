@@ -26,7 +26,7 @@ from taskq.store import Ended, Rescheduled, StoredJob
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
-SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000"))
+SEEDS = int(os.environ.get("TASKQ_SEEDS", "1000"))
 #: Within so many lives each planted bug must be found.
 ENOUGH = 300
 
