@@ -178,8 +178,9 @@ def nothing_runs_that_nobody_asked_for(h: History) -> Iterator[str]:
 
 def the_unknown_resolves_one_way(h: History) -> Iterator[str]:
     """I3: a job whose enqueue had no answer is there whole or not at all."""
+    known = h.known  # made anew each time that it is asked for
     for start in h.starts:
-        if start.job in h.intents and start.job not in h.known:
+        if start.job in h.intents and start.job not in known:
             yield f"job {start.job} ran and is not there"
 
 
@@ -241,13 +242,14 @@ def never_twice_at_a_time(h: History) -> Iterator[str]:
 def results_never_change(h: History) -> Iterator[str]:
     """I8: whoever reads a final state reads the same; but of a job that was retried by hand, also earlier failures."""
     ends: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for job, final in h.known.items():
+    known = h.known
+    for job, final in known.items():
         if final.state in FINAL:
             ends[job].add((final.state, final.outcome))
     for read in h.reads:
         ends[read.job].add((read.state, read.outcome))
     for job, seen in ends.items():
-        requeued = h.known[job].requeued if job in h.known else 0
+        requeued = known[job].requeued if job in known else 0
         if len(seen) > 1 + requeued or sum(state != "failed" for state, _ in seen) > 1:
             yield f"job {job} was read as {sorted(seen)}, retried by hand {requeued} times"
 
@@ -255,8 +257,9 @@ def results_never_change(h: History) -> Iterator[str]:
 def the_end_is_the_end(h: History) -> Iterator[str]:
     """I9: nothing starts after its final state was read."""
     ended_at: dict[str, float] = {}
+    known = h.known
     for read in h.reads:
-        was_retried = read.job in h.known and h.known[read.job].requeued > 0
+        was_retried = read.job in known and known[read.job].requeued > 0
         if read.state != "failed" or not was_retried:
             ended_at[read.job] = min(read.at, ended_at.get(read.job, inf))
     for start in h.starts:

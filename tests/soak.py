@@ -180,7 +180,9 @@ class Soak:
         self._keep_alive()
 
     def _kill_producer(self) -> None:
-        self.random.choice(self.producers).kill()
+        producer = self.random.choice(self.producers)
+        producer.kill()
+        producer.wait()  # else the last one killed is not started again, and its jobs are read by nobody
 
     def _stop(self, process: psutil.Process, name: str, seconds: float) -> None:
         process.suspend()
