@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ anys = pytest.mark.parametrize("wait_any", [wait_any, a_wait_any])
 
 def connections(pid: int) -> int:
     """How many sockets a process has open."""
-    folder = f"/proc/{pid}/fd"
-    return sum(os.readlink(f"{folder}/{name}").startswith("socket:") for name in os.listdir(folder))
+    folder = Path(f"/proc/{pid}/fd")
+    links = 0
+    for descriptor in folder.iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            links += os.readlink(descriptor).startswith("socket:")
+    return links
 
 
 @pytest.mark.usefixtures("shared")
