@@ -183,15 +183,16 @@ children: list[tuple[Spec, Call]] = []
 _has_forked = False
 _running: tuple[Any, ...] | None = None  # the fields of a Start: to make one takes 200 ns; written by `taskq.runner`
 _current: CurrentJob | None = None
-_channel: Channel | None = None  # written by `taskq.consumer` alone
+_channel: Channel | None = None  # written by `use_channel` alone: a consumer's, or a rehearsal's
 _sending_thread = 0  # the thread of a job that is in the middle of a message
 _late: JobTimeout | None = None  # what waits for the end of that message
 
 
-def use_channel(channel: Channel) -> None:
-    """Says how the jobs of this process speak to the broker."""
-    global _channel  # noqa: PLW0603
-    _channel = channel
+def use_channel(channel: Channel | None) -> Channel | None:
+    """Says how the jobs of this process speak to the broker. Returns what they used before."""
+    global _channel
+    before, _channel = _channel, channel
+    return before
 
 
 def begin(job_id: bytes, task: str, attempt: int, extra: Extra, now: float) -> None:

@@ -30,18 +30,19 @@ from taskq import bulk, client, items, ledger, model, requests, runner, waiting,
 from taskq.app import TaskQ
 from taskq.client import Client, Connection, Ending, Endings
 from taskq.config import Directory, Settings
-from taskq.context import Seated, seated, sit
+from taskq.context import Seated, seated, sit, use_channel
 from taskq.core import Core, Death, Key
 from taskq.counters import Claim
 from taskq.crew import Crew
 from taskq.errors import JobFailed, TaskQError
-from taskq.flows import Call
-from taskq.intake import submission_of
+from taskq.flows import Call, Flow, flow_frame, parts_of
+from taskq.intake import Submission, flow_of, submission_of
 from taskq.items import read_items
 from taskq.ledger import Ledger
 from taskq.model import JobInfo, JobRow, Spec
 from taskq.narrator import Narrator
-from taskq.outcome import Attempts, unpack
+from taskq.outcome import Attempts, Verdict, unpack
+from taskq.reports import Reporter
 from taskq.requests import Requests
 from taskq.runner import Runner
 from taskq.server import Server
@@ -59,6 +60,10 @@ _NEARLY_S = 1e-6
 _LOOK_AGAIN_S = 0.05
 #: Jobs that run inside one another: more are a job that enqueues itself without an end.
 _DEEPEST = 50
+
+
+#: How far a job is: done, total, note.
+Progress = tuple[float, float | None, str]
 
 
 class _Endless(BaseException):
@@ -208,13 +213,19 @@ class _Runner(Runner):
         self._begin = self._take_seat
         self._end = self._leave_seat
         self._before: Seated | None = None
+        self.children: list[tuple[Spec, Call]] = []  # what the last job has enqueued for its success
         self.raised: BaseException | None = None
 
     def _take_seat(self, job_id: bytes, task: str, attempt: int, extra: Extra, _now: float) -> None:
         self._before = seated()
-        sit(Seated(0, job_id, task, attempt, extra))
+        seat = Seated(0, job_id, task, attempt, extra)
+        self.children = seat.children
+        sit(seat)
 
     def _leave_seat(self) -> None:
+        seat = seated()
+        if seat is not None:
+            seat.end()
         sit(self._before)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
@@ -282,6 +293,7 @@ class _Seats:
         self._core = core
         self._clock = clock
         self.by_key: dict[Key, _Seat] = {}
+        self.progress: dict[bytes, Progress] = {}  # of jobs that run
 
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
@@ -300,8 +312,9 @@ class _Seats:
     def cancel_running(self, _job_id: bytes) -> None:
         """A job that runs here cannot be stopped: whoever asks is on the same stack, or in another thread."""
 
-    def progress_of(self, _job_id: bytes) -> None:
-        """Jobs report no progress here."""
+    def progress_of(self, job_id: bytes) -> Progress | None:
+        """How far a running job is, if it said so."""
+        return self.progress.get(job_id)
 
     def take_back_all(self, _now: float) -> None:
         """Takes back what no seat has started."""
@@ -362,6 +375,7 @@ class RehearsedFleet:
             _Silent(),
         )
         self._keys = count(1)
+        self._has_started = False  # as a consumer: its hooks have run
         self._is_stale = False  # something came in that may be more urgent than what the seats have
         self.lock = threading.RLock()
         self._settled = threading.Condition(self.lock)
@@ -379,6 +393,8 @@ class RehearsedFleet:
 
     def close(self) -> None:
         """Removes everything."""
+        if self._has_started:
+            self._app.hooks.run_stops()
         for seat in self._seats.by_key.values():
             seat.runner.close()
         self.raised.clear()
@@ -393,7 +409,7 @@ class RehearsedFleet:
         with self.lock:
             for envelope, body in wire.Decoder().feed(data):
                 self._is_stale = True
-                if envelope[0] != Op.SUBMIT:
+                if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
                     self._requests.answer(cast(Any, peer), envelope)
                 else:
                     try:
@@ -409,8 +425,9 @@ class RehearsedFleet:
 
     def _commit(self) -> None:
         now, wall = self.clock.monotonic(), self.clock.time()
-        self._ledger.collect(now)
         self._ledger.commit(now, wall)
+        while self._ledger.must_commit(now):  # more come after a job than one commit sets free
+            self._ledger.commit(now, wall)
         self._ledger.tell(now)
 
     # -- time
@@ -440,6 +457,7 @@ class RehearsedFleet:
             seat = self._choose()
             if seat is None:
                 return None
+            self._start()
             number, row = seat.waiting.popleft()
             seat.begun, seat.running = number, (threading.get_ident(), self.clock.monotonic())
             extra = _extra_of(row)
@@ -448,6 +466,9 @@ class RehearsedFleet:
         with self.lock:
             attempts = Attempts([number], [verdict], [int(duration_s * 1e6)], [outcome])
             self._core.settled(seat.key, attempts, self.clock.monotonic(), self.clock.time())
+            self._seats.progress.pop(row.id, None)
+            if verdict == Verdict.SUCCEEDED:
+                self._ledger.take_children(_submissions(seat.runner.children))
             self._leave(seat)
             self._commit()
             if raised is not None:
@@ -458,6 +479,12 @@ class RehearsedFleet:
         if raised is not None and not isinstance(raised, (Exception, SystemExit)):
             raise raised  # Ctrl-C, or pytest.fail() inside a job: meant for the test
         return row.id
+
+    def _start(self) -> None:
+        """Before the first job: what a consumer does when it starts. Raises StartFailed if that fails."""
+        if not self._has_started:
+            self._has_started = True
+            self._app.hooks.run_starts()
 
     def _choose(self) -> _Seat | None:
         """A free seat with a job to start."""
@@ -503,6 +530,20 @@ class RehearsedFleet:
         with self.lock:
             self._core.yielded(key, job_id, position, [item])
             self._commit()
+
+    def note_progress(self, job_id: bytes, progress: Progress) -> None:
+        """A job that runs here tells how far it is."""
+        with self.lock:
+            if self._core.holder_of(job_id) is not None:
+                self._seats.progress[job_id] = progress
+
+    def keep_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
+        """A job that runs here keeps something for its next attempt."""
+        with self.lock:
+            key = self._core.holder_of(job_id)
+            if key is not None:
+                self._core.checkpointed(key, job_id, checkpoint)
+                self._commit()
 
     def run_until(self, moment: float) -> None:
         """Runs what may start until a moment, and moves the clock on to whatever comes by then."""
@@ -561,6 +602,13 @@ class RehearsedFleet:
             return None if stored is None else stored.kept
 
 
+def _submissions(children: list[tuple[Spec, Call]]) -> list[Submission]:
+    """What a job has enqueued for its success, as a broker gets it from a consumer."""
+    frames = [flow_frame([Op.CHILDREN, 0], part) for part in parts_of(children)]
+    told = [message for frame in frames for message in wire.Decoder().feed(frame)]
+    return [flow_of(None, 0, False, groups, edges, body) for (_, _, groups, edges), body in told]
+
+
 def _extra_of(row: JobRow) -> Extra:
     """What a consumer is told of a job besides its arguments, but for limits that would hold for the whole test."""
     [(_, _, _, _, *more)] = jobs_to_send([row])
@@ -612,6 +660,10 @@ class RehearsalClient(Client):
         self._after()
         return ids
 
+    def submit_flow(self, flow: Flow) -> None:
+        super().submit_flow(flow)
+        self._after()
+
     def ask(self, op: Op, *fields: Any) -> Any:
         answer = super().ask(op, *fields)
         self._after()
@@ -635,6 +687,10 @@ class RehearsalAsyncClient:
     async def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:
         """As `Client.submit`."""
         return self._blocking.submit(spec, calls)
+
+    async def submit_flow(self, flow: Flow) -> None:
+        """As `Client.submit_flow`."""
+        self._blocking.submit_flow(flow)
 
     async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """As `Client.wait`."""
@@ -699,6 +755,27 @@ class _AsyncEndings:
 # -- switching
 
 
+class _Channel:
+    """How the jobs of the rehearsals that go on speak to their fleets, as `taskq.context.Channel` says."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.reporter = cast(Reporter, self)
+
+    def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
+        """Hands a checkpoint to the fleet that has the job."""
+        for fleet in self._clock.fleets:
+            fleet.keep_checkpoint(job_id, checkpoint)
+
+    def tell(self, job_id: bytes, progress: model.Progress) -> None:
+        """As `taskq.reports.Reporter`, but at once."""
+        for fleet in self._clock.fleets:
+            fleet.note_progress(job_id, (progress.done, progress.total, progress.note))
+
+    def forget(self, _job_id: bytes) -> None:
+        """The fleet forgets it when the job has ended."""
+
+
 _clocks: list[Clock] = []  # of the rehearsals that go on, the last one counts
 
 
@@ -711,6 +788,7 @@ def rehearsal(app: TaskQ, settings: Settings) -> Iterator[RehearsedFleet]:
     clock.fleets.append(fleet)
     before = [vars(module)["time"] for module in _CLOCKED]
     _clocks.append(clock)
+    channel = use_channel(_Channel(clock))
     for module in _CLOCKED:
         vars(module)["time"] = clock
     try:
@@ -719,6 +797,7 @@ def rehearsal(app: TaskQ, settings: Settings) -> Iterator[RehearsedFleet]:
     finally:
         for module, time in zip(_CLOCKED, before, strict=True):
             vars(module)["time"] = time
+        use_channel(channel)
         _clocks.pop()
         clock.fleets.remove(fleet)
         fleet.close()

@@ -236,6 +236,8 @@ def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None =
             unseen in a test. False: as in production, where only the job's handle tells (`Job.result` raises
             JobFailed).
         settings: of the fleet, such as its resources.
+
+    The functions of `on_consumer_start` run before the first job, those of `on_consumer_stop` at the end of the block.
     """
     with rehearsal(app, settings or Settings(consumers=1)) as fleet:
         jobs = Jobs(app, fleet, raise_errors)

@@ -17,7 +17,23 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 from apps import rehearsed
-from apps.rehearsed import chain, count_to, family, hurries, q, ran, typed, unfit, work, work_async
+from apps.rehearsed import (
+    chain,
+    collect,
+    count_to,
+    family,
+    hooked,
+    hurries,
+    looks,
+    parent,
+    q,
+    ran,
+    resumes,
+    typed,
+    unfit,
+    work,
+    work_async,
+)
 from fleet import APPS, Fleet, running, use
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,11 +53,14 @@ from taskq import (
     TaskQError,
     agather,
     as_completed,
+    chord,
     current_job,
     gather,
+    group,
     testing,
     wait_any,
 )
+from taskq import chain as in_turn
 from taskq.rules import Unique
 
 
@@ -394,6 +413,85 @@ def test_asyncio(mode: Any) -> None:
     with mode(q):
         asyncio.run(main())
         assert work_async.enqueue("e").result() == "e"
+
+
+# -- what jobs have to do with one another
+
+modes = pytest.mark.parametrize("mode", [testing.inline, testing.queue])
+
+
+@modes
+def test_a_job_after_another(mode: Any) -> None:
+    with mode(q) as jobs:
+        first = work.enqueue("first")
+        second = work.options(after=[first]).enqueue("second")
+        assert second.result() == "second"
+        jobs.drain()
+        assert ran == ["first", "second"]
+
+
+def test_a_job_after_one_that_fails(jobs: testing.Jobs) -> None:
+    first = work.options(retries=0).enqueue("first", 1)
+    second = work.options(after=[first]).enqueue("second")
+    third = work.options(after={first: "continue"}).enqueue("third")
+    assert second.state() is JobState.WAITING
+    jobs.drain()
+    assert ran == ["first", "third"]
+    with pytest.raises(JobCancelled):
+        second.result()
+    assert third.result() == "third"
+
+
+@modes
+def test_workflows(mode: Any) -> None:
+    with mode(q):
+        assert in_turn(work.step("a"), collect.step()).enqueue().result() == ["a"]
+        assert group(work.step(label) for label in "bc").enqueue().results() == ["b", "c"]
+        assert chord((work.step(label) for label in "def"), collect.step()).enqueue().result() == ["d", "e", "f"]
+        assert ran == list("abcdef")
+
+
+@modes
+def test_workflows_with_asyncio(mode: Any) -> None:
+    async def main() -> Any:
+        return await (await in_turn(work.step("a"), collect.step()).aenqueue())
+
+    with mode(q):
+        assert asyncio.run(main()) == ["a"]
+
+
+def test_many_after_one(jobs: testing.Jobs) -> None:
+    first = work.enqueue("first")
+    work.options(after=[first]).enqueue_many((str(number),) for number in range(3000))
+    assert jobs.drain() == {"succeeded": 3001}
+
+
+@modes
+def test_children_of_those_that_succeed(mode: Any) -> None:
+    """What an attempt that fails has enqueued for its success is never there."""
+    with mode(q, raise_errors=False) as jobs:
+        parent.enqueue("a", 3)
+        parent.enqueue("b")
+        jobs.drain(inf)
+        found = sorted(job.arguments["label"] for job in jobs.enqueued(work))
+        assert found == ["a", "a", "b", "child of b, attempt 1"]
+        assert ran[-1] == "child of b, attempt 1"
+
+
+@modes
+def test_checkpoints(mode: Any) -> None:
+    with mode(q):
+        assert resumes.enqueue(2).result() == [1, 2, 3]
+
+
+@modes
+def test_progress_middleware_and_hooks(mode: Any) -> None:
+    """Those of a consumer run once, around all that the block runs."""
+    with mode(hooked):
+        assert ran == [], "nothing has to run yet"
+        assert looks.enqueue().result() == (1, 2, "half")
+        looks.enqueue().result()
+    assert ran == ["start", "before", "looks", "after", "before", "looks", "after", "stop"]
 
 
 # -- what was enqueued

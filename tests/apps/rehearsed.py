@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taskq import TaskQ, current_job, gather
+from taskq import CurrentJob, TaskQ, current_job, gather
 
 q = TaskQ("tests-rehearsed", url="/proc/nonexistent" if __name__ == "apps.rehearsed" else None)
 
@@ -74,3 +74,61 @@ def chain(left: int) -> None:
 def hurries() -> None:
     """Enqueues something more urgent than what waits."""
     work.options(priority=9).enqueue("urgent")
+
+
+@q.task(retries=1)
+def parent(label: str, fails: int = 0) -> None:
+    """Enqueues a child for the case that it succeeds, in each attempt."""
+    work.options(on_success=True).enqueue(f"child of {label}, attempt {current_job().attempt}")
+    work.enqueue(label, fails).result()
+
+
+@q.task(retries=2)
+def resumes(fails: int) -> list[int]:
+    """Goes on where the last attempt was."""
+    job = current_job()
+    done: list[int] = job.last_checkpoint or []
+    done = [*done, job.attempt]
+    job.checkpoint(done)
+    job.progress(len(done), fails + 1, "goes on")
+    if job.attempt <= fails:
+        raise ValueError("not yet")
+    return done
+
+
+@q.task
+def collect(found: Any) -> list[Any]:
+    """The step after others."""
+    return found if isinstance(found, list) else [found]
+
+
+hooked = TaskQ("tests-hooked", url="/proc/nonexistent" if __name__ == "apps.rehearsed" else None)
+
+
+@hooked.on_consumer_start
+def start() -> None:
+    """What a consumer does first."""
+    ran.append("start")
+
+
+@hooked.on_consumer_stop
+def stop() -> None:
+    """And last."""
+    ran.append("stop")
+
+
+@hooked.middleware
+def around(_job: CurrentJob) -> Iterator[None]:
+    """Around each job."""
+    ran.append("before")
+    yield
+    ran.append("after")
+
+
+@hooked.task
+def looks() -> tuple[float, float | None, str] | None:
+    """Tells how far it is, and looks what others are told."""
+    ran.append("looks")
+    current_job().progress(1, 2, "half")
+    progress = hooked.job(current_job().id).info().progress
+    return progress and (progress.done, progress.total, progress.note)
