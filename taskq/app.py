@@ -841,7 +841,9 @@ class TaskQ:
             timezone: the zone of the cron expression, such as ``"Europe/Berlin"``.
             misfire: what becomes of the times at which no fleet ran (or the broker was more than 10 s late): "skip"
                 leaves them out, "once" makes one job for all of them, "all" makes each job.
-            overlap: "skip" leaves out a fire while the job of the one before has not ended.
+            overlap: what becomes of a fire while the job of the one before has not ended. "allow": both run at once.
+                "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and starts when that one has
+                ended, in whatever way; while one is kept back, others are left out.
             jitter: each fire is late by up to so much, but earlier than the next one.
 
         Raises:

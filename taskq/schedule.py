@@ -25,10 +25,10 @@ from zlib import crc32
 
 from taskq.errors import ConfigError
 from taskq.limits import MAX_CRON_CHARS, MAX_SCHEDULE_PAYLOAD_BYTES, MAX_TASK_NAME_CHARS
-from taskq.model import TASK_NAME, Spec, Terms
+from taskq.model import NO_TERMS, TASK_NAME, Spec, Terms
 
 Misfire = Literal["skip", "once", "all"]
-Overlap = Literal["allow", "skip"]
+Overlap = Literal["allow", "skip", "buffer_one"]
 
 #: A fire that comes later than this is a missed one. A broker that was killed is back well before.
 MISSED_AFTER_S: Final = 10.0
@@ -68,7 +68,8 @@ class Schedule:
         every_s: the interval: it fires at the multiples of it since 1970.
         zone: the time zone of the cron expression.
         misfire: what becomes of the fires of the time in which no fleet ran: none of them, the last one, or all.
-        overlap: whether a fire is left out while the job of the one before has not ended.
+        overlap: what becomes of a fire while the job of the one before has not ended: it runs beside that, is left out,
+            or is kept back until that has ended, one at the most.
         jitter_s: each fire is late by a part of this.
         terms: of the jobs, with times as seconds after the fire; None: they have none.
     """
@@ -98,7 +99,7 @@ class Schedule:
         if self.misfire not in get_args(Misfire):
             raise ConfigError(f'misfire={self.misfire!r:.40}: use "skip", "once" or "all"')
         if self.overlap not in get_args(Overlap):
-            raise ConfigError(f'overlap={self.overlap!r:.40}: use "allow" or "skip"')
+            raise ConfigError(f'overlap={self.overlap!r:.40}: use "allow", "skip" or "buffer_one"')
 
     def _check_times(self) -> None:
         if (self.cron is None) == (self.every_s is None):
@@ -155,7 +156,7 @@ class ScheduleRow:
         app: the name of the application in whose code it stands; None if it was added at run time.
         is_paused: it does not fire.
         last_at: the nominal time of the last fire.
-        last_id: the job of the last fire.
+        last_id: the job of the last fire; the one that runs before it, if it was kept back (see `last_jobs`).
     """
 
     schedule: Schedule
@@ -169,6 +170,21 @@ class ScheduleRow:
     def fires_at(self) -> float:
         """When it fires next, its jitter included."""
         return fire_time(self.schedule, self.next_at)
+
+    @property
+    def last_jobs(self) -> list[bytes]:
+        """The jobs of the last fires; those before them have ended.
+
+        There may be two: one that was kept back, and the one that it is kept back for. Which outlives the other is not
+        sure, since both can be cancelled.
+        """
+        made = None if self.last_at is None else fired_id(self.schedule.name, self.last_at)
+        return list(dict.fromkeys(job_id for job_id in (made, self.last_id) if job_id is not None))
+
+    @property
+    def last_job(self) -> str | None:
+        """The job that was made last, also one that is kept back."""
+        return max((job_id.hex() for job_id in self.last_jobs), default=None)
 
     def resumed(self, wall: float) -> ScheduleRow:
         """Not paused any more: what would have been fired meanwhile is not missed, it was not wanted."""
@@ -217,7 +233,7 @@ def told_of(row: ScheduleRow) -> dict[str, Any]:
         "is_declared": row.app is not None,
         "next_at": _fires_at(row),
         "last_at": row.last_at,
-        "last_job_id": None if row.last_id is None else row.last_id.hex(),
+        "last_job_id": row.last_job,
     }
 
 
@@ -374,9 +390,11 @@ def payload_for(schedule: Schedule, job_id: bytes) -> bytes:
     return checksum.to_bytes(_CRC_BYTES, "big") + body
 
 
-def terms_for(schedule: Schedule, wall: float) -> Terms | None:
-    """The terms of a job that a schedule makes at a time."""
+def terms_for(schedule: Schedule, wall: float, after: bytes | None = None) -> Terms | None:
+    """The terms of a job that a schedule makes at a time; it may be kept back until another one has ended anyhow."""
     terms = schedule.terms
+    if after is not None:
+        terms = replace(terms or NO_TERMS, after=((after, True),))
     if terms is None:
         return None
     due_at = None if terms.due_at is None else wall + terms.due_at

@@ -27,12 +27,16 @@ from taskq.schedule import (
     terms_for,
     told_of,
 )
-from taskq.store import FIRST_FINAL, Store
+from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
 
 #: What does not fit onto the disk is tried again after this time.
 _FULL_AGAIN_S = 0.5
 #: Schedules that fire in one commit; the others in the next turn of the loop.
 _SCHEDULES_AT_ONCE = 200
+_WHY_SKIPPED = {
+    "skip": "the job of the last fire has not ended",
+    "buffer_one": "the job of the last fire is kept back already",
+}
 
 
 class Timetable:
@@ -104,26 +108,32 @@ class Timetable:
         for name in names:
             row = self._rows[name]
             found[name] = due(row.schedule, row.next_at, wall)
-            fires = self._without_overlap(row, found[name].fires)
+            fires, after = self._without_overlap(row, found[name].fires)
             changes[name] = replace(row, next_at=found[name].next_at)
             if fires:
                 ids = [fired_id(name, at) for at in fires]
-                submissions[name] = _submission(row.schedule, ids, wall)
-                changes[name] = replace(row, next_at=found[name].next_at, last_at=fires[-1], last_id=ids[-1])
+                submissions[name] = _submission(row.schedule, ids, wall, after)
+                changes[name] = replace(row, next_at=found[name].next_at, last_at=fires[-1], last_id=after or ids[-1])
         refusals = self._change(changes, list(submissions.values()), now, wall)
         reasons = {id(submission): reason for submission, reason in refusals}
         for name in names:
             submission = submissions.get(name)
             self._tell(self._rows[name], found[name], submission, reasons.get(id(submission)))
 
-    def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> list[float]:
-        if row.schedule.overlap == "allow":
-            return fires
-        return [] if self._is_unfinished(row.last_id) else fires[-1:]
+    def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> tuple[list[float], bytes | None]:
+        """The fires that become jobs, and the job that these are kept back for."""
+        overlap = row.schedule.overlap
+        before = self._unfinished(row) if fires and overlap != "allow" else None
+        if before is None:
+            return (fires if overlap == "allow" else fires[-1:]), None
+        if overlap == "skip" or before.kept == Kept.WAITING:
+            return [], None
+        return fires[-1:], before.row.id
 
-    def _is_unfinished(self, job_id: bytes | None) -> bool:
-        stored = None if job_id is None else self._store.read(job_id)
-        return stored is not None and stored.kept < FIRST_FINAL
+    def _unfinished(self, row: ScheduleRow) -> StoredJob | None:
+        """The last job of a schedule that has not ended."""
+        stored = (self._store.read(job_id) for job_id in row.last_jobs)
+        return next((job for job in stored if job is not None and job.kept < FIRST_FINAL), None)
 
     def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: TaskQError | None) -> None:
         name, policy = row.schedule.name, row.schedule.misfire
@@ -132,14 +142,16 @@ class Timetable:
             self._log.warning("schedule.missed", schedule=name, missed=found.missed, misfire=policy, fired=fired)
         if submission is None and found.fires:
             log = self._log.debug if name in self._skipping else self._log.info  # the first one of a row
-            log("schedule.skipped", schedule=name, reason="the job of the last fire has not ended", job_id=_hex(row))
+            log("schedule.skipped", schedule=name, reason=_WHY_SKIPPED[row.schedule.overlap], job_id=row.last_job)
             self._skipping.add(name)
         if submission is not None:
             self._skipping.discard(name)
             if refusal is not None:
                 self._log.error("schedule.refused", schedule=name, error=str(refusal))
+            elif submission.ids[-1] != row.last_id and row.last_id is not None:
+                self._log.info("schedule.buffered", schedule=name, job_id=row.last_job, after=row.last_id.hex())
             else:
-                self._log.debug("schedule.fired", schedule=name, jobs=len(submission.ids), job_id=_hex(row))
+                self._log.debug("schedule.fired", schedule=name, jobs=len(submission.ids), job_id=row.last_job)
 
     # -- changes
 
@@ -224,7 +236,7 @@ class Timetable:
             EnqueueError: the job is refused.
         """
         row = self._row(name)
-        is_counted = not self._is_unfinished(row.last_id)
+        is_counted = self._unfinished(row) is None
         changes: dict[str, ScheduleRow | None] = {name: replace(row, last_id=job_id)} if is_counted else {}
         for _, reason in self._change(changes, [_submission(row.schedule, [job_id], wall)], now, wall):
             raise reason
@@ -249,11 +261,7 @@ def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wal
     return ScheduleRow(schedule, next_fire(schedule, wall), app)
 
 
-def _submission(schedule: Schedule, ids: list[bytes], wall: float) -> Submission:
+def _submission(schedule: Schedule, ids: list[bytes], wall: float, after: bytes | None = None) -> Submission:
     payloads = [payload_for(schedule, job_id) for job_id in ids]
-    terms = terms_for(schedule, wall)
+    terms = terms_for(schedule, wall, after)
     return Submission(None, 0, False, schedule.spec, ids, payloads, None if terms is None else [terms] * len(ids))
-
-
-def _hex(row: ScheduleRow) -> str | None:
-    return None if row.last_id is None else row.last_id.hex()

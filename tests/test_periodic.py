@@ -178,6 +178,43 @@ def test_overlap(start: Start, declare: Any, gate: Gate, tmp_path: Path) -> None
     assert len({line.job_id for line in again}) == len(again)
 
 
+def test_a_fire_is_kept_back(start: Start, declare: Any, gate: Gate, tmp_path: Path) -> None:
+    """One at the most, also across a power cut; it starts when the one before has ended."""
+    path = tmp_path / "starts"
+    declare({"task": "hold", "every": EVERY_S, "args": [str(path), gate.path], "overlap": "buffer_one"})
+    fleet = start(PERIODIC, consumers=2)
+    [first] = starts(path, 1)
+    told = fleet.wait_for("schedule.buffered")
+    kept_back = periodic.q.job(told["job_id"])
+    assert (told["schedule"], told["after"]) == ("hold", first.job_id)
+    assert kept_back.state() is JobState.WAITING
+    assert fleet.wait_for("schedule.skipped")["reason"] == "the job of the last fire is kept back already"
+    fleet.kill_all()
+    fleet.start()
+    assert [line.job_id for line in starts(path, 2)] == [first.job_id] * 2, "the one that was running, again"
+    fleet.wait_for("schedule.skipped", skip=1)
+    assert kept_back.state() is JobState.WAITING
+    assert info_of(periodic.q, "hold").last_job_id == kept_back.id
+    gate.open()
+    assert starts(path, 3)[2].job_id == kept_back.id
+    assert periodic.q.job(first.job_id).state() is JobState.SUCCEEDED
+
+
+def test_what_was_kept_back_is_cancelled(start: Start, declare: Any, gate: Gate, tmp_path: Path) -> None:
+    """The next fire is kept back in its place: it does not start beside what runs."""
+    path = tmp_path / "starts"
+    declare({"task": "hold", "every": EVERY_S, "args": [str(path), gate.path], "overlap": "buffer_one"})
+    fleet = start(PERIODIC, consumers=2)
+    [first] = starts(path, 1)
+    assert periodic.q.job(fleet.wait_for("schedule.buffered")["job_id"]).cancel()
+    again = fleet.wait_for("schedule.buffered", skip=1)
+    assert again["after"] == first.job_id
+    assert [line.job_id for line in starts(path)] == [first.job_id]
+    assert periodic.q.job(first.job_id).cancel()
+    assert starts(path, 2)[1].job_id == again["job_id"], "in whatever way the one before has ended"
+    gate.open()
+
+
 # -- at run time
 
 

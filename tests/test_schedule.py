@@ -321,7 +321,12 @@ def test_damaged_arguments_are_found(bit: int) -> None:
 # -- definitions
 
 
-@given(schedules, st.sampled_from(["skip", "once", "all"]), st.sampled_from(["allow", "skip"]), st.floats(0.0, 100.0))
+@given(
+    schedules,
+    st.sampled_from(["skip", "once", "all"]),
+    st.sampled_from(["allow", "skip", "buffer_one"]),
+    st.floats(0.0, 100.0),
+)
 def test_wire(made: Schedule, misfire: Any, overlap: Any, jitter_s: float) -> None:
     made = replace(
         made, misfire=misfire, overlap=overlap, jitter_s=jitter_s, spec=Spec("work", priority=7, rate=(1, 2.0))

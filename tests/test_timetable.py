@@ -119,10 +119,15 @@ def test_a_clock_that_is_set_doubles_nothing(misfire: Any) -> None:
         assert misfire != "all" or gaps(world) == [], seed
 
 
-def test_no_fire_meets_the_job_of_the_one_before() -> None:
+@pytest.mark.parametrize("overlap", ["skip", "buffer_one"])
+def test_no_fire_meets_the_job_of_the_one_before(overlap: Any) -> None:
+    kept_back = 0
     for seed in range(LIVES):
-        world = PeriodicWorld(seed, misfire="all", overlap="skip")
+        world = PeriodicWorld(seed, misfire="all", overlap=overlap)
         assert check(world.run()) == [], seed
+        store = MemoryStore(world.disk)
+        stored = [store.read(job_id) for schedule in world.schedules for job_id in world.fires_of(schedule)]
+        kept_back += sum(job is not None and job.row.terms is not None and job.row.terms.follows for job in stored)
         attempts = world.history.attempts_of()
         for schedule in world.schedules:
             jobs = [fired_id(schedule.name, at).hex() for at in world.fired(schedule)]
@@ -131,6 +136,7 @@ def test_no_fire_meets_the_job_of_the_one_before() -> None:
                 assert before[-1][0].at <= behind[0][0].at, seed
                 end = before[-1][1]
                 assert end is None or end.at <= behind[0][0].at, seed
+    assert (kept_back > LIVES) == (overlap == "buffer_one")
 
 
 class FullNowAndThen(MemoryStore):
