@@ -475,7 +475,7 @@ def test_children_of_those_that_succeed(mode: Any) -> None:
         jobs.drain(inf)
         found = sorted(job.arguments["label"] for job in jobs.enqueued(work))
         assert found == ["a", "a", "b", "child of b, attempt 1"]
-        assert ran[-1] == "child of b, attempt 1"
+        assert [label for label in ran if label.startswith("child")] == ["child of b, attempt 1"]
 
 
 @modes
