@@ -42,7 +42,13 @@ from taskq.config import Directory, Settings
 from taskq.counters import FlightRecord, read_flight_records
 from taskq.errors import ConfigError, ProtocolError, TaskQError
 from taskq.intake import submission_of
-from taskq.limits import MAX_ENVELOPE_BYTES, MAX_FRAME_BYTES, MAX_OUTPUT_LINE_BYTES
+from taskq.limits import (
+    MAX_ENVELOPE_BYTES,
+    MAX_ERROR_MESSAGE_CHARS,
+    MAX_FRAME_BYTES,
+    MAX_OUTPUT_LINE_BYTES,
+    MAX_TRACEBACK_CHARS,
+)
 from taskq.log.files import log_path
 from taskq.log.reader import Filter, read
 from taskq.log.setup import configure
@@ -470,9 +476,13 @@ def test_descriptions(fields: object) -> None:
 
 def is_proper(found: outcome.Outcome) -> bool:
     """Whether all has the types that outcomes have: only then can it be packed again."""
-    texts = found.error is None or [type(field) for field in found.error.to_wire()[:3]] == [str, str, str]
+    texts = found.error is None or all(
+        isinstance(text, str) and len(text) <= most  # longer ones are cut when they are packed
+        for text, most in zip(found.error.to_wire(), (200, MAX_ERROR_MESSAGE_CHARS, MAX_TRACEBACK_CHARS), strict=False)
+    )
     lines = found.error is None or (
-        isinstance(found.error.output, list) and all(isinstance(line, str) for line in found.error.output)
+        isinstance(found.error.output, list)
+        and all(isinstance(line, str) and len(line) <= MAX_OUTPUT_LINE_BYTES for line in found.error.output)
     )
     return texts and lines and isinstance(found.result, bytes | None)
 

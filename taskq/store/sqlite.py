@@ -274,18 +274,21 @@ class SQLiteStore:
         values: list[tuple[Any, ...]] = []
         edges: list[tuple[bytes, int, bool]] = []
         unkeyed = self._band_number(band_of(rows[0].spec, None)) if rows else 0
+        pack = msgpack.Packer().pack  # to make one takes as long as to pack one
+        queued, scheduled, waiting = int(Kept.QUEUED), int(Kept.SCHEDULED), int(Kept.WAITING)
         for row in rows:
             terms = row.terms or NO_TERMS
             row.terms = kept = terms.kept
-            state = Kept.WAITING if terms.after else Kept.QUEUED if terms.due_at is None else Kept.SCHEDULED
+            state = waiting if terms.after else queued if terms.due_at is None else scheduled
             if terms.after:
                 edges += [(parent, row.seq, goes_on) for parent, goes_on in terms.after]
-            band = self._band_number(band_of(row.spec, kept)) if terms.is_keyed else unkeyed
-            packed = None if kept is None else msgpack.packb(kept.to_wire())
+            band, is_keyed = unkeyed, None
+            if terms.is_keyed:
+                band, is_keyed = self._band_number(band_of(row.spec, kept)), 1
+            packed = None if kept is None else pack(kept.to_wire())
             key = None if terms.unique is None else terms.unique.key
-            is_keyed = 1 if terms.is_keyed else None
-            fields = (row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed)
-            values.append((*fields, is_keyed, terms.expires_at, key))
+            fields = row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed, is_keyed
+            values.append((*fields, terms.expires_at, key))
         self._db.executemany(_INSERT_WITH_TERMS, values)
         if edges:
             self._db.execute(_EDGES_GO_WITH_THEIR_JOB)
