@@ -25,6 +25,7 @@ import pytest
 
 from taskq.model import JobRow, Spec, new_job_ids
 from taskq.store import FIRST_FINAL, Kept, Rescheduled, StoredJob
+from taskq.store import files as files_module
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
@@ -145,13 +146,13 @@ def _live(path: Path, durability: str, commits: int) -> Life:
 def _abandon(store: SQLiteStore) -> None:
     """Lets go of the files without a clean end."""
     store._db.close()
-    os.close(store._high)
+    store._files.close()
 
 
 @contextmanager
 def _own_files_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Writes down what the store does to files that SQLite knows nothing of: the marker, and the high-water file."""
-    write_durably, pwrite, fsync = sqlite_module._write_durably, os.pwrite, os.fsync
+    write_durably, pwrite, fsync = files_module.write_durably, os.pwrite, os.fsync
 
     def write(path: Path, data: bytes) -> None:
         log.append(("write", path.name, 0, data))
@@ -166,7 +167,7 @@ def _own_files_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]
         log.append(("write", HIGH, offset, data))  # it is never synced
         return pwrite(descriptor, data, offset)
 
-    patch.setattr(sqlite_module, "_write_durably", write)
+    patch.setattr(files_module, "write_durably", write)
     patch.setattr(os, "pwrite", write_high)
     patch.setattr(os, "fsync", sync)
     yield
@@ -343,7 +344,7 @@ def home() -> Iterator[Path]:
 
 def _reboot(patch: pytest.MonkeyPatch) -> None:
     """After a reboot the store reads all of its journal when it opens it."""
-    patch.setattr(sqlite_module, "_boot_id", lambda: "the boot after the power came back")
+    patch.setattr(sqlite_module, "boot_id", lambda: "the boot after the power came back")
 
 
 def test_power_loss_takes_nothing_that_was_promised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

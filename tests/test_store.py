@@ -33,7 +33,7 @@ from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model import JobError, JobRow, Memo, Spec, Terms, UniqueKey, new_job_ids, spec_after_crash
 from taskq.outcome import pack_failure, unpack
 from taskq.schedule import Schedule, ScheduleRow
-from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted
+from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted, statements
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
@@ -855,7 +855,7 @@ def test_damaged_page_is_found_after_a_crash_of_the_system(path: Path, monkeypat
     page = len(content) // 2 // 4096 * 4096
     content[page : page + 4096] = b"\xa5" * 4096
     damaged.write_bytes(content)
-    monkeypatch.setattr(sqlite_module, "_boot_id", lambda: "another boot")
+    monkeypatch.setattr(sqlite_module, "boot_id", lambda: "another boot")
     with pytest.raises(JournalError):
         SQLiteStore(damaged)
 
@@ -969,7 +969,7 @@ def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
     with pytest.raises(JournalError, match="removed or replaced"):
         store.commit()
     store._db.close()
-    os.close(store._high)
+    store._files.close()
 
 
 def test_nobody_else_can_open_the_journal(path: Path) -> None:
@@ -1069,13 +1069,13 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
     """What is asked every few milliseconds does not read all jobs, and nothing is sorted."""
     with closing(SQLiteStore(path)) as store:
         for sql, bindings, index in (
-            (sqlite_module._QUEUED, (1, 0, 10), "INTEGER PRIMARY KEY (rowid>?)"),
-            (sqlite_module._DUE, (1.0, 10), "jobs_due"),
-            (sqlite_module._READ, (b"",), "jobs_id"),
-            (sqlite_module._PRUNE_ATTEMPTS, (1, 2), "PRIMARY KEY (job>? AND job<?)"),
-            (sqlite_module._QUEUED_KEYED, (1, 0, 10), "jobs_keyed"),
-            (sqlite_module._EXPIRED, (1.0, 10), "jobs_expires"),
-            (sqlite_module._WITH_KEYS, ("k",) * 50, "jobs_unique"),
+            (statements.QUEUED, (1, 0, 10), "INTEGER PRIMARY KEY (rowid>?)"),
+            (statements.DUE, (1.0, 10), "jobs_due"),
+            (statements.READ, (b"",), "jobs_id"),
+            (statements.PRUNE_ATTEMPTS, (1, 2), "PRIMARY KEY (job>? AND job<?)"),
+            (statements.QUEUED_KEYED, (1, 0, 10), "jobs_keyed"),
+            (statements.EXPIRED, (1.0, 10), "jobs_expires"),
+            (statements.WITH_KEYS, ("k",) * 50, "jobs_unique"),
             (f"SELECT band, count(*) FROM jobs WHERE state = {Kept.SCHEDULED:d} GROUP BY band", (), "jobs_due"),
             (f"SELECT min(due_at) FROM jobs WHERE state = {Kept.SCHEDULED}", (), "jobs_due"),
         ):

@@ -42,6 +42,7 @@ from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Kept, Rescheduled
+from taskq.store import files as files_module
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
@@ -380,11 +381,7 @@ class Broker:
         """Lets go of the files. Those that count were copied before."""
         if hasattr(self.store, "_db"):
             self.store._db.close()
-        if hasattr(self.store, "_high"):
-            try:
-                os.close(self.store._high)
-            except OSError:
-                pass  # it was closed cleanly
+        self.store._files.close()
 
 
 def some_ids(group: int, number: int) -> list[bytes]:
@@ -488,9 +485,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_module, "_WAL_PAGES", 10)
     monkeypatch.setattr(sqlite_module, "_WAL_KEPT_BYTES", 32 * 1024)
     monkeypatch.setattr(sqlite_module, "_CACHE_KIB", 40)
-    monkeypatch.setattr(sqlite_module, "_BALLAST_BYTES", 4096)
+    monkeypatch.setattr(files_module, "BALLAST_BYTES", 4096)
     boots = count()
-    monkeypatch.setattr(sqlite_module, "_boot_id", lambda: f"boot {next(boots)}")
+    monkeypatch.setattr(sqlite_module, "boot_id", lambda: f"boot {next(boots)}")
 
 
 @pytest.fixture

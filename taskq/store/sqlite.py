@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib.resources import files
@@ -34,17 +33,21 @@ from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import Schedule, ScheduleRow
-from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
+from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted, statements
+from taskq.store.files import FilesBeside, boot_id
+from taskq.store.statements import ADD_EDGE as _ADD_EDGE
+from taskq.store.statements import EDGES_GO_WITH_THEIR_JOB as _EDGES_GO_WITH_THEIR_JOB
+from taskq.store.statements import INSERT_WITH_TERMS as _INSERT_WITH_TERMS
+from taskq.store.statements import KEYS_AT_ONCE as _KEYS_AT_ONCE
+from taskq.store.statements import PRUNABLE
+from taskq.store.statements import WITH_KEYS as _WITH_KEYS
+from taskq.store.statements import with_keys as _with_keys
 
 SCHEMA_VERSION = 2
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
-#: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
-_ROWS_PER_INSERT = 50
 _CACHE_KIB = 32 * 1024
 _WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
-#: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
-_BALLAST_BYTES = 8 * 1024 * 1024
 #: How often pruning begins again at the oldest job.
 _PRUNE_AGAIN_S = 60.0
 #: There may be a band for each key that ever was: above so many, those without a job go when the journal is opened.
@@ -54,7 +57,6 @@ _FUTURE_S = 86_400.0
 _AFTER_ALL_IDS = b"\xff" * 17
 #: `find` stops at payloads and outcomes of this size together.
 _FIND_BYTES = 4 * MIB
-_ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,8 +98,7 @@ class SQLiteStore:
             JournalError: it is damaged, missing though its marker is there, or made by a newer taskq.
         """
         self._path = path
-        self._wal = Path(f"{path}-wal")
-        self._high_water = path.with_suffix(".high")
+        self._files = FilesBeside(path)
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}
         self._number_of_band: dict[Band, int] = {}
@@ -106,7 +107,6 @@ class SQLiteStore:
         self._next_seq = 1
         self._prune_after = 0  # up to this seq nothing more is to be removed now
         self._pruning_since = 0.0
-        self._ballast = path.with_suffix(".ballast")
         self.is_full = False
         self.has_waiting = False
         self._has_edges = False
@@ -126,21 +126,15 @@ class SQLiteStore:
 
     @_trusted
     def _open(self, durability: str, vfs: str | None) -> None:
-        marker = self._path.with_name("queue.id")
-        is_new = not self._path.exists() or self._path.stat().st_size == 0
-        if is_new and marker.exists():
-            raise JournalError(
-                f"{self._path} is missing or empty, but {marker.name} says that it held jobs: "
-                f"restore it from a backup, or remove {marker} to begin with an empty queue"
-            )
+        self._files.expect_journal()
         self._db = apsw.Connection(str(self._path), vfs=vfs)
         try:
-            self._set_up(durability, marker)
+            self._set_up(durability)
         except BaseException:
             self._db.close()
             raise
 
-    def _set_up(self, durability: str, marker: Path) -> None:
+    def _set_up(self, durability: str) -> None:
         self._db.set_busy_timeout(5_000)
         for pragma in (
             "locking_mode=EXCLUSIVE",
@@ -158,18 +152,15 @@ class SQLiteStore:
             raise JournalError(f"{self._path} could not be changed to a write-ahead log")
         self._migrate()
         self._db.execute(files("taskq.store").joinpath("items.sql").read_text())
-        if not marker.exists():
-            _sync_directory(marker.parent)  # the rollback journal of its creation must not come back beside the marker
-            _write_durably(marker, f"taskq {uuid.uuid4().hex}\n".encode())
+        self._files.mark()
         self._verify()
         if self._value("SELECT count(*) FROM bands") > _MANY_BANDS:
             self._db.execute("DELETE FROM bands WHERE band NOT IN (SELECT band FROM jobs)")
         self._load()
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (_boot_id(),))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (boot_id(),))
         self._db.execute("COMMIT")
-        self._wal_inode = os.stat(self._wal).st_ino
-        self._high = os.open(self._high_water, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._files.open()
 
     def _migrate(self) -> None:
         version = self._value("PRAGMA user_version")
@@ -185,12 +176,12 @@ class SQLiteStore:
     def _verify(self) -> None:
         """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
         opened_in = self._value("SELECT value FROM meta WHERE name = 'open_since_boot'")
-        if opened_in is not None and opened_in != _boot_id():
+        if opened_in is not None and opened_in != boot_id():
             problem = self._value("PRAGMA quick_check(1)")
             if problem != "ok":
                 raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
         commits = self._value("SELECT commits FROM totals")
-        promised = int.from_bytes(_read_if_there(self._high_water), "big")
+        promised = self._files.promised_commits()
         if promised > commits:
             self.findings.append(("store.damaged", {"missing_commits": promised - commits}))
         if opened_in is not None:
@@ -220,7 +211,7 @@ class SQLiteStore:
         self._db.execute("DELETE FROM meta WHERE name = 'open_since_boot'")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
-        os.close(self._high)
+        self._files.close()
 
     # -- taking in
 
@@ -263,12 +254,12 @@ class SQLiteStore:
 
     def _insert(self, rows: list[JobRow], spec: int, band: int) -> None:
         values = [(row.seq, row.id, spec, band, row.payload) for row in rows]
-        whole = len(values) - len(values) % _ROWS_PER_INSERT
+        whole = len(values) - len(values) % statements.ROWS_PER_INSERT
         remaining = iter(values[:whole])
-        while together := tuple(islice(remaining, _ROWS_PER_INSERT)):
-            self._db.execute(_INSERT_MANY, tuple(chain.from_iterable(together)))
+        while together := tuple(islice(remaining, statements.ROWS_PER_INSERT)):
+            self._db.execute(statements.INSERT_MANY, tuple(chain.from_iterable(together)))
         if whole < len(values):
-            self._db.executemany(_INSERT_ONE, values[whole:])
+            self._db.executemany(statements.INSERT_ONE, values[whole:])
 
     def _insert_with_terms(self, rows: list[JobRow], spec: int) -> None:
         values: list[tuple[Any, ...]] = []
@@ -331,12 +322,12 @@ class SQLiteStore:
     @_trusted
     def waiting(self) -> list[tuple[Band, int, int]]:
         bands = {number: band for band, number in self._number_of_band.items()}
-        rows: list[Any] = self._db.execute(_WAITING).fetchall()
+        rows: list[Any] = self._db.execute(statements.WAITING).fetchall()
         return [(bands[number], jobs, first_seq) for number, jobs, first_seq in rows]
 
     @_trusted
     def retried_in_order(self) -> list[JobRow]:
-        rows = [self._row(fields) for fields in self._db.execute(_RETRIED)]
+        rows = [self._row(fields) for fields in self._db.execute(statements.RETRIED)]
         return [row for row in rows if row.terms is not None and row.terms.order_key is not None]
 
     @_trusted
@@ -346,7 +337,9 @@ class SQLiteStore:
             return [], True
         rows: list[JobRow] = []
         size = 0
-        cursor = self._db.execute(_QUEUED_KEYED if band.is_keyed else _QUEUED, (number, after, limit))
+        cursor = self._db.execute(
+            statements.QUEUED_KEYED if band.is_keyed else statements.QUEUED, (number, after, limit)
+        )
         for fields in cursor:
             row = self._row(fields)
             rows.append(row)
@@ -358,7 +351,7 @@ class SQLiteStore:
 
     @_trusted
     def lease_due(self, now: float, limit: int) -> list[JobRow]:
-        rows = [self._row(fields) for fields in self._db.execute(_DUE, (now, limit))]
+        rows = [self._row(fields) for fields in self._db.execute(statements.DUE, (now, limit))]
         if rows:
             self._begin()
             self._db.executemany("UPDATE jobs SET state = 0, due_at = NULL WHERE seq = ?", [(row.seq,) for row in rows])
@@ -376,10 +369,10 @@ class SQLiteStore:
 
     @_trusted
     def expired(self, now: float, limit: int) -> list[StoredJob]:
-        jobs = [self._stored(fields) for fields in self._db.execute(_EXPIRED, (now, limit))]
+        jobs = [self._stored(fields) for fields in self._db.execute(statements.EXPIRED, (now, limit))]
         if jobs:
             self._begin()
-            self._db.executemany(_FORGET_EXPIRY, [(job.row.seq,) for job in jobs])
+            self._db.executemany(statements.FORGET_EXPIRY, [(job.row.seq,) for job in jobs])
         return jobs
 
     @_trusted
@@ -421,21 +414,21 @@ class SQLiteStore:
                 totals.cancelled += kept == Kept.CANCELLED
                 totals.expired += kept == Kept.EXPIRED
         if successes:
-            self._db.executemany(_SUCCEED, successes)
+            self._db.executemany(statements.SUCCEED, successes)
             totals.succeeded += len(successes)
             self._kept += len(successes)
         if others:
-            self._db.executemany(_END, others)
+            self._db.executemany(statements.END, others)
             failed = [(seq,) for kept, *_, seq in others if kept == Kept.FAILED]
             if failed:
                 self._db.executemany("INSERT INTO failed VALUES (?)", failed)
             self._kept += sum(1 for fields in others if fields[0] != Kept.FAILED)
         with_terms = [_release(row) for row, _, _ in ended if row.terms is not None]
         if with_terms:
-            self._db.executemany(_END_TERMS, with_terms)
+            self._db.executemany(statements.END_TERMS, with_terms)
             self._drop_edges(ended)
         if rescheduled:
-            self._db.executemany(_RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
+            self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
             self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
 
     def _rescheduling(self, change: Rescheduled) -> tuple[int | float | bytes | None, ...]:
@@ -480,33 +473,35 @@ class SQLiteStore:
     def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
         edges: list[tuple[bytes, int, int]] = []
         for parent in parents:
-            edges += [(parent, *fields) for fields in self._db.execute(_OPEN_EDGES, (parent, limit - len(edges)))]
+            edges += [
+                (parent, *fields) for fields in self._db.execute(statements.OPEN_EDGES, (parent, limit - len(edges)))
+            ]
         if not edges:
             return []
         self._begin()
-        self._db.executemany(_CLOSE_EDGE, [(parent, child) for parent, child, _ in edges])
-        waits = {child: self._value(_IS_WAITING, child) is not None for _, child, _ in edges}
+        self._db.executemany(statements.CLOSE_EDGE, [(parent, child) for parent, child, _ in edges])
+        waits = {child: self._value(statements.IS_WAITING, child) is not None for _, child, _ in edges}
         self._look_at_edges()
         return [Edge(parent, child, bool(goes_on), not waits[child]) for parent, child, goes_on in edges]
 
     @_trusted
     def set_free(self, parents: Sequence[bytes]) -> bool:
-        return any(self._value(_SETS_FREE, parent) is not None for parent in parents)
+        return any(self._value(statements.SETS_FREE, parent) is not None for parent in parents)
 
     @_trusted
     def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
-        found = [self._db.execute(_READ_WAITING, (seq,)).fetchone() for seq in seqs]
+        found = [self._db.execute(statements.READ_WAITING, (seq,)).fetchone() for seq in seqs]
         return [self._stored(fields) for fields in found if fields is not None]
 
     @_trusted
     def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
         self._begin()
-        self._db.executemany(_LET_GO, [(now, job.row.seq) for job in jobs])
+        self._db.executemany(statements.LET_GO, [(now, job.row.seq) for job in jobs])
 
     @_trusted
     def call_off(self, ended: Sequence[Ended], now: float) -> None:
         self._begin()
-        self._db.executemany(_CALL_OFF, [(now, outcome, row.seq) for row, _, outcome in ended])
+        self._db.executemany(statements.CALL_OFF, [(now, outcome, row.seq) for row, _, outcome in ended])
         self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
         self._look_at_edges()
         self._kept += len(ended)
@@ -520,20 +515,26 @@ class SQLiteStore:
         found: list[tuple[int]] = []
         parents = list(ids)
         while parents:
-            children = [tuple(child) for parent in parents for child in self._db.execute(_CALLED_OFF, (parent,))]
+            children = [
+                tuple(child) for parent in parents for child in self._db.execute(statements.CALLED_OFF, (parent,))
+            ]
             found += [(seq,) for seq, _ in children]
-            self._db.executemany(_CALL_BACK, [(seq,) for seq, _ in children])
+            self._db.executemany(statements.CALL_BACK, [(seq,) for seq, _ in children])
             parents = list(dict.fromkeys(job_id for _, job_id in children))
         found = list(dict.fromkeys(found))
-        self._db.executemany(_REOPEN, found)
+        self._db.executemany(statements.REOPEN, found)
         self._look_at_edges()
         self._kept -= len(found)
         self.totals.retried += len(found)
-        return {parent: Kept(state) for child in found for parent, state in self._db.execute(_ENDED_PARENTS, child)}
+        return {
+            parent: Kept(state)
+            for child in found
+            for parent, state in self._db.execute(statements.ENDED_PARENTS, child)
+        }
 
     @_trusted
     def left_waiting(self) -> list[tuple[bytes, Kept]]:
-        return [(parent, Kept(state)) for parent, state in self._db.execute(_LEFT_WAITING)]
+        return [(parent, Kept(state)) for parent, state in self._db.execute(statements.LEFT_WAITING)]
 
     @_trusted
     def parents(self, seq: int, limit: int) -> list[bytes]:
@@ -543,7 +544,7 @@ class SQLiteStore:
 
     @_trusted
     def followers(self, job_id: bytes, limit: int) -> list[bytes]:
-        return [child for (child,) in self._db.execute(_FOLLOWERS, (job_id, limit))]
+        return [child for (child,) in self._db.execute(statements.FOLLOWERS, (job_id, limit))]
 
     @_trusted
     def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
@@ -554,14 +555,14 @@ class SQLiteStore:
     @_trusted
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         self._begin()
-        self._db.execute(_ITEMS_GO_WITH_THEIR_JOB)
-        self._db.executemany(_ADD_ITEM, [(seq, position, item) for position, item in enumerate(items, first)])
+        self._db.execute(statements.ITEMS_GO_WITH_THEIR_JOB)
+        self._db.executemany(statements.ADD_ITEM, [(seq, position, item) for position, item in enumerate(items, first)])
 
     @_trusted
     def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
         found: list[bytes] = []
         size = 0
-        cursor = self._db.execute(_ITEMS, (seq, start, limit))
+        cursor = self._db.execute(statements.ITEMS, (seq, start, limit))
         for (item,) in cursor:
             size += len(item)
             if found and size > max_bytes:
@@ -579,17 +580,9 @@ class SQLiteStore:
         if not self._db.in_transaction:
             return
         self._commits += 1
-        self._db.execute(_TOTALS, (*self.totals.as_dict().values(), self._commits))
+        self._db.execute(statements.TOTALS, (*self.totals.as_dict().values(), self._commits))
         self._db.execute("COMMIT")
-        if _inode(self._wal) != self._wal_inode:
-            raise JournalError(
-                f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
-                "Nothing but the broker may open the journal"
-            )
-        try:
-            os.pwrite(self._high, self._commits.to_bytes(8, "big"), 0)
-        except OSError:
-            pass  # a canary that is behind does no harm, and the commit is done
+        self._files.committed(self._commits)
 
     @_trusted
     def rollback(self) -> None:
@@ -604,7 +597,7 @@ class SQLiteStore:
 
     @_trusted
     def make_room(self) -> None:
-        self._ballast.unlink(missing_ok=True)
+        self._files.give_up_ballast()
         self.is_full = True
 
     def keep_room(self) -> None:
@@ -614,26 +607,16 @@ class SQLiteStore:
             pass  # others took the space, or the files: it is tried again
 
     def _set_aside(self) -> None:
-        if self._ballast.exists():
+        if self._files.has_ballast:
             return
-        space = os.statvfs(self._path.parent)
-        free_bytes = space.f_bavail * space.f_frsize
-        self.is_full = self.is_full and free_bytes < _BALLAST_BYTES
-        if free_bytes < 4 * _BALLAST_BYTES:
-            return  # the disk is small or nearly full: leave it to the jobs
-        descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            _allocate(descriptor, _BALLAST_BYTES)
-        except OSError:
-            self._ballast.unlink()
-        finally:
-            os.close(descriptor)
+        self.is_full = self.is_full and not self._files.has_room_for_ballast
+        self._files.set_aside_ballast()
 
     # -- reading and pruning
 
     @_trusted
     def read(self, job_id: bytes) -> StoredJob | None:
-        fields = self._db.execute(_READ, (job_id,)).fetchone()
+        fields = self._db.execute(statements.READ, (job_id,)).fetchone()
         return None if fields is None else self._stored(fields)
 
     @_trusted
@@ -658,7 +641,7 @@ class SQLiteStore:
         if last_seen is not None:
             after, before = (last_seen - 1, before) if newest_first else (after, last_seen + 1)
         condition, bindings = self._condition(wanted)
-        sql = f"SELECT {_FOUND} {reach} {condition} {order} ?"
+        sql = f"SELECT {statements.FOUND} {reach} {condition} {order} ?"
         jobs: list[StoredJob] = []
         size = 0
         cursor = self._db.execute(sql, (after, before, *bindings, limit))
@@ -692,7 +675,7 @@ class SQLiteStore:
         for seq, (row, _, _, outcome, _) in enumerate(jobs, self._next_seq):
             row.forgive()
             terms = None if row.terms is None else msgpack.packb(row.terms.to_wire())
-            self._db.execute(_REQUEUE, (seq, terms, row.seq))
+            self._db.execute(statements.REQUEUE, (seq, terms, row.seq))
             self._db.execute("DELETE FROM failed WHERE job = ?", (row.seq,))
             self._db.execute("UPDATE attempts SET job = ? WHERE job = ?", (seq, row.seq))
             if row.terms is not None and row.terms.follows:
@@ -712,7 +695,7 @@ class SQLiteStore:
         self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
         if self._has_edges:
             self._look_at_edges()
-        self._kept -= sum(1 for job in jobs if job.kept in _PRUNABLE)
+        self._kept -= sum(1 for job in jobs if job.kept in PRUNABLE)
         self.totals.cancelled += sum(1 for job in jobs if job.kept < FIRST_FINAL)
 
     @_trusted
@@ -744,7 +727,7 @@ class SQLiteStore:
     def schedules(self) -> list[ScheduleRow]:
         return [
             ScheduleRow(Schedule.from_wire(msgpack.unpackb(fields)), next_at, app, bool(is_paused), last_at, last_id)
-            for fields, next_at, app, is_paused, last_at, last_id in self._db.execute(_SCHEDULES)
+            for fields, next_at, app, is_paused, last_at, last_id in self._db.execute(statements.SCHEDULES)
         ]
 
     @_trusted
@@ -752,7 +735,7 @@ class SQLiteStore:
         self._begin()
         fields = msgpack.packb(row.schedule.to_wire())
         state = row.next_at, row.app, row.is_paused, row.last_at, row.last_id
-        self._db.execute(_PUT_SCHEDULE, (row.schedule.name, fields, *state))
+        self._db.execute(statements.PUT_SCHEDULE, (row.schedule.name, fields, *state))
 
     @_trusted
     def remove_schedule(self, name: str) -> None:
@@ -762,7 +745,7 @@ class SQLiteStore:
     @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
         if kept == Kept.WAITING:  # by the edges: an index of these jobs would cost all others a little
-            found: list[Any] = self._db.execute(_COUNT_WAITING).fetchall() if self.has_waiting else []
+            found: list[Any] = self._db.execute(statements.COUNT_WAITING).fetchall() if self.has_waiting else []
             return dict(found)
         # the literal state lets SQLite use a partial index
         sql = (
@@ -778,9 +761,10 @@ class SQLiteStore:
             self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
         first = last = removed = seen = 0
         is_kept = False
-        cursor = self._db.execute(_JOBS_AFTER_SPARED if self._has_edges else _JOBS_AFTER, (self._prune_after, limit))
+        sql = statements.JOBS_AFTER_SPARED if self._has_edges else statements.JOBS_AFTER
+        cursor = self._db.execute(sql, (self._prune_after, limit))
         for seen, (seq, state, finished_at) in enumerate(cursor, 1):  # noqa: B007  used after the loop
-            if state in _PRUNABLE:
+            if state in PRUNABLE:
                 is_kept = finished_at >= before and self._kept - removed <= keep
                 if is_kept:
                     break  # what is behind it ended later, nearly always
@@ -790,9 +774,9 @@ class SQLiteStore:
         cursor.close(True)
         if removed:
             self._begin()
-            prune = _PRUNE_SPARING if self._has_edges else _PRUNE
+            prune = statements.PRUNE_SPARING if self._has_edges else statements.PRUNE
             self._db.execute(prune, (first, last))  # one by one takes twice as long
-            self._db.execute(_PRUNE_ATTEMPTS, (first, last))
+            self._db.execute(statements.PRUNE_ATTEMPTS, (first, last))
             self._kept -= removed
         is_at_end = seen < limit and not is_kept
         self._prune_after = 0 if is_at_end else last or self._prune_after
@@ -827,155 +811,9 @@ class SQLiteStore:
 
 
 _SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql"}
-_INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
-_INSERT_ONE = _INSERT_HEAD + "(?, ?, ?, ?, ?)"
-_INSERT_MANY = _INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * _ROWS_PER_INSERT)
-_INSERT_WITH_TERMS = (
-    "INSERT INTO jobs (seq, id, spec, band, payload, state, due_at, terms, is_keyed, expires_at, unique_key) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_QUEUED = f"SELECT {_ROW} FROM jobs WHERE state = 0 AND band = ? AND seq > ? ORDER BY seq LIMIT ?"
-_QUEUED_KEYED = _QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
-_WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
-_RETRIED = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
-_DUE = f"SELECT {_ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
-_STORED = f"SELECT {_ROW}, state, due_at, outcome, finished_at FROM jobs"
-_READ = f"{_STORED} WHERE id = ?"
-_READ_WAITING = f"{_STORED} WHERE seq = ? AND state = {Kept.WAITING}"
-_KEYS_AT_ONCE = 50
-
-
-def _with_keys(number: int) -> str:
-    head = _STORED.replace("SELECT ", "SELECT unique_key, ", 1)
-    return f"{head} WHERE unique_key IN ({', '.join('?' * number)})"
-
-
-_WITH_KEYS = _with_keys(_KEYS_AT_ONCE)
-_EXPIRED = f"{_STORED} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
-_FORGET_EXPIRY = "UPDATE jobs SET expires_at = NULL WHERE seq = ?"
-_END_TERMS = "UPDATE jobs SET expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE seq = ?"
-_SUCCEED = (
-    f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
-    "payload = NULL, checkpoint = NULL WHERE seq = ?"
-)
-# a failed job keeps its payload and its checkpoint: it can be run again
-_END = (
-    "UPDATE jobs SET state = ?1, attempts = ?2, crashes = ?3, finished_at = ?4, outcome = ?5, due_at = NULL, "
-    f"payload = CASE ?1 WHEN {Kept.FAILED} THEN payload END, "
-    f"checkpoint = CASE ?1 WHEN {Kept.FAILED} THEN checkpoint END WHERE seq = ?6"
-)
-_RESCHEDULE = (
-    "UPDATE jobs SET state = ?, due_at = ?, spec = ?, band = ?, attempts = ?, crashes = ?, snoozes = ?, "
-    "outcome = coalesce(?, outcome) WHERE seq = ?"
-)
-_ITEMS_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS items_go_with_their_job AFTER DELETE ON jobs BEGIN
-    DELETE FROM items WHERE job = old.seq; END"""
-_EDGES_GO_WITH_THEIR_JOB = """CREATE TRIGGER IF NOT EXISTS edges_go_with_their_job AFTER DELETE ON jobs BEGIN
-    DELETE FROM edges WHERE child = old.seq; END"""
-_ADD_EDGE = "INSERT OR IGNORE INTO edges (parent, child, goes_on) VALUES (?, ?, ?)"
-_OPEN_EDGES = "SELECT child, goes_on FROM edges WHERE parent = ? AND is_open = 1 ORDER BY child LIMIT ?"
-_CLOSE_EDGE = "UPDATE edges SET is_open = 0 WHERE parent = ? AND child = ?"
-_IS_WAITING = "SELECT 1 FROM edges WHERE child = ? AND is_open = 1 LIMIT 1"
-_SETS_FREE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
-    (SELECT 1 FROM edges WHERE child = own.child AND is_open = 1 AND parent <> own.parent) LIMIT 1"""
-_COUNT_WAITING = """SELECT bands.queue, count(*)
-    FROM (SELECT DISTINCT child FROM edges WHERE is_open = 1) CROSS JOIN jobs ON seq = child JOIN bands USING (band)
-    GROUP BY 1"""
-_LET_GO = (
-    f"UPDATE jobs SET state = iif(due_at > ?1, {Kept.SCHEDULED}, {Kept.QUEUED}), "
-    "due_at = iif(due_at > ?1, due_at, NULL) WHERE seq = ?2"
-)
-_CALL_OFF = (
-    f"UPDATE jobs SET state = {Kept.CANCELLED}, finished_at = ?, outcome = ?, "
-    "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
-)
-_CALLED_OFF = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
-    WHERE parent = ? AND goes_on = 0 AND state = {Kept.CANCELLED} AND payload IS NOT NULL"""
-_CALL_BACK = f"UPDATE jobs SET state = {Kept.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
-_REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
-    AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {Kept.SUCCEEDED})"""
-_ENDED_PARENTS = f"""SELECT parent, state FROM edges CROSS JOIN jobs ON id = parent
-    WHERE child = ? AND is_open = 1 AND state >= {FIRST_FINAL}"""
-_LEFT_WAITING = f"""SELECT DISTINCT parent, state FROM edges CROSS JOIN jobs ON id = parent
-    WHERE is_open = 1 AND state >= {FIRST_FINAL}"""
-_FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
-    WHERE parent = ? AND state < {FIRST_FINAL} ORDER BY child LIMIT ?"""
-_ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
-_ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
-_REQUEUE = f"UPDATE jobs SET seq = ?, state = {Kept.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
-#: As _READ, but without the payload and large results, and with the payload's size.
-_FOUND = (
-    f"{_ROW.replace('payload', 'NULL')}, state, due_at, "
-    f"CASE WHEN state <> {Kept.SUCCEEDED} OR length(outcome) < 4096 THEN outcome END, finished_at, length(payload)"
-)
-_SCHEDULES = "SELECT fields, next_at, app, is_paused, last_at, last_id FROM schedules ORDER BY name"
-_PUT_SCHEDULE = (
-    "INSERT OR REPLACE INTO schedules (name, fields, next_at, app, is_paused, last_at, last_id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
-_TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
-_PRUNABLE = frozenset(kept for kept in Kept if kept >= FIRST_FINAL and kept != Kept.FAILED)
-_JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
-_PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in _PRUNABLE)})"
-
-_PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
-
-
-# jobs that others come after are passed over, since their results are needed: also by those that failed and may be run
-# again, but not by those that were called off
-_IS_PARENT = (
-    "EXISTS (SELECT 1 FROM edges CROSS JOIN jobs AS after ON after.seq = child "
-    f"WHERE parent = jobs.id AND (after.state < {FIRST_FINAL} OR after.state = {Kept.FAILED}))"
-)
-_JOBS_AFTER_SPARED = _JOBS_AFTER.replace("state,", f"iif({_IS_PARENT}, 0, state),")
-_PRUNE_SPARING = f"{_PRUNE} AND NOT {_IS_PARENT}"
 
 
 def _release(row: JobRow) -> tuple[int, int]:
     """A job that ended does not expire any more, and its unique key is free, but for one that counts for a time."""
     unique = None if row.terms is None else row.terms.unique
     return int(unique is not None and unique.period_s is not None), row.seq
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.write(descriptor, bytes(size))
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _boot_id() -> str:
-    """Tells one boot of the system from another; empty where the system does not say."""
-    return _read_if_there(Path("/proc/sys/kernel/random/boot_id")).decode().strip()
-
-
-def _read_if_there(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
