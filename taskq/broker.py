@@ -30,9 +30,10 @@ from taskq.crew import Crew
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.intake import Submission, submission_of
-from taskq.ledger import Ledger, recover
+from taskq.ledger import Ledger
 from taskq.locks import end_old_consumers
 from taskq.narrator import Narrator
+from taskq.recovery import recover
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
 from taskq.store.sqlite import SQLiteStore

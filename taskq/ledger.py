@@ -17,7 +17,6 @@ import msgpack
 from taskq import spool, wire
 from taskq.config import Directory, Settings
 from taskq.core import Core, Effects, Note
-from taskq.counters import FlightRecord
 from taskq.errors import EnqueueError, JobNotFound, ProtocolError, QueueFull, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.handover import HandedOver, hand_over
@@ -532,39 +531,6 @@ class Ledger:
 
 def _first(times: Iterable[float | None]) -> float | None:
     return min((at for at in times if at is not None), default=None)
-
-
-def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: float) -> Effects:
-    """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
-
-    Args:
-        running: what the flight recorder says.
-
-    Returns:
-        What was decided, committed; it is still to be told.
-    """
-    for job_id, attempt in running:
-        stored = store.read(job_id)
-        # an attempt that is counted was settled before the fleet died
-        if stored is not None and stored.kept == Kept.QUEUED and stored.row.attempts == attempt - 1:
-            core.lost(stored.row)
-    effects = core.take_effects()
-    if effects:
-        store.settle(effects.ended, effects.rescheduled, wall)
-        store.totals.crashed += effects.crashed
-    ends = {**dict(store.left_waiting()), **{row.id: kept for row, kept, _ in effects.ended}}
-    while ends:
-        handed = hand_over(store, ends, wall)
-        effects.ended += handed.ended
-        effects.notes += handed.notes
-        ends = handed.left
-    store.commit()
-    for band, waiting, first_seq in store.waiting():
-        core.found(band, waiting, first_seq)
-    for row in store.retried_in_order():
-        core.bands.under_way(row)
-    core.bands.restore_rates(store.rates(wall))
-    return effects
 
 
 def _spooled_submission(content: bytes) -> Submission:

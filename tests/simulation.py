@@ -41,10 +41,11 @@ from taskq.config import Directory, Settings
 from taskq.core import Core, Death
 from taskq.counters import Claim, FlightRecord
 from taskq.crew import Crew
-from taskq.ledger import Ledger, recover
+from taskq.ledger import Ledger
 from taskq.model import JobError, Spec
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success
+from taskq.recovery import recover
 from taskq.requests import Requests
 from taskq.supervisor import SlotState, jobs_to_send
 from taskq.timetable import Timetable

@@ -20,9 +20,10 @@ from taskq.errors import ConfigError, PayloadTooLarge, ProtocolError, StoreFull
 from taskq.flows import Call, flow_frame, parts_of, read_flow
 from taskq.handover import Becomes, HandedOver, becomes, hand_over
 from taskq.intake import Submission
-from taskq.ledger import Ledger, recover
+from taskq.ledger import Ledger
 from taskq.model import NO_TERMS, JobRow, Spec, Terms, new_job_ids
 from taskq.outcome import Attempts, Verdict, pack_success, unpack
+from taskq.recovery import recover
 from taskq.store import FIRST_FINAL, Ended, Kept, Store
 from taskq.store.sqlite import SQLiteStore
 from taskq.wire import Decoder

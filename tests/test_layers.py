@@ -36,7 +36,7 @@ ROWS = (
     {"seats"},
     {"supervisor", "preload"},
     {"narrator", "intake", "handover"},
-    {"crew", "ledger"},
+    {"crew", "ledger", "recovery"},
     {"bulk", "timetable"},
     {"requests"},
     {"broker"},
