@@ -24,9 +24,10 @@ import msgpack
 
 from taskq import wire
 from taskq.config import UNSAFE_FILESYSTEMS, Directory, Settings
-from taskq.core import Core, Key
+from taskq.core import Core
 from taskq.counters import read_flight_records
 from taskq.crew import Crew
+from taskq.effects import Key
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.intake import Submission, submission_of

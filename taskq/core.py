@@ -13,174 +13,28 @@ consumer idles. A consumer runs as many jobs at once as it has seats; numbers ar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
+from taskq.effects import Batch, Death, Effects, Key, Note, Stop
 from taskq.gates import Band, Leaving
+from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
 from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, unpack
-from taskq.store import Ended, Kept, Rescheduled, StoredJob
+from taskq.store import Kept, Rescheduled, StoredJob
 from taskq.usage import Usage, text_of_bytes
 
-#: A consumer is sent jobs worth about this much run time, and more when half of it is left.
-BATCH_S: Final = 0.050
-#: The guess for a task that was not measured yet.
-UNKNOWN_RUN_S: Final = 0.002
 #: Also a job that takes no time that can be measured uses up its queue's share.
 SHORTEST_RUN_S: Final = 1e-6
-MAX_LEASED: Final = 3_000
 MAX_BATCH_BYTES: Final = 256 * 1024
-#: A consumer that ended nothing for so long is held up by a long job. It then gets one waiting job at the most (so that
-#: it need not pause after the long one), and what waits behind it goes to an idle consumer.
-HELD_UP_S: Final = 0.005
-#: A consumer that got a single job, and has not begun it in this time, is stopped or starved: another may have the job.
-#: Longer than the way of the largest payload.
-STALLED_S: Final = 0.5
 
 #: How often the memory and the CPU time of a consumer are measured, while its job has limits for them.
 MEASURE_EVERY_S: Final = 0.05
 #: The name of the error of a job that used too much memory.
 MEMORY_LIMIT_ERROR: Final = "MemoryLimit"
-
-#: A consumer's key: unique for each incarnation.
-Key = int
-
-
-class Batch(NamedTuple):
-    """Jobs to send to a consumer; the first has number `first`, the others follow."""
-
-    key: Key
-    first: int
-    rows: list[JobRow]
-
-
-class Stop(NamedTuple):
-    """What to do for a job whose time is over."""
-
-    number: int
-    action: Literal["signal", "kill"]
-
-
-class Note(NamedTuple):
-    """A line for the log."""
-
-    event: str
-    fields: dict[str, Any]
-
-
-#: A success, for the log, as a line or in a summary: its row, consumer, microseconds. A plain tuple: one for each job.
-Done = tuple[JobRow, Key, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """How a consumer process ended.
-
-    Attributes:
-        exit_code: its exit code, or None if a signal killed it or nobody knows.
-        signal: the name of the signal, or None.
-        output: the last lines it wrote.
-        timed_out: the number of the job that the broker killed it for, or None.
-        over_limit: what that job used too much of, if it was not time.
-        out_of_memory: the kernel killed for want of memory meanwhile.
-        stopped: the broker killed it for its own reasons: nobody is charged.
-    """
-
-    exit_code: int | None = None
-    signal: str | None = None
-    output: tuple[str, ...] = ()
-    timed_out: int | None = None
-    over_limit: JobError | None = None
-    out_of_memory: bool = False
-    stopped: bool = False
-
-    def describe(self) -> str:
-        """The death in words."""
-        if self.signal is not None:
-            return f"was killed by {self.signal}" + (", since memory ran out" if self.out_of_memory else "")
-        return "ended in an unknown way" if self.exit_code is None else f"exited with code {self.exit_code}"
-
-
-@dataclass(slots=True)
-class Effects:
-    """What the broker is to carry out: settle in the store, then tell clients and the log."""
-
-    ended: list[Ended] = field(default_factory=list)
-    rescheduled: list[Rescheduled] = field(default_factory=list)
-    checkpoints: list[JobRow] = field(default_factory=list)
-    done: list[Done] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-    items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
-    retried: int = 0
-    crashed: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.ended or self.rescheduled or self.checkpoints or self.notes or self.items)
-
-
-class _Holder:
-    """A consumer as the core sees it: what it holds."""
-
-    __slots__ = (
-        "accepts",
-        "asked_up_to",
-        "check_at",
-        "cpu_before_s",
-        "cpu_of",
-        "is_stalled",
-        "leased",
-        "mean_run_s",
-        "measure_at",
-        "next_number",
-        "progress_at",
-        "queues",
-        "seats",
-        "sent_at",
-        "signalled",
-        "unwanted",
-    )
-
-    def __init__(self, now: float, queues: frozenset[str] | None, seats: int) -> None:
-        self.seats = seats  # how many jobs it runs at once
-        self.queues = queues  # that it serves; None for all
-        self.leased: dict[int, JobRow] = {}  # by number, ascending
-        self.next_number = 1
-        self.accepts = True
-        self.progress_at = self.sent_at = now
-        self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
-        self.check_at: float | None = None  # when a time limit may be over
-        self.measure_at: float | None = None  # when its use of memory and CPU time is to be measured
-        self.cpu_of = 0  # the number of the job with a limit of CPU time that was seen last
-        self.cpu_before_s = 0.0  # the CPU time of the process when that job was first seen
-        self.unwanted: set[int] = set()  # numbers of running jobs that were cancelled
-        self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
-        self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
-        self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
-
-    @property
-    def has_room(self) -> bool:
-        count, seats = len(self.leased), self.seats
-        if not self.accepts or count <= seats:
-            return self.accepts
-        ahead = count if seats == 1 else count - seats  # of several seats, each keeps one for its whole run time
-        return count < MAX_LEASED / 2 and ahead * self.mean_run_s < BATCH_S / 2 * seats
-
-    @property
-    def free_seats(self) -> int:
-        return max(0, self.seats - len(self.leased))
-
-    def is_held_up(self, now: float) -> bool:
-        return bool(self.leased) and now - self.progress_at >= HELD_UP_S
-
-    def ask_back_at(self) -> float | None:
-        """When another that idles may have what waits here."""
-        if not self.leased or self.asked_up_to == self.next_number - 1:
-            return None
-        return self.progress_at + (HELD_UP_S if len(self.leased) > self.seats else STALLED_S)
 
 
 class Core:
@@ -208,7 +62,7 @@ class Core:
         self._kill_grace_s = kill_grace_s
         self._seats = seats
         self.bands = Bands(weights, memory_bytes, seats, capacities)
-        self._holders: dict[Key, _Holder] = {}
+        self._holders: dict[Key, Holder] = {}
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
 
@@ -250,7 +104,7 @@ class Core:
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
         """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
-        self._holders[key] = _Holder(now, frozenset(queues) or self._served, self._seats)
+        self._holders[key] = Holder(now, frozenset(queues) or self._served, self._seats)
 
     def retire(self, key: Key) -> None:
         """A consumer is to get no more jobs."""
@@ -573,7 +427,7 @@ class Core:
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _lease(self, key: Key, holder: _Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
+    def _lease(self, key: Key, holder: Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
         first = holder.next_number
         if not holder.leased or (holder.free_seats and holder.asked_up_to == first - 1):
             holder.progress_at = now  # all that it had runs, so nothing has been waiting there
@@ -586,7 +440,7 @@ class Core:
             self._watch(holder, watched, now)
         return Batch(key, first, rows)
 
-    def _watch(self, holder: _Holder, specs: Iterable[Spec], now: float) -> None:
+    def _watch(self, holder: Holder, specs: Iterable[Spec], now: float) -> None:
         limits_s = [spec.timeout_s for spec in specs if spec.timeout_s is not None]
         if limits_s:
             earliest = now + min(limits_s)
@@ -605,7 +459,7 @@ class Core:
         waits = [at for _, holder in self._recallable() if (at := holder.ask_back_at()) is not None]
         return max(now, min(waits)) if waits else None
 
-    def _recallable(self) -> list[tuple[Key, _Holder]]:
+    def _recallable(self) -> list[tuple[Key, Holder]]:
         """The consumers that hold jobs which another with a free seat might run."""
         free = [holder for holder in self._holders.values() if holder.accepts and len(holder.leased) < holder.seats]
         if not free:

@@ -15,8 +15,9 @@ from typing import Any
 
 from taskq import wire
 from taskq.config import Settings
-from taskq.core import Batch, Core, Death, Key
+from taskq.core import Core
 from taskq.counters import Claim
+from taskq.effects import Batch, Death, Key
 from taskq.errors import ProtocolError, TaskQError
 from taskq.intake import Submission, flow_of
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from taskq.core import Note
+from taskq.effects import Note
 from taskq.model import JobError, JobRow
 from taskq.outcome import pack_failure
 from taskq.store import Edge, Ended, Kept, Store

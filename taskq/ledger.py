@@ -16,7 +16,8 @@ import msgpack
 
 from taskq import spool, wire
 from taskq.config import Directory, Settings
-from taskq.core import Core, Effects, Note
+from taskq.core import Core
+from taskq.effects import Effects, Note
 from taskq.errors import EnqueueError, JobNotFound, ProtocolError, QueueFull, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.handover import HandedOver, hand_over
@@ -149,18 +150,10 @@ class Ledger:
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
         effects = self._core.take_effects()
-        mine = self._effects
-        mine.ended += effects.ended
-        mine.rescheduled += effects.rescheduled
-        mine.checkpoints += effects.checkpoints
-        mine.done += effects.done
-        mine.notes += effects.notes
-        mine.items += effects.items
-        mine.retried += effects.retried
-        mine.crashed += effects.crashed
+        self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._sets_free:
             self._sets_free = self._store.set_free([row.id for row, _, _ in effects.ended])
-        if mine and self._effects_since is None:
+        if self._effects and self._effects_since is None:
             self._effects_since = now
 
     def come_due(self, wall: float) -> None:

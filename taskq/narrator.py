@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskq.core import Death, Done, Key, Note
+from taskq.effects import Death, Done, Key, Note
 from taskq.limits import MAX_OUTPUT_LINES_PER_S, MAX_REJECTION_LINES_PER_S
 from taskq.log.throttle import JobLogThrottle, LineLimit
 from taskq.model import JobError, JobRow, Progress

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taskq.core import Core, Effects
+from taskq.core import Core
 from taskq.counters import FlightRecord
+from taskq.effects import Effects
 from taskq.handover import hand_over
 from taskq.store import Kept, Store
 

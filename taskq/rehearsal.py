@@ -31,9 +31,10 @@ from taskq.app import TaskQ
 from taskq.client import Client, Connection, Ending, Endings
 from taskq.config import Directory, Settings
 from taskq.context import Seated, seated, sit, use_channel
-from taskq.core import Core, Death, Key
+from taskq.core import Core
 from taskq.counters import Claim
 from taskq.crew import Crew
+from taskq.effects import Death, Key
 from taskq.errors import JobFailed, TaskQError
 from taskq.flows import Call, Flow, flow_frame, parts_of
 from taskq.intake import Submission, flow_of, submission_of

@@ -26,8 +26,9 @@ import msgpack
 
 from taskq.config import Directory, Settings
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot, main
-from taskq.core import MAX_BATCH_BYTES, Batch, Death, Key
+from taskq.core import MAX_BATCH_BYTES
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
+from taskq.effects import Batch, Death, Key
 from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
 from taskq.model import JobError, JobRow, Progress, Spec

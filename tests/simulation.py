@@ -38,9 +38,10 @@ from taskq import requests as requests_module
 from taskq import wire
 from taskq.broker import Broker
 from taskq.config import Directory, Settings
-from taskq.core import Core, Death
+from taskq.core import Core
 from taskq.counters import Claim, FlightRecord
 from taskq.crew import Crew
+from taskq.effects import Death
 from taskq.ledger import Ledger
 from taskq.model import JobError, Spec
 from taskq.narrator import Narrator

@@ -19,10 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq import bands as bands_module
 from taskq.bands import ROW_BYTES
-from taskq.core import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S, Core, Death, Note
+from taskq.core import Core
 from taskq.counters import Claim
+from taskq.effects import Death, Note
 from taskq.errors import ProtocolError
 from taskq.gates import Band
+from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S
 from taskq.model import JobError, JobRow, Memo, Spec, Terms, backoff_s, spec_after_crash
 from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.store import FIRST_FINAL, Kept, StoredJob

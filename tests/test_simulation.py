@@ -16,8 +16,9 @@ from memory_store import Disk, MemoryStore, Record
 from simulation import Parts, World, judge
 
 from taskq import wire
-from taskq.core import Core, Death, Key
+from taskq.core import Core
 from taskq.counters import Claim
+from taskq.effects import Death, Key
 from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec, Terms

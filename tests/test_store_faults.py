@@ -35,7 +35,7 @@ import test_power_loss as power
 from test_power_loss import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot, Sweep
 
 from taskq.bands import Bands
-from taskq.core import Effects
+from taskq.effects import Effects
 from taskq.errors import EnqueueError, JournalError, StoreFull
 from taskq.gates import Band
 from taskq.intake import Submission

@@ -1,0 +1,95 @@
+"""What goes into the core and comes out of it: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from taskq.model import JobError, JobRow
+from taskq.store import Ended, Rescheduled
+
+#: A consumer's key: unique for each incarnation.
+Key = int
+
+
+class Batch(NamedTuple):
+    """Jobs to send to a consumer; the first has number `first`, the others follow."""
+
+    key: Key
+    first: int
+    rows: list[JobRow]
+
+
+class Stop(NamedTuple):
+    """What to do for a job whose time is over."""
+
+    number: int
+    action: Literal["signal", "kill"]
+
+
+class Note(NamedTuple):
+    """A line for the log."""
+
+    event: str
+    fields: dict[str, Any]
+
+
+#: A success, for the log, as a line or in a summary: its row, consumer, microseconds. A plain tuple: one for each job.
+Done = tuple[JobRow, Key, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a consumer process ended.
+
+    Attributes:
+        exit_code: its exit code, or None if a signal killed it or nobody knows.
+        signal: the name of the signal, or None.
+        output: the last lines it wrote.
+        timed_out: the number of the job that the broker killed it for, or None.
+        over_limit: what that job used too much of, if it was not time.
+        out_of_memory: the kernel killed for want of memory meanwhile.
+        stopped: the broker killed it for its own reasons: nobody is charged.
+    """
+
+    exit_code: int | None = None
+    signal: str | None = None
+    output: tuple[str, ...] = ()
+    timed_out: int | None = None
+    over_limit: JobError | None = None
+    out_of_memory: bool = False
+    stopped: bool = False
+
+    def describe(self) -> str:
+        """The death in words."""
+        if self.signal is not None:
+            return f"was killed by {self.signal}" + (", since memory ran out" if self.out_of_memory else "")
+        return "ended in an unknown way" if self.exit_code is None else f"exited with code {self.exit_code}"
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the broker is to carry out: settle in the store, then tell clients and the log."""
+
+    ended: list[Ended] = field(default_factory=list)
+    rescheduled: list[Rescheduled] = field(default_factory=list)
+    checkpoints: list[JobRow] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
+    retried: int = 0
+    crashed: int = 0
+
+    def add(self, more: Effects) -> None:
+        """Takes over what is to be carried out together with this."""
+        self.ended += more.ended
+        self.rescheduled += more.rescheduled
+        self.checkpoints += more.checkpoints
+        self.done += more.done
+        self.notes += more.notes
+        self.items += more.items
+        self.retried += more.retried
+        self.crashed += more.crashed
+
+    def __bool__(self) -> bool:
+        return bool(self.ended or self.rescheduled or self.checkpoints or self.notes or self.items)
