@@ -24,17 +24,13 @@ from taskq.gates import Band, Leaving
 from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
 from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, unpack
+from taskq.overtime import MEMORY_LIMIT_ERROR, Overtime
 from taskq.store import Kept, Rescheduled, StoredJob
-from taskq.usage import Usage, text_of_bytes
+from taskq.usage import Usage
 
 #: Also a job that takes no time that can be measured uses up its queue's share.
 SHORTEST_RUN_S: Final = 1e-6
 MAX_BATCH_BYTES: Final = 256 * 1024
-
-#: How often the memory and the CPU time of a consumer are measured, while its job has limits for them.
-MEASURE_EVERY_S: Final = 0.05
-#: The name of the error of a job that used too much memory.
-MEMORY_LIMIT_ERROR: Final = "MemoryLimit"
 
 
 class Core:
@@ -59,10 +55,10 @@ class Core:
             seats: how many jobs each consumer runs at once.
         """
         self._served = frozenset(queues) or None
-        self._kill_grace_s = kill_grace_s
         self._seats = seats
         self.bands = Bands(weights, memory_bytes, seats, capacities)
         self._holders: dict[Key, Holder] = {}
+        self._overtime = Overtime(kill_grace_s, seats)
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
 
@@ -140,8 +136,10 @@ class Core:
         holder = self._holders.pop(key)
         running = [(claim.number, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
         self.bands.put_back(key, holder.leased.values())
+        unwanted = self._overtime.unwanted(key)
+        self._overtime.forget(key)
         for number, row in running:
-            if number in holder.unwanted:
+            if number in unwanted:
                 self._stopped(key, row, None, None)
             elif death.stopped or death.timed_out not in (None, number):
                 self.bands.put_back(key, [row])  # killed for no fault of its own
@@ -192,7 +190,7 @@ class Core:
                 effects.done.append((row, key, duration_us))
                 if is_limited or row.terms is not None:
                     self.bands.left(key, row, Leaving.ENDED)
-            elif number in holder.unwanted:
+            elif number in self._overtime.unwanted(key):
                 self._stopped(key, row, *unpack(outcome)[:2])
             else:
                 self._did_not_succeed(key, row, verdict, *failure, outcome, wall)
@@ -330,11 +328,7 @@ class Core:
 
     def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
         """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
-        holder = self._holders[key]
-        number = self.number_of(key, job_id)
-        if number not in holder.unwanted:
-            holder.unwanted = {other for other in holder.unwanted if other in holder.leased} | {number}
-            holder.check_at = now
+        self._overtime.cancelled(key, self._holders[key].leased, self.number_of(key, job_id), now)
 
     def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
         """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended."""
@@ -437,17 +431,8 @@ class Core:
         holder.mean_run_s = work_s / len(rows)
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
-            self._watch(holder, watched, now)
+            self._overtime.sent(key, holder.leased, watched, now)
         return Batch(key, first, rows)
-
-    def _watch(self, holder: Holder, specs: Iterable[Spec], now: float) -> None:
-        limits_s = [spec.timeout_s for spec in specs if spec.timeout_s is not None]
-        if limits_s:
-            earliest = now + min(limits_s)
-            holder.check_at = earliest if holder.check_at is None else min(holder.check_at, earliest)
-        # with several seats such jobs are refused where they arrive (taskq.seats)
-        if self._seats == 1 and holder.measure_at is None and any(spec.is_metered for spec in specs):
-            holder.measure_at = now + MEASURE_EVERY_S
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
@@ -472,47 +457,19 @@ class Core:
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
-        times = [at for h in self._holders.values() for at in (h.check_at, h.measure_at) if at is not None]
-        return min(times, default=None)
+        return self._overtime.next_check()
 
     def time_checks(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""
-        return [key for key, h in self._holders.items() if h.check_at is not None and h.check_at <= now]
+        return self._overtime.to_check(now)
 
     def check_time(self, key: Key, claims: Sequence[Claim], now: float) -> list[Stop]:
         """What to do with a consumer, seeing what it is running: signal or kill it for a job, or nothing."""
-        holder = self._holders[key]
-        signalled = holder.signalled = {n: at for n, at in holder.signalled.items() if n in holder.leased}
-        limits_s = [row.spec.timeout_s for row in holder.leased.values() if row.spec.timeout_s is not None]
-        # what starts next may have the shortest limit of all, and cannot be over it before this
-        checks = [now + min(limits_s)] if limits_s else []
-        stops = []
-        for number, started_at in claims:
-            row = holder.leased.get(number)
-            is_unwanted = number in holder.unwanted
-            if row is None or (row.spec.timeout_s is None and not is_unwanted):
-                continue
-            check_at = now if is_unwanted or row.spec.timeout_s is None else started_at + row.spec.timeout_s
-            if now >= check_at:
-                if number not in signalled:
-                    signalled[number] = now + self._kill_grace_s
-                    fields = {"row": row, "consumer_key": key}
-                    limit = {} if is_unwanted else {"timeout_s": row.spec.timeout_s}
-                    self._effects.notes.append(
-                        Note("job.cancelling" if is_unwanted else "job.timed_out", {**fields, **limit})
-                    )
-                    stops.append(Stop(number, "signal"))
-                elif now >= signalled[number]:
-                    stops.append(Stop(number, "kill"))
-                    break  # the others go back with the process
-                check_at = signalled[number]
-            checks.append(check_at)
-        holder.check_at = min(checks, default=None)
-        return stops
+        return self._overtime.check(key, claims, now, self._effects.notes)
 
     def measurements(self, now: float) -> list[Key]:
         """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
-        return [key for key, h in self._holders.items() if h.measure_at is not None and h.measure_at <= now]
+        return self._overtime.to_measure(now)
 
     def measured(
         self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
@@ -521,33 +478,7 @@ class Core:
 
         It has one seat: which of several jobs uses what, nobody can tell.
         """
-        holder = self._holders[key]
-        is_metered = any(row.spec.is_metered for row in holder.leased.values())
-        holder.measure_at = now + MEASURE_EVERY_S if is_metered else None
-        number = claims[0].number if claims else 0
-        row = holder.leased.get(number)
-        if row is None or usage is None:
-            return None
-        memory_limit, cpu_limit_s = row.spec.memory_limit_bytes, row.spec.cpu_timeout_s
-        if memory_limit is not None and usage.rss_bytes > memory_limit:
-            used = f"it used {text_of_bytes(usage.rss_bytes)} and was killed"
-            return JobError(MEMORY_LIMIT_ERROR, f"the job may use {text_of_bytes(memory_limit)} of memory, {used}")
-        if cpu_limit_s is None:
-            return None
-        if holder.cpu_of != number:
-            holder.cpu_of, holder.cpu_before_s = number, usage.cpu_s
-        used_s = usage.cpu_s - holder.cpu_before_s
-        if used_s < cpu_limit_s:
-            return None
-        if number not in holder.signalled:
-            holder.signalled = {number: now + self._kill_grace_s}
-            fields = {"row": row, "consumer_key": key, "cpu_timeout_s": cpu_limit_s, "cpu_s": round(used_s, 3)}
-            self._effects.notes.append(Note("job.timed_out", fields))
-            return "signal"
-        if now < holder.signalled[number]:
-            return None
-        text = f"the job may use {cpu_limit_s:g} s of CPU time, it used {used_s:.2f} s and was killed"
-        return JobError("CpuTimeout", text)
+        return self._overtime.measured(key, claims, usage, now, self._effects.notes)
 
     def running(self, key: Key, number: int) -> JobRow | None:
         """The job that a consumer was sent with that number, if it has not ended."""

@@ -25,20 +25,14 @@ class Holder:
     __slots__ = (
         "accepts",
         "asked_up_to",
-        "check_at",
-        "cpu_before_s",
-        "cpu_of",
         "is_stalled",
         "leased",
         "mean_run_s",
-        "measure_at",
         "next_number",
         "progress_at",
         "queues",
         "seats",
         "sent_at",
-        "signalled",
-        "unwanted",
     )
 
     def __init__(self, now: float, queues: frozenset[str] | None, seats: int) -> None:
@@ -51,17 +45,11 @@ class Holder:
         """
         self.seats = seats
         self.queues = queues
-        self.leased: dict[int, JobRow] = {}  # by number, ascending
+        self.leased: dict[int, JobRow] = {}  # by number, ascending; one dictionary for life, since others look into it
         self.next_number = 1
         self.accepts = True
         self.progress_at = self.sent_at = now
         self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
-        self.check_at: float | None = None  # when a time limit may be over
-        self.measure_at: float | None = None  # when its use of memory and CPU time is to be measured
-        self.cpu_of = 0  # the number of the job with a limit of CPU time that was seen last
-        self.cpu_before_s = 0.0  # the CPU time of the process when that job was first seen
-        self.unwanted: set[int] = set()  # numbers of running jobs that were cancelled
-        self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
         self.asked_up_to = 0  # all numbers up to this one were asked back: what is left of them runs
         self.is_stalled = False  # it began none of its jobs in time (stopped?), and has ended none since
 

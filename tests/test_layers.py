@@ -24,8 +24,8 @@ ROWS = (
     {"config", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule", "flows", "holder"},
     {"store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements"},
-    {"core", "store.sqlite"},
-    {"items", "context"},
+    {"overtime", "store.sqlite"},
+    {"core", "items", "context"},
     {"aio", "consumer_process", "rules", "streams"},
     {"options"},
     {"schedules"},
@@ -204,7 +204,7 @@ def test_importing_taskq_is_light(code: str) -> None:
     assert loaded_after(code) == set()
 
 
-@pytest.mark.parametrize("name", ["core", "effects", "holder"])
+@pytest.mark.parametrize("name", ["core", "effects", "holder", "overtime"])
 def test_the_core_is_pure(name: str) -> None:
     """It imports no clock, no chance and no system."""
     tree = ast.parse((ROOT / f"{name}.py").read_text())

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq import ConfigError, CpuTimeout, JobFailed, JobTimeout, TaskQ
-from taskq.core import MEASURE_EVERY_S, Core
+from taskq.core import Core
 from taskq.counters import Claim
 from taskq.effects import Death
 from taskq.model import JobError, JobRow, Spec
+from taskq.overtime import MEASURE_EVERY_S
 from taskq.platform import IS_LINUX
 from taskq.usage import Usage, _linux_usage, _portable_usage, bytes_of_text, own_cpu_s, text_of_bytes, usage_of
 
