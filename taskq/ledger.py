@@ -18,16 +18,16 @@ from taskq import spool, wire
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.effects import Effects, Note
-from taskq.errors import EnqueueError, JobNotFound, ProtocolError, QueueFull, StoreFull, TaskQError
+from taskq.errors import EnqueueError, JobNotFound, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.handover import HandedOver, hand_over
 from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
-from taskq.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
 from taskq.model import Spec, Terms
 from taskq.narrator import Narrator
 from taskq.schedule import ScheduleRow
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Ended, Kept, Store, StoredJob
+from taskq.watchers import Watchers
 from taskq.wire import Op
 
 #: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
@@ -74,8 +74,7 @@ class Ledger:
         self._sets_free = False  # whether a job can go on as soon as the effects are committed
         self._prunes = False  # whether the next commit removes what need not be kept any more
         self._committed: list[Effects] = []  # committed, not told yet
-        self._watchers: dict[bytes, set[Peer]] = {}
-        self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
+        self._watchers = Watchers(store, server)
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self._schedules: dict[str, ScheduleRow | None] = {}  # what changes with this commit; None: removed
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
@@ -223,11 +222,7 @@ class Ledger:
         ended = self._effects.ended
         if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
             return True
-        readers = self._readers
-        if readers and any(row.id in readers for row, *_ in (*self._effects.items, *ended)):
-            return True
-        watchers = self._watchers
-        return bool(watchers) and any(row.id in watchers for row, _, _ in ended)
+        return self._watchers.wait_for(self._effects)
 
     def commit(self, now: float, wall: float) -> list[tuple[Submission, TaskQError]]:
         """Makes everything durable that was taken in and decided; answers those who handed in jobs.
@@ -358,7 +353,7 @@ class Ledger:
         self._server.send(submission.peer, wire.frame([Op.OK, submission.request, len(taken.rows)], earlier))
         if submission.watch:
             for row in taken.rows:
-                self._add_watcher(row.id, submission.peer)
+                self._watchers.add(submission.peer, row.id)
             if len(taken.rows) < len(submission.ids):  # some were sent again: they may have ended
                 fresh = {row.id for row in taken.rows}
                 self.watch(submission.peer, [job_id for job_id in submission.ids if job_id not in fresh])
@@ -387,9 +382,7 @@ class Ledger:
 
     def tell_deferred(self) -> None:
         """Goes on telling clients that have read what they were sent."""
-        for peer, job_id in self._server.take_deferred():
-            if not self._watch(peer, job_id):
-                self._tell_unknown(peer, job_id)  # pruned meanwhile
+        self._watchers.tell_deferred()
 
     def tell(self, now: float) -> None:
         """Tells clients and the log what is durable now."""
@@ -398,59 +391,25 @@ class Ledger:
             self._tell_one(effects, now)
 
     def _tell_one(self, effects: Effects, now: float) -> None:
-        if self._watchers:
-            for row, kept, outcome in effects.ended:
-                for peer in self._watchers.pop(row.id, ()):
-                    peer.watched.discard(row.id)
-                    self._push(peer, row.id, kept, outcome)
-        if self._readers:
-            for job_id in {row.id for row, *_ in (*effects.items, *effects.ended)}:
-                for peer, request, start in self._readers.pop(job_id, ()):
-                    self._answer_reader(peer, request, job_id, start)
+        self._watchers.tell(effects)
         for change in effects.rescheduled:
             self.next_due = _first((self.next_due, change.due_at))
         self._narrator.notes(effects.notes)
         self._narrator.successes(effects.done, now)
 
-    def _push(self, peer: Peer, job_id: bytes, kept: Kept, outcome: bytes) -> None:
-        if self._server.is_clogged(peer):
-            self._server.defer(peer, job_id)  # read from the store again when the client has read what it was sent
-        else:
-            self._server.send(peer, wire.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
-
     def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
         """Has a client told of the ends of jobs: now, of those that have ended. Looks into the spool once."""
-        unknown = [job_id for job_id in job_ids if not self._watch(peer, job_id)]
+        unknown = [job_id for job_id in job_ids if not self._watchers.watch(peer, job_id)]
         if not unknown:
             return
         if self.take_spooled(time.monotonic()):
-            unknown = [job_id for job_id in unknown if not self._watch(peer, job_id)]
+            unknown = [job_id for job_id in unknown if not self._watchers.watch(peer, job_id)]
         waiting = self._waiting_in_spool() if unknown else {}
         for job_id in unknown:
             if job_id in waiting:
-                self._add_watcher(job_id, peer)
+                self._watchers.add(peer, job_id)
             else:
-                self._tell_unknown(peer, job_id)
-
-    def _watch(self, peer: Peer, job_id: bytes) -> bool:
-        """`watch` for a job of the store. Returns whether it is there."""
-        stored = self._store.read(job_id)
-        if stored is None:
-            return False
-        if stored.kept >= FIRST_FINAL:
-            self._push(peer, job_id, stored.kept, stored.outcome or b"")
-        else:
-            self._add_watcher(job_id, peer)
-        return True
-
-    def _tell_unknown(self, peer: Peer, job_id: bytes) -> None:
-        self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
-
-    def _answer_reader(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
-        try:
-            self.read_items(peer, request, job_id, start)
-        except TaskQError as error:
-            self._server.send(peer, wire.error_frame(request, error))
+                self._watchers.tell_unknown(peer, job_id)
 
     def read_items(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
         """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
@@ -458,34 +417,17 @@ class Ledger:
         Raises:
             JobNotFound: nothing is known of the job.
             QueueFull: too many wait already.
+            ProtocolError: the client does not read what it is sent.
         """
-        if self._server.is_clogged(peer):
-            raise ProtocolError("the client asks for more, and reads nothing")
+        self._watchers.refuse_clogged(peer)
         stored = self.find(job_id)
         if stored is None:
             raise JobNotFound.of(job_id)
-        items = self._store.items(stored.row.seq, start, ITEMS_ANSWER, ITEMS_ANSWER_BYTES)
-        is_over = stored.kept >= FIRST_FINAL
-        if items or is_over:
-            end = (stored.kept.state.value, stored.outcome) if not items else None
-            self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
-            return
-        readers = self._readers.setdefault(job_id, [])
-        if len(readers) >= MAX_READERS:
-            raise QueueFull(f"{MAX_READERS} wait for the items of this job already")
-        readers.append((peer, request, start))
-
-    def _add_watcher(self, job_id: bytes, peer: Peer) -> None:
-        if not peer.closed:
-            self._watchers.setdefault(job_id, set()).add(peer)
-            peer.watched.add(job_id)
+        self._watchers.read_items(peer, request, stored, start)
 
     def gone(self, ids: Iterable[bytes]) -> None:
         """Jobs were removed: tells those who wait for their end that there is none, and looks again what is due."""
-        for job_id in ids:
-            for peer in self._watchers.pop(job_id, ()):
-                peer.watched.discard(job_id)
-                self._server.send(peer, wire.frame([Op.RESULT, job_id, ""]))
+        self._watchers.tell_removed(ids)
         self.next_due = self._store.next_due()
 
     def find(self, job_id: bytes) -> StoredJob | None:
@@ -510,16 +452,7 @@ class Ledger:
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""
-        for job_id, readers in list(self._readers.items()):
-            readers[:] = [reader for reader in readers if reader[0] is not peer]
-            if not readers:
-                del self._readers[job_id]
-        for job_id in peer.watched:
-            watchers = self._watchers.get(job_id)
-            if watchers is not None:
-                watchers.discard(peer)
-                if not watchers:
-                    del self._watchers[job_id]
+        self._watchers.forget(peer)
 
 
 def _first(times: Iterable[float | None]) -> float | None:

@@ -35,7 +35,7 @@ ROWS = (
     {"consumer"},
     {"seats"},
     {"supervisor", "preload"},
-    {"narrator", "intake", "handover"},
+    {"narrator", "intake", "handover", "watchers"},
     {"crew", "ledger", "recovery"},
     {"bulk", "timetable"},
     {"requests"},

@@ -71,7 +71,7 @@ class TellsBeforeCommit(Ledger):
     def collect(self, now: float) -> None:
         super().collect(now)
         for row, kept, outcome in self._effects.ended:
-            for peer in self._watchers.get(row.id, ()):
+            for peer in self._watchers.of(row.id):
                 self._server.send(peer, wire.frame([Op.RESULT, row.id, kept.state.value], [outcome]))
 
 
