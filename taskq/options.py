@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 from taskq.codec import ResultOf
+from taskq.durations import UNITS_S
 from taskq.errors import ConfigError
 from taskq.model import Spec
 from taskq.retries import Backoff, read_backoff
 from taskq.rules import Key, Rules, Unique
 from taskq.usage import bytes_of_text
 
-_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
 
 
@@ -229,7 +229,7 @@ def _rate_of(value: object) -> tuple[int, float] | None:
     found = _RATE.match(value) if isinstance(value, str) else None
     if found is None or found[2] == ".":
         raise ConfigError(f'rate={value!r}: use a number of starts and a time, such as "100/m" or "5/10s"')
-    return int(found[1]), float(found[2] or 1) * _UNITS_S[found[3]]
+    return int(found[1]), float(found[2] or 1) * UNITS_S[found[3]]
 
 
 def _resources_of(value: object) -> tuple[tuple[str, int], ...]:
