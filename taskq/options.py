@@ -112,9 +112,7 @@ def apply_options(
         ConfigError: an option makes no sense, or not with the others.
         TypeError: there is no such option.
     """
-    unknown = [name for name in options if name not in JobOptions.__annotations__]
-    if unknown:
-        raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(JobOptions.__annotations__))}")
+    refuse_unknown(options, JobOptions)
     of_spec = {
         field: options[name] if read is None else read(options[name])
         for name, (field, read) in _OF_SPEC.items()
@@ -128,6 +126,14 @@ def apply_options(
     if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
     return changed, rules
+
+
+def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    """Raises TypeError if an option is none of those of a TypedDict."""
+    names = known.__annotations__
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(names))}")
 
 
 def _check_again(spec: Spec, options: Mapping[str, Any]) -> None:
