@@ -6,7 +6,6 @@ with the producer.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict
 from taskq.codec import ResultOf
 from taskq.durations import UNITS_S
 from taskq.errors import ConfigError
+from taskq.functions import signature_of
 from taskq.model import Spec
 from taskq.retries import Backoff, read_backoff
 from taskq.rules import Key, Rules, Unique
@@ -262,7 +262,13 @@ def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> N
         )
     if function is None:
         return
-    known = inspect.signature(function).parameters
+    signature = signature_of(function)
+    if signature is None:
+        raise ConfigError(
+            f"{name}={key!r}: the task does not tell its parameters: use True (all arguments), a function of the "
+            "arguments, or a text"
+        )
+    known = signature.parameters
     missing = [part for part in key if part not in known]
     if missing:
         raise ConfigError(f"{name}={key!r}: the task has no parameter {missing[0]!r} (it has: {', '.join(known)})")

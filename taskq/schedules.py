@@ -8,7 +8,6 @@ q.schedules.run("nightly").result()
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +17,7 @@ import msgpack
 
 from taskq.codec import encode_call
 from taskq.errors import ConfigError
+from taskq.functions import misfit, signature_of
 from taskq.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model import Spec, new_job_ids
 from taskq.options import refuse_unknown
@@ -259,14 +259,9 @@ def _fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_call(task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises ConfigError if the function cannot be called so: better said here than by jobs that fail."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return  # a builtin without one
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"schedule of {task}: {error}: give args= and kwargs= that fit {signature}") from None
+    told = misfit(function, args, kwargs)
+    if told is not None:
+        raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {signature_of(function)}")
 
 
 def _info(fields: dict[str, Any]) -> ScheduleInfo:
