@@ -48,8 +48,7 @@ from taskq.options import JobOptions, apply_options
 from taskq.progress import Progress, reporting
 from taskq.retries import NO_RETRY_RULES, ErrorTypes, RetryRules, read_rules
 from taskq.rules import PLAIN, Rules
-from taskq.schedule import Misfire, Overlap
-from taskq.schedules import Every, Schedules, check_call
+from taskq.schedules import ScheduleOptions, Schedules, check_call
 
 if TYPE_CHECKING:
     from taskq.aio import AsyncClient
@@ -817,14 +816,8 @@ class TaskQ:
         cron: str | None = None,
         /,
         *,
-        every: Every | None = None,
         name: str | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        timezone: str = "UTC",
-        misfire: Misfire = "once",
-        overlap: Overlap = "allow",
-        jitter: Every = 0.0,
+        **options: Unpack[ScheduleOptions],
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Has a task enqueued by the clock, while a fleet runs; a decorator, above `task` or in place of it.
 
@@ -834,20 +827,13 @@ class TaskQ:
         Args:
             cron: a cron expression, such as ``"*/5 * * * *"`` (also ``@daily``, six fields with seconds first, ``L``
                 and ``#``). In zones with daylight saving time it behaves as Debian's cron, see `cronsim`.
-            every: an interval instead: seconds, a text such as ``"30s"``, or a timedelta. It fires at the multiples of
-                it since 1970, so ``every="1h"`` fires on the hour.
             name: the name of the schedule, by default the task's.
-            args, kwargs: the arguments of each job.
-            timezone: the zone of the cron expression, such as ``"Europe/Berlin"``.
-            misfire: what becomes of the times at which no fleet ran (or the broker was more than 10 s late): "skip"
-                leaves them out, "once" makes one job for all of them, "all" makes each job.
-            overlap: what becomes of a fire while the job of the one before has not ended. "allow": both run at once.
-                "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and starts when that one has
-                ended, in whatever way; while one is kept back, others are left out.
-            jitter: each fire is late by up to so much, but earlier than the next one.
+            options: ``every="30s"`` in place of a cron expression, and all else; see
+                `taskq.schedules.ScheduleOptions` for all there are.
 
         Raises:
             ConfigError: an option makes no sense, or the name is taken.
+            TypeError: there is no such option.
             PayloadError: an argument cannot be serialized.
         """
 
@@ -859,9 +845,7 @@ class TaskQ:
             known = self.schedules.function_of(own_name)
             if known is not None and (known is task.function or not _is_same_function(known, task.function)):
                 raise ConfigError(f"the schedule name {own_name!r} is taken: give one of them another with name=")
-            times: dict[str, Any] = {"cron": cron, "every": every, "timezone": timezone, "jitter": jitter}
-            call: dict[str, Any] = {"args": args, "kwargs": kwargs}
-            self.schedules.declare(own_name, task, **times, **call, misfire=misfire, overlap=overlap)
+            self.schedules.declare(own_name, task, cron, options)
             return task
 
         return register

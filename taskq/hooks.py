@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.errors import ConfigError
+from taskq.functions import misfit
 
 if TYPE_CHECKING:
     from taskq.context import CurrentJob
@@ -81,7 +82,7 @@ def _with(known: list[Any], function: Any) -> list[Any]:
 def _checked(function: Hook, where: str) -> Hook:
     if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigError(f"{where} takes an ordinary function without arguments, not {function!r:.100}")
-    if not _fits(function):
+    if misfit(function, (), {}) is not None:
         raise ConfigError(f"{where}: {getattr(function, '__qualname__', function)} must take no arguments")
     return function
 
@@ -94,16 +95,6 @@ def _context_maker(function: Callable[..., Any]) -> Callable[[CurrentJob], Abstr
         raise ConfigError(
             f"the middleware {name} has no `yield`: write what comes before the job, `yield`, and the rest"
         )
-    if not _fits(function, None):
+    if misfit(function, (None,), {}) is not None:
         raise ConfigError(f"the middleware {name} must take one argument, the job")
     return contextmanager(function) if inspect.isgeneratorfunction(function) else function
-
-
-def _fits(function: Callable[..., Any], *args: object) -> bool:
-    try:
-        inspect.signature(function).bind(*args)
-    except TypeError:
-        return False
-    except ValueError:
-        return True  # a builtin without a signature
-    return True

@@ -6,7 +6,6 @@ with the producer.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 from taskq.codec import ResultOf
+from taskq.durations import UNITS_S
 from taskq.errors import ConfigError
+from taskq.functions import signature_of
 from taskq.model import Spec
 from taskq.retries import Backoff, read_backoff
 from taskq.rules import Key, Rules, Unique
 from taskq.usage import bytes_of_text
 
-_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
 
 
@@ -112,9 +112,7 @@ def apply_options(
         ConfigError: an option makes no sense, or not with the others.
         TypeError: there is no such option.
     """
-    unknown = [name for name in options if name not in JobOptions.__annotations__]
-    if unknown:
-        raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(JobOptions.__annotations__))}")
+    refuse_unknown(options, JobOptions)
     of_spec = {
         field: options[name] if read is None else read(options[name])
         for name, (field, read) in _OF_SPEC.items()
@@ -128,6 +126,14 @@ def apply_options(
     if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
     return changed, rules
+
+
+def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    """Raises TypeError if an option is none of those of a TypedDict."""
+    names = known.__annotations__
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(names))}")
 
 
 def _check_again(spec: Spec, options: Mapping[str, Any]) -> None:
@@ -229,7 +235,7 @@ def _rate_of(value: object) -> tuple[int, float] | None:
     found = _RATE.match(value) if isinstance(value, str) else None
     if found is None or found[2] == ".":
         raise ConfigError(f'rate={value!r}: use a number of starts and a time, such as "100/m" or "5/10s"')
-    return int(found[1]), float(found[2] or 1) * _UNITS_S[found[3]]
+    return int(found[1]), float(found[2] or 1) * UNITS_S[found[3]]
 
 
 def _resources_of(value: object) -> tuple[tuple[str, int], ...]:
@@ -256,7 +262,13 @@ def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> N
         )
     if function is None:
         return
-    known = inspect.signature(function).parameters
+    signature = signature_of(function)
+    if signature is None:
+        raise ConfigError(
+            f"{name}={key!r}: the task does not tell its parameters: use True (all arguments), a function of the "
+            "arguments, or a text"
+        )
+    known = signature.parameters
     missing = [part for part in key if part not in known]
     if missing:
         raise ConfigError(f"{name}={key!r}: the task has no parameter {missing[0]!r} (it has: {', '.join(known)})")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskq.errors import Cancel, ConfigError, JobTimeout, Retry, Snooze, is_delay
+from taskq.functions import misfit
 
 #: What `backoff=` takes: a list of seconds, or a function of the attempt's number and its error; None for the default.
 Backoff = Sequence[float] | Callable[[int, BaseException], float] | None
@@ -103,12 +104,9 @@ def read_backoff(
 
 
 def _check_takes_two(function: Callable[..., Any]) -> None:
-    try:
-        inspect.signature(function).bind(1, None)
-    except TypeError as error:
-        raise ConfigError(f"the backoff function must take (attempt, error): {error}") from None
-    except ValueError:
-        pass  # a builtin without a signature
+    told = misfit(function, (1, None), {})
+    if told is not None:
+        raise ConfigError(f"the backoff function must take (attempt, error): {told}")
 
 
 def _types(option: str, value: ErrorTypes) -> tuple[type[BaseException], ...]:

@@ -5,7 +5,6 @@ Evaluated where the job is enqueued, into the `Terms` of the job. Pure but for t
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from taskq.codec import encode_call
 from taskq.errors import ConfigError
+from taskq.functions import signature_of
 from taskq.limits import MAX_KEY_CHARS
 from taskq.model import Terms, UniqueKey
 
@@ -123,14 +123,15 @@ def _key_text(key: Key, function: Callable[..., Any] | None, args: Sequence[Any]
             return _text_of([args[position] for position in positions])
     if callable(key):
         return _text_of([key(*args, **kwargs)])
-    if function is None:  # only its name is known here
+    signature = None if function is None else _signature(function)
+    if signature is None:  # only its name is known here, or it is a builtin that does not tell
         if key is True:
             return _text_of([list(args), dict(kwargs)])
         raise ConfigError(
             f"a key of {key!r} needs the task's function, which is not imported here: give the key itself"
         )
     try:
-        bound = _signature(function).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ConfigError(f"these arguments do not fit the task, so there is no key for it: {error}") from None
     bound.apply_defaults()
@@ -140,18 +141,19 @@ def _key_text(key: Key, function: Callable[..., Any] | None, args: Sequence[Any]
     return _text_of([bound.arguments[name] for name in key])
 
 
-@lru_cache(maxsize=512)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
+_signature = lru_cache(maxsize=512)(signature_of)
 
 
 @lru_cache(maxsize=512)
 def _positions(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[int, ...]:
     """Where some parameters stand, if that is in their order and they can be given by position; else nothing.
     Spares most calls the binding, which takes ten times as long as all else."""
+    signature = _signature(function)
+    if signature is None:
+        return ()
     places = {
         name: place
-        for place, (name, parameter) in enumerate(_signature(function).parameters.items())
+        for place, (name, parameter) in enumerate(signature.parameters.items())
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
     found = tuple(places[name] for name in names if name in places)

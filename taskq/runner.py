@@ -6,7 +6,6 @@ was refused, for running it again could not help, or it said itself what it want
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from taskq.app import Task, TaskQ
 from taskq.client import REPLY_TIMEOUT_S
 from taskq.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
 from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
+from taskq.functions import misfit
 from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError, JobState
 from taskq.outcome import Verdict, pack_failure, pack_success
@@ -207,9 +207,9 @@ class Runner:
         except TypeError as error:
             # raised by the call itself, not inside: then the arguments do not fit the function
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                misfit = _misfit(task.function, args, kwargs)
-                if misfit:
-                    raise Refused("BadArguments", f"{task.name}: {misfit}") from error
+                told = misfit(task.function, args, kwargs)
+                if told is not None:
+                    raise Refused("BadArguments", f"{task.name}: {told}") from error
             raise
         finally:
             self.is_in_job = False
@@ -328,16 +328,6 @@ def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | 
         text = f"the task's backoff function failed ({type(error).__name__}: {error}): the default delay is taken"
         context.write_record("error", {"event": text})
         return None
-
-
-def _misfit(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str:
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except TypeError as error:
-        return str(error)
-    except ValueError:
-        return ""  # a builtin without a signature
-    return ""
 
 
 def describe(raised: BaseException) -> JobError:

@@ -12,7 +12,6 @@ first time if it comes twice. What has ``*`` for hour or minute goes by the time
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -23,6 +22,7 @@ from struct import Struct
 from typing import Any, Final, Literal, NamedTuple, get_args
 from zlib import crc32
 
+from taskq.durations import seconds_in
 from taskq.errors import ConfigError
 from taskq.limits import MAX_CRON_CHARS, MAX_SCHEDULE_PAYLOAD_BYTES, MAX_TASK_NAME_CHARS
 from taskq.model import NO_TERMS, TASK_NAME, Spec, Terms
@@ -52,8 +52,6 @@ _MACROS = {
 _TIME = Struct("!d")
 _ID_BITS = (1 << 64) - 1
 _CRC_BYTES = 4
-_UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +254,8 @@ def seconds_of(value: object) -> Any:
     """The seconds in a number, a timedelta, or a text such as ``"30s"``; anything else as it is, to be refused."""
     if isinstance(value, timedelta):
         return value.total_seconds()
-    match = _DURATION.match(value.strip().lower()) if isinstance(value, str) else None
-    return value if match is None else float(match[1]) * _UNITS_S[match[2]]
+    seconds = seconds_in(value) if isinstance(value, str) else None
+    return value if seconds is None else seconds
 
 
 # -- times

@@ -8,18 +8,19 @@ q.schedules.run("nightly").result()
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, Unpack
 
 import msgpack
 
 from taskq.codec import encode_call
 from taskq.errors import ConfigError
+from taskq.functions import misfit, signature_of
 from taskq.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model import Spec, new_job_ids
+from taskq.options import refuse_unknown
 from taskq.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
 from taskq.wire import Op
 
@@ -28,6 +29,43 @@ if TYPE_CHECKING:
 
 #: How often: seconds, a text such as "30s", or a timedelta.
 Every = float | str | timedelta
+
+#: Options that are fields of Schedule: their names there, and how they are read.
+_OF_SCHEDULE: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
+    "every": ("every_s", seconds_of),
+    "timezone": ("zone", None),
+    "misfire": ("misfire", None),
+    "overlap": ("overlap", None),
+    "jitter": ("jitter_s", seconds_of),
+}
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What may be said of a schedule beside its cron expression.
+
+    When it fires
+        every (seconds, a text such as ``"30s"``, or a timedelta): an interval, in place of a cron expression. It fires
+            at the multiples of it since 1970, so ``every="1h"`` fires on the hour.
+        timezone (str): the zone of the cron expression, such as ``"Europe/Berlin"``. Default "UTC".
+        misfire ("once", "skip" or "all"): what becomes of the times at which no fleet ran (or the broker was more than
+            10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes each job. Default
+            "once".
+        overlap ("allow", "skip" or "buffer_one"): what becomes of a fire while the job of the one before has not ended.
+            "allow": both run at once. "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and
+            starts when that one has ended, in whatever way; while one is kept back, others are left out. Default
+            "allow".
+        jitter (as every): each fire is late by up to so much, but earlier than the next one. Default 0.
+    What it makes
+        args (tuple), kwargs (dict): the arguments of each job. Default: none.
+    """
+
+    every: Every | None
+    timezone: str
+    misfire: Misfire
+    overlap: Overlap
+    jitter: Every
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +119,23 @@ class Schedules:
         name: str,
         task: Enqueuer[..., Any] | str,
         cron: str | None = None,
-        *,
-        every: Every | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        timezone: str = "UTC",
-        misfire: Misfire = "once",
-        overlap: Overlap = "allow",
-        jitter: Every = 0.0,
+        **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
         """Adds a schedule to the fleet, in place of one of this name that was added before; a pause of that stays.
 
         Args:
             name: names the schedule.
             task: the task, with options if you like, or its name.
-            cron, every, timezone, misfire, overlap, jitter: as for `TaskQ.periodic`.
-            args, kwargs: the arguments of each job.
+            cron: a cron expression, as for `TaskQ.periodic`.
+            options: all else, see `taskq.schedules.ScheduleOptions`.
 
         Raises:
             ConfigError: it makes no sense, or a schedule of this name stands in the code.
+            TypeError: there is no such option.
             PayloadError: an argument cannot be serialized.
             BrokerUnavailable: no fleet answers.
         """
-        schedule = self._made(name, task, cron, every, args, kwargs, timezone, misfire, overlap, jitter)
+        schedule = self._made(name, task, cron, options)
         return _info(self._app.client.ask(Op.PUT_SCHEDULE, schedule.to_wire()))
 
     def remove(self, name: str) -> None:
@@ -146,17 +178,10 @@ class Schedules:
         name: str,
         task: Enqueuer[..., Any] | str,
         cron: str | None = None,
-        *,
-        every: Every | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        timezone: str = "UTC",
-        misfire: Misfire = "once",
-        overlap: Overlap = "allow",
-        jitter: Every = 0.0,
+        **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
         """`add` for asyncio."""
-        schedule = self._made(name, task, cron, every, args, kwargs, timezone, misfire, overlap, jitter)
+        schedule = self._made(name, task, cron, options)
         return _info(await self._app.async_client().ask(Op.PUT_SCHEDULE, schedule.to_wire()))
 
     async def aremove(self, name: str) -> None:
@@ -193,16 +218,14 @@ class Schedules:
         known = self._declared.get(name)
         return None if known is None else known.function
 
-    def declare(self, name: str, task: Task[..., Any], **options: Any) -> None:
+    def declare(self, name: str, task: Task[..., Any], cron: str | None, options: ScheduleOptions) -> None:
         """Notes a schedule that stands in the code, in place of the one of its name: `TaskQ.periodic`.
-
-        Args:
-            options: as for `add`.
 
         Raises:
             ConfigError: it makes no sense, or there are too many.
+            TypeError: there is no such option.
         """
-        packed: bytes = msgpack.packb(self._made(name, task, **options).to_wire())
+        packed: bytes = msgpack.packb(self._made(name, task, cron, options).to_wire())
         self._declared.pop(name, None)
         size = len(packed) + sum(map(len, self.declared))
         if len(self._declared) >= MAX_DECLARED_SCHEDULES or size > MAX_DECLARED_BYTES:
@@ -212,41 +235,33 @@ class Schedules:
             )
         self._declared[name] = _Declared(task.function, packed)
 
-    def _made(
-        self,
-        name: str,
-        task: Enqueuer[..., Any] | str,
-        cron: str | None,
-        every: Every | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-        timezone: str,
-        misfire: Misfire,
-        overlap: Overlap,
-        jitter: Every,
-    ) -> Schedule:
+    def _made(self, name: str, task: Enqueuer[..., Any] | str, cron: str | None, options: ScheduleOptions) -> Schedule:
+        refuse_unknown(options, ScheduleOptions)
         task = self._app.tasks.get(task, task) if isinstance(task, str) else task
-        kwargs = kwargs or {}
+        args, kwargs = options.get("args", ()), options.get("kwargs") or {}
         if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
             raise ConfigError(f"schedule {name}: args={args!r:.60}: use a tuple of arguments")
         spec, terms = (Spec(task), None) if isinstance(task, str) else task.for_schedule(args, kwargs)
         payload = encode_call(NO_JOB, args, kwargs)
-        times = (cron, None if every is None else seconds_of(every), timezone)
-        schedule = Schedule(name, spec, payload, *times, misfire, overlap, seconds_of(jitter), terms)
+        schedule = Schedule(name, spec, payload, cron, terms=terms, **_fields_of(options))
         next_fire(schedule, 0.0)  # raises if it never does
         return schedule
 
 
+def _fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are fields of Schedule; the defaults of the others stand there."""
+    return {
+        field: options[name] if read is None else read(options[name])
+        for name, (field, read) in _OF_SCHEDULE.items()
+        if name in options
+    }
+
+
 def check_call(task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises ConfigError if the function cannot be called so: better said here than by jobs that fail."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return  # a builtin without one
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"schedule of {task}: {error}: give args= and kwargs= that fit {signature}") from None
+    told = misfit(function, args, kwargs)
+    if told is not None:
+        raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {signature_of(function)}")
 
 
 def _info(fields: dict[str, Any]) -> ScheduleInfo:

@@ -33,6 +33,7 @@ from taskq.app import Enqueuer, Job, Task, TaskQ
 from taskq.codec import decode_call, encode_call
 from taskq.config import Settings
 from taskq.errors import ConfigError, TaskQError
+from taskq.functions import signature_of
 from taskq.model import JobState, enqueued_at
 from taskq.rehearsal import Arrival, Clock, RehearsedFleet, rehearsal
 from taskq.store import Kept
@@ -303,7 +304,7 @@ class _Wanted:
     ) -> None:
         self.task = _name(task)
         known = app.tasks.get(self.task)
-        signature = None if known is None else inspect.signature(known.function)
+        signature = None if known is None else signature_of(known.function)
         parameters = () if signature is None else signature.parameters
         self._options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs and name not in parameters}
         self.count: int | None = self._options.pop("count", None)

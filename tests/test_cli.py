@@ -311,6 +311,14 @@ def test_a_job_enqueued_before_there_is_a_fleet(home: Path, tmp_path: Path) -> N
     assert wait_for_file(path)[0].split()[:2] == ["early", done.stdout.strip()]
 
 
+def test_a_builtin_that_does_not_tell_its_parameters(home: Path, tmp_path: Path) -> None:
+    app = tmp_path / "builtins_app.py"
+    app.write_text("import taskq\nq = taskq.TaskQ('builtins')\nq.task(name='largest')(max)\n")
+    done = taskq(home, "enqueue", f"{app}:q", "largest", "1", "2")
+    assert done.returncode == Exit.OK, done
+    assert len(done.stdout) == 33
+
+
 def test_which_queue_is_meant(tmp_path: Path) -> None:
     state = {"XDG_STATE_HOME": str(tmp_path)}
     refused(taskq(None, "status", **state), Exit.USAGE, "no queue", str(tmp_path))

@@ -322,6 +322,13 @@ def test_what_makes_no_sense_is_refused(schedules: Any, given: dict[str, Any], w
     assert names() == []
 
 
+def test_an_option_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match=r"no such option: 'evry'; there are .*every"):
+        jobs.q.schedules.add("bad", "add", evry=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="no such option: 'evry'"):
+        TaskQ("bad").periodic(evry=5)(jobs.add.function)  # type: ignore[call-arg]
+
+
 def test_arguments_that_cannot_travel() -> None:
     with pytest.raises(PayloadError, match=r"args\[0\]"):
         jobs.q.schedules.add("bad", "add", every=5, args=(object(),))

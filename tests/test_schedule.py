@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.codec import CorruptPayload, decode_call, encode_call
+from taskq.durations import seconds_in
 from taskq.errors import ConfigError
 from taskq.model import Spec, enqueued_at, new_job_ids
 from taskq.schedule import (
@@ -408,6 +409,11 @@ def test_names_and_sizes() -> None:
 )
 def test_durations(value: object, seconds: float) -> None:
     assert seconds_of(value) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "soon", "-1s", "1 s 2", "1e3", ".5s", "10 min"])
+def test_texts_that_are_no_duration(text: str) -> None:
+    assert seconds_in(text) is None
 
 
 # -- rows

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apps import terms
@@ -369,6 +370,12 @@ def test_options_that_make_no_sense(options: dict[str, object], told: str) -> No
     with pytest.raises(ConfigError) as raised:
         app.task(name="t", **options)(lambda name: name)  # type: ignore[call-overload]
     assert told in str(raised.value)
+
+
+def test_a_key_of_parameters_that_the_task_does_not_tell() -> None:
+    function: Callable[..., Any] = max
+    with pytest.raises(ConfigError, match=r"unique=\['key'\]: the task does not tell its parameters"):
+        TaskQ("options").task(name="largest", unique=["key"])(function)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest.mock import ANY
 
 import numpy as np
@@ -509,6 +509,16 @@ def test_asserts(jobs: testing.Jobs) -> None:
     jobs.assert_not_enqueued(work, "b")
     jobs.assert_not_enqueued(work, queue="default")
     jobs.assert_not_enqueued(chain)
+
+
+def test_assert_enqueued_of_a_builtin_that_does_not_tell_its_parameters() -> None:
+    app, function = TaskQ("builtins"), cast(Callable[..., Any], max)
+    largest = app.task(name="largest", unique=True)(function)
+    with testing.queue(app) as jobs:
+        first, second = largest.enqueue(1, 2), largest.enqueue(1, 2)
+        assert first == second, "a key can be made of the arguments nevertheless"
+        jobs.assert_enqueued(largest, 1, 2, count=1)
+        assert first.result() == 2
 
 
 @pytest.mark.parametrize(

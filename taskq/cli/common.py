@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ import taskq
 from taskq import errors
 from taskq.app import TaskQ
 from taskq.config import Directory, queue_directory
+from taskq.durations import seconds_in
 from taskq.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.loader import load_app
@@ -46,8 +46,6 @@ _EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
     (errors.JobNotFound, Exit.NOT_FOUND),
     (errors.ScheduleNotFound, Exit.NOT_FOUND),
 )
-_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|)")
 
 
 class UnknownTask(ConfigError):
@@ -167,10 +165,10 @@ def seconds_of(text: str, option: str) -> float:
     Raises:
         ConfigError: it is none.
     """
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None:
+    seconds = seconds_in(text)
+    if seconds is None:
         raise ConfigError(f"{option} {text!r}: use seconds, or a duration such as 90s, 10m, 2h or 7d")
-    return float(match[1]) * _UNITS[match[2]]
+    return seconds
 
 
 def count_of(number: int, thing: str) -> str:

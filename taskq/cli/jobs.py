@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from taskq.cli.common import (
 )
 from taskq.errors import ConfigError
 from taskq.exits import Exit
+from taskq.functions import misfit, signature_of
 from taskq.log.render import duration_text, escape
 from taskq.model import Attempt, JobError, JobInfo
 
@@ -121,11 +121,9 @@ def _with_options(task: Task[..., Any], options: dict[str, Any]) -> Any:
 
 def _check_call(task: Task[..., Any], arguments: list[Any], named: dict[str, Any]) -> None:
     """Raises ConfigError if the function cannot be called so: better said here than by a job that fails."""
-    signature = inspect.signature(task.function)
-    try:
-        signature.bind(*arguments, **named)
-    except TypeError as error:
-        raise ConfigError(f"{task.name}{signature}: {error}") from None
+    told = misfit(task.function, arguments, named)
+    if told is not None:
+        raise ConfigError(f"{task.name}{signature_of(task.function)}: {told}")
 
 
 def _print_value(value: Any) -> None:

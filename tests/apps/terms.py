@@ -1,32 +1,15 @@
-"""Tasks with options: when they run, how often, and with which others."""
+"""Tasks with options: when they run, how often, and with which others. See apps/jobs.py."""
 
 from __future__ import annotations
 
-import os
+import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # a consumer has no other way to `apps`
+from apps.jobs import append, pass_gate, record
 
 from taskq import TaskQ, Unique, current_job
-
-
-def append(path: str, line: str) -> None:
-    """Appends a line to a file, whole, whoever else does."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(descriptor, f"{line}\n".encode())
-    os.close(descriptor)
-
-
-def record(path: str, label: object) -> None:
-    """Tells that a job reached this place."""
-    job = current_job()
-    append(path, f"{label} {job.id} {job.attempt} {os.getpid()} {time.monotonic()}")
-
-
-def pass_gate(path: str) -> None:
-    """Waits until the test opens a gate."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.read(descriptor, 1)
-    os.close(descriptor)
-
 
 q = TaskQ("tests-terms", url="/proc/nonexistent" if __name__ == "apps.terms" else None)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, assert_type
 
 from taskq import (
     GroupHandle,
     Job,
     LastJob,
+    ScheduleInfo,
     Task,
     TaskQ,
     TaskQError,
@@ -59,6 +61,19 @@ def five(a: int, b: str, c: float, d: bytes, e: bool) -> bool:
 @q.task
 def maybe(value: int | None) -> int:
     return value or 0
+
+
+@q.periodic("@daily", name="nightly", timezone="Europe/Berlin", misfire="skip", args=(1,))
+@q.periodic(every="30s", overlap="skip", jitter=0.5, kwargs={"number": 1})
+@q.task
+def tick(number: int) -> int:
+    return number
+
+
+def of_schedules() -> None:
+    assert_type(tick.enqueue(1), Job[int])
+    assert_type(q.schedules.add("a", tick, "0 3 * * *", args=(1,), kwargs=None), ScheduleInfo)
+    assert_type(q.schedules.add("b", tick.options(queue="x"), every=timedelta(minutes=1), misfire="all"), ScheduleInfo)
 
 
 def of_workflows() -> None:

@@ -24,6 +24,13 @@ number: Job[int] = resize.enqueue("a")  # wrong: a job of another type
 anything.enqueue("1")  # wrong: its type, though it returns anything
 fetch.enqueue(1)  # wrong: its type
 
+q.schedules.add("a", add, evry=5)  # wrong: no such option
+q.schedules.add("a", add, every=[5])  # wrong: an option's type
+q.schedules.add("a", add, every=5, misfire="never")  # wrong: no such choice
+q.periodic(5)  # wrong: no cron expression
+q.periodic(every=5, overlap="yes")  # wrong: no such choice
+q.periodic(every=5, colour="red")  # wrong: no such option
+
 add.map(["a"])  # wrong: the items are no numbers
 add.map(3)  # wrong: nothing to iterate
 nothing.map([1])  # wrong: it takes no argument
@@ -50,6 +57,7 @@ text = wait_any([add.enqueue(1)]).result()  # wrong: the result is an int
 async def main() -> None:
     await add.aenqueue("1")  # wrong: its type
     await add.aenqueue_many([("a",)])  # wrong: the first of each
+    await q.schedules.aadd("a", add, timezone=1)  # wrong: an option's type
     texts: list[str] = await agather([add.enqueue(1)])  # wrong: the results are numbers
     print(await q.job("0" * 32).aresult(), texts)
 
