@@ -35,6 +35,7 @@ from taskq.locks import end_old_consumers
 from taskq.narrator import Narrator
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
+from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.timetable import Timetable
@@ -139,7 +140,7 @@ class Broker:
             consumers=self._settings.consumers,
             **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
-            waiting=sum(self._core.counts().values()),
+            **self._backlog(),
         )
         while self._stop_at is None or self._supervisor.slots:
             self._tick()
@@ -320,8 +321,14 @@ class Broker:
         self._ledger.tell(now)
         self._narrator.summaries(now, is_last=True)
         self._server.shut()
+        backlog, totals = self._backlog(), self._store.totals.as_dict()
         self._store.close()
-        self._log.info("fleet.stopped", waiting=sum(self._core.counts().values()), **self._store.totals.as_dict())
+        self._log.info("fleet.stopped", **backlog, **totals)
+
+    def _backlog(self) -> dict[str, int]:
+        """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
+        later = {kept.state.value: sum(self._store.counts(kept).values()) for kept in (Kept.SCHEDULED, Kept.WAITING)}
+        return {"queued": sum(self._core.counts().values()), **later}
 
 
 def _check_filesystem(directory: Directory) -> None:

@@ -458,7 +458,7 @@ def test_drain(home: Path, tmp_path: Path) -> None:
     assert len(starts(path)) == 202, "also the retry that was due later"
     fleet.finish()
     stopped = fleet.events("fleet.stopped")[-1]
-    assert (stopped["succeeded"], stopped["waiting"]) == (201, 0)
+    assert (stopped["succeeded"], stopped["queued"], stopped["scheduled"], stopped["waiting"]) == (201, 0, 0, 0)
     assert len(made) + 1 == stopped["succeeded"]
     assert fail.id
 
