@@ -254,8 +254,8 @@ class Broker:
     def _on_client_gone(self, peer: Peer) -> None:
         self._ledger.forget(peer)
 
-    def _on_first_ready(self, tasks: list[str]) -> None:
-        self._tell_guardian(["ready", os.getpid(), tasks[:500]])
+    def _on_first_ready(self) -> None:
+        self._tell_guardian(["ready", os.getpid()])
 
     def _on_boot_failed(self, message: str) -> None:
         if not self._crew.is_ready:
