@@ -230,6 +230,24 @@ class AsyncClient:
         except ConnectionLost:
             await asyncio.to_thread(self._blocking.purge, job_id)
 
+    async def jobs(
+        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+    ) -> list[JobInfo]:
+        """As `Client.jobs`. Like its neighbours it may take many requests, so it has a thread."""
+        return await asyncio.to_thread(self._blocking.jobs, state, task, queue, before, limit)
+
+    async def retry_all(self, task: str | None, queue: str | None) -> int:
+        """As `Client.retry_all`."""
+        return await asyncio.to_thread(self._blocking.retry_all, task, queue)
+
+    async def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> int:
+        """As `Client.purge_all`."""
+        return await asyncio.to_thread(self._blocking.purge_all, state, task, queue, before)
+
+    async def pause_queues(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
+        """As `Client.pause`; `pause` waits here."""
+        return await asyncio.to_thread(self._blocking.pause, queues, is_paused, by)
+
     async def ask(self, op: Op, *fields: Any) -> Any:
         """A request that may be repeated; raises as `Client.ask`."""
         try:

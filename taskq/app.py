@@ -952,10 +952,33 @@ class TaskQ:
             JobNotFound: nothing is known of the job in `before`.
             BrokerUnavailable: no fleet answers.
         """
+        return self.client.jobs(*self._listing(state, task, queue, limit, before))
+
+    async def ajobs(
+        self,
+        state: JobState | str | None = None,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        limit: int | None = 100,
+        before: str | Job[Any] | None = None,
+    ) -> list[JobInfo]:
+        """`jobs` for asyncio."""
+        return await self.async_client().jobs(*self._listing(state, task, queue, limit, before))
+
+    def _listing(
+        self,
+        state: JobState | str | None,
+        task: str | None,
+        queue: str | None,
+        limit: int | None,
+        before: str | Job[Any] | None,
+    ) -> tuple[JobState | None, str | None, str | None, bytes | None, int | None]:
+        """The arguments of `jobs`, checked, as clients take them."""
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise ConfigError(f"limit={limit!r}: use a number of jobs, or None for all")
         place = None if before is None else (self.job(before) if isinstance(before, str) else before)._id
-        return self.client.jobs(None if state is None else _state(state), task, queue, place, limit)
+        return None if state is None else _state(state), task, queue, place, limit
 
     def retry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
         """Queues all failed jobs again, as `Job.retry` does; or only those of a task, of a queue.
@@ -970,6 +993,10 @@ class TaskQ:
             BrokerUnavailable: no fleet answers.
         """
         return self.client.retry_all(task, queue)
+
+    async def aretry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
+        """`retry_failed` for asyncio."""
+        return await self.async_client().retry_all(task, queue)
 
     def purge(
         self,
@@ -996,13 +1023,18 @@ class TaskQ:
             StoreFull: the disk is full.
             BrokerUnavailable: no fleet answers.
         """
-        named = _state(state)
-        if named == JobState.RUNNING:
-            raise ConfigError("running jobs cannot be purged: cancel them, or purge them when they have ended")
-        if older_than is not None and not 0 <= older_than < inf:
-            raise ConfigError(f"older_than={older_than!r}: use seconds, 0 or more")
-        before = None if older_than is None else max(0.0, time.time() - older_than)
-        return self.client.purge_all(named, task, queue, before)
+        return self.client.purge_all(*_purging(state, task, queue, older_than))
+
+    async def apurge(
+        self,
+        state: JobState | str,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        """`purge` for asyncio."""
+        return await self.async_client().purge_all(*_purging(state, task, queue, older_than))
 
     def pause(self, *queues: str) -> list[str]:
         """Pauses queues: jobs that run may end, the others wait, new ones are accepted. It lasts until `resume`, also
@@ -1015,7 +1047,11 @@ class TaskQ:
             ConfigError: a queue's name makes no sense.
             BrokerUnavailable: no fleet answers.
         """
-        return self._pause(queues, True)
+        return self.client.pause(*_pausing(queues, True))
+
+    async def apause(self, *queues: str) -> list[str]:
+        """`pause` for asyncio."""
+        return await self.async_client().pause_queues(*_pausing(queues, True))
 
     def resume(self, *queues: str) -> list[str]:
         """Lets the jobs of paused queues run again.
@@ -1026,14 +1062,11 @@ class TaskQ:
         Raises:
             As `pause`.
         """
-        return self._pause(queues, False)
+        return self.client.pause(*_pausing(queues, False))
 
-    def _pause(self, queues: Sequence[str], is_paused: bool) -> list[str]:
-        if not queues:
-            raise ConfigError("which queues? name at least one")
-        program, name = os.path.split(sys.argv[0])
-        name = os.path.basename(program) if name == "__main__.py" else name
-        return self.client.pause(queues, is_paused, f"{name or 'python'}, pid {os.getpid()}")
+    async def aresume(self, *queues: str) -> list[str]:
+        """`resume` for asyncio."""
+        return await self.async_client().pause_queues(*_pausing(queues, False))
 
     @contextmanager
     def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> Iterator[None]:
@@ -1090,6 +1123,27 @@ def _state(state: JobState | str) -> JobState:
         return JobState(state)
     except ValueError:
         raise ConfigError(f"{state!r} is no state of a job: use one of {', '.join(JobState)}") from None
+
+
+def _purging(
+    state: JobState | str, task: str | None, queue: str | None, older_than: float | None
+) -> tuple[JobState, str | None, str | None, float | None]:
+    """The arguments of `TaskQ.purge`, checked, as clients take them."""
+    named = _state(state)
+    if named == JobState.RUNNING:
+        raise ConfigError("running jobs cannot be purged: cancel them, or purge them when they have ended")
+    if older_than is not None and not 0 <= older_than < inf:
+        raise ConfigError(f"older_than={older_than!r}: use seconds, 0 or more")
+    return named, task, queue, None if older_than is None else max(0.0, time.time() - older_than)
+
+
+def _pausing(queues: Sequence[str], is_paused: bool) -> tuple[Sequence[str], bool, str]:
+    """The arguments of `TaskQ.pause`, checked, and who asks, as clients take them."""
+    if not queues:
+        raise ConfigError("which queues? name at least one")
+    program, name = os.path.split(sys.argv[0])
+    name = os.path.basename(program) if name == "__main__.py" else name
+    return queues, is_paused, f"{name or 'python'}, pid {os.getpid()}"
 
 
 def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

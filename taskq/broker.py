@@ -37,6 +37,7 @@ from taskq.narrator import Narrator
 from taskq.recovery import recover
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
+from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.timetable import Timetable
@@ -141,7 +142,7 @@ class Broker:
             consumers=self._settings.consumers,
             **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
-            waiting=sum(self._core.counts().values()),
+            **self._backlog(),
         )
         while self._stop_at is None or self._supervisor.slots:
             self._tick()
@@ -255,8 +256,8 @@ class Broker:
     def _on_client_gone(self, peer: Peer) -> None:
         self._ledger.forget(peer)
 
-    def _on_first_ready(self, tasks: list[str]) -> None:
-        self._tell_guardian(["ready", os.getpid(), tasks[:500]])
+    def _on_first_ready(self) -> None:
+        self._tell_guardian(["ready", os.getpid()])
 
     def _on_boot_failed(self, message: str) -> None:
         if not self._crew.is_ready:
@@ -322,8 +323,14 @@ class Broker:
         self._ledger.tell(now)
         self._narrator.summaries(now, is_last=True)
         self._server.shut()
+        backlog, totals = self._backlog(), self._store.totals.as_dict()
         self._store.close()
-        self._log.info("fleet.stopped", waiting=sum(self._core.counts().values()), **self._store.totals.as_dict())
+        self._log.info("fleet.stopped", **backlog, **totals)
+
+    def _backlog(self) -> dict[str, int]:
+        """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
+        later = {kept.state.value: sum(self._store.counts(kept).values()) for kept in (Kept.SCHEDULED, Kept.WAITING)}
+        return {"queued": sum(self._core.counts().values()), **later}
 
 
 def _check_filesystem(directory: Directory) -> None:

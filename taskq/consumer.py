@@ -35,8 +35,9 @@ from taskq.hooks import StartFailed
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.loader import IN_CONSUMER, load_app
 from taskq.locks import hold_consumer_lock
+from taskq.model import JobError
 from taskq.outbox import Outbox
-from taskq.outcome import Verdict
+from taskq.outcome import Verdict, pack_failure
 from taskq.platform import die_with_parent, is_unread, name_process
 from taskq.runner import Runner, flush_output
 from taskq.streams import mark_output
@@ -64,7 +65,8 @@ def run(boot: Boot) -> None:
         app.hooks.run_starts()
     except BaseException as error:
         message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
-        outbox.send([Op.BOOT_FAILED, message, "" if isinstance(error, AppError) else traceback.format_exc()])
+        told = JobError(type(error).__name__, message, "" if isinstance(error, AppError) else traceback.format_exc())
+        outbox.send([Op.BOOT_FAILED], [pack_failure(None, None, told)])
         flush_output()
         os._exit(1)
     gc.freeze()  # what was imported stays: the collector need not look at it again
@@ -191,7 +193,6 @@ class Consumer:
         self._number = 0  # of the job that runs
         self._is_waiting = False
         self._is_stopping: bool = False  # set by a signal handler
-        self._task_names = sorted(app.tasks)
         self._app_name = app.name
         self._schedules = app.schedules.declared
 
@@ -207,7 +208,7 @@ class Consumer:
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
         self._outbox.send([Op.DECLARED, self._app_name, list(map(len, self._schedules))], self._schedules)
-        self._outbox.send([Op.READY, os.getpid(), self._task_names[:500]])
+        self._outbox.send([Op.READY, os.getpid()])
         while not self._is_stopping:
             batch = self._next_batch()
             if batch == STOP:

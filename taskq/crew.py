@@ -23,7 +23,7 @@ from taskq.intake import Submission, flow_of
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
 from taskq.model import Progress
 from taskq.narrator import Narrator
-from taskq.outcome import Attempts, Verdict
+from taskq.outcome import Attempts, Verdict, failure_in
 from taskq.output import split_job_mark
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.usage import usage_of
@@ -45,7 +45,7 @@ class Crew:
         selector: selectors.BaseSelector,
         narrator: Narrator,
         settings: Settings,
-        on_first_ready: Callable[[list[str]], None],
+        on_first_ready: Callable[[], None],
         on_boot_failed: Callable[[str], None],
         on_declared: Callable[[str, list[bytes]], None],
         on_children: Callable[[list[Submission]], None],
@@ -54,7 +54,7 @@ class Crew:
         Args:
             selector: with callables as data, called with the mask of events.
             settings: for the queues of each consumer, and how many jobs it may run.
-            on_first_ready: told once, with the names of the tasks, when the first consumer is ready.
+            on_first_ready: told once, when the first consumer is ready.
             on_boot_failed: told why a consumer could not start.
             on_declared: told the application's name, and the schedules in its code; raises if they make no sense.
             on_children: takes what a job has enqueued that has just succeeded.
@@ -108,12 +108,13 @@ class Crew:
             case [Op.CHILDREN, int(number), list(groups), int(edges)] if self._core.holds(slot.key, number):
                 children = flow_of(None, 0, False, groups, edges, body)
                 slot.children.setdefault(number, []).append(children)
-            case [Op.READY, int(), list(tasks)]:
-                self._on_ready(slot, tasks)
+            case [Op.READY, int()]:
+                self._on_ready(slot)
             case [Op.DECLARED, str(app), list(lengths)]:
                 self._on_declared(app, wire.split(body, lengths))
-            case [Op.BOOT_FAILED, str(message), str(traceback)]:
-                slot.boot_error = message, traceback
+            case [Op.BOOT_FAILED]:
+                error, _ = failure_in(bytes(body))
+                slot.boot_error = error.message, error.traceback
             case _:
                 raise ProtocolError(f"a message that no consumer sends: {envelope[0]}")
 
@@ -130,7 +131,7 @@ class Crew:
                     if verdicts[number] == Verdict.SUCCEEDED and not self._core.holds(slot.key, number):
                         self._on_children(children)
 
-    def _on_ready(self, slot: Slot, tasks: list[Any]) -> None:
+    def _on_ready(self, slot: Slot) -> None:
         now = time.monotonic()
         replaced = self._supervisor.ready(slot)
         self._core.joined(slot.key, now, self._settings.queues_of(slot.number))
@@ -143,7 +144,7 @@ class Crew:
             self.retire(slot)
         if not self.is_ready:
             self.is_ready = True
-            self._on_first_ready(tasks)
+            self._on_first_ready()
 
     def _on_progress(self, slot: Slot, told: list[Any]) -> None:
         """Notes how far jobs are."""

@@ -40,7 +40,7 @@ from taskq.flows import Call, Flow, flow_frame, parts_of
 from taskq.intake import Submission, flow_of, submission_of
 from taskq.items import read_items
 from taskq.ledger import Ledger
-from taskq.model import JobInfo, JobRow, Spec
+from taskq.model import JobInfo, JobRow, JobState, Spec
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, unpack
 from taskq.reports import Reporter
@@ -739,6 +739,24 @@ class RehearsalAsyncClient:
     async def purge(self, job_id: bytes) -> None:
         """As `Client.purge`."""
         self._blocking.purge(job_id)
+
+    async def jobs(
+        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+    ) -> list[JobInfo]:
+        """As `Client.jobs`."""
+        return self._blocking.jobs(state, task, queue, before, limit)
+
+    async def retry_all(self, task: str | None, queue: str | None) -> int:
+        """As `Client.retry_all`."""
+        return self._blocking.retry_all(task, queue)
+
+    async def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> int:
+        """As `Client.purge_all`."""
+        return self._blocking.purge_all(state, task, queue, before)
+
+    async def pause_queues(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
+        """As `Client.pause`."""
+        return self._blocking.pause(queues, is_paused, by)
 
 
 class _AsyncEndings:

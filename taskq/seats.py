@@ -282,7 +282,7 @@ class SeatedConsumer:
             }
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
-        self._outbox.send([Op.READY, os.getpid(), sorted(self._app.tasks)[:500]])
+        self._outbox.send([Op.READY, os.getpid()])
         self._loop.add_reader(self._reader, self._receive)
         self._run_loop()
         self._end_leftovers()

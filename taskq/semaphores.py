@@ -9,11 +9,11 @@ ends with the last process that has it.
 from __future__ import annotations
 
 import weakref
-from multiprocessing.synchronize import Lock
+from multiprocessing.synchronize import SemLock
 from multiprocessing.util import Finalize
 
 
-def remove_name(lock: Lock) -> None:
+def remove_name(lock: SemLock) -> None:
     """Removes a lock's name, once the other process has opened it. Does nothing if it is gone already.
 
     What multiprocessing would do when the lock goes is a `Finalize` that hangs on it: called early, it tells the helper

@@ -65,8 +65,8 @@ class Op(IntEnum):
     PAUSE_SCHEDULE = 53  # request, name, whether
     RUN_SCHEDULE = 54  # request, name, id of the job
 
-    READY = 30  # pid, names of the tasks                                        consumer -> broker
-    BOOT_FAILED = 31  # message, traceback
+    READY = 30  # pid                                                            consumer -> broker
+    BOOT_FAILED = 31  #                                                              body: the error, as an outcome
     OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
     STARTED = 33  # number
     PROGRESS = 34  # [[id, done, total, note], ...]

@@ -169,6 +169,7 @@ class Fleet:
         assert not bugs, json.dumps(bugs, indent=1)[:6000]
         told = self.errors.read_text(errors="replace")
         assert "Traceback (most recent call last):\n" not in told or self.expected, told[-6000:]
+        assert "resource_tracker" not in told, told[-6000:]  # multiprocessing's helper, at the user's terminal
 
     # -- its processes
 

@@ -202,7 +202,7 @@ class SimSlot:
 
     def boot(self) -> None:
         if self.is_alive:
-            self.tell([Op.READY, self.pid, []], [])
+            self.tell([Op.READY, self.pid], [])
             self._step()
 
     def _receive(self, message: bytes) -> None:

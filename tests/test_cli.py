@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
 
 from taskq.cli import main
@@ -510,6 +511,29 @@ def test_logs_that_are_not_there(home: Path) -> None:
 
 
 # -- stop and reload
+
+
+def test_stop_tells_of_every_job_that_is_left(home: Path) -> None:
+    """Also of those that are not queued: they wait for their time, or for others."""
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
+        assert "no job waits" in taskq(home, "status").stdout
+        later = jobs.add.options(delay=3600).enqueue(1)
+        jobs.add.options(delay=3600).enqueue(2)
+        jobs.add.options(after=[later]).enqueue(3)
+        done = taskq(home, "stop")
+        assert done.stdout.endswith("; 3 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        worker.communicate(timeout=DEADLINE_S)
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
+        jobs.q.pause("default")
+        jobs.add.enqueue(4)
+        done = taskq(home, "stop")
+        assert done.stdout.endswith("; 4 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        worker.communicate(timeout=DEADLINE_S)
+    logged = [event for event in read(home) if event["event"] in ("fleet.started", "fleet.stopped")]
+    told = [(event["queued"], event["scheduled"], event["waiting"]) for event in logged]
+    assert told == [(0, 0, 0), (0, 2, 1), (0, 2, 1), (1, 2, 1)]
 
 
 def test_stop(home: Path, gate: Gate, tmp_path: Path) -> None:

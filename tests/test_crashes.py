@@ -373,6 +373,30 @@ def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preloa
     fleet.finish()
 
 
+@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("victim", ["broker", "consumer", "helper", "guardian"])
+def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Path, victim: str, preload: bool) -> None:
+    """multiprocessing's helper clears up names that nobody removed, and would say so where `taskq worker` runs."""
+    fleet = Fleet(home, preload=preload).start().wait_ready()
+    if victim == "broker":
+        fleet.kill(fleet.broker_pid)
+    elif victim == "guardian":
+        fleet.kill(fleet.guardian_pid)
+    elif victim == "helper":
+        fleet.kill(next(p.pid for p in fleet.processes() if any("resource_tracker" in part for part in p.cmdline())))
+    elif victim == "consumer":
+        fleet.kill(fleet.consumer_pids()[0])
+    if victim != "guardian":
+        fleet.wait_ready()
+        fleet.kill(fleet.consumer_pids()[-1])  # whoever comes now has to do with what the victim left
+        fleet.wait_ready()
+    fleet.finish()
+    told = fleet.errors.read_text(errors="replace")
+    assert "resource_tracker" not in told
+    assert "semaphore" not in told
+    assert "Traceback" not in told
+
+
 def semaphores(pid: int) -> set[str]:
     """Where the semaphores that a process has open have, or had, their names."""
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from apps import jobs, versioned
-from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, running, starts, use, wait_for_file, wait_until
 
 from taskq import (
     ConfigError,
@@ -458,7 +458,7 @@ def test_drain(home: Path, tmp_path: Path) -> None:
     assert len(starts(path)) == 202, "also the retry that was due later"
     fleet.finish()
     stopped = fleet.events("fleet.stopped")[-1]
-    assert (stopped["succeeded"], stopped["waiting"]) == (201, 0)
+    assert (stopped["succeeded"], stopped["queued"], stopped["scheduled"], stopped["waiting"]) == (201, 0, 0, 0)
     assert len(made) + 1 == stopped["succeeded"]
     assert fail.id
 
@@ -537,3 +537,34 @@ def test_log_is_json(shared: Fleet) -> None:
     assert started["consumers"] == 2
     told = [json.loads(line) for line in shared.errors.read_text().splitlines()]
     assert {"fleet.started", "consumer.started"} <= {line["event"] for line in told}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_application_may_have_many_tasks_with_long_names(home: Path, tmp_path: Path, threads: int) -> None:
+    """What a consumer tells when it is ready does not grow with them."""
+    app = tmp_path / "many.py"
+    app.write_text(
+        "from taskq import TaskQ\n"
+        'q = TaskQ("many")\n'
+        "for number in range(1000):\n"
+        "    q.task(name=f'{number:0200d}')(lambda number=number: number)\n"
+    )
+    with running(Fleet(home, f"{app}:q", consumers=1, threads=threads)):
+        q = TaskQ("many", home)
+        assert q.enqueue(f"{999:0200d}").result(timeout=10) == 999
+
+
+def test_a_start_that_fails_with_a_long_error_is_told(home: Path, tmp_path: Path) -> None:
+    app = tmp_path / "wordy.py"
+    app.write_text(
+        "import os\n"
+        "from taskq import TaskQ\n"
+        'q = TaskQ("wordy")\n'
+        "@q.on_consumer_start\n"
+        "def load() -> None:\n"
+        "    raise ValueError('why ' + '\\U0001f4a5' * 1_000_000 + ' the end')\n"
+    )
+    with running(Fleet(home, f"{app}:q", consumers=1), wait=False) as fleet:
+        error = fleet.wait_for("consumer.boot_failed")["error"]
+        assert "ValueError: why " in error
+        assert len(error) < 10_000

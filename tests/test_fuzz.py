@@ -54,6 +54,7 @@ from taskq.log.reader import Filter, read
 from taskq.log.setup import configure
 from taskq.model import JobError, Spec
 from taskq.outbox import Unsent
+from taskq.outcome import pack_failure
 from taskq.output import RECORD_MARK, LineCutter, fields_of_line
 from taskq.wire import Decoder, Op, check_hello, frame, hello, split
 
@@ -179,8 +180,8 @@ FROM_OTHERS = [
     frame([Op.ERROR, 1, "ConfigError", "it makes no sense"]),
     frame([Op.OK, 2, None], [msgpack.packb({"broker": {"pid": 1}})]),
     *(frame([Op.RESULT, ID, "succeeded"], [one]) for one in OUTCOMES),
-    frame([Op.READY, 99, ["add", "sub"]]),
-    frame([Op.BOOT_FAILED, "ImportError", "Traceback ..."]),
+    frame([Op.READY, 99]),
+    frame([Op.BOOT_FAILED], [pack_failure(None, None, JobError("ImportError", "no module", "Traceback ..."))]),
     frame([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], [OUTCOMES[0], OUTCOMES[2]]),
     frame([Op.STARTED, 3]),
     frame([Op.ITEMS, ID, 0, [1, 2]], [b"a", b"bc"]),

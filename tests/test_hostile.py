@@ -133,7 +133,7 @@ BAD_REQUESTS: dict[str, bytes] = {
     "unknown": wire.frame([999, 1]),
     "negative": wire.frame([-1]),
     "for consumers": wire.frame([Op.OUTCOMES, [1], [0], [1], [1]], [b"x"]),
-    "ready": wire.frame([Op.READY, 1, []]),
+    "ready": wire.frame([Op.READY, 1]),
     "hello again": HELLO,
     "status without number": wire.frame([Op.STATUS]),
     "info of text": wire.frame([Op.INFO, 1, "0" * 16]),

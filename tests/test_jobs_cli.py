@@ -163,6 +163,29 @@ def test_purge_and_pause_are_durable(start: Start, missing: Path) -> None:
     assert waiting.result(20) == 2
 
 
+def test_many_jobs_and_queues_for_asyncio(fleet: Fleet, missing: Path) -> None:
+    made = failed(missing, 3)
+    missing.touch()
+
+    async def all_of_it() -> None:
+        assert [info.id for info in await q.ajobs("failed", task="need", limit=2)] == [made[2].id, made[1].id]
+        assert [info.id for info in await q.ajobs("failed", before=made[1])] == [made[0].id]
+        assert await q.apause("default", "mail") == ["default", "mail"]
+        assert await q.aretry_failed(task="no.such") == 0
+        assert await q.aretry_failed(task="need", queue="default") == 3
+        assert [info.state for info in await q.ajobs(limit=None)] == [JobState.QUEUED] * 3
+        assert await q.aresume("default", "mail", "never") == ["default", "mail"]
+        assert [await job for job in made] == [2, 2, 2]
+        assert await q.apurge("succeeded", older_than=3600) == 0
+        assert await q.apurge("succeeded", task="need") == 3
+        for senseless in (q.ajobs(limit=-1), q.ajobs("odd"), q.apurge("running"), q.apause(), q.aresume()):
+            with pytest.raises(ConfigError):
+                await senseless
+
+    asyncio.run(all_of_it())
+    assert q.jobs("succeeded", task="need") == []
+
+
 def test_retry_and_purge_for_asyncio(fleet: Fleet, missing: Path) -> None:
     [job] = failed(missing)
     missing.touch()

@@ -398,6 +398,21 @@ def test_large_amounts(jobs: testing.Jobs) -> None:
 # -- asyncio
 
 
+def test_many_jobs_and_queues_with_asyncio(jobs: testing.Jobs) -> None:
+    async def main() -> None:
+        made = await work.aenqueue_many([("a",), ("b",)])
+        assert [info.id for info in await q.ajobs("queued")] == [made[1].id, made[0].id]
+        assert await q.apause("default") == ["default"]
+        assert jobs.drain() == {}
+        assert await q.aresume("default") == ["default"]
+        jobs.drain()
+        assert await q.aretry_failed() == 0
+        assert await q.apurge("succeeded") == 2
+        assert await q.ajobs() == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("mode", [testing.inline, testing.queue])
 def test_asyncio(mode: Any) -> None:
     async def main() -> None:

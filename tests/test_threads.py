@@ -235,6 +235,19 @@ def test_timeout_in_c(start: Start, tmp_path: Path) -> None:
     assert caught.value.error_type == "TimedOut"
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_coroutine_that_blocks_the_loop_is_killed(start: Start, threads: int) -> None:
+    """No cancellation and no signal handler gets through to it: the kill comes after the grace."""
+    fleet = start(threads=threads)
+    job = seats.block_loop.enqueue()
+    with pytest.raises(JobFailed) as caught:
+        job.result(timeout=15)
+    assert caught.value.error_type == "TimedOut"
+    assert (job.info().attempts, job.info().crashes) == (1, 0)
+    assert fleet.count("job.timed_out") == 1
+    assert seats.doze.enqueue(0.0).result(timeout=10), "its successor has a loop that runs"
+
+
 # -- deaths
 
 

@@ -21,12 +21,17 @@ from typing import Any
 
 import msgpack
 
+from taskq.platform import die_with_parent
+from taskq.semaphores import remove_name
+
 _BATCH = 100
 _LEASED = 400
 _FRAMES_AHEAD = 8
 
 
 def _work(inbox: Queue[bytes], outbox: SimpleQueue[bytes]) -> None:
+    die_with_parent()
+    outbox.put(msgpack.packb([]))  # both are open
     while True:
         done = [row for row, payload in msgpack.unpackb(inbox.get()) if msgpack.unpackb(payload)[0] == "noop"]
         outbox.put(msgpack.packb(done))
@@ -46,6 +51,11 @@ def _serve(directory: str, workers: int) -> None:
         inbox: Queue[bytes] = context.Queue()
         outbox: SimpleQueue[bytes] = context.SimpleQueue()
         context.Process(target=_work, args=(inbox, outbox), daemon=True).start()
+        outbox.get()
+        # the skeleton ends by SIGKILL: what still had a name then, multiprocessing would complain of as leaked
+        queues: Any = inbox, outbox
+        for lock in (queues[0]._rlock, queues[0]._wlock, queues[0]._sem, queues[1]._rlock, queues[1]._wlock):
+            remove_name(lock)
         inboxes.append(inbox)
         selector.register(outbox._reader, selectors.EVENT_READ, (number, outbox))  # type: ignore[attr-defined]
     listener.bind(f"{directory}/skeleton.sock")
@@ -164,4 +174,5 @@ class Skeleton:
 
 def _lead(directory: str, workers: int) -> None:
     os.setpgid(0, 0)
+    die_with_parent()
     _serve(directory, workers)

@@ -101,7 +101,10 @@ def _left(directory: Directory, elapsed_s: float) -> str:
     said = list(read(directory.path, Filter(event="fleet.stopped", since=ago(elapsed_s + 1)), last=1))
     if not said:
         return ""  # it logs warnings only
-    waiting = said[0].get("waiting", 0)
-    if not waiting:
+    queued, scheduled, waiting = (said[0].get(state, 0) for state in ("queued", "scheduled", "waiting"))
+    count = queued + scheduled + waiting
+    if not count:
         return "; no job waits"
-    return f"; {count_of(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} for the next fleet"
+    reasons = [f"{number} for {what}" for number, what in ((scheduled, "their time"), (waiting, "others")) if number]
+    why = f" ({', '.join(reasons)})" if reasons else ""
+    return f"; {count_of(count, 'job')} {'waits' if count == 1 else 'wait'} for the next fleet{why}"

@@ -151,6 +151,12 @@ async def overdue(path: str, how: str) -> str:
 
 
 @q.task(timeout=0.3, retries=0)
+async def block_loop() -> None:
+    """Lets nothing else on its event loop run, no signal handler either."""
+    block_forever_in_c()
+
+
+@q.task(timeout=0.3, retries=0)
 def overdue_in_thread(path: str, how: str, gate: str = "") -> str:
     record(path, how)
     try:
