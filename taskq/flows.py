@@ -83,16 +83,19 @@ def flow_frame(head: Sequence[Any], flow: Flow) -> bytes:
 
 
 def parts_of(flow: Flow) -> Iterator[Flow]:
-    """Cuts jobs into what surely fits a frame each, in their order."""
+    """Cuts jobs into what surely fits a frame each, in their order. A unique job, which may be left out, goes alone."""
     part: list[tuple[Spec, Call]] = []
     size = 0
+    was_unique = False
     for spec, call in flow:
         links = 0 if call.terms is None else len(call.terms.after)
+        is_unique = call.terms is not None and call.terms.unique is not None
         size += len(call.payload) + _EDGE.size * links
-        if part and (size > SUBMIT_CHUNK_BYTES or len(part) == _PART_JOBS):
+        if part and (is_unique or was_unique or size > SUBMIT_CHUNK_BYTES or len(part) == _PART_JOBS):
             yield part
             part, size = [], len(call.payload) + _EDGE.size * links
         part.append((spec, call))
+        was_unique = is_unique
     if part:
         yield part
 

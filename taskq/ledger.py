@@ -236,9 +236,8 @@ class Ledger:
             self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
             submissions = []
         try:
-            accepted = self._submit([*submissions, *self._children], wall)
+            accepted, handed = self._write([*submissions, *self._children], wall)
             self._put_schedules()
-            handed = self._settle(wall, [taken for _, taken in accepted])
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed > 0  # there may be more
@@ -248,8 +247,7 @@ class Ledger:
         except StoreFull as error:
             self._make_room(error, submissions)
             try:
-                accepted = self._submit(self._children, wall)
-                handed = self._settle(wall, [taken for _, taken in accepted])
+                accepted, handed = self._write(self._children, wall)
                 self._store.commit()
             except StoreFull:
                 # nothing was set aside: what ended is kept here, and tried again until there is room
@@ -297,21 +295,32 @@ class Ledger:
             else:
                 self._store.put_schedule(row)
 
-    def _settle(self, wall: float, taken: list[Taken]) -> HandedOver:
-        """Records what was decided, and what follows from it for jobs that wait for others."""
+    def _write(self, submissions: list[Submission], wall: float) -> tuple[list[tuple[Submission, Taken]], HandedOver]:
+        """Records what was decided, takes in what came, and lets go what waited. In this order: a job that has ended
+        keeps none out that comes in now, and none takes its place."""
+        self._settle(wall)
+        accepted = self._submit(submissions, wall)
+        return accepted, self._hand_over(wall, [taken for _, taken in accepted])
+
+    def _settle(self, wall: float) -> None:
         effects = self._effects
         if effects.checkpoints:
             self._store.keep_checkpoints(effects.checkpoints)
-        more: list[Ended] = [ended for own in taken for ended in own.ended]
         for row, first, items in effects.items:
             self._store.add_items(row.seq, first, items)
-        if effects.ended or effects.rescheduled or more:
-            self._store.settle([*effects.ended, *more] if more else effects.ended, effects.rescheduled, wall)
+        if effects.ended or effects.rescheduled:
+            self._store.settle(effects.ended, effects.rescheduled, wall)
             self._store.totals.retried += effects.retried
             self._store.totals.crashed += effects.crashed
+
+    def _hand_over(self, wall: float, taken: list[Taken]) -> HandedOver:
+        """What follows from all ends for jobs that wait for others."""
+        more: list[Ended] = [ended for own in taken for ended in own.ended]
+        if more:
+            self._store.settle(more, [], wall)
         if not self._store.has_waiting:
             return HandedOver()
-        ends = {**self._left, **{row.id: kept for row, kept, _ in (*effects.ended, *more)}}
+        ends = {**self._left, **{row.id: kept for row, kept, _ in (*self._effects.ended, *more)}}
         for own in taken:
             ends.update(own.before)
         return hand_over(self._store, ends, wall)

@@ -21,8 +21,8 @@ from taskq.flows import Call, flow_frame, parts_of, read_flow
 from taskq.handover import Becomes, HandedOver, becomes, hand_over
 from taskq.intake import Submission
 from taskq.ledger import Ledger
-from taskq.model import NO_TERMS, JobRow, Spec, Terms, new_job_ids
-from taskq.outcome import Attempts, Verdict, pack_success, unpack
+from taskq.model import NO_TERMS, JobError, JobRow, Spec, Terms, UniqueKey, new_job_ids
+from taskq.outcome import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.recovery import recover
 from taskq.store import FIRST_FINAL, Ended, Kept, Store
 from taskq.store.sqlite import SQLiteStore
@@ -236,6 +236,18 @@ def test_frames(flow: list[tuple[Spec, Call]]) -> None:
     assert [job for part in parts for job in part] == flow
 
 
+def test_unique_jobs_go_alone() -> None:
+    """One of them may be left out, so the broker takes no workflow that has some (`taskq.intake`)."""
+    keys = [None, None, "a", "b", None]
+    flow = [
+        (SPECS[0], Call(job_id, b"payload", None if key is None else Terms(unique=UniqueKey(key))))
+        for key, job_id in zip(keys, new_job_ids(5), strict=True)
+    ]
+    parts = list(parts_of(flow))
+    assert [len(part) for part in parts] == [2, 1, 1, 1]
+    assert [job for part in parts for job in part] == flow
+
+
 @given(flows(), st.data())
 def test_damaged_frames(flow: list[tuple[Spec, Call]], data: st.DataObject) -> None:
     [([_, groups, edges], body)] = Decoder().feed(flow_frame([9], flow))
@@ -357,6 +369,35 @@ def test_spooled_jobs_do_not_come_between_an_end_and_its_children(tmp_path: Path
         ledger.take_in(submission([other]))
         ledger.commit(1.0, 1e9)  # with no `collect` before
         assert states(store, ids) == [Kept.SUCCEEDED, Kept.QUEUED, Kept.QUEUED]
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("verdict", [Verdict.SUCCEEDED, Verdict.FAILED])
+def test_the_end_of_a_unique_job_counts_for_what_comes_in_with_it(
+    tmp_path: Path, verdict: Verdict, replaces: bool
+) -> None:
+    """One that has ended keeps no other out, and none takes its place; one that waits for a retry may be replaced."""
+    first, second = ids = list(new_job_ids(2))
+    unique = [Terms(unique=UniqueKey("key", replaces=replaces))]
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        core = Core()
+        ledger = ledger_of(store, core, tmp_path / "home")
+        ledger.take_in(submission([first])._replace(terms=unique))
+        ledger.commit(0.0, 1e9)
+        core.joined(1, 0.0)
+        core.dispatch(0.0, 0.0)
+        error = JobError("ValueError", "no")
+        outcome = pack_success(0.0, 0.0, None) if verdict is Verdict.SUCCEEDED else pack_failure(0.0, 0.0, error)
+        core.settled(1, Attempts([1], [verdict], [5], [outcome]), 0.0, 1e9)
+        ledger.take_in(submission([second])._replace(terms=unique))
+        ledger.commit(1.0, 1e9)
+        if verdict is Verdict.SUCCEEDED:
+            assert states(store, ids) == [Kept.SUCCEEDED, Kept.QUEUED]
+        else:
+            expected = [Kept.CANCELLED, Kept.QUEUED] if replaces else [Kept.SCHEDULED, Kept.CANCELLED]
+            assert states(store, ids) == expected
+        totals = store.totals.as_dict()
+        assert (totals["succeeded"], totals["cancelled"]) == ((1, 0) if verdict is Verdict.SUCCEEDED else (0, 1))
 
 
 def test_the_start_ends_what_comes_after_a_job_that_took_the_fleet_down(tmp_path: Path) -> None:
