@@ -63,7 +63,8 @@ class JobOptions(TypedDict, total=False):
         after (a list of jobs, or a dict of jobs and "fail" or "continue"): it waits until these have ended. With
             "fail", as in a list, it ends as cancelled if one of them does not succeed; with "continue" it runs anyway.
             A job among the arguments stands for its result, and is one of these.
-        on_success (bool): in a job: enqueued in the moment in which that succeeds, and only then.
+        on_success (bool): in a job: enqueued in the moment in which that succeeds, and only then. With `unique`, one
+            that is left out ends as cancelled.
     Limits
         concurrency (int): so many jobs of the task run at once in the fleet.
         rate (str such as "100/m" or "5/10s"): so many are started in that time at the most, in any such span.
