@@ -376,6 +376,15 @@ def test_children_commit_with_the_success(tmp_path: Path) -> None:
     assert children(path) == {"1.0": 1, "1.1": 1, "1.2": 1, "1.chain": 1, "1.last": 1}
 
 
+@pytest.mark.usefixtures("shared")
+def test_unique_children(tmp_path: Path) -> None:
+    """Of several keys: none of them is an error of the consumer that sends them."""
+    path = tmp_path / "starts"
+    assert jobs.bear.enqueue(str(path), "unique").result(timeout=20) == 1
+    wait_until(lambda: sum(children(path).values()) == 3, "all children")
+    assert children(path) == {"1.0": 1, "1.1": 1, "1.2": 1}
+
+
 @pytest.mark.parametrize("how", ["raise", "kill"])
 def test_a_failed_attempt_leaves_no_children(shared: Fleet, tmp_path: Path, how: str) -> None:
     path = tmp_path / "starts"

@@ -202,7 +202,7 @@ def write(path: str, label: str) -> str:
 def bear(path: str, how: str, number: int = 3) -> int:
     """Enqueues children for the case that it succeeds, which its first attempt does not."""
     attempt = current_job().attempt
-    kept = write.options(on_success=True)
+    kept = write.options(on_success=True, unique=how == "unique")
     kept.enqueue_many((path, f"{attempt}.{child}") for child in range(number))
     if how == "chain":
         chain(kept.step(path, f"{attempt}.chain"), write.step(path, f"{attempt}.last").without_input()).enqueue()
