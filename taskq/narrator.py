@@ -136,6 +136,8 @@ class Narrator:
             fields["exit_code"] = death.exit_code
         if death.signal is not None:
             fields["signal"] = death.signal
+        if death.out_of_memory:
+            fields["out_of_memory"] = True
         if was_expected:
             self.log.info("consumer.exited", **fields)
         else:

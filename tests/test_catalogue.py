@@ -126,8 +126,9 @@ CATALOGUE = {
             "test_catalogue::test_a_job_that_runs_out_of_memory",
             "test_crashes::test_a_death_in_a_job_is_told_and_parks_it",
             "test_core::test_deaths_are_told_in_words",
+            "test_catalogue::test_a_job_that_the_kernel_kills_for_want_of_memory",
         ),
-        "the kernel's own kill is not provoked, for it may hit other processes of the machine: it is a SIGKILL",
+        "the kernel's own kill is provoked in a control group, where the user may make one (root): nothing else is hit",
     ),
     12: Row("segfault", ("test_crashes::test_a_death_in_a_job_is_told_and_parks_it",)),
     13: Row(
@@ -546,6 +547,36 @@ def test_killed_in_the_middle_of_a_large_result(shared: Fleet, tmp_path: Path) -
     assert (job.info().attempts, job.info().crashes) == (2, 1)
     assert shared.broker_pid == broker
     assert serves()
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group whose processes may use 96 MiB together, under version 1 or 2 of the kernel's interface."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    parent, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
+    group = parent / f"taskq-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"this user may make no control group, so no kernel can be made to kill for memory: {error}")
+    try:
+        if not (group / limit).exists():
+            pytest.skip("the kernel gives control groups here no limit of memory")
+        (group / limit).write_text(str(96 * 1024 * 1024))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_job_that_the_kernel_kills_for_want_of_memory(start: Start, small_group: Path) -> None:
+    """Its SIGKILL came from nobody of ours: the error and the log say where from, and the fleet goes on."""
+    fleet = start(consumers=1)
+    with pytest.raises(JobFailed, match="killed by SIGKILL, since memory ran out") as caught:
+        jobs.outgrow_group.enqueue(str(small_group)).result(timeout=15)
+    assert caught.value.error_type == "Crashed"
+    crash = fleet.wait_for("consumer.crashed")
+    assert (crash["signal"], crash["out_of_memory"]) == ("SIGKILL", True)
+    assert jobs.add.enqueue(1).result(timeout=10) == 2
 
 
 def test_a_job_that_runs_out_of_memory(shared: Fleet) -> None:

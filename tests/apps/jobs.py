@@ -452,6 +452,14 @@ def hold_gil(path: str, gate: str) -> str:
     return "held"
 
 
+@q.task(retries=0, max_crashes=1)
+def outgrow_group(group: str) -> int:
+    """Moves its process to a control group with little memory, and takes more: the kernel kills it."""
+    with open(f"{group}/cgroup.procs", "w") as members:
+        members.write(str(os.getpid()))
+    return len(bytes(1) * (512 * 1024 * 1024))
+
+
 @q.task(retries=0)
 def run_out_of_memory() -> None:
     """Asks for more memory than this process may have, for as long as the job runs."""
