@@ -207,8 +207,7 @@ class Consumer:
             }
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
-        self._outbox.send([Op.DECLARED, self._app_name, list(map(len, self._schedules))], self._schedules)
-        self._outbox.send([Op.READY, os.getpid()])
+        self._outbox.announce(self._app_name, self._schedules)
         while not self._is_stopping:
             batch = self._next_batch()
             if batch == STOP:

@@ -7,10 +7,11 @@ because a later one killed the process.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ctypes import c_uint64
 from multiprocessing.context import BaseContext
 from struct import Struct
@@ -187,6 +188,11 @@ class Outbox:
                         self._send_unsent()
             except OSError:
                 return  # the broker is gone, and so are we in a moment
+
+    def announce(self, app: str, schedules: Sequence[bytes]) -> None:
+        """Tells which schedules stand in the application's code, and that jobs may come."""
+        self.send([Op.DECLARED, app, list(map(len, schedules))], schedules)
+        self.send([Op.READY, os.getpid()])
 
     def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
         """Sends a message of its own."""

@@ -39,7 +39,7 @@ from taskq.outbox import Outbox
 from taskq.outcome import Verdict, pack_success
 from taskq.runner import Ended, Items, OnItem, Refused, Runner
 from taskq.streams import JobStream
-from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, NO_EXTRA, Extra, Op
+from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, NO_EXTRA, Extra
 
 #: What coroutines leave running on the loop may take so long to clean up when the consumer ends.
 _LEFTOVERS_S = 1.0
@@ -282,7 +282,7 @@ class SeatedConsumer:
             }
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
-        self._outbox.send([Op.READY, os.getpid()])
+        self._outbox.announce(self._app.name, self._app.schedules.declared)
         self._loop.add_reader(self._reader, self._receive)
         self._run_loop()
         self._end_leftovers()

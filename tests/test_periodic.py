@@ -140,6 +140,14 @@ def test_fires_are_on_time(start: Start, declare: Any, tmp_path: Path) -> None:
     assert fleet.count("schedule.missed") == 0
 
 
+def test_schedules_fire_with_threads(start: Start, declare: Any, tmp_path: Path) -> None:
+    """A consumer that runs several jobs at once tells of the schedules in the code, too."""
+    path = tmp_path / "starts"
+    declare({"task": "note", "every": "200ms", "args": [str(path), "x"]})
+    start(PERIODIC, threads=4)
+    assert len(starts(path, 3)) >= 3
+
+
 def test_a_power_cut_keeps_schedules(start: Start, home: Path, tmp_path: Path) -> None:
     """What was added at run time, with its pause and its last time."""
     path = tmp_path / "starts"
