@@ -114,11 +114,7 @@ def apply_options(
         TypeError: there is no such option.
     """
     refuse_unknown(options, JobOptions)
-    of_spec = {
-        field: options[name] if read is None else read(options[name])
-        for name, (field, read) in _OF_SPEC.items()
-        if name in options
-    }
+    of_spec = fields_of(options, _OF_SPEC)
     changed = replace(spec, **of_spec) if of_spec else spec
     _check_again(changed, options)
     rules = replace(rules, **_rules_of(options, function))
@@ -127,6 +123,19 @@ def apply_options(
     if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
     return changed, rules
+
+
+#: Options that are fields of something: by their name, that of the field, and how they are read (None: as they are).
+Fields = Mapping[str, tuple[str, Callable[[Any], Any] | None]]
+
+
+def fields_of(options: Mapping[str, Any], known: Fields) -> dict[str, Any]:
+    """The values of those fields of which something is said; the defaults of the others stand where the fields do."""
+    return {
+        field: options[name] if read is None else read(options[name])
+        for name, (field, read) in known.items()
+        if name in options
+    }
 
 
 def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
@@ -276,7 +285,7 @@ def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> N
 
 
 #: Options that are fields of Spec: their names there, and how they are read.
-_OF_SPEC: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
+_OF_SPEC: Final[Fields] = {
     "queue": ("queue", None),
     "priority": ("priority", None),
     "retries": ("retries", None),

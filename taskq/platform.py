@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 from array import array
+from pathlib import Path
 
 import setproctitle
 
@@ -106,3 +107,12 @@ def name_of_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def sync_directory(path: Path) -> None:
+    """Makes durable which names a directory holds."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -20,7 +20,7 @@ from taskq.errors import ConfigError
 from taskq.functions import misfit, signature_of
 from taskq.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model import Spec, new_job_ids
-from taskq.options import refuse_unknown
+from taskq.options import Fields, fields_of, refuse_unknown
 from taskq.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
 from taskq.wire import Op
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Every = float | str | timedelta
 
 #: Options that are fields of Schedule: their names there, and how they are read.
-_OF_SCHEDULE: Final[dict[str, tuple[str, Callable[[Any], Any] | None]]] = {
+_OF_SCHEDULE: Final[Fields] = {
     "every": ("every_s", seconds_of),
     "timezone": ("zone", None),
     "misfire": ("misfire", None),
@@ -243,18 +243,9 @@ class Schedules:
             raise ConfigError(f"schedule {name}: args={args!r:.60}: use a tuple of arguments")
         spec, terms = (Spec(task), None) if isinstance(task, str) else task.for_schedule(args, kwargs)
         payload = encode_call(NO_JOB, args, kwargs)
-        schedule = Schedule(name, spec, payload, cron, terms=terms, **_fields_of(options))
+        schedule = Schedule(name, spec, payload, cron, terms=terms, **fields_of(options, _OF_SCHEDULE))
         next_fire(schedule, 0.0)  # raises if it never does
         return schedule
-
-
-def _fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are fields of Schedule; the defaults of the others stand there."""
-    return {
-        field: options[name] if read is None else read(options[name])
-        for name, (field, read) in _OF_SCHEDULE.items()
-        if name in options
-    }
 
 
 def check_call(task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

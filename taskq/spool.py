@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taskq.errors import BrokerUnavailable, StoreFull
+from taskq.platform import sync_directory
 
 _SUFFIX = ".jobs"
 
@@ -31,7 +32,7 @@ def spool_frame(spool: Path, first_id: bytes, frame: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(spool)
+        sync_directory(spool)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             raise StoreFull(f"no fleet answers, and the disk of {spool} is full") from error
@@ -47,14 +48,6 @@ def _write(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from taskq.errors import JournalError
+from taskq.platform import sync_directory
 
 #: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 BALLAST_BYTES = 8 * 1024 * 1024
@@ -139,15 +140,6 @@ def write_durably(path: Path, data: bytes) -> None:
     finally:
         os.close(descriptor)
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes durable which names a directory holds."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _allocate(descriptor: int, size: int) -> None:

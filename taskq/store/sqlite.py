@@ -35,13 +35,7 @@ from taskq.outcome import shortened
 from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted, statements
 from taskq.store.files import FilesBeside, boot_id
-from taskq.store.statements import ADD_EDGE as _ADD_EDGE
-from taskq.store.statements import EDGES_GO_WITH_THEIR_JOB as _EDGES_GO_WITH_THEIR_JOB
-from taskq.store.statements import INSERT_WITH_TERMS as _INSERT_WITH_TERMS
-from taskq.store.statements import KEYS_AT_ONCE as _KEYS_AT_ONCE
 from taskq.store.statements import PRUNABLE
-from taskq.store.statements import WITH_KEYS as _WITH_KEYS
-from taskq.store.statements import with_keys as _with_keys
 
 SCHEMA_VERSION = 2
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
@@ -280,10 +274,10 @@ class SQLiteStore:
             key = None if terms.unique is None else terms.unique.key
             fields = row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed, is_keyed
             values.append((*fields, terms.expires_at, key))
-        self._db.executemany(_INSERT_WITH_TERMS, values)
+        self._db.executemany(statements.INSERT_WITH_TERMS, values)
         if edges:
-            self._db.execute(_EDGES_GO_WITH_THEIR_JOB)
-            self._db.executemany(_ADD_EDGE, edges)
+            self._db.execute(statements.EDGES_GO_WITH_THEIR_JOB)
+            self._db.executemany(statements.ADD_EDGE, edges)
             self.has_waiting = self._has_edges = True
 
     def _without_known(self, rows: list[JobRow]) -> list[JobRow]:
@@ -378,9 +372,9 @@ class SQLiteStore:
     @_trusted
     def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
         found: dict[str, StoredJob] = {}
-        for start in range(0, len(keys), _KEYS_AT_ONCE):
-            part = tuple(keys[start : start + _KEYS_AT_ONCE])
-            sql = _WITH_KEYS if len(part) == _KEYS_AT_ONCE else _with_keys(len(part))
+        for start in range(0, len(keys), statements.KEYS_AT_ONCE):
+            part = tuple(keys[start : start + statements.KEYS_AT_ONCE])
+            sql = statements.WITH_KEYS if len(part) == statements.KEYS_AT_ONCE else statements.with_keys(len(part))
             for key, *fields in self._db.execute(sql, part):
                 found[key] = self._stored(fields)
         return found
