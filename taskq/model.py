@@ -217,7 +217,7 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True, slots=True)  # not frozen, as Terms
 class UniqueKey:
     """How a job is the only one of its kind.
 
@@ -249,7 +249,8 @@ class UniqueKey:
         raise ConfigError("a unique key must have four fields")
 
 
-@dataclass(frozen=True, slots=True)
+# Nobody changes one, but it is not frozen: there may be one for each job, and a frozen one takes three times as long.
+@dataclass(unsafe_hash=True, slots=True)
 class Terms:
     """What one job has besides its Spec. Most have nothing: None stands for that.
 
@@ -294,8 +295,8 @@ class Terms:
     @property
     def max_wire_bytes(self) -> int:
         """How much it may take in a frame."""
-        keys = (self.limit_key, self.order_key, None if self.unique is None else self.unique.key)
-        return 50 + 4 * sum([len(key) for key in keys if key is not None])
+        keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
+        return 50 + 4 * len(keys)
 
     def is_over(self, wall: float) -> bool:
         """Whether it is too late to start it."""

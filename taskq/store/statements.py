@@ -30,6 +30,9 @@ SUCCEED = (
     f"UPDATE jobs SET state = {Kept.SUCCEEDED}, attempts = ?, crashes = ?, finished_at = ?, outcome = ?, "
     "payload = NULL, checkpoint = NULL WHERE seq = ?"
 )
+SUCCEED_WITH_TERMS = SUCCEED.replace(
+    " WHERE", ", expires_at = NULL, unique_key = CASE ? WHEN 1 THEN unique_key END WHERE"
+)
 # a failed job keeps its payload and its checkpoint: it can be run again
 END = (
     "UPDATE jobs SET state = ?1, attempts = ?2, crashes = ?3, finished_at = ?4, outcome = ?5, due_at = NULL, "
