@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import proof
 import pytest
 from apps import jobs
 from fleet import JOBS, Fleet, Gate, running, use
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes that test hands over what it proved."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["proof"] = dict(proof.COUNTS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What one of several processes has proved is added to the rest."""
+    proof.COUNTS.update(getattr(node, "workeroutput", {}).get("proof", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
