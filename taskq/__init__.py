@@ -4,7 +4,7 @@ TYPE_CHECKING = False  # type checkers take it for typing's, which takes 10 ms t
 if TYPE_CHECKING:
     from typing import Any
 
-    from taskq.app import Job, Task, TaskQ
+    from taskq.app import TaskQ
     from taskq.config import Settings
     from taskq.context import CurrentJob, current_job
     from taskq.errors import (
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         StoreFull,
         TaskQError,
     )
+    from taskq.job import Job
     from taskq.model import Attempt, JobError, JobInfo, JobState, Progress
     from taskq.options import JobOptions
     from taskq.rules import Unique
     from taskq.schedules import ScheduleInfo
+    from taskq.task import Task
     from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
     from taskq.workflows import GroupHandle, LastJob, Step, chain, chord, group
 
@@ -100,17 +102,20 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+#: Where the public names are, from the top down: a module below knows fewer others.
 _HOMES = (
+    "taskq.app",
+    "taskq.schedules",
+    "taskq.task",
     "taskq.workflows",
     "taskq.waiting",
-    "taskq.app",
+    "taskq.job",
     "taskq.options",
     "taskq.rules",
     "taskq.config",
     "taskq.context",
     "taskq.errors",
     "taskq.model",
-    "taskq.schedules",
 )
 
 

@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 from taskq import app as app_module
-from taskq import bulk, client, items, ledger, model, requests, runner, waiting, wire
+from taskq import bulk, calls, client, items, ledger, model, requests, runner, submitting, waiting, wire
 from taskq.app import TaskQ
 from taskq.client import Client, Connection, Ending, Endings
 from taskq.config import Directory, Settings
@@ -54,7 +54,19 @@ from taskq.timetable import Timetable
 from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, Extra, Message, Op
 
 #: The modules that look at the clock: while a rehearsal goes on, they see its clock in place of the module `time`.
-_CLOCKED: tuple[ModuleType, ...] = (app_module, bulk, client, items, ledger, model, requests, runner, waiting)
+_CLOCKED: tuple[ModuleType, ...] = (
+    app_module,
+    bulk,
+    calls,
+    client,
+    items,
+    ledger,
+    model,
+    requests,
+    runner,
+    submitting,
+    waiting,
+)
 #: A moment is over when the clock is so near to it: sums of seconds are not exact.
 _NEARLY_S = 1e-6
 #: How often to look again for what another thread is running.

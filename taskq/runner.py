@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from taskq import context
-from taskq.app import Task, TaskQ
+from taskq.app import TaskQ
 from taskq.client import REPLY_TIMEOUT_S
 from taskq.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
 from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
@@ -26,6 +26,7 @@ from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError, JobState
 from taskq.outcome import Verdict, pack_failure, pack_success
 from taskq.retries import NO_RETRY_RULES, RetryRules
+from taskq.task import Task
 from taskq.usage import data_limit, text_of_bytes
 from taskq.wire import DROP_RESULT, FOLLOWS, MEMORY_LIMIT, NO_EXTRA, Extra
 

@@ -11,21 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
 import msgpack
 
+from taskq.clients import HasClients
 from taskq.codec import encode_call
 from taskq.errors import ConfigError
-from taskq.functions import misfit, signature_of
+from taskq.job import Job
 from taskq.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model import Spec, new_job_ids
 from taskq.options import Fields, fields_of, refuse_unknown
 from taskq.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
+from taskq.task import Enqueuer, Task
 from taskq.wire import Op
-
-if TYPE_CHECKING:
-    from taskq.app import Enqueuer, Job, Task, TaskQ
 
 #: How often: seconds, a text such as "30s", or a timedelta.
 Every = float | str | timedelta
@@ -110,8 +109,9 @@ class _Declared(NamedTuple):
 class Schedules:
     """What an application fires by the clock. Get it as `TaskQ.schedules`; all but `declared` asks the fleet."""
 
-    def __init__(self, app: TaskQ) -> None:
+    def __init__(self, app: HasClients, tasks: Mapping[str, Task[..., Any]]) -> None:
         self._app = app
+        self._tasks = tasks
         self._declared: dict[str, _Declared] = {}
 
     def add(
@@ -165,7 +165,7 @@ class Schedules:
         """
         job_id = next(new_job_ids(1))
         self._app.client.ask(Op.RUN_SCHEDULE, name, job_id)
-        return self._app.job(job_id.hex())
+        return Job(self._app, job_id)
 
     def list(self) -> Sequence[ScheduleInfo]:
         """All schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
@@ -200,7 +200,7 @@ class Schedules:
         """`run` for asyncio."""
         job_id = next(new_job_ids(1))
         await self._app.async_client().ask(Op.RUN_SCHEDULE, name, job_id)
-        return self._app.job(job_id.hex())
+        return Job(self._app, job_id)
 
     async def alist(self) -> Sequence[ScheduleInfo]:
         """`list` for asyncio."""
@@ -237,7 +237,7 @@ class Schedules:
 
     def _made(self, name: str, task: Enqueuer[..., Any] | str, cron: str | None, options: ScheduleOptions) -> Schedule:
         refuse_unknown(options, ScheduleOptions)
-        task = self._app.tasks.get(task, task) if isinstance(task, str) else task
+        task = self._tasks.get(task, task) if isinstance(task, str) else task
         args, kwargs = options.get("args", ()), options.get("kwargs") or {}
         if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
             raise ConfigError(f"schedule {name}: args={args!r:.60}: use a tuple of arguments")
@@ -246,13 +246,6 @@ class Schedules:
         schedule = Schedule(name, spec, payload, cron, terms=terms, **fields_of(options, _OF_SCHEDULE))
         next_fire(schedule, 0.0)  # raises if it never does
         return schedule
-
-
-def check_call(task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raises ConfigError if the function cannot be called so: better said here than by jobs that fail."""
-    told = misfit(function, args, kwargs)
-    if told is not None:
-        raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {signature_of(function)}")
 
 
 def _info(fields: dict[str, Any]) -> ScheduleInfo:

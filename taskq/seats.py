@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from taskq.app import Task, TaskQ
+from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.consumer import handle_signals, ignore, is_forked_child
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
@@ -39,6 +39,7 @@ from taskq.outbox import Outbox
 from taskq.outcome import Verdict, pack_success
 from taskq.runner import Ended, Items, OnItem, Refused, Runner
 from taskq.streams import JobStream
+from taskq.task import Task
 from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, NO_EXTRA, Extra
 
 #: What coroutines leave running on the loop may take so long to clean up when the consumer ends.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypedDict, TypeVar
 
-from taskq.app import Job
+from taskq.job import Job
 from taskq.progress import Progress
 
 A = TypeVar("A", contravariant=True)

@@ -29,14 +29,16 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
-from taskq.app import Enqueuer, Job, Task, TaskQ
+from taskq.app import TaskQ
 from taskq.codec import decode_call, encode_call
 from taskq.config import Settings
 from taskq.errors import ConfigError, TaskQError
 from taskq.functions import signature_of
+from taskq.job import Job
 from taskq.model import JobState, enqueued_at
 from taskq.rehearsal import Arrival, Clock, RehearsedFleet, rehearsal
 from taskq.store import Kept
+from taskq.task import Enqueuer, Task
 
 __all__ = ["Clock", "Enqueued", "Jobs", "inline", "queue"]
 

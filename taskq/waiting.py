@@ -13,9 +13,10 @@ from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, closing
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-from taskq.app import Job, TaskQ, value_of_ending
 from taskq.client import SHORTEST_WAIT_S, Ending
+from taskq.clients import HasClients
 from taskq.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout, TaskQError
+from taskq.job import Job, value_of_ending
 from taskq.progress import Progress, reporting
 
 R = TypeVar("R")
@@ -202,7 +203,7 @@ def _some(jobs: Iterable[Job[R]]) -> list[Job[R]]:
     return listed
 
 
-def _app(by_id: dict[bytes, Job[R]]) -> TaskQ:
+def _app(by_id: dict[bytes, Job[R]]) -> HasClients:
     return next(iter(by_id.values()))._app
 
 

@@ -11,19 +11,21 @@ a step does not succeed, what comes after it ends as cancelled, and says which o
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from taskq.app import Enqueuer, Job, TaskQ, pauses
+from taskq.calls import CallMaker
+from taskq.clients import HasClients
 from taskq.codec import ResultOf
 from taskq.context import keep_back
-from taskq.errors import ConfigError, QueueFull
+from taskq.errors import ConfigError
 from taskq.flows import Call
+from taskq.job import Job
 from taskq.model import NO_TERMS, JobState, Spec, new_job_ids
+from taskq.submitting import asubmit_flow, submit_flow
 from taskq.waiting import agather, gather
 
 R_co = TypeVar("R_co", covariant=True)
@@ -38,19 +40,18 @@ class _Out(NamedTuple):
     value: Any
 
 
-@dataclass
 class _Plan:
     """The jobs of a workflow, in the making."""
 
-    flow: list[tuple[Spec, Call]] = field(default_factory=list)
-    jobs: list[Job[Any]] = field(default_factory=list)
-    waits_for_room: bool = False
-    on_success: bool = False
-    # ascending, so that a job's id is larger than those that it comes after
-    ids: Iterator[bytes] = field(default_factory=lambda: new_job_ids(_MANY_IDS))
+    def __init__(self) -> None:
+        self.flow: list[tuple[Spec, Call]] = []
+        self.jobs: list[Job[Any]] = []
+        self.waits_for_room = False
+        self.on_success = False
+        self.ids = new_job_ids(_MANY_IDS)  # ascending, so that a job's id is larger than those that it comes after
 
     @property
-    def app(self) -> TaskQ:
+    def app(self) -> HasClients:
         """The application of all jobs."""
         apps = {id(job._app): job._app for job in self.jobs}
         paths = {str(app.directory.path) for app in apps.values()}
@@ -79,14 +80,7 @@ class Workflow(ABC):
         if plan.on_success:
             keep_back(plan.flow)
         else:
-            for pause_s in pauses():
-                try:
-                    plan.app.client.submit_flow(plan.flow)
-                    break
-                except QueueFull:
-                    if not plan.waits_for_room:
-                        raise
-                time.sleep(pause_s)
+            submit_flow(plan.app.client, plan.flow, plan.waits_for_room)
         return self._handle(plan, out)
 
     async def aenqueue(self) -> Any:
@@ -95,15 +89,7 @@ class Workflow(ABC):
         if plan.on_success:
             keep_back(plan.flow)
         else:
-            client = plan.app.async_client()
-            for pause_s in pauses():
-                try:
-                    await client.submit_flow(plan.flow)
-                    break
-                except QueueFull:
-                    if not plan.waits_for_room:
-                        raise
-                await client.pause(pause_s)
+            await asubmit_flow(plan.app.async_client(), plan.flow, plan.waits_for_room)
         return self._handle(plan, out)
 
     def _planned(self) -> tuple[_Plan, _Out]:
@@ -124,7 +110,7 @@ class Step(Workflow, Generic[R_co]):
     """One call. Made by `Task.step`."""
 
     def __init__(
-        self, task: Enqueuer[..., R_co], args: Sequence[Any], kwargs: dict[str, Any], takes_result: bool = True
+        self, task: CallMaker[R_co], args: Sequence[Any], kwargs: dict[str, Any], takes_result: bool = True
     ) -> None:
         rules = task._rules
         if rules.unique is not None:

@@ -14,8 +14,8 @@ from fleet import JOBS, Fleet, Gate, starts, wait_until
 from test_cli import NO_JOB, Here, Terminal, here, refused, taskq, terminal
 
 from taskq import ConfigError, JobCancelled, JobFailed, JobNotFound, JobState, JobStateError, ResultTimeout
-from taskq.app import Job
 from taskq.exits import Exit
+from taskq.job import Job
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED
 
 __all__ = ["here", "terminal"]  # fixtures

@@ -25,13 +25,15 @@ ROWS = (
     {"store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements"},
     {"overtime", "store.sqlite"},
-    {"core", "items", "context"},
-    {"aio", "consumer_process", "rules", "streams"},
-    {"options"},
+    {"core", "items", "context", "clients"},
+    {"aio", "consumer_process", "rules", "streams", "job"},
+    {"options", "calls", "submitting", "mapping", "waiting", "signatures"},
+    {"workflows"},
+    {"task"},
     {"schedules"},
     {"app"},
-    {"loader", "signatures", "waiting"},
-    {"runner", "resolve", "workflows"},
+    {"loader"},
+    {"runner", "resolve"},
     {"consumer"},
     {"seats"},
     {"supervisor", "preload"},
@@ -50,7 +52,7 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("app", "aio"), ("app", "fleet"), ("app", "workflows"), ("consumer_process", "consumer"), ("consumer", "seats")}
+LATE = {("clients", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
 LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
 
 

@@ -33,18 +33,19 @@ from fleet import DEADLINE_S, JOBS, Fleet, running, use, wait_until
 
 import taskq
 from taskq import ConfigError, JobFailed, wire
-from taskq.app import Enqueuer, Job
 from taskq.client import Call, Client
 from taskq.config import Directory
 from taskq.counters import clear_flight_records
 from taskq.errors import TaskQError
 from taskq.exits import Exit
+from taskq.job import Job
 from taskq.log.files import log_path
 from taskq.log.reader import read
 from taskq.log.setup import configure
 from taskq.model import JobRow, Spec, new_job_ids
 from taskq.narrator import Narrator
 from taskq.supervisor import Slot
+from taskq.task import Enqueuer
 from taskq.wire import Op
 
 ATTACKER = 65534

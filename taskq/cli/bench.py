@@ -24,11 +24,11 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from taskq.app import Job
 from taskq.cli import bench_app
 from taskq.cli.bench_app import burn, noop, pid, q
 from taskq.cli.bench_skeleton import Skeleton
 from taskq.config import Directory, Settings
+from taskq.job import Job
 
 CONSUMERS = 2
 BULK_JOBS = 60_000

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taskq.app import Task, TaskQ
+from taskq.app import TaskQ
 from taskq.cli.common import (
     FleetArgument,
     JsonOption,
@@ -27,6 +27,7 @@ from taskq.exits import Exit
 from taskq.functions import misfit, signature_of
 from taskq.log.render import duration_text, escape
 from taskq.model import Attempt, JobError, JobInfo
+from taskq.task import Task
 
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id, as enqueue printed it.", show_default=False)

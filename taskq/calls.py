@@ -1,0 +1,104 @@
+"""The calls of a task, as jobs to submit: arguments packed, times and keys worked out, and what they come after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import tee
+from typing import Any, Generic, TypeVar
+
+from taskq.clients import HasClients
+from taskq.codec import RESULT_OF_MARK, encode_call, results_in
+from taskq.errors import ConfigError, PayloadTooLarge
+from taskq.flows import Call
+from taskq.job import Job
+from taskq.limits import MAX_PAYLOAD_BYTES
+from taskq.model import NO_TERMS, Spec, Terms, new_job_ids
+from taskq.rules import Rules
+
+R_co = TypeVar("R_co", covariant=True)
+
+#: Ids are made so many at once.
+_IDS_AT_ONCE = 256
+
+
+class CallMaker(Generic[R_co]):
+    """Makes the calls of one task with certain options, and the handles of the jobs that these become."""
+
+    def __init__(
+        self,
+        app: HasClients,
+        spec: Spec,
+        rules: Rules,
+        function: Callable[..., Any] | None,
+        return_caster: Callable[[Any], Any] | None,
+    ) -> None:
+        """
+        Args:
+            function: of the task, for the names of its parameters; None if it is not known here.
+            return_caster: makes what the task returns of what a result holds; None leaves it as it is.
+        """
+        self._app = app
+        self._spec = spec
+        self._rules = rules
+        self._is_plain = rules.is_plain
+        self._function = function
+        self._return_caster = return_caster
+
+    def _job(self, job_id: bytes) -> Job[Any]:
+        return Job(self._app, job_id, self._return_caster, has_result=self._spec.keep_result)
+
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any], job_id: bytes | None = None) -> Call:
+        job_id = job_id or next(new_job_ids(1))
+        payload = encode_call(job_id, args, kwargs)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(
+                f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                "pass the path of a file instead"
+            )
+        return _with_terms(job_id, payload, None if self._is_plain else self._terms(args, kwargs))
+
+    def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
+        return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
+
+    def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+        calls = _plain_calls(self._spec, arguments)
+        if self._is_plain:
+            return calls
+        if self._rules.are_shared:
+            terms = self._terms((), {})
+            return (_with_terms(call.id, call.payload, terms) for call in calls)
+        both, others = tee(arguments)
+        return (
+            _with_terms(call.id, call.payload, self._terms(args, {}))
+            for call, args in zip(_plain_calls(self._spec, both), others, strict=True)
+        )
+
+
+def _with_terms(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
+    """A call, which comes after the jobs whose results are among its arguments."""
+    if RESULT_OF_MARK in payload:
+        own = terms or NO_TERMS
+        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
+        terms = replace(own, after=tuple(after.items()))
+    return Call(job_id, payload, terms)
+
+
+def _plain_calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+    ids: Iterator[bytes] = iter(())
+    for args in arguments:
+        if type(args) is not tuple and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
+            raise ConfigError(
+                f"each job of {spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
+            )
+        job_id = next(ids, None)
+        if job_id is None:
+            ids = new_job_ids(_IDS_AT_ONCE)
+            job_id = next(ids)
+        payload = encode_call(job_id, args, {})
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(
+                f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}"
+            )
+        yield Call(job_id, payload) if RESULT_OF_MARK not in payload else _with_terms(job_id, payload, None)

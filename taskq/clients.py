@@ -1,0 +1,50 @@
+"""The clients of an application: a blocking one, and one for each event loop, made when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from taskq.client import Client
+from taskq.config import Directory
+
+if TYPE_CHECKING:
+    from taskq.aio import AsyncClient
+
+
+class HasClients:
+    """What talks to the fleet of a directory. Tasks and job handles know of their application no more than this."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self._client: Client | None = None
+        self._async_client: AsyncClient | None = None  # in place of that of the event loop
+
+    @property
+    def client(self) -> Client:
+        """The blocking client of this application."""
+        if self._client is None:
+            self._client = Client(self.directory)
+        return self._client
+
+    def async_client(self) -> AsyncClient:
+        """The asyncio client of the running event loop."""
+        from taskq.aio import async_client  # asyncio takes 40-70 ms to import; a consumer must start fast
+
+        return self._async_client or async_client(self.directory)
+
+    @contextmanager
+    def use_client(self, client: Client, async_client: AsyncClient) -> Iterator[None]:
+        """Puts other clients in place of this application's own while the block runs; for `taskq.testing`."""
+        before = self._client, self._async_client
+        self._client, self._async_client = client, async_client
+        try:
+            yield
+        finally:
+            self._client, self._async_client = before
+
+    def use_directory(self, directory: Directory) -> None:
+        """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""
+        self.directory = directory
+        self._client = None

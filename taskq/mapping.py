@@ -1,0 +1,105 @@
+"""`map` and `starmap`: calls are submitted while the results of earlier ones come in, with a bounded number unfinished.
+
+calls -> submitted in chunks, endings heard in between -> counted -> in the order of the calls, or as they come
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from taskq.client import Client, Ending, Endings, chunks
+from taskq.errors import JobNotFound
+from taskq.flows import Call
+from taskq.job import value_of_ending
+from taskq.model import Spec
+from taskq.progress import Progress, reporting
+
+#: Calls are submitted in chunks that grow from the first to the second, and at most so many jobs are unfinished.
+_FIRST_CHUNK = 16
+_LARGEST_CHUNK = 512
+_WINDOW = 2_048
+
+#: Ids newly submitted, and a job that ended, if one did.
+_Step = tuple[list[bytes], tuple[bytes, Ending] | None]
+
+
+def results_of_calls(
+    client: Client,
+    spec: Spec,
+    calls: Iterator[Call],
+    caster: Callable[[Any], Any] | None,
+    *,
+    total: int | None,
+    ordered: bool,
+    timeout: float | None,
+    progress: Progress,
+) -> Iterator[Any]:
+    """Submits calls, and yields what their jobs return.
+
+    Args:
+        caster: makes what the task returns of what a result holds; None leaves it as it is.
+        total: how many calls there are, None if nobody knows.
+        ordered, timeout, progress: as for `Task.map`.
+
+    Raises:
+        As `Task.map`.
+    """
+    with client.watching() as endings, reporting(progress, total, spec.task) as tell:
+        steps = _counted(_stream(endings, spec, calls, timeout), tell)
+        for job_id, ending in _in_order(steps) if ordered else _as_they_come(steps):
+            yield value_of_ending(job_id, ending, caster)
+
+
+def _stream(endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float | None) -> Iterator[_Step]:
+    """Submits calls and hears of endings in turn. Yields ids newly submitted, and an ending."""
+    chunk_size = _FIRST_CHUNK
+    is_exhausted = False
+    while True:
+        submitted: list[bytes] = []
+        while not is_exhausted and len(endings.waiting) <= _WINDOW - chunk_size:
+            chunk = [call for _, call in zip(range(chunk_size), calls, strict=False)]
+            is_exhausted = len(chunk) < chunk_size
+            for part in chunks(chunk):
+                endings.submit(spec, part)
+            submitted.extend(call.id for call in chunk)
+            chunk_size = min(chunk_size * 2, _LARGEST_CHUNK)
+            if len(endings.waiting) >= chunk_size:
+                break  # hear of results in between
+        if not endings.waiting:
+            if submitted:
+                yield submitted, None
+            return
+        job_id, ending = endings.next(timeout)
+        if ending is None:
+            raise JobNotFound(f"job {job_id.hex()} is no longer known: was the queue's directory replaced?")
+        yield submitted, (job_id, ending)
+
+
+def _counted(steps: Iterator[_Step], tell: Callable[[int], object]) -> Iterator[_Step]:
+    """Tells how many jobs have ended so far."""
+    done = 0
+    for step in steps:
+        if step[1] is not None:
+            done += 1
+            tell(done)
+        yield step
+
+
+def _in_order(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
+    turn: deque[bytes] = deque()
+    ended: dict[bytes, Ending] = {}
+    for submitted, arrived in steps:
+        turn.extend(submitted)
+        if arrived is not None:
+            ended[arrived[0]] = arrived[1]
+        while turn and turn[0] in ended:
+            job_id = turn.popleft()
+            yield job_id, ended.pop(job_id)
+
+
+def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
+    for _, arrived in steps:
+        if arrived is not None:
+            yield arrived
