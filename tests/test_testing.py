@@ -353,6 +353,13 @@ def test_bounded_queues(jobs: testing.Jobs) -> None:
     assert ran[:2] == ["a", "b"]
 
 
+def test_workflows_wait_for_room(jobs: testing.Jobs) -> None:
+    waits = work.options(max_queued=2, when_full="wait")
+    waits.enqueue_many([("a",), ("b",)])
+    waits.step("c").enqueue()
+    assert ran[:2] == ["a", "b"]
+
+
 def test_handles(jobs: testing.Jobs) -> None:
     job, failed = work.enqueue("a"), work.options(retries=0).enqueue("b", 1)
     assert job.cancel()
