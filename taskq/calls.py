@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import tee
 from typing import Any, Generic, TypeVar
 
 from taskq.clients import HasClients
@@ -51,54 +50,48 @@ class CallMaker(Generic[R_co]):
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any], job_id: bytes | None = None) -> Call:
         job_id = job_id or next(new_job_ids(1))
+        payload = self._payload(job_id, args, kwargs)
+        terms = None if self._is_plain else self._terms(args, kwargs)
+        return Call(job_id, payload, terms) if RESULT_OF_MARK not in payload else _after(job_id, payload, terms)
+
+    def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
+        return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
+
+    def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+        # one loop for all kinds: generators around each other took longer than what they passed on
+        terms = None if self._is_plain or not self._rules.are_shared else self._terms((), {})
+        has_own_terms = not self._is_plain and terms is None
+        ids: Iterator[bytes] = iter(())
+        for args in arguments:
+            if type(args) is not tuple:
+                self._check_is_sequence(args)
+            job_id = next(ids, None)
+            if job_id is None:
+                ids = new_job_ids(_IDS_AT_ONCE)
+                job_id = next(ids)
+            payload = self._payload(job_id, args, {})
+            if has_own_terms:
+                terms = self._terms(args, {})
+            yield Call(job_id, payload, terms) if RESULT_OF_MARK not in payload else _after(job_id, payload, terms)
+
+    def _check_is_sequence(self, args: object) -> None:
+        if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+            raise ConfigError(
+                f"each job of {self._spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
+            )
+
+    def _payload(self, job_id: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
         payload = encode_call(job_id, args, kwargs)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise PayloadTooLarge(
                 f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
                 "pass the path of a file instead"
             )
-        return _with_terms(job_id, payload, None if self._is_plain else self._terms(args, kwargs))
-
-    def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
-        return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
-
-    def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
-        calls = _plain_calls(self._spec, arguments)
-        if self._is_plain:
-            return calls
-        if self._rules.are_shared:
-            terms = self._terms((), {})
-            return (_with_terms(call.id, call.payload, terms) for call in calls)
-        both, others = tee(arguments)
-        return (
-            _with_terms(call.id, call.payload, self._terms(args, {}))
-            for call, args in zip(_plain_calls(self._spec, both), others, strict=True)
-        )
+        return payload
 
 
-def _with_terms(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
+def _after(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
     """A call, which comes after the jobs whose results are among its arguments."""
-    if RESULT_OF_MARK in payload:
-        own = terms or NO_TERMS
-        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
-        terms = replace(own, after=tuple(after.items()))
-    return Call(job_id, payload, terms)
-
-
-def _plain_calls(spec: Spec, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
-    ids: Iterator[bytes] = iter(())
-    for args in arguments:
-        if type(args) is not tuple and (isinstance(args, (str, bytes)) or not isinstance(args, Sequence)):
-            raise ConfigError(
-                f"each job of {spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
-            )
-        job_id = next(ids, None)
-        if job_id is None:
-            ids = new_job_ids(_IDS_AT_ONCE)
-            job_id = next(ids)
-        payload = encode_call(job_id, args, {})
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise PayloadTooLarge(
-                f"the arguments of one {spec.task} take {len(payload):,} bytes of {MAX_PAYLOAD_BYTES:,}"
-            )
-        yield Call(job_id, payload) if RESULT_OF_MARK not in payload else _with_terms(job_id, payload, None)
+    own = terms or NO_TERMS
+    after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
+    return Call(job_id, payload, replace(own, after=tuple(after.items())))
