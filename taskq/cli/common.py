@@ -7,18 +7,19 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 import taskq
 from taskq import errors
-from taskq.app import TaskQ
 from taskq.config import Directory, queue_directory
 from taskq.durations import seconds_in
 from taskq.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.exits import Exit
-from taskq.loader import load_app
+
+if TYPE_CHECKING:
+    from taskq.app import TaskQ
 
 #: APP of the commands that look at a fleet or steer it.
 FleetArgument = Annotated[
@@ -104,6 +105,8 @@ def load(reference: str) -> TaskQ:
     Raises:
         AppError: that failed, in whatever way.
     """
+    from taskq.loader import load_app  # takes 40 ms to import, which `taskq worker` can do without
+
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints must not mix with our output
             return load_app(reference)
