@@ -122,6 +122,8 @@ def apply_options(
         raise ConfigError("delay= and at= both say when it runs: give one of them")
     if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
+    if rules.waits_for_room and changed.max_queued is None:
+        raise ConfigError("when_full= says what is done when max_queued= jobs wait: give that as well")
     return changed, rules
 
 

@@ -61,7 +61,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "ordered_by": {"ordered_by": ["key"]},
     "resources": {"resources": {"gpu": 1}},
     "max_queued": {"max_queued": 1},
-    "when_full": {"max_queued": 1, "when_full": "wait"},
+    "when_full": {"when_full": "wait"},
+    "max_queued, waits": {"max_queued": 1, "when_full": "wait"},
     "timeout": {"timeout": 30},
     "cpu_timeout": {"cpu_timeout": 10},
     "memory_limit": {"memory_limit": "4GB"},
@@ -91,7 +92,10 @@ REFUSED: list[tuple[set[str], str, str]] = [
     ({"max_crashes", "crash_queue"}, "", "crash_queue= has no effect with max_crashes=1"),
     ({"crash_queue", "crash_queue of its own"}, "", "is its own queue: name another one, or leave it out"),
     ({"limit_by"}, "", "limit_by= says for what concurrency= and rate= count: give one of these as well"),
+    ({"when_full"}, "", "when_full= says what is done when max_queued= jobs wait: give that as well"),
 ]
+#: What each that makes no sense by itself needs: one of these.
+NEEDS = {"limit_by": {"concurrency", "rate"}, "when_full": {"max_queued"}}
 
 
 class Run(NamedTuple):
@@ -287,7 +291,8 @@ class Expected:
 def _refusal(names: set[str], options: dict[str, Any], on_task: bool) -> str | None:
     for refused, where, message in REFUSED:
         counts = where == "" or on_task == (where == ON_TASK)
-        if refused <= names and counts and not (refused == {"limit_by"} and options.keys() & {"concurrency", "rate"}):
+        needs = next((NEEDS[name] for name in refused if name in NEEDS), set())
+        if refused <= names and counts and not options.keys() & needs:
             return message
     return None
 

@@ -362,6 +362,7 @@ def test_a_full_queue_refuses_or_waits(make_gate: Callable[[], Gate]) -> None:
         ({"ordered_by": ["nobody"]}, "the task has no parameter 'nobody' (it has: name)"),
         ({"unique": 5}, "use True (all arguments)"),
         ({"when_full": "drop"}, 'use "raise" or "wait"'),
+        ({"when_full": "wait"}, "when_full= says what is done when max_queued= jobs wait: give that as well"),
         ({"max_queued": 0}, "max_queued=0"),
     ],
 )
