@@ -47,8 +47,8 @@ class ScheduleOptions(TypedDict, total=False):
             at the multiples of it since 1970, so ``every="1h"`` fires on the hour.
         timezone (str): the zone of the cron expression, such as ``"Europe/Berlin"``. Default "UTC".
         misfire ("once", "skip" or "all"): what becomes of the times at which no fleet ran (or the broker was more than
-            10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes each job. Default
-            "once".
+            10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes each job (only the
+            last one, if `overlap` is not "allow"). Default "once".
         overlap ("allow", "skip" or "buffer_one"): what becomes of a fire while the job of the one before has not ended.
             "allow": both run at once. "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and
             starts when that one has ended, in whatever way; while one is kept back, others are left out. Default
