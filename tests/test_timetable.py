@@ -20,12 +20,16 @@ from taskq.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, p
 LIVES = 25
 #: Longer than any life.
 LIFE_S = 60.0
+#: For how long there was no fleet: longer than any interval.
+MISSED_S = 3.0
 
 
 class PeriodicWorld(World):
     """A life in which some schedules fire besides what the clients enqueue."""
 
-    def __init__(self, seed: int, parts: Parts | None = None, clock_is_set: bool = False, **fields: Any) -> None:
+    def __init__(
+        self, seed: int, parts: Parts | None = None, clock_is_set: bool = False, missed_s: float = 0.0, **fields: Any
+    ) -> None:
         self._shift_s = 0.0
         super().__init__(seed, parts)
         random, store = self.random, MemoryStore(self.disk)
@@ -40,7 +44,7 @@ class PeriodicWorld(World):
             for number in range(random.randint(1, 3))
         ]
         for schedule in self.schedules:
-            store.put_schedule(ScheduleRow(schedule, next_fire(schedule, self.wall)))
+            store.put_schedule(ScheduleRow(schedule, next_fire(schedule, self.wall - missed_s)))
             for job_id in self.fires_of(schedule):
                 self.history.intents[job_id.hex()] = digest(payload_for(schedule, job_id))
                 self.history.limits[job_id.hex()] = Limits(2, 3, True)
@@ -137,6 +141,22 @@ def test_no_fire_meets_the_job_of_the_one_before(overlap: Any) -> None:
                 end = before[-1][1]
                 assert end is None or end.at <= behind[0][0].at, seed
     assert (kept_back > LIVES) == (overlap == "buffer_one")
+
+
+@pytest.mark.parametrize("overlap", ["allow", "skip", "buffer_one"])
+def test_of_the_missed_fires_the_last_is_left_unless_they_may_overlap(overlap: Any) -> None:
+    for seed in range(LIVES):
+        world = PeriodicWorld(seed, missed_s=MISSED_S, misfire="all", overlap=overlap)
+        started_at = world.wall
+        assert check(world.run()) == [], seed
+        for schedule in world.schedules:
+            times = sorted(world.fires_of(schedule).values())
+            missed = [at for at in times if started_at - MISSED_S < at <= started_at]
+            fired = world.fired(schedule)
+            if overlap == "allow":
+                assert fired[: len(missed)] == missed, seed
+            else:
+                assert fired[0] >= missed[-1], seed
 
 
 class FullNowAndThen(MemoryStore):
