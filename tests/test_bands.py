@@ -370,7 +370,8 @@ class World(RuleBasedStateMachine):
                 continue
             able = [job for job in self.in_state("waiting") if self.may_go(key, job)]
             if able:
-                bands = deepcopy(self.bands)
+                ties = self.bands._ties  # shared: from Python 3.14 on itertools.count cannot be copied
+                bands = deepcopy(self.bands, {id(ties): ties})
                 self.read(bands)
                 bands.open_due(self.wall)
                 assert bands.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
