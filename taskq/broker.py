@@ -313,7 +313,8 @@ class Broker:
             self._crew.kill_all()
 
     def _has_work(self) -> bool:
-        return self._core.has_work or self._ledger.next_due is not None or not self._ledger.is_settled
+        ledger = self._ledger
+        return self._core.has_work or ledger.next_due is not None or not ledger.is_settled or ledger.is_handing_over
 
     def _close(self) -> None:
         now = time.monotonic()

@@ -203,6 +203,11 @@ class Ledger:
         return not self._submissions and not self._children and not self._effects
 
     @property
+    def is_handing_over(self) -> bool:
+        """Whether more jobs come after some that ended than were looked at: the next commits let them go."""
+        return bool(self._left)
+
+    @property
     def commit_by(self) -> float | None:
         """When the next commit is due for reasons of time (monotonic)."""
         return None if self._effects_since is None else self._effects_since + _COMMIT_WITHIN_S

@@ -335,6 +335,17 @@ def test_a_job_that_takes_the_fleet_down_cancels_what_comes_after(start: Start, 
         handle.result(timeout=20)
 
 
+@pytest.mark.usefixtures("home")
+def test_a_fleet_does_not_drain_before_all_heard_of_an_end(start: Start) -> None:
+    """The links from each of two to each of many are too many for one commit: between two of these nothing runs."""
+    two, many = group(jobs.add.step(1), jobs.add.step(2)), group(jobs.echo.step() for _ in range(2_500))
+    chain(two, many).enqueue()
+    fleet = start(consumers=1, drain=True)
+    fleet.wait_for_end()
+    stopped = fleet.wait_for("fleet.stopped")
+    assert (stopped["queued"], stopped["waiting"], stopped["succeeded"]) == (0, 0, 2_502)
+
+
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("who", ["consumers", "broker"])
 def test_kills_in_the_middle(start: Start, tmp_path: Path, who: str) -> None:
