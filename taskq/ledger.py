@@ -325,10 +325,16 @@ class Ledger:
             self._store.settle(more, [], wall)
         if not self._store.has_waiting:
             return HandedOver()
-        ends = {**self._left, **{row.id: kept for row, kept, _ in (*self._effects.ended, *more)}}
+        ends = {**self._still_left(), **{row.id: kept for row, kept, _ in (*self._effects.ended, *more)}}
         for own in taken:
             ends.update(own.before)
         return hand_over(self._store, ends, wall)
+
+    def _still_left(self) -> dict[bytes, Kept]:
+        """What is left to hand over, but for jobs that were retried meanwhile: these have not ended any more."""
+        states = self._store.states(list(self._left)) if self._left else {}
+        left = {job_id: states.get(job_id, kept) for job_id, kept in self._left.items()}
+        return {job_id: kept for job_id, kept in left.items() if kept >= FIRST_FINAL}
 
     def follow(self, handed: HandedOver) -> None:
         """What follows from the ends of jobs is committed."""

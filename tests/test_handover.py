@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
 
+from taskq.bulk import Bulk
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.errors import ConfigError, PayloadTooLarge, ProtocolError, StoreFull
@@ -398,6 +401,60 @@ def test_the_end_of_a_unique_job_counts_for_what_comes_in_with_it(
             assert states(store, ids) == expected
         totals = store.totals.as_dict()
         assert (totals["succeeded"], totals["cancelled"]) == ((1, 0) if verdict is Verdict.SUCCEEDED else (0, 1))
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Iterator[Wide]:
+    """A job that ended, and many that come after it: one commit does not hand over to all."""
+    with closing(SQLiteStore(tmp_path / "journal.db")) as store:
+        yield Wide(store, tmp_path / "home")
+
+
+class Wide:
+    """A job and what comes after it, in a ledger."""
+
+    def __init__(self, store: SQLiteStore, home: Path) -> None:
+        self.store, self.core = store, Core()
+        self.ledger = ledger_of(store, self.core, home)
+        deaf = cast(Any, Deaf())
+        self.bulk = Bulk(self.core, store, self.ledger, deaf, deaf)
+        self.first, *self.others = new_job_ids(3_001)
+        self.ledger.take_in(submission([self.first])._replace(spec=Spec("a", retries=0)))
+        self.ledger.take_in(submission(self.others, [self.first]))
+        self.ledger.commit(0.0, 1e9)
+
+    def fail(self) -> None:
+        """The job runs, and fails; what follows is not at its end."""
+        self.core.joined(1, 0.0)
+        self.core.dispatch(0.0, 0.0)
+        outcome = pack_failure(0.0, 0.0, JobError("ValueError", "no"))
+        self.core.settled(1, Attempts([1], [Verdict.FAILED], [5], [outcome]), 0.0, 1e9)
+        self.ledger.commit(1.0, 1e9)
+        assert self.found() == {Kept.CANCELLED: 2_000, Kept.WAITING: 1_000}
+
+    def go_on(self) -> None:
+        """Commits, until all heard of it."""
+        while self.ledger.is_handing_over:
+            assert self.ledger.must_commit(time.monotonic())
+            self.ledger.commit(time.monotonic(), 1e9)
+
+    def found(self) -> dict[Kept, int]:
+        """What became of those that come after it, as it would be found after a crash."""
+        return dict(Counter(self.store.states(self.others).values()))
+
+
+def test_what_is_retried_has_not_failed_for_those_who_did_not_hear_of_it(wide: Wide) -> None:
+    wide.fail()
+    assert wide.bulk.retry_one(wide.first)
+    wide.go_on()
+    assert wide.found() == {Kept.WAITING: 3_000}
+
+
+def test_the_start_knows_of_a_purge_that_not_all_heard_of(wide: Wide) -> None:
+    assert wide.bulk.purge_one(wide.first)
+    assert wide.found() == {Kept.CANCELLED: 2_000, Kept.WAITING: 1_000}
+    recover(wide.store, Core(), [], 1e9)  # after a crash
+    assert wide.found() == {Kept.CANCELLED: 3_000}
 
 
 def test_the_start_ends_what_comes_after_a_job_that_took_the_fleet_down(tmp_path: Path) -> None:

@@ -228,7 +228,8 @@ class Store(Protocol):
         """
 
     def left_waiting(self) -> list[tuple[bytes, Kept]]:
-        """At the start: jobs that have ended, whose ends were not handed on to those that come after them."""
+        """At the start: jobs that have ended, whose ends were not handed on to those that come after them; as cancelled
+        those that were removed."""
 
     def parents(self, seq: int, limit: int) -> list[bytes]:
         """The jobs that a job comes after. Known until it has succeeded, or was cancelled."""

@@ -71,8 +71,9 @@ REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
     AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {Kept.SUCCEEDED})"""
 ENDED_PARENTS = f"""SELECT parent, state FROM edges CROSS JOIN jobs ON id = parent
     WHERE child = ? AND is_open = 1 AND state >= {FIRST_FINAL}"""
-LEFT_WAITING = f"""SELECT DISTINCT parent, state FROM edges CROSS JOIN jobs ON id = parent
-    WHERE is_open = 1 AND state >= {FIRST_FINAL}"""
+# one that is not there was purged before all heard of it
+LEFT_WAITING = f"""SELECT DISTINCT parent, coalesce(state, {Kept.CANCELLED}) FROM edges LEFT JOIN jobs ON id = parent
+    WHERE is_open = 1 AND coalesce(state, {FIRST_FINAL}) >= {FIRST_FINAL}"""
 FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
     WHERE parent = ? AND state < {FIRST_FINAL} ORDER BY child LIMIT ?"""
 ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
