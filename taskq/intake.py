@@ -233,6 +233,8 @@ class Intake:
             else:
                 del keep[position]
                 earlier[job_id] = holder.row.id
+        for job_id, other in reversed(list(earlier.items())):  # who took the place of one may have given way, too
+            earlier[job_id] = earlier.get(other, other)
         return self._submit(submission, terms, list(keep), earlier, replaced)
 
     def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:
