@@ -29,7 +29,8 @@ _FEW_JOBS: Final = 20
 _FEW_BYTES: Final = 64 * 1024
 #: So many listed bands are looked into to see how many jobs may go.
 _LOOK_INTO: Final = 32
-#: Bands that stay listed though their concurrency is used up by other consumers than the one that asks.
+#: Bands that stay listed though the consumer that asks gets none of their jobs, since their concurrency is used up by
+#: other consumers, or since it has no free seat for a start that counts.
 _SET_ASIDE: Final = 8
 
 
@@ -79,12 +80,13 @@ class _Waiting:
     what came back after it was sent), the store the others.
     """
 
-    __slots__ = ("band", "entry", "gates", "heap", "held", "is_listed", "on_disk_after", "queue", "waiting")
+    __slots__ = ("band", "entry", "gates", "heap", "held", "is_listed", "is_rated", "on_disk_after", "queue", "waiting")
 
     def __init__(self, band: Band, queue: _Queue, gates: list[tuple[Gate, _GateKeeper]]) -> None:
         self.band = band
         self.queue = queue
         self.gates = gates
+        self.is_rated = any(gate.kind == "rate" for gate, _ in gates)
         self.held: deque[JobRow] = deque()
         self.waiting = 0
         self.on_disk_after: int | None = None
@@ -374,7 +376,7 @@ class Bands:
             self._spent_s = queue.spent_s
             work_s = portion.work_s
             aside: list[_Waiting] = []
-            while queue.listed and portion.has_room:
+            while queue.listed and portion.has_room and len(aside) <= _SET_ASIDE:
                 self._take_from_band(key, queue, portion, run_s, wall, aside)
             for band in aside:
                 self._push(queue.listed, band)
@@ -395,8 +397,15 @@ class Bands:
             heappop(queue.listed)
             return
         self._skip_dropped(band)
-        room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
         first = len(portion.rows)
+        free = UNLIMITED
+        if band.is_rated and band.held:
+            free = portion.at_once - first  # what counts is when it starts: behind others that might be much later
+            if free <= 0:
+                heappop(queue.listed)
+                self._set_aside(band, aside)
+                return
+        room = min(free, self._room(band, key, wall)) if band.gates and band.held else UNLIMITED
         if room and band.held:
             self._move(band, portion, room, _turn_of_next(queue.listed), run_s, wall)
         taken = portion.rows[first:] if band.gates else ()
@@ -509,11 +518,15 @@ class Bands:
             (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], wall) == 0
         )
         if gate.kind == "concurrency" and len(aside) < _SET_ASIDE:
-            band.heap = band.entry = None
-            aside.append(band)  # who runs jobs of it already may have more of them
+            self._set_aside(band, aside)  # who runs jobs of it already may have more of them
             return
         self._push(keeper.parked_with(band, gate), band)
         self._note_opening(gate, keeper)
+
+    @staticmethod
+    def _set_aside(band: _Waiting, aside: list[_Waiting]) -> None:
+        band.heap = band.entry = None
+        aside.append(band)
 
     def _note_opening(self, gate: Gate, keeper: _GateKeeper) -> None:
         if isinstance(keeper.state, Rate) and not keeper.is_timed:

@@ -131,7 +131,12 @@ Starts = Sequence[tuple[float, int]]
 
 
 class Rate:
-    """Counts the starts of the last span."""
+    """Counts the starts of the last span.
+
+    What it counts is what is sent. So that this is a start, a job with a rate goes to a free seat only (see
+    `taskq.bands`). Two starts it cannot see: that of a job whose process was stopped comes later, and what was sent in
+    the last second before the broker was killed may not be recorded yet.
+    """
 
     def __init__(self, slots: Starts = ()) -> None:
         self._slots = deque(slots)  # (when it begins, starts), ascending

@@ -7,7 +7,6 @@ After each step a brute-force look over all jobs says who may go: an idle consum
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -298,12 +297,18 @@ class World(RuleBasedStateMachine):
             case "resource":
                 return sum(own.amount for _, own in through) + gate.amount <= CAPACITIES[gate.name]
             case "rate":
+                if not self.free_seats(key):
+                    return False
                 since = self.wall - gate.period_s * RATE_SLACK
                 return sum(at > since for at, _ in self.starts.get(gate, ())) < gate.amount
         same = [other for other in self.jobs.values() if other.name == job.name]
         if any(other.state == "sent" or (other.is_under_way and other.seq < job.seq) for other in same):
             return False
         return not any(o.state == "waiting" and o.band == job.band and o.seq < job.seq for o in same)
+
+    def free_seats(self, key: int) -> int:
+        """How many jobs a consumer would start at once."""
+        return max(0, self.seats - sum(job.sent_to == key for job in self.in_state("sent")))
 
     def running(self, gate: Gate, one_more_for: int = 0) -> int:
         """How many jobs may run at once of those that were sent."""
@@ -316,7 +321,7 @@ class World(RuleBasedStateMachine):
         """Sends jobs to a consumer, and looks at each whether it was its turn."""
         self.read(self.bands)
         self.bands.open_due(self.wall)
-        portion = Portion(most, 1.0, 1_000)
+        portion = Portion(most, 1.0, 1_000, self.free_seats(key))
         self.in_memory = {row.seq for band in self.bands._bands.values() for row in band.held}
         self.bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
         for seq in list(self.bands._expired):
@@ -330,9 +335,11 @@ class World(RuleBasedStateMachine):
             job = self.jobs[row.seq]
             assert row.terms is None or (row.terms.expires_at or 1e12) > self.wall
             self.check_turn(key, job)
+            is_free = self.free_seats(key) > 0
             job.state, job.sent_to, job.is_under_way = "sent", key, False
             for gate in job.band.gates:
                 if gate.kind == "rate":
+                    assert is_free, "a start that counts would come later"
                     starts = self.starts.setdefault(gate, [])
                     starts.append((self.wall, job.seq))
                     recent = [at for at, _ in starts if at > self.wall - gate.period_s]
@@ -375,7 +382,7 @@ class World(RuleBasedStateMachine):
                 self.read(bands)
                 bands.open_due(self.wall)
                 assert bands.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
-                portion = Portion(1, 1.0, 1_000)
+                portion = Portion(1, 1.0, 1_000, self.seats)
                 bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
                 if bands.is_short(None):  # all that memory had of it was cancelled: it asks for more at once
                     self.read(bands)
@@ -428,8 +435,39 @@ def rows(task: str, count: int, first: int = 1, terms: Terms | None = None, **op
     return [JobRow(seq, seq.to_bytes(16, "big"), spec, b"", terms=terms) for seq in range(first, first + count)]
 
 
-def take(bands: Bands, key: int = 1, most: int = 100, queues: Iterable[str] = (), wall: float = 1e9) -> list[int]:
+def take(bands: Bands, key: int = 1, most: int = 100, free_seats: int = 0, wall: float = 1e9) -> list[int]:
     """What a consumer gets."""
-    portion = Portion(most, 1e9, 1 << 30)
-    bands.take(key, frozenset(queues) or None, portion, lambda _task: 0.001, wall)
+    portion = Portion(most, 1e9, 1 << 30, free_seats)
+    bands.take(key, None, portion, lambda _task: 0.001, wall)
     return [row.seq for row in portion.rows]
+
+
+def test_starts_that_count_are_sent_to_free_seats_only() -> None:
+    """Behind others they would come later than they are counted, and many of several spans at once."""
+    bands = Bands()
+    bands.add(rows("plain", 2))
+    bands.add(rows("rated", 3, first=3))
+    bands.add(rows("plain", 2, first=6))
+    assert take(bands, key=1, most=2) == [1, 2]
+    assert take(bands, key=1) == [6, 7], "what does not count goes past it"
+    assert take(bands, key=2, free_seats=1) == [3]
+    assert take(bands, key=3, free_seats=8) == [4], "two in the span"
+
+
+def test_many_keys_of_a_rate_do_not_hold_up_a_consumer_for_long() -> None:
+    """Of those that it cannot start it looks at some, not at all."""
+    bands = Bands()
+    for seq in range(1, 1_001):
+        bands.add(rows("rated", 1, first=seq, terms=Terms(limit_key=f"k{seq}")))
+    bands.add(rows("plain", 1, first=1_001))
+    assert take(bands) == []
+    assert take(bands, key=2, most=2_000, free_seats=1_000) == list(range(1, 1_002))
+
+
+def test_a_rate_that_has_only_dropped_jobs_is_passed() -> None:
+    bands = Bands()
+    [row] = rows("rated", 1)
+    bands.add([row])
+    bands.add(rows("plain", 1, first=2))
+    bands.drop(row)
+    assert take(bands) == [2]
