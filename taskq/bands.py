@@ -563,7 +563,7 @@ class Bands:
                     self._forget_gate(gate, keeper, wall)
 
     def restore_rates(self, starts: Mapping[str, Starts]) -> None:
-        """At the start: what `changed_rates` told before."""
+        """At the start, before `found`: what `changed_rates` told before."""
         self._rates_before = dict(starts)
 
     def changed_rates(self) -> list[tuple[str, Starts, float]]:

@@ -192,7 +192,8 @@ class Rate:
 
 
 class Order:
-    """Remembers who is with a consumer, and who was and is to run again: none that is younger goes before it."""
+    """Remembers who is with a consumer, and who was and is to run again: none that is younger goes before it, though it
+    may wait in another band, that of the queue that it crashed into."""
 
     def __init__(self) -> None:
         self._sent: int | None = None
@@ -209,7 +210,7 @@ class Order:
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:
         if self._sent == row.seq:
             self._sent = None
-        if leaving is Leaving.AGAIN:
+        if leaving is Leaving.AGAIN or (leaving is Leaving.UNSTARTED and row.attempts):
             self._again.add(row.seq)
         else:
             self._again.discard(row.seq)

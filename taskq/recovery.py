@@ -36,9 +36,9 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
         effects.notes += handed.notes
         ends = handed.left
     store.commit()
+    core.bands.restore_rates(store.rates(wall))
     for band, waiting, first_seq in store.waiting():
         core.found(band, waiting, first_seq)
     for row in store.retried_in_order():
         core.bands.under_way(row)
-    core.bands.restore_rates(store.rates(wall))
     return effects

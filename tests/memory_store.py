@@ -155,7 +155,10 @@ class MemoryStore:
         return [
             record.row()
             for record in self._jobs.values()
-            if record.kept == Kept.SCHEDULED and record.attempts and record.terms and record.terms.order_key
+            if record.kept in (Kept.QUEUED, Kept.SCHEDULED)
+            and record.attempts
+            and record.terms
+            and record.terms.order_key
         ]
 
     def next_expiry(self) -> float | None:

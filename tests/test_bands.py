@@ -471,3 +471,20 @@ def test_a_rate_that_has_only_dropped_jobs_is_passed() -> None:
     bands.add(rows("plain", 1, first=2))
     bands.drop(row)
     assert take(bands) == [2]
+
+
+def test_the_order_of_a_key_is_kept_when_a_crashed_one_comes_back_unstarted() -> None:
+    """Its crash has sent it to another queue: what is younger waits in the first one, also after a recall."""
+    bands = Bands()
+    first, second = rows("ordered", 2, terms=Terms(order_key="key"))
+    bands.add([first, second])
+    assert take(bands) == [1]
+    bands.left(1, first, Leaving.AGAIN)
+    first.attempts, first.spec = 1, spec_of("ordered", "other")
+    bands.add_late(first)
+    assert take(bands) == [1]
+    bands.put_back(1, [first])
+    bands.pause("other", True)
+    assert take(bands) == []
+    bands.pause("other", False)
+    assert take(bands) == [1]

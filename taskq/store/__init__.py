@@ -165,7 +165,7 @@ class Store(Protocol):
         """At the start: the bands that have queued jobs, how many, and the lowest sequence number."""
 
     def retried_in_order(self) -> list[JobRow]:
-        """At the start: scheduled jobs with an order key that were started before."""
+        """At the start: queued and scheduled jobs with an order key that were started before."""
 
     def lease(self, band: Band, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
         """Leases the oldest queued jobs of a band that this owner does not hold.

@@ -18,7 +18,8 @@ INSERT_WITH_TERMS = (
 QUEUED = f"SELECT {ROW} FROM jobs WHERE state = 0 AND band = ? AND seq > ? ORDER BY seq LIMIT ?"
 QUEUED_KEYED = QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
 WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
-RETRIED = f"SELECT {ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
+_RETRIED_KEYED = f"SELECT {ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
+RETRIED = f"{_RETRIED_KEYED} UNION ALL {_RETRIED_KEYED.replace('state = 1', 'state = 0')}"  # each has an index
 DUE = f"SELECT {ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
 STORED = f"SELECT {ROW}, state, due_at, outcome, finished_at FROM jobs"
 READ = f"{STORED} WHERE id = ?"
