@@ -29,8 +29,7 @@ _FEW_JOBS: Final = 20
 _FEW_BYTES: Final = 64 * 1024
 #: So many listed bands are looked into to see how many jobs may go.
 _LOOK_INTO: Final = 32
-#: Bands that stay listed though the consumer that asks gets none of their jobs, since their concurrency is used up by
-#: other consumers, or since it has no free seat for a start that counts.
+#: Bands that stay listed though their concurrency is used up by other consumers than the one that asks.
 _SET_ASIDE: Final = 8
 
 
@@ -62,6 +61,10 @@ class Portion:
         count = len(self.rows)
         has_time = self.work_s < self.max_work_s or count < self.at_once
         return count < self.most and has_time and self.bytes < self.max_bytes
+
+    def close(self) -> None:
+        """Takes no more."""
+        self.most = len(self.rows)
 
 
 def _seq(row: JobRow) -> int:
@@ -376,7 +379,7 @@ class Bands:
             self._spent_s = queue.spent_s
             work_s = portion.work_s
             aside: list[_Waiting] = []
-            while queue.listed and portion.has_room and len(aside) <= _SET_ASIDE:
+            while queue.listed and portion.has_room:
                 self._take_from_band(key, queue, portion, run_s, wall, aside)
             for band in aside:
                 self._push(queue.listed, band)
@@ -398,14 +401,12 @@ class Bands:
             return
         self._skip_dropped(band)
         first = len(portion.rows)
-        free = UNLIMITED
-        if band.is_rated and band.held:
-            free = portion.at_once - first  # what counts is when it starts: behind others that might be much later
-            if free <= 0:
-                heappop(queue.listed)
-                self._set_aside(band, aside)
+        room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
+        if room and band.is_rated and band.held:
+            room = min(room, portion.at_once - first)  # what counts is the start: behind others it might be much later
+            if room <= 0:
+                portion.close()  # with nothing more to do the consumer has a free seat soon; else that might never be
                 return
-        room = min(free, self._room(band, key, wall)) if band.gates and band.held else UNLIMITED
         if room and band.held:
             self._move(band, portion, room, _turn_of_next(queue.listed), run_s, wall)
         taken = portion.rows[first:] if band.gates else ()
@@ -518,15 +519,11 @@ class Bands:
             (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], wall) == 0
         )
         if gate.kind == "concurrency" and len(aside) < _SET_ASIDE:
-            self._set_aside(band, aside)  # who runs jobs of it already may have more of them
+            band.heap = band.entry = None
+            aside.append(band)  # who runs jobs of it already may have more of them
             return
         self._push(keeper.parked_with(band, gate), band)
         self._note_opening(gate, keeper)
-
-    @staticmethod
-    def _set_aside(band: _Waiting, aside: list[_Waiting]) -> None:
-        band.heap = band.entry = None
-        aside.append(band)
 
     def _note_opening(self, gate: Gate, keeper: _GateKeeper) -> None:
         if isinstance(keeper.state, Rate) and not keeper.is_timed:

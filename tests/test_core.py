@@ -635,6 +635,24 @@ def test_batches_follow_the_measured_run_time(duration_us: int, expected: float)
     assert len(batch.rows) == pytest.approx(expected, abs=1)
 
 
+def test_a_job_with_a_rate_does_not_wait_for_the_end_of_a_backlog() -> None:
+    """It needs a free seat, and consumers are sent more before they have nothing to do."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(50_000))
+    [batch] = core.dispatch(0.0, 0.0)
+    core.submitted(rows(1, first=60_000, rate=(1, 60.0), priority=1))
+    for _ in range(10):
+        half = len(batch.rows) // 2 + 1
+        settle(core, 1, range(batch.first, batch.first + half), 100)
+        batches = core.dispatch(0.0, 0.0)
+        settle(core, 1, range(batch.first + half, batch.first + len(batch.rows)), 100)
+        [batch] = batches or core.dispatch(0.0, 0.0)
+        if batch.rows[0].seq == 60_000:
+            return
+    raise AssertionError("ten batches went past it")
+
+
 def test_newer_run_times_count_more() -> None:
     """A task that became slow gets small batches after a few jobs."""
     core = Core()
