@@ -19,7 +19,7 @@ from taskq.core import Core
 from taskq.crew import Crew
 from taskq.errors import ConfigError, JobNotFound, ProtocolError, StoreFull, TaskQError
 from taskq.ledger import Ledger
-from taskq.model import LAST_TIME, QUEUE_NAME, JobState, Spec
+from taskq.model import LAST_TIME, QUEUE_NAME, JobRow, JobState, Spec
 from taskq.schedule import Schedule
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Kept, Store
@@ -144,6 +144,8 @@ class Requests:
             self._spec_in_spool(job_id)
             raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
         row, kept, *_ = stored
+        if kept == Kept.CANCELLED:
+            self._keep_off(row)
         if kept >= FIRST_FINAL:
             return kept == Kept.CANCELLED
         if not self._ledger.is_settled:
@@ -159,6 +161,17 @@ class Requests:
         if not self._ledger.is_settled:
             raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
         return True
+
+    def _keep_off(self, row: JobRow) -> None:
+        """A job that was cancelled because of another would come back with that one."""
+        if row.terms is None or not row.terms.follows:
+            return
+        try:
+            self._store.keep_off(row)
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
+            raise
 
     def _pause(self, queues: list[Any], is_paused: bool, by: str) -> list[str]:
         """Pauses or resumes queues; returns those for which that is a change."""

@@ -16,6 +16,9 @@ from taskq.outcome import shortened
 from taskq.schedule import ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted
 
+#: What a job comes after, each with whether it goes on if that one did not succeed, and whether it still waits for it.
+After = tuple[tuple[bytes, bool, bool], ...]
+
 
 @dataclass
 class Record:
@@ -39,7 +42,8 @@ class Record:
     expires_at: float | None = None
     unique_key: str | None = None
     items: tuple[bytes, ...] = ()
-    after: tuple[tuple[bytes, bool, bool], ...] = ()  # the one before, whether it goes on, whether the edge is open
+    after: After = ()
+    called_back: int = 0  # how often it was called off, and called back
 
     def row(self) -> JobRow:
         """As the broker holds it."""
@@ -51,6 +55,41 @@ class Record:
     def stored(self) -> StoredJob:
         """As it is read back."""
         return StoredJob(self.row(), self.kept, self.due_at, self.outcome, self.finished_at)
+
+
+class Edges:
+    """Who comes after whom, so that it need not be looked for in all records."""
+
+    def __init__(self) -> None:
+        self._children: dict[bytes, set[bytes]] = {}  # by the one before
+        self._waiting: dict[bytes, set[bytes]] = {}  # of these, those that wait for it
+
+    def changed(self, child: bytes, old: After, new: After) -> None:
+        """What a job comes after is not as it was."""
+        if old is new:
+            return
+        for edges, before, now in (
+            (self._children, [parent for parent, _, _ in old], [parent for parent, _, _ in new]),
+            (self._waiting, [p for p, _, is_open in old if is_open], [p for p, _, is_open in new if is_open]),
+        ):
+            for parent in before:
+                edges[parent].discard(child)
+                if not edges[parent]:
+                    del edges[parent]
+            for parent in now:
+                edges.setdefault(parent, set()).add(child)
+
+    def children(self, parent: bytes) -> Iterable[bytes]:
+        """Those that come after a job."""
+        return self._children.get(parent, ())
+
+    def waiting(self, parent: bytes) -> Iterable[bytes]:
+        """Those that wait for the end of a job."""
+        return self._waiting.get(parent, ())
+
+    def waited_for(self) -> list[bytes]:
+        """The jobs whose end others wait for."""
+        return list(self._waiting)
 
 
 Rates = dict[str, tuple[Starts, float]]
@@ -110,16 +149,22 @@ class MemoryStore:
         self.totals = Totals(*totals)
         self._changed_schedules: dict[str, ScheduleRow | None] = {}
         self._by_seq = {record.seq: record.id for record in self._jobs.values()}
+        self._edges = Edges()
+        for record in self._jobs.values():
+            self._edges.changed(record.id, (), record.after)
         self._changes: dict[bytes, Record | None] = {}
         self._paused_changed = False
         self._next_seq = max(getattr(self, "_next_seq", 1), max(self._by_seq, default=0) + 1)
 
     def _put(self, record: Record) -> None:
+        known = self._jobs.get(record.id)
+        self._edges.changed(record.id, () if known is None else known.after, record.after)
         self._jobs[record.id] = self._changes[record.id] = record
         self._by_seq[record.seq] = record.id
 
     def _drop(self, record: Record) -> None:
         del self._jobs[record.id], self._by_seq[record.seq]
+        self._edges.changed(record.id, record.after, ())
         self._changes[record.id] = None
 
     def _change(self, seq: int, **fields: object) -> None:
@@ -243,20 +288,19 @@ class MemoryStore:
     @property
     def has_waiting(self) -> bool:
         """Whether a job waits for the end of another."""
-        return any(is_open for record in self._jobs.values() for _, _, is_open in record.after)
+        return bool(self._edges.waited_for())
 
     def states(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
         return {job_id: self._jobs[job_id].kept for job_id in ids if job_id in self._jobs}
 
+    def _records(self, ids: Iterable[bytes]) -> list[Record]:
+        return sorted((self._jobs[job_id] for job_id in ids), key=lambda record: record.seq)
+
     def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
         found: list[tuple[bytes, int, bool]] = []
         for parent in parents:
-            for record in self._in_order():
-                found += [
-                    (parent, record.seq, goes_on)
-                    for before, goes_on, open in record.after
-                    if (before, open) == (parent, True)
-                ]
+            for record in self._records(self._edges.waiting(parent)):
+                found += [(parent, record.seq, goes_on) for before, goes_on, _ in record.after if before == parent]
         del found[limit:]
         for parent, child, _ in found:
             edges = self._jobs[self._by_seq[child]].after
@@ -264,8 +308,8 @@ class MemoryStore:
         return [Edge(*edge, not any(o for _, _, o in self._jobs[self._by_seq[edge[1]]].after)) for edge in found]
 
     def set_free(self, parents: Sequence[bytes]) -> bool:
-        waits = [[parent for parent, _, is_open in r.after if is_open] for r in self._jobs.values()]
-        return any([parent] in waits for parent in parents)
+        waits = (record for parent in parents for record in self._records(self._edges.waiting(parent)))
+        return any(sum(is_open for _, _, is_open in record.after) == 1 for record in waits)
 
     def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
         records = [self._jobs[self._by_seq[seq]] for seq in seqs]
@@ -286,19 +330,24 @@ class MemoryStore:
             self._change(row.seq, due_at=None, expires_at=None, unique_key=None)
             self.totals.cancelled += 1
 
+    def keep_off(self, row: JobRow) -> None:
+        self._change(row.seq, payload=b"", after=())
+
     def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
         found: list[Record] = []
         parents = list(ids)
         while parents:
             off = [
                 record
-                for record in self._in_order()
+                for record in self._records({child for parent in parents for child in self._edges.children(parent)})
                 if record.kept == Kept.CANCELLED
                 and record.payload
                 and any(parent in parents and not goes_on for parent, goes_on, _ in record.after)
+                and all(parent in self._jobs or goes_on for parent, goes_on, _ in record.after)
             ]
             for record in off:
-                self._change(record.seq, kept=Kept.WAITING, finished_at=None, outcome=None)
+                times = record.called_back + 1
+                self._change(record.seq, kept=Kept.WAITING, finished_at=None, outcome=None, called_back=times)
                 self.totals.retried += 1
             found += off
             parents = [record.id for record in off]
@@ -311,18 +360,16 @@ class MemoryStore:
         return ends
 
     def left_waiting(self) -> list[tuple[bytes, Kept]]:
-        before = {parent for record in self._jobs.values() for parent, _, is_open in record.after if is_open}
-        return [(p, self._jobs[p].kept) for p in before if p in self._jobs and self._jobs[p].kept >= FIRST_FINAL]
+        before = self._edges.waited_for()
+        states = {**dict.fromkeys(before, Kept.CANCELLED), **self.states(before)}
+        return [(parent, kept) for parent, kept in states.items() if kept >= FIRST_FINAL]
 
     def parents(self, seq: int, limit: int) -> list[bytes]:
         return [parent for parent, _, _ in self._jobs[self._by_seq[seq]].after][:limit]
 
     def followers(self, job_id: bytes, limit: int) -> list[bytes]:
-        return [
-            record.id
-            for record in self._in_order()
-            if record.kept < FIRST_FINAL and any(parent == job_id for parent, _, _ in record.after)
-        ][:limit]
+        records = self._records(self._edges.children(job_id))
+        return [record.id for record in records if record.kept < FIRST_FINAL][:limit]
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         known = self._jobs[self._by_seq[seq]].items
@@ -450,7 +497,7 @@ class MemoryStore:
     def prune(self, before: float, keep: int, limit: int) -> int:
         ended = [r for r in self._in_order() if r.kept >= FIRST_FINAL and r.kept != Kept.FAILED]
         surplus = len(ended) - keep
-        needy = [r for r in self._jobs.values() if r.kept < FIRST_FINAL or r.kept == Kept.FAILED]
+        needy = [r for r in self._jobs.values() if r.kept < FIRST_FINAL or r.kept == Kept.FAILED or r.payload]
         spared = {parent for r in needy for parent, _, _ in r.after}
         ended = [record for record in ended if record.id not in spared]
         removed = 0

@@ -450,6 +450,47 @@ def test_what_is_retried_has_not_failed_for_those_who_did_not_hear_of_it(wide: W
     assert wide.found() == {Kept.WAITING: 3_000}
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+def test_what_comes_after_one_that_is_no_longer_there_is_not_called_back(tmp_path: Path, kind: str) -> None:
+    """It may not have succeeded, and if it did, its result is gone; what goes on without it does not need it."""
+    gone, failed, needs_both, goes_on = ids = list(new_job_ids(4))
+    memory = partial(MemoryStore, Disk())
+    with closing(SQLiteStore(tmp_path / "journal.db") if kind == "sqlite" else memory()) as store:
+        store.submit(SPECS[0], [gone, failed], [b"x"] * 2)
+        terms = [Terms(after=((gone, may_fail), (failed, False))) for may_fail in (False, True)]
+        store.submit(SPECS[0], [needs_both, goes_on], [b"x"] * 2, terms)
+        stored = [store.read(job_id) for job_id in (gone, failed)]
+        ends = {gone: Kept.CANCELLED, failed: Kept.FAILED}
+        store.settle([(job.row, ends[job.row.id], b"") for job in stored if job is not None], [], 1.0)
+        hand_over(store, ends, 1.0)
+        assert states(store, ids) == [Kept.CANCELLED, Kept.FAILED, Kept.CANCELLED, Kept.CANCELLED]
+        store.remove([job for job in stored[:1] if job is not None])
+        again = store.read(failed)
+        assert again is not None
+        store.requeue([again])
+        assert store.call_back([failed]) == {}
+        assert states(store, ids) == [None, Kept.QUEUED, Kept.CANCELLED, Kept.WAITING]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+def test_what_one_that_was_called_off_comes_after_is_kept_as_long(tmp_path: Path, kind: str) -> None:
+    """A retry may call it back."""
+    one, failed, after = ids = list(new_job_ids(3))
+    memory = partial(MemoryStore, Disk())
+    with closing(SQLiteStore(tmp_path / "journal.db") if kind == "sqlite" else memory()) as store:
+        rows = store.submit(SPECS[0], [one, failed], [b"x"] * 2)
+        store.submit(SPECS[0], [after], [b"x"], [Terms(after=((one, False), (failed, False)))])
+        ends = {one: Kept.SUCCEEDED, failed: Kept.FAILED}
+        store.settle([(row, ends[row.id], b"") for row in rows], [], 1.0)
+        hand_over(store, ends, 3.0)
+        store.commit()
+        assert store.prune(2.0, 100, 100) == 0
+        assert states(store, ids) == [Kept.SUCCEEDED, Kept.FAILED, Kept.CANCELLED]
+        assert store.prune(4.0, 100, 100) == 1
+        assert store.prune(1e9, 100, 100) == 1
+        assert states(store, ids) == [None, Kept.FAILED, None]
+
+
 def test_the_start_knows_of_a_purge_that_not_all_heard_of(wide: Wide) -> None:
     assert wide.bulk.purge_one(wide.first)
     assert wide.found() == {Kept.CANCELLED: 2_000, Kept.WAITING: 1_000}

@@ -233,6 +233,19 @@ def test_a_part_is_retried_and_what_came_after_it_comes_back(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("shared")
+def test_what_was_cancelled_by_hand_stays_cancelled(tmp_path: Path) -> None:
+    """Also if it was cancelled already, because of the one that is retried."""
+    flaky = jobs.fail_once.options(retries=0).step(str(tmp_path / "starts"))
+    first, second, third, fourth = chain(flaky, *[jobs.add.step(1)] * 3).enqueue().all_jobs
+    with pytest.raises(JobCancelled, match=f"job {first.id}, which it comes after, failed"):
+        third.result(timeout=20)
+    assert third.cancel()
+    first.retry()
+    assert second.result(timeout=20) == 3
+    assert [third.state(), fourth.state()] == [JobState.CANCELLED, JobState.CANCELLED]
+
+
+@pytest.mark.usefixtures("shared")
 def test_a_waiting_one_whose_predecessor_is_purged_is_cancelled(gate: Gate, tmp_path: Path) -> None:
     blocker = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
     starts(tmp_path / "held", 1)

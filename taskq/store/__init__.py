@@ -220,8 +220,12 @@ class Store(Protocol):
     def call_off(self, ended: Sequence[Ended], now: float) -> None:
         """Ends jobs as cancelled that wait for others, so that they can be called back."""
 
+    def keep_off(self, row: JobRow) -> None:
+        """A cancelled job stays cancelled, also if it was called off."""
+
     def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
-        """Has those wait again that were called off because of these jobs, and those that were because of them.
+        """Has those wait again that were called off because of these jobs, and those that were because of them; but not
+        if another is no longer there that must have succeeded.
 
         Returns:
             The jobs that have ended, not with success, among all that these come after: they are to be handed over.

@@ -512,6 +512,12 @@ class SQLiteStore:
         self.totals.cancelled += len(ended)
 
     @_trusted
+    def keep_off(self, row: JobRow) -> None:
+        self._begin()
+        self._db.execute(statements.KEEP_OFF, (row.seq,))
+        self._drop_edges([(row, Kept.CANCELLED, b"")])
+
+    @_trusted
     def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
         if not self._has_edges:
             return {}

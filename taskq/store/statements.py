@@ -65,8 +65,12 @@ CALL_OFF = (
     f"UPDATE jobs SET state = {Kept.CANCELLED}, finished_at = ?, outcome = ?, "
     "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
 )
+# not if another that it needs is no longer there: whether that had succeeded, nobody knows any more
 CALLED_OFF = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
-    WHERE parent = ? AND goes_on = 0 AND state = {Kept.CANCELLED} AND payload IS NOT NULL"""
+    WHERE parent = ? AND goes_on = 0 AND state = {Kept.CANCELLED} AND payload IS NOT NULL AND NOT EXISTS
+    (SELECT 1 FROM edges AS own WHERE child = jobs.seq AND goes_on = 0 AND NOT EXISTS
+    (SELECT 1 FROM jobs AS before WHERE before.id = own.parent))"""
+KEEP_OFF = f"UPDATE jobs SET payload = NULL WHERE seq = ? AND state = {Kept.CANCELLED}"
 CALL_BACK = f"UPDATE jobs SET state = {Kept.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
 REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
     AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {Kept.SUCCEEDED})"""
@@ -97,10 +101,10 @@ JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY se
 PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in PRUNABLE)})"
 PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
 # jobs that others come after are passed over, since their results are needed: also by those that failed and may be run
-# again, but not by those that were called off
+# again, and by those that were called off and may be called back; these have their payload still
 IS_PARENT = (
     "EXISTS (SELECT 1 FROM edges CROSS JOIN jobs AS after ON after.seq = child "
-    f"WHERE parent = jobs.id AND (after.state < {FIRST_FINAL} OR after.state = {Kept.FAILED}))"
+    "WHERE parent = jobs.id AND after.payload IS NOT NULL)"
 )
 JOBS_AFTER_SPARED = JOBS_AFTER.replace("state,", f"iif({IS_PARENT}, 0, state),")
 PRUNE_SPARING = f"{PRUNE} AND NOT {IS_PARENT}"
