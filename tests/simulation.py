@@ -27,8 +27,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgpack
-from history import End, Final, Found, History, Kept, Limits, Read, Start, check
+from history import Children, End, Final, Found, History, Kept, Read, Start, check
 from memory_store import Disk, MemoryStore, Record
+from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
 
 from taskq import broker as broker_module
 from taskq import bulk as bulk_module
@@ -42,6 +43,7 @@ from taskq.core import Core
 from taskq.counters import Claim, FlightRecord
 from taskq.crew import Crew
 from taskq.effects import Death
+from taskq.flows import Call
 from taskq.ledger import Ledger
 from taskq.model import JobError, Spec
 from taskq.narrator import Narrator
@@ -61,7 +63,7 @@ _QUIET_S = 300.0
 
 TASKS = (
     *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
-    *("snoozes", "snoozes_and_fails", "gives_up", "goes_on"),
+    *("snoozes", "snoozes_and_fails", "gives_up", "goes_on", "has_children"),
 )
 
 
@@ -81,6 +83,25 @@ def digest(payload: bytes) -> str:
     return sha256(payload).hexdigest()[:16]
 
 
+def spec_of_chance(random: Random) -> Spec:
+    """A task, and how it is to be run."""
+    task = random.choice(TASKS)
+    return Spec(
+        task,
+        random.choice(("a", "b")),
+        retries=random.choice((0, 1, 2)),
+        timeout_s=0.05 if task in ("times_out", "stubborn") else None,
+        max_crashes=random.choice((1, 2, 3)),
+        backoff_s=random.choice((None, None, (0.01, 2.0))),
+        crash_queue=random.choice((None, None, "b", "c")),
+    )
+
+
+def success_of(start: Start) -> bytes:
+    """The outcome of an attempt that succeeds."""
+    return pack_success(1.0, 0.1, f"{start.process} {start.attempt}".encode())
+
+
 # -- what a planted bug may replace
 
 
@@ -91,6 +112,7 @@ class Parts:
     store: type[MemoryStore] = MemoryStore
     core: type[Core] = Core
     ledger: type[Ledger] = Ledger
+    crew: type[SimCrew] | None = None
     death_told_after_s: float = 0.0  # besides the usual moment
     reads_words_of_predecessor: bool = False
     take_back_is_heeded: bool = True
@@ -196,7 +218,9 @@ class SimSlot:
     # the process's side
 
     def tell(self, envelope: list[Any], outcomes: list[bytes]) -> None:
-        frame = wire.frame(envelope, outcomes)
+        self._put_out(wire.frame(envelope, outcomes))
+
+    def _put_out(self, frame: bytes) -> None:
         self._sent.extend(wire.Decoder().feed(frame))
         self.world.later(self.world.delay(), lambda: self.world.ready(self.socket))
 
@@ -276,6 +300,9 @@ class SimSlot:
                 if attempt < 3:
                     world.later(seconds, lambda: self.die_in(number))
                     return
+            case "has_children":
+                world.later(seconds, lambda: self._enqueue_children(number, start))
+                return
         finish = lambda: self._finish(number, start, is_well, verdict)  # noqa: E731
         self._finish_at_signal = finish if task == "times_out" else None
         world.later(seconds, finish)
@@ -288,8 +315,36 @@ class SimSlot:
         history.kept.append(Kept(start.job, start.attempt, self.name, self.world.now, kept))
         self.tell([Op.CHECKPOINT, bytes.fromhex(start.job)], [kept.encode()])
 
+    def _enqueue_children(self, number: int, start: Start) -> None:
+        """What a job enqueues for its success is sent before its end, whatever that will be."""
+        world = self.world
+        random, history = world.random, world.history
+        flow = flow_of_chance(random, lambda: spec_of_chance(random), [bytes.fromhex(start.job)], world.wall)
+        note_intents(history, flow, digest)
+        outcome = digest(success_of(start))
+        history.children.append(Children(*start[:3], outcome, tuple(call.id.hex() for _, call in flow)))
+        frames = children_frames(random, number, flow)
+        end = random.choice(("dies", "fails", "succeeds", "succeeds", "succeeds"))
+        self._send_children(number, start, frames[: random.randint(1, len(frames))] if end == "dies" else frames, end)
+
+    def _send_children(self, number: int, start: Start, frames: list[bytes], end: str) -> None:
+        if not self._is_at(number):
+            return
+        if self.is_paused or frames:
+            if not self.is_paused:
+                self._put_out(frames[0])
+                frames = frames[1:]
+            self.world.later(self.world.delay(), lambda: self._send_children(number, start, frames, end))
+        elif end == "dies":
+            self.die()
+        else:
+            self._finish(number, start, is_well=end == "succeeds")
+
+    def _is_at(self, number: int) -> bool:
+        return self.is_alive and self._is_busy and self.counters.claimed == number
+
     def die_in(self, number: int) -> None:
-        if self._is_busy and self.counters.claimed == number:
+        if self._is_at(number):
             self.die()
 
     def _on_signal(self) -> None:
@@ -303,7 +358,7 @@ class SimSlot:
 
     def _finish(self, number: int, start: Start, is_well: bool, verdict: Verdict = Verdict.FAILED) -> None:
         world = self.world
-        if not self.is_alive or not self._is_busy or self.counters.claimed != number:
+        if not self._is_at(number):
             return
         if self.is_paused:
             world.later(0.05, lambda: self._finish(number, start, is_well, verdict))
@@ -313,7 +368,7 @@ class SimSlot:
         told = f"{start.process} {start.attempt}".encode()
         wish_s = world.random.choice((0.01, 0.5)) if is_snooze else None
         failure = pack_failure(1.0, 0.1, JobError("E", told.decode()), wish_s)
-        outcome = pack_success(1.0, 0.1, told) if is_well else failure
+        outcome = success_of(start) if is_well else failure
         if not self._ended:
             self._oldest_at = world.now
             world.later(0.02, self._report_if_late)
@@ -511,7 +566,7 @@ class SimBroker(Broker):
         records, world.records = list(world.records.values()), {}
         recover(self._store, self._core, records, world.wall)
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
-        self._crew = SimCrew(
+        self._crew = (parts.crew or SimCrew)(
             self._core,
             self._supervisor,
             self._selector,  # type: ignore[arg-type]
@@ -588,6 +643,12 @@ class Waiting:
     ids: list[bytes]
     payloads: list[bytes]
 
+    def frame(self, request: int, resend: bool) -> bytes:
+        """The frame, as it is sent for the first time, or again."""
+        lengths = [len(payload) for payload in self.payloads]
+        envelope = [Op.SUBMIT, request, self.spec.to_wire(), resend, True, b"".join(self.ids), lengths]
+        return wire.frame(envelope, self.payloads)
+
 
 class Client:
     """An application: enqueues, watches, cancels, and believes only what it is told."""
@@ -597,7 +658,7 @@ class Client:
         self.name = f"p{number}"
         self._left = frames
         self._requests = count(1)
-        self._unanswered: dict[int, Waiting] = {}
+        self._unanswered: dict[int, Waiting | SentFlow] = {}
         self._cancels: dict[int, bytes] = {}
         self._asked: dict[int, tuple[Op, Any]] = {}
         self._mine: list[bytes] = []  # acknowledged
@@ -615,7 +676,10 @@ class Client:
         if self._connected() is not None:
             if self._left:
                 self._left -= 1
-                self._enqueue()
+                if random.random() < 0.3:
+                    self._enqueue_flow()
+                else:
+                    self._enqueue()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
@@ -676,39 +740,35 @@ class Client:
         return self._peer
 
     def _enqueue(self) -> None:
-        random, history = self.world.random, self.world.history
-        task = random.choice(TASKS)
-        spec = Spec(
-            task,
-            random.choice(("a", "b")),
-            retries=random.choice((0, 1, 2)),
-            timeout_s=0.05 if task in ("times_out", "stubborn") else None,
-            max_crashes=random.choice((1, 2, 3)),
-            backoff_s=random.choice((None, None, (0.01, 2.0))),
-            crash_queue=random.choice((None, None, "b", "c")),
-        )
+        random = self.world.random
+        spec = spec_of_chance(random)
         ids = [random.randbytes(16) for _ in range(random.choice((1, 1, 2, 5, 20)))]
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
-        for job_id, payload in zip(ids, payloads, strict=True):
-            history.intents[job_id.hex()] = digest(payload)
-            if spec.crash_queue is None:  # else it may run from another queue, which is not paused
-                history.queues[job_id.hex()] = spec.queue
-            history.limits[job_id.hex()] = Limits(spec.retries, spec.max_crashes, spec.timeout_s is not None)
+        calls = [(spec, Call(job_id, payload)) for job_id, payload in zip(ids, payloads, strict=True)]
+        note_intents(self.world.history, calls, digest)
+        self._hand_in(Waiting(spec, ids, payloads))
+
+    def _enqueue_flow(self) -> None:
+        world = self.world
+        flow = flow_of_chance(world.random, lambda: spec_of_chance(world.random), self._mine, world.wall)
+        note_intents(world.history, flow, digest)
+        world.history.flows.append(tuple(call.id.hex() for _, call in flow))
+        self._hand_in(SentFlow(flow))
+
+    def _hand_in(self, waiting: Waiting | SentFlow) -> None:
         request = next(self._requests)
-        self._unanswered[request] = Waiting(spec, ids, payloads)
+        self._unanswered[request] = waiting
         self._submit(request, resend=False)
 
     def _submit(self, request: int, *, resend: bool) -> None:
         assert self._peer is not None
-        waiting = self._unanswered[request]
-        lengths = [len(payload) for payload in waiting.payloads]
-        envelope = [Op.SUBMIT, request, waiting.spec.to_wire(), resend, True, b"".join(waiting.ids), lengths]
-        self._peer.send(wire.frame(envelope, waiting.payloads))
+        self._peer.send(self._unanswered[request].frame(request, resend))
 
     def _cancel(self, job_id: bytes) -> None:
         assert self._peer is not None
         request = next(self._requests)
         self._cancels[request] = job_id
+        self.world.history.cancels.add(job_id.hex())
         self._peer.send(wire.frame([Op.CANCEL, request, job_id, False]))
 
     def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
@@ -722,6 +782,8 @@ class Client:
                         self._watched.add(job_id)
                 if peer is self._peer:
                     peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+            case [Op.ERROR, request, str(), str()] if request in self._unanswered:
+                history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
             case [Op.OK, request, _] if request in self._cancels:
                 job_id = self._cancels.pop(request)
                 if msgpack.unpackb(body):
@@ -730,7 +792,8 @@ class Client:
                 self._answered(*self._asked.pop(request))
             case [Op.RESULT, bytes(job_id), str(state)]:
                 if state:
-                    history.reads.append(Read(job_id.hex(), state, digest(body), self.world.now))
+                    is_off = was_called_off(state, body)
+                    history.reads.append(Read(job_id.hex(), state, digest(body), self.world.now, is_off))
                 else:
                     history.unknown.add(job_id.hex())
                 self._watched.discard(job_id)
@@ -738,8 +801,17 @@ class Client:
                     history.retried.add(job_id.hex())
                     if self._connected() is not None:
                         self._ask(Op.RETRY, job_id)
-                        self._watched.add(job_id)
-                        peer.send(wire.frame([Op.WATCH, job_id]))
+                        self._watch([job_id, *self._followers(job_id)])
+
+    def _followers(self, job_id: bytes) -> list[bytes]:
+        """Those of the own jobs that come after one."""
+        after = self.world.history.after
+        return [other for other in self._mine if job_id.hex() in after.get(other.hex(), {})]
+
+    def _watch(self, ids: list[bytes]) -> None:
+        assert self._peer is not None
+        self._watched.update(ids)
+        self._peer.send(wire.frame([Op.WATCH, b"".join(ids)]))
 
 
 # -- the world
@@ -766,6 +838,7 @@ class World:
         )
         self.memory_bytes = self.random.choice((2_000, 10_000_000))
         self._danger = self.random.choice((0.0, 0.3, 1.0))
+        self._links_at_once = self.random.choice((1, 3, 2_000))
         self.clients = [Client(self, number, self.random.randint(1, 12)) for number in range(self.random.randint(1, 3))]
         self._faults_until = self.now + self.random.uniform(0.5, 4.0)
 
@@ -869,7 +942,7 @@ class World:
 
     def run(self) -> History:
         """Lives to the end of all jobs, or of patience."""
-        with virtual_time(self):
+        with virtual_time(self), links_at_once(self._links_at_once):
             self._broker_starts()
             if self._danger:
                 self.later(0.2, self._misfortune)
@@ -921,6 +994,8 @@ class World:
                 digest(record.outcome or b""),
                 record.requeued,
                 record.snoozes,
+                was_called_off(record.kept.state.value, record.outcome or b""),
+                record.called_back,
             )
             for record in records
         }
