@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from taskq.client import Client, Ending, Endings, chunks
@@ -15,6 +16,7 @@ from taskq.flows import Call
 from taskq.job import value_of_ending
 from taskq.model import Spec
 from taskq.progress import Progress, reporting
+from taskq.submitting import when_there_is_room
 
 #: Calls are submitted in chunks that grow from the first to the second, and at most so many jobs are unfinished.
 _FIRST_CHUNK = 16
@@ -35,6 +37,7 @@ def results_of_calls(
     ordered: bool,
     timeout: float | None,
     progress: Progress,
+    waits_for_room: bool,
 ) -> Iterator[Any]:
     """Submits calls, and yields what their jobs return.
 
@@ -42,17 +45,20 @@ def results_of_calls(
         caster: makes what the task returns of what a result holds; None leaves it as it is.
         total: how many calls there are, None if nobody knows.
         ordered, timeout, progress: as for `Task.map`.
+        waits_for_room: whether to wait while the queue is full.
 
     Raises:
         As `Task.map`.
     """
     with client.watching() as endings, reporting(progress, total, spec.task) as tell:
-        steps = _counted(_stream(endings, spec, calls, timeout), tell)
+        steps = _counted(_stream(endings, spec, calls, timeout, waits_for_room), tell)
         for job_id, ending in _in_order(steps) if ordered else _as_they_come(steps):
             yield value_of_ending(job_id, ending, caster)
 
 
-def _stream(endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float | None) -> Iterator[_Step]:
+def _stream(
+    endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float | None, waits_for_room: bool
+) -> Iterator[_Step]:
     """Submits calls and hears of endings in turn. Yields ids newly submitted, and an ending."""
     chunk_size = _FIRST_CHUNK
     is_exhausted = False
@@ -61,8 +67,9 @@ def _stream(endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float 
         while not is_exhausted and len(endings.waiting) <= _WINDOW - chunk_size:
             chunk = [call for _, call in zip(range(chunk_size), calls, strict=False)]
             is_exhausted = len(chunk) < chunk_size
-            for part in chunks(chunk):
-                endings.submit(spec, part)
+            for part in chunks(chunk, spec.max_queued if waits_for_room else None):
+                submit = partial(endings.submit, spec, part)
+                when_there_is_room(submit) if waits_for_room else submit()
             submitted.extend(call.id for call in chunk)
             chunk_size = min(chunk_size * 2, _LARGEST_CHUNK)
             if len(endings.waiting) >= chunk_size:

@@ -38,7 +38,7 @@ def submit(app: HasClients, spec: Spec, rules: Rules, calls: Iterable[Call]) -> 
         return client.submit(spec, calls)
     ids: list[bytes] = []
     for chunk in chunks(calls, spec.max_queued):
-        ids += _when_there_is_room(partial(client.submit, spec, chunk))
+        ids += when_there_is_room(partial(client.submit, spec, chunk))
     return ids
 
 
@@ -58,7 +58,7 @@ async def asubmit(app: HasClients, spec: Spec, rules: Rules, calls: Iterable[Cal
 def submit_flow(client: Client, flow: Flow, waits_for_room: bool) -> None:
     """Hands in jobs of several kinds, all or none. Raises as `submit`; PayloadTooLarge: they are too many."""
     if waits_for_room:
-        _when_there_is_room(partial(client.submit_flow, flow))
+        when_there_is_room(partial(client.submit_flow, flow))
     else:
         client.submit_flow(flow)
 
@@ -77,7 +77,8 @@ def _keep_back(spec: Spec, calls: Iterable[Call]) -> list[bytes]:
     return [call.id for _, call in flow]
 
 
-def _when_there_is_room(submit: Callable[[], T]) -> T:
+def when_there_is_room(submit: Callable[[], T]) -> T:
+    """Tries again while the queue is full. Returns what `submit` does."""
     pauses = _pauses()
     while True:
         try:

@@ -244,6 +244,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             ordered=ordered,
             timeout=timeout,
             progress=progress,
+            waits_for_room=self._rules.waits_for_room,
         )
 
 

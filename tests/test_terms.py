@@ -343,6 +343,11 @@ def test_a_full_queue_refuses_or_waits(make_gate: Callable[[], Gate]) -> None:
         assert all(job.wait(20) for job in waiting.result(20))
 
 
+def test_map_waits_for_room() -> None:
+    """Its chunks alone are more than may wait."""
+    assert len(list(terms.few.options(when_full="wait").starmap([()] * 40, timeout=20))) == 40
+
+
 # -- what makes no sense
 
 

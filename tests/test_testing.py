@@ -353,6 +353,11 @@ def test_bounded_queues(jobs: testing.Jobs) -> None:
     assert ran[:2] == ["a", "b"]
 
 
+def test_map_waits_for_room(jobs: testing.Jobs) -> None:
+    waits = work.options(max_queued=2, when_full="wait")
+    assert len(list(waits.map("abcde"))) == 5
+
+
 def test_workflows_wait_for_room(jobs: testing.Jobs) -> None:
     waits = work.options(max_queued=2, when_full="wait")
     waits.enqueue_many([("a",), ("b",)])
