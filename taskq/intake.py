@@ -143,10 +143,10 @@ class Intake:
         """
         if submission.parts:
             return self._take_parts(submission)
-        self._check_room(submission)
         terms = submission.terms
         before = self._before(submission) if terms is not None else {}
         if terms is None or not any(own.unique for own in terms):
+            self._check_room(submission, len(submission.ids))
             rows = self._store.submit(submission.spec, submission.ids, submission.payloads, terms)
             taken = Taken(rows, {}, [], [], before)
         else:
@@ -161,7 +161,7 @@ class Intake:
         if self._store.states(submission.ids):
             return taken  # it was sent before
         for part in submission.parts:
-            self._check_room(part)
+            self._check_room(part, len(part.ids))
         before = self._before(submission)
         for part in submission.parts:
             rows = self._store.submit(part.spec, part.ids, part.payloads, part.terms)
@@ -190,13 +190,13 @@ class Intake:
             )
         return {parent: kept for parent, kept in states.items() if kept >= FIRST_FINAL}
 
-    def _check_room(self, submission: Submission) -> None:
+    def _check_room(self, submission: Submission, jobs: int) -> None:
         most = submission.spec.max_queued
         if most is None or submission.peer is None:
             return  # what was spooled was accepted
         queue = submission.spec.queue
         waiting = self._core.queued(queue) + self._taken.get(queue, 0)
-        if waiting + len(submission.ids) > most:
+        if jobs > 0 and waiting + jobs > most:
             raise QueueFull(
                 f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "
                 f'(max_queued=): try again later, or enqueue with when_full="wait"'
@@ -208,6 +208,7 @@ class Intake:
         keep = dict.fromkeys(range(len(submission.ids)))
         earlier: dict[bytes, bytes] = {}
         replaced: list[StoredJob] = []
+        released: list[JobRow] = []
         holders = self._store.with_keys([own.unique.key for own in terms if own.unique is not None])
         for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True)):
             if own.unique is None:
@@ -224,10 +225,9 @@ class Intake:
             if holder is None or holder.row.id == job_id:
                 fresh[key] = position
             elif not self._counts(holder, own.unique, wall):
-                self._store.release_keys([holder.row])
+                released.append(holder.row)
                 fresh[key] = position
             elif own.unique.replaces and holder.kept < FIRST_FINAL and self._consumers.withdraw(holder.row.id):
-                self._store.release_keys([holder.row])
                 replaced.append(holder)
                 fresh[key] = position
             else:
@@ -235,6 +235,9 @@ class Intake:
                 earlier[job_id] = holder.row.id
         for job_id, other in reversed(list(earlier.items())):  # who took the place of one may have given way, too
             earlier[job_id] = earlier.get(other, other)
+        self._check_room(submission, len(keep) - len(replaced))  # those that are left out need none
+        if released or replaced:
+            self._store.release_keys([*released, *(job.row for job in replaced)])
         return self._submit(submission, terms, list(keep), earlier, replaced)
 
     def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskq.core import Core
+from taskq.errors import QueueFull
 from taskq.intake import Intake, Submission, Taken
 from taskq.model import Spec, Terms, UniqueKey, new_job_ids
 from taskq.server import Peer
@@ -34,13 +35,17 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
         yield store
 
 
-def taken(store: SQLiteStore, ids: list[bytes], unique: UniqueKey) -> Taken:
+def taken(
+    store: SQLiteStore, ids: list[bytes], unique: UniqueKey, spec: Spec | None = None, core: Core | None = None
+) -> Taken:
     """What becomes of jobs that a client hands in together."""
     terms = [Terms(unique=unique)] * len(ids)
+    core = core or Core()
     with socket.socket() as client:
-        submission = Submission(Peer(client, 0.0), 1, False, Spec("a"), ids, [b"payload"] * len(ids), terms)
-        found = Intake(store, Core(), Idle()).take(submission, WALL)
+        submission = Submission(Peer(client, 0.0), 1, False, spec or Spec("a"), ids, [b"payload"] * len(ids), terms)
+        found = Intake(store, core, Idle()).take(submission, WALL)
         store.commit()
+    core.submitted(found.rows)
     return found
 
 
@@ -57,3 +62,15 @@ def test_of_many_that_keep_each_other_out_all_are_told_the_first(store: SQLiteSt
     found = taken(store, ids, UniqueKey("key"))
     assert [row.id for row in found.rows] == ids[:1]
     assert found.earlier == dict.fromkeys(ids[1:], ids[0])
+
+
+def test_a_full_queue_refuses_none_that_is_left_out(store: SQLiteStore) -> None:
+    """It needs no room."""
+    core, spec = Core(), Spec("a", max_queued=1)
+    first, second, third, fourth = new_job_ids(4)
+    assert taken(store, [first], UniqueKey("key"), spec, core).rows
+    assert taken(store, [second], UniqueKey("key"), spec, core).earlier == {second: first}
+    [row] = taken(store, [third], UniqueKey("key", replaces=True), spec, core).rows
+    assert row.id == third
+    with pytest.raises(QueueFull, match="jobs wait"):
+        taken(store, [fourth], UniqueKey("other"), spec, core)

@@ -58,9 +58,11 @@ def debounced(name: str, label: str) -> str:
 
 
 @q.task(concurrency=2)
-def two(path: str, seconds: float) -> None:
+def two(path: str, seconds: float, gate: str = "") -> None:
     """Two at once, whatever the number of consumers."""
     append(path, f"+ {time.monotonic()}")
+    if gate:
+        pass_gate(gate)
     time.sleep(seconds)
     append(path, f"- {time.monotonic()}")
 
