@@ -11,6 +11,7 @@ ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint"
 INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
 INSERT_ONE = INSERT_HEAD + "(?, ?, ?, ?, ?)"
 INSERT_MANY = INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * ROWS_PER_INSERT)
+# one by one: fifty of these in a statement took 1.5 microseconds more each
 INSERT_WITH_TERMS = (
     "INSERT INTO jobs (seq, id, spec, band, payload, state, due_at, terms, is_keyed, expires_at, unique_key) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
