@@ -305,8 +305,9 @@ class Terms:
     @property
     def kept(self) -> Terms | None:
         """What is to be kept with the job, or None."""
-        if self.due_at is None and not self.after and (self.unique is not None or self.is_keyed):
-            return self  # the rest is rare, and takes its time
+        if self.due_at is None and not self.after:  # the rest takes its time
+            is_used = self.unique is not None or self.is_keyed or self.expires_at is not None or self != NO_TERMS
+            return self if is_used else None
         kept = replace(self, due_at=None, after=(), follows=self.follows or bool(self.after))
         return None if kept == NO_TERMS else kept
 
