@@ -118,6 +118,7 @@ class Parts:
     take_back_is_heeded: bool = True
     forgets_what_it_sends: bool = False
     power_cuts: bool = True
+    death_at_commit: float = 0.002  # how likely it is, before one and behind it
 
 
 # -- consumers
@@ -624,9 +625,9 @@ class SimStore:
         commit = store.commit
 
         def dangerous_commit() -> None:
-            world.maybe_kill_broker(0.002)
+            world.maybe_kill_broker(world.parts.death_at_commit)
             commit()
-            world.maybe_kill_broker(0.002)
+            world.maybe_kill_broker(world.parts.death_at_commit)
 
         store.commit = dangerous_commit  # type: ignore[method-assign]
         return store
@@ -657,6 +658,7 @@ class Client:
         self.world = world
         self.name = f"p{number}"
         self._left = frames
+        self._retries = world.random.randint(0, 8)
         self._requests = count(1)
         self._unanswered: dict[int, Waiting | SentFlow] = {}
         self._cancels: dict[int, bytes] = {}
@@ -676,12 +678,12 @@ class Client:
         if self._connected() is not None:
             if self._left:
                 self._left -= 1
-                if random.random() < 0.3:
+                if random.random() < 0.4:
                     self._enqueue_flow()
                 else:
                     self._enqueue()
-            if self._left and random.random() < 0.1 and self._watched:
-                self._cancel(random.choice(sorted(self._watched)))
+            if self._left and random.random() < 0.12 and self._watched and self._mine:
+                self._cancel(random.choice(sorted(self._watched) if random.random() < 0.8 else self._mine))
             if random.random() < 0.05 and self._unanswered:
                 self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
             self._operate()
@@ -797,11 +799,21 @@ class Client:
                 else:
                     history.unknown.add(job_id.hex())
                 self._watched.discard(job_id)
-                if state == "failed" and self._left and self.world.random.random() < 0.3:
-                    history.retried.add(job_id.hex())
-                    if self._connected() is not None:
-                        self._ask(Op.RETRY, job_id)
-                        self._watch([job_id, *self._followers(job_id)])
+                if state == "failed":
+                    self._retry_perhaps(job_id)
+
+    def _retry_perhaps(self, job_id: bytes) -> None:
+        """Retries a job that failed, sooner if others come after it, and waits for these, too."""
+        followers = self._followers(job_id)
+        if not self._retries or self.world.random.random() > (0.6 if followers else 0.2):
+            return
+        self._retries -= 1
+        self.world.history.retried.add(job_id.hex())
+        if self._connected() is not None:
+            if followers and self.world.random.random() < 0.5:
+                self._cancel(self.world.random.choice(followers))
+            self._ask(Op.RETRY, job_id)
+            self._watch([job_id, *followers])
 
     def _followers(self, job_id: bytes) -> list[bytes]:
         """Those of the own jobs that come after one."""

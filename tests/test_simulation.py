@@ -11,8 +11,9 @@ from typing import Any
 
 import proof
 import pytest
-from history import End, Final, Found, History, Kept, Limits, Read, Start, check
+from history import Children, End, Final, Found, History, Kept, Limits, Read, Start, check
 from memory_store import Disk, MemoryStore, Record
+from planted_flow_bugs import FLOW_BUGS
 from simulation import Parts, World, judge
 
 from taskq import wire
@@ -202,6 +203,8 @@ BUGS = {
     "a recalled lease that also runs": (Parts(take_back_is_heeded=False), {"runs_again_only_for_a_reason"}),
 }
 
+BUGS.update(FLOW_BUGS)
+
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(bug: str) -> None:
@@ -279,6 +282,62 @@ WRONG: dict[str, History] = {
     "recovery_changes_nothing": changed(final_after_restart={}),
     "nothing_is_left_over": changed(leaks=["a process is left"]),
 }
+
+
+def flowed(**changes: Any) -> History:
+    """Job b comes after job a, which has enqueued job c for its success; d was called off because of b, at first."""
+    history = good_history()
+    history.after = {"b": {"a": False}, "d": {"b": False, "a": True}}
+    history.flows = [("a", "b")]
+    history.children = [Children("a", 1, "p1", "ra", ("c",)), Children("b", 1, "p1", "never", ("e",))]
+    for job, at in (("c", 7.0), ("d", 8.0)):
+        history.intents[job] = f"digest {job}"
+        history.starts.append(Start(job, 1, "p2", at, f"digest {job}"))
+        history.ends.append(End(job, 1, "p2", at + 0.5, True))
+        history.final[job] = Final("succeeded", 1, 0, f"r{job}")
+    history.reads.append(Read("d", "cancelled", "because of b", 2.5, called_off=True))
+    history.final["d"] = Final("succeeded", 1, 0, "rd", called_back=1)
+    history.final["b"] = Final("succeeded", 2, 1, "rb", requeued=1)
+    history.retried = {"b"}
+    history.totals = {"enqueued": 4, "succeeded": 4, "failed": 1, "cancelled": 1, "crashed": 1}
+    history.final_after_restart = dict(history.final)
+    for name, value in changes.items():
+        setattr(history, name, value)
+    return history
+
+
+def ended(job: str, **fields: Any) -> dict[str, Final]:
+    """All ends, but that of one job is another."""
+    return {**flowed().final, job: flowed().final[job]._replace(**fields)}
+
+
+def test_a_good_history_of_flows_is_good() -> None:
+    assert check(flowed()) == []
+
+
+WRONG_FLOWS: list[tuple[str, History]] = [
+    ("a_step_waits_its_turn", flowed(ends=[end for end in flowed().ends if end.job != "a"])),
+    ("a_step_waits_its_turn", flowed(after={"b": {"a": False, "c": True}})),
+    ("a_step_waits_its_turn", flowed(final=ended("a", state="failed"))),
+    ("a_step_has_its_turn", flowed(final=ended("d", state="cancelled", called_off=True))),
+    ("a_step_has_its_turn", flowed(final=ended("d", state="cancelled", attempts=0))),
+    ("a_step_has_its_turn", flowed(final=ended("d", state="waiting"))),
+    ("called_back_with_a_retry", flowed(final=ended("d", called_back=2))),
+    ("called_back_with_a_retry", flowed(final=ended("b", requeued=0))),
+    ("what_is_one_piece_stays_one", flowed(flows=[("a", "b", "x")])),
+    ("what_is_one_piece_stays_one", flowed(refused={"a"})),
+    ("children_come_with_success", flowed(final={job: end for job, end in flowed().final.items() if job != "c"})),
+    ("children_come_with_success", flowed(final=ended("c", state="queued"))),
+    ("children_come_with_success", flowed(children=[Children("b", 1, "p1", "never", ("c",))])),
+    ("results_never_change", flowed(final=ended("d", called_back=0))),
+    ("the_end_is_the_end", flowed(final=ended("d", called_back=0))),
+    ("totals_add_up", flowed(totals={**flowed().totals, "cancelled": 0})),
+]
+
+
+@pytest.mark.parametrize(("invariant", "history"), WRONG_FLOWS)
+def test_the_judge_sees_what_is_wrong_with_flows(invariant: str, history: History) -> None:
+    assert invariant in {line.partition(":")[0] for line in check(history)}
 
 
 @pytest.mark.parametrize("invariant", WRONG)

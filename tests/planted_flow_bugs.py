@@ -1,0 +1,161 @@
+"""Bugs in what is done for workflows and children, to be found by the simulation; see test_simulation.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from memory_store import MemoryStore
+from simulation import Parts, SimCrew
+
+from taskq.errors import TaskQError
+from taskq.intake import Intake, Submission, Taken
+from taskq.ledger import Ledger
+from taskq.model import JobRow
+from taskq.outcome import Attempts
+from taskq.store import Edge, Kept
+
+
+class CommitsEndsFirst(Ledger):
+    """The end of a job, and its children, are two commits."""
+
+    def commit(self, now: float, wall: float) -> list[tuple[Submission, TaskQError]]:
+        children, self._children = self._children, []
+        refusals = super().commit(now, wall)
+        self._children = children
+        return refusals if not children else [*refusals, *super().commit(now, wall)]
+
+
+class ForgetsWhoWaits(MemoryStore):
+    """The start knows nothing of ends that were not handed over to all."""
+
+    def left_waiting(self) -> list[tuple[bytes, Kept]]:
+        return []
+
+
+class TakesChildrenOfFailures(SimCrew):
+    """Whoever has ended had a right to its children."""
+
+    def _settle(self, slot: Any, attempts: Attempts) -> None:
+        for number in attempts.numbers:
+            self._on_children(slot.children.pop(number, []))
+        super()._settle(slot, attempts)
+
+
+class TakesChildrenOfTheDead(SimCrew):
+    """What a job has enqueued is taken when its process dies."""
+
+    def _hear_last_words(self, slot: Any) -> None:
+        super()._hear_last_words(slot)
+        for children in slot.children.values():
+            self._on_children(children)
+
+
+class NeverContinues(MemoryStore):
+    """The policy `continue` is lost."""
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(goes_on=False) for edge in super().passed(parents, limit)]
+
+
+class AlwaysContinues(MemoryStore):
+    """The policy `fail` is lost."""
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(goes_on=True) for edge in super().passed(parents, limit)]
+
+
+class WaitsForTheFirst(MemoryStore):
+    """A job goes when the first of those before it has ended."""
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(is_last=True) for edge in super().passed(parents, limit)]
+
+
+class CallsNobodyBack(MemoryStore):
+    """What was called off because of a job that is retried stays so."""
+
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        return super().call_back(ids[:0])
+
+
+class CallsEverybodyBack(MemoryStore):
+    """A retry calls back what was called off because of others."""
+
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
+        failed = [record.id for record in self._jobs.values() if record.kept == Kept.FAILED]
+        return super().call_back([*ids, *failed])
+
+
+class CallsBackWhatWasCancelled(MemoryStore):
+    """To cancel what was called off changes nothing: it can be called back."""
+
+    def keep_off(self, row: JobRow) -> None:
+        pass
+
+
+class BelievesOldEnds(Ledger):
+    """A job that was retried is told as failed to those that had not heard of it yet."""
+
+    def _still_left(self) -> dict[bytes, Kept]:
+        return self._left
+
+
+class TakesFlowsAgain(Intake):
+    """A workflow that is sent again is another."""
+
+    def take(self, submission: Submission, wall: float) -> Taken:
+        store: Any = self._store
+        for job_id in submission.ids if submission.parts else ():
+            if job_id in store._jobs:
+                store._drop(store._jobs[job_id])
+        return super().take(submission, wall)
+
+
+class TakesFlowsInParts(Intake):
+    """The jobs of a workflow are taken in kind by kind."""
+
+    def _take_parts(self, submission: Submission) -> Taken:
+        for part in submission.parts:
+            self.take(part, 0.0)
+        return Taken([], {}, [], [], {})
+
+
+def with_intake(intake: type[Intake]) -> type[Ledger]:
+    """A ledger that takes jobs in like this."""
+
+    class OtherLedger(Ledger):
+        def __init__(self, store: Any, core: Any, server: Any, narrator: Any, *others: Any) -> None:
+            super().__init__(store, core, server, narrator, *others)
+            self._intake = intake(store, core, self._consumers)
+
+    return OtherLedger
+
+
+FLOW_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {
+    "a commit between an end and what goes with it": (
+        Parts(ledger=CommitsEndsFirst, death_at_commit=0.05),
+        {"children_come_with_success"},
+    ),
+    "a start that forgets who waits": (
+        Parts(store=ForgetsWhoWaits, death_at_commit=0.05),
+        {"a_step_has_its_turn"},
+    ),
+    "children of failures": (Parts(crew=TakesChildrenOfFailures), {"children_come_with_success"}),
+    "children of the dead": (Parts(crew=TakesChildrenOfTheDead), {"children_come_with_success"}),
+    "continue is fail": (Parts(store=NeverContinues), {"a_step_has_its_turn"}),
+    "fail is continue": (Parts(store=AlwaysContinues), {"a_step_waits_its_turn"}),
+    "any is all": (Parts(store=WaitsForTheFirst), {"a_step_waits_its_turn"}),
+    "what was called off stays so": (Parts(store=CallsNobodyBack), {"a_step_has_its_turn"}),
+    "all is called back": (Parts(store=CallsEverybodyBack), {"called_back_with_a_retry"}),
+    "what was cancelled by hand is called back": (
+        Parts(store=CallsBackWhatWasCancelled),
+        {"cancelled_is_cancelled"},
+    ),
+    "an end that a retry has made void": (Parts(ledger=BelievesOldEnds), {"a_step_has_its_turn"}),
+    "a flow sent again is another": (
+        Parts(ledger=with_intake(TakesFlowsAgain)),
+        {"an_id_is_one_job", "runs_again_only_for_a_reason"},
+    ),
+    "half a flow": (Parts(ledger=with_intake(TakesFlowsInParts)), {"what_is_one_piece_stays_one"}),
+}
