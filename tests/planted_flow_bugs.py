@@ -134,11 +134,11 @@ def with_intake(intake: type[Intake]) -> type[Ledger]:
 
 FLOW_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {
     "a commit between an end and what goes with it": (
-        Parts(ledger=CommitsEndsFirst, death_at_commit=0.05),
+        Parts(ledger=CommitsEndsFirst, commit_kills=0.05),
         {"children_come_with_success"},
     ),
     "a start that forgets who waits": (
-        Parts(store=ForgetsWhoWaits, death_at_commit=0.05),
+        Parts(store=ForgetsWhoWaits, commit_kills=0.05),
         {"a_step_has_its_turn"},
     ),
     "children of failures": (Parts(crew=TakesChildrenOfFailures), {"children_come_with_success"}),

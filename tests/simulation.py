@@ -118,7 +118,7 @@ class Parts:
     take_back_is_heeded: bool = True
     forgets_what_it_sends: bool = False
     power_cuts: bool = True
-    death_at_commit: float = 0.002  # how likely it is, before one and behind it
+    commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
 
 
 # -- consumers
@@ -625,9 +625,9 @@ class SimStore:
         commit = store.commit
 
         def dangerous_commit() -> None:
-            world.maybe_kill_broker(world.parts.death_at_commit)
+            world.maybe_kill_broker(world.parts.commit_kills)
             commit()
-            world.maybe_kill_broker(world.parts.death_at_commit)
+            world.maybe_kill_broker(world.parts.commit_kills)
 
         store.commit = dangerous_commit  # type: ignore[method-assign]
         return store
@@ -678,12 +678,12 @@ class Client:
         if self._connected() is not None:
             if self._left:
                 self._left -= 1
-                if random.random() < 0.4:
+                if random.random() < 0.3:
                     self._enqueue_flow()
                 else:
                     self._enqueue()
-            if self._left and random.random() < 0.12 and self._watched and self._mine:
-                self._cancel(random.choice(sorted(self._watched) if random.random() < 0.8 else self._mine))
+            if self._left and random.random() < 0.1 and self._watched:
+                self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
                 self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
             self._operate()

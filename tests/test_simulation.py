@@ -187,7 +187,7 @@ BUGS = {
     "checkpoints that are not stored": (Parts(store=KeepsNoCheckpoints), {"what_was_kept_is_found"}),
     "acknowledges before the commit": (Parts(ledger=AcknowledgesBeforeCommit), {"no_acked_job_is_lost"}),
     "tells results before the commit": (
-        Parts(ledger=TellsBeforeCommit, death_at_commit=0.02),
+        Parts(ledger=TellsBeforeCommit, commit_kills=0.02),
         {"results_never_change", "the_end_is_the_end"},
     ),
     "synchronous=NORMAL under power loss": (Parts(store=SyncsNowAndThen), {"no_acked_job_is_lost"}),
