@@ -2,7 +2,7 @@
 
 Everyone notes what he sees in a file of his own (or, in the simulator, in this class); nobody believes the fleet. The
 invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
-say what is wrong; `check` asks them all.
+say what is wrong; `check` asks them all. Those of limits and unique jobs stand in history_limits.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
+
+import history_limits
+from history_limits import LeftOut, Limited, Place
+
+from taskq.model import UniqueKey
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
@@ -89,6 +94,10 @@ class Final(NamedTuple):
     called_off: bool = False  # cancelled because of another, which it comes after
     called_back: int = 0  # how often that was taken back
 
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
 
 class Limits(NamedTuple):
     """How often a job may be run again."""
@@ -136,6 +145,12 @@ class History:
         default_factory=list
     )  # processes that were stopped, from when to when
     broker_deaths: list[float] = field(default_factory=list)
+    limited: dict[str, Limited] = field(default_factory=dict)  # what was asked for jobs, of limits
+    capacities: dict[str, int] = field(default_factory=dict)  # the fleet's resources
+    places: dict[str, Place] = field(default_factory=dict)  # jobs of ordered keys
+    unique: dict[str, UniqueKey] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    wall_offset_s: float = 0.0  # what is to be added to the times of the history for seconds since 1970
     final: dict[str, Final] = field(default_factory=dict)
     removed: dict[str, Final] = field(default_factory=dict)  # what the purged ones were at last
     totals: dict[str, int] = field(default_factory=dict)
@@ -551,6 +566,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     children_come_with_success,
     recovery_changes_nothing,
     nothing_is_left_over,
+    *history_limits.INVARIANTS,
 )
 
 

@@ -28,8 +28,10 @@ from typing import Any
 
 import msgpack
 from history import Children, End, Final, Found, History, Kept, Read, Start, check
+from history_limits import LeftOut
 from memory_store import Disk, MemoryStore, Record
 from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
+from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
 
 from taskq import broker as broker_module
 from taskq import bulk as bulk_module
@@ -277,14 +279,17 @@ class SimSlot:
         world.history.starts.append(start)
         seconds = world.random.expovariate(1 / 0.003)
         is_well, verdict = True, Verdict.FAILED
-        match task:
+        match act_of(task, job_id):
             case "slow":
                 seconds = world.random.uniform(0.1, 0.6)
             case "fails":
                 is_well = False
             case "fails_once":
                 is_well = attempt > 1
-            case "poison" | "poison_once" if task == "poison" or attempt == 1:
+            case "poison":
+                world.later(seconds, lambda: self.die_in(number))
+                return
+            case "poison_once" if attempt == 1:
                 world.later(seconds, lambda: self.die_in(number))
                 return
             case "times_out" | "stubborn":
@@ -560,7 +565,7 @@ class SimBroker(Broker):
         self._log = Silent()
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
-        self._core = parts.core((), world.memory_bytes, 0.1)
+        self._core = parts.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
         self._supervisor = self.supervisor = SimSupervisor(world, settings.consumers)  # type: ignore[assignment]
         self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)  # type: ignore[arg-type,return-value]
         records, world.records = list(world.records.values()), {}
@@ -658,7 +663,7 @@ class Client:
         self.name = f"p{number}"
         self._left = frames
         self._requests = count(1)
-        self._unanswered: dict[int, Waiting | SentFlow] = {}
+        self._unanswered: dict[int, Waiting | SentFlow | SentLimited] = {}
         self._cancels: dict[int, bytes] = {}
         self._asked: dict[int, tuple[Op, Any]] = {}
         self._mine: list[bytes] = []  # acknowledged
@@ -676,14 +681,11 @@ class Client:
         if self._connected() is not None:
             if self._left:
                 self._left -= 1
-                if random.random() < 0.3:
-                    self._enqueue_flow()
-                else:
-                    self._enqueue()
+                random.choice((self._enqueue, self._enqueue_flow, self._enqueue_limited))()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
-                self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
+                self._submit_again(random.choice(sorted(self._unanswered)))
             self._operate()
         if not self.is_done or self._left or self.world.is_paused:
             self.world.later(random.expovariate(1 / 0.02), self._act)
@@ -755,7 +757,14 @@ class Client:
         world.history.flows.append(tuple(call.id.hex() for _, call in flow))
         self._hand_in(SentFlow(flow))
 
-    def _hand_in(self, waiting: Waiting | SentFlow) -> None:
+    def _enqueue_limited(self) -> None:
+        world = self.world
+        sent = SentLimited(world.random, world.now, world.wall)
+        note_intents(world.history, [(sent.spec, call) for call in sent.calls], digest)
+        note_limits(world.history, sent)
+        self._hand_in(sent)
+
+    def _hand_in(self, waiting: Waiting | SentFlow | SentLimited) -> None:
         request = next(self._requests)
         self._unanswered[request] = waiting
         self._submit(request, resend=False)
@@ -763,6 +772,31 @@ class Client:
     def _submit(self, request: int, *, resend: bool) -> None:
         assert self._peer is not None
         self._peer.send(self._unanswered[request].frame(request, resend))
+
+    def _submit_again(self, request: int) -> None:
+        """Over the same connection, which only an impatient client does. Not so with what may be left out: there would
+        be two answers, and the second may be another."""
+        if not self._may_be_left_out(request):
+            self._submit(request, resend=True)
+
+    def _may_be_left_out(self, request: int) -> bool:
+        sent = self._unanswered[request]
+        return isinstance(sent, SentLimited) and sent.may_be_left_out
+
+    def _taken_in(self, peer: Peer, request: int, earlier: dict[bytes, bytes]) -> None:
+        """A submit frame was answered: its jobs are there, or for some others that were there before."""
+        world, history = self.world, self.world.history
+        sent = self._unanswered.pop(request)
+        for job_id in sent.ids:
+            if job_id in earlier and isinstance(sent, SentLimited):
+                history.left_out.append(LeftOut(job_id.hex(), earlier[job_id].hex(), sent.asked_at, world.now))
+            job_id = earlier.get(job_id, job_id)
+            history.acked.setdefault(job_id.hex(), world.now)
+            self._mine.append(job_id)
+            if job_id.hex() not in {read.job for read in history.reads[-50:]}:
+                self._watched.add(job_id)
+        if peer is self._peer:
+            peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
 
     def _cancel(self, job_id: bytes) -> None:
         assert self._peer is not None
@@ -775,13 +809,8 @@ class Client:
         history = self.world.history
         match envelope:
             case [Op.OK, request, _] if request in self._unanswered:
-                for job_id in self._unanswered.pop(request).ids:
-                    history.acked.setdefault(job_id.hex(), self.world.now)
-                    self._mine.append(job_id)
-                    if job_id.hex() not in {read.job for read in history.reads[-50:]}:
-                        self._watched.add(job_id)
-                if peer is self._peer:
-                    peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+                if peer is self._peer or not self._may_be_left_out(request):
+                    self._taken_in(peer, request, dict(msgpack.unpackb(body)) if body else {})
             case [Op.ERROR, request, str(), str()] if request in self._unanswered:
                 history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
             case [Op.OK, request, _] if request in self._cancels:
@@ -824,6 +853,7 @@ class World:
         self.random = Random(seed)
         self.parts = parts or Parts()
         self.history = History(restart_within_s=40.0)  # it may wait behind many slow ones
+        self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = Disk()
         self.now = 1_000.0
         self.keys = count(1)

@@ -12,16 +12,19 @@ from typing import Any
 import proof
 import pytest
 from history import End, Final, Found, History, Kept, Limits, Read, Start, check
+from history_limits import LeftOut, Limited, Place
 from memory_store import Disk, MemoryStore, Record
 from simulation import Parts, World, judge
 
 from taskq import wire
+from taskq.bands import Bands
 from taskq.core import Core
 from taskq.counters import Claim
 from taskq.effects import Death, Key
+from taskq.gates import UNLIMITED, Band, Leaving, Starts, band_of
 from taskq.intake import Submission
 from taskq.ledger import Ledger
-from taskq.model import JobRow, Spec, Terms
+from taskq.model import JobRow, Spec, Terms, UniqueKey
 from taskq.outcome import Verdict
 from taskq.store import Ended, Rescheduled, StoredJob
 from taskq.wire import Op
@@ -178,7 +181,90 @@ class KeepsNoCheckpoints(MemoryStore):
         pass
 
 
+class KeepsSeatsOfTheDead(Core):
+    """What a job took of its limits is gone with its process."""
+
+    def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
+        leased = self._holders[key].leased
+        running = [leased[claim.number] for claim in claims if claim.number in leased]
+        super().died(key, claims, death, wall)
+        for row in running:
+            for gate, keeper in self.bands._band(band_of(row.spec, row.terms)).gates:
+                keeper.state.enter(gate, key, [row], wall)
+
+
+class OtherBands(Core):
+    """With bands that have a bug."""
+
+    kind = Bands
+
+    def __init__(self, queues: Iterable[str], memory_bytes: int, kill_grace_s: float, **more: Any) -> None:
+        super().__init__(queues, memory_bytes, kill_grace_s, **more)
+        self.bands = self.kind({}, memory_bytes, 1, more["capacities"])
+
+
+class LetsOthersPass(OtherBands):
+    """Who waits for a retry is forgotten by its key."""
+
+    class kind(Bands):
+        def left(self, key: int, row: JobRow, _leaving: Leaving) -> None:
+            super().left(key, row, Leaving.ENDED)
+
+
+class LimitsUntilRestart(OtherBands):
+    """What was queued when a broker started goes past its limits."""
+
+    class kind(Bands):
+        was_found = False
+
+        def found(self, band: Band, waiting: int, first_seq: int) -> None:
+            super().found(band, waiting, first_seq)
+            self.was_found = True
+
+        def _room(self, band: Any, key: int, wall: float) -> int:
+            rooms = [
+                keeper.state.room(gate, key, band.held[0], wall)
+                for gate, keeper in band.gates
+                if not self.was_found or gate.kind in ("order", "rate")
+            ]
+            return min(rooms, default=UNLIMITED)
+
+
+class OrderUntilRestart(MemoryStore):
+    """Who waits for a retry is forgotten by its key, when the broker dies."""
+
+    def retried_in_order(self) -> list[JobRow]:
+        return []
+
+
+class RatesUntilRestart(MemoryStore):
+    """A new broker counts anew."""
+
+    def rates(self, _now: float) -> dict[str, Starts]:
+        return {}
+
+
+class UniqueUntilRestart(MemoryStore):
+    """A new broker does not know who has which unique key."""
+
+    def _load(self) -> None:
+        super()._load()
+        for record in list(self._jobs.values()):
+            self._change(record.seq, unique_key=None)
+
+
 BUGS = {
+    "a seat that the dead keep": (Parts(core=KeepsSeatsOfTheDead), {"limited_jobs_end"}),
+    "a seat of a recalled lease that also runs": (
+        Parts(take_back_is_heeded=False),
+        {"never_more_at_once_than_allowed", "never_more_than_there_is"},
+    ),
+    "an order that a retry loses": (Parts(core=LetsOthersPass), {"keys_run_in_order"}),
+    "an order that does not last": (Parts(store=OrderUntilRestart), {"keys_run_in_order"}),
+    "limits that do not last": (Parts(core=LimitsUntilRestart), {"never_more_at_once_than_allowed"}),
+    "capacities that do not last": (Parts(core=LimitsUntilRestart), {"never_more_than_there_is"}),
+    "a rate that does not last": (Parts(store=RatesUntilRestart), {"no_more_starts_than_the_rate"}),
+    "a unique key that does not last": (Parts(store=UniqueUntilRestart), {"one_of_a_kind"}),
     "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
     "a purge that does not last": (Parts(store=PurgesUntilRestart), {"purged_is_gone"}),
     "a retry that does not last": (Parts(store=RetriesUntilRestart), {"retried_is_retried"}),
@@ -250,7 +336,25 @@ def changed(**changes: Any) -> History:
     return history
 
 
+#: Job a still runs when job b starts.
+OVERLAP = [End("a", 1, "p1", 4.5, True), End("b", 2, "p2", 6.0, True)]
+
+
+def both(value: Any) -> dict[str, Any]:
+    """The same of both jobs."""
+    return {"a": value, "b": value}
+
+
 WRONG: dict[str, History] = {
+    "never_more_at_once_than_allowed": changed(limited=both(Limited(("one", 1))), ends=OVERLAP),
+    "never_more_than_there_is": changed(
+        limited=both(Limited(resources=(("gpu", 1),))), capacities={"gpu": 1}, ends=OVERLAP
+    ),
+    "no_more_starts_than_the_rate": changed(limited=both(Limited(rate=("rated", 2, 10.0)))),
+    "keys_run_in_order": changed(places={"a": Place("key", 0.0, 1), "b": Place("key", 0.0, 0)}),
+    "limited_jobs_end": changed(limited={"a": Limited()}, final={**good_history().final, "a": Final("queued", 0, 0)}),
+    "one_of_a_kind": changed(unique=both(UniqueKey("key"))),
+    "who_is_left_out_knows_the_other": changed(left_out=[LeftOut("c", "d", 1.0, 2.0)]),
     "no_acked_job_is_lost": changed(acked={"a": 0.0, "b": 1.0, "c": 2.0}),
     "nothing_runs_that_nobody_asked_for": changed(intents={"a": "digest a", "b": "other"}),
     "the_unknown_resolves_one_way": changed(acked={}, final={"a": Final("succeeded", 1, 0, "ra")}),
