@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import proof
 import pytest
 from history import End, Final, Found, History, Kept, Limits, Read, Start, check
 from history_limits import LeftOut, Limited, Place
+from history_schedules import Fire, Plan, Rest
 from memory_store import Disk, MemoryStore, Record
 from simulation import Parts, World, judge
 
@@ -26,7 +28,9 @@ from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec, Terms, UniqueKey
 from taskq.outcome import Verdict
+from taskq.schedule import NO_JOB, Schedule, ScheduleRow
 from taskq.store import Ended, Rescheduled, StoredJob
+from taskq.timetable import Timetable
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
@@ -253,7 +257,60 @@ class UniqueUntilRestart(MemoryStore):
             self._change(record.seq, unique_key=None)
 
 
+class FiresWithoutMoving(Ledger):
+    """A fire is recorded, and not that its schedule has fired."""
+
+    def plan(self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], *times: float) -> Any:
+        return super().plan({} if submissions else schedules, submissions, *times)
+
+
+class MovesWithoutFiring(Ledger):
+    """That a schedule has fired is recorded before its job is."""
+
+    def plan(self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], *times: float) -> Any:
+        super().plan(schedules, [], *times)
+        return super().plan({}, submissions, *times)
+
+
+class SchedulesRestUntilRestart(MemoryStore):
+    """A pause of a schedule is in memory only."""
+
+    def put_schedule(self, row: ScheduleRow) -> None:
+        super().put_schedule(row)
+        self._changed_schedules[row.schedule.name] = replace(row, is_paused=False)
+
+
+class RemovesSchedulesUntilRestart(MemoryStore):
+    """A schedule that was removed is gone from memory only."""
+
+    def remove_schedule(self, name: str) -> None:
+        super().remove_schedule(name)
+        del self._changed_schedules[name]
+
+
+class ForgetsLastFires(Timetable):
+    """A new broker does not know which jobs the schedules have made."""
+
+    def _hold(self, name: str, row: ScheduleRow | None) -> None:
+        is_new = row is not None and name not in self._rows
+        super()._hold(name, replace(row, last_at=None, last_id=None) if row is not None and is_new else row)
+
+
 BUGS = {
+    "a fire that does not move its schedule": (
+        Parts(ledger=FiresWithoutMoving),
+        {"a_time_fires_once", "fires_do_not_meet"},
+    ),
+    "a schedule that moves before it fires": (Parts(ledger=MovesWithoutFiring), {"due_times_are_not_forgotten"}),
+    "a pause of a schedule that does not last": (
+        Parts(store=SchedulesRestUntilRestart),
+        {"schedules_fire_when_they_are_to"},
+    ),
+    "a removal of a schedule that does not last": (
+        Parts(store=RemovesSchedulesUntilRestart),
+        {"schedules_fire_when_they_are_to"},
+    ),
+    "fires that are forgotten": (Parts(timetable=ForgetsLastFires), {"fires_do_not_meet"}),
     "a seat that the dead keep": (Parts(core=KeepsSeatsOfTheDead), {"limited_jobs_end"}),
     "a seat of a recalled lease that also runs": (
         Parts(take_back_is_heeded=False),
@@ -345,7 +402,19 @@ def both(value: Any) -> dict[str, Any]:
     return {"a": value, "b": value}
 
 
+def planned(overlap: Any = "allow", removal_asked_at: float = 2.5, **fields: Any) -> dict[str, Any]:
+    """A schedule whose jobs a and b are, for 1 and for 2 seconds."""
+    schedule = Schedule("s", Spec("t"), bytes(NO_JOB), every_s=1.0, misfire="all", overlap=overlap)
+    fires = {"a": Fire("s", 1.0, 1.0), "b": Fire("s", 2.0, 2.0)}
+    return {"plans": {"s": Plan(schedule, 0.1, 0.2, removal_asked_at=removal_asked_at, **fields)}, "fires": fires}
+
+
 WRONG: dict[str, History] = {
+    "a_time_fires_once": changed(**planned(), made=Counter(a=2, b=1)),
+    "schedules_fire_when_they_are_to": changed(**planned(rests=[Rest(1.5, 1.6)])),
+    "due_times_are_not_forgotten": changed(**planned(removal_asked_at=4.5)),
+    "fires_do_not_meet": changed(**planned("skip"), ends=OVERLAP),
+    "fired_jobs_end": changed(**planned(), final={**good_history().final, "a": Final("waiting", 0, 0)}),
     "never_more_at_once_than_allowed": changed(limited=both(Limited(("one", 1))), ends=OVERLAP),
     "never_more_than_there_is": changed(
         limited=both(Limited(resources=(("gpu", 1),))), capacities={"gpu": 1}, ends=OVERLAP
