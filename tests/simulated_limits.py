@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from history import History
 
 #: What the simulated fleet has.
-CAPACITIES = {"gpu": 2, "memory": 5}
+CAPACITIES = {"gpu": 1, "memory": 3}
 #: What a job does that has limits: its id says which of these.
-_ACTS = ("ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "snoozes", "gives_up")
+_ACTS = ("ok", "ok", "slow", "slow", "fails", "fails_once", "poison", "poison_once", "snoozes", "gives_up")
 #: By task, what all its jobs have of limits. In front of the dot stands which kind of keys they have besides.
 _LIMITS: dict[str, dict[str, Any]] = {
     "limited.one": {"concurrency": 1},
     "limited.two": {"concurrency": 2},
-    "limited.rated": {"rate": (3, 1.0)},
+    "limited.rated": {"rate": (3, 2.0)},
     "limited.gpu": {"resources": (("gpu", 1),)},
-    "limited.large": {"resources": (("gpu", 2), ("memory", 2))},
+    "limited.large": {"resources": (("gpu", 1), ("memory", 2))},
     "keyed.one": {"concurrency": 1},
-    "keyed.rated": {"rate": (2, 1.0)},
+    "keyed.rated": {"rate": (2, 2.0)},
     "keyed.all": {"concurrency": 2, "rate": (6, 0.5), "resources": (("memory", 2),)},
     "ordered.free": {},
     "ordered.memory": {"concurrency": 3, "resources": (("memory", 2),)},
@@ -48,17 +48,17 @@ def _spec(random: Random) -> Spec:
     return Spec(
         task,
         random.choice(("a", "b")) if family in ("limited", "keyed") else "a",
-        retries=random.choice((0, 1, 2)),
+        retries=random.choice((0, 2, 2)),
         timeout_s=random.choice((None, None, 0.3)),
         max_crashes=random.choice((1, 2, 3)),
-        backoff_s=random.choice(((0.01, 0.1), (0.4,))),
+        backoff_s=random.choice(((0.01, 0.1), (0.5,), (1.0,))),
         crash_queue=random.choice((None, None, None, "c")),
         **_LIMITS[task],
     )
 
 
 def _terms(spec: Spec, random: Random, wall: float) -> Terms | None:
-    key = random.choice(("x", "y"))
+    key = random.choice(("x", "x", "y"))
     match spec.task.partition("."):
         case ["keyed", *_]:
             return Terms(limit_key=key)

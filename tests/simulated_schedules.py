@@ -71,7 +71,7 @@ class Planner:
             f"{self._client.name}.{self._left}",
             spec,
             encode_call(NO_JOB, (), {}),
-            every_s=random.choice((0.15, 0.3, 0.7)),
+            every_s=random.choice((0.15, 0.15, 0.3, 0.7)),
             misfire=random.choice(("skip", "once", "all")),
             overlap=random.choice(("allow", "allow", "skip", "buffer_one")),
             jitter_s=random.choice((0.0, 0.0, 0.1)),

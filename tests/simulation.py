@@ -123,6 +123,7 @@ class Parts:
     forgets_what_it_sends: bool = False
     power_cuts: bool = True
     plans_schedules: bool = True
+    commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
 
 
 # -- consumers
@@ -632,9 +633,9 @@ class SimStore:
         commit = store.commit
 
         def dangerous_commit() -> None:
-            world.maybe_kill_broker(0.002)
+            world.maybe_kill_broker(world.parts.commit_kills)
             commit()
-            world.maybe_kill_broker(0.002)
+            world.maybe_kill_broker(world.parts.commit_kills)
 
         store.commit = dangerous_commit  # type: ignore[method-assign]
         return store
@@ -665,6 +666,7 @@ class Client:
         self.world = world
         self.name = f"p{number}"
         self._left = frames
+        self._pace_s = world.random.choice((0.02, 0.02, 0.2))
         self._requests = count(1)
         self._unanswered: dict[int, Waiting | SentFlow | SentLimited] = {}
         self._cancels: dict[int, bytes] = {}
@@ -672,7 +674,7 @@ class Client:
         self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
         self._peer: Peer | None = None
-        schedules = world.random.choice((0, 0, 1, 2)) if world.parts.plans_schedules else 0
+        schedules = world.random.choice((0, 1, 2)) if world.parts.plans_schedules else 0
         self._planner = Planner(self, schedules, lambda: next(self._requests), digest)
         world.later(world.random.uniform(0.1, 0.3), self._act)
 
@@ -705,14 +707,15 @@ class Client:
             self._planner.act(peer, is_over=self._left == 0 and not self.world.has_faults)
             if self._left:
                 self._left -= 1
-                random.choice((self._enqueue, self._enqueue_flow, self._enqueue_limited))()
+                kinds = self._enqueue, self._enqueue_flow, self._enqueue_limited
+                random.choices(kinds, (2, 2, 3))[0]()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
                 self._submit_again(random.choice(sorted(self._unanswered)))
             self._operate()
         if not self.is_done or self._left or self.world.is_paused:
-            self.world.later(random.expovariate(1 / 0.02), self._act)
+            self.world.later(random.expovariate(1 / self._pace_s), self._act)
 
     def _operate(self) -> None:
         """Does what an operator does; queues are not left paused for long."""
