@@ -2,7 +2,8 @@
 
 Everyone notes what he sees in a file of his own (or, in the simulator, in this class); nobody believes the fleet. The
 invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
-say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py.
+say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py, those of limits and
+unique jobs in history_limits.py, those of schedules in history_schedules.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from math import inf
 from typing import NamedTuple
 
 import history_flows
+import history_limits
+import history_schedules
 from history_flows import Children
+from history_limits import LeftOut, Limited, Place
+from history_schedules import Fire, Plan
+
+from taskq.model import UniqueKey
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
@@ -133,6 +140,17 @@ class History:
         default_factory=list
     )  # processes that were stopped, from when to when
     broker_deaths: list[float] = field(default_factory=list)
+    limited: dict[str, Limited] = field(default_factory=dict)  # what was asked for jobs, of limits
+    capacities: dict[str, int] = field(default_factory=dict)  # the fleet's resources
+    places: dict[str, Place] = field(default_factory=dict)  # jobs of ordered keys
+    unique: dict[str, UniqueKey] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)  # schedules, by name
+    fires: dict[str, Fire] = field(default_factory=dict)  # jobs that schedules have made
+    made: Counter[str] = field(default_factory=Counter)  # how often each job was stored that was not there before
+    broker_starts: list[float] = field(default_factory=list)
+    ended_at: float = inf  # what is noted goes to here
+    wall_offset_s: float = 0.0  # what is to be added to the times of the history for seconds since 1970
     final: dict[str, Final] = field(default_factory=dict)
     removed: dict[str, Final] = field(default_factory=dict)  # what the purged ones were at last
     totals: dict[str, int] = field(default_factory=dict)
@@ -457,6 +475,8 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     recovery_changes_nothing,
     nothing_is_left_over,
     *history_flows.INVARIANTS,
+    *history_limits.INVARIANTS,
+    *history_schedules.INVARIANTS,
 )
 
 

@@ -15,7 +15,7 @@ import heapq
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +28,11 @@ from typing import Any
 
 import msgpack
 from history import Children, End, Final, Found, History, Kept, Read, Start, check
+from history_limits import LeftOut
 from memory_store import Disk, MemoryStore, Record
 from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
+from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
+from simulated_schedules import Planner, note_fires
 
 from taskq import broker as broker_module
 from taskq import bulk as bulk_module
@@ -113,11 +116,13 @@ class Parts:
     core: type[Core] = Core
     ledger: type[Ledger] = Ledger
     crew: type[SimCrew] | None = None
+    timetable: type[Timetable] = Timetable
     death_told_after_s: float = 0.0  # besides the usual moment
     reads_words_of_predecessor: bool = False
     take_back_is_heeded: bool = True
     forgets_what_it_sends: bool = False
     power_cuts: bool = True
+    plans_schedules: bool = True
     commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
 
 
@@ -278,14 +283,17 @@ class SimSlot:
         world.history.starts.append(start)
         seconds = world.random.expovariate(1 / 0.003)
         is_well, verdict = True, Verdict.FAILED
-        match task:
+        match act_of(task, job_id):
             case "slow":
                 seconds = world.random.uniform(0.1, 0.6)
             case "fails":
                 is_well = False
             case "fails_once":
                 is_well = attempt > 1
-            case "poison" | "poison_once" if task == "poison" or attempt == 1:
+            case "poison":
+                world.later(seconds, lambda: self.die_in(number))
+                return
+            case "poison_once" if attempt == 1:
                 world.later(seconds, lambda: self.die_in(number))
                 return
             case "times_out" | "stubborn":
@@ -561,7 +569,7 @@ class SimBroker(Broker):
         self._log = Silent()
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
-        self._core = parts.core((), world.memory_bytes, 0.1)
+        self._core = parts.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
         self._supervisor = self.supervisor = SimSupervisor(world, settings.consumers)  # type: ignore[assignment]
         self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)  # type: ignore[arg-type,return-value]
         records, world.records = list(world.records.values()), {}
@@ -582,7 +590,7 @@ class SimBroker(Broker):
         self._ledger = parts.ledger(
             self._store, self._core, self._server, self._narrator, _NOWHERE, settings, self._crew
         )
-        self._timetable = Timetable(self._store, self._ledger, self._log)
+        self._timetable = parts.timetable(self._store, self._ledger, self._log)
         self._requests = Requests(
             _NOWHERE,
             self._core,
@@ -659,36 +667,56 @@ class Client:
         self.name = f"p{number}"
         self._left = frames
         self._retries = world.random.randint(0, 8)
+        self._pace_s = world.random.choice((0.02, 0.02, 0.2))
         self._requests = count(1)
-        self._unanswered: dict[int, Waiting | SentFlow] = {}
+        self._unanswered: dict[int, Waiting | SentFlow | SentLimited] = {}
         self._cancels: dict[int, bytes] = {}
         self._asked: dict[int, tuple[Op, Any]] = {}
         self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
         self._peer: Peer | None = None
+        schedules = world.random.choice((0, 1, 2)) if world.parts.plans_schedules else 0
+        self._planner = Planner(self, schedules, lambda: next(self._requests), digest)
         world.later(world.random.uniform(0.1, 0.3), self._act)
 
     @property
     def is_done(self) -> bool:
-        return self._left == 0 and not self._unanswered and not self._watched
+        return self._left == 0 and not self._unanswered and not self._watched and self._planner.is_done
+
+    def knows(self, ids: Iterable[bytes]) -> None:
+        """It was told that there are these jobs: what becomes of them?"""
+        history = self.world.history
+        read = {read.job for read in history.reads[-50:]}
+        for job_id in ids:
+            history.acked.setdefault(job_id.hex(), self.world.now)
+            self._mine.append(job_id)
+            if job_id.hex() not in read:
+                self._watched.add(job_id)
+        if self._peer is not None:
+            self._peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+
+    def purge(self, job_id: bytes) -> None:
+        """Asks for the removal of a job."""
+        if self._connected() is not None:
+            self.world.history.purges.add(job_id.hex())
+            self._ask(Op.PURGE, job_id)
 
     def _act(self) -> None:
         """Does the next thing, again and again."""
         random = self.world.random
-        if self._connected() is not None:
+        if (peer := self._connected()) is not None:
+            self._planner.act(peer, is_over=self._left == 0 and not self.world.has_faults)
             if self._left:
                 self._left -= 1
-                if random.random() < 0.3:
-                    self._enqueue_flow()
-                else:
-                    self._enqueue()
+                kinds = self._enqueue, self._enqueue_flow, self._enqueue_limited
+                random.choices(kinds, (2, 2, 3))[0]()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
-                self._submit(random.choice(sorted(self._unanswered)), resend=True)  # impatient
+                self._submit_again(random.choice(sorted(self._unanswered)))
             self._operate()
         if not self.is_done or self._left or self.world.is_paused:
-            self.world.later(random.expovariate(1 / 0.02), self._act)
+            self.world.later(random.expovariate(1 / self._pace_s), self._act)
 
     def _operate(self) -> None:
         """Does what an operator does; queues are not left paused for long."""
@@ -700,9 +728,7 @@ class Client:
             history.resumes.append(self.world.now)
             self._ask(Op.PAUSE, None)
         elif roll < 0.18 and self._left and self._mine:
-            job_id = random.choice(self._mine)
-            history.purges.add(job_id.hex())
-            self._ask(Op.PURGE, job_id)
+            self.purge(random.choice(self._mine))
         elif roll < 0.28 and self._left:
             history.retried_all = True
             self._ask(Op.RETRY_ALL, None)
@@ -757,7 +783,14 @@ class Client:
         world.history.flows.append(tuple(call.id.hex() for _, call in flow))
         self._hand_in(SentFlow(flow))
 
-    def _hand_in(self, waiting: Waiting | SentFlow) -> None:
+    def _enqueue_limited(self) -> None:
+        world = self.world
+        sent = SentLimited(world.random, world.now, world.wall)
+        note_intents(world.history, [(sent.spec, call) for call in sent.calls], digest)
+        note_limits(world.history, sent)
+        self._hand_in(sent)
+
+    def _hand_in(self, waiting: Waiting | SentFlow | SentLimited) -> None:
         request = next(self._requests)
         self._unanswered[request] = waiting
         self._submit(request, resend=False)
@@ -765,6 +798,25 @@ class Client:
     def _submit(self, request: int, *, resend: bool) -> None:
         assert self._peer is not None
         self._peer.send(self._unanswered[request].frame(request, resend))
+
+    def _submit_again(self, request: int) -> None:
+        """Over the same connection, which only an impatient client does. Not so with what may be left out: there would
+        be two answers, and the second may be another."""
+        if not self._may_be_left_out(request):
+            self._submit(request, resend=True)
+
+    def _may_be_left_out(self, request: int) -> bool:
+        sent = self._unanswered[request]
+        return isinstance(sent, SentLimited) and sent.may_be_left_out
+
+    def _taken_in(self, request: int, earlier: dict[bytes, bytes]) -> None:
+        """A submit frame was answered: its jobs are there, or for some others that were there before."""
+        world, history = self.world, self.world.history
+        sent = self._unanswered.pop(request)
+        for job_id in sent.ids:
+            if job_id in earlier and isinstance(sent, SentLimited):
+                history.left_out.append(LeftOut(job_id.hex(), earlier[job_id].hex(), sent.asked_at, world.now))
+        self.knows([earlier.get(job_id, job_id) for job_id in sent.ids])
 
     def _cancel(self, job_id: bytes) -> None:
         assert self._peer is not None
@@ -775,15 +827,12 @@ class Client:
 
     def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
         history = self.world.history
+        if self._planner.hears(envelope, body):
+            return
         match envelope:
             case [Op.OK, request, _] if request in self._unanswered:
-                for job_id in self._unanswered.pop(request).ids:
-                    history.acked.setdefault(job_id.hex(), self.world.now)
-                    self._mine.append(job_id)
-                    if job_id.hex() not in {read.job for read in history.reads[-50:]}:
-                        self._watched.add(job_id)
-                if peer is self._peer:
-                    peer.send(wire.frame([Op.WATCH, b"".join(sorted(self._watched))]))
+                if peer is self._peer or not self._may_be_left_out(request):
+                    self._taken_in(request, dict(msgpack.unpackb(body)) if body else {})
             case [Op.ERROR, request, str(), str()] if request in self._unanswered:
                 history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
             case [Op.OK, request, _] if request in self._cancels:
@@ -836,6 +885,7 @@ class World:
         self.random = Random(seed)
         self.parts = parts or Parts()
         self.history = History(restart_within_s=40.0)  # it may wait behind many slow ones
+        self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = Disk()
         self.now = 1_000.0
         self.keys = count(1)
@@ -861,6 +911,10 @@ class World:
     @property
     def is_paused(self) -> bool:
         return self.broker is not None and bool(self.broker.store.paused())
+
+    @property
+    def has_faults(self) -> bool:
+        return self.now < self._faults_until
 
     def monotonic(self) -> float:
         return self.now
@@ -921,7 +975,8 @@ class World:
             slot.die(told=False)
         if self.parts.power_cuts and self.random.random() < 0.3:
             self.disk.lose_power(self.random.randint)
-        self.later(self.random.uniform(0.05, 0.3), self._broker_starts)
+        is_long = bool(self.history.plans) and self.random.random() < 0.03
+        self.later(11.5 if is_long else self.random.uniform(0.05, 0.3), self._broker_starts)
 
     def _note_flight_record(self, slot: SimSlot) -> None:
         if slot.is_alive and slot._is_busy:
@@ -929,6 +984,7 @@ class World:
 
     def _broker_starts(self) -> None:
         self.broker = SimBroker(self)
+        self.history.broker_starts.append(self.now)
         self._tick_at = float("inf")
         self._plan_tick(self.now)
 
@@ -981,6 +1037,9 @@ class World:
         self.history.removed = self._finals(self._removed())
         self.history.totals = self.broker.store.totals.as_dict()
         reopened = MemoryStore(self.disk)
+        self.history.made = self._made()
+        self.history.ended_at = self.now
+        note_fires(self.history, digest)
         self.history.final_after_restart = self._finals(reopened._jobs.values())
 
     def _removed(self) -> list[Record]:
@@ -995,6 +1054,16 @@ class World:
                     last[job_id] = record
                     gone.pop(job_id, None)
         return list(gone.values())
+
+    def _made(self) -> Counter[str]:
+        """How often each job was stored that was not there before."""
+        made: Counter[str] = Counter()
+        there: set[bytes] = set()
+        for changes, *_ in self.disk.commits:
+            made.update(job_id.hex() for job_id, record in changes.items() if record and job_id not in there)
+            there.update(job_id for job_id, record in changes.items() if record)
+            there.difference_update(job_id for job_id, record in changes.items() if record is None)
+        return made
 
     @staticmethod
     def _finals(records: Iterable[Record]) -> dict[str, Final]:

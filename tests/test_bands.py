@@ -209,6 +209,17 @@ class World(RuleBasedStateMachine):
             self.bands.abandoned(job.row())
         job.state, job.is_under_way = "ended", False
 
+    @precondition(lambda self: self.in_state("waiting"))
+    @rule(data=st.data())
+    def purge(self, data: st.DataObject) -> None:
+        """Some that were not sent are removed at once."""
+        waiting = [job.seq for job in self.in_state("waiting")]
+        purged = [self.jobs[seq] for seq in sorted(data.draw(st.sets(st.sampled_from(waiting), min_size=1)))]
+        for job in purged:
+            self.bands.drop(job.row())
+            job.state, job.is_under_way = "ended", False
+        self.bands.trim([job.row() for job in purged])
+
     @rule(queue=st.sampled_from("ab"), is_paused=st.booleans())
     def pause(self, queue: str, is_paused: bool) -> None:
         """Nothing of a queue is to be sent, or again all of it."""
@@ -487,3 +498,15 @@ def test_the_order_of_a_key_is_kept_when_a_crashed_one_comes_back_unstarted() ->
     assert take(bands) == []
     bands.pause("other", False)
     assert take(bands) == [1]
+
+
+def test_a_closed_gate_forgets_who_was_purged_before_it() -> None:
+    """Others pass it, and look who waits there."""
+    bands = Bands(capacities=CAPACITIES)
+    first, purged = rows("gpus", 2)
+    bands.add([first, purged])
+    assert take(bands) == [1]
+    bands.drop(purged)
+    bands.trim([purged])
+    bands.add(rows("gpu", 1, first=3))
+    assert take(bands) == [3]

@@ -7,24 +7,31 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import proof
 import pytest
 from history import Children, End, Final, Found, History, Kept, Limits, Read, Start, check
+from history_limits import LeftOut, Limited, Place
+from history_schedules import Fire, Plan, Rest
 from memory_store import Disk, MemoryStore, Record
 from planted_flow_bugs import FLOW_BUGS
 from simulation import Parts, World, judge
 
 from taskq import wire
+from taskq.bands import Bands
 from taskq.core import Core
 from taskq.counters import Claim
 from taskq.effects import Death, Key
+from taskq.gates import UNLIMITED, Band, Leaving, Starts, band_of
 from taskq.intake import Submission
 from taskq.ledger import Ledger
-from taskq.model import JobRow, Spec, Terms
+from taskq.model import JobRow, Spec, Terms, UniqueKey
 from taskq.outcome import Verdict
+from taskq.schedule import NO_JOB, Schedule, ScheduleRow
 from taskq.store import Ended, Rescheduled, StoredJob
+from taskq.timetable import Timetable
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
@@ -179,7 +186,146 @@ class KeepsNoCheckpoints(MemoryStore):
         pass
 
 
+class KeepsSeatsOfTheDead(Core):
+    """What a job took of its limits is gone with its process."""
+
+    def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
+        leased = self._holders[key].leased
+        running = [leased[claim.number] for claim in claims if claim.number in leased]
+        super().died(key, claims, death, wall)
+        for row in running:
+            for gate, keeper in self.bands._band(band_of(row.spec, row.terms)).gates:
+                keeper.state.enter(gate, key, [row], wall)
+
+
+class OtherBands(Core):
+    """With bands that have a bug."""
+
+    kind = Bands
+
+    def __init__(self, queues: Iterable[str], memory_bytes: int, kill_grace_s: float, **more: Any) -> None:
+        super().__init__(queues, memory_bytes, kill_grace_s, **more)
+        self.bands = self.kind({}, memory_bytes, 1, more["capacities"])
+
+
+class LetsOthersPass(OtherBands):
+    """Who waits for a retry is forgotten by its key."""
+
+    class kind(Bands):
+        def left(self, key: int, row: JobRow, _leaving: Leaving) -> None:
+            super().left(key, row, Leaving.ENDED)
+
+
+class LimitsUntilRestart(OtherBands):
+    """What was queued when a broker started goes past its limits."""
+
+    class kind(Bands):
+        was_found = False
+
+        def found(self, band: Band, waiting: int, first_seq: int) -> None:
+            super().found(band, waiting, first_seq)
+            self.was_found = True
+
+        def _room(self, band: Any, key: int, wall: float) -> int:
+            rooms = [
+                keeper.state.room(gate, key, band.held[0], wall)
+                for gate, keeper in band.gates
+                if not self.was_found or gate.kind in ("order", "rate")
+            ]
+            return min(rooms, default=UNLIMITED)
+
+
+class OrderUntilRestart(MemoryStore):
+    """Who waits for a retry is forgotten by its key, when the broker dies."""
+
+    def retried_in_order(self) -> list[JobRow]:
+        return []
+
+
+class RatesUntilRestart(MemoryStore):
+    """A new broker counts anew."""
+
+    def rates(self, _now: float) -> dict[str, Starts]:
+        return {}
+
+
+class UniqueUntilRestart(MemoryStore):
+    """A new broker does not know who has which unique key."""
+
+    def _load(self) -> None:
+        super()._load()
+        for record in list(self._jobs.values()):
+            self._change(record.seq, unique_key=None)
+
+
+class FiresWithoutMoving(Ledger):
+    """A fire is recorded, and not that its schedule has fired."""
+
+    def plan(self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], *times: float) -> Any:
+        return super().plan({} if submissions else schedules, submissions, *times)
+
+
+class MovesWithoutFiring(Ledger):
+    """That a schedule has fired is recorded before its job is."""
+
+    def plan(self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], *times: float) -> Any:
+        super().plan(schedules, [], *times)
+        return super().plan({}, submissions, *times)
+
+
+class SchedulesRestUntilRestart(MemoryStore):
+    """A pause of a schedule is in memory only."""
+
+    def put_schedule(self, row: ScheduleRow) -> None:
+        super().put_schedule(row)
+        self._changed_schedules[row.schedule.name] = replace(row, is_paused=False)
+
+
+class RemovesSchedulesUntilRestart(MemoryStore):
+    """A schedule that was removed is gone from memory only."""
+
+    def remove_schedule(self, name: str) -> None:
+        super().remove_schedule(name)
+        del self._changed_schedules[name]
+
+
+class ForgetsLastFires(Timetable):
+    """A new broker does not know which jobs the schedules have made."""
+
+    def _hold(self, name: str, row: ScheduleRow | None) -> None:
+        is_new = row is not None and name not in self._rows
+        super()._hold(name, replace(row, last_at=None, last_id=None) if row is not None and is_new else row)
+
+
 BUGS = {
+    "a fire that does not move its schedule": (
+        Parts(ledger=FiresWithoutMoving),
+        {"a_time_fires_once", "fires_do_not_meet"},
+    ),
+    "a schedule that moves before it fires": (
+        Parts(ledger=MovesWithoutFiring, commit_kills=0.01),
+        {"due_times_are_not_forgotten"},
+    ),
+    "a pause of a schedule that does not last": (
+        Parts(store=SchedulesRestUntilRestart),
+        {"schedules_fire_when_they_are_to"},
+    ),
+    "a removal of a schedule that does not last": (
+        Parts(store=RemovesSchedulesUntilRestart),
+        {"schedules_fire_when_they_are_to"},
+    ),
+    "fires that are forgotten": (Parts(timetable=ForgetsLastFires), {"fires_do_not_meet"}),
+    "a seat that the dead keep": (Parts(core=KeepsSeatsOfTheDead), {"limited_jobs_end"}),
+    "a seat of a recalled lease that also runs": (
+        Parts(take_back_is_heeded=False),
+        {"never_more_at_once_than_allowed", "never_more_than_there_is"},
+    ),
+    "an order that a retry loses": (Parts(core=LetsOthersPass), {"keys_run_in_order"}),
+    "an order that does not last": (Parts(store=OrderUntilRestart, commit_kills=0.02), {"keys_run_in_order"}),
+    "limits that do not last": (Parts(core=LimitsUntilRestart), {"never_more_at_once_than_allowed"}),
+    "capacities that do not last": (Parts(core=LimitsUntilRestart), {"never_more_than_there_is"}),
+    "a rate that does not last": (Parts(store=RatesUntilRestart, commit_kills=0.02), {"no_more_starts_than_the_rate"}),
+    "a unique key that does not last": (Parts(store=UniqueUntilRestart, commit_kills=0.01), {"one_of_a_kind"}),
     "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
     "a purge that does not last": (Parts(store=PurgesUntilRestart), {"purged_is_gone"}),
     "a retry that does not last": (Parts(store=RetriesUntilRestart), {"retried_is_retried"}),
@@ -253,7 +399,37 @@ def changed(**changes: Any) -> History:
     return history
 
 
+#: Job a still runs when job b starts.
+OVERLAP = [End("a", 1, "p1", 4.5, True), End("b", 2, "p2", 6.0, True)]
+
+
+def both(value: Any) -> dict[str, Any]:
+    """The same of both jobs."""
+    return {"a": value, "b": value}
+
+
+def planned(overlap: Any = "allow", removal_asked_at: float = 2.5, **fields: Any) -> dict[str, Any]:
+    """A schedule whose jobs a and b are, for 1 and for 2 seconds."""
+    schedule = Schedule("s", Spec("t"), bytes(NO_JOB), every_s=1.0, misfire="all", overlap=overlap)
+    fires = {"a": Fire("s", 1.0, 1.0), "b": Fire("s", 2.0, 2.0)}
+    return {"plans": {"s": Plan(schedule, 0.1, 0.2, removal_asked_at=removal_asked_at, **fields)}, "fires": fires}
+
+
 WRONG: dict[str, History] = {
+    "a_time_fires_once": changed(**planned(), made=Counter(a=2, b=1)),
+    "schedules_fire_when_they_are_to": changed(**planned(rests=[Rest(1.5, 1.6)])),
+    "due_times_are_not_forgotten": changed(**planned(removal_asked_at=4.5)),
+    "fires_do_not_meet": changed(**planned("skip"), ends=OVERLAP),
+    "fired_jobs_end": changed(**planned(), final={**good_history().final, "a": Final("waiting", 0, 0)}),
+    "never_more_at_once_than_allowed": changed(limited=both(Limited(("one", 1))), ends=OVERLAP),
+    "never_more_than_there_is": changed(
+        limited=both(Limited(resources=(("gpu", 1),))), capacities={"gpu": 1}, ends=OVERLAP
+    ),
+    "no_more_starts_than_the_rate": changed(limited=both(Limited(rate=("rated", 2, 10.0)))),
+    "keys_run_in_order": changed(places={"a": Place("key", 0.0, 1), "b": Place("key", 0.0, 0)}),
+    "limited_jobs_end": changed(limited={"a": Limited()}, final={**good_history().final, "a": Final("queued", 0, 0)}),
+    "one_of_a_kind": changed(unique=both(UniqueKey("key"))),
+    "who_is_left_out_knows_the_other": changed(left_out=[LeftOut("c", "d", 1.0, 2.0)]),
     "no_acked_job_is_lost": changed(acked={"a": 0.0, "b": 1.0, "c": 2.0}),
     "nothing_runs_that_nobody_asked_for": changed(intents={"a": "digest a", "b": "other"}),
     "the_unknown_resolves_one_way": changed(acked={}, final={"a": Final("succeeded", 1, 0, "ra")}),
