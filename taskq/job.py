@@ -183,7 +183,8 @@ class Job(ResultOf, Generic[R_co]):
         are counted on. When this returns that is durable. It does not expire any more, and others may have its
         `unique=` key.
 
-        What was cancelled because it failed (see `taskq.chain`) waits for it again.
+        What was cancelled because it failed (see `taskq.chain`) waits for it again; but not what was cancelled by hand,
+        nor what comes after another that must succeed and was purged.
 
         A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
 
