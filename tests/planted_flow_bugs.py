@@ -103,10 +103,13 @@ class CallsBackWhatWasCancelled(MemoryStore):
 
 
 class BelievesOldEnds(Ledger):
-    """A job that was retried is told as failed to those that had not heard of it yet."""
+    """An end that not all heard of at once is told again and again, also when the job was retried."""
+
+    _ends: dict[bytes, Kept] | None = None
 
     def _still_left(self) -> dict[bytes, Kept]:
-        return self._left
+        self._ends = {**(self._ends or {}), **self._left}
+        return self._ends.copy()
 
 
 class TakesFlowsAgain(Intake):
