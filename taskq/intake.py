@@ -204,25 +204,31 @@ class Intake:
 
     def _take_unique(self, submission: Submission, terms: list[Terms], wall: float) -> Taken:
         """Takes in those that are the first of their kind; they may meet each other, too."""
-        fresh: dict[str, int] = {}  # by key: the position of the job that has it now
+        known = self._store.states(submission.ids)  # they were taken in before, and are sent again: that stands
+        fresh: dict[str, int] = {  # by key: the position of the job that has it now
+            own.unique.key: position
+            for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True))
+            if job_id in known and own.unique is not None
+        }
         keep = dict.fromkeys(range(len(submission.ids)))
         earlier: dict[bytes, bytes] = {}
         replaced: list[StoredJob] = []
         released: list[JobRow] = []
         holders = self._store.with_keys([own.unique.key for own in terms if own.unique is not None])
         for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True)):
-            if own.unique is None:
+            if own.unique is None or job_id in known:
                 continue
             key = own.unique.key
             before = fresh.get(key)
             if before is not None:
-                last, first = (position, before) if not own.unique.replaces else (before, position)
+                gives_way = own.unique.replaces and submission.ids[before] not in known
+                last, first = (before, position) if gives_way else (position, before)
                 del keep[last]
                 earlier[submission.ids[last]] = submission.ids[first]
                 fresh[key] = first
                 continue
             holder = holders.get(key)
-            if holder is None or holder.row.id == job_id:
+            if holder is None:
                 fresh[key] = position
             elif not self._counts(holder, own.unique, wall):
                 released.append(holder.row)

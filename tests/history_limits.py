@@ -203,6 +203,22 @@ def who_is_left_out_knows_the_other(h: History) -> Iterator[str]:
             yield f"job {job} was left out for {earlier}, which had ended"
 
 
+def who_gives_way_has_a_successor(h: History) -> Iterator[str]:
+    """I38: a job that was cancelled, which nobody asked for, since another of its kind took its place: that one, or the
+    one that took the place of that, runs. Otherwise neither would."""
+    began: dict[str, float] = {}
+    for start in h.starts if h.unique else ():
+        began[start.job] = min(start.at, began.get(start.job, inf))
+    asked = h.cancels | h.purges
+    for job, unique in h.unique.items():
+        final = h.final.get(job)
+        if not unique.replaces or final is None or job in asked or (final.state, final.attempts) != ("cancelled", 0):
+            continue
+        same = [other for other, own in h.unique.items() if own.key == unique.key and other != job]
+        if not any(other in asked or began.get(other, -inf) > _handed_in_at(h, job) for other in same):
+            yield f"job {job} gave way to another of its kind, and none of these ran"
+
+
 INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     never_more_at_once_than_allowed,
     never_more_than_there_is,
@@ -211,6 +227,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     limited_jobs_end,
     one_of_a_kind,
     who_is_left_out_knows_the_other,
+    who_gives_way_has_a_successor,
 )
 
 __all__ = ["INVARIANTS", "LeftOut", "Limited", "Place", "UniqueKey"]

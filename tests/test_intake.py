@@ -74,3 +74,21 @@ def test_a_full_queue_refuses_none_that_is_left_out(store: SQLiteStore) -> None:
     assert row.id == third
     with pytest.raises(QueueFull, match="jobs wait"):
         taken(store, [fourth], UniqueKey("other"), spec, core)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_is_sent_again_changes_nothing(store: SQLiteStore, replaces: bool) -> None:
+    """A client that lost the answer gets the same one: none gives way to itself."""
+    ids, unique = list(new_job_ids(3)), UniqueKey("key", replaces=replaces)
+    first, again = taken(store, ids, unique), taken(store, ids, unique)
+    assert again == first._replace(rows=[])
+
+
+def test_what_is_sent_again_takes_nobody_s_place(store: SQLiteStore) -> None:
+    """It gave way before its client heard of it: if the other gave way to it now, neither would run."""
+    ids, other, unique = list(new_job_ids(2)), *new_job_ids(1), UniqueKey("key", replaces=True)
+    taken(store, ids, unique)
+    assert [job.row.id for job in taken(store, [other], unique).replaced] == ids[1:]
+    again = taken(store, ids, unique)
+    assert (again.rows, again.replaced, again.ended) == ([], [], [])
+    assert store.with_keys(["key"])["key"].row.id == other

@@ -429,6 +429,10 @@ WRONG: dict[str, History] = {
     "keys_run_in_order": changed(places={"a": Place("key", 0.0, 1), "b": Place("key", 0.0, 0)}),
     "limited_jobs_end": changed(limited={"a": Limited()}, final={**good_history().final, "a": Final("queued", 0, 0)}),
     "one_of_a_kind": changed(unique=both(UniqueKey("key"))),
+    "who_gives_way_has_a_successor": changed(
+        unique={"0c": UniqueKey("key", replaces=True)},
+        final={**good_history().final, "0c": Final("cancelled", 0, 0)},
+    ),
     "who_is_left_out_knows_the_other": changed(left_out=[LeftOut("c", "d", 1.0, 2.0)]),
     "no_acked_job_is_lost": changed(acked={"a": 0.0, "b": 1.0, "c": 2.0}),
     "nothing_runs_that_nobody_asked_for": changed(intents={"a": "digest a", "b": "other"}),
