@@ -468,6 +468,8 @@ class SQLiteStore:
     def states(self, ids: Sequence[bytes]) -> dict[bytes, Kept]:
         found: dict[bytes, Kept] = {}
         for job_id in ids:
+            if self._gap_from < job_id < self._gap_to:
+                continue  # it is new
             state = self._value("SELECT state FROM jobs WHERE id = ?", job_id)
             if state is not None:
                 found[job_id] = Kept(state)
