@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -36,6 +36,7 @@ from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
 SEEDS = int(os.environ.get("TASKQ_SEEDS", "1000"))
+PARTS = 20
 #: Within so many lives each planted bug must be found.
 ENOUGH = 300
 
@@ -44,13 +45,19 @@ def judge_many(seeds: Sequence[int]) -> dict[int, list[str]]:
     return {seed: wrong for seed in seeds if (wrong := judge(seed))}
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("part", range(4))
-def test_nothing_goes_wrong_in_many_lives(part: int) -> None:
-    """A failing seed is replayed by `python tests/simulation.py --from SEED --seeds 1`."""
-    shares = [range(start, SEEDS, 16) for start in range(part, 16, 4)]
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Processes that simulate lives."""
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        wrong = {seed: lines for found in pool.map(judge_many, shares) for seed, lines in found.items()}
+        yield pool
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_goes_wrong_in_many_lives(part: int, pool: ProcessPoolExecutor) -> None:
+    """A failing seed is replayed by `python tests/simulation.py --from SEED --seeds 1`."""
+    shares = [range(start, SEEDS, 4 * PARTS) for start in range(part, 4 * PARTS, PARTS)]
+    wrong = {seed: lines for found in pool.map(judge_many, shares) for seed, lines in found.items()}
     assert wrong == {}
     proof.count("seeds", sum(map(len, shares)))
 
@@ -352,6 +359,7 @@ BUGS = {
 BUGS.update(FLOW_BUGS)
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(bug: str) -> None:
     """Each by the invariant that it breaks; other things may be wrong besides, up to a broker that no longer runs."""
