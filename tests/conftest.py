@@ -11,6 +11,11 @@ import proof
 import pytest
 from apps import jobs
 from fleet import JOBS, Fleet, Gate, running, use
+from hypothesis import HealthCheck, settings
+
+#: The machine may be busy with other tests: how long an example takes says nothing.
+settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taskq")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

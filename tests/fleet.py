@@ -206,6 +206,19 @@ class Fleet:
         os.kill(pid, number)
         proof.count("kills", number == signal.SIGKILL)
 
+    def kill_consumer(self, position: int = 0) -> None:
+        """Kills a consumer that lives: the broker may name one that died a moment ago."""
+
+        def is_killed() -> bool:
+            pids = self.consumer_pids()
+            try:
+                self.kill(pids[position % len(pids)])
+            except (IndexError, ZeroDivisionError, ProcessLookupError):
+                return False
+            return True
+
+        wait_until(is_killed, "a consumer to kill")
+
     # -- what it tells
 
     @property

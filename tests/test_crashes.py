@@ -388,7 +388,7 @@ def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Pat
         fleet.kill(fleet.consumer_pids()[0])
     if victim != "guardian":
         fleet.wait_ready()
-        fleet.kill(fleet.consumer_pids()[-1])  # whoever comes now has to do with what the victim left
+        fleet.kill_consumer(-1)  # whoever comes now has to do with what the victim left
         fleet.wait_ready()
     fleet.finish()
     told = fleet.errors.read_text(errors="replace")

@@ -283,7 +283,7 @@ def test_limits_outlive_deaths(own: Path, told: str) -> None:
         jobs = terms.two.enqueue_many([(told, 0.1)] * 30)
         for _ in range(3):
             wait_until(lambda: fleet.status()["totals"]["succeeded"] > 2, "some have ended")
-            fleet.kill(fleet.consumer_pids()[0])
+            fleet.kill_consumer()
         fleet.kill(fleet.broker_pid)
         for job in jobs:
             job.result(timeout=20)

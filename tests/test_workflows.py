@@ -373,8 +373,10 @@ def test_kills_in_the_middle(start: Start, tmp_path: Path, who: str) -> None:
         expected.append([f"{number}.{part}.{step}" for part in range(3) for step in range(4)])
     for kill in range(1, 6):
         starts(path, 100 * kill)
-        pids = fleet.consumer_pids()
-        fleet.kill(fleet.broker_pid if who == "broker" else pids[kill % len(pids)] if pids else fleet.broker_pid)
+        if who == "broker":
+            fleet.kill(fleet.broker_pid)
+        else:
+            fleet.kill_consumer(kill)
     assert gather(flows, timeout=100) == expected
     totals = fleet.totals()
     assert totals["succeeded"] == totals["enqueued"] == 60 * 13
@@ -459,8 +461,10 @@ def test_children_through_kills(start: Start, tmp_path: Path) -> None:
     jobs.enqueue_next.options(max_crashes=50).enqueue_many([(str(path), 80)] * lines)
     for kill in range(1, 6):
         starts(path, 50 * kill)
-        pids = fleet.consumer_pids()
-        fleet.kill(pids[0] if kill % 2 and pids else fleet.broker_pid)
+        if kill % 2:
+            fleet.kill_consumer()
+        else:
+            fleet.kill(fleet.broker_pid)
     wait_until(lambda: fleet.totals()["succeeded"] == lines * 81, "the ends of all lines", 60)
     totals = fleet.totals()
     assert totals["enqueued"] == lines * 81
