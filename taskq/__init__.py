@@ -33,8 +33,9 @@ if TYPE_CHECKING:
         StoreFull,
         TaskQError,
     )
+    from taskq.info import Attempt, JobInfo
     from taskq.job import Job
-    from taskq.model import Attempt, JobError, JobInfo, JobState, Progress
+    from taskq.model import JobError, JobState, Progress
     from taskq.options import JobOptions
     from taskq.rules import Unique
     from taskq.schedules import ScheduleInfo
@@ -110,6 +111,7 @@ _HOMES = (
     "taskq.workflows",
     "taskq.waiting",
     "taskq.job",
+    "taskq.info",
     "taskq.options",
     "taskq.rules",
     "taskq.config",

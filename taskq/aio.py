@@ -39,9 +39,10 @@ from taskq.client import (
 from taskq.config import Directory
 from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
 from taskq.flows import Call, Flow, flow_frame
+from taskq.info import JobInfo
 from taskq.items import checked, ending_at, late
 from taskq.limits import MAX_JOBS_PER_FRAME
-from taskq.model import JobInfo, JobState, Spec
+from taskq.model import JobState, Spec
 from taskq.wire import Message, Op
 
 _READ_BYTES = 256 * 1024

@@ -25,8 +25,9 @@ from taskq.config import Directory, Settings, queue_directory
 from taskq.errors import ConfigError
 from taskq.functions import is_same_function
 from taskq.hooks import Hooks, HookT, MiddlewareT
+from taskq.info import JobInfo
 from taskq.job import Job
-from taskq.model import DEFAULT_RETRIES, JobInfo, JobState, Spec
+from taskq.model import DEFAULT_RETRIES, JobState, Spec
 from taskq.options import JobOptions, apply_options
 from taskq.retries import ErrorTypes, read_rules
 from taskq.rules import PLAIN

@@ -51,6 +51,7 @@ def _run(
     # them again and again.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    gc.enable()  # it was off while modules were imported, of which nothing goes
     try:
         take_broker_lock(directory.lock, guardian_pid)
         log, fanout = configure(

@@ -35,8 +35,9 @@ from taskq.errors import (
     TaskQError,
 )
 from taskq.flows import Call, Flow, flow_frame
+from taskq.info import Attempt, JobInfo
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
-from taskq.model import NO_TERMS, Attempt, JobInfo, JobState, Progress, Spec, enqueued_at
+from taskq.model import NO_TERMS, JobState, Progress, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
 from taskq.spool import is_spooled, spool_frame

@@ -14,7 +14,6 @@ A queue's directory holds everything it has:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import asdict, dataclass
@@ -252,7 +251,9 @@ class Directory:
         direct = real / "taskq.sock"
         if len(os.fsencode(direct)) <= MAX_SOCKET_PATH_BYTES:
             return direct
-        digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
+        from hashlib import sha256  # takes 4 ms to import
+
+        digest = sha256(os.fsencode(real)).hexdigest()[:32]
         return _SHORT_PATHS / f"taskq-{os.geteuid()}" / f"{digest}.sock"
 
     def filesystem(self) -> str:

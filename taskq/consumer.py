@@ -70,6 +70,7 @@ def run(boot: Boot) -> None:
         flush_output()
         os._exit(1)
     gc.freeze()  # what was imported stays: the collector need not look at it again
+    gc.enable()
     context.use_channel(outbox)
     if boot.seats > 1:
         from taskq.seats import SeatedConsumer  # imports asyncio, which takes 40-70 ms

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import NamedTuple
 
 from taskq.counters import Counters
 from taskq.outbox import Unsent
@@ -18,8 +19,7 @@ STOP = b""
 TIMEOUT_SIGNAL = signal.SIGXCPU
 
 
-@dataclass(frozen=True)
-class Boot:
+class Boot(NamedTuple):
     """What a consumer is started with. Written by the supervisor, handed over by inheritance."""
 
     app: str
@@ -37,6 +37,7 @@ class Boot:
 
 def main(boot: Boot) -> None:
     """Runs a consumer: the target of its process."""
+    gc.disable()  # nothing of what is imported now goes; `run` turns it on again
     from taskq.consumer import run  # see above
 
     run(boot)

@@ -38,8 +38,7 @@ class Note(NamedTuple):
 Done = tuple[JobRow, Key, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """How a consumer process ended.
 
     Attributes:

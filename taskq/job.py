@@ -10,8 +10,9 @@ from taskq.client import EarlierId, Ending
 from taskq.clients import HasClients
 from taskq.codec import ResultOf, decode_result
 from taskq.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, ResultTimeout
+from taskq.info import JobInfo
 from taskq.items import read_items
-from taskq.model import JobInfo, JobState, enqueued_at
+from taskq.model import JobState, enqueued_at
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -37,10 +37,11 @@ from taskq.crew import Crew
 from taskq.effects import Death, Key
 from taskq.errors import JobFailed, TaskQError
 from taskq.flows import Call, Flow, flow_frame, parts_of
+from taskq.info import JobInfo
 from taskq.intake import Submission, flow_of, submission_of
 from taskq.items import read_items
 from taskq.ledger import Ledger
-from taskq.model import JobInfo, JobRow, JobState, Spec
+from taskq.model import JobRow, JobState, Spec
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, unpack
 from taskq.reports import Reporter

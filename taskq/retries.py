@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskq.errors import Cancel, ConfigError, JobTimeout, Retry, Snooze, is_delay
 from taskq.functions import misfit
@@ -23,8 +22,7 @@ ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 _NOT_ERRORS = (JobTimeout, Retry, Snooze, Cancel)
 
 
-@dataclass(frozen=True, slots=True)
-class RetryRules:
+class RetryRules(NamedTuple):
     """The rules of one task."""
 
     backoff: Callable[[int, BaseException], float] | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any, Literal
 
 from taskq.codec import encode_call
@@ -164,10 +163,16 @@ def _text_of(values: list[Any]) -> str:
     """A short text for values: themselves where they are one text or number, else a digest."""
     if len(values) == 1 and isinstance(values[0], (str, int)):
         return _short(str(values[0]))
-    return sha256(encode_call(bytes(16), values, {})).hexdigest()[:40]
+    return _digest(encode_call(bytes(16), values, {}))
 
 
 def _short(text: str) -> str:
     if 1 <= len(text) <= MAX_KEY_CHARS and text.isprintable():
         return text
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return _digest(text.encode("utf-8", "surrogatepass"))
+
+
+def _digest(data: bytes) -> str:
+    from hashlib import sha256  # takes 4 ms to import, which few applications need
+
+    return sha256(data).hexdigest()[:40]

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
-from hashlib import sha256
 from math import floor
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -144,8 +143,7 @@ class Schedule:
         raise ConfigError("a schedule must have ten fields")
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleRow:
+class ScheduleRow(NamedTuple):
     """A schedule as the store keeps it and the broker holds it.
 
     Attributes:
@@ -186,13 +184,13 @@ class ScheduleRow:
 
     def resumed(self, wall: float) -> ScheduleRow:
         """Not paused any more: what would have been fired meanwhile is not missed, it was not wanted."""
-        return replace(self, is_paused=False, next_at=self._next_after(self.schedule, wall))
+        return self._replace(is_paused=False, next_at=self._next_after(self.schedule, wall))
 
     def redefined(self, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:
         """With a new definition. A pause stays; new times count at once."""
         same = _times_of(schedule) == _times_of(self.schedule)
         next_at = self.next_at if same else self._next_after(schedule, wall)
-        return replace(self, schedule=schedule, app=app, next_at=next_at)
+        return self._replace(schedule=schedule, app=app, next_at=next_at)
 
     def _next_after(self, schedule: Schedule, wall: float) -> float:
         return next_fire(schedule, wall if self.last_at is None else max(wall, self.last_at))
@@ -371,6 +369,8 @@ def _last_due(schedule: Schedule, first: float, now: float) -> float:
 
 def fired_id(name: str, nominal: float) -> bytes:
     """The id of the job that a schedule makes for a time, in the layout of `taskq.model.new_job_ids`."""
+    from hashlib import sha256  # 4 ms, which a fleet without schedules starts without
+
     digest = int.from_bytes(sha256(name.encode() + b"\0" + _TIME.pack(nominal)).digest()[:10], "big")
     head = int(nominal * 1000) << 80 | 7 << 76 | (digest >> 64 & 0xFFF) << 64
     return (head | 2 << 62 | (digest & _ID_BITS) >> 2).to_bytes(16, "big")

@@ -10,7 +10,7 @@ import sys
 
 #: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
 _QUIET = "ignore:resource_tracker:UserWarning"
-_BROKER = "import sys; from taskq.broker_process import main; main(int(sys.argv[1]))"
+_BROKER = "import gc, sys; gc.disable(); from taskq.broker_process import main; main(int(sys.argv[1]))"
 _RESOLVER = "import sys; from taskq.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
 
 #: Whole messages; macOS has only streams here, where the few short ones come whole as well.

@@ -7,7 +7,6 @@ the same transaction: after a crash either both are there or neither, and then t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -109,11 +108,11 @@ class Timetable:
             row = self._rows[name]
             found[name] = due(row.schedule, row.next_at, wall)
             fires, after = self._without_overlap(row, found[name].fires)
-            changes[name] = replace(row, next_at=found[name].next_at)
+            changes[name] = row._replace(next_at=found[name].next_at)
             if fires:
                 ids = [fired_id(name, at) for at in fires]
                 submissions[name] = _submission(row.schedule, ids, wall, after)
-                changes[name] = replace(row, next_at=found[name].next_at, last_at=fires[-1], last_id=after or ids[-1])
+                changes[name] = row._replace(next_at=found[name].next_at, last_at=fires[-1], last_id=after or ids[-1])
         refusals = self._change(changes, list(submissions.values()), now, wall)
         reasons = {id(submission): reason for submission, reason in refusals}
         for name in names:
@@ -223,7 +222,7 @@ class Timetable:
         """Lets a schedule rest, or go on. Raises ScheduleNotFound, StoreFull."""
         row = self._row(name)
         if row.is_paused != is_paused:
-            row = replace(row, is_paused=True) if is_paused else row.resumed(wall)
+            row = row._replace(is_paused=True) if is_paused else row.resumed(wall)
             self._change({name: row}, [], now, wall)
             self._log.info("schedule.paused" if is_paused else "schedule.resumed", schedule=name)
         return told_of(row)
@@ -237,7 +236,7 @@ class Timetable:
         """
         row = self._row(name)
         is_counted = self._unfinished(row) is None
-        changes: dict[str, ScheduleRow | None] = {name: replace(row, last_id=job_id)} if is_counted else {}
+        changes: dict[str, ScheduleRow | None] = {name: row._replace(last_id=job_id)} if is_counted else {}
         for _, reason in self._change(changes, [_submission(row.schedule, [job_id], wall)], now, wall):
             raise reason
         self._log.info("schedule.run", schedule=name, job_id=job_id.hex())

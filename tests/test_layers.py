@@ -21,7 +21,7 @@ ROWS = (
     {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn"},
     {"errors"},
     {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
-    {"config", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule", "flows", "holder"},
+    {"config", "info", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule", "flows", "holder"},
     {"store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements"},
     {"overtime", "store.sqlite"},

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from taskq.log import Filter, ago, follow, log_path, read
+from taskq.log.files import log_path
+from taskq.log.reader import Filter, ago, follow, read
 from taskq.log.record import compose, encode
 from taskq.log.sink import RotatingFile
 

@@ -21,8 +21,9 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskq.log import announce, log_path, read
-from taskq.log.fanout import Fanout
+from taskq.log.fanout import Fanout, announce
+from taskq.log.files import log_path
+from taskq.log.reader import read
 from taskq.log.record import FIELDS, LINE_MAX_BYTES, TEXT_MAX_CHARS, compose, encode
 from taskq.log.setup import Logger, configure
 from taskq.log.sink import RotatingFile

@@ -447,4 +447,4 @@ def test_a_clock_set_back_fires_nothing_twice(made: Schedule, start: float, back
 
 def test_a_zone_that_is_gone_can_be_listed() -> None:
     row = ScheduleRow(schedule("* * * * *", zone="Mars/Olympus"), 60.0)
-    assert told_of(replace(row, schedule=replace(row.schedule, jitter_s=1.0)))["next_at"] is None
+    assert told_of(row._replace(schedule=replace(row.schedule, jitter_s=1.0)))["next_at"] is None

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import proof
@@ -285,7 +284,7 @@ class SchedulesRestUntilRestart(MemoryStore):
 
     def put_schedule(self, row: ScheduleRow) -> None:
         super().put_schedule(row)
-        self._changed_schedules[row.schedule.name] = replace(row, is_paused=False)
+        self._changed_schedules[row.schedule.name] = row._replace(is_paused=False)
 
 
 class RemovesSchedulesUntilRestart(MemoryStore):
@@ -301,7 +300,7 @@ class ForgetsLastFires(Timetable):
 
     def _hold(self, name: str, row: ScheduleRow | None) -> None:
         is_new = row is not None and name not in self._rows
-        super()._hold(name, replace(row, last_at=None, last_id=None) if row is not None and is_new else row)
+        super()._hold(name, row._replace(last_at=None, last_id=None) if row is not None and is_new else row)
 
 
 BUGS = {

@@ -545,7 +545,7 @@ class TestConformance:
             store.put_schedule(row)
         assert store.schedules() == [one, two]
         store.commit()
-        later = replace(one, next_at=4e8, last_at=one.next_at, last_id=b"j" * 16)
+        later = one._replace(next_at=4e8, last_at=one.next_at, last_id=b"j" * 16)
         store.put_schedule(later)
         store.remove_schedule("two")
         store.remove_schedule("three")

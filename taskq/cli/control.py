@@ -13,7 +13,7 @@ from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of
 from taskq.client import Client
 from taskq.config import Directory
 from taskq.errors import ResultTimeout
-from taskq.log import Filter, ago, read
+from taskq.log.reader import Filter, ago, read
 from taskq.platform import open_pidfd
 
 _POLL_S = 0.05

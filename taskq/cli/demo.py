@@ -24,7 +24,9 @@ from taskq.cli.monitor import totals_line
 from taskq.client import Client
 from taskq.config import Directory, default_consumers
 from taskq.errors import BrokerUnavailable, TaskQError
-from taskq.log import Event, Filter, read, render_console, wants_colour
+from taskq.log.reader import Filter, read
+from taskq.log.record import Event
+from taskq.log.render import render_console, wants_colour
 from taskq.platform import die_with_parent
 
 _APP = "taskq.cli.demo_app:q"

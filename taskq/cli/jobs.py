@@ -25,8 +25,9 @@ from taskq.cli.common import (
 from taskq.errors import ConfigError
 from taskq.exits import Exit
 from taskq.functions import misfit, signature_of
+from taskq.info import Attempt, JobInfo
 from taskq.log.render import duration_text, escape
-from taskq.model import Attempt, JobError, JobInfo
+from taskq.model import JobError
 from taskq.task import Task
 
 IdArgument = Annotated[

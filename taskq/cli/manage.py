@@ -18,8 +18,9 @@ from taskq.app import TaskQ
 from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell
 from taskq.errors import ConfigError, JobNotFound, JobStateError
 from taskq.exits import Exit
+from taskq.info import JobInfo
 from taskq.log.render import duration_text, escape
-from taskq.model import JobInfo, JobState
+from taskq.model import JobState
 
 _ID = re.compile(r"[0-9a-fA-F]{32}")
 

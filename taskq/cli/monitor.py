@@ -22,8 +22,10 @@ from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_direct
 from taskq.client import Client
 from taskq.config import LOG_LEVELS
 from taskq.errors import ConfigError, DirectoryError
-from taskq.log import Event, Filter, ago, follow, log_path, read, render_console, wants_colour
-from taskq.log.render import duration_text, escape
+from taskq.log.files import log_path
+from taskq.log.reader import Filter, ago, follow, read
+from taskq.log.record import Event
+from taskq.log.render import duration_text, escape, render_console, wants_colour
 from taskq.model import Progress
 
 _WATCH_EVERY_S = 1.0

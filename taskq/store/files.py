@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 
 from taskq.errors import JournalError
@@ -50,7 +49,7 @@ class FilesBeside:
         if not self._marker.exists():
             # the rollback journal of its creation must not come back beside the marker
             sync_directory(self._marker.parent)
-            write_durably(self._marker, f"taskq {uuid.uuid4().hex}\n".encode())
+            write_durably(self._marker, f"taskq {os.urandom(16).hex()}\n".encode())
 
     def promised_commits(self) -> int:
         """How many commits the journal must have."""
