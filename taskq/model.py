@@ -277,13 +277,17 @@ class Terms:
     follows: bool = False
 
     def __post_init__(self) -> None:
-        # one by one, not in a loop over names: there may be one for each job, and this takes a third of the time
-        for value in (self.due_at, self.expires_at):
-            if value is not None and not _is_time(value):
-                raise ConfigError(f"due_at, expires_at: {value!r:.80}: use seconds since 1970")
-        for key in (self.limit_key, self.order_key):
-            if key is not None and not _is_key(key):
-                raise ConfigError(f"limit_key, order_key: {key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters")
+        # most have one of these or none, and there may be one for each job
+        if self.due_at is not None or self.expires_at is not None:
+            for value in (self.due_at, self.expires_at):
+                if value is not None and not _is_time(value):
+                    raise ConfigError(f"due_at, expires_at: {value!r:.80}: use seconds since 1970")
+        if self.is_keyed:
+            for key in (self.limit_key, self.order_key):
+                if key is not None and not _is_key(key):
+                    raise ConfigError(
+                        f"limit_key, order_key: {key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters"
+                    )
         if self.forgiven != (0, 0) and (len(self.forgiven) != 2 or not all(map(_is_count, self.forgiven))):
             raise ConfigError(f"forgiven={self.forgiven!r:.80}: use two counts")
 
@@ -296,7 +300,7 @@ class Terms:
     def max_wire_bytes(self) -> int:
         """How much it may take in a frame."""
         keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
-        return 50 + 4 * len(keys)
+        return 50 + len(keys) * (1 if keys.isascii() else 4)
 
     def is_over(self, wall: float) -> bool:
         """Whether it is too late to start it."""
