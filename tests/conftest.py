@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from apps import jobs
 from fleet import JOBS, Fleet, Gate, running, use
 from hypothesis import HealthCheck, settings
+
+# A shell without job control starts what is in the background with SIGINT ignored, and what is started here inherits it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The machine may be busy with other tests: how long an example takes says nothing.
 settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])

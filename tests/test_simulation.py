@@ -34,7 +34,7 @@ from taskq.timetable import Timetable
 from taskq.wire import Op
 
 #: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
-SEEDS = int(os.environ.get("TASKQ_SEEDS", "1000"))
+SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000"))
 PARTS = 20
 #: Within so many lives each planted bug must be found.
 ENOUGH = 300
