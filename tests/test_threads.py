@@ -186,9 +186,13 @@ def test_a_job_may_clean_up_at_its_timeout(many: Fleet, tmp_path: Path, task: An
     assert task.enqueue(str(tmp_path / "starts"), "caught").result(timeout=10) == "caught"
 
 
-def test_an_interruption_that_comes_late_harms_nobody(many: Fleet) -> None:
-    """Jobs that end at about the time of their signal succeed or time out, and the threads live on."""
-    before = many.consumer_pids()
+def test_an_interruption_that_comes_late_harms_nobody(start: Start) -> None:
+    """Jobs that end at about the time of their signal succeed or time out, and the threads live on.
+
+    Eight threads: of a hundred that compute, on a busy machine, one may not get its turn within the grace of 2 s.
+    """
+    fleet = start()
+    before = fleet.consumer_pids()
     ends = Counter[str]()
     for job in seats.just_in_time.enqueue_many([(20_000 + 2_000 * (number % 40),) for number in range(400)]):
         try:
@@ -199,7 +203,7 @@ def test_an_interruption_that_comes_late_harms_nobody(many: Fleet) -> None:
     assert set(ends) <= {"succeeded", "TimedOut"}
     assert sum(ends.values()) == 400
     assert seats.doze.enqueue(0.0).result(timeout=10)
-    assert many.consumer_pids() == before
+    assert fleet.consumer_pids() == before
 
 
 @pytest.mark.parametrize(("task", "how"), [("overdue", "insists"), ("overdue_in_thread", "blocked")])
