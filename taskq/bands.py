@@ -288,8 +288,9 @@ class Bands:
             band = self._bands.get(name)
             if band is not None:
                 self._skip_dropped(band)
-                if not band.held:  # nobody is to ask about a job of it where it is listed or parked
+                if band.is_listed and not band.held:  # nobody is to ask about a job of it where it is listed or parked
                     band.is_listed, band.heap, band.entry = False, None, None
+                    self._wake(band)  # it may have been its turn at a gate
                 self._look_for_more(band)
                 self._forget(band)
 

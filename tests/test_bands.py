@@ -510,3 +510,18 @@ def test_a_closed_gate_forgets_who_was_purged_before_it() -> None:
     bands.trim([purged])
     bands.add(rows("gpu", 1, first=3))
     assert take(bands) == [3]
+
+
+def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
+    """A gate that opens lists one band; when that has nothing any more, the next one is due."""
+    bands = Bands(capacities=CAPACITIES)
+    [running] = rows("gpus", 1)
+    [purged] = rows("gpu", 1, first=2)
+    for row in (running, purged, *rows("all", 1, first=3)):
+        bands.add([row])
+    assert take(bands, free_seats=1) == [1]
+    assert take(bands, key=2, free_seats=1) == []
+    bands.left(1, running, Leaving.ENDED)
+    bands.drop(purged)
+    bands.trim([purged])
+    assert take(bands, free_seats=1) == [3]
