@@ -514,7 +514,7 @@ def test_a_closed_gate_forgets_who_was_purged_before_it() -> None:
 
 def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
     """A gate that opens lists one band; when that has nothing any more, the next one is due."""
-    bands = Bands(capacities=CAPACITIES)
+    bands = Bands(capacities={"gpu": 2})
     [running] = rows("gpus", 1)
     [purged] = rows("gpu", 1, first=2)
     for row in (running, purged, *rows("all", 1, first=3)):
