@@ -106,6 +106,10 @@ class _Waiting:
         front.sort(key=_seq, reverse=True)
         self.held.extendleft(front)
 
+    def unlist(self) -> None:
+        """It has nothing to send: whatever names it in a heap is stale."""
+        self.is_listed, self.heap, self.entry = False, None, None
+
     def holds(self, seq: int) -> bool:
         return self.on_disk_after is None or seq <= self.on_disk_after
 
@@ -289,7 +293,7 @@ class Bands:
             if band is not None:
                 self._skip_dropped(band)
                 if band.is_listed and not band.held:  # nobody is to ask about a job of it where it is listed or parked
-                    band.is_listed, band.heap, band.entry = False, None, None
+                    band.unlist()
                     self._wake(band)  # it may have been its turn at a gate
                 self._look_for_more(band)
                 self._forget(band)
@@ -426,7 +430,7 @@ class Bands:
             heapreplace(queue.listed, band.entry)
         else:
             heappop(queue.listed)
-            band.is_listed, band.heap, band.entry = False, None, None
+            band.unlist()
         if band.on_disk_after is not None:
             self._look_for_more(band)
         if band.gates:

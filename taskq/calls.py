@@ -52,7 +52,7 @@ class CallMaker(Generic[R_co]):
         job_id = job_id or next(new_job_ids(1))
         payload = self._payload(job_id, args, kwargs)
         terms = None if self._is_plain else self._terms(args, kwargs)
-        return Call(job_id, payload, terms) if RESULT_OF_MARK not in payload else _after(job_id, payload, terms)
+        return _call_of(job_id, payload, terms)
 
     def _terms(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Terms:
         return self._rules.terms(self._spec.task, self._function, args, kwargs, time.time())
@@ -72,7 +72,7 @@ class CallMaker(Generic[R_co]):
             payload = self._payload(job_id, args, {})
             if has_own_terms:
                 terms = self._terms(args, {})
-            yield Call(job_id, payload, terms) if RESULT_OF_MARK not in payload else _after(job_id, payload, terms)
+            yield _call_of(job_id, payload, terms)
 
     def _check_is_sequence(self, args: object) -> None:
         if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
@@ -90,8 +90,10 @@ class CallMaker(Generic[R_co]):
         return payload
 
 
-def _after(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
+def _call_of(job_id: bytes, payload: bytes, terms: Terms | None) -> Call:
     """A call, which comes after the jobs whose results are among its arguments."""
-    own = terms or NO_TERMS
-    after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
-    return Call(job_id, payload, replace(own, after=tuple(after.items())))
+    if RESULT_OF_MARK in payload:
+        own = terms or NO_TERMS
+        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
+        terms = replace(own, after=tuple(after.items()))
+    return Call(job_id, payload, terms)

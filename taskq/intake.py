@@ -210,8 +210,7 @@ class Intake:
             for position, (job_id, own) in enumerate(zip(submission.ids, terms, strict=True))
             if job_id in known and own.unique is not None
         }
-        keep = dict.fromkeys(range(len(submission.ids)))
-        earlier: dict[bytes, bytes] = {}
+        left_out: dict[int, str] = {}  # the positions of those that others stand for, and their keys
         replaced: list[StoredJob] = []
         released: list[JobRow] = []
         holders = self._store.with_keys([own.unique.key for own in terms if own.unique is not None])
@@ -222,10 +221,8 @@ class Intake:
             before = fresh.get(key)
             if before is not None:
                 gives_way = own.unique.replaces and submission.ids[before] not in known
-                last, first = (before, position) if gives_way else (position, before)
-                del keep[last]
-                earlier[submission.ids[last]] = submission.ids[first]
-                fresh[key] = first
+                last, fresh[key] = (before, position) if gives_way else (position, before)
+                left_out[last] = key
                 continue
             holder = holders.get(key)
             if holder is None:
@@ -237,14 +234,16 @@ class Intake:
                 replaced.append(holder)
                 fresh[key] = position
             else:
-                del keep[position]
-                earlier[job_id] = holder.row.id
-        for job_id, other in reversed(list(earlier.items())):  # who took the place of one may have given way, too
-            earlier[job_id] = earlier.get(other, other)
+                left_out[position] = key
+        keep = [position for position in range(len(terms)) if position not in left_out]
         self._check_room(submission, len(keep) - len(replaced))  # those that are left out need none
         if released or replaced:
             self._store.release_keys([*released, *(job.row for job in replaced)])
-        return self._submit(submission, terms, list(keep), earlier, replaced)
+        earlier = {
+            submission.ids[position]: submission.ids[fresh[key]] if key in fresh else holders[key].row.id
+            for position, key in left_out.items()
+        }
+        return self._submit(submission, terms, keep, earlier, replaced)
 
     def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:
         """Whether a job that has the key keeps others out."""
