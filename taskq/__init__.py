@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from taskq.errors import (
         AlreadyRunning,
         AppError,
+        BadArguments,
         BrokerUnavailable,
         Cancel,
         ConfigError,
@@ -80,6 +81,7 @@ __all__ = [
     # errors, as drawn in taskq.errors
     "AlreadyRunning",
     "AppError",
+    "BadArguments",
     "BrokerUnavailable",
     "ConfigError",
     "CpuTimeout",

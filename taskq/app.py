@@ -15,15 +15,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from taskq.clients import HasClients
 from taskq.config import Directory, Settings, queue_directory
 from taskq.errors import ConfigError
-from taskq.functions import is_same_function
+from taskq.functions import full_name, is_same_function
 from taskq.hooks import Hooks, HookT, MiddlewareT
 from taskq.info import JobInfo
 from taskq.job import Job
@@ -103,7 +103,7 @@ class TaskQ(HasClients):
             raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            task_name = str(name or getattr(function, "__name__", ""))
+            task_name = name or _own_name(function)
             retries = options.get("retries", DEFAULT_RETRIES)
             retry_rules, backoff_s = read_rules(options.get("backoff"), retry_on, give_up_on, retries)
             spec, rules = apply_options(Spec(task_name), PLAIN, {**options, "backoff": backoff_s}, function)
@@ -111,8 +111,8 @@ class TaskQ(HasClients):
             known = self.tasks.get(task_name)
             if known is not None and not is_same_function(known.function, function):
                 raise ConfigError(
-                    f"the task name {task_name!r} is taken by {known.function.__module__}."
-                    f"{known.function.__qualname__}: give one of them another with name="
+                    f"the task name {task_name!r} is taken by {full_name(known.function)}: "
+                    "give one of them another with name="
                 )
             self.tasks[task_name] = task
             return task
@@ -376,8 +376,7 @@ class TaskQ(HasClients):
         """`resume` for asyncio."""
         return await self.async_client().pause_queues(*_pausing(queues, False))
 
-    @contextmanager
-    def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> Iterator[None]:
+    def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> AbstractContextManager[None]:
         """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
 
         The fleet's log goes to the queue's directory (read it with `taskq logs`), not to standard error: this program
@@ -392,10 +391,16 @@ class TaskQ(HasClients):
             AlreadyRunning: another fleet has this queue's directory.
             AppError: the fleet cannot import this application (it was made at a prompt, for example).
         """
-        from taskq.fleet import run_fleet  # only programs that run a fleet pay for its imports
+        from taskq.fleet import RunningFleet  # only programs that run a fleet pay for its imports
 
-        with run_fleet(self, settings or Settings(consumers=consumers, stderr_level="critical")):
-            yield
+        return RunningFleet(self, settings or Settings(consumers=consumers, stderr_level="critical"))
+
+
+def _own_name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "<nameless>")
+    if name.startswith("<"):
+        raise ConfigError(f'{function!r:.80} has no name of its own: give it one, as in q.task(name="resize")(...)')
+    return str(name)
 
 
 def _state(state: JobState | str) -> JobState:

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from taskq.clients import HasClients
 from taskq.codec import RESULT_OF_MARK, encode_call, results_in
-from taskq.errors import ConfigError, PayloadTooLarge
+from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.flows import Call
+from taskq.functions import TAKES_ANYTHING, Takes
 from taskq.job import Job
 from taskq.limits import MAX_PAYLOAD_BYTES
 from taskq.model import NO_TERMS, Spec, Terms, new_job_ids
@@ -32,11 +33,13 @@ class CallMaker(Generic[R_co]):
         rules: Rules,
         function: Callable[..., Any] | None,
         return_caster: Callable[[Any], Any] | None,
+        takes: Takes = TAKES_ANYTHING,
     ) -> None:
         """
         Args:
             function: of the task, for the names of its parameters; None if it is not known here.
             return_caster: makes what the task returns of what a result holds; None leaves it as it is.
+            takes: what the function takes.
         """
         self._app = app
         self._spec = spec
@@ -44,11 +47,15 @@ class CallMaker(Generic[R_co]):
         self._is_plain = rules.is_plain
         self._function = function
         self._return_caster = return_caster
+        self._takes = takes
 
     def _job(self, job_id: bytes) -> Job[Any]:
         return Job(self._app, job_id, self._return_caster, has_result=self._spec.keep_result)
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any], job_id: bytes | None = None) -> Call:
+        takes = self._takes
+        if kwargs or not takes.fewest <= len(args) <= takes.most:
+            self._check_fits(args, kwargs)
         job_id = job_id or next(new_job_ids(1))
         payload = self._payload(job_id, args, kwargs)
         terms = None if self._is_plain else self._terms(args, kwargs)
@@ -61,10 +68,13 @@ class CallMaker(Generic[R_co]):
         # one loop for all kinds: generators around each other took longer than what they passed on
         terms = None if self._is_plain or not self._rules.are_shared else self._terms((), {})
         has_own_terms = not self._is_plain and terms is None
+        fewest, most = self._takes.fewest, self._takes.most
         ids: Iterator[bytes] = iter(())
         for args in arguments:
             if type(args) is not tuple:
                 self._check_is_sequence(args)
+            if not fewest <= len(args) <= most:
+                self._check_fits(args, {})
             job_id = next(ids, None)
             if job_id is None:
                 ids = new_job_ids(_IDS_AT_ONCE)
@@ -79,6 +89,11 @@ class CallMaker(Generic[R_co]):
             raise ConfigError(
                 f"each job of {self._spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
             )
+
+    def _check_fits(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        told = self._takes.misfit(args, kwargs)
+        if told is not None:
+            raise BadArguments(f"{self._spec.task}{self._takes.signature} does not take these arguments: {told}")
 
     def _payload(self, job_id: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
         payload = encode_call(job_id, args, kwargs)

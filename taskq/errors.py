@@ -2,6 +2,7 @@
 
     TaskQError
     |-- EnqueueError              the call was not accepted
+    |   |-- BadArguments          the task cannot be called with these arguments (also a TypeError)
     |   |-- PayloadError          arguments or a result that cannot be serialized (also a TypeError)
     |   |-- PayloadTooLarge       ... or that are larger than the limit (also a ValueError)
     |   |-- QueueFull             the fleet refuses new jobs for now
@@ -37,6 +38,10 @@ class TaskQError(Exception):
 
 class EnqueueError(TaskQError):
     """A job was not accepted; nothing of it is stored."""
+
+
+class BadArguments(EnqueueError, TypeError):
+    """The task's function cannot be called with these arguments. The message tells its signature."""
 
 
 class PayloadError(EnqueueError, TypeError):

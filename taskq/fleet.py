@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -33,8 +34,32 @@ _ERRORS: dict[int, type[TaskQError]] = {
 START_TIMEOUT_S = 60.0
 
 
+class RunningFleet(AbstractContextManager[None]):
+    """A fleet for an application, while the block runs."""
+
+    def __init__(self, app: TaskQ, settings: Settings) -> None:
+        self._running = _run_fleet(app, settings)
+
+    def __enter__(self) -> None:
+        """Starts it. Raises AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started."""
+        self._running.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, frames)
+
+    # for the interpreter, not for type checkers, which are to refuse `async with`
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self) -> None:
+            raise TypeError("a fleet is not an async context manager: write `with q.fleet():`, also in async code")
+
+        async def __aexit__(self, *_raised: object) -> None: ...
+
+
 @contextmanager
-def run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
+def _run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
     """Runs a fleet for an application while the block runs.
 
     Raises:

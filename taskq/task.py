@@ -11,7 +11,7 @@ from taskq.calls import CallMaker
 from taskq.clients import HasClients
 from taskq.codec import CallCaster
 from taskq.errors import ConfigError
-from taskq.functions import misfit, signature_of
+from taskq.functions import TAKES_ANYTHING, Takes
 from taskq.job import Job
 from taskq.mapping import results_of_calls
 from taskq.model import Spec, Terms
@@ -45,8 +45,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         function: Callable[P, Any] | None = None,
         return_caster: Callable[[Any], Any] | None = None,
         retry_rules: RetryRules = NO_RETRY_RULES,
+        takes: Takes = TAKES_ANYTHING,
     ) -> None:
-        super().__init__(app, spec, rules, function, return_caster)
+        super().__init__(app, spec, rules, function, return_caster, takes)
         self.retry_rules = retry_rules
 
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Terms | None]:
@@ -58,8 +59,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         rules, task = self._rules, self._spec.task
         if rules.at is not None or rules.expires_at is not None:
             raise ConfigError(f"{task} with a fixed time (at=, expires=): a schedule fires again and again")
-        if self._function is not None:
-            _check_call(task, self._function, args, kwargs)
+        told = self._takes.misfit(args, kwargs)
+        if told is not None:
+            raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {self._takes.signature}")
         return self._spec, None if self._is_plain else rules.terms(task, self._function, args, kwargs, 0.0)
 
     def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
@@ -73,7 +75,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         if "backoff" in options and self.retry_rules.backoff is not None:
             raise ConfigError(f"the backoff of {self._spec.task} is a function, which goes first: a list has no effect")
         spec, rules = apply_options(self._spec, self._rules, options, self._function)
-        return Enqueuer(self._app, spec, rules, self._function, self._return_caster, self.retry_rules)
+        return Enqueuer(self._app, spec, rules, self._function, self._return_caster, self.retry_rules, self._takes)
 
     @overload
     def enqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
@@ -86,6 +88,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
 
         Raises:
+            BadArguments: the task's function cannot be called so.
             PayloadError: an argument cannot be serialized; the message names it.
             PayloadTooLarge: the arguments are too large.
             QueueFull, StoreFull: the fleet takes no more for now.
@@ -248,13 +251,6 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         )
 
 
-def _check_call(task: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a schedule cannot call the function so: better said here than by jobs that fail."""
-    told = misfit(function, args, kwargs)
-    if told is not None:
-        raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {signature_of(function)}")
-
-
 def _length(iterable: Iterable[Any]) -> int | None:
     return len(iterable) if isinstance(iterable, Sized) else None
 
@@ -271,7 +267,7 @@ class Task(Enqueuer[P, R_co]):
         retry_rules: RetryRules = NO_RETRY_RULES,
     ) -> None:
         self.caster = CallCaster(function)
-        super().__init__(app, spec, rules, function, self.caster.return_caster, retry_rules)
+        super().__init__(app, spec, rules, function, self.caster.return_caster, retry_rules, Takes(function))
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

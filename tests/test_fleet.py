@@ -113,7 +113,7 @@ def test_map_of_an_endless_iterable(shared: Fleet) -> None:
 
 
 def test_map_raises_when_the_turn_comes(shared: Fleet) -> None:
-    results = jobs.echo.starmap([(1,), (2, 3), (4,)])
+    results = TaskQ("elsewhere", shared.home).named("echo").starmap([(1,), (2, 3), (4,)])
     assert next(results) == 1
     with pytest.raises(JobFailed, match="BadArguments"):
         next(results)
@@ -174,7 +174,7 @@ def test_retry_with_backoff(shared: Fleet, tmp_path: Path) -> None:
 
 REFUSED = {
     "UnknownTask": lambda: jobs.q.enqueue("no_such_task", 1),
-    "BadArguments": lambda: jobs.q.enqueue("add", 1, 2, 3),
+    "BadArguments": lambda: TaskQ("elsewhere", jobs.q.directory.path).enqueue("add", 1, 2, 3),
     "UnserializableResult": jobs.unserializable.enqueue,
     "ResultTooLarge": lambda: jobs.big.enqueue(MAX_PAYLOAD_BYTES + 1),
     "SystemExit": lambda: jobs.raise_system_exit.enqueue(0),

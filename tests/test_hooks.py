@@ -115,7 +115,7 @@ def test_middleware_may_say_what_becomes_of_the_job(begin: Start, tmp_path: Path
 def test_wrong_arguments_are_told_as_such_behind_middleware(begin: Start) -> None:
     begin()
     with pytest.raises(JobFailed, match="BadArguments") as caught:
-        hooked.q.enqueue("takes_one").result(timeout=10)
+        TaskQ("elsewhere", hooked.q.directory.path).enqueue("takes_one").result(timeout=10)
     assert "number" in caught.value.error_message
 
 

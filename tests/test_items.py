@@ -11,7 +11,7 @@ import pytest
 from apps import jobs
 from fleet import Fleet, Gate, running, starts
 
-from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout
+from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout, TaskQ
 from taskq.codec import decode_result, encode_call
 from taskq.limits import MAX_ITEMS
 from taskq.outcome import Verdict, failure_in
@@ -162,7 +162,7 @@ def test_ends_that_are_no_success(items: Any) -> None:
         with pytest.raises(ConfigError, match="start="):
             items(job, start=start)
     with pytest.raises(JobFailed, match="BadArguments"):
-        items(jobs.q.enqueue("count"))
+        items(TaskQ("elsewhere", jobs.q.directory.path).enqueue("count"))
 
 
 @pytest.mark.usefixtures("shared")

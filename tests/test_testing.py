@@ -39,6 +39,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskq import (
+    BadArguments,
     BrokerUnavailable,
     ConfigError,
     JobCancelled,
@@ -114,7 +115,7 @@ def test_what_would_fail_in_production_fails_here() -> None:
             work.enqueue(object())  # type: ignore[arg-type]
         with pytest.raises(JobFailed, match="UnserializableResult"):
             unfit.enqueue()
-        with pytest.raises(JobFailed, match="BadArguments"):
+        with pytest.raises(BadArguments, match="missing a required argument"):
             typed.enqueue(date(2026, 1, 2))  # type: ignore[call-arg]
         with pytest.raises(JobFailed, match="UnknownTask"):
             q.enqueue("nobody_knows_it")
