@@ -37,7 +37,7 @@ from taskq.client import (
     value_of,
 )
 from taskq.config import Directory
-from taskq.errors import DirectoryError, JobNotFound, ResultTimeout, TaskQError
+from taskq.errors import BehindSpool, DirectoryError, JobNotFound, ResultTimeout, TaskQError
 from taskq.flows import Call, Flow, flow_frame
 from taskq.info import JobInfo
 from taskq.items import checked, ending_at, late
@@ -116,7 +116,7 @@ class AsyncClient:
 
         try:
             return ids_of(chunk, await self._request(frame))
-        except ConnectionLost:
+        except (ConnectionLost, BehindSpool):
             await asyncio.to_thread(self._blocking.spool, spec, chunk)
             return [call.id for call in chunk]
 
@@ -128,7 +128,7 @@ class AsyncClient:
 
         try:
             await self._request(frame)
-        except ConnectionLost:
+        except (ConnectionLost, BehindSpool):
             await asyncio.to_thread(self._blocking.spool_flow, flow)
 
     async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:

@@ -164,7 +164,7 @@ class Broker:
         for key, mask in self._selector.select(self._timeout_s()):
             key.data(mask)
         now, wall = time.monotonic(), time.time()
-        requests = self._take_messages()
+        requests = [*self._requests.put_off(now), *self._take_messages()]
         self._crew.bury_dead(now, wall)
         self._crew.check_times(now)
         self._ledger.collect(now)
@@ -234,6 +234,8 @@ class Broker:
             if due <= now:
                 self._timers[function] = every_s, now + every_s
                 function(now)
+        if self._ledger.has_more_spooled:
+            self._timers[self._ledger.take_spooled] = (_SPOOL_EVERY_S, now)  # after the next turn, in which we serve
         self._narrator.summaries(now)
         self._server.drop_late(now)
 
@@ -314,7 +316,8 @@ class Broker:
 
     def _has_work(self) -> bool:
         ledger = self._ledger
-        return self._core.has_work or ledger.next_due is not None or not ledger.is_settled or ledger.is_handing_over
+        has_more = ledger.is_handing_over or ledger.has_more_spooled
+        return self._core.has_work or ledger.next_due is not None or not ledger.is_settled or has_more
 
     def _close(self) -> None:
         now = time.monotonic()

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from taskq import errors, wire
+from taskq import errors, spool, wire
 from taskq.config import Directory
 from taskq.errors import (
+    BehindSpool,
     BrokerUnavailable,
     DirectoryError,
     JobNotFound,
@@ -40,7 +41,7 @@ from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, S
 from taskq.model import NO_TERMS, JobState, Progress, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
 from taskq.platform import peer_uid
-from taskq.spool import is_spooled, spool_frame
+from taskq.spool import spool_frame
 from taskq.wire import Message, Op
 
 logger = logging.getLogger("taskq")
@@ -417,10 +418,10 @@ class Client:
                     unanswered.append((0, chunk))
                     unanswered[-1] = connection.send_submit(spec, chunk), chunk
                     if len(unanswered) > _FRAMES_AHEAD:
-                        ids += ids_of(unanswered[0][1], connection.answer(unanswered[0][0]))
+                        ids += self._accepted(connection, spec, *unanswered[0])
                         unanswered.popleft()
                 while unanswered:
-                    ids += ids_of(unanswered[0][1], connection.answer(unanswered[0][0]))
+                    ids += self._accepted(connection, spec, *unanswered[0])
                     unanswered.popleft()
             except BaseException:
                 connection.close()  # an answer may still be on its way
@@ -435,12 +436,21 @@ class Client:
             ids += self._resubmit(spec, chunk)
         return ids
 
+    def _accepted(self, connection: Connection, spec: Spec, number: int, chunk: Sequence[Call]) -> list[bytes]:
+        """The ids of the jobs of one frame, when they are durable: in the journal, or behind others in the spool."""
+        try:
+            return ids_of(chunk, connection.answer(number))
+        except BehindSpool:
+            self.spool(spec, chunk)
+            return [call.id for call in chunk]
+
     def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> list[bytes]:
         """Submits over a new connection; these may have arrived before: the broker leaves out ids that it knows."""
         self._idle.clear()  # made to the same broker as the one that was lost
         try:
             with self._borrowed() as connection:
-                return connection.submit(spec, chunk, resend=True)
+                number = connection.send_submit(spec, chunk, resend=True)
+                return self._accepted(connection, spec, number, chunk)
         except ConnectionLost:
             self.spool(spec, chunk)
             return [call.id for call in chunk]
@@ -456,6 +466,8 @@ class Client:
                 with self._borrowed() as connection:
                     connection.submit_flow(flow, resend=resend)
                     return
+            except BehindSpool:
+                break
             except ConnectionLost:
                 self._idle.clear()
         self.spool_flow(flow)
@@ -467,18 +479,18 @@ class Client:
             StoreFull: the disk is full.
             BrokerUnavailable: the spool cannot be written.
         """
-        self._spool(chunk[0].id, submit_frame(0, spec, chunk, resend=True, watch=False))
+        self._spool([call.id for call in chunk], submit_frame(0, spec, chunk, resend=True, watch=False))
 
     def spool_flow(self, flow: Flow) -> None:
         """Writes jobs of several kinds to the spool, in one file. Raises as `spool`."""
-        self._spool(flow[0][1].id, flow_frame([Op.SUBMIT_FLOW, 0, True, False], flow))
+        self._spool([call.id for _, call in flow], flow_frame([Op.SUBMIT_FLOW, 0, True, False], flow))
 
-    def _spool(self, first_id: bytes, frame: bytes) -> None:
+    def _spool(self, ids: Sequence[bytes], frame: bytes) -> None:
         try:
             self.directory.create()
         except DirectoryError as error:
             raise BrokerUnavailable(f"no fleet answers, and the job cannot be spooled: {error}") from error
-        spool_frame(self.directory.spool, first_id, frame)
+        spool_frame(self.directory.spool, ids, frame)
 
     def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job.
@@ -516,7 +528,7 @@ class Client:
 
     def is_spooled(self, job_id: bytes) -> bool:
         """Whether a job waits in the spool."""
-        return is_spooled(self.directory.spool, job_id)
+        return job_id in spool.find(self.directory.spool, [job_id])
 
     def cancel(self, job_id: bytes, also_running: bool) -> bool:
         """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
@@ -634,7 +646,7 @@ class Endings:
                 connection.submit(spec, chunk, resend=False, watch=True)
                 self.waiting.update((call.id, None) for call in chunk)
                 return
-        except ConnectionLost:
+        except (ConnectionLost, BehindSpool):
             self._drop_connection()
         self._client.submit(spec, chunk)
         self.waiting.update((call.id, None) for call in chunk)

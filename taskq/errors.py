@@ -60,6 +60,10 @@ class StoreFull(EnqueueError):
     """The disk that holds the journal is full."""
 
 
+class BehindSpool(EnqueueError):
+    """For the clients of taskq alone, which hand such jobs in through the spool: they come after others there."""
+
+
 class BrokerUnavailable(TaskQError, ConnectionError):
     """No fleet answers. The message says which directory was tried and what to start."""
 

@@ -8,9 +8,11 @@ Nothing is told before its commit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 
 import msgpack
 
@@ -18,7 +20,7 @@ from taskq import spool, wire
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.effects import Effects, Note
-from taskq.errors import EnqueueError, JobNotFound, StoreFull, TaskQError
+from taskq.errors import BehindSpool, EnqueueError, JobNotFound, StoreFull, TaskQError
 from taskq.gates import band_of
 from taskq.handover import HandedOver, hand_over
 from taskq.intake import Consumers, Intake, Submission, Taken, submission_of
@@ -44,6 +46,14 @@ _DUE_JOBS = 1_000
 _EXPIRED_JOBS = 1_000
 
 
+class StillSpooled(Exception):
+    """A job that was asked for waits in the spool, behind many others: ask again when it was taken in."""
+
+    def __init__(self, job_id: bytes) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
 class Ledger:
     """Commits, and tells. Used by the broker's loop alone."""
 
@@ -66,6 +76,7 @@ class Ledger:
         self._server = server
         self._narrator = narrator
         self._spool = directory.spool
+        self._backlog = spool.Backlog(directory.spool)
         self._submissions: list[Submission] = []
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that
         self._effects = Effects()  # decided by the core, not committed yet
@@ -83,43 +94,70 @@ class Ledger:
     # -- what comes in
 
     def take_in(self, submission: Submission) -> None:
-        """Jobs that a client, or the spool, hands in."""
-        if submission.peer is not None and self._intake.unknown_parents(submission):
-            self.take_spooled(time.monotonic())  # they may be there
+        """Jobs that a client, or the spool, hands in.
+
+        Raises:
+            BehindSpool: they must come after others, which wait in the spool.
+        """
+        if submission.peer is not None and self._comes_after_spooled(submission):
+            raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
         self._submissions.append(submission)
+
+    def _comes_after_spooled(self, submission: Submission) -> bool:
+        """Whether jobs come after others that are in the spool, and that cannot be taken in at once."""
+        is_ordered = any(own.order_key is not None for part in submission.each for own in part.terms or ())
+        if is_ordered and spool.has_files(self._spool):
+            self._take_spooled_once()
+            return self._backlog.has_more
+        unknown = self._intake.unknown_parents(submission)
+        if unknown and self._spooled(unknown):
+            self._take_spooled_once()
+            return bool(self._spooled(self._intake.unknown_parents(submission)))
+        return False
 
     def take_children(self, submissions: list[Submission]) -> None:
         """Jobs that a job has enqueued, which succeeded: the core has just been told of that."""
         self._children += submissions
 
-    def take_spooled(self, now: float) -> bool:
-        """Takes in the jobs that were spooled while no broker ran; tells what was committed with them.
+    @property
+    def has_more_spooled(self) -> bool:
+        """Whether the spool has more than `take_spooled` has taken in, and it should be called again soon."""
+        return self._backlog.has_more
 
-        Returns:
-            Whether any were taken in.
-        """
-        has_taken = False
-        for path, content in spool.spooled(self._spool):
+    def take_spooled(self, now: float) -> None:
+        """Takes in jobs that were spooled while no broker ran, as many as one commit takes; tells what was committed
+        with them."""
+        files: list[tuple[Path, Submission]] = []
+        for path, content in self._backlog.portion():
             try:
-                submission = _spooled_submission(content)
+                files.append((path, _spooled_submission(content)))
             except (TaskQError, ValueError) as error:
                 kept = spool.set_aside(path)
                 self._narrator.log.error("spool.unreadable", path=str(kept), error=str(error))
-                continue
+        if not files:
+            return
+        for _, submission in files:
             self.take_in(submission)
-            refusals = self.commit(now, time.time())
-            self.tell(now)
-            reason = next((why for refused, why in refusals if refused is submission), None)
-            if isinstance(reason, StoreFull):
-                break  # it stays there until there is room
-            if reason is not None:
+        reasons = {id(refused): reason for refused, reason in self.commit(now, time.time())}
+        self.tell(now)
+        taken: Counter[str] = Counter()
+        for path, submission in files:
+            reason = reasons.get(id(submission))
+            if reason is None:
+                path.unlink(missing_ok=True)
+                taken[submission.spec.task] += len(submission.ids)
+            elif isinstance(reason, StoreFull):
+                self._backlog.pause()  # it stays there until there is room
+            else:
                 kept = spool.set_aside(path)
                 self._narrator.log.error("spool.refused", path=str(kept), error=str(reason))
-                continue
-            path.unlink(missing_ok=True)
-            has_taken = True
-            self._narrator.log.info("spool.taken", jobs=len(submission.ids), task=submission.spec.task)
-        return has_taken
+        for task, jobs in taken.items():
+            self._narrator.log.info("spool.taken", jobs=jobs, task=task)
+
+    def _take_spooled_once(self) -> None:
+        """Takes in what lies in the spool, unless it is being taken in, portion by portion, already."""
+        if not self._backlog.has_more:
+            self.take_spooled(time.monotonic())
 
     def plan(
         self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
@@ -420,13 +458,12 @@ class Ledger:
     def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
         """Has a client told of the ends of jobs: now, of those that have ended. Looks into the spool once."""
         unknown = [job_id for job_id in job_ids if not self._watchers.watch(peer, job_id)]
-        if not unknown:
-            return
-        if self.take_spooled(time.monotonic()):
+        spooled = self._spooled(unknown)
+        if spooled:
+            self._take_spooled_once()
             unknown = [job_id for job_id in unknown if not self._watchers.watch(peer, job_id)]
-        waiting = self._waiting_in_spool() if unknown else {}
         for job_id in unknown:
-            if job_id in waiting:
+            if job_id in spooled:
                 self._watchers.add(peer, job_id)
             else:
                 self._watchers.tell_unknown(peer, job_id)
@@ -451,24 +488,31 @@ class Ledger:
         self.next_due = self._store.next_due()
 
     def find(self, job_id: bytes) -> StoredJob | None:
-        """Reads a job; one that is unknown may still wait in the spool, and is taken in now."""
+        """Reads a job; one that is unknown may still wait in the spool, and is taken in now.
+
+        Raises:
+            StillSpooled: there are many before it.
+        """
         stored = self._store.read(job_id)
-        if stored is None and self.take_spooled(time.monotonic()):
+        if stored is None and self._spooled([job_id]):
+            self._take_spooled_once()
             stored = self._store.read(job_id)
+            if stored is None and self._backlog.has_more:
+                raise StillSpooled(job_id)
         return stored
 
     def spec_in_spool(self, job_id: bytes) -> Spec | None:
-        """The spec of a job that waits in the spool until there is room on the disk; None if it does not."""
-        return self._waiting_in_spool().get(job_id)
+        """The spec of a job that waits in the spool; None if it does not."""
+        return self._spooled([job_id]).get(job_id)
 
-    def _waiting_in_spool(self) -> dict[bytes, Spec]:
-        """The jobs that were acknowledged and cannot be taken in, since the disk is full."""
-        waiting: dict[bytes, Spec] = {}
-        for _, content in spool.spooled(self._spool) if self._store.is_full else ():
+    def _spooled(self, ids: Sequence[bytes]) -> dict[bytes, Spec]:
+        """Those of some jobs that wait in the spool."""
+        found: dict[bytes, Spec] = {}
+        for content in set(spool.find(self._spool, ids).values()) if ids else ():
             with suppress(TaskQError, ValueError):  # told, and set aside, when it is taken in
-                submission = _spooled_submission(content)
-                waiting.update(dict.fromkeys(submission.ids, submission.spec))
-        return waiting
+                for part in _spooled_submission(content).each:
+                    found.update((job_id, part.spec) for job_id in part.ids)
+        return {job_id: found[job_id] for job_id in ids if job_id in found}
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""

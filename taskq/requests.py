@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from math import inf
 from typing import Any
 
 import msgpack
@@ -17,8 +19,8 @@ from taskq.bulk import Bulk
 from taskq.config import Directory
 from taskq.core import Core
 from taskq.crew import Crew
-from taskq.errors import ConfigError, JobNotFound, ProtocolError, StoreFull, TaskQError
-from taskq.ledger import Ledger
+from taskq.errors import ConfigError, JobNotFound, JobStateError, ProtocolError, StoreFull, TaskQError
+from taskq.ledger import Ledger, StillSpooled
 from taskq.model import LAST_TIME, QUEUE_NAME, JobRow, JobState, Spec
 from taskq.schedule import Schedule
 from taskq.server import Peer, Server
@@ -29,6 +31,8 @@ from taskq.wire import Op
 
 #: Who asked for a pause, as the log tells it.
 _MAX_BY_CHARS = 200
+#: What is asked about a job that waits in the spool is put off so long; clients wait for an answer a little longer.
+_SPOOLED_WAIT_S = 2.0
 
 
 class Requests:
@@ -66,10 +70,25 @@ class Requests:
         self._on_reload = on_reload
         self._log = log
         self._bulk = Bulk(core, store, ledger, crew, log)
+        self._put_off: list[tuple[bytes, float, Peer, list[Any]]] = []  # about jobs in the spool, and until when
         self._started_at = time.time()
 
+    def put_off(self, now: float) -> list[tuple[Peer, list[Any]]]:
+        """Requests to be answered now that the jobs which they are about have come out of the spool, or all have."""
+        waiting, self._put_off = self._put_off, []
+        ready: list[tuple[Peer, list[Any]]] = []
+        for job_id, until, peer, envelope in waiting:
+            if not self._ledger.has_more_spooled or self._store.read(job_id) is not None:
+                ready.append((peer, envelope))
+            elif until > now:
+                self._put_off.append((job_id, until, peer, envelope))
+            else:
+                told = f"job {job_id.hex()} still waits in the spool, behind many others: try again in a moment"
+                self._server.send(peer, wire.error_frame(envelope[1], JobStateError(told)))
+        return ready
+
     def answer(self, peer: Peer, envelope: list[Any]) -> None:
-        """Answers one request."""
+        """Answers one request; one about a job that waits in the spool, behind many others, later."""
         request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
         try:
             match envelope:
@@ -114,20 +133,25 @@ class Requests:
                 case _:
                     self._server.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
                     return
+        except StillSpooled as late:
+            wait_s = inf if envelope[0] == Op.READ_ITEMS else _SPOOLED_WAIT_S
+            self._put_off.append((late.job_id, time.monotonic() + wait_s, peer, envelope))
+            return
         except TaskQError as error:
             self._server.send(peer, wire.error_frame(request, error))
             return
         self._server.send(peer, wire.frame([Op.OK, request, None], [msgpack.packb(value)]))
 
     def _info(self, job_id: bytes) -> list[Any]:
-        if self._ledger.find(job_id) is None:
-            spec = self._spec_in_spool(job_id)
-            times = None, None, None
-            return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, [], [], []]
-        return self._bulk.info(job_id)
+        with suppress(StillSpooled):
+            if self._ledger.find(job_id) is not None:
+                return self._bulk.info(job_id)
+        spec = self._spec_in_spool(job_id)
+        times = None, None, None
+        return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, [], [], []]
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
-        """The spec of a job that is not in the journal, since the disk is full.
+        """The spec of a job that is not in the journal: the disk is full, or many are to be taken in before it.
 
         Raises:
             JobNotFound: nor does it wait in the spool.

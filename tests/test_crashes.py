@@ -562,17 +562,25 @@ def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pyte
         store, Core(), cast(Server, Deaf()), cast(Narrator, Deaf()), directory, Settings(), cast(Consumers, Deaf())
     )
     looks: list[Path] = []
-    spooled_files = spool.spooled
-    monkeypatch.setattr(spool, "spooled", lambda folder: looks.append(folder) or spooled_files(folder))  # type: ignore[func-returns-value]
+    names = spool._names
+    monkeypatch.setattr(spool, "_names", lambda folder: looks.append(folder) or names(folder))  # type: ignore[func-returns-value]
     here, spooled, *unknown = new_job_ids(100)
     store.submit(Spec("add"), [here], [b"payload"])
     spool_one(directory, spooled)
+    ledger.take_spooled(0.0)
+    ledger.take_spooled(0.0)
+    assert not ledger.has_more_spooled
+    [late] = new_job_ids(1)
+    spool_one(directory, late)
+    looks.clear()
     peer = Peer(socket.socket(), 0.0)
     with peer.sock:
-        ledger.watch(peer, [here])
-        assert (len(looks), peer.watched) == (0, {here})
-        ledger.watch(peer, [*unknown, spooled])
-    assert (len(looks), peer.watched) == (1, {here, spooled})
+        ledger.watch(peer, [here, spooled])
+        assert (len(looks), peer.watched) == (0, {here, spooled})
+        ledger.watch(peer, unknown)
+        assert (len(looks), peer.watched) == (1, {here, spooled})
+        ledger.watch(peer, [*unknown, late])
+    assert (len(looks), peer.watched) == (3, {here, spooled, late}), "to find it, and to take it in"
     store.close()
 
 

@@ -751,7 +751,7 @@ def test_spooled_files(data: bytes) -> None:
         path = folder / f"{ID.hex()}.jobs"
         path.write_bytes(data)
         assert list(spool.spooled(folder)) == [(path, data)]
-        assert spool.is_spooled(folder, ID) == (ID in data)
+        assert (ID in spool.find(folder, [ID])) == (ID in data)
         broker.broker._ledger.take_spooled(time.monotonic())
         assert not list(spool.spooled(folder))
         path.with_suffix(".bad").unlink(missing_ok=True)
