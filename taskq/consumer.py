@@ -167,7 +167,7 @@ class _RecordHandler(logging.Handler):
         try:
             fields: dict[str, Any] = {"event": record.getMessage(), "logger": record.name}
             if record.exc_info:
-                fields["error"] = logging.Formatter().formatException(record.exc_info)
+                fields["traceback"] = logging.Formatter().formatException(record.exc_info)
             write_record(record.levelname.lower(), fields)
         except Exception:
             self.handleError(record)

@@ -142,9 +142,16 @@ class CurrentJob:
 
         return structlog.wrap_logger(
             _RecordLogger(),
-            processors=[structlog.processors.format_exc_info],
+            processors=[structlog.processors.format_exc_info, _name_traceback],
             wrapper_class=structlog.make_filtering_bound_logger(0),
         )
+
+
+def _name_traceback(_logger: Any, _method: str, fields: Any) -> Any:
+    """Gives structlog's text of an exception the name that the log shows as a block."""
+    if "exception" in fields:
+        fields["traceback"] = fields.pop("exception")
+    return fields
 
 
 class _RecordLogger:
@@ -163,10 +170,20 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
     """Writes a structured event to this process's output, in one write so that threads do not mix."""
     line = json.dumps({"level": level, **fields}, default=repr)
     if len(line) > MAX_OUTPUT_LINE_BYTES - 2:
+        line = json.dumps({"level": level, **{name: _shortened(value) for name, value in fields.items()}}, default=repr)
+    if len(line) > MAX_OUTPUT_LINE_BYTES - 2:
         line = json.dumps({"level": level, "event": line[: MAX_OUTPUT_LINE_BYTES // 2] + " ..."})
     sys.stdout.flush()
     seated = _seated.get()
     os.write(2, f"{seated.mark if seated else ''}{RECORD_MARK}{line}\n".encode())
+
+
+def _shortened(value: Any) -> Any:
+    """A long text without its middle: a traceback begins with where it was, and ends with what it was."""
+    each_end = MAX_OUTPUT_LINE_BYTES // 8
+    if not isinstance(value, str) or len(value) <= 2 * each_end:
+        return value
+    return f"{value[:each_end]}\n... [{len(value) - 2 * each_end} characters left out]\n{value[-each_end:]}"
 
 
 class Channel(Protocol):

@@ -24,7 +24,7 @@ from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
 from taskq.model import Progress
 from taskq.narrator import Narrator
 from taskq.outcome import Attempts, Verdict, failure_in
-from taskq.output import split_job_mark
+from taskq.output import split_job_mark, whole_lines
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.usage import usage_of
 from taskq.wire import Op
@@ -95,6 +95,8 @@ class Crew:
             case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
                 if slot.counters.seats > 1 and slot.output in self._selector.get_map():
                     self._on_output(slot, 0)  # what these jobs wrote is there, and told with them while they are known
+                elif slot.lines.is_within_line and slot.writer in numbers:
+                    self._tell_output(slot, slot.lines.end_line())
                 attempts = Attempts(numbers, verdicts, durations_us, wire.split(body, lengths))
                 self._settle(slot, attempts)
                 self._after_outcomes(slot)
@@ -179,20 +181,29 @@ class Crew:
 
     def _on_output(self, slot: Slot, _mask: int) -> None:
         claims = slot.counters.read()  # before the lines: they cannot be from a later job
+        self._begin_output(slot, claims)
         try:
             lines = slot.read_output()
         except OSError:
             lines = []
-        self._tell_output(slot, claims, lines)
+        self._tell_output(slot, lines)
 
-    def _tell_output(self, slot: Slot, claims: list[Claim], lines: list[str]) -> None:
+    def _begin_output(self, slot: Slot, claims: list[Claim]) -> None:
+        """Notes whose output is read next. What another job has left without a line end is a line of that job."""
+        writer = claims[0].number if claims and slot.counters.seats == 1 else 0
+        if writer != slot.writer:
+            if slot.lines.is_within_line:
+                self._tell_output(slot, slot.lines.end_line())
+            slot.writer = writer
+
+    def _tell_output(self, slot: Slot, lines: list[str]) -> None:
+        lines = whole_lines(lines)
         if slot.counters.seats > 1:
             self._tell_marked_output(slot, lines)
             return
-        number = claims[0].number if claims else 0
-        slot.keep_last_lines(number, lines)
+        slot.keep_last_lines(slot.writer, lines)
         if lines:
-            self._narrator.output(slot, self._core.running(slot.key, number), lines, time.monotonic())
+            self._narrator.output(slot, self._core.running(slot.key, slot.writer), lines, time.monotonic())
 
     def _tell_marked_output(self, slot: Slot, lines: list[str]) -> None:
         """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
@@ -241,6 +252,7 @@ class Crew:
             self._on_output(slot, 0)
         self._settle_unsent(slot)
         self._selector.unregister(slot.output)
+        self._begin_output(slot, claims)
         while True:
             try:
                 lines = slot.read_output()
@@ -248,8 +260,8 @@ class Crew:
                 break
             if not lines:
                 break
-            self._tell_output(slot, claims, lines)
-        self._tell_output(slot, claims, slot.lines.flush())
+            self._tell_output(slot, lines)
+        self._tell_output(slot, slot.lines.flush())
 
     def _settle_unsent(self, slot: Slot) -> None:
         """Takes over the outcomes that a dead consumer had not sent, or not to the end."""

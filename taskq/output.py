@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
@@ -21,6 +22,8 @@ _LEVELS = frozenset({"debug", "info", "warning", "error"})
 RECORD_MARK = "\x1e"
 #: Begins a line that tells which job wrote it, where several run in a process: the mark, the job's number, the mark.
 JOB_MARK = "\x1d"
+#: Where a line of ours begins behind text without a line end: at an event, or at the mark of a job.
+_BEGINNING = re.compile(f"(?<=.)(?={JOB_MARK}[0-9]{{1,19}}{JOB_MARK}|(?<!{JOB_MARK}){RECORD_MARK}{{)", re.DOTALL)
 
 
 class LineCutter:
@@ -52,6 +55,17 @@ class LineCutter:
         rest, self._rest = self._rest, b""
         return [_text(rest)] if rest and not self._is_dropping else []
 
+    @property
+    def is_within_line(self) -> bool:
+        """Whether the end of a line is still to come."""
+        return bool(self._rest) or self._is_dropping
+
+    def end_line(self) -> list[str]:
+        """Whoever wrote so far has ended: what comes next begins a line. Returns the last line, if it had no end."""
+        lines = self.flush()
+        self._is_dropping = False
+        return lines
+
 
 def _text(line: bytes) -> str:
     text = line[:MAX_OUTPUT_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r")
@@ -61,6 +75,17 @@ def _text(line: bytes) -> str:
 def _plain(text: str) -> str:
     """Text without terminal codes, also those that appear when others are taken out of them."""
     return _TERMINAL_CODES.sub("", text).replace("\x1b", "")
+
+
+def whole_lines(lines: Iterable[str]) -> list[str]:
+    """Takes apart what stands in one line since text without a line end, such as a prompt, was before it."""
+    whole: list[str] = []
+    for line in lines:
+        if RECORD_MARK in line or JOB_MARK in line:
+            whole += _BEGINNING.split(line)
+        else:
+            whole.append(line)
+    return whole
 
 
 def split_job_mark(line: str) -> tuple[int, str]:

@@ -267,6 +267,7 @@ class Requests:
         claims = sorted(slot.counters.read(), key=lambda claim: claim.started_at)
         told = [(claim, row) for claim in claims if (row := self._core.running(slot.key, claim.number))]
         claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
+        now = time.monotonic()
         state = slot.state.name.lower() if slot.state is not SlotState.READY else "running" if row else "idle"
         return {
             "number": slot.number,
@@ -276,11 +277,11 @@ class Requests:
             "seats": slot.counters.seats,
             "job_id": row.id.hex() if row else None,
             "task": row.spec.task if row else None,
-            "running_s": round(time.monotonic() - claim.started_at, 3) if claim else None,
+            "running_s": round(now - claim.started_at, 3) if claim else None,
             "progress": self._crew.progress_of(row.id) if row else None,
             "rss_bytes": rss_bytes(slot.pid),
             "jobs_done": slot.counters.jobs_done,
-            "busy_s": round(slot.counters.busy_s, 3),
+            "busy_s": round(slot.counters.busy_s + sum(now - each.started_at for each in claims), 3),
         }
 
 

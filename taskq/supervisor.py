@@ -88,6 +88,7 @@ class Slot:
         self.announced: set[int] = set()  # numbers told as started in the log, of those that run
         self.decoder = Decoder()
         self.lines = LineCutter()
+        self.writer = 0  # the number of the job whose output was read last; 0 if none or several run
         self.last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
         self.last_lines_of = 0  # the number of the job that wrote them
         self.boot_error: tuple[str, str] | None = None

@@ -162,7 +162,8 @@ class SimSlot:
         self.inbox = self
         self.socket, self.output, self.death_fd = (key, "socket"), (key, "output"), (key, "death")
         self.unsent = self
-        self.lines = SimpleNamespace(flush=list)
+        self.lines = SimpleNamespace(flush=list, is_within_line=False)
+        self.writer = 0
         self.last_lines: list[str] = []
         self.boot_error = None
         self.kill_at: float | None = None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from taskq.context import Seated, sit
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
-from taskq.output import JOB_MARK, RECORD_MARK, LineCutter, split_job_mark
+from taskq.output import JOB_MARK, RECORD_MARK, LineCutter, split_job_mark, whole_lines
 from taskq.streams import JobStream
 
 
@@ -97,3 +97,21 @@ def test_marks_come_back(number: int, text: str) -> None:
 def test_other_lines_are_nobodys(line: str) -> None:
     """Also those that begin like a marked one."""
     assert split_job_mark(line) == (0, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "whole"),
+    [
+        ("50 %", ["50 %"]),
+        (f"50 %{RECORD_MARK}{{}}", ["50 %", f"{RECORD_MARK}{{}}"]),
+        (f"50 %{JOB_MARK}7{JOB_MARK}text", ["50 %", f"{JOB_MARK}7{JOB_MARK}text"]),
+        (f"50 %{JOB_MARK}7{JOB_MARK}{RECORD_MARK}{{}}", ["50 %", f"{JOB_MARK}7{JOB_MARK}{RECORD_MARK}{{}}"]),
+        (f"{JOB_MARK}7{JOB_MARK}a", [f"{JOB_MARK}7{JOB_MARK}a"]),
+        (f"a{RECORD_MARK}b", [f"a{RECORD_MARK}b"]),
+        (f"a{JOB_MARK}b", [f"a{JOB_MARK}b"]),
+        ("", [""]),
+    ],
+)
+def test_what_stands_behind_text_without_a_line_end(line: str, whole: list[str]) -> None:
+    """An event, or the line of another job, is a line of its own."""
+    assert whole_lines([line]) == whole
