@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
@@ -40,14 +40,19 @@ from taskq.info import Attempt, JobInfo
 from taskq.limits import MAX_JOBS_LISTED, MAX_JOBS_PER_FRAME, MAX_TERMS_BYTES, SUBMIT_CHUNK_BYTES
 from taskq.model import NO_TERMS, JobState, Progress, Spec, enqueued_at
 from taskq.outcome import Outcome, unpack
-from taskq.platform import peer_uid
+from taskq.platform import is_listening, peer_uid
 from taskq.spool import spool_frame
 from taskq.wire import Message, Op
+
+if TYPE_CHECKING:
+    from taskq.reading import StoppedFleet
 
 logger = logging.getLogger("taskq")
 
 #: A broker answers in milliseconds. One that says nothing for so long is stopped or hangs.
 REPLY_TIMEOUT_S = 20.0
+#: A fleet that starts answers within this time; else whoever asks hears that it does not.
+_FLEET_STARTS_S = 5.0
 #: Bounds of the pauses between attempts to reach a broker that is away, and when to tell that it still is.
 _RECONNECT_FIRST_S = 0.01
 _RECONNECT_LONGEST_S = 0.25
@@ -198,8 +203,19 @@ def check_broker(connection: socket.socket, path: os.PathLike[str]) -> None:
 class Connection:
     """One connection to the broker. For one thread at a time."""
 
-    def __init__(self, path: os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: os.PathLike[str],
+        connected: socket.socket | None = None,
+        *,
+        greeting_timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> None:
         """Connects.
+
+        Args:
+            path: of the broker's socket.
+            connected: a socket in place of that, which leads to a process that this one has started.
+            greeting_timeout_s: how long the first answer may take.
 
         Raises:
             ConnectionLost: no broker listens there.
@@ -208,15 +224,16 @@ class Connection:
         self._pending: deque[Message] = deque()  # decoded, not looked at
         self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
         self._requests = count(1)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
             # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(REPLY_TIMEOUT_S), 0))
-            self._socket.connect(os.fspath(path))
-            check_broker(self._socket, path)
+            if connected is None:
+                self._socket.connect(os.fspath(path))
+                check_broker(self._socket, path)
             self._send(wire.hello(os.getpid()))
-            envelope, _ = self.receive(REPLY_TIMEOUT_S)
+            envelope, _ = self.receive(greeting_timeout_s)
             if envelope[0] == Op.ERROR:
                 raise error_of(envelope)
             wire.check_hello(envelope)
@@ -343,6 +360,9 @@ class Client:
         self._socket_path = directory.socket_path()
         self._idle: list[Connection] = []  # appended to and popped by any thread: both are atomic
         self._pid = os.getpid()
+        self._stopped: StoppedFleet | None = None  # made when it is asked for the first time
+        #: Whether the last answer came from the journal of a fleet that does not run.
+        self.is_stopped = False
 
     # -- connections
 
@@ -381,20 +401,39 @@ class Client:
         self.give_back(connection)
 
     def ask(self, op: Op, *fields: Any) -> Any:
-        """A request that may be repeated. An idle connection may have been closed since, so a lost one is renewed.
+        """A request that may be repeated. An idle connection may have been closed since, so a lost one is renewed. A
+        fleet that does not run is asked by way of its journal, but for what only one that runs can do.
 
         Raises:
             TaskQError: what the broker says.
             BrokerUnavailable: no broker answers.
         """
+        give_up_at = time.monotonic() + _FLEET_STARTS_S
         while True:
             is_idle = bool(self._idle)
             try:
                 with self._borrowed() as connection:
+                    self.is_stopped = False
                     return connection.request(op, *fields)
             except ConnectionLost as error:
-                if not is_idle:
+                if is_idle:
+                    continue
+                if op == Op.STATUS or is_listening(self._socket_path) or not self._stopped_fleet.knows(op):
                     raise BrokerUnavailable(self._away()) from error
+            try:
+                self.is_stopped = True
+                return self._stopped_fleet.ask(op, *fields)
+            except ConnectionLost as error:  # a fleet is there again
+                if time.monotonic() > give_up_at:
+                    raise BrokerUnavailable(str(error)) from error
+
+    @property
+    def _stopped_fleet(self) -> StoppedFleet:
+        if self._stopped is None:
+            from taskq.reading import StoppedFleet  # what starts a process takes a few ms to import
+
+            self._stopped = StoppedFleet(self.directory)
+        return self._stopped
 
     # -- jobs
 
@@ -547,12 +586,13 @@ class Client:
         """Jobs, newest first."""
         infos: list[JobInfo] = []
         place: bytes | int | None = before
-        while limit is None or len(infos) < limit:
-            most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
-            found, place = self.ask(Op.JOBS, state and state.value, task, queue, place, most)
-            infos.extend(map(info_of, found))
-            if place is None:
-                break
+        with self._stopped_fleet.keeping():
+            while limit is None or len(infos) < limit:
+                most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
+                found, place = self.ask(Op.JOBS, state and state.value, task, queue, place, most)
+                infos.extend(map(info_of, found))
+                if place is None:
+                    break
         return infos
 
     def retry(self, job_id: bytes) -> None:
@@ -575,11 +615,12 @@ class Client:
         """Repeats a request until there is nothing left to do; returns how many jobs it did it to."""
         done = 0
         span: list[int] | None = None
-        while True:
-            count, span = self.ask(op, *fields, span)
-            done += int(count)
-            if span is None:
-                return done
+        with self._stopped_fleet.keeping():
+            while True:
+                count, span = self.ask(op, *fields, span)
+                done += int(count)
+                if span is None:
+                    return done
 
     def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
         """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
@@ -592,6 +633,23 @@ class Client:
         """What the fleet is doing; see the README for the fields."""
         status: dict[str, Any] = self.ask(Op.STATUS)
         return status
+
+    def look(self) -> dict[str, Any]:
+        """The status of a fleet, or what one that does not run has left; then the state of its broker is "stopped".
+
+        Raises:
+            BrokerUnavailable: there never was a fleet.
+        """
+        try:
+            return self.status()
+        except BrokerUnavailable:
+            if is_listening(self._socket_path) or not self._stopped_fleet.knows(Op.STATUS):
+                raise
+        try:
+            status: dict[str, Any] = self._stopped_fleet.ask(Op.STATUS)
+            return status
+        except ConnectionLost:  # it has started
+            return self.status()
 
     def stop(self) -> None:
         """Asks the fleet to stop: running jobs may end first."""

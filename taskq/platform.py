@@ -64,6 +64,19 @@ def peer_uid(connection: socket.socket) -> int | None:
     return None
 
 
+def is_listening(path: Path) -> bool:
+    """Whether a broker has its socket there, also one that does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            pass  # too many others knock
+        return True
+
+
 def kill_group(leader_pid: int) -> None:
     """Kills a process group with SIGKILL. Call it before the leader is reaped: then its number is not used again."""
     try:

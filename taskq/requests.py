@@ -235,18 +235,21 @@ class Requests:
     def _status(self) -> dict[str, Any]:
         consumers = [self._consumer(slot) for slot in self._supervisor.slots.values()]
         return {
-            "broker": {
-                "pid": os.getpid(),
-                "uptime_s": round(time.time() - self._started_at, 3),
-                "directory": str(self._directory.path),
-                "rss_bytes": rss_bytes(os.getpid()),
-                "state": "stopping" if self._crew.is_stopping else "running",
-                "restarts_of_consumers": self._supervisor.restarts,
-            },
+            "broker": self._broker(),
             "queues": self._queues(),
             "paused": sorted(self._store.paused()),
             "totals": self._store.totals.as_dict(),
             "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),
+        }
+
+    def _broker(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self._started_at, 3),
+            "directory": str(self._directory.path),
+            "rss_bytes": rss_bytes(os.getpid()),
+            "state": "stopping" if self._crew.is_stopping else "running",
+            "restarts_of_consumers": self._supervisor.restarts,
         }
 
     def _queues(self) -> dict[str, dict[str, int]]:

@@ -11,6 +11,7 @@ import sys
 #: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
 _QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import gc, sys; gc.disable(); from taskq.broker_process import main; main(int(sys.argv[1]))"
+_READER = "import sys; from taskq.stopped import main; main(int(sys.argv[1]), sys.argv[2])"
 _RESOLVER = "import sys; from taskq.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
 
 #: Whole messages; macOS has only streams here, where the few short ones come whole as well.
@@ -41,6 +42,11 @@ def spawn_broker() -> Child:
 def spawn_resolver(app: str) -> Child:
     """Starts a process that imports an application to learn its name and directory (user code, hence not done here)."""
     return Child(_RESOLVER, app, kind=socket.SOCK_STREAM, group=None)
+
+
+def spawn_reader(path: str) -> Child:
+    """Starts a process that answers for the fleet of a directory that does not run."""
+    return Child(_READER, path, options=("-W", _QUIET), kind=socket.SOCK_STREAM, group=0)
 
 
 _early_brokers: list[Child] = []  # at most one

@@ -25,7 +25,7 @@ ROWS = (
     {"store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements"},
     {"overtime", "store.sqlite"},
-    {"core", "items", "context", "clients"},
+    {"core", "items", "context", "clients", "reading"},
     {"aio", "consumer_process", "rules", "streams", "job"},
     {"options", "calls", "submitting", "waiting", "signatures"},
     {"workflows", "mapping"},
@@ -41,7 +41,7 @@ ROWS = (
     {"crew", "ledger", "recovery"},
     {"bulk", "timetable"},
     {"requests"},
-    {"broker"},
+    {"broker", "stopped"},
     {"broker_process", "guardian"},
     {"fleet"},
     {""},
@@ -52,7 +52,13 @@ ROWS = (
     {"__main__"},
 )
 #: Imports inside functions that lead upward, or past the start: each has its reason beside it in the code.
-LATE = {("clients", "aio"), ("app", "fleet"), ("consumer_process", "consumer"), ("consumer", "seats")}
+LATE = {
+    ("clients", "aio"),
+    ("app", "fleet"),
+    ("consumer_process", "consumer"),
+    ("consumer", "seats"),
+    ("client", "reading"),
+}
 LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
 
 

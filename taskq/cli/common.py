@@ -68,6 +68,12 @@ def tell(message: str) -> None:
     print("taskq: " + "\n".join(escape(line) for line in message.split("\n")), file=sys.stderr)
 
 
+def tell_if_stopped(app: TaskQ) -> None:
+    """Says that what was shown is that of no fleet that runs."""
+    if app.client.is_stopped:
+        tell(f"no fleet runs on {app.directory.path}: start one with `taskq worker`")
+
+
 def fail(error: TaskQError) -> NoReturn:
     """Tells an error and ends the process with its code."""
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from taskq.cli.common import (
     reference_of,
     seconds_of,
     tell,
+    tell_if_stopped,
 )
 from taskq.errors import ConfigError
 from taskq.exits import Exit
@@ -185,7 +186,9 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
 
     $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
-    info = _handle(id, app).info()
+    application = _application(app)
+    info = application.job(id).info()
+    tell_if_stopped(application)
     if as_json:
         print(json.dumps(asdict(info)))
         return
@@ -236,7 +239,7 @@ def cancel(
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
-    handle = _handle(id, app)
+    handle = _application(app).job(id)
     if handle.cancel(running=running):
         print(f"{handle.id} is cancelled")
         return
@@ -245,8 +248,8 @@ def cancel(
     raise typer.Exit(Exit.FAILED)
 
 
-def _handle(id: str, app: str | None) -> Any:
-    return TaskQ("taskq", os.fspath(find_directory(app).path)).job(id)
+def _application(app: str | None) -> TaskQ:
+    return TaskQ("taskq", os.fspath(find_directory(app).path))
 
 
 def _neighbours(name: str, ids: list[str]) -> list[tuple[str, str]]:

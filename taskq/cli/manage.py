@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from taskq.app import TaskQ
-from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell
+from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell, tell_if_stopped
 from taskq.errors import ConfigError, JobNotFound, JobStateError
 from taskq.exits import Exit
 from taskq.info import JobInfo
@@ -58,7 +58,9 @@ def jobs(
     $ taskq jobs --state failed
     $ taskq jobs app.py:q --state failed --task thumbnail --json | jq .[].error
     """
-    found = _application(app).jobs(state, task=task, queue=queue, limit=limit, before=before)
+    application = _application(app)
+    found = application.jobs(state, task=task, queue=queue, limit=limit, before=before)
+    tell_if_stopped(application)
     if as_json:
         print(json.dumps([asdict(info) for info in found]))
         return
@@ -118,15 +120,15 @@ def retry(
     application = _application(app)
     if ids:
         _each(application, ids, "retry", "is queued again")
-        return
     count = application.retry_failed(task=task, queue=queue)
+    tell_if_stopped(application)
     if count:
         print(f"{count_of(count, 'failed job')} {'is' if count == 1 else 'are'} queued again")
     else:
         tell(f"nothing to retry: there is no {_said('failed', 'job', task, queue)}")
 
 
-def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> None:
+def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> NoReturn:
     """Does something to each of these jobs. Goes on after one that cannot be helped, and tells it in the exit code."""
     code = Exit.OK
     for job_id in ids:
@@ -137,6 +139,7 @@ def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> Non
             code = Exit.NOT_FOUND if isinstance(error, JobNotFound) and code is not Exit.FAILED else Exit.FAILED
         else:
             print(f"{job_id} {done}")
+    tell_if_stopped(application)
     raise typer.Exit(code)
 
 
@@ -171,7 +174,6 @@ def purge(
     if ids:
         _confirm(f"remove {count_of(len(ids), 'job')} for good", yes)
         _each(application, ids, "purge", "is purged")
-        return
     assert state is not None
     older = "" if older_than is None else f", older than {older_than}"
     _confirm(f"remove all {_said(state, 'jobs', task, queue)}{older} from {application.directory.path} for good", yes)

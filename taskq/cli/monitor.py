@@ -38,6 +38,7 @@ _STATE_STYLES = {
     "starting": "cyan",
     "retiring": "yellow",
     "stopping": "yellow",
+    "stopped": "yellow",
 }
 
 # -- status
@@ -57,7 +58,7 @@ def status(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     if as_json or not (watch and console.is_terminal):
         while True:
-            found = client.status()
+            found = client.look()
             if as_json:
                 print(json.dumps(found), flush=True)
             else:
@@ -65,10 +66,10 @@ def status(
             if not watch:
                 return
             time.sleep(_WATCH_EVERY_S)
-    with Live(_picture(client.status()), console=console, auto_refresh=False) as live:
+    with Live(_picture(client.look()), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_EVERY_S)
-            live.update(_picture(client.status()), refresh=True)
+            live.update(_picture(client.look()), refresh=True)
 
 
 def _picture(found: dict[str, Any]) -> Group:
@@ -80,8 +81,9 @@ def _headline(broker: dict[str, Any]) -> Text:
     line = Text()
     state = broker.get("state", "running")
     line.append(state, style=f"bold {_STATE_STYLES[state]}")
-    line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}  ")
-    line.append(broker["directory"], style="dim")
+    if broker["pid"] is not None:
+        line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}")
+    line.append(f"  {broker['directory']}", style="dim")
     return line
 
 

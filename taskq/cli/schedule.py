@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskq.app import TaskQ
-from taskq.cli.common import JsonOption, find_directory
+from taskq.cli.common import JsonOption, find_directory, tell_if_stopped
 from taskq.errors import ConfigError
 from taskq.log.render import duration_text
 from taskq.schedules import ScheduleInfo
@@ -46,7 +46,8 @@ def schedule(
     $ taskq schedule pause nightly app.py:q
     """
     action, name, app = _split(words or [])
-    schedules = TaskQ("taskq", os.fspath(find_directory(app).path)).schedules
+    application = TaskQ("taskq", os.fspath(find_directory(app).path))
+    schedules = application.schedules
     match action:
         case "pause":
             _print_one(schedules.pause(name), as_json)
@@ -60,6 +61,7 @@ def schedule(
             print(json.dumps({"removed": name}) if as_json else f"{name} is removed")
         case _:
             _print_all(list(schedules.list()), as_json)
+    tell_if_stopped(application)
 
 
 def _split(words: list[str]) -> tuple[str, str, str | None]:

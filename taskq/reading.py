@@ -1,0 +1,113 @@
+"""Asks a directory without a fleet: starts a process that opens the journal under the broker's lock, and ends it again.
+
+A process of its own, since what opens the journal must own the lock alone: a lock taken here would be inherited by
+whatever this program forks meanwhile, and would keep the next fleet out. See `taskq.stopped`, which that process runs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from taskq.client import Connection, ConnectionLost
+from taskq.config import Directory
+from taskq.errors import AlreadyRunning
+from taskq.spawn import spawn_reader
+from taskq.wire import Op
+
+#: What can be asked of a stopped fleet.
+OPS = frozenset(
+    {
+        Op.INFO,
+        Op.JOBS,
+        Op.STATUS,
+        Op.RETRY,
+        Op.RETRY_ALL,
+        Op.CANCEL,
+        Op.PURGE,
+        Op.PURGE_ALL,
+        Op.PAUSE,
+        Op.SCHEDULES,
+        Op.PUT_SCHEDULE,
+        Op.REMOVE_SCHEDULE,
+        Op.PAUSE_SCHEDULE,
+        Op.RUN_SCHEDULE,
+    }
+)
+#: A journal is opened in milliseconds, but read as a whole after a crash of the system.
+_OPEN_TIMEOUT_S = 60.0
+
+
+class FleetIsThere(ConnectionLost):
+    """A fleet has the directory, or is about to: it is the one to ask."""
+
+
+class _Reading(Connection):
+    """A connection to a reader that was started for it."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._child = spawn_reader(str(directory.path))
+        try:
+            super().__init__(directory.path, self._child.socket, greeting_timeout_s=_OPEN_TIMEOUT_S)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Lets the reader go, and waits until it has closed the journal."""
+        self._child.socket.close()
+        self._child.process.wait()
+
+
+class StoppedFleet:
+    """What a directory without a fleet can be asked. Any thread may ask."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._local = threading.local()  # of each thread: the reader that it has, and how many calls share that
+
+    def knows(self, op: Op) -> bool:
+        """Whether there is something to ask. To look makes a journal only of jobs that wait for the first fleet."""
+        if op not in OPS:
+            return False
+        if os.path.exists(self._directory.journal):
+            return True
+        return op in (Op.JOBS, Op.STATUS) and any(self._directory.spool.glob("*.jobs"))
+
+    def ask(self, op: Op, *fields: Any) -> Any:
+        """Asks for something that may be asked again.
+
+        Raises:
+            FleetIsThere: a fleet has come up meanwhile; ask that.
+            TaskQError: what the answer is, or why the journal cannot be read.
+        """
+        with self.keeping():
+            try:
+                if self._local.reading is None:
+                    self._local.reading = _Reading(self._directory)
+                return self._local.reading.request(op, *fields)
+            except (AlreadyRunning, ConnectionLost) as error:
+                self._end()
+                raise FleetIsThere(str(error)) from error
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """The requests of this thread in the block have one reader together."""
+        depth = getattr(self._local, "depth", 0)
+        if depth == 0:
+            self._local.reading = None
+        self._local.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._local.depth = depth
+            if depth == 0:
+                self._end()
+
+    def _end(self) -> None:
+        reading, self._local.reading = self._local.reading, None
+        if reading is not None:
+            reading.end()

@@ -1,0 +1,216 @@
+"""Answers what is asked of a directory without a fleet: a process of its own, which lives as long as one call takes.
+
+    Client -> reading.py -> this process -> lock -> journal -> Requests -> Client
+
+It holds the very lock that a broker holds, so the journal never has two openers, and opens it as a broker does: a kill
+in any moment leaves what a broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM): it
+ends what it is answering, which takes milliseconds, and closes the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from taskq import wire
+from taskq.config import Directory, Settings
+from taskq.core import Core
+from taskq.counters import Claim
+from taskq.crew import Crew
+from taskq.effects import Key
+from taskq.errors import BrokerUnavailable, DirectoryError, TaskQError
+from taskq.ledger import Ledger
+from taskq.locks import ReaderLock
+from taskq.log.setup import configure
+from taskq.narrator import Narrator
+from taskq.platform import name_process
+from taskq.reading import OPS
+from taskq.recovery import recover
+from taskq.requests import Requests
+from taskq.server import Peer, Server
+from taskq.store.sqlite import SQLiteStore
+from taskq.supervisor import Supervisor
+from taskq.timetable import Timetable
+
+_READ_BYTES = 256 * 1024
+
+
+class _NoConsumers:
+    """What `taskq.crew.Crew` and `taskq.supervisor.Supervisor` are to requests: there is none, so nothing runs."""
+
+    is_stopping = False
+    restarts = 0
+
+    def __init__(self) -> None:
+        self.slots: dict[Key, Any] = {}
+
+    def is_running(self, _job_id: bytes) -> bool:
+        """Nothing runs."""
+        return False
+
+    def withdraw(self, _job_id: bytes) -> bool:
+        """Nobody was sent the job."""
+        return True
+
+    def take_back_all(self, _now: float) -> None:
+        """Nobody was sent any job."""
+
+    def progress_of(self, _job_id: bytes) -> None:
+        """Nothing runs."""
+
+    def claims(self) -> dict[Key, list[Claim]]:
+        """Nothing runs."""
+        return {}
+
+
+class _Client:
+    """The one client. It has the methods of `taskq.server.Server` that requests use, and stands for its peer, too."""
+
+    closed = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def send(self, _peer: object, frame: bytes) -> None:
+        """Sends a frame; if the client is gone, its end is read next."""
+        try:
+            self._socket.sendall(frame)
+        except OSError:
+            self.closed = True
+
+    def reject(self, peer: object, error: TaskQError) -> None:
+        """Tells the client one error and hears it no more."""
+        self.send(peer, wire.error_frame(0, error))
+        self.closed = True
+
+
+class _Requests(Requests):
+    """Answers for a fleet that does not run."""
+
+    def _broker(self) -> dict[str, Any]:
+        return {
+            "pid": None,
+            "uptime_s": None,
+            "directory": str(self._directory.path),
+            "rss_bytes": None,
+            "state": "stopped",
+            "restarts_of_consumers": 0,
+        }
+
+
+class Reader:
+    """The journal of a directory, and what answers from it. The caller holds the lock."""
+
+    def __init__(self, directory: Directory, client: _Client, log: Any) -> None:
+        self._store = SQLiteStore(directory.journal)
+        consumers, settings, core = _NoConsumers(), Settings(), Core()
+        narrator = Narrator(log, lambda _key: None, tells_enqueued=False)
+        # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
+        narrator.notes(recover(self._store, core, (), time.time()).notes)
+        for event, fields in self._store.findings:
+            (log.error if event == "store.damaged" else log.info)(event, **fields)
+        core.pause(self._store.paused())
+        server, crew = cast(Server, client), cast(Crew, consumers)
+        self._ledger = Ledger(self._store, core, server, narrator, directory, settings, crew)
+        while self._ledger.has_more_spooled:
+            self._ledger.take_spooled(time.monotonic())
+        timetable = Timetable(self._store, self._ledger, log)
+        self._requests = _Requests(
+            directory,
+            core,
+            self._store,
+            self._ledger,
+            crew,
+            cast(Supervisor, consumers),
+            server,
+            timetable,
+            lambda _reason: None,
+            lambda: None,
+            log,
+        )
+        self._client = client
+
+    def answer(self, envelope: list[Any]) -> None:
+        """Answers one request."""
+        if envelope[0] not in OPS:
+            self._client.reject(self._client, BrokerUnavailable("this takes a fleet that runs"))
+            return
+        self._requests.answer(cast(Peer, self._client), envelope)
+        now = time.monotonic()
+        self._ledger.commit(now, time.time())  # what follows from it
+        self._ledger.tell(now)
+
+    def close(self) -> None:
+        """Closes the journal cleanly."""
+        self._store.close()
+
+
+def main(descriptor: int, path: str) -> None:
+    """Answers a client until it has heard enough, or a fleet starts; the target of the process.
+
+    Args:
+        descriptor: of the socket to the client.
+        path: the queue's directory.
+    """
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the client hears them, and its end is ours
+    # then there is nothing more to read, whatever it is doing
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sock.shutdown(socket.SHUT_RD))
+    directory = Directory(Path(path))
+    client = _Client(sock)
+    try:
+        _become_owner(directory)
+        name_process(f"reader [{directory.path.name}]")
+        _serve(directory, client, sock)
+    except TaskQError as error:
+        client.reject(client, error)
+    except OSError as error:
+        client.reject(client, DirectoryError(f"{error.filename or directory.path}: {error.strerror or error}"))
+    # nothing is left to clean up, and the client waits for our end
+    os._exit(0)
+
+
+def _become_owner(directory: Directory) -> None:
+    """Root reads as the user whose directory it is, so that all that is written there stays theirs."""
+    owner = os.stat(directory.path).st_uid
+    if os.geteuid() == 0 and owner != 0:
+        account = pwd.getpwuid(owner)
+        os.initgroups(account.pw_name, account.pw_gid)
+        os.setgid(account.pw_gid)
+        os.setuid(owner)
+
+
+def _serve(directory: Directory, client: _Client, sock: socket.socket) -> None:
+    directory.create()
+    lock = ReaderLock(directory.lock, directory.socket_path())
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        log, fanout = configure(directory.path, "json", stderr_level="critical", stderr_fd=quiet)
+        reader = Reader(directory, client, log)
+        try:
+            _answer_all(reader, client, sock)
+        finally:
+            reader.close()
+            fanout.close()
+    finally:
+        lock.release()
+
+
+def _answer_all(reader: Reader, client: _Client, sock: socket.socket) -> None:
+    decoder = wire.Decoder()
+    is_greeted = False
+    while not client.closed and (data := sock.recv(_READ_BYTES)):
+        for envelope, _ in decoder.feed(data):
+            if is_greeted:
+                reader.answer(envelope)
+            else:
+                wire.check_hello(envelope)
+                client.send(client, wire.hello(os.getpid()))
+                is_greeted = True
