@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from taskq.client import Client
 from taskq.config import Directory
@@ -13,17 +13,31 @@ if TYPE_CHECKING:
     from taskq.aio import AsyncClient
 
 
+class Guard:
+    """What is asked before an application uses a fleet or its spool: tests must not (`taskq.pytest_plugin`).
+
+    Attributes:
+        check: raises if it must not. None outside tests.
+    """
+
+    check: ClassVar[Callable[[HasClients], None] | None] = None
+
+
 class HasClients:
     """What talks to the fleet of a directory. Tasks and job handles know of their application no more than this."""
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        #: The directory with which it was made.
+        self.home = directory
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None  # in place of that of the event loop
 
     @property
     def client(self) -> Client:
         """The blocking client of this application."""
+        if Guard.check is not None:
+            self.check_use()
         if self._client is None:
             self._client = Client(self.directory)
         return self._client
@@ -32,7 +46,15 @@ class HasClients:
         """The asyncio client of the running event loop."""
         from taskq.aio import async_client  # asyncio takes 40-70 ms to import; a consumer must start fast
 
+        if Guard.check is not None:
+            self.check_use()
         return self._async_client or async_client(self.directory)
+
+    def check_use(self) -> None:
+        """Raises what the guard does, unless other clients are in place of those that go to a fleet."""
+        __tracebackhide__ = True  # pytest shows the test, not this
+        if Guard.check is not None and self._async_client is None:
+            Guard.check(self)
 
     @contextmanager
     def use_client(self, client: Client, async_client: AsyncClient) -> Iterator[None]:

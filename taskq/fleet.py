@@ -65,6 +65,7 @@ def _run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
     Raises:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
     """
+    app.check_use()
     if IN_CONSUMER in os.environ:
         raise AppError(
             "a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`"

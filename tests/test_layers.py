@@ -59,7 +59,7 @@ LATE = {
     ("consumer", "seats"),
     ("client", "reading"),
 }
-LATE |= {("pytest_plugin", name) for name in ("config", "loader", "testing")}
+LATE |= {("pytest_plugin", name) for name in ("clients", "config", "loader", "testing")}
 
 
 class Import(NamedTuple):

@@ -37,6 +37,7 @@ from apps.rehearsed import (
 from fleet import APPS, Fleet, running, use
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from projects import SHOP, pytest_in
 
 from taskq import (
     BadArguments,
@@ -718,16 +719,6 @@ def test_programs_end_as_their_steps_say(program: list[Step]) -> None:
 # -- pytest
 
 
-SHOP = """
-from taskq import TaskQ
-q = TaskQ("shop")
-
-@q.task(retries=0)
-def double(number: int) -> int:
-    if number == 13:
-        raise RuntimeError("bad luck")
-    return 2 * number
-"""
 SHOP_TESTS = """
 import os
 import pytest
@@ -760,20 +751,6 @@ from shop import q
 def taskq_app():
     return q
 """
-
-
-def pytest_in(folder: Path, *arguments: str) -> str:
-    """Runs pytest on a project, and returns what it says."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    if not has_entry_point():
-        command += ["-p", "taskq.pytest_plugin"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50, check=False).stdout
-
-
-def has_entry_point() -> bool:
-    from importlib.metadata import entry_points
-
-    return any(point.value == "taskq.pytest_plugin" for point in entry_points(group="pytest11"))
 
 
 @pytest.mark.parametrize("names_it", ["in the settings", "with a fixture"])
