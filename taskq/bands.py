@@ -283,20 +283,17 @@ class Bands:
         elif band.holds(row.seq):
             self._dropped[row.seq] = self._dropped.get(row.seq, 0) + 1  # twice, if it was to run again meanwhile
         self.abandoned(row)
-        self._forget(band)
+        self._trim(band)
 
-    def trim(self, rows: Iterable[JobRow]) -> None:
-        """Forgets jobs that were dropped at once, as far as they are the oldest of their bands: else all of an emptied
-        queue would be skipped in the moment in which the next job is sent."""
-        for name in {band_of(row.spec, row.terms) for row in rows}:
-            band = self._bands.get(name)
-            if band is not None:
-                self._skip_dropped(band)
-                if band.is_listed and not band.held:  # nobody is to ask about a job of it where it is listed or parked
-                    band.unlist()
-                    self._wake(band)  # it may have been its turn at a gate
-                self._look_for_more(band)
-                self._forget(band)
+    def _trim(self, band: _Waiting) -> None:
+        """Forgets what was dropped, as far as it is the oldest of its band: nothing of it may be sent for a long time,
+        and else all of an emptied queue would be skipped in the moment in which the next job is sent."""
+        self._skip_dropped(band)
+        if band.is_listed and not band.held:  # nobody is to ask about a job of it where it is listed or parked
+            band.unlist()
+            self._wake(band)  # it may have been its turn at a gate
+        self._look_for_more(band)
+        self._forget(band)
 
     # -- between memory and store
 
@@ -575,7 +572,8 @@ class Bands:
         changed, self._rates_changed = self._rates_changed, set()
         told = []
         for gate in changed:
-            state = self._keeper(gate).state
+            keeper = self._gates.get((gate.kind, gate.name))  # forgotten meanwhile: its starts count no more
+            state = None if keeper is None else keeper.state
             if isinstance(state, Rate) and state.slots:
                 told.append((gate.name, state.slots, state.slots[-1][0] + 2 * gate.period_s))
         return told
@@ -626,10 +624,12 @@ class Bands:
 
     def _forget(self, band: _Waiting) -> None:
         """There may be a band for each key that ever was: what is empty, and idle, goes."""
-        if band.waiting or band.is_listed or not band.gates or band.on_disk_after is not None or band.held:
+        if band.waiting or band.is_listed or not band.gates or band.held:
             return
         if self._bands.pop(band.band, None) is None:
             return
+        band.queue.short.pop(band.band, None)
+        band.on_disk_after = None  # none waits there either
         for gate, keeper in band.gates:
             keeper.bands -= 1
             if keeper.bands == 0:

@@ -354,14 +354,8 @@ class Core:
 
     def purged(self, jobs: Iterable[StoredJob]) -> None:
         """Jobs that had not ended, and that no consumer holds, were removed from the store."""
-        rows: list[JobRow] = []
         for job in jobs:
-            if job.kept == Kept.QUEUED:
-                self.bands.drop(job.row)
-                rows.append(job.row)
-            elif job.kept == Kept.SCHEDULED:
-                self.bands.abandoned(job.row)
-        self.bands.trim(rows)
+            self.forget(job.row, job.kept)
 
     def requeued(self, rows: Iterable[JobRow]) -> None:
         """Failed jobs are queued again, at the end of their bands: they are read from the store in their turn."""

@@ -142,6 +142,7 @@ class History:
     broker_deaths: list[float] = field(default_factory=list)
     limited: dict[str, Limited] = field(default_factory=dict)  # what was asked for jobs, of limits
     capacities: dict[str, int] = field(default_factory=dict)  # the fleet's resources
+    kept_keys: list[str] = field(default_factory=list)  # that the broker still knows when all jobs have ended
     places: dict[str, Place] = field(default_factory=dict)  # jobs of ordered keys
     unique: dict[str, UniqueKey] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)

@@ -219,6 +219,12 @@ def who_gives_way_has_a_successor(h: History) -> Iterator[str]:
             yield f"job {job} gave way to another of its kind, and none of these ran"
 
 
+def keys_that_went_are_forgotten(h: History) -> Iterator[str]:
+    """I39: of a key of which no job is there, the broker knows nothing: there may be any number of them."""
+    for key in h.kept_keys:
+        yield f"key {key} is remembered, though all its jobs have ended"
+
+
 INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     never_more_at_once_than_allowed,
     never_more_than_there_is,
@@ -228,6 +234,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     one_of_a_kind,
     who_is_left_out_knows_the_other,
     who_gives_way_has_a_successor,
+    keys_that_went_are_forgotten,
 )
 
 __all__ = ["INVARIANTS", "LeftOut", "Limited", "Place", "UniqueKey"]

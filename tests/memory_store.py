@@ -507,6 +507,12 @@ class MemoryStore:
                 removed += 1
         return removed
 
+    def tidy(self, now: float, limit: int) -> int:
+        over = [name for name, (_, until) in self._rates.items() if until < now][:limit]
+        for name in over:
+            del self._rates[name]
+        return len(over)
+
     def close(self) -> None:
         self.commit()
 

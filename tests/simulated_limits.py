@@ -58,7 +58,7 @@ def _spec(random: Random) -> Spec:
 
 
 def _terms(spec: Spec, random: Random, wall: float) -> Terms | None:
-    key = random.choice(("x", "x", "y"))
+    key = random.choice(("x", "x", "y", f"seldom {random.randrange(1_000_000)}"))
     match spec.task.partition("."):
         case ["keyed", *_]:
             return Terms(limit_key=key)

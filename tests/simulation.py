@@ -885,7 +885,7 @@ class World:
     def __init__(self, seed: int, parts: Parts | None = None) -> None:
         self.random = Random(seed)
         self.parts = parts or Parts()
-        self.history = History(restart_within_s=40.0)  # it may wait behind many slow ones
+        self.history = History(restart_within_s=60.0)  # retried by hand, it may wait behind a hundred that time out
         self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = Disk()
         self.now = 1_000.0
@@ -1040,8 +1040,18 @@ class World:
         reopened = MemoryStore(self.disk)
         self.history.made = self._made()
         self.history.ended_at = self.now
+        if self._is_quiet():
+            self.history.kept_keys = self._kept_keys()
         note_fires(self.history, digest)
         self.history.final_after_restart = self._finals(reopened._jobs.values())
+
+    def _kept_keys(self) -> list[str]:
+        """The keys that the broker still knows when the spans of all rates are over."""
+        assert self.broker is not None
+        bands = self.broker._core.bands
+        bands.open_due(self.wall + 60.0)
+        named = [gate.name for band in bands._bands for gate in band.gates] + [name for _, name in bands._gates]
+        return sorted({name for name in named if " " in name})
 
     def _removed(self) -> list[Record]:
         """The last that was known of jobs that are not there any more."""

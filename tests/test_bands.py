@@ -218,7 +218,6 @@ class World(RuleBasedStateMachine):
         for job in purged:
             self.bands.drop(job.row())
             job.state, job.is_under_way = "ended", False
-        self.bands.trim([job.row() for job in purged])
 
     @rule(queue=st.sampled_from("ab"), is_paused=st.booleans())
     def pause(self, queue: str, is_paused: bool) -> None:
@@ -507,7 +506,6 @@ def test_a_closed_gate_forgets_who_was_purged_before_it() -> None:
     bands.add([first, purged])
     assert take(bands) == [1]
     bands.drop(purged)
-    bands.trim([purged])
     bands.add(rows("gpu", 1, first=3))
     assert take(bands) == [3]
 
@@ -523,5 +521,27 @@ def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
     assert take(bands, key=2, free_seats=1) == []
     bands.left(1, running, Leaving.ENDED)
     bands.drop(purged)
-    bands.trim([purged])
     assert take(bands, free_seats=1) == [3]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
+def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory_bytes: int) -> None:
+    """They are cancelled, or expire, and nobody ever looks whether they may go."""
+    bands = Bands(memory_bytes=memory_bytes)
+    for seq in range(1, 100):
+        [row] = rows("ordered", 1, first=seq, terms=Terms(order_key=f"k{seq}"))
+        bands.add([row])
+        bands.drop(row)
+        assert (bands._bands, bands._gates, bands._dropped, bands._held_bytes) == ({}, {}, {}, 0)
+    assert not bands.is_short(None)
+
+
+def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back() -> None:
+    bands = Bands()
+    [row] = rows("rated", 1, terms=Terms(limit_key="key"))
+    bands.add([row])
+    assert take(bands, free_seats=1) == [1]
+    bands.left(1, row, Leaving.ENDED)
+    bands.open_due(1e9 + 20.0)
+    assert bands.changed_rates() == []
+    assert bands._gates == {}

@@ -23,7 +23,7 @@ ROWS = (
     {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
     {"config", "info", "outcome", "output", "hooks", "reports", "retries", "gates", "schedule", "flows", "holder"},
     {"store", "bands", "store.files"},
-    {"client", "server", "outbox", "effects", "store.statements"},
+    {"client", "server", "outbox", "effects", "store.statements", "store.band_numbers"},
     {"overtime", "store.sqlite"},
     {"core", "items", "context", "clients", "reading"},
     {"aio", "consumer_process", "rules", "streams", "job"},

@@ -241,6 +241,22 @@ class LimitsUntilRestart(OtherBands):
             return min(rooms, default=UNLIMITED)
 
 
+class RemembersKeys(OtherBands):
+    """What is empty stays where it is."""
+
+    class kind(Bands):
+        def _forget(self, band: Any) -> None:
+            pass
+
+
+class RemembersGates(OtherBands):
+    """What a key has used of its limits is known for ever."""
+
+    class kind(Bands):
+        def _forget_gate(self, *_: Any) -> None:
+            pass
+
+
 class OrderUntilRestart(MemoryStore):
     """Who waits for a retry is forgotten by its key, when the broker dies."""
 
@@ -330,6 +346,8 @@ BUGS = {
     "an order that does not last": (Parts(store=OrderUntilRestart, commit_kills=0.02), {"keys_run_in_order"}),
     "limits that do not last": (Parts(core=LimitsUntilRestart), {"never_more_at_once_than_allowed"}),
     "capacities that do not last": (Parts(core=LimitsUntilRestart), {"never_more_than_there_is"}),
+    "keys that are never forgotten": (Parts(core=RemembersKeys), {"keys_that_went_are_forgotten"}),
+    "limits of keys that are never forgotten": (Parts(core=RemembersGates), {"keys_that_went_are_forgotten"}),
     "a rate that does not last": (Parts(store=RatesUntilRestart, commit_kills=0.02), {"no_more_starts_than_the_rate"}),
     "a unique key that does not last": (Parts(store=UniqueUntilRestart, commit_kills=0.01), {"one_of_a_kind"}),
     "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
@@ -440,6 +458,7 @@ WRONG: dict[str, History] = {
         unique={"0c": UniqueKey("key", replaces=True)},
         final={**good_history().final, "0c": Final("cancelled", 0, 0)},
     ),
+    "keys_that_went_are_forgotten": changed(kept_keys=["task key"]),
     "who_is_left_out_knows_the_other": changed(left_out=[LeftOut("c", "d", 1.0, 2.0)]),
     "no_acked_job_is_lost": changed(acked={"a": 0.0, "b": 1.0, "c": 2.0}),
     "nothing_runs_that_nobody_asked_for": changed(intents={"a": "digest a", "b": "other"}),

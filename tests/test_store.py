@@ -33,7 +33,7 @@ from taskq.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model import JobError, JobRow, Memo, Spec, Terms, UniqueKey, new_job_ids, spec_after_crash
 from taskq.outcome import pack_failure, unpack
 from taskq.schedule import Schedule, ScheduleRow
-from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted, statements
+from taskq.store import TOTAL_NAMES, Ended, Kept, Rescheduled, Store, StoredJob, Wanted, band_numbers, statements
 from taskq.store import sqlite as sqlite_module
 from taskq.store.sqlite import SQLiteStore
 
@@ -133,6 +133,16 @@ class TestConformance:
         assert [fields(row) for row in rows] == [fields(row) for row in first + second]
         assert [row.seq for row in rows] == sorted({row.seq for row in rows})
         assert all((row.attempts, row.crashes) == (0, 0) for row in rows)
+
+    def test_rates_that_count_no_more_go(self, store: Store) -> None:
+        """There may be one for each key that ever was."""
+        store.keep_rates([(f"t {key}", [(float(key), 1)], key + 2.0) for key in range(5)])
+        store.commit()
+        assert store.tidy(4.5, 2) == 2
+        assert store.tidy(4.5, 2) == 1
+        assert store.tidy(4.5, 2) == 0
+        store.commit()
+        assert store.rates(0.0) == {"t 3": [(3.0, 1)], "t 4": [(4.0, 1)]}
 
     @pytest.mark.parametrize("payload", [b"", b"\x00", bytes(range(256)) * 40])
     def test_payloads_are_opaque(self, store: Store, payload: bytes) -> None:
@@ -833,6 +843,84 @@ def test_journal_of_version_1_is_brought_up_to_date(path: Path) -> None:
         [failed], _ = store.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
         assert failed.row.seq == 3
         submit(store, 1)
+
+
+def test_journal_of_version_2_is_brought_up_to_date(path: Path) -> None:
+    """Jobs with a key that are not queued stand in a band of their queue from then on."""
+    spec, terms = Spec("t", "mail", concurrency=1, priority=3), msgpack.packb(Terms(limit_key="k").to_wire())
+    keyed = band_of(spec, Terms(limit_key="k"))
+    scripts = [files("taskq.store").joinpath(name).read_text() for name in ("schema.sql", "upgrade_2.sql")]
+    with closing(apsw.Connection(str(path))) as db:
+        db.execute(f"BEGIN; {'; '.join(scripts)}; PRAGMA user_version=2; COMMIT")
+        db.execute("INSERT INTO specs VALUES (3, ?)", (msgpack.packb(spec.to_wire()),))
+        db.execute("INSERT INTO bands VALUES (7, 'mail', 3, ?)", (msgpack.packb(keyed.gates),))
+        for seq, state in ((1, Kept.QUEUED), (2, Kept.SCHEDULED), (3, Kept.FAILED)):
+            due_at = 5.0 if state == Kept.SCHEDULED else None
+            db.execute(
+                "INSERT INTO jobs (seq, id, spec, band, state, due_at, payload, terms, is_keyed) "
+                "VALUES (?, ?, 3, 7, ?, ?, x'01', ?, 1)",
+                (seq, bytes([seq]) * 16, int(state), due_at, terms),
+            )
+        db.execute("INSERT INTO failed VALUES (3)")
+    with closing(SQLiteStore(path)) as store:
+        assert store.waiting() == [(keyed, 1, 1)]
+        [row] = store.lease(keyed, 0, 10, 1 << 20)[0]
+        end(store, [row])
+        assert leave_no_keys(store) == 1
+        assert counts(store) == {"mail": {Kept.SUCCEEDED: 1, Kept.SCHEDULED: 1, Kept.FAILED: 1}}
+        [due] = store.lease_due(9.0, 10)
+        [failed], _ = store.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
+        [again] = store.requeue([failed])
+        assert [row.seq for row in store.lease(keyed, 0, 10, 1 << 20)[0]] == [due.seq, again.seq]
+
+
+def leave_no_keys(store: Store) -> int:
+    """Forgets all keys without a queued job. Returns how many that were."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(band_numbers, "KEPT_KEYS", 0)
+        return store.tidy(0.0, 1_000)
+
+
+def test_keys_are_forgotten_and_come_again(path: Path) -> None:
+    """A key has a number while a job with it is queued: that of one that came first may be another's later."""
+    spec = Spec("t", "mail", rate=(1, 60.0))
+
+    def jobs_of(*keys: str, due_at: float | None = None) -> list[JobRow]:
+        ids = list(new_job_ids(len(keys)))
+        return store.submit(spec, ids, [b"x"] * len(keys), [Terms(limit_key=key, due_at=due_at) for key in keys])
+
+    def queued(key: str) -> list[int]:
+        return [row.seq for row in store.lease(band_of(spec, Terms(limit_key=key)), 0, 10, 1 << 20)[0]]
+
+    with closing(SQLiteStore(path)) as store:
+        first, second = jobs_of("one", "two")
+        [later] = jobs_of("one", due_at=5.0)
+        assert leave_no_keys(store) == 0
+        store.settle([(first, Kept.FAILED, b""), (second, Kept.SUCCEEDED, b"")], [], 1.0)
+        assert leave_no_keys(store) == 2
+        assert store.counts(Kept.SCHEDULED) == {"mail": 1}
+        [third] = jobs_of("three")
+        store.lease_due(9.0, 10)
+        [failed], _ = store.find(Wanted(Kept.FAILED), 0, LAST, 10, newest_first=True)
+        [again] = store.requeue([failed])
+        assert (queued("one"), queued("two"), queued("three")) == ([later.seq, again.seq], [], [third.seq])
+        store.settle([], [Rescheduled(again, 20.0, None), Rescheduled(third, None, None)], 10.0)
+        assert (queued("one"), queued("three")) == ([later.seq], [third.seq])
+        store.commit()
+    with closing(SQLiteStore(path)) as store:
+        assert len(store.waiting()) == 2
+        assert (queued("one"), queued("three")) == ([later.seq], [third.seq])
+
+
+def test_few_keys_are_kept(path: Path) -> None:
+    """They may come again; and an idle fleet writes nothing."""
+    with closing(SQLiteStore(path)) as store:
+        rows = store.submit(SPEC, list(new_job_ids(2)), [b"x"] * 2, [Terms(order_key="a"), Terms(order_key="b")])
+        end(store, rows)
+        before = store._commits
+        assert store.tidy(1e9, 1_000) == 0
+        store.commit()
+        assert store._commits == before
 
 
 @pytest.mark.parametrize("content", [b"not a database", bytes(8192), b"SQLite format 3\0" + b"\xff" * 9000])

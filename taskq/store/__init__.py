@@ -327,5 +327,9 @@ class Store(Protocol):
         """Removes ended jobs, but failed ones and those that others come after, that ended before a time or are more
         than `keep`; at most `limit` of them, so that it takes a few milliseconds. Returns how many were removed."""
 
+    def tidy(self, now: float, limit: int) -> int:
+        """Forgets keys that no queued job has and rates that count no more (seconds since 1970). It looks at so many
+        of each at the most. Returns how many were forgotten."""
+
     def close(self) -> None:
         """Closes cleanly."""

@@ -29,24 +29,23 @@ import apsw
 import msgpack
 
 from taskq.errors import EnqueueError, JournalError, StoreFull
-from taskq.gates import Band, Gate, Starts, band_of
+from taskq.gates import Band, Starts, band_of
 from taskq.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN, MIB
 from taskq.model import NO_TERMS, JobRow, Memo, Spec, Terms, first_id_at
 from taskq.outcome import shortened
 from taskq.schedule import Schedule, ScheduleRow
 from taskq.store import FIRST_FINAL, TOTAL_NAMES, Edge, Ended, Kept, Rescheduled, StoredJob, Totals, Wanted, statements
+from taskq.store.band_numbers import BandNumbers
 from taskq.store.files import FilesBeside, boot_id
 from taskq.store.statements import PRUNABLE
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
 _CACHE_KIB = 32 * 1024
 _WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
 #: How often pruning begins again at the oldest job.
 _PRUNE_AGAIN_S = 60.0
-#: There may be a band for each key that ever was: above so many, those without a job go when the journal is opened.
-_MANY_BANDS = 1_000
 #: Ids whose time lies further ahead are not those of a clock that runs a little fast.
 _FUTURE_S = 86_400.0
 _AFTER_ALL_IDS = b"\xff" * 17
@@ -96,7 +95,6 @@ class SQLiteStore:
         self._files = FilesBeside(path)
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}
-        self._number_of_band: dict[Band, int] = {}
         # no job is known whose id lies between these two: see `_find_gap`
         self._gap_from, self._gap_to, self._horizon = b"", _AFTER_ALL_IDS, b""
         self._next_seq = 1
@@ -149,8 +147,6 @@ class SQLiteStore:
         self._db.execute(files("taskq.store").joinpath("items.sql").read_text())
         self._files.mark()
         self._verify()
-        if self._value("SELECT count(*) FROM bands") > _MANY_BANDS:
-            self._db.execute("DELETE FROM bands WHERE band NOT IN (SELECT band FROM jobs)")
         self._load()
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (boot_id(),))
@@ -191,9 +187,7 @@ class SQLiteStore:
         self._prune_after = 0
         self._look_at_edges()
         self._kept = self._value(f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {Kept.FAILED}")
-        for number, queue, priority, gates in self._db.execute("SELECT band, queue, priority, gates FROM bands"):
-            band = Band(queue, priority, tuple(Gate(*fields) for fields in msgpack.unpackb(gates)))
-            self._number_of_band[band] = number
+        self._bands = BandNumbers(self._db)
         for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
             spec = Spec.from_wire(msgpack.unpackb(fields))
             self._spec_of_number[number] = spec
@@ -225,7 +219,7 @@ class SQLiteStore:
         if not is_new:
             rows = self._without_known(rows)
         if terms is None:
-            self._insert(rows, self._spec_number(spec), self._band_number(band_of(spec, None)))
+            self._insert(rows, self._spec_number(spec), self._bands.of(band_of(spec, None)))
         else:
             self._insert_with_terms(rows, self._spec_number(spec))
         if is_new and newest < self._horizon:
@@ -259,7 +253,7 @@ class SQLiteStore:
     def _insert_with_terms(self, rows: list[JobRow], spec: int) -> None:
         values: list[tuple[Any, ...]] = []
         edges: list[tuple[bytes, int, bool]] = []
-        unkeyed = self._band_number(band_of(rows[0].spec, None)) if rows else 0
+        unkeyed = self._bands.of(band_of(rows[0].spec, None)) if rows else 0
         pack = msgpack.Packer().pack  # to make one takes as long as to pack one
         queued, scheduled, waiting = int(Kept.QUEUED), int(Kept.SCHEDULED), int(Kept.WAITING)
         for row in rows:
@@ -268,9 +262,9 @@ class SQLiteStore:
             state = waiting if terms.after else queued if terms.due_at is None else scheduled
             if terms.after:
                 edges += [(parent, row.seq, goes_on) for parent, goes_on in terms.after]
-            band, is_keyed = unkeyed, None
-            if terms.is_keyed:
-                band, is_keyed = self._band_number(band_of(row.spec, kept)), 1
+            band, is_keyed = unkeyed, 1 if terms.is_keyed else None
+            if is_keyed and state == queued:
+                band = self._bands.of(band_of(row.spec, kept))
             packed = None if kept is None else pack(kept.to_wire())
             key = None if terms.unique is None else terms.unique.key
             fields = row.seq, row.id, spec, band, row.payload, state, terms.due_at, packed, is_keyed
@@ -304,19 +298,15 @@ class SQLiteStore:
             self._spec_of_number[number] = spec
         return number
 
-    def _band_number(self, band: Band) -> int:
-        number = self._number_of_band.get(band)
-        if number is None:
-            fields = band.queue, band.priority, msgpack.packb(band.gates)
-            self._db.execute("INSERT INTO bands (queue, priority, gates) VALUES (?, ?, ?)", fields)
-            number = self._number_of_band[band] = self._db.last_insert_rowid()
-        return number
+    def _band_number(self, row: JobRow, *, is_queued: bool = True) -> int:
+        """Of the band in which a job stands: see `taskq.store.band_numbers`."""
+        return self._bands.of(band_of(row.spec, row.terms if is_queued else None))
 
     # -- handing out
 
     @_trusted
     def waiting(self) -> list[tuple[Band, int, int]]:
-        bands = {number: band for band, number in self._number_of_band.items()}
+        bands = self._bands.by_number()
         rows: list[Any] = self._db.execute(statements.WAITING).fetchall()
         return [(bands[number], jobs, first_seq) for number, jobs, first_seq in rows]
 
@@ -327,7 +317,7 @@ class SQLiteStore:
 
     @_trusted
     def lease(self, band: Band, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
-        number = self._number_of_band.get(band)
+        number = self._bands.known(band)
         if number is None:
             return [], True
         rows: list[JobRow] = []
@@ -349,7 +339,7 @@ class SQLiteStore:
         rows = [self._row(fields) for fields in self._db.execute(statements.DUE, (now, limit))]
         if rows:
             self._begin()
-            self._db.executemany("UPDATE jobs SET state = 0, due_at = NULL WHERE seq = ?", [(row.seq,) for row in rows])
+            self._db.executemany(statements.BECOME_DUE, [(self._band_number(row), row.seq) for row in rows])
         return rows
 
     @_trusted
@@ -440,7 +430,7 @@ class SQLiteStore:
         state = Kept.QUEUED if change.due_at is None else Kept.SCHEDULED
         snoozes = 0 if row.memo is None else row.memo.snoozes
         counts = row.attempts, row.crashes, snoozes
-        numbers = self._spec_number(row.spec), self._band_number(band_of(row.spec, row.terms))
+        numbers = self._spec_number(row.spec), self._band_number(row, is_queued=change.due_at is None)
         return state, change.due_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
@@ -502,7 +492,10 @@ class SQLiteStore:
     @_trusted
     def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
         self._begin()
-        self._db.executemany(statements.LET_GO, [(now, job.row.seq) for job in jobs])
+        late = [job.row.seq for job in jobs if job.due_at is not None and job.due_at > now]
+        queued = [job.row for job in jobs if job.due_at is None or job.due_at <= now]
+        self._db.executemany(f"UPDATE jobs SET state = {Kept.SCHEDULED} WHERE seq = ?", [(seq,) for seq in late])
+        self._db.executemany(statements.BECOME_DUE, [(self._band_number(row), row.seq) for row in queued])
 
     @_trusted
     def call_off(self, ended: Sequence[Ended], now: float) -> None:
@@ -602,7 +595,6 @@ class SQLiteStore:
             self._db.execute("ROLLBACK")
         self._spec_of_number.clear()
         self._number_of_spec.clear()
-        self._number_of_band.clear()
         self._load()
 
     # -- a full disk
@@ -687,7 +679,7 @@ class SQLiteStore:
         for seq, (row, _, _, outcome, _) in enumerate(jobs, self._next_seq):
             row.forgive()
             terms = None if row.terms is None else msgpack.packb(row.terms.to_wire())
-            self._db.execute(statements.REQUEUE, (seq, terms, row.seq))
+            self._db.execute(statements.REQUEUE, (seq, self._band_number(row), terms, row.seq))
             self._db.execute("DELETE FROM failed WHERE job = ?", (row.seq,))
             self._db.execute("UPDATE attempts SET job = ? WHERE job = ?", (seq, row.seq))
             if row.terms is not None and row.terms.follows:
@@ -757,15 +749,15 @@ class SQLiteStore:
     @_trusted
     def counts(self, kept: Kept) -> dict[str, int]:
         if kept == Kept.WAITING:  # by the edges: an index of these jobs would cost all others a little
-            found: list[Any] = self._db.execute(statements.COUNT_WAITING).fetchall() if self.has_waiting else []
-            return dict(found)
-        # the literal state lets SQLite use a partial index
-        sql = (
-            "SELECT bands.queue, sum(jobs) FROM bands, "
-            f"(SELECT band, count(*) AS jobs FROM jobs WHERE state = {kept:d} GROUP BY band) USING (band) GROUP BY 1"
-        )
-        rows: list[Any] = self._db.execute(sql).fetchall()
-        return dict(rows)
+            waiting: list[Any] = self._db.execute(statements.COUNT_WAITING).fetchall() if self.has_waiting else []
+            return dict(waiting)
+        if kept == Kept.SCHEDULED:  # by the bands, which stand in the index of these jobs
+            scheduled: list[Any] = self._db.execute(statements.COUNT_SCHEDULED).fetchall()
+            return dict(scheduled)
+        found: Counter[str] = Counter()
+        for number, jobs in self._db.execute("SELECT spec, count(*) FROM jobs WHERE state = ? GROUP BY spec", (kept,)):
+            found[self._spec_of_number[int(number)].queue] += int(jobs)
+        return dict(found)
 
     @_trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
@@ -793,6 +785,16 @@ class SQLiteStore:
         is_at_end = seen < limit and not is_kept
         self._prune_after = 0 if is_at_end else last or self._prune_after
         return removed
+
+    @_trusted
+    def tidy(self, now: float, limit: int) -> int:
+        bands = [(number,) for number in self._bands.take_idle(limit)]
+        rates = self._db.execute("SELECT name FROM rates WHERE until < ? LIMIT ?", (now, limit)).fetchall()
+        if bands or rates:  # else an idle fleet would write once a second
+            self._begin()
+            self._db.executemany("DELETE FROM bands WHERE band = ?", bands)
+            self._db.executemany("DELETE FROM rates WHERE name = ?", rates)
+        return len(bands) + len(rates)
 
     @property
     def kept(self) -> int:
@@ -822,7 +824,7 @@ class SQLiteStore:
         return tuple(row)
 
 
-_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql"}
+_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql", 3: "upgrade_3.sql"}
 
 
 def _keeps_key(terms: Terms) -> bool:

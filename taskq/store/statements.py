@@ -21,6 +21,7 @@ QUEUED_KEYED = QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
 WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
 _RETRIED_KEYED = f"SELECT {ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
 RETRIED = f"{_RETRIED_KEYED} UNION ALL {_RETRIED_KEYED.replace('state = 1', 'state = 0')}"  # each has an index
+BECOME_DUE = "UPDATE jobs SET state = 0, due_at = NULL, band = ? WHERE seq = ?"
 DUE = f"SELECT {ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
 STORED = f"SELECT {ROW}, state, due_at, outcome, finished_at FROM jobs"
 READ = f"{STORED} WHERE id = ?"
@@ -55,13 +56,11 @@ CLOSE_EDGE = "UPDATE edges SET is_open = 0 WHERE parent = ? AND child = ?"
 IS_WAITING = "SELECT 1 FROM edges WHERE child = ? AND is_open = 1 LIMIT 1"
 SETS_FREE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
     (SELECT 1 FROM edges WHERE child = own.child AND is_open = 1 AND parent <> own.parent) LIMIT 1"""
+COUNT_SCHEDULED = """SELECT bands.queue, sum(jobs) FROM bands,
+    (SELECT band, count(*) AS jobs FROM jobs WHERE state = 1 GROUP BY band) USING (band) GROUP BY 1"""
 COUNT_WAITING = """SELECT bands.queue, count(*)
     FROM (SELECT DISTINCT child FROM edges WHERE is_open = 1) CROSS JOIN jobs ON seq = child JOIN bands USING (band)
     GROUP BY 1"""
-LET_GO = (
-    f"UPDATE jobs SET state = iif(due_at > ?1, {Kept.SCHEDULED}, {Kept.QUEUED}), "
-    "due_at = iif(due_at > ?1, due_at, NULL) WHERE seq = ?2"
-)
 CALL_OFF = (
     f"UPDATE jobs SET state = {Kept.CANCELLED}, finished_at = ?, outcome = ?, "
     "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
@@ -84,7 +83,7 @@ FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
     WHERE parent = ? AND state < {FIRST_FINAL} ORDER BY child LIMIT ?"""
 ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
 ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
-REQUEUE = f"UPDATE jobs SET seq = ?, state = {Kept.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
+REQUEUE = f"UPDATE jobs SET seq = ?, band = ?, state = {Kept.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
 #: As READ, but without the payload and large results, and with the payload's size.
 FOUND = (
     f"{ROW.replace('payload', 'NULL')}, state, due_at, "
