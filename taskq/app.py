@@ -53,6 +53,7 @@ class TaskQ(HasClients):
         """
         self.name = name
         super().__init__(Directory(queue_directory(name, None if url is None else os.fspath(url))))
+        #: The tasks, by their names and by those that they had before.
         self.tasks: dict[str, Task[..., Any]] = {}
         #: The schedules, to look at and to change.
         self.schedules = Schedules(self, self.tasks)
@@ -68,6 +69,7 @@ class TaskQ(HasClients):
         self,
         *,
         name: str | None = None,
+        aliases: Sequence[str] = (),
         retry_on: ErrorTypes | None = None,
         give_up_on: ErrorTypes = (),
         **options: Unpack[JobOptions],
@@ -79,6 +81,7 @@ class TaskQ(HasClients):
         /,
         *,
         name: str | None = None,
+        aliases: Sequence[str] = (),
         retry_on: ErrorTypes | None = None,
         give_up_on: ErrorTypes = (),
         **options: Unpack[JobOptions],
@@ -88,13 +91,15 @@ class TaskQ(HasClients):
         Args:
             name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
                 or move the function.
+            aliases: names that the task had before: jobs and schedules that were made under these are run by it.
+                Limits and order (`concurrency=`, `ordered_by=`, `unique=` ...) count for each name apart.
             retry_on: the exceptions that are worth a retry; all others end the job. By default all are.
             give_up_on: exceptions that end the job at once; goes before `retry_on`. Neither is asked about timeouts,
                 crashes, and what the job raises to say what it wants: `Retry`, `Snooze`, `Cancel`.
             options: what holds for all its jobs; see `taskq.options.JobOptions` for all there are.
 
         Raises:
-            ConfigError: an option makes no sense, or the name is taken.
+            ConfigError: an option makes no sense, or a name is taken.
             TypeError: there is no such option.
         """
         if "after" in options or "on_success" in options:
@@ -108,16 +113,21 @@ class TaskQ(HasClients):
             retry_rules, backoff_s = read_rules(options.get("backoff"), retry_on, give_up_on, retries)
             spec, rules = apply_options(Spec(task_name), PLAIN, {**options, "backoff": backoff_s}, function)
             task = Task(self, function, spec, rules, retry_rules)
-            known = self.tasks.get(task_name)
-            if known is not None and not is_same_function(known.function, function):
-                raise ConfigError(
-                    f"the task name {task_name!r} is taken by {full_name(known.function)}: "
-                    "give one of them another with name="
-                )
-            self.tasks[task_name] = task
+            self._register(task, aliases)
             return task
 
         return register if function is None else register(function)
+
+    def _register(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
+        names = [task.name, *_aliases_of(task.name, aliases)]
+        for name in names:
+            known = self.tasks.get(name)
+            if known is not None and not is_same_function(known.function, task.function):
+                raise ConfigError(
+                    f"the task name {name!r} is taken by {full_name(known.function)}: "
+                    "give one of them another with name="
+                )
+        self.tasks.update(dict.fromkeys(names, task))
 
     def periodic(
         self,
@@ -401,6 +411,13 @@ def _own_name(function: Callable[..., Any]) -> str:
     if name.startswith("<"):
         raise ConfigError(f'{function!r:.80} has no name of its own: give it one, as in q.task(name="resize")(...)')
     return str(name)
+
+
+def _aliases_of(name: str, aliases: Sequence[str]) -> list[str]:
+    """The earlier names of a task, checked."""
+    if isinstance(aliases, str) or not isinstance(aliases, Sequence) or name in aliases:
+        raise ConfigError(f'aliases={aliases!r} of {name}: use a list of earlier names, as in aliases=["old"]')
+    return [Spec(alias).task for alias in aliases]
 
 
 def _state(state: JobState | str) -> JobState:

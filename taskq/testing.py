@@ -104,9 +104,9 @@ class Jobs:
         Args:
             task: only those of this task (or of the task with this name).
         """
-        name = None if task is None else _name(task)
         arrivals = self._fleet.arrivals[self._cleared :]
-        return [self._enqueued(arrival) for arrival in arrivals if name in (None, arrival.spec.task)]
+        name = None if task is None else _name(self._app, task)
+        return [self._enqueued(arrival) for arrival in arrivals if name in (None, _name(self._app, arrival.spec.task))]
 
     def clear(self) -> None:
         """Forgets what was enqueued so far: `enqueued` and the asserts see only what comes now. The jobs stay."""
@@ -263,11 +263,12 @@ def queue(app: TaskQ, *, raise_errors: bool = False, settings: Settings | None =
 # -- arguments
 
 
-def _name(task: Task[..., Any] | Enqueuer[..., Any] | str) -> str:
+def _name(app: TaskQ, task: Task[..., Any] | Enqueuer[..., Any] | str) -> str:
+    """The name that a task has now."""
     if isinstance(task, Enqueuer):
         return task._spec.task
     if isinstance(task, str):
-        return task
+        return app.named(task)._spec.task
     raise ConfigError(f"{task!r:.80} is no task: give one that `@q.task` made, or its name")
 
 
@@ -304,7 +305,8 @@ class _Wanted:
     def __init__(
         self, app: TaskQ, task: Task[..., Any] | Enqueuer[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self.task = _name(task)
+        self._app = app
+        self.task = _name(app, task)
         known = app.tasks.get(self.task)
         signature = None if known is None else signature_of(known.function)
         parameters = () if signature is None else signature.parameters
@@ -328,7 +330,9 @@ class _Wanted:
 
     def matches(self, job: Enqueued) -> bool:
         """Whether a job is one of them."""
-        if job.task != self.task or not all(self._option_fits(job, *option) for option in self._options.items()):
+        if _name(self._app, job.task) != self.task:
+            return False
+        if not all(self._option_fits(job, *option) for option in self._options.items()):
             return False
         missing = object()
         return all(_is_equal(value, job.arguments.get(name, missing)) for name, value in self._arguments.items())

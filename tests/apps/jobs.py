@@ -81,6 +81,14 @@ def add(a: int, b: int = 1) -> int:
     return a + b
 
 
+@q.task(name="renamed", aliases=["once_renamed", "first_renamed"], give_up_on=KeyError)
+def has_another_name(number: int) -> int:
+    """A task that had other names before."""
+    if number < 0:
+        raise KeyError(number)
+    return 10 * number
+
+
 @q.task
 def echo(value: Any) -> Any:
     return value
