@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -39,8 +38,8 @@ from taskq.model import JobError
 from taskq.outbox import Outbox
 from taskq.outcome import Verdict, pack_failure
 from taskq.platform import die_with_parent, is_unread, name_process
-from taskq.runner import Runner, flush_output
-from taskq.streams import mark_output
+from taskq.runner import Runner
+from taskq.streams import flush_output, mark_output, open_output
 from taskq.wire import NO_EXTRA, Extra, Op
 
 #: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
@@ -147,9 +146,7 @@ def send_output_to(output: Connection) -> None:
     os.dup2(output.fileno(), 2)
     os.close(nothing)
     output.close()
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        stream = open(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
+    open_output()
     faulthandler.enable(file=2)
 
 

@@ -173,7 +173,10 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
         line = json.dumps({"level": level, **{name: _shortened(value) for name, value in fields.items()}}, default=repr)
     if len(line) > MAX_OUTPUT_LINE_BYTES - 2:
         line = json.dumps({"level": level, "event": line[: MAX_OUTPUT_LINE_BYTES // 2] + " ..."})
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except Exception:
+        pass  # what a job has put there; it is told when the job ends
     seated = _seated.get()
     os.write(2, f"{seated.mark if seated else ''}{RECORD_MARK}{line}\n".encode())
 

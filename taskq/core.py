@@ -23,7 +23,7 @@ from taskq.effects import Batch, Death, Effects, Key, Note, Stop
 from taskq.gates import Band, Leaving
 from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
-from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, unpack
+from taskq.outcome import Attempts, Failure, Verdict, pack_failure, read_failure, unpack
 from taskq.overtime import MEMORY_LIMIT_ERROR, Overtime
 from taskq.store import Kept, Rescheduled, StoredJob
 from taskq.usage import Usage
@@ -140,6 +140,7 @@ class Core:
         self._overtime.forget(key)
         for number, row in running:
             if number in unwanted:
+                row.attempts += 1
                 self._stopped(key, row, None, None)
             elif death.stopped or death.timed_out not in (None, number):
                 self.bands.put_back(key, [row])  # killed for no fault of its own
@@ -161,7 +162,12 @@ class Core:
         now: float,
         wall: float,
     ) -> None:
-        """A consumer reports attempts that ended."""
+        """A consumer reports attempts that ended. Each is settled by itself: one that cannot be read harms no other.
+
+        Raises:
+            ProtocolError: this is not a report; nothing of it is settled.
+        """
+        attempts.check()
         holder = self._holders[key]
         holder.progress_at = now
         holder.is_stalled = False
@@ -176,8 +182,6 @@ class Core:
             if row is None:  # never sent, or reported twice: nothing of it is believed
                 effects.notes.append(Note("consumer.confused", {"consumer_key": key, "number": number}))
                 continue
-            # may raise: then the job is still the consumer's, and goes back when that is killed for it
-            failure = None if verdict == succeeded else failure_in(outcome)
             del leased[number]
             row.attempts += 1
             if row.spec is not spec:
@@ -185,15 +189,17 @@ class Core:
                 is_limited = spec.is_limited
                 durations_us = durations_of.setdefault(spec.task, [])
             durations_us.append(duration_us)
-            if failure is None:
+            if verdict == succeeded:
                 effects.ended.append((row, kept, outcome))
                 effects.done.append((row, key, duration_us))
                 if is_limited or row.terms is not None:
                     self.bands.left(key, row, Leaving.ENDED)
-            elif number in self._overtime.unwanted(key):
-                self._stopped(key, row, *unpack(outcome)[:2])
+                continue
+            failure = read_failure(verdict, outcome, duration_us)
+            if number in self._overtime.unwanted(key):
+                self._stopped(key, row, *unpack(failure.outcome)[:2])
             else:
-                self._did_not_succeed(key, row, verdict, *failure, outcome, wall)
+                self._did_not_succeed(key, row, failure, wall)
         self._measure(durations_of)
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
@@ -225,10 +231,9 @@ class Core:
             weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
-    def _did_not_succeed(
-        self, key: Key, row: JobRow, verdict: int, error: JobError, wish_s: float | None, outcome: bytes, wall: float
-    ) -> None:
+    def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
         """A consumer reports an attempt that did not succeed, its count included in `row.attempts`; what follows?"""
+        verdict, error, wish_s, outcome = failure
         fields = {"row": row, "consumer_key": key, "error": error}
         if verdict == Verdict.SNOOZED:
             delay_s = wish_s or 0.0
@@ -331,8 +336,8 @@ class Core:
         self._overtime.cancelled(key, self._holders[key].leased, self.number_of(key, job_id), now)
 
     def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
-        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended."""
-        row.attempts += duration_s is None  # else it was counted when its end was reported
+        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended. The
+        attempt is counted already."""
         outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
         self._effects.ended.append((row, Kept.CANCELLED, outcome))
         self._effects.notes.append(Note("job.cancelled", {"row": row, "consumer_key": key}))

@@ -27,7 +27,7 @@ from taskq.outcome import Attempts, Verdict, failure_in
 from taskq.output import split_job_mark, whole_lines
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.usage import usage_of
-from taskq.wire import Op
+from taskq.wire import Message, Op
 
 #: A job is told as started in the log if it is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
@@ -82,13 +82,24 @@ class Crew:
 
     def _on_consumer(self, slot: Slot, _mask: int) -> None:
         try:
-            for envelope, body in slot.read_messages():
-                self._hear(slot, envelope, body)
+            self._hear_each(slot, slot.read_messages())
         except (EOFError, OSError):
             self._selector.unregister(slot.socket)  # its death is told by its own descriptor
-        except (TaskQError, TypeError, ValueError) as error:  # also what a job writes to the descriptor of its consumer
-            self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
-            slot.kill()
+        except TaskQError as error:
+            self._on_confused(slot, error)
+
+    def _hear_each(self, slot: Slot, messages: list[Message]) -> None:
+        """Hears messages one by one: one that makes no sense takes nothing from what those behind it say."""
+        for envelope, body in messages:
+            try:
+                self._hear(slot, envelope, body)
+            except (TaskQError, TypeError, ValueError) as error:
+                self._on_confused(slot, error)
+
+    def _on_confused(self, slot: Slot, error: Exception) -> None:
+        """It does not speak as consumers do: a job may have written to its socket."""
+        self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
+        slot.kill()
 
     def _hear(self, slot: Slot, envelope: list[Any], body: memoryview) -> None:
         match envelope:
@@ -122,16 +133,13 @@ class Crew:
 
     def _settle(self, slot: Slot, attempts: Attempts) -> None:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
-        held = [number for number in attempts.numbers if number in slot.children] if slot.children else []
-        try:
-            self._core.settled(slot.key, attempts, time.monotonic(), time.time())
-        finally:
-            if held:
-                verdicts = dict(zip(attempts.numbers, attempts.verdicts, strict=True))
-                for number in held:
-                    children = slot.children.pop(number)
-                    if verdicts[number] == Verdict.SUCCEEDED and not self._core.holds(slot.key, number):
-                        self._on_children(children)
+        self._core.settled(slot.key, attempts, time.monotonic(), time.time())
+        if not slot.children:
+            return
+        for number, verdict in zip(attempts.numbers, attempts.verdicts, strict=True):
+            children = slot.children.pop(number, None)
+            if children is not None and verdict == Verdict.SUCCEEDED:
+                self._on_children(children)
 
     def _on_ready(self, slot: Slot) -> None:
         now = time.monotonic()
@@ -244,9 +252,8 @@ class Crew:
             self._selector.unregister(slot.socket)
             try:
                 while messages := slot.read_messages():
-                    for envelope, body in messages:
-                        self._hear(slot, envelope, body)
-            except (EOFError, OSError, TaskQError, TypeError, ValueError):
+                    self._hear_each(slot, messages)
+            except (EOFError, OSError, TaskQError):
                 pass  # the end, or a frame that it did not finish
         if slot.counters.seats > 1:
             self._on_output(slot, 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgpack
@@ -31,6 +32,9 @@ from taskq.model import JobError
 _pack = msgpack.Packer().pack
 
 
+_WHOLE = frozenset({int})
+
+
 class Verdict(IntEnum):
     """What a consumer says of an attempt; the broker decides what follows from it."""
 
@@ -48,6 +52,14 @@ class Attempts(NamedTuple):
     verdicts: Sequence[int]  # see Verdict
     durations_us: Sequence[int]
     outcomes: Sequence[bytes]
+
+    def check(self) -> None:
+        """Raises ProtocolError unless there are rows of what is promised above, whatever verdicts and outcomes say."""
+        count = len(self.numbers)
+        if any(len(column) != count for column in self):
+            raise ProtocolError("a report whose columns differ in length")
+        if not _WHOLE.issuperset(map(type, chain(self.numbers, self.durations_us))):
+            raise ProtocolError("a report with a number or a duration that is not a whole number")
 
 
 class Outcome(NamedTuple):
@@ -93,9 +105,21 @@ def unpack(outcome: bytes) -> Outcome:
             raise TypeError("its result is no payload")
         if wish and not (len(wish) == 1 and is_delay(wish[0])):
             raise TypeError("its delay is no number of seconds")
-        return Outcome(started_at, duration_s, result, None if error is None else JobError(*error), *wish)
+        if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
+            raise TypeError("its times are no numbers of seconds")
+        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
     except Exception as error:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
+
+
+def _error_of(
+    type_: str, message: str, traceback: str, exit_code: int | None, signal: str | None, output: list[str]
+) -> JobError:
+    if not all(isinstance(text, str) for text in (type_, message, traceback, signal or "", *output)):
+        raise TypeError("an error with something else than text")
+    if not (exit_code is None or isinstance(exit_code, int)) or not isinstance(output, list):
+        raise TypeError("an error with fields of another type")
+    return JobError(type_, message, traceback, exit_code, signal, output)
 
 
 def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes:
@@ -130,6 +154,28 @@ def failure_in(outcome: bytes) -> tuple[JobError, float | None]:
     if error is None:
         raise ProtocolError("a failure without an error")
     return error, delay_s
+
+
+class Failure(NamedTuple):
+    """An attempt that did not succeed, read."""
+
+    verdict: Verdict
+    error: JobError
+    wish_s: float | None  # how long it wants the job to wait
+    outcome: bytes
+
+
+def read_failure(verdict: int, outcome: bytes, duration_us: int) -> Failure:
+    """Reads how an attempt ended that did not succeed. What cannot be read is a failure as well, of that job alone."""
+    try:
+        error, wish_s = failure_in(outcome)
+        known = Verdict(verdict)
+        if known is Verdict.SUCCEEDED or (known is Verdict.SNOOZED and not wish_s):
+            raise ProtocolError(f"{known.name.lower()}, with a failure or without a delay")
+        return Failure(known, error, wish_s, outcome)
+    except (ProtocolError, ValueError) as unreadable:
+        error = JobError("UnreadableOutcome", f"the consumer told of an end that cannot be read: {unreadable}")
+        return Failure(Verdict.FAILED, error, None, pack_failure(None, duration_us / 1e6, error))
 
 
 def _clean(text: str, most: int) -> str:

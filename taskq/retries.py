@@ -45,13 +45,22 @@ class RetryRules(NamedTuple):
         """
         if self.backoff is None:
             return None
-        delay_s: object = self.backoff(attempt, error)
-        if not is_delay(delay_s):
-            raise ConfigError(f"the backoff function returned {delay_s!r:.100}: use seconds, 0 or more")
-        return float(delay_s)  # type: ignore[arg-type]
+        wish: object = self.backoff(attempt, error)
+        delay_s = as_delay_s(wish)
+        if delay_s is None:
+            raise ConfigError(f"the backoff function returned {wish!r:.100}: use seconds, 0 or more")
+        return delay_s
 
 
 NO_RETRY_RULES = RetryRules()
+
+
+def as_delay_s(value: object) -> float | None:
+    """A number of seconds that a job can wait, as a plain one; None if it is not one."""
+    if not is_delay(value):
+        return None
+    delay_s = float(value)  # type: ignore[arg-type]  # a subclass of it may compare as it likes
+    return delay_s if is_delay(delay_s) else None
 
 
 def read_rules(

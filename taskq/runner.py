@@ -7,9 +7,7 @@ was refused, for running it again could not help, or it said itself what it want
 from __future__ import annotations
 
 import os
-import sys
 import time
-import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -20,17 +18,20 @@ from taskq import context
 from taskq.app import TaskQ
 from taskq.client import REPLY_TIMEOUT_S
 from taskq.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
-from taskq.errors import Cancel, CpuTimeout, JobTimeout, PayloadError, Retry, Snooze
+from taskq.errors import Cancel, ConfigError, PayloadError, Retry, Snooze
+from taskq.exception_text import class_name, describe, text_of
 from taskq.functions import misfit
 from taskq.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model import JobError, JobState
 from taskq.outcome import Verdict, pack_failure, pack_success
-from taskq.retries import NO_RETRY_RULES, RetryRules
+from taskq.retries import NO_RETRY_RULES, RetryRules, as_delay_s
 from taskq.task import Task
 from taskq.usage import data_limit, text_of_bytes
 from taskq.wire import DROP_RESULT, FOLLOWS, MEMORY_LIMIT, NO_EXTRA, Extra
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
+#: Their frames are not the user's.
+_OWN_MODULES = (__name__, "taskq.seats")
 
 #: The verdict on an attempt, the seconds it took, and the outcome.
 Ended = tuple[Verdict, float, bytes]
@@ -97,10 +98,12 @@ class Runner:
     def _failure(
         self, raised: BaseException, task_name: str, attempt: int, extra: Extra, started_at: float, start: float
     ) -> Ended:
-        if isinstance(raised, Refused):
-            verdict, error, delay_s = Verdict.REFUSED, raised.error, None
-        else:
+        """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
+        try:
             verdict, error, delay_s = self._end_by(raised, task_name, attempt, extra)
+        except BaseException as misbehaved:
+            message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
+            verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
         duration_s = time.monotonic() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
 
@@ -108,22 +111,24 @@ class Runner:
         self, raised: BaseException, task_name: str, attempt: int, extra: Extra
     ) -> tuple[Verdict, JobError, float | None]:
         """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""
+        kind = type(raised)  # it is asked, not the exception, whose `__class__` may say anything
+        if issubclass(kind, Refused):
+            return Verdict.REFUSED, raised.error, None  # type: ignore[attr-defined]
+        if issubclass(kind, Cancel):
+            reason = _reason(raised)
+            return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason and f': {reason}'}"), None
         task = self._tasks.get(task_name)
         rules = NO_RETRY_RULES if task is None else task.retry_rules
-        if isinstance(raised, Snooze):
-            return Verdict.SNOOZED, JobError("Snoozed", raised.reason or f"for {raised.delay:g} s"), raised.delay
-        if isinstance(raised, Cancel):
-            reason = f": {raised.reason}" if raised.reason else ""
-            return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason}"), None
+        if issubclass(kind, (Snooze, Retry)):
+            return _end_by_wish(raised, rules, attempt)
+        error = describe(raised, _OWN_MODULES)
         memory_limit = extra.get(MEMORY_LIMIT)
-        if memory_limit is not None and isinstance(raised, MemoryError):
+        if memory_limit is not None and issubclass(kind, MemoryError):
             text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
-            return Verdict.FAILED, replace(describe(raised), type="MemoryLimit", message=text), None
-        if rules.gives_up(raised):
-            return Verdict.REFUSED, describe(raised), None
-        if isinstance(raised, Retry) and raised.delay is not None:
-            return Verdict.FAILED, describe(raised), raised.delay
-        return Verdict.FAILED, describe(raised), _delay_s(rules, attempt, raised)
+            return Verdict.FAILED, replace(error, type="MemoryLimit", message=text), None
+        if _gives_up(rules, raised):
+            return Verdict.REFUSED, error, None
+        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: Extra) -> bytes | None:
         task, args, kwargs = self._prepare(job_id, task_name, payload, extra)
@@ -253,12 +258,26 @@ class Runner:
         if self._event_loop is None:
             self._event_loop = asyncio.Runner()
         try:
-            return self._event_loop.run(coroutine)
+            ended: list[tuple[Any, BaseException | None]] = []
+            self._event_loop.run(_await(coroutine, ended))
+            value, raised = ended[0]
+            if raised is not None:
+                raise raised
+            return value
         except BaseException:
             # a timeout may have left the coroutine unfinished: a new loop for the next job, this one cleaned up
             event_loop, self._event_loop = self._event_loop, None
             event_loop.close()
             raise
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any], ended: list[tuple[Any, BaseException | None]]) -> None:
+    """Keeps what a coroutine returns or raises from asyncio, which looks into both: with an exception whose code
+    misbehaves its loop would never end."""
+    try:
+        ended.append((await coroutine, None))
+    except BaseException as raised:
+        ended.append((None, raised))
 
 
 class Around:
@@ -321,43 +340,70 @@ class Items:
         self._count += 1
 
 
+def _end_by_wish(raised: BaseException, rules: RetryRules, attempt: int) -> tuple[Verdict, JobError, float | None]:
+    """What a Retry or a Snooze makes of its attempt; a wish that makes no sense is the error that its `__init__` of
+    ours would have raised."""
+    error = describe(raised, _OWN_MODULES)
+    try:
+        wish_s = _wish_s(raised)
+    except BaseException as wrong:
+        error = replace(error, type=class_name(wrong), message=text_of(wrong))
+        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
+    if issubclass(type(raised), Snooze):
+        return Verdict.SNOOZED, JobError("Snoozed", _reason(raised) or f"for {wish_s:g} s"), wish_s
+    return Verdict.FAILED, error, _delay_s(rules, attempt, raised) if wish_s is None else wish_s
+
+
+def _wish_s(raised: BaseException) -> float | None:
+    """The seconds that a Retry or a Snooze wants to wait. A subclass may have called no `__init__`, or set anything.
+
+    Raises:
+        ConfigError: that is not a number of seconds which a job can wait. What else its own code raises, too.
+    """
+    delay: object = getattr(raised, "delay", None)
+    name, is_snooze = class_name(raised), issubclass(type(raised), Snooze)
+    if delay is None and not is_snooze:
+        return None
+    wish_s = as_delay_s(delay)
+    if wish_s is not None and (wish_s > 0 or not is_snooze):
+        return wish_s
+    if is_snooze:
+        raise ConfigError(
+            f"{name}.delay is {delay!r:.100}: use seconds greater than 0, and call super().__init__(delay)"
+        )
+    raise ConfigError(f"{name}.delay is {delay!r:.100}: use seconds, 0 or more, or None for the task's backoff")
+
+
+def _reason(raised: BaseException) -> str:
+    """What a Snooze or a Cancel says of itself, if it does."""
+    try:
+        return text_of(getattr(raised, "reason", ""))
+    except BaseException as error:
+        return f"<its reason raised {class_name(error)}>"
+
+
+def _gives_up(rules: RetryRules, raised: BaseException) -> bool:
+    try:
+        return rules.gives_up(raised)
+    except BaseException as error:
+        _tell_of_rule(
+            f"the task's retry_on or give_up_on failed ({class_name(error)}: {text_of(error)}): it is retried"
+        )
+        return False
+
+
 def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | None:
     try:
         return rules.delay_s(attempt, raised)
     except BaseException as error:
         # the job's error is what counts, and a retry what was wanted: the default delay serves
-        text = f"the task's backoff function failed ({type(error).__name__}: {error}): the default delay is taken"
-        context.write_record("error", {"event": text})
+        told = f"{class_name(error)}: {text_of(error)}"
+        _tell_of_rule(f"the task's backoff function failed ({told}): the default delay is taken")
         return None
 
 
-def describe(raised: BaseException) -> JobError:
-    """An exception as text. Survives exceptions whose own text cannot be made."""
-    is_timeout = isinstance(raised, JobTimeout) and not isinstance(raised, CpuTimeout)
-    name = "TimedOut" if is_timeout else type(raised).__qualname__
+def _tell_of_rule(text: str) -> None:
     try:
-        message = str(raised)
-    except BaseException as error:
-        message = f"<its str() raised {type(error).__name__}>"
-    if isinstance(raised, SystemExit):
-        message = f"the job called sys.exit({message}); return or raise an exception instead"
-    return JobError(name, message, _traceback(raised))
-
-
-def _traceback(raised: BaseException) -> str:
-    frames = raised.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in (__name__, "taskq.seats"):
-        frames = frames.tb_next  # the user's own frames only
-    try:
-        return "".join(traceback.format_exception(type(raised), raised, frames, limit=-50))
-    except BaseException as error:
-        return f"<the traceback could not be made: {type(error).__name__}>"
-
-
-def flush_output() -> None:
-    """Writes out what the job left in the buffers of its standard streams."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):
-        pass  # the job replaced or closed it
+        context.write_record("error", {"event": text})
+    except BaseException:
+        pass  # the job has closed or replaced its output, and the end of the job is more than this

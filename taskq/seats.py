@@ -390,8 +390,10 @@ class SeatedConsumer:
             seated.end()
             self._note_end(start, seated, ended, in_thread)
         except BaseException:  # most likely, the job has closed our descriptors
-            traceback.print_exc()
-            os._exit(1)
+            try:
+                traceback.print_exc()  # on what the job may have left as standard error
+            finally:
+                os._exit(1)
 
     def _note_end(self, start: _Start, seated: Seated, ended: Ended, in_thread: bool) -> None:
         os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job

@@ -1,4 +1,4 @@
-"""Standard output and error of a consumer that runs several jobs: each line says which of them wrote it."""
+"""Standard output and error of a consumer. Where several jobs run at once, each line says which of them wrote it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,51 @@ import os
 import sys
 from io import FileIO, TextIOWrapper
 
-from taskq.context import Seated, seated
+from taskq.context import Seated, seated, write_record
+from taskq.exception_text import class_name, text_of
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
 
 #: Writes of this size are whole, whoever else writes to the pipe (POSIX says so of PIPE_BUF, 4,096 on Linux).
 _WHOLE_BYTES = 4_096
+
+
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+def open_output() -> None:
+    """Gives this process streams of its own for its standard output and error."""
+    for name in _DESCRIPTORS:
+        _open(name)
+
+
+def _open(name: str) -> None:
+    stream = open(  # noqa: SIM115
+        _DESCRIPTORS[name], "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
+    setattr(sys, name, stream)
+
+
+def flush_output() -> None:
+    """Writes out what a job left in the buffers of its standard streams."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
+        _mend_output()
+
+
+def _mend_output() -> None:
+    """Puts new streams in the place of those that cannot be flushed, and tells of it."""
+    broken: dict[str, BaseException] = {}
+    for name in _DESCRIPTORS:
+        try:
+            getattr(sys, name).flush()
+        except BaseException as error:
+            broken[name] = error
+            _open(name)
+    for name, raised in broken.items():
+        told = f"{class_name(raised)}: {text_of(raised)}"
+        write_record("warning", {"event": f"the job left a sys.{name} that cannot be flushed ({told}): it is replaced"})
 
 
 class JobStream(TextIOWrapper):

@@ -1,0 +1,237 @@
+"""Jobs that end in exceptions whose own code misbehaves, and jobs that leave a broken standard output. See apps/jobs.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from apps.jobs import record
+
+from taskq import Cancel, Retry, Snooze, TaskQ, current_job
+
+q = TaskQ("misbehaved")
+
+
+class TooMany(Retry):
+    """Calls `__init__`, and then sets what it was given."""
+
+    def __init__(self, after: Any) -> None:
+        super().__init__()
+        self.delay = after
+
+
+class Early(Snooze):
+    """Forgets to call `__init__`."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class AtOnce(Early):
+    """A snooze that takes no time would run for ever."""
+
+    delay = 0
+
+
+class Unwanted(Cancel):
+    """Forgets to call `__init__`."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Odd(Cancel):
+    """Its reason is not a text, and has none."""
+
+    def __init__(self) -> None:
+        self.reason = Mute()  # type: ignore[assignment]
+
+
+class Broken(Retry):
+    """Looks at nothing without an error."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def delay(self) -> float:  # type: ignore[override]
+        raise RuntimeError("no delay")
+
+
+class Mute:
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Dumb(ValueError):
+    """Has no text either."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Text(str):
+    """A text that cannot be looked at."""
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+    def encode(self, *_: Any) -> bytes:
+        raise RuntimeError("no bytes")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("not even that")
+
+
+class Dressed(ValueError):
+    """Its text is one of those."""
+
+    def __str__(self) -> str:
+        return Text("dressed up")
+
+
+class Liar(ValueError):
+    """Says of itself what it is not, or nothing."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no traceback")
+
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+
+class Undecided(type):
+    """Makes classes that cannot say what is an instance of them."""
+
+    def __instancecheck__(cls, _instance: object) -> bool:
+        raise RuntimeError("no instances")
+
+
+class Doubtful(ValueError, metaclass=Undecided):
+    """Of such a class."""
+
+
+class Nameless(type):
+    """Makes classes without a name."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+class Stranger(ValueError, metaclass=Nameless):
+    """Of such a class."""
+
+
+class Wish(float):
+    """A number that answers as it likes."""
+
+    def __le__(self, _other: object) -> bool:
+        return True
+
+    __ge__ = __gt__ = __lt__ = __le__
+
+
+#: What a job raises, and the type that its error is told with; None for a job that is cancelled.
+RAISED: dict[str, tuple[Callable[[], BaseException], str | None]] = {
+    "text as delay": (lambda: TooMany("30"), "ConfigError"),
+    "negative delay": (lambda: TooMany(-0.5), "ConfigError"),
+    "no number as delay": (lambda: TooMany(float("nan")), "ConfigError"),
+    "delay that lies": (lambda: TooMany(Wish("nan")), "ConfigError"),
+    "endless delay": (lambda: TooMany(10**400), "ConfigError"),
+    "delay without text": (lambda: TooMany(Mute()), "RuntimeError"),
+    "delay that raises": (Broken, "RuntimeError"),
+    "snooze without delay": (Early, "ConfigError"),
+    "snooze of no time": (AtOnce, "ConfigError"),
+    "cancel without reason": (Unwanted, None),
+    "cancel with an odd reason": (Odd, None),
+    "no text": (lambda: Dumb("never seen"), "Dumb"),
+    "text that cannot be read": (lambda: Dressed("never seen"), "Dressed"),
+    "lies": (lambda: Liar("a lie"), "Liar"),
+    "no name": (lambda: Stranger("whose?"), "Stranger"),
+    "interrupt": (KeyboardInterrupt, "KeyboardInterrupt"),
+}
+
+
+@q.task(retries=1, backoff=[0.0])
+def ends_by(path: str, how: str) -> None:
+    record(path, how.replace(" ", "_"))
+    raise RAISED[how][0]()
+
+
+@q.task(retries=1, backoff=[0.0])
+async def ends_by_async(path: str, how: str) -> None:
+    ends_by.function(path, how)
+
+
+@q.task(retries=1, backoff=[0.0], give_up_on=Doubtful)
+def asks_the_doubtful(path: str) -> None:
+    """Whether an error is one of those, nobody can tell."""
+    record(path, "start")
+    raise ValueError("known")
+
+
+@q.task(retries=0)
+def fine(path: str) -> None:
+    record(path, "fine")
+
+
+class Stuck:
+    """A standard output that takes nothing."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        raise self._error("the disk is full")
+
+
+@q.task(retries=0)
+def leaves_output(path: str, how: str) -> None:
+    """Succeeds, and leaves a standard output on which nobody can write any more."""
+    record(path, how)
+    match how:
+        case "closed":
+            sys.stdout.close()
+        case "none":
+            sys.stdout = None  # type: ignore[assignment]
+        case "deleted":
+            del sys.stdout
+        case "error":
+            sys.stdout = Stuck(RuntimeError)  # type: ignore[assignment]
+        case "exit":
+            sys.stdout = sys.stderr = Stuck(SystemExit)  # type: ignore[assignment]
+        case "interrupt":
+            sys.stderr = Stuck(KeyboardInterrupt)  # type: ignore[assignment]
+
+
+@q.task(retries=0)
+def logs_with_stuck_output() -> str:
+    """The record is told all the same."""
+    before, sys.stdout = sys.stdout, Stuck(RuntimeError)  # type: ignore[assignment]
+    try:
+        current_job().log.info("told all the same")
+    finally:
+        sys.stdout = before
+    return "logged"
+
+
+@q.task(retries=0)
+def speaks(text: str) -> int:
+    print(text)
+    print(text, file=sys.stderr)
+    return os.getpid()
