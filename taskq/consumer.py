@@ -26,7 +26,7 @@ import msgpack
 from taskq import context
 from taskq.app import TaskQ
 from taskq.config import Directory
-from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
+from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot
 from taskq.context import write_record
 from taskq.counters import FlightRecorder
 from taskq.errors import AppError
@@ -94,6 +94,7 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     def forget_in_child() -> None:
         global _is_forked_child  # noqa: PLW0603
         _is_forked_child = True
+        faulthandler.unregister(STACKS_SIGNAL)
         context.forget_children()
         # what a job forks must not speak for this consumer, nor keep its lock
         for descriptor in (boot.socket.fileno(), lock):
@@ -148,6 +149,7 @@ def send_output_to(output: Connection) -> None:
     output.close()
     open_output()
     faulthandler.enable(file=2)
+    faulthandler.register(STACKS_SIGNAL, file=2)
 
 
 def log_to_output_unless_the_application_does() -> None:
@@ -275,8 +277,8 @@ class Consumer:
     def _check_time(self) -> None:
         """Makes up for a signal that came while no code of the job ran."""
         if self._counters.is_overdue(self._number):
-            raise context.timeout_error()
+            raise context.timeout_error(self._counters.reason())
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
         if self._runner.is_in_job and self._counters.is_overdue(self._number):
-            context.interrupt(context.timeout_error())
+            context.interrupt(context.timeout_error(self._counters.reason()))

@@ -17,6 +17,8 @@ from taskq.outbox import Unsent
 STOP = b""
 #: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
 TIMEOUT_SIGNAL = signal.SIGXCPU
+#: Has a consumer write the stacks of all its threads, also while it hangs in C code. The broker sends it before a kill.
+STACKS_SIGNAL = signal.SIGQUIT
 
 
 class Boot(NamedTuple):

@@ -17,6 +17,7 @@ from taskq.codec import decode_result, encode_result
 from taskq.errors import CpuTimeout, EnqueueError, JobTimeout, PayloadTooLarge, TaskQError
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_CHILDREN, MAX_CHILDREN_BYTES, MAX_OUTPUT_LINE_BYTES
 from taskq.model import Progress
+from taskq.outcome import Reason
 from taskq.output import JOB_MARK, RECORD_MARK
 from taskq.reports import Reporter
 from taskq.usage import own_cpu_s
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from taskq.flows import Call
     from taskq.model import Spec
-
-#: What a job is told whose ``timeout=`` is over.
-OVERDUE = "the job ran longer than its timeout, or was cancelled"
 
 
 class Start(NamedTuple):
@@ -243,15 +241,22 @@ def uninterrupted(action: Callable[[], None]) -> None:
             raise late
 
 
-def timeout_error() -> JobTimeout:
-    """What to raise in the job that runs, since one of its times is over."""
-    if _running is not None and CPU_TIMEOUT in _running[3]:
-        start = Start(*_running)
-        timeout_s = start.extra.get(TIMEOUT)
-        if timeout_s is None or time.monotonic() < start.at + timeout_s:
-            limit_s, used_s = start.extra[CPU_TIMEOUT], own_cpu_s() - start.cpu_s
-            return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
-    return JobTimeout(OVERDUE)
+def timeout_error(reason: int) -> JobTimeout:
+    """What to raise in the job that runs, since it is to end."""
+    if _running is None:
+        return JobTimeout("the job is to end")
+    start = Start(*_running)
+    if reason == Reason.CPU_TIMEOUT and CPU_TIMEOUT in start.extra:
+        limit_s, used_s = start.extra[CPU_TIMEOUT], own_cpu_s() - start.cpu_s
+        return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
+    return JobTimeout(timeout_text(reason, start.extra))
+
+
+def timeout_text(reason: int, extra: Extra) -> str:
+    """What a job is told that is to end: for its time, or since it was cancelled."""
+    if reason == Reason.CANCELLED:
+        return "the job was cancelled"
+    return f"the job ran longer than its timeout of {extra.get(TIMEOUT, 0):g} s"
 
 
 def interrupt(timeout: JobTimeout) -> None:

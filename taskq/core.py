@@ -13,6 +13,7 @@ consumer idles. A consumer runs as many jobs at once as it has seats; numbers ar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import Final, Literal
@@ -22,6 +23,7 @@ from taskq.counters import Claim
 from taskq.effects import Batch, Death, Effects, Key, Note, Stop
 from taskq.gates import Band, Leaving
 from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
+from taskq.limits import MAX_TOLD_LINES
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
 from taskq.outcome import Attempts, Failure, Verdict, pack_failure, read_failure, unpack
 from taskq.overtime import MEMORY_LIMIT_ERROR, Overtime
@@ -134,24 +136,25 @@ class Core:
         """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
         nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
         holder = self._holders.pop(key)
-        running = [(claim.number, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
+        running = [(claim, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
         self.bands.put_back(key, holder.leased.values())
         unwanted = self._overtime.unwanted(key)
         self._overtime.forget(key)
-        for number, row in running:
+        for (number, started_at), row in running:
+            ran_s = None if death.at is None else max(0.0, death.at - started_at)
             if number in unwanted:
                 row.attempts += 1
-                self._stopped(key, row, None, None)
+                self._stopped(key, row, _begin(wall, ran_s), ran_s)
             elif death.stopped or death.timed_out not in (None, number):
-                self.bands.put_back(key, [row])  # killed for no fault of its own
+                self._interrupted(key, row, death)
             elif death.timed_out == number:
-                self._timed_out(key, row, death.over_limit, wall)
+                self._timed_out(key, row, death, wall, ran_s)
             else:
-                self._crashed(key, row, death, wall)
+                self._crashed(key, row, death, wall, ran_s)
 
     def lost(self, row: JobRow) -> None:
         """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, Death(), None)
+        self._crashed(None, row, Death(), None, None)
 
     # -- jobs end
 
@@ -274,15 +277,20 @@ class Core:
             self._effects.notes.append(Note("job.failed", fields))
             self.bands.left(key, row, Leaving.ENDED)
 
-    def _timed_out(self, key: Key, row: JobRow, over_limit: JobError | None, wall: float) -> None:
-        row.attempts += 1
-        limit_s = None if over_limit else row.spec.timeout_s
-        error = over_limit or JobError(
-            "TimedOut", f"the job ran longer than its timeout of {limit_s:g} s and was killed"
-        )
-        self._failed(key, row, error, pack_failure(None, limit_s, error), wall)
+    def _interrupted(self, key: Key, row: JobRow, death: Death) -> None:
+        """A job's process was killed for no fault of the job: it runs again, uncharged."""
+        fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1, "reason": death.why or None}
+        self._effects.notes.append(Note("job.interrupted", fields))
+        self.bands.put_back(key, [row])
 
-    def _crashed(self, key: Key | None, row: JobRow, death: Death, wall: float | None) -> None:
+    def _timed_out(self, key: Key, row: JobRow, death: Death, wall: float, ran_s: float | None) -> None:
+        row.attempts += 1
+        after = "" if ran_s is None else f" after {ran_s:.2f} s"
+        text = f"the job ran longer than its timeout of {row.spec.timeout_s:g} s and was killed{after}"
+        error = replace(death.over_limit or JobError("TimedOut", text), output=list(death.output[-MAX_TOLD_LINES:]))
+        self._failed(key, row, error, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
+
+    def _crashed(self, key: Key | None, row: JobRow, death: Death, wall: float | None, ran_s: float | None) -> None:
         row.attempts += 1
         row.crashes += 1
         self._effects.crashed += 1
@@ -290,8 +298,9 @@ class Core:
             reason = "the whole fleet died while the job ran"
         else:
             reason = f"the process that ran the job {death.describe()}"
-        error = JobError("Crashed", reason, "", death.exit_code, death.signal, list(death.output))
-        outcome = pack_failure(None, None, error)
+        output = list(death.output[-MAX_TOLD_LINES:])
+        error = JobError("Crashed", reason, "", death.exit_code, death.signal, output)
+        outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
         is_last = row.charged_crashes >= row.spec.max_crashes
         fields = {"row": row, "consumer_key": key, "error": error, "crashes": row.crashes}
         self._effects.notes.append(Note("job.crashed", {**fields, "runs_again": not is_last}))
@@ -479,6 +488,14 @@ class Core:
         """
         return self._overtime.measured(key, claims, usage, now, self._effects.notes)
 
+    def is_unwanted(self, key: Key, number: int) -> bool:
+        """Whether a running job was cancelled."""
+        return number in self._overtime.unwanted(key)
+
+    def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
+        """The jobs whose process is killed before a time (monotonic) if they have not ended."""
+        return self._overtime.to_be_killed(by)
+
     def running(self, key: Key, number: int) -> JobRow | None:
         """The job that a consumer was sent with that number, if it has not ended."""
         return self._holders[key].leased.get(number) if key in self._holders else None
@@ -502,6 +519,11 @@ class Core:
         counts = {name: count for name, count in self.bands.counts().items() if not self.bands.is_paused(name)}
         waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
         return waits or any(holder.leased for holder in self._holders.values())
+
+
+def _begin(wall: float | None, ran_s: float | None) -> float | None:
+    """When what ended just now began, if that is known."""
+    return None if wall is None or ran_s is None else wall - ran_s
 
 
 def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:

@@ -42,12 +42,13 @@ class Counters:
             claimed           written by the consumer: the last number it started
             finished          written by the consumer: the last number it finished
             started_at        written by the consumer: time.monotonic() of the last claim
-            overdue           written by the broker: the number whose time is over, before the soft signal
+            overdue           written by the broker: the number of the job that is to end, before the soft signal
+            reason            written by the broker, before that: why it is to end (`taskq.outcome.Reason`)
     """
 
     def __init__(self, context: BaseContext, seats: int = 1) -> None:
         self._lock = context.Lock()
-        self._memory: Any = context.RawArray(c_uint64, 3 + 4 * seats)
+        self._memory: Any = context.RawArray(c_uint64, 3 + 5 * seats)
         self._look()
 
     def __getstate__(self) -> tuple[object, object]:
@@ -59,13 +60,13 @@ class Counters:
 
     def _look(self) -> None:
         """Aligned 8-byte stores do not tear, and each has one writer: only the way of a claim needs the lock."""
-        self.seats = seats = (len(self._memory) - 3) // 4
+        self.seats = seats = (len(self._memory) - 3) // 5
         data = memoryview(self._memory).cast("B")
         self._valid_from, self._jobs_done = data[:8].cast("Q"), data[8:16].cast("Q")
         self._busy_s = data[16:24].cast("d")
-        columns = [data[24 + 8 * seats * column : 24 + 8 * seats * (column + 1)] for column in range(4)]
-        self._claimed, self._finished, self._overdue = (column.cast("Q") for column in columns[:3])
-        self._started_at = columns[3].cast("d")
+        columns = [data[24 + 8 * seats * column : 24 + 8 * seats * (column + 1)] for column in range(5)]
+        self._claimed, self._finished, self._overdue, self._reason = (column.cast("Q") for column in columns[:4])
+        self._started_at = columns[4].cast("d")
         self._acquire, self._release = self._lock.acquire, self._lock.release
 
     # -- the consumer's side
@@ -93,6 +94,10 @@ class Counters:
         """Whether the broker's soft signal means this job, and not one that ended in the meantime."""
         return self._overdue[seat] == number
 
+    def reason(self, seat: int = 0) -> int:
+        """Why the job that the soft signal means is to end."""
+        return self._reason[seat]
+
     # -- the broker's side
 
     def opened(self) -> None:
@@ -119,10 +124,11 @@ class Counters:
         seats = zip(self._claimed, self._finished, self._started_at, strict=True)
         return [Claim(claimed, started_at) for claimed, finished, started_at in seats if claimed > finished]
 
-    def mark_overdue(self, number: int) -> None:
-        """Says which job the soft signal that follows is for."""
+    def mark_overdue(self, number: int, reason: int = 0) -> None:
+        """Says which job the soft signal that follows is for, and why."""
         for seat, claimed in enumerate(self._claimed):
             if claimed == number:
+                self._reason[seat] = reason
                 self._overdue[seat] = number
 
     @property

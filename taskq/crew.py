@@ -21,9 +21,9 @@ from taskq.effects import Batch, Death, Key
 from taskq.errors import ProtocolError, TaskQError
 from taskq.intake import Submission, flow_of
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
-from taskq.model import Progress
-from taskq.narrator import Narrator
-from taskq.outcome import Attempts, Verdict, failure_in
+from taskq.model import JobRow, Progress
+from taskq.narrator import Narrator, last_words
+from taskq.outcome import Attempts, Reason, Verdict, failure_in
 from taskq.output import split_job_mark, whole_lines
 from taskq.supervisor import Slot, SlotState, Supervisor
 from taskq.usage import usage_of
@@ -33,6 +33,12 @@ from taskq.wire import Message, Op
 _ANNOUNCE_AFTER_S = 0.1
 #: The log is told of the progress of a consumer's jobs at most so often.
 _PROGRESS_EVERY_S = 1.0
+
+
+#: A process that is to be killed for a job is asked so long before where its threads stand.
+_STACKS_BEFORE_KILL_S = 0.5
+#: Stacks without a death are told when no line of them has come for so long.
+_STACKS_WAIT_S = 1.0
 
 
 class Crew:
@@ -99,7 +105,7 @@ class Crew:
     def _on_confused(self, slot: Slot, error: Exception) -> None:
         """It does not speak as consumers do: a job may have written to its socket."""
         self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
-        slot.kill()
+        slot.kill("it sent what no consumer sends")
 
     def _hear(self, slot: Slot, envelope: list[Any], body: memoryview) -> None:
         match envelope:
@@ -205,7 +211,7 @@ class Crew:
             slot.writer = writer
 
     def _tell_output(self, slot: Slot, lines: list[str]) -> None:
-        lines = whole_lines(lines)
+        lines = self._hold_stacks_back(slot, whole_lines(lines))
         if slot.counters.seats > 1:
             self._tell_marked_output(slot, lines)
             return
@@ -220,6 +226,23 @@ class Crew:
             plain = [line for _, line in group]
             slot.keep_last_lines(0, plain)
             self._narrator.output(slot, self._core.running(slot.key, number), plain, now)
+
+    def _hold_stacks_back(self, slot: Slot, lines: list[str]) -> list[str]:
+        """Stacks of threads are told as one, with the death that mostly follows."""
+        others = slot.stacks.hold_back(lines)
+        if len(others) < len(lines):
+            slot.stacks_at = time.monotonic()
+        return others
+
+    def _tell_stacks(self, slot: Slot, claims: list[Claim], now: float) -> None:
+        """Tells stacks that no death has followed: somebody sent the signal, or the job ended at the last moment."""
+        if slot.stacks.lines and now - slot.stacks_at >= _STACKS_WAIT_S:
+            self._narrator.stacks(slot, self._rows(slot, claims), slot.stacks.take())
+
+    def _rows(self, slot: Slot, claims: list[Claim]) -> list[JobRow]:
+        """The jobs that a consumer is running."""
+        rows = (self._core.running(slot.key, claim.number) for claim in claims)
+        return [row for row in rows if row is not None]
 
     # -- deaths
 
@@ -239,7 +262,7 @@ class Crew:
                     self._tell_boot_failed(slot, death)
                 continue
             was_expected = death.stopped or (death.exit_code == 0 and not claims)
-            self._narrator.buried(slot, death, was_expected)
+            self._narrator.buried(slot, death, self._rows(slot, claims), was_expected=was_expected)
             self._core.died(slot.key, claims, death, wall)
             self._buried.append(slot)
 
@@ -282,14 +305,13 @@ class Crew:
     def _tell_boot_failed(self, slot: Slot, death: Death) -> None:
         message, traceback = slot.boot_error or (f"the process {death.describe()}", "")
         fields = {"traceback": traceback} if traceback else {}
-        output = list(death.output)
         self._on_boot_failed(message)
         self._narrator.log.error(
             "consumer.boot_failed",
             consumer=slot.number,
             error=message,
             **fields,
-            **({"output": output} if output else {}),
+            **({"output": last_words(death.output)} if death.output else {}),
         )
 
     # -- jobs
@@ -355,11 +377,13 @@ class Crew:
         for key in self._core.time_checks(now):
             slot = self._supervisor.slots[key]
             for number, action in self._core.check_time(key, slot.counters.read(), now):
+                is_unwanted = self._core.is_unwanted(key, number)
                 if action == "signal":
-                    slot.signal_timeout(number)
+                    slot.signal_timeout(number, Reason.CANCELLED if is_unwanted else Reason.TIMEOUT)
                 else:
                     slot.timed_out = number
-                    slot.kill()
+                    what = "was cancelled" if is_unwanted else "ran longer than its timeout"
+                    slot.kill(f"{self._name(slot, number)} {what} and did not end")
         self.measure(now)
 
     def measure(self, now: float) -> None:
@@ -369,17 +393,24 @@ class Crew:
             claims = slot.counters.read()
             action = self._core.measured(key, claims, usage_of(slot.pid), now)
             if action == "signal":
-                slot.signal_timeout(claims[0].number)
+                slot.signal_timeout(claims[0].number, Reason.CPU_TIMEOUT)
             elif action is not None:
                 slot.timed_out, slot.over_limit = claims[0].number, action
-                slot.kill()
+                slot.kill(action.message)
+
+    def _name(self, slot: Slot, number: int) -> str:
+        row = self._core.running(slot.key, number)
+        return "a job" if row is None else f"job {row.id.hex()}"
 
     def announce(self, now: float) -> None:
-        """Tells the log of the jobs that have been running for a moment."""
+        """Tells the log of the jobs that have been running for a moment, and where those stand that do not end."""
+        for key, number in self._core.to_be_killed(now + _STACKS_BEFORE_KILL_S):
+            self._supervisor.slots[key].ask_for_stacks(number)
         for slot in self._supervisor.slots.values():
             if slot.state is SlotState.STARTING:
                 continue
             claims = slot.counters.read()
+            self._tell_stacks(slot, claims, now)
             slot.announced &= {claim.number for claim in claims}
             for number, started_at in claims:
                 if number not in slot.announced and now - started_at >= _ANNOUNCE_AFTER_S:
@@ -419,7 +450,7 @@ class Crew:
 
     def _kill(self, slot: Slot) -> None:
         slot.is_stopped = True
-        slot.kill()
+        slot.kill("the fleet stopped before its jobs ended")
 
     @property
     def has_buried(self) -> bool:

@@ -44,11 +44,13 @@ class Death(NamedTuple):
     Attributes:
         exit_code: its exit code, or None if a signal killed it or nobody knows.
         signal: the name of the signal, or None.
-        output: the last lines it wrote.
+        output: the last lines it wrote, and the stacks of its threads if it told them.
+        at: when that was seen (monotonic), or None.
         timed_out: the number of the job that the broker killed it for, or None.
         over_limit: what that job used too much of, if it was not time.
         out_of_memory: the kernel killed for want of memory meanwhile.
         stopped: the broker killed it for its own reasons: nobody is charged.
+        why: why the broker killed it, or "".
     """
 
     exit_code: int | None = None
@@ -58,9 +60,13 @@ class Death(NamedTuple):
     over_limit: JobError | None = None
     out_of_memory: bool = False
     stopped: bool = False
+    at: float | None = None
+    why: str = ""
 
     def describe(self) -> str:
         """The death in words."""
+        if self.why:
+            return f"was killed by the broker: {self.why}"
         if self.signal is not None:
             return f"was killed by {self.signal}" + (", since memory ran out" if self.out_of_memory else "")
         return "ended in an unknown way" if self.exit_code is None else f"exited with code {self.exit_code}"

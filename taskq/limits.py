@@ -48,8 +48,12 @@ MAX_FAILURE_BYTES = 256 * 1024
 #: size from which on their errors are cut.
 KEPT_ATTEMPTS_EACH_END = 20
 MAX_KEPT_ATTEMPT_BYTES = 4 * 1024
-#: What a process wrote last, told with its crash. The stacks that Python writes at a segfault take 20 to 40 lines.
-MAX_LAST_LINES = 60
+#: What a process wrote last, told with its crash.
+MAX_LAST_LINES = 20
+#: The lines of the stacks that Python writes at a segfault, or when it is asked for them: 20 to 40 without threads of a
+#: job; and how many lines of these and of the last ones are kept with the job.
+MAX_STACK_LINES = 1_000
+MAX_TOLD_LINES = 100
 #: One line of a job's output; the rest of a longer line is dropped.
 MAX_OUTPUT_LINE_BYTES = 8 * 1024
 #: Lines of output that one consumer may have logged in a second; more are counted and dropped.

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from taskq.effects import Death, Done, Key, Note
-from taskq.limits import MAX_OUTPUT_LINES_PER_S, MAX_REJECTION_LINES_PER_S
+from taskq.limits import MAX_CONSUMERS, MAX_OUTPUT_LINES_PER_S, MAX_REJECTION_LINES_PER_S
+from taskq.log.record import MAX_LAST_WORDS_CHARS
 from taskq.log.throttle import JobLogThrottle, LineLimit
 from taskq.model import JobError, JobRow, Progress
 from taskq.output import fields_of_line
@@ -26,8 +27,13 @@ _LEVELS = {
     "job.cancelling": "info",
     "job.expired": "warning",
     "job.snoozed": "info",
+    "job.interrupted": "warning",
     "consumer.confused": "error",
 }
+
+
+#: So many dead consumers are remembered, for what is told of their jobs.
+_MAX_GONE = 2 * MAX_CONSUMERS
 
 
 class Narrator:
@@ -42,6 +48,7 @@ class Narrator:
         """
         self.log = log
         self._slot_of = slot_of
+        self._gone: dict[Key, tuple[int, int]] = {}  # number and pid of the consumers that died last
         self._tells_enqueued = tells_enqueued
         self._throttle = JobLogThrottle()
         self._output = LineLimit[Key](MAX_OUTPUT_LINES_PER_S)
@@ -52,11 +59,10 @@ class Narrator:
         for note in notes:
             fields = dict(note.fields)
             row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
-            is_ended = note.event not in ("job.timed_out", "job.cancelling")
-            told = {} if row is None else self._job_fields(row, key, is_ended=is_ended)
+            told = {} if row is None else self._job_fields(row, key, is_ended=True)
             if error is not None:
                 told.update(_error_fields(error, with_traceback=note.event in ("job.failed", "job.retrying")))
-            getattr(self.log, _LEVELS[note.event])(note.event, **told, **fields)
+            getattr(self.log, _LEVELS[note.event])(note.event, **{**told, **fields})
 
     def successes(self, done: Sequence[Done], now: float) -> None:
         """Jobs that succeeded: a line each, up to the rate."""
@@ -129,9 +135,24 @@ class Narrator:
                 level, fields = fields_of_line(line)
                 getattr(self.log, level)(event, **about, **fields)
 
-    def buried(self, slot: Slot, death: Death, was_expected: bool) -> None:
-        """A consumer ended."""
+    def stacks(self, slot: Slot, rows: Sequence[JobRow], lines: Sequence[str]) -> None:
+        """Where the threads of a consumer stand."""
+        fields = {"consumer": slot.number, "pid": slot.pid, **_running_fields(rows)}
+        self.log.warning("consumer.stacks", **fields, output=last_words(lines))
+
+    def buried(self, slot: Slot, death: Death, rows: Sequence[JobRow], *, was_expected: bool) -> None:
+        """A consumer ended.
+
+        Args:
+            rows: what it was running.
+        """
+        self._gone[slot.key] = slot.number, slot.pid  # what follows for its jobs is told once that is durable
+        while len(self._gone) > _MAX_GONE:
+            del self._gone[next(iter(self._gone))]
         fields: dict[str, Any] = {"consumer": slot.number, "pid": slot.pid, "jobs_done": slot.counters.jobs_done}
+        fields.update(_running_fields(rows))
+        if death.why:
+            fields["reason"] = death.why
         if death.exit_code is not None:
             fields["exit_code"] = death.exit_code
         if death.signal is not None:
@@ -140,9 +161,10 @@ class Narrator:
             fields["out_of_memory"] = True
         if was_expected:
             self.log.info("consumer.exited", **fields)
-        else:
-            output = list(death.output)
-            self.log.error("consumer.crashed", **fields, **({"output": output} if output else {}))
+            return
+        tell = self.log.warning if death.why else self.log.error
+        event = "consumer.killed" if death.why else "consumer.crashed"
+        tell(event, **fields, **({"output": last_words(death.output)} if death.output else {}))
 
     def _job_fields(self, row: JobRow, key: Key | None, *, is_ended: bool) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -155,7 +177,29 @@ class Narrator:
         if slot is not None:
             fields["consumer"] = slot.number
             fields["pid"] = slot.pid
+        elif key in self._gone:
+            fields["consumer"], fields["pid"] = self._gone[key]
         return fields
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """Lines of output as one text, the last of them if they are many."""
+    words: list[str] = []
+    left = MAX_LAST_WORDS_CHARS
+    for line in reversed(lines):
+        left -= len(line) + 1
+        if left < 0:
+            words.append(f"... [{len(lines) - len(words)} lines left out]")
+            break
+        words.append(line)
+    return "\n".join(reversed(words))
+
+
+def _running_fields(rows: Sequence[JobRow]) -> dict[str, Any]:
+    """Of what a consumer is running: so that its lines are found together with those of its jobs."""
+    if len(rows) == 1:
+        return {"queue": rows[0].spec.queue, "task": rows[0].spec.task, "job_id": rows[0].id.hex()}
+    return {"job_ids": [row.id.hex() for row in rows]} if rows else {}
 
 
 def _error_fields(error: JobError, *, with_traceback: bool) -> dict[str, Any]:
@@ -166,6 +210,4 @@ def _error_fields(error: JobError, *, with_traceback: bool) -> dict[str, Any]:
         fields["signal"] = error.signal
     if with_traceback and error.traceback:
         fields["traceback"] = error.traceback
-    if error.output:
-        fields["output"] = error.output
-    return fields
+    return fields  # its output is told once, with the consumer

@@ -72,6 +72,14 @@ class Outcome(NamedTuple):
     delay_s: float | None = None
 
 
+class Reason(IntEnum):
+    """Why a job that runs is to end."""
+
+    TIMEOUT = 0
+    CPU_TIMEOUT = 1
+    CANCELLED = 2
+
+
 def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
     """Makes the outcome of an attempt that returned; None for the result None."""
     packed: bytes = _pack((started_at, duration_s, result, None))

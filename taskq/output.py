@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from taskq.limits import MAX_OUTPUT_LINE_BYTES
+from taskq.limits import MAX_OUTPUT_LINE_BYTES, MAX_STACK_LINES
 
 #: Colours and cursor movements (ECMA-48 control sequences): of no use in a log, and able to fool a terminal.
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -24,6 +25,11 @@ RECORD_MARK = "\x1e"
 JOB_MARK = "\x1d"
 #: Where a line of ours begins behind text without a line end: at an event, or at the mark of a job.
 _BEGINNING = re.compile(f"(?<=.)(?={JOB_MARK}[0-9]{{1,19}}{JOB_MARK}|(?<!{JOB_MARK}){RECORD_MARK}{{)", re.DOTALL)
+
+
+#: What `faulthandler` writes, in Python 3.11 to 3.14.
+_STACK_BEGINS = re.compile(r"Fatal Python error: |(Current thread|Thread) ?.* \(most recent call first\):$")
+_STACK_GOES_ON = re.compile(r"$|  \S|Current thread|Thread |Python runtime state: |Extension modules: ")
 
 
 class LineCutter:
@@ -75,6 +81,32 @@ def _text(line: bytes) -> str:
 def _plain(text: str) -> str:
     """Text without terminal codes, also those that appear when others are taken out of them."""
     return _TERMINAL_CODES.sub("", text).replace("\x1b", "")
+
+
+class Stacks:
+    """Holds back the stacks of all threads that Python (`faulthandler`) has written, to be told as one: at a crash, or
+    when it was asked for them. Of very many lines the last are kept, where the main thread is."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=MAX_STACK_LINES)
+        self._is_within = False
+
+    def hold_back(self, lines: Iterable[str]) -> list[str]:
+        """Takes the lines of stacks; returns the others."""
+        others: list[str] = []
+        for line in lines:
+            self._is_within = bool(_STACK_BEGINS.match(line)) or (self._is_within and bool(_STACK_GOES_ON.match(line)))
+            (self.lines if self._is_within else others).append(line)
+        return others
+
+    def take(self) -> list[str]:
+        """Hands over what was held back, without empty lines at its end."""
+        lines = list(self.lines)
+        self.lines.clear()
+        self._is_within = False
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
 
 
 def whole_lines(lines: Iterable[str]) -> list[str]:

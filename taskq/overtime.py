@@ -135,6 +135,15 @@ class Overtime:
         watch.check_at = min(checks, default=None)
         return stops
 
+    def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
+        """The jobs that have got the signal, and whose process is killed before a time if they have not ended."""
+        return [
+            (key, number)
+            for key, watch in self._watches.items()
+            for number, kill_at in watch.signalled.items()
+            if kill_at <= by and number in watch.leased
+        ]
+
     # -- memory and CPU time
 
     def to_measure(self, now: float) -> list[Key]:
@@ -173,8 +182,8 @@ class Overtime:
             return None
         if number not in watch.signalled:
             watch.signalled = {number: now + self._kill_grace_s}
-            fields = {"row": row, "consumer_key": key, "cpu_timeout_s": cpu_limit_s, "cpu_s": round(used_s, 3)}
-            notes.append(Note("job.timed_out", fields))
+            fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1}
+            notes.append(Note("job.timed_out", {**fields, "cpu_timeout_s": cpu_limit_s, "cpu_s": round(used_s, 3)}))
             return "signal"
         if now < watch.signalled[number]:
             return None
@@ -184,7 +193,7 @@ class Overtime:
 
 def _note_of_signal(key: Key, watch: _Watch, number: int) -> Note:
     row = watch.leased[number]
-    fields = {"row": row, "consumer_key": key}
+    fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1}  # it may have ended before this is told
     if number in watch.unwanted:
         return Note("job.cancelling", fields)
     return Note("job.timed_out", {**fields, "timeout_s": row.spec.timeout_s})

@@ -31,7 +31,7 @@ from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.consumer import handle_signals, ignore, is_forked_child
 from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot
-from taskq.context import OVERDUE, Seated, sit
+from taskq.context import Seated, sit, timeout_text
 from taskq.counters import FlightRecorder
 from taskq.errors import JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
@@ -56,7 +56,7 @@ class _Overdue(JobTimeout):
     """Raised in a thread, which takes a class only; the instance is made by that thread, when it is raised."""
 
     def __init__(self) -> None:
-        super().__init__(OVERDUE)
+        super().__init__(_raised.runner.text)
         _raised.is_there = True
 
 
@@ -91,12 +91,14 @@ class _ThreadRunner(Runner):
         self._sending = 0  # of the job that is in the middle of a message
         self._interrupted = 0
         self._is_late = False  # whether it is to be told behind that message
+        self.text = ""  # of the JobTimeout that interrupts
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, text: str) -> None:
         """Raises JobTimeout in a job's code, once, unless that has ended. Called by the main thread."""
         with self._guard:
             if self._interrupted == number:
                 return
+            self.text = text
             if self._number == number:
                 self._interrupted = number
                 _raise_in_thread(self._thread, _Overdue)
@@ -109,6 +111,7 @@ class _ThreadRunner(Runner):
         self._thread = threading.get_ident()
         self._next = start.number
         _raised.is_there = False
+        _raised.runner = self
         return self.run(start.job_id, start.task, start.attempt, start.payload, start.extra)
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
@@ -167,23 +170,25 @@ class _Coroutine:
         self.task: asyncio.Task[Ended] | None = None
         self.is_open = False  # whether the job's own code has begun, and not ended
         self.is_interrupted = False
+        self.text = ""  # of the JobTimeout that interrupts
         self._thread = threading.get_ident()
         self._is_sending = self._is_late = False
 
-    def interrupt(self, _number: int) -> None:
+    def interrupt(self, _number: int, text: str) -> None:
         """Cancels the job's asyncio task, once."""
         if not self.is_interrupted:
-            self.is_interrupted = True
+            self.is_interrupted, self.text = True, text
             if self.is_open and self.task is not None:
                 self.task.cancel()
 
-    def interrupt_code(self) -> None:
+    def interrupt_code(self, text: str) -> None:
         """Raises JobTimeout in the code that runs now, from a signal handler; behind the message that it is sending."""
+        self.text = text
         if self._is_sending:
             self._is_late = True
             return
         self.is_interrupted = True
-        raise JobTimeout(OVERDUE)  # it does not let go of the loop, so it could not be cancelled
+        raise JobTimeout(text)  # it does not let go of the loop, so it could not be cancelled
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
         """Does what no time limit may interrupt, such as a message; the timeout is raised behind it."""
@@ -197,7 +202,7 @@ class _Coroutine:
             self._is_sending = False
         if self._is_late:
             self._is_late = False
-            self.interrupt_code()
+            self.interrupt_code(self.text)
 
 
 class _CoroutineRunner(Runner):
@@ -221,7 +226,7 @@ class _CoroutineRunner(Runner):
 
     async def _await(self, job: _Coroutine, prepared: tuple[Any, Any, Any]) -> Any:
         if job.is_interrupted:
-            raise JobTimeout(OVERDUE)
+            raise JobTimeout(job.text)
         job.is_open = True
         try:
             if not self._middleware:
@@ -236,7 +241,7 @@ class _CoroutineRunner(Runner):
             return await self._call(*prepared)
         except asyncio.CancelledError as cancelled:
             if job.is_interrupted:
-                raise JobTimeout(OVERDUE) from cancelled
+                raise JobTimeout(job.text) from cancelled
             raise
 
     def _run_coroutine(self, coroutine: Any) -> Any:
@@ -445,9 +450,12 @@ class SeatedConsumer:
         if start is None or job is None or not job.is_open or job.is_interrupted:
             return
         if self._counters.is_overdue(start.number, start.seat):
-            job.interrupt_code()
+            job.interrupt_code(self._timeout_text(start))
 
     def _interrupt_overdue(self) -> None:
         for start, job in list(self._running.values()):
             if self._counters.is_overdue(start.number, start.seat):
-                job.interrupt(start.number)
+                job.interrupt(start.number, self._timeout_text(start))
+
+    def _timeout_text(self, start: _Start) -> str:
+        return timeout_text(self._counters.reason(start.seat), start.extra)

@@ -25,7 +25,7 @@ from zlib import crc32
 import msgpack
 
 from taskq.config import Directory, Settings
-from taskq.consumer_process import STOP, TIMEOUT_SIGNAL, Boot, main
+from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import MAX_BATCH_BYTES
 from taskq.counters import Counters, clear_flight_record, clear_flight_records
 from taskq.effects import Batch, Death, Key
@@ -33,7 +33,8 @@ from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
 from taskq.model import JobError, JobRow, Progress, Spec
 from taskq.outbox import Unsent
-from taskq.output import LineCutter
+from taskq.outcome import Reason
+from taskq.output import LineCutter, Stacks
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 from taskq.wire import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, TIMEOUT, Decoder, Message
 
@@ -77,6 +78,7 @@ class Slot:
     kill_at: float | None = None  # when it is killed if it has not ended by itself
     timed_out: int | None = None  # the number of the job it was killed for
     over_limit: JobError | None = None  # why, if it was not for its time
+    killed_for: str = ""  # why the broker killed it, in words
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
     replaces: Slot | None = None  # the one that retires when this one is ready
     server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
@@ -89,6 +91,9 @@ class Slot:
         self.decoder = Decoder()
         self.lines = LineCutter()
         self.writer = 0  # the number of the job whose output was read last; 0 if none or several run
+        self.stacks = Stacks()
+        self.stacks_at = 0.0  # when lines of them came last (monotonic)
+        self.stacks_asked_for = 0  # the number of the job for which they were asked for last
         self.last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
         self.last_lines_of = 0  # the number of the job that wrote them
         self.boot_error: tuple[str, str] | None = None
@@ -131,13 +136,24 @@ class Slot:
             return []
         return self.lines.feed(data)
 
-    def signal_timeout(self, number: int) -> None:
+    def signal_timeout(self, number: int, reason: Reason) -> None:
         """Raises JobTimeout in the job with that number, if it is still running."""
-        self.counters.mark_overdue(number)
+        self.counters.mark_overdue(number, reason)
         self._signal(TIMEOUT_SIGNAL)
 
-    def kill(self) -> None:
-        """Kills the process and its children, now."""
+    def ask_for_stacks(self, number: int) -> None:
+        """Has the process write where all its threads stand, once for a job: it is about to be killed for that."""
+        if self.stacks_asked_for != number:
+            self.stacks_asked_for = number
+            self._signal(STACKS_SIGNAL)
+
+    def kill(self, why: str = "") -> None:
+        """Kills the process and its children, now.
+
+        Args:
+            why: told in the log, and with its jobs.
+        """
+        self.killed_for = self.killed_for or why
         kill_group(self.pid)
         self._signal(signal.SIGKILL)  # before it has made a group of its own
 
@@ -323,7 +339,7 @@ class Supervisor:
         for slot in overdue:
             slot.kill_at = None
             slot.is_stopped = True
-            slot.kill()
+            slot.kill("it did not start or end in time")
         return overdue
 
     def stop(self) -> None:
@@ -349,11 +365,13 @@ class Supervisor:
         return Death(
             exit_code=code if code is not None and code >= 0 else None,
             signal=name_of_signal(-code) if code is not None and code < 0 else None,
-            output=tuple(slot.last_lines),
+            output=(*slot.last_lines, *slot.stacks.take()),
             timed_out=slot.timed_out,
             over_limit=slot.over_limit,
             out_of_memory=code == -signal.SIGKILL and self._has_memory_run_out(),
             stopped=slot.is_stopped,
+            at=now,
+            why=slot.killed_for,
         )
 
     def _has_memory_run_out(self) -> bool:

@@ -50,7 +50,8 @@ from taskq.flows import Call
 from taskq.ledger import Ledger
 from taskq.model import JobError, Spec
 from taskq.narrator import Narrator
-from taskq.outcome import Attempts, Verdict, pack_failure, pack_success
+from taskq.outcome import Attempts, Reason, Verdict, pack_failure, pack_success
+from taskq.output import Stacks
 from taskq.recovery import recover
 from taskq.requests import Requests
 from taskq.supervisor import SlotState, jobs_to_send
@@ -165,6 +166,8 @@ class SimSlot:
         self.lines = SimpleNamespace(flush=list, is_within_line=False)
         self.writer = 0
         self.last_lines: list[str] = []
+        self.stacks = Stacks()
+        self.killed_for = ""
         self.boot_error = None
         self.kill_at: float | None = None
         self.timed_out: int | None = None
@@ -215,11 +218,15 @@ class SimSlot:
         """What it had not sent when it died."""
         return Attempts(*map(list, zip(*self._ended, strict=True))) if self._ended else Attempts([], [], [], [])
 
-    def signal_timeout(self, number: int) -> None:
+    def ask_for_stacks(self, _number: int) -> None:
+        pass
+
+    def signal_timeout(self, number: int, _reason: Reason) -> None:
         self.counters.overdue = number
         self.world.later(self.world.delay(), self._on_signal)
 
-    def kill(self) -> None:
+    def kill(self, why: str = "") -> None:
+        self.killed_for = self.killed_for or why
         self.die()
 
     # the process's side
@@ -440,7 +447,7 @@ class SimSupervisor:
     def bury(self, slot: SimSlot, now: float) -> Death:
         del self.slots[slot.key]
         self._start_at.setdefault(slot.number, now + self._world.random.choice((0.0, 0.0, 0.1)))
-        return Death(signal="SIGKILL", timed_out=slot.timed_out, stopped=slot.is_stopped)
+        return Death(signal="SIGKILL", timed_out=slot.timed_out, stopped=slot.is_stopped, at=now, why=slot.killed_for)
 
     def keep_last_words(self, slot: SimSlot) -> None:
         self._last_words[slot.number] = slot

@@ -503,7 +503,7 @@ def test_a_job_that_holds_the_gil_is_not_taken_for_dead(shared: Fleet, gate: Gat
     """No thread of the consumer can give a sign of life: it is left alone, and only the hard timeout ends such a job."""
     shared.wait_ready()
     path, stuck_path = tmp_path / "starts", tmp_path / "stuck"
-    crashes = shared.count("consumer.crashed")
+    kills = shared.count("consumer.killed")
     job = jobs.hold_gil.enqueue(str(path), gate.path)
     [first] = starts(path, 1)
     stuck = jobs.overdue.enqueue(str(stuck_path), "in-c")
@@ -515,7 +515,7 @@ def test_a_job_that_holds_the_gil_is_not_taken_for_dead(shared: Fleet, gate: Gat
     assert job.result(timeout=15) == "held"
     assert (job.info().attempts, job.info().crashes) == (1, 0)
     assert first.pid in shared.consumer_pids()
-    assert [event["pid"] for event in shared.events("consumer.crashed")[crashes:]] == [starts(stuck_path)[0].pid]
+    assert [event["pid"] for event in shared.events("consumer.killed")[kills:]] == [starts(stuck_path)[0].pid]
 
 
 # -- jobs that end badly

@@ -864,7 +864,9 @@ def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
     core.take_effects()
     core.died(1, [Claim(2, 1.0)], Death(signal="SIGKILL", timed_out=1), 1e9)
     effects = core.take_effects()
-    assert (effects.ended, effects.rescheduled, effects.notes) == ([], [], [])
+    assert (effects.ended, effects.rescheduled) == ([], [])
+    [note] = effects.notes
+    assert (note.event, note.fields["row"].seq, note.fields["attempt"]) == ("job.interrupted", 2, 1)
     assert core.counts() == {"default": 1}
 
 

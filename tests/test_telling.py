@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from apps import telling
-from fleet import APPS, Fleet, Gate, starts, use, wait_until
+from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
 
+from taskq import JobFailed
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
+from taskq.log.reader import Filter, read
 from taskq.log.render import render_console
 
 TELLING = f"{APPS / 'telling.py'}:q"
@@ -78,6 +81,126 @@ def test_an_exception_is_told_as_a_block(one: Fleet, length: int) -> None:
         assert '|   File "' in lines[2]
         assert lines[-1].endswith(" no such thing")
         assert "\\n" not in lines[0]
+
+
+# -- why a job ended
+
+
+def test_a_timeout_is_told_with_the_attempt_that_it_ended(one: Fleet, gate: Gate, tmp_path: Path) -> None:
+    """Not with the next, although the outcome may be there before the line is written."""
+    job = telling.hang_once.enqueue(str(tmp_path / "starts"), gate.path)
+    job.result(timeout=15)
+    told = [(event["event"], event["attempt"]) for event in one.events("job.*", job_id=job.id)]
+    assert [each for each in told if each[0] != "job.started"] == [
+        ("job.timed_out", 1),
+        ("job.retrying", 1),
+        ("job.succeeded", 2),
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    ("timeout", "why"), [(0.3, "the job ran longer than its timeout of 0.3 s"), (60, "the job was cancelled")]
+)
+def test_a_job_is_told_why_it_is_to_end(
+    start: Start, home: Path, tmp_path: Path, timeout: float, why: str, threads: int
+) -> None:
+    """For its time, or since it was cancelled: the broker knows which."""
+    use(telling.q, home)
+    start(TELLING, consumers=1, threads=threads)
+    path = tmp_path / "starts"
+    job = telling.note_why_it_ends.options(timeout=timeout).enqueue(str(path))
+    starts(path, 1)
+    if timeout == 60:
+        assert job.cancel()
+    assert wait_for_file(Path(f"{path}.why")) == [why]
+
+
+def test_a_killed_job_took_as_long_as_it_took(one: Fleet, tmp_path: Path) -> None:
+    """Not as long as it may: a kill comes 2 s after the signal that it did not hear."""
+    job = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    with pytest.raises(JobFailed, match=r"longer than its timeout of 0\.3 s and was killed after \d+\.\d\d s"):
+        job.result(timeout=15)
+    info = job.info()
+    assert info.duration_s is not None
+    assert info.duration_s >= 2.3
+    assert info.started_at is not None
+
+
+# -- how a process ended
+
+
+def test_a_hang_has_a_stack(one: Fleet, tmp_path: Path) -> None:
+    """A kill by the broker is told as one, with the job, and where all threads stood; it is no crash."""
+    job = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    with pytest.raises(JobFailed):
+        job.result(timeout=15)
+    killed = one.wait_for("consumer.killed", job_id=job.id)
+    assert killed["reason"] == f"job {job.id} ran longer than its timeout and did not end"
+    assert "block_forever_in_c" in killed["output"]
+    assert "(most recent call first)" in killed["output"]
+    assert one.count("consumer.crashed") == one.count("consumer.stacks") == 0
+    failed = one.wait_for("job.failed", job_id=job.id)
+    assert (failed["consumer"], failed["pid"]) == (killed["consumer"], killed["pid"])
+    error = job.info().error
+    assert error is not None
+    assert any("hang_in_c" in line for line in error.output), "it is kept with the job"
+    assert messages(one, job.id) == ["going in"], "stacks are no output of the job"
+
+
+def test_stacks_can_be_asked_for(one: Fleet, gate: Gate, tmp_path: Path) -> None:
+    """`kill -QUIT` of a consumer tells where it stands, and does no harm."""
+    job = telling.wait_at.enqueue(gate.path, str(tmp_path / "starts"))
+    [began] = starts(tmp_path / "starts", 1)
+    one.kill(began.pid, signal.SIGQUIT)
+    told = one.wait_for("consumer.stacks", job_id=job.id)
+    assert "wait_at" in told["output"]
+    gate.open()
+    job.result(timeout=10)
+    assert began.pid in one.consumer_pids()
+
+
+@pytest.mark.parametrize("how", ["segfault", "kill"])
+def test_last_words_are_told_once_as_a_block(one: Fleet, how: str) -> None:
+    """With the process; the lines of its job have the same ids."""
+    job = telling.crash.enqueue(how, 50)
+    with pytest.raises(JobFailed):
+        job.result(timeout=10)
+    one.wait_for("job.failed", job_id=job.id)
+    [died] = one.events("consumer.crashed", job_id=job.id)
+    assert [event["event"] for event in one.events() if "output" in event] == ["consumer.crashed"]
+    for name in ("job.crashed", "job.failed"):
+        [event] = one.events(name, job_id=job.id)
+        assert (event["consumer"], event["pid"]) == (died["consumer"], died["pid"])
+    block = render_console(died).splitlines()[1:]
+    assert "             | word 49" in block
+    assert any("string_at" in line for line in block) == (how == "segfault")
+    assert not any("Fatal Python error" in text for text in messages(one, job.id))
+
+
+def test_what_goes_down_with_another_is_told(
+    start: Start, home: Path, make_gate: Callable[[], Gate], tmp_path: Path
+) -> None:
+    """Jobs beside one that is killed for its time run again, and the log says why: above info, with the culprit."""
+    use(telling.q, home)
+    fleet = start(TELLING, consumers=1, threads=3)
+    gate, path = make_gate(), tmp_path / "beside"
+    beside = [telling.wait_at.enqueue(gate.path, str(path)) for _ in range(2)]
+    starts(path, 2)
+    culprit = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    with pytest.raises(JobFailed):
+        culprit.result(timeout=15)
+    for job in beside:
+        told = fleet.wait_for("job.interrupted", job_id=job.id)
+        assert told["level"] == "warning"
+        assert culprit.id in told["reason"]
+    killed = fleet.wait_for("consumer.killed")
+    assert set(killed["job_ids"]) == {culprit.id, *(job.id for job in beside)}
+    for job in (culprit, *beside):
+        assert killed in read(fleet.home, Filter(job_id=job.id)), "found with each of them"
+    gate.open()
+    for job in beside:
+        job.result(timeout=10)
 
 
 # -- how busy it is

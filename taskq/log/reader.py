@@ -53,10 +53,9 @@ class Filter:
         least = LEVELS[self.level] if self.level is not None else 0
 
         def matches(event: Event) -> bool:
-            job_id = event.get("job_id")
             return (
                 (self.task is None or event.get("task") == self.task)
-                and (self.job_id is None or (isinstance(job_id, str) and _either_end(job_id, self.job_id)))
+                and (self.job_id is None or _is_about(event, self.job_id))
                 and (self.event is None or fnmatchcase(str(event.get("event")), self.event))
                 and (not least or LEVELS.get(str(event.get("level")), LEVELS["info"]) >= least)
                 and (not since or str(event.get("timestamp", since)) >= since)
@@ -322,5 +321,8 @@ def _decoded(line: bytes, name: str) -> Event:
     return {"level": "warning", "event": "log.unreadable", "file": name, "bytes": len(line), "text": shown}
 
 
-def _either_end(text: str, part: str) -> bool:
-    return text.startswith(part) or text.endswith(part)
+def _is_about(event: Event, part: str) -> bool:
+    """Whether an event is about a job, or about several of which it is one; the beginning or end of its id will do."""
+    several = event.get("job_ids")
+    ids = [event.get("job_id"), *(several if isinstance(several, list) else ())]
+    return any(isinstance(one, str) and (one.startswith(part) or one.endswith(part)) for one in ids)

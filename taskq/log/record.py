@@ -39,6 +39,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 TEXT_MAX_CHARS = 8 * 1024
 LONG_TEXT_MAX_CHARS = 16 * 1024
 LONG_TEXT_FIELDS = frozenset({"error", "traceback"})
+MAX_LAST_WORDS_CHARS = 32 * 1024
 NAME_MAX_CHARS = 64
 OTHER_FIELDS_MAX = 64
 ITEMS_MAX = 64
@@ -107,6 +108,8 @@ def _add_others(event: Event, fields: Event) -> None:
     for name, value in islice(fields.items(), OTHER_FIELDS_MAX):
         if value is not None and name not in NEVER_LOGGED:
             limit = LONG_TEXT_MAX_CHARS if name in LONG_TEXT_FIELDS else TEXT_MAX_CHARS
+            if name == "output":
+                limit = 2 * MAX_LAST_WORDS_CHARS
             event[_cut(name, NAME_MAX_CHARS)] = _plain(value, limit)
     if len(fields) > OTHER_FIELDS_MAX:
         event["truncated"] = True

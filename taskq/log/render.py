@@ -52,9 +52,11 @@ _EVENT_STYLES = {
     "job.crashed": _RED,
     "job.timed_out": _RED,
     "consumer.crashed": _RED,
+    "consumer.killed": _YELLOW,
+    "job.interrupted": _YELLOW,
 }
 _HEAD = ("timestamp", "level", "event", "task", "job_id")
-_BLOCKS = ("traceback",)
+_BLOCKS = ("traceback", "output", "job_ids")
 _SUMMARY = ("enqueued", "started", "succeeded")
 _SUMMARY_TIMES = ("mean", "max", "total")
 
@@ -163,8 +165,7 @@ def _story(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
         phrases.append((escape(first), _RED))
         if more:
             blocks.append(more)
-    blocks += [_text_raw(rest.pop(name)) for name in _BLOCKS if name in rest]
-    return phrases, blocks
+    return phrases, blocks + _blocks(rest)
 
 
 def _summary(rest: dict[str, Any]) -> list[_Segment]:
@@ -184,9 +185,15 @@ def _user_output(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
         rest.pop(name, None)
     first, _, more = _text_raw(rest.pop("message", "")).partition("\n")
     blocks = [more] if more else []
-    blocks += [_text_raw(rest.pop(name)) for name in _BLOCKS if name in rest]
+    blocks += _blocks(rest)
     text = "| " + escape(first.expandtabs(4))
     return [(text, style), *_others(rest)], blocks
+
+
+def _blocks(rest: dict[str, Any]) -> list[str]:
+    """The texts of several lines; takes them out of `rest`."""
+    values = [rest.pop(name) for name in _BLOCKS if name in rest]
+    return ["\n".join(map(_text_raw, value)) if isinstance(value, list) else _text_raw(value) for value in values]
 
 
 def _others(rest: Mapping[str, Any]) -> list[_Segment]:

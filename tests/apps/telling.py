@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # a consumer has no other way to `apps`
-from apps.jobs import pass_gate, record
+from apps.jobs import block_forever_in_c, die, pass_gate, record
 
-from taskq import TaskQ, current_job
+from taskq import JobTimeout, TaskQ, current_job
 
 q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.telling" else None)
 
@@ -50,3 +51,38 @@ def log_exceptions(length: int = 0) -> None:
 def wait_at(gate: str, path: str) -> None:
     record(path, "start")
     pass_gate(gate)
+
+
+@q.task(timeout=0.3, retries=1, backoff=[0.1])
+def hang_once(path: str, gate: str) -> None:
+    """Is interrupted at its first start."""
+    record(path, "start")
+    if current_job().attempt == 1:
+        pass_gate(gate)
+
+
+@q.task(retries=0)
+def note_why_it_ends(path: str) -> None:
+    """Tells what it was interrupted with, in a thread as well."""
+    record(path, "start")
+    try:
+        while True:
+            time.sleep(0.01)
+    except JobTimeout as timeout:
+        Path(path + ".why").write_text(f"{timeout}\n")
+        raise
+
+
+@q.task(timeout=0.3, retries=0)
+def hang_in_c(path: str) -> None:
+    record(path, "start")
+    print("going in")
+    block_forever_in_c()
+
+
+@q.task(retries=0, max_crashes=1)
+def crash(how: str, lines: int) -> None:
+    """Dies with last words."""
+    for number in range(lines):
+        print(f"word {number}")
+    die(how)
