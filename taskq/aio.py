@@ -21,8 +21,8 @@ from typing import Any
 from taskq import wire
 from taskq.client import (
     CANCEL_AGAIN_S,
-    REPLY_TIMEOUT_S,
     SHORTEST_WAIT_S,
+    BrokerSilent,
     Client,
     ConnectionLost,
     Ending,
@@ -49,22 +49,25 @@ _READ_BYTES = 256 * 1024
 #: While more than this is not sent yet, new requests wait.
 _HIGH_WATER_BYTES = 1024 * 1024
 
-_Clients = dict[tuple[int, Path], "AsyncClient"]
+_Clients = dict[tuple[int, Path, float | None], "AsyncClient"]
 _clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
 
 
-def async_client(directory: Directory) -> AsyncClient:
+def async_client(directory: Directory, reply_timeout: float | None = None) -> AsyncClient:
     """The client of the running event loop for a queue's directory.
+
+    Args:
+        reply_timeout: seconds; see `taskq.config.reply_timeout_s`.
 
     Raises:
         RuntimeError: no event loop runs.
     """
     loop = asyncio.get_running_loop()
-    key = os.getpid(), directory.path  # what was connected before a fork belongs to the parent
+    key = os.getpid(), directory.path, reply_timeout  # what was connected before a fork belongs to the parent
     client = _clients.get(loop, {}).get(key)
     if client is None:
         _drop_closed_loops()
-        client = _clients.setdefault(loop, {})[key] = AsyncClient(directory)
+        client = _clients.setdefault(loop, {})[key] = AsyncClient(directory, reply_timeout)
     return client
 
 
@@ -81,8 +84,9 @@ class AsyncClient:
 
     # Between calls nothing here refers to the loop, which could not go before its client otherwise.
 
-    def __init__(self, directory: Directory) -> None:
-        self._blocking = Client(directory)  # for what is done in a thread while no broker answers
+    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+        self._blocking = Client(directory, reply_timeout)  # for what is done in a thread while no broker answers
+        self.absence = self._blocking.absence
         self._path = directory.socket_path()
         self._connection: _Connection | None = None
         self._waiting: dict[bytes, set[asyncio.Future[Message]]] = {}
@@ -116,8 +120,9 @@ class AsyncClient:
 
         try:
             return ids_of(chunk, await self._request(frame))
-        except (ConnectionLost, BehindSpool):
+        except (ConnectionLost, BehindSpool) as error:
             await asyncio.to_thread(self._blocking.spool, spec, chunk)
+            self._warn_unless_behind(error)
             return [call.id for call in chunk]
 
     async def submit_flow(self, flow: Flow) -> None:
@@ -128,8 +133,13 @@ class AsyncClient:
 
         try:
             await self._request(frame)
-        except (ConnectionLost, BehindSpool):
+        except (ConnectionLost, BehindSpool) as error:
             await asyncio.to_thread(self._blocking.spool_flow, flow)
+            self._warn_unless_behind(error)
+
+    def _warn_unless_behind(self, error: TaskQError) -> None:
+        if isinstance(error, ConnectionLost):
+            self.absence.warn_of_spool()
 
     async def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job, also across restarts of the broker.
@@ -299,9 +309,12 @@ class AsyncClient:
         """The connection, on which all waiting jobs are watched.
 
         Raises:
+            BrokerSilent: one is there that has not answered for a while.
             ConnectionLost: no broker listens.
         """
         if self._connection is None:
+            if self.absence.is_silent:
+                raise BrokerSilent(self.absence.describe())
             self._connection = _Connection(self._path, weakref.proxy(self))  # no cycle: it closes at once
             self._connection.watch(self._waiting)
         return self._connection
@@ -421,17 +434,23 @@ class _Connection:
             raise ConnectionLost("lost while the request waited for its turn")
         number = next(self._numbers)
         self._send(frame(number))
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(None if may_take_long else REPLY_TIMEOUT_S):
-                message = await self._answers[number]
-        except TimeoutError as error:
-            lost = ConnectionLost(f"the broker did not answer within {REPLY_TIMEOUT_S:g} s")
-            self._lose(lost)
-            raise lost from error
+            async with asyncio.timeout(None if may_take_long else self._client.absence.reply_timeout_s):
+                await answer
+        except TimeoutError:
+            if answer.cancelled():  # else it came in the same turn of the loop, which was busy with something else
+                raise self._silent() from None
         finally:
             del self._answers[number]
-        return value_of(message, number)
+        return value_of(answer.result(), number)
+
+    def _silent(self) -> BrokerSilent:
+        """The error for a broker that did not answer in time, which is noted."""
+        self._client.absence.begin_silence()
+        error = BrokerSilent(self._client.absence.describe())
+        self._lose(error)
+        return error
 
     def watch(self, ids: Iterable[bytes]) -> None:
         """Asks for the RESULT frames of jobs. There is no other answer."""

@@ -21,7 +21,7 @@ from math import inf
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from taskq.clients import HasClients
-from taskq.config import Directory, Settings, queue_directory
+from taskq.config import Directory, Settings, queue_directory, reply_timeout_s
 from taskq.errors import ConfigError
 from taskq.functions import full_name, is_same_function
 from taskq.hooks import Hooks, HookT, MiddlewareT
@@ -41,18 +41,24 @@ R = TypeVar("R")
 class TaskQ(HasClients):
     """An application: a registry of tasks, and the way to the fleet that runs them."""
 
-    def __init__(self, name: str, url: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, name: str, url: str | os.PathLike[str] | None = None, *, reply_timeout: float | None = None
+    ) -> None:
         """
         Args:
             name: names the application, in logs and, without a URL, its directory.
             url: where the queue lives: a directory's path, or ``file:///path``. Without it TASKQ_URL counts, then
                 the directory ``taskq/NAME`` in the user's state directory.
+            reply_timeout: seconds after which a broker that says nothing counts as stopped or stuck. Until it answers
+                `enqueue` spools at once, and what must be asked raises BrokerUnavailable at once. Without it
+                TASKQ_REPLY_TIMEOUT counts, then 5.
 
         Raises:
-            ConfigError: the name or the URL makes no sense.
+            ConfigError: the name, the URL or the time makes no sense.
         """
         self.name = name
-        super().__init__(Directory(queue_directory(name, None if url is None else os.fspath(url))))
+        place = queue_directory(name, None if url is None else os.fspath(url))
+        super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
         #: The tasks, by their names and by those that they had before.
         self.tasks: dict[str, Task[..., Any]] = {}
         #: The schedules, to look at and to change.

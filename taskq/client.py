@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 
 from taskq import errors, spool, wire
-from taskq.config import Directory
+from taskq.absence import Absence
+from taskq.config import Directory, reply_timeout_s
 from taskq.errors import (
     BehindSpool,
     BrokerUnavailable,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("taskq")
 
-#: A broker answers in milliseconds. One that says nothing for so long is stopped or hangs.
-REPLY_TIMEOUT_S = 20.0
 #: A fleet that starts answers within this time; else whoever asks hears that it does not.
 _FLEET_STARTS_S = 5.0
 #: Bounds of the pauses between attempts to reach a broker that is away, and when to tell that it still is.
@@ -63,7 +62,7 @@ SHORTEST_WAIT_S = 0.05
 CANCEL_AGAIN_S = 5.0
 _FOREVER_S = 1e9
 _READ_BYTES = 256 * 1024
-_TIMEVAL = Struct("@ll")
+_TIMEVAL = Struct("@ll")  # seconds, microseconds
 _MAX_IDLE_CONNECTIONS = 16
 #: Frames that are on their way while the next is made: the broker syncs one while we make another.
 _FRAMES_AHEAD = 3
@@ -71,6 +70,10 @@ _FRAMES_AHEAD = 3
 
 class ConnectionLost(TaskQError):
     """The connection ended or was refused; whether the last request arrived is unknown."""
+
+
+class BrokerSilent(ConnectionLost):
+    """The broker is there, and does not answer."""
 
 
 class EarlierId(bytes):
@@ -84,6 +87,10 @@ class Ending(NamedTuple):
 
     state: JobState
     outcome: Outcome
+
+
+def _timeval(seconds: float) -> bytes:
+    return _TIMEVAL.pack(*divmod(max(1, int(seconds * 1e6)), 1_000_000))  # 0 would be no limit
 
 
 def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
@@ -203,23 +210,18 @@ def check_broker(connection: socket.socket, path: os.PathLike[str]) -> None:
 class Connection:
     """One connection to the broker. For one thread at a time."""
 
-    def __init__(
-        self,
-        path: os.PathLike[str],
-        connected: socket.socket | None = None,
-        *,
-        greeting_timeout_s: float = REPLY_TIMEOUT_S,
-    ) -> None:
+    def __init__(self, path: os.PathLike[str], absence: Absence, connected: socket.socket | None = None) -> None:
         """Connects.
 
         Args:
             path: of the broker's socket.
+            absence: is told if the broker does not answer.
             connected: a socket in place of that, which leads to a process that this one has started.
-            greeting_timeout_s: how long the first answer may take.
 
         Raises:
             ConnectionLost: no broker listens there.
         """
+        self._absence = absence
         self._decoder = wire.Decoder()
         self._pending: deque[Message] = deque()  # decoded, not looked at
         self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
@@ -228,12 +230,12 @@ class Connection:
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
             # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(REPLY_TIMEOUT_S), 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(absence.reply_timeout_s))
             if connected is None:
-                self._socket.connect(os.fspath(path))
+                self._connect(path)
                 check_broker(self._socket, path)
             self._send(wire.hello(os.getpid()))
-            envelope, _ = self.receive(greeting_timeout_s)
+            envelope, _ = self._receive_in_time()
             if envelope[0] == Op.ERROR:
                 raise error_of(envelope)
             wire.check_hello(envelope)
@@ -243,6 +245,17 @@ class Connection:
         except TaskQError:
             self.close()
             raise
+
+    def _connect(self, path: os.PathLike[str]) -> None:
+        try:
+            self._socket.connect(os.fspath(path))
+        except BlockingIOError:  # SO_SNDTIMEO is over: so many wait that the kernel takes no more of them
+            raise self._silent() from None
+
+    def _silent(self) -> BrokerSilent:
+        """The error for a broker that did not answer in time, which is noted."""
+        self._absence.begin_silence()
+        return BrokerSilent(self._absence.describe())
 
     def request(self, op: Op, *fields: Any) -> Any:
         """Sends a request and returns the value of its answer."""
@@ -297,10 +310,7 @@ class Connection:
             TaskQError: the broker's own, or ConnectionLost.
         """
         while True:
-            try:
-                message = self.receive(REPLY_TIMEOUT_S)
-            except TimeoutError as error:
-                raise ConnectionLost(f"the broker did not answer within {REPLY_TIMEOUT_S:g} s") from error
+            message = self._receive_in_time()
             if message[0][0] == Op.RESULT:
                 self._arrived.append(message)
             else:
@@ -322,11 +332,17 @@ class Connection:
         """Takes in what arrives meanwhile: the broker reads nothing from a client that leaves too much unread."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        events = poll.poll(REPLY_TIMEOUT_S * 1000)
+        events = poll.poll(self._absence.reply_timeout_s * 1000)
         if not events:
-            raise ConnectionLost(f"the broker took nothing within {REPLY_TIMEOUT_S:g} s")
+            raise self._silent()
         if events[0][1] & select.POLLIN:
             self._take_in(self._socket.recv(_READ_BYTES))
+
+    def _receive_in_time(self) -> Message:
+        try:
+            return self.receive(self._absence.reply_timeout_s)
+        except TimeoutError:
+            raise self._silent() from None
 
     def receive(self, timeout_s: float | None) -> Message:
         """The next frame.
@@ -355,8 +371,13 @@ class Connection:
 class Client:
     """The calls of one application to one queue's directory."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+        """
+        Args:
+            reply_timeout: seconds; see `taskq.config.reply_timeout_s`.
+        """
         self.directory = directory
+        self.absence = Absence(directory, reply_timeout_s(reply_timeout))
         self._socket_path = directory.socket_path()
         self._idle: list[Connection] = []  # appended to and popped by any thread: both are atomic
         self._pid = os.getpid()
@@ -370,15 +391,19 @@ class Client:
         """Opens a connection, or takes an idle one.
 
         Raises:
+            BrokerSilent: one is there that has not answered for a while.
             ConnectionLost: no broker listens.
         """
+        if self.absence.is_silent:
+            self._idle.clear()  # to the same broker
+            raise BrokerSilent(self.absence.describe())
         if self._pid != os.getpid():
             self._idle = []  # after a fork these belong to the parent; closing our copies does not disturb it
             self._pid = os.getpid()
         try:
             return self._idle.pop()
         except IndexError:
-            return Connection(self._socket_path)
+            return Connection(self._socket_path, self.absence)
 
     def give_back(self, connection: Connection) -> None:
         """Keeps a connection, with no answer outstanding, for the next call."""
@@ -416,10 +441,10 @@ class Client:
                     self.is_stopped = False
                     return connection.request(op, *fields)
             except ConnectionLost as error:
-                if is_idle:
+                if is_idle and not isinstance(error, BrokerSilent):
                     continue
                 if op == Op.STATUS or is_listening(self._socket_path) or not self._stopped_fleet.knows(op):
-                    raise BrokerUnavailable(self._away()) from error
+                    raise BrokerUnavailable(self.absence.describe()) from error
             try:
                 self.is_stopped = True
                 return self._stopped_fleet.ask(op, *fields)
@@ -492,6 +517,7 @@ class Client:
                 return self._accepted(connection, spec, number, chunk)
         except ConnectionLost:
             self.spool(spec, chunk)
+            self.absence.warn_of_spool()
             return [call.id for call in chunk]
 
     def submit_flow(self, flow: Flow) -> None:
@@ -506,10 +532,12 @@ class Client:
                     connection.submit_flow(flow, resend=resend)
                     return
             except BehindSpool:
-                break
+                self.spool_flow(flow)
+                return
             except ConnectionLost:
                 self._idle.clear()
         self.spool_flow(flow)
+        self.absence.warn_of_spool()
 
     def spool(self, spec: Spec, chunk: Sequence[Call]) -> None:
         """Writes jobs to the spool, from where the next broker takes them.
@@ -528,7 +556,7 @@ class Client:
         try:
             self.directory.create()
         except DirectoryError as error:
-            raise BrokerUnavailable(f"no fleet answers, and the job cannot be spooled: {error}") from error
+            raise BrokerUnavailable(f"no fleet takes the job, and it cannot be spooled: {error}") from error
         spool_frame(self.directory.spool, ids, frame)
 
     def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
@@ -661,16 +689,11 @@ class Client:
 
     def tell_away(self) -> None:
         """Tells, once in a long wait, that there is no fleet."""
-        logger.warning("%s; still waiting", self._away())
-
-    def _away(self) -> str:
-        return (
-            f"no fleet answers on {self.directory.path}: start one with `taskq worker module:app` "
-            "(or set TASKQ_URL to the directory of the one that runs)"
-        )
+        logger.warning("%s; still waiting", self.absence.describe())
 
     def close(self) -> None:
         """Closes the idle connections."""
+        self.absence.close()
         while self._idle:
             self._idle.pop().close()
 

@@ -26,10 +26,15 @@ class Guard:
 class HasClients:
     """What talks to the fleet of a directory. Tasks and job handles know of their application no more than this."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+        """
+        Args:
+            reply_timeout: seconds; see `taskq.config.reply_timeout_s`.
+        """
         self.directory = directory
         #: The directory with which it was made.
         self.home = directory
+        self.reply_timeout = reply_timeout
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None  # in place of that of the event loop
 
@@ -39,7 +44,7 @@ class HasClients:
         if Guard.check is not None:
             self.check_use()
         if self._client is None:
-            self._client = Client(self.directory)
+            self._client = Client(self.directory, self.reply_timeout)
         return self._client
 
     def async_client(self) -> AsyncClient:
@@ -48,7 +53,7 @@ class HasClients:
 
         if Guard.check is not None:
             self.check_use()
-        return self._async_client or async_client(self.directory)
+        return self._async_client or async_client(self.directory, self.reply_timeout)
 
     def check_use(self) -> None:
         """Raises what the guard does, unless other clients are in place of those that go to a fleet."""

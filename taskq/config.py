@@ -18,7 +18,7 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from taskq.errors import ConfigError, DirectoryError
@@ -177,6 +177,29 @@ def _path_of_url(url: str) -> Path:
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ConfigError(f"url {url!r}: this version knows a directory's path or a file:///path URL")
     return Path(unquote(parts.path)).absolute()
+
+
+#: A broker answers in milliseconds. One that says nothing for so long is stopped or stuck.
+REPLY_TIMEOUT_S = 5.0
+
+
+def reply_timeout_s(given: float | None = None) -> float:
+    """How long a client waits for an answer of the broker, until it holds that for stopped or stuck.
+
+    Args:
+        given: seconds; without them TASKQ_REPLY_TIMEOUT counts, then REPLY_TIMEOUT_S.
+
+    Raises:
+        ConfigError: that is no such time.
+    """
+    told: object = os.environ.get("TASKQ_REPLY_TIMEOUT") or REPLY_TIMEOUT_S if given is None else given
+    try:
+        seconds = float(cast(Any, told))
+    except (TypeError, ValueError):
+        seconds = 0.0
+    name = "TASKQ_REPLY_TIMEOUT" if given is None else "reply_timeout"
+    _require(0.0 < seconds <= 1e6, f"{name}={told!r}: use seconds, more than 0")
+    return seconds
 
 
 class Directory:

@@ -77,6 +77,15 @@ def is_listening(path: Path) -> bool:
         return True
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped (SIGSTOP, or a debugger), where the system tells."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
 def kill_group(leader_pid: int) -> None:
     """Kills a process group with SIGKILL. Call it before the leader is reaped: then its number is not used again."""
     try:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from taskq.absence import Absence
 from taskq.client import Connection, ConnectionLost
 from taskq.config import Directory
 from taskq.errors import AlreadyRunning
@@ -38,7 +39,7 @@ OPS = frozenset(
     }
 )
 #: A journal is opened in milliseconds, but read as a whole after a crash of the system.
-_OPEN_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 60.0
 
 
 class FleetIsThere(ConnectionLost):
@@ -51,7 +52,7 @@ class _Reading(Connection):
     def __init__(self, directory: Directory) -> None:
         self._child = spawn_reader(str(directory.path))
         try:
-            super().__init__(directory.path, self._child.socket, greeting_timeout_s=_OPEN_TIMEOUT_S)
+            super().__init__(directory.path, Absence(directory, _ANSWER_TIMEOUT_S), self._child.socket)
         except BaseException:
             self.end()
             raise

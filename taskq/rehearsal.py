@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, cast
 
 from taskq import app as app_module
 from taskq import bulk, calls, client, items, ledger, model, requests, runner, submitting, waiting, wire
+from taskq.absence import Absence
 from taskq.app import TaskQ
 from taskq.client import Client, Connection, Ending, Endings
 from taskq.config import Directory, Settings
@@ -642,8 +643,9 @@ def _refusal(row: JobRow, outcome: bytes) -> JobFailed:
 class _Connection(Connection):
     """A connection without a socket."""
 
-    def __init__(self, fleet: RehearsedFleet) -> None:
+    def __init__(self, fleet: RehearsedFleet, absence: Absence) -> None:
         self._fleet = fleet
+        self._absence = absence
         self._peer = _Peer()
         self._pending = self._peer.arrived
         self._arrived = deque()
@@ -667,7 +669,7 @@ class RehearsalClient(Client):
         self._fleet = fleet
 
     def connect(self) -> Connection:
-        return _Connection(self._fleet)
+        return _Connection(self._fleet, self.absence)
 
     def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:
         ids = super().submit(spec, calls)

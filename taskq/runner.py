@@ -16,7 +16,6 @@ from typing import Any
 
 from taskq import context
 from taskq.app import TaskQ
-from taskq.client import REPLY_TIMEOUT_S
 from taskq.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
 from taskq.errors import Cancel, ConfigError, PayloadError, Retry, Snooze
 from taskq.exception_text import class_name, describe, text_of
@@ -33,6 +32,8 @@ _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 #: Their frames are not the user's.
 _OWN_MODULES = (__name__, "taskq.seats")
 
+#: Results that are among the arguments of a job are in the journal: longer than a broker takes to come back.
+_RESULTS_TIMEOUT_S = 20.0
 #: The verdict on an attempt, the seconds it took, and the outcome.
 Ended = tuple[Verdict, float, bytes]
 #: Takes what a generator yields: the job's id, the position, the encoded value.
@@ -161,7 +162,7 @@ class Runner:
             return results
         with self._app.client.watching(ids) as endings:
             while endings.waiting:
-                job_id, ending = endings.next(REPLY_TIMEOUT_S)
+                job_id, ending = endings.next(_RESULTS_TIMEOUT_S)
                 if ending is None or ending.state != JobState.SUCCEEDED:
                     told = "is not known any more" if ending is None else f"has {ending.state.value}"
                     raise Refused("ParentFailed", f"job {job_id.hex()}, whose result is an argument, {told}")

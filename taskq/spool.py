@@ -54,9 +54,9 @@ def spool_frame(spool: Path, ids: Collection[bytes], frame: bytes) -> None:
         sync_directory(spool)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise StoreFull(f"no fleet answers, and the disk of {spool} is full") from error
+            raise StoreFull(f"no fleet takes the job, and the disk of {spool} is full") from error
         raise BrokerUnavailable(
-            f"no fleet answers, and the job cannot be spooled to {spool} ({error.strerror}): "
+            f"no fleet takes the job, and it cannot be spooled to {spool} ({error.strerror}): "
             "make that folder writable, or start a fleet with `taskq worker module:app`"
         ) from error
 

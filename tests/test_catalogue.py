@@ -31,7 +31,7 @@ from fleet import APPS, JOBS, Fleet, Gate, running, starts, use, wait_for_file, 
 from test_crashes import Deaf
 
 from taskq import BrokerUnavailable, JobError, JobFailed, JobNotFound, JobState, StoreFull, model, wire
-from taskq.client import Connection
+from taskq.client import Client
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.counters import Claim
@@ -941,7 +941,7 @@ def test_more_clients_than_descriptors(start: Start) -> None:
     """A broker out of descriptors goes on serving those who are connected, at rest, and takes the others in later."""
     fleet = start().wait_ready()
     pid = fleet.broker_pid
-    existing = Connection(Directory(fleet.home).socket_path())
+    existing = Client(Directory(fleet.home)).connect()
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (psutil.Process(pid).num_fds() + 40, before[1]))
     with ExitStack() as stack:

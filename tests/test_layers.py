@@ -35,7 +35,7 @@ ROWS = (
         "flows",
         "holder",
     },
-    {"store", "bands", "store.files"},
+    {"absence", "store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements", "store.band_numbers"},
     {"overtime", "store.sqlite"},
     {"core", "items", "context", "clients", "reading"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -72,6 +73,13 @@ def tell_if_stopped(app: TaskQ) -> None:
     """Says that what was shown is that of no fleet that runs."""
     if app.client.is_stopped:
         tell(f"no fleet runs on {app.directory.path}: start one with `taskq worker`")
+
+
+def tell_warnings() -> None:
+    """Says also what clients warn of: that no fleet answers, and what becomes of jobs then."""
+    handler = logging.Handler()
+    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("taskq").addHandler(handler)
 
 
 def fail(error: TaskQError) -> NoReturn:

@@ -22,6 +22,7 @@ from taskq.cli.common import (
     seconds_of,
     tell,
     tell_if_stopped,
+    tell_warnings,
 )
 from taskq.errors import ConfigError
 from taskq.exits import Exit
@@ -84,6 +85,7 @@ def enqueue(
     application = load(reference)
     found = _task(application, reference, name)
     _check_call(found, arguments, named)
+    tell_warnings()
     job = _with_options(found, options).enqueue(*arguments, **named)
     if wait:
         _print_value(job.result(timeout_s))
@@ -91,8 +93,6 @@ def enqueue(
     print(job.id, flush=True)
     if job.is_duplicate:
         tell("there is one of its kind already: that is its id")
-    if application.client.is_spooled(bytes.fromhex(job.id)):
-        tell(f"no fleet answers on {application.directory.path}; the job waits for the next one")
 
 
 #: Options whose value is a text as it is, and those that are spans of time.
