@@ -45,7 +45,7 @@ class Load(NamedTuple):
 class Portion:
     """What is taken for one batch: jobs, until one of its bounds is reached."""
 
-    __slots__ = ("at_once", "bytes", "max_bytes", "max_work_s", "most", "rows", "work_s")
+    __slots__ = ("at_once", "bytes", "is_closed_behind_crash", "max_bytes", "max_work_s", "most", "rows", "work_s")
 
     def __init__(self, most: int, max_work_s: float, max_bytes: int, at_once: int = 0) -> None:
         self.rows: list[JobRow] = []
@@ -55,6 +55,7 @@ class Portion:
         self.max_work_s = max_work_s
         self.max_bytes = max_bytes
         self.at_once = at_once  # so many start at once: they are taken however long they run
+        self.is_closed_behind_crash = False
 
     @property
     def has_room(self) -> bool:
@@ -65,6 +66,11 @@ class Portion:
     def close(self) -> None:
         """Takes no more."""
         self.most = len(self.rows)
+
+    def close_behind_crash(self) -> None:
+        """Takes no more: the last job is one that was running when its process died, and may hang or die again."""
+        self.close()
+        self.is_closed_behind_crash = True
 
 
 def _seq(row: JobRow) -> int:
@@ -256,8 +262,14 @@ class Bands:
         if band.on_disk_after is None:
             self._read_from_disk(band, row.seq - 1)
 
-    def put_back(self, key: int, rows: Iterable[JobRow], leaving: Leaving = Leaving.UNSTARTED) -> None:
-        """Jobs that were sent to a consumer come back to their places."""
+    def put_back(
+        self, key: int, rows: Iterable[JobRow], leaving: Leaving = Leaving.UNSTARTED, each_s: float = 0.0
+    ) -> None:
+        """Jobs that were sent to a consumer come back to their places.
+
+        Args:
+            each_s: the run time with which each was charged to the share of its queue, which has it again.
+        """
         by_band: dict[Band, list[JobRow]] = {}
         for row in rows:
             by_band.setdefault(band_of(row.spec, row.terms), []).append(row)
@@ -266,6 +278,7 @@ class Bands:
             band.put_in_front(back)
             band.waiting += len(back)
             band.queue.waiting += len(back)
+            band.queue.spent_s -= each_s * len(back) / band.queue.weight
             self._held_bytes += _bytes_of(back)
             for gate, keeper in band.gates:
                 for row in back:
@@ -470,6 +483,9 @@ class Bands:
             rows.append(row)
             size += len(row.payload)
             work_s += each_s
+            if row.crashes:
+                portion.close_behind_crash()
+                break
         portion.work_s, portion.bytes = work_s, size
         moved = len(rows) - before
         band.waiting -= moved

@@ -192,8 +192,8 @@ class Broker:
         now = time.monotonic()
         next_fire = self._timetable.next_fire_at if self._stop_at is None else None
         moments = (next_fire, self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
-        times = [
-            self._core.next_recall(now),
+        times: list[float | None] = [
+            *((self._core.next_recall(now), self._core.next_look()) if self._stop_at is None else ()),
             self._core.next_time_check(),
             self._supervisor.next_due(),
             self._server.next_deadline(),

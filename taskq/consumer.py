@@ -213,6 +213,8 @@ class Consumer:
             if batch == STOP:
                 return
             number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
+            if not jobs:
+                self._outbox.answer()
             self._run_batch(number, jobs)
 
     def _run_batch(self, number: int, jobs: list[Any]) -> None:

@@ -6,8 +6,8 @@ back (`recalls`), jobs to stop (`check_time`). Times are two: `now` is monotonic
 `wall` is seconds since 1970, for what is stored and compared across restarts.
 
 Leases that can be taken back: a consumer gets batches of jobs, numbered 1, 2, 3 ... for its incarnation, so that small
-jobs cost little; what it has not started can be taken back, so that no job waits behind a long one while another
-consumer idles. A consumer runs as many jobs at once as it has seats; numbers are started in order, and end in any.
+jobs cost little; what it has not started can be taken back, so that no job waits behind a long one. A consumer runs as
+many jobs at once as it has seats; numbers are started in order, and end in any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from taskq.bands import Bands, Load, Portion
 from taskq.counters import Claim
 from taskq.effects import Batch, Death, Effects, Key, Note, Stop
 from taskq.gates import Band, Leaving
-from taskq.holder import BATCH_S, HELD_UP_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
+from taskq.holder import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
 from taskq.limits import MAX_TOLD_LINES
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
 from taskq.outcome import Attempts, Failure, Verdict, pack_failure, read_failure, unpack
@@ -120,24 +120,28 @@ class Core:
         """Whether a consumer has no job left."""
         return not self._holders[key].leased
 
-    def recalled(self, key: Key, claimed: int, now: float) -> None:
-        """All jobs of a consumer above number `claimed` were taken back."""
+    def recalled(self, key: Key, claimed: int, now: float) -> bool:
+        """All jobs of a consumer above number `claimed` were taken back.
+
+        Returns:
+            Whether it had a free seat for them, and time: then it is to be sent an empty batch, which it answers with
+            an empty report as soon as it can, and gets no jobs until then.
+        """
         holder = self._holders[key]
-        numbers = [number for number in holder.leased if number > claimed]
-        begun = len(holder.leased) - len(numbers)
-        had_time = not begun or now - holder.sent_at >= HELD_UP_S
-        if numbers and begun < holder.seats and had_time and holder.is_held_up(now):
-            holder.is_stalled = True  # it had a free seat for what it did not begin
-        holder.asked_up_to = holder.next_number - 1
-        self.bands.put_back(key, [holder.leased.pop(number) for number in numbers])
-        holder.progress_at = min(holder.progress_at, now)
+        was_stalled = holder.is_stalled
+        self.bands.put_back(key, holder.took_back(claimed, now), each_s=holder.mean_run_s)
+        return holder.is_stalled and not was_stalled
+
+    def not_recalled(self, key: Key, now: float) -> None:
+        """A consumer was stopped while it held the lock: nothing could be taken back."""
+        self._holders[key].ask_again_at = now + ASK_AGAIN_S
 
     def died(self, key: Key, claims: Sequence[Claim], death: Death, wall: float) -> None:
         """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
         nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
         holder = self._holders.pop(key)
         running = [(claim, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
-        self.bands.put_back(key, holder.leased.values())
+        self.bands.put_back(key, holder.leased.values(), each_s=holder.mean_run_s)
         unwanted = self._overtime.unwanted(key)
         self._overtime.forget(key)
         for (number, started_at), row in running:
@@ -173,7 +177,7 @@ class Core:
         attempts.check()
         holder = self._holders[key]
         holder.progress_at = now
-        holder.is_stalled = False
+        holder.is_stalled = holder.gave_back = False
         leased, effects = holder.leased, self._effects
         succeeded, kept = Verdict.SUCCEEDED, Kept.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
@@ -387,23 +391,20 @@ class Core:
         """Decides which waiting jobs go to which consumers, idle ones first."""
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._seats > 1:  # a batch is bounded, and may be too small for all free seats
-            is_wanted = any(
-                holder.accepts and holder.free_seats and not holder.is_stalled for holder in self._holders.values()
-            )
+            is_wanted = any(holder.free_seats and _takes(holder) for holder in self._holders.values())
             sent = self._dispatch_once(now, wall) if is_wanted else []
             batches += sent
         return batches
 
     def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
-        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room]
+        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room(now)]
         ready = self.bands.ready(self._served, len(self._holders) * MAX_LEASED) if takers else 0
         if not ready:
             return []
-        takers.sort(key=lambda taker: (taker[1].is_stalled, len(taker[1].leased)))
-        free = sum(holder.free_seats for _, holder in takers if not holder.is_stalled)
+        takers.sort(key=lambda taker: len(taker[1].leased))
+        free = sum(holder.free_seats for _, holder in takers)
         is_enough = ready <= free  # then nothing need wait behind others
         batches = []
-        idle: list[frozenset[str] | None] = []  # the queues of those that have nothing to do and get nothing either
         for position, (key, holder) in enumerate(takers):
             if is_enough and free > 0:
                 share = ceil(ready * holder.free_seats / free)
@@ -412,31 +413,23 @@ class Core:
                 share = ceil(ready / (len(takers) - position))
             most = min(max(1, share), MAX_LEASED - len(holder.leased))  # gates may have opened while jobs were taken
             if holder.is_held_up(now):
-                # what would wait here is for the idle one, once it may go: it would be taken back at once, for ever
-                is_for_idle = any(_serve_the_same(holder.queues, queues) for queues in idle)
-                most = 0 if is_for_idle else min(most, holder.seats + 1 - len(holder.leased))
-            elif holder.is_stalled:
-                most = min(most, 1)
+                most = min(most, holder.free_seats)
             portion = Portion(most, BATCH_S * holder.seats, MAX_BATCH_BYTES, holder.free_seats)
             self.bands.take(key, holder.queues, portion, self._run_time_s, wall)
             if portion.rows:
                 ready -= len(portion.rows)
-                batches.append(self._lease(key, holder, portion.rows, portion.work_s, now))
-            elif not holder.leased:
-                idle.append(holder.queues)
+                batches.append(self._lease(key, holder, portion, now))
         return batches
 
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _lease(self, key: Key, holder: Holder, rows: list[JobRow], work_s: float, now: float) -> Batch:
-        first = holder.next_number
-        if not holder.leased or (holder.free_seats and holder.asked_up_to == first - 1):
-            holder.progress_at = now  # all that it had runs, so nothing has been waiting there
-        holder.sent_at = now
-        holder.leased.update(enumerate(rows, first))
-        holder.next_number = first + len(rows)
-        holder.mean_run_s = work_s / len(rows)
+    def _lease(self, key: Key, holder: Holder, portion: Portion, now: float) -> Batch:
+        first, rows = holder.next_number, portion.rows
+        holder.send(rows, now)
+        holder.mean_run_s = portion.work_s / len(rows)
+        if portion.is_closed_behind_crash:
+            holder.alone = holder.next_number - 1
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
             self._overtime.sent(key, holder.leased, watched, now)
@@ -447,14 +440,29 @@ class Core:
         they are held up."""
         return [key for key, holder in self._recallable() if (at := holder.ask_back_at()) is not None and at <= now]
 
+    def looks(self, now: float) -> list[Key]:
+        """The consumers at which jobs may wait for too long; `waits_too_long` tells, seeing what they run."""
+        return [key for key, holder in self._holders.items() if (at := holder.look_at()) is not None and at <= now]
+
+    def waits_too_long(self, key: Key, claims: Sequence[Claim], now: float) -> bool:
+        """Whether to take back what a consumer has not begun, though nobody idles: it is held up, or stopped."""
+        holder = self._holders[key]
+        if not holder.waits_too_long(claims, now):
+            return False
+        return len(claims) >= holder.seats or self._another_serves(holder)
+
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
         waits = [at for _, holder in self._recallable() if (at := holder.ask_back_at()) is not None]
         return max(now, min(waits)) if waits else None
 
+    def next_look(self) -> float | None:
+        """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""
+        return min((at for holder in self._holders.values() if (at := holder.look_at()) is not None), default=None)
+
     def _recallable(self) -> list[tuple[Key, Holder]]:
         """The consumers that hold jobs which another with a free seat might run."""
-        free = [holder for holder in self._holders.values() if holder.accepts and len(holder.leased) < holder.seats]
+        free = [holder for holder in self._holders.values() if len(holder.leased) < holder.seats and _takes(holder)]
         if not free:
             return []
         return [
@@ -462,6 +470,11 @@ class Core:
             for key, holder in self._holders.items()
             if any(other is not holder and _serve_the_same(holder.queues, other.queues) for other in free)
         ]
+
+    def _another_serves(self, holder: Holder) -> bool:
+        """Whether another consumer, busy or not, might run what one holds."""
+        others = (other for other in self._holders.values() if other is not holder and _takes(other))
+        return any(_serve_the_same(holder.queues, other.queues) for other in others)
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
@@ -524,6 +537,10 @@ class Core:
 def _begin(wall: float | None, ran_s: float | None) -> float | None:
     """When what ended just now began, if that is known."""
     return None if wall is None or ran_s is None else wall - ran_s
+
+
+def _takes(holder: Holder) -> bool:
+    return holder.accepts and not holder.is_stalled
 
 
 def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:

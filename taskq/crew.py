@@ -317,13 +317,17 @@ class Crew:
     # -- jobs
 
     def dispatch(self, now: float, wall: float) -> None:
-        """Moves jobs to where they can run: out to those with room, and from those that are held up to idle ones."""
+        """Moves jobs to where they can run: out to those with room, and back from those that are held up."""
         self._send(self._core.dispatch(now, wall))
         held_up = self._core.recalls(now)
+        held_up += [key for key in self._core.looks(now) if key not in held_up and self._waits_too_long(key, now)]
         for key in held_up:
             self.take_back(key, now)
         if held_up:
             self._send(self._core.dispatch(now, wall))
+
+    def _waits_too_long(self, key: Key, now: float) -> bool:
+        return self._core.waits_too_long(key, self._supervisor.slots[key].counters.read(), now)
 
     def _send(self, batches: list[Batch]) -> None:
         for batch in batches:
@@ -341,9 +345,12 @@ class Crew:
 
     def take_back(self, key: Key, now: float) -> None:
         """Takes back what a consumer has not started."""
-        claimed = self._supervisor.slots[key].counters.take_back(self._core.sent(key))
-        if claimed is not None:
-            self._core.recalled(key, claimed, now)
+        sent = self._core.sent(key)
+        claimed = self._supervisor.slots[key].counters.take_back(sent)
+        if claimed is None:
+            self._core.not_recalled(key, now)
+        elif self._core.recalled(key, claimed, now):
+            self._send([Batch(key, sent + 1, [])])
 
     def withdraw(self, job_id: bytes) -> bool:
         """Takes a job back from the consumer it was sent to, if it was; returns False if it runs."""

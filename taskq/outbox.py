@@ -194,6 +194,10 @@ class Outbox:
         self.send([Op.DECLARED, app, list(map(len, schedules))], schedules)
         self.send([Op.READY, os.getpid()])
 
+    def answer(self) -> None:
+        """Answers an empty batch: this consumer is neither stopped nor dead."""
+        self.send([Op.OUTCOMES, [], [], [], []])
+
     def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
         """Sends a message of its own."""
         with self._lock:

@@ -339,7 +339,8 @@ class _Seats:
     def _take_back(self, seat: _Seat) -> None:
         if seat.waiting:
             seat.waiting.clear()
-            self._core.recalled(seat.key, seat.begun, self._clock.monotonic())
+            if self._core.recalled(seat.key, seat.begun, self._clock.monotonic()):
+                self._core.settled(seat.key, Attempts([], [], [], []), self._clock.monotonic(), self._clock.time())
 
     def claims(self) -> dict[Key, list[Claim]]:
         """What each seat is running."""

@@ -324,6 +324,8 @@ class SeatedConsumer:
                 self._is_last = True
             else:
                 number, jobs = msgpack.unpackb(message, max_bin_len=MAX_FRAME_BYTES)
+                if not jobs:
+                    self._outbox.answer()
                 self._waiting.extend(enumerate(jobs, number))
             self._fill()
         self._end_if_idle()

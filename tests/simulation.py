@@ -179,7 +179,7 @@ class SimSlot:
         self.is_alive = True
         self.is_paused = False
         self.name = f"c{key}"
-        self._queue: deque[tuple[int, bytes, str, int, bytes, dict[str, Any]]] = deque()
+        self._queue: deque[tuple[int, bytes, str, int, bytes, dict[str, Any]] | None] = deque()
         self._free_at = 0.0
         self._is_busy = False
         self._retires = False
@@ -250,6 +250,8 @@ class SimSlot:
             self._retires = True
         else:
             first, jobs = msgpack.unpackb(message)
+            if not jobs:
+                self._queue.append(None)
             self._queue.extend(
                 (number, *job, {}) if len(job) == 4 else (number, *job) for number, job in enumerate(jobs, first)
             )
@@ -275,7 +277,11 @@ class SimSlot:
                 if self._retires:
                     self.die(is_kill=False)
                 return
-            number, job_id, task, attempt, payload, extra = self._queue.popleft()
+            job = self._queue.popleft()
+            if job is None:
+                self.tell([Op.OUTCOMES, [], [], [], []], [])
+                continue
+            number, job_id, task, attempt, payload, extra = job
             if number < self.counters.valid_from:
                 continue
             self.counters.claimed, self.counters.started_at = number, self.world.now

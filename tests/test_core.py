@@ -80,6 +80,7 @@ class FakeConsumer:
     valid_from: int = 0
     last_sent: int = 0
     is_retired: bool = False
+    gave_back: bool = False  # and has reported nothing since
     signalled: dict[int, float] = field(default_factory=dict)  # by number: when
 
     def claims(self) -> list[Claim]:
@@ -211,10 +212,15 @@ class World(RuleBasedStateMachine):
         for key in self.core.recalls(self.now):
             assert any(len(other.holds()) < self.seats and not other.is_retired for other in self.consumers.values())
             self._recall(key)
+        for key in self.core.looks(self.now):
+            if self.core.waits_too_long(key, self.consumers[key].claims(), self.now):
+                self._recall(key)
         for key, first, rows in self.core.dispatch(self.now, 0.0):
             consumer = self.consumers[key]
             assert rows
             assert not consumer.is_retired
+            held_here = len(consumer.holds())
+            assert not consumer.gave_back or held_here + len(rows) <= self.seats, "nothing goes behind a held-up job"
             assert first == consumer.last_sent + 1
             consumer.last_sent += len(rows)
             held = self._held_by_anyone()
@@ -450,6 +456,7 @@ class World(RuleBasedStateMachine):
         numbers, verdicts = [number for number, _, _ in told], [verdict for _, _, verdict in told]
         outcomes = [OUTCOMES.get(verdict, BAD) for verdict in verdicts]
         self.core.settled(key, Attempts(numbers, verdicts, [100] * len(told), outcomes), self.now, self.wall)
+        consumer.gave_back = False
         self._carry_out(expected)
 
     def _recall(self, key: int) -> None:
@@ -457,6 +464,7 @@ class World(RuleBasedStateMachine):
         consumer.valid_from = consumer.last_sent + 1
         self.core.recalled(key, consumer.claimed, self.now)
         consumer.inbox.clear()  # it drops them one by one; nothing else can be seen of it
+        consumer.gave_back = bool(consumer.holds())
 
     @staticmethod
     def _after_crash(job: Job, again: Kept) -> Expected:
@@ -748,18 +756,20 @@ def test_a_consumer_is_topped_up_at_half() -> None:
     assert len(core.dispatch(0.0, 0.0)) == 1
 
 
-def test_a_held_up_consumer_gets_one_waiting_job(core: Core) -> None:
-    """Behind a long job waits at most one other."""
+def test_a_held_up_consumer_gets_nothing(core: Core) -> None:
+    """Behind a long job waits no other, until it has ended."""
     core.retire(2)
     core.submitted(rows(1))
     core.dispatch(0.0, 0.0)
     core.submitted(rows(50, first=2))
-    [batch] = core.dispatch(HELD_UP_S, 0.0)
-    assert len(batch.rows) == 1
+    assert core.dispatch(HELD_UP_S, 0.0) == []
     assert core.dispatch(1.0, 0.0) == []
+    settle(core, 1, [1], 1_000_000, now=1.0)
+    [batch] = core.dispatch(1.0, 0.0)
+    assert seqs(batch.rows) == [2]
 
 
-def test_recalls_only_when_somebody_idles(core: Core) -> None:
+def test_recalls_for_one_that_idles(core: Core) -> None:
     """Jobs behind a long one are taken back for an idle consumer, and then go to it."""
     core.retire(2)
     core.submitted(rows(6))
@@ -773,9 +783,8 @@ def test_recalls_only_when_somebody_idles(core: Core) -> None:
     assert core.recalls(HELD_UP_S) == [1]
     core.recalled(1, claimed=1, now=HELD_UP_S)
     assert core.counts() == {"default": 5}
-    idle, held_up = core.dispatch(HELD_UP_S, 0.0)
-    assert (idle.key, seqs(idle.rows)) == (3, [2, 3, 4])
-    assert (held_up.key, len(held_up.rows)) == (1, 1)
+    [idle] = core.dispatch(HELD_UP_S, 0.0)
+    assert (idle.key, seqs(idle.rows)) == (3, [2, 3, 4, 5, 6])
     assert core.recalls(1.0) == []
 
 
@@ -826,9 +835,9 @@ def test_time_limit_signals_then_kills(core: Core) -> None:
     assert "5 s" in error.message
 
 
-def test_grace_time_is_kept_when_another_job_is_sent(core: Core) -> None:
+def test_grace_time_is_kept_when_another_job_is_sent() -> None:
     """A job that got the soft signal has its time to clean up, whatever is sent to its consumer meanwhile."""
-    core.retire(2)
+    core = seated(2)
     core.submitted(rows(1, timeout_s=5.0))
     core.dispatch(0.0, 0.0)
     claims = [Claim(1, 0.0)]
@@ -871,7 +880,7 @@ def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
 
 
 def test_only_the_running_job_is_charged(core: Core) -> None:
-    """Its batch-mates go back without a mark; the charged one comes first again."""
+    """Its batch-mates go back without a mark; the charged one has its place again, and nobody waits behind it."""
     core.retire(2)
     core.submitted(rows(4))
     core.dispatch(0.0, 0.0)
@@ -884,8 +893,12 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
     assert (error.type, error.signal, error.output) == ("Crashed", "SIGSEGV", ["last words"])
     core.joined(3, 0.0)
     [batch] = core.dispatch(0.0, 0.0)
-    assert sorted(seqs(batch.rows)) == [1, 2, 3, 4]
-    assert [row.attempts for row in batch.rows if row.seq != 2] == [0, 0, 0]
+    assert seqs(batch.rows) == [1, 2]
+    assert core.dispatch(0.0, 0.0) == []
+    settle(core, 3, [1, 2], 2_000)
+    [others] = core.dispatch(0.0, 0.0)
+    assert seqs(others.rows) == [3, 4]
+    assert [row.attempts for row in others.rows] == [0, 0]
 
 
 def test_max_crashes_parks() -> None:
@@ -994,7 +1007,9 @@ def test_what_comes_back_takes_its_old_place(core: Core) -> None:
     assert first.rows[-1].seq < second.rows[0].seq
     core.recalled(first.key, 0, 1.0)
     core.recalled(second.key, 0, 1.0)
-    assert [row.seq for batch in core.dispatch(2.0, 0.0) for row in batch.rows] == [1, 2]
+    for key in (first.key, second.key):
+        settle(core, key, [], 0, now=2.0)  # neither is stopped
+    assert [row.seq for batch in core.dispatch(2.0, 0.0) for row in batch.rows] == list(range(1, 41))
 
 
 def test_a_cancelled_job_never_starts() -> None:
@@ -1058,15 +1073,20 @@ def slow(core: Core, seconds: float) -> None:
     core.take_effects()
 
 
-def test_long_jobs_fill_all_seats_and_little_more() -> None:
-    """However long they run; behind them wait so many as are worth a batch for all seats together."""
+def test_long_jobs_fill_all_seats_and_no_more() -> None:
+    """However long they run; behind them waits none, unless a seat is likely to be free within the time of a batch."""
     core = seated(10)
     slow(core, 5.0)
     core.submitted(rows(50))
     batches = core.dispatch(0.0, 0.0)
     assert sum(len(batch.rows) for batch in batches) == 10
-    assert sum(len(batch.rows) for batch in core.dispatch(0.0, 0.0)) == 1
+    assert core.dispatch(0.0, 0.0) == []
     assert core.dispatch(1.0, 1.0) == []
+    core = seated(10)
+    slow(core, BATCH_S * 6)
+    core.submitted(rows(50))
+    core.dispatch(0.0, 0.0)
+    assert sum(len(batch.rows) for batch in core.dispatch(0.0, 0.0)) == 2
 
 
 def test_large_payloads_fill_all_seats() -> None:
@@ -1097,7 +1117,7 @@ def test_recalls_for_free_seats() -> None:
     assert core.recalls(HELD_UP_S / 2) == []
     assert core.recalls(HELD_UP_S) == [1]
     core.recalled(1, claimed=2, now=HELD_UP_S)
-    assert {batch.key: len(batch.rows) for batch in core.dispatch(HELD_UP_S, 0.0)} == {2: 2, 1: 1}
+    assert {batch.key: seqs(batch.rows) for batch in core.dispatch(HELD_UP_S, 0.0)} == {2: [3, 4, 5]}
 
 
 def test_a_free_seat_is_no_reason_to_ask_its_own_consumer() -> None:
@@ -1110,7 +1130,8 @@ def test_a_free_seat_is_no_reason_to_ask_its_own_consumer() -> None:
 
 
 def test_a_consumer_that_does_not_use_its_free_seats_is_stalled() -> None:
-    """It has a long job, and was stopped later: what it is sent and does not begin goes to the others first."""
+    """It has a long job, and was stopped later: what it is sent and does not begin is for the others, and it gets no
+    more until it answers."""
     core = seated(3, consumers=2)
     core.retire(2)
     core.submitted(rows(1))
@@ -1121,9 +1142,14 @@ def test_a_consumer_that_does_not_use_its_free_seats_is_stalled() -> None:
     core.joined(3, 10.0)
     assert core.recalls(10.0 + HELD_UP_S) == []  # it has just been sent
     assert core.recalls(10.0 + STALLED_S) == [1]
-    core.recalled(1, claimed=1, now=10.0 + STALLED_S)
+    assert core.recalled(1, claimed=1, now=10.0 + STALLED_S), "it is to be sent an empty batch"
     core.submitted(rows(2, first=3))
     assert {batch.key: len(batch.rows) for batch in core.dispatch(10.6, 0.0)} == {3: 3}
+    core.submitted(rows(1, first=5))
+    core.retire(3)
+    assert core.dispatch(11.0, 0.0) == []
+    settle(core, 1, [], 0, now=11.0)
+    assert {batch.key: seqs(batch.rows) for batch in core.dispatch(11.0, 0.0)} == {1: [5]}
 
 
 def test_all_that_ran_beside_a_crash_are_charged() -> None:

@@ -311,6 +311,12 @@ def nap(seconds: float) -> None:
 
 
 @q.task
+def nap_and_note(seconds: float, path: str, label: str) -> None:
+    time.sleep(seconds)
+    record(path, label)
+
+
+@q.task
 def hold(gate: str, path: str, label: str = "held") -> str:
     """Tells that it runs, then waits for a gate."""
     record(path, label)
