@@ -47,8 +47,8 @@ class TaskQ(HasClients):
         """
         Args:
             name: names the application, in logs and, without a URL, its directory.
-            url: where the queue lives: a directory's path, or ``file:///path``. Without it TASKQ_URL counts, then
-                the directory ``taskq/NAME`` in the user's state directory.
+            url: where the queue lives: a directory's absolute path, or ``file:///path``. Without it TASKQ_URL counts,
+                then the directory ``taskq/NAME`` in the user's state directory.
             reply_timeout: seconds after which a broker that says nothing counts as stopped or stuck. Until it answers
                 `enqueue` spools at once, and what must be asked raises BrokerUnavailable at once. Without it
                 TASKQ_REPLY_TIMEOUT counts, then 5.

@@ -156,27 +156,40 @@ def queue_directory(name: str, url: str | None = None) -> Path:
 
     Args:
         name: the name of the TaskQ.
-        url: a path or `file:` URL; without one TASKQ_URL counts, then the user's state directory.
+        url: an absolute path or `file:` URL; without one TASKQ_URL counts, then the user's state directory.
 
     Raises:
         ConfigError: the name or the URL makes no sense.
     """
     if not isinstance(name, str) or not QUEUE_NAME.match(name) or name in (".", ".."):
         raise ConfigError(f"TaskQ name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ . -")
-    url = url or os.environ.get("TASKQ_URL") or None
-    if url is not None:
-        return _path_of_url(url)
-    state_home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state_home).absolute() / "taskq" / name
+    if url:
+        return _path_of_url(url, "url=")
+    url = os.environ.get("TASKQ_URL")
+    if url:
+        return _path_of_url(url, "TASKQ_URL=")
+    state_home = Path(os.environ.get("XDG_STATE_HOME") or "")
+    if not state_home.is_absolute():  # to be ignored, as its specification says
+        state_home = Path.home() / ".local" / "state"
+    return state_home.absolute() / "taskq" / name
 
 
-def _path_of_url(url: str) -> Path:
+def _path_of_url(url: str, source: str) -> Path:
+    if not isinstance(url, str):
+        raise ConfigError(f"{source}{url!r}: use a text, or a pathlib.Path")
     if "://" not in url and not url.startswith("file:"):
-        return Path(url).expanduser().absolute()
-    parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"url {url!r}: this version knows a directory's path or a file:///path URL")
-    return Path(unquote(parts.path)).absolute()
+        path = Path(url).expanduser()
+    else:
+        parts = urlsplit(url)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"{source}{url!r}: this version knows a directory's path or a file:///path URL")
+        path = Path(unquote(parts.path))
+    if not path.is_absolute():
+        raise ConfigError(
+            f"{source}{url!r} is relative, so each process would look for the queue where it stands: "
+            f"use an absolute path, such as {str(path.absolute())!r}"
+        )
+    return path
 
 
 #: A broker answers in milliseconds. One that says nothing for so long is stopped or stuck.
@@ -202,10 +215,26 @@ def reply_timeout_s(given: float | None = None) -> float:
     return seconds
 
 
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False  # bytes that are not UTF-8 became halves of surrogate pairs
+    return "\0" not in path
+
+
 class Directory:
     """The paths in a queue's directory, and the checks that it is ours alone."""
 
     def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ConfigError: the path is one that the log, or the system, cannot tell.
+        """
+        if not _is_text(str(path)):
+            raise ConfigError(
+                f"the path {str(path)!r} is not valid UTF-8: choose another directory with TASKQ_URL or url="
+            )
         self.path = path
         self.lock = path / "lock"
         self.consumers_lock = path / "consumers.lock"

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import JOBS
 
+from taskq import TaskQ
 from taskq.config import Directory, Settings, default_consumers, private_directory, queue_directory
 from taskq.errors import ConfigError, DirectoryError
+from taskq.exits import Exit
 from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES
 
 
@@ -57,18 +62,48 @@ def test_url_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("/srv/with space", "/srv/with space"),
         ("/srv/50%20", "/srv/50%20"),
         ("~/q", "{home}/q"),
-        ("relative/q", "{cwd}/relative/q"),
-        ("./q", "{cwd}/q"),
     ],
 )
 def test_paths_and_urls(url: str, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A path is taken as it is, a URL is read as one; both become absolute."""
+    """A path is taken as it is, a URL is read as one."""
     (tmp_path / "home").mkdir()
-    (tmp_path / "cwd").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "cwd")
-    expected = path.format(home=tmp_path / "home", cwd=tmp_path / "cwd")
-    assert queue_directory("q", url) == Path(expected)
+    assert queue_directory("q", url) == Path(path.format(home=tmp_path / "home"))
+
+
+@pytest.mark.parametrize("url", ["relative/q", "./q", "..", "file:q", "file:./q"])
+def test_a_relative_place_is_refused(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Producer and fleet stand in different directories, and would have different queues."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"url='.*' is relative.*use an absolute path, such as '/"):
+        TaskQ("q", url)
+    monkeypatch.setenv("TASKQ_URL", url)
+    with pytest.raises(ConfigError, match=r"TASKQ_URL='.*' is relative"):
+        TaskQ("q")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_state_directory_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the specification of these directories says."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert queue_directory("q") == tmp_path / ".local" / "state" / "taskq" / "q"
+
+
+@pytest.mark.parametrize("variable", ["TASKQ_URL", "XDG_STATE_HOME"])
+def test_a_path_that_is_not_utf_8_is_refused(variable: str, tmp_path: Path) -> None:
+    """Neither the log nor an answer could name it."""
+    place = os.fsencode(tmp_path) + b"/caf\xe9"
+    environment = {b"PATH": b"/usr/bin:/bin", b"HOME": os.fsencode(tmp_path), variable.encode(): place}
+    for command in ("enqueue", "worker", "status"):
+        arguments = [sys.executable, "-m", "taskq", command, JOBS, *(["add", "1"] if command == "enqueue" else [])]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == (Exit.APP if command == "worker" else Exit.USAGE), done.stderr
+        assert "is not valid UTF-8" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="not valid UTF-8"):
+        Directory(Path("/srv/q\0"))
 
 
 @pytest.mark.parametrize(
