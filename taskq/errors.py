@@ -81,7 +81,10 @@ class JobFailed(TaskQError):
             ``UnknownTask``, ``BadArguments``, ``ResultTooLarge``, ``UnserializableResult``, ``CorruptPayload``).
         error_message: the remote exception's text.
         error_traceback: the remote traceback as text, empty if there was none.
+        item: of which item of `Task.map` it is the job, counted from 0; None for other jobs.
     """
+
+    item: int | None = None
 
     def __init__(self, job_id: str, error_type: str, error_message: str, error_traceback: str = "") -> None:
         super().__init__(job_id, error_type, error_message, error_traceback)
@@ -91,14 +94,27 @@ class JobFailed(TaskQError):
         self.error_traceback = error_traceback
 
     def __str__(self) -> str:
-        told = f"job {self.job_id} failed: {self.error_type}: {self.error_message}"
+        told = f"{_item_told(self.item)}job {self.job_id} failed: {self.error_type}: {self.error_message}"
         if not self.error_traceback:
             return told
         return f"{told}\n\nThe traceback in the consumer:\n{self.error_traceback}"
 
 
 class JobCancelled(TaskQError):
-    """The job was cancelled, so it has no result."""
+    """The job was cancelled, so it has no result.
+
+    Attributes:
+        item: as of `JobFailed`.
+    """
+
+    item: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_item_told(self.item)}{super().__str__()}"
+
+
+def _item_told(item: int | None) -> str:
+    return "" if item is None else f"item {item:,} (counted from 0): "
 
 
 class JobNotFound(TaskQError, LookupError):

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from taskq.effects import Note
+from taskq.errors import ProtocolError
 from taskq.model import JobError, JobRow
-from taskq.outcome import pack_failure
-from taskq.store import Edge, Ended, Kept, Store
+from taskq.outcome import pack_failure, unpack
+from taskq.store import Edge, Ended, Kept, Store, StoredJob
 
 #: Links that one commit looks at: it takes some 50 ms. What is left is done in the next ones, or at the next start.
 _EDGES = 2_000
+#: So much of a culprit's error is told with each job that is cancelled because of it.
+_TOLD_CHARS = 200
 
 
 class Becomes(Enum):
@@ -63,7 +66,7 @@ class HandedOver:
 def hand_over(store: Store, ends: Mapping[bytes, Kept], wall: float, limit: int = _EDGES) -> HandedOver:
     """Lets jobs go that waited for these, or cancels them, and those that waited for them in turn. Commits nothing."""
     handed = HandedOver(left=dict(ends))
-    culprits: dict[bytes, tuple[bytes, Kept]] = {}  # why jobs were cancelled here: the first that did not succeed
+    reasons: dict[bytes, JobError] = {}  # why jobs were cancelled here: the first that did not succeed
     while handed.left and store.has_waiting:
         ends = handed.left
         by_child: dict[int, list[Edge]] = {}
@@ -77,7 +80,7 @@ def hand_over(store: Store, ends: Mapping[bytes, Kept], wall: float, limit: int 
         }
         _let_go(store, [child for child, what in decided.items() if what is Becomes.GOES], handed, wall)
         stopped = [child for child, what in decided.items() if what is Becomes.CANCELLED]
-        more = _cancel(store, stopped, by_child, ends, culprits, handed, wall) if stopped else {}
+        more = _cancel(store, stopped, by_child, ends, reasons, handed, wall) if stopped else {}
         handed.left = more if limit > 0 else {**ends, **more}
         if limit <= 0:
             return handed
@@ -102,7 +105,7 @@ def _cancel(
     seqs: list[int],
     edges: Mapping[int, list[Edge]],
     ends: Mapping[bytes, Kept],
-    culprits: dict[bytes, tuple[bytes, Kept]],
+    reasons: dict[bytes, JobError],
     handed: HandedOver,
     wall: float,
 ) -> dict[bytes, Kept]:
@@ -110,8 +113,9 @@ def _cancel(
     ended: list[Ended] = []
     for job in store.still_waiting(seqs):
         parent = next(e.parent for e in edges[job.row.seq] if ends[e.parent] != Kept.SUCCEEDED and not e.goes_on)
-        culprits[job.row.id] = culprit, kept = culprits.get(parent, (parent, ends[parent]))
-        error = JobError("ParentFailed", f"job {culprit.hex()}, which it comes after, {_told(kept)}")
+        if parent not in reasons:
+            reasons[parent] = _reason(store, parent, ends[parent])
+        reasons[job.row.id] = error = reasons[parent]
         ended.append((job.row, Kept.CANCELLED, pack_failure(None, None, error)))
         handed.notes.append(Note("job.cancelled", {"row": job.row, "error": error}))
     store.call_off(ended, wall)
@@ -119,5 +123,27 @@ def _cancel(
     return dict.fromkeys((row.id for row, _, _ in ended), Kept.CANCELLED)
 
 
-def _told(kept: Kept) -> str:
-    return "failed" if kept == Kept.FAILED else f"was {kept.name.lower()}" if kept == Kept.CANCELLED else "expired"
+def _reason(store: Store, culprit: bytes, kept: Kept) -> JobError:
+    """Why jobs are cancelled that come after this one. One that was cancelled because of another hands that on."""
+    job = store.read(culprit)  # None: it was purged
+    error = None if job is None else _error_in(job)
+    if error is not None and error.type == "ParentFailed":
+        return error
+    of_task = "" if job is None else f" of {job.row.spec.task}"
+    return JobError("ParentFailed", f"job {culprit.hex()}{of_task}, which it comes after, {_told(kept, error)}")
+
+
+def _error_in(job: StoredJob) -> JobError | None:
+    try:
+        return None if job.outcome is None else unpack(job.outcome).error
+    except ProtocolError:
+        return None  # it is told where the outcome itself is read; here it must not hold up those that come after
+
+
+def _told(kept: Kept, error: JobError | None) -> str:
+    text = "" if error is None else " ".join(error.message.split())
+    if len(text) > _TOLD_CHARS:
+        text = f"{text[:_TOLD_CHARS]}..."
+    if kept == Kept.FAILED:
+        return "failed" if error is None else f"failed: {error.type}: {text}"
+    return "expired" if kept == Kept.EXPIRED else f"was {text or 'cancelled'}"

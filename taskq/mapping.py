@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 from taskq.client import Client, Ending, Endings, chunks
-from taskq.errors import JobNotFound
+from taskq.errors import JobCancelled, JobFailed, JobNotFound
 from taskq.flows import Call
 from taskq.job import value_of_ending
 from taskq.model import Spec
@@ -25,6 +26,8 @@ _WINDOW = 2_048
 
 #: Ids newly submitted, and a job that ended, if one did.
 _Step = tuple[list[bytes], tuple[bytes, Ending] | None]
+#: The number of an item, its job, and how that ended.
+_Numbered = tuple[int, bytes, Ending]
 
 
 def results_of_calls(
@@ -52,8 +55,13 @@ def results_of_calls(
     """
     with client.watching() as endings, reporting(progress, total, spec.task) as tell:
         steps = _counted(_stream(endings, spec, calls, timeout, waits_for_room), tell)
-        for job_id, ending in _in_order(steps) if ordered else _as_they_come(steps):
-            yield value_of_ending(job_id, ending, caster)
+        for number, job_id, ending in _in_order(steps) if ordered else _as_they_come(steps):
+            try:
+                value = value_of_ending(job_id, ending, caster)
+            except (JobFailed, JobCancelled) as error:
+                error.item = number
+                raise
+            yield value
 
 
 def _stream(
@@ -94,19 +102,23 @@ def _counted(steps: Iterator[_Step], tell: Callable[[int], object]) -> Iterator[
         yield step
 
 
-def _in_order(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
+def _in_order(steps: Iterator[_Step]) -> Iterator[_Numbered]:
     turn: deque[bytes] = deque()
     ended: dict[bytes, Ending] = {}
+    numbers = count()
     for submitted, arrived in steps:
         turn.extend(submitted)
         if arrived is not None:
             ended[arrived[0]] = arrived[1]
         while turn and turn[0] in ended:
             job_id = turn.popleft()
-            yield job_id, ended.pop(job_id)
+            yield next(numbers), job_id, ended.pop(job_id)
 
 
-def _as_they_come(steps: Iterator[_Step]) -> Iterator[tuple[bytes, Ending]]:
-    for _, arrived in steps:
+def _as_they_come(steps: Iterator[_Step]) -> Iterator[_Numbered]:
+    numbers = count()
+    number_of: dict[bytes, int] = {}  # of jobs that are unfinished
+    for submitted, arrived in steps:
+        number_of.update(zip(submitted, numbers, strict=False))
         if arrived is not None:
-            yield arrived
+            yield number_of.pop(arrived[0]), *arrived

@@ -98,7 +98,14 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         [job_id] = submit(self._app, self._spec, self._rules, [self._call(args, kwargs)])
         return self._job(job_id)
 
-    def step(self, *args: Any, **kwargs: Any) -> Step[R_co]:
+    @overload
+    def step(self: Enqueuer[P, Generator[Any, Any, A]], *args: Any, **kwargs: Any) -> Step[A]: ...
+    @overload
+    def step(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: Any, **kwargs: Any) -> Step[A]: ...
+    @overload
+    def step(self, *args: Any, **kwargs: Any) -> Step[R_co]: ...
+
+    def step(self, *args: Any, **kwargs: Any) -> Step[Any]:
         """A call to be part of a workflow, see `taskq.chain`; nothing is sent.
 
         In a chain the function gets the result of the step before as its first argument, before these.

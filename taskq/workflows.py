@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from taskq.calls import CallMaker
 from taskq.clients import HasClients
@@ -29,6 +29,8 @@ from taskq.submitting import asubmit_flow, submit_flow
 from taskq.waiting import agather, gather
 
 R_co = TypeVar("R_co", covariant=True)
+H = TypeVar("H")
+H_co = TypeVar("H_co", covariant=True)
 
 _MANY_IDS = 1 << 40
 
@@ -60,14 +62,15 @@ class _Plan:
         return self.jobs[0]._app
 
 
-class Workflow(ABC):
-    """Steps, and what they come after. Nothing is sent before `enqueue`, which may be called again."""
+class Workflow(ABC, Generic[H_co]):
+    """Steps, and what they come after. Nothing is sent before `enqueue`, which may be called again. Generic in the
+    handle that `enqueue` returns."""
 
     @abstractmethod
     def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
         """Adds the jobs of this part, which come after `before`."""
 
-    def enqueue(self) -> Any:
+    def enqueue(self) -> H_co:
         """Enqueues all jobs together.
 
         Returns:
@@ -83,7 +86,7 @@ class Workflow(ABC):
             submit_flow(plan.app.client, plan.flow, plan.waits_for_room)
         return self._handle(plan, out)
 
-    async def aenqueue(self) -> Any:
+    async def aenqueue(self) -> H_co:
         """`enqueue` for asyncio."""
         plan, out = self._planned()
         if plan.on_success:
@@ -99,14 +102,17 @@ class Workflow(ABC):
             raise ConfigError("the workflow has no steps")
         return plan, out
 
-    def _handle(self, plan: _Plan, out: _Out) -> Any:
+    def _handle(self, plan: _Plan, out: _Out) -> H_co:
+        handle: Any
         if isinstance(out.value, list):
-            return GroupHandle(out.jobs, plan.jobs, out.value)
-        [last] = out.jobs
-        return LastJob(last, plan.jobs)
+            handle = GroupHandle(out.jobs, plan.jobs, out.value)
+        else:
+            [last] = out.jobs
+            handle = LastJob(last, plan.jobs)
+        return cast(H_co, handle)
 
 
-class Step(Workflow, Generic[R_co]):
+class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
     """One call. Made by `Task.step`."""
 
     def __init__(
@@ -121,11 +127,6 @@ class Step(Workflow, Generic[R_co]):
         self._args = args
         self._kwargs = kwargs
         self._takes_result = takes_result
-
-    def enqueue(self) -> LastJob[R_co]:
-        """Enqueues the step by itself. Raises as `Workflow.enqueue`."""
-        job: LastJob[R_co] = super().enqueue()
-        return job
 
     def without_input(self) -> Step[R_co]:
         """The same, but it does not get the result of what it comes after."""
@@ -151,10 +152,10 @@ class Step(Workflow, Generic[R_co]):
         return f"<Step {self._task._spec.task}>"
 
 
-class Chain(Workflow):
+class Chain(Workflow[H_co]):
     """Parts, one after the other. Made by `chain`."""
 
-    def __init__(self, parts: Sequence[Workflow]) -> None:
+    def __init__(self, parts: Sequence[Workflow[Any]]) -> None:
         self._parts = _checked(parts)
 
     def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
@@ -165,15 +166,10 @@ class Chain(Workflow):
         return before
 
 
-class Group(Workflow):
+class Group(Workflow["GroupHandle"]):
     """Parts that run at once. Made by `group`."""
 
-    def enqueue(self) -> GroupHandle:
-        """Enqueues all jobs together. Raises as `Workflow.enqueue`."""
-        handle: GroupHandle = super().enqueue()
-        return handle
-
-    def __init__(self, parts: Sequence[Workflow]) -> None:
+    def __init__(self, parts: Sequence[Workflow[Any]]) -> None:
         self._parts = _checked(parts)
 
     def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
@@ -181,7 +177,13 @@ class Group(Workflow):
         return _Out([job for out in outs for job in out.jobs], [out.value for out in outs])
 
 
-def chain(*parts: Workflow) -> Chain:
+@overload
+def chain(*parts: *tuple[*tuple[Workflow[Any], ...], Workflow[H]]) -> Chain[H]: ...
+@overload
+def chain(*parts: Workflow[H]) -> Chain[H]: ...
+
+
+def chain(*parts: Workflow[Any]) -> Chain[Any]:  # type: ignore[misc]  # mypy 2.4 compares no unpacked tuple with it
     """Steps, groups and chains that run one after the other: ``chain(fetch.step(url), parse.step(), store.step())``.
 
     Each gets the result of the one before as its first argument (a list of results, if that is a group).
@@ -192,7 +194,7 @@ def chain(*parts: Workflow) -> Chain:
     return Chain(parts)
 
 
-def group(*parts: Workflow | Iterable[Workflow]) -> Group:
+def group(*parts: Workflow[Any] | Iterable[Workflow[Any]]) -> Group:
     """Steps, chains and groups that run at once: ``group(resize.step(path) for path in paths)``.
 
     Raises:
@@ -203,7 +205,7 @@ def group(*parts: Workflow | Iterable[Workflow]) -> Group:
     return Group(_checked(parts))
 
 
-def chord(members: Workflow | Iterable[Workflow], callback: Workflow) -> Chain:
+def chord(members: Workflow[Any] | Iterable[Workflow[Any]], callback: Workflow[H]) -> Chain[H]:
     """A group and what follows when all of it has succeeded, which gets the list of the results.
 
     Raises:
@@ -212,7 +214,7 @@ def chord(members: Workflow | Iterable[Workflow], callback: Workflow) -> Chain:
     return Chain([members if isinstance(members, Workflow) else group(members), callback])
 
 
-def _checked(parts: Iterable[Any]) -> list[Workflow]:
+def _checked(parts: Iterable[Any]) -> list[Workflow[Any]]:
     listed = list(parts)
     for part in listed:
         if not isinstance(part, Workflow):

@@ -119,6 +119,24 @@ def test_map_raises_when_the_turn_comes(shared: Fleet) -> None:
         next(results)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_says_which_item_failed(shared: Fleet, ordered: bool) -> None:
+    items = [0] * 1_234 + [13] + [0] * 10
+    seen = []
+    with pytest.raises(JobFailed, match=r"^item 1,234 \(counted from 0\): job \w+ failed: ValueError: 13") as caught:
+        seen.extend(jobs.picky.map(items, ordered=ordered))
+    assert caught.value.item == 1_234
+    assert len(seen) == 1_234 if ordered else len(seen) <= 1_244
+    with pytest.raises(
+        JobCancelled, match=r"^item 1 \(counted from 0\): job \w+ was cancelled by itself: 7"
+    ) as stopped:
+        list(jobs.picky.starmap([(1,), (7,), (1,)], ordered=ordered))
+    assert stopped.value.item == 1
+    with pytest.raises(JobFailed, match=r"^job \w+ failed: ValueError: 13") as alone:
+        jobs.picky.enqueue(13).result(timeout=10)
+    assert alone.value.item is None
+
+
 def test_coroutine(shared: Fleet) -> None:
     assert [job.result(timeout=10) for job in jobs.double.enqueue_many([(1,), (2,)])] == [2, 4]
 

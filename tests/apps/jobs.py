@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from taskq import JobTimeout, TaskQ, chain, current_job
+from taskq import Cancel, JobTimeout, TaskQ, chain, current_job
 
 q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.jobs" else None)
 
@@ -87,6 +87,16 @@ def has_another_name(number: int) -> int:
     if number < 0:
         raise KeyError(number)
     return 10 * number
+
+
+@q.task(retries=0)
+def picky(number: int) -> int:
+    """Takes most numbers."""
+    if number == 13:
+        raise ValueError(number)
+    if number == 7:
+        raise Cancel(str(number))
+    return number
 
 
 @q.task

@@ -81,7 +81,13 @@ def of_workflows() -> None:
     assert_type(add.step(1).enqueue().result(), int)
     assert_type(group(add.step(1), resize.step("a")).enqueue(), GroupHandle)
     assert_type(group(add.step(n) for n in range(3)).enqueue().results(), list[Any])
-    chain(add.step(1), group(add.step(), add.step()), total.step()).enqueue().result(timeout=3)
+    assert_type(chain(add.step(1), group(add.step(), add.step()), total.step()).enqueue().result(timeout=3), float)
+    assert_type(chain(add.step(1)).enqueue(), LastJob[int])
+    assert_type(chain(chain(resize.step("a"), add.step()), group(add.step(), add.step())).enqueue(), GroupHandle)
+    assert_type(chain(*[add.step(n) for n in range(3)]).enqueue(), LastJob[int])
+    assert_type(chain(add.step(1), fetch.step()).enqueue(), LastJob[bytes])
+    assert_type(chord([add.step(1)], total.step()).enqueue(), LastJob[float])
+    assert_type(chord((add.step(n) for n in range(3)), group(total.step())).enqueue(), GroupHandle)
     chord([add.step(1)], total.step()).enqueue().cancel_all()
     assert_type(add.options(after=[add.enqueue(1)]).enqueue(2), Job[int])
     assert_type(add.options(after={add.enqueue(1): "continue"}, on_success=True).enqueue(2), Job[int])
@@ -164,6 +170,8 @@ def of_waiting(numbers: list[Job[int]], text: Job[str]) -> None:
 
 
 async def of_asyncio(numbers: list[Job[int]]) -> None:
+    assert_type(await chain(resize.step("a"), add.step()).aenqueue(), LastJob[int])
+    assert_type(await group([add.step(1)]).aenqueue(), GroupHandle)
     job = await fetch.aenqueue("url")
     assert_type(job, Job[bytes])
     assert_type(await job, bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from right import add, anything, fetch, five, nothing, q, resize, total
 
-from taskq import Job, agather, as_completed, gather, wait_any
+from taskq import Job, agather, as_completed, chain, chord, gather, wait_any
 
 add.enqueue()  # wrong: an argument is missing
 add.enqueue("1")  # wrong: its type
@@ -46,6 +46,8 @@ five.enqueue_many([(1, 2, 3.0, b"d", True)])  # wrong: the second of each
 texts: list[str] = list(add.map([1]))  # wrong: the results are numbers
 
 texts = gather([add.enqueue(1)])  # wrong: the results are numbers
+text = chain(add.step(1), add.step()).enqueue().result()  # wrong: the result is an int
+text = chord([add.step(1)], add.step()).enqueue().result()  # wrong: the result is an int
 numbers: list[int] = gather([add.enqueue(1)], errors="return")  # wrong: errors are among them
 gather([add])  # wrong: a task is no job
 gather([add.enqueue(1)], errors="ignore")  # wrong: no such choice
