@@ -39,7 +39,8 @@ from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
-from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.succession import SlotState
+from taskq.supervisor import Slot, Supervisor
 from taskq.timetable import Timetable
 from taskq.wire import Op
 
@@ -277,9 +278,10 @@ class Broker:
         except OSError:
             pass  # its end is heard in the loop
 
-    def _reload(self) -> None:
+    def _reload(self) -> int:
         self._log.info("fleet.reloading")
         self._supervisor.reload()
+        return self._supervisor.code
 
     # -- the end
 

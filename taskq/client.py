@@ -683,9 +683,14 @@ class Client:
         """Asks the fleet to stop: running jobs may end first."""
         self.ask(Op.STOP)
 
-    def reload(self) -> None:
-        """Asks the fleet to replace its consumers, one by one, by ones with the present code."""
-        self.ask(Op.RELOAD)
+    def reload(self) -> int:
+        """Asks the fleet to replace its consumers, one by one, by ones with the present code.
+
+        Returns:
+            The number of this reload; the status tells how far it is.
+        """
+        number: int = self.ask(Op.RELOAD)
+        return number
 
     def tell_away(self) -> None:
         """Tells, once in a long wait, that there is no fleet."""

@@ -207,6 +207,17 @@ def clear_flight_records(path: Path, consumers: int, seats: int = 1) -> None:
     fresh.replace(path)
 
 
+def widen_flight_records(path: Path, consumer: int, seats: int = 1) -> None:
+    """Makes room for a consumer, if there is none: a new one of a number may come while several old ones still run."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = (consumer + 1) * seats * _RECORD_BYTES
+        if os.fstat(descriptor).st_size < size:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
 def clear_flight_record(path: Path, consumer: int, seats: int = 1) -> None:
     """Empties the records of a consumer that is dead and whose jobs the living broker has charged."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -25,7 +25,8 @@ from taskq.model import JobRow, Progress
 from taskq.narrator import Narrator, last_words
 from taskq.outcome import Attempts, Reason, Verdict, failure_in
 from taskq.output import split_job_mark, whole_lines
-from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.succession import SlotState
+from taskq.supervisor import Slot, Supervisor
 from taskq.usage import usage_of
 from taskq.wire import Message, Op
 
@@ -161,6 +162,8 @@ class Crew:
         if not self.is_ready:
             self.is_ready = True
             self._on_first_ready()
+        if self._supervisor.finish_reload():
+            self._narrator.log.info("fleet.reloaded", consumers=self._settings.consumers)
 
     def _on_progress(self, slot: Slot, told: list[Any]) -> None:
         """Notes how far jobs are."""
@@ -259,7 +262,7 @@ class Crew:
             death = self._supervisor.bury(slot, now)
             if slot.state is SlotState.STARTING:
                 if not death.stopped or slot.boot_error:
-                    self._tell_boot_failed(slot, death)
+                    self._on_failed_boot(slot, death)
                 continue
             was_expected = death.stopped or (death.exit_code == 0 and not claims)
             self._narrator.buried(slot, death, self._rows(slot, claims), was_expected=was_expected)
@@ -275,6 +278,8 @@ class Crew:
             self._selector.unregister(slot.socket)
             try:
                 while messages := slot.read_messages():
+                    if slot.state is SlotState.STARTING:  # it is not to take anybody's place any more
+                        messages = [message for message in messages if message[0][0] == Op.BOOT_FAILED]
                     self._hear_each(slot, messages)
             except (EOFError, OSError, TaskQError):
                 pass  # the end, or a frame that it did not finish
@@ -302,7 +307,7 @@ class Crew:
         except TaskQError as error:
             self._narrator.log.error("consumer.confused", consumer=slot.number, pid=slot.pid, error=str(error))
 
-    def _tell_boot_failed(self, slot: Slot, death: Death) -> None:
+    def _on_failed_boot(self, slot: Slot, death: Death) -> None:
         message, traceback = slot.boot_error or (f"the process {death.describe()}", "")
         fields = {"traceback": traceback} if traceback else {}
         self._on_boot_failed(message)
@@ -313,6 +318,8 @@ class Crew:
             **fields,
             **({"output": last_words(death.output)} if death.output else {}),
         )
+        if self._supervisor.boot_failed(slot, message):
+            self._narrator.log.error("fleet.reload_failed", error=message, kept="the consumers that run the old code")
 
     # -- jobs
 
@@ -433,8 +440,7 @@ class Crew:
         for slot in self._supervisor.start_due(now):
             self._register(slot)
         for slot in self._supervisor.kill_overdue(now):
-            reason = "it did not start or end in time"
-            self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=reason)
+            self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=slot.killed_for)
 
     def stop(self) -> int:
         """Lets all consumers end. Returns how many jobs are running."""

@@ -51,7 +51,8 @@ from taskq.runner import Runner
 from taskq.server import Server
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
-from taskq.supervisor import Supervisor, jobs_to_send
+from taskq.succession import Succession
+from taskq.supervisor import Slot, Supervisor, jobs_to_send
 from taskq.timetable import Timetable
 from taskq.wire import CPU_TIMEOUT, MEMORY_LIMIT, Extra, Message, Op
 
@@ -347,13 +348,6 @@ class _Seats:
         return {seat.key: seat.claims for seat in self.by_key.values()}
 
 
-class _NoSlots:
-    """What `taskq.supervisor.Supervisor` is to requests."""
-
-    restarts = 0
-    slots: dict[Key, Any] = {}  # noqa: RUF012  empty for ever
-
-
 class RehearsedFleet:
     """A fleet without processes. Any thread may use it; jobs run in the thread that asks for them."""
 
@@ -383,11 +377,11 @@ class RehearsedFleet:
             self._store,
             self._ledger,
             crew,
-            cast(Supervisor, _NoSlots()),
+            cast(Supervisor, Succession[Slot](0)),
             parts[0],
             self._timetable,
             lambda _reason: None,
-            lambda: None,
+            lambda: 0,
             _Silent(),
         )
         self._keys = count(1)

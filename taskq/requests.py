@@ -25,7 +25,8 @@ from taskq.model import LAST_TIME, QUEUE_NAME, JobRow, JobState, Spec
 from taskq.schedule import Schedule
 from taskq.server import Peer, Server
 from taskq.store import FIRST_FINAL, Kept, Store
-from taskq.supervisor import Slot, SlotState, Supervisor
+from taskq.succession import SlotState
+from taskq.supervisor import Slot, Supervisor
 from taskq.timetable import Timetable
 from taskq.wire import Op
 
@@ -49,13 +50,13 @@ class Requests:
         server: Server,
         timetable: Timetable,
         on_stop: Callable[[str], None],
-        on_reload: Callable[[], None],
+        on_reload: Callable[[], int],
         log: Any,
     ) -> None:
         """
         Args:
             on_stop: stops the fleet; told who asked.
-            on_reload: replaces the consumers.
+            on_reload: replaces the consumers; returns the number of that reload.
             log: a structlog logger.
         """
         self._directory = directory
@@ -122,8 +123,9 @@ class Requests:
                     self._on_stop("taskq stop")
                     value = True
                 case [Op.RELOAD, int()]:
-                    self._on_reload()
-                    value = True
+                    if self._crew.is_stopping:
+                        raise TaskQError("the fleet is stopping; the next one starts with the present code")
+                    value = self._on_reload()
                 case [
                     Op.SCHEDULES | Op.PUT_SCHEDULE | Op.REMOVE_SCHEDULE | Op.PAUSE_SCHEDULE | Op.RUN_SCHEDULE,
                     int(),
@@ -236,6 +238,11 @@ class Requests:
         consumers = [self._consumer(slot) for slot in self._supervisor.slots.values()]
         return {
             "broker": self._broker(),
+            "reload": {
+                "number": self._supervisor.code,
+                "state": self._supervisor.reload_state,
+                "error": self._supervisor.reload_error,
+            },
             "queues": self._queues(),
             "paused": sorted(self._store.paused()),
             "totals": self._store.totals.as_dict(),
@@ -276,6 +283,7 @@ class Requests:
             "number": slot.number,
             "pid": slot.pid,
             "state": state,
+            "has_old_code": self._supervisor.is_old(slot),
             "running": len(told),
             "seats": slot.counters.seats,
             "job_id": row.id.hex() if row else None,

@@ -34,20 +34,17 @@ from taskq.recovery import recover
 from taskq.requests import Requests
 from taskq.server import Peer, Server
 from taskq.store.sqlite import SQLiteStore
-from taskq.supervisor import Supervisor
+from taskq.succession import Succession
+from taskq.supervisor import Slot, Supervisor
 from taskq.timetable import Timetable
 
 _READ_BYTES = 256 * 1024
 
 
 class _NoConsumers:
-    """What `taskq.crew.Crew` and `taskq.supervisor.Supervisor` are to requests: there is none, so nothing runs."""
+    """What `taskq.crew.Crew` is to requests: there is none, so nothing runs."""
 
     is_stopping = False
-    restarts = 0
-
-    def __init__(self) -> None:
-        self.slots: dict[Key, Any] = {}
 
     def is_running(self, _job_id: bytes) -> bool:
         """Nothing runs."""
@@ -126,11 +123,11 @@ class Reader:
             self._store,
             self._ledger,
             crew,
-            cast(Supervisor, consumers),
+            cast(Supervisor, Succession[Slot](0)),
             server,
             timetable,
             lambda _reason: None,
-            lambda: None,
+            lambda: 0,
             log,
         )
         self._client = client

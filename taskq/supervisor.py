@@ -3,6 +3,8 @@
 A slot is one incarnation of a consumer: its process, and everything that is shared with it alone: a queue, a counters
 block, a socket, a pipe for its output. When the process ends, all of it is thrown away; a successor gets a slot of its
 own. The order of a burial matters: hear what it still said, then look how it ended, then close its ends.
+
+Who is started when, and who takes whose place, is decided in `taskq.succession`.
 """
 
 from __future__ import annotations
@@ -14,20 +16,18 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
-from zlib import crc32
 
 import msgpack
 
 from taskq.config import Directory, Settings
 from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import MAX_BATCH_BYTES
-from taskq.counters import Counters, clear_flight_record, clear_flight_records
+from taskq.counters import Counters, clear_flight_record, clear_flight_records, widen_flight_records
 from taskq.effects import Batch, Death, Key
 from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
@@ -36,26 +36,14 @@ from taskq.outbox import Unsent
 from taskq.outcome import Reason
 from taskq.output import LineCutter, Stacks
 from taskq.platform import kill_group, name_of_signal, oom_kills, open_pidfd
+from taskq.succession import SlotState, Start, Succession
 from taskq.wire import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, TIMEOUT, Decoder, Message
 
 #: A consumer must have imported the application within this time.
 BOOT_TIMEOUT_S = 120.0
 #: A consumer that was told to stop has ended within this time after its last job, or is killed.
 _EXIT_TIMEOUT_S = 5.0
-#: Pauses before the next start after a consumer died young, doubling.
-_PAUSE_FIRST_S = 0.1
-_PAUSE_LONGEST_S = 30.0
-#: One that lived so long, or ended a job, was healthy: its successor starts at once.
-_HEALTHY_S = 2.0
 _READ_BYTES = 256 * 1024
-
-
-class SlotState(Enum):
-    """The life of an incarnation."""
-
-    STARTING = auto()  # importing the application
-    READY = auto()  # running jobs
-    RETIRING = auto()  # told to stop after what it is running
 
 
 @dataclass(eq=False)
@@ -74,13 +62,14 @@ class Slot:
     output: int  # the broker's end of the output pipe
     pidfd: int | None
     started_at: float
+    replaces: Key | None  # the one that retires when this one is ready
+    code: int  # which code it runs, as `Succession.code`
     state: SlotState = SlotState.STARTING
     kill_at: float | None = None  # when it is killed if it has not ended by itself
     timed_out: int | None = None  # the number of the job it was killed for
     over_limit: JobError | None = None  # why, if it was not for its time
     killed_for: str = ""  # why the broker killed it, in words
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
-    replaces: Slot | None = None  # the one that retires when this one is ready
     server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
     progress: dict[bytes, Progress] = field(default_factory=dict)  # of the jobs that run and have told of it
     progress_told_at: float = -1e9  # when the log was told of it last
@@ -193,10 +182,11 @@ def _extra(spec: Spec) -> dict[str, Any]:
     return extra if spec.keep_result else {**extra, DROP_RESULT: True}
 
 
-class Supervisor:
-    """Keeps the wanted number of consumers alive: decides when to start, replace and kill them."""
+class Supervisor(Succession[Slot]):
+    """Keeps the wanted number of consumers alive: starts, replaces and kills them."""
 
     def __init__(self, app: str, title: str, directory: Directory, settings: Settings) -> None:
+        super().__init__(settings.consumers)
         self._app = app
         self._title = title
         self._directory = directory
@@ -205,12 +195,6 @@ class Supervisor:
             multiprocessing.get_context("forkserver") if settings.preload else multiprocessing.get_context("spawn")
         )
         self._keys = count(1)
-        self._start_at = dict.fromkeys(range(1, settings.consumers + 1), 0.0)  # consumers to start, and when
-        self._failures = dict.fromkeys(self._start_at, 0)  # early deaths in a row
-        self._reloading: list[int] = []  # numbers whose consumer is to be replaced, one after the other
-        self._is_stopping = False
-        self.slots: dict[Key, Slot] = {}
-        self.restarts = 0
         self._oom_kills = oom_kills()
         self._old_servers: dict[
             int, int
@@ -225,25 +209,18 @@ class Supervisor:
 
     def start_due(self, now: float) -> Iterator[Slot]:
         """Starts the consumers whose time has come; yields their slots."""
-        if self._is_stopping:
-            return
-        for number, start_at in list(self._start_at.items()):
-            if start_at <= now:
-                del self._start_at[number]
-                yield self._spawn(number, now)
-        if self._reloading and not any(slot.replaces for slot in self.slots.values()):
-            number = self._reloading.pop(0)
-            current = self._current(number)
-            if current is not None:
-                yield self._spawn(number, now, replaces=current)
+        for start in self.due(now):
+            yield self._spawn(start, now)
 
-    def _spawn(self, number: int, now: float, replaces: Slot | None = None) -> Slot:
+    def _spawn(self, start: Start, now: float) -> Slot:
+        number = start.number
         ours, theirs = socket.socketpair()
         output_reader, output_writer = self._context.Pipe(duplex=False)
         inbox = Inbox(self._context, MAX_BATCH_BYTES)
         counters = Counters(self._context, self._settings.threads)
         unsent = Unsent(self._context)
         record = self._free_record()
+        widen_flight_records(self._directory.running, record, self._settings.threads)
         boot = Boot(
             app=self._app,
             directory=self._directory.path,
@@ -281,7 +258,8 @@ class Supervisor:
             output,
             open_pidfd(pid),
             now,
-            replaces=replaces,
+            start.replaces,
+            self.code,
         )
         slot.kill_at = now + BOOT_TIMEOUT_S
         if self._settings.preload:
@@ -294,34 +272,25 @@ class Supervisor:
         taken = {slot.record for slot in self.slots.values()}
         return next(record for record in count() if record not in taken)
 
-    def _current(self, number: int) -> Slot | None:
-        for slot in self.slots.values():
-            if slot.number == number and slot.state is not SlotState.RETIRING:
-                return slot
-        return None
-
     def ready(self, slot: Slot) -> Slot | None:
         """A consumer has imported the application. Returns the one that it replaces, which is to retire now."""
-        slot.state = SlotState.READY
         slot.kill_at = None
         slot.inbox.opened()
         slot.counters.opened()
-        replaced, slot.replaces = slot.replaces, None
-        return replaced
+        return super().ready(slot)
 
     # -- ending
 
-    def replace(self, slot: Slot) -> None:
-        """Has a consumer replaced: a successor is started, and when it is ready, this one retires."""
-        has_successor = any(other.replaces is slot for other in self.slots.values())
-        if slot.number not in self._reloading and slot.state is SlotState.READY and not has_successor:
-            self._reloading.append(slot.number)
-
-    def reload(self) -> None:
-        """Has all consumers replaced, one by one, by ones that run the present code."""
+    def reload(self) -> list[Slot]:
+        """Has all consumers replaced, one by one, by ones that run the present code. Returns those that it kills: they
+        were starting with the code of before."""
         if self._settings.preload:
             self._preload()
-        self._reloading = sorted({slot.number for slot in self.slots.values() if slot.state is not SlotState.RETIRING})
+        superseded = super().reload()
+        for slot in superseded:
+            slot.is_stopped = True
+            slot.kill("there is newer code")
+        return superseded
 
     def retire(self, slot: Slot) -> bool:
         """Tells a consumer to stop after what it is running; all else was taken back before. Returns as `Slot.send`."""
@@ -339,29 +308,15 @@ class Supervisor:
         for slot in overdue:
             slot.kill_at = None
             slot.is_stopped = True
-            slot.kill("it did not start or end in time")
+            if slot.state is SlotState.STARTING:
+                slot.boot_error = f"it did not start within {BOOT_TIMEOUT_S:g} s", ""
+            slot.kill(slot.boot_error[0] if slot.boot_error else "it did not end in time")
         return overdue
-
-    def stop(self) -> None:
-        """No consumer is started any more."""
-        self._is_stopping = True
 
     def bury(self, slot: Slot, now: float) -> Death:
         """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
-        kill_group(slot.pid)  # what its job started must not outlive it; its number is not reused before the join
-        code = slot.process.exitcode
-        if code is None:  # the fork server has not told it yet
-            slot.process.join(timeout=1.0)
-            code = slot.process.exitcode
-        slot.socket.close()
-        os.close(slot.output)
-        if slot.pidfd is not None:
-            os.close(slot.pidfd)
-        slot.inbox.close()
-        slot.process.close()
-        del self.slots[slot.key]
-        self._end_old_servers()
-        self._plan_successor(slot, now)
+        code = self._clear_away(slot)
+        self.ended(slot, now, did_jobs=slot.counters.jobs_done > 0)
         return Death(
             exit_code=code if code is not None and code >= 0 else None,
             signal=name_of_signal(-code) if code is not None and code < 0 else None,
@@ -374,6 +329,22 @@ class Supervisor:
             why=slot.killed_for,
         )
 
+    def _clear_away(self, slot: Slot) -> int | None:
+        """Returns the exit code of the process, negative for a signal; None if nobody knows it."""
+        kill_group(slot.pid)  # what its job started must not outlive it; its number is not reused before the join
+        code = slot.process.exitcode
+        if code is None:  # the fork server has not told it yet
+            slot.process.join(timeout=1.0)
+            code = slot.process.exitcode
+        slot.socket.close()
+        os.close(slot.output)
+        if slot.pidfd is not None:
+            os.close(slot.pidfd)
+        slot.inbox.close()
+        slot.process.close()
+        self._end_old_servers({other.server for other in self.slots.values() if other is not slot})
+        return code
+
     def _has_memory_run_out(self) -> bool:
         """Whether the kernel has killed a process for want of memory since the last time that we asked."""
         before, self._oom_kills = self._oom_kills, oom_kills()
@@ -383,38 +354,12 @@ class Supervisor:
         """Forgets what a buried consumer was running: all of it is settled, and durable."""
         clear_flight_record(self._directory.running, slot.record, self._settings.threads)
 
-    def _plan_successor(self, slot: Slot, now: float) -> None:
-        was_healthy = slot.counters.jobs_done > 0 or (
-            slot.state is SlotState.READY and now - slot.started_at > _HEALTHY_S
-        )
-        self._failures[slot.number] = 0 if was_healthy else self._failures[slot.number] + 1
-        if slot.replaces is not None:
-            self._reloading.clear()  # the new code does not come up: keep the consumers that run the old
-        if slot.state is SlotState.RETIRING or self._current(slot.number) is not None:
-            return  # its successor, or the one that it was to replace, is there
-        self.restarts += 1
-        self._start_at[slot.number] = now + self._pause_s(slot.number)
-
-    def _pause_s(self, number: int) -> float:
-        failures = self._failures[number]
-        if failures <= 1:
-            return 0.0
-        pause_s = min(_PAUSE_FIRST_S * 2.0 ** (failures - 2), _PAUSE_LONGEST_S)
-        return pause_s * (0.5 + crc32(b"%d %d" % (number, failures)) / 2**33)  # jitter
-
     # -- time
 
     def next_due(self) -> float | None:
         """When something is to be started or killed (monotonic)."""
-        times = [slot.kill_at for slot in self.slots.values() if slot.kill_at is not None]
-        if not self._is_stopping:
-            times.extend(self._start_at.values())
-        return min(times, default=None)
-
-    @property
-    def is_booting_for_the_first_time(self) -> bool:
-        """Whether no consumer has come up yet."""
-        return not any(slot.state is not SlotState.STARTING for slot in self.slots.values())
+        times = [super().next_due(), *(slot.kill_at for slot in self.slots.values())]
+        return min((at for at in times if at is not None), default=None)
 
     # -- preloading
 
@@ -427,16 +372,15 @@ class Supervisor:
         server: Any = forkserver._forkserver
         if server._forkserver_alive_fd is not None:
             self._old_servers[server._forkserver_alive_fd] = server._forkserver_pid
-            self._end_old_servers()
+            self._end_old_servers({slot.server for slot in self.slots.values()})
         server._forkserver_alive_fd = None
         server._forkserver_address = None
         server._forkserver_pid = None
         os.environ["TASKQ_PRELOAD_APP"] = self._app
         self._context.set_forkserver_preload(["taskq.preload"])
 
-    def _end_old_servers(self) -> None:
+    def _end_old_servers(self, in_use: set[int | None]) -> None:
         """Lets go of old servers whose last consumer is buried, not earlier: they tell how their consumers ended."""
-        in_use = {slot.server for slot in self.slots.values()}
         for descriptor in [descriptor for descriptor in self._old_servers if descriptor not in in_use]:
             os.close(descriptor)
             self._ended_servers.append(self._old_servers.pop(descriptor))

@@ -10,7 +10,7 @@ from typing import Any
 
 import proof
 import pytest
-from apps import jobs
+from apps import jobs, versioned
 from fleet import JOBS, Fleet, Gate, running, use
 from hypothesis import HealthCheck, settings
 
@@ -88,3 +88,13 @@ def make_gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
 def gate(make_gate: Callable[[], Gate]) -> Gate:
     """A gate that holds jobs."""
     return make_gate()
+
+
+@pytest.fixture
+def version(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says which version of `apps.versioned` is imported."""
+    version = tmp_path / "version"
+    version.write_text("one")
+    monkeypatch.setenv("TASKQ_TEST_VERSION", str(version))
+    use(versioned.q, home)
+    return version

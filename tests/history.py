@@ -3,7 +3,8 @@
 Everyone notes what he sees in a file of his own (or, in the simulator, in this class); nobody believes the fleet. The
 invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
 say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py, those of limits and
-unique jobs in history_limits.py, those of schedules in history_schedules.py.
+unique jobs in history_limits.py, those of schedules in history_schedules.py, those of consumers and their successors in
+history_consumers.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
+import history_consumers
 import history_flows
 import history_limits
 import history_schedules
+from history_consumers import Consumer
 from history_flows import Children
 from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan
@@ -149,7 +152,11 @@ class History:
     plans: dict[str, Plan] = field(default_factory=dict)  # schedules, by name
     fires: dict[str, Fire] = field(default_factory=dict)  # jobs that schedules have made
     made: Counter[str] = field(default_factory=Counter)  # how often each job was stored that was not there before
-    broker_starts: list[float] = field(default_factory=list)
+    broker_rests: list[tuple[float, float]] = field(default_factory=list)  # when none ran, or it was stopping
+    consumers: list[Consumer] = field(default_factory=list)  # those that are ready at the end
+    wanted_consumers: int = 0
+    reload_state: str = "none"  # what the fleet says of its last reload
+    interrupted: list[str] = field(default_factory=list)  # processes killed in a job, just since they were replaced
     ended_at: float = inf  # what is noted goes to here
     wall_offset_s: float = 0.0  # what is to be added to the times of the history for seconds since 1970
     final: dict[str, Final] = field(default_factory=dict)
@@ -475,6 +482,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     attempts_are_numbered_once,
     recovery_changes_nothing,
     nothing_is_left_over,
+    *history_consumers.INVARIANTS,
     *history_flows.INVARIANTS,
     *history_limits.INVARIANTS,
     *history_schedules.INVARIANTS,

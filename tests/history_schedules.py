@@ -107,7 +107,7 @@ def schedules_fire_when_they_are_to(h: History) -> Iterator[str]:
 
 def due_times_are_not_forgotten(h: History) -> Iterator[str]:
     """I43: if jobs may overlap, each due time has one; of those that were missed the last one, or all or none."""
-    downtimes = _downtimes(h)
+    downtimes = h.broker_rests
     fired = {(fire.schedule, round(fire.nominal, 3)) for fire in h.fires.values()}
     for name, plan in h.plans.items():
         for since, until in plan.active() if plan.schedule.overlap == "allow" else ():
@@ -118,11 +118,6 @@ def due_times_are_not_forgotten(h: History) -> Iterator[str]:
                 if is_wanted is not None and next_at < until - _SOON_S and has_fired != is_wanted:
                     told = "did not fire" if is_wanted else "fired, which nobody wants any more,"
                     yield f"schedule {name} {told} for {nominal:.3f}"
-
-
-def _downtimes(h: History) -> list[tuple[float, float]]:
-    """When no broker ran."""
-    return list(zip(h.broker_deaths, [*h.broker_starts[1:], inf], strict=False))
 
 
 def _with_short_lives(downtimes: list[tuple[float, float]]) -> list[tuple[float, float]]:

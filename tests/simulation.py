@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
+from math import inf
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from typing import Any
 
 import msgpack
 from history import Children, End, Final, Found, History, Kept, Read, Start, check
+from history_consumers import Consumer
 from history_limits import LeftOut
 from memory_store import Disk, MemoryStore, Record
 from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
@@ -45,7 +47,6 @@ from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.counters import Claim, FlightRecord
 from taskq.crew import Crew
-from taskq.effects import Death
 from taskq.flows import Call
 from taskq.ledger import Ledger
 from taskq.model import JobError, Spec
@@ -54,7 +55,9 @@ from taskq.outcome import Attempts, Reason, Verdict, pack_failure, pack_success
 from taskq.output import Stacks
 from taskq.recovery import recover
 from taskq.requests import Requests
-from taskq.supervisor import SlotState, jobs_to_send
+from taskq.succession import SlotState, Succession
+from taskq.succession import Start as SlotStart
+from taskq.supervisor import Supervisor, jobs_to_send
 from taskq.timetable import Timetable
 from taskq.wire import CHECKPOINT, Op
 
@@ -64,6 +67,8 @@ _CLOCKED = (broker_module, bulk_module, crew_module, ledger_module, requests_mod
 _WALL_S = 1_700_000_000.0
 #: After the faults everything must end within this time.
 _QUIET_S = 300.0
+#: Shorter than in a real fleet: a consumer that hangs at its start is killed within the patience of a life.
+_BOOT_TIMEOUT_S = 2.0
 
 TASKS = (
     *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
@@ -117,6 +122,7 @@ class Parts:
     core: type[Core] = Core
     ledger: type[Ledger] = Ledger
     crew: type[SimCrew] | None = None
+    supervisor: type[SimSupervisor] | None = None
     timetable: type[Timetable] = Timetable
     death_told_after_s: float = 0.0  # besides the usual moment
     reads_words_of_predecessor: bool = False
@@ -147,6 +153,9 @@ class SimCounters:
             self.valid_from = sent + 1
         return self.claimed
 
+    def opened(self) -> None:
+        pass
+
     def read(self) -> list[Claim]:
         return [Claim(self.claimed, self.started_at)] if self.claimed > self.finished else []
 
@@ -154,9 +163,12 @@ class SimCounters:
 class SimSlot:
     """An incarnation of a consumer, with its process."""
 
-    def __init__(self, world: World, key: int, number: int) -> None:
+    def __init__(self, world: World, key: int, start: SlotStart, code: int) -> None:
         self.world = world
-        self.key, self.number, self.pid = key, number, key
+        self.key, self.pid = key, key
+        self.number, self.replaces = start
+        self.code = code  # what the supervisor believes
+        self.loaded, self.is_broken = world.code, world.code_is_broken  # what was there
         self.state = SlotState.STARTING
         self.started_at = world.now
         self.counters = SimCounters(world.parts)
@@ -168,11 +180,12 @@ class SimSlot:
         self.last_lines: list[str] = []
         self.stacks = Stacks()
         self.killed_for = ""
-        self.boot_error = None
+        self.boot_error: tuple[str, str] | None = None
         self.kill_at: float | None = None
         self.timed_out: int | None = None
+        self.over_limit = None
         self.is_stopped = False
-        self.replaces = None
+        self.exit_code: int | None = None
         self.announced: set[int] = set()
         self.progress: dict[bytes, Any] = {}
         self.children: dict[int, list[Any]] = {}
@@ -227,7 +240,13 @@ class SimSlot:
 
     def kill(self, why: str = "") -> None:
         self.killed_for = self.killed_for or why
+        is_ours = self.world.broker is not None and self.world.broker._stop_at is None and self.timed_out is None
+        if self.is_alive and self._is_busy and self.state is SlotState.RETIRING and is_ours:
+            self.world.history.interrupted.append(self.name)
         self.die()
+
+    def opened(self) -> None:
+        pass
 
     # the process's side
 
@@ -239,7 +258,15 @@ class SimSlot:
         self.world.later(self.world.delay(), lambda: self.world.ready(self.socket))
 
     def boot(self) -> None:
-        if self.is_alive:
+        world = self.world
+        if not self.is_alive:
+            return
+        if self.is_paused:
+            world.later(0.05, self.boot)
+        elif self.is_broken:
+            self.tell([Op.BOOT_FAILED], [pack_failure(None, None, JobError("E", "this version does not work"))])
+            self.die(exit_code=1)
+        elif not world.has_faults or world.random.random() > 0.03:  # else it hangs
             self.tell([Op.READY, self.pid], [])
             self._step()
 
@@ -274,8 +301,8 @@ class SimSlot:
         while self.is_alive and not self.is_paused and not self._is_busy:
             if not self._queue:
                 self._report()
-                if self._retires:
-                    self.die(is_kill=False)
+                if self._retires and (not self.world.has_faults or self.world.random.random() > 0.05):  # else it hangs
+                    self.die(exit_code=0)
                 return
             job = self._queue.popleft()
             if job is None:
@@ -413,69 +440,60 @@ class SimSlot:
             self.tell([Op.OUTCOMES, numbers, verdicts, durations_us, lengths], list(outcomes))
             self._ended.clear()
 
-    def die(self, *, is_kill: bool = True, told: bool = True) -> None:
+    def die(self, *, exit_code: int = -9, told: bool = True) -> None:
         """The end of the process, of whatever kind."""
         if not self.is_alive:
             return
         self.is_alive = False
+        self.exit_code = exit_code
+        is_kill = exit_code < 0
         if is_kill:
             self.world.history.deaths[self.name] = self.world.now
+            if self._is_busy:
+                self.world.records[self.key] = self.running
         if told:
             after_s = self.world.parts.death_told_after_s if is_kill else 0.0
             self.world.later(self.world.delay() + after_s, lambda: self.world.ready(self.death_fd))
 
 
-class SimSupervisor:
-    """The supervisor's decisions, as far as they matter here."""
+class SimSupervisor(Supervisor):
+    """The real supervisor, with processes of chance."""
 
-    def __init__(self, world: World, consumers: int) -> None:
+    def __init__(self, world: World, settings: Settings) -> None:
+        Succession.__init__(self, settings.consumers)
         self._world = world
-        self.slots: dict[int, SimSlot] = {}
-        self.restarts = 0
-        self._start_at = dict.fromkeys(range(1, consumers + 1), 0.0)
+        self._settings = settings
         self._last_words: dict[int, SimSlot] = {}
 
-    def start_due(self, now: float) -> Iterator[SimSlot]:
-        for number, at in list(self._start_at.items()):
-            if at <= now:
-                del self._start_at[number]
-                slot = SimSlot(self._world, next(self._world.keys), number)
-                self.slots[slot.key] = slot
-                predecessor = self._last_words.pop(number, None)
-                if predecessor is not None:
-                    slot._sent.extend(predecessor._sent)
-                self._world.later(self._world.random.uniform(0.05, 0.2), slot.boot)
-                yield slot
+    def _spawn(self, start: SlotStart, now: float) -> SimSlot:  # type: ignore[override]
+        world = self._world
+        slot = SimSlot(world, next(world.keys), start, self.code)
+        self.slots[slot.key] = slot  # type: ignore[assignment]
+        slot.kill_at = now + _BOOT_TIMEOUT_S
+        predecessor = self._last_words.pop(start.number, None)
+        if predecessor is not None:
+            slot._sent.extend(predecessor._sent)
+        world.later(world.random.uniform(0.05, 0.2), slot.boot)
+        return slot
 
-    def ready(self, slot: SimSlot) -> None:
-        slot.state = SlotState.READY
+    def _clear_away(self, slot: Any) -> int | None:
+        exit_code: int | None = slot.exit_code
+        return exit_code
 
-    def bury(self, slot: SimSlot, now: float) -> Death:
-        del self.slots[slot.key]
-        self._start_at.setdefault(slot.number, now + self._world.random.choice((0.0, 0.0, 0.1)))
-        return Death(signal="SIGKILL", timed_out=slot.timed_out, stopped=slot.is_stopped, at=now, why=slot.killed_for)
+    def _has_memory_run_out(self) -> bool:
+        return False
 
     def keep_last_words(self, slot: SimSlot) -> None:
         self._last_words[slot.number] = slot
 
-    def retire(self, slot: SimSlot) -> bool:
-        slot.state = SlotState.RETIRING
-        return slot.put(b"")
-
-    def replace(self, slot: SimSlot) -> None:
-        pass
-
-    def expect_exit(self, slot: SimSlot, now: float) -> None:
-        pass
-
-    def kill_overdue(self, _now: float) -> list[SimSlot]:
-        return []
-
-    def clear_record(self, slot: SimSlot) -> None:
+    def clear_record(self, slot: Any) -> None:
         self._world.records.pop(slot.key, None)
 
-    def next_due(self) -> float | None:
-        return min(self._start_at.values(), default=None)
+    @property
+    def is_whole(self) -> bool:
+        """Whether each number has its consumer, and none waits to be replaced."""
+        ready = sorted(slot.number for slot in self.slots.values() if slot.state is SlotState.READY)
+        return not self.is_reloading and ready == list(range(1, self._settings.consumers + 1))
 
 
 # -- the broker's surroundings
@@ -537,6 +555,9 @@ class SimServer:
     def take_deferred(self) -> list[Any]:
         return []
 
+    def shut(self) -> None:
+        pass
+
     def next_deadline(self) -> None:
         return None
 
@@ -584,8 +605,8 @@ class SimBroker(Broker):
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
         self._core = parts.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
-        self._supervisor = self.supervisor = SimSupervisor(world, settings.consumers)  # type: ignore[assignment]
-        self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)  # type: ignore[arg-type,return-value]
+        self._supervisor = self.supervisor = (parts.supervisor or SimSupervisor)(world, settings)
+        self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)
         records, world.records = list(world.records.values()), {}
         recover(self._store, self._core, records, world.wall)
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
@@ -614,13 +635,26 @@ class SimBroker(Broker):
             self._supervisor,
             self._server,
             self._timetable,
-            lambda _reason: None,
-            lambda: None,
+            self._stop,
+            self._reload,
             self._log,
         )
         self._core.pause(self._store.paused())
         self._stop_at = None
         self._timers = {self._crew.announce: (0.1, world.now), self._ledger.prune: (1.0, world.now)}
+        self._world = world
+        self.asked_code = 0  # what there was when it was asked to load it
+
+    def _reload(self) -> int:
+        self.asked_code = self._world.code
+        return super()._reload()
+
+    def _stop(self, reason: str) -> None:
+        self._world.rests_from = min(self._world.rests_from, self._world.now)
+        super()._stop(reason)
+
+    def _tell_guardian(self, message: list[Any]) -> None:
+        pass
 
 
 class SimCrew(Crew):
@@ -910,8 +944,16 @@ class World:
         self._is_dangerous = False
         self._tick_at = 0.0
         self.settings = Settings(
-            consumers=self.random.choice((1, 2, 3)), keep_results=1_000_000, keep_results_s=1e9, log_level="error"
+            consumers=self.random.choice((1, 2, 3)),
+            keep_results=1_000_000,
+            keep_results_s=1e9,
+            log_level="error",
+            max_jobs=self.random.choice((None, None, 3, 10)),
+            stop_timeout_s=self.random.choice((0.1, 30.0)),
         )
+        self.code, self.code_is_broken = 0, False  # what a consumer finds that starts now
+        self.rests_from = inf  # since when no broker runs, or one that is stopping
+        self._replacements = self.random.choice((0.0, 0.0, 1.0, 5.0))  # how often an operator does something, a second
         self.memory_bytes = self.random.choice((2_000, 10_000_000))
         self._danger = self.random.choice((0.0, 0.3, 1.0))
         self._links_at_once = self.random.choice((1, 3, 2_000))
@@ -966,12 +1008,15 @@ class World:
         try:
             self._is_dangerous = True
             broker._tick()
+            if broker._stop_at is not None and not broker.supervisor.slots:
+                self._broker_stops()
             self._is_dangerous = False
         except BrokerKilled:
             self._is_dangerous = False
             self._broker_dies()
             return
-        self._plan_tick(self.now + max(0.0002, min(broker._timeout_s(), 5.0)))
+        if broker.is_alive:
+            self._plan_tick(self.now + max(0.0002, min(broker._timeout_s(), 5.0)))
 
     # faults
 
@@ -984,21 +1029,19 @@ class World:
         assert self.broker is not None
         self.broker.is_alive = False
         self.history.broker_deaths.append(self.now)
+        self.rests_from = min(self.rests_from, self.now)
         for slot in self.broker.supervisor.slots.values():
-            self._note_flight_record(slot)
             slot.die(told=False)
         if self.parts.power_cuts and self.random.random() < 0.3:
             self.disk.lose_power(self.random.randint)
         is_long = bool(self.history.plans) and self.random.random() < 0.03
         self.later(11.5 if is_long else self.random.uniform(0.05, 0.3), self._broker_starts)
 
-    def _note_flight_record(self, slot: SimSlot) -> None:
-        if slot.is_alive and slot._is_busy:
-            self.records[slot.key] = slot.running
-
     def _broker_starts(self) -> None:
         self.broker = SimBroker(self)
-        self.history.broker_starts.append(self.now)
+        if self.rests_from < inf:
+            self.history.broker_rests.append((self.rests_from, self.now))
+            self.rests_from = inf
         self._tick_at = float("inf")
         self._plan_tick(self.now)
 
@@ -1012,13 +1055,54 @@ class World:
             if roll < 0.12:
                 self._broker_dies()
             elif slots:
-                slot = self.random.choice(slots)
+                slot = self.random.choice(self._in_replacement() or slots)
                 if roll < 0.75:
-                    self._note_flight_record(slot)
                     slot.die()
                 else:
                     slot.pause(self.random.choice((0.01, 0.3, 1.0)))
         self.later(self.random.expovariate(self._danger * 5), self._misfortune)
+
+    def _in_replacement(self) -> list[SimSlot]:
+        """Those that start or retire, and those that are to retire soon."""
+        assert self.broker is not None
+        slots = self.broker.supervisor.slots
+        replaced = {slot.replaces for slot in slots.values()}
+        return [slot for slot in slots.values() if slot.state is not SlotState.READY or slot.key in replaced]
+
+    def _operation(self) -> None:
+        """Somebody reloads or stops the fleet, or a consumer has grown too fat, again and again."""
+        if not self.has_faults:
+            return
+        broker = self.broker
+        if broker is not None and broker.is_alive and broker._stop_at is None:
+            roll = self.random.random()
+            if roll < 0.6:
+                self._deploy()
+                broker._reload()
+            elif roll < 0.8 and broker.supervisor.slots:
+                broker.supervisor.replace(self.random.choice(list(broker.supervisor.slots.values())))
+            elif roll < 0.9:
+                broker._stop("chance")
+            self.wake_broker()
+        self.later(self.random.expovariate(self._replacements), self._operation)
+
+    def _deploy(self) -> None:
+        """There is new code; some of it does not work, but not for long."""
+        self.code += 1
+        self.code_is_broken = self.random.random() < 0.25
+        if self.code_is_broken:
+            self.later(self.random.uniform(0.1, 1.0), self._mend)
+
+    def _mend(self) -> None:
+        self.code += 1
+        self.code_is_broken = False
+
+    def _broker_stops(self) -> None:
+        """The last that a broker does that was told to stop, when its consumers have ended."""
+        assert self.broker is not None
+        self.broker._close()
+        self.broker.is_alive = False
+        self.later(self.random.uniform(0.05, 0.3), self._broker_starts)
 
     # life
 
@@ -1028,6 +1112,8 @@ class World:
             self._broker_starts()
             if self._danger:
                 self.later(0.2, self._misfortune)
+            if self._replacements:
+                self.later(0.2, self._operation)
             while self._events and self.now < self._faults_until + _QUIET_S:
                 at, _, action = heapq.heappop(self._events)
                 self.now = max(self.now, at)
@@ -1043,10 +1129,13 @@ class World:
 
     def _is_quiet(self) -> bool:
         broker = self.broker
-        return broker is not None and broker.is_alive and not broker._has_work() and not self.is_paused
+        if broker is None or not broker.is_alive or broker._has_work() or self.is_paused:
+            return False
+        return broker._stop_at is None and broker.supervisor.is_whole
 
     def _take_stock(self) -> None:
         assert self.broker is not None
+        self._take_stock_of_consumers()
         self.history.final = self._finals(self.broker.store._jobs.values())
         self.history.removed = self._finals(self._removed())
         self.history.totals = self.broker.store.totals.as_dict()
@@ -1065,6 +1154,16 @@ class World:
         bands.open_due(self.wall + 60.0)
         named = [gate.name for band in bands._bands for gate in band.gates] + [name for _, name in bands._gates]
         return sorted({name for name in named if " " in name})
+
+    def _take_stock_of_consumers(self) -> None:
+        assert self.broker is not None
+        supervisor, history = self.broker.supervisor, self.history
+        history.wanted_consumers = self.settings.consumers
+        history.reload_state = supervisor.reload_state
+        for slot in supervisor.slots.values():
+            if slot.state is SlotState.READY:
+                is_old = slot.loaded < self.broker.asked_code  # type: ignore[attr-defined]
+                history.consumers.append(Consumer(slot.number, is_old, supervisor.is_old(slot)))
 
     def _removed(self) -> list[Record]:
         """The last that was known of jobs that are not there any more."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from apps import jobs, versioned
-from fleet import APPS, Fleet, Gate, running, starts, use, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, running, starts, wait_for_file, wait_until
 
 from taskq import (
     ConfigError,
@@ -376,16 +376,6 @@ def test_a_consumer_is_recycled_once(start: Start) -> None:
     [consumer] = fleet.status()["consumers"]
     assert consumer["state"] == "idle"
     assert consumer["jobs_done"] < 50
-
-
-@pytest.fixture
-def version(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says which version of `apps.versioned` is imported."""
-    version = tmp_path / "version"
-    version.write_text("one")
-    monkeypatch.setenv("TASKQ_TEST_VERSION", str(version))
-    use(versioned.q, home)
-    return version
 
 
 def test_reload_runs_new_code_while_jobs_flow(start: Start, version: Path) -> None:

@@ -37,7 +37,7 @@ ROWS = (
     },
     {"absence", "store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements", "store.band_numbers"},
-    {"overtime", "store.sqlite"},
+    {"overtime", "store.sqlite", "succession"},
     {"core", "items", "context", "clients", "reading"},
     {"aio", "consumer_process", "rules", "streams", "job"},
     {"options", "calls", "submitting", "waiting", "signatures"},

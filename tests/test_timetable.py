@@ -101,15 +101,15 @@ def gaps(world: PeriodicWorld) -> list[str]:
 
 def test_no_kill_doubles_or_loses_a_fire() -> None:
     """With "all" there is a job for each time, and it ran as any other job."""
-    fired = deaths = 0
+    fired = ends = 0
     for seed in range(LIVES):
         world = PeriodicWorld(seed, misfire="all")
         assert check(world.run()) == [], seed
         assert gaps(world) == [], seed
         fired += sum(len(world.fired(schedule)) for schedule in world.schedules)
-        deaths += len(world.history.broker_deaths)
+        ends += len(world.history.broker_rests)  # of brokers, mostly killed, some stopped
     assert fired > 10 * LIVES
-    assert deaths > LIVES / 3
+    assert ends > LIVES / 2
 
 
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])

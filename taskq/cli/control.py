@@ -12,7 +12,7 @@ import typer
 from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of, tell
 from taskq.client import Client
 from taskq.config import Directory
-from taskq.errors import ResultTimeout
+from taskq.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.log.reader import Filter, ago, read
 from taskq.platform import open_pidfd
 
@@ -57,14 +57,50 @@ def reload(app: FleetArgument = None) -> None:
     """Load new code: replace the consumers one by one.
 
     No job is interrupted, and new jobs are accepted all the time.
+    Returns when the first consumer runs the new code; if that does not start, the old ones stay.
 
     $ taskq reload app.py:q
     """
     client = Client(find_directory(app))
-    status = client.status()
-    client.reload()
-    consumers = count_of(len(status["consumers"]), "consumer")
-    print(f"replacing {consumers}, one by one, each after its job; watch it: taskq logs -f")
+    number = client.reload()
+    status = _wait_for_new_code(client, number)
+    numbers = {consumer["number"] for consumer in status["consumers"]}
+    new = {consumer["number"] for consumer in status["consumers"] if _is_new(consumer)}
+    others = "; the others follow, one by one: taskq status" if new != numbers else ""
+    print(f"the new code runs in {len(new)} of {count_of(len(numbers), 'consumer')}{others}")
+
+
+def _wait_for_new_code(client: Client, number: int) -> dict[str, Any]:
+    """Waits until a reload has brought up a consumer. Returns the status then. Raises as `_is_new_code_up`."""
+    try:
+        while not _is_new_code_up(status := client.status(), number):
+            time.sleep(_POLL_S)
+    except BrokerUnavailable as error:
+        raise BrokerUnavailable(f"the reload has begun, but how it ends is not known: {error}") from error
+    return status
+
+
+def _is_new_code_up(status: dict[str, Any], number: int) -> bool:
+    """Whether a consumer of a reload has come up.
+
+    Raises:
+        AppError: none will.
+        BrokerUnavailable: the fleet ended meanwhile.
+    """
+    reloaded = status["reload"]
+    if reloaded["number"] < number:
+        raise BrokerUnavailable("the broker that was asked is dead; the next one starts with the present code")
+    if status["broker"]["state"] == "stopping":
+        raise BrokerUnavailable("the fleet is stopping; the next one starts with the present code")
+    if any(map(_is_new, status["consumers"])):
+        return True
+    if reloaded["state"] == "failed":
+        raise AppError(f"the new code does not start, so the consumers that run the old code stay: {reloaded['error']}")
+    return False
+
+
+def _is_new(consumer: dict[str, Any]) -> bool:
+    return consumer["state"] != "starting" and not consumer["has_old_code"]
 
 
 def _running(status: dict[str, Any]) -> int:

@@ -73,18 +73,34 @@ def status(
 
 
 def _picture(found: dict[str, Any]) -> Group:
-    parts = (_headline(found["broker"]), _consumers(found["consumers"]), _queues(found["queues"], found["paused"]))
+    parts = (_headline(found), _consumers(found["consumers"]), _queues(found["queues"], found["paused"]))
     return Group(*(line for part in parts for line in (part, "")), totals_line(found["totals"]))
 
 
-def _headline(broker: dict[str, Any]) -> Text:
+def _headline(found: dict[str, Any]) -> Text:
+    broker = found["broker"]
     line = Text()
     state = broker.get("state", "running")
     line.append(state, style=f"bold {_STATE_STYLES[state]}")
     if broker["pid"] is not None:
         line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}")
     line.append(f"  {broker['directory']}", style="dim")
+    line.append_text(_reload(found))
     return line
+
+
+def _reload(found: dict[str, Any]) -> Text:
+    """What there is to tell of the code that the fleet runs: nothing, if all of it is new."""
+    consumers = found["consumers"]
+    old = sum(1 for consumer in consumers if consumer["has_old_code"])
+    match found["reload"]:
+        case {"state": "failed", "error": error}:
+            first = str(error).partition("\n")[0]
+            told = f"old code in {old} of {len(consumers)} consumers: the last reload failed ({first})"
+            return Text(f"\n{escape(told)}", style="red")
+        case {"state": "running"}:
+            return Text(f"\nreloading: old code in {old} of {len(consumers)} consumers", style="yellow")
+    return Text()
 
 
 def _table(*columns: str, left: tuple[str, ...]) -> Table:

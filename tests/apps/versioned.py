@@ -14,7 +14,7 @@ VERSION = ""
 if __name__ != "apps.versioned":
     VERSION, *_argument = Path(os.environ["TASKQ_TEST_VERSION"]).read_text().split()
     if {"TASKQ_IN_CONSUMER", "TASKQ_PRELOAD_APP"} & os.environ.keys():
-        if VERSION == "slow":
+        if VERSION in ("slow", "late"):
             with open(_argument[0] + ".pid", "w") as told:
                 told.write(f"{os.getpid()}\n")
             with open(_argument[0], "rb", buffering=0) as gate:
@@ -33,3 +33,11 @@ def die_at_first() -> int:
     if current_job().attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+@q.task
+def hold(gate: str, begun: str) -> str:
+    Path(begun).write_text("begun\n")
+    with open(gate, "rb", buffering=0) as opened:
+        opened.read(1)
+    return VERSION

@@ -1,0 +1,114 @@
+"""Bugs in how consumers are replaced, to be found by the simulation; see test_simulation.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from simulation import Parts, SimSupervisor
+
+from taskq.succession import SlotState
+
+#: What is found where an exception ends the broker.
+BREAKS_THE_BROKER = "breaks_the_broker"
+
+
+class RetiresTheDead(SimSupervisor):
+    """A successor remembers whom it replaces, and does not ask whether that one is there."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._known: dict[int, Any] = {}
+
+    def _spawn(self, *arguments: Any) -> Any:
+        slot = super()._spawn(*arguments)
+        self._known[slot.key] = slot
+        return slot
+
+    def ready(self, slot: Any) -> Any:
+        replaced = self._known.get(slot.replaces)
+        super().ready(slot)
+        return replaced
+
+
+class ReplacesTheUnready(SimSupervisor):
+    """Also who is starting may be replaced."""
+
+    def _next_to_replace(self, now: float) -> Any:
+        waiting = [slot for slot in self.slots.values() if slot.state is not SlotState.RETIRING]
+        return next((slot for slot in waiting if self._is_due(slot, now)), None) if not self._is_replacing else None
+
+    def reload(self) -> list[Any]:
+        self.code += 1
+        self.is_reloading = True
+        return []
+
+    def ready(self, slot: Any) -> Any:
+        replaced = self.slots.get(slot.replaces)
+        super().ready(slot)
+        return replaced
+
+
+class TrustsTheDead(SimSupervisor):
+    """Who has a successor is taken care of, also if both die."""
+
+    def ended(self, slot: Any, now: float, *, did_jobs: bool) -> None:
+        was_replacing = slot.replaces is not None
+        super().ended(slot, now, did_jobs=did_jobs)
+        if was_replacing:
+            self._start_at.pop(slot.number, None)
+
+
+class StartsTwo(SimSupervisor):
+    """Who dies gets a successor, also if one is starting already."""
+
+    def _is_taken(self, number: int) -> bool:
+        slots = self.slots.values()
+        return any(slot.number == number and slot.state is SlotState.READY for slot in slots)
+
+
+class ReloadsTheReadyOnly(SimSupervisor):
+    """Who starts while a reload is asked for is taken for one with the new code."""
+
+    def reload(self) -> list[Any]:
+        super(SimSupervisor.__mro__[1], self).reload()
+        for slot in self.slots.values():
+            if slot.state is SlotState.STARTING:
+                slot.code = self.code
+        return []
+
+
+class GivesUpInSilence(SimSupervisor):
+    """A reload that fails counts as one that is done."""
+
+    def boot_failed(self, slot: Any, error: str) -> bool:
+        has_failed = super().boot_failed(slot, error)
+        if has_failed:
+            self.code -= 1
+        return has_failed
+
+
+class DoesNotWaitForJobs(SimSupervisor):
+    """Who retires is killed."""
+
+    def retire(self, slot: Any) -> bool:
+        is_sent = super().retire(slot)
+        slot.kill()
+        return is_sent
+
+
+SUPERVISION_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {
+    "a dead one that is to retire": (Parts(supervisor=RetiresTheDead), {BREAKS_THE_BROKER}),
+    "one that starts and is to retire": (Parts(supervisor=ReplacesTheUnready), {BREAKS_THE_BROKER}),
+    "a number that nobody has": (Parts(supervisor=TrustsTheDead), {"the_fleet_is_whole"}),
+    "a number that two have": (Parts(supervisor=StartsTwo), {"the_fleet_is_whole"}),
+    "a reload that misses those that start": (
+        Parts(supervisor=ReloadsTheReadyOnly),
+        {"a_reload_reaches_all_or_is_told"},
+    ),
+    "a reload that fails and is not told": (Parts(supervisor=GivesUpInSilence), {"a_reload_reaches_all_or_is_told"}),
+    "a replacement that interrupts jobs": (
+        Parts(supervisor=DoesNotWaitForJobs),
+        {"a_replacement_interrupts_no_job"},
+    ),
+}
