@@ -24,7 +24,7 @@ import msgpack
 
 from taskq import errors, spool, wire
 from taskq.absence import Absence
-from taskq.config import Directory, reply_timeout_s
+from taskq.config import Directory, reply_timeout_s, user_of
 from taskq.errors import (
     BehindSpool,
     BrokerUnavailable,
@@ -50,8 +50,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("taskq")
 
-#: A fleet that starts answers within this time; else whoever asks hears that it does not.
-_FLEET_STARTS_S = 5.0
+#: A fleet may start while its journal is being read, and be gone when it is asked: so often in one call.
+_MOST_ROUNDS = 20
+#: What changes nothing.
+_LOOKS = frozenset({Op.INFO, Op.JOBS, Op.STATUS, Op.SCHEDULES})
 #: Bounds of the pauses between attempts to reach a broker that is away, and when to tell that it still is.
 _RECONNECT_FIRST_S = 0.01
 _RECONNECT_LONGEST_S = 0.25
@@ -194,34 +196,43 @@ def _attempt(number: int, outcome: Outcome) -> Attempt:
     return Attempt(number, outcome.started_at, outcome.duration_s, outcome.error)
 
 
-def check_broker(connection: socket.socket, path: os.PathLike[str]) -> None:
+def check_broker(connection: socket.socket, path: os.PathLike[str], owner: int | None = None) -> None:
     """Refuses a broker of another user, who may have made the directory, or the socket's folder, before us.
 
     Raises:
         DirectoryError: the process that listens is not ours.
     """
     uid = peer_uid(connection)
-    if uid is not None and uid not in (os.geteuid(), 0):
+    if uid is not None and uid not in (os.geteuid(), 0, owner):
         raise DirectoryError(
-            f"a process of user id {uid} listens on {os.fspath(path)}: run as that user, or choose another directory"
+            f"a process of {user_of(uid)} listens on {os.fspath(path)}: run as that user, or choose another directory"
         )
 
 
 class Connection:
     """One connection to the broker. For one thread at a time."""
 
-    def __init__(self, path: os.PathLike[str], absence: Absence, connected: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        path: os.PathLike[str],
+        absence: Absence,
+        connected: socket.socket | None = None,
+        *,
+        owner: int | None = None,
+    ) -> None:
         """Connects.
 
         Args:
             path: of the broker's socket.
             absence: is told if the broker does not answer.
             connected: a socket in place of that, which leads to a process that this one has started.
+            owner: the id of the user whose broker it may be, besides ours.
 
         Raises:
             ConnectionLost: no broker listens there.
         """
         self._absence = absence
+        self.owner = owner  #: The other user whose fleet it leads to, which is only looked at.
         self._decoder = wire.Decoder()
         self._pending: deque[Message] = deque()  # decoded, not looked at
         self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
@@ -233,7 +244,7 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(absence.reply_timeout_s))
             if connected is None:
                 self._connect(path)
-                check_broker(self._socket, path)
+                check_broker(self._socket, path, owner)
             self._send(wire.hello(os.getpid()))
             envelope, _ = self._receive_in_time()
             if envelope[0] == Op.ERROR:
@@ -387,12 +398,16 @@ class Client:
 
     # -- connections
 
-    def connect(self) -> Connection:
+    def connect(self, *, is_looking: bool = False) -> Connection:
         """Opens a connection, or takes an idle one.
+
+        Args:
+            is_looking: whether nothing is to be changed; root may look at the fleets of others.
 
         Raises:
             BrokerSilent: one is there that has not answered for a while.
             ConnectionLost: no broker listens.
+            DirectoryError: the directory belongs to another user.
         """
         if self.absence.is_silent:
             self._idle.clear()  # to the same broker
@@ -403,18 +418,27 @@ class Client:
         try:
             return self._idle.pop()
         except IndexError:
-            return Connection(self._socket_path, self.absence)
+            pass
+        owner = self.directory.other_owner() if os.geteuid() == 0 else None
+        if owner is not None and not is_looking:
+            told = f"{self.directory.path} belongs to {user_of(owner)}: root may look at it; for this run as that user"
+            raise DirectoryError(told)
+        try:
+            return Connection(self._socket_path, self.absence, owner=owner)
+        except ConnectionLost:
+            self.directory.check_owner()  # else nobody ever could answer
+            raise
 
     def give_back(self, connection: Connection) -> None:
         """Keeps a connection, with no answer outstanding, for the next call."""
-        if len(self._idle) < _MAX_IDLE_CONNECTIONS and self._pid == os.getpid():
+        if connection.owner is None and len(self._idle) < _MAX_IDLE_CONNECTIONS and self._pid == os.getpid():
             self._idle.append(connection)
         else:
             connection.close()
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Connection]:
-        connection = self.connect()
+    def _borrowed(self, *, is_looking: bool = False) -> Iterator[Connection]:
+        connection = self.connect(is_looking=is_looking)
         try:
             yield connection
         except (errors.EnqueueError, JobNotFound, JobStateError, ScheduleNotFound):
@@ -433,23 +457,28 @@ class Client:
             TaskQError: what the broker says.
             BrokerUnavailable: no broker answers.
         """
-        give_up_at = time.monotonic() + _FLEET_STARTS_S
+        return self._ask(op, fields, also_stopped=op != Op.STATUS)
+
+    def _ask(self, op: Op, fields: Sequence[Any], *, also_stopped: bool) -> Any:
+        rounds = 0
         while True:
             is_idle = bool(self._idle)
             try:
-                with self._borrowed() as connection:
+                with self._borrowed(is_looking=op in _LOOKS) as connection:
                     self.is_stopped = False
                     return connection.request(op, *fields)
             except ConnectionLost as error:
                 if is_idle and not isinstance(error, BrokerSilent):
                     continue
-                if op == Op.STATUS or is_listening(self._socket_path) or not self._stopped_fleet.knows(op):
+                is_there = not also_stopped or is_listening(self._socket_path)
+                if is_there or not self._stopped_fleet.knows(op):
                     raise BrokerUnavailable(self.absence.describe()) from error
             try:
                 self.is_stopped = True
                 return self._stopped_fleet.ask(op, *fields)
             except ConnectionLost as error:  # a fleet is there again
-                if time.monotonic() > give_up_at:
+                rounds += 1
+                if rounds == _MOST_ROUNDS:
                     raise BrokerUnavailable(str(error)) from error
 
     @property
@@ -668,16 +697,8 @@ class Client:
         Raises:
             BrokerUnavailable: there never was a fleet.
         """
-        try:
-            return self.status()
-        except BrokerUnavailable:
-            if is_listening(self._socket_path) or not self._stopped_fleet.knows(Op.STATUS):
-                raise
-        try:
-            status: dict[str, Any] = self._stopped_fleet.ask(Op.STATUS)
-            return status
-        except ConnectionLost:  # it has started
-            return self.status()
+        status: dict[str, Any] = self._ask(Op.STATUS, (), also_stopped=True)
+        return status
 
     def stop(self) -> None:
         """Asks the fleet to stop: running jobs may end first."""

@@ -15,6 +15,7 @@ A queue's directory holds everything it has:
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -287,7 +288,8 @@ class Directory:
         if not stat.S_ISDIR(status.st_mode):
             raise DirectoryError(f"{self.path} is not a directory")
         if status.st_uid != os.geteuid():
-            raise DirectoryError(f"{self.path} belongs to user id {status.st_uid}; run as that user, or choose another")
+            told = f"{self.path} belongs to {user_of(status.st_uid)}; run as that user, or choose another"
+            raise DirectoryError(told)
         if status.st_mode & 0o077:
             raise DirectoryError(f"{self.path} is open to other users; close it with: chmod 700 {self.path}")
         for path in (self.path, self.spool, self.journal):
@@ -306,7 +308,26 @@ class Directory:
         from hashlib import sha256  # takes 4 ms to import
 
         digest = sha256(os.fsencode(real)).hexdigest()[:32]
-        return _SHORT_PATHS / f"taskq-{os.geteuid()}" / f"{digest}.sock"
+        user = self.other_owner() if os.geteuid() == 0 else None  # root may look at the fleets of others
+        return _SHORT_PATHS / f"taskq-{os.geteuid() if user is None else user}" / f"{digest}.sock"
+
+    def other_owner(self) -> int | None:
+        """The user id of another user to whom the directory belongs, or who keeps us from seeing it; else None."""
+        for path in (self.path, *self.path.parents):
+            try:
+                owner = os.stat(path).st_uid
+            except PermissionError:
+                continue  # one of the folders above is closed to us
+            except OSError:
+                return None
+            return None if owner == os.geteuid() else owner
+        return None
+
+    def check_owner(self) -> None:
+        """Raises DirectoryError if the directory belongs to another user and we are not root, who may look at it."""
+        owner = self.other_owner()
+        if owner is not None and os.geteuid() != 0:
+            raise DirectoryError(f"{self.path} belongs to {user_of(owner)}: run as that user, or look at it as root")
 
     def filesystem(self) -> str:
         """The type of the filesystem that holds the directory, or "" where the system does not tell."""
@@ -337,6 +358,14 @@ def private_directory(path: Path) -> None:
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise DirectoryError(f"{path} must be a directory of {_user()} alone (mode 700); remove it")
+
+
+def user_of(uid: int) -> str:
+    """A user as messages name it: ``user id 1000 (ann)``."""
+    try:
+        return f"user id {uid} ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return f"user id {uid}"
 
 
 def _user() -> str:

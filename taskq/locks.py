@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from taskq.errors import AlreadyRunning, DirectoryError
+from taskq.errors import AlreadyRunning, BrokerUnavailable, DirectoryError
 from taskq.platform import IS_LINUX, is_listening, kill_group, open_pidfd
 
 #: How long a new fleet waits for one that is ending, such as after `kill -9` of its guardian.
@@ -114,7 +114,8 @@ class ReaderLock:
             socket_path: where a broker listens.
 
         Raises:
-            AlreadyRunning: a fleet has it.
+            AlreadyRunning: a fleet runs, and can be asked.
+            BrokerUnavailable: one has it that cannot, and does not change that in time.
         """
         self._descriptor = _open(path)
         give_up_at = time.monotonic() + _READER_WAITS_S
@@ -124,7 +125,7 @@ class ReaderLock:
                 raise AlreadyRunning(f"a fleet runs on {path.parent}")
             if time.monotonic() > give_up_at:
                 told = f"broker process {_broker_of(self._descriptor)} has {path.parent}, and does not answer"
-                raise AlreadyRunning(f"{told}: it starts, or ends, or hangs")
+                raise BrokerUnavailable(f"{told}: it starts, or ends, or hangs")
             time.sleep(_POLL_S)
 
     def release(self) -> None:

@@ -10,12 +10,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from subprocess import TimeoutExpired
 from typing import Any
 
 from taskq.absence import Absence
-from taskq.client import Connection, ConnectionLost
+from taskq.client import BrokerSilent, Connection, ConnectionLost
 from taskq.config import Directory
-from taskq.errors import AlreadyRunning
+from taskq.errors import AlreadyRunning, BrokerUnavailable
 from taskq.spawn import spawn_reader
 from taskq.wire import Op
 
@@ -40,6 +41,7 @@ OPS = frozenset(
 )
 #: A journal is opened in milliseconds, but read as a whole after a crash of the system.
 _ANSWER_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 10.0
 
 
 class FleetIsThere(ConnectionLost):
@@ -60,7 +62,11 @@ class _Reading(Connection):
     def end(self) -> None:
         """Lets the reader go, and waits until it has closed the journal."""
         self._child.socket.close()
-        self._child.process.wait()
+        try:
+            self._child.process.wait(_END_TIMEOUT_S)
+        except TimeoutExpired:  # it is stopped, or hangs; a kill leaves nothing broken
+            self._child.process.kill()
+            self._child.process.wait()
 
 
 class StoppedFleet:
@@ -90,6 +96,10 @@ class StoppedFleet:
                 if self._local.reading is None:
                     self._local.reading = _Reading(self._directory)
                 return self._local.reading.request(op, *fields)
+            except BrokerSilent as error:
+                self._end()
+                told = f"the journal in {self._directory.path} was not read within {_ANSWER_TIMEOUT_S:g} s"
+                raise BrokerUnavailable(told) from error
             except (AlreadyRunning, ConnectionLost) as error:
                 self._end()
                 raise FleetIsThere(str(error)) from error

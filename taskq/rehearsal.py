@@ -639,6 +639,7 @@ class _Connection(Connection):
     """A connection without a socket."""
 
     def __init__(self, fleet: RehearsedFleet, absence: Absence) -> None:
+        self.owner = None
         self._fleet = fleet
         self._absence = absence
         self._peer = _Peer()
@@ -663,7 +664,7 @@ class RehearsalClient(Client):
         super().__init__(directory)
         self._fleet = fleet
 
-    def connect(self) -> Connection:
+    def connect(self, *, is_looking: bool = False) -> Connection:  # noqa: ARG002  as its parent
         return _Connection(self._fleet, self.absence)
 
     def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:

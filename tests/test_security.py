@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -33,10 +33,11 @@ from fleet import DEADLINE_S, JOBS, Fleet, running, use, wait_until
 
 import taskq
 from taskq import ConfigError, JobFailed, wire
+from taskq.cli.common import find_directory
 from taskq.client import Call, Client
 from taskq.config import Directory
 from taskq.counters import clear_flight_records
-from taskq.errors import TaskQError
+from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.job import Job
 from taskq.log.files import log_path
@@ -313,6 +314,39 @@ def test_a_fleet_that_is_not_root(place: Path, as_owner: str, monkeypatch: pytes
         assert str(ATTACKER) in fleet.wait_for("client.rejected")["reason"]
         assert knock(home / "taskq.sock"), "root is let in"
         home.chmod(0o700)
+
+
+@two_users
+def test_whose_fleet_it_is(place: Path, as_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user is told whose it is, and is not told to start one; root may look, also while it is stopped."""
+    home = place / "owner" / "queue"
+    home.parent.mkdir(mode=0o755)
+    os.chown(home.parent, OWNER, OWNER)
+    use(jobs.q, home)
+
+    def look() -> None:
+        told = as_user(ATTACKER, lambda: find_directory(str(home)).path)
+        assert f"{home} belongs to user id {OWNER}" in told
+        for ask in (jobs.q.client.look, jobs.q.jobs, jobs.q.schedules.list, lambda: jobs.q.job("0" * 32).result(1)):
+            assert f"{home} belongs to user id {OWNER}" in as_user(ATTACKER, ask)
+        assert jobs.q.client.look()["totals"]["succeeded"] == 1
+        [info] = jobs.q.jobs()
+        assert jobs.q.job(info.id).state() == "succeeded"
+        for change in (lambda: jobs.q.pause("mail"), lambda: jobs.add.enqueue(1), lambda: jobs.q.job(info.id).retry()):
+            with pytest.raises(DirectoryError, match="root may look"):
+                change()
+
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        patch.setattr(sys, "executable", as_owner)
+        fleet = stack.enter_context(running(Fleet(home, consumers=1)))
+        patch.undo()
+        assert as_user(OWNER, lambda: jobs.add.enqueue(1).result(timeout=10)) == 2
+        look()
+        assert fleet.events("client.rejected") == []
+    look()
+    assert {path.lstat().st_uid for path in home.rglob("*")} == {OWNER}, "a fleet can start there"
+    home.parent.chmod(0o700)  # then not even the directory itself can be seen
+    assert f"{home} belongs to user id {OWNER}" in as_user(ATTACKER, jobs.q.client.look)
 
 
 def knock(path: Path) -> str:

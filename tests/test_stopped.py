@@ -16,7 +16,7 @@ from apps import jobs
 from fleet import JOBS, Fleet, Gate, running, starts, wait_until
 from test_cli import Here, here, refused, taskq
 
-from taskq import BrokerUnavailable, JobNotFound, JobState
+from taskq import BrokerUnavailable, JobNotFound, JobState, locks
 from taskq.client import Client
 from taskq.config import Directory
 from taskq.errors import AlreadyRunning
@@ -223,3 +223,13 @@ def test_two_fleets_are_told_apart_from_a_reader(home: Path) -> None:
         refused(done, Exit.ALREADY_RUNNING, str(fleet.broker_pid))
         with pytest.raises(AlreadyRunning, match="a fleet runs"):
             ReaderLock(Directory(home).lock, Directory(home).socket_path())
+
+
+def test_a_broker_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the lock, and nobody listens: it starts, ends or hangs."""
+    monkeypatch.setattr(locks, "_READER_WAITS_S", 0.05)
+    path = tmp_path / "lock"
+    descriptor = take_broker_lock(path, os.getppid())
+    with pytest.raises(BrokerUnavailable, match=f"broker process {os.getpid()} has {tmp_path}"):
+        ReaderLock(path, tmp_path / "nobody")
+    os.close(descriptor)

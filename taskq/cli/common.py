@@ -147,7 +147,14 @@ def find_directory(app: str | None) -> Directory:
     Raises:
         ConfigError: that says nothing, or too much.
         AppError: the application cannot be imported.
+        DirectoryError: it is not there, or belongs to another user.
     """
+    directory = _find_directory(app)
+    directory.check_owner()
+    return directory
+
+
+def _find_directory(app: str | None) -> Directory:
     app = app or os.environ.get("TASKQ_APP") or None
     if app is not None:
         if _is_directory(app):
@@ -170,7 +177,7 @@ def find_directory(app: str | None) -> Directory:
 def _is_directory(app: str) -> bool:
     """Whether APP is a queue's directory rather than a package that happens to lie here."""
     path = Path(app)
-    return ":" not in app and path.is_dir() and not (path / "__init__.py").exists()
+    return ":" not in app and os.path.isdir(path) and not os.path.exists(path / "__init__.py")
 
 
 # -- text

@@ -19,7 +19,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from importlib.resources import files
 from itertools import chain, count, islice, repeat
 from pathlib import Path
@@ -75,6 +75,11 @@ def _trusted(
             raise JournalError(f"{self._path}: {error}") from error
 
     return wrapper
+
+
+@cache
+def _script(name: str) -> str:
+    return files("taskq.store").joinpath(name).read_text()
 
 
 class SQLiteStore:
@@ -144,7 +149,7 @@ class SQLiteStore:
         if self._value("PRAGMA journal_mode") != "wal":  # if a call fails while it changes, it stays, without an error
             raise JournalError(f"{self._path} could not be changed to a write-ahead log")
         self._migrate()
-        self._db.execute(files("taskq.store").joinpath("items.sql").read_text())
+        self._db.execute(_script("items.sql"))
         self._files.mark()
         self._verify()
         self._load()
@@ -161,7 +166,7 @@ class SQLiteStore:
                 f"{SCHEMA_VERSION}): install that version again; the file was not touched"
             )
         for number in range(version + 1, SCHEMA_VERSION + 1):
-            script = files("taskq.store").joinpath(_SCRIPTS[number]).read_text()
+            script = _script(_SCRIPTS[number])
             self._db.execute(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT")
 
     def _verify(self) -> None:
