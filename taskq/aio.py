@@ -502,6 +502,9 @@ class _Connection:
             self._lose(error)
         except OSError as error:
             self._lose(ConnectionLost(str(error)))
+        except BaseException:  # of the handler of a signal: what was read is lost
+            self._lose(ConnectionLost("interrupted by a signal"))
+            raise
 
     def _hear(self, message: Message) -> None:
         envelope, _ = message

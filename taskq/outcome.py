@@ -26,6 +26,7 @@ from taskq.limits import (
     MAX_TRACEBACK_CHARS,
 )
 from taskq.model import JobError
+from taskq.platform import is_from_signal_handler
 
 #: One packer kept: `msgpack.packb` makes one each time, 500 ns against 190. It holds no more than the plain values
 #: above, so no code of a user runs inside, and no other thread gets the GIL in the middle of it.
@@ -117,6 +118,8 @@ def unpack(outcome: bytes) -> Outcome:
             raise TypeError("its times are no numbers of seconds")
         return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
 
 

@@ -77,6 +77,16 @@ def is_listening(path: Path) -> bool:
         return True
 
 
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Whether an exception was raised by the handler of a signal: then it says nothing of what ran just then."""
+    handlers = [handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))]
+    codes = [getattr(handler, "__code__", getattr(type(handler).__call__, "__code__", None)) for handler in handlers]
+    place = error.__traceback__
+    while place is not None and place.tb_frame.f_code not in codes:
+        place = place.tb_next
+    return place is not None
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped (SIGSTOP, or a debugger), where the system tells."""
     try:

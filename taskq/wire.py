@@ -21,6 +21,7 @@ import msgpack
 
 from taskq.errors import ProtocolError, TaskQError
 from taskq.limits import MAX_ENVELOPE_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES
+from taskq.platform import is_from_signal_handler
 
 MAGIC = "taskq"
 #: The versions of this protocol that this code speaks, lowest and highest.
@@ -193,7 +194,9 @@ def _decode_envelope(data: memoryview) -> list[Any]:
         )
     except Exception as error:
         # msgpack raises ValueError, its own errors, OverflowError, UnicodeDecodeError and more on hostile bytes
-        raise ProtocolError(f"an envelope that is no msgpack: {type(error).__name__}") from error
+        if is_from_signal_handler(error):
+            raise
+        raise ProtocolError(f"an envelope that is not msgpack: {type(error).__name__}") from error
     if not isinstance(envelope, list) or not envelope or not isinstance(envelope[0], int):
         raise ProtocolError("an envelope must be an array that starts with a number")
     return envelope

@@ -31,6 +31,7 @@ from taskq.codec.format import (
     named,
     told,
 )
+from taskq.platform import is_from_signal_handler
 
 #: NumPy's own limit, since 2.0; it was 32 before.
 _MAX_DIMENSIONS = 64
@@ -120,6 +121,8 @@ def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None =
     except (CorruptPayload, MemoryError):  # no payload can ask for more than a multiple of its own size
         raise
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         # msgpack alone raises seven kinds, the decoders below a few more; all of them mean the same.
         raise CorruptPayload(f"the payload does not decode: {told(error)}") from error
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from taskq.codec.format import CRC_BYTES, ONLY_STR, FrozenFields, named, shown_key, told
 from taskq.codec.pack import Unsupported, is_namedtuple, pack_value
 from taskq.errors import PayloadError
+from taskq.platform import is_from_signal_handler
 
 
 def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
@@ -33,6 +34,8 @@ def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     try:
         body = pack_value([list(args), dict(kwargs)])
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         raise _explained({"args": tuple(args), "kwargs": dict(kwargs)}, error) from _cause(error)
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
@@ -53,6 +56,8 @@ def encode_result(job_id: bytes, value: Any) -> bytes:
     try:
         body = pack_value(value)
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         raise _explained({"result": value}, error) from _cause(error)
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
