@@ -72,7 +72,7 @@ _BOOT_TIMEOUT_S = 2.0
 
 TASKS = (
     *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
-    *("snoozes", "snoozes_and_fails", "gives_up", "goes_on", "has_children"),
+    *("snoozes", "snoozes_and_fails", "gives_up", "goes_on", "has_children", "unreadable", "unreadable_once"),
 )
 
 
@@ -109,6 +109,16 @@ def spec_of_chance(random: Random) -> Spec:
 def success_of(start: Start) -> bytes:
     """The outcome of an attempt that succeeds."""
     return pack_success(1.0, 0.1, f"{start.process} {start.attempt}".encode())
+
+
+#: Verdicts with outcomes that nobody can read, or that make no sense.
+UNREADABLE: tuple[tuple[int, bytes], ...] = (
+    (Verdict.FAILED, b"\xc1 garbage"),
+    (Verdict.FAILED, pack_success(1.0, 0.1, b"no error")),
+    (Verdict.SNOOZED, pack_failure(1.0, 0.1, JobError("E", "snoozes without end"))),
+    (Verdict.CANCELLED, b""),
+    (77, pack_failure(1.0, 0.1, JobError("E", "of no kind"))),
+)
 
 
 # -- what a planted bug may replace
@@ -350,6 +360,12 @@ class SimSlot:
                 if attempt < 3:
                     world.later(seconds, lambda: self.die_in(number))
                     return
+            case "unreadable":
+                world.later(seconds, lambda: self._finish(number, start, False, is_readable=False))
+                return
+            case "unreadable_once" if attempt == 1:
+                world.later(seconds, lambda: self._finish(number, start, False, is_readable=False))
+                return
             case "has_children":
                 world.later(seconds, lambda: self._enqueue_children(number, start))
                 return
@@ -406,23 +422,33 @@ class SimSlot:
         ):
             self._finish_at_signal()
 
-    def _finish(self, number: int, start: Start, is_well: bool, verdict: Verdict = Verdict.FAILED) -> None:
+    def _finish(
+        self,
+        number: int,
+        start: Start,
+        is_well: bool,
+        verdict: Verdict = Verdict.FAILED,
+        *,
+        is_readable: bool = True,
+    ) -> None:
         world = self.world
         if not self._is_at(number):
             return
         if self.is_paused:
-            world.later(0.05, lambda: self._finish(number, start, is_well, verdict))
+            world.later(0.05, lambda: self._finish(number, start, is_well, verdict, is_readable=is_readable))
             return
         is_snooze = verdict == Verdict.SNOOZED and not is_well
         world.history.ends.append(End(*start[:3], world.now, is_well, is_snooze))
         told = f"{start.process} {start.attempt}".encode()
         wish_s = world.random.choice((0.01, 0.5)) if is_snooze else None
         failure = pack_failure(1.0, 0.1, JobError("E", told.decode()), wish_s)
-        outcome = success_of(start) if is_well else failure
+        told_as = (int(Verdict.SUCCEEDED), success_of(start)) if is_well else (int(verdict), failure)
+        if not is_readable:
+            told_as = world.random.choice(UNREADABLE)
         if not self._ended:
             self._oldest_at = world.now
             world.later(0.02, self._report_if_late)
-        self._ended.append((number, int(Verdict.SUCCEEDED if is_well else verdict), 3_000, outcome))
+        self._ended.append((number, told_as[0], 3_000, told_as[1]))
         self.counters.finished = number
         self.counters.jobs_done += 1
         self._is_busy = False

@@ -16,6 +16,7 @@ from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan, Rest
 from memory_store import Disk, MemoryStore, Record
 from planted_flow_bugs import FLOW_BUGS
+from planted_outcome_bugs import OUTCOME_BUGS
 from planted_supervision_bugs import BREAKS_THE_BROKER, SUPERVISION_BUGS
 from simulation import Parts, World, judge
 
@@ -28,7 +29,7 @@ from taskq.gates import UNLIMITED, Band, Leaving, Starts, band_of
 from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import JobRow, Spec, Terms, UniqueKey
-from taskq.outcome import Verdict
+from taskq.outcome import Failure, Verdict
 from taskq.schedule import NO_JOB, Schedule, ScheduleRow
 from taskq.store import Ended, Rescheduled, StoredJob
 from taskq.timetable import Timetable
@@ -181,9 +182,9 @@ class RetriesUntilRestart(MemoryStore):
 class ForgetsSnoozedAttempts(Core):
     """A snooze takes no number: the next attempt has that of the one before."""
 
-    def _did_not_succeed(self, key: Key, row: JobRow, verdict: int, *others: Any) -> None:
-        row.attempts -= verdict == Verdict.SNOOZED
-        super()._did_not_succeed(key, row, verdict, *others)
+    def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
+        row.attempts -= failure.verdict == Verdict.SNOOZED
+        super()._did_not_succeed(key, row, failure, wall)
 
 
 class KeepsNoCheckpoints(MemoryStore):
@@ -375,6 +376,7 @@ BUGS = {
 }
 
 BUGS.update(FLOW_BUGS)
+BUGS.update(OUTCOME_BUGS)
 BUGS.update(SUPERVISION_BUGS)
 
 
