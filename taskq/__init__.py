@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Snooze,
         StoreFull,
         TaskQError,
+        TooFewDescriptors,
     )
     from taskq.info import Attempt, JobInfo
     from taskq.job import Job
@@ -101,6 +102,7 @@ __all__ = [
     "ScheduleNotFound",
     "StoreFull",
     "TaskQError",
+    "TooFewDescriptors",
 ]
 
 __version__ = "0.1.0"

@@ -27,6 +27,7 @@ from taskq.config import UNSAFE_FILESYSTEMS, Directory, Settings
 from taskq.core import Core
 from taskq.counters import read_flight_records
 from taskq.crew import Crew
+from taskq.descriptors import room_for_clients
 from taskq.effects import Key
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
@@ -82,7 +83,8 @@ class Broker:
         self._narrator = Narrator(log, self._slot, tells_enqueued=settings.log_level == "debug")
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
-        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone)
+        room = room_for_clients(settings.consumers)
+        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, max_clients=room)
         self._crew = Crew(
             self._core,
             self._supervisor,

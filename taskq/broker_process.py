@@ -13,7 +13,8 @@ import msgpack
 
 from taskq.broker import Broker
 from taskq.config import Directory, Settings
-from taskq.errors import AlreadyRunning, ConfigError, JournalError, StoreFull
+from taskq.descriptors import provide
+from taskq.errors import AlreadyRunning, ConfigError, JournalError, StoreFull, TooFewDescriptors
 from taskq.exits import Exit
 from taskq.locks import take_broker_lock
 from taskq.log.setup import configure
@@ -53,6 +54,7 @@ def _run(
     gc.set_threshold(50_000, 20, 50)
     gc.enable()  # it was off while modules were imported, of which nothing goes
     try:
+        provide(settings.consumers)
         take_broker_lock(directory.lock, guardian_pid)
         log, fanout = configure(
             directory.path, settings.log_format, settings.log_level, stderr_level=settings.stderr_level
@@ -72,6 +74,8 @@ def _run(
             fanout.close()
     except AlreadyRunning as error:
         return Exit.ALREADY_RUNNING, str(error)
+    except TooFewDescriptors as error:
+        return Exit.USAGE, str(error)
     except ConfigError as error:
         return Exit.DIRECTORY, str(error)
     except OSError as error:

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgpack
 
-from taskq import context
+from taskq import context, descriptors
 from taskq.app import TaskQ
 from taskq.config import Directory
 from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot
@@ -51,6 +51,7 @@ _is_forked_child = False  # set in what a job forks
 def run(boot: Boot) -> None:
     """Runs a consumer, to its end."""
     live_and_die_with_the_broker(boot)
+    descriptors.restore(boot.open_files)
     send_output_to(boot.output)
     if boot.seats > 1:
         mark_output()

@@ -35,6 +35,7 @@ class Boot(NamedTuple):
     socket: socket.socket
     unsent: Unsent
     output: Connection
+    open_files: int | None  # the soft limit on them, which the broker has raised for itself
 
 
 def main(boot: Boot) -> None:

@@ -17,7 +17,8 @@
     |-- ProtocolError             a peer sent bytes that are not this protocol
     |-- ConfigError               a setting, an option or a name that makes no sense
     |   |-- AppError              MODULE:ATTRIBUTE does not lead to a TaskQ object
-    |   `-- DirectoryError        the queue's directory cannot be used
+    |   |-- DirectoryError        the queue's directory cannot be used
+    |   `-- TooFewDescriptors     the limit on open files is too low for the fleet
     |-- AlreadyRunning            another fleet holds the directory
     `-- JournalError              the journal cannot be trusted or written
 
@@ -148,6 +149,10 @@ class AppError(ConfigError):
 
 class DirectoryError(ConfigError):
     """The queue's directory cannot be used. The message names the path and the remedy."""
+
+
+class TooFewDescriptors(ConfigError):
+    """The limit on open files is too low for so many consumers. The message says how many are needed."""
 
 
 class AlreadyRunning(TaskQError):

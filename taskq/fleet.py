@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgpack
 
 from taskq.config import Settings
-from taskq.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError
+from taskq.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
 from taskq.exits import Exit
 from taskq.guardian import Guardian
 from taskq.loader import IN_CONSUMER
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _GUARDIAN = "import sys; from taskq.fleet import main; main(*sys.argv[1:])"
 _ERRORS: dict[int, type[TaskQError]] = {
+    Exit.USAGE: TooFewDescriptors,
     Exit.APP: AppError,
     Exit.ALREADY_RUNNING: AlreadyRunning,
     Exit.DIRECTORY: DirectoryError,

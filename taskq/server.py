@@ -18,6 +18,7 @@ from pathlib import Path
 
 from taskq import wire
 from taskq.config import Directory, private_directory
+from taskq.descriptors import RESERVED
 from taskq.errors import ProtocolError, TaskQError
 from taskq.limits import (
     FRAME_DEADLINE_S,
@@ -32,8 +33,6 @@ from taskq.wire import Message
 _READ_BYTES = 256 * 1024
 #: Frames of one client that are handled in one tick, so that a flood from one does not delay the others.
 _READS_PER_TICK = 4
-#: Descriptors that clients do not get: for consumers to come, and for files that are opened for a moment.
-_RESERVED_DESCRIPTORS = 32
 #: A listener that was out of descriptors tries again after this time: they may come back without a client going.
 _ACCEPT_AGAIN_S = 0.25
 
@@ -79,6 +78,7 @@ class Server:
         on_rejected: Callable[[str], None],
         on_closed: Callable[[Peer], None],
         clock: Callable[[], float] = time.monotonic,
+        max_clients: int = MAX_CLIENTS,
     ) -> None:
         """
         Args:
@@ -86,11 +86,13 @@ class Server:
             on_rejected: told why a client was refused or dropped.
             on_closed: told of each client that is gone.
             clock: monotonic seconds.
+            max_clients: one more is refused.
         """
         self._selector = selector
         self._on_rejected = on_rejected
         self._on_closed = on_closed
         self._clock = clock
+        self._max_clients = max_clients
         self._path = directory.socket_path()
         self._peers: set[Peer] = set()
         self._deferring: set[Peer] = set()
@@ -119,7 +121,7 @@ class Server:
                 self._pause_accepting()
                 self._accept_at = self._clock() + _ACCEPT_AGAIN_S
                 return
-            if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS:
+            if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
                 self._on_rejected("more clients than descriptors; raise the limit (ulimit -n, LimitNOFILE=)")
                 sock.close()
                 continue
@@ -128,8 +130,8 @@ class Server:
                 self._on_rejected(f"a process of user id {uid} tried to connect")
                 sock.close()
                 continue
-            if len(self._peers) >= MAX_CLIENTS:
-                self._on_rejected(f"more than {MAX_CLIENTS} clients")
+            if len(self._peers) >= self._max_clients:
+                self._on_rejected(f"more than {self._max_clients} clients")
                 sock.close()
                 continue
             sock.setblocking(False)

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgpack
 
+from taskq import descriptors
 from taskq.config import Directory, Settings
 from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot, main
 from taskq.core import MAX_BATCH_BYTES
@@ -233,6 +234,7 @@ class Supervisor(Succession[Slot]):
             socket=theirs,
             unsent=unsent,
             output=output_writer,
+            open_files=descriptors.given(),
         )
         process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
         process.start()

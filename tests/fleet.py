@@ -92,13 +92,20 @@ class Fleet:
     """A fleet as `taskq worker` starts it, in a session of its own, on a directory."""
 
     def __init__(
-        self, home: Path, app: str = JOBS, *, environment: dict[str, str] | None = None, **settings: Any
+        self,
+        home: Path,
+        app: str = JOBS,
+        *,
+        environment: dict[str, str] | None = None,
+        ulimit: str = "",
+        **settings: Any,
     ) -> None:
         self.home = home
         self.settings = Settings(**{"consumers": 2, "log_format": "json", **settings})
         self.errors = home.parent / f"{home.name}.stderr"
         self.expected: set[str] = set()  # bugs that a test provokes
         self._app = app
+        self._prefix = ["sh", "-c", f'ulimit {ulimit} && exec "$0" "$@"'] if ulimit else []
         self._environment = {**os.environ, "TASKQ_URL": str(home), **(environment or {})}
         self._sessions: list[int] = []
         self._guardian: subprocess.Popen[bytes] | None = None
@@ -109,7 +116,7 @@ class Fleet:
     def start(self, *, wait: bool = True) -> Self:
         """Starts a guardian; by default waits until a consumer is ready."""
         seen = self.count("consumer.started")
-        arguments = [sys.executable, "-c", _GUARDIAN, self._app, json.dumps(self.settings.to_dict())]
+        arguments = [*self._prefix, sys.executable, "-c", _GUARDIAN, self._app, json.dumps(self.settings.to_dict())]
         with self.errors.open("ab") as errors:
             self._guardian = subprocess.Popen(
                 arguments, env=self._environment, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True

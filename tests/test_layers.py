@@ -20,7 +20,7 @@ ROOT = Path(taskq.__file__).parent
 ROWS = (
     {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn"},
     {"errors"},
-    {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log"},
+    {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log", "descriptors"},
     {
         "config",
         "exception_text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,6 +98,12 @@ def picky(number: int) -> int:
     if number == 7:
         raise Cancel(str(number))
     return number
+
+
+@q.task
+def open_files() -> list[int]:
+    """The limits on open files that a job has."""
+    return list(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 @q.task
