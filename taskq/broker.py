@@ -29,11 +29,12 @@ from taskq.counters import read_flight_records
 from taskq.crew import Crew
 from taskq.descriptors import room_for_clients
 from taskq.effects import Key
-from taskq.errors import DirectoryError, TaskQError
+from taskq.errors import ConfigError, DirectoryError, JournalError, TaskQError
 from taskq.exits import Exit
 from taskq.intake import Submission, submission_of
 from taskq.ledger import Ledger
 from taskq.locks import end_old_consumers
+from taskq.model import check_clock
 from taskq.narrator import Narrator
 from taskq.recovery import recover
 from taskq.requests import Requests, rss_bytes
@@ -71,6 +72,7 @@ class Broker:
         self._log = log
         self._selector = selectors.DefaultSelector()
         _check_filesystem(directory)
+        _check_clock()
         end_old_consumers(directory.consumers_lock)
         self._store = SQLiteStore(directory.journal, settings.durability)
         self._core = Core(
@@ -339,6 +341,13 @@ class Broker:
         """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
         later = {kept.state.value: sum(self._store.counts(kept).values()) for kept in (Kept.SCHEDULED, Kept.WAITING)}
         return {"queued": sum(self._core.counts().values()), **later}
+
+
+def _check_clock() -> None:
+    try:
+        check_clock(time.time())
+    except ConfigError as error:
+        raise JournalError(str(error)) from None  # what would be written there would have wrong times
 
 
 def _check_filesystem(directory: Directory) -> None:

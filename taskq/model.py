@@ -502,8 +502,13 @@ def new_job_ids(count: int) -> Iterator[bytes]:
 
     The consecutive ids of one call differ by one in the random part, which keeps a batch's rows side by side in the
     journal's index (the insert of a batch costs a third less than with ids all random).
+
+    Raises:
+        ConfigError: the clock is wrong; see `check_clock`.
     """
     now_ms, fraction = divmod(time.time_ns(), 1_000_000)
+    if not 0 <= now_ms < 1 << 48:
+        check_clock(now_ms / 1000)
     random_part = int.from_bytes(os.urandom(8), "big") >> 3
     first = now_ms << 80 | 7 << 76 | (fraction * 4096 // 1_000_000) << 64 | 2 << 62 | random_part
     return (number.to_bytes(16, "big") for number in range(first, first + count))
@@ -518,9 +523,18 @@ def enqueued_at(job_id: bytes) -> float:
 LAST_TIME = 2**48 / 1000
 
 
+def check_clock(now: float) -> None:
+    """
+    Raises:
+        ConfigError: the clock on the wall shows a time for which there are no ids.
+    """
+    if not 0 <= now < LAST_TIME:
+        raise ConfigError(f"the clock of this machine is wrong: it shows {now:.0f} s since 1970; set it, and try again")
+
+
 def first_id_at(at: float) -> bytes:
     """The ids made before a time (seconds since 1970) sort before this one, the others behind it."""
-    return int(max(at, 0.0) * 1000).to_bytes(6, "big").ljust(16, b"\0")
+    return min(int(max(at, 0.0) * 1000), (1 << 48) - 1).to_bytes(6, "big").ljust(16, b"\0")
 
 
 def backoff_s(job_id: bytes, failures: int) -> float:

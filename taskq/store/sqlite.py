@@ -242,7 +242,7 @@ class SQLiteStore:
         look-up. The latter come from a clock that was wrong, or from somebody who made them up; without a limit to what
         counts as newest, one of them would have all later ones looked up.
         """
-        self._horizon = int((time.time() + _FUTURE_S) * 1000).to_bytes(6, "big") + bytes(10)
+        self._horizon = first_id_at(time.time() + _FUTURE_S)
         self._gap_from = self._value("SELECT max(id) FROM jobs WHERE id < ?", self._horizon) or b""
         self._gap_to = self._value("SELECT min(id) FROM jobs WHERE id >= ?", self._horizon) or _AFTER_ALL_IDS
 
