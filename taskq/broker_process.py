@@ -16,8 +16,10 @@ from taskq.config import Directory, Settings
 from taskq.descriptors import provide
 from taskq.errors import AlreadyRunning, ConfigError, JournalError, StoreFull, TooFewDescriptors
 from taskq.exits import Exit
+from taskq.limits import MIB
 from taskq.locks import take_broker_lock
 from taskq.log.setup import configure
+from taskq.log.sink import DEFAULT_KEEP
 from taskq.platform import name_process
 
 
@@ -56,8 +58,14 @@ def _run(
     try:
         provide(settings.consumers)
         take_broker_lock(directory.lock, guardian_pid)
+        files = DEFAULT_KEEP + 1
         log, fanout = configure(
-            directory.path, settings.log_format, settings.log_level, stderr_level=settings.stderr_level
+            directory.path,
+            settings.log_format,
+            settings.log_level,
+            stderr_level=settings.stderr_level,
+            max_bytes=settings.log_mb * MIB // files,
+            output_max_bytes=settings.output_mb * MIB // files,
         )
         try:
             Broker(directory, app, title, settings, log).run(guardian)

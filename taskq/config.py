@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from taskq.errors import ConfigError, DirectoryError
-from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES, MAX_THREADS
+from taskq.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES, MAX_THREADS, MIN_LOG_MB
 from taskq.model import QUEUE_NAME
 
 Durability = Literal["power", "os", "memory"]
@@ -70,6 +70,8 @@ class Settings:
         keep_results: how many ended jobs are kept at the most. Failed jobs do not count and are kept.
         log_level: "debug", "info", "warning" or "error".
         stderr_level: the lowest level that standard error gets as well; None for all.
+        log_mb: the most that the log of events takes on disk, in MiB; the oldest are dropped.
+        output_mb: the same for what jobs print and log.
         log_format: of standard error: "console", "json", or "auto" (console if it is a terminal).
     """
 
@@ -91,6 +93,8 @@ class Settings:
     log_level: str = "info"
     stderr_level: str | None = None
     log_format: LogFormat = "auto"
+    log_mb: int = 60
+    output_mb: int = 60
 
     def __post_init__(self) -> None:
         self._read_lanes()
@@ -106,6 +110,8 @@ class Settings:
         _require(self.max_memory_mb is None or self.max_memory_mb >= 1, "max_memory_mb: use 1 or more")
         _require(self.stop_timeout_s >= 0, f"stop_timeout_s={self.stop_timeout_s}: use 0 or more seconds")
         _require(self.memory_mb >= 8, f"memory_mb={self.memory_mb}: use 8 or more")
+        _require(self.log_mb >= MIN_LOG_MB, f"log_mb={self.log_mb}: use {MIN_LOG_MB} or more")
+        _require(self.output_mb >= MIN_LOG_MB, f"output_mb={self.output_mb}: use {MIN_LOG_MB} or more")
         _require(self.keep_results_s >= 0 and self.keep_results >= 0, "keep_results: use 0 or more")
         _require(self.durability in get_args(Durability), f"durability={self.durability!r}: use power, os or memory")
         _require(self.log_format in get_args(LogFormat), f"log format {self.log_format!r}: use auto, console or json")

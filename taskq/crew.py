@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -21,6 +21,7 @@ from taskq.effects import Batch, Death, Key
 from taskq.errors import ProtocolError, TaskQError
 from taskq.intake import Submission, flow_of
 from taskq.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
+from taskq.log.excerpt import Excerpt, Portion
 from taskq.model import JobRow, Progress
 from taskq.narrator import Narrator, last_words
 from taskq.outcome import Attempts, Reason, Verdict, failure_in
@@ -140,6 +141,8 @@ class Crew:
 
     def _settle(self, slot: Slot, attempts: Attempts) -> None:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
+        if slot.excerpts:
+            self._end_output(slot, [number for number in attempts.numbers if number in slot.excerpts])
         self._core.settled(slot.key, attempts, time.monotonic(), time.time())
         if not slot.children:
             return
@@ -220,7 +223,7 @@ class Crew:
             return
         slot.keep_last_lines(slot.writer, lines)
         if lines:
-            self._narrator.output(slot, self._core.running(slot.key, slot.writer), lines, time.monotonic())
+            self._tell_lines(slot, slot.writer, lines, time.monotonic())
 
     def _tell_marked_output(self, slot: Slot, lines: list[str]) -> None:
         """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
@@ -228,7 +231,31 @@ class Crew:
         for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
             plain = [line for _, line in group]
             slot.keep_last_lines(0, plain)
-            self._narrator.output(slot, self._core.running(slot.key, number), plain, now)
+            self._tell_lines(slot, number, plain, now)
+
+    def _tell_lines(self, slot: Slot, number: int, lines: list[str], now: float) -> None:
+        """Tells lines of a job, or of nobody, as far as they are not too many."""
+        row = self._core.running(slot.key, number)
+        writer = 0 if row is None else number
+        excerpt = slot.excerpts.get(writer)
+        if excerpt is None:
+            excerpt = slot.excerpts[writer] = Excerpt(now)
+        self._tell_portion(slot, row, excerpt.take(lines, now, self._narrator.room_for_output(slot, now)), now)
+
+    def _tell_portion(self, slot: Slot, row: JobRow | None, portion: Portion, now: float) -> None:
+        if portion.lines:
+            self._narrator.output(slot, row, portion.lines, now, portion.left_out)
+
+    def _end_output(self, slot: Slot, numbers: Iterable[int]) -> None:
+        """Tells the last lines of jobs that have ended."""
+        for number in numbers:
+            portion = slot.excerpts.pop(number).end()
+            self._tell_portion(slot, self._core.running(slot.key, number), portion, time.monotonic())
+
+    def _tell_held_back(self, slot: Slot, now: float) -> None:
+        """Tells lines of chatty jobs that still run, when enough time has passed."""
+        for number, excerpt in slot.excerpts.items():
+            self._tell_portion(slot, self._core.running(slot.key, number), excerpt.due(now), now)
 
     def _hold_stacks_back(self, slot: Slot, lines: list[str]) -> list[str]:
         """Stacks of threads are told as one, with the death that mostly follows."""
@@ -297,6 +324,7 @@ class Crew:
                 break
             self._tell_output(slot, lines)
         self._tell_output(slot, slot.lines.flush())
+        self._end_output(slot, list(slot.excerpts))
 
     def _settle_unsent(self, slot: Slot) -> None:
         """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
@@ -425,6 +453,7 @@ class Crew:
                 continue
             claims = slot.counters.read()
             self._tell_stacks(slot, claims, now)
+            self._tell_held_back(slot, now)
             slot.announced &= {claim.number for claim in claims}
             for number, started_at in claims:
                 if number not in slot.announced and now - started_at >= _ANNOUNCE_AFTER_S:

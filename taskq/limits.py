@@ -56,6 +56,9 @@ MAX_STACK_LINES = 1_000
 MAX_TOLD_LINES = 100
 #: One line of a job's output; the rest of a longer line is dropped.
 MAX_OUTPUT_LINE_BYTES = 8 * 1024
+#: Of one job's output `taskq.log.excerpt` says how much is told. The log of events, and that of output, take so much on
+#: disk at the least: six files each, which must take the longest line.
+MIN_LOG_MB = 2
 #: Lines of output that one consumer may have logged in a second; more are counted and dropped.
 MAX_OUTPUT_LINES_PER_S = 2_000
 #: Refused and dropped clients that are logged one by one in a second; more are counted.

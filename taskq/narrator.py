@@ -51,7 +51,8 @@ class Narrator:
         self._gone: dict[Key, tuple[int, int]] = {}  # number and pid of the consumers that died last
         self._tells_enqueued = tells_enqueued
         self._throttle = JobLogThrottle()
-        self._output = LineLimit[Key](MAX_OUTPUT_LINES_PER_S)
+        self._output = LineLimit[Key](2 * MAX_OUTPUT_LINES_PER_S)  # with the last lines of jobs
+        self._cut_jobs: dict[Key, dict[bytes, JobRow]] = {}  # those that lost lines to that limit
         self._rejections = LineLimit[None](MAX_REJECTION_LINES_PER_S)
 
     def notes(self, notes: Sequence[Note]) -> None:
@@ -104,7 +105,9 @@ class Narrator:
         """What was counted and not told, once a second."""
         for key, lines in self._output.take_dropped(now, flush=is_last).items():
             slot = self._slot_of(key)
-            self.log.warning("output.dropped", consumer=None if slot is None else slot.number, lines=lines)
+            jobs = list(self._cut_jobs.pop(key, {}).values())
+            fields = {} if slot is None else {"consumer": slot.number, "pid": slot.pid}
+            self.log.warning("output.dropped", **fields, **_running_fields(jobs), lines=lines)
         for clients in self._rejections.take_dropped(now, flush=is_last).values():
             self.log.warning(
                 "client.rejected", reason="many clients in one second: these were counted", clients=clients
@@ -122,18 +125,26 @@ class Narrator:
         if self._rejections.allow(None, now):
             self.log.warning("client.rejected", reason=reason)
 
-    def output(self, slot: Slot, row: JobRow | None, lines: Sequence[str], now: float) -> None:
-        """Lines that a consumer, or the job it is running, has written."""
+    def room_for_output(self, slot: Slot, now: float) -> int:
+        """How many lines a consumer may have told in this second, beside the last lines of jobs."""
+        return max(0, MAX_OUTPUT_LINES_PER_S - self._output.seen(slot.key, now))
+
+    def output(self, slot: Slot, row: JobRow | None, lines: Sequence[str], now: float, left_out: int = 0) -> None:
+        """Lines that a consumer, or the job it is running, has written, and how many were left out before them."""
         about = (
             {"consumer": slot.number, "pid": slot.pid}
             if row is None
             else self._job_fields(row, slot.key, is_ended=False)
         )
         event = "consumer.log" if row is None else "job.log"
+        if left_out:
+            self.log.warning("output.dropped", **about, lines=left_out)
         for line in lines:
             if self._output.allow(slot.key, now):
                 level, fields = fields_of_line(line)
                 getattr(self.log, level)(event, **about, **fields)
+            elif row is not None:
+                self._cut_jobs.setdefault(slot.key, {})[row.id] = row
 
     def stacks(self, slot: Slot, rows: Sequence[JobRow], lines: Sequence[str]) -> None:
         """Where the threads of a consumer stand."""

@@ -32,6 +32,7 @@ from taskq.counters import Counters, clear_flight_record, clear_flight_records, 
 from taskq.effects import Batch, Death, Key
 from taskq.inbox import Inbox
 from taskq.limits import MAX_LAST_LINES
+from taskq.log.excerpt import Excerpt
 from taskq.model import JobError, JobRow, Progress, Spec
 from taskq.outbox import Unsent
 from taskq.outcome import Reason
@@ -81,6 +82,7 @@ class Slot:
         self.decoder = Decoder()
         self.lines = LineCutter()
         self.writer = 0  # the number of the job whose output was read last; 0 if none or several run
+        self.excerpts: dict[int, Excerpt] = {}  # by number: how much is told of what running jobs print; 0 for nobody
         self.stacks = Stacks()
         self.stacks_at = 0.0  # when lines of them came last (monotonic)
         self.stacks_asked_for = 0  # the number of the job for which they were asked for last

@@ -189,6 +189,7 @@ class SimSlot:
         self.writer = 0
         self.last_lines: list[str] = []
         self.stacks = Stacks()
+        self.excerpts: dict[int, Any] = {}
         self.killed_for = ""
         self.boot_error: tuple[str, str] | None = None
         self.kill_at: float | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from taskq.log.files import log_path
+from taskq.log.files import log_path, output_path
 from taskq.log.reader import Filter, ago, follow, read
 from taskq.log.record import compose, encode
 from taskq.log.sink import RotatingFile
@@ -304,3 +304,74 @@ def test_lines_are_those_that_were_written(tmp_path: Path, file: RotatingFile) -
     file.write(line(1, task="a\nb\x1b", nested={"x": [1, 2.5, None]}))
     (event,) = read(tmp_path)
     assert event == json.loads(line(1, task="a\nb\x1b", nested={"x": [1, 2.5, None]}))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> RotatingFile:
+    """The series of files that takes output, rotated as often as the other."""
+    return RotatingFile(output_path(tmp_path), max_bytes=300, keep=200)
+
+
+def test_both_series_are_read_as_one(tmp_path: Path, file: RotatingFile, output: RotatingFile) -> None:
+    """In the order of their times, across the files of each."""
+    for number in range(60):
+        (output if number % 7 < 4 else file).write(line(number))
+    assert numbers(read(tmp_path)) == list(range(60))
+    for last in (0, 1, 5, 59, 60, 99):
+        assert numbers(read(tmp_path, last=last)) == list(range(60))[max(0, 60 - last) :]
+
+
+def test_output_comes_before_an_event_of_the_same_time(
+    tmp_path: Path, file: RotatingFile, output: RotatingFile
+) -> None:
+    """What a job prints, and then its end."""
+    file.write(line(1, event="job.succeeded"))
+    output.write(line(1, event="job.log"))
+    assert [event["event"] for event in read(tmp_path)] == ["job.log", "job.succeeded"]
+
+
+def test_garbage_keeps_its_place(tmp_path: Path, file: RotatingFile, output: RotatingFile) -> None:
+    """A line without a time comes behind the one before it."""
+    output.write(line(1))
+    file.write(line(2))
+    file.write(b"garbage\n")
+    output.write(line(3))
+    assert numbers(read(tmp_path)) == [1, 2, "log.unreadable", 3]
+
+
+@pytest.mark.parametrize("burst", [1, 2, 5, 30])
+def test_follow_both_series(tmp_path: Path, file: RotatingFile, output: RotatingFile, burst: int) -> None:
+    """In order, each once, whichever of the two is written, and however often they are rotated meanwhile."""
+
+    def write_both(first: int) -> None:
+        for number in range(first, first + burst):
+            (output if number % 3 else file).write(line(number))
+
+    write_both(0)
+    steps = [partial(write_both, first) for first in range(burst, 9 * burst, burst)]
+    assert numbers(follow(tmp_path, last=2, wait=Stepper(*steps))) == list(range(max(0, burst - 2), 9 * burst))
+
+
+def test_follow_two_series_that_are_written_meanwhile(tmp_path: Path, file: RotatingFile, output: RotatingFile) -> None:
+    """A reader in a thread sees them in the order in which one writer wrote, whatever it reads first."""
+    total = 3_000
+    seen: list[int] = []
+    started, finished = threading.Event(), threading.Event()
+    looks_after: list[None] = []
+
+    def wait(_seconds: float) -> bool:
+        started.set()
+        if finished.wait(0.001):
+            looks_after.append(None)
+        return len(looks_after) > 1
+
+    for each in (file, output):
+        each._max_bytes, each._keep = 20_000, 2_000
+    reader = threading.Thread(target=lambda: seen.extend(e["n"] for e in follow(tmp_path, wait=wait)))
+    reader.start()
+    assert started.wait(30)
+    for number in range(total):
+        (output if number % 5 < 3 else file).write(line(number))
+    finished.set()
+    reader.join(30)
+    assert seen == list(range(total))

@@ -40,7 +40,7 @@ from taskq.counters import clear_flight_records
 from taskq.errors import DirectoryError, TaskQError
 from taskq.exits import Exit
 from taskq.job import Job
-from taskq.log.files import log_path
+from taskq.log.files import log_path, output_path
 from taskq.log.reader import read
 from taskq.log.setup import configure
 from taskq.model import JobRow, Spec, new_job_ids
@@ -280,7 +280,11 @@ def test_files_made_later_are_private(tmp_path: Path, monkeypatch: pytest.Monkey
         fanout.close()
         monkeypatch.setattr(Path, "replace", lambda *_: None)
         clear_flight_records(home.running, 2)
+        for number in range(50):
+            log.info("job.failed", error="x" * 100, number=number)
+        fanout.close()
     assert (home.log / "taskq.jsonl.3").exists()
+    assert (home.log / "output.jsonl.3").exists()
     assert home.running.with_suffix(".new").exists()
     check_modes(home.path)
 
@@ -455,6 +459,7 @@ PLANTED_LINKS = [
     "spool",
     "log",
     "log/taskq.jsonl",
+    "log/output.jsonl",
     "taskq.sock",
 ]
 
@@ -698,7 +703,7 @@ def ended(fleet: Fleet, job: Job[Any]) -> dict[str, Any]:
 
 def log_lines(fleet: Fleet) -> list[dict[str, Any]]:
     """The whole log, of which each line must be JSON in printable ASCII."""
-    data = log_path(fleet.home).read_bytes()
+    data = b"".join(path.read_bytes() for path in (log_path(fleet.home), output_path(fleet.home)) if path.exists())
     assert set(data) <= set(range(0x20, 0x7F)) | {0x0A}
     return [json.loads(line) for line in data.splitlines()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,53 @@ def test_an_exception_is_told_as_a_block(one: Fleet, length: int) -> None:
         assert '|   File "' in lines[2]
         assert lines[-1].endswith(" no such thing")
         assert "\\n" not in lines[0]
+
+
+# -- how much of it is told
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("how", ["", "raise", "kill"])
+def test_a_chatty_job_is_told_by_its_beginning_and_its_end(start: Start, home: Path, how: str, threads: int) -> None:
+    """What is left out between is told with the job, before its last lines and its end."""
+    use(telling.q, home)
+    fleet = start(TELLING, consumers=1, threads=threads)
+    count = 30_000
+    job = telling.chat.options(max_crashes=1).enqueue(count, how)
+    with suppress(JobFailed):
+        job.result(timeout=20)
+    end = fleet.wait_for("job.failed" if how else "job.succeeded", job_id=job.id)
+    told = [event for event in fleet.events("*", job_id=job.id) if event["event"] != "job.started"]
+    numbers = [int(event["message"].split()[1]) for event in told if event["event"] == "job.log"]
+    drops = [event for event in told if event["event"] == "output.dropped"]
+    assert numbers[:1_000] == list(range(1_000))
+    assert numbers[-90:] == list(range(count - 90, count))
+    assert len(numbers) + sum(dropped["lines"] for dropped in drops) == count
+    position = told.index(drops[-1])
+    assert told[position - 1]["event"] == "job.log"
+    assert told[position + 1]["event"] == "job.log"
+    assert told.index(end) > position + 90
+
+
+def test_events_outlive_a_flood_of_output(start: Start, home: Path) -> None:
+    """Output has files of its own, whose size is a setting; `read` and `follow` see one log, in order."""
+    use(telling.q, home)
+    fleet = start(TELLING, consumers=1, output_mb=2)
+    jobs = telling.chat.enqueue_many([(2_000, "", 900)] * 16)
+    for job in jobs:
+        job.result(timeout=30)
+    for job in jobs:
+        fleet.wait_for("job.succeeded", job_id=job.id)
+    assert fleet.count("fleet.started") == 1
+    assert messages(fleet, jobs[0].id) == [], "the output of the first is gone"
+    last = messages(fleet, jobs[-1].id)
+    assert last[-1].split() == ["chatter", "1999"]
+    sizes = [path.stat().st_size for path in (home / "log").iterdir() if path.name.startswith("output")]
+    assert sum(sizes) <= 2 * 1024 * 1024
+    told = [event for event in fleet.events() if event.get("job_id") == jobs[-1].id]
+    assert told[-1]["event"] == "job.succeeded", "what a job prints comes before its end"
+    times = [event["timestamp"] for event in fleet.events()]
+    assert times == sorted(times)
 
 
 # -- why a job ended

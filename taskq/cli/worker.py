@@ -66,6 +66,10 @@ def worker(
     log_level: Annotated[
         str, Option(metavar="debug|info|warning|error", help="Lowest level.", rich_help_panel=_LOG)
     ] = "info",
+    log_size: Annotated[
+        int, Option(metavar="MB", help="For the log of events; the oldest go.", rich_help_panel=_LOG)
+    ] = 60,
+    output_size: Annotated[int, Option(metavar="MB", help="For what jobs print.", rich_help_panel=_LOG)] = 60,
 ) -> None:
     """Run a fleet: a broker, and consumers that run the jobs of APP.
 
@@ -93,6 +97,8 @@ def worker(
         keep_results_s=seconds_of(keep_results, "--keep-results"),
         log_level=log_level,
         log_format=cast(LogFormat, log_format),
+        log_mb=log_size,
+        output_mb=output_size,
     )
     raise typer.Exit(Guardian(reference_of(app), settings).run())
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from taskq.log.files import log_path
+from taskq.log.files import OUTPUT_EVENTS, log_path
 from taskq.log.record import LEVELS, Event, compose, encode
 from taskq.log.render import render_console, wants_colour
 from taskq.log.sink import append_once
@@ -35,26 +35,35 @@ class Fanout:
     """Gives each event to the file and to stderr. The methods have the names of the levels, since that is how
     structlog calls the logger it wraps."""
 
-    def __init__(self, file: LineSink, stream: Stream, stderr_levels: Collection[str] = LEVELS) -> None:
+    def __init__(
+        self,
+        file: LineSink,
+        stream: Stream,
+        stderr_levels: Collection[str] = LEVELS,
+        output: LineSink | None = None,
+    ) -> None:
         """
         Args:
             stderr_levels: the levels of the events that stderr gets; the file gets all.
+            output: the file for what jobs print; by default that for all else.
         """
         self._file = file
+        self._output = file if output is None else output
         self._stream = stream
         self._stderr_levels = frozenset(stderr_levels)
         self._failed = 0
 
     @property
     def dropped(self) -> int:
-        """How many lines of the *file* were lost; those of stderr are there."""
-        return self._file.dropped + self._failed
+        """How many lines of the *files* were lost; those of stderr are there."""
+        lost_output = 0 if self._output is self._file else self._output.dropped
+        return self._file.dropped + lost_output + self._failed
 
     def emit(self, event: Event) -> None:
         """Write an event that `compose` made."""
         try:
             line = encode(event)
-            self._file.write(line)
+            (self._output if event["event"] in OUTPUT_EVENTS else self._file).write(line)
             stream = self._stream
             if stream.alive and event["level"] in self._stderr_levels:
                 stream.write(line if stream.render is encode else stream.render(event))
@@ -64,8 +73,9 @@ class Fanout:
     debug = info = warning = error = critical = emit
 
     def close(self) -> None:
-        """Close both."""
+        """Close all."""
         self._file.close()
+        self._output.close()
         self._stream.close()
 
 

@@ -1,4 +1,8 @@
-"""Where the log lies: ``<directory>/log/taskq.jsonl``, and after rotation ``taskq.jsonl.1`` (newest) to N."""
+"""Where the log lies: two series of files in ``<directory>/log``, one for events and one for what jobs print.
+
+taskq.jsonl     and after rotation taskq.jsonl.1 (newest) to N: what happened
+output.jsonl    and output.jsonl.1 to N: what jobs and consumers wrote, which cannot push events out of the log
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from pathlib import Path
 
 LOG_DIRECTORY = "log"
 LOG_NAME = "taskq.jsonl"
+OUTPUT_NAME = "output.jsonl"
+#: The events that go to the series of output.
+OUTPUT_EVENTS = frozenset({"job.log", "consumer.log"})
 
 _NUMBER = re.compile("[1-9][0-9]{0,3}")
 
@@ -14,6 +21,11 @@ _NUMBER = re.compile("[1-9][0-9]{0,3}")
 def log_path(directory: Path) -> Path:
     """The file that is written now, for a fleet's `directory`. It need not exist."""
     return Path(directory) / LOG_DIRECTORY / LOG_NAME
+
+
+def output_path(directory: Path) -> Path:
+    """The file that takes output now. It need not exist."""
+    return Path(directory) / LOG_DIRECTORY / OUTPUT_NAME
 
 
 def rotated_path(path: Path, number: int) -> Path:

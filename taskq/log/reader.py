@@ -3,6 +3,9 @@
     read    the rotated files from the oldest on, then the current one
     follow  the last few events, then each new one as it comes, across rotations
 
+Events and what jobs print lie in a series of files each (`taskq.log.files`); they are read as one, in the order of
+their times.
+
 A line that is no JSON object (a power cut, a kill within a write, an editor) becomes a ``log.unreadable``
 event, so that a reader sees that something is missing there.
 """
@@ -12,21 +15,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from taskq.log.files import log_path, rotated_numbers, rotated_path
+from taskq.log.files import log_path, output_path, rotated_numbers, rotated_path
 from taskq.log.record import LEVELS, LINE_MAX_BYTES, Event, utc_text
 
 POLL_S = 0.1
 _CHUNK_BYTES = 64 * 1024
 _GARBAGE_MAX_BYTES = 4 * LINE_MAX_BYTES
 _SHOWN_GARBAGE_BYTES = 200
+_TIME_BEGINS = b'{"timestamp":"'
+_TIME_CHARS = len("2026-05-09T07:35:25.123456Z")
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,17 @@ def read(directory: Path, wanted: Filter = EVERYTHING, last: int | None = None) 
     """
     decode = _Decoder(wanted)
     with ExitStack() as stack:
-        tails = _open_all(log_path(directory))
-        for tail in tails:
-            stack.callback(tail.close)
-        if last is None:
-            for tail in tails:
-                yield from decode.events(tail, ended=True)
+        series = []
+        for path in _paths(directory):
+            series.append(_open_all(path))
+            stack.callback(_close_all, series[-1])
+        if last is not None:
+            yield from _last_of_both(series, decode, last, ended=True)
             return
-        yield from _newest(tails, decode, last, ended=True)
+        for _, line, name in merge(*map(_lines, series), key=_time):
+            event = decode.event(line, name)
+            if event is not None:
+                yield event
 
 
 def follow(
@@ -117,29 +127,21 @@ def follow(
     Raises:
         PermissionError: the log belongs to another user.
     """
-    path = log_path(directory)
     decode = _Decoder(wanted)
-    tails = _open_all(path)
+    series: list[_Growing] = []
     try:
-        if tails:
-            yield from _newest(tails, decode, last, ended=False)
-            _close_all(tails[:-1])
-            tails = tails[-1:]
-        while True:
-            for tail in tails[:-1]:
-                yield from decode.events(tail, ended=True)
-            _close_all(tails[:-1])
-            tails = tails[-1:]
-            if tails:
-                yield from decode.events(tails[0], ended=False)
-            newer = _open_newer(path, tails[0] if tails else None)
-            if newer:
-                # nothing is written to the old file any more, so its end, read in the next round, is its end
-                tails += newer
-            elif wait(POLL_S):
-                return
+        for path in _paths(directory):
+            series.append(_Growing(path))
+        yield from _last_of_both([each.tails for each in series], decode, last, ended=False)
+        for each in series:
+            each.forget_older()
+        for _, line, name in _as_they_come(series[0], series[1], wait):
+            event = decode.event(line, name)
+            if event is not None:
+                yield event
     finally:
-        _close_all(tails)
+        for each in series:
+            _close_all(each.tails)
 
 
 class _Tail:
@@ -193,19 +195,104 @@ class _Tail:
             yield rest
 
 
+class _Line(NamedTuple):
+    """A line of the log.
+
+    Attributes:
+        time: when it was written, as it stands in the line; for one that does not say, as for the one before it.
+        text: without its newline.
+        name: of its file.
+    """
+
+    time: bytes
+    text: bytes
+    name: str
+
+
+_time = itemgetter(0)
+
+
+def _timed(lines: Iterable[bytes], name: str, time_before: bytes = b"") -> Iterator[_Line]:
+    """Lines of one file with their times, which are looked up without decoding them."""
+    for text in lines:
+        if text.startswith(_TIME_BEGINS):
+            time_before = text[len(_TIME_BEGINS) : len(_TIME_BEGINS) + _TIME_CHARS]
+        yield _Line(time_before, text, name)
+
+
+def _lines(tails: list[_Tail]) -> Iterator[_Line]:
+    """The lines of one series, which lie there now."""
+    time_before = b""
+    for tail in tails:
+        for line in _timed(tail.lines(ended=True), tail.name, time_before):
+            time_before = line.time
+            yield line
+
+
+class _Growing:
+    """One series of files, read while it is written and rotated."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.tails = _open_all(path)  # oldest first; the last is the current file
+        self._lines: Iterator[_Line] | None = None  # of the first of them
+        self._time = b""
+
+    def forget_older(self) -> None:
+        """Closes all but the current file."""
+        _close_all(self.tails[:-1])
+        self.tails = self.tails[-1:]
+
+    def next(self) -> _Line | None:
+        """The next line; None if there is none now."""
+        while True:
+            if self._lines is None and self.tails:
+                tail = self.tails[0]
+                # nothing is written to a file that was rotated, so what stands at its end is its end
+                self._lines = _timed(tail.lines(ended=len(self.tails) > 1), tail.name, self._time)
+            line = None if self._lines is None else next(self._lines, None)
+            if line is not None:
+                self._time = line.time
+                return line
+            self._lines = None
+            if len(self.tails) > 1:
+                self.tails.pop(0).close()
+                continue
+            newer = _open_newer(self._path, self.tails[0] if self.tails else None)
+            if not newer:
+                return None
+            self.tails += newer
+
+
+def _as_they_come(one: _Growing, other: _Growing, wait: Callable[[float], object]) -> Iterator[_Line]:
+    """The lines of two growing series in the order of their times.
+
+    A line goes out when the other series, looked at after this line was read, has none or a later one.
+    """
+    first, second = one.next(), other.next()
+    while True:
+        if first is None:
+            first = one.next()
+        if second is None:
+            second = other.next()
+            if second is not None and first is None:
+                first = one.next()
+        if first is not None and (second is None or first.time <= second.time):
+            yield first
+            first = None
+        elif second is not None:
+            yield second
+            second = None
+        elif wait(POLL_S):
+            return
+
+
 class _Decoder:
     """From lines to the wanted events."""
 
     def __init__(self, wanted: Filter) -> None:
         self._matches = wanted.matcher()
         self._needles = wanted.needles()
-
-    def events(self, tail: _Tail, ended: bool) -> Iterator[Event]:
-        """The wanted ones of the events that `tail` has now."""
-        for line in tail.lines(ended):
-            event = self.event(line, tail.name)
-            if event is not None:
-                yield event
 
     def event(self, line: bytes, name: str) -> Event | None:
         """The event of one line of the file `name`; None if it is not wanted."""
@@ -215,21 +302,32 @@ class _Decoder:
         return event if self._matches(event) else None
 
 
-def _newest(tails: list[_Tail], decode: _Decoder, last: int, ended: bool) -> Iterator[Event]:
-    """The `last` wanted events of these files, oldest first. The newest file is always read to its end, the
-    older ones only where they are needed."""
-    found: list[Event] = []
+def _last_of_both(series: list[list[_Tail]], decode: _Decoder, last: int, ended: bool) -> list[Event]:
+    """The `last` wanted events of all series together, oldest first."""
+    newest = list(merge(*(_newest(tails, decode, last, ended) for tails in series), key=_time))
+    return [event for _, event in newest[max(0, len(newest) - last) :]]
+
+
+def _newest(tails: list[_Tail], decode: _Decoder, last: int, ended: bool) -> list[tuple[bytes, Event]]:
+    """The `last` wanted events of the files of one series, oldest first, with their times. The newest file is always
+    read to its end, the older ones only where they are needed."""
+    found: list[tuple[bytes, Event]] = []
     for tail in reversed(tails):
         is_current = tail is tails[-1]
         if len(found) >= last and not is_current:
             break
-        for line in reversed(list(tail.lines(ended or not is_current))):
+        for line in reversed(list(_timed(tail.lines(ended or not is_current), tail.name))):
             if len(found) >= last:
                 break
-            event = decode.event(line, tail.name)
+            event = decode.event(line.text, tail.name)
             if event is not None:
-                found.append(event)
-    yield from reversed(found)
+                found.append((line.time, event))
+    return found[::-1]
+
+
+def _paths(directory: Path) -> tuple[Path, Path]:
+    """The current files of both series: at the same time, output comes before what becomes of its job."""
+    return output_path(directory), log_path(directory)
 
 
 def _open_all(path: Path) -> list[_Tail]:

@@ -1,6 +1,6 @@
 """The broker's logger: structlog in front, the file and stderr behind.
 
-    log.info("job.failed", task=...) -> level filter -> compose (stamp, order, make plain) -> Fanout -> file
+    log.info("job.failed", task=...) -> level filter -> compose (stamp, order, make plain) -> Fanout -> files
                                                                                                  \\-> stderr
 
 The logger is a value that is handed on, not a global: neither `logging` nor structlog's own configuration is
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from taskq.log.fanout import Fanout, LogFormat, open_stream
-from taskq.log.files import log_path
+from taskq.log.files import log_path, output_path
 from taskq.log.record import LEVELS, Event, compose
 from taskq.log.sink import DEFAULT_KEEP, DEFAULT_MAX_BYTES, RotatingFile
 from taskq.log.slim_structlog import FilteringBoundLogger, make_filtering_bound_logger, wrap_logger
@@ -31,6 +31,7 @@ def configure(
     stderr_level: str | None = None,
     stderr_fd: int = 2,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    output_max_bytes: int | None = None,
     keep: int = DEFAULT_KEEP,
 ) -> tuple[Logger, Fanout]:
     """Build the logger of the broker. It never raises and never waits, whatever happens to disk and terminal.
@@ -42,14 +43,17 @@ def configure(
         stderr_level: the lowest level that stderr gets; by default all that is written.
         stderr_fd: the descriptor that counts as stderr.
         max_bytes: the size at which the file is rotated.
+        output_max_bytes: the same for the file that takes what jobs print; by default as large.
         keep: how many rotated files are kept.
 
     Returns:
         The logger, and what it writes to, for `Fanout.dropped` and `Fanout.close`.
     """
     file = RotatingFile(log_path(directory), max_bytes, keep)
+    output = RotatingFile(output_path(directory), output_max_bytes or max_bytes, keep)
     levels = list(LEVELS)
-    fanout = Fanout(file, open_stream(log_format, stderr_fd), levels[levels.index(stderr_level or levels[0]) :])
+    stderr_levels = levels[levels.index(stderr_level or levels[0]) :]
+    fanout = Fanout(file, open_stream(log_format, stderr_fd), stderr_levels, output)
     return bound_logger(fanout, level), fanout
 
 

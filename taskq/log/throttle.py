@@ -192,6 +192,15 @@ class LineLimit(Generic[Source]):
         self._dropped[source] = self._dropped.get(source, 0) + 1
         return False
 
+    def seen(self, source: Source, now: float) -> int:
+        """How many lines of this source there were in this second.
+
+        Args:
+            source: whose lines.
+            now: monotonic seconds.
+        """
+        return self._seen.get(source, 0) if now < self._until_s else 0
+
     def next_due(self) -> float | None:
         """When (monotonic seconds) `take_dropped` has something to say; None if nothing is counted."""
         return self._until_s if self._dropped else None

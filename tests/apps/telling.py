@@ -47,6 +47,16 @@ def log_exceptions(length: int = 0) -> None:
         logging.getLogger("app").exception("by logging")
 
 
+@q.task(retries=0)
+def chat(lines: int, how: str = "", width: int = 0) -> None:
+    """Prints very much, and then ends in one of several ways."""
+    for number in range(lines):
+        print(f"chatter {number}".ljust(width))
+    if how == "raise":
+        raise ValueError("no more")
+    die(how)
+
+
 @q.task
 def wait_at(gate: str, path: str) -> None:
     record(path, "start")
