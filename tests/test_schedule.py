@@ -7,11 +7,12 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import inf, nextafter
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from taskq.codec import CorruptPayload, decode_call, encode_call
@@ -117,13 +118,30 @@ schedules = crons | intervals
 
 
 @given(schedules, moments, st.floats(0.0, 1.0))
+@example(made=schedule(every_s=0.10000000000000002), after=1.0, part=1.0)  # the next one is the next number behind 1.0
 def test_the_next_time_is_the_next(made: Schedule, after: float, part: float) -> None:
     """It is behind, and whoever asks from a moment in between hears the same."""
     found = next_fire(made, after)
     assert found > after
-    between = after + (found - after) * part * 0.999
+    between = min(after + (found - after) * part, nextafter(found, after))  # the sum may be rounded up to `found`
+    assert after <= between < found
     assert next_fire(made, between) == found
     assert next_fire(made, found) > found
+
+
+@settings(max_examples=500)
+@given(st.floats(0.1, LONGEST_INTERVAL_S), st.floats(0.0, 4e9), st.sampled_from([-1, 0, 1]), st.booleans())
+@example(every_s=0.10000000000000002, until=1.0, off=0, is_beside_a_fire=False)
+def test_intervals_are_those_of_a_search(every_s: float, until: float, off: int, is_beside_a_fire: bool) -> None:
+    """However the product is rounded: the next time is the first multiple behind, the last one the last that is not."""
+    number = round(until / every_s)
+    if is_beside_a_fire:
+        until = number * every_s
+    until = max(0.0, nextafter(until, off * inf) if off else until)
+    multiples = [one * every_s for one in range(max(0, number - 3), number + 4)]
+    made = schedule(every_s=every_s)
+    assert next_fire(made, until) == min(at for at in multiples if at > until)
+    assert last_fire(made, 0.0, until) == max(at for at in multiples if at <= until)
 
 
 @given(schedules, moments, st.integers(0, 30), st.floats(0.0, 1.0))
