@@ -196,7 +196,7 @@ class Bands:
         self._held_bytes = 0
         self._dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
         self._expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
-        self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open, in seconds since 1970
+        self._openings: list[tuple[float, int, Gate]] = []  # when closed rates may open (monotonic)
         self._rates_changed: set[Gate] = set()  # whose starts are not kept by the store yet
         self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that nobody asked for since
         self._ties = count()
@@ -379,6 +379,7 @@ class Bands:
         queues: Collection[str] | None,
         portion: Portion,
         run_s: Callable[[str], float],
+        now: float,
         wall: float,
     ) -> None:
         """Takes jobs for a consumer, the queues by their shares.
@@ -387,7 +388,8 @@ class Bands:
             queues: those that it serves, or None for all.
             portion: filled.
             run_s: the time that a task takes.
-            wall: seconds since 1970.
+            now: monotonic seconds, for rates.
+            wall: seconds since 1970, for what expires.
         """
         for queue in sorted(self._open(queues), key=lambda queue: queue.spent_s):
             if not portion.has_room:
@@ -397,7 +399,7 @@ class Bands:
             work_s = portion.work_s
             aside: list[_Waiting] = []
             while queue.listed and portion.has_room:
-                self._take_from_band(key, queue, portion, run_s, wall, aside)
+                self._take_from_band(key, queue, portion, run_s, now, wall, aside)
             for band in aside:
                 self._push(queue.listed, band)
             queue.spent_s += (portion.work_s - work_s) / queue.weight
@@ -408,6 +410,7 @@ class Bands:
         queue: _Queue,
         portion: Portion,
         run_s: Callable[[str], float],
+        now: float,
         wall: float,
         aside: list[_Waiting],
     ) -> None:
@@ -418,7 +421,7 @@ class Bands:
             return
         self._skip_dropped(band)
         first = len(portion.rows)
-        room = self._room(band, key, wall) if band.gates and band.held else UNLIMITED
+        room = self._room(band, key, now) if band.gates and band.held else UNLIMITED
         if room and band.is_rated and band.held:
             room = min(room, portion.at_once - first)  # what counts is the start: behind others it might be much later
             if room <= 0:
@@ -429,12 +432,12 @@ class Bands:
         taken = portion.rows[first:] if band.gates else ()
         if taken:
             for gate, keeper in band.gates:
-                keeper.state.enter(gate, key, taken, wall)
+                keeper.state.enter(gate, key, taken, now)
                 if gate.kind == "rate":
                     self._rates_changed.add(gate)
         if not room:
             heappop(queue.listed)
-            self._park(band, key, wall, aside)
+            self._park(band, key, now, aside)
         elif band.held:
             band.entry = self._entry(band)
             heapreplace(queue.listed, band.entry)
@@ -444,7 +447,7 @@ class Bands:
         if band.on_disk_after is not None:
             self._look_for_more(band)
         if band.gates:
-            self._wake(band, key, wall)
+            self._wake(band, key, now)
             self._forget(band)
 
     def _move(
@@ -530,13 +533,13 @@ class Bands:
         self._wake(band)
         self._forget(band)
 
-    def _room(self, band: _Waiting, key: int, wall: float) -> int:
-        return min(keeper.state.room(gate, key, band.held[0], wall) for gate, keeper in band.gates)
+    def _room(self, band: _Waiting, key: int, now: float) -> int:
+        return min(keeper.state.room(gate, key, band.held[0], now) for gate, keeper in band.gates)
 
-    def _park(self, band: _Waiting, key: int, wall: float, aside: list[_Waiting]) -> None:
+    def _park(self, band: _Waiting, key: int, now: float, aside: list[_Waiting]) -> None:
         """The band waits at the first gate that is closed, and is listed again when that lets somebody pass."""
         gate, keeper = next(
-            (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], wall) == 0
+            (gate, keeper) for gate, keeper in band.gates if keeper.state.room(gate, key, band.held[0], now) == 0
         )
         if gate.kind == "concurrency" and len(aside) < _SET_ASIDE:
             band.heap = band.entry = None
@@ -550,7 +553,7 @@ class Bands:
             keeper.is_timed = True
             heappush(self._openings, (keeper.state.opens_at(gate), next(self._ties), gate))
 
-    def _wake(self, band: _Waiting, key: int | None = None, wall: float = 0.0) -> None:
+    def _wake(self, band: _Waiting, key: int | None = None, now: float = 0.0) -> None:
         """Lists the next bands at each gate of this one. While jobs are taken for a consumer (`key`): only if the gate
         is open for it, so that no band is woken for ever by those that park after it."""
         for _, keeper in band.gates:
@@ -558,17 +561,17 @@ class Bands:
                 continue
             for heap, parked in keeper.first_ones():
                 gate = next(gate for gate, other in parked.gates if other is keeper)
-                if key is None or keeper.state.room(gate, key, parked.held[0], wall):
+                if key is None or keeper.state.room(gate, key, parked.held[0], now):
                     heappop(heap)
                     self._list_again(parked)
 
     def next_opening(self) -> float | None:
-        """When a gate may open by time, in seconds since 1970."""
+        """When a gate may open by time (monotonic)."""
         return self._openings[0][0] if self._openings else None
 
-    def open_due(self, wall: float) -> None:
+    def open_due(self, now: float) -> None:
         """Lists the bands whose time at a gate is over."""
-        while self._openings and self._openings[0][0] <= wall:
+        while self._openings and self._openings[0][0] <= now:
             _, _, gate = heappop(self._openings)
             keeper = self._gates.get((gate.kind, gate.name))
             if keeper is not None:
@@ -577,21 +580,27 @@ class Bands:
                     heappop(heap)
                     self._list_again(parked)
                 if keeper.bands == 0:
-                    self._forget_gate(gate, keeper, wall)
+                    self._forget_gate(gate, keeper, now)
 
-    def restore_rates(self, starts: Mapping[str, Starts]) -> None:
-        """At the start, before `found`: what `changed_rates` told before."""
-        self._rates_before = dict(starts)
+    def restore_rates(self, starts: Mapping[str, Starts], now: float, wall: float) -> None:
+        """At the start, before `found`: what `changed_rates` told before. `now` and `wall` are the same moment. If the
+        clock was set back meanwhile, what would be yet to come has just been."""
+        ahead_s = wall - now
+        self._rates_before = {
+            name: [(min(begins - ahead_s, now), count) for begins, count in slots] for name, slots in starts.items()
+        }
 
-    def changed_rates(self) -> list[tuple[str, Starts, float]]:
-        """The starts that count for rates, as far as they changed: name, starts, and when they count no more."""
+    def changed_rates(self, now: float, wall: float) -> list[tuple[str, Starts, float]]:
+        """The starts that count for rates, as far as they changed: name, starts, and when they count no more, all in
+        seconds since 1970. `now` and `wall` are the same moment."""
         changed, self._rates_changed = self._rates_changed, set()
-        told = []
+        told: list[tuple[str, Starts, float]] = []
         for gate in changed:
             keeper = self._gates.get((gate.kind, gate.name))  # forgotten meanwhile: its starts count no more
             state = None if keeper is None else keeper.state
             if isinstance(state, Rate) and state.slots:
-                told.append((gate.name, state.slots, state.slots[-1][0] + 2 * gate.period_s))
+                slots = [(begins + wall - now, count) for begins, count in state.slots]
+                told.append((gate.name, slots, slots[-1][0] + 2 * gate.period_s))
         return told
 
     # -- counts and queues
@@ -651,10 +660,10 @@ class Bands:
             if keeper.bands == 0:
                 self._forget_gate(gate, keeper)
 
-    def _forget_gate(self, gate: Gate, keeper: _GateKeeper, wall: float = 0.0) -> None:
+    def _forget_gate(self, gate: Gate, keeper: _GateKeeper, now: float = 0.0) -> None:
         """No band has this gate: it goes if nothing need be known of it, else later."""
         if isinstance(keeper.state, Rate):
-            keeper.state.forget(gate, wall)
+            keeper.state.forget(gate, now)
         if keeper.state.is_idle:
             self._gates.pop((gate.kind, gate.name), None)
         else:

@@ -99,7 +99,7 @@ class Broker:
             self._on_children,
         )
         self._ledger = Ledger(self._store, self._core, self._server, self._narrator, directory, settings, self._crew)
-        self._timetable = Timetable(self._store, self._ledger, log)
+        self._timetable = Timetable(self._store, self._ledger, log, time.time())
         self._requests = Requests(
             directory,
             self._core,
@@ -119,7 +119,8 @@ class Broker:
     # -- the beginning
 
     def _recover(self) -> None:
-        effects = recover(self._store, self._core, read_flight_records(self._directory.running), time.time())
+        running = read_flight_records(self._directory.running)
+        effects = recover(self._store, self._core, running, time.monotonic(), time.time())
         for event, fields in self._store.findings:
             (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
         self._narrator.notes(effects.notes)
@@ -188,7 +189,7 @@ class Broker:
         if self._stop_at is None:
             self._timetable.fire_due(now, wall)
             self._load()
-            self._core.bands.open_due(wall)
+            self._core.bands.open_due(now)
             self._crew.dispatch(now, wall)
         self._crew.supervise(now)
         self._end_in_time(now)
@@ -196,9 +197,9 @@ class Broker:
     def _timeout_s(self) -> float:
         now = time.monotonic()
         next_fire = self._timetable.next_fire_at if self._stop_at is None else None
-        moments = (next_fire, self._ledger.next_due, self._ledger.next_expiry, self._core.bands.next_opening())
+        moments = (next_fire, self._ledger.next_due, self._ledger.next_expiry)
         times: list[float | None] = [
-            *((self._core.next_recall(now), self._core.next_look()) if self._stop_at is None else ()),
+            *(self._next_for_dispatch(now) if self._stop_at is None else ()),
             self._core.next_time_check(),
             self._supervisor.next_due(),
             self._server.next_deadline(),
@@ -206,10 +207,14 @@ class Broker:
             self._ledger.commit_by,
             self._stop_at,
             *(now + at - time.time() for at in moments if at is not None),
-            now if self._core.must_load and self._stop_at is None else None,
             *(due for _, due in self._timers.values()),
         ]
         return max(0.0, min(at for at in times if at is not None) - now)
+
+    def _next_for_dispatch(self, now: float) -> tuple[float | None, ...]:
+        core = self._core
+        must_load_at = now if core.must_load else None
+        return core.next_recall(now), core.next_look(), core.bands.next_opening(), must_load_at
 
     def _take_messages(self) -> list[tuple[Peer, list[Any]]]:
         """Hands submissions to the ledger; returns the other requests, to be answered after the commit."""

@@ -415,7 +415,7 @@ class Core:
             if holder.is_held_up(now):
                 most = min(most, holder.free_seats)
             portion = Portion(most, BATCH_S * holder.seats, MAX_BATCH_BYTES, holder.free_seats)
-            self.bands.take(key, holder.queues, portion, self._run_time_s, wall)
+            self.bands.take(key, holder.queues, portion, self._run_time_s, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
                 batches.append(self._lease(key, holder, portion, now))

@@ -78,12 +78,12 @@ class Leaving(Enum):
 
 
 class GateState(Protocol):
-    """What is known of one gate. Consumers are known by their keys."""
+    """What is known of one gate. Consumers are known by their keys; times are monotonic seconds."""
 
-    def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
+    def room(self, gate: Gate, key: int, head: JobRow, now: float) -> int:
         """How many jobs of a band, `head` the first of them, may be sent to a consumer now."""
 
-    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
+    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], now: float) -> None:
         """Jobs are sent to a consumer."""
 
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:
@@ -103,12 +103,12 @@ class Concurrency:
         self._sent: dict[int, int] = {}
         self._used = 0
 
-    def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
+    def room(self, gate: Gate, key: int, head: JobRow, now: float) -> int:
         free = gate.amount - self._used
         unused_seats = self._seats - self._sent.get(key, 0)
         return UNLIMITED if unused_seats <= 0 or free >= unused_seats else max(0, free)
 
-    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
+    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._count(key, len(rows))
 
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:
@@ -126,7 +126,8 @@ class Concurrency:
         return not self._sent
 
 
-#: When each slot of a rate began, in seconds since 1970, and how many starts it had; ascending.
+#: When each slot of a rate began, and how many starts it had; ascending. Monotonic seconds in a running fleet, where
+#: somebody may set the clock; seconds since 1970 in a store.
 Starts = Sequence[tuple[float, int]]
 
 
@@ -143,26 +144,26 @@ class Rate:
         self._starts = sum(starts for _, starts in slots)
         self._slot_of: dict[int, float] = {}  # by seq, of the jobs that consumers have
 
-    def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
-        self.forget(gate, wall)
+    def room(self, gate: Gate, key: int, head: JobRow, now: float) -> int:
+        self.forget(gate, now)
         return max(0, gate.amount - self._starts)
 
-    def forget(self, gate: Gate, wall: float) -> None:
+    def forget(self, gate: Gate, now: float) -> None:
         """What began a span ago counts no more."""
-        while self._slots and self._forgotten_at(gate) <= wall:
+        while self._slots and self._forgotten_at(gate) <= now:
             self._starts -= self._slots.popleft()[1]
 
     def _forgotten_at(self, gate: Gate) -> float:
         return self._slots[0][0] + gate.period_s * (1 + 1 / _SLOTS)
 
     def opens_at(self, gate: Gate) -> float:
-        """When there may be room again, in seconds since 1970."""
+        """When there may be room again."""
         return self._forgotten_at(gate) if self._slots else 0.0
 
-    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
+    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], now: float) -> None:
         slot_s = gate.period_s / _SLOTS
-        begins = wall // slot_s * slot_s
-        if self._slots and self._slots[-1][0] >= begins:  # also if the clock was set back
+        begins = now // slot_s * slot_s
+        if self._slots and self._slots[-1][0] >= begins:  # a restored one may be younger
             begins, starts = self._slots.pop()
             self._slots.append((begins, starts + len(rows)))
         else:
@@ -199,10 +200,10 @@ class Order:
         self._sent: int | None = None
         self._again: set[int] = set()
 
-    def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
+    def room(self, gate: Gate, key: int, head: JobRow, now: float) -> int:
         return 1 if self._sent is None and (not self._again or head.seq <= min(self._again)) else 0
 
-    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
+    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], now: float) -> None:
         [row] = rows
         self._sent = row.seq
         self._again.discard(row.seq)
@@ -227,10 +228,10 @@ class Resource:
         self._capacity = capacity
         self._used = 0
 
-    def room(self, gate: Gate, key: int, head: JobRow, wall: float) -> int:
+    def room(self, gate: Gate, key: int, head: JobRow, now: float) -> int:
         return max(0, self._capacity - self._used) // gate.amount
 
-    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], wall: float) -> None:
+    def enter(self, gate: Gate, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._used += gate.amount * len(rows)
 
     def leave(self, gate: Gate, key: int, row: JobRow, leaving: Leaving) -> None:

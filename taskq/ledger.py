@@ -286,7 +286,7 @@ class Ledger:
             if self._prunes:
                 removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
                 self._prunes = removed + self._store.tidy(wall, _TIDIED_KEYS) > 0  # there may be more
-            self._store.keep_rates(self._core.bands.changed_rates())
+            self._store.keep_rates(self._core.bands.changed_rates(now, wall))
             self._store.commit()
             self._schedules = {}
         except StoreFull as error:

@@ -11,11 +11,12 @@ from taskq.handover import hand_over
 from taskq.store import Kept, Store
 
 
-def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: float) -> Effects:
+def recover(store: Store, core: Core, running: Iterable[FlightRecord], now: float, wall: float) -> Effects:
     """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
 
     Args:
         running: what the flight recorder says.
+        now, wall: monotonic seconds, and seconds since 1970.
 
     Returns:
         What was decided, committed; it is still to be told.
@@ -36,7 +37,7 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], wall: flo
         effects.notes += handed.notes
         ends = handed.left
     store.commit()
-    core.bands.restore_rates(store.rates(wall))
+    core.bands.restore_rates(store.rates(wall), now, wall)
     for band, waiting, first_seq in store.waiting():
         core.found(band, waiting, first_seq)
     for row in store.retried_in_order():

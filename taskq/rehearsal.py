@@ -369,7 +369,7 @@ class RehearsedFleet:
         parts = cast(Server, _Server()), cast(Narrator, self._narrator)
         crew = cast(Crew, self._seats)
         self._ledger = Ledger(self._store, self._core, *parts, directory, settings, crew)
-        self._timetable = Timetable(self._store, self._ledger, _Silent())
+        self._timetable = Timetable(self._store, self._ledger, _Silent(), clock.time())
         self._timetable.declared(app.name, app.schedules.declared)
         self._requests = Requests(
             directory,
@@ -449,7 +449,7 @@ class RehearsedFleet:
             self._timetable.fire_due(wall, wall)
             self._ledger.come_due(wall + _NEARLY_S)
             self._ledger.expire(wall + _NEARLY_S)
-            self._core.bands.open_due(wall)
+            self._core.bands.open_due(self.clock.monotonic())
             self._is_stale = True
             self._commit()
 
@@ -532,7 +532,7 @@ class RehearsedFleet:
             rows, is_all = self._store.lease(*load)
             self._core.loaded(load.band, rows, is_all)
         wall = self.clock.time()
-        self._core.bands.open_due(wall)
+        self._core.bands.open_due(self.clock.monotonic())
         for key, first, rows in self._core.dispatch(self.clock.monotonic(), wall):
             self._seats.by_key[key].waiting.extend(enumerate(rows, first))
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
-from math import floor
+from math import ceil, floor, nextafter
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple, get_args
 from zlib import crc32
@@ -212,9 +212,25 @@ class Due(NamedTuple):
     since: float
 
 
-def told_of(row: ScheduleRow) -> dict[str, Any]:
-    """What the broker tells of a schedule: the fields of `taskq.schedules.ScheduleInfo`."""
+def ahead_s(schedule: Schedule, next_at: float, wall: float) -> float:
+    """How far the nominal times of an interval run ahead of the clock, in whole intervals: 0, unless that was set back.
+
+    They only ever go forward, so an interval would be silent for as long as the clock was set back. So that much is
+    taken off that it fires between half an interval and one and a half from now.
+    """
+    if schedule.every_s is None:
+        return 0.0
+    return max(0, ceil((next_at - wall) / schedule.every_s - 1.5)) * schedule.every_s
+
+
+def told_of(row: ScheduleRow, ahead: float = 0.0) -> dict[str, Any]:
+    """What the broker tells of a schedule: the fields of `taskq.schedules.ScheduleInfo`.
+
+    Args:
+        ahead: how many seconds its times run ahead of the clock (`ahead_s`).
+    """
     schedule = row.schedule
+    next_at = _fires_at(row)
     return {
         "name": schedule.name,
         "task": schedule.spec.task,
@@ -227,8 +243,8 @@ def told_of(row: ScheduleRow) -> dict[str, Any]:
         "jitter": schedule.jitter_s,
         "is_paused": row.is_paused,
         "is_declared": row.app is not None,
-        "next_at": _fires_at(row),
-        "last_at": row.last_at,
+        "next_at": None if next_at is None else next_at - ahead,
+        "last_at": None if row.last_at is None else row.last_at - ahead,
         "last_job_id": row.last_job,
     }
 
@@ -334,7 +350,8 @@ def fire_time(schedule: Schedule, nominal: float) -> float:
     if not schedule.jitter_s:
         return nominal
     room_s = min(schedule.jitter_s, next_fire(schedule, nominal) - nominal)
-    return nominal + room_s * (crc32(schedule.name.encode() + _TIME.pack(nominal)) / 2**32)
+    late_s = room_s * (crc32(schedule.name.encode() + _TIME.pack(nominal)) / 2**32)
+    return min(nominal + late_s, nextafter(nominal + room_s, nominal))  # the sum may be rounded up
 
 
 def due(schedule: Schedule, next_at: float, now: float) -> Due:

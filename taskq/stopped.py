@@ -108,7 +108,7 @@ class Reader:
         consumers, settings, core = _NoConsumers(), Settings(), Core()
         narrator = Narrator(log, lambda _key: None, tells_enqueued=False)
         # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
-        narrator.notes(recover(self._store, core, (), time.time()).notes)
+        narrator.notes(recover(self._store, core, (), time.monotonic(), time.time()).notes)
         for event, fields in self._store.findings:
             (log.error if event == "store.damaged" else log.info)(event, **fields)
         core.pause(self._store.paused())
@@ -116,7 +116,7 @@ class Reader:
         self._ledger = Ledger(self._store, core, server, narrator, directory, settings, crew)
         while self._ledger.has_more_spooled:
             self._ledger.take_spooled(time.monotonic())
-        timetable = Timetable(self._store, self._ledger, log)
+        timetable = Timetable(self._store, self._ledger, log, time.time())
         self._requests = _Requests(
             directory,
             core,

@@ -7,6 +7,7 @@ the same transaction: after a crash either both are there or neither, and then t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import msgpack
@@ -19,6 +20,7 @@ from taskq.schedule import (
     Due,
     Schedule,
     ScheduleRow,
+    ahead_s,
     due,
     fired_id,
     next_fire,
@@ -30,6 +32,8 @@ from taskq.store import FIRST_FINAL, Kept, Store, StoredJob
 
 #: What does not fit onto the disk is tried again after this time.
 _FULL_AGAIN_S = 0.5
+#: If the clocks differ by so much more or less than a moment ago, somebody has set one.
+_CLOCK_IS_SET_S = 0.5
 #: Schedules that fire in one commit; the others in the next turn of the loop.
 _SCHEDULES_AT_ONCE = 200
 _WHY_SKIPPED = {
@@ -41,10 +45,11 @@ _WHY_SKIPPED = {
 class Timetable:
     """All schedules. Used by the broker's loop alone."""
 
-    def __init__(self, store: Store, ledger: Ledger, log: Any) -> None:
+    def __init__(self, store: Store, ledger: Ledger, log: Any, wall: float) -> None:
         """
         Args:
             log: a structlog logger.
+            wall: the time, in seconds since 1970.
         """
         self._store = store
         self._ledger = ledger
@@ -54,24 +59,35 @@ class Timetable:
         self._rows: dict[str, ScheduleRow] = {}
         self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and of no other application
         self._skipping: set[str] = set()  # left out their last fire, since a job had not ended
+        self._ahead_s: dict[str, float] = {}  # of those whose times run ahead of the clock, since that was set back
+        self._clock_s = inf  # what the clock was ahead of the monotonic one
         self.next_fire_at: float | None = None  # seconds since 1970
         for row in store.schedules():
-            self._hold(row.schedule.name, row)
+            self._hold(row.schedule.name, row, wall)
         self._look_ahead()
 
     # -- its memory
 
-    def _hold(self, name: str, row: ScheduleRow | None) -> None:
+    def _hold(self, name: str, row: ScheduleRow | None, wall: float) -> None:
         self._fires_at.pop(name, None)
+        self._ahead_s.pop(name, None)
         if row is None:
             self._rows.pop(name, None)
             return
         self._rows[name] = row
         if not row.is_paused and row.app in (None, self._app):
             try:
-                self._fires_at[name] = row.fires_at
+                ahead = ahead_s(row.schedule, row.next_at, wall)
+                self._fires_at[name] = row.fires_at - ahead
+                if ahead:
+                    self._ahead_s[name] = ahead
             except ConfigError as error:  # its time zone is not on this system any more
                 self._log.error("schedule.broken", schedule=name, error=str(error))
+
+    def _look_again(self, wall: float) -> None:
+        for name, row in list(self._rows.items()):
+            self._hold(name, row, wall)
+        self._look_ahead()
 
     def _look_ahead(self) -> None:
         self.next_fire_at = min(self._fires_at.values(), default=None)
@@ -82,7 +98,7 @@ class Timetable:
         """Raises StoreFull: nothing was changed."""
         refusals = self._ledger.plan(dict(changes), submissions, now, wall)
         for name, row in changes.items():
-            self._hold(name, row)
+            self._hold(name, row, wall)
         self._look_ahead()
         mine = {id(submission) for submission in submissions}
         return [refusal for refusal in refusals if id(refusal[0]) in mine]
@@ -91,6 +107,9 @@ class Timetable:
 
     def fire_due(self, now: float, wall: float) -> None:
         """Makes the jobs whose time has come; takes over what the application declares."""
+        if abs(wall - now - self._clock_s) > _CLOCK_IS_SET_S:
+            self._look_again(wall)
+        self._clock_s = wall - now
         try:
             if self._declared is not None:
                 self._take_declared(now, wall)
@@ -106,7 +125,8 @@ class Timetable:
         found: dict[str, Due] = {}
         for name in names:
             row = self._rows[name]
-            found[name] = due(row.schedule, row.next_at, wall)
+            is_ahead = name in self._ahead_s  # then it is its turn, and not yet its time
+            found[name] = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
             fires, after = self._without_overlap(row, found[name].fires)
             changes[name] = row._replace(next_at=found[name].next_at)
             if fires:
@@ -169,9 +189,7 @@ class Timetable:
         app, schedules = self._declared or ("", [])
         if app != self._app:
             self._app = app
-            for name, row in list(self._rows.items()):
-                self._hold(name, row)
-            self._look_ahead()
+            self._look_again(wall)
         changes: dict[str, ScheduleRow | None] = {}
         for schedule in schedules:
             known = self._rows.get(schedule.name)
@@ -200,7 +218,7 @@ class Timetable:
         if row != known:
             self._change({schedule.name: row}, [], now, wall)
             self._log.info("schedule.added" if known is None else "schedule.changed", schedule=schedule.name)
-        return told_of(row)
+        return self._told(row)
 
     def remove(self, name: str, now: float, wall: float) -> None:
         """Removes a schedule that was added at run time; one of an application that the consumers do not run, too.
@@ -225,7 +243,7 @@ class Timetable:
             row = row._replace(is_paused=True) if is_paused else row.resumed(wall)
             self._change({name: row}, [], now, wall)
             self._log.info("schedule.paused" if is_paused else "schedule.resumed", schedule=name)
-        return told_of(row)
+        return self._told(row)
 
     def run(self, name: str, job_id: bytes, now: float, wall: float) -> None:
         """Makes a job of a schedule at once, also while it is paused. The next fire looks whether that has ended.
@@ -243,7 +261,10 @@ class Timetable:
 
     def infos(self) -> list[dict[str, Any]]:
         """All schedules, by name."""
-        return [told_of(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
+        return [self._told(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
+
+    def _told(self, row: ScheduleRow) -> dict[str, Any]:
+        return told_of(row, self._ahead_s.get(row.schedule.name, 0.0))
 
     def _row(self, name: str) -> ScheduleRow:
         row = self._rows.get(name)

@@ -635,7 +635,7 @@ class SimBroker(Broker):
         self._supervisor = self.supervisor = (parts.supervisor or SimSupervisor)(world, settings)
         self._narrator = Narrator(self._log, self.supervisor.slots.get, tells_enqueued=False)
         records, world.records = list(world.records.values()), {}
-        recover(self._store, self._core, records, world.wall)
+        recover(self._store, self._core, records, world.now, world.wall)
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
         self._crew = (parts.crew or SimCrew)(
             self._core,
@@ -652,7 +652,7 @@ class SimBroker(Broker):
         self._ledger = parts.ledger(
             self._store, self._core, self._server, self._narrator, _NOWHERE, settings, self._crew
         )
-        self._timetable = parts.timetable(self._store, self._ledger, self._log)
+        self._timetable = parts.timetable(self._store, self._ledger, self._log, world.wall)
         self._requests = Requests(
             _NOWHERE,
             self._core,
@@ -1178,7 +1178,7 @@ class World:
         """The keys that the broker still knows when the spans of all rates are over."""
         assert self.broker is not None
         bands = self.broker._core.bands
-        bands.open_due(self.wall + 60.0)
+        bands.open_due(self.now + 60.0)
         named = [gate.name for band in bands._bands for gate in band.gates] + [name for _, name in bands._gates]
         return sorted({name for name in named if " " in name})
 

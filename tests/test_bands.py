@@ -333,7 +333,7 @@ class World(RuleBasedStateMachine):
         self.bands.open_due(self.wall)
         portion = Portion(most, 1.0, 1_000, self.free_seats(key))
         self.in_memory = {row.seq for band in self.bands._bands.values() for row in band.held}
-        self.bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+        self.bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
         for seq in list(self.bands._expired):
             job = self.jobs[seq]
             assert job.state == "waiting"
@@ -393,10 +393,10 @@ class World(RuleBasedStateMachine):
                 bands.open_due(self.wall)
                 assert bands.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
                 portion = Portion(1, 1.0, 1_000, self.seats)
-                bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+                bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
                 if bands.is_short(None):  # all that memory had of it was cancelled: it asks for more at once
                     self.read(bands)
-                    bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall)
+                    bands.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
                 assert portion.rows or bands._expired, f"lost: {able}"
 
     @invariant()
@@ -448,7 +448,7 @@ def rows(task: str, count: int, first: int = 1, terms: Terms | None = None, **op
 def take(bands: Bands, key: int = 1, most: int = 100, free_seats: int = 0, wall: float = 1e9) -> list[int]:
     """What a consumer gets."""
     portion = Portion(most, 1e9, 1 << 30, free_seats)
-    bands.take(key, None, portion, lambda _task: 0.001, wall)
+    bands.take(key, None, portion, lambda _task: 0.001, wall, wall)
     return [row.seq for row in portion.rows]
 
 
@@ -543,5 +543,5 @@ def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back(
     assert take(bands, free_seats=1) == [1]
     bands.left(1, row, Leaving.ENDED)
     bands.open_due(1e9 + 20.0)
-    assert bands.changed_rates() == []
+    assert bands.changed_rates(1e9, 1e9) == []
     assert bands._gates == {}

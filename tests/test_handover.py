@@ -494,7 +494,7 @@ def test_what_one_that_was_called_off_comes_after_is_kept_as_long(tmp_path: Path
 def test_the_start_knows_of_a_purge_that_not_all_heard_of(wide: Wide) -> None:
     assert wide.bulk.purge_one(wide.first)
     assert wide.found() == {Kept.CANCELLED: 2_000, Kept.WAITING: 1_000}
-    recover(wide.store, Core(), [], 1e9)  # after a crash
+    recover(wide.store, Core(), [], 0.0, 1e9)  # after a crash
     assert wide.found() == {Kept.CANCELLED: 3_000}
 
 
@@ -505,6 +505,6 @@ def test_the_start_ends_what_comes_after_a_job_that_took_the_fleet_down(tmp_path
         for parent, child in ((first, second), (second, third)):
             store.submit(SPECS[0], [child], [b"payload"], [Terms(after=((parent, False),))])
         store.commit()
-        effects = recover(store, Core(), [(first, 1)], 1e9)
+        effects = recover(store, Core(), [(first, 1)], 0.0, 1e9)
         assert [row.id for row, _, _ in effects.ended] == ids
         assert states(store, ids) == [Kept.FAILED, Kept.CANCELLED, Kept.CANCELLED]

@@ -14,6 +14,7 @@ from taskq.recovery import recover
 from taskq.store import Store
 from taskq.store.sqlite import SQLiteStore
 
+NOW = 1_000.0
 WALL = 1e9
 
 
@@ -30,32 +31,62 @@ def submitted(store: Store, spec: Spec, count: int, terms: Terms | None = None) 
     return rows
 
 
-def recovered(store: Store, running: list[tuple[bytes, int]], wall: float = WALL) -> Core:
+def recovered(store: Store, running: list[tuple[bytes, int]], now: float = NOW, wall: float = WALL) -> Core:
     """The core of a new broker, with consumers."""
     core = Core()
-    recover(store, core, running, wall)  # type: ignore[arg-type]
+    recover(store, core, running, now, wall)  # type: ignore[arg-type]
     for key in (1, 2):
         core.joined(key, 0.0)
     return core
 
 
-def sent(store: Store, core: Core, wall: float = WALL) -> list[bytes]:
+def sent(store: Store, core: Core, now: float = NOW, wall: float = WALL) -> list[bytes]:
     """The jobs that go to consumers now."""
     for load in core.loads():
         core.loaded(load.band, *store.lease(*load))
-    return [row.id for batch in core.dispatch(0.0, wall) for row in batch.rows]
+    return [row.id for batch in core.dispatch(now, wall) for row in batch.rows]
 
 
-def test_a_rate_counts_on_for_jobs_that_wait(store: SQLiteStore) -> None:
+@pytest.mark.parametrize("booted", [0.0, NOW - 3.0], ids=["goes on", "begins again"])
+def test_a_rate_counts_on_for_jobs_that_wait(store: SQLiteStore, booted: float) -> None:
+    """Whatever the monotonic clock says: after a boot of the system it begins again."""
     submitted(store, Spec("t", rate=(2, 10.0)), 5)
     first = recovered(store, [])
     assert len(sent(store, first)) == 2
-    store.keep_rates(first.bands.changed_rates())
+    store.keep_rates(first.bands.changed_rates(NOW, WALL))
     store.commit()
-    core = recovered(store, [], WALL + 5.0)
-    assert sent(store, core, WALL + 5.0) == []
-    core.bands.open_due(WALL + 10.2)
-    assert len(sent(store, core, WALL + 10.2)) == 2
+    now = NOW + 5.0 - booted
+    core = recovered(store, [], now, WALL + 5.0)
+    assert sent(store, core, now, WALL + 5.0) == []
+    core.bands.open_due(now + 5.2)
+    assert len(sent(store, core, now + 5.2, WALL + 10.2)) == 2
+
+
+@pytest.mark.parametrize("set_s", [3_600.0, -3_600.0])
+def test_a_rate_does_not_mind_that_the_clock_is_set(store: SQLiteStore, set_s: float) -> None:
+    submitted(store, Spec("t", rate=(2, 10.0)), 5)
+    core = recovered(store, [])
+    assert len(sent(store, core)) == 2
+    core.joined(3, NOW)
+    core.joined(4, NOW)
+    core.bands.open_due(NOW + 4.0)
+    assert sent(store, core, NOW + 4.0, WALL + set_s) == []
+    assert core.bands.next_opening() == pytest.approx(NOW + 10.0, abs=0.11)
+    core.bands.open_due(NOW + 10.2)
+    assert len(sent(store, core, NOW + 10.2, WALL + set_s)) == 2
+
+
+def test_a_rate_after_a_restart_with_a_clock_that_was_set_back(store: SQLiteStore) -> None:
+    """Starts that would be yet to come count from the restart on: nothing waits for an hour."""
+    submitted(store, Spec("t", rate=(2, 10.0)), 5)
+    first = recovered(store, [])
+    assert len(sent(store, first)) == 2
+    store.keep_rates(first.bands.changed_rates(NOW, WALL))
+    store.commit()
+    core = recovered(store, [], NOW + 1.0, WALL - 3_600.0)
+    assert sent(store, core, NOW + 1.0, WALL - 3_600.0) == []
+    core.bands.open_due(NOW + 11.2)
+    assert len(sent(store, core, NOW + 11.2, WALL - 3_600.0)) == 2
 
 
 def test_the_order_of_a_key_counts_on_for_one_that_crashed_into_another_queue(store: SQLiteStore) -> None:

@@ -26,6 +26,7 @@ from taskq.schedule import (
     NO_JOB,
     Schedule,
     ScheduleRow,
+    ahead_s,
     due,
     fire_time,
     fired_id,
@@ -222,6 +223,7 @@ def test_intervals_leave_nothing_out(every_s: float, start: float) -> None:
 
 
 @given(schedules, st.floats(0.001, 86_400.0), moments)
+@example(made=schedule(every_s=0.1), jitter_s=0.001953125, after=3999999999.0)
 def test_jitter_stays_within_its_bounds(made: Schedule, jitter_s: float, after: float) -> None:
     made = replace(made, jitter_s=jitter_s)
     nominal = next_fire(made, after)
@@ -461,6 +463,21 @@ def test_a_clock_set_back_fires_nothing_twice(made: Schedule, start: float, back
     assert due(made, row.next_at, wall).fires == []
     assert row.resumed(wall).next_at > fired
     assert row.redefined(schedule(every_s=0.5), None, wall).next_at > fired
+
+
+@given(st.floats(0.1, LONGEST_INTERVAL_S), moments, st.floats(0.0, 1e9))
+def test_an_interval_waits_for_no_clock_that_was_set_back(every_s: float, start: float, back_s: float) -> None:
+    """In whole intervals it catches up with the clock; as long as that goes right, there is nothing to catch up with."""
+    made = schedule(every_s=every_s)
+    row = ScheduleRow(made, next_fire(made, start), last_at=start)
+    assert ahead_s(made, row.next_at, start) == 0.0
+    ahead = ahead_s(made, row.next_at, start - back_s)
+    assert ahead / every_s == pytest.approx(round(ahead / every_s))
+    assert row.next_at - ahead - (start - back_s) <= every_s * 1.5 + 1e-3
+    assert ahead == 0.0 or row.next_at - ahead - (start - back_s) >= every_s * 0.5 - 1e-3
+    told = told_of(row, ahead)
+    assert (told["next_at"], told["last_at"]) == (row.next_at - ahead, start - ahead)
+    assert ahead_s(schedule("0 3 * * *"), row.next_at, start - back_s) == 0.0, "it names an hour of the day"
 
 
 def test_a_zone_that_is_gone_can_be_listed() -> None:

@@ -234,9 +234,9 @@ class LimitsUntilRestart(OtherBands):
             super().found(band, waiting, first_seq)
             self.was_found = True
 
-        def _room(self, band: Any, key: int, wall: float) -> int:
+        def _room(self, band: Any, key: int, now: float) -> int:
             rooms = [
-                keeper.state.room(gate, key, band.held[0], wall)
+                keeper.state.room(gate, key, band.held[0], now)
                 for gate, keeper in band.gates
                 if not self.was_found or gate.kind in ("order", "rate")
             ]
@@ -316,9 +316,9 @@ class RemovesSchedulesUntilRestart(MemoryStore):
 class ForgetsLastFires(Timetable):
     """A new broker does not know which jobs the schedules have made."""
 
-    def _hold(self, name: str, row: ScheduleRow | None) -> None:
+    def _hold(self, name: str, row: ScheduleRow | None, wall: float) -> None:
         is_new = row is not None and name not in self._rows
-        super()._hold(name, row._replace(last_at=None, last_id=None) if row is not None and is_new else row)
+        super()._hold(name, row._replace(last_at=None, last_id=None) if row is not None and is_new else row, wall)
 
 
 BUGS = {

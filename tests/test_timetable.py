@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from history import Limits, check
@@ -16,6 +16,7 @@ from taskq.intake import Submission
 from taskq.ledger import Ledger
 from taskq.model import Spec
 from taskq.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, payload_for
+from taskq.timetable import Timetable
 
 LIVES = 25
 #: Longer than any life.
@@ -112,6 +113,18 @@ def test_no_kill_doubles_or_loses_a_fire() -> None:
     assert ends > LIVES / 2
 
 
+def test_a_clock_that_is_set_lets_no_more_start_than_the_rate() -> None:
+    """Unless the broker was restarted meanwhile: what was before it then knows by the clock alone."""
+    lives = 0
+    for seed in range(4 * LIVES):
+        world = PeriodicWorld(seed, clock_is_set=True)
+        wrong = [line for line in check(world.run()) if line.startswith("no_more_starts")]
+        if not world.history.broker_deaths:
+            lives += 1
+            assert wrong == [], seed
+    assert lives > LIVES
+
+
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 def test_a_clock_that_is_set_doubles_nothing(misfire: Any) -> None:
     for seed in range(LIVES):
@@ -121,6 +134,58 @@ def test_a_clock_that_is_set_doubles_nothing(misfire: Any) -> None:
         ]
         assert wrong == [], seed
         assert misfire != "all" or gaps(world) == [], seed
+
+
+class NotesFires(Timetable):
+    """Tells when which schedules have fired."""
+
+    fires: ClassVar[list[tuple[str, float]]]
+
+    def _fire(self, now: float, wall: float) -> None:
+        before = {name: row.last_at for name, row in self._rows.items()}
+        super()._fire(now, wall)
+        self.fires += [(name, now) for name, row in self._rows.items() if row.last_at != before[name]]
+
+
+class WorldOfAnHourAgo(PeriodicWorld):
+    """Nothing bad happens, but that the clock is set back by an hour; the broker may be restarted then, and the clock may
+    be set right later."""
+
+    def __init__(self, seed: int, is_restarted: bool, is_set_right: bool) -> None:
+        NotesFires.fires = []
+        super().__init__(seed, Parts(timetable=NotesFires, plans_schedules=False))
+        self.clients.clear()
+        self._danger, self._faults_until = 0.0, self.now + 6.0
+        self.later(1.5, lambda: self._set_clock_by(-3_600.0))
+        if is_restarted:
+            self.later(2.5, self._broker_dies)
+        if is_set_right:
+            self.later(4.0, lambda: self._set_clock_by(0.0))
+
+    def _pause(self) -> None:
+        if self.now < self._faults_until:
+            self.later(self._faults_until - self.now, self._pause)
+        else:
+            super()._pause()
+
+    def _set_clock_by(self, seconds: float) -> None:
+        self._shift_s = seconds
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("is_set_right", [False, True])
+def test_no_interval_is_silent_since_the_clock_was_set_back(is_restarted: bool, is_set_right: bool) -> None:
+    for seed in range(LIVES):
+        world = WorldOfAnHourAgo(seed, is_restarted, is_set_right)
+        ends_at = world._faults_until
+        wrong = [line for line in check(world.run()) if line.startswith(("an_id", "runs_again", "nothing_runs"))]
+        assert wrong == [], seed
+        for schedule in world.schedules:
+            times = [at for name, at in NotesFires.fires if name == schedule.name and at < ends_at]
+            assert schedule.every_s is not None
+            gap_s = max(b - a for a, b in pairwise([*times, ends_at]))
+            assert gap_s < 2.5 * schedule.every_s + 0.35 * is_restarted + 0.1, seed
+            assert len(times) > 5
 
 
 @pytest.mark.parametrize("overlap", ["skip", "buffer_one"])
@@ -206,7 +271,7 @@ class FiresFirst(Ledger):
 
 def test_these_lives_find_a_fire_that_is_lost() -> None:
     for seed in range(5 * LIVES):
-        world = PeriodicWorld(seed, Parts(ledger=PlansFirst), misfire="all")
+        world = PeriodicWorld(seed, Parts(ledger=PlansFirst, commit_kills=0.01), misfire="all")
         world.run()
         if gaps(world):
             return
