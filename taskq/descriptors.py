@@ -10,7 +10,7 @@ import resource
 from taskq.errors import TooFewDescriptors
 from taskq.limits import MAX_CLIENTS
 
-#: The lock, the journal, the log, sockets and standard streams: 18 of them, measured.
+#: The lock, the journal, the log, sockets and standard streams: 19 of them, measured.
 _OWN = 24
 #: For files that are opened for a moment: spooled jobs, a log that is turned over, the pipes of a process that starts.
 RESERVED = 32

@@ -6,6 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from taskq.limits import MAX_OUTPUT_LINE_BYTES, MAX_STACK_LINES
@@ -27,8 +28,12 @@ JOB_MARK = "\x1d"
 _BEGINNING = re.compile(f"(?<=.)(?={JOB_MARK}[0-9]{{1,19}}{JOB_MARK}|(?<!{JOB_MARK}){RECORD_MARK}{{)", re.DOTALL)
 
 
+#: Threads of a consumer that wait for something to send stand here.
+_IDLE_FUNCTIONS = (" in report_late", " in _run")
+_PACKAGE = str(Path(__file__).parent)
 #: What `faulthandler` writes, in Python 3.11 to 3.14.
 _STACK_BEGINS = re.compile(r"Fatal Python error: |(Current thread|Thread) ?.* \(most recent call first\):$")
+_THREAD = re.compile("(Current thread|Thread) ")
 _STACK_GOES_ON = re.compile(r"$|  \S|Current thread|Thread |Python runtime state: |Extension modules: ")
 
 
@@ -100,13 +105,34 @@ class Stacks:
         return others
 
     def take(self) -> list[str]:
-        """Hands over what was held back, without empty lines at its end."""
-        lines = list(self.lines)
+        """Hands over what was held back, without the frames of taskq that are below those of jobs."""
+        lines = without_own_frames(self.lines)
         self.lines.clear()
         self._is_within = False
-        while lines and not lines[-1]:
-            lines.pop()
         return lines
+
+
+def without_own_frames(lines: Iterable[str], package: str = _PACKAGE) -> list[str]:
+    """Stacks of threads without what is of no use to whoever looks for a hang in a job: the frames of taskq below the
+    job's own, and the threads of taskq that wait for something to do. The present thread is told by one frame at least.
+
+    Args:
+        lines: as `faulthandler` writes them.
+        package: the folder of taskq.
+    """
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        if line and _THREAD.match(line):
+            blocks.append([])
+        if line:
+            blocks[-1].append(line)
+    told = blocks[0]
+    for block in blocks[1:]:
+        own = next((at for at, line in enumerate(block) if line.startswith(f'  File "{package}')), len(block))
+        is_idle = own < len(block) and block[own].endswith(_IDLE_FUNCTIONS)
+        if not is_idle and (own > 1 or block[0].startswith("Current")):
+            told = [*told, *block[: max(own, 2)], *(line for line in block[own:] if not line.startswith(" "))]
+    return told
 
 
 def whole_lines(lines: Iterable[str]) -> list[str]:

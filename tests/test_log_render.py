@@ -77,6 +77,17 @@ def test_crashed_consumer() -> None:
     )
 
 
+def test_killed_consumer_with_its_jobs_and_last_words() -> None:
+    """Each job's id on a line of its own, and the words as they were written."""
+    told = event("consumer.killed", "warning", consumer=2, pid=77, job_ids=["0a", "0b"], output="one\n  two")
+    assert render_console(told).splitlines()[1:] == [
+        "             | job 0a",
+        "             | job 0b",
+        "             | one",
+        "             |   two",
+    ]
+
+
 def test_summary() -> None:
     """A summary reads as counts and times."""
     told = event("job.summary", task="resize", succeeded=480, duration_mean_ms=0.5, duration_max_ms=1500.0)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from taskq.context import Seated, sit
 from taskq.limits import MAX_OUTPUT_LINE_BYTES
-from taskq.output import JOB_MARK, RECORD_MARK, LineCutter, split_job_mark, whole_lines
+from taskq.output import (
+    JOB_MARK,
+    RECORD_MARK,
+    LineCutter,
+    Stacks,
+    split_job_mark,
+    whole_lines,
+    without_own_frames,
+)
 from taskq.streams import JobStream
 
 
@@ -115,3 +123,54 @@ def test_other_lines_are_nobodys(line: str) -> None:
 def test_what_stands_behind_text_without_a_line_end(line: str, whole: list[str]) -> None:
     """An event, or the line of another job, is a line of its own."""
     assert whole_lines([line]) == whole
+
+
+DUMP = """\
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f45f2a006c0 (most recent call first):
+  File "/lib/python3.11/threading.py", line 327 in wait
+  File "/x/taskq/outbox.py", line 183 in report_late
+  File "/lib/python3.11/threading.py", line 1002 in _bootstrap
+
+Thread 0x00007f45f2a006c1 [taskq-job-1] (most recent call first):
+  File "/x/taskq/seats.py", line 372 in _work_in_thread
+  File "/lib/python3.13/threading.py", line 1002 in _bootstrap
+
+Thread 0x00007f45f2a006c2 (most recent call first):
+  File "/app/mine.py", line 7 in wait_for_ever
+  File "/lib/python3.11/threading.py", line 1002 in _bootstrap
+
+Current thread 0x00007f45f3f45740 (most recent call first):
+  File "/lib/python3.11/ctypes/__init__.py", line 519 in string_at
+  File "/app/mine.py", line 20 in segfault
+  File "/x/taskq/runner.py", line 211 in _call
+  File "/x/taskq/consumer.py", line 222 in _run_batch
+  File "<string>", line 1 in <module>
+
+Extension modules: msgpack._cmsgpack (total: 1)""".splitlines()
+
+
+def test_stacks_are_held_back_and_told_without_our_own_frames() -> None:
+    """What a job printed before and behind them is its output."""
+    stacks = Stacks()
+    assert stacks.hold_back(["before", *DUMP, "behind", "  indented"]) == ["before", "behind", "  indented"]
+    assert list(stacks.lines) == DUMP
+    assert without_own_frames(stacks.lines, "/x/taskq") == [
+        "Fatal Python error: Segmentation fault",
+        *DUMP[11:14],
+        *DUMP[15:18],
+        "Extension modules: msgpack._cmsgpack (total: 1)",
+    ]
+    assert stacks.take()
+    assert stacks.take() == []
+
+
+def test_where_a_consumer_stands_that_runs_no_job() -> None:
+    """The present thread is told, also if it is in code of ours."""
+    dump = [
+        "Current thread 0x1 (most recent call first):",
+        '  File "/x/taskq/consumer.py", line 9 in _next_batch',
+        "  x",
+    ]
+    assert without_own_frames(dump, "/x/taskq") == dump[:2]

@@ -56,7 +56,7 @@ _EVENT_STYLES = {
     "job.interrupted": _YELLOW,
 }
 _HEAD = ("timestamp", "level", "event", "task", "job_id")
-_BLOCKS = ("traceback", "output", "job_ids")
+_BLOCKS = ("traceback", "output")
 _SUMMARY = ("enqueued", "started", "succeeded")
 _SUMMARY_TIMES = ("mean", "max", "total")
 
@@ -191,9 +191,10 @@ def _user_output(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
 
 
 def _blocks(rest: dict[str, Any]) -> list[str]:
-    """The texts of several lines; takes them out of `rest`."""
-    values = [rest.pop(name) for name in _BLOCKS if name in rest]
-    return ["\n".join(map(_text_raw, value)) if isinstance(value, list) else _text_raw(value) for value in values]
+    """The jobs of an event that is about several, and the texts of several lines; takes them out of `rest`."""
+    job_ids = rest.pop("job_ids", ())
+    jobs = [f"job {_text_raw(job_id)}" for job_id in job_ids] if isinstance(job_ids, list) else []
+    return jobs + [_text_raw(rest.pop(name)) for name in _BLOCKS if name in rest]
 
 
 def _others(rest: Mapping[str, Any]) -> list[_Segment]:
