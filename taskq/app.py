@@ -57,6 +57,8 @@ class TaskQ(HasClients):
             ConfigError: the name, the URL or the time makes no sense.
         """
         self.name = name
+        #: When it was made, in seconds since 1970: jobs that are older are not this program's.
+        self.made_at = time.time()
         place = queue_directory(name, None if url is None else os.fspath(url))
         super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
         #: The tasks, by their names and by those that they had before.
@@ -392,16 +394,20 @@ class TaskQ(HasClients):
         """`resume` for asyncio."""
         return await self.async_client().pause_queues(*_pausing(queues, False))
 
-    def fleet(self, consumers: int = 0, *, settings: Settings | None = None) -> AbstractContextManager[None]:
+    def fleet(
+        self, consumers: int = 0, *, settings: Settings | None = None, fresh: bool = False
+    ) -> AbstractContextManager[None]:
         """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
 
         The fleet's log goes to the queue's directory (read it with `taskq logs`), not to standard error: this program
         hears of failures by `Job.result`. When the block ends, running jobs are finished; those that wait stay for the
-        next fleet.
+        next fleet. So do all that have not ended when the program is interrupted: they are run first the next time, of
+        which `logging` warns.
 
         Args:
             consumers: how many processes; by default as many as this process may use CPUs.
             settings: all settings of the fleet, in place of `consumers`.
+            fresh: drop the jobs, also scheduled ones, that have not ended and were enqueued before this TaskQ was made.
 
         Raises:
             AlreadyRunning: another fleet has this queue's directory.
@@ -409,7 +415,7 @@ class TaskQ(HasClients):
         """
         from taskq.fleet import RunningFleet  # only programs that run a fleet pay for its imports
 
-        return RunningFleet(self, settings or Settings(consumers=consumers, stderr_level="critical"))
+        return RunningFleet(self, settings or Settings(consumers=consumers, stderr_level="critical"), fresh)
 
 
 def _own_name(function: Callable[..., Any]) -> str:

@@ -114,6 +114,7 @@ class Broker:
             log,
         )
         self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
+        self._left: dict[str, int] = {}  # jobs that it found
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
 
     # -- the beginning
@@ -142,13 +143,14 @@ class Broker:
             self._ledger.prune: (_PRUNE_EVERY_S, now),
             self._check_memory: (_MEMORY_EVERY_S, now),
         }
+        self._left = self._backlog()
         self._log.info(
             "fleet.started",
             pid=os.getpid(),
             consumers=self._settings.consumers,
             **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
-            **self._backlog(),
+            **self._left,
         )
         while self._stop_at is None or self._supervisor.slots:
             self._tick()
@@ -269,7 +271,7 @@ class Broker:
         self._ledger.forget(peer)
 
     def _on_first_ready(self) -> None:
-        self._tell_guardian(["ready", os.getpid()])
+        self._tell_guardian(["ready", os.getpid(), self._left])
 
     def _on_boot_failed(self, message: str) -> None:
         if not self._crew.is_ready:

@@ -668,6 +668,26 @@ class Client:
         """Removes the jobs in a state that ended before a time. Returns how many."""
         return self._ask_on(Op.PURGE_ALL, state.value, task, queue, before)
 
+    def drop_unfinished(self, before: float) -> int:
+        """Removes the jobs that have not ended and were enqueued before a time, where no fleet runs. Returns how many.
+
+        Raises:
+            ConnectionLost: a fleet has the directory.
+        """
+        stopped = self._stopped_fleet
+        dropped = 0
+        with stopped.keeping():
+            if not stopped.knows(Op.JOBS):
+                return 0
+            for state in (JobState.WAITING, JobState.SCHEDULED, JobState.QUEUED):  # what waits for others goes first
+                span: list[int] | None = None
+                while True:
+                    count, span = stopped.ask(Op.PURGE_ALL, state.value, None, None, before, span)
+                    dropped += int(count)
+                    if span is None:
+                        break
+        return dropped
+
     def _ask_on(self, op: Op, *fields: Any) -> int:
         """Repeats a request until there is nothing left to do; returns how many jobs it did it to."""
         done = 0

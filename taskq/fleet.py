@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
+from taskq.client import ConnectionLost
 from taskq.config import Settings
 from taskq.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
 from taskq.exits import Exit
@@ -23,6 +26,8 @@ from taskq.loader import IN_CONSUMER
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
+
+logger = logging.getLogger("taskq")
 
 _GUARDIAN = "import sys; from taskq.fleet import main; main(*sys.argv[1:])"
 _ERRORS: dict[int, type[TaskQError]] = {
@@ -33,13 +38,15 @@ _ERRORS: dict[int, type[TaskQError]] = {
     Exit.JOURNAL: JournalError,
 }
 START_TIMEOUT_S = 60.0
+#: How long a fleet whose program was killed may take to end.
+_ENDING_S = 5.0
 
 
 class RunningFleet(AbstractContextManager[None]):
     """A fleet for an application, while the block runs."""
 
-    def __init__(self, app: TaskQ, settings: Settings) -> None:
-        self._running = _run_fleet(app, settings)
+    def __init__(self, app: TaskQ, settings: Settings, fresh: bool = False) -> None:
+        self._running = _run_fleet(app, settings, fresh)
 
     def __enter__(self) -> None:
         """Starts it. Raises AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started."""
@@ -60,8 +67,11 @@ class RunningFleet(AbstractContextManager[None]):
 
 
 @contextmanager
-def _run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
+def _run_fleet(app: TaskQ, settings: Settings, fresh: bool) -> Iterator[None]:
     """Runs a fleet for an application while the block runs.
+
+    Args:
+        fresh: whether to drop what earlier runs have left.
 
     Raises:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
@@ -73,6 +83,8 @@ def _run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
         )
     reference = reference_of(app)
     app.directory.create()
+    if fresh:
+        _drop_left(app)
     ours, theirs = socket.socketpair()
     arguments = [sys.executable, "-c", _GUARDIAN, reference, json.dumps(settings.to_dict())]
     arguments += [app.name, str(app.directory.path), str(theirs.fileno())]
@@ -80,14 +92,40 @@ def _run_fleet(app: TaskQ, settings: Settings) -> Iterator[None]:
     process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
     theirs.close()
     try:
-        _wait_until_ready(ours)
+        left = _wait_until_ready(ours)
+        if any(left.values()) and not fresh:
+            _warn_of_left(app, left)
         yield
     finally:
         ours.close()  # the guardian hears the end, and stops the fleet in its orderly way
         process.wait()
 
 
-def _wait_until_ready(host: socket.socket) -> None:
+def _drop_left(app: TaskQ) -> None:
+    """Drops the jobs that are older than this program. One that was killed may have a fleet that is still ending."""
+    give_up_at = time.monotonic() + _ENDING_S
+    while True:
+        try:
+            dropped = app.client.drop_unfinished(app.made_at)
+        except ConnectionLost as error:
+            if time.monotonic() > give_up_at:
+                raise AlreadyRunning(str(error)) from error
+            time.sleep(0.05)
+        else:
+            break
+    if dropped:
+        logger.info("dropped %d jobs of earlier runs in %s", dropped, app.directory.path)
+
+
+def _warn_of_left(app: TaskQ, left: dict[str, int]) -> None:
+    told = ", ".join(f"{count} {state}" for state, count in left.items() if count)
+    logger.warning(
+        "jobs that an earlier run left in %s come first (%s); q.fleet(fresh=True) drops them", app.directory.path, told
+    )
+
+
+def _wait_until_ready(host: socket.socket) -> dict[str, int]:
+    """Returns how many jobs the fleet has found, by state."""
     host.settimeout(START_TIMEOUT_S)
     try:
         data = host.recv(1 << 20)
@@ -98,6 +136,8 @@ def _wait_until_ready(host: socket.socket) -> None:
     message = msgpack.unpackb(data)
     if message[0] == "failed":
         raise _ERRORS.get(message[1], TaskQError)(message[2])
+    left: dict[str, int] = message[2]
+    return left
 
 
 def reference_of(app: TaskQ) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +33,7 @@ from taskq import (
 from taskq.client import Call
 from taskq.config import Settings
 from taskq.errors import AlreadyRunning, AppError
+from taskq.job import Job
 from taskq.limits import MAX_PAYLOAD_BYTES
 from taskq.model import Spec, new_job_ids
 
@@ -538,6 +540,58 @@ def test_fleet_context_manager(home: Path) -> None:
     assert not psutil.pid_exists(pid)
     with pytest.raises(AppError, match="global"), TaskQ("local", url=home).fleet():
         pass
+
+
+def leave_jobs(home: Path, path: Path, gate: Gate) -> list[Job[Any]]:
+    """What a program leaves that is killed together with its fleet: a job of each kind, one of them running."""
+    fleet = Fleet(home, consumers=1).start()
+    left: list[Job[Any]] = [jobs.hold.enqueue(gate.path, str(path))]
+    wait_for_file(path)
+    left += [jobs.add.enqueue(1), jobs.add.options(delay=3600).enqueue(2), jobs.add.enqueue(1, left[0])]
+    fleet.kill_all()
+    left.append(jobs.add.enqueue(3))
+    return left
+
+
+def test_jobs_that_an_earlier_run_left_are_announced(
+    home: Path, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = leave_jobs(home, tmp_path / "starts", gate)
+    gate.open()
+    with jobs.q.fleet(consumers=1):
+        [told] = [record.getMessage() for record in caplog.records if "earlier run" in record.getMessage()]
+        assert str(home) in told
+        assert "(2 queued, 1 scheduled, 1 waiting)" in told
+        assert "q.fleet(fresh=True)" in told
+        assert left[-1].result(timeout=20) == 4
+        assert left[1].result(timeout=20) == 2
+
+
+def test_a_fresh_fleet_drops_what_earlier_runs_left(
+    home: Path, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "starts"
+    left = leave_jobs(home, path, gate)
+    monkeypatch.setattr(jobs.q, "made_at", time.time() + 0.001)  # another program begins
+    wait_until(lambda: time.time() > jobs.q.made_at, "its first moment")
+    own = jobs.add.enqueue(10)
+    with jobs.q.fleet(consumers=1, fresh=True):
+        assert not [record for record in caplog.records if "come first" in record.getMessage()]
+        assert own.result(timeout=20) == 11
+        for job in left:
+            with pytest.raises(JobNotFound):
+                job.info()
+        with pytest.raises(AlreadyRunning), jobs.q.fleet(fresh=True):
+            pass
+        assert own.result(timeout=20) == 11
+    assert len(starts(path)) == 1, "the one that ran is not run again"
+    with jobs.q.fleet(consumers=1, fresh=True):
+        assert jobs.add.enqueue(1).result(timeout=20) == 2
+
+
+def test_a_fresh_fleet_in_a_new_directory(home: Path) -> None:
+    with jobs.q.fleet(consumers=1, fresh=True):
+        assert jobs.add.enqueue(1).result(timeout=20) == 2
 
 
 def test_log_is_json(shared: Fleet) -> None:
