@@ -51,6 +51,8 @@ _SPOOL_EVERY_S = 0.5
 _ANNOUNCE_EVERY_S = 0.1
 _PRUNE_EVERY_S = 1.0
 _MEMORY_EVERY_S = 1.0
+#: SIGTERMs within this time are one.
+_ONE_SIGTERM_S = 1.0
 
 
 class Broker:
@@ -115,6 +117,7 @@ class Broker:
         )
         self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
         self._left: dict[str, int] = {}  # jobs that it found
+        self._sigterm_until = 0.0  # another one that comes by then says nothing new
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
 
     # -- the beginning
@@ -300,8 +303,17 @@ class Broker:
         for number in self._signal_sockets[0].recv(64):
             if number == signal.SIGHUP:
                 self._reload()
-            elif number in (signal.SIGTERM, signal.SIGINT):
+            elif number == signal.SIGINT or (number == signal.SIGTERM and self._is_first_sigterm()):
                 self._stop(signal.Signals(number).name)
+
+    def _is_first_sigterm(self) -> bool:
+        """Whether it is not that of a moment ago, which reached us in two ways: `timeout` sends one to its child and
+        one to all, systemd one to the guardian and one to us."""
+        now = time.monotonic()
+        if now < self._sigterm_until:
+            return False
+        self._sigterm_until = now + _ONE_SIGTERM_S
+        return True
 
     def _on_guardian_gone(self, _mask: int) -> None:
         if not self._guardian.recv(64):

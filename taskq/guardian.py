@@ -24,6 +24,7 @@ from taskq.exits import FINAL_EXITS, Exit
 from taskq.log.fanout import announce
 from taskq.platform import adopt_orphans, name_of_signal, name_process
 from taskq.spawn import take_broker, take_resolver
+from taskq.terminal import CLOSING_S, Terminal
 
 #: A broker may die so often in this time; then something is wrong that a restart does not mend.
 _RESTARTS = 30
@@ -65,6 +66,9 @@ class Guardian:
         self._came_up = False  # the present broker
         self._failures = 0
         self._deaths: deque[float] = deque()
+        self._terminal = Terminal()
+        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        self._reload_at: float | None = None  # when a SIGHUP was none of the terminal, which is still there
         self._title, path = known_as or ("", None)
         self._directory = None if path is None else Directory(path)
 
@@ -133,9 +137,15 @@ class Guardian:
         assert self._broker is not None
         self._selector.register(self._socket, selectors.EVENT_READ, self._on_broker)
         while not self._is_broker_gone():
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._timeout_s()):
                 key.data()
+            if self._reload_at is not None and time.monotonic() >= self._reload_at:
+                self._reload_at = None
+                self._forward(signal.SIGHUP)
         return self._broker.wait()
+
+    def _timeout_s(self) -> float | None:
+        return None if self._reload_at is None else max(0.0, self._reload_at - time.monotonic())
 
     def _is_broker_gone(self) -> bool:
         return self._socket is None
@@ -195,16 +205,40 @@ class Guardian:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
         self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+        if self._terminal.watch is not None:
+            self._selector.register(self._terminal.watch, selectors.EVENT_READ, self._on_terminal_gone)
 
     def _on_signals(self) -> None:
         for number in self._signal_sockets[0].recv(64):
             if number == signal.SIGHUP:
-                self._forward(signal.SIGHUP)
+                self._on_sighup()
             elif number == signal.SIGCHLD:
                 self._reap_adopted()
             elif number in (signal.SIGTERM, signal.SIGINT):
                 self._is_stopping = True
                 self._forward(signal.Signals(number))
+
+    def _on_sighup(self) -> None:
+        """By `kill` it reloads, from a terminal that is closed it stops. Which of them it is shows in a moment."""
+        if self._terminal.went_just_now:
+            self._hang_up()
+        elif self._terminal.watch is not None:
+            self._reload_at = time.monotonic() + CLOSING_S
+        else:
+            self._forward(signal.SIGHUP)
+
+    def _on_terminal_gone(self) -> None:
+        assert self._terminal.watch is not None
+        self._selector.unregister(self._terminal.watch)
+        self._terminal.gone()
+        if self._reload_at is not None:
+            self._reload_at = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if not self._outlives_terminal and not self._is_stopping:
+            self._is_stopping = True
+            self._forward(signal.SIGTERM)
 
     def _reap_adopted(self) -> None:
         """Reaps what jobs left to us, while the broker lives; its own end is waited for elsewhere."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -97,7 +97,7 @@ class Fleet:
         app: str = JOBS,
         *,
         environment: dict[str, str] | None = None,
-        ulimit: str = "",
+        prefix: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.home = home
@@ -105,7 +105,7 @@ class Fleet:
         self.errors = home.parent / f"{home.name}.stderr"
         self.expected: set[str] = set()  # bugs that a test provokes
         self._app = app
-        self._prefix = ["sh", "-c", f'ulimit {ulimit} && exec "$0" "$@"'] if ulimit else []
+        self._prefix = prefix
         self._environment = {**os.environ, "TASKQ_URL": str(home), **(environment or {})}
         self._sessions: list[int] = []
         self._guardian: subprocess.Popen[bytes] | None = None

@@ -25,9 +25,14 @@ from taskq.descriptors import without_clients
 Start = Callable[..., Fleet]
 
 
+def ulimit(limit: str) -> list[str]:
+    """Runs what follows with a limit."""
+    return ["sh", "-c", f'ulimit {limit} && exec "$0" "$@"']
+
+
 @pytest.mark.parametrize("preload", [False, True])
 def test_a_low_soft_limit_is_raised_for_the_broker_and_not_for_jobs(start: Start, preload: bool) -> None:
-    fleet = start(consumers=4, ulimit="-Sn 64", preload=preload).wait_ready()
+    fleet = start(consumers=4, prefix=ulimit("-Sn 64"), preload=preload).wait_ready()
     assert resource.prlimit(fleet.broker_pid, resource.RLIMIT_NOFILE)[0] >= 1_000
     soft, hard = jobs.open_files.enqueue().result(timeout=20)
     assert (soft, hard) == (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -42,7 +47,7 @@ def test_a_low_soft_limit_is_raised_for_the_broker_and_not_for_jobs(start: Start
 def test_a_fleet_that_needs_more_than_the_hard_limit_is_refused_with_the_number(home: Path, consumers: int) -> None:
     worker = [sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", str(consumers)]
     environment = {**os.environ, "TASKQ_URL": str(home)}
-    limited = ["sh", "-c", f'ulimit -n {consumers * 16} && exec "$0" "$@"', *worker]
+    limited = [*ulimit(f"-n {consumers * 16}"), *worker]
     ended = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 2, ended.stderr
     needed = without_clients(consumers) + 16
@@ -55,7 +60,7 @@ def test_a_fleet_that_needs_more_than_the_hard_limit_is_refused_with_the_number(
 def test_with_the_fewest_that_are_allowed_it_serves(start: Start, gate: Gate, tmp_path: Path) -> None:
     """Also while every consumer is being replaced and still runs a job, and clients take what they can get."""
     consumers = 3
-    fleet = start(consumers=consumers, ulimit=f"-n {without_clients(consumers) + 16}").wait_ready()
+    fleet = start(consumers=consumers, prefix=ulimit(f"-n {without_clients(consumers) + 16}")).wait_ready()
     for _ in range(consumers):
         jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
     starts(tmp_path / "held", consumers)

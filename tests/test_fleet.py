@@ -498,14 +498,19 @@ def test_stop_lets_jobs_end_until_the_deadline(home: Path, make_gate: Callable[[
     fleet.finish()
 
 
-def test_a_second_signal_does_not_wait(home: Path, gate: Gate, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "after_s"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 1.1)])
+def test_a_second_signal_does_not_wait(
+    home: Path, gate: Gate, tmp_path: Path, number: signal.Signals, after_s: float
+) -> None:
+    """Two SIGTERMs within a second are one."""
     fleet = Fleet(home, stop_timeout_s=60.0).start()
     job = jobs.hold.enqueue(gate.path, str(tmp_path / "starts"))
     starts(tmp_path / "starts", 1)
     os.kill(fleet.guardian_pid, signal.SIGTERM)
     fleet.wait_for("fleet.stopping")
+    time.sleep(after_s)
     start = time.monotonic()
-    os.kill(fleet.guardian_pid, signal.SIGTERM)
+    os.kill(fleet.guardian_pid, number)
     assert fleet.wait_for_end() == 0
     assert time.monotonic() - start < 3.0
     fleet.finish()

@@ -18,7 +18,7 @@ ROOT = Path(taskq.__file__).parent
 
 #: From the bottom up: a module imports from the rows below its own only. `codec`, `log` and `cli` stand for all that is in them.
 ROWS = (
-    {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn"},
+    {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn", "terminal"},
     {"errors"},
     {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log", "descriptors"},
     {

@@ -73,8 +73,9 @@ def worker(
 ) -> None:
     """Run a fleet: a broker, and consumers that run the jobs of APP.
 
-    Ctrl-C or SIGTERM stops it: running jobs may end, the others wait for the
-    next fleet. SIGHUP loads new code.
+    Ctrl-C, SIGTERM or the closing of its terminal stops it: running jobs may
+    end, the others wait for the next fleet; a second time it does not wait
+    (two SIGTERMs within a second are one). kill -HUP loads new code.
 
     $ taskq worker app.py:q
     $ taskq worker shop.tasks:q --consumers 8 --queues mail,images

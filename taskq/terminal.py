@@ -1,0 +1,49 @@
+"""The controlling terminal of this process, and when it went away.
+
+A terminal that is closed sends SIGHUP, to the leader of its session and to what runs in its foreground; a shell passes
+it on to what it has started. `kill -HUP` sends the same, and Python does not tell who sent it: what counts is whether
+the terminal has gone just now.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+#: A terminal and the signals that say so go within this time of each other.
+CLOSING_S = 0.5
+
+
+class Terminal:
+    """Watches the terminal on Linux; elsewhere it is taken to be none.
+
+    Attributes:
+        watch: becomes readable when the terminal goes; None if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.watch: int | None = None
+        self._gone_at: float | None = None
+        try:
+            self._descriptor = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            return  # a service has none
+        if not hasattr(select, "epoll"):
+            os.close(self._descriptor)
+            return
+        self._epoll = select.epoll()
+        self._epoll.register(self._descriptor, 0)  # its end is told always; what is typed is not for us
+        self.watch = self._epoll.fileno()
+
+    def gone(self) -> None:
+        """The terminal went: nothing is left to watch."""
+        self._gone_at = time.monotonic()
+        self.watch = None
+        self._epoll.close()
+        os.close(self._descriptor)
+
+    @property
+    def went_just_now(self) -> bool:
+        """Whether a signal that comes now is that of a terminal that was closed."""
+        return self._gone_at is not None and time.monotonic() - self._gone_at < CLOSING_S
