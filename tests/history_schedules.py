@@ -111,6 +111,8 @@ def due_times_are_not_forgotten(h: History) -> Iterator[str]:
     fired = {(fire.schedule, round(fire.nominal, 3)) for fire in h.fires.values()}
     for name, plan in h.plans.items():
         for since, until in plan.active() if plan.schedule.overlap == "allow" else ():
+            # a broker that stops fires no more, but lets schedules be removed or paused: what it missed is lost then
+            until = min([until, *(rest for rest, end in downtimes if rest < until <= end)])
             times = plan.times(since, min(until, h.ended_at), h.wall_offset_s) if since < until else []
             for (nominal, at), (_, next_at) in pairwise(times):
                 has_fired = (name, round(nominal, 3)) in fired
