@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -215,7 +216,7 @@ class Connection:
     def __init__(
         self,
         path: os.PathLike[str],
-        absence: Absence,
+        absence: Absence | None = None,
         connected: socket.socket | None = None,
         *,
         owner: int | None = None,
@@ -224,13 +225,14 @@ class Connection:
 
         Args:
             path: of the broker's socket.
-            absence: is told if the broker does not answer.
+            absence: is told if the broker does not answer; one of its own if left out.
             connected: a socket in place of that, which leads to a process that this one has started.
             owner: the id of the user whose broker it may be, besides ours.
 
         Raises:
             ConnectionLost: no broker listens there.
         """
+        absence = absence or Absence(Directory(Path(path).parent), reply_timeout_s())
         self._absence = absence
         self.owner = owner  #: The other user whose fleet it leads to, which is only looked at.
         self._decoder = wire.Decoder()
