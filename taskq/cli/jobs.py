@@ -24,6 +24,8 @@ from taskq.cli.common import (
     tell_if_stopped,
     tell_warnings,
 )
+from taskq.cli.ids import whole_id
+from taskq.cli.words import distance_text, headline_of
 from taskq.errors import ConfigError
 from taskq.exits import Exit
 from taskq.functions import misfit, signature_of
@@ -187,7 +189,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
     $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
     application = _application(app)
-    info = application.job(id).info()
+    info = application.job(whole_id(application, id)).info()
     tell_if_stopped(application)
     if as_json:
         print(json.dumps(asdict(info)))
@@ -221,7 +223,7 @@ def _history(history: list[Attempt]) -> list[tuple[str, str]]:
         began = (
             "" if attempt.started_at is None else datetime.fromtimestamp(attempt.started_at).isoformat(" ", "seconds")
         )
-        told = "succeeded" if error is None else escape(f"{error.type}: {error.message}".splitlines()[0])
+        told = "succeeded" if error is None else headline_of(error)
         name = "history" if not rows else ""
         rows.append((name, "  ".join(part for part in (f"{attempt.number:>2}", began, told, took) if part)))
     return rows
@@ -239,7 +241,8 @@ def cancel(
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
-    handle = _application(app).job(id)
+    application = _application(app)
+    handle = application.job(whole_id(application, id))
     if handle.cancel(running=running):
         print(f"{handle.id} is cancelled")
         return
@@ -274,13 +277,12 @@ def _times(info: JobInfo) -> list[tuple[str, str]]:
 
 
 def _time(at: float) -> str:
-    distance = duration_text(abs(time.time() - at) * 1000)
     local = datetime.fromtimestamp(at).isoformat(" ", "milliseconds")
-    return f"{local}  ({f'in {distance}' if at > time.time() else f'{distance} ago'})"
+    return f"{local}  ({distance_text(at - time.time())})"
 
 
 def _error(error: JobError) -> list[tuple[str, str]]:
-    rows = [("error", escape(f"{error.type}: {error.message}".splitlines()[0]))]
+    rows = [("error", headline_of(error))]
     for block in (error.traceback.splitlines(), error.output):
         rows += [("", f"| {escape(line)}") for line in block]
     return rows

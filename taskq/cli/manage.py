@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +14,14 @@ import typer
 
 from taskq.app import TaskQ
 from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell, tell_if_stopped
+from taskq.cli.ids import is_id, whole_id
+from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
+from taskq.cli.words import distance_text, headline_of
 from taskq.errors import ConfigError, JobNotFound, JobStateError
 from taskq.exits import Exit
 from taskq.info import JobInfo
-from taskq.log.render import duration_text, escape
+from taskq.log.render import duration_text
 from taskq.model import JobState
-
-_ID = re.compile(r"[0-9a-fA-F]{32}")
 
 StateOption = Annotated[str | None, typer.Option(metavar="STATE", help=f"Only jobs that are {', '.join(JobState)}.")]
 TaskOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
@@ -59,7 +58,8 @@ def jobs(
     $ taskq jobs app.py:q --state failed --task thumbnail --json | jq .[].error
     """
     application = _application(app)
-    found = application.jobs(state, task=task, queue=queue, limit=limit, before=before)
+    last = None if before is None else whole_id(application, before)
+    found = application.jobs(state, task=task, queue=queue, limit=limit, before=last)
     tell_if_stopped(application)
     if as_json:
         print(json.dumps([asdict(info) for info in found]))
@@ -72,28 +72,42 @@ def jobs(
         tell(f"there may be more: go on with --before {found[-1].id}")
 
 
+_COLUMNS = (
+    Column("id"),
+    Column("state"),
+    Column("task", is_name=True),
+    Column("queue", is_name=True),
+    Column("attempts", "tries", is_right=True),
+    Column("when", is_right=True),
+    Column("error", is_story=True),
+)
+
+
 def _print_table(found: Sequence[JobInfo]) -> None:
-    rows = [("id", "state", "task", "queue", "attempts", "when", "error"), *map(_cells, found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for row in rows:
-        line = "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[6]]).rstrip()
-        print(line[:columns])
-
-
-def _cells(info: JobInfo) -> tuple[str, ...]:
-    error = "" if info.error is None else escape(f"{info.error.type}: {info.error.message}".split("\n")[0])
-    return info.id, info.state.value, info.task, info.queue, str(info.attempts), _when(info), error
+    ids = short_ids([info.id for info in found])
+    rows = [
+        (
+            Cell(info.id, ids[info.id]),
+            info.state.value,
+            info.task,
+            info.queue,
+            str(info.attempts),
+            _when(info),
+            "" if info.error is None else headline_of(info.error),
+        )
+        for info in found
+    ]
+    print(plain(table(_COLUMNS, rows, width_of_terminal())))
 
 
 def _when(info: JobInfo) -> str:
     """The time that matters most in its state."""
     now = time.time()
     if info.due_at is not None:
-        return f"in {duration_text(max(0.0, info.due_at - now) * 1000)}"
+        return distance_text(info.due_at - now) if info.due_at > now else "due"
     if info.state == JobState.RUNNING and info.started_at is not None:
         return f"for {duration_text((now - info.started_at) * 1000)}"
-    return f"{duration_text(max(0.0, now - (info.finished_at or info.enqueued_at)) * 1000)} ago"
+    return distance_text(min(0.0, (info.finished_at or info.enqueued_at) - now))
 
 
 # -- retry
@@ -114,7 +128,7 @@ def retry(
     $ taskq retry app.py:q --task thumbnail
     $ taskq retry --all
     """
-    ids, app = _split(words, _ID.fullmatch)
+    ids, app = _split(words, is_id)
     if bool(ids) == bool(every or task or queue):
         raise ConfigError("which jobs? name some by their ids, or say --all, --task NAME or --queue NAME")
     application = _application(app)
@@ -131,8 +145,9 @@ def retry(
 def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> NoReturn:
     """Does something to each of these jobs. Goes on after one that cannot be helped, and tells it in the exit code."""
     code = Exit.OK
-    for job_id in ids:
+    for given in ids:
         try:
+            job_id = whole_id(application, given)
             getattr(application.job(job_id), action)()
         except (JobStateError, JobNotFound) as error:
             tell(str(error))
@@ -166,7 +181,7 @@ def purge(
     $ taskq purge --state failed --older-than 7d
     $ taskq purge app.py:q --state queued --queue mail --yes
     """
-    ids, app = _split(words, _ID.fullmatch)
+    ids, app = _split(words, is_id)
     if bool(ids) == bool(state) or (ids and (task or queue or older_than)):
         raise ConfigError("which jobs? name some by their ids, or say --state failed, --state queued ...")
     older_than_s = None if older_than is None else seconds_of(older_than, "--older-than")

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell
+from taskq.cli.pictures import console_of, styled
+from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client import Client
 from taskq.config import LOG_LEVELS
 from taskq.errors import ConfigError, DirectoryError
@@ -29,9 +29,8 @@ from taskq.log.render import duration_text, escape, render_console, wants_colour
 from taskq.model import Progress
 
 _WATCH_EVERY_S = 1.0
-_PLAIN_WIDTH = 200  # columns where there is no terminal: nothing is cut or wrapped
 _FOLLOW_LAST = 10
-_TEXTS = ("state", "task", "progress")
+_BETWEEN = "   "
 _STATE_STYLES = {
     "running": "green",
     "idle": "dim",
@@ -55,26 +54,31 @@ def status(
     $ taskq status --json | jq .totals
     """
     client = Client(find_directory(app))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    console = console_of()
     if as_json or not (watch and console.is_terminal):
         while True:
             found = client.look()
             if as_json:
                 print(json.dumps(found), flush=True)
             else:
-                console.print(_picture(found))
+                console.print(_picture(found, width_of_terminal()), soft_wrap=True)
             if not watch:
                 return
             time.sleep(_WATCH_EVERY_S)
-    with Live(_picture(client.look()), console=console, auto_refresh=False) as live:
+    with Live(_picture(client.look(), console.width), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_EVERY_S)
-            live.update(_picture(client.look()), refresh=True)
+            live.update(_picture(client.look(), console.width), refresh=True)
 
 
-def _picture(found: dict[str, Any]) -> Group:
-    parts = (_headline(found), _consumers(found["consumers"]), _queues(found["queues"], found["paused"]))
-    return Group(*(line for part in parts for line in (part, "")), totals_line(found["totals"]))
+def _picture(found: dict[str, Any], width: int | None) -> Text:
+    parts = [
+        [_headline(found)],
+        _consumers(found["consumers"], width),
+        _queues(found["queues"], found["paused"], width),
+        _totals(found["totals"], width),
+    ]
+    return Text("\n\n").join(Text("\n").join(part) for part in parts if part)
 
 
 def _headline(found: dict[str, Any]) -> Text:
@@ -103,27 +107,33 @@ def _reload(found: dict[str, Any]) -> Text:
     return Text()
 
 
-def _table(*columns: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
-
-
-def _consumers(consumers: list[dict[str, Any]]) -> Table:
-    table = _table("consumer", "pid", "state", "task", "progress", "for", "jobs", "memory", left=_TEXTS)
-    for each in consumers:
-        table.add_row(
+def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]:
+    if not consumers:
+        return []
+    columns = (
+        Column("consumer", "no.", is_right=True),
+        Column("pid", is_right=True),
+        Column("state"),
+        Column("task", is_name=True),
+        Column("progress", is_name=True),
+        Column("for", is_right=True),
+        Column("jobs", is_right=True),
+        Column("memory", is_right=True),
+    )
+    rows = [
+        (
             str(each["number"]),
             str(each["pid"]),
-            Text(_activity(each), style=_STATE_STYLES.get(each["state"], "")),
+            Cell(_activity(each), style=_STATE_STYLES.get(each["state"], "")),
             each["task"] or "",
-            Text(escape(Progress(*each["progress"]).describe()) if each["progress"] else ""),
+            Progress(*each["progress"]).describe() if each["progress"] else "",
             _span(each["running_s"]) if each["running_s"] is not None else "",
             f"{each['jobs_done']:,}",
             _megabytes(each["rss_bytes"]),
         )
-    return table
+        for each in consumers
+    ]
+    return styled(table(columns, rows, width))
 
 
 def _activity(consumer: dict[str, Any]) -> str:
@@ -132,27 +142,44 @@ def _activity(consumer: dict[str, Any]) -> str:
     return state if consumer.get("seats", 1) == 1 else f"{state} {consumer['running']} of {consumer['seats']}"
 
 
-def _queues(queues: dict[str, dict[str, int]], paused: list[str]) -> Table | str:
+def _queues(queues: dict[str, dict[str, int]], paused: list[str], width: int | None) -> list[Text]:
     if not queues and not paused:
-        return "no job waits"
+        return [Text("no job waits")]
     states = ("queued", "running", "scheduled", "waiting")
-    table = _table("queue", *states, *([""] if paused else []), left=("queue", ""))
-    for name in sorted({*queues, *paused}):
-        counts = queues.get(name, {})
-        cells: list[str | Text] = [f"{counts.get(state, 0):,}" for state in states]
-        if paused:
-            cells.append(Text("paused" if name in paused else "", style="yellow"))
-        table.add_row(name, *cells)
-    return table
+    some = [state for state in states if state == "queued" or any(counts.get(state) for counts in queues.values())]
+    columns = (Column("queue", is_name=True), *(Column(state, is_right=True) for state in some), Column(""))
+    rows: list[tuple[Cell | str, ...]] = [
+        (
+            name,
+            *(f"{queues.get(name, {}).get(state, 0):,}" for state in some),
+            Cell("paused" if name in paused else "", style="yellow"),
+        )
+        for name in sorted({*queues, *paused})
+    ]
+    return styled(table(columns, rows, width))
+
+
+def _totals(totals: dict[str, int], width: int | None) -> list[Text]:
+    """All that ever happened in a queue, in as many lines as it takes."""
+    lines = [Text()]
+    for part in _counts(totals):
+        if width is not None and lines[-1].cell_len and lines[-1].cell_len + len(_BETWEEN) + part.cell_len > width:
+            lines.append(Text())
+        lines[-1] = Text(_BETWEEN).join([lines[-1], part]) if lines[-1].cell_len else part
+    return lines
 
 
 def totals_line(totals: dict[str, int]) -> Text:
     """All that ever happened in a queue, in one line."""
+    return Text(_BETWEEN).join(_counts(totals))
+
+
+def _counts(totals: dict[str, int]) -> list[Text]:
     parts = []
     for name in ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled"):
         is_bad = name in ("failed", "crashed")
         parts.append(Text(f"{totals[name]:,} {name}", style="dim" if not totals[name] else "red" if is_bad else ""))
-    return Text("   ").join(parts)
+    return parts
 
 
 def _span(seconds: float) -> str:

@@ -40,6 +40,8 @@ _COMMANDS = {
     "version": ("common", _MORE),
 }
 
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
 _HELP = """A durable task queue with no server to install.
 
 $ taskq demo                         see it work, in a few seconds
@@ -74,6 +76,7 @@ def build(argv: list[str]) -> typer.Typer:
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         add_completion=False,
+        context_settings=_HELP_OPTIONS,
     )
     program.callback()(_root)
     called = argv[0] if argv else ""
@@ -82,8 +85,15 @@ def build(argv: list[str]) -> typer.Typer:
             function = getattr(import_module(f"taskq.cli.{module}"), name)
             # -1 is an argument of a task
             settings = {"ignore_unknown_options": True} if name == "enqueue" else {}
-            program.command(name, rich_help_panel=panel, context_settings=settings)(function)
+            program.command(name, rich_help_panel=panel, context_settings={**_HELP_OPTIONS, **settings})(function)
     return program
+
+
+def _leave_out_styles() -> None:
+    """Help and usage errors are drawn by typer, which leaves bold and dim where NO_COLOR is set."""
+    from typer import rich_utils  # 60 ms, for those who ask for it
+
+    rich_utils.COLOR_SYSTEM = None
 
 
 def run() -> None:
@@ -91,8 +101,17 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
+    if os.environ.get("NO_COLOR"):
+        _leave_out_styles()
     try:
-        build(sys.argv[1:])(prog_name="taskq")
+        try:
+            build(sys.argv[1:])(prog_name="taskq")
+        finally:
+            sys.stdout.flush()  # what is left in the buffer meets a closed pipe here, and not after our last word
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click takes it for an error
+            closed_pipe()
+        raise
     except TaskQError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from taskq.app import TaskQ
 from taskq.cli.common import JsonOption, find_directory, tell_if_stopped
+from taskq.cli.pictures import console_of, styled
+from taskq.cli.tables import Cell, Column, table, width_of_terminal
+from taskq.cli.words import distance_text, span_text
 from taskq.errors import ConfigError
-from taskq.log.render import duration_text
 from taskq.schedules import ScheduleInfo
 
 _ACTIONS = ("pause", "resume", "run", "remove")
-_PLAIN_WIDTH = 200  # columns where there is no terminal: nothing is cut or wrapped
+_TITLES = ("schedule", "task", "when", "next", "last")
 _MAX_WORDS = 3
 
 
@@ -91,28 +90,30 @@ def _print_all(infos: list[ScheduleInfo], as_json: bool) -> None:
     if not infos:
         print("no schedules")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for column in ("schedule", "task", "when", "next", "last"):
-        table.add_column(column, no_wrap=True)
-    for info in infos:
-        table.add_row(info.name, info.task, _when(info), _next(info), _time(info.last_at))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    console.print(table)
+    columns = [Column(title, is_name=title in ("schedule", "task", "when")) for title in _TITLES]
+    rows = [
+        (info.name, info.task, _when(info), _next(info), Cell(_time(info.last_at), _distance(info.last_at)))
+        for info in infos
+    ]
+    console_of().print(Text("\n").join(styled(table(columns, rows, width_of_terminal()))), soft_wrap=True)
 
 
-def _when(info: ScheduleInfo) -> Text:
-    text = f"every {duration_text(info.every * 1000)}" if info.every is not None else f"{info.cron} {info.timezone}"
-    jitter = f" + up to {duration_text(info.jitter * 1000)}" if info.jitter else ""
-    return Text(text + jitter)
+def _when(info: ScheduleInfo) -> str:
+    text = f"every {span_text(info.every)}" if info.every is not None else f"{info.cron} {info.timezone}"
+    return text + (f" + up to {span_text(info.jitter)}" if info.jitter else "")
 
 
-def _next(info: ScheduleInfo) -> Text:
-    return Text("paused", style="yellow") if info.is_paused else Text(_time(info.next_at))
+def _next(info: ScheduleInfo) -> Cell:
+    if info.is_paused:
+        return Cell("paused", style="yellow")
+    return Cell(_time(info.next_at), _distance(info.next_at))
 
 
-def _time(at: Any) -> str:
+def _time(at: float | None) -> str:
     if at is None:
         return ""
-    distance = duration_text(abs(at - time.time()) * 1000)
-    local = datetime.fromtimestamp(at).isoformat(" ", "seconds")
-    return f"{local} ({f'in {distance}' if at > time.time() else f'{distance} ago'})"
+    return f"{datetime.fromtimestamp(at).isoformat(' ', 'seconds')} ({_distance(at)})"
+
+
+def _distance(at: float | None) -> str:
+    return "" if at is None else distance_text(at - time.time())

@@ -1,0 +1,22 @@
+"""What is shown with rich: the only place that knows of styles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from taskq.cli.tables import Line, width_of_terminal
+
+
+def console_of() -> Console:
+    """A console on standard output: as wide as its terminal, or as the text; NO_COLOR leaves nothing of the styles."""
+    has_style = not os.environ.get("NO_COLOR")
+    return Console(highlight=False, width=width_of_terminal(), color_system="auto" if has_style else None)
+
+
+def styled(lines: Sequence[Line]) -> list[Text]:
+    """The lines of a table."""
+    return [Text.assemble(*line) for line in lines]

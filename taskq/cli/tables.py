@@ -1,0 +1,165 @@
+"""Tables for people, in the width there is: nothing is cut off, whatever the width.
+
+What does not fit gets narrower in this order: cells take their short form (as git shortens ids), the last column stands
+beneath its row, names are broken. Columns in which nothing stands are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+from taskq.log.render import escape
+
+_GAP = 2
+#: A text of several words is no column if it would be narrower than this.
+_STORY_WIDTH = 30
+_INDENT = "    "
+_NAME_WIDTH = 8
+_SHORT_ID = 8
+_BREAKS = " ._-/:"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column.
+
+    Attributes:
+        title: its heading.
+        short: its heading where the table does not fit.
+        is_right: whether it stands flush right, as numbers do.
+        is_name: whether its cells may be broken anywhere.
+        is_story: whether its cells are sentences, which may stand beneath the row; only the last one can be.
+    """
+
+    title: str
+    short: str = ""
+    is_right: bool = False
+    is_name: bool = False
+    is_story: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a row.
+
+    Attributes:
+        text: in full.
+        short: where that does not fit.
+        style: a style of rich.
+    """
+
+    text: str
+    short: str | None = None
+    style: str = ""
+
+
+#: A line of the table: texts and their styles.
+Line = list[tuple[str, str]]
+
+
+def width_of_terminal() -> int | None:
+    """The columns of the terminal; None where the output goes elsewhere and may be as wide as it likes."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def short_ids(ids: Sequence[str]) -> dict[str, str]:
+    """The ends of ids, as long as it takes to tell these from one another. Their beginnings are the time."""
+    length = _SHORT_ID
+    while len({each[-length:] for each in ids}) < len(set(ids)):
+        length += 1
+    return {each: each[-length:] for each in ids}
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], width: int | None) -> list[Line]:
+    """The lines of a table with its headings.
+
+    Args:
+        rows: the cells of each row; whatever is not printable in them is escaped.
+        width: in columns; None for no limit.
+    """
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    used = [number for number in range(len(columns)) if not cells or any(row[number].text for row in cells)]
+    columns = [columns[number] for number in used]
+    cells = [[row[number] for number in used] for row in cells]
+    if width is not None and sum(_widths(columns, cells)) + _GAP * (len(columns) - 1) > width:
+        columns = [replace(column, title=column.short or column.title) for column in columns]
+        cells = [[Cell(cell.short or cell.text, style=cell.style) for cell in row] for row in cells]
+    widths, gap = _widths(columns, cells), _GAP
+    beneath = False
+    if width is not None:
+        room = width - sum(widths[:-1]) - gap * (len(widths) - 1)
+        beneath = columns[-1].is_story and room < min(widths[-1], _STORY_WIDTH)
+        if columns[-1].is_story and not beneath:
+            widths[-1] = min(widths[-1], room)
+        shown = len(columns) - beneath
+        if not _narrow(columns[:shown], widths, width - gap * (shown - 1)):
+            gap = 1
+    shown = len(columns) - beneath
+    heading = [Cell(column.title, style="dim") for column in columns[:shown]]
+    lines = _row(columns[:shown], heading, widths, gap)
+    for row in cells:
+        lines += _row(columns[:shown], row[:shown], widths, gap)
+        if beneath and row[-1].text:
+            lines += [[(_INDENT + part, row[-1].style)] for part in _wrapped(row[-1].text, (width or 0) - len(_INDENT))]
+    return lines
+
+
+def plain(lines: Sequence[Line]) -> str:
+    """The lines without their styles."""
+    return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
+
+
+def _cell(cell: Cell | str) -> Cell:
+    given = cell if isinstance(cell, Cell) else Cell(cell)
+    return Cell(escape(given.text), None if given.short is None else escape(given.short), given.style)
+
+
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Cell]]) -> list[int]:
+    return [
+        max(len(column.title), *(len(row[number].text) for row in cells), 0) for number, column in enumerate(columns)
+    ]
+
+
+def _narrow(columns: Sequence[Column], widths: list[int], room: int) -> bool:
+    """Takes from the widest names what is too much. Returns whether it fits then."""
+    while sum(widths[: len(columns)]) > room:
+        able = [n for n, column in enumerate(columns) if column.is_name and widths[n] > _NAME_WIDTH]
+        if not able:
+            return False
+        widths[max(able, key=lambda number: widths[number])] -= 1
+    return True
+
+
+def _row(columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int], gap: int) -> list[Line]:
+    parts = [
+        (_wrapped if column.is_story else _broken)(cell.text, width)
+        for column, cell, width in zip(columns, cells, widths, strict=False)
+    ]
+    lines: list[Line] = []
+    for texts in zip_longest(*parts, fillvalue=""):
+        line: Line = []
+        for column, cell, width, text in zip(columns, cells, widths, texts, strict=False):
+            line.append((text.rjust(width) if column.is_right else text.ljust(width), cell.style))
+            line.append((" " * gap, ""))
+        lines.append(line[:-1])
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 1), break_on_hyphens=False) or [""]
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Cuts a name into parts, after a mark in it if there is one."""
+    parts = []
+    while len(text) > width:
+        at = max((text.rfind(mark, 0, width) + 1 for mark in _BREAKS), default=0)
+        at = at if at > width // 3 else width
+        parts.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [*parts, text]
