@@ -23,7 +23,6 @@ from taskq.counters import Claim
 from taskq.effects import Batch, Death, Effects, Key, Note, Stop
 from taskq.gates import Band, Leaving
 from taskq.holder import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, Holder
-from taskq.limits import MAX_TOLD_LINES
 from taskq.model import JobError, JobRow, Spec, retry_delay_s, spec_after_crash
 from taskq.outcome import Attempts, Failure, Verdict, pack_failure, read_failure, unpack
 from taskq.overtime import MEMORY_LIMIT_ERROR, Overtime
@@ -152,13 +151,13 @@ class Core:
             elif death.stopped or death.timed_out not in (None, number):
                 self._interrupted(key, row, death)
             elif death.timed_out == number:
-                self._timed_out(key, row, death, wall, ran_s)
+                self._timed_out(key, row, death, death.output_of(number), wall, ran_s)
             else:
-                self._crashed(key, row, death, wall, ran_s)
+                self._crashed(key, row, death, death.output_of(number), wall, ran_s)
 
     def lost(self, row: JobRow) -> None:
         """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, Death(), None, None)
+        self._crashed(None, row, Death(), [], None, None)
 
     # -- jobs end
 
@@ -287,14 +286,24 @@ class Core:
         self._effects.notes.append(Note("job.interrupted", fields))
         self.bands.put_back(key, [row])
 
-    def _timed_out(self, key: Key, row: JobRow, death: Death, wall: float, ran_s: float | None) -> None:
+    def _timed_out(
+        self, key: Key, row: JobRow, death: Death, output: list[str], wall: float, ran_s: float | None
+    ) -> None:
         row.attempts += 1
         after = "" if ran_s is None else f" after {ran_s:.2f} s"
         text = f"the job ran longer than its timeout of {row.spec.timeout_s:g} s and was killed{after}"
-        error = replace(death.over_limit or JobError("TimedOut", text), output=list(death.output[-MAX_TOLD_LINES:]))
+        error = replace(death.over_limit or JobError("TimedOut", text), output=output)
         self._failed(key, row, error, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
 
-    def _crashed(self, key: Key | None, row: JobRow, death: Death, wall: float | None, ran_s: float | None) -> None:
+    def _crashed(
+        self,
+        key: Key | None,
+        row: JobRow,
+        death: Death,
+        output: list[str],
+        wall: float | None,
+        ran_s: float | None,
+    ) -> None:
         row.attempts += 1
         row.crashes += 1
         self._effects.crashed += 1
@@ -302,7 +311,6 @@ class Core:
             reason = "the whole fleet died while the job ran"
         else:
             reason = f"the process that ran the job {death.describe()}"
-        output = list(death.output[-MAX_TOLD_LINES:])
         error = JobError("Crashed", reason, "", death.exit_code, death.signal, output)
         outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
         is_last = row.charged_crashes >= row.spec.max_crashes

@@ -221,7 +221,6 @@ class Crew:
         if slot.counters.seats > 1:
             self._tell_marked_output(slot, lines)
             return
-        slot.keep_last_lines(slot.writer, lines)
         if lines:
             self._tell_lines(slot, slot.writer, lines, time.monotonic())
 
@@ -230,7 +229,6 @@ class Crew:
         now = time.monotonic()
         for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
             plain = [line for _, line in group]
-            slot.keep_last_lines(0, plain)
             self._tell_lines(slot, number, plain, now)
 
     def _tell_lines(self, slot: Slot, number: int, lines: list[str], now: float) -> None:
@@ -292,7 +290,8 @@ class Crew:
                     self._on_failed_boot(slot, death)
                 continue
             was_expected = death.stopped or (death.exit_code == 0 and not claims)
-            self._narrator.buried(slot, death, self._rows(slot, claims), was_expected=was_expected)
+            rows = {claim.number: row for claim in claims if (row := self._core.running(slot.key, claim.number))}
+            self._narrator.buried(slot, death, rows, was_expected=was_expected)
             self._core.died(slot.key, claims, death, wall)
             self._buried.append(slot)
 
@@ -324,6 +323,8 @@ class Crew:
                 break
             self._tell_output(slot, lines)
         self._tell_output(slot, slot.lines.flush())
+        written = slot.excerpts if slot.counters.seats > 1 else slot.excerpts.keys() & {slot.writer}
+        slot.last_lines = {number: list(slot.excerpts[number].last) for number in written}
         self._end_output(slot, list(slot.excerpts))
 
     def _settle_unsent(self, slot: Slot) -> None:

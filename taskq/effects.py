@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from taskq.limits import MAX_TOLD_LINES
 from taskq.model import JobError, JobRow
 from taskq.store import Ended, Rescheduled
 
@@ -45,6 +46,7 @@ class Death(NamedTuple):
         exit_code: its exit code, or None if a signal killed it or nobody knows.
         signal: the name of the signal, or None.
         output: the last lines it wrote, and the stacks of its threads if it told them.
+        writers: of each of these lines, the number of the job that wrote it, 0 if nobody knows; empty if there was one.
         at: when that was seen (monotonic), or None.
         timed_out: the number of the job that the broker killed it for, or None.
         over_limit: what that job used too much of, if it was not time.
@@ -56,12 +58,20 @@ class Death(NamedTuple):
     exit_code: int | None = None
     signal: str | None = None
     output: tuple[str, ...] = ()
+    writers: tuple[int, ...] = ()
     timed_out: int | None = None
     over_limit: JobError | None = None
     out_of_memory: bool = False
     stopped: bool = False
     at: float | None = None
     why: str = ""
+
+    def output_of(self, number: int) -> list[str]:
+        """What is kept of it with a job: not what the jobs beside it wrote."""
+        if not self.writers:
+            return list(self.output[-MAX_TOLD_LINES:])
+        pairs = zip(self.output, self.writers, strict=True)
+        return [line for line, writer in pairs if writer in (0, number)][-MAX_TOLD_LINES:]
 
     def describe(self) -> str:
         """The death in words."""

@@ -6,7 +6,9 @@ Failures, retries and crashes get a line each. What happens thousands of times a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from taskq.effects import Death, Done, Key, Note
@@ -151,17 +153,17 @@ class Narrator:
         fields = {"consumer": slot.number, "pid": slot.pid, **_running_fields(rows)}
         self.log.warning("consumer.stacks", **fields, output=last_words(lines))
 
-    def buried(self, slot: Slot, death: Death, rows: Sequence[JobRow], *, was_expected: bool) -> None:
+    def buried(self, slot: Slot, death: Death, rows: Mapping[int, JobRow], *, was_expected: bool) -> None:
         """A consumer ended.
 
         Args:
-            rows: what it was running.
+            rows: what it was running, by number.
         """
         self._gone[slot.key] = slot.number, slot.pid  # what follows for its jobs is told once that is durable
         while len(self._gone) > _MAX_GONE:
             del self._gone[next(iter(self._gone))]
         fields: dict[str, Any] = {"consumer": slot.number, "pid": slot.pid, "jobs_done": slot.counters.jobs_done}
-        fields.update(_running_fields(rows))
+        fields.update(_running_fields(list(rows.values())))
         if death.why:
             fields["reason"] = death.why
         if death.exit_code is not None:
@@ -175,7 +177,7 @@ class Narrator:
             return
         tell = self.log.warning if death.why else self.log.error
         event = "consumer.killed" if death.why else "consumer.crashed"
-        tell(event, **fields, **({"output": last_words(death.output)} if death.output else {}))
+        tell(event, **fields, **({"output": last_words(_words_by_job(death, rows))} if death.output else {}))
 
     def _job_fields(self, row: JobRow, key: Key | None, *, is_ended: bool) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -204,6 +206,17 @@ def last_words(lines: Sequence[str]) -> str:
             break
         words.append(line)
     return "\n".join(reversed(words))
+
+
+def _words_by_job(death: Death, rows: Mapping[int, JobRow]) -> Sequence[str]:
+    """The last words of a process, those of each of several jobs under its id."""
+    if len(rows) < 2 or not death.writers:
+        return death.output
+    words: list[str] = []
+    for number, lines in groupby(zip(death.writers, death.output, strict=True), key=itemgetter(0)):
+        words += [f"job {rows[number].id.hex()}:"] if number in rows else []
+        words += [line for _, line in lines]
+    return words
 
 
 def _running_fields(rows: Sequence[JobRow]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -31,7 +30,6 @@ from taskq.core import MAX_BATCH_BYTES
 from taskq.counters import Counters, clear_flight_record, clear_flight_records, widen_flight_records
 from taskq.effects import Batch, Death, Key
 from taskq.inbox import Inbox
-from taskq.limits import MAX_LAST_LINES
 from taskq.log.excerpt import Excerpt
 from taskq.model import JobError, JobRow, Progress, Spec
 from taskq.outbox import Unsent
@@ -86,8 +84,7 @@ class Slot:
         self.stacks = Stacks()
         self.stacks_at = 0.0  # when lines of them came last (monotonic)
         self.stacks_asked_for = 0  # the number of the job for which they were asked for last
-        self.last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
-        self.last_lines_of = 0  # the number of the job that wrote them
+        self.last_lines: dict[int, list[str]] = {}  # by number of the job: written last, once the process is dead
         self.boot_error: tuple[str, str] | None = None
 
     @property
@@ -108,17 +105,6 @@ class Slot:
         if not data:
             raise EOFError
         return self.decoder.feed(data)
-
-    def keep_last_lines(self, number: int, lines: list[str]) -> None:
-        """Keeps what was written last, to be told with a crash; lines of the jobs before are of no use then.
-
-        Args:
-            number: of the job that wrote them; 0 if none or several run.
-        """
-        if number not in (0, self.last_lines_of):
-            self.last_lines.clear()
-            self.last_lines_of = number
-        self.last_lines.extend(lines)
 
     def read_output(self) -> list[str]:
         """The lines of output that have arrived."""
@@ -321,10 +307,12 @@ class Supervisor(Succession[Slot]):
         """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
         code = self._clear_away(slot)
         self.ended(slot, now, did_jobs=slot.counters.jobs_done > 0)
+        stacks = slot.stacks.take()
         return Death(
             exit_code=code if code is not None and code >= 0 else None,
             signal=name_of_signal(-code) if code is not None and code < 0 else None,
-            output=(*slot.last_lines, *slot.stacks.take()),
+            output=(*(line for lines in slot.last_lines.values() for line in lines), *stacks),
+            writers=(*(number for number, lines in slot.last_lines.items() for _ in lines), *(0 for _ in stacks)),
             timed_out=slot.timed_out,
             over_limit=slot.over_limit,
             out_of_memory=code == -signal.SIGKILL and self._has_memory_run_out(),

@@ -187,7 +187,7 @@ class SimSlot:
         self.unsent = self
         self.lines = SimpleNamespace(flush=list, is_within_line=False)
         self.writer = 0
-        self.last_lines: list[str] = []
+        self.last_lines: dict[int, list[str]] = {}
         self.stacks = Stacks()
         self.excerpts: dict[int, Any] = {}
         self.killed_for = ""
@@ -234,9 +234,6 @@ class SimSlot:
 
     def read_output(self) -> list[str]:
         return []
-
-    def keep_last_lines(self, _number: int, _lines: list[str]) -> None:
-        pass
 
     def read(self) -> Attempts:
         """What it had not sent when it died."""

@@ -138,6 +138,7 @@ def test_a_timeout_is_told_with_the_attempt_that_it_ended(one: Fleet, gate: Gate
     """Not with the next, although the outcome may be there before the line is written."""
     job = telling.hang_once.enqueue(str(tmp_path / "starts"), gate.path)
     job.result(timeout=15)
+    one.wait_for("job.succeeded", job_id=job.id)
     told = [(event["event"], event["attempt"]) for event in one.events("job.*", job_id=job.id)]
     assert [each for each in told if each[0] != "job.started"] == [
         ("job.timed_out", 1),
@@ -244,6 +245,12 @@ def test_what_goes_down_with_another_is_told(
         assert culprit.id in told["reason"]
     killed = fleet.wait_for("consumer.killed")
     assert set(killed["job_ids"]) == {culprit.id, *(job.id for job in beside)}
+    error = culprit.info().error
+    assert error is not None
+    assert "going in" in error.output
+    assert not [line for line in error.output if line.startswith("waiting")], "what the others wrote is not its own"
+    assert f"job {culprit.id}:\ngoing in" in killed["output"]
+    assert f"job {beside[0].id}:\nwaiting at" in killed["output"]
     for job in (culprit, *beside):
         assert killed in read(fleet.home, Filter(job_id=job.id)), "found with each of them"
     gate.open()

@@ -7,8 +7,10 @@ and the last lines of all when the job ends; between them it is told how many we
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+from taskq.limits import MAX_LAST_LINES
 
 #: What a job may write at once, and in each second that follows; and the most that is held back of its last lines.
 FIRST_BYTES: Final = 512 * 1024
@@ -28,7 +30,7 @@ class Portion(NamedTuple):
 class Excerpt:
     """The output of one job: an allowance that grows with time, and the lines that wait for it."""
 
-    __slots__ = ("_allowance", "_at", "_held", "_held_bytes", "_left_out")
+    __slots__ = ("_allowance", "_at", "_held", "_held_bytes", "_left_out", "last")
 
     def __init__(self, now: float) -> None:
         self._allowance: float = FIRST_BYTES
@@ -36,8 +38,9 @@ class Excerpt:
         self._held: deque[str] = deque()
         self._held_bytes = 0
         self._left_out = 0
+        self.last: deque[str] = deque(maxlen=MAX_LAST_LINES)  # told or not: for the case that the process dies
 
-    def take(self, lines: Iterable[str], now: float, most: int) -> Portion:
+    def take(self, lines: Sequence[str], now: float, most: int) -> Portion:
         """Takes lines that were written.
 
         Args:
@@ -48,6 +51,7 @@ class Excerpt:
         Returns:
             What is to be told now.
         """
+        self.last.extend(lines[-MAX_LAST_LINES:])
         told: list[str] = []
         if not self._held:
             self._grow(now)

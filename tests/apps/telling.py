@@ -59,6 +59,7 @@ def chat(lines: int, how: str = "", width: int = 0) -> None:
 
 @q.task
 def wait_at(gate: str, path: str) -> None:
+    print(f"waiting at {gate}")
     record(path, "start")
     pass_gate(gate)
 
