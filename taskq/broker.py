@@ -39,6 +39,7 @@ from taskq.narrator import Narrator
 from taskq.recovery import recover
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
+from taskq.silence import LOOK_EVERY_S
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.succession import SlotState
@@ -145,6 +146,7 @@ class Broker:
             self._crew.announce: (_ANNOUNCE_EVERY_S, now),
             self._ledger.prune: (_PRUNE_EVERY_S, now),
             self._check_memory: (_MEMORY_EVERY_S, now),
+            self._crew.end_the_silent: (LOOK_EVERY_S, now),
         }
         self._left = self._backlog()
         self._log.info(

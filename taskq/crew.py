@@ -26,6 +26,7 @@ from taskq.model import JobRow, Progress
 from taskq.narrator import Narrator, last_words
 from taskq.outcome import Attempts, Reason, Verdict, failure_in
 from taskq.output import split_job_mark, whole_lines
+from taskq.silence import LOOK_EVERY_S, SILENT_LOOKS, Silences
 from taskq.succession import SlotState
 from taskq.supervisor import Slot, Supervisor
 from taskq.usage import usage_of
@@ -76,6 +77,7 @@ class Crew:
         self._on_boot_failed = on_boot_failed
         self._on_declared = on_declared
         self._on_children = on_children
+        self._silences = Silences()
         self._dead: list[Slot] = []
         self._buried: list[Slot] = []
         self.is_ready = False  # whether a consumer was ever ready
@@ -89,6 +91,7 @@ class Crew:
         self._selector.register(slot.death_fd, selectors.EVENT_READ, partial(self._on_death, slot))
 
     def _on_consumer(self, slot: Slot, _mask: int) -> None:
+        slot.messages += 1
         try:
             self._hear_each(slot, slot.read_messages())
         except (EOFError, OSError):
@@ -471,6 +474,26 @@ class Crew:
             self._register(slot)
         for slot in self._supervisor.kill_overdue(now):
             self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=slot.killed_for)
+
+    def end_the_silent(self, _now: float) -> None:
+        """Kills the consumers that hold jobs, run none, and of which nothing is heard."""
+        slots = self._supervisor.slots
+        self._silences.forget_others(set(slots))
+        for key, slot in slots.items():
+            if slot.state is SlotState.STARTING:
+                continue
+            is_dead = self._silences.look(
+                key,
+                holds_jobs=not self._core.holds_nothing(key),
+                claims=slot.counters.read(),
+                jobs_done=slot.counters.jobs_done,
+                messages=slot.messages,
+            )
+            if is_dead:
+                slot.is_stopped = True  # no job is to blame: it runs none
+                why = f"it held jobs, ran none and said nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
+                slot.kill(why)
+                self._narrator.log.error("consumer.killed", consumer=slot.number, pid=slot.pid, reason=why)
 
     def stop(self) -> int:
         """Lets all consumers end. Returns how many jobs are running."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from taskq.exits import LOST_DESCRIPTORS
 from taskq.limits import MAX_TOLD_LINES
 from taskq.model import JobError, JobRow
 from taskq.store import Ended, Rescheduled
@@ -79,6 +80,8 @@ class Death(NamedTuple):
             return f"was killed by the broker: {self.why}"
         if self.signal is not None:
             return f"was killed by {self.signal}" + (", since memory ran out" if self.out_of_memory else "")
+        if self.exit_code == LOST_DESCRIPTORS:
+            return "ended, since descriptors of its own had been closed, or opened as something else"
         return "ended in an unknown way" if self.exit_code is None else f"exited with code {self.exit_code}"
 
 

@@ -22,5 +22,8 @@ class Exit(IntEnum):
     NOT_FOUND = 11  #: no job with this id, no task with this name
 
 
+#: A consumer ends with this when a job has closed descriptors of it: no other code of ours, and seldom one of a job.
+LOST_DESCRIPTORS = 117
+
 #: With these a broker is not started again: it would end the same way.
 FINAL_EXITS = frozenset({Exit.OK, Exit.USAGE, Exit.APP, Exit.ALREADY_RUNNING, Exit.DIRECTORY, Exit.JOURNAL})

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_uint64
 from multiprocessing.context import BaseContext
 from struct import Struct
@@ -105,9 +105,13 @@ class Unsent:
 class Outbox:
     """The consumer's side. Used by its main thread and by the thread that reports late."""
 
-    def __init__(self, connection: socket.socket, unsent: Unsent) -> None:
+    def __init__(self, connection: socket.socket, unsent: Unsent, check: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            check: asked before something is sent whether the connection is still there; does not return if it is not.
+        """
         self._socket = connection
-        self.descriptor = connection.fileno()
+        self._check = check
         self._unsent = unsent
         self._lock = threading.Lock()
         self._oldest_at = 0.0  # when the oldest unsent outcome, or item, was made
@@ -129,7 +133,7 @@ class Outbox:
                 count = unsent.add(number, verdict, duration_us, outcome)
             if count == 0:  # it is larger than the memory
                 envelope = [Op.OUTCOMES, [number], [verdict], [duration_us], [len(outcome)]]
-                self._socket.sendall(wire.frame(envelope, [outcome]))
+                self._transmit(wire.frame(envelope, [outcome]))
             elif count == 1:
                 self._oldest_at = now
                 self._has_some.set()
@@ -154,14 +158,18 @@ class Outbox:
         """Sends what a job has enqueued for the case that it succeeds; its outcome is added after that."""
         with self._lock:
             for part in parts_of(flow):
-                self._socket.sendall(flow_frame([Op.CHILDREN, number], part))
+                self._transmit(flow_frame([Op.CHILDREN, number], part))
 
     def _send_items(self) -> None:
         for job_id, (first, items) in self._items.items():
             envelope = [Op.ITEMS, job_id, first, [len(item) for item in items]]
-            self._socket.sendall(wire.frame(envelope, items))
+            self._transmit(wire.frame(envelope, items))
         self._items.clear()
         self._items_bytes = 0
+
+    def _transmit(self, frame: bytes) -> None:
+        self._check()
+        self._socket.sendall(frame)
 
     def report(self) -> None:
         """Sends what waits."""
@@ -173,7 +181,7 @@ class Outbox:
             self._send_items()
             self._has_some.clear()
         if not self._unsent.is_empty():
-            self._socket.sendall(self._unsent.frame())
+            self._transmit(self._unsent.frame())
             self._unsent.clear()
             self._has_some.clear()
 
@@ -201,7 +209,7 @@ class Outbox:
     def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
         """Sends a message of its own."""
         with self._lock:
-            self._socket.sendall(wire.frame(envelope, body))
+            self._transmit(wire.frame(envelope, body))
 
     def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
         """Sends what a job keeps. What the kernel has taken is heard, whatever becomes of this process."""

@@ -37,6 +37,7 @@ from taskq.errors import JobTimeout
 from taskq.limits import MAX_FRAME_BYTES
 from taskq.outbox import Outbox
 from taskq.outcome import Verdict, pack_success
+from taskq.own_descriptors import OwnDescriptors
 from taskq.runner import Ended, Items, OnItem, Refused, Runner
 from taskq.streams import JobStream
 from taskq.task import Task
@@ -251,8 +252,9 @@ class _CoroutineRunner(Runner):
 class SeatedConsumer:
     """Receives batches, claims their jobs in order as seats become free, runs and reports them."""
 
-    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox) -> None:
+    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
         self._inbox = boot.inbox
+        self._own = own
         self._reader: int = boot.inbox._reader.fileno()  # type: ignore[attr-defined]
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.seats)
@@ -315,6 +317,7 @@ class SeatedConsumer:
     # -- jobs begin
 
     def _receive(self) -> None:
+        self._own.end_if_lost()
         try:
             message = self._inbox.get()
         except EOFError:
@@ -403,7 +406,7 @@ class SeatedConsumer:
                 os._exit(1)
 
     def _note_end(self, start: _Start, seated: Seated, ended: Ended, in_thread: bool) -> None:
-        os.get_inheritable(self._outbox.descriptor)  # raises if the job closed it: then our end is charged to this job
+        self._own.end_if_lost()  # then our end is charged to this job, and to those beside it
         if seated.rests:
             for stream in self._streams:
                 stream.end(seated)

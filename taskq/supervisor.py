@@ -66,6 +66,7 @@ class Slot:
     code: int  # which code it runs, as `Succession.code`
     state: SlotState = SlotState.STARTING
     kill_at: float | None = None  # when it is killed if it has not ended by itself
+    messages: int = 0  # how often something was heard of it
     timed_out: int | None = None  # the number of the job it was killed for
     over_limit: JobError | None = None  # why, if it was not for its time
     killed_for: str = ""  # why the broker killed it, in words

@@ -192,6 +192,7 @@ class SimSlot:
         self.excerpts: dict[int, Any] = {}
         self.killed_for = ""
         self.boot_error: tuple[str, str] | None = None
+        self.messages = 0
         self.kill_at: float | None = None
         self.timed_out: int | None = None
         self.over_limit = None

@@ -19,7 +19,7 @@ ROOT = Path(taskq.__file__).parent
 #: From the bottom up: a module imports from the rows below its own only. `codec`, `log` and `cli` stand for all that is in them.
 ROWS = (
     {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn", "terminal"},
-    {"errors"},
+    {"errors", "own_descriptors"},
     {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log", "descriptors"},
     {
         "config",
@@ -34,6 +34,7 @@ ROWS = (
         "schedule",
         "flows",
         "holder",
+        "silence",
     },
     {"absence", "store", "bands", "store.files"},
     {"client", "server", "outbox", "effects", "store.statements", "store.band_numbers"},

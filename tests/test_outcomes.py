@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,17 +12,21 @@ from typing import Any
 import pytest
 from apps import misbehaved
 from apps.misbehaved import RAISED
-from fleet import APPS, Fleet, running, starts, use
+from fleet import APPS, Fleet, Gate, running, starts, use, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq import JobCancelled, JobFailed, Retry, Snooze, TaskQ
 from taskq.codec import encode_call
 from taskq.core import Core
+from taskq.counters import Claim
 from taskq.errors import ProtocolError, is_delay
+from taskq.exits import LOST_DESCRIPTORS
 from taskq.model import JobError, JobRow, Spec
 from taskq.outcome import Attempts, Verdict, failure_in, pack_failure, pack_success, unpack
+from taskq.own_descriptors import OwnDescriptors
 from taskq.runner import Runner
+from taskq.silence import SILENT_LOOKS, Silences
 from taskq.store import Kept
 
 APP = f"{APPS / 'misbehaved.py'}:q"
@@ -285,3 +291,89 @@ def test_a_record_does_not_depend_on_the_output(fleet: Fleet) -> None:
     job = misbehaved.logs_with_stuck_output.enqueue()
     assert job.result(timeout=10) == "logged"
     fleet.wait_for("job.log", job_id=job.id, message="told all the same")
+
+
+# -- what a job does to the descriptors of its consumer
+
+
+def test_a_descriptor_is_known_by_what_is_behind_it(tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    with one, other, (tmp_path / "file").open("w") as file:
+        own = OwnDescriptors({one.fileno(): "one", other.fileno(): "other"})
+        assert own.lost() is None
+        copy = os.dup(other.fileno())
+        os.dup2(file.fileno(), other.fileno())
+        assert own.lost() == other.fileno()
+        os.dup2(copy, other.fileno())
+        assert own.lost() is None
+        os.close(copy)
+        descriptor = one.detach()
+        os.close(descriptor)
+        assert own.lost() == descriptor
+
+
+@pytest.mark.parametrize(
+    "task", [misbehaved.takes_descriptors, misbehaved.takes_descriptors_async], ids=lambda t: t.name
+)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_who_takes_the_descriptors_of_its_consumer_is_charged(
+    start: Start, tmp_path: Path, task: Any, threads: int
+) -> None:
+    """At once, and it is told why; the jobs behind it run in the next consumer."""
+    fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
+    use(misbehaved.q, fleet.home)
+    job = task.enqueue(str(tmp_path / "log"))
+    good = misbehaved.fine.enqueue_many([(str(tmp_path / "log"),)] * 20)
+    with pytest.raises(JobFailed, match=r"Crashed: .* descriptors of its own had been closed"):
+        job.result(timeout=15)
+    for other in good:
+        other.result(timeout=15)
+    assert Counter(start.label for start in starts(tmp_path / "log"))["start"] == 2
+    event = fleet.wait_for("consumer.crashed", exit_code=LOST_DESCRIPTORS)
+    assert "Close only what you have opened" in str(event["output"])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_nothing_is_sent_to_who_has_the_number_now(start: Start, tmp_path: Path, threads: int) -> None:
+    fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
+    use(misbehaved.q, fleet.home)
+    job = misbehaved.takes_them_and_speaks.enqueue(str(tmp_path / "log"))
+    with pytest.raises(JobFailed, match="descriptors of its own had been closed"):
+        job.result(timeout=15)
+    assert (tmp_path / "log.foreign").read_bytes() == b""
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_consumer_that_hears_nothing_is_dead(start: Start, gate: Gate, threads: int) -> None:
+    """Its jobs run in its successor, uncharged; what has happened stands in the log."""
+    fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
+    use(misbehaved.q, fleet.home)
+    pid = misbehaved.leaves_a_closer.enqueue(gate.path).result(timeout=10)
+    gate.open()
+    wait_until(lambda: Path(f"/proc/{pid}/fd/501").is_symlink(), "the last of the pipes")
+    job = misbehaved.speaks.enqueue("here I am")
+    assert job.result(timeout=40) != pid
+    assert job.info().attempts == 1
+    event = fleet.wait_for("consumer.*", pid=pid, level="error")
+    assert threads > 1 or "held jobs, ran none and said nothing" in event["reason"]
+
+
+def test_silence_is_counted_while_there_is_something_to_say() -> None:
+    silences = Silences()
+
+    def looks(count: int, *, jobs_done: int = 5, running: int = 0, messages: int = 7, holds: bool = True) -> bool:
+        claims = [Claim(running, 0.0)] if running else []
+        seen = {"claims": claims, "jobs_done": jobs_done, "messages": messages}
+        return [silences.look(1, holds_jobs=holds, **seen) for _ in range(count)][-1]
+
+    assert not looks(SILENT_LOOKS)
+    assert looks(1)
+    assert not looks(1, jobs_done=6), "it has ended a job"
+    assert not looks(SILENT_LOOKS - 1, jobs_done=6)
+    assert not looks(100, jobs_done=6, running=7), "it runs one"
+    assert not looks(100, jobs_done=6, holds=False), "it has nothing to do"
+    assert not looks(1, jobs_done=6, messages=8), "it was heard"
+    assert not looks(SILENT_LOOKS - 1, jobs_done=6, messages=8)
+    assert looks(1, jobs_done=6, messages=8)
+    silences.forget_others({2})
+    assert not looks(SILENT_LOOKS, jobs_done=6, messages=8), "another of that name"

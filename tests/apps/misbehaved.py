@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from apps.jobs import record
+from apps.jobs import pass_gate, record
 
 from taskq import Cancel, Retry, Snooze, TaskQ, current_job
 
@@ -234,4 +235,49 @@ def logs_with_stuck_output() -> str:
 def speaks(text: str) -> int:
     print(text)
     print(text, file=sys.stderr)
+    return os.getpid()
+
+
+def take_over_descriptors(first: int = 3) -> None:
+    """Closes what it has not opened, and opens other things, which get the same numbers."""
+    os.closerange(first, 1000)
+    for _ in range(40):
+        os.open(os.devnull, os.O_RDWR)
+
+
+@q.task(retries=0, max_crashes=2)
+def takes_descriptors(path: str) -> None:
+    record(path, "start")
+    take_over_descriptors()
+
+
+@q.task(retries=0, max_crashes=2)
+async def takes_descriptors_async(path: str) -> None:
+    takes_descriptors.function(path)
+
+
+@q.task(retries=0, max_crashes=2)
+def takes_them_and_speaks(path: str) -> None:
+    """What a job keeps for its next attempt must not go to who has the number now."""
+    record(path, "start")
+    copy = os.open(path + ".foreign", os.O_RDWR | os.O_CREAT, 0o600)
+    os.dup2(copy, 500)
+    os.closerange(3, 400)
+    for descriptor in range(3, 40):
+        os.dup2(500, descriptor)
+    current_job().checkpoint("half")
+
+
+@q.task(retries=0)
+def leaves_a_closer(gate: str) -> int:
+    """A thread that it leaves puts pipes in the place of what is not its own, when the consumer waits for jobs."""
+
+    def close_later() -> None:
+        pass_gate(gate)
+        reader, writer = os.pipe()
+        os.dup2(writer, 500)
+        for descriptor in (*range(3, 60), 501):
+            os.dup2(reader, descriptor)
+
+    threading.Thread(target=close_later, daemon=True).start()
     return os.getpid()
