@@ -417,7 +417,10 @@ class _Connection:
         except OSError as error:
             self._close()
             raise ConnectionLost(str(error)) from error
-        asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket, self._on_readable)
+        # the timer is not kept: what we keep must not lead to the loop
+        loop.call_later(client.absence.reply_timeout_s, _check_greeting, weakref.ref(self))
         self._send(wire.hello(os.getpid()))
 
     # -- out
@@ -444,6 +447,11 @@ class _Connection:
         finally:
             del self._answers[number]
         return value_of(answer.result(), number)
+
+    def check_greeting(self) -> None:
+        """The broker has had time enough for its first word."""
+        if self._close.alive and not self.is_greeted:
+            self._silent()
 
     def _silent(self) -> BrokerSilent:
         """The error for a broker that did not answer in time, which is noted."""
@@ -532,6 +540,12 @@ class _Connection:
         self._has_room.set()
         _fail(self._answers.values(), error)
         self._client.on_lost(self, error)
+
+
+def _check_greeting(reference: weakref.ref[_Connection]) -> None:
+    connection = reference()
+    if connection is not None:
+        connection.check_greeting()
 
 
 def _fail(futures: Iterable[asyncio.Future[Message]], error: TaskQError) -> None:

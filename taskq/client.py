@@ -61,6 +61,8 @@ _RECONNECT_LONGEST_S = 0.25
 _TELL_AWAY_AFTER_S = 3.0
 #: Even `timeout=0` waits so long, for the answer that the job ended already.
 SHORTEST_WAIT_S = 0.05
+#: Whoever waits for a shorter time than this waits so long for a broker's first word: it may be busy.
+_GREETING_S = 1.0
 #: Longer than a running job that is cancelled may take to clean up.
 CANCEL_AGAIN_S = 5.0
 _FOREVER_S = 1e9
@@ -220,6 +222,7 @@ class Connection:
         connected: socket.socket | None = None,
         *,
         owner: int | None = None,
+        within_s: float | None = None,
     ) -> None:
         """Connects.
 
@@ -228,6 +231,7 @@ class Connection:
             absence: is told if the broker does not answer; one of its own if left out.
             connected: a socket in place of that, which leads to a process that this one has started.
             owner: the id of the user whose broker it may be, besides ours.
+            within_s: how long to wait for its first word, if not as long as for any answer.
 
         Raises:
             ConnectionLost: no broker listens there.
@@ -248,7 +252,7 @@ class Connection:
                 self._connect(path)
                 check_broker(self._socket, path, owner)
             self._send(wire.hello(os.getpid()))
-            envelope, _ = self._receive_in_time()
+            envelope, _ = self._receive_in_time(within_s)
             if envelope[0] == Op.ERROR:
                 raise error_of(envelope)
             wire.check_hello(envelope)
@@ -351,10 +355,13 @@ class Connection:
         if events[0][1] & select.POLLIN:
             self._take_in(self._socket.recv(_READ_BYTES))
 
-    def _receive_in_time(self) -> Message:
+    def _receive_in_time(self, within_s: float | None = None) -> Message:
+        longest_s = self._absence.reply_timeout_s
         try:
-            return self.receive(self._absence.reply_timeout_s)
+            return self.receive(longest_s if within_s is None else min(within_s, longest_s))
         except TimeoutError:
+            if within_s is not None and within_s < longest_s:
+                raise ConnectionLost(f"the broker did not answer within {within_s:g} s") from None
             raise self._silent() from None
 
     def receive(self, timeout_s: float | None) -> Message:
@@ -400,11 +407,12 @@ class Client:
 
     # -- connections
 
-    def connect(self, *, is_looking: bool = False) -> Connection:
+    def connect(self, *, is_looking: bool = False, within_s: float | None = None) -> Connection:
         """Opens a connection, or takes an idle one.
 
         Args:
             is_looking: whether nothing is to be changed; root may look at the fleets of others.
+            within_s: how long to wait for a broker's first word, if not as long as for any answer.
 
         Raises:
             BrokerSilent: one is there that has not answered for a while.
@@ -426,7 +434,7 @@ class Client:
             told = f"{self.directory.path} belongs to {user_of(owner)}: root may look at it; for this run as that user"
             raise DirectoryError(told)
         try:
-            return Connection(self._socket_path, self.absence, owner=owner)
+            return Connection(self._socket_path, self.absence, owner=owner, within_s=within_s)
         except ConnectionLost:
             self.directory.check_owner()  # else nobody ever could answer
             raise
@@ -811,7 +819,8 @@ class Endings:
         pauses = reconnect_pauses(self._client)
         while self._connection is None:
             try:
-                connection = self._client.connect()
+                left_s = max(_GREETING_S, deadline - time.monotonic()) if deadline else None
+                connection = self._client.connect(within_s=left_s)
                 connection.watch(list(self.waiting))
                 self._connection = connection
             except ConnectionLost:

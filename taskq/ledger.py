@@ -110,7 +110,7 @@ class Ledger:
         is_ordered = any(own.order_key is not None for part in submission.each for own in part.terms or ())
         if is_ordered and spool.has_files(self._spool):
             self._take_spooled_once()
-            return self._backlog.has_more
+            return spool.has_files(self._spool)
         unknown = self._intake.unknown_parents(submission)
         if unknown and self._spooled(unknown):
             self._take_spooled_once()

@@ -664,7 +664,7 @@ class RehearsalClient(Client):
         super().__init__(directory)
         self._fleet = fleet
 
-    def connect(self, *, is_looking: bool = False) -> Connection:  # noqa: ARG002  as its parent
+    def connect(self, **_how: object) -> Connection:
         return _Connection(self._fleet, self.absence)
 
     def submit(self, spec: Spec, calls: Iterable[Call]) -> list[bytes]:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from apps import jobs
-from fleet import Fleet, wait_until
+from fleet import Fleet, use, wait_until
 
-from taskq import absence, wire
+from taskq import absence, chain, wire
 from taskq.absence import Absence
 from taskq.config import Directory, reply_timeout_s
-from taskq.errors import BrokerUnavailable, ConfigError
+from taskq.errors import BrokerUnavailable, ConfigError, ResultTimeout
 from taskq.exits import Exit
 from taskq.job import Job
 
@@ -112,6 +112,52 @@ def test_a_stopped_broker_that_is_killed_is_replaced(start: Callable[..., Fleet]
     fleet.kill(pid)
     assert job.result(timeout=20) == 2
     assert jobs.add.enqueue(2).result(timeout=20) == 3
+
+
+def test_who_waits_for_a_stopped_broker_waits_no_longer_than_asked_and_is_told(
+    start: Callable[..., Fleet], home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The time of a wait counts more than the time that a broker has to answer."""
+    fleet = start().wait_ready()
+    job = jobs.add.enqueue(1)
+    assert job.result(timeout=10) == 2
+    monkeypatch.setattr(jobs.q, "reply_timeout", 100.0)
+    use(jobs.q, home)  # a new client, without a connection
+    pid = fleet.broker_pid
+    fleet.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(ResultTimeout):
+        jobs.q.job(job.id).result(timeout=0.1)
+    assert time.monotonic() - began < SOON_S
+    monkeypatch.setattr(jobs.q, "reply_timeout", 1.0)
+    use(jobs.q, home)
+    with pytest.raises(ResultTimeout):
+        jobs.q.job(job.id).result(timeout=5.5)
+
+    async def wait() -> None:
+        with pytest.raises(ResultTimeout):
+            await jobs.q.job(job.id).aresult(timeout=5.5)
+
+    asyncio.run(wait())
+    fleet.kill(pid, signal.SIGCONT)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().endswith("still waiting")]
+    assert len(told) == 2
+    assert all("does not answer" in text for text in told)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_that_no_fleet_runs_is_told_once(home: Path, caplog: pytest.LogCaptureFixture, is_async: bool) -> None:
+    if is_async:
+        asyncio.run(many_at_once(5))
+        asyncio.run(many_at_once(5))
+    else:
+        for number in range(5):
+            jobs.add.enqueue(number)
+        jobs.add.enqueue_many([(1,), (2,)])
+    chain(jobs.add.step(1), jobs.add.step()).enqueue()
+    [told] = [record.getMessage() for record in caplog.records if record.name == "taskq"]
+    assert f"no fleet answers on {home}" in told
+    assert told.endswith("jobs are kept in its spool")
 
 
 def test_status_says_who_does_not_answer(start: Callable[..., Fleet], home: Path) -> None:
