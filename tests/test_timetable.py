@@ -155,7 +155,8 @@ class WorldOfAnHourAgo(PeriodicWorld):
         NotesFires.fires = []
         super().__init__(seed, Parts(timetable=NotesFires, plans_schedules=False))
         self.clients.clear()
-        self._danger, self._faults_until = 0.0, self.now + 6.0
+        self._danger = self._replacements = 0.0
+        self._faults_until = self.now + 6.0
         self.later(1.5, lambda: self._set_clock_by(-3_600.0))
         if is_restarted:
             self.later(2.5, self._broker_dies)
