@@ -133,7 +133,7 @@ def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]
         )
         for each in consumers
     ]
-    return styled(table(columns, rows, width))
+    return styled(table(columns, rows, width, gap=3))
 
 
 def _activity(consumer: dict[str, Any]) -> str:
@@ -146,17 +146,19 @@ def _queues(queues: dict[str, dict[str, int]], paused: list[str], width: int | N
     if not queues and not paused:
         return [Text("no job waits")]
     states = ("queued", "running", "scheduled", "waiting")
-    some = [state for state in states if state == "queued" or any(counts.get(state) for counts in queues.values())]
-    columns = (Column("queue", is_name=True), *(Column(state, is_right=True) for state in some), Column(""))
+    # a script that reads a pipe counts the columns
+    some = [state for state in states if width is None or any(counts.get(state) for counts in queues.values())]
+    columns = [Column("queue", is_name=True), *(Column(state, is_right=True) for state in some)]
+    columns += [Column("")] if paused else []
     rows: list[tuple[Cell | str, ...]] = [
         (
             name,
             *(f"{queues.get(name, {}).get(state, 0):,}" for state in some),
-            Cell("paused" if name in paused else "", style="yellow"),
+            *([Cell("paused" if name in paused else "", style="yellow")] if paused else []),
         )
         for name in sorted({*queues, *paused})
     ]
-    return styled(table(columns, rows, width))
+    return styled(table(columns, rows, width, gap=3))
 
 
 def _totals(totals: dict[str, int], width: int | None) -> list[Text]:

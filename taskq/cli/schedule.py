@@ -95,7 +95,7 @@ def _print_all(infos: list[ScheduleInfo], as_json: bool) -> None:
         (info.name, info.task, _when(info), _next(info), Cell(_time(info.last_at), _distance(info.last_at)))
         for info in infos
     ]
-    console_of().print(Text("\n").join(styled(table(columns, rows, width_of_terminal()))), soft_wrap=True)
+    console_of().print(Text("\n").join(styled(table(columns, rows, width_of_terminal(), gap=3))), soft_wrap=True)
 
 
 def _when(info: ScheduleInfo) -> str:

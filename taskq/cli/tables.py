@@ -1,7 +1,7 @@
 """Tables for people, in the width there is: nothing is cut off, whatever the width.
 
 What does not fit gets narrower in this order: cells take their short form (as git shortens ids), the last column stands
-beneath its row, names are broken. Columns in which nothing stands are left out.
+beneath its row, names are broken. On a terminal, columns in which nothing stands are left out.
 """
 
 from __future__ import annotations
@@ -75,21 +75,26 @@ def short_ids(ids: Sequence[str]) -> dict[str, str]:
     return {each: each[-length:] for each in ids}
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], width: int | None) -> list[Line]:
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], width: int | None, gap: int = _GAP
+) -> list[Line]:
     """The lines of a table with its headings.
 
     Args:
         rows: the cells of each row; whatever is not printable in them is escaped.
         width: in columns; None for no limit.
+        gap: between two columns, if there is room.
     """
     cells = [[_cell(cell) for cell in row] for row in rows]
-    used = [number for number in range(len(columns)) if not cells or any(row[number].text for row in cells)]
+    is_pipe = width is None  # where a script counts the columns
+    used = [n for n in range(len(columns)) if is_pipe or not cells or any(row[n].text for row in cells)]
     columns = [columns[number] for number in used]
     cells = [[row[number] for number in used] for row in cells]
-    if width is not None and sum(_widths(columns, cells)) + _GAP * (len(columns) - 1) > width:
+    if width is not None and sum(_widths(columns, cells)) + gap * (len(columns) - 1) > width:
+        gap = _GAP
         columns = [replace(column, title=column.short or column.title) for column in columns]
         cells = [[Cell(cell.short or cell.text, style=cell.style) for cell in row] for row in cells]
-    widths, gap = _widths(columns, cells), _GAP
+    widths = _widths(columns, cells)
     beneath = False
     if width is not None:
         room = width - sum(widths[:-1]) - gap * (len(widths) - 1)
