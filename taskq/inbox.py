@@ -78,4 +78,5 @@ class Inbox:
 
     def close(self) -> None:
         """Throws the queue away."""
+        self.opened()  # or never will be
         self._writer.close()

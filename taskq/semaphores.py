@@ -9,16 +9,22 @@ ends with the last process that has it.
 from __future__ import annotations
 
 import weakref
+from multiprocessing import resource_tracker
 from multiprocessing.synchronize import SemLock
 from multiprocessing.util import Finalize
+from typing import Any
 
 
 def remove_name(lock: SemLock) -> None:
-    """Removes a lock's name, once the other process has opened it. Does nothing if it is gone already.
+    """Removes a lock's name, once the other process has opened it, or is dead. Does nothing if it is gone already.
 
     What multiprocessing would do when the lock goes is a `Finalize` that hangs on it: called early, it tells the helper
-    as well, and does nothing later.
+    as well, and does nothing later. A helper that has followed one that was killed does not know the name, and would
+    write a traceback to the terminal: so it is told of it first.
     """
     for reference in weakref.getweakrefs(lock):
-        if isinstance(reference.__callback__, Finalize):
-            reference.__callback__()
+        finalize = reference.__callback__
+        if isinstance(finalize, Finalize) and finalize.still_active():
+            inside: Any = lock
+            resource_tracker.register(inside._semlock.name, "semaphore")
+            finalize()

@@ -334,6 +334,7 @@ class Supervisor(Succession[Slot]):
         if slot.pidfd is not None:
             os.close(slot.pidfd)
         slot.inbox.close()
+        slot.counters.opened()  # or never will be
         slot.process.close()
         self._end_old_servers({other.server for other in self.slots.values() if other is not slot})
         return code

@@ -400,6 +400,40 @@ def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Pat
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("ends", ["ready", "killed"])
+def test_the_helper_is_killed_while_a_consumer_boots(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, ends: str
+) -> None:
+    """The next helper does not know the names that are removed then, and told so with tracebacks on the terminal."""
+    version = tmp_path / "version"
+    version.write_text("one")
+    monkeypatch.setenv("TASKQ_TEST_VERSION", str(version))
+    fleet = start(f"{APPS / 'versioned.py'}:q", consumers=1).wait_ready()
+    version.write_text(f"late {gate.path}")
+    fleet.kill(fleet.consumer_pids()[0])
+    [booting] = wait_for_file(Path(gate.path + ".pid"))
+    helpers = [p.pid for p in fleet.processes() if any("resource_tracker" in part for part in p.cmdline())]
+    for helper in helpers:
+        fleet.kill(helper)
+    wait_until(lambda: not any(map(is_alive, helpers)), "the helper is gone")
+    if ends == "killed":
+        version.write_text("two")
+        fleet.kill(int(booting))
+    gate.open()
+    fleet.wait_ready()
+    fleet.kill_consumer()  # whose names are registered with the next helper
+    fleet.wait_ready()
+    fleet.stop()
+    told = fleet.errors.read_text(errors="replace")
+    assert "Traceback" not in told, told
+    assert "resource_tracker" not in told
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped does not."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def semaphores(pid: int) -> set[str]:
     """Where the semaphores that a process has open have, or had, their names."""
     try:
