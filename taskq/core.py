@@ -290,9 +290,12 @@ class Core:
         self, key: Key, row: JobRow, death: Death, output: list[str], wall: float, ran_s: float | None
     ) -> None:
         row.attempts += 1
-        after = "" if ran_s is None else f" after {ran_s:.2f} s"
-        text = f"the job ran longer than its timeout of {row.spec.timeout_s:g} s and was killed{after}"
-        error = replace(death.over_limit or JobError("TimedOut", text), output=output)
+        error = death.over_limit
+        if error is None:
+            after = "" if ran_s is None else f" after {ran_s:.2f} s"
+            limit = f"its timeout of {row.spec.timeout_s:g} s" if row.spec.timeout_s is not None else "it may"
+            error = JobError("TimedOut", f"the job ran longer than {limit} and was killed{after}")
+        error = replace(error, output=output)
         self._failed(key, row, error, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
 
     def _crashed(
