@@ -116,6 +116,8 @@ class Holder:
         first = self.next_number
         if len(self.leased) <= self.seats:
             self.unbegun.clear()
+        if not self.leased:
+            self.gave_back = False
         if not self.leased or (self.free_seats and self.asked_up_to == first - 1):
             self.progress_at = now  # all that it had runs, so nothing has been waiting there
         self.sent_at = now

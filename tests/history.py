@@ -4,7 +4,7 @@ Everyone notes what he sees in a file of his own (or, in the simulator, in this 
 invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
 say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py, those of limits and
 unique jobs in history_limits.py, those of schedules in history_schedules.py, those of consumers and their successors in
-history_consumers.py.
+history_consumers.py, those of priority in history_fairness.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import inf
 from typing import NamedTuple
 
 import history_consumers
+import history_fairness
 import history_flows
 import history_limits
 import history_schedules
@@ -146,6 +147,7 @@ class History:
     limited: dict[str, Limited] = field(default_factory=dict)  # what was asked for jobs, of limits
     capacities: dict[str, int] = field(default_factory=dict)  # the fleet's resources
     kept_keys: list[str] = field(default_factory=list)  # that the broker still knows when all jobs have ended
+    urgent: set[str] = field(default_factory=set)  # jobs of the highest priority
     places: dict[str, Place] = field(default_factory=dict)  # jobs of ordered keys
     unique: dict[str, UniqueKey] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -483,6 +485,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     recovery_changes_nothing,
     nothing_is_left_over,
     *history_consumers.INVARIANTS,
+    *history_fairness.INVARIANTS,
     *history_flows.INVARIANTS,
     *history_limits.INVARIANTS,
     *history_schedules.INVARIANTS,

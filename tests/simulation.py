@@ -336,6 +336,8 @@ class SimSlot:
         match act_of(task, job_id):
             case "slow":
                 seconds = world.random.uniform(0.1, 0.6)
+            case "hangs":
+                seconds = world.random.uniform(2.0, 6.0)
             case "fails":
                 is_well = False
             case "fails_once":
@@ -781,8 +783,8 @@ class Client:
             self._planner.act(peer, is_over=self._left == 0 and not self.world.has_faults)
             if self._left:
                 self._left -= 1
-                kinds = self._enqueue, self._enqueue_flow, self._enqueue_limited
-                random.choices(kinds, (2, 2, 3))[0]()
+                kinds = self._enqueue, self._enqueue_flow, self._enqueue_limited, self._enqueue_urgent
+                random.choices(kinds, (2, 2, 3, 0.5))[0]()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)))
             if random.random() < 0.05 and self._unanswered:
@@ -842,8 +844,24 @@ class Client:
 
     def _enqueue(self) -> None:
         random = self.world.random
-        spec = spec_of_chance(random)
-        ids = [random.randbytes(16) for _ in range(random.choice((1, 1, 2, 5, 20)))]
+        self._enqueue_plain(spec_of_chance(random), random.choice((1, 1, 2, 5, 20)))
+
+    def _enqueue_urgent(self) -> None:
+        """Jobs of the highest priority, of which one may take very long, and work for the others in the meantime."""
+        random = self.world.random
+        queue = random.choice(("a", "b"))
+        if random.random() < 0.5:
+            self._enqueue_plain(Spec("slow", queue), 20)
+        for task, many in (("hangs", random.choice((0, 1))), ("ok", random.randint(1, 3))):
+            self._enqueue_plain(Spec(task, queue, priority=9), many)
+
+    def _enqueue_plain(self, spec: Spec, count: int) -> None:
+        random = self.world.random
+        ids = [random.randbytes(16) for _ in range(count)]
+        if not ids:
+            return
+        if spec.priority:
+            self.world.history.urgent.update(job_id.hex() for job_id in ids)
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
         calls = [(spec, Call(job_id, payload)) for job_id, payload in zip(ids, payloads, strict=True)]
         note_intents(self.world.history, calls, digest)

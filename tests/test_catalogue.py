@@ -100,6 +100,7 @@ CATALOGUE = {
             "test_crashes::test_a_stopped_consumer_holds_up_nobody",
             "test_crashes::test_an_idle_consumer_that_is_stopped_does_not_keep_jobs",
             "test_catalogue::test_a_stopped_consumer_is_killed_when_the_time_of_its_job_is_over",
+            "test_fairness::test_what_was_sent_to_a_stopped_consumer_goes_to_the_others",
         ),
         "there is no heartbeat: a stopped process is no dead one, so only the timeout of its job ends it",
     ),
@@ -107,6 +108,7 @@ CATALOGUE = {
         "SIGCONT of a consumer whose jobs were taken back",
         (
             "test_crashes::test_an_idle_consumer_that_is_stopped_does_not_keep_jobs",
+            "test_fairness::test_a_stopped_consumer_that_goes_on_has_jobs_again",
             "test_counters::test_taken_back_jobs_do_not_start",
             "test_counters::test_every_job_is_started_or_taken_back",
             "test_core::test_reports_that_make_no_sense_are_noted",

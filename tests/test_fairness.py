@@ -6,6 +6,7 @@ ms at the latest, can be stopped, and die. At the end a real fleet.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
@@ -282,6 +283,19 @@ def test_priority_holds_though_a_batch_takes_longer_than_expected(seats: int) ->
     assert world.began_at([100_000])[0] < LATE_S + 3 * BATCH_S
 
 
+def test_who_has_given_back_all_of_it_is_as_new() -> None:
+    """Nothing runs there, so nothing can be held up."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(1, first=1))
+    core.dispatch(0.0, 0.0)
+    assert not core.recalled(1, 0, 0.001), "it had no time to begin"
+    core.dispatch(0.001, 0.0)
+    core.submitted(rows(5, first=2))
+    [batch] = core.dispatch(0.002, 0.0)
+    assert len(batch.rows) == 5
+
+
 def test_a_consumer_that_was_stopped_with_the_lock_is_asked_again_later() -> None:
     """Each attempt takes the broker 2 ms."""
     core = Core()
@@ -380,3 +394,20 @@ def test_a_job_does_not_go_behind_the_hang_again_that_its_consumer_died_of(
     assert waiting(fleet) > 400
     jobs.q.purge("queued")
     hang.open()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stopped_consumer_that_goes_on_has_jobs_again(
+    start: Callable[..., Fleet], gate: Gate, tmp_path: Path, threads: int
+) -> None:
+    """What it was sent meanwhile was taken back, and it is sent nothing until it has answered."""
+    fleet = start(consumers=2, threads=threads).wait_ready()
+    pid = fleet.consumer_pids()[0]
+    fleet.kill(pid, signal.SIGSTOP)
+    assert [job.result(timeout=20) for job in jobs.add.enqueue_many([(number,) for number in range(500)])]
+    fleet.kill(pid, signal.SIGCONT)
+    path = tmp_path / "log"
+    for _ in range(2 * threads):
+        jobs.hold.enqueue(gate.path, str(path))
+    assert {began.pid for began in starts(path, 2 * threads)} == set(fleet.consumer_pids())
+    gate.open()

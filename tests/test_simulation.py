@@ -259,6 +259,16 @@ class RemembersGates(OtherBands):
             pass
 
 
+class LetsJobsWait(Core):
+    """What waits behind a long job is taken back for an idle consumer only."""
+
+    def looks(self, _now: float) -> list[Key]:
+        return []
+
+    def next_look(self) -> None:
+        return None
+
+
 class OrderUntilRestart(MemoryStore):
     """Who waits for a retry is forgotten by its key, when the broker dies."""
 
@@ -350,6 +360,7 @@ BUGS = {
     "capacities that do not last": (Parts(core=LimitsUntilRestart), {"never_more_than_there_is"}),
     "keys that are never forgotten": (Parts(core=RemembersKeys), {"keys_that_went_are_forgotten"}),
     "limits of keys that are never forgotten": (Parts(core=RemembersGates), {"keys_that_went_are_forgotten"}),
+    "jobs that wait behind one that hangs": (Parts(core=LetsJobsWait), {"urgent_jobs_do_not_starve"}),
     "a rate that does not last": (Parts(store=RatesUntilRestart, commit_kills=0.02), {"no_more_starts_than_the_rate"}),
     "a unique key that does not last": (Parts(store=UniqueUntilRestart, commit_kills=0.01), {"one_of_a_kind"}),
     "a pause that nobody heeds": (Parts(core=PausesNothing), {"paused_queues_rest"}),
@@ -461,6 +472,9 @@ WRONG: dict[str, History] = {
     "who_gives_way_has_a_successor": changed(
         unique={"0c": UniqueKey("key", replaces=True)},
         final={**good_history().final, "0c": Final("cancelled", 0, 0)},
+    ),
+    "urgent_jobs_do_not_starve": changed(
+        urgent={"b"}, ends=[End("a", 1, "p1", 3.8, True), End("b", 2, "p2", 6.0, True)]
     ),
     "keys_that_went_are_forgotten": changed(kept_keys=["task key"]),
     "who_is_left_out_knows_the_other": changed(left_out=[LeftOut("c", "d", 1.0, 2.0)]),
