@@ -2,9 +2,12 @@
 
     python tests/soak.py --minutes 30
 
-Producers enqueue, flood, watch and are killed; consumers, brokers and guardians are killed and stopped at random, jobs
-kill their own processes, garbage comes to the socket, and the disk is full now and then (a small filesystem in memory,
-for which it must be root; without, it says that it left that out). Everyone notes what he sees; history.py judges.
+Producers enqueue, flood, watch and are killed; consumers, brokers and guardians are killed and stopped at random. Jobs
+kill their own processes, hang, end in ways that make no sense, print without end, take the descriptors of their
+consumers, and have a new key each. Consumers are recycled and reloaded, also with code that does not work; queues are
+paused; the fleet rests now and then while producers go on, and is looked at meanwhile. Garbage comes to the socket, and
+the disk is full now and then (a small filesystem in memory, for which the soak must be root; without, it says that it
+left that out). Everyone notes what he sees; history.py judges, also the totals of the fleet's status.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import soak_app
 from fleet import APPS, Fleet, wait_until
 from history import End, Final, History, Limits, Read, Start, check
 
+APP = f"{APPS / 'soak_app.py'}:q"
 PRODUCERS = 3
 DISK_MB = 400
 SAMPLE_EVERY_S = 5.0
@@ -56,9 +60,10 @@ class Soak:
         os.environ["TASKQ_SOAK_NOTES"] = str(self.notes)
         self.fleet = Fleet(
             self.disk / "queue",
-            f"{APPS / 'soak_app.py'}:q",
+            APP,
             consumers=2,
             keep_results_s=120.0,
+            max_jobs=2_000,
             log_level="info",
             stderr_level="critical",
             environment={"TASKQ_SOAK_NOTES": str(self.notes)},
@@ -66,6 +71,7 @@ class Soak:
         self.fleet.home.mkdir(mode=0o700)
         self.history = History(restart_within_s=30.0, told_within_s=3.0, noted_within_s=0.1)
         self.faults: Counter[str] = Counter()
+        self.urgent: set[str] = set()
         self.samples: list[dict[str, float]] = []
         self.producers: list[subprocess.Popen[bytes]] = []
 
@@ -134,6 +140,11 @@ class Soak:
             self._stop_consumer: 12,
             self._stop_broker: 4,
             self._garbage: 10,
+            self._reload: 8,
+            self._reload_broken_code: 3,
+            self._pause: 5,
+            self._look: 8,
+            self._rest: 3,
             self._fill_disk: 3 if self.has_small_disk else 0,
         }
         [fault] = self.random.choices(list(kinds), weights=list(kinds.values()))
@@ -209,6 +220,46 @@ class Soak:
             client.sendall(self.random.choice((b"GET / HTTP/1.1\r\n\r\n", os.urandom(4_000), bytes(12), b"\0\0")))
             client.recv(100)
 
+    def _command(self, *arguments: str, expected: set[int]) -> str:
+        """Runs a command of taskq about the fleet; other exit codes than those expected are wrong."""
+        command = [sys.executable, "-m", "taskq", arguments[0], APP, *arguments[1:]]
+        environment = {**os.environ, "TASKQ_URL": str(self.fleet.home)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode not in expected:
+            self.history.bad_exits.append(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-300:]}")
+        return done.stdout
+
+    def _reload(self) -> None:
+        os.kill(self.fleet.guardian_pid, signal.SIGHUP)
+
+    def _reload_broken_code(self) -> None:
+        """The old consumers go on, and the command says that the new code does not work."""
+        flag = self.notes / "broken"
+        flag.touch()
+        try:
+            self._command("reload", expected={1, 3, 4})
+        finally:
+            flag.unlink()
+        self._reload()
+
+    def _pause(self) -> None:
+        self._command("pause", "default", expected={0, 4})
+        time.sleep(self.random.uniform(0.1, 1.0))
+        self._command("resume", "default", expected={0, 4})
+
+    def _look(self) -> None:
+        self._command("status", "--json", expected={0, 4})
+        self._command("jobs", "--state", "failed", "--json", expected={0, 4})
+
+    def _rest(self) -> None:
+        """Stops the fleet in good order, and looks at it while producers go on."""
+        code = self.fleet.stop()
+        if code != 0:
+            self.history.bad_exits.append(f"the guardian ended with {code}")
+        self._command("status", "--json", expected={0})
+        time.sleep(self.random.uniform(0.0, 3.0))
+        self._keep_alive()
+
     def _fill_disk(self) -> None:
         filler = self.disk / "filler"
         descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
@@ -252,6 +303,18 @@ class Soak:
     def _descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.fleet.guardian_pid).children(recursive=True)
 
+    def waits_of_urgent(self) -> str:
+        """How long urgent jobs waited for their first start, in words; times without a fleet, and faults, included."""
+        first: dict[str, float] = {}
+        for start in self.history.starts:
+            first[start.job] = min(start.at, first.get(start.job, start.at))
+        waits = sorted(
+            first[job] - self.history.acked[job] for job in self.urgent & first.keys() & self.history.acked.keys()
+        )
+        if not waits:
+            return "never: there were none"
+        return f"{waits[len(waits) // 2]:.3f} s (median of {len(waits)}), {waits[-1]:.1f} s at most"
+
     # -- the verdict
 
     def judge(self) -> list[str]:
@@ -282,6 +345,8 @@ class Soak:
             case "intent":
                 history.intents[job] = rest[0]
                 history.limits[job] = Limits(*soak_app.LIMITS[rest[1]])
+                if rest[1] == "urgent":
+                    self.urgent.add(job)
             case "acked":
                 history.acked[job] = rest[0]
             case "read":
@@ -321,6 +386,7 @@ def report(soak: Soak, wrong: list[str], seconds: float) -> None:
         f"attempts {len(history.starts):,}, processes killed {len(history.deaths):,}, brokers {len(history.broker_deaths)}"
     )
     print("totals", history.totals)
+    print("urgent jobs waited", soak.waits_of_urgent())
     for name in soak.samples[0] if soak.samples else ():
         values = [sample[name] for sample in soak.samples]
         fifth = max(1, len(values) // 5)

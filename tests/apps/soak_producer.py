@@ -20,6 +20,9 @@ from taskq.client import Client
 from taskq.errors import BrokerUnavailable, EnqueueError, JobNotFound, ResultTimeout
 
 MOST_OPEN = 3_000
+#: How often each task is chosen; those of ALONE come one at a time.
+OFTEN = {"work": 800, "fail": 10, "fail_once": 20, "limited": 60, "ordered": 40, "rated": 20, "urgent": 40}
+ALONE = {"die_once": 6, "die": 2, "unreadable": 10, "hang": 2, "hang_in_c": 2, "steal": 2, "chatter": 4}
 
 
 class Producer:
@@ -55,15 +58,11 @@ class Producer:
         count = self._random.choice((1, 1, 1, 5, 20, 100))
         if self._random.random() < 0.002:
             count = 5_000  # a flood
-        name = self._random.choices(
-            ("work", "fail", "fail_once", "die_once", "die"),
-            weights=(960, 10, 20, 6 if count == 1 else 0, 2 if count == 1 else 0),
-        )[0]
+        weights = {**OFTEN, **(ALONE if count == 1 else {})}
+        [name] = self._random.choices(list(weights), weights=list(weights.values()))
         seconds = 0.0 if count > 5 else self._random.choice((0.0, 0.001, 0.01, 0.3))
         task = q.tasks[name]
-        arguments = [
-            (self._random.randrange(10**9), "x" * self._random.choice((0, 10, 200)), seconds) for _ in range(count)
-        ]
+        arguments = [(self._random.randrange(10**9), self._text(name), seconds) for _ in range(count)]
         calls = list(task._calls(arguments))
         self._note(
             [["intent", call.id.hex(), digest(a[0], len(a[1])), name] for call, a in zip(calls, arguments, strict=True)]
@@ -76,6 +75,11 @@ class Producer:
             is_acked = False  # nothing is promised; some may be there all the same
         self._open.update(dict.fromkeys((call.id for call in calls), is_acked))
         time.sleep(count / self._jobs_per_s)
+
+    def _text(self, name: str) -> str:
+        if name in ("limited", "ordered"):
+            return f"key {self._random.randrange(10**12) if self._random.random() < 0.9 else 0}"
+        return "x" * self._random.choice((0, 10, 200))
 
     def _read_ends(self, patience_s: float) -> None:
         client = q.client
