@@ -77,6 +77,10 @@ class Absence:
 
     # -- what is told
 
+    def describe_briefly(self) -> str:
+        """Who does not answer."""
+        return f"broker {self._broker_pid()} does not answer" if self._is_silent else "no fleet answers"
+
     def describe(self) -> str:
         """Who does not answer, and what to do."""
         if not self._is_silent:

@@ -595,8 +595,9 @@ class Client:
         try:
             self.directory.create()
         except DirectoryError as error:
-            raise BrokerUnavailable(f"no fleet takes the job, and it cannot be spooled: {error}") from error
-        spool_frame(self.directory.spool, ids, frame)
+            told = f"{self.absence.describe_briefly()}, and the job cannot be spooled: {error}"
+            raise BrokerUnavailable(told) from error
+        spool_frame(self.directory.spool, ids, frame, self.absence.describe_briefly())
 
     def wait(self, job_id: bytes, timeout_s: float | None) -> Ending:
         """Waits for the end of a job.

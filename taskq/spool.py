@@ -31,11 +31,12 @@ _PORTION_BYTES = 1024 * 1024
 _NAMES = 10_000
 
 
-def spool_frame(spool: Path, ids: Collection[bytes], frame: bytes) -> None:
+def spool_frame(spool: Path, ids: Collection[bytes], frame: bytes, reason: str = "no fleet answers") -> None:
     """Writes a submit frame to the spool; it is durable when this returns.
 
     Args:
         ids: of the jobs in the frame.
+        reason: why they go to the spool.
 
     Raises:
         StoreFull: the disk is full.
@@ -54,9 +55,9 @@ def spool_frame(spool: Path, ids: Collection[bytes], frame: bytes) -> None:
         sync_directory(spool)
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise StoreFull(f"no fleet takes the job, and the disk of {spool} is full") from error
+            raise StoreFull(f"{reason}, and the disk of {spool} is full") from error
         raise BrokerUnavailable(
-            f"no fleet takes the job, and it cannot be spooled to {spool} ({error.strerror}): "
+            f"{reason}, and the job cannot be spooled to {spool} ({error.strerror}): "
             "make that folder writable, or start a fleet with `taskq worker module:app`"
         ) from error
 
