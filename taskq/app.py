@@ -238,6 +238,12 @@ class TaskQ(HasClients):
         """
         return self.tasks.get(task) or Enqueuer(self, Spec(task))
 
+    @property
+    def needs(self) -> dict[str, tuple[str, list[str]]]:
+        """What a fleet must have for each task: its queue, and the resources that it takes."""
+        specs = {name: task.spec for name, task in self.tasks.items()}
+        return {name: (spec.queue, [resource for resource, _ in spec.resources]) for name, spec in specs.items()}
+
     def job(self, id: str) -> Job[Any]:
         """The handle of a job, from its id.
 

@@ -40,6 +40,7 @@ from taskq.recovery import recover
 from taskq.requests import Requests, rss_bytes
 from taskq.server import Peer, Server
 from taskq.silence import LOOK_EVERY_S
+from taskq.spool import count_files
 from taskq.store import Kept
 from taskq.store.sqlite import SQLiteStore
 from taskq.succession import SlotState
@@ -156,6 +157,7 @@ class Broker:
             **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
             directory=str(self._directory.path),
             **self._left,
+            **({"spooled_files": spooled} if (spooled := count_files(self._directory.spool)) else {}),
         )
         while self._stop_at is None or self._supervisor.slots:
             self._tick()

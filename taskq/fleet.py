@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("taskq")
 
+logger = logging.getLogger("taskq")
+
 _GUARDIAN = "import sys; from taskq.fleet import main; main(*sys.argv[1:])"
 _ERRORS: dict[int, type[TaskQError]] = {
     Exit.USAGE: TooFewDescriptors,

@@ -22,6 +22,7 @@ import msgpack
 from taskq.config import Directory, Settings
 from taskq.exits import FINAL_EXITS, Exit
 from taskq.log.fanout import announce
+from taskq.misfits import misfits
 from taskq.platform import adopt_orphans, name_of_signal, name_process
 from taskq.spawn import take_broker, take_resolver
 from taskq.terminal import CLOSING_S, Terminal
@@ -102,8 +103,10 @@ class Guardian:
             answer = b"".join(iter(lambda: resolver.socket.recv(65536), b""))
         if not answer:
             return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
-        code, message, title, path = msgpack.unpackb(answer)
+        code, message, title, path, needs = msgpack.unpackb(answer)
         self._title, self._directory = title, Directory(Path(path))
+        for told in misfits(needs, self._settings) if code == Exit.OK else ():
+            self._log("fleet.misfit", "warning", reason=told)
         name_process(f"guardian [{title}]")
         return code, message
 

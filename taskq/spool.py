@@ -134,6 +134,11 @@ def has_files(spool: Path) -> bool:
     return next(_names(spool), None) is not None
 
 
+def count_files(spool: Path) -> int:
+    """How many files with jobs wait in the spool."""
+    return sum(1 for _ in _names(spool))
+
+
 def find(spool: Path, ids: Collection[bytes]) -> dict[bytes, bytes]:
     """Looks for jobs in the spool. Returns, for each that is there, the content of its file."""
     wanted = sorted(job_id.hex() for job_id in ids)

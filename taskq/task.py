@@ -50,6 +50,11 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         super().__init__(app, spec, rules, function, return_caster, takes)
         self.retry_rules = retry_rules
 
+    @property
+    def spec(self) -> Spec:
+        """What of its options is the same for all its jobs."""
+        return self._spec
+
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Terms | None]:
         """What the jobs of a schedule have; times in their terms are seconds after the fire.
 

@@ -36,7 +36,7 @@ ROWS = (
         "holder",
         "silence",
     },
-    {"absence", "store", "bands", "store.files"},
+    {"absence", "store", "bands", "store.files", "misfits"},
     {"client", "server", "outbox", "effects", "store.statements", "store.band_numbers"},
     {"overtime", "store.sqlite", "succession"},
     {"core", "items", "context", "clients", "reading"},

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,6 +19,7 @@ from taskq.config import Directory, queue_directory
 from taskq.durations import seconds_in
 from taskq.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.exits import Exit
+from taskq.misfits import did_you_mean
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
@@ -34,6 +36,8 @@ FleetArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
+#: The newest lines of the log, of which the names are taken that somebody may have meant.
+_LINES_FOR_NAMES = 20_000
 #: The first that fits counts.
 _EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
     (errors.AppError, Exit.APP),
@@ -80,6 +84,18 @@ def tell_warnings() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("taskq").addHandler(handler)
+
+
+def warn_of_name(directory: Directory, field: str, name: str) -> None:
+    """Says so if a name never stood in the log, with the nearest that did."""
+    from taskq.log.reader import Filter, read  # 20 ms, which `taskq worker` can do without
+
+    events = read(directory.path, Filter(), last=_LINES_FOR_NAMES)
+    # that a queue was paused does not say that there is one
+    known = {str(event[field]) for event in events if event.get(field) and not event["event"].startswith("queue.")}
+    known |= {"default"} if field == "queue" else set()
+    if known and name not in known and not (field == "event" and any(fnmatchcase(each, name) for each in known)):
+        tell(f"there is no {field} {name!r} in the log of {directory.path}{did_you_mean(name, known)}")
 
 
 def fail(error: TaskQError) -> NoReturn:

@@ -13,7 +13,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from taskq.app import TaskQ
-from taskq.cli.common import FleetArgument, JsonOption, count_of, find_directory, seconds_of, tell, tell_if_stopped
+from taskq.cli.common import (
+    FleetArgument,
+    JsonOption,
+    count_of,
+    find_directory,
+    seconds_of,
+    tell,
+    tell_if_stopped,
+    warn_of_name,
+)
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
 from taskq.cli.words import distance_text, headline_of
@@ -66,6 +75,9 @@ def jobs(
         return
     if not found:
         tell(f"there is no {_said(state, 'job', task, queue)}{' before that one' if before else ''}")
+        for field, name in (("task", task), ("queue", queue)):
+            if name is not None:
+                warn_of_name(application.directory, field, name)
         return
     _print_table(found)
     if len(found) == limit:
@@ -220,7 +232,10 @@ def pause(words: QueuesArgument = None) -> None:
     queues, app = _split(words, _is_queue)
     if not queues:
         raise ConfigError("which queues? write: taskq pause QUEUE...")
-    changed = _application(app).pause(*queues)
+    application = _application(app)
+    for queue in queues:
+        warn_of_name(application.directory, "queue", queue)
+    changed = application.pause(*queues)
     for queue in queues:
         print(f"{queue} {'is paused' if queue in changed else 'was paused already'}")
 

@@ -16,7 +16,7 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell
+from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client import Client
@@ -225,12 +225,16 @@ def logs(
     if level is not None and level not in LOG_LEVELS:
         raise ConfigError(f"--level {level!r}: use one of {', '.join(LOG_LEVELS)}")
     wanted = Filter(task, job, event, level, ago(seconds_of(since, "--since")) if since else None)
-    path = find_directory(app).path
+    directory = find_directory(app)
+    path = directory.path
     if not is_followed and not log_path(path).exists():
         if not path.is_dir():
             raise DirectoryError(f"there is no directory {path}: has a fleet run there?")
         tell(f"there is no log in {path} yet: no fleet has run there")
         return
+    for field, name in (("task", task), ("event", event)):
+        if name is not None:
+            warn_of_name(directory, field, name)
     if is_followed:
         events = follow(path, wanted, _FOLLOW_LAST if last is None else last, wait=_pause)
     else:
