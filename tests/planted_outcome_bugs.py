@@ -1,10 +1,10 @@
-"""Bugs in what is done with outcomes that cannot be read, to be found by the simulation; see test_simulation.py."""
+"""Bugs in what is done with unreadable outcomes and with silent consumers, to be found by the simulation; see test_simulation.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simulation import Parts
+from simulation import Parts, SimCrew
 
 from taskq.core import Core
 from taskq.effects import Key
@@ -50,7 +50,15 @@ class CountsNothing(Core):
                 row.attempts -= 1
 
 
+class WaitsForTheDeaf(SimCrew):
+    """Who holds jobs and says nothing will begin them some day."""
+
+    def end_the_silent(self, _now: float) -> None:
+        pass
+
+
 OUTCOME_BUGS = {
+    "a deaf consumer that keeps its jobs": (Parts(crew=WaitsForTheDeaf, deafness=0.5), {"no_acked_job_is_lost"}),
     "a report that an unreadable outcome ends": (Parts(core=IsConfused), {"runs_again_only_for_a_reason"}),
     "an unreadable outcome that is passed over": (Parts(core=PassesOver), {"no_acked_job_is_lost"}),
     "an unreadable outcome that does not count": (Parts(core=CountsNothing), {"attempts_are_numbered_once"}),

@@ -55,6 +55,7 @@ from taskq.outcome import Attempts, Reason, Verdict, pack_failure, pack_success
 from taskq.output import Stacks
 from taskq.recovery import recover
 from taskq.requests import Requests
+from taskq.silence import LOOK_EVERY_S
 from taskq.succession import SlotState, Succession
 from taskq.succession import Start as SlotStart
 from taskq.supervisor import Supervisor, jobs_to_send
@@ -140,6 +141,7 @@ class Parts:
     forgets_what_it_sends: bool = False
     power_cuts: bool = True
     plans_schedules: bool = True
+    deafness: float = 0.05  # how likely it is that a consumer goes deaf, of all misfortunes
     commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
 
 
@@ -203,6 +205,7 @@ class SimSlot:
         self.children: dict[int, list[Any]] = {}
         self.is_alive = True
         self.is_paused = False
+        self.is_deaf = False  # a job has closed the descriptor on which it waits for more
         self.name = f"c{key}"
         self._queue: deque[tuple[int, bytes, str, int, bytes, dict[str, Any]] | None] = deque()
         self._free_at = 0.0
@@ -280,7 +283,7 @@ class SimSlot:
             self._step()
 
     def _receive(self, message: bytes) -> None:
-        if not self.is_alive:
+        if not self.is_alive or self.is_deaf:
             return
         if message == b"":
             self._retires = True
@@ -668,7 +671,11 @@ class SimBroker(Broker):
         )
         self._core.pause(self._store.paused())
         self._stop_at = None
-        self._timers = {self._crew.announce: (0.1, world.now), self._ledger.prune: (1.0, world.now)}
+        self._timers = {
+            self._crew.announce: (0.1, world.now),
+            self._ledger.prune: (1.0, world.now),
+            self._crew.end_the_silent: (LOOK_EVERY_S, world.now),
+        }
         self._world = world
         self.asked_code = 0  # what there was when it was asked to load it
 
@@ -1099,8 +1106,10 @@ class World:
                 self._broker_dies()
             elif slots:
                 slot = self.random.choice(self._in_replacement() or slots)
-                if roll < 0.75:
+                if roll < 0.75 - self.parts.deafness:
                     slot.die()
+                elif roll < 0.75:
+                    slot.is_deaf = True
                 else:
                     slot.pause(self.random.choice((0.01, 0.3, 1.0)))
         self.later(self.random.expovariate(self._danger * 5), self._misfortune)
