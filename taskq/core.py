@@ -119,6 +119,11 @@ class Core:
         """Whether a consumer has no job left."""
         return not self._holders[key].leased
 
+    def waits_for(self, key: Key) -> bool:
+        """Whether a consumer is to be heard of: it holds jobs, or has not answered since it did not begin some."""
+        holder = self._holders[key]
+        return bool(holder.leased) or holder.is_stalled
+
     def recalled(self, key: Key, claimed: int, now: float) -> bool:
         """All jobs of a consumer above number `claimed` were taken back.
 

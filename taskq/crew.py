@@ -476,7 +476,7 @@ class Crew:
             self._narrator.log.warning("consumer.killed", consumer=slot.number, pid=slot.pid, reason=slot.killed_for)
 
     def end_the_silent(self, _now: float) -> None:
-        """Kills the consumers that hold jobs, run none, and of which nothing is heard."""
+        """Kills the consumers that are to run jobs, run none, and of which nothing is heard."""
         slots = self._supervisor.slots
         self._silences.forget_others(set(slots))
         for key, slot in slots.items():
@@ -484,14 +484,14 @@ class Crew:
                 continue
             is_dead = self._silences.look(
                 key,
-                holds_jobs=not self._core.holds_nothing(key),
+                is_awaited=self._core.waits_for(key),
                 claims=slot.counters.read(),
                 jobs_done=slot.counters.jobs_done,
                 messages=slot.messages,
             )
             if is_dead:
                 slot.is_stopped = True  # no job is to blame: it runs none
-                why = f"it held jobs, ran none and said nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
+                why = f"it was to run jobs, ran none and said nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
                 slot.kill(why)
                 self._narrator.log.error("consumer.killed", consumer=slot.number, pid=slot.pid, reason=why)
 

@@ -1,4 +1,4 @@
-"""Consumers that live and do nothing: they hold jobs, run none, and nothing is heard of them. Pure.
+"""Consumers that live and do nothing: they are to run jobs, run none, and nothing is heard of them. Pure.
 
 A job can make its consumer deaf or dumb in more ways than the consumer itself can see: a thread that it has left
 closes the descriptor on which the consumer waits. Such a one is killed, which costs nobody anything: it runs nothing.
@@ -28,19 +28,20 @@ class Silences:
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
 
-    def look(self, key: int, *, holds_jobs: bool, claims: list[Claim], jobs_done: int, messages: int) -> bool:
+    def look(self, key: int, *, is_awaited: bool, claims: list[Claim], jobs_done: int, messages: int) -> bool:
         """Looks at a consumer; returns whether it is as good as dead.
 
-        A look at which it holds nothing says nothing: what it did not begin may have been taken back.
+        A look at which nothing is to be heard of it does not count, and does not make up for those before.
 
         Args:
+            is_awaited: whether it holds jobs, or has not answered since it did not begin some.
             claims: what it runs.
             jobs_done: how many jobs it has ended.
             messages: how often something was heard of it.
         """
         before = self._seen.get(key)
         is_alive = bool(claims) or before is None or (before.jobs_done, before.messages) != (jobs_done, messages)
-        silent_looks = 0 if is_alive or before is None else before.silent_looks + holds_jobs
+        silent_looks = 0 if is_alive or before is None else before.silent_looks + is_awaited
         self._seen[key] = _Seen(jobs_done, messages, silent_looks)
         return silent_looks >= SILENT_LOOKS
 

@@ -355,23 +355,23 @@ def test_a_consumer_that_hears_nothing_is_dead(start: Start, gate: Gate, threads
     assert job.result(timeout=40) != pid
     assert job.info().attempts == 1
     event = fleet.wait_for("consumer.*", pid=pid, level="error")
-    assert threads > 1 or "held jobs, ran none and said nothing" in event["reason"]
+    assert threads > 1 or "ran none and said nothing" in event["reason"]
 
 
 def test_silence_is_counted_while_there_is_something_to_say() -> None:
     silences = Silences()
 
-    def looks(count: int, *, jobs_done: int = 5, running: int = 0, messages: int = 7, holds: bool = True) -> bool:
+    def looks(count: int, *, jobs_done: int = 5, running: int = 0, messages: int = 7, awaited: bool = True) -> bool:
         claims = [Claim(running, 0.0)] if running else []
         seen = {"claims": claims, "jobs_done": jobs_done, "messages": messages}
-        return [silences.look(1, holds_jobs=holds, **seen) for _ in range(count)][-1]
+        return [silences.look(1, is_awaited=awaited, **seen) for _ in range(count)][-1]
 
     assert not looks(SILENT_LOOKS)
     assert looks(1)
     assert not looks(1, jobs_done=6), "it has ended a job"
     assert not looks(SILENT_LOOKS - 1, jobs_done=6)
     assert not looks(100, jobs_done=6, running=7), "it runs one"
-    assert not looks(100, jobs_done=6, holds=False), "it has nothing to do"
+    assert not looks(100, jobs_done=6, awaited=False), "it has nothing to do"
     assert not looks(1, jobs_done=6, messages=8), "it was heard"
     assert not looks(SILENT_LOOKS - 1, jobs_done=6, messages=8)
     assert looks(1, jobs_done=6, messages=8)

@@ -69,6 +69,11 @@ def test_a_seed_decides_everything() -> None:
     assert one == other
 
 
+def test_deaf_consumers_are_replaced() -> None:
+    """Life 19: the only one was deaf, held nothing, and was sent nothing, since it owed an answer."""
+    assert {seed: wrong for seed in range(900_010, 900_030) if (wrong := judge(seed, Parts(deafness=0.5)))} == {}
+
+
 # -- planted bugs
 
 
