@@ -75,7 +75,7 @@ def test_nothing_is_unaccounted_for_and_all_is_bounded(writes: list[tuple[float,
         told += portions
         size = sum(len(line) for portion in told for line in portion.lines)
         assert size <= FIRST_BYTES + BYTES_PER_S * now + 1
-        assert sum(map(len, excerpt._held)) <= LAST_BYTES
+        assert sum(map(len, excerpt._held or ())) <= LAST_BYTES
     told.append(excerpt.end())
     expected = 0
     for portion in told:

@@ -35,10 +35,10 @@ class Excerpt:
     def __init__(self, now: float) -> None:
         self._allowance: float = FIRST_BYTES
         self._at = now
-        self._held: deque[str] = deque()
+        self._held: deque[str] | None = None  # made when it is needed: most jobs print little
         self._held_bytes = 0
         self._left_out = 0
-        self.last: deque[str] = deque(maxlen=MAX_LAST_LINES)  # told or not: for the case that the process dies
+        self.last: Sequence[str] = ()  # told or not: for the case that the process dies
 
     def take(self, lines: Sequence[str], now: float, most: int) -> Portion:
         """Takes lines that were written.
@@ -51,7 +51,7 @@ class Excerpt:
         Returns:
             What is to be told now.
         """
-        self.last.extend(lines[-MAX_LAST_LINES:])
+        self.last = [*self.last, *lines[-MAX_LAST_LINES:]][-MAX_LAST_LINES:]
         told: list[str] = []
         if not self._held:
             self._grow(now)
@@ -76,8 +76,8 @@ class Excerpt:
 
     def end(self) -> Portion:
         """The job has ended: the last lines."""
-        portion = Portion(self._left_out, list(self._held))
-        self._held.clear()
+        portion = Portion(self._left_out, list(self._held or ()))
+        self._held = None
         self._held_bytes = self._left_out = 0
         return portion
 
@@ -86,6 +86,8 @@ class Excerpt:
         self._at = now
 
     def _hold(self, line: str, cost: int) -> None:
+        if self._held is None:
+            self._held = deque()
         self._held.append(line)
         self._held_bytes += cost
         while self._held_bytes > LAST_BYTES:
