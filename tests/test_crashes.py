@@ -18,11 +18,12 @@ import pytest
 from apps import jobs, versioned
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
-from taskq import JobError, JobFailed, JobState, spool, wire
+from taskq import JobError, JobFailed, JobNotFound, JobState, spool, wire
 from taskq.client import Call, Client
 from taskq.config import Directory, Settings
 from taskq.core import Core
 from taskq.errors import AlreadyRunning
+from taskq.exits import Exit
 from taskq.intake import Consumers
 from taskq.ledger import Ledger
 from taskq.model import Spec, new_job_ids
@@ -432,6 +433,30 @@ def test_the_helper_is_killed_while_a_consumer_boots(
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has reaped does not."""
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_fleet_does_not_start_on_an_older_journal(home: Path) -> None:
+    fleet = Fleet(home, consumers=1).start()
+    assert jobs.add.enqueue(1).result(timeout=20) == 2
+    fleet.stop()
+    older = (home / "journal.db").read_bytes()
+    fleet.start()
+    lost = jobs.add.enqueue(2)
+    assert lost.result(timeout=20) == 3
+    fleet.stop()
+    (home / "journal.db").write_bytes(older)
+    fleet.expected.add("store.failed")
+    fleet.start(wait=False)
+    assert fleet.wait_for_end() == Exit.JOURNAL
+    told = fleet.errors.read_text()
+    assert "it is an older copy, or its write-ahead log is missing" in told
+    assert f"remove {home}/journal.high" in told
+    assert (home / "journal.db").read_bytes() == older
+    (home / "journal.high").unlink()
+    fleet.start()
+    with pytest.raises(JobNotFound):
+        lost.info()
+    fleet.finish()
 
 
 def semaphores(pid: int) -> set[str]:

@@ -986,7 +986,15 @@ def test_lost_commits_are_found(path: Path) -> None:
 
 def test_cut_wal_is_found(path: Path) -> None:
     """A WAL whose end is damaged loses its last commits, which SQLite does not tell and we do."""
-    with closing(SQLiteStore(path)) as store:
+    copy = with_a_cut_wal(path, "os")
+    with closing(SQLiteStore(copy)) as store:
+        found = dict(store.findings)
+        assert found["store.damaged"]["missing_commits"] == 10 - store.totals.enqueued > 0
+
+
+def with_a_cut_wal(path: Path, durability: str) -> Path:
+    """A journal with ten commits, some of which are lost with its write-ahead log."""
+    with closing(SQLiteStore(path, durability)) as store:
         for _ in range(10):
             submit(store, 1)
         copy = crashed_copy(path, path.parent / "copy")
@@ -994,9 +1002,35 @@ def test_cut_wal_is_found(path: Path) -> None:
     content = bytearray(wal.read_bytes())
     content[len(content) // 2] ^= 0xFF
     wal.write_bytes(content)
-    with closing(SQLiteStore(copy)) as store:
-        found = dict(store.findings)
-        assert found["store.damaged"]["missing_commits"] == 10 - store.totals.enqueued > 0
+    return copy
+
+
+def test_a_cut_wal_that_no_crash_can_have_left_is_refused(path: Path) -> None:
+    """With the default durability what was acknowledged is not given up in silence."""
+    copy = with_a_cut_wal(path, "power")
+    for _ in range(2):
+        with pytest.raises(
+            JournalError, match=r"lacks its last commits \(\d+ of them\).*write-ahead log.*remove \S+journal\.high"
+        ):
+            SQLiteStore(copy)
+
+
+def test_an_older_journal_is_refused_until_its_user_accepts_the_loss(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 2)
+    older = path.read_bytes()
+    with closing(SQLiteStore(path)) as store:
+        submit(store, 3)
+        newer = crashed_copy(path, path.parent / "newer")
+    newer.write_bytes(older)
+    Path(f"{newer}-wal").unlink()
+    with pytest.raises(JournalError, match=r"lacks its last commits \(1 of them\): it is an older copy"):
+        SQLiteStore(newer)
+    assert newer.read_bytes() == older, "it was not touched"
+    newer.with_suffix(".high").unlink()
+    with closing(SQLiteStore(newer)) as store:
+        assert store.totals.enqueued == 2
+        assert store.findings == []
 
 
 def limit_pages(store: SQLiteStore, more: int) -> None:

@@ -10,6 +10,8 @@ from taskq.platform import sync_directory
 
 #: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 BALLAST_BYTES = 8 * 1024 * 1024
+#: Whether the commits that are counted survive a crash of the system: follows their number.
+_SURE, _UNSURE = b"s", b"u"
 
 
 class FilesBeside:
@@ -51,9 +53,24 @@ class FilesBeside:
             sync_directory(self._marker.parent)
             write_durably(self._marker, f"taskq {os.urandom(16).hex()}\n".encode())
 
-    def promised_commits(self) -> int:
-        """How many commits the journal must have."""
-        return int.from_bytes(read_if_there(self._high_water), "big")
+    def expect_commits(self, commits: int) -> int:
+        """Compares what the journal has with what it was said to have.
+
+        Returns:
+            How many commits are missing, after a crash of the system with a durability that may lose some.
+
+        Raises:
+            JournalError: some are missing that no crash can have lost.
+        """
+        said = read_if_there(self._high_water)
+        missing = max(0, int.from_bytes(said[:8], "big") - commits)
+        if missing and said[8:] == _SURE:
+            raise JournalError(
+                f"{self._journal} lacks its last commits ({missing:,} of them): it is an older copy, or its "
+                f"write-ahead log is missing or damaged. Put back all files of {self._journal.parent} as they were at "
+                f"one time; or, to go on without the jobs and outcomes of these commits, remove {self._high_water}"
+            )
+        return missing
 
     def open(self) -> None:
         """The journal is open: takes note of its write-ahead log, and opens what is written with each commit."""
@@ -68,8 +85,11 @@ class FilesBeside:
 
     # -- while it is used
 
-    def committed(self, commits: int) -> None:
+    def committed(self, commits: int, is_sure: bool) -> None:
         """Says how many commits the journal has, after it was looked at.
+
+        Args:
+            is_sure: whether they survive a crash of the system.
 
         Raises:
             JournalError: its write-ahead log is not the one that it was opened with.
@@ -80,7 +100,7 @@ class FilesBeside:
                 "Nothing but the broker may open the journal"
             )
         try:
-            os.pwrite(self._high, commits.to_bytes(8, "big"), 0)
+            os.pwrite(self._high, commits.to_bytes(8, "big") + (_SURE if is_sure else _UNSURE), 0)
         except OSError:
             pass  # a canary that is behind does no harm, and the commit is done
 

@@ -110,6 +110,7 @@ class SQLiteStore:
         self._has_edges = False
         #: What the opening found, for the log: events and their fields.
         self.findings: list[tuple[str, dict[str, Any]]] = []
+        self._survives_power_loss = durability == "power"
         mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
         try:
             try:
@@ -177,9 +178,9 @@ class SQLiteStore:
             if problem != "ok":
                 raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
         commits = self._value("SELECT commits FROM totals")
-        promised = self._files.promised_commits()
-        if promised > commits:
-            self.findings.append(("store.damaged", {"missing_commits": promised - commits}))
+        missing = self._files.expect_commits(commits)
+        if missing:
+            self.findings.append(("store.damaged", {"missing_commits": missing}))
         if opened_in is not None:
             self.findings.append(("store.recovered", {"commits": commits}))
 
@@ -592,7 +593,7 @@ class SQLiteStore:
         self._commits += 1
         self._db.execute(statements.TOTALS, (*self.totals.as_dict().values(), self._commits))
         self._db.execute("COMMIT")
-        self._files.committed(self._commits)
+        self._files.committed(self._commits, self._survives_power_loss)
 
     @_trusted
     def rollback(self) -> None:
