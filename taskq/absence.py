@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import socket
+import weakref
 from contextlib import suppress
 
 from taskq import wire
@@ -68,6 +69,7 @@ class Absence:
             probe.close()
             return False
         self._probe = probe
+        weakref.finalize(self, probe.close)  # without a warning, when nobody needs us any more
         return True
 
     def _drop_probe(self) -> None:

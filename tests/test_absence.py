@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -222,6 +224,15 @@ def test_silence_ends_with_the_first_word(home: Path, listener: socket.socket) -
         connection.sendall(wire.hello(1))
         assert not away.is_silent
     assert "no fleet answers" in away.describe()
+
+
+@pytest.mark.usefixtures("listener")
+def test_whoever_forgets_a_silent_broker_leaves_nothing_open(home: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Absence(Directory(home), 1.0).begin_silence()
+        gc.collect()
+    assert not [warning for warning in told if warning.category is ResourceWarning]
 
 
 def test_silence_ends_with_the_broker(home: Path, listener: socket.socket) -> None:
