@@ -210,7 +210,7 @@ class Broker:
         times: list[float | None] = [
             *(self._next_for_dispatch(now) if self._stop_at is None else ()),
             self._core.next_time_check(),
-            self._supervisor.next_due(),
+            self._supervisor.next_due(now),
             self._server.next_deadline(),
             self._narrator.next_summary(),
             self._ledger.commit_by,

@@ -350,8 +350,11 @@ class Crew:
             **fields,
             **({"output": last_words(death.output)} if death.output else {}),
         )
-        if self._supervisor.boot_failed(slot, message):
-            self._narrator.log.error("fleet.reload_failed", error=message, kept="the consumers that run the old code")
+        self._tell_if_reload_failed(slot.code, message)
+
+    def _tell_if_reload_failed(self, code: int, error: str) -> None:
+        if self._supervisor.boot_failed(code, error):
+            self._narrator.log.error("fleet.reload_failed", error=error, kept="the consumers that run the old code")
 
     # -- jobs
 
@@ -470,6 +473,11 @@ class Crew:
 
     def supervise(self, now: float) -> None:
         """Starts the consumers that are due, and kills those that do not come up or end in time."""
+        error = self._supervisor.look_after_servers(now)
+        if error is not None:
+            self._on_boot_failed(error)
+            self._narrator.log.error("preload.failed", error=error)
+            self._tell_if_reload_failed(self._supervisor.code, error)
         for slot in self._supervisor.start_due(now):
             self._register(slot)
         for slot in self._supervisor.kill_overdue(now):

@@ -84,7 +84,14 @@ class Succession(Generic[S]):
             starts.append(Start(old.number, old.key))
         return starts
 
-    def next_due(self) -> float | None:
+    def not_started(self, start: Start, now: float) -> None:
+        """What was due could not be started: it is tried again after a moment."""
+        if start.replaces is None:
+            self._start_at[start.number] = now + _PAUSE_FIRST_S
+        elif not self.is_reloading:
+            self._replace_at[start.replaces] = now + _PAUSE_FIRST_S
+
+    def next_start(self) -> float | None:
         """When `due` has an answer that it does not have now, if nothing else happens (monotonic)."""
         if self._is_stopping:
             return None
@@ -156,9 +163,10 @@ class Succession(Generic[S]):
     def _is_new_and_ready(self, slot: S) -> bool:
         return slot.state is SlotState.READY and not self.is_old(slot)
 
-    def boot_failed(self, slot: S, error: str) -> bool:
-        """A consumer did not come up. Returns whether that ends a reload: then those that run the old code stay."""
-        if not self.is_reloading or self.is_old(slot) or self._is_stopping:
+    def boot_failed(self, code: int, error: str) -> bool:
+        """A consumer with that code did not come up. Returns whether that ends a reload: those that run the old code
+        stay then."""
+        if not self.is_reloading or code < self.code or self._is_stopping:
             return False
         self.is_reloading = False
         self.reload_error = error

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,6 +28,7 @@ from taskq.consumer_process import STACKS_SIGNAL, STOP, TIMEOUT_SIGNAL, Boot, ma
 from taskq.core import MAX_BATCH_BYTES
 from taskq.counters import Counters, clear_flight_record, clear_flight_records, widen_flight_records
 from taskq.effects import Batch, Death, Key
+from taskq.forkservers import ForkServer, ForkServers
 from taskq.inbox import Inbox
 from taskq.log.excerpt import Excerpt
 from taskq.model import JobError, JobRow, Progress, Spec
@@ -71,7 +71,7 @@ class Slot:
     over_limit: JobError | None = None  # why, if it was not for its time
     killed_for: str = ""  # why the broker killed it, in words
     is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
-    server: int | None = None  # the fork server that it came from, as in `Supervisor._old_servers`
+    server: ForkServer | None = None  # that it was forked from
     progress: dict[bytes, Progress] = field(default_factory=dict)  # of the jobs that run and have told of it
     progress_told_at: float = -1e9  # when the log was told of it last
 
@@ -181,28 +181,33 @@ class Supervisor(Succession[Slot]):
         self._title = title
         self._directory = directory
         self._settings = settings
-        self._context: SpawnContext | ForkServerContext = (
-            multiprocessing.get_context("forkserver") if settings.preload else multiprocessing.get_context("spawn")
-        )
+        self._servers: ForkServers | None = None
+        self._context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        if settings.preload:
+            self._context = multiprocessing.get_context("forkserver")
+            self._servers = ForkServers(self._context, app, BOOT_TIMEOUT_S)
         self._keys = count(1)
         self._oom_kills = oom_kills()
-        self._old_servers: dict[
-            int, int
-        ] = {}  # fork servers of code before: the descriptor that keeps one alive, its pid
-        self._ended_servers: list[int] = []  # pids of those that were let go, and are not reaped yet
         # twice the room: while one is replaced, two have its number
         clear_flight_records(directory.running, 2 * settings.consumers, settings.threads)
-        if settings.preload:
-            self._preload()
 
     # -- starting
 
+    def look_after_servers(self, now: float) -> str | None:
+        """Has a process at hand that consumers are forked from, with `--preload`. Returns what became of it, once, if
+        it died."""
+        return None if self._servers is None or self._is_stopping else self._servers.look_after(self.code, now)
+
     def start_due(self, now: float) -> Iterator[Slot]:
         """Starts the consumers whose time has come; yields their slots."""
+        if self._servers is not None and self._servers.code is None:
+            return
         for start in self.due(now):
-            yield self._spawn(start, now)
+            slot = self._spawn(start, now)
+            if slot is not None:
+                yield slot
 
-    def _spawn(self, start: Start, now: float) -> Slot:
+    def _spawn(self, start: Start, now: float) -> Slot | None:
         number = start.number
         ours, theirs = socket.socketpair()
         output_reader, output_writer = self._context.Pipe(duplex=False)
@@ -226,16 +231,29 @@ class Supervisor(Succession[Slot]):
             open_files=descriptors.given(),
         )
         process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
-        process.start()
-        theirs.close()
-        output_writer.close()
+        try:
+            process.start()
+            pid = process.pid
+            assert pid is not None
+            pidfd = open_pidfd(pid)
+        except (OSError, EOFError):
+            if self._servers is None:
+                raise
+            ours.close()  # the fork server has just died
+            output_reader.close()
+            inbox.handed_over()
+            inbox.close()
+            self.not_started(start, now)
+            return None
+        finally:
+            theirs.close()
+            output_writer.close()
         inbox.handed_over()
         ours.setblocking(False)
         output = os.dup(output_reader.fileno())
         output_reader.close()
         os.set_blocking(output, False)
-        pid = process.pid
-        assert pid is not None
+        server = None if self._servers is None else self._servers.used()
         slot = Slot(
             next(self._keys),
             number,
@@ -247,15 +265,13 @@ class Supervisor(Succession[Slot]):
             unsent,
             ours,
             output,
-            open_pidfd(pid),
+            pidfd,
             now,
             start.replaces,
-            self.code,
+            self.code if server is None else server.code,
+            server=server,
         )
         slot.kill_at = now + BOOT_TIMEOUT_S
-        if self._settings.preload:
-            server: Any = forkserver._forkserver
-            slot.server = server._forkserver_alive_fd
         self.slots[slot.key] = slot
         return slot
 
@@ -268,16 +284,25 @@ class Supervisor(Succession[Slot]):
         slot.kill_at = None
         slot.inbox.opened()
         slot.counters.opened()
+        if self._servers is not None and slot.server is not None:
+            self._servers.proven(slot.server)
         return super().ready(slot)
+
+    def boot_failed(self, code: int, error: str) -> bool:
+        """See `Succession.boot_failed`. With `--preload`, also those that are started later run the old code then."""
+        ends_reload = super().boot_failed(code, error)
+        if ends_reload and self._servers is not None:
+            self._servers.go_back()
+        return ends_reload
 
     # -- ending
 
     def reload(self) -> list[Slot]:
         """Has all consumers replaced, one by one, by ones that run the present code. Returns those that it kills: they
         were starting with the code of before."""
-        if self._settings.preload:
-            self._preload()
         superseded = super().reload()
+        if self._servers is not None:
+            self._servers.renew(self.code)
         for slot in superseded:
             slot.is_stopped = True
             slot.kill("there is newer code")
@@ -307,6 +332,9 @@ class Supervisor(Succession[Slot]):
     def bury(self, slot: Slot, now: float) -> Death:
         """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
         code = self._clear_away(slot)
+        if slot.server is not None and slot.server.has_died() and slot.timed_out is None:
+            code, slot.is_stopped = None, True  # the kernel killed it for that
+            slot.killed_for = slot.killed_for or f"the process that it was forked from {slot.server.ending}"
         self.ended(slot, now, did_jobs=slot.counters.jobs_done > 0)
         stacks = slot.stacks.take()
         return Death(
@@ -335,8 +363,10 @@ class Supervisor(Succession[Slot]):
             os.close(slot.pidfd)
         slot.inbox.close()
         slot.counters.opened()  # or never will be
-        slot.process.close()
-        self._end_old_servers({other.server for other in self.slots.values() if other is not slot})
+        if code is not None:  # else the fork server is stopped, or busy
+            slot.process.close()
+        if self._servers is not None:
+            self._servers.release([other.server for other in self.slots.values() if other is not slot])
         return code
 
     def _has_memory_run_out(self) -> bool:
@@ -350,40 +380,11 @@ class Supervisor(Succession[Slot]):
 
     # -- time
 
-    def next_due(self) -> float | None:
+    def next_due(self, now: float) -> float | None:
         """When something is to be started or killed (monotonic)."""
-        times = [super().next_due(), *(slot.kill_at for slot in self.slots.values())]
+        times = [slot.kill_at for slot in self.slots.values()]
+        if self._servers is None or self._servers.code is not None:
+            times.append(self.next_start())
+        if self._servers is not None and not self._is_stopping:
+            times.append(self._servers.next_look(now))
         return min((at for at in times if at is not None), default=None)
-
-    # -- preloading
-
-    def _preload(self) -> None:
-        """Makes the next starts fork from a fresh server process, which imports the application as it is now.
-
-        The old server lives on until its last consumer has ended. multiprocessing has one server for a process and
-        no call to replace it, hence the private names; the tests run this on every supported Python.
-        """
-        server: Any = forkserver._forkserver
-        if server._forkserver_alive_fd is not None:
-            self._old_servers[server._forkserver_alive_fd] = server._forkserver_pid
-            self._end_old_servers({slot.server for slot in self.slots.values()})
-        server._forkserver_alive_fd = None
-        server._forkserver_address = None
-        server._forkserver_pid = None
-        os.environ["TASKQ_PRELOAD_APP"] = self._app
-        self._context.set_forkserver_preload(["taskq.preload"])
-
-    def _end_old_servers(self, in_use: set[int | None]) -> None:
-        """Lets go of old servers whose last consumer is buried, not earlier: they tell how their consumers ended."""
-        for descriptor in [descriptor for descriptor in self._old_servers if descriptor not in in_use]:
-            os.close(descriptor)
-            self._ended_servers.append(self._old_servers.pop(descriptor))
-        self._ended_servers = [pid for pid in self._ended_servers if not _is_reaped(pid)]
-
-
-def _is_reaped(pid: int) -> bool:
-    """Reaps a child if it has ended."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True

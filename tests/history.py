@@ -140,6 +140,7 @@ class History:
     found: list[Found] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     deaths: dict[str, float] = field(default_factory=dict)  # process: when it was killed
+    blameless: set[str] = field(default_factory=set)  # of these, those that died for nothing that they have run
     stops: list[tuple[str, float, float]] = field(
         default_factory=list
     )  # processes that were stopped, from when to when
@@ -168,6 +169,7 @@ class History:
     in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
     restart_within_s: float = inf  # after the death of its process a job is running again, the broker living
     told_within_s: float = 0.25  # of an attempt that ended, the outcome may be lost if the broker dies so soon after
+    sees_every_start: bool = False  # no process dies between a start and the note of it
     noted_within_s: float = 0.0  # a job's last act comes so long before its process notes its end
     leaks: list[str] = field(default_factory=list)
     bad_exits: list[str] = field(default_factory=list)
@@ -188,6 +190,11 @@ class History:
     def was_cut_short(self, start: Start, end: End | None) -> bool:
         """Whether an attempt's process was killed under it."""
         return end is None and self.deaths.get(start.process, -inf) >= start.at
+
+    def is_known_as_blameless(self, process: str) -> bool:
+        """Whether nobody is to be charged with the death of a process, and the broker had the time to see that."""
+        died_at = self.deaths[process]
+        return process in self.blameless and not any(died_at <= at <= died_at + 0.5 for at in self.broker_deaths)
 
     def is_told_by(self, end: End) -> float:
         """When the outcome of an attempt is durable: soon, unless its process was stopped meanwhile."""
@@ -370,10 +377,10 @@ def only_the_guilty_are_charged(h: History) -> Iterator[str]:
     for job, attempts in h.attempts_of().items():
         for start, end in attempts:
             if h.was_cut_short(start, end):
-                cut_short[job] += 1
+                cut_short[job] += not h.is_known_as_blameless(start.process)
                 at_work.add(start.process)
     # killed between the claim and the job's first own act: charged, and nothing of it was noted
-    unexplained = len(h.deaths) - len(at_work)
+    unexplained = 0 if h.sees_every_start else len(h.deaths) - len(at_work)
     for job, final in sorted(h.known.items()):
         surplus = final.crashes - cut_short[job]
         if surplus > 0:

@@ -81,8 +81,8 @@ class ReloadsTheReadyOnly(SimSupervisor):
 class GivesUpInSilence(SimSupervisor):
     """A reload that fails counts as one that is done."""
 
-    def boot_failed(self, slot: Any, error: str) -> bool:
-        has_failed = super().boot_failed(slot, error)
+    def boot_failed(self, code: int, error: str) -> bool:
+        has_failed = super().boot_failed(code, error)
         if has_failed:
             self.code -= 1
         return has_failed
@@ -97,6 +97,21 @@ class DoesNotWaitForJobs(SimSupervisor):
         return is_sent
 
 
+class ChargesForTheForkServer(SimSupervisor):
+    """Who dies with the process that it was forked from has died of its jobs."""
+
+    def bury(self, slot: Any, now: float) -> Any:
+        slot.server = None
+        return super().bury(slot, now)
+
+
+class ChargesForTheStop(SimSupervisor):
+    """Who is killed since the fleet stops has died of its jobs."""
+
+    def bury(self, slot: Any, now: float) -> Any:
+        return super().bury(slot, now)._replace(stopped=False)
+
+
 SUPERVISION_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {
     "a dead one that is to retire": (Parts(supervisor=RetiresTheDead), {BREAKS_THE_BROKER}),
     "one that starts and is to retire": (Parts(supervisor=ReplacesTheUnready), {BREAKS_THE_BROKER}),
@@ -107,6 +122,11 @@ SUPERVISION_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {
         {"a_reload_reaches_all_or_is_told"},
     ),
     "a reload that fails and is not told": (Parts(supervisor=GivesUpInSilence), {"a_reload_reaches_all_or_is_told"}),
+    "a death of the fork server that is charged": (
+        Parts(supervisor=ChargesForTheForkServer),
+        {"only_the_guilty_are_charged"},
+    ),
+    "a kill for the stop that is charged": (Parts(supervisor=ChargesForTheStop), {"only_the_guilty_are_charged"}),
     "a replacement that interrupts jobs": (
         Parts(supervisor=DoesNotWaitForJobs),
         {"a_replacement_interrupts_no_job"},

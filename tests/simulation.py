@@ -181,6 +181,7 @@ class SimSlot:
         self.number, self.replaces = start
         self.code = code  # what the supervisor believes
         self.loaded, self.is_broken = world.code, world.code_is_broken  # what was there
+        self.server = world.fork_server
         self.state = SlotState.STARTING
         self.started_at = world.now
         self.counters = SimCounters(world.parts)
@@ -255,6 +256,8 @@ class SimSlot:
         is_ours = self.world.broker is not None and self.world.broker._stop_at is None and self.timed_out is None
         if self.is_alive and self._is_busy and self.state is SlotState.RETIRING and is_ours:
             self.world.history.interrupted.append(self.name)
+        if self.is_alive and self.is_stopped:
+            self.world.history.blameless.add(self.name)
         self.die()
 
     def opened(self) -> None:
@@ -486,6 +489,15 @@ class SimSlot:
             self.world.later(self.world.delay() + after_s, lambda: self.world.ready(self.death_fd))
 
 
+class SimForkServer:
+    """A process that consumers are forked from: they die with it."""
+
+    ending = ""
+
+    def has_died(self) -> bool:
+        return bool(self.ending)
+
+
 class SimSupervisor(Supervisor):
     """The real supervisor, with processes of chance."""
 
@@ -493,6 +505,7 @@ class SimSupervisor(Supervisor):
         Succession.__init__(self, settings.consumers)
         self._world = world
         self._settings = settings
+        self._servers = None
         self._last_words: dict[int, SimSlot] = {}
 
     def _spawn(self, start: SlotStart, now: float) -> SimSlot:  # type: ignore[override]
@@ -983,6 +996,7 @@ class World:
         self.random = Random(seed)
         self.parts = parts or Parts()
         self.history = History(restart_within_s=60.0)  # retried by hand, it may wait behind a hundred that time out
+        self.history.sees_every_start = True
         self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = Disk()
         self.now = 1_000.0
@@ -1002,8 +1016,9 @@ class World:
             stop_timeout_s=self.random.choice((0.1, 30.0)),
         )
         self.code, self.code_is_broken = 0, False  # what a consumer finds that starts now
+        self.fork_server = SimForkServer()
         self.rests_from = inf  # since when no broker runs, or one that is stopping
-        self._replacements = self.random.choice((0.0, 0.0, 1.0, 5.0))  # how often an operator does something, a second
+        self._replacements = self.random.choice((0.0, 1.0, 5.0))  # how often an operator does something, a second
         self.memory_bytes = self.random.choice((2_000, 10_000_000))
         self._danger = self.random.choice((0.0, 0.3, 1.0))
         self._links_at_once = self.random.choice((1, 3, 2_000))
@@ -1128,20 +1143,30 @@ class World:
         broker = self.broker
         if broker is not None and broker.is_alive and broker._stop_at is None:
             roll = self.random.random()
-            if roll < 0.6:
+            if roll < 0.5:
                 self._deploy()
                 broker._reload()
-            elif roll < 0.8 and broker.supervisor.slots:
+            elif roll < 0.7 and broker.supervisor.slots:
                 broker.supervisor.replace(self.random.choice(list(broker.supervisor.slots.values())))
-            elif roll < 0.9:
+            elif roll < 0.8:
                 broker._stop("chance")
+            else:
+                self._fork_server_dies(broker)
             self.wake_broker()
         self.later(self.random.expovariate(self._replacements), self._operation)
+
+    def _fork_server_dies(self, broker: SimBroker) -> None:
+        died, self.fork_server = self.fork_server, SimForkServer()
+        died.ending = "was killed by SIGKILL"
+        for slot in broker.supervisor.slots.values():
+            if slot.is_alive and slot.server is died:
+                self.history.blameless.add(slot.name)  # type: ignore[attr-defined]
+                slot.die()  # type: ignore[attr-defined]
 
     def _deploy(self) -> None:
         """There is new code; some of it does not work, but not for long."""
         self.code += 1
-        self.code_is_broken = self.random.random() < 0.25
+        self.code_is_broken = self.random.random() < 0.4
         if self.code_is_broken:
             self.later(self.random.uniform(0.1, 1.0), self._mend)
 

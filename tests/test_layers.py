@@ -20,7 +20,20 @@ ROOT = Path(taskq.__file__).parent
 ROWS = (
     {"limits", "durations", "exits", "functions", "platform", "semaphores", "spawn", "terminal"},
     {"errors", "own_descriptors"},
-    {"progress", "model", "codec", "usage", "wire", "spool", "locks", "counters", "inbox", "log", "descriptors"},
+    {
+        "progress",
+        "model",
+        "codec",
+        "usage",
+        "wire",
+        "spool",
+        "locks",
+        "counters",
+        "inbox",
+        "log",
+        "descriptors",
+        "forkservers",
+    },
     {
         "config",
         "exception_text",

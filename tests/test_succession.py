@@ -55,7 +55,7 @@ class Places:
     def dies(self, slot: Slot) -> None:
         self.succession.ended(slot, self.now, did_jobs=False)
         if slot.state is SlotState.STARTING:
-            self.succession.boot_failed(slot, "it died")
+            self.succession.boot_failed(slot.code, "it died")
 
     def slots(self, *states: SlotState) -> list[Slot]:
         return [slot for slot in self.succession.slots.values() if slot.state in states]
@@ -133,7 +133,7 @@ def test_a_successor_that_does_not_come_up_is_tried_again_after_a_pause() -> Non
         places.succession.replace(one)
         [new] = places.start()
         places.dies(new)
-        due = places.succession.next_due()
+        due = places.succession.next_start()
         assert due is not None
         places.now = max(places.now, due)
     places.succession.replace(one)
@@ -147,7 +147,7 @@ def test_jobs_that_kill_their_consumers_do_not_keep_others_waiting_for_long() ->
     for _ in range(100):
         [slot] = places.slots(SlotState.READY)
         places.dies(slot)
-        due = places.succession.next_due()
+        due = places.succession.next_start()
         assert due is not None
         assert due <= places.now + 0.2
         places.now = due
@@ -215,7 +215,7 @@ def test_whatever_happens_each_number_has_its_consumer_in_the_end(data: st.DataO
     assert sorted(slot.number for slot in ready) == sorted(succession._failures)
     assert has_failed or not any(map(succession.is_old, ready))
     assert not succession.is_reloading
-    assert succession.next_due() is None
+    assert succession.next_start() is None
 
 
 def test_what_has_failed_for_days_is_tried_again() -> None:

@@ -19,6 +19,8 @@ if __name__ != "apps.versioned":
                 told.write(f"{os.getpid()}\n")
             with open(_argument[0], "rb", buffering=0) as gate:
                 gate.read(1)
+        if VERSION == "deadly":
+            os.kill(os.getpid(), signal.SIGSEGV)
         if VERSION in ("broken", "slow"):
             raise RuntimeError("this version does not work")
 
