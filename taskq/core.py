@@ -289,7 +289,7 @@ class Core:
         """A job's process was killed for no fault of the job: it runs again, uncharged."""
         fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1, "reason": death.why or None}
         self._effects.notes.append(Note("job.interrupted", fields))
-        self.bands.put_back(key, [row])
+        self.bands.put_back(key, [row], Leaving.AGAIN)  # it began: a rate has counted that
 
     def _timed_out(
         self, key: Key, row: JobRow, death: Death, output: list[str], wall: float, ran_s: float | None

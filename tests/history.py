@@ -450,7 +450,9 @@ def attempts_are_numbered_once(h: History) -> Iterator[str]:
     """I22: a number of an attempt that was told as ended never comes again, snoozed or not."""
     for job, attempts in h.attempts_of().items():
         for (start, end), (again, _) in pairwise(attempts):
-            if again.attempt > start.attempt or end is None or start.process in h.deaths:
+            if again.attempt > start.attempt or end is None:
+                continue
+            if h.deaths.get(start.process, inf) - end.at <= h.told_within_s:
                 continue
             if not any(end.at <= at <= h.is_told_by(end) for at in h.broker_deaths):
                 yield f"attempt {again.attempt} of job {job} began in {again.process}, and had ended in {start.process}"
