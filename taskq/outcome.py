@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
-from itertools import chain
 from typing import Any, NamedTuple
 
 import msgpack
@@ -59,7 +58,7 @@ class Attempts(NamedTuple):
         count = len(self.numbers)
         if any(len(column) != count for column in self):
             raise ProtocolError("a report whose columns differ in length")
-        if not _WHOLE.issuperset(map(type, chain(self.numbers, self.durations_us))):
+        if not (_WHOLE.issuperset(map(type, self.numbers)) and _WHOLE.issuperset(map(type, self.durations_us))):
             raise ProtocolError("a report with a number or a duration that is not a whole number")
 
 
