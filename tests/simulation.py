@@ -1142,6 +1142,7 @@ class World:
             return
         broker = self.broker
         if broker is not None and broker.is_alive and broker._stop_at is None:
+            self._look_at_code(broker)
             roll = self.random.random()
             if roll < 0.5:
                 self._deploy()
@@ -1154,6 +1155,14 @@ class World:
                 self._fork_server_dies(broker)
             self.wake_broker()
         self.later(self.random.expovariate(self._replacements), self._operation)
+
+    def _look_at_code(self, broker: SimBroker) -> None:
+        """Who runs old code is told as such at any time."""
+        supervisor = broker.supervisor
+        for slot in supervisor.slots.values():
+            is_old = slot.loaded < broker.asked_code  # type: ignore[attr-defined]
+            if slot.state is SlotState.READY and is_old and not supervisor.is_old(slot):
+                self.history.untold.append(slot.number)
 
     def _fork_server_dies(self, broker: SimBroker) -> None:
         died, self.fork_server = self.fork_server, SimForkServer()
