@@ -4,10 +4,16 @@ TYPE_CHECKING = False  # type checkers take it for typing's, which takes 10 ms t
 if TYPE_CHECKING:
     from typing import Any
 
-    from taskq.app import TaskQ
-    from taskq.config import Settings
-    from taskq.context import CurrentJob, current_job
-    from taskq.errors import (
+    from taskq.client.app import TaskQ
+    from taskq.client.context import CurrentJob, current_job
+    from taskq.client.job import Job
+    from taskq.client.options.call_options import Unique
+    from taskq.client.options.options import JobOptions
+    from taskq.client.schedules import ScheduleInfo
+    from taskq.client.task import Task
+    from taskq.client.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
+    from taskq.client.workflows import GroupHandle, LastJob, Step, chain, chord, group
+    from taskq.model.errors import (
         AlreadyRunning,
         AppError,
         BadArguments,
@@ -35,15 +41,9 @@ if TYPE_CHECKING:
         TaskQError,
         TooFewDescriptors,
     )
-    from taskq.info import Attempt, JobInfo
-    from taskq.job import Job
-    from taskq.model import JobError, JobState, Progress
-    from taskq.options import JobOptions
-    from taskq.rules import Unique
-    from taskq.schedules import ScheduleInfo
-    from taskq.task import Task
-    from taskq.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
-    from taskq.workflows import GroupHandle, LastJob, Step, chain, chord, group
+    from taskq.model.info import Attempt, JobInfo
+    from taskq.model.job import JobError, JobState, Progress
+    from taskq.model.settings import Settings
 
 __all__ = [
     # the application, its tasks and jobs
@@ -79,7 +79,7 @@ __all__ = [
     "chain",
     "chord",
     "group",
-    # errors, as drawn in taskq.errors
+    # errors, as drawn in taskq.model.errors
     "AlreadyRunning",
     "AppError",
     "BadArguments",
@@ -109,19 +109,19 @@ __version__ = "0.1.0"
 
 #: Where the public names are, from the top down: a module below knows fewer others.
 _HOMES = (
-    "taskq.app",
-    "taskq.schedules",
-    "taskq.task",
-    "taskq.workflows",
-    "taskq.waiting",
-    "taskq.job",
-    "taskq.info",
-    "taskq.options",
-    "taskq.rules",
-    "taskq.config",
-    "taskq.context",
-    "taskq.errors",
-    "taskq.model",
+    "taskq.client.app",
+    "taskq.client.schedules",
+    "taskq.client.task",
+    "taskq.client.workflows",
+    "taskq.client.waiting",
+    "taskq.client.job",
+    "taskq.model.info",
+    "taskq.client.options.options",
+    "taskq.client.options.call_options",
+    "taskq.system.directory",
+    "taskq.client.context",
+    "taskq.model.errors",
+    "taskq.model.job",
 )
 
 

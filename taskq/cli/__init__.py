@@ -3,11 +3,11 @@
 import os
 import sys
 
-from taskq.spawn import start_early
+from taskq.system.launch import start_early
 
 
 def main() -> None:
-    """Runs the command line, and ends the process with one of the codes of `taskq.exits`.
+    """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`.
 
     typer takes 0.1 to 0.2 s to import. A fleet's broker starts meanwhile, and the application is looked at; should the
     command line turn out to make no sense, both hear the end of their sockets, and end without having touched a thing.

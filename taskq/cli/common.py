@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import taskq
-from taskq import errors
-from taskq.config import Directory, queue_directory
-from taskq.durations import seconds_in
-from taskq.errors import AppError, ConfigError, DirectoryError, TaskQError
-from taskq.exits import Exit
-from taskq.misfits import did_you_mean
+from taskq.model import errors
+from taskq.model.errors import AppError, ConfigError, DirectoryError, TaskQError
+from taskq.model.exits import Exit
+from taskq.model.misfits import did_you_mean
+from taskq.model.units import seconds_in
+from taskq.system.directory import Directory, queue_directory
 
 if TYPE_CHECKING:
-    from taskq.app import TaskQ
+    from taskq.client.app import TaskQ
 
 #: APP of the commands that look at a fleet or steer it.
 FleetArgument = Annotated[
@@ -68,7 +68,7 @@ def version() -> None:
 
 def tell(message: str) -> None:
     """Says something to the person at the terminal, beside the output."""
-    from taskq.log.render import escape  # `taskq worker` is to start without it
+    from taskq.telemetry.render import escape  # `taskq worker` is to start without it
 
     print("taskq: " + "\n".join(escape(line) for line in message.split("\n")), file=sys.stderr)
 
@@ -88,7 +88,7 @@ def tell_warnings() -> None:
 
 def warn_of_name(directory: Directory, field: str, name: str) -> None:
     """Says so if a name never stood in the log, with the nearest that did."""
-    from taskq.log.reader import Filter, read  # 20 ms, which `taskq worker` can do without
+    from taskq.telemetry.reader import Filter, read  # 20 ms, which `taskq worker` can do without
 
     events = read(directory.path, Filter(), last=_LINES_FOR_NAMES)
     # that a queue was paused does not say that there is one
@@ -135,7 +135,7 @@ def load(reference: str) -> TaskQ:
     Raises:
         AppError: that failed, in whatever way.
     """
-    from taskq.loader import load_app  # takes 40 ms to import, which `taskq worker` can do without
+    from taskq.client.loader import load_app  # takes 40 ms to import, which `taskq worker` can do without
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints must not mix with our output

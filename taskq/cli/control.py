@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of, tell
-from taskq.client import Client
-from taskq.config import Directory
-from taskq.errors import AppError, BrokerUnavailable, ResultTimeout
-from taskq.log.reader import Filter, ago, read
-from taskq.platform import open_pidfd
+from taskq.client.transport.blocking import Client
+from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
+from taskq.system.directory import Directory
+from taskq.system.platform import open_pidfd
+from taskq.telemetry.reader import Filter, ago, read
 
 _POLL_S = 0.05
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from taskq.app import TaskQ
-from taskq.errors import ConfigError, JobNotFound
+from taskq.client.app import TaskQ
+from taskq.model.errors import ConfigError, JobNotFound
 
 _WHOLE = re.compile(r"[0-9a-fA-F]{32}")
 _PART = re.compile(r"[0-9a-fA-F]{6,31}")

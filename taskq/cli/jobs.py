@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from taskq.app import TaskQ
 from taskq.cli.common import (
     FleetArgument,
     JsonOption,
@@ -26,13 +25,14 @@ from taskq.cli.common import (
 )
 from taskq.cli.ids import whole_id
 from taskq.cli.words import distance_text, headline_of
-from taskq.errors import ConfigError
-from taskq.exits import Exit
-from taskq.functions import misfit, signature_of
-from taskq.info import Attempt, JobInfo
-from taskq.log.render import duration_text, escape
-from taskq.model import JobError
-from taskq.task import Task
+from taskq.client.app import TaskQ
+from taskq.client.options.functions import misfit, signature_of
+from taskq.client.task import Task
+from taskq.model.errors import ConfigError
+from taskq.model.exits import Exit
+from taskq.model.info import Attempt, JobInfo
+from taskq.model.job import JobError
+from taskq.telemetry.render import duration_text, escape
 
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id, as enqueue printed it.", show_default=False)

@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from taskq.app import TaskQ
 from taskq.cli.common import (
     FleetArgument,
     JsonOption,
@@ -26,11 +25,12 @@ from taskq.cli.common import (
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
 from taskq.cli.words import distance_text, headline_of
-from taskq.errors import ConfigError, JobNotFound, JobStateError
-from taskq.exits import Exit
-from taskq.info import JobInfo
-from taskq.log.render import duration_text
-from taskq.model import JobState
+from taskq.client.app import TaskQ
+from taskq.model.errors import ConfigError, JobNotFound, JobStateError
+from taskq.model.exits import Exit
+from taskq.model.info import JobInfo
+from taskq.model.job import JobState
+from taskq.telemetry.render import duration_text
 
 StateOption = Annotated[str | None, typer.Option(metavar="STATE", help=f"Only jobs that are {', '.join(JobState)}.")]
 TaskOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]

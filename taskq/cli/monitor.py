@@ -19,14 +19,14 @@ from rich.text import Text
 from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
-from taskq.client import Client
-from taskq.config import LOG_LEVELS
-from taskq.errors import ConfigError, DirectoryError
-from taskq.log.files import log_path
-from taskq.log.reader import Filter, ago, follow, read
-from taskq.log.record import Event
-from taskq.log.render import duration_text, escape, render_console, wants_colour
-from taskq.model import Progress
+from taskq.client.transport.blocking import Client
+from taskq.model.errors import ConfigError, DirectoryError
+from taskq.model.job import Progress
+from taskq.model.settings import LOG_LEVELS
+from taskq.telemetry.files import log_path
+from taskq.telemetry.reader import Filter, ago, follow, read
+from taskq.telemetry.record import Event
+from taskq.telemetry.render import duration_text, escape, render_console, wants_colour
 
 _WATCH_EVERY_S = 1.0
 _FOLLOW_LAST = 10
@@ -137,7 +137,7 @@ def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]
 
 
 def _activity(consumer: dict[str, Any]) -> str:
-    """The state of a consumer, and how many of its seats are taken; the task shown beside it is that of the oldest."""
+    """The state of a consumer, and how many of its slots are taken; the task shown beside it is that of the oldest."""
     state: str = consumer["state"]
     return state if consumer.get("seats", 1) == 1 else f"{state} {consumer['running']} of {consumer['seats']}"
 

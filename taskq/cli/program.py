@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from taskq.cli.common import closed_pipe, fail, version
-from taskq.errors import TaskQError
+from taskq.model.errors import TaskQError
 
 _RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Look", "More"
 
@@ -97,7 +97,7 @@ def _leave_out_styles() -> None:
 
 
 def run() -> None:
-    """Runs the command line, and ends the process with one of the codes of `taskq.exits`."""
+    """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error

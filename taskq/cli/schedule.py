@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from taskq.app import TaskQ
 from taskq.cli.common import JsonOption, find_directory, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.cli.words import distance_text, span_text
-from taskq.errors import ConfigError
-from taskq.schedules import ScheduleInfo
+from taskq.client.app import TaskQ
+from taskq.client.schedules import ScheduleInfo
+from taskq.model.errors import ConfigError
 
 _ACTIONS = ("pause", "resume", "run", "remove")
 _TITLES = ("schedule", "task", "when", "next", "last")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from taskq.log.render import escape
+from taskq.telemetry.render import escape
 
 _GAP = 2
 #: A text of several words is no column if it would be narrower than this.

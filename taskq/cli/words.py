@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taskq.log.render import duration_text, escape
-from taskq.model import JobError
+from taskq.model.job import JobError
+from taskq.telemetry.render import duration_text, escape
 
 
 def distance_text(seconds: float) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, cast
 import typer
 from typer import Argument, Option
 
+from taskq.broker.guardian import Guardian
 from taskq.cli.common import reference_of, seconds_of
-from taskq.config import Durability, LogFormat, Settings
-from taskq.errors import ConfigError
-from taskq.guardian import Guardian
+from taskq.model.errors import ConfigError
+from taskq.model.settings import Durability, LogFormat, Settings
 
 _CONSUMERS, _JOURNAL, _LOG = "Consumers", "Journal", "Log"
 _Maybe = int | None

@@ -1,0 +1,95 @@
+"""What the log tells of one job's output, so that a chatty job costs the log no more than its share. Pure.
+
+All of it, if it is little or comes slowly. Of a flood the first lines, then, as time passes, the lines written last,
+and the last lines of all when the job ends; between them it is told how many were left out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from taskq.model.limits import MAX_LAST_LINES
+
+#: What a job may write at once, and in each second that follows; and the most that is held back of its last lines.
+FIRST_BYTES: Final = 512 * 1024
+BYTES_PER_S: Final = 4 * 1024
+LAST_BYTES: Final = 32 * 1024
+#: What a line takes in the log beside its text.
+_LINE_BYTES: Final = 300
+
+
+class Portion(NamedTuple):
+    """Lines to tell now, and how many were left out before them."""
+
+    left_out: int
+    lines: list[str]
+
+
+class Excerpt:
+    """The output of one job: an allowance that grows with time, and the lines that wait for it."""
+
+    __slots__ = ("_allowance", "_at", "_held", "_held_bytes", "_left_out", "last")
+
+    def __init__(self, now: float) -> None:
+        self._allowance: float = FIRST_BYTES
+        self._at = now
+        self._held: deque[str] | None = None  # made when it is needed: most jobs print little
+        self._held_bytes = 0
+        self._left_out = 0
+        self.last: Sequence[str] = ()  # told or not: for the case that the process dies
+
+    def take(self, lines: Sequence[str], now: float, most: int) -> Portion:
+        """Takes lines that were written.
+
+        Args:
+            lines: the lines.
+            now: monotonic seconds.
+            most: so many may be told now; what is more is held back.
+
+        Returns:
+            What is to be told now.
+        """
+        self.last = [*self.last, *lines[-MAX_LAST_LINES:]][-MAX_LAST_LINES:]
+        told: list[str] = []
+        if not self._held:
+            self._grow(now)
+        for line in lines:
+            cost = len(line) + _LINE_BYTES
+            if not self._held and cost <= self._allowance and len(told) < most:
+                self._allowance -= cost
+                told.append(line)
+            else:
+                self._hold(line, cost)
+        return Portion(0, told)
+
+    def due(self, now: float) -> Portion:
+        """What was held back, once time allows to tell it. To be asked for from time to time."""
+        if not self._held:
+            return Portion(0, [])
+        self._grow(now)
+        if self._held_bytes > self._allowance:
+            return Portion(0, [])
+        self._allowance -= self._held_bytes
+        return self.end()
+
+    def end(self) -> Portion:
+        """The job has ended: the last lines."""
+        portion = Portion(self._left_out, list(self._held or ()))
+        self._held = None
+        self._held_bytes = self._left_out = 0
+        return portion
+
+    def _grow(self, now: float) -> None:
+        self._allowance = min(FIRST_BYTES, self._allowance + (now - self._at) * BYTES_PER_S)
+        self._at = now
+
+    def _hold(self, line: str, cost: int) -> None:
+        if self._held is None:
+            self._held = deque()
+        self._held.append(line)
+        self._held_bytes += cost
+        while self._held_bytes > LAST_BYTES:
+            self._held_bytes -= len(self._held.popleft()) + _LINE_BYTES
+            self._left_out += 1

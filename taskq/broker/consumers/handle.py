@@ -1,0 +1,129 @@
+"""One consumer process, as its broker sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import msgpack
+
+from taskq.broker.consumers.excerpt import Excerpt
+from taskq.broker.consumers.succession import ProcessState
+from taskq.model.attempt import Reason
+from taskq.model.effects import Batch, Key
+from taskq.model.job import JobError, Progress
+from taskq.protocol.frames import Decoder, Message
+from taskq.protocol.link.batch import jobs_to_send
+from taskq.protocol.link.boot import STACKS_SIGNAL, TIMEOUT_SIGNAL
+from taskq.protocol.link.counters import Counters
+from taskq.protocol.link.inbox import Inbox
+from taskq.protocol.link.output import LineCutter, Stacks
+from taskq.protocol.link.unsent import Unsent
+from taskq.system.forkservers import ForkServer
+from taskq.system.platform import kill_group
+
+_READ_BYTES = 256 * 1024
+
+
+@dataclass(eq=False)
+class ConsumerProcess:
+    """One incarnation of a consumer. Written by the broker's loop alone."""
+
+    key: Key  # unique for each incarnation
+    number: int  # 1, 2, 3 ...: what people call it; a successor gets the same
+    record: int  # its place in the flight recorder
+    process: BaseProcess
+    pid: int
+    inbox: Inbox
+    counters: Counters
+    unsent: Unsent
+    socket: socket.socket  # the broker's end
+    output: int  # the broker's end of the output pipe
+    pidfd: int | None
+    started_at: float
+    replaces: Key | None  # the one that retires when this one is ready
+    code: int  # which code it runs, as `Succession.code`
+    state: ProcessState = ProcessState.STARTING
+    kill_at: float | None = None  # when it is killed if it has not ended by itself
+    messages: int = 0  # how often something was heard of it
+    timed_out: int | None = None  # the number of the job it was killed for
+    over_limit: JobError | None = None  # why, if it was not for its time
+    killed_for: str = ""  # why the broker killed it, in words
+    is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
+    server: ForkServer | None = None  # that it was forked from
+    progress: dict[bytes, Progress] = field(default_factory=dict)  # of the jobs that run and have told of it
+    progress_told_at: float = -1e9  # when the log was told of it last
+
+    def __post_init__(self) -> None:
+        self.children: dict[int, list[Any]] = {}  # by number: what running jobs will have enqueued if they succeed
+        self.announced: set[int] = set()  # numbers told as started in the log, of those that run
+        self.decoder = Decoder()
+        self.lines = LineCutter()
+        self.writer = 0  # the number of the job whose output was read last; 0 if none or several run
+        self.excerpts: dict[int, Excerpt] = {}  # by number: how much is told of what running jobs print; 0 for nobody
+        self.stacks = Stacks()
+        self.stacks_at = 0.0  # when lines of them came last (monotonic)
+        self.stacks_asked_for = 0  # the number of the job for which they were asked for last
+        self.last_lines: dict[int, list[str]] = {}  # by number of the job: written last, once the process is dead
+        self.boot_error: tuple[str, str] | None = None
+
+    @property
+    def death_fd(self) -> int:
+        """Becomes readable when the process has ended."""
+        return self.process.sentinel if self.pidfd is None else self.pidfd
+
+    def send(self, batch: Batch) -> bool:
+        """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
+        return self.inbox.put(msgpack.packb((batch.first, jobs_to_send(batch.rows))))
+
+    def read_messages(self) -> list[Message]:
+        """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
+        try:
+            data = self.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError
+        return self.decoder.feed(data)
+
+    def read_output(self) -> list[str]:
+        """The lines of output that have arrived."""
+        try:
+            data = os.read(self.output, _READ_BYTES)
+        except BlockingIOError:
+            return []
+        return self.lines.feed(data)
+
+    def signal_timeout(self, number: int, reason: Reason) -> None:
+        """Raises JobTimeout in the job with that number, if it is still running."""
+        self.counters.mark_overdue(number, reason)
+        self._signal(TIMEOUT_SIGNAL)
+
+    def ask_for_stacks(self, number: int) -> None:
+        """Has the process write where all its threads stand, once for a job: it is about to be killed for that."""
+        if self.stacks_asked_for != number:
+            self.stacks_asked_for = number
+            self._signal(STACKS_SIGNAL)
+
+    def kill(self, why: str = "") -> None:
+        """Kills the process and its children, now.
+
+        Args:
+            why: told in the log, and with its jobs.
+        """
+        self.killed_for = self.killed_for or why
+        kill_group(self.pid)
+        self._signal(signal.SIGKILL)  # before it has made a group of its own
+
+    def _signal(self, number: int) -> None:
+        try:
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass

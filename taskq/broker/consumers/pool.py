@@ -1,0 +1,566 @@
+"""The broker's side of its consumers: hears what they say and print, sees them die, sends jobs and takes them back.
+
+What `taskq.engines.embedded.server` is for clients. Processes are the supervisor's business, decisions the core's.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from taskq.broker.consumers.excerpt import Excerpt, Portion
+from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.silence import LOOK_EVERY_S, SILENT_LOOKS, Silences
+from taskq.broker.consumers.succession import ProcessState
+from taskq.broker.consumers.supervisor import Supervisor
+from taskq.broker.core.core import Core
+from taskq.broker.events import EventLog, last_words
+from taskq.model.attempt import Attempts, Claim, Reason, Verdict, failure_in
+from taskq.model.effects import Batch, Key, ProcessExit
+from taskq.model.errors import ProtocolError, TaskQError
+from taskq.model.job import JobRow, Progress
+from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
+from taskq.model.settings import Settings
+from taskq.protocol import frames
+from taskq.protocol.frames import Message
+from taskq.protocol.link.output import split_job_mark, whole_lines
+from taskq.protocol.ops import Op
+from taskq.protocol.submissions import Submission, flow_of
+from taskq.system.usage import usage_of
+
+#: A job is told as started in the log if it is still running after this time.
+_ANNOUNCE_AFTER_S = 0.1
+#: The log is told of the progress of a consumer's jobs at most so often.
+_PROGRESS_EVERY_S = 1.0
+
+
+#: A process that is to be killed for a job is asked so long before where its threads stand.
+_STACKS_BEFORE_KILL_S = 0.5
+#: Stacks without a death are told when no line of them has come for so long.
+_STACKS_WAIT_S = 1.0
+
+
+class ConsumerPool:
+    """All consumers of a fleet. Used by the broker's loop alone."""
+
+    def __init__(
+        self,
+        core: Core,
+        supervisor: Supervisor,
+        selector: selectors.BaseSelector,
+        events: EventLog,
+        settings: Settings,
+        on_first_ready: Callable[[], None],
+        on_boot_failed: Callable[[str], None],
+        on_declared: Callable[[str, list[bytes]], None],
+        on_children: Callable[[list[Submission]], None],
+    ) -> None:
+        """
+        Args:
+            selector: with callables as data, called with the mask of events.
+            settings: for the queues of each consumer, and how many jobs it may run.
+            on_first_ready: told once, when the first consumer is ready.
+            on_boot_failed: told why a consumer could not start.
+            on_declared: told the application's name, and the schedules in its code; raises if they make no sense.
+            on_children: takes what a job has enqueued that has just succeeded.
+        """
+        self._core = core
+        self._supervisor = supervisor
+        self._selector = selector
+        self._events = events
+        self._settings = settings
+        self._on_first_ready = on_first_ready
+        self._on_boot_failed = on_boot_failed
+        self._on_declared = on_declared
+        self._on_children = on_children
+        self._silences = Silences()
+        self._dead: list[ConsumerProcess] = []
+        self._buried: list[ConsumerProcess] = []
+        self.is_ready = False  # whether a consumer was ever ready
+        self.is_stopping = False
+
+    # -- hearing
+
+    def _register(self, consumer: ConsumerProcess) -> None:
+        self._selector.register(consumer.socket, selectors.EVENT_READ, partial(self._on_consumer, consumer))
+        self._selector.register(consumer.output, selectors.EVENT_READ, partial(self._on_output, consumer))
+        self._selector.register(consumer.death_fd, selectors.EVENT_READ, partial(self._on_death, consumer))
+
+    def _on_consumer(self, consumer: ConsumerProcess, _mask: int) -> None:
+        consumer.messages += 1
+        try:
+            self._hear_each(consumer, consumer.read_messages())
+        except (EOFError, OSError):
+            self._selector.unregister(consumer.socket)  # its death is told by its own descriptor
+        except TaskQError as error:
+            self._on_confused(consumer, error)
+
+    def _hear_each(self, consumer: ConsumerProcess, messages: list[Message]) -> None:
+        """Hears messages one by one: one that makes no sense takes nothing from what those behind it say."""
+        for envelope, body in messages:
+            try:
+                self._hear(consumer, envelope, body)
+            except (TaskQError, TypeError, ValueError) as error:
+                self._on_confused(consumer, error)
+
+    def _on_confused(self, consumer: ConsumerProcess, error: Exception) -> None:
+        """It does not speak as consumers do: a job may have written to its socket."""
+        self._events.log.error("consumer.confused", consumer=consumer.number, pid=consumer.pid, error=str(error))
+        consumer.kill("it sent what no consumer sends")
+
+    def _hear(self, consumer: ConsumerProcess, envelope: list[Any], body: memoryview) -> None:
+        match envelope:
+            case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
+                if consumer.counters.slots > 1 and consumer.output in self._selector.get_map():
+                    self._on_output(
+                        consumer, 0
+                    )  # what these jobs wrote is there, and told with them while they are known
+                elif consumer.lines.is_within_line and consumer.writer in numbers:
+                    self._tell_output(consumer, consumer.lines.end_line())
+                attempts = Attempts(numbers, verdicts, durations_us, frames.split(body, lengths))
+                self._settle(consumer, attempts)
+                self._after_outcomes(consumer)
+            case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
+                if not self._core.yielded(consumer.key, job_id, first, frames.split(body, lengths)):
+                    raise ProtocolError("items of a job that the consumer does not have")
+            case [Op.PROGRESS, list(told)]:
+                self._on_progress(consumer, told)
+            case [Op.CHECKPOINT, bytes(job_id)] if 0 < len(body) <= MAX_CHECKPOINT_BYTES:
+                self._core.checkpointed(consumer.key, job_id, bytes(body))
+            case [Op.CHILDREN, int(number), list(groups), int(edges)] if self._core.holds(consumer.key, number):
+                children = flow_of(None, 0, False, groups, edges, body)
+                consumer.children.setdefault(number, []).append(children)
+            case [Op.READY, int()]:
+                self._on_ready(consumer)
+            case [Op.DECLARED, str(app), list(lengths)]:
+                self._on_declared(app, frames.split(body, lengths))
+            case [Op.BOOT_FAILED]:
+                error, _ = failure_in(bytes(body))
+                consumer.boot_error = error.message, error.traceback
+            case _:
+                raise ProtocolError(f"a message that no consumer sends: {envelope[0]}")
+
+    def _settle(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
+        """Attempts have ended; what those have enqueued that succeeded commits with that."""
+        if consumer.excerpts:
+            self._end_output(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
+        self._core.settled(consumer.key, attempts, time.monotonic(), time.time())
+        if not consumer.children:
+            return
+        for number, verdict in zip(attempts.numbers, attempts.verdicts, strict=True):
+            children = consumer.children.pop(number, None)
+            if children is not None and verdict == Verdict.SUCCEEDED:
+                self._on_children(children)
+
+    def _on_ready(self, consumer: ConsumerProcess) -> None:
+        now = time.monotonic()
+        replaced = self._supervisor.ready(consumer)
+        self._core.joined(consumer.key, now, self._settings.queues_of(consumer.number))
+        self._events.log.info(
+            "consumer.started",
+            consumer=consumer.number,
+            pid=consumer.pid,
+            boot_ms=round((now - consumer.started_at) * 1e3),
+        )
+        if replaced is not None:
+            self.retire(replaced)
+        if self.is_stopping:
+            self.retire(consumer)
+        if not self.is_ready:
+            self.is_ready = True
+            self._on_first_ready()
+        if self._supervisor.finish_reload():
+            self._events.log.info("fleet.reloaded", consumers=self._settings.consumers)
+
+    def _on_progress(self, consumer: ConsumerProcess, told: list[Any]) -> None:
+        """Notes how far jobs are."""
+        now = time.monotonic()
+        consumer.progress.update((job_id, Progress(*fields)) for job_id, *fields in told if isinstance(job_id, bytes))
+        self._forget_progress(consumer)
+        if now - consumer.progress_told_at >= _PROGRESS_EVERY_S:
+            consumer.progress_told_at = now
+            for job_id, progress in consumer.progress.items():
+                row = self._core.sent_row(consumer.key, job_id)
+                if row is not None:
+                    self._events.progress(row, consumer.key, progress)
+
+    def _forget_progress(self, consumer: ConsumerProcess) -> None:
+        """Of jobs that have ended."""
+        held = self._core.sent_ids(consumer.key)
+        consumer.progress = {job_id: progress for job_id, progress in consumer.progress.items() if job_id in held}
+
+    def progress_of(self, job_id: bytes) -> tuple[float, float | None, str] | None:
+        """How far a running job is, if it said so: done, total, note."""
+        consumers = self._supervisor.consumers.values()
+        told = next((consumer.progress[job_id] for consumer in consumers if job_id in consumer.progress), None)
+        return None if told is None else (told.done, told.total, told.note)
+
+    def _after_outcomes(self, consumer: ConsumerProcess) -> None:
+        if consumer.progress:
+            self._forget_progress(consumer)
+        if consumer.state is ProcessState.RETIRING and self._core.holds_nothing(consumer.key):
+            self._supervisor.expect_exit(consumer, time.monotonic())
+        elif (most := self._settings.max_jobs) is not None and consumer.counters.jobs_done >= most:
+            self._supervisor.replace(consumer)
+
+    def _on_output(self, consumer: ConsumerProcess, _mask: int) -> None:
+        claims = consumer.counters.read()  # before the lines: they cannot be from a later job
+        self._begin_output(consumer, claims)
+        try:
+            lines = consumer.read_output()
+        except OSError:
+            lines = []
+        self._tell_output(consumer, lines)
+
+    def _begin_output(self, consumer: ConsumerProcess, claims: list[Claim]) -> None:
+        """Notes whose output is read next. What another job has left without a line end is a line of that job."""
+        writer = claims[0].number if claims and consumer.counters.slots == 1 else 0
+        if writer != consumer.writer:
+            if consumer.lines.is_within_line:
+                self._tell_output(consumer, consumer.lines.end_line())
+            consumer.writer = writer
+
+    def _tell_output(self, consumer: ConsumerProcess, lines: list[str]) -> None:
+        lines = self._hold_stacks_back(consumer, whole_lines(lines))
+        if consumer.counters.slots > 1:
+            self._tell_marked_output(consumer, lines)
+            return
+        if lines:
+            self._tell_lines(consumer, consumer.writer, lines, time.monotonic())
+
+    def _tell_marked_output(self, consumer: ConsumerProcess, lines: list[str]) -> None:
+        """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
+        now = time.monotonic()
+        for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
+            plain = [line for _, line in group]
+            self._tell_lines(consumer, number, plain, now)
+
+    def _tell_lines(self, consumer: ConsumerProcess, number: int, lines: list[str], now: float) -> None:
+        """Tells lines of a job, or of nobody, as far as they are not too many."""
+        row = self._core.running(consumer.key, number)
+        writer = 0 if row is None else number
+        excerpt = consumer.excerpts.get(writer)
+        if excerpt is None:
+            excerpt = consumer.excerpts[writer] = Excerpt(now)
+        self._tell_portion(consumer, row, excerpt.take(lines, now, self._events.room_for_output(consumer, now)), now)
+
+    def _tell_portion(self, consumer: ConsumerProcess, row: JobRow | None, portion: Portion, now: float) -> None:
+        if portion.lines:
+            self._events.output(consumer, row, portion.lines, now, portion.left_out)
+
+    def _end_output(self, consumer: ConsumerProcess, numbers: Iterable[int]) -> None:
+        """Tells the last lines of jobs that have ended."""
+        for number in numbers:
+            portion = consumer.excerpts.pop(number).end()
+            self._tell_portion(consumer, self._core.running(consumer.key, number), portion, time.monotonic())
+
+    def _tell_held_back(self, consumer: ConsumerProcess, now: float) -> None:
+        """Tells lines of chatty jobs that still run, when enough time has passed."""
+        for number, excerpt in consumer.excerpts.items():
+            self._tell_portion(consumer, self._core.running(consumer.key, number), excerpt.due(now), now)
+
+    def _hold_stacks_back(self, consumer: ConsumerProcess, lines: list[str]) -> list[str]:
+        """Stacks of threads are told as one, with the death that mostly follows."""
+        others = consumer.stacks.hold_back(lines)
+        if len(others) < len(lines):
+            consumer.stacks_at = time.monotonic()
+        return others
+
+    def _tell_stacks(self, consumer: ConsumerProcess, claims: list[Claim], now: float) -> None:
+        """Tells stacks that no death has followed: somebody sent the signal, or the job ended at the last moment."""
+        if consumer.stacks.lines and now - consumer.stacks_at >= _STACKS_WAIT_S:
+            self._events.stacks(consumer, self._rows(consumer, claims), consumer.stacks.take())
+
+    def _rows(self, consumer: ConsumerProcess, claims: list[Claim]) -> list[JobRow]:
+        """The jobs that a consumer is running."""
+        rows = (self._core.running(consumer.key, claim.number) for claim in claims)
+        return [row for row in rows if row is not None]
+
+    # -- deaths
+
+    def _on_death(self, consumer: ConsumerProcess, _mask: int) -> None:
+        self._selector.unregister(consumer.death_fd)
+        self._dead.append(consumer)
+
+    def bury_dead(self, now: float, wall: float) -> None:
+        """Settles what the consumers that died have left; the supervisor plans their successors."""
+        dead, self._dead = self._dead, []
+        for consumer in dead:
+            self._hear_last_words(consumer)
+            claims = consumer.counters.read()
+            death = self._supervisor.bury(consumer, now)
+            if consumer.state is ProcessState.STARTING:
+                if not death.stopped or consumer.boot_error:
+                    self._on_failed_boot(consumer, death)
+                continue
+            was_expected = death.stopped or (death.exit_code == 0 and not claims)
+            rows = {claim.number: row for claim in claims if (row := self._core.running(consumer.key, claim.number))}
+            self._events.buried(consumer, death, rows, was_expected=was_expected)
+            self._core.died(consumer.key, claims, death, wall)
+            self._buried.append(consumer)
+
+    def _hear_last_words(self, consumer: ConsumerProcess) -> None:
+        """Takes in all that a dead consumer sent: results outlive their writer."""
+        claims = consumer.counters.read()
+        if consumer.inbox in self._selector.get_map():
+            self._selector.unregister(consumer.inbox)
+        if consumer.socket in self._selector.get_map():
+            self._selector.unregister(consumer.socket)
+            try:
+                while messages := consumer.read_messages():
+                    if consumer.state is ProcessState.STARTING:  # it is not to take anybody's place any more
+                        messages = [message for message in messages if message[0][0] == Op.BOOT_FAILED]
+                    self._hear_each(consumer, messages)
+            except (EOFError, OSError, TaskQError):
+                pass  # the end, or a frame that it did not finish
+        if consumer.counters.slots > 1:
+            self._on_output(consumer, 0)
+        self._settle_unsent(consumer)
+        self._selector.unregister(consumer.output)
+        self._begin_output(consumer, claims)
+        while True:
+            try:
+                lines = consumer.read_output()
+            except OSError:
+                break
+            if not lines:
+                break
+            self._tell_output(consumer, lines)
+        self._tell_output(consumer, consumer.lines.flush())
+        written = consumer.excerpts if consumer.counters.slots > 1 else consumer.excerpts.keys() & {consumer.writer}
+        consumer.last_lines = {number: list(consumer.excerpts[number].last) for number in written}
+        self._end_output(consumer, list(consumer.excerpts))
+
+    def _settle_unsent(self, consumer: ConsumerProcess) -> None:
+        """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
+        try:
+            unsent = [
+                row for row in zip(*consumer.unsent.read(), strict=True) if self._core.holds(consumer.key, row[0])
+            ]
+            if unsent:
+                self._settle(consumer, Attempts(*zip(*unsent, strict=True)))
+        except TaskQError as error:
+            self._events.log.error("consumer.confused", consumer=consumer.number, pid=consumer.pid, error=str(error))
+
+    def _on_failed_boot(self, consumer: ConsumerProcess, death: ProcessExit) -> None:
+        message, traceback = consumer.boot_error or (f"the process {death.describe()}", "")
+        fields = {"traceback": traceback} if traceback else {}
+        self._on_boot_failed(message)
+        self._events.log.error(
+            "consumer.boot_failed",
+            consumer=consumer.number,
+            error=message,
+            **fields,
+            **({"output": last_words(death.output)} if death.output else {}),
+        )
+        self._tell_if_reload_failed(consumer.code, message)
+
+    def _tell_if_reload_failed(self, code: int, error: str) -> None:
+        if self._supervisor.boot_failed(code, error):
+            self._events.log.error("fleet.reload_failed", error=error, kept="the consumers that run the old code")
+
+    # -- jobs
+
+    def dispatch(self, now: float, wall: float) -> None:
+        """Moves jobs to where they can run: out to those with room, and back from those that are held up."""
+        self._send(self._core.dispatch(now, wall))
+        held_up = self._core.recalls(now)
+        held_up += [key for key in self._core.looks(now) if key not in held_up and self._waits_too_long(key, now)]
+        for key in held_up:
+            self.take_back(key, now)
+        if held_up:
+            self._send(self._core.dispatch(now, wall))
+
+    def _waits_too_long(self, key: Key, now: float) -> bool:
+        return self._core.waits_too_long(key, self._supervisor.consumers[key].counters.read(), now)
+
+    def _send(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            consumer = self._supervisor.consumers[batch.key]
+            if not consumer.send(batch):
+                self._flush_later(consumer)
+
+    def _flush_later(self, consumer: ConsumerProcess) -> None:
+        if consumer.inbox not in self._selector.get_map():
+            self._selector.register(consumer.inbox, selectors.EVENT_WRITE, partial(self._on_room, consumer))
+
+    def _on_room(self, consumer: ConsumerProcess, _mask: int) -> None:
+        if consumer.inbox.flush():
+            self._selector.unregister(consumer.inbox)
+
+    def take_back(self, key: Key, now: float) -> None:
+        """Takes back what a consumer has not started."""
+        sent = self._core.sent(key)
+        claimed = self._supervisor.consumers[key].counters.take_back(sent)
+        if claimed is None:
+            self._core.not_recalled(key, now)
+        elif self._core.recalled(key, claimed, now):
+            self._send([Batch(key, sent + 1, [])])
+
+    def withdraw(self, job_id: bytes) -> bool:
+        """Takes a job back from the consumer it was sent to, if it was; returns False if it runs."""
+        key = self._core.holder_of(job_id)
+        if key is None:
+            return True
+        self.take_back(key, time.monotonic())
+        return self._core.holder_of(job_id) is None
+
+    def cancel_running(self, job_id: bytes) -> None:
+        """Has a running job stopped: softly at first."""
+        key = self._core.holder_of(job_id)
+        if key is not None:
+            self._core.cancel_running(key, job_id, time.monotonic())
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether a job runs now."""
+        key = self._core.holder_of(job_id)
+        if key is None:
+            return False
+        number = self._core.number_of(key, job_id)
+        return any(claim.number == number for claim in self._supervisor.consumers[key].counters.read())
+
+    def take_back_all(self, now: float) -> None:
+        """Takes back what no consumer has started."""
+        for key in list(self._core.leased()):
+            self.take_back(key, now)
+
+    def check_times(self, now: float) -> None:
+        """Stops the jobs whose time is over."""
+        for key in self._core.time_checks(now):
+            consumer = self._supervisor.consumers[key]
+            for number, action in self._core.check_time(key, consumer.counters.read(), now):
+                is_unwanted = self._core.is_unwanted(key, number)
+                if action == "signal":
+                    consumer.signal_timeout(number, Reason.CANCELLED if is_unwanted else Reason.TIMEOUT)
+                else:
+                    consumer.timed_out = number
+                    what = "was cancelled" if is_unwanted else "ran longer than its timeout"
+                    consumer.kill(f"{self._name(consumer, number)} {what} and did not end")
+        self.measure(now)
+
+    def measure(self, now: float) -> None:
+        """Stops the jobs that use too much memory or CPU time."""
+        for key in self._core.measurements(now):
+            consumer = self._supervisor.consumers[key]
+            claims = consumer.counters.read()
+            action = self._core.measured(key, claims, usage_of(consumer.pid), now)
+            if action == "signal":
+                consumer.signal_timeout(claims[0].number, Reason.CPU_TIMEOUT)
+            elif action is not None:
+                consumer.timed_out, consumer.over_limit = claims[0].number, action
+                consumer.kill(action.message)
+
+    def _name(self, consumer: ConsumerProcess, number: int) -> str:
+        row = self._core.running(consumer.key, number)
+        return "a job" if row is None else f"job {row.id.hex()}"
+
+    def announce(self, now: float) -> None:
+        """Tells the log of the jobs that have been running for a moment, and where those stand that do not end."""
+        for key, number in self._core.to_be_killed(now + _STACKS_BEFORE_KILL_S):
+            self._supervisor.consumers[key].ask_for_stacks(number)
+        for consumer in self._supervisor.consumers.values():
+            if consumer.state is ProcessState.STARTING:
+                continue
+            claims = consumer.counters.read()
+            self._tell_stacks(consumer, claims, now)
+            self._tell_held_back(consumer, now)
+            consumer.announced &= {claim.number for claim in claims}
+            for number, started_at in claims:
+                if number not in consumer.announced and now - started_at >= _ANNOUNCE_AFTER_S:
+                    row = self._core.running(consumer.key, number)
+                    if row is not None:
+                        consumer.announced.add(number)
+                        self._events.started(row, consumer.key, now)
+
+    # -- beginnings and ends
+
+    def supervise(self, now: float) -> None:
+        """Starts the consumers that are due, and kills those that do not come up or end in time."""
+        error = self._supervisor.look_after_servers(now)
+        if error is not None:
+            self._on_boot_failed(error)
+            self._events.log.error("preload.failed", error=error)
+            self._tell_if_reload_failed(self._supervisor.code, error)
+        for consumer in self._supervisor.start_due(now):
+            self._register(consumer)
+        for consumer in self._supervisor.kill_overdue(now):
+            self._events.log.warning(
+                "consumer.killed", consumer=consumer.number, pid=consumer.pid, reason=consumer.killed_for
+            )
+
+    def end_the_silent(self, _now: float) -> None:
+        """Kills the consumers that are to run jobs, run none, and of which nothing is heard."""
+        consumers = self._supervisor.consumers
+        self._silences.forget_others(set(consumers))
+        for key, consumer in consumers.items():
+            if consumer.state is ProcessState.STARTING:
+                continue
+            is_dead = self._silences.look(
+                key,
+                is_awaited=self._core.waits_for(key),
+                claims=consumer.counters.read(),
+                jobs_done=consumer.counters.jobs_done,
+                messages=consumer.messages,
+            )
+            if is_dead:
+                consumer.is_stopped = True  # no job is to blame: it runs none
+                why = f"it was to run jobs, ran none and said nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
+                consumer.kill(why)
+                self._events.log.error("consumer.killed", consumer=consumer.number, pid=consumer.pid, reason=why)
+
+    def stop(self) -> int:
+        """Lets all consumers end. Returns how many jobs are running."""
+        self.is_stopping = True
+        self._supervisor.stop()
+        running = 0
+        for consumer in list(self._supervisor.consumers.values()):
+            if consumer.state is ProcessState.STARTING:
+                self._kill(consumer)
+            else:
+                running += len(consumer.counters.read())
+                if consumer.state is ProcessState.READY:
+                    self.retire(consumer)
+        return running
+
+    def kill_all(self) -> None:
+        """Ends all consumers now; what they are running goes back uncharged."""
+        for consumer in self._supervisor.consumers.values():
+            self._kill(consumer)
+
+    def _kill(self, consumer: ConsumerProcess) -> None:
+        consumer.is_stopped = True
+        consumer.kill("the fleet stopped before its jobs ended")
+
+    @property
+    def has_buried(self) -> bool:
+        """Whether a death waits for its commit."""
+        return bool(self._buried)
+
+    def forget_buried(self) -> None:
+        """The deaths are committed: their records of what was running are of no use any more."""
+        for consumer in self._buried:
+            self._supervisor.clear_record(consumer)
+        self._buried.clear()
+
+    def claims(self) -> dict[Key, list[Claim]]:
+        """What each consumer is running."""
+        consumers = self._supervisor.consumers.values()
+        return {
+            consumer.key: consumer.counters.read()
+            for consumer in consumers
+            if consumer.state is not ProcessState.STARTING
+        }
+
+    def retire(self, consumer: ConsumerProcess) -> None:
+        """Lets a consumer end after what it is running."""
+        self._core.retire(consumer.key)
+        self.take_back(consumer.key, time.monotonic())
+        if not self._supervisor.retire(consumer):
+            self._flush_later(consumer)
+        if self._core.holds_nothing(consumer.key):
+            self._supervisor.expect_exit(consumer, time.monotonic())

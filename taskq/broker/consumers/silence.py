@@ -1,0 +1,50 @@
+"""Consumers that live and do nothing: they are to run jobs, run none, and nothing is heard of them. Pure.
+
+A job can make its consumer deaf or dumb in more ways than the consumer itself can see: a thread that it has left
+closes the descriptor on which the consumer waits. Such a one is killed, which costs nobody anything: it runs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from taskq.model.attempt import Claim
+
+#: How often the broker looks, in seconds, and how many looks without a sign of life it takes. They are counted, and no
+#: time is measured: when the broker itself was stuck, or stopped, its consumers are not to blame for the silence.
+LOOK_EVERY_S: Final = 1.0
+SILENT_LOOKS: Final = 10
+
+
+class _Seen(NamedTuple):
+    jobs_done: int
+    messages: int
+    silent_looks: int
+
+
+class Silences:
+    """What was seen of each consumer at the last look."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+
+    def look(self, key: int, *, is_awaited: bool, claims: list[Claim], jobs_done: int, messages: int) -> bool:
+        """Looks at a consumer; returns whether it is as good as dead.
+
+        A look at which nothing is to be heard of it does not count, and does not make up for those before.
+
+        Args:
+            is_awaited: whether it holds jobs, or has not answered since it did not begin some.
+            claims: what it runs.
+            jobs_done: how many jobs it has ended.
+            messages: how often something was heard of it.
+        """
+        before = self._seen.get(key)
+        is_alive = bool(claims) or before is None or (before.jobs_done, before.messages) != (jobs_done, messages)
+        silent_looks = 0 if is_alive or before is None else before.silent_looks + is_awaited
+        self._seen[key] = _Seen(jobs_done, messages, silent_looks)
+        return silent_looks >= SILENT_LOOKS
+
+    def forget_others(self, keys: set[int]) -> None:
+        """Only these are left."""
+        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}

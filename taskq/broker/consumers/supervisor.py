@@ -1,0 +1,272 @@
+"""Spawns, watches and buries consumers. Part of the broker process, which is their parent.
+
+A consumer is one incarnation of a consumer: its process, and everything that is shared with it alone: a queue, a
+counters block, a socket, a pipe for its output. When the process ends, all of it is thrown away; a successor gets a
+consumer of its own. The order of a burial matters: hear what it still said, then look how it ended, then close its
+ends.
+
+Who is started when, and who takes whose place, is decided in `taskq.broker.consumers.succession`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any
+
+from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.succession import ProcessState, Start, Succession
+from taskq.broker.core.core import MAX_BATCH_BYTES
+from taskq.model.effects import ProcessExit
+from taskq.model.settings import Settings
+from taskq.protocol.link.boot import STOP, Boot, main
+from taskq.protocol.link.counters import Counters, widen_flight_records
+from taskq.protocol.link.flight_recorder import clear_flight_record, clear_flight_records
+from taskq.protocol.link.inbox import Inbox
+from taskq.protocol.link.unsent import Unsent
+from taskq.system import descriptors
+from taskq.system.directory import Directory
+from taskq.system.forkservers import ForkServers
+from taskq.system.platform import kill_group, name_of_signal, oom_kills, open_pidfd
+
+#: A consumer must have imported the application within this time.
+BOOT_TIMEOUT_S = 120.0
+
+
+#: A consumer that was told to stop has ended within this time after its last job, or is killed.
+_EXIT_TIMEOUT_S = 5.0
+
+
+class Supervisor(Succession[ConsumerProcess]):
+    """Keeps the wanted number of consumers alive: starts, replaces and kills them."""
+
+    def __init__(self, app: str, title: str, directory: Directory, settings: Settings) -> None:
+        super().__init__(settings.consumers)
+        self._app = app
+        self._title = title
+        self._directory = directory
+        self._settings = settings
+        self._servers: ForkServers | None = None
+        self._context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+        if settings.preload:
+            self._context = multiprocessing.get_context("forkserver")
+            self._servers = ForkServers(self._context, app, BOOT_TIMEOUT_S)
+        self._keys = count(1)
+        self._oom_kills = oom_kills()
+        # twice the room: while one is replaced, two have its number
+        clear_flight_records(directory.running, 2 * settings.consumers, settings.threads)
+
+    # -- starting
+
+    def look_after_servers(self, now: float) -> str | None:
+        """Has a process at hand that consumers are forked from, with `--preload`. Returns what became of it, once, if
+        it died."""
+        return None if self._servers is None or self._is_stopping else self._servers.look_after(self.code, now)
+
+    def start_due(self, now: float) -> Iterator[ConsumerProcess]:
+        """Starts the consumers whose time has come; yields their consumers."""
+        if self._servers is not None and self._servers.code is None:
+            return
+        for start in self.due(now):
+            consumer = self._spawn(start, now)
+            if consumer is not None:
+                yield consumer
+
+    def _spawn(self, start: Start, now: float) -> ConsumerProcess | None:
+        number = start.number
+        ours, theirs = socket.socketpair()
+        output_reader, output_writer = self._context.Pipe(duplex=False)
+        inbox = Inbox(self._context, MAX_BATCH_BYTES)
+        counters = Counters(self._context, self._settings.threads)
+        unsent = Unsent(self._context)
+        record = self._free_record()
+        widen_flight_records(self._directory.running, record, self._settings.threads)
+        boot = Boot(
+            app=self._app,
+            directory=self._directory.path,
+            title=f"consumer {number} [{self._title}]",
+            record=record,
+            slots=self._settings.threads,
+            parent_pid=0 if self._settings.preload else os.getpid(),
+            counters=counters,
+            inbox=inbox.queue,
+            socket=theirs,
+            unsent=unsent,
+            output=output_writer,
+            open_files=descriptors.given(),
+        )
+        try:
+            process, pid, pidfd = self._start_process(boot, number)
+        except (OSError, EOFError):
+            if self._servers is None:
+                raise
+            ours.close()  # the fork server has just died
+            output_reader.close()
+            inbox.handed_over()
+            inbox.close()
+            self.not_started(start, now)
+            return None
+        finally:
+            theirs.close()
+            output_writer.close()
+        inbox.handed_over()
+        ours.setblocking(False)
+        server = None if self._servers is None else self._servers.used()
+        consumer = ConsumerProcess(
+            next(self._keys),
+            number,
+            record,
+            process,
+            pid,
+            inbox,
+            counters,
+            unsent,
+            ours,
+            _read_without_waiting(output_reader),
+            pidfd,
+            now,
+            start.replaces,
+            self.code if server is None else server.code,
+            server=server,
+        )
+        consumer.kill_at = now + BOOT_TIMEOUT_S
+        self.consumers[consumer.key] = consumer
+        return consumer
+
+    def _start_process(self, boot: Boot, number: int) -> tuple[Any, int, int | None]:
+        """Returns the process of a consumer, its pid, and a descriptor that tells its death where the system has one."""
+        process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
+        process.start()
+        pid = process.pid
+        assert pid is not None
+        return process, pid, open_pidfd(pid)
+
+    def _free_record(self) -> int:
+        taken = {consumer.record for consumer in self.consumers.values()}
+        return next(record for record in count() if record not in taken)
+
+    def ready(self, consumer: ConsumerProcess) -> ConsumerProcess | None:
+        """A consumer has imported the application. Returns the one that it replaces, which is to retire now."""
+        consumer.kill_at = None
+        consumer.inbox.opened()
+        consumer.counters.opened()
+        if self._servers is not None and consumer.server is not None:
+            self._servers.proven(consumer.server)
+        return super().ready(consumer)
+
+    def boot_failed(self, code: int, error: str) -> bool:
+        """See `Succession.boot_failed`. With `--preload`, also those that are started later run the old code then."""
+        ends_reload = super().boot_failed(code, error)
+        if ends_reload and self._servers is not None:
+            self._servers.go_back()
+        return ends_reload
+
+    # -- ending
+
+    def reload(self) -> list[ConsumerProcess]:
+        """Has all consumers replaced, one by one, by ones that run the present code. Returns those that it kills: they
+        were starting with the code of before."""
+        superseded = super().reload()
+        if self._servers is not None:
+            self._servers.renew(self.code)
+        for consumer in superseded:
+            consumer.is_stopped = True
+            consumer.kill("there is newer code")
+        return superseded
+
+    def retire(self, consumer: ConsumerProcess) -> bool:
+        """Tells a consumer to stop after what it is running; all else was taken back before. Returns as `Slot.send`."""
+        consumer.state = ProcessState.RETIRING
+        return consumer.inbox.put(STOP)
+
+    def expect_exit(self, consumer: ConsumerProcess, now: float) -> None:
+        """A retiring consumer has no job any more: it must end soon."""
+        if consumer.kill_at is None:
+            consumer.kill_at = now + _EXIT_TIMEOUT_S
+
+    def kill_overdue(self, now: float) -> list[ConsumerProcess]:
+        """Kills the consumers that did not come up or did not end in time; returns them."""
+        overdue = [
+            consumer for consumer in self.consumers.values() if consumer.kill_at is not None and consumer.kill_at <= now
+        ]
+        for consumer in overdue:
+            consumer.kill_at = None
+            consumer.is_stopped = True
+            if consumer.state is ProcessState.STARTING:
+                consumer.boot_error = f"it did not start within {BOOT_TIMEOUT_S:g} s", ""
+            consumer.kill(consumer.boot_error[0] if consumer.boot_error else "it did not end in time")
+        return overdue
+
+    def bury(self, consumer: ConsumerProcess, now: float) -> ProcessExit:
+        """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
+        code = self._clear_away(consumer)
+        if consumer.server is not None and consumer.server.has_died() and consumer.timed_out is None:
+            code, consumer.is_stopped = None, True  # the kernel killed it for that
+            consumer.killed_for = consumer.killed_for or f"the process that it was forked from {consumer.server.ending}"
+        self.ended(consumer, now, did_jobs=consumer.counters.jobs_done > 0)
+        stacks = consumer.stacks.take()
+        return ProcessExit(
+            exit_code=code if code is not None and code >= 0 else None,
+            signal=name_of_signal(-code) if code is not None and code < 0 else None,
+            output=(*(line for lines in consumer.last_lines.values() for line in lines), *stacks),
+            writers=(*(number for number, lines in consumer.last_lines.items() for _ in lines), *(0 for _ in stacks)),
+            timed_out=consumer.timed_out,
+            over_limit=consumer.over_limit,
+            out_of_memory=code == -signal.SIGKILL and self._has_memory_run_out(),
+            stopped=consumer.is_stopped,
+            at=now,
+            why=consumer.killed_for,
+        )
+
+    def _clear_away(self, consumer: ConsumerProcess) -> int | None:
+        """Returns the exit code of the process, negative for a signal; None if nobody knows it."""
+        kill_group(consumer.pid)  # what its job started must not outlive it; its number is not reused before the join
+        code = consumer.process.exitcode
+        if code is None:  # the fork server has not told it yet
+            consumer.process.join(timeout=1.0)
+            code = consumer.process.exitcode
+        consumer.socket.close()
+        os.close(consumer.output)
+        if consumer.pidfd is not None:
+            os.close(consumer.pidfd)
+        consumer.inbox.close()
+        consumer.counters.opened()  # or never will be
+        if code is not None:  # else the fork server is stopped, or busy
+            consumer.process.close()
+        if self._servers is not None:
+            self._servers.release([other.server for other in self.consumers.values() if other is not consumer])
+        return code
+
+    def _has_memory_run_out(self) -> bool:
+        """Whether the kernel has killed a process for want of memory since the last time that we asked."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
+
+    def clear_record(self, consumer: ConsumerProcess) -> None:
+        """Forgets what a buried consumer was running: all of it is settled, and durable."""
+        clear_flight_record(self._directory.running, consumer.record, self._settings.threads)
+
+    # -- time
+
+    def next_due(self, now: float) -> float | None:
+        """When something is to be started or killed (monotonic)."""
+        times = [consumer.kill_at for consumer in self.consumers.values()]
+        if self._servers is None or self._servers.code is not None:
+            times.append(self.next_start())
+        if self._servers is not None and not self._is_stopping:
+            times.append(self._servers.next_look(now))
+        return min((at for at in times if at is not None), default=None)
+
+
+def _read_without_waiting(reader: Connection) -> int:
+    """The descriptor behind a connection, for a reader that never waits; the connection is closed."""
+    descriptor = os.dup(reader.fileno())
+    reader.close()
+    os.set_blocking(descriptor, False)
+    return descriptor

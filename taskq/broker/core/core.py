@@ -1,0 +1,563 @@
+"""The heart of the broker: which job runs where, and what becomes of it. Pure: no I/O, no clock, no chance.
+
+The broker tells the core what happened (jobs came in, a consumer reported, a consumer died, time passed) and the core
+answers with what to do: rows to settle and lines to log (`take_effects`), batches to send (`dispatch`), leases to take
+back (`recalls`), jobs to stop (`check_time`). Times are two: `now` is monotonic seconds, for everything that lasts;
+`wall` is seconds since 1970, for what is stored and compared across restarts.
+
+Leases that can be taken back: a consumer gets batches of jobs, numbered 1, 2, 3 ... for its incarnation, so that small
+jobs cost little; what it has not started can be taken back, so that no job waits behind a long one. A consumer runs as
+many jobs at once as it has slots; numbers are started in order, and end in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from math import ceil
+from typing import Final, Literal
+
+from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
+from taskq.broker.core.limiters import Release
+from taskq.broker.core.ready import Load, Portion, ReadyJobs
+from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
+from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
+from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
+from taskq.model.job import JobError, JobRow, retry_delay_s
+from taskq.model.partition import Partition
+from taskq.model.spec import Spec, spec_after_crash
+from taskq.model.stored import Rescheduled, StoredJob, StoredState
+
+#: Also a job that takes no time that can be measured uses up its queue's share.
+SHORTEST_RUN_S: Final = 1e-6
+MAX_BATCH_BYTES: Final = 256 * 1024
+
+
+class Core:
+    """The state of a fleet. Written and read by the broker's loop alone."""
+
+    def __init__(
+        self,
+        queues: Iterable[str] = (),
+        memory_bytes: int = 256 * 1024 * 1024,
+        kill_grace_s: float = 2.0,
+        weights: Mapping[str, float] | None = None,
+        capacities: Mapping[str, int] | None = None,
+        slots: int = 1,
+    ) -> None:
+        """
+        Args:
+            queues: the queues that this fleet serves; empty for all.
+            memory_bytes: bound of the waiting jobs held in memory.
+            kill_grace_s: seconds between the soft signal of a timeout and the kill.
+            weights: the share of each queue that has not the share 1.
+            capacities: the fleet's resources.
+            slots: how many jobs each consumer runs at once.
+        """
+        self._served = frozenset(queues) or None
+        self._slots = slots
+        self.ready = ReadyJobs(weights, memory_bytes, slots, capacities)
+        self._holders: dict[Key, ConsumerLeases] = {}
+        self._watchdog = Watchdog(kill_grace_s, slots)
+        self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
+        self._effects = Effects()
+
+    def take_effects(self) -> Effects:
+        """Hands over what is to be carried out, once."""
+        effects, self._effects = self._effects, Effects()
+        return effects
+
+    # -- jobs come in
+
+    def found(self, partition: Partition, waiting: int, first_seq: int) -> None:
+        """At the start: the store holds so many queued jobs of a partition, from this number on."""
+        self.ready.found(partition, waiting, first_seq)
+
+    def submitted(self, rows: Sequence[JobRow]) -> None:
+        """New jobs of one partition are stored, in ascending order of `seq`."""
+        if rows:
+            self.ready.add(rows)
+
+    def came_due(self, rows: Iterable[JobRow]) -> None:
+        """Scheduled jobs have become queued."""
+        for row in rows:
+            self.ready.add_late(row)
+
+    def loads(self) -> list[Load]:
+        """What to read from the store now, since memory runs short of it."""
+        return self.ready.loads(self._served)
+
+    @property
+    def must_load(self) -> bool:
+        """Whether `loads` has more to tell: there may be very many partitions."""
+        return self.ready.is_short(self._served)
+
+    def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
+        """The answer to a load."""
+        self.ready.loaded(partition, rows, is_all)
+
+    # -- consumers come and go
+
+    def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
+        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
+        self._holders[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots)
+
+    def retire(self, key: Key) -> None:
+        """A consumer is to get no more jobs."""
+        self._holders[key].accepts = False
+
+    def sent(self, key: Key) -> int:
+        """The last number sent to a consumer."""
+        return self._holders[key].next_number - 1
+
+    def holds(self, key: Key, number: int) -> bool:
+        """Whether a consumer was sent the job with that number, and has it still."""
+        return key in self._holders and number in self._holders[key].leased
+
+    def holds_nothing(self, key: Key) -> bool:
+        """Whether a consumer has no job left."""
+        return not self._holders[key].leased
+
+    def waits_for(self, key: Key) -> bool:
+        """Whether a consumer is to be heard of: it holds jobs, or has not answered since it did not begin some."""
+        holder = self._holders[key]
+        return bool(holder.leased) or holder.is_stalled
+
+    def recalled(self, key: Key, claimed: int, now: float) -> bool:
+        """All jobs of a consumer above number `claimed` were taken back.
+
+        Returns:
+            Whether it had a free slot for them, and time: then it is to be sent an empty batch, which it answers with
+            an empty report as soon as it can, and gets no jobs until then.
+        """
+        holder = self._holders[key]
+        was_stalled = holder.is_stalled
+        self.ready.put_back(key, holder.took_back(claimed, now), each_s=holder.mean_run_s)
+        return holder.is_stalled and not was_stalled
+
+    def not_recalled(self, key: Key, now: float) -> None:
+        """A consumer was stopped while it held the lock: nothing could be taken back."""
+        self._holders[key].ask_again_at = now + ASK_AGAIN_S
+
+    def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
+        """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
+        nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
+        holder = self._holders.pop(key)
+        running = [(claim, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
+        self.ready.put_back(key, holder.leased.values(), each_s=holder.mean_run_s)
+        unwanted = self._watchdog.unwanted(key)
+        self._watchdog.forget(key)
+        for (number, started_at), row in running:
+            ran_s = None if death.at is None else max(0.0, death.at - started_at)
+            if number in unwanted:
+                row.attempts += 1
+                self._stopped(key, row, _begin(wall, ran_s), ran_s)
+            elif death.stopped or death.timed_out not in (None, number):
+                self._interrupted(key, row, death)
+            elif death.timed_out == number:
+                self._timed_out(key, row, death, death.output_of(number), wall, ran_s)
+            else:
+                self._crashed(key, row, death, death.output_of(number), wall, ran_s)
+
+    def lost(self, row: JobRow) -> None:
+        """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
+        self._crashed(None, row, ProcessExit(), [], None, None)
+
+    # -- jobs end
+
+    def settled(
+        self,
+        key: Key,
+        attempts: Attempts,
+        now: float,
+        wall: float,
+    ) -> None:
+        """A consumer reports attempts that ended. Each is settled by itself: one that cannot be read harms no other.
+
+        Raises:
+            ProtocolError: this is not a report; nothing of it is settled.
+        """
+        attempts.check()
+        holder = self._holders[key]
+        holder.progress_at = now
+        holder.is_stalled = holder.gave_back = False
+        leased, effects = holder.leased, self._effects
+        succeeded, kept = Verdict.SUCCEEDED, StoredState.SUCCEEDED  # looked up once: 0.1 microseconds each time
+        spec: Spec | None = None
+        is_limited = False
+        durations_us: list[int] = []
+        durations_of: dict[str, list[int]] = {}
+        for number, verdict, duration_us, outcome in zip(*attempts, strict=True):
+            row = leased.get(number)
+            if row is None:  # never sent, or reported twice: nothing of it is believed
+                effects.notes.append(Event("consumer.confused", {"consumer_key": key, "number": number}))
+                continue
+            del leased[number]
+            row.attempts += 1
+            if row.spec is not spec:
+                spec = row.spec
+                is_limited = spec.is_limited
+                durations_us = durations_of.setdefault(spec.task, [])
+            durations_us.append(duration_us)
+            if verdict == succeeded:
+                effects.ended.append((row, kept, outcome))
+                effects.done.append((row, key, duration_us))
+                if is_limited or row.constraints is not None:
+                    self.ready.left(key, row, Release.ENDED)
+                continue
+            failure = read_failure(verdict, outcome, duration_us)
+            if number in self._watchdog.unwanted(key):
+                self._stopped(key, row, *unpack(failure.outcome)[:2])
+            else:
+                self._did_not_succeed(key, row, failure, wall)
+        self._measure(durations_of)
+
+    def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
+        """A running job has yielded items, the first at a position. Returns whether the consumer has such a job."""
+        row = self.sent_row(key, job_id)
+        if row is not None:
+            self._effects.items.append((row, first, items))
+        return row is not None
+
+    def checkpointed(self, key: Key, job_id: bytes, checkpoint: bytes) -> None:
+        """A running job keeps something for its next attempt."""
+        row = self.sent_row(key, job_id)
+        if row is not None:  # else a thread of it has outlived the job
+            row.keep(checkpoint)
+            self._effects.checkpoints.append(row)
+
+    def sent_row(self, key: Key, job_id: bytes) -> JobRow | None:
+        """The job with that id, if it was sent to that consumer and has not ended. What runs is among the first."""
+        return next((row for row in self._holders[key].leased.values() if row.id == job_id), None)
+
+    def sent_ids(self, key: Key) -> set[bytes]:
+        """The ids of the jobs that were sent to a consumer and have not ended."""
+        return {row.id for row in self._holders[key].leased.values()}
+
+    def _measure(self, durations_of: dict[str, list[int]]) -> None:
+        for task, durations_us in durations_of.items():
+            mean_s = max(SHORTEST_RUN_S, sum(durations_us) / len(durations_us) / 1e6)
+            known_s = self._run_s.get(task)
+            weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
+            self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
+
+    def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
+        """A consumer reports an attempt that did not succeed, its count included in `row.attempts`; what follows?"""
+        verdict, error, wish_s, outcome = failure
+        fields = {"row": row, "consumer_key": key, "error": error}
+        if verdict == Verdict.SNOOZED:
+            delay_s = wish_s or 0.0
+            row.count_snooze()
+            self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
+            self._effects.notes.append(Event("job.snoozed", {**fields, "delay_s": round(delay_s, 3)}))
+            self.ready.left(key, row, Release.AGAIN)
+        elif verdict == Verdict.CANCELLED:
+            self._effects.ended.append((row, StoredState.CANCELLED, outcome))
+            self._effects.notes.append(Event("job.cancelled", fields))
+            self.ready.left(key, row, Release.ENDED)
+        else:
+            self._failed(key, row, error, outcome, wall, may_retry=verdict == Verdict.FAILED, wish_s=wish_s)
+
+    def _failed(
+        self,
+        key: Key,
+        row: JobRow,
+        error: JobError,
+        outcome: bytes,
+        wall: float,
+        *,
+        may_retry: bool = True,
+        wish_s: float | None = None,
+    ) -> None:
+        """An attempt failed, its count included in `row.attempts`; what follows?"""
+        fields = {"row": row, "consumer_key": key, "error": error}
+        if may_retry and row.failures <= row.spec.retries:
+            delay_s = retry_delay_s(row, wish_s)
+            self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
+            self._effects.retried += 1
+            self._effects.notes.append(Event("job.retrying", {**fields, "delay_s": round(delay_s, 3)}))
+            self.ready.left(key, row, Release.AGAIN)
+            if error.type == MEMORY_LIMIT_ERROR:
+                row.spec = spec_after_crash(row.spec)
+        else:
+            self._effects.ended.append((row, StoredState.FAILED, outcome))
+            self._effects.notes.append(Event("job.failed", fields))
+            self.ready.left(key, row, Release.ENDED)
+
+    def _interrupted(self, key: Key, row: JobRow, death: ProcessExit) -> None:
+        """A job's process was killed for no fault of the job: it runs again, uncharged."""
+        fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1, "reason": death.why or None}
+        self._effects.notes.append(Event("job.interrupted", fields))
+        self.ready.put_back(key, [row], Release.AGAIN)  # it began: a rate has counted that
+
+    def _timed_out(
+        self, key: Key, row: JobRow, death: ProcessExit, output: list[str], wall: float, ran_s: float | None
+    ) -> None:
+        row.attempts += 1
+        error = death.over_limit
+        if error is None:
+            after = "" if ran_s is None else f" after {ran_s:.2f} s"
+            limit = f"its timeout of {row.spec.timeout_s:g} s" if row.spec.timeout_s is not None else "it may"
+            error = JobError("TimedOut", f"the job ran longer than {limit} and was killed{after}")
+        error = replace(error, output=output)
+        self._failed(key, row, error, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
+
+    def _crashed(
+        self,
+        key: Key | None,
+        row: JobRow,
+        death: ProcessExit,
+        output: list[str],
+        wall: float | None,
+        ran_s: float | None,
+    ) -> None:
+        row.attempts += 1
+        row.crashes += 1
+        self._effects.crashed += 1
+        if key is None:
+            reason = "the whole fleet died while the job ran"
+        else:
+            reason = f"the process that ran the job {death.describe()}"
+        error = JobError("Crashed", reason, "", death.exit_code, death.signal, output)
+        outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
+        is_last = row.charged_crashes >= row.spec.max_crashes
+        fields = {"row": row, "consumer_key": key, "error": error, "crashes": row.crashes}
+        self._effects.notes.append(Event("job.crashed", {**fields, "runs_again": not is_last}))
+        if is_last:
+            self._effects.ended.append((row, StoredState.FAILED, outcome))
+            self._effects.notes.append(Event("job.failed", fields))
+            if key is not None:
+                self.ready.left(key, row, Release.ENDED)
+        elif key is not None and row.spec.crash_queue is not None:
+            self.ready.left(key, row, Release.AGAIN)
+            # by way of the store: when it is due, it surely stands in the other queue there too
+            row.spec = spec_after_crash(row.spec)
+            self._effects.rescheduled.append(Rescheduled(row, wall, outcome))
+        else:
+            row.spec = spec_after_crash(row.spec)
+            self._effects.rescheduled.append(Rescheduled(row, None, outcome))
+            if key is not None:
+                self.ready.put_back(key, [row], Release.AGAIN)
+
+    # -- jobs are cancelled
+
+    def holder_of(self, job_id: bytes) -> Key | None:
+        """The consumer that a job was sent to, if it was."""
+        for key, holder in self._holders.items():
+            if any(row.id == job_id for row in holder.leased.values()):
+                return key
+        return None
+
+    def number_of(self, key: Key, job_id: bytes) -> int:
+        """The number that a job has in the consumer that it was sent to."""
+        return next(number for number, row in self._holders[key].leased.items() if row.id == job_id)
+
+    def cancelled(self, row: JobRow, kept: StoredState) -> None:
+        """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
+        self.forget(row, kept)
+        outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
+        self._effects.ended.append((row, StoredState.CANCELLED, outcome))
+        self._effects.notes.append(Event("job.cancelled", {"row": row}))
+
+    def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
+        """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
+        self._watchdog.cancelled(key, self._holders[key].leased, self.number_of(key, job_id), now)
+
+    def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
+        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended. The
+        attempt is counted already."""
+        outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
+        self._effects.ended.append((row, StoredState.CANCELLED, outcome))
+        self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
+        self.ready.left(key, row, Release.ENDED)
+
+    def expired(self, row: JobRow, kept: StoredState) -> None:
+        """A job that the store has as queued or scheduled, and that no consumer holds, was not started in time."""
+        self.forget(row, kept)
+        outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+        self._effects.ended.append((row, StoredState.EXPIRED, outcome))
+        self._effects.notes.append(Event("job.expired", {"row": row}))
+
+    def forget(self, row: JobRow, kept: StoredState) -> None:
+        """A job that the store had as queued or scheduled, and that no consumer holds, is not to run any more."""
+        if kept == StoredState.QUEUED:
+            self.ready.drop(row)
+        elif kept == StoredState.SCHEDULED:
+            self.ready.abandoned(row)
+
+    def purged(self, jobs: Iterable[StoredJob]) -> None:
+        """Jobs that had not ended, and that no consumer holds, were removed from the store."""
+        for job in jobs:
+            self.forget(job.row, job.kept)
+
+    def requeued(self, rows: Iterable[JobRow]) -> None:
+        """Failed jobs are queued again, at the end of their partitions: they are read from the store in their turn."""
+        for row in rows:
+            self.ready.add_unread(row)
+
+    def pause(self, queues: Collection[str]) -> None:
+        """From now on the jobs of exactly these queues wait. What was sent of them is for the caller to take back."""
+        for name in {*self.ready.counts(), *queues}:
+            self.ready.pause(name, name in queues)
+
+    # -- what to do next
+
+    def dispatch(self, now: float, wall: float) -> list[Batch]:
+        """Decides which waiting jobs go to which consumers, idle ones first."""
+        batches = sent = self._dispatch_once(now, wall)
+        while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots
+            is_wanted = any(holder.free_slots and _takes(holder) for holder in self._holders.values())
+            sent = self._dispatch_once(now, wall) if is_wanted else []
+            batches += sent
+        return batches
+
+    def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
+        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room(now)]
+        ready = self.ready.ready(self._served, len(self._holders) * MAX_LEASED) if takers else 0
+        if not ready:
+            return []
+        takers.sort(key=lambda taker: len(taker[1].leased))
+        free = sum(holder.free_slots for _, holder in takers)
+        is_enough = ready <= free  # then nothing need wait behind others
+        batches = []
+        for position, (key, holder) in enumerate(takers):
+            if is_enough and free > 0:
+                share = ceil(ready * holder.free_slots / free)
+                free -= holder.free_slots
+            else:
+                share = ceil(ready / (len(takers) - position))
+            most = min(max(1, share), MAX_LEASED - len(holder.leased))  # limits may have opened while jobs were taken
+            if holder.is_held_up(now):
+                most = min(most, holder.free_slots)
+            portion = Portion(most, BATCH_S * holder.slots, MAX_BATCH_BYTES, holder.free_slots)
+            self.ready.take(key, holder.queues, portion, self._run_time_s, now, wall)
+            if portion.rows:
+                ready -= len(portion.rows)
+                batches.append(self._lease(key, holder, portion, now))
+        return batches
+
+    def _run_time_s(self, task: str) -> float:
+        return self._run_s.get(task, UNKNOWN_RUN_S)
+
+    def _lease(self, key: Key, holder: ConsumerLeases, portion: Portion, now: float) -> Batch:
+        first, rows = holder.next_number, portion.rows
+        holder.send(rows, now)
+        holder.mean_run_s = portion.work_s / len(rows)
+        if portion.is_closed_behind_crash:
+            holder.alone = holder.next_number - 1
+        watched = [row.spec for row in rows if row.spec.is_watched]
+        if watched:
+            self._watchdog.sent(key, holder.leased, watched, now)
+        return Batch(key, first, rows)
+
+    def recalls(self, now: float) -> list[Key]:
+        """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
+        they are held up."""
+        return [key for key, holder in self._recallable() if (at := holder.ask_back_at()) is not None and at <= now]
+
+    def looks(self, now: float) -> list[Key]:
+        """The consumers at which jobs may wait for too long; `waits_too_long` tells, seeing what they run."""
+        return [key for key, holder in self._holders.items() if (at := holder.look_at()) is not None and at <= now]
+
+    def waits_too_long(self, key: Key, claims: Sequence[Claim], now: float) -> bool:
+        """Whether to take back what a consumer has not begun, though nobody idles: it is held up, or stopped."""
+        holder = self._holders[key]
+        if not holder.waits_too_long(claims, now):
+            return False
+        return len(claims) >= holder.slots or self._another_serves(holder)
+
+    def next_recall(self, now: float) -> float | None:
+        """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
+        waits = [at for _, holder in self._recallable() if (at := holder.ask_back_at()) is not None]
+        return max(now, min(waits)) if waits else None
+
+    def next_look(self) -> float | None:
+        """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""
+        return min((at for holder in self._holders.values() if (at := holder.look_at()) is not None), default=None)
+
+    def _recallable(self) -> list[tuple[Key, ConsumerLeases]]:
+        """The consumers that hold jobs which another with a free slot might run."""
+        free = [holder for holder in self._holders.values() if len(holder.leased) < holder.slots and _takes(holder)]
+        if not free:
+            return []
+        return [
+            (key, holder)
+            for key, holder in self._holders.items()
+            if any(other is not holder and _serve_the_same(holder.queues, other.queues) for other in free)
+        ]
+
+    def _another_serves(self, holder: ConsumerLeases) -> bool:
+        """Whether another consumer, busy or not, might run what one holds."""
+        others = (other for other in self._holders.values() if other is not holder and _takes(other))
+        return any(_serve_the_same(holder.queues, other.queues) for other in others)
+
+    def next_time_check(self) -> float | None:
+        """When a job's time may be over (monotonic)."""
+        return self._watchdog.next_check()
+
+    def time_checks(self, now: float) -> list[Key]:
+        """The consumers to check for a job whose time is over."""
+        return self._watchdog.to_check(now)
+
+    def check_time(self, key: Key, claims: Sequence[Claim], now: float) -> list[Stop]:
+        """What to do with a consumer, seeing what it is running: signal or kill it for a job, or nothing."""
+        return self._watchdog.check(key, claims, now, self._effects.notes)
+
+    def measurements(self, now: float) -> list[Key]:
+        """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
+        return self._watchdog.to_measure(now)
+
+    def measured(
+        self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
+    ) -> Literal["signal"] | JobError | None:
+        """What to do with a consumer that uses so much: signal it for its job, kill it for that error, or nothing.
+
+        It has one slot: which of several jobs uses what, nobody can tell.
+        """
+        return self._watchdog.measured(key, claims, usage, now, self._effects.notes)
+
+    def is_unwanted(self, key: Key, number: int) -> bool:
+        """Whether a running job was cancelled."""
+        return number in self._watchdog.unwanted(key)
+
+    def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
+        """The jobs whose process is killed before a time (monotonic) if they have not ended."""
+        return self._watchdog.to_be_killed(by)
+
+    def running(self, key: Key, number: int) -> JobRow | None:
+        """The job that a consumer was sent with that number, if it has not ended."""
+        return self._holders[key].leased.get(number) if key in self._holders else None
+
+    def counts(self) -> dict[str, int]:
+        """Jobs of each queue that wait and were sent to no consumer."""
+        return self.ready.counts()
+
+    def queued(self, queue: str) -> int:
+        """Jobs of one queue that wait, also those that were sent and have not begun, about."""
+        sent = (row for holder in self._holders.values() for row in islice(holder.leased.values(), holder.slots, None))
+        return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
+
+    def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
+        """The jobs sent to each consumer, with their numbers."""
+        return {key: list(holder.leased.items()) for key, holder in self._holders.items()}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a job of the served queues, but paused ones, waits or was sent to a consumer."""
+        counts = {name: count for name, count in self.ready.counts().items() if not self.ready.is_paused(name)}
+        waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
+        return waits or any(holder.leased for holder in self._holders.values())
+
+
+def _begin(wall: float | None, ran_s: float | None) -> float | None:
+    """When what ended just now began, if that is known."""
+    return None if wall is None or ran_s is None else wall - ran_s
+
+
+def _takes(holder: ConsumerLeases) -> bool:
+    return holder.accepts and not holder.is_stalled
+
+
+def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:
+    return queues is None or others is None or bool(queues & others)

@@ -1,0 +1,183 @@
+"""What one consumer holds, whether it is to get more, and when what waits there is to come back. Pure, like the core.
+
+A consumer is *held up* while it runs a long job, in each of its slots if it has several. Nothing is sent behind that,
+and what waits there goes back to its place in the queue, whether another consumer idles or not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from taskq.model.attempt import Claim
+from taskq.model.job import JobRow
+
+#: A consumer is sent jobs worth about this much run time, and more when half of it is left.
+BATCH_S: Final = 0.050
+#: The guess for a task that was not measured yet.
+UNKNOWN_RUN_S: Final = 0.002
+MAX_LEASED: Final = 3_000
+#: A consumer is held up if no job has ended there for so long, or for twice the time that its jobs are expected to
+#: take, if that is longer; but in any case if it was a whole batch's time.
+HELD_UP_S: Final = 0.005
+#: A consumer that was sent a job, has a free slot and has not begun it in this time is stopped or starved: another may
+#: have the job. Longer than the way of the largest payload.
+STALLED_S: Final = 0.5
+#: What was sent so long ago and has not begun goes back, though jobs end there: they take longer than was expected, so
+#: the batch is too large.
+LATE_S: Final = 4 * BATCH_S
+#: When to ask a consumer again that was stopped while it held the lock.
+ASK_AGAIN_S: Final = 0.05
+
+
+class Sent(NamedTuple):
+    """A batch that a consumer may not have begun as a whole."""
+
+    last_number: int
+    at: float
+
+
+class ConsumerLeases:
+    """A consumer as the core sees it: what it holds."""
+
+    __slots__ = (
+        "accepts",
+        "alone",
+        "ask_again_at",
+        "asked_up_to",
+        "gave_back",
+        "is_stalled",
+        "leased",
+        "look_again_at",
+        "mean_run_s",
+        "next_number",
+        "progress_at",
+        "queues",
+        "sent_at",
+        "slots",
+        "unbegun",
+    )
+
+    def __init__(self, now: float, queues: frozenset[str] | None, slots: int) -> None:
+        """A consumer that is ready, and holds nothing.
+
+        Args:
+            now: when it joined (monotonic).
+            queues: that it serves; None for all.
+            slots: how many jobs it runs at once.
+        """
+        self.slots = slots
+        self.queues = queues
+        self.leased: dict[int, JobRow] = {}  # by number, ascending; one dictionary for life, since others look into it
+        self.next_number = 1
+        self.accepts = True
+        self.progress_at = self.sent_at = now
+        self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
+        self.asked_up_to = 0  # all numbers up to this one were asked back or seen to run: nothing of them waits
+        self.unbegun: deque[Sent] = deque()  # batches of which something may wait, the oldest first
+        self.gave_back = False  # what waited there was taken back, and no job has ended there since
+        self.alone = 0  # the number of a job that nothing may wait behind
+        self.is_stalled = False  # it began none of its jobs in time (stopped?), and has not answered since
+        self.ask_again_at = self.look_again_at = now
+
+    def has_room(self, now: float) -> bool:
+        """Whether it is to be sent more."""
+        count, slots = len(self.leased), self.slots
+        if not self.accepts or self.is_stalled:
+            return False
+        if count < slots:
+            return True
+        if self.is_held_up(now):
+            return False
+        if count == slots:
+            return self.mean_run_s < BATCH_S * slots  # else what waits there would wait for longer than it may
+        ahead = count if slots == 1 else count - slots  # of several slots, each keeps one for its whole run time
+        return count < MAX_LEASED / 2 and ahead * self.mean_run_s < BATCH_S / 2 * slots
+
+    @property
+    def free_slots(self) -> int:
+        """How many more jobs it could begin at once."""
+        return max(0, self.slots - len(self.leased))
+
+    @property
+    def patience_s(self) -> float:
+        """How long no job may end there before it is held up."""
+        return min(max(HELD_UP_S, 2 * self.mean_run_s), BATCH_S)
+
+    def is_held_up(self, now: float) -> bool:
+        """Whether nothing may wait there, since it would wait for the end of a long job."""
+        if not self.leased:
+            return False
+        return self.gave_back or self.alone in self.leased or now - self.progress_at >= self.patience_s
+
+    def send(self, rows: Sequence[JobRow], now: float) -> None:
+        """Notes jobs that it is sent now."""
+        first = self.next_number
+        if len(self.leased) <= self.slots:
+            self.unbegun.clear()
+        if not self.leased:
+            self.gave_back = False
+        if not self.leased or (self.free_slots and self.asked_up_to == first - 1):
+            self.progress_at = now  # all that it had runs, so nothing has been waiting there
+        self.sent_at = now
+        self._forget_begun(next(iter(self.leased), first) - 1)
+        self.leased.update(enumerate(rows, first))
+        self.next_number = first + len(rows)
+        self.unbegun.append(Sent(self.next_number - 1, now))
+
+    def _forget_begun(self, begun: int) -> None:
+        """All numbers up to one have begun."""
+        while self.unbegun and self.unbegun[0].last_number <= begun:
+            self.unbegun.popleft()
+
+    # -- when to take back what waits there
+
+    def ask_back_at(self) -> float | None:
+        """When another that has a free slot may have what waits here."""
+        if not self.leased or self.asked_up_to == self.next_number - 1:
+            return None
+        due = self.progress_at + (HELD_UP_S if len(self.leased) > self.slots else STALLED_S)
+        return max(due, self.ask_again_at)
+
+    def look_at(self) -> float | None:
+        """When to look at what it runs, since what waits here may have to go back, whoever is to have it then."""
+        if not self.leased or self.asked_up_to == self.next_number - 1:
+            return None
+        due = self._held_up_at() if len(self.leased) > self.slots else self._stalled_at()
+        return max(due, self.look_again_at, self.ask_again_at)
+
+    def waits_too_long(self, claims: Sequence[Claim], now: float) -> bool:
+        """Whether what waits here is to go back, seeing what runs. If not, says when to look again."""
+        begun = max((claim.number for claim in claims), default=0)
+        self._forget_begun(begun)
+        if begun == self.next_number - 1:
+            self.asked_up_to = begun
+            return False
+        if len(claims) >= self.slots:
+            self.progress_at = max(self.progress_at, *(claim.started_at for claim in claims))
+            self.look_again_at = due = self._held_up_at()
+        else:  # it is between two jobs, or what it was sent is on its way; or it is stopped
+            due = self._stalled_at()
+            self.look_again_at = now + (HELD_UP_S if due > now else STALLED_S)
+        return due <= now
+
+    def _held_up_at(self) -> float:
+        at = self.progress_at + self.patience_s
+        return min(at, self.unbegun[0].at + LATE_S) if self.unbegun else at
+
+    def _stalled_at(self) -> float:
+        return max(self.progress_at, self.sent_at) + STALLED_S
+
+    def took_back(self, claimed: int, now: float) -> list[JobRow]:
+        """All numbers above `claimed` were taken back: returns those jobs."""
+        numbers = [number for number in self.leased if number > claimed]
+        begun = len(self.leased) - len(numbers)
+        had_time = not begun or now - self.sent_at >= HELD_UP_S
+        if numbers and begun < self.slots and had_time and now - self.progress_at >= HELD_UP_S:
+            self.is_stalled = True  # it had a free slot for what it did not begin
+        self.asked_up_to = self.next_number - 1
+        self.unbegun.clear()
+        self.gave_back = True
+        self.progress_at = min(self.progress_at, now)
+        return [self.leased.pop(number) for number in numbers]

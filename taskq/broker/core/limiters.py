@@ -1,0 +1,210 @@
+"""Limits: the limits that a job passes before it runs, and their states. Pure.
+
+    concurrency  so many of a task, or of one of its keys, at once in the fleet
+    rate         so many starts in a time, never more in any such span
+    order        one at a time, and the next only when the one before has ended for good
+    resource     a share of what the fleet has (gpu=1)
+
+Jobs of one queue with the same priority and the same limits wait together, in a partition
+(`taskq.broker.core.ready`): so a closed limit holds up whole partitions, and no other job.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Final, Protocol
+
+from taskq.model.job import JobRow
+from taskq.model.partition import Limit, Starts
+
+#: More than are ever sent at once.
+UNLIMITED: Final = 1 << 30
+
+
+#: A rate's span is counted in so many slots, each forgotten when the whole of it is a span ago. So what is kept of a
+#: rate is small whatever its count, and a start is held back by a hundredth of the span at the most.
+_SLOTS: Final = 100
+
+
+class Release(Enum):
+    """How a job leaves its limits."""
+
+    ENDED = 1  #: it will not run again
+    AGAIN = 2  #: it is to run again, later
+    UNSTARTED = 3  #: it comes back as if it had not been sent
+
+
+class Limiter(Protocol):
+    """What is known of one limit. Consumers are known by their keys; times are monotonic seconds."""
+
+    def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        """How many jobs of a partition, `head` the first of them, may be sent to a consumer now."""
+
+    def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        """Jobs are sent to a consumer."""
+
+    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
+        """A job that was sent is with its consumer no more."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing need be known of it: it may be made anew when it is needed."""
+
+
+class Concurrency:
+    """Counts what consumers can run at once of the jobs that they were sent: a consumer with one slot runs one, however
+    many wait at it. So small jobs travel in batches also under a limit."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._sent: dict[int, int] = {}
+        self._used = 0
+
+    def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        free = limit.amount - self._used
+        unused_slots = self._slots - self._sent.get(key, 0)
+        return UNLIMITED if unused_slots <= 0 or free >= unused_slots else max(0, free)
+
+    def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        self._count(key, len(rows))
+
+    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
+        self._count(key, -1)
+
+    def _count(self, key: int, more: int) -> None:
+        before = self._sent.get(key, 0)
+        after = self._sent[key] = before + more
+        self._used += min(after, self._slots) - min(before, self._slots)
+        if after == 0:
+            del self._sent[key]
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._sent
+
+
+class Rate:
+    """Counts the starts of the last span.
+
+    What it counts is what is sent. So that this is a start, a job with a rate goes to a free slot only (see
+    `taskq.broker.core.ready`). Two starts it cannot see: that of a job whose process was stopped comes later, and
+    what was sent in the last second before the broker was killed may not be recorded yet.
+    """
+
+    def __init__(self, slots: Starts = ()) -> None:
+        self._slots = deque(slots)  # (when it begins, starts), ascending
+        self._starts = sum(starts for _, starts in slots)
+        self._slot_of: dict[int, float] = {}  # by seq, of the jobs that consumers have
+
+    def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        self.forget(limit, now)
+        return max(0, limit.amount - self._starts)
+
+    def forget(self, limit: Limit, now: float) -> None:
+        """What began a span ago counts no more."""
+        while self._slots and self._forgotten_at(limit) <= now:
+            self._starts -= self._slots.popleft()[1]
+
+    def _forgotten_at(self, limit: Limit) -> float:
+        return self._slots[0][0] + limit.period_s * (1 + 1 / _SLOTS)
+
+    def opens_at(self, limit: Limit) -> float:
+        """When there may be room again."""
+        return self._forgotten_at(limit) if self._slots else 0.0
+
+    def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        slot_s = limit.period_s / _SLOTS
+        begins = now // slot_s * slot_s
+        if self._slots and self._slots[-1][0] >= begins:  # a restored one may be younger
+            begins, starts = self._slots.pop()
+            self._slots.append((begins, starts + len(rows)))
+        else:
+            self._slots.append((begins, len(rows)))
+        self._starts += len(rows)
+        self._slot_of.update((row.seq, begins) for row in rows)
+
+    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
+        sent_at = self._slot_of.pop(row.seq, None)
+        if leaving is not Release.UNSTARTED:
+            return
+        for index in range(len(self._slots) - 1, -1, -1):  # none other than its own: that may be forgotten already
+            begins, starts = self._slots[index]
+            if begins == sent_at:
+                self._slots[index] = begins, starts - 1
+                self._starts -= 1
+                return
+
+    @property
+    def slots(self) -> Starts:
+        """What is to be kept of it, so that a new broker does not count anew."""
+        return tuple(self._slots)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._slots
+
+
+class Order:
+    """Remembers who is with a consumer, and who was and is to run again: none that is younger goes before it, though it
+    may wait in another partition, that of the queue that it crashed into."""
+
+    def __init__(self) -> None:
+        self._sent: int | None = None
+        self._again: set[int] = set()
+
+    def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        return 1 if self._sent is None and (not self._again or head.seq <= min(self._again)) else 0
+
+    def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        [row] = rows
+        self._sent = row.seq
+        self._again.discard(row.seq)
+
+    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
+        if self._sent == row.seq:
+            self._sent = None
+        if leaving is Release.AGAIN or (leaving is Release.UNSTARTED and row.attempts):
+            self._again.add(row.seq)
+        else:
+            self._again.discard(row.seq)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._sent is None and not self._again
+
+
+class Resource:
+    """Counts what is taken of one of the fleet's capacities."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used = 0
+
+    def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        return max(0, self._capacity - self._used) // limit.amount
+
+    def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        self._used += limit.amount * len(rows)
+
+    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
+        self._used -= limit.amount
+
+    @property
+    def is_idle(self) -> bool:
+        return self._used == 0
+
+
+def new_state(limit: Limit, slots: int, capacities: Mapping[str, int]) -> Limiter:
+    """The state of a limit that nobody has passed yet."""
+    match limit.kind:
+        case "concurrency":
+            return Concurrency(slots)
+        case "rate":
+            return Rate()
+        case "order":
+            return Order()
+        case "resource":
+            return Resource(capacities.get(limit.name, 0))
+    raise ValueError(f"no such gate: {limit.kind}")

@@ -1,0 +1,322 @@
+"""The guardian: the process that `taskq worker` is. Small on purpose: it touches no data and imports no user code.
+
+It starts the broker, starts it again when it dies (within a budget), and forwards signals. When it dies itself, the
+broker hears the end of their socket, ends its consumers and then itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from taskq.model.exits import FINAL_EXITS, Exit
+from taskq.model.misfits import misfits
+from taskq.model.settings import Settings
+from taskq.system.directory import Directory
+from taskq.system.launch import take_broker, take_resolver
+from taskq.system.platform import adopt_orphans, name_of_signal, name_process
+from taskq.system.terminal import CLOSING_S, Terminal
+from taskq.telemetry.fanout import announce
+
+
+def main(app: str, settings: str, title: str, directory: str, descriptor: str) -> None:
+    """Runs the guardian of such a fleet; the target of its process."""
+    host = socket.socket(fileno=int(descriptor))
+    host.set_inheritable(False)
+    guardian = Guardian(app, Settings(**json.loads(settings)), host, known_as=(title, Path(directory)))
+    sys.exit(guardian.run())
+
+
+#: A broker may die so often in this time; then something is wrong that a restart does not mend.
+_RESTARTS = 30
+
+
+_RESTARTS_WITHIN_S = 60.0
+
+
+#: Pause before a restart: none if the broker had come up; else doubling.
+_PAUSE_FIRST_S = 0.1
+
+
+_PAUSE_LONGEST_S = 5.0
+
+
+#: So many brokers in a row that never came up, and the fleet is given up.
+_FAILURES = 5
+
+
+#: How long to wait at the end for processes that end after their broker.
+_ORPHANS_S = 0.5
+
+
+class Guardian:
+    """Runs one fleet from its start to its end."""
+
+    def __init__(
+        self,
+        app: str,
+        settings: Settings,
+        host: socket.socket | None = None,
+        known_as: tuple[str, Path] | None = None,
+    ) -> None:
+        """
+        Args:
+            app: the application, as for `taskq.client.loader.load_app`.
+            settings: of the fleet.
+            host: a socket to a program whose fleet this is (`TaskQ.fleet`): it hears when the fleet is ready or why
+                not, and its end ends the fleet.
+            known_as: the application's name and directory, if the host knows them; else they are looked up.
+        """
+        self._app = app
+        self._settings = settings
+        self._host = host
+        self._selector = selectors.DefaultSelector()
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._is_stopping = False
+        self._came_up = False  # the present broker
+        self._failures = 0
+        self._deaths: deque[float] = deque()
+        self._terminal = Terminal()
+        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        self._reload_at: float | None = None  # when a SIGHUP was none of the terminal, which is still there
+        self._title, path = known_as or ("", None)
+        self._directory = None if path is None else Directory(path)
+
+    def run(self) -> int:
+        """Runs the fleet. Returns the exit code."""
+        name_process(f"guardian [{self._app}]")
+        adopt_orphans()
+        self._wake_on_signals()
+        if self._host is not None:
+            self._selector.register(self._host, selectors.EVENT_READ, self._on_host_gone)
+        self._start_broker()  # it imports while the application is resolved
+        code, message = (Exit.OK, "") if self._directory else self._resolve()
+        if code != Exit.OK:
+            self._abandon(message, code)
+            return code
+        while True:
+            self._send_setup()
+            status = self._wait_for_broker()
+            final = self._after(status)
+            _reap_orphans(_ORPHANS_S if final is not None else 0.0)
+            if final is not None:
+                return final
+            self._start_broker()
+
+    # -- the application
+
+    def _resolve(self) -> tuple[int, str]:
+        """Has a process of its own import the application, to learn its name and directory or what is wrong with it."""
+        resolver = take_resolver(self._app)
+        with resolver.socket, resolver.process:
+            answer = b"".join(iter(lambda: resolver.socket.recv(65536), b""))
+        if not answer:
+            return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
+        code, message, title, path, needs = msgpack.unpackb(answer)
+        self._title, self._directory = title, Directory(Path(path))
+        for told in misfits(needs, self._settings) if code == Exit.OK else ():
+            self._log("fleet.misfit", "warning", reason=told)
+        name_process(f"guardian [{title}]")
+        return code, message
+
+    def _abandon(self, message: str, code: int) -> None:
+        print(f"taskq: {message}", file=sys.stderr)
+        self._tell_host(["failed", int(code), message])
+        assert self._socket is not None
+        assert self._broker is not None
+        self._socket.close()
+        self._broker.wait()
+
+    # -- the broker
+
+    def _start_broker(self) -> None:
+        broker = take_broker()
+        self._broker, self._socket = broker.process, broker.socket
+        self._came_up = False
+
+    def _send_setup(self) -> None:
+        assert self._socket is not None
+        assert self._directory is not None
+        setup = [self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid()]
+        try:
+            self._socket.send(msgpack.packb(setup))
+        except OSError:
+            pass  # it died already; its status tells
+
+    def _wait_for_broker(self) -> int:
+        """Waits for the broker's end, passing on what happens meanwhile. Returns its status, as subprocess gives it."""
+        assert self._socket is not None
+        assert self._broker is not None
+        self._selector.register(self._socket, selectors.EVENT_READ, self._on_broker)
+        while not self._is_broker_gone():
+            for key, _ in self._selector.select(self._timeout_s()):
+                key.data()
+            if self._reload_at is not None and time.monotonic() >= self._reload_at:
+                self._reload_at = None
+                self._forward(signal.SIGHUP)
+        return self._broker.wait()
+
+    def _timeout_s(self) -> float | None:
+        return None if self._reload_at is None else max(0.0, self._reload_at - time.monotonic())
+
+    def _is_broker_gone(self) -> bool:
+        return self._socket is None
+
+    def _on_broker(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(1 << 20)
+        except OSError:
+            data = b""
+        if data:
+            self._on_message(msgpack.unpackb(data))
+            return
+        self._selector.unregister(self._socket)
+        self._socket.close()
+        self._socket = None
+
+    def _on_message(self, message: list[Any]) -> None:
+        if message[0] == "ready":
+            self._came_up = True
+            self._failures = 0
+        elif message[0] == "stopping":
+            self._is_stopping = True
+            return
+        self._tell_host(message)
+
+    def _after(self, status: int) -> int | None:
+        """What follows from the broker's end: an exit code, or None to start another."""
+        if status in FINAL_EXITS:
+            return status
+        self._log("broker.died", "error", **_ending(status), came_up=self._came_up)
+        if self._is_stopping:
+            return Exit.OK  # what it had not finished is in the journal
+        now = time.monotonic()
+        self._deaths.append(now)
+        while self._deaths[0] < now - _RESTARTS_WITHIN_S:
+            self._deaths.popleft()
+        self._failures = 0 if self._came_up else self._failures + 1
+        if len(self._deaths) > _RESTARTS or self._failures >= _FAILURES:
+            message = f"the broker died {len(self._deaths)} times within a minute ({_describe(status)}); giving up"
+            print(f"taskq: {message}", file=sys.stderr)
+            self._log("fleet.given_up", "critical", error=message)
+            self._tell_host(["failed", int(Exit.UNSTABLE), message])
+            return Exit.UNSTABLE
+        if self._failures:
+            time.sleep(min(_PAUSE_FIRST_S * 2 ** (self._failures - 1), _PAUSE_LONGEST_S))
+        return None
+
+    # -- signals and the host
+
+    def _wake_on_signals(self) -> None:
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._signal_sockets = reader, writer
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
+        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+        if self._terminal.watch is not None:
+            self._selector.register(self._terminal.watch, selectors.EVENT_READ, self._on_terminal_gone)
+
+    def _on_signals(self) -> None:
+        for number in self._signal_sockets[0].recv(64):
+            if number == signal.SIGHUP:
+                self._on_sighup()
+            elif number == signal.SIGCHLD:
+                self._reap_adopted()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._is_stopping = True
+                self._forward(signal.Signals(number))
+
+    def _on_sighup(self) -> None:
+        """By `kill` it reloads, from a terminal that is closed it stops. Which of them it is shows in a moment."""
+        if self._terminal.went_just_now:
+            self._hang_up()
+        elif self._terminal.watch is not None:
+            self._reload_at = time.monotonic() + CLOSING_S
+        else:
+            self._forward(signal.SIGHUP)
+
+    def _on_terminal_gone(self) -> None:
+        assert self._terminal.watch is not None
+        self._selector.unregister(self._terminal.watch)
+        self._terminal.gone()
+        if self._reload_at is not None:
+            self._reload_at = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if not self._outlives_terminal and not self._is_stopping:
+            self._is_stopping = True
+            self._forward(signal.SIGTERM)
+
+    def _reap_adopted(self) -> None:
+        """Reaps what jobs left to us, while the broker lives; its own end is waited for elsewhere."""
+        while self._broker is not None:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid == self._broker.pid:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+    def _forward(self, number: signal.Signals) -> None:
+        if self._broker is not None:
+            self._broker.send_signal(number)
+
+    def _on_host_gone(self) -> None:
+        assert self._host is not None
+        if not self._host.recv(1):
+            self._selector.unregister(self._host)
+            self._host = None
+            self._is_stopping = True
+            self._forward(signal.SIGTERM)
+
+    def _tell_host(self, message: list[Any]) -> None:
+        if self._host is not None:
+            try:
+                self._host.send(msgpack.packb(message))
+            except OSError:
+                pass  # its end is heard in the loop
+
+    def _log(self, event: str, level: str, **fields: Any) -> None:
+        if self._directory is not None:
+            announce(self._directory.path, self._settings.log_format, level, event, **fields)
+
+
+def _reap_orphans(wait_s: float) -> None:
+    """Reaps what a broker left to us, so that no zombies stay (in a container we may be process 1). Waits a moment for
+    multiprocessing's resource tracker, which ends after its broker."""
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            if time.monotonic() >= give_up_at:
+                return
+            time.sleep(0.005)
+
+
+def _ending(status: int) -> dict[str, Any]:
+    return {"signal": name_of_signal(-status)} if status < 0 else {"exit_code": status}
+
+
+def _describe(status: int) -> str:
+    return f"killed by {name_of_signal(-status)}" if status < 0 else f"exit code {status}"

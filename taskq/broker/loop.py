@@ -1,0 +1,389 @@
+"""The broker process: one loop in which everything meets. It owns the queues and the journal, and never blocks.
+
+sockets, pipes, process deaths, signals, time
+    -> gather   what has arrived, into the core and the committer
+    -> commit   one transaction, one sync, for all of it
+    -> tell     clients and log, since it is durable now
+    -> dispatch jobs to consumers, and take back what waits in the wrong place
+
+clients    server.py   requests.py          consumers    consumer pool.py   supervisor.py
+decisions  core.py     scheduler.py         durability   committer.py   store/
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.pool import ConsumerPool
+from taskq.broker.consumers.silence import LOOK_EVERY_S
+from taskq.broker.consumers.succession import ProcessState
+from taskq.broker.consumers.supervisor import Supervisor
+from taskq.broker.core.core import Core
+from taskq.broker.events import EventLog
+from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.engines.embedded.recovery import recover
+from taskq.engines.embedded.requests import Requests, rss_bytes
+from taskq.engines.embedded.scheduler import Scheduler
+from taskq.engines.embedded.server import Peer, Server
+from taskq.model.effects import Key
+from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
+from taskq.model.exits import Exit
+from taskq.model.job import check_clock
+from taskq.model.settings import Settings
+from taskq.model.stored import StoredState
+from taskq.protocol import frames
+from taskq.protocol.link.flight_recorder import read_flight_records
+from taskq.protocol.ops import Op
+from taskq.protocol.spool import count_files
+from taskq.protocol.submissions import Submission, submission_of
+from taskq.system.descriptors import room_for_clients
+from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
+from taskq.system.locks import end_old_consumers
+
+#: How often to look for spooled jobs, for long-running jobs to announce, for ended jobs to prune, for fat consumers.
+_SPOOL_EVERY_S = 0.5
+_ANNOUNCE_EVERY_S = 0.1
+_PRUNE_EVERY_S = 1.0
+_MEMORY_EVERY_S = 1.0
+#: SIGTERMs within this time are one.
+_ONE_SIGTERM_S = 1.0
+
+
+class Broker:
+    """The loop and what it owns."""
+
+    def __init__(self, directory: Directory, app: str, title: str, settings: Settings, log: Any) -> None:
+        """Opens the directory's journal and brings it in order. Nothing runs yet.
+
+        Args:
+            app: the application that consumers import.
+            title: its name, for `ps`.
+            log: a structlog logger.
+
+        Raises:
+            DirectoryError, JournalError: the directory or the journal cannot be used.
+        """
+        self._directory = directory
+        self._settings = settings
+        self._log = log
+        self._selector = selectors.DefaultSelector()
+        _check_filesystem(directory)
+        _check_clock()
+        end_old_consumers(directory.consumers_lock)
+        self._store = SQLiteStore(directory.journal, settings.durability)
+        self._core = Core(
+            settings.queues,
+            settings.memory_mb * 1024 * 1024,
+            slots=settings.threads,
+            weights=dict(settings.weights),
+            capacities=dict(settings.resources),
+        )
+        self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
+        self._recover()
+        self._supervisor = Supervisor(app, title, directory, settings)
+        room = room_for_clients(settings.consumers)
+        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, max_clients=room)
+        self._pool = ConsumerPool(
+            self._core,
+            self._supervisor,
+            self._selector,
+            self._events,
+            settings,
+            self._on_first_ready,
+            self._on_boot_failed,
+            self._on_declared,
+            self._on_children,
+        )
+        self._committer = Committer(
+            self._store, self._core, self._server, self._events, directory, settings, self._pool
+        )
+        self._scheduler = Scheduler(self._store, self._committer, log, time.time())
+        self._requests = Requests(
+            directory,
+            self._core,
+            self._store,
+            self._committer,
+            self._pool,
+            self._supervisor,
+            self._server,
+            self._scheduler,
+            self._stop,
+            self._reload,
+            log,
+        )
+        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
+        self._left: dict[str, int] = {}  # jobs that it found
+        self._sigterm_until = 0.0  # another one that comes by then says nothing new
+        self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
+
+    # -- the beginning
+
+    def _recover(self) -> None:
+        running = read_flight_records(self._directory.running)
+        effects = recover(self._store, self._core, running, time.monotonic(), time.time())
+        for event, fields in self._store.findings:
+            (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
+        self._events.notes(effects.notes)
+        self._core.pause(self._store.paused())
+
+    def run(self, guardian: socket.socket) -> None:
+        """Runs until the fleet has stopped.
+
+        Args:
+            guardian: the socket to the guardian; its end is the guardian's end.
+        """
+        self._guardian = guardian
+        self._selector.register(guardian, selectors.EVENT_READ, self._on_guardian_gone)
+        self._wake_on_signals()
+        now = time.monotonic()
+        self._timers = {
+            self._committer.take_spooled: (_SPOOL_EVERY_S, now),
+            self._pool.announce: (_ANNOUNCE_EVERY_S, now),
+            self._committer.prune: (_PRUNE_EVERY_S, now),
+            self._check_memory: (_MEMORY_EVERY_S, now),
+            self._pool.end_the_silent: (LOOK_EVERY_S, now),
+        }
+        self._left = self._backlog()
+        self._log.info(
+            "fleet.started",
+            pid=os.getpid(),
+            consumers=self._settings.consumers,
+            **({"threads": self._settings.threads} if self._settings.threads > 1 else {}),
+            directory=str(self._directory.path),
+            **self._left,
+            **({"spooled_files": spooled} if (spooled := count_files(self._directory.spool)) else {}),
+        )
+        while self._stop_at is None or self._supervisor.consumers:
+            self._tick()
+        self._close()
+
+    def _wake_on_signals(self) -> None:
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._signal_sockets = reader, writer
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
+        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+
+    # -- the loop
+
+    def _tick(self) -> None:
+        for key, mask in self._selector.select(self._timeout_s()):
+            key.data(mask)
+        now, wall = time.monotonic(), time.time()
+        requests = [*self._requests.put_off(now), *self._take_messages()]
+        self._pool.bury_dead(now, wall)
+        self._pool.check_times(now)
+        self._committer.collect(now)
+        if requests or self._pool.has_buried or self._committer.must_commit(now):
+            self._committer.commit(now, wall)
+            if self._committer.is_settled:
+                self._pool.forget_buried()
+            for peer, envelope in requests:
+                if not peer.closed:
+                    self._requests.answer(peer, envelope)
+            self._committer.tell(now)
+        self._committer.tell_deferred()
+        self._run_timers(now)
+        self._committer.come_due(wall)
+        self._committer.expire(wall)
+        if self._stop_at is None:
+            self._scheduler.fire_due(now, wall)
+            self._load()
+            self._core.ready.open_due(now)
+            self._pool.dispatch(now, wall)
+        self._pool.supervise(now)
+        self._end_in_time(now)
+
+    def _timeout_s(self) -> float:
+        now = time.monotonic()
+        next_fire = self._scheduler.next_fire_at if self._stop_at is None else None
+        moments = (next_fire, self._committer.next_due, self._committer.next_expiry)
+        times: list[float | None] = [
+            *(self._next_for_dispatch(now) if self._stop_at is None else ()),
+            self._core.next_time_check(),
+            self._supervisor.next_due(now),
+            self._server.next_deadline(),
+            self._events.next_summary(),
+            self._committer.commit_by,
+            self._stop_at,
+            *(now + at - time.time() for at in moments if at is not None),
+            *(due for _, due in self._timers.values()),
+        ]
+        return max(0.0, min(at for at in times if at is not None) - now)
+
+    def _next_for_dispatch(self, now: float) -> tuple[float | None, ...]:
+        core = self._core
+        must_load_at = now if core.must_load else None
+        return core.next_recall(now), core.next_look(), core.ready.next_opening(), must_load_at
+
+    def _take_messages(self) -> list[tuple[Peer, list[Any]]]:
+        """Hands submissions to the committer; returns the other requests, to be answered after the commit."""
+        requests = []
+        for peer, (envelope, body) in self._server.take_messages():
+            if peer.closed:
+                continue
+            if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
+                requests.append((peer, envelope))
+                continue
+            try:
+                self._committer.take_in(submission_of(peer, envelope, body))
+            except TaskQError as error:
+                request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+                self._server.send(peer, frames.error_frame(request, error))
+        return requests
+
+    def _load(self) -> None:
+        for load in self._core.loads():
+            rows, is_all = self._store.lease(*load)
+            self._core.loaded(load.partition, rows, is_all)
+
+    # -- timers
+
+    def _run_timers(self, now: float) -> None:
+        for function, (every_s, due) in list(self._timers.items()):
+            if due <= now:
+                self._timers[function] = every_s, now + every_s
+                function(now)
+        if self._committer.has_more_spooled:
+            self._timers[self._committer.take_spooled] = (_SPOOL_EVERY_S, now)  # after the next turn, in which we serve
+        self._events.summaries(now)
+        self._server.drop_late(now)
+
+    def _check_memory(self, _now: float) -> None:
+        limit_mb = self._settings.max_memory_mb
+        if limit_mb is None:
+            return
+        for consumer in list(self._supervisor.consumers.values()):
+            if consumer.state is ProcessState.READY and rss_bytes(consumer.pid) > limit_mb * 1024 * 1024:
+                self._supervisor.replace(consumer)
+
+    # -- the fleet
+
+    def _consumer(self, key: Key) -> ConsumerProcess | None:
+        return self._supervisor.consumers.get(key)
+
+    def _on_rejected(self, reason: str) -> None:
+        self._events.rejected(reason, time.monotonic())
+
+    def _on_client_gone(self, peer: Peer) -> None:
+        self._committer.forget(peer)
+
+    def _on_first_ready(self) -> None:
+        self._tell_guardian(["ready", os.getpid(), self._left])
+
+    def _on_boot_failed(self, message: str) -> None:
+        if not self._pool.is_ready:
+            self._tell_guardian(["failed", int(Exit.APP), f"a consumer could not start: {message}"])
+
+    def _on_declared(self, app: str, schedules: list[bytes]) -> None:
+        self._scheduler.declared(app, schedules)
+
+    def _on_children(self, children: list[Submission]) -> None:
+        self._committer.take_children(children)
+
+    def _tell_guardian(self, message: list[Any]) -> None:
+        try:
+            self._guardian.send(msgpack.packb(message))
+        except OSError:
+            pass  # its end is heard in the loop
+
+    def _reload(self) -> int:
+        self._log.info("fleet.reloading")
+        self._supervisor.reload()
+        return self._supervisor.code
+
+    # -- the end
+
+    def _on_signals(self, _mask: int) -> None:
+        for number in self._signal_sockets[0].recv(64):
+            if number == signal.SIGHUP:
+                self._reload()
+            elif number == signal.SIGINT or (number == signal.SIGTERM and self._is_first_sigterm()):
+                self._stop(signal.Signals(number).name)
+
+    def _is_first_sigterm(self) -> bool:
+        """Whether it is not that of a moment ago, which reached us in two ways: `timeout` sends one to its child and
+        one to all, systemd one to the guardian and one to us."""
+        now = time.monotonic()
+        if now < self._sigterm_until:
+            return False
+        self._sigterm_until = now + _ONE_SIGTERM_S
+        return True
+
+    def _on_guardian_gone(self, _mask: int) -> None:
+        if not self._guardian.recv(64):
+            self._selector.unregister(self._guardian)
+            self._stop("the guardian died")
+            self._stop_at = time.monotonic()
+
+    def _stop(self, reason: str) -> None:
+        """Begins to stop; asked twice, it does not wait for running jobs."""
+        if self._stop_at is not None:
+            self._stop_at = time.monotonic()
+            return
+        timeout_s = self._settings.stop_timeout_s
+        self._stop_at = time.monotonic() + timeout_s
+        self._tell_guardian(["stopping"])  # should we die on the way, no other broker is wanted
+        running = self._pool.stop()
+        self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)
+
+    def _end_in_time(self, now: float) -> None:
+        if self._settings.drain and self._stop_at is None and self._pool.is_ready and not self._has_work():
+            self._stop("drained")
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = now + 1.0  # again, should one have come up meanwhile
+            self._pool.kill_all()
+
+    def _has_work(self) -> bool:
+        committer = self._committer
+        has_more = committer.is_handing_over or committer.has_more_spooled
+        return self._core.has_work or committer.next_due is not None or not committer.is_settled or has_more
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        self._committer.collect(now)
+        self._committer.commit(now, time.time())
+        self._pool.forget_buried()
+        self._committer.tell(now)
+        self._events.summaries(now, is_last=True)
+        self._server.shut()
+        backlog, totals = self._backlog(), self._store.totals.as_dict()
+        self._store.close()
+        self._log.info("fleet.stopped", **backlog, **totals)
+
+    def _backlog(self) -> dict[str, int]:
+        """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
+        later = {
+            kept.state.value: sum(self._store.counts(kept).values())
+            for kept in (StoredState.SCHEDULED, StoredState.WAITING)
+        }
+        return {"queued": sum(self._core.counts().values()), **later}
+
+
+def _check_clock() -> None:
+    try:
+        check_clock(time.time())
+    except ConfigError as error:
+        raise JournalError(str(error)) from None  # what would be written there would have wrong times
+
+
+def _check_filesystem(directory: Directory) -> None:
+    kind = directory.filesystem()
+    if kind in UNSAFE_FILESYSTEMS:
+        raise DirectoryError(
+            f"{directory.path} is on {kind}, where a journal is not safe (its locks or syncs may do nothing): "
+            "choose a local disk with TASKQ_URL"
+        )

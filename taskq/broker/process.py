@@ -1,0 +1,92 @@
+"""How the broker process begins and ends. Started by the guardian, which writes the set-up to a socket."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgpack
+
+from taskq.broker.loop import Broker
+from taskq.model.errors import AlreadyRunning, ConfigError, JournalError, StoreFull, TooFewDescriptors
+from taskq.model.exits import Exit
+from taskq.model.limits import MIB
+from taskq.model.settings import Settings
+from taskq.system.descriptors import provide
+from taskq.system.directory import Directory
+from taskq.system.locks import take_broker_lock
+from taskq.system.platform import name_process
+from taskq.telemetry.setup import configure
+from taskq.telemetry.sink import DEFAULT_KEEP
+
+
+def main(descriptor: int) -> None:
+    """Runs a broker; the target of its process.
+
+    Args:
+        descriptor: of the socket to the guardian.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # until the loop handles them
+    guardian = socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    setup = guardian.recv(1 << 20)
+    if not setup:
+        os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
+    app, title, path, settings, guardian_pid = msgpack.unpackb(setup)
+    code, message = _run(guardian, app, title, Directory(Path(path)), Settings(**settings), guardian_pid)
+    if message:
+        print(f"taskq: {message}", file=sys.stderr)
+        guardian.send(msgpack.packb(["failed", int(code), message]))
+    # nothing is left to clean up, and multiprocessing would wait for feeder threads
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(
+    guardian: socket.socket, app: str, title: str, directory: Directory, settings: Settings, guardian_pid: int
+) -> tuple[Exit, str]:
+    name_process(f"broker [{title}]")
+    # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
+    # them again and again.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()  # it was off while modules were imported, of which nothing goes
+    try:
+        provide(settings.consumers)
+        take_broker_lock(directory.lock, guardian_pid)
+        files = DEFAULT_KEEP + 1
+        log, fanout = configure(
+            directory.path,
+            settings.log_format,
+            settings.log_level,
+            stderr_level=settings.stderr_level,
+            max_bytes=settings.log_mb * MIB // files,
+            output_max_bytes=settings.output_mb * MIB // files,
+        )
+        try:
+            Broker(directory, app, title, settings, log).run(guardian)
+        except (JournalError, StoreFull) as error:
+            log.critical("store.failed", error=str(error))
+            return Exit.JOURNAL, str(error)
+        except ConfigError:
+            raise  # told below: another broker would fare no better
+        except Exception as error:
+            # a bug: the guardian starts another broker, on a journal that has all that was acknowledged
+            log.critical("broker.failed", exc_info=True)
+            return Exit.FAILED, f"the broker failed: {type(error).__name__}: {error}"
+        finally:
+            fanout.close()
+    except AlreadyRunning as error:
+        return Exit.ALREADY_RUNNING, str(error)
+    except TooFewDescriptors as error:
+        return Exit.USAGE, str(error)
+    except ConfigError as error:
+        return Exit.DIRECTORY, str(error)
+    except OSError as error:
+        return Exit.DIRECTORY, f"{error.filename or directory.path}: {error.strerror or error}"
+    return Exit.OK, ""

@@ -1,0 +1,228 @@
+"""Answers what is asked of a directory without a fleet: a process of its own, which lives as long as one call takes.
+
+    Client -> reading.py -> this process -> lock -> journal -> Requests -> Client
+
+It holds the very lock that a broker holds, so the journal never has two openers, and opens it as a broker does: a kill
+in any moment leaves what a broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM): it
+ends what it is answering, which takes milliseconds, and closes the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.pool import ConsumerPool
+from taskq.broker.consumers.succession import Succession
+from taskq.broker.consumers.supervisor import Supervisor
+from taskq.broker.core.core import Core
+from taskq.broker.events import EventLog
+from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.engines.embedded.recovery import recover
+from taskq.engines.embedded.requests import Requests
+from taskq.engines.embedded.scheduler import Scheduler
+from taskq.engines.embedded.server import Peer, Server
+from taskq.model.attempt import Claim
+from taskq.model.effects import Key
+from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
+from taskq.model.settings import Settings
+from taskq.protocol import frames
+from taskq.protocol.ops import OPS, Op
+from taskq.system.directory import Directory
+from taskq.system.locks import ReaderLock
+from taskq.system.platform import name_process
+from taskq.telemetry.setup import configure
+
+_READ_BYTES = 256 * 1024
+
+
+class _NoConsumers:
+    """What `taskq.broker.consumers.pool.ConsumerPool` is to requests: there is none, so nothing runs."""
+
+    is_stopping = False
+
+    def is_running(self, _job_id: bytes) -> bool:
+        """Nothing runs."""
+        return False
+
+    def withdraw(self, _job_id: bytes) -> bool:
+        """Nobody was sent the job."""
+        return True
+
+    def take_back_all(self, _now: float) -> None:
+        """Nobody was sent any job."""
+
+    def progress_of(self, _job_id: bytes) -> None:
+        """Nothing runs."""
+
+    def claims(self) -> dict[Key, list[Claim]]:
+        """Nothing runs."""
+        return {}
+
+
+class _Client:
+    """The one client. It has the methods of `taskq.engines.embedded.server.Server` that requests use, and stands for
+    its peer, too."""
+
+    closed = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def send(self, _peer: object, frame: bytes) -> None:
+        """Sends a frame; if the client is gone, its end is read next."""
+        try:
+            self._socket.sendall(frame)
+        except OSError:
+            self.closed = True
+
+    def reject(self, peer: object, error: TaskQError) -> None:
+        """Tells the client one error and hears it no more."""
+        self.send(peer, frames.error_frame(0, error))
+        self.closed = True
+
+
+class _Requests(Requests):
+    """Answers for a fleet that does not run."""
+
+    def _broker(self) -> dict[str, Any]:
+        return {
+            "pid": None,
+            "uptime_s": None,
+            "directory": str(self._directory.path),
+            "rss_bytes": None,
+            "state": "stopped",
+            "restarts_of_consumers": 0,
+        }
+
+
+class Reader:
+    """The journal of a directory, and what answers from it. The caller holds the lock."""
+
+    def __init__(self, directory: Directory, client: _Client, log: Any) -> None:
+        self._store = SQLiteStore(directory.journal)
+        consumers, settings, core = _NoConsumers(), Settings(), Core()
+        events = EventLog(log, lambda _key: None, tells_enqueued=False)
+        # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
+        events.notes(recover(self._store, core, (), time.monotonic(), time.time()).notes)
+        for event, fields in self._store.findings:
+            (log.error if event == "store.damaged" else log.info)(event, **fields)
+        core.pause(self._store.paused())
+        server, pool = cast(Server, client), cast(ConsumerPool, consumers)
+        self._committer = Committer(self._store, core, server, events, directory, settings, pool)
+        while self._committer.has_more_spooled:
+            self._committer.take_spooled(time.monotonic())
+        scheduler = Scheduler(self._store, self._committer, log, time.time())
+        self._requests = _Requests(
+            directory,
+            core,
+            self._store,
+            self._committer,
+            pool,
+            cast(Supervisor, Succession[ConsumerProcess](0)),
+            server,
+            scheduler,
+            lambda _reason: None,
+            lambda: 0,
+            log,
+        )
+        self._client = client
+
+    def answer(self, envelope: list[Any]) -> None:
+        """Answers one request."""
+        if envelope[0] not in OPS:
+            self._client.reject(self._client, BrokerUnavailable("this takes a fleet that runs"))
+            return
+        self._requests.answer(cast(Peer, self._client), envelope)
+        now = time.monotonic()
+        self._committer.commit(now, time.time())  # what follows from it
+        self._committer.tell(now)
+
+    def close(self) -> None:
+        """Closes the journal cleanly."""
+        self._store.close()
+
+
+def main(descriptor: int, path: str) -> None:
+    """Answers a client until it has heard enough, or a fleet starts; the target of the process.
+
+    Args:
+        descriptor: of the socket to the client.
+        path: the queue's directory.
+    """
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the client hears them, and its end is ours
+    # then there is nothing more to read, whatever it is doing
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sock.shutdown(socket.SHUT_RD))
+    directory = Directory(Path(path))
+    client = _Client(sock)
+    try:
+        _become_owner(directory)
+        name_process(f"reader [{directory.path.name}]")
+        _serve(directory, client, sock)
+    except TaskQError as error:
+        client.reject(client, error)
+    except OSError as error:
+        client.reject(client, DirectoryError(f"{error.filename or directory.path}: {error.strerror or error}"))
+    except Exception as error:  # a bug: whoever asks is to hear of it
+        client.reject(client, TaskQError(f"the journal could not be read: {type(error).__name__}: {error}"))
+    # nothing is left to clean up, and the client waits for our end
+    os._exit(0)
+
+
+def _become_owner(directory: Directory) -> None:
+    """Root reads as the user whose directory it is, so that all that is written there stays theirs."""
+    status = os.stat(directory.path)
+    if os.geteuid() == 0 and status.st_uid != 0:
+        _load_everything()
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+
+
+def _load_everything() -> None:
+    """Reads, of our code, what would be read later: the owner of the directory may not be allowed to."""
+    from tempfile import TemporaryDirectory  # others do without
+
+    ours, theirs = socket.socketpair()
+    with TemporaryDirectory() as place, ours, theirs:
+        theirs.sendall(frames.hello(0) + frames.frame([Op.STATUS, 1]) + frames.frame([Op.JOBS, 2, *[None] * 4, 1]))
+        theirs.shutdown(socket.SHUT_WR)
+        _serve(Directory(Path(place) / ("queue" * 30)), _Client(ours), ours)
+
+
+def _serve(directory: Directory, client: _Client, sock: socket.socket) -> None:
+    directory.create()
+    lock = ReaderLock(directory.lock, directory.socket_path())
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        log, fanout = configure(directory.path, "json", stderr_level="critical", stderr_fd=quiet)
+        reader = Reader(directory, client, log)
+        try:
+            _answer_all(reader, client, sock)
+        finally:
+            reader.close()
+            fanout.close()
+    finally:
+        lock.release()
+
+
+def _answer_all(reader: Reader, client: _Client, sock: socket.socket) -> None:
+    decoder = frames.Decoder()
+    is_greeted = False
+    while not client.closed and (data := sock.recv(_READ_BYTES)):
+        for envelope, _ in decoder.feed(data):
+            if is_greeted:
+                reader.answer(envelope)
+            else:
+                frames.check_hello(envelope)
+                client.send(client, frames.hello(os.getpid()))
+                is_greeted = True

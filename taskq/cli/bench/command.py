@@ -1,0 +1,274 @@
+"""`taskq bench`: speed and memory on this machine, beside a bare skeleton and a process pool in the same run.
+
+Absolute figures say little on a shared machine. Each round measures both sides, one after the other; the ratio
+that is told is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from taskq.cli.bench import app
+from taskq.cli.bench.app import burn, noop, pid, q
+from taskq.cli.bench.skeleton import Skeleton
+from taskq.client.job import Job
+from taskq.model.settings import Settings
+from taskq.system.directory import Directory
+
+CONSUMERS = 2
+BULK_JOBS = 60_000
+SINGLE_JOBS = 1_500
+ROUND_TRIPS = 1_000
+BURN_MS = 2.0
+BURN_JOBS = 2_500
+SMALL_BACKLOG, LARGE_BACKLOG = 10_000, 300_000
+
+
+@dataclass
+class Figure:
+    """A measurement: what, ours, the others', and the ratio wanted."""
+
+    name: str
+    ours: str
+    other: str = ""
+    ratio: float | None = None
+    wanted: str = ""
+
+
+def timed(action: Callable[[], object]) -> float:
+    """The seconds that something takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _enqueue_and_finish(count: int) -> None:
+    _finish(noop.enqueue_many((number,) for number in range(count)))
+
+
+def _finish(jobs: Sequence[Job[Any]]) -> None:
+    jobs[-1].wait()  # asking for the status all the time would cost what is measured
+    while any(queue["queued"] or queue["running"] for queue in q.client.status()["queues"].values()):
+        time.sleep(0.005)
+
+
+def _skeleton_bulk(skeleton: Skeleton, count: int) -> None:
+    skeleton.enqueue_many(count // 500, 500)
+    skeleton.wait()
+
+
+def _skeleton_single(skeleton: Skeleton) -> None:
+    for _ in range(SINGLE_JOBS):
+        skeleton.enqueue(1)
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)] * 1e3
+
+
+def bulk(skeleton: Skeleton, rounds: int) -> Figure:
+    """Jobs that do nothing, enqueued in bulk, to their end."""
+    ours, bare = [], []
+    for _ in range(rounds):
+        ours.append(BULK_JOBS / timed(lambda: _enqueue_and_finish(BULK_JOBS)))
+        bare.append(BULK_JOBS / timed(lambda: _skeleton_bulk(skeleton, BULK_JOBS)))
+    return _rates("no-op jobs, enqueue_many, end to end", ours, bare, ">= 0.55")
+
+
+def single(skeleton: Skeleton, rounds: int) -> Figure:
+    """Single durable enqueues from one thread, while the jobs run."""
+    ours, bare = [], []
+    for _ in range(rounds):
+        ours.append(SINGLE_JOBS / timed(lambda: [noop.enqueue(1) for _ in range(SINGLE_JOBS)]))
+        bare.append(SINGLE_JOBS / timed(lambda: _skeleton_single(skeleton)))
+    return _rates("single enqueue(), durable on return", ours, bare, ">= 0.60")
+
+
+def producers(rounds: int, count: int = 8) -> Figure:
+    """Several producers, each enqueueing one job at a time, against one."""
+    one, many = [], []
+    for _ in range(rounds):
+        one.append(SINGLE_JOBS / timed(lambda: [noop.enqueue(1) for _ in range(SINGLE_JOBS)]))
+        many.append(count * SINGLE_JOBS / _run_producers(count))
+    return _rates(f"{count} producer processes against one", many, one, ">= 3")
+
+
+def _run_producers(count: int) -> float:
+    code = (
+        "import sys; from taskq.cli.bench.app import noop; noop.enqueue(1); print(flush=True); sys.stdin.readline();"
+        f"[noop.enqueue(1) for _ in range({SINGLE_JOBS})]"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    start = time.perf_counter()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+    return time.perf_counter() - start
+
+
+def round_trip(skeleton: Skeleton) -> list[Figure]:
+    """enqueue() and result() on an idle fleet."""
+    ours, bare = [], []
+    for _ in range(ROUND_TRIPS):
+        ours.append(timed(lambda: noop.enqueue(1).result(timeout=10)))
+        bare.append(timed(skeleton.round_trip))
+    mine, other = statistics.median(ours) * 1e3, statistics.median(bare) * 1e3
+    return [
+        Figure("round trip, median", f"{mine:.2f} ms", f"{other:.2f} ms", mine / other, "<= 1.6"),
+        Figure(
+            "round trip, 99th percentile",
+            f"{_percentile(ours, 99):.2f} ms",
+            f"{_percentile(bare, 99):.2f} ms",
+            None,
+            "<= 3 ms",
+        ),
+    ]
+
+
+def _burn_all() -> None:
+    _finish(burn.enqueue_many((BURN_MS,) for _ in range(BURN_JOBS)))
+
+
+def cpu_bound(rounds: int) -> list[Figure]:
+    """2 ms jobs: how much of both cores is user code; the same in a process pool."""
+    ours_s = statistics.median([timed(_burn_all) for _ in range(rounds)])
+    with ProcessPoolExecutor(CONSUMERS) as pool:
+        list(pool.map(app.nothing, range(10)))
+        burn_in_pool = partial(pool.map, app.burn_here, [BURN_MS] * BURN_JOBS)
+        pool_s = statistics.median([timed(lambda: list(burn_in_pool())) for _ in range(rounds)])
+        noop_rate = 5_000 / timed(lambda: [f.result() for f in [pool.submit(app.nothing, n) for n in range(5_000)]])
+    busy = [BURN_JOBS * BURN_MS / 1000 / CONSUMERS / seconds for seconds in (ours_s, pool_s)]
+    return [
+        Figure("2 ms jobs: cores in user code", f"{busy[0]:.1%}", f"{busy[1]:.1%} (pool)", None, ">= 95 %"),
+        Figure("ProcessPoolExecutor, no-op submit", "", f"{noop_rate:,.0f}/s"),
+    ]
+
+
+def backlog(rounds: int) -> list[Figure]:
+    """The rate at which waiting jobs drain, for a small and a large backlog, and the broker's memory."""
+    small, large = [], []
+    peak = 0
+    for _ in range(rounds):
+        # a small one takes a tenth of a second only, so it is measured more often
+        small.append(statistics.median([_drain(SMALL_BACKLOG)[0] for _ in range(7)]))
+        rate, rss = _drain(LARGE_BACKLOG)
+        large.append(rate)
+        peak = max(peak, rss)
+    figure = _rates(f"drain {LARGE_BACKLOG:,} waiting jobs, against {SMALL_BACKLOG:,}", large, small, ">= 0.75")
+    return [figure, Figure("broker memory with the large backlog", f"{peak / 1e6:.0f} MB")]
+
+
+def _drain(count: int) -> tuple[float, int]:
+    """Lets jobs wait behind consumers that are stopped (SIGSTOP), then times how they drain."""
+    status = q.client.status()
+    pids = [consumer["pid"] for consumer in status["consumers"]]
+    for number in pids:
+        os.kill(number, signal.SIGSTOP)
+    try:
+        jobs = noop.enqueue_many((number,) for number in range(count))
+        rss = psutil.Process(status["broker"]["pid"]).memory_info().rss
+    finally:
+        for number in pids:
+            os.kill(number, signal.SIGCONT)
+    return count / timed(lambda: _finish(jobs)), rss
+
+
+def start_up(rounds: int) -> Figure:
+    """From the `taskq worker` command to the first job done, for a small application."""
+    seconds = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
+            q.use_directory(Directory(Path(path)))
+            job = pid.enqueue()  # waits in the spool
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "taskq", "worker", "taskq.cli.bench.app:q", "--consumers", str(CONSUMERS)]
+            environment = {**os.environ, "TASKQ_URL": path}
+            process = subprocess.Popen([*command, "--log-level", "error"], env=environment)
+            job.result(timeout=30)
+            seconds.append(time.perf_counter() - start)
+            process.terminate()
+            process.wait()
+    return Figure("first job done after `taskq worker`", f"{statistics.median(seconds):.2f} s", "", None, "<= 0.5 s")
+
+
+def replacement(rounds: int) -> Figure:
+    """From the kill of a consumer to a job done by its successor."""
+    seconds = []
+    for _ in range(rounds):
+        before = {consumer["pid"] for consumer in q.client.status()["consumers"]}
+        victim = before.pop()
+        blocker = burn.enqueue(1_500.0) if before else None  # keeps the other one busy
+        threading.Event().wait(0.05)
+        running = {c["pid"] for c in q.client.status()["consumers"] if c["state"] == "running"}
+        victim = next(p for p in {victim, *before} if p not in running)
+        start = time.perf_counter()
+        os.kill(victim, signal.SIGKILL)
+        pid.enqueue().result(timeout=30)
+        seconds.append(time.perf_counter() - start)
+        if blocker is not None:
+            blocker.wait()
+    return Figure("a killed consumer replaced and working", f"{statistics.median(seconds):.2f} s", "", None, "<= 0.3 s")
+
+
+def _rates(name: str, ours: list[float], others: list[float], wanted: str) -> Figure:
+    ratio = statistics.median(mine / other for mine, other in zip(ours, others, strict=True))
+    return Figure(name, f"{statistics.median(ours):,.0f}/s", f"{statistics.median(others):,.0f}/s", ratio, wanted)
+
+
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Measure each ratio so often, and tell the median.")] = 3,
+) -> None:
+    """Measure speed and memory here, beside a bare skeleton and a process pool. Takes a minute or two.
+
+    $ taskq bench --rounds 5
+    """
+    print(f"{'':<54}{'taskq':>14}{'compared':>18}{'ratio':>8}  wanted")
+    run(rounds, _print)
+
+
+def _print(figure: Figure) -> None:
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+    print(f"{figure.name:<54}{figure.ours:>14}{figure.other:>18}{ratio:>8}  {figure.wanted}", flush=True)
+
+
+def run(rounds: int, tell: Callable[[Figure], None]) -> None:
+    """Measures everything, telling each figure as it comes."""
+    tell(start_up(rounds))
+    with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
+        os.environ["TASKQ_URL"] = path
+        q.use_directory(Directory(Path(path)))
+        with q.fleet(settings=Settings(consumers=CONSUMERS, stderr_level="critical")):
+            noop.enqueue(1).result(timeout=30)
+            with Skeleton(CONSUMERS) as skeleton:
+                tell(bulk(skeleton, rounds))
+                tell(single(skeleton, rounds))
+                for figure in round_trip(skeleton):
+                    tell(figure)
+            tell(producers(rounds))
+            for figure in [*cpu_bound(rounds), *backlog(max(1, rounds // 2)), replacement(rounds)]:
+                tell(figure)

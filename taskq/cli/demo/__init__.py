@@ -1,0 +1,1 @@
+"""`taskq demo`: an application, and a fleet of it that loses a process."""

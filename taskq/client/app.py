@@ -1,0 +1,468 @@
+"""The application: its tasks, schedules and hooks, and what it asks of its fleet about many jobs at once.
+
+q = TaskQ("thumbs")
+
+@q.task(queue="images", retries=3, timeout=30)
+def thumbnail(path: str, size: int = 256) -> str: ...
+
+thumbnail("cat.jpg")                         # an ordinary call
+job = thumbnail.enqueue("cat.jpg", size=128) # a job for the fleet
+job.result(timeout=30)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from math import inf
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
+
+from taskq.client.hooks import Hooks, HookT, MiddlewareT
+from taskq.client.job import Job
+from taskq.client.options.call_options import PLAIN
+from taskq.client.options.functions import full_name, is_same_function
+from taskq.client.options.options import JobOptions, apply_options
+from taskq.client.options.retries import ErrorTypes, read_rules
+from taskq.client.schedules import ScheduleOptions, Schedules
+from taskq.client.task import Enqueuer, Task
+from taskq.client.transport.clients import FleetConnection
+from taskq.model.errors import ConfigError
+from taskq.model.info import JobInfo
+from taskq.model.job import JobState
+from taskq.model.settings import Settings
+from taskq.model.spec import DEFAULT_RETRIES, Spec
+from taskq.system.directory import Directory, queue_directory, reply_timeout_s
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskQ(FleetConnection):
+    """An application: a registry of tasks, and the way to the fleet that runs them."""
+
+    def __init__(
+        self, name: str, url: str | os.PathLike[str] | None = None, *, reply_timeout: float | None = None
+    ) -> None:
+        """
+        Args:
+            name: names the application, in logs and, without a URL, its directory.
+            url: where the queue lives: a directory's absolute path, or ``file:///path``. Without it TASKQ_URL counts,
+                then the directory ``taskq/NAME`` in the user's state directory.
+            reply_timeout: seconds after which a broker that says nothing counts as stopped or stuck. Until it answers
+                `enqueue` spools at once, and what must be asked raises BrokerUnavailable at once. Without it
+                TASKQ_REPLY_TIMEOUT counts, then 5.
+
+        Raises:
+            ConfigError: the name, the URL or the time makes no sense.
+        """
+        self.name = name
+        #: When it was made, in seconds since 1970: jobs that are older are not this program's.
+        self.made_at = time.time()
+        place = queue_directory(name, None if url is None else os.fspath(url))
+        super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
+        #: The tasks, by their names and by those that they had before.
+        self.tasks: dict[str, Task[..., Any]] = {}
+        #: The schedules, to look at and to change.
+        self.schedules = Schedules(self, self.tasks)
+        self.hooks = Hooks()
+
+    def __repr__(self) -> str:
+        return f"<TaskQ {self.name}>"
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        retry_on: ErrorTypes | None = None,
+        give_up_on: ErrorTypes = (),
+        **options: Unpack[JobOptions],
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(  # type: ignore[misc]  # mypy 2.4 does not see that the second form leaves out a default
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        retry_on: ErrorTypes | None = None,
+        give_up_on: ErrorTypes = (),
+        **options: Unpack[JobOptions],
+    ) -> Any:
+        """Registers a function as a task; a decorator, with or without arguments.
+
+        Args:
+            name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
+                or move the function.
+            aliases: names that the task had before: jobs and schedules that were made under these are run by it.
+                Limits and order (`concurrency=`, `ordered_by=`, `unique=` ...) count for each name apart.
+            retry_on: the exceptions that are worth a retry; all others end the job. By default all are.
+            give_up_on: exceptions that end the job at once; goes before `retry_on`. Neither is asked about timeouts,
+                crashes, and what the job raises to say what it wants: `Retry`, `Snooze`, `Cancel`.
+            options: what holds for all its jobs; see `taskq.client.options.options.JobOptions` for all there are.
+
+        Raises:
+            ConfigError: an option makes no sense, or a name is taken.
+            TypeError: there is no such option.
+        """
+        if "after" in options or "on_success" in options:
+            raise ConfigError("after= and on_success= are for some jobs of a task: give them with options() instead")
+        if "at" in options:
+            raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            task_name = name or _own_name(function)
+            retries = options.get("retries", DEFAULT_RETRIES)
+            retry_rules, backoff_s = read_rules(options.get("backoff"), retry_on, give_up_on, retries)
+            spec, rules = apply_options(Spec(task_name), PLAIN, {**options, "backoff": backoff_s}, function)
+            task = Task(self, function, spec, rules, retry_rules)
+            self._register(task, aliases)
+            return task
+
+        return register if function is None else register(function)
+
+    def _register(self, task: Task[..., Any], aliases: Sequence[str]) -> None:
+        names = [task.name, *_aliases_of(task.name, aliases)]
+        for name in names:
+            known = self.tasks.get(name)
+            if known is not None and not is_same_function(known.function, task.function):
+                raise ConfigError(
+                    f"the task name {name!r} is taken by {full_name(known.function)}: "
+                    "give one of them another with name="
+                )
+        self.tasks.update(dict.fromkeys(names, task))
+
+    def periodic(
+        self,
+        cron: str | None = None,
+        /,
+        *,
+        name: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
+        """Has a task enqueued by the clock, while a fleet runs; a decorator, above `task` or in place of it.
+
+        What is changed or removed in the code is so in the fleet when its consumers load it, by a start or `taskq
+        reload`. A fire is never doubled, whatever dies.
+
+        Args:
+            cron: a cron expression, such as ``"*/5 * * * *"`` (also ``@daily``, six fields with seconds first, ``L``
+                and ``#``). In zones with daylight saving time it behaves as Debian's cron, see `cronsim`.
+            name: the name of the schedule, by default the task's.
+            options: ``every="30s"`` in place of a cron expression, and all else; see
+                `taskq.client.schedules.ScheduleOptions` for all there are.
+
+        Raises:
+            ConfigError: an option makes no sense, or the name is taken.
+            TypeError: there is no such option.
+            PayloadError: an argument cannot be serialized.
+        """
+
+        def register(function: Callable[P, R]) -> Task[P, R]:
+            task: Task[P, R] = function if isinstance(function, Task) else self.task(function)
+            if self.tasks.get(task.name) is not task:
+                raise ConfigError(f"{task!r} is a task of another application: declare its schedule there")
+            own_name = name or task.name
+            known = self.schedules.function_of(own_name)
+            if known is not None and (known is task.function or not is_same_function(known, task.function)):
+                raise ConfigError(f"the schedule name {own_name!r} is taken: give one of them another with name=")
+            self.schedules.declare(own_name, task, cron, options)
+            return task
+
+        return register
+
+    def on_consumer_start(self, function: HookT) -> HookT:
+        """Has a function called in each consumer before its first job: load a model once, open a pool. A decorator.
+
+        If it raises, the consumer does not start, and the fleet says why, as for an application that cannot be
+        imported. It has 2 minutes.
+
+        Raises:
+            ConfigError: it is no ordinary function without arguments.
+        """
+        self.hooks.on_start(function)
+        return function
+
+    def on_consumer_stop(self, function: HookT) -> HookT:
+        """Has a function called in each consumer after its last job, but not in one that is killed. A decorator.
+
+        What it raises is told in the log. It has 5 seconds.
+
+        Raises:
+            ConfigError: it is no ordinary function without arguments.
+        """
+        self.hooks.on_stop(function)
+        return function
+
+    def middleware(self, function: MiddlewareT) -> MiddlewareT:
+        """Has code run around each job, of sync and async tasks alike. A decorator for a generator with one `yield`::
+
+            @q.middleware
+            def timing(job: CurrentJob) -> Iterator[None]:
+                start = time.perf_counter()
+                try:
+                    yield  # the job runs here; what it raises is raised here, too
+                finally:
+                    job.log.info("timed", seconds=time.perf_counter() - start)
+
+        The one that is registered first is the outermost. What a middleware raises ends the job as if the job had
+        raised it (also `Retry`, `Snooze` and `Cancel`). It cannot turn a failure into a success: an error that it
+        catches and keeps to itself goes on.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+        self.hooks.around(function)
+        return function
+
+    def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """Enqueues a job by the name of its task, whose code need not be imported here.
+
+        The task's own options count if it is registered here; else the defaults.
+
+        Raises:
+            As `Task.enqueue`.
+        """
+        return self.named(task).enqueue(*args, **kwargs)
+
+    def named(self, task: str) -> Enqueuer[..., Any]:
+        """The ways to enqueue a task by its name, whose code need not be imported here:
+        ``q.named("resize").options(delay=60).enqueue("cat.jpg")``.
+
+        The task's own options count if it is registered here; else the defaults.
+        """
+        return self.tasks.get(task) or Enqueuer(self, Spec(task))
+
+    @property
+    def needs(self) -> dict[str, tuple[str, list[str]]]:
+        """What a fleet must have for each task: its queue, and the resources that it takes."""
+        specs = {name: task.spec for name, task in self.tasks.items()}
+        return {name: (spec.queue, [resource for resource, _ in spec.resources]) for name, spec in specs.items()}
+
+    def job(self, id: str) -> Job[Any]:
+        """The handle of a job, from its id.
+
+        Raises:
+            ConfigError: that is no job's id.
+        """
+        try:
+            job_id = bytes.fromhex(id)
+        except (TypeError, ValueError):
+            job_id = b""
+        if len(job_id) != 16:
+            raise ConfigError(f"{id!r} is no job id: these have 32 hexadecimal digits")
+        return Job(self, job_id)
+
+    # -- many jobs
+
+    def jobs(
+        self,
+        state: JobState | str | None = None,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        limit: int | None = 100,
+        before: str | Job[Any] | None = None,
+    ) -> list[JobInfo]:
+        """Lists jobs, the newest first: in the order in which they were enqueued, or retried by hand.
+
+        Long errors are cut, and `history` is empty: `Job.info` knows all of a job.
+
+        Args:
+            state: only those in this state, such as "failed" (the dead-letter list).
+            task, queue: only those of this task, of this queue.
+            limit: at most so many; None for all.
+            before: only those enqueued before this job: the last one of a list leads to the next page.
+
+        Raises:
+            ConfigError: an argument makes no sense.
+            JobNotFound: nothing is known of the job in `before`.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self.client.jobs(*self._listing(state, task, queue, limit, before))
+
+    async def ajobs(
+        self,
+        state: JobState | str | None = None,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        limit: int | None = 100,
+        before: str | Job[Any] | None = None,
+    ) -> list[JobInfo]:
+        """`jobs` for asyncio."""
+        return await self.async_client().jobs(*self._listing(state, task, queue, limit, before))
+
+    def _listing(
+        self,
+        state: JobState | str | None,
+        task: str | None,
+        queue: str | None,
+        limit: int | None,
+        before: str | Job[Any] | None,
+    ) -> tuple[JobState | None, str | None, str | None, bytes | None, int | None]:
+        """The arguments of `jobs`, checked, as clients take them."""
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise ConfigError(f"limit={limit!r}: use a number of jobs, or None for all")
+        place = None if before is None else (self.job(before) if isinstance(before, str) else before)._id
+        return None if state is None else _state(state), task, queue, place, limit
+
+    def retry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
+        """Queues all failed jobs again, as `Job.retry` does; or only those of a task, of a queue.
+
+        Jobs that fail while this goes on are left alone. If it is interrupted, those that were done stay done.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self.client.retry_all(task, queue)
+
+    async def aretry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
+        """`retry_failed` for asyncio."""
+        return await self.async_client().retry_all(task, queue)
+
+    def purge(
+        self,
+        state: JobState | str,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        """Removes all jobs in a state, as `Job.purge` does. With "queued" it empties queues.
+
+        Jobs that come in while this goes on are left alone. If it is interrupted, those that are gone stay gone.
+
+        Args:
+            state: any but "running".
+            task, queue: only those of this task, of this queue.
+            older_than: only those that ended more than so many seconds ago, or were enqueued then if they wait.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            ConfigError: the state is "running", or none.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self.client.purge_all(*_purging(state, task, queue, older_than))
+
+    async def apurge(
+        self,
+        state: JobState | str,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        older_than: float | None = None,
+    ) -> int:
+        """`purge` for asyncio."""
+        return await self.async_client().purge_all(*_purging(state, task, queue, older_than))
+
+    def pause(self, *queues: str) -> list[str]:
+        """Pauses queues: jobs that run may end, the others wait, new ones are accepted. It lasts until `resume`, also
+        across restarts of the fleet. Queues need no jobs yet.
+
+        Returns:
+            The queues that were not paused before.
+
+        Raises:
+            ConfigError: a queue's name makes no sense.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self.client.pause(*_pausing(queues, True))
+
+    async def apause(self, *queues: str) -> list[str]:
+        """`pause` for asyncio."""
+        return await self.async_client().pause_queues(*_pausing(queues, True))
+
+    def resume(self, *queues: str) -> list[str]:
+        """Lets the jobs of paused queues run again.
+
+        Returns:
+            The queues that were paused.
+
+        Raises:
+            As `pause`.
+        """
+        return self.client.pause(*_pausing(queues, False))
+
+    async def aresume(self, *queues: str) -> list[str]:
+        """`resume` for asyncio."""
+        return await self.async_client().pause_queues(*_pausing(queues, False))
+
+    def fleet(
+        self, consumers: int = 0, *, settings: Settings | None = None, fresh: bool = False
+    ) -> AbstractContextManager[None]:
+        """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
+
+        The fleet's log goes to the queue's directory (read it with `taskq logs`), not to standard error: this program
+        hears of failures by `Job.result`. When the block ends, running jobs are finished; those that wait stay for the
+        next fleet. So do all that have not ended when the program is interrupted: they are run first the next time, of
+        which `logging` warns.
+
+        Args:
+            consumers: how many processes; by default as many as this process may use CPUs.
+            settings: all settings of the fleet, in place of `consumers`.
+            fresh: drop the jobs, also scheduled ones, that have not ended and were enqueued before this TaskQ was made.
+
+        Raises:
+            AlreadyRunning: another fleet has this queue's directory.
+            AppError: the fleet cannot import this application (it was made at a prompt, for example).
+        """
+        from taskq.client.fleet import RunningFleet  # only programs that run a fleet pay for its imports
+
+        return RunningFleet(self, settings or Settings(consumers=consumers, stderr_level="critical"), fresh)
+
+
+def _own_name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "<nameless>")
+    if name.startswith("<"):
+        raise ConfigError(f'{function!r:.80} has no name of its own: give it one, as in q.task(name="resize")(...)')
+    return str(name)
+
+
+def _aliases_of(name: str, aliases: Sequence[str]) -> list[str]:
+    """The earlier names of a task, checked."""
+    if isinstance(aliases, str) or not isinstance(aliases, Sequence) or name in aliases:
+        raise ConfigError(f'aliases={aliases!r} of {name}: use a list of earlier names, as in aliases=["old"]')
+    return [Spec(alias).task for alias in aliases]
+
+
+def _state(state: JobState | str) -> JobState:
+    try:
+        return JobState(state)
+    except ValueError:
+        raise ConfigError(f"{state!r} is no state of a job: use one of {', '.join(JobState)}") from None
+
+
+def _purging(
+    state: JobState | str, task: str | None, queue: str | None, older_than: float | None
+) -> tuple[JobState, str | None, str | None, float | None]:
+    """The arguments of `TaskQ.purge`, checked, as clients take them."""
+    named = _state(state)
+    if named == JobState.RUNNING:
+        raise ConfigError("running jobs cannot be purged: cancel them, or purge them when they have ended")
+    if older_than is not None and not 0 <= older_than < inf:
+        raise ConfigError(f"older_than={older_than!r}: use seconds, 0 or more")
+    return named, task, queue, None if older_than is None else max(0.0, time.time() - older_than)
+
+
+def _pausing(queues: Sequence[str], is_paused: bool) -> tuple[Sequence[str], bool, str]:
+    """The arguments of `TaskQ.pause`, checked, and who asks, as clients take them."""
+    if not queues:
+        raise ConfigError("which queues? name at least one")
+    program, name = os.path.split(sys.argv[0])
+    name = os.path.basename(program) if name == "__main__.py" else name
+    return queues, is_paused, f"{name or 'python'}, pid {os.getpid()}"

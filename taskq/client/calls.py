@@ -1,0 +1,116 @@
+"""The calls of a task, as jobs to submit: arguments packed, times and keys worked out, and what they come after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from taskq.client.job import Job
+from taskq.client.options.call_options import CallOptions
+from taskq.client.options.functions import TAKES_ANYTHING, Takes
+from taskq.client.transport.clients import FleetConnection
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.errors import BadArguments, ConfigError, PayloadTooLarge
+from taskq.model.job import new_job_ids
+from taskq.model.limits import MAX_PAYLOAD_BYTES
+from taskq.model.spec import Spec
+from taskq.protocol.codec import RESULT_OF_MARK, encode_call, results_in
+from taskq.protocol.submissions import Call
+
+R_co = TypeVar("R_co", covariant=True)
+
+#: Ids are made so many at once.
+_IDS_AT_ONCE = 256
+
+
+class CallMaker(Generic[R_co]):
+    """Makes the calls of one task with certain options, and the handles of the jobs that these become."""
+
+    def __init__(
+        self,
+        app: FleetConnection,
+        spec: Spec,
+        rules: CallOptions,
+        function: Callable[..., Any] | None,
+        return_caster: Callable[[Any], Any] | None,
+        takes: Takes = TAKES_ANYTHING,
+    ) -> None:
+        """
+        Args:
+            function: of the task, for the names of its parameters; None if it is not known here.
+            return_caster: makes what the task returns of what a result holds; None leaves it as it is.
+            takes: what the function takes.
+        """
+        self._app = app
+        self._spec = spec
+        self._rules = rules
+        self._is_plain = rules.is_plain
+        self._function = function
+        self._return_caster = return_caster
+        self._takes = takes
+
+    def _job(self, job_id: bytes) -> Job[Any]:
+        return Job(self._app, job_id, self._return_caster, has_result=self._spec.keep_result)
+
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any], job_id: bytes | None = None) -> Call:
+        takes = self._takes
+        if kwargs or not takes.fewest <= len(args) <= takes.most:
+            self._check_fits(args, kwargs)
+        job_id = job_id or next(new_job_ids(1))
+        payload = self._payload(job_id, args, kwargs)
+        constraints = None if self._is_plain else self._constraints(args, kwargs)
+        return _call_of(job_id, payload, constraints)
+
+    def _constraints(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
+        return self._rules.constraints(self._spec.task, self._function, args, kwargs, time.time())
+
+    def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
+        # one loop for all kinds: generators around each other took longer than what they passed on
+        constraints = None if self._is_plain or not self._rules.are_shared else self._constraints((), {})
+        has_own_constraints = not self._is_plain and constraints is None
+        fewest, most = self._takes.fewest, self._takes.most
+        ids: Iterator[bytes] = iter(())
+        for args in arguments:
+            if type(args) is not tuple:
+                self._check_is_sequence(args)
+            if not fewest <= len(args) <= most:
+                self._check_fits(args, {})
+            job_id = next(ids, None)
+            if job_id is None:
+                ids = new_job_ids(_IDS_AT_ONCE)
+                job_id = next(ids)
+            payload = self._payload(job_id, args, {})
+            if has_own_constraints:
+                constraints = self._constraints(args, {})
+            yield _call_of(job_id, payload, constraints)
+
+    def _check_is_sequence(self, args: object) -> None:
+        if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+            raise ConfigError(
+                f"each job of {self._spec.task} needs a tuple of arguments, not {args!r:.60}: write ({args!r:.30},)"
+            )
+
+    def _check_fits(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        told = self._takes.misfit(args, kwargs)
+        if told is not None:
+            raise BadArguments(f"{self._spec.task}{self._takes.signature} does not take these arguments: {told}")
+
+    def _payload(self, job_id: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
+        payload = encode_call(job_id, args, kwargs)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(
+                f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                "pass the path of a file instead"
+            )
+        return payload
+
+
+def _call_of(job_id: bytes, payload: bytes, constraints: Constraints | None) -> Call:
+    """A call, which comes after the jobs whose results are among its arguments."""
+    if RESULT_OF_MARK in payload:
+        own = constraints or NO_CONSTRAINTS
+        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
+        constraints = replace(own, after=tuple(after.items()))
+    return Call(job_id, payload, constraints)

@@ -1,0 +1,176 @@
+"""A fleet inside a script: `with q.fleet(): ...`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from taskq.model.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
+from taskq.model.exits import Exit
+from taskq.model.settings import Settings
+from taskq.protocol.answers import ConnectionLost
+from taskq.protocol.link.boot import IN_CONSUMER
+
+if TYPE_CHECKING:
+    from taskq.client.app import TaskQ
+
+
+logger = logging.getLogger("taskq")
+
+
+logger = logging.getLogger("taskq")
+
+
+_GUARDIAN = "import sys; from taskq.broker.guardian import main; main(*sys.argv[1:])"
+
+
+_ERRORS: dict[int, type[TaskQError]] = {
+    Exit.USAGE: TooFewDescriptors,
+    Exit.APP: AppError,
+    Exit.ALREADY_RUNNING: AlreadyRunning,
+    Exit.DIRECTORY: DirectoryError,
+    Exit.JOURNAL: JournalError,
+}
+
+
+START_TIMEOUT_S = 60.0
+
+
+#: How long a fleet whose program was killed may take to end.
+_ENDING_S = 5.0
+
+
+class RunningFleet(AbstractContextManager[None]):
+    """A fleet for an application, while the block runs."""
+
+    def __init__(self, app: TaskQ, settings: Settings, fresh: bool = False) -> None:
+        self._running = _run_fleet(app, settings, fresh)
+
+    def __enter__(self) -> None:
+        """Starts it. Raises AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started."""
+        self._running.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        self._running.__exit__(kind, error, frames)
+
+    # for the interpreter, not for type checkers, which are to refuse `async with`
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self) -> None:
+            raise TypeError("a fleet is not an async context manager: write `with q.fleet():`, also in async code")
+
+        async def __aexit__(self, *_raised: object) -> None: ...
+
+
+@contextmanager
+def _run_fleet(app: TaskQ, settings: Settings, fresh: bool) -> Iterator[None]:
+    """Runs a fleet for an application while the block runs.
+
+    Args:
+        fresh: whether to drop what earlier runs have left.
+
+    Raises:
+        AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
+    """
+    app.check_use()
+    if IN_CONSUMER in os.environ:
+        raise AppError(
+            "a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`"
+        )
+    reference = reference_of(app)
+    app.directory.create()
+    if fresh:
+        _drop_left(app)
+    ours, theirs = socket.socketpair()
+    arguments = [sys.executable, "-c", _GUARDIAN, reference, json.dumps(settings.to_dict())]
+    arguments += [app.name, str(app.directory.path), str(theirs.fileno())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
+    theirs.close()
+    try:
+        left = _wait_until_ready(ours)
+        if any(left.values()) and not fresh:
+            _warn_of_left(app, left)
+        yield
+    finally:
+        ours.close()  # the guardian hears the end, and stops the fleet in its orderly way
+        process.wait()
+
+
+def _drop_left(app: TaskQ) -> None:
+    """Drops the jobs that are older than this program. One that was killed may have a fleet that is still ending."""
+    give_up_at = time.monotonic() + _ENDING_S
+    while True:
+        try:
+            dropped = app.client.drop_unfinished(app.made_at)
+        except ConnectionLost as error:
+            if time.monotonic() > give_up_at:
+                raise AlreadyRunning(str(error)) from error
+            time.sleep(0.05)
+        else:
+            break
+    if dropped:
+        logger.info("dropped %d jobs of earlier runs in %s", dropped, app.directory.path)
+
+
+def _warn_of_left(app: TaskQ, left: dict[str, int]) -> None:
+    told = ", ".join(f"{count} {state}" for state, count in left.items() if count)
+    logger.warning(
+        "jobs that an earlier run left in %s come first (%s); q.fleet(fresh=True) drops them", app.directory.path, told
+    )
+
+
+def _wait_until_ready(host: socket.socket) -> dict[str, int]:
+    """Returns how many jobs the fleet has found, by state."""
+    host.settimeout(START_TIMEOUT_S)
+    try:
+        data = host.recv(1 << 20)
+    except TimeoutError:
+        raise TaskQError(f"the fleet did not start within {START_TIMEOUT_S:g} s; see its log") from None
+    if not data:
+        raise TaskQError("the fleet ended before it was ready; see its log")
+    message = msgpack.unpackb(data)
+    if message[0] == "failed":
+        raise _ERRORS.get(message[1], TaskQError)(message[2])
+    left: dict[str, int] = message[2]
+    return left
+
+
+def reference_of(app: TaskQ) -> str:
+    """How another process finds an application: the module that made it, and the name it has there.
+
+    Raises:
+        AppError: it is in no module that can be imported.
+    """
+    modules = sorted(sys.modules.items(), key=lambda item: item[0] in ("__main__", "__mp_main__"))
+    for module_name, module in modules:  # a module of its own is better than the script that imported the name
+        for attribute, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
+            if value is app:
+                return f"{_importable(module_name)}:{attribute}"
+    raise AppError(f"{app!r} is not a global of any module, so consumers cannot find it: assign it to a global name")
+
+
+def _importable(module_name: str) -> str:
+    if module_name != "__main__":
+        return module_name
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)  # python -m package.module
+    file = getattr(main, "__file__", None)
+    if not file or not os.path.exists(file):
+        raise AppError("tasks defined at a prompt or in a notebook cannot be imported by consumers: put them in a file")
+    return os.path.abspath(str(file))

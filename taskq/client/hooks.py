@@ -1,0 +1,100 @@
+"""Code of the application around its jobs: when a consumer starts and stops, and before and after each job."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from taskq.client.options.functions import misfit
+from taskq.model.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taskq.client.context import CurrentJob
+
+#: Called without arguments, in a consumer.
+Hook = Callable[[], object]
+HookT = TypeVar("HookT", bound=Hook)
+#: A generator with one `yield`, where the job runs; or what `contextlib.contextmanager` makes of such.
+MiddlewareT = TypeVar("MiddlewareT", bound="Callable[[CurrentJob], Iterator[None] | AbstractContextManager[None]]")
+
+
+class StartFailed(Exception):
+    """A function of `on_consumer_start` raised: the consumer cannot run."""
+
+
+class Hooks:
+    """The functions that an application has registered. Written while it is imported, run by consumers."""
+
+    def __init__(self) -> None:
+        self._starts: list[Hook] = []
+        self._stops: list[Hook] = []
+        #: Makes a context for each job; the first is the outermost.
+        self.middleware: list[Callable[[CurrentJob], AbstractContextManager[None]]] = []
+        self._sources: list[Callable[..., object]] = []
+
+    def on_start(self, function: Hook) -> None:
+        """Registers a function for the start of a consumer."""
+        self._starts = _with(self._starts, _checked(function, "on_consumer_start"))
+
+    def on_stop(self, function: Hook) -> None:
+        """Registers a function for the orderly end of a consumer."""
+        self._stops = _with(self._stops, _checked(function, "on_consumer_stop"))
+
+    def around(self, function: Callable[..., Any]) -> None:
+        """Registers a middleware."""
+        self._sources = _with(self._sources, function)
+        self.middleware = [_context_maker(source) for source in self._sources]
+
+    def run_starts(self) -> None:
+        """Runs what is to run when a consumer starts, in the order of registration.
+
+        Raises:
+            StartFailed: one of them raised.
+        """
+        for function in self._starts:
+            try:
+                function()
+            except BaseException as error:
+                name = getattr(function, "__qualname__", repr(function))
+                raise StartFailed(f"on_consumer_start {name}: {type(error).__name__}: {error}") from error
+
+    def run_stops(self) -> None:
+        """Runs what is to run when a consumer ends, in the reverse order; an error of one is told, and no more."""
+        for function in reversed(self._stops):
+            try:
+                function()
+            except BaseException:
+                print("on_consumer_stop failed:", file=sys.stderr)
+                traceback.print_exc()
+
+
+def _with(known: list[Any], function: Any) -> list[Any]:
+    """The functions, and this one; or in its place, if its module was imported again."""
+    name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    others = [other for other in known if (other.__module__, getattr(other, "__qualname__", None)) != name]
+    return [*others, function]
+
+
+def _checked(function: Hook, where: str) -> Hook:
+    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise ConfigError(f"{where} takes an ordinary function without arguments, not {function!r:.100}")
+    if misfit(function, (), {}) is not None:
+        raise ConfigError(f"{where}: {getattr(function, '__qualname__', function)} must take no arguments")
+    return function
+
+
+def _context_maker(function: Callable[..., Any]) -> Callable[[CurrentJob], AbstractContextManager[None]]:
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.isasyncgenfunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function):
+        raise ConfigError(f"the middleware {name} is async: use an ordinary generator, also around async tasks")
+    if not inspect.isgeneratorfunction(inspect.unwrap(function)):
+        raise ConfigError(
+            f"the middleware {name} has no `yield`: write what comes before the job, `yield`, and the rest"
+        )
+    if misfit(function, (None,), {}) is not None:
+        raise ConfigError(f"the middleware {name} must take one argument, the job")
+    return contextmanager(function) if inspect.isgeneratorfunction(function) else function

@@ -1,0 +1,266 @@
+"""The handle of a job: where it is in its life, what comes of it, and how to end it or have it run again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar, cast
+
+from taskq.client.transport.clients import FleetConnection
+from taskq.client.transport.items import read_items
+from taskq.model.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, ResultTimeout
+from taskq.model.info import JobInfo
+from taskq.model.job import JobState, enqueued_at
+from taskq.protocol.answers import EarlierId, Ending
+from taskq.protocol.codec import ResultOf, decode_result
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Job(ResultOf, Generic[R_co]):
+    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back.
+
+    Among the arguments of another job it stands for the result: that job waits for this one.
+    """
+
+    __slots__ = ("_app", "_cast", "_ending")
+
+    def __init__(
+        self,
+        app: FleetConnection,
+        job_id: bytes,
+        cast: Callable[[Any], Any] | None = None,
+        ending: Ending | None = None,
+        has_result: bool = True,
+    ) -> None:
+        super().__init__(job_id, has_result)
+        self._app = app
+        self._cast = cast
+        self._ending = ending  # of a job that succeeded, which never changes; else None
+
+    @property
+    def id(self) -> str:
+        """The job's id: 32 hexadecimal digits, which sort by the time of enqueueing."""
+        return self._id.hex()
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether this is an earlier job that `enqueue` returned in place of a new one: see `unique=`."""
+        return isinstance(self._id, EarlierId)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def state(self) -> JobState:
+        """Where the job is in its life.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers, and the job is not in the spool either.
+        """
+        return self.info().state
+
+    def info(self) -> JobInfo:
+        """All that is known of the job: state, attempts, error, times, the exit of a crash.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers, and the job is not in the spool either.
+        """
+        client = self._app.client
+        try:
+            return client.info(self._id)
+        except BrokerUnavailable:
+            if client.is_spooled(self._id):
+                return self._spooled_info()
+            raise
+
+    def _spooled_info(self) -> JobInfo:
+        return JobInfo(self.id, "", "", JobState.QUEUED, 0, 0, enqueued_at(self._id))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the job has ended, in whatever way.
+
+        Args:
+            timeout: seconds to wait at the most; None for as long as it takes.
+
+        Returns:
+            Whether it has ended.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+        """
+        try:
+            self._app.client.wait(self._id, timeout)
+        except ResultTimeout:
+            return False
+        return True
+
+    def result(self, timeout: float | None = None) -> R_co:
+        """Waits for the job to end and returns what the function returned. The broker pushes it; nothing is polled.
+
+        Args:
+            timeout: seconds to wait at the most; None for as long as it takes.
+
+        Raises:
+            JobFailed: the job failed for good; the remote error is in it.
+            JobCancelled: the job was cancelled, or raised `Cancel`; the reason is in it.
+            ResultTimeout: it has not ended in time; it goes on.
+            JobNotFound: nothing is known of it.
+        """
+        ending = self._ending or self._app.client.wait(self._id, timeout)
+        return cast(R_co, value_of_ending(self._id, ending, self._cast))
+
+    def _with(self, ending: Ending) -> Job[R_co]:
+        """A handle of the same job that knows its ending, if that is for good (a failed job may be run again)."""
+        return Job(self._app, self._id, self._cast, ending if ending.state == JobState.SUCCEEDED else None)
+
+    def items(self, *, start: int = 0, timeout: float | None = None) -> Iterator[Any]:
+        """Iterates what a generator task yields, while it runs or later; `result` is what it returns in the end.
+
+        Items are numbered, and stored as they come: one that was shown is shown again to whoever asks, also after
+        the death of any process. A retry begins the generator anew, but what stands at a number stays: readers see
+        each number once, the ones that failed attempts have reached as those made them.
+
+        Args:
+            start: the number of the first item: a reader that was interrupted goes on where it was.
+            timeout: seconds to wait for the next item at the most.
+
+        Raises:
+            JobFailed, JobCancelled: after the last item, if the job did not succeed.
+            ResultTimeout: the next item did not come in time; the job goes on.
+            JobNotFound: nothing is known of it.
+        """
+        _check_start(start)
+        return self._items(start, timeout)
+
+    def _items(self, start: int, timeout: float | None) -> Iterator[Any]:
+        found = read_items(self._app.client, self._id, start, timeout)
+        try:
+            while True:
+                try:
+                    item = next(found)
+                except StopIteration as end:
+                    check_ending(self._id, end.value)
+                    return
+                yield decode_result(self._id, item)
+        finally:
+            found.close()
+
+    async def aitems(self, *, start: int = 0, timeout: float | None = None) -> AsyncGenerator[Any, None]:
+        """`items` for asyncio: ``async for item in job.aitems(): ...``"""
+        _check_start(start)
+        ends: list[Ending] = []
+        found = self._app.async_client().items(self._id, start, timeout, ends.append)
+        async with aclosing(found):
+            async for item in found:
+                yield decode_result(self._id, item)
+        check_ending(self._id, ends[0])
+
+    def cancel(self, *, running: bool = True) -> bool:
+        """Cancels the job. One that waits never starts. In one that runs `JobTimeout` is raised, and 2 s later its
+        process is killed, also in the middle of C code; this waits for its end.
+
+        Args:
+            running: False: if it runs, let it.
+
+        Returns:
+            Whether it is cancelled now, which is durable. False: it has ended otherwise, or runs and may.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no fleet answers.
+        """
+        return self._app.client.cancel(self._id, running)
+
+    def retry(self) -> None:
+        """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
+        are counted on. When this returns that is durable. It does not expire any more, and others may have its
+        `unique=` key.
+
+        What was cancelled because it failed (see `taskq.chain`) waits for it again; but not what was cancelled by hand,
+        nor what comes after another that must succeed and was purged.
+
+        A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
+
+        Raises:
+            JobStateError: it is not failed. Other jobs have lost their arguments when they ended, or go on.
+            JobNotFound: nothing is known of it.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        self._app.client.retry(self._id)
+
+    def purge(self) -> None:
+        """Removes the job and all that is known of it, unless it runs. Who waits for its end gets `JobNotFound`.
+
+        A job that had not ended is counted as cancelled in the totals.
+
+        Raises:
+            JobStateError: it runs.
+            JobNotFound: nothing is known of it.
+            StoreFull: the disk is full.
+            BrokerUnavailable: no fleet answers.
+        """
+        self._app.client.purge(self._id)
+
+    async def aresult(self, timeout: float | None = None) -> R_co:
+        """`result` for asyncio: waits without blocking the loop."""
+        ending = self._ending or await self._app.async_client().wait(self._id, timeout)
+        return cast(R_co, value_of_ending(self._id, ending, self._cast))
+
+    async def ainfo(self) -> JobInfo:
+        """`info` for asyncio."""
+        client = self._app.async_client()
+        try:
+            return await client.info(self._id)
+        except BrokerUnavailable:
+            if await client.is_spooled(self._id):
+                return self._spooled_info()
+            raise
+
+    async def acancel(self, *, running: bool = True) -> bool:
+        """`cancel` for asyncio."""
+        return await self._app.async_client().cancel(self._id, running)
+
+    async def aretry(self) -> None:
+        """`retry` for asyncio."""
+        await self._app.async_client().retry(self._id)
+
+    async def apurge(self) -> None:
+        """`purge` for asyncio."""
+        await self._app.async_client().purge(self._id)
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        return self.aresult().__await__()
+
+
+def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] | None) -> Any:
+    """The returned value in an ending, or its error as an exception."""
+    check_ending(job_id, ending)
+    if ending.outcome.result is None:
+        return None
+    value = decode_result(job_id, ending.outcome.result)
+    return value if caster is None else caster(value)
+
+
+def check_ending(job_id: bytes, ending: Ending) -> None:
+    """Raises the error in an ending, if the job did not succeed."""
+    error = ending.outcome.error
+    if ending.state == JobState.CANCELLED:
+        if error is not None and error.type == "ParentFailed":
+            raise JobCancelled(f"job {job_id.hex()} was cancelled: {error.message}")
+        raise JobCancelled(f"job {job_id.hex()} was {error.message if error else 'cancelled'}")
+    if error is not None:
+        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
+
+
+def _check_start(start: int) -> None:
+    if not isinstance(start, int) or isinstance(start, bool) or not 0 <= start < 1 << 62:
+        raise ConfigError(f"start={start!r}: use the number of an item, 0 or more")

@@ -1,0 +1,98 @@
+"""From the name of an application to its TaskQ: ``module:attribute`` or ``path/to/file.py:attribute``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from taskq.client.app import TaskQ
+from taskq.model.errors import AppError
+
+
+def load_app(reference: str) -> TaskQ:
+    """Imports an application.
+
+    Args:
+        reference: ``module:attribute`` (found from the current folder first), or ``path/to/file.py:attribute``. The
+            attribute may be left out where the module has exactly one TaskQ.
+
+    Raises:
+        AppError: there is no such module or attribute, it is no TaskQ, or the import failed; the message says which.
+    """
+    place, _, attribute = reference.partition(":")
+    if not place:
+        raise AppError(f"{reference!r} does not name an application: use module:attribute or path/to/file.py:attribute")
+    if place.endswith(".py") or os.sep in place:
+        module = _import_file(Path(place))
+    else:
+        module = _import_module(place)
+    if not attribute:
+        return _only_app(module, place)
+    app = module
+    for name in attribute.split("."):
+        if not hasattr(app, name):
+            raise AppError(f"{place} has no attribute {attribute!r}{_hint(module)}")
+        app = getattr(app, name)
+    if not isinstance(app, TaskQ):
+        raise AppError(f"{reference} is a {type(app).__name__}, not a TaskQ{_hint(module)}")
+    return app
+
+
+def _import_module(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise AppError(
+                f"there is no module {missing!r}: it is looked for in {os.getcwd()} and in Python's path"
+            ) from error
+        raise AppError(f"{name} imports {missing!r}, which is not installed here") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a script as a module, so that what stands under `if __name__ == "__main__"` does not run."""
+    path = path.absolute()
+    if not path.is_file():
+        raise AppError(f"there is no file {path}")
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    if loaded is not None:
+        name = f"taskq_app_{name}"  # a script may be called as a module that is in use: leave that alone
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise AppError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _only_app(module: ModuleType, place: str) -> TaskQ:
+    apps = _apps(module)
+    if len(set(map(id, apps.values()))) != 1:
+        raise AppError(f"{place} has {len(apps)} TaskQ objects: name one, as {place}:attribute")
+    return next(iter(apps.values()))
+
+
+def _apps(module: ModuleType) -> dict[str, TaskQ]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, TaskQ)}
+
+
+def _hint(module: ModuleType) -> str:
+    names = sorted(_apps(module))
+    return f"; did you mean {' or '.join(names)}?" if names else "; it has no TaskQ at all"

@@ -1,0 +1,47 @@
+"""How far running jobs are: told to the broker by their consumer, now and then, and never kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from taskq.model.job import Progress
+
+#: A consumer tells of its jobs at most so often; of what comes in between, the latest counts.
+TELL_EVERY_S = 0.1
+
+
+class Reporter:
+    """Sends the latest progress of each job, from a thread of its own: a job that tells of each step is not slowed
+    down, and its time limit cannot interrupt a message."""
+
+    def __init__(self, send: Callable[[list[tuple[bytes, Progress]]], None]) -> None:
+        self._send = send
+        self._latest: dict[bytes, Progress] = {}  # by job; each assignment is atomic
+        self._wake: SimpleQueue[None] = SimpleQueue()  # an interrupted job leaves no lock of it behind
+        self._is_started = False
+
+    def tell(self, job_id: bytes, progress: Progress) -> None:
+        """Notes how far a job is."""
+        self._latest[job_id] = progress
+        if self._wake.empty():
+            self._wake.put(None)
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._run, name="taskq-progress", daemon=True).start()
+
+    def forget(self, job_id: bytes) -> None:
+        """A job has ended: what was not told is of no interest any more."""
+        self._latest.pop(job_id, None)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.get()
+            told = [(job_id, self._latest.pop(job_id, None)) for job_id in list(self._latest)]
+            try:
+                self._send([(job_id, progress) for job_id, progress in told if progress is not None])
+            except OSError:
+                return  # the broker is gone, and so are we in a moment
+            time.sleep(TELL_EVERY_S)

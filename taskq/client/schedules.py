@@ -1,0 +1,253 @@
+"""The schedules of an application: those declared in its code, and those that are added and removed at run time.
+
+q.schedules.add("nightly", clean_up, "0 3 * * *", timezone="Europe/Berlin", args=(30,))
+q.schedules.add("pulse", "ping", every="30s")    # a task by its name
+q.schedules.pause("pulse")
+q.schedules.run("nightly").result()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, NamedTuple, TypedDict, Unpack
+
+import msgpack
+
+from taskq.client.job import Job
+from taskq.client.options.options import Fields, fields_of, refuse_unknown
+from taskq.client.task import Enqueuer, Task
+from taskq.client.transport.clients import FleetConnection
+from taskq.model.errors import ConfigError
+from taskq.model.job import new_job_ids
+from taskq.model.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
+from taskq.model.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
+from taskq.model.spec import Spec
+from taskq.protocol.codec import encode_call
+from taskq.protocol.ops import Op
+
+#: How often: seconds, a text such as "30s", or a timedelta.
+Every = float | str | timedelta
+
+#: Options that are fields of Schedule: their names there, and how they are read.
+_OF_SCHEDULE: Final[Fields] = {
+    "every": ("every_s", seconds_of),
+    "timezone": ("zone", None),
+    "misfire": ("misfire", None),
+    "overlap": ("overlap", None),
+    "jitter": ("jitter_s", seconds_of),
+}
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What may be said of a schedule beside its cron expression.
+
+    When it fires
+        every (seconds, a text such as ``"30s"``, or a timedelta): an interval, in place of a cron expression. It fires
+            at the multiples of it since 1970, so ``every="1h"`` fires on the hour.
+        timezone (str): the zone of the cron expression, such as ``"Europe/Berlin"``. Default "UTC".
+        misfire ("once", "skip" or "all"): what becomes of the times at which no fleet ran (or the broker was more than
+            10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes each job (only the
+            last one, if `overlap` is not "allow"). Default "once".
+        overlap ("allow", "skip" or "buffer_one"): what becomes of a fire while the job of the one before has not ended.
+            "allow": both run at once. "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and
+            starts when that one has ended, in whatever way; while one is kept back, others are left out. Default
+            "allow".
+        jitter (as every): each fire is late by up to so much, but earlier than the next one. Default 0.
+    What it makes
+        args (tuple), kwargs (dict): the arguments of each job. Default: none.
+    """
+
+    every: Every | None
+    timezone: str
+    misfire: Misfire
+    overlap: Overlap
+    jitter: Every
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """What is known of a schedule.
+
+    Attributes:
+        name: its name.
+        task, queue: of its jobs.
+        cron: its cron expression, or None.
+        every: its interval in seconds, or None.
+        timezone: of the cron expression.
+        misfire, overlap, jitter: as they were given.
+        is_paused: whether it is paused.
+        is_declared: whether it stands in the code of an application; else it was added at run time.
+        next_at: when it fires next, in seconds since 1970; None while it is paused (or its time zone is not known).
+        last_at: for which time it fired last, in seconds since 1970, or None.
+        last_job_id: the job of that.
+    """
+
+    name: str
+    task: str
+    queue: str
+    cron: str | None
+    every: float | None
+    timezone: str
+    misfire: Misfire
+    overlap: Overlap
+    jitter: float
+    is_paused: bool
+    is_declared: bool
+    next_at: float | None
+    last_at: float | None
+    last_job_id: str | None
+
+
+class _Declared(NamedTuple):
+    function: Callable[..., Any]
+    packed: bytes
+
+
+class Schedules:
+    """What an application fires by the clock. Get it as `TaskQ.schedules`; all but `declared` asks the fleet."""
+
+    def __init__(self, app: FleetConnection, tasks: Mapping[str, Task[..., Any]]) -> None:
+        self._app = app
+        self._tasks = tasks
+        self._declared: dict[str, _Declared] = {}
+
+    def add(
+        self,
+        name: str,
+        task: Enqueuer[..., Any] | str,
+        cron: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> ScheduleInfo:
+        """Adds a schedule to the fleet, in place of one of this name that was added before; a pause of that stays.
+
+        Args:
+            name: names the schedule.
+            task: the task, with options if you like, or its name.
+            cron: a cron expression, as for `TaskQ.periodic`.
+            options: all else, see `taskq.client.schedules.ScheduleOptions`.
+
+        Raises:
+            ConfigError: it makes no sense, or a schedule of this name stands in the code.
+            TypeError: there is no such option.
+            PayloadError: an argument cannot be serialized.
+            BrokerUnavailable: no fleet answers.
+        """
+        schedule = self._made(name, task, cron, options)
+        return _info(self._app.client.ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+
+    def remove(self, name: str) -> None:
+        """Removes a schedule that was added at run time, or of an application that the fleet does not run.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+            ConfigError: it stands in the code of the application that the fleet runs.
+            BrokerUnavailable: no fleet answers.
+        """
+        self._app.client.ask(Op.REMOVE_SCHEDULE, name)
+
+    def pause(self, name: str) -> ScheduleInfo:
+        """Lets a schedule rest, until `resume`; also across restarts. Raises as `remove`, but for code."""
+        return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, True))
+
+    def resume(self, name: str) -> ScheduleInfo:
+        """Lets a schedule go on. What it would have fired meanwhile is not made up for. Raises as `pause`."""
+        return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, False))
+
+    def run(self, name: str) -> Job[Any]:
+        """Makes a job of a schedule now, besides its times, also while it is paused.
+
+        Raises:
+            ScheduleNotFound: there is none of this name.
+            BrokerUnavailable: no fleet answers.
+        """
+        job_id = next(new_job_ids(1))
+        self._app.client.ask(Op.RUN_SCHEDULE, name, job_id)
+        return Job(self._app, job_id)
+
+    def list(self) -> Sequence[ScheduleInfo]:
+        """All schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
+        return [_info(fields) for fields in self._app.client.ask(Op.SCHEDULES)]
+
+    # -- for asyncio
+
+    async def aadd(
+        self,
+        name: str,
+        task: Enqueuer[..., Any] | str,
+        cron: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> ScheduleInfo:
+        """`add` for asyncio."""
+        schedule = self._made(name, task, cron, options)
+        return _info(await self._app.async_client().ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+
+    async def aremove(self, name: str) -> None:
+        """`remove` for asyncio."""
+        await self._app.async_client().ask(Op.REMOVE_SCHEDULE, name)
+
+    async def apause(self, name: str) -> ScheduleInfo:
+        """`pause` for asyncio."""
+        return _info(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, True))
+
+    async def aresume(self, name: str) -> ScheduleInfo:
+        """`resume` for asyncio."""
+        return _info(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, False))
+
+    async def arun(self, name: str) -> Job[Any]:
+        """`run` for asyncio."""
+        job_id = next(new_job_ids(1))
+        await self._app.async_client().ask(Op.RUN_SCHEDULE, name, job_id)
+        return Job(self._app, job_id)
+
+    async def alist(self) -> Sequence[ScheduleInfo]:
+        """`list` for asyncio."""
+        return [_info(fields) for fields in await self._app.async_client().ask(Op.SCHEDULES)]
+
+    # -- in code
+
+    @property
+    def declared(self) -> Sequence[bytes]:
+        """The schedules that stand in the code, as they travel."""
+        return [declared.packed for declared in self._declared.values()]
+
+    def function_of(self, name: str) -> Callable[..., Any] | None:
+        """The function whose schedule has that name in the code."""
+        known = self._declared.get(name)
+        return None if known is None else known.function
+
+    def declare(self, name: str, task: Task[..., Any], cron: str | None, options: ScheduleOptions) -> None:
+        """Notes a schedule that stands in the code, in place of the one of its name: `TaskQ.periodic`.
+
+        Raises:
+            ConfigError: it makes no sense, or there are too many.
+            TypeError: there is no such option.
+        """
+        packed: bytes = msgpack.packb(self._made(name, task, cron, options).to_wire())
+        self._declared.pop(name, None)
+        size = len(packed) + sum(map(len, self.declared))
+        if len(self._declared) >= MAX_DECLARED_SCHEDULES or size > MAX_DECLARED_BYTES:
+            raise ConfigError(
+                f"schedule {name}: an application may declare {MAX_DECLARED_SCHEDULES:,} schedules of "
+                f"{MAX_DECLARED_BYTES:,} bytes together; add others at run time, with schedules.add"
+            )
+        self._declared[name] = _Declared(task.function, packed)
+
+    def _made(self, name: str, task: Enqueuer[..., Any] | str, cron: str | None, options: ScheduleOptions) -> Schedule:
+        refuse_unknown(options, ScheduleOptions)
+        task = self._tasks.get(task, task) if isinstance(task, str) else task
+        args, kwargs = options.get("args", ()), options.get("kwargs") or {}
+        if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+            raise ConfigError(f"schedule {name}: args={args!r:.60}: use a tuple of arguments")
+        spec, constraints = (Spec(task), None) if isinstance(task, str) else task.for_schedule(args, kwargs)
+        payload = encode_call(NO_JOB, args, kwargs)
+        schedule = Schedule(name, spec, payload, cron, constraints=constraints, **fields_of(options, _OF_SCHEDULE))
+        next_fire(schedule, 0.0)  # raises if it never does
+        return schedule
+
+
+def _info(fields: dict[str, Any]) -> ScheduleInfo:
+    return ScheduleInfo(**fields)

@@ -1,0 +1,298 @@
+"""The tasks of an application, and the ways to make jobs of them: one, many, like `Pool.map`, or as a step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
+
+from taskq.client.calls import CallMaker
+from taskq.client.job import Job
+from taskq.client.map import results_of_calls
+from taskq.client.options.call_options import PLAIN, CallOptions
+from taskq.client.options.functions import TAKES_ANYTHING, Takes
+from taskq.client.options.options import JobOptions, apply_options
+from taskq.client.options.retries import NO_RETRY_RULES, RetryRules
+from taskq.client.transport.clients import FleetConnection
+from taskq.client.transport.submitting import asubmit, submit
+from taskq.client.waiting import Progress
+from taskq.client.workflows import Step
+from taskq.model.constraints import Constraints
+from taskq.model.errors import ConfigError
+from taskq.model.spec import Spec
+from taskq.protocol.codec import CallCaster
+
+if TYPE_CHECKING:
+    from taskq.client.signatures import MapOptions, Takes1, Takes2, Takes3, Takes4
+
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
+    """The ways to enqueue one task with certain options. A task is one; `options()` makes others."""
+
+    def __init__(
+        self,
+        app: FleetConnection,
+        spec: Spec,
+        rules: CallOptions = PLAIN,
+        function: Callable[P, Any] | None = None,
+        return_caster: Callable[[Any], Any] | None = None,
+        retry_rules: RetryRules = NO_RETRY_RULES,
+        takes: Takes = TAKES_ANYTHING,
+    ) -> None:
+        super().__init__(app, spec, rules, function, return_caster, takes)
+        self.retry_rules = retry_rules
+
+    @property
+    def spec(self) -> Spec:
+        """What of its options is the same for all its jobs."""
+        return self._spec
+
+    def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Constraints | None]:
+        """What the jobs of a schedule have; times in their terms are seconds after the fire.
+
+        Raises:
+            ConfigError: the task cannot be called so, or has a fixed time.
+        """
+        rules, task = self._rules, self._spec.task
+        if rules.at is not None or rules.expires_at is not None:
+            raise ConfigError(f"{task} with a fixed time (at=, expires=): a schedule fires again and again")
+        told = self._takes.misfit(args, kwargs)
+        if told is not None:
+            raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {self._takes.signature}")
+        return self._spec, None if self._is_plain else rules.constraints(task, self._function, args, kwargs, 0.0)
+
+    def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
+        """The same task with other options for the jobs enqueued through what is returned; see
+        `taskq.client.options.options.JobOptions` for all there are.
+
+        Raises:
+            ConfigError: an option makes no sense, or not with the others.
+            TypeError: there is no such option.
+        """
+        if "backoff" in options and self.retry_rules.backoff is not None:
+            raise ConfigError(f"the backoff of {self._spec.task} is a function, which goes first: a list has no effect")
+        spec, rules = apply_options(self._spec, self._rules, options, self._function)
+        return Enqueuer(self._app, spec, rules, self._function, self._return_caster, self.retry_rules, self._takes)
+
+    @overload
+    def enqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    def enqueue(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
+        """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
+
+        Raises:
+            BadArguments: the task's function cannot be called so.
+            PayloadError: an argument cannot be serialized; the message names it.
+            PayloadTooLarge: the arguments are too large.
+            QueueFull, StoreFull: the fleet takes no more for now.
+            BrokerUnavailable: no fleet answers and the spool cannot be written.
+            ConfigError: a key (`unique=`, `limit_by=` ...) cannot be made of these arguments.
+        """
+        [job_id] = submit(self._app, self._spec, self._rules, [self._call(args, kwargs)])
+        return self._job(job_id)
+
+    @overload
+    def step(self: Enqueuer[P, Generator[Any, Any, A]], *args: Any, **kwargs: Any) -> Step[A]: ...
+    @overload
+    def step(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: Any, **kwargs: Any) -> Step[A]: ...
+    @overload
+    def step(self, *args: Any, **kwargs: Any) -> Step[R_co]: ...
+
+    def step(self, *args: Any, **kwargs: Any) -> Step[Any]:
+        """A call to be part of a workflow, see `taskq.chain`; nothing is sent.
+
+        In a chain the function gets the result of the step before as its first argument, before these.
+
+        Raises:
+            ConfigError: the task's jobs are unique, or come after others already.
+        """
+        return Step(self, args, kwargs)
+
+    @overload
+    def enqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes2[A, B, R], arguments: Iterable[tuple[A, B]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes3[A, B, C, R], arguments: Iterable[tuple[A, B, C]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(
+        self: Takes4[A, B, C, D, R], arguments: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]]
+    ) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A, ...] | list[Any]]) -> list[Job[R]]: ...
+    @overload
+    def enqueue_many(self, arguments: Iterable[tuple[()]]) -> list[Job[R_co]]: ...
+
+    def enqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
+        """Enqueues a job for each tuple of arguments, many in one round trip.
+
+        Args:
+            arguments: for each job the positional arguments, such as ``[(1,), (2,)]``.
+
+        Raises:
+            As `enqueue`. The jobs that were sent before an error are enqueued.
+        """
+        ids = submit(self._app, self._spec, self._rules, self._calls(arguments))
+        return [self._job(job_id) for job_id in ids]
+
+    @overload
+    async def aenqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    async def aenqueue(self: Enqueuer[P, Coroutine[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
+    @overload
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
+        """`enqueue` for asyncio."""
+        [job_id] = await asubmit(self._app, self._spec, self._rules, [self._call(args, kwargs)])
+        return self._job(job_id)
+
+    @overload
+    async def aenqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes2[A, B, R], arguments: Iterable[tuple[A, B]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes3[A, B, C, R], arguments: Iterable[tuple[A, B, C]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(
+        self: Takes4[A, B, C, D, R], arguments: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]]
+    ) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self: Takes1[A, R], arguments: Iterable[tuple[A, ...] | list[Any]]) -> list[Job[R]]: ...
+    @overload
+    async def aenqueue_many(self, arguments: Iterable[tuple[()]]) -> list[Job[R_co]]: ...
+
+    async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
+        """`enqueue_many` for asyncio."""
+        ids = await asubmit(self._app, self._spec, self._rules, self._calls(arguments))
+        return [self._job(job_id) for job_id in ids]
+
+    def map(
+        self: Takes1[A, R],
+        iterable: Iterable[A],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> Iterator[R]:
+        """Runs the task for each item, across the fleet, and yields the results, like `Pool.map`.
+
+        Submits while it yields, with a bounded number of jobs unfinished, so the iterable may be endless.
+
+        Args:
+            iterable: for each job its one argument.
+            ordered: yield in the order of the items; False: as they come.
+            timeout: seconds to wait for the next result at the most.
+            progress: True shows a bar on standard error, if that is a terminal. Or a function `progress(done, total)`
+                (the total is None if the iterable does not know its length), such as tqdm's:
+                ``with tqdm() as bar: list(task.map(items, progress=lambda n, _: bar.update(n - bar.n)))``
+
+        Raises:
+            As `Job.result` and `enqueue`, when the result's turn comes.
+            ConfigError: the jobs are unique, so there is not one for each item.
+        """
+        task = cast(Enqueuer[..., R], self)
+        return task._map(((item,) for item in iterable), _length(iterable), ordered, timeout, progress)
+
+    @overload
+    def starmap(self: Takes1[A, R], iterable: Iterable[tuple[A]], **options: Unpack[MapOptions]) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes2[A, B, R], iterable: Iterable[tuple[A, B]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes3[A, B, C, R], iterable: Iterable[tuple[A, B, C]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes4[A, B, C, D, R],
+        iterable: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]],
+        **options: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self: Takes1[A, R], iterable: Iterable[tuple[A, ...] | list[Any]], **options: Unpack[MapOptions]
+    ) -> Iterator[R]: ...
+
+    def starmap(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> Iterator[Any]:
+        """`map` for tuples of positional arguments."""
+        return self._map(iterable, _length(iterable), ordered, timeout, progress)
+
+    def _map(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        total: int | None,
+        ordered: bool,
+        timeout: float | None,
+        progress: Progress,
+    ) -> Iterator[Any]:
+        if self._rules.unique is not None:
+            raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
+        if self._rules.on_success:
+            raise ConfigError("on_success=True enqueues later, so there is nothing to wait for: use enqueue_many")
+        yield from results_of_calls(
+            self._app.client,
+            self._spec,
+            self._calls(iterable),
+            self._return_caster,
+            total=total,
+            ordered=ordered,
+            timeout=timeout,
+            progress=progress,
+            waits_for_room=self._rules.waits_for_room,
+        )
+
+
+def _length(iterable: Iterable[Any]) -> int | None:
+    return len(iterable) if isinstance(iterable, Sized) else None
+
+
+class Task(Enqueuer[P, R_co]):
+    """A registered function. Calling it runs it here; its other methods make jobs of it."""
+
+    def __init__(
+        self,
+        app: FleetConnection,
+        function: Callable[P, R_co],
+        spec: Spec,
+        rules: CallOptions = PLAIN,
+        retry_rules: RetryRules = NO_RETRY_RULES,
+    ) -> None:
+        self.caster = CallCaster(function)
+        super().__init__(app, spec, rules, function, self.caster.return_caster, retry_rules, Takes(function))
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        update_wrapper(self, function)
+
+    @property
+    def name(self) -> str:
+        """The name under which the task is registered."""
+        return self._spec.task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"

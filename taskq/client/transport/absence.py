@@ -1,0 +1,126 @@
+"""A fleet that does not answer: none runs, or its broker is there, but stopped or stuck.
+
+A client that got no answer in time says hello to the broker on another connection, and does not wait: as long as that
+is not answered either, each call knows it at once, and the first answer ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import weakref
+from contextlib import suppress
+
+from taskq.protocol import frames
+from taskq.system.directory import Directory
+from taskq.system.platform import is_stopped
+
+logger = logging.getLogger("taskq")
+
+#: The directories of which this process has told that their jobs go to the spool, and why.
+_told: set[tuple[str, bool]] = set()
+
+
+class Absence:
+    """What a client knows of a fleet that does not answer."""
+
+    def __init__(self, directory: Directory, reply_timeout_s: float) -> None:
+        """
+        Args:
+            reply_timeout_s: a broker that says nothing for so long is silent.
+        """
+        self.reply_timeout_s = reply_timeout_s
+        self._directory = directory
+        self._path = directory.socket_path()
+        self._is_silent = False
+        self._probe: socket.socket | None = None  # has said hello
+
+    def begin_silence(self) -> None:
+        """The broker did not answer in time."""
+        self._is_silent = self._knock()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a broker is there that has said nothing since it did not answer."""
+        probe = self._probe
+        if not self._is_silent:
+            return False
+        if probe is None:
+            self._is_silent = self._knock()  # too many knocked, when we did last
+        elif _has_answered(probe):
+            self._is_silent = False
+            self._drop_probe()
+        return self._is_silent
+
+    def _knock(self) -> bool:
+        """Says hello, and does not wait for the answer. Returns whether somebody is there."""
+        self._drop_probe()
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.setblocking(False)
+            probe.connect(os.fspath(self._path))
+            probe.send(frames.hello(os.getpid()))
+        except BlockingIOError:
+            probe.close()
+            return True  # so many knock that the kernel keeps no more of them waiting
+        except OSError:
+            probe.close()
+            return False
+        self._probe = probe
+        weakref.finalize(self, probe.close)  # without a warning, when nobody needs us any more
+        return True
+
+    def _drop_probe(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
+
+    # -- what is told
+
+    def describe_briefly(self) -> str:
+        """Who does not answer."""
+        return f"broker {self._broker_pid()} does not answer" if self._is_silent else "no fleet answers"
+
+    def describe(self) -> str:
+        """Who does not answer, and what to do."""
+        if not self._is_silent:
+            return (
+                f"no fleet answers on {self._directory.path}: start one with `taskq worker module:app` "
+                "(or set TASKQ_URL to the directory of the one that runs)"
+            )
+        pid = self._broker_pid()
+        told = f"broker {pid} holds {self._directory.path} but does not answer"
+        if is_stopped(pid):
+            return f"{told}: it is stopped, and `kill -CONT {pid}` lets it go on"
+        return (
+            f"{told} within {self.reply_timeout_s:g} s: it is stuck, or has far too much to do; `kill -9 {pid}` ends "
+            "it, the fleet starts another, and no job is lost"
+        )
+
+    def _broker_pid(self) -> int:
+        with suppress(OSError, ValueError, IndexError):
+            return int(self._directory.lock.read_text().split()[0])
+        return 0
+
+    def warn_of_spool(self) -> None:
+        """Tells, once in a process, that jobs go to the spool. It is no error: they are as safe there."""
+        told = str(self._directory.path), self._is_silent
+        if told not in _told:
+            _told.add(told)
+            logger.warning("%s; until then jobs are kept in its spool", self.describe())
+
+    def close(self) -> None:
+        """Closes the second connection."""
+        self._drop_probe()
+
+
+def _has_answered(probe: socket.socket) -> bool:
+    """Whether the broker has said something, or is gone."""
+    poll = select.poll()
+    try:
+        poll.register(probe, select.POLLIN)
+    except ValueError:
+        return False  # another thread has closed it
+    return bool(poll.poll(0))

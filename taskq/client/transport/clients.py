@@ -1,0 +1,79 @@
+"""The clients of an application: a blocking one, and one for each event loop, made when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from taskq.client.transport.blocking import Client
+from taskq.system.directory import Directory
+
+if TYPE_CHECKING:
+    from taskq.client.transport.aio import AsyncClient
+
+
+class Guard:
+    """What is asked before an application uses a fleet or its spool: tests must not (`taskq.testing.pytest_plugin`).
+
+    Attributes:
+        check: raises if it must not. None outside tests.
+    """
+
+    check: ClassVar[Callable[[FleetConnection], None] | None] = None
+
+
+class FleetConnection:
+    """What talks to the fleet of a directory. Tasks and job handles know of their application no more than this."""
+
+    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+        """
+        Args:
+            reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
+        """
+        self.directory = directory
+        #: The directory with which it was made.
+        self.home = directory
+        self.reply_timeout = reply_timeout
+        self._client: Client | None = None
+        self._async_client: AsyncClient | None = None  # in place of that of the event loop
+
+    @property
+    def client(self) -> Client:
+        """The blocking client of this application."""
+        if Guard.check is not None:
+            self.check_use()
+        if self._client is None:
+            self._client = Client(self.directory, self.reply_timeout)
+        return self._client
+
+    def async_client(self) -> AsyncClient:
+        """The asyncio client of the running event loop."""
+        from taskq.client.transport.aio import (
+            async_client,  # asyncio takes 40-70 ms to import; a consumer must start fast
+        )
+
+        if Guard.check is not None:
+            self.check_use()
+        return self._async_client or async_client(self.directory, self.reply_timeout)
+
+    def check_use(self) -> None:
+        """Raises what the guard does, unless other clients are in place of those that go to a fleet."""
+        __tracebackhide__ = True  # pytest shows the test, not this
+        if Guard.check is not None and self._async_client is None:
+            Guard.check(self)
+
+    @contextmanager
+    def use_client(self, client: Client, async_client: AsyncClient) -> Iterator[None]:
+        """Puts other clients in place of this application's own while the block runs; for `taskq.testing`."""
+        before = self._client, self._async_client
+        self._client, self._async_client = client, async_client
+        try:
+            yield
+        finally:
+            self._client, self._async_client = before
+
+    def use_directory(self, directory: Directory) -> None:
+        """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""
+        self.directory = directory
+        self._client = None

@@ -1,0 +1,315 @@
+"""Workflows: jobs that come after each other, enqueued as a whole.
+
+    chain(a.step(1), b.step(2))                 b gets the result of a as its first argument
+    group(a.step(n) for n in range(10))         all at once
+    chord(group(...), c.step())                 c gets the list of their results
+
+All of these nest. `enqueue()` hands in all jobs in one piece: they are durable together, or none is accepted. Each next
+step is released in the transaction that records the end of the one before, so none is lost or done twice by a crash. If
+a step does not succeed, what comes after it ends as cancelled, and says which one it was.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
+
+from taskq.client.calls import CallMaker
+from taskq.client.context import keep_back
+from taskq.client.job import Job
+from taskq.client.transport.clients import FleetConnection
+from taskq.client.transport.submitting import asubmit_flow, submit_flow
+from taskq.client.waiting import agather, gather
+from taskq.model.constraints import NO_CONSTRAINTS
+from taskq.model.errors import ConfigError
+from taskq.model.job import JobState, new_job_ids
+from taskq.model.spec import Spec
+from taskq.protocol.codec import ResultOf
+from taskq.protocol.submissions import Call
+
+R_co = TypeVar("R_co", covariant=True)
+H = TypeVar("H")
+H_co = TypeVar("H_co", covariant=True)
+
+_MANY_IDS = 1 << 40
+
+
+class _Out(NamedTuple):
+    """What comes out of a part: the jobs to wait for, and their results as the next part gets them."""
+
+    jobs: list[Job[Any]]
+    value: Any
+
+
+class _Plan:
+    """The jobs of a workflow, in the making."""
+
+    def __init__(self) -> None:
+        self.flow: list[tuple[Spec, Call]] = []
+        self.jobs: list[Job[Any]] = []
+        self.waits_for_room = False
+        self.on_success = False
+        self.ids = new_job_ids(_MANY_IDS)  # ascending, so that a job's id is larger than those that it comes after
+
+    @property
+    def app(self) -> FleetConnection:
+        """The application of all jobs."""
+        apps = {id(job._app): job._app for job in self.jobs}
+        paths = {str(app.directory.path) for app in apps.values()}
+        if len(paths) > 1:
+            raise ConfigError(f"the steps belong to different directories ({', '.join(sorted(paths))})")
+        return self.jobs[0]._app
+
+
+class Workflow(ABC, Generic[H_co]):
+    """Steps, and what they come after. Nothing is sent before `enqueue`, which may be called again. Generic in the
+    handle that `enqueue` returns."""
+
+    @abstractmethod
+    def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
+        """Adds the jobs of this part, which come after `before`."""
+
+    def enqueue(self) -> H_co:
+        """Enqueues all jobs together.
+
+        Returns:
+            The handle of the last job, or of the group that comes last.
+
+        Raises:
+            As `Task.enqueue`; PayloadTooLarge: all together they are too many, or too large.
+        """
+        plan, out = self._planned()
+        if plan.on_success:
+            keep_back(plan.flow)
+        else:
+            submit_flow(plan.app.client, plan.flow, plan.waits_for_room)
+        return self._handle(plan, out)
+
+    async def aenqueue(self) -> H_co:
+        """`enqueue` for asyncio."""
+        plan, out = self._planned()
+        if plan.on_success:
+            keep_back(plan.flow)
+        else:
+            await asubmit_flow(plan.app.async_client(), plan.flow, plan.waits_for_room)
+        return self._handle(plan, out)
+
+    def _planned(self) -> tuple[_Plan, _Out]:
+        plan = _Plan()
+        out = self._plan(plan, None)
+        if not plan.flow:
+            raise ConfigError("the workflow has no steps")
+        return plan, out
+
+    def _handle(self, plan: _Plan, out: _Out) -> H_co:
+        handle: Any
+        if isinstance(out.value, list):
+            handle = GroupHandle(out.jobs, plan.jobs, out.value)
+        else:
+            [last] = out.jobs
+            handle = LastJob(last, plan.jobs)
+        return cast(H_co, handle)
+
+
+class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
+    """One call. Made by `Task.step`."""
+
+    def __init__(
+        self, task: CallMaker[R_co], args: Sequence[Any], kwargs: dict[str, Any], takes_result: bool = True
+    ) -> None:
+        rules = task._rules
+        if rules.unique is not None:
+            raise ConfigError(f"{task._spec.task} is unique: if it were left out, the next step would have no input")
+        if rules.after:
+            raise ConfigError("a step comes after what stands before it in the workflow: leave out after=")
+        self._task = task
+        self._args = args
+        self._kwargs = kwargs
+        self._takes_result = takes_result
+
+    def without_input(self) -> Step[R_co]:
+        """The same, but it does not get the result of what it comes after."""
+        return Step(self._task, self._args, self._kwargs, takes_result=False)
+
+    def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
+        task = self._task
+        takes = before is not None and self._takes_result
+        args = (before.value, *self._args) if before is not None and takes else self._args
+        call = task._call(args, self._kwargs, next(plan.ids))
+        if before is not None and before.jobs:
+            constraints = call.constraints or NO_CONSTRAINTS
+            after = {**dict(constraints.after), **dict.fromkeys((job._id for job in before.jobs), False)}
+            call = call._replace(constraints=replace(constraints, after=tuple(after.items())))
+        job = task._job(call.id)
+        plan.flow.append((task._spec, call))
+        plan.jobs.append(job)
+        plan.waits_for_room |= task._rules.waits_for_room
+        plan.on_success |= task._rules.on_success
+        return _Out([job], job)
+
+    def __repr__(self) -> str:
+        return f"<Step {self._task._spec.task}>"
+
+
+class Chain(Workflow[H_co]):
+    """Parts, one after the other. Made by `chain`."""
+
+    def __init__(self, parts: Sequence[Workflow[Any]]) -> None:
+        self._parts = _checked(parts)
+
+    def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
+        for part in self._parts:
+            before = part._plan(plan, before)
+        if before is None:
+            raise ConfigError("a chain without steps")
+        return before
+
+
+class Group(Workflow["GroupHandle"]):
+    """Parts that run at once. Made by `group`."""
+
+    def __init__(self, parts: Sequence[Workflow[Any]]) -> None:
+        self._parts = _checked(parts)
+
+    def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
+        outs = [part._plan(plan, before) for part in self._parts]
+        return _Out([job for out in outs for job in out.jobs], [out.value for out in outs])
+
+
+@overload
+def chain(*parts: *tuple[*tuple[Workflow[Any], ...], Workflow[H]]) -> Chain[H]: ...
+@overload
+def chain(*parts: Workflow[H]) -> Chain[H]: ...
+
+
+def chain(*parts: Workflow[Any]) -> Chain[Any]:  # type: ignore[misc]  # mypy 2.4 compares no unpacked tuple with it
+    """Steps, groups and chains that run one after the other: ``chain(fetch.step(url), parse.step(), store.step())``.
+
+    Each gets the result of the one before as its first argument (a list of results, if that is a group).
+
+    Raises:
+        ConfigError: one of these is no part of a workflow.
+    """
+    return Chain(parts)
+
+
+def group(*parts: Workflow[Any] | Iterable[Workflow[Any]]) -> Group:
+    """Steps, chains and groups that run at once: ``group(resize.step(path) for path in paths)``.
+
+    Raises:
+        ConfigError: one of these is no part of a workflow.
+    """
+    if len(parts) == 1 and not isinstance(parts[0], Workflow) and isinstance(parts[0], Iterable):
+        return Group(list(parts[0]))
+    return Group(_checked(parts))
+
+
+def chord(members: Workflow[Any] | Iterable[Workflow[Any]], callback: Workflow[H]) -> Chain[H]:
+    """A group and what follows when all of it has succeeded, which gets the list of the results.
+
+    Raises:
+        ConfigError: one of these is no part of a workflow.
+    """
+    return Chain([members if isinstance(members, Workflow) else group(members), callback])
+
+
+def _checked(parts: Iterable[Any]) -> list[Workflow[Any]]:
+    listed = list(parts)
+    for part in listed:
+        if not isinstance(part, Workflow):
+            hint = "call its step() in place of enqueue()" if isinstance(part, Job) else "use task.step(...)"
+            raise ConfigError(f"{part!r:.80} is no part of a workflow: {hint}")
+    return listed
+
+
+# -- handles
+
+
+class _Whole:
+    """All jobs of a workflow."""
+
+    all_jobs: list[Job[Any]]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many of all jobs are in each state."""
+        return dict(Counter(job.state() for job in self.all_jobs))
+
+    def retry_all(self) -> int:
+        """Queues again all that have failed; what was cancelled because of them comes back as well, and what has
+        succeeded is not done again. Returns how many had failed.
+
+        Raises:
+            As `Job.retry`.
+        """
+        failed = [job for job in self.all_jobs if job.state() is JobState.FAILED]
+        for job in failed:
+            job.retry()
+        return len(failed)
+
+    def cancel_all(self, *, running: bool = True) -> int:
+        """Cancels all jobs, as `Job.cancel` does. Returns how many are cancelled now."""
+        return sum(
+            [job.cancel(running=running) for job in reversed(self.all_jobs)]
+        )  # what waits cannot start meanwhile
+
+
+class LastJob(Job[R_co], _Whole):
+    """The handle of the last job of a workflow: its result is that of the whole.
+
+    If another fails, this one is cancelled, and the error says which one it was.
+    """
+
+    __slots__ = ("all_jobs",)
+
+    def __init__(self, last: Job[R_co], all_jobs: list[Job[Any]]) -> None:
+        super().__init__(last._app, last._id, last._cast, None, last._has_result)
+        self.all_jobs = all_jobs
+
+
+class GroupHandle(_Whole):
+    """The handle of a group of jobs.
+
+    Attributes:
+        jobs: the last jobs of its parts, in order.
+        all_jobs: these, and all that are before them.
+    """
+
+    def __init__(self, jobs: list[Job[Any]], all_jobs: list[Job[Any]], value: list[Any]) -> None:
+        self.jobs = jobs
+        self.all_jobs = all_jobs
+        self._value = value
+
+    def __repr__(self) -> str:
+        return f"<GroupHandle of {len(self.jobs)} jobs>"
+
+    def results(self, timeout: float | None = None) -> list[Any]:
+        """Waits for all, and returns their results in order; those of a group within are a list.
+
+        Raises:
+            As `taskq.gather`.
+        """
+        return self._filled(gather(self.jobs, timeout=timeout))
+
+    async def aresults(self, timeout: float | None = None) -> list[Any]:
+        """`results` for asyncio."""
+        return self._filled(await agather(self.jobs, timeout=timeout))
+
+    def cancel(self, *, running: bool = True) -> int:
+        """Cancels all jobs, also those before the last ones. Returns how many are cancelled now."""
+        return self.cancel_all(running=running)
+
+    def retry(self) -> int:
+        """As `retry_all`."""
+        return self.retry_all()
+
+    def _filled(self, results: list[Any]) -> list[Any]:
+        by_id = dict(zip((job._id for job in self.jobs), results, strict=True))
+
+        def fill(value: Any) -> Any:
+            return by_id[value._id] if isinstance(value, ResultOf) else [fill(item) for item in value]
+
+        filled: list[Any] = fill(self._value)
+        return filled

@@ -1,0 +1,125 @@
+"""The consumer process: cut off from what it inherited, tied to its broker, with the application imported."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from taskq.client import context
+from taskq.client.context import write_record
+from taskq.client.hooks import StartFailed
+from taskq.client.loader import load_app
+from taskq.consumer.loop import Consumer
+from taskq.consumer.outbox import Outbox
+from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.signals import note_forked_child
+from taskq.consumer.streams import flush_output, mark_output, open_output
+from taskq.model.attempt import pack_failure
+from taskq.model.errors import AppError
+from taskq.model.job import JobError
+from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, Boot
+from taskq.protocol.ops import Op
+from taskq.system import descriptors
+from taskq.system.directory import Directory
+from taskq.system.locks import hold_consumer_lock
+from taskq.system.platform import die_with_parent, name_process
+
+
+def run(boot: Boot) -> None:
+    """Runs a consumer, to its end."""
+    live_and_die_with_the_broker(boot)
+    descriptors.restore(boot.open_files)
+    send_output_to(boot.output)
+    if boot.slots > 1:
+        mark_output()
+    name_process(boot.title)
+    reader = boot.inbox._reader.fileno()  # type: ignore[attr-defined]
+    own = OwnDescriptors(
+        {boot.socket.fileno(): "the consumer's way to its broker", reader: "the way of jobs to their consumer"}
+    )
+    outbox = Outbox(boot.socket, boot.unsent, own.end_if_lost)
+    os.environ[IN_CONSUMER] = str(os.getpid())
+    try:
+        app = load_app(boot.app)
+        app.use_directory(Directory(boot.directory))
+        log_to_output_unless_the_application_does()
+        app.hooks.run_starts()
+    except BaseException as error:
+        message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
+        told = JobError(type(error).__name__, message, "" if isinstance(error, AppError) else traceback.format_exc())
+        outbox.send([Op.BOOT_FAILED], [pack_failure(None, None, told)])
+        flush_output()
+        os._exit(1)
+    gc.freeze()  # what was imported stays: the collector need not look at it again
+    gc.enable()
+    context.use_channel(outbox)
+    if boot.slots > 1:
+        from taskq.consumer.concurrent import ConcurrentConsumer  # imports asyncio, which takes 40-70 ms
+
+        ConcurrentConsumer(boot, app, outbox, own).run()
+    else:
+        Consumer(boot, app, outbox, own).run()
+    outbox.report()
+    app.hooks.run_stops()
+    flush_output()
+
+
+def live_and_die_with_the_broker(boot: Boot) -> None:
+    """Ties this process to its broker and cuts it off from everything else that it inherited."""
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is not for us, and a kill takes our children with us
+    die_with_parent()
+    if boot.parent_pid and os.getppid() != boot.parent_pid:
+        os._exit(1)  # the broker died before we asked
+    boot.inbox._writer.close()  # type: ignore[attr-defined]  # else our own end keeps the queue from ending with the broker
+    lock = hold_consumer_lock(Directory(boot.directory).consumers_lock)
+
+    def forget_in_child() -> None:
+        note_forked_child()
+        faulthandler.unregister(STACKS_SIGNAL)
+        context.forget_children()
+        # what a job forks must not speak for this consumer, nor keep its lock
+        for descriptor in (boot.socket.fileno(), lock):
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+
+    os.register_at_fork(after_in_child=forget_in_child)
+
+
+def send_output_to(output: Connection) -> None:
+    """Points this process's output, native output included, at the broker's pipe; input is empty."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    os.close(nothing)
+    output.close()
+    open_output()
+    faulthandler.enable(file=2)
+    faulthandler.register(STACKS_SIGNAL, file=2)
+
+
+def log_to_output_unless_the_application_does() -> None:
+    """Gives `logging` a way out, unless the application has set it up: level and logger stay fields of the event."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_RecordHandler())
+        if root.level == logging.WARNING:
+            root.setLevel(logging.INFO)
+
+
+class _RecordHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields: dict[str, Any] = {"event": record.getMessage(), "logger": record.name}
+            if record.exc_info:
+                fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+            write_record(record.levelname.lower(), fields)
+        except Exception:
+            self.handleError(record)

@@ -1,0 +1,413 @@
+"""Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
+
+The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), it
+was refused, for running it again could not help, or it said itself what it wants (`Retry`, `Snooze`, `Cancel`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from taskq.client import context
+from taskq.client.app import TaskQ
+from taskq.client.options.functions import misfit
+from taskq.client.options.retries import NO_RETRY_RULES, RetryRules, as_delay_s
+from taskq.client.task import Task
+from taskq.consumer.exception_text import class_name, describe, text_of
+from taskq.model.attempt import Verdict, pack_failure, pack_success
+from taskq.model.errors import Cancel, ConfigError, PayloadError, Retry, Snooze
+from taskq.model.job import JobError, JobState
+from taskq.model.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
+from taskq.model.units import text_of_bytes
+from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
+from taskq.protocol.ops import DROP_RESULT, FOLLOWS, MEMORY_LIMIT, NO_START_OPTIONS, StartOptions
+from taskq.system.usage import data_limit
+
+_SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
+#: Their frames are not the user's.
+_OWN_MODULES = (__name__, "taskq.consumer.concurrent")
+
+#: Results that are among the arguments of a job are in the journal: longer than a broker takes to come back.
+_RESULTS_TIMEOUT_S = 20.0
+#: The verdict on an attempt, the seconds it took, and the outcome.
+Ended = tuple[Verdict, float, bytes]
+#: Takes what a generator yields: the job's id, the position, the encoded value.
+OnItem = Callable[[bytes, int, bytes], None]
+_Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
+
+
+class Refused(Exception):
+    """Ends an attempt that would fail again in the same way."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.error = JobError(reason, message)
+
+
+class Runner:
+    """Runs the jobs of one process, one at a time; `taskq.consumer.concurrent` has what runs several."""
+
+    def __init__(
+        self,
+        app: TaskQ,
+        on_item: OnItem | None = None,
+        check_time: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            on_item: takes what generators yield.
+            check_time: raises JobTimeout if the time of the running job is over.
+        """
+        self._app = app
+        self._tasks = app.tasks
+        self._middleware = app.hooks.middleware
+        self._invoke = self._call_within if self._middleware else self._call
+        self._on_item = on_item
+        self._check_time = check_time
+        self._begin: Callable[[bytes, str, int, StartOptions, float], None] = context.begin
+        self._end: Callable[[], None] = context.end
+        self._event_loop: Any = None
+        #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
+        self.is_in_job = False
+
+    def run(
+        self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: StartOptions = NO_START_OPTIONS
+    ) -> Ended:
+        """Runs a job to its end, whatever that is; never raises.
+
+        Returns:
+            The verdict, the seconds it took, and the outcome.
+        """
+        started_at = time.time()
+        start = time.monotonic()
+        self._begin(job_id, task_name, attempt, extra, start)
+        try:
+            result = self._result(job_id, task_name, payload, extra)
+            duration_s = time.monotonic() - start
+            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
+        except BaseException as raised:
+            # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
+            self.is_in_job = False
+            return self._failure(raised, task_name, attempt, extra, started_at, start)
+        finally:
+            self.is_in_job = False
+            self._end()
+
+    def _failure(
+        self, raised: BaseException, task_name: str, attempt: int, extra: StartOptions, started_at: float, start: float
+    ) -> Ended:
+        """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
+        try:
+            verdict, error, delay_s = self._end_by(raised, task_name, attempt, extra)
+        except BaseException as misbehaved:
+            message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
+            verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
+        duration_s = time.monotonic() - start
+        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
+
+    def _end_by(
+        self, raised: BaseException, task_name: str, attempt: int, extra: StartOptions
+    ) -> tuple[Verdict, JobError, float | None]:
+        """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""
+        kind = type(raised)  # it is asked, not the exception, whose `__class__` may say anything
+        if issubclass(kind, Refused):
+            return Verdict.REFUSED, raised.error, None  # type: ignore[attr-defined]
+        if issubclass(kind, Cancel):
+            reason = _reason(raised)
+            return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason and f': {reason}'}"), None
+        task = self._tasks.get(task_name)
+        rules = NO_RETRY_RULES if task is None else task.retry_rules
+        if issubclass(kind, (Snooze, Retry)):
+            return _end_by_wish(raised, rules, attempt)
+        error = describe(raised, _OWN_MODULES)
+        memory_limit = extra.get(MEMORY_LIMIT)
+        if memory_limit is not None and issubclass(kind, MemoryError):
+            text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
+            return Verdict.FAILED, replace(error, type="MemoryLimit", message=text), None
+        if _gives_up(rules, raised):
+            return Verdict.REFUSED, error, None
+        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
+
+    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> bytes | None:
+        task, args, kwargs = self._prepare(job_id, task_name, payload, extra)
+        if extra and MEMORY_LIMIT in extra:
+            with data_limit(extra[MEMORY_LIMIT]):
+                value = self._invoke(task, args, kwargs)
+        else:
+            value = self._invoke(task, args, kwargs)
+        return self._encode(job_id, value, extra)
+
+    def _prepare(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> _Prepared:
+        task = self._tasks.get(task_name)
+        if task is None:
+            known = ", ".join(sorted(self._tasks)) or "none"
+            raise Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
+        try:
+            results = self._results(payload) if extra and FOLLOWS in extra else None
+            args, kwargs = decode_call(job_id, payload, results)
+        except CorruptPayload as error:
+            raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
+        if task.caster.converts:
+            args, kwargs = self._cast(task, args, kwargs)
+        return task, args, kwargs
+
+    def _results(self, payload: bytes) -> dict[bytes, Any]:
+        """The results of other jobs that are among the arguments, from the broker."""
+        results: dict[bytes, Any] = {}
+        ids = results_in(payload)
+        if not ids:
+            return results
+        with self._app.client.watching(ids) as endings:
+            while endings.waiting:
+                job_id, ending = endings.next(_RESULTS_TIMEOUT_S)
+                if ending is None or ending.state != JobState.SUCCEEDED:
+                    told = "is not known any more" if ending is None else f"has {ending.state.value}"
+                    raise Refused("ParentFailed", f"job {job_id.hex()}, whose result is an argument, {told}")
+                result = ending.outcome.result
+                results[job_id] = None if result is None else decode_result(job_id, result)
+        return results
+
+    def _encode(self, job_id: bytes, value: Any, extra: StartOptions) -> bytes | None:
+        if value is None or (extra and DROP_RESULT in extra):
+            return None  # most jobs are run for their effect
+        try:
+            result = encode_result(job_id, value)
+        except PayloadError as error:
+            raise Refused("UnserializableResult", str(error)) from error
+        if len(result) > MAX_PAYLOAD_BYTES:
+            raise Refused(
+                "ResultTooLarge",
+                f"the result takes {len(result):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                "write it to a file and return the path",
+            )
+        return result
+
+    def _cast(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            return task.caster.cast(args, kwargs)
+        except Exception as error:
+            raise Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+
+    def _call_within(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The call, and the application's middleware around it."""
+        self.is_in_job = True
+        try:
+            with self._around():
+                return self._call(task, args, kwargs)
+        finally:
+            self.is_in_job = False
+
+    def _around(self) -> Around:
+        """The application's middleware, for the job that runs here."""
+        return Around(self._middleware, context.current_job())
+
+    def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        self.is_in_job = True
+        try:
+            if task.is_async:
+                return self._run_coroutine(task.function(*args, **kwargs))
+            value = task.function(*args, **kwargs)
+            return self._exhaust(value) if task.is_generator else value
+        except TypeError as error:
+            # raised by the call itself, not inside: then the arguments do not fit the function
+            if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                told = misfit(task.function, args, kwargs)
+                if told is not None:
+                    raise Refused("BadArguments", f"{task.name}: {told}") from error
+            raise
+        finally:
+            self.is_in_job = False
+
+    def _exhaust(self, generator: Any) -> Any:
+        """Runs a generator to its end, and tells what it yields. Returns what it returns."""
+        items = Items(context.current_job().id, self._on_item)
+        if hasattr(generator, "__anext__"):
+            return self._run_coroutine(self._exhaust_async(generator, items))
+        return self._exhaust_sync(generator, items)
+
+    def _exhaust_sync(self, generator: Generator[Any, None, Any], items: Items) -> Any:
+        try:
+            while True:
+                try:
+                    value = next(generator)
+                except StopIteration as end:
+                    return end.value
+                self._take(items, value)
+        finally:
+            generator.close()
+
+    async def _exhaust_async(self, generator: AsyncGenerator[Any, None], items: Items) -> None:
+        try:
+            async for value in generator:
+                self._take(items, value)
+        finally:
+            await generator.aclose()
+
+    def _take(self, items: Items, value: Any) -> None:
+        self.is_in_job = False  # a timeout must not interrupt what is sent
+        items.take(value)
+        self.is_in_job = True
+        if self._check_time is not None:
+            self._check_time()
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        import asyncio  # takes 40-70 ms to import: only applications with async tasks pay for it
+
+        if self._event_loop is None:
+            self._event_loop = asyncio.Runner()
+        try:
+            ended: list[tuple[Any, BaseException | None]] = []
+            self._event_loop.run(_await(coroutine, ended))
+            value, raised = ended[0]
+            if raised is not None:
+                raise raised
+            return value
+        except BaseException:
+            # a timeout may have left the coroutine unfinished: a new loop for the next job, this one cleaned up
+            event_loop, self._event_loop = self._event_loop, None
+            event_loop.close()
+            raise
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any], ended: list[tuple[Any, BaseException | None]]) -> None:
+    """Keeps what a coroutine returns or raises from asyncio, which looks into both: with an exception whose code
+    misbehaves its loop would never end."""
+    try:
+        ended.append((await coroutine, None))
+    except BaseException as raised:
+        ended.append((None, raised))
+
+
+class Around:
+    """The middleware around one job. An error that it keeps to itself goes on: that makes no success of a failure."""
+
+    def __init__(
+        self,
+        middleware: list[Callable[[context.CurrentJob], AbstractContextManager[None]]],
+        job: context.CurrentJob,
+    ) -> None:
+        self._middleware = middleware
+        self._job = job
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        raised: BaseException | None = None
+        with ExitStack() as stack:
+            try:
+                for make in self._middleware:
+                    stack.enter_context(make(self._job))
+            except BaseException as error:
+                raised = error
+                raise
+            self._stack = stack.pop_all()
+        if raised is not None:
+            raise raised
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, frames)
+
+
+class Items:
+    """What one attempt of a generator has yielded."""
+
+    def __init__(self, job_id: str, on_item: OnItem | None) -> None:
+        self._job_id = bytes.fromhex(job_id)
+        self._on_item = on_item
+        self._pid = os.getpid()
+        self._count = 0
+        self._bytes = 0
+
+    def take(self, value: Any) -> None:
+        """Sends a value, now or in a moment."""
+        if self._on_item is None or os.getpid() != self._pid:
+            return  # what a job forks does not speak for it
+        try:
+            item = encode_result(self._job_id, value)
+        except PayloadError as error:
+            raise Refused("UnserializableItem", f"item {self._count}: {error}") from error
+        self._bytes += len(item)
+        if self._count == MAX_ITEMS or self._bytes > MAX_ITEMS_BYTES or len(item) > MAX_PAYLOAD_BYTES:
+            raise Refused(
+                "TooManyItems",
+                f"item {self._count} takes {len(item):,} bytes, all so far {self._bytes:,}; the limits of a job are "
+                f"{MAX_ITEMS:,} items, {MAX_PAYLOAD_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
+            )
+        self._on_item(self._job_id, self._count, item)
+        self._count += 1
+
+
+def _end_by_wish(raised: BaseException, rules: RetryRules, attempt: int) -> tuple[Verdict, JobError, float | None]:
+    """What a Retry or a Snooze makes of its attempt; a wish that makes no sense is the error that its `__init__` of
+    ours would have raised."""
+    error = describe(raised, _OWN_MODULES)
+    try:
+        wish_s = _wish_s(raised)
+    except BaseException as wrong:
+        error = replace(error, type=class_name(wrong), message=text_of(wrong))
+        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
+    if issubclass(type(raised), Snooze):
+        return Verdict.SNOOZED, JobError("Snoozed", _reason(raised) or f"for {wish_s:g} s"), wish_s
+    return Verdict.FAILED, error, _delay_s(rules, attempt, raised) if wish_s is None else wish_s
+
+
+def _wish_s(raised: BaseException) -> float | None:
+    """The seconds that a Retry or a Snooze wants to wait. A subclass may have called no `__init__`, or set anything.
+
+    Raises:
+        ConfigError: that is not a number of seconds which a job can wait. What else its own code raises, too.
+    """
+    delay: object = getattr(raised, "delay", None)
+    name, is_snooze = class_name(raised), issubclass(type(raised), Snooze)
+    if delay is None and not is_snooze:
+        return None
+    wish_s = as_delay_s(delay)
+    if wish_s is not None and (wish_s > 0 or not is_snooze):
+        return wish_s
+    if is_snooze:
+        raise ConfigError(
+            f"{name}.delay is {delay!r:.100}: use seconds greater than 0, and call super().__init__(delay)"
+        )
+    raise ConfigError(f"{name}.delay is {delay!r:.100}: use seconds, 0 or more, or None for the task's backoff")
+
+
+def _reason(raised: BaseException) -> str:
+    """What a Snooze or a Cancel says of itself, if it does."""
+    try:
+        return text_of(getattr(raised, "reason", ""))
+    except BaseException as error:
+        return f"<its reason raised {class_name(error)}>"
+
+
+def _gives_up(rules: RetryRules, raised: BaseException) -> bool:
+    try:
+        return rules.gives_up(raised)
+    except BaseException as error:
+        _tell_of_rule(
+            f"the task's retry_on or give_up_on failed ({class_name(error)}: {text_of(error)}): it is retried"
+        )
+        return False
+
+
+def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | None:
+    try:
+        return rules.delay_s(attempt, raised)
+    except BaseException as error:
+        # the job's error is what counts, and a retry what was wanted: the default delay serves
+        told = f"{class_name(error)}: {text_of(error)}"
+        _tell_of_rule(f"the task's backoff function failed ({told}): the default delay is taken")
+        return None
+
+
+def _tell_of_rule(text: str) -> None:
+    try:
+        context.write_record("error", {"event": text})
+    except BaseException:
+        pass  # the job has closed or replaced its output, and the end of the job is more than this

@@ -1,0 +1,106 @@
+"""Standard output and error of a consumer. Where several jobs run at once, each line says which of them wrote it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import FileIO, TextIOWrapper
+
+from taskq.client.context import RunningJob, concurrent, write_record
+from taskq.consumer.exception_text import class_name, text_of
+from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
+
+#: Writes of this size are whole, whoever else writes to the pipe (POSIX says so of PIPE_BUF, 4,096 on Linux).
+_WHOLE_BYTES = 4_096
+
+
+_DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+def open_output() -> None:
+    """Gives this process streams of its own for its standard output and error."""
+    for name in _DESCRIPTORS:
+        _open(name)
+
+
+def _open(name: str) -> None:
+    stream = open(  # noqa: SIM115
+        _DESCRIPTORS[name], "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
+    setattr(sys, name, stream)
+
+
+def flush_output() -> None:
+    """Writes out what a job left in the buffers of its standard streams."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
+        _mend_output()
+
+
+def _mend_output() -> None:
+    """Puts new streams in the place of those that cannot be flushed, and tells of it."""
+    broken: dict[str, BaseException] = {}
+    for name in _DESCRIPTORS:
+        try:
+            getattr(sys, name).flush()
+        except BaseException as error:
+            broken[name] = error
+            _open(name)
+    for name, raised in broken.items():
+        told = f"{class_name(raised)}: {text_of(raised)}"
+        write_record("warning", {"event": f"the job left a sys.{name} that cannot be flushed ({told}): it is replaced"})
+
+
+class JobStream(TextIOWrapper):
+    """A text stream whose lines begin with the mark of the job that wrote them.
+
+    A line is written when it is complete, or when its job ends: lines of several jobs do not mix. What writes to the
+    descriptor itself (C code, subprocesses, `sys.stdout.buffer`) is not marked.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        raw = FileIO(descriptor, "w", closefd=False)
+        super().__init__(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        """Writes the lines that are complete now."""
+        job = concurrent()
+        if job is None:
+            return super().write(text)
+        lines = (job.rests.pop(self._descriptor, "") + text).split("\n")
+        rest = lines.pop()
+        if len(rest) > MAX_OUTPUT_LINE_BYTES:
+            lines.append(rest)
+        elif rest:
+            job.rests[self._descriptor] = rest
+        if lines:
+            self._write_lines(job, lines)
+        return len(text)
+
+    def end(self, job: RunningJob) -> None:
+        """Writes what a job left without a line end."""
+        rest = job.rests.pop(self._descriptor, "")
+        if rest:
+            self._write_lines(job, [rest])
+
+    def _write_lines(self, job: RunningJob, lines: list[str]) -> None:
+        chunk = b""
+        for line in lines:
+            data = f"{job.mark}{line}\n".encode("utf-8", "backslashreplace")
+            if len(chunk) + len(data) > _WHOLE_BYTES:
+                self._write_bytes(chunk)
+                chunk = b""
+            chunk += data
+        self._write_bytes(chunk)
+
+    def _write_bytes(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def mark_output() -> None:
+    """Makes standard output and error tell which job wrote each line."""
+    sys.stdout, sys.stderr = JobStream(1), JobStream(2)

@@ -1,0 +1,224 @@
+"""What happens when jobs are handed in: is there room, and is there one of their kind already?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.attempt import pack_failure
+from taskq.model.constraints import Constraints, UniqueKey
+from taskq.model.errors import EnqueueError, QueueFull
+from taskq.model.job import JobError, JobRow, enqueued_at
+from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
+from taskq.protocol.submissions import Submission
+
+if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
+    from taskq.broker.core.core import Core
+
+
+class Admitted(NamedTuple):
+    """What became of a submission.
+
+    Attributes:
+        rows: the jobs that are new, in order.
+        earlier: for each job that is left out, its id and that of the job that was there before.
+        replaced: jobs that had to give way, as they were, with the outcome that they get.
+        ended: all jobs that end with this submission.
+        before: jobs that ended before, and that new ones come after.
+    """
+
+    rows: list[JobRow]
+    earlier: dict[bytes, bytes]
+    replaced: list[StoredJob]
+    ended: list[Ended]
+    before: dict[bytes, StoredState]
+
+
+class Consumers(Protocol):
+    """What must be known of the consumers; see `taskq.broker.consumers.pool.Crew`."""
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether a job runs now."""
+
+    def withdraw(self, job_id: bytes) -> bool:
+        """Takes a job back from the consumer it was sent to; returns False if it runs."""
+
+
+class Admission:
+    """Takes submissions into the store. Used by the committer alone."""
+
+    def __init__(self, store: Store, core: Core, consumers: Consumers) -> None:
+        self._store = store
+        self._core = core
+        self._consumers = consumers
+        self._taken: dict[str, int] = {}  # jobs taken into each queue that the core was not told of yet
+
+    def begin(self) -> None:
+        """A new transaction begins: what was taken before is known to the core, or was dropped."""
+        self._taken.clear()
+
+    def take(self, submission: Submission, wall: float) -> Admitted:
+        """Takes in the jobs of a submission, in the store's transaction.
+
+        Raises:
+            QueueFull: too many wait.
+            EnqueueError: see `Store.submit`.
+            StoreFull: the disk is full.
+        """
+        if submission.parts:
+            return self._take_parts(submission)
+        constraints = submission.constraints
+        before = self._before(submission) if constraints is not None else {}
+        if constraints is None or not any(own.unique for own in constraints):
+            self._check_room(submission, len(submission.ids))
+            rows = self._store.submit(submission.spec, submission.ids, submission.payloads, constraints)
+            taken = Admitted(rows, {}, [], [], before)
+        else:
+            taken = self._take_unique(submission, constraints, wall)._replace(before=before)
+        queue = submission.spec.queue
+        self._taken[queue] = self._taken.get(queue, 0) + len(taken.rows)
+        return taken
+
+    def _take_parts(self, submission: Submission) -> Admitted:
+        """Takes in all parts or, if it raises, none."""
+        taken = Admitted([], {}, [], [], {})
+        if self._store.states(submission.ids):
+            return taken  # it was sent before
+        for part in submission.parts:
+            self._check_room(part, len(part.ids))
+        before = self._before(submission)
+        for part in submission.parts:
+            rows = self._store.submit(part.spec, part.ids, part.payloads, part.constraints)
+            taken.rows.extend(rows)
+            self._taken[part.spec.queue] = self._taken.get(part.spec.queue, 0) + len(rows)
+        return taken._replace(before=before)
+
+    def unknown_parents(self, submission: Submission) -> list[bytes]:
+        """The jobs that new ones come after, and that are not known."""
+        parents = _parents(submission)
+        known = self._store.states(parents)
+        return [parent for parent in parents if parent not in known]
+
+    def _before(self, submission: Submission) -> dict[bytes, StoredState]:
+        """The jobs that new ones come after and that have ended already.
+
+        Raises:
+            EnqueueError: one of them is not known.
+        """
+        parents = _parents(submission)
+        states = self._store.states(parents)
+        unknown = [parent for parent in parents if parent not in states]
+        if unknown and not self._store.states(submission.ids):  # else it is sent again, and was checked
+            raise EnqueueError(
+                f"there is no job {unknown[0].hex()} to come after: it never was, or it is no longer kept"
+            )
+        return {parent: kept for parent, kept in states.items() if kept >= FIRST_FINAL}
+
+    def _check_room(self, submission: Submission, jobs: int) -> None:
+        most = submission.spec.max_queued
+        if most is None or submission.peer is None:
+            return  # what was spooled was accepted
+        queue = submission.spec.queue
+        waiting = self._core.queued(queue) + self._taken.get(queue, 0)
+        if jobs > 0 and waiting + jobs > most:
+            raise QueueFull(
+                f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "
+                f'(max_queued=): try again later, or enqueue with when_full="wait"'
+            )
+
+    def _take_unique(self, submission: Submission, constraints: list[Constraints], wall: float) -> Admitted:
+        """Takes in those that are the first of their kind; they may meet each other, too."""
+        known = self._store.states(submission.ids)  # they were taken in before, and are sent again: that stands
+        fresh: dict[str, int] = {  # by key: the position of the job that has it now
+            own.unique.key: position
+            for position, (job_id, own) in enumerate(zip(submission.ids, constraints, strict=True))
+            if job_id in known and own.unique is not None
+        }
+        left_out: dict[int, str] = {}  # the positions of those that others stand for, and their keys
+        replaced: list[StoredJob] = []
+        released: list[JobRow] = []
+        holders = self._store.with_keys([own.unique.key for own in constraints if own.unique is not None])
+        for position, (job_id, own) in enumerate(zip(submission.ids, constraints, strict=True)):
+            if own.unique is None or job_id in known:
+                continue
+            key = own.unique.key
+            before = fresh.get(key)
+            if before is not None:
+                gives_way = own.unique.replaces and submission.ids[before] not in known
+                last, fresh[key] = (before, position) if gives_way else (position, before)
+                left_out[last] = key
+                continue
+            holder = holders.get(key)
+            if holder is None:
+                fresh[key] = position
+            elif not self._counts(holder, own.unique, wall):
+                released.append(holder.row)
+                fresh[key] = position
+            elif own.unique.replaces and holder.kept < FIRST_FINAL and self._consumers.withdraw(holder.row.id):
+                replaced.append(holder)
+                fresh[key] = position
+            else:
+                left_out[position] = key
+        keep = [position for position in range(len(constraints)) if position not in left_out]
+        self._check_room(submission, len(keep) - len(replaced))  # those that are left out need none
+        if released or replaced:
+            self._store.release_keys([*released, *(job.row for job in replaced)])
+        earlier = {
+            submission.ids[position]: submission.ids[fresh[key]] if key in fresh else holders[key].row.id
+            for position, key in left_out.items()
+        }
+        return self._submit(submission, constraints, keep, earlier, replaced)
+
+    def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:
+        """Whether a job that has the key keeps others out."""
+        if unique.period_s is not None and enqueued_at(holder.row.id) + unique.period_s > wall:
+            return True
+        if holder.kept >= FIRST_FINAL:
+            return False
+        return not (unique.until_start and self._consumers.is_running(holder.row.id))
+
+    def _submit(
+        self,
+        submission: Submission,
+        constraints: list[Constraints],
+        keep: list[int],
+        earlier: dict[bytes, bytes],
+        replaced: list[StoredJob],
+    ) -> Admitted:
+        rows: list[JobRow] = []
+        spec, ids, payloads = submission.spec, submission.ids, submission.payloads
+        if keep:
+            own = [constraints[position] for position in keep]
+            rows = self._store.submit(spec, [ids[p] for p in keep], [payloads[p] for p in keep], own)
+        ended: list[Ended] = [
+            (job.row, StoredState.CANCELLED, _cancelled("a later job with the same unique key took its place"))
+            for job in replaced
+        ]
+        if earlier and submission.peer is None:
+            ended += self._note_spooled(submission, earlier)
+            earlier = {}
+        return Admitted(rows, earlier, replaced, ended, {})
+
+    def _note_spooled(self, submission: Submission, earlier: dict[bytes, bytes]) -> list[Ended]:
+        """Whoever spooled a job that is left out has only its own id: it ends as cancelled, and says why."""
+        payload_of = dict(zip(submission.ids, submission.payloads, strict=True))
+        rows = self._store.submit(submission.spec, list(earlier), [payload_of[job_id] for job_id in earlier])
+        return [
+            (
+                row,
+                StoredState.CANCELLED,
+                _cancelled(f"job {earlier[row.id].hex()} with the same unique key was there before"),
+            )
+            for row in rows
+        ]
+
+
+def _parents(submission: Submission) -> list[bytes]:
+    """The jobs, not of this submission, that those of it come after."""
+    parts = [part.constraints for part in submission.each if part.constraints is not None]
+    parents = {parent for constraints in parts for own in constraints for parent, _ in own.after}
+    return list(parents.difference(submission.ids)) if parents else []
+
+
+def _cancelled(reason: str) -> bytes:
+    return pack_failure(None, None, JobError("Duplicate", reason))

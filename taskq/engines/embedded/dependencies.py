@@ -1,0 +1,150 @@
+"""Jobs that come after others: what follows from the ends of jobs, in the transaction that records these ends.
+
+ended jobs -> edges -> becomes (a pure rule) -> let go | cancelled -> ended jobs -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.attempt import pack_failure, unpack
+from taskq.model.effects import Event
+from taskq.model.errors import ProtocolError
+from taskq.model.job import JobError, JobRow
+from taskq.model.stored import Edge, Ended, StoredJob, StoredState
+
+#: Links that one commit looks at: it takes some 50 ms. What is left is done in the next ones, or at the next start.
+_EDGES = 2_000
+#: So much of a culprit's error is told with each job that is cancelled because of it.
+_TOLD_CHARS = 200
+
+
+class Fate(Enum):
+    """What becomes of a job when some of those before it have ended."""
+
+    WAITS = auto()
+    GOES = auto()
+    CANCELLED = auto()
+
+
+def becomes(ends: Iterable[tuple[StoredState, bool]], is_last: bool) -> Fate:
+    """The rule.
+
+    Args:
+        ends: how jobs before it ended, each with whether the job goes on if that one did not succeed.
+        is_last: whether no other is left that it waits for.
+    """
+    if any(kept != StoredState.SUCCEEDED and not goes_on for kept, goes_on in ends):
+        return Fate.CANCELLED  # at once: what it waits for besides cannot change that
+    return Fate.GOES if is_last else Fate.WAITS
+
+
+@dataclass(slots=True)
+class Released:
+    """What the end of jobs has brought about.
+
+    Attributes:
+        queued: jobs that run now.
+        next_due: when the first of those is due that were to come later.
+        ended: jobs that do not run, since one before them did not succeed.
+        notes: lines for the log.
+        left: jobs that have ended, and that more come after than were looked at: to be handed over in the next commit.
+    """
+
+    queued: list[JobRow] = field(default_factory=list)
+    next_due: float | None = None
+    ended: list[Ended] = field(default_factory=list)
+    notes: list[Event] = field(default_factory=list)
+    left: dict[bytes, StoredState] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.queued or self.ended or self.next_due or self.left)
+
+
+def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: float, limit: int = _EDGES) -> Released:
+    """Lets jobs go that waited for these, or cancels them, and those that waited for them in turn. Commits nothing."""
+    handed = Released(left=dict(ends))
+    reasons: dict[bytes, JobError] = {}  # why jobs were cancelled here: the first that did not succeed
+    while handed.left and store.has_waiting:
+        ends = handed.left
+        by_child: dict[int, list[Edge]] = {}
+        edges = store.passed(list(ends), limit)
+        limit -= len(edges)
+        for edge in edges:
+            by_child.setdefault(edge.child, []).append(edge)
+        decided = {
+            child: becomes([(ends[edge.parent], edge.goes_on) for edge in edges], edges[0].is_last)
+            for child, edges in by_child.items()
+        }
+        _let_go(store, [child for child, what in decided.items() if what is Fate.GOES], handed, wall)
+        stopped = [child for child, what in decided.items() if what is Fate.CANCELLED]
+        more = _cancel(store, stopped, by_child, ends, reasons, handed, wall) if stopped else {}
+        handed.left = more if limit > 0 else {**ends, **more}
+        if limit <= 0:
+            return handed
+    handed.left = {}
+    return handed
+
+
+def _let_go(store: Store, seqs: list[int], handed: Released, wall: float) -> None:
+    jobs = store.still_waiting(seqs)
+    if not jobs:
+        return
+    store.let_go(jobs, wall)
+    for job in jobs:
+        if job.due_at is None or job.due_at <= wall:
+            handed.queued.append(job.row)
+        else:
+            handed.next_due = min(job.due_at, handed.next_due or job.due_at)
+
+
+def _cancel(
+    store: Store,
+    seqs: list[int],
+    edges: Mapping[int, list[Edge]],
+    ends: Mapping[bytes, StoredState],
+    reasons: dict[bytes, JobError],
+    handed: Released,
+    wall: float,
+) -> dict[bytes, StoredState]:
+    """Returns the ends of these jobs."""
+    ended: list[Ended] = []
+    for job in store.still_waiting(seqs):
+        parent = next(e.parent for e in edges[job.row.seq] if ends[e.parent] != StoredState.SUCCEEDED and not e.goes_on)
+        if parent not in reasons:
+            reasons[parent] = _reason(store, parent, ends[parent])
+        reasons[job.row.id] = error = reasons[parent]
+        ended.append((job.row, StoredState.CANCELLED, pack_failure(None, None, error)))
+        handed.notes.append(Event("job.cancelled", {"row": job.row, "error": error}))
+    store.call_off(ended, wall)
+    handed.ended += ended
+    return dict.fromkeys((row.id for row, _, _ in ended), StoredState.CANCELLED)
+
+
+def _reason(store: Store, culprit: bytes, kept: StoredState) -> JobError:
+    """Why jobs are cancelled that come after this one. One that was cancelled because of another hands that on."""
+    job = store.read(culprit)  # None: it was purged
+    error = None if job is None else _error_in(job)
+    if error is not None and error.type == "ParentFailed":
+        return error
+    of_task = "" if job is None else f" of {job.row.spec.task}"
+    return JobError("ParentFailed", f"job {culprit.hex()}{of_task}, which it comes after, {_told(kept, error)}")
+
+
+def _error_in(job: StoredJob) -> JobError | None:
+    try:
+        return None if job.outcome is None else unpack(job.outcome).error
+    except ProtocolError:
+        return None  # it is told where the outcome itself is read; here it must not hold up those that come after
+
+
+def _told(kept: StoredState, error: JobError | None) -> str:
+    text = "" if error is None else " ".join(error.message.split())
+    if len(text) > _TOLD_CHARS:
+        text = f"{text[:_TOLD_CHARS]}..."
+    if kept == StoredState.FAILED:
+        return "failed" if error is None else f"failed: {error.type}: {text}"
+    return "expired" if kept == StoredState.EXPIRED else f"was {text or 'cancelled'}"

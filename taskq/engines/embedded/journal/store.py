@@ -1,0 +1,274 @@
+"""Where jobs live: the interface that every store implements.
+
+The embedded store (`taskq.engines.embedded.journal.sqlite`) has one user, the broker of its directory. A shared store
+(Redis, PostgreSQL; later) has a broker per machine, and each leases jobs for its own consumers the same way: `lease`
+hands out jobs that nobody else holds, `settle` ends or reschedules them, `release` gives them back. So the broker
+never assumes that it is alone; it only assumes that what it leased is its own until it settles or releases it.
+
+All changes between two calls of `commit` become durable together, in it, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from taskq.model.constraints import Constraints
+from taskq.model.job import JobRow
+from taskq.model.partition import Partition, Starts
+from taskq.model.schedule import ScheduleRow
+from taskq.model.spec import Spec
+from taskq.model.stored import Edge, Ended, Rescheduled, StoredJob, StoredState
+
+
+class Wanted(NamedTuple):
+    """Which jobs are meant; None for all.
+
+    Attributes:
+        kept: their state.
+        task, queue: these names.
+        before: ended before this time, or enqueued if they wait, in seconds since 1970.
+    """
+
+    kept: StoredState | None = None
+    task: str | None = None
+    queue: str | None = None
+    before: float | None = None
+
+
+class Totals:
+    """What ever happened in a queue's directory. Durable with the jobs they count, so they never go backwards."""
+
+    __slots__ = ("cancelled", "crashed", "enqueued", "expired", "failed", "retried", "succeeded")
+
+    def __init__(
+        self,
+        enqueued: int = 0,
+        succeeded: int = 0,
+        failed: int = 0,
+        retried: int = 0,
+        crashed: int = 0,
+        cancelled: int = 0,
+        expired: int = 0,
+    ) -> None:
+        self.enqueued = enqueued
+        self.succeeded = succeeded
+        self.failed = failed
+        self.retried = retried
+        self.crashed = crashed
+        self.cancelled = cancelled
+        self.expired = expired
+
+    def as_dict(self) -> dict[str, int]:
+        """The totals by name, in a fixed order."""
+        return {name: getattr(self, name) for name in TOTAL_NAMES}
+
+
+TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled", "expired")
+
+
+class Store(Protocol):
+    """A store's operations. All raise JournalError when the store cannot be trusted, StoreFull when it is full."""
+
+    totals: Totals
+    #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
+    is_full: bool
+    #: Whether a job waits for the end of another: if not, none of those below need be asked.
+    has_waiting: bool
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence number that was given to a job."""
+
+    def submit(
+        self,
+        spec: Spec,
+        ids: Sequence[bytes],
+        payloads: Iterable[bytes],
+        constraints: Sequence[Constraints | None] | None = None,
+    ) -> list[JobRow]:
+        """Takes in jobs: waiting ones where the terms say what they come after, scheduled ones where these say when
+        they are due, else queued. An id that is known already is the same job, sent again: it is left out.
+
+        Args:
+            terms: of each job; None: of no job.
+
+        Returns:
+            The rows that are new, in order.
+
+        Raises:
+            EnqueueError: a known id came with another payload.
+        """
+
+    def waiting(self) -> list[tuple[Partition, int, int]]:
+        """At the start: the partitions that have queued jobs, how many, and the lowest sequence number."""
+
+    def retried_in_order(self) -> list[JobRow]:
+        """At the start: queued and scheduled jobs with an order key that were started before."""
+
+    def lease(self, partition: Partition, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
+        """Leases the oldest queued jobs of a partition that this owner does not hold.
+
+        Args:
+            after: leave out jobs up to this sequence number: the owner holds them.
+            limit: at most so many.
+            max_bytes: stop when payloads of this size are together (at least one job is returned).
+
+        Returns:
+            The jobs, and whether they are all there are.
+        """
+
+    def lease_due(self, now: float, limit: int) -> list[JobRow]:
+        """Makes scheduled jobs queued whose time has come (seconds since 1970), oldest first, and leases them."""
+
+    def next_due(self) -> float | None:
+        """When the first scheduled job is due, in seconds since 1970."""
+
+    def next_expiry(self) -> float | None:
+        """When the first scheduled or queued job expires, in seconds since 1970."""
+
+    def expired(self, now: float, limit: int) -> list[StoredJob]:
+        """Reads scheduled and queued jobs whose time to start is over (seconds since 1970), also those that run."""
+
+    def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
+        """Finds the jobs that have these unique keys."""
+
+    def release_keys(self, rows: Iterable[JobRow]) -> None:
+        """Others may have the unique keys of these jobs now."""
+
+    def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
+        """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
+
+    # -- jobs that come after others
+
+    def states(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+        """The states of jobs; of those that are known."""
+
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        """Notes that these jobs have ended, and finds those that came after them: each edge once, at most so many."""
+
+    def set_free(self, parents: Sequence[bytes]) -> bool:
+        """Whether a job waits for nothing but one of these."""
+
+    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        """Reads those of these jobs that wait for others."""
+
+    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+        """Makes jobs that waited for others scheduled if they are due later than now, else queued; leases those."""
+
+    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+        """Ends jobs as cancelled that wait for others, so that they can be called back."""
+
+    def keep_off(self, row: JobRow) -> None:
+        """A cancelled job stays cancelled, also if it was called off."""
+
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+        """Has those wait again that were called off because of these jobs, and those that were because of them; but not
+        if another is no longer there that must have succeeded.
+
+        Returns:
+            The jobs that have ended, not with success, among all that these come after: they are to be handed over.
+        """
+
+    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
+        """At the start: jobs that have ended, whose ends were not handed on to those that come after them; as cancelled
+        those that were removed."""
+
+    def parents(self, seq: int, limit: int) -> list[bytes]:
+        """The jobs that a job comes after. Known until it has succeeded, or was cancelled."""
+
+    def followers(self, job_id: bytes, limit: int) -> list[bytes]:
+        """The jobs that come after a job, and have not ended."""
+
+    def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
+        """Records what a job has yielded, from position `first`. What stands at a position already stays."""
+
+    def items(self, seq: int, start: int, limit: int, max_bytes: int) -> list[bytes]:
+        """What a job has yielded, from position `start`: at most `limit`, of this size together (at least one)."""
+
+    def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
+        """Records the checkpoints of jobs that are running."""
+
+    def release(self, rows: Iterable[JobRow]) -> None:
+        """Gives jobs back that have not started."""
+
+    def extend(self) -> None:
+        """Tells the store that this owner lives. The embedded store needs no such sign."""
+
+    def commit(self) -> None:
+        """Makes all changes since the last commit durable."""
+
+    def rollback(self) -> None:
+        """Drops all changes since the last commit."""
+
+    def make_room(self) -> None:
+        """After StoreFull: frees what was set aside, so that outcomes can still be recorded, and sets `is_full`."""
+
+    def keep_room(self) -> None:
+        """Sets space aside again, if there is enough. Called now and then."""
+
+    def read(self, job_id: bytes) -> StoredJob | None:
+        """Reads one job."""
+
+    def attempts(self, row: JobRow) -> list[tuple[int, bytes]]:
+        """The attempts of a job that it was run again after: their numbers and outcomes, in order. Of many the first
+        and the last ones, with long texts cut."""
+
+    def find(
+        self, wanted: Wanted, after: int, before: int, limit: int, *, newest_first: bool
+    ) -> tuple[list[StoredJob], int | None]:
+        """Reads jobs between two sequence numbers, these excluded, without payloads and large results.
+
+        Looks at a bounded number of jobs, so that it takes a few milliseconds.
+
+        Returns:
+            The jobs that are wanted, in order; and the sequence number where to go on, as `after` or as `before`, or
+            None if all were looked at.
+        """
+
+    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+        """Makes failed jobs queued again, at the end of their queues, with their failures and crashes forgiven. They do
+        not expire any more, and do not get their unique keys back.
+
+        Returns:
+            Their rows, without payloads, with their new sequence numbers, which ascend.
+        """
+
+    def remove(self, jobs: Sequence[StoredJob]) -> None:
+        """Removes jobs that nobody holds. Those that had not ended are counted as cancelled."""
+
+    def pause(self, queues: Iterable[str], is_paused: bool) -> None:
+        """Notes queues as paused, or as paused no more."""
+
+    def keep_rates(self, rates: Sequence[tuple[str, Starts, float]]) -> None:
+        """Notes the starts that count for rates: name, starts, and when they count no more (seconds since 1970)."""
+
+    def rates(self, now: float) -> dict[str, Starts]:
+        """At the start: the starts that still count for rates, by name. Forgets the others."""
+
+    def paused(self) -> frozenset[str]:
+        """The queues that are paused."""
+
+    def schedules(self) -> list[ScheduleRow]:
+        """All schedules, by name."""
+
+    def put_schedule(self, row: ScheduleRow) -> None:
+        """Records a schedule, in place of the one that has its name."""
+
+    def remove_schedule(self, name: str) -> None:
+        """Forgets a schedule, if there is one of that name."""
+
+    def counts(self, kept: StoredState) -> dict[str, int]:
+        """Counts the jobs of each queue in one state. Fast for scheduled and waiting ones; for others it looks at every
+        job."""
+
+    def prune(self, before: float, keep: int, limit: int) -> int:
+        """Removes ended jobs, but failed ones and those that others come after, that ended before a time or are more
+        than `keep`; at most `limit` of them, so that it takes a few milliseconds. Returns how many were removed."""
+
+    def tidy(self, now: float, limit: int) -> int:
+        """Forgets keys that no queued job has and rates that count no more (seconds since 1970). It looks at so many
+        of each at the most. Returns how many were forgotten."""
+
+    def close(self) -> None:
+        """Closes cleanly."""

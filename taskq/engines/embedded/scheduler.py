@@ -1,0 +1,290 @@
+"""The schedules of a queue's directory: fires them when their time has come, and changes them when asked.
+
+The broker's clock is the only one. A fire is a submission like a client's, and the schedule's next time is recorded in
+the same transaction: after a crash either both are there or neither, and then the same job is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import Any
+
+import msgpack
+
+from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.errors import ConfigError, ScheduleNotFound, StoreFull, TaskQError
+from taskq.model.limits import MAX_SCHEDULES
+from taskq.model.schedule import (
+    Due,
+    Schedule,
+    ScheduleRow,
+    ahead_s,
+    constraints_for,
+    due,
+    fired_id,
+    next_fire,
+    payload_for,
+    told_of,
+)
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.protocol.submissions import Submission
+
+#: What does not fit onto the disk is tried again after this time.
+_FULL_AGAIN_S = 0.5
+#: If the clocks differ by so much more or less than a moment ago, somebody has set one.
+_CLOCK_IS_SET_S = 0.5
+#: Schedules that fire in one commit; the others in the next turn of the loop.
+_SCHEDULES_AT_ONCE = 200
+_WHY_SKIPPED = {
+    "skip": "the job of the last fire has not ended",
+    "buffer_one": "the job of the last fire is kept back already",
+}
+
+
+class Scheduler:
+    """All schedules. Used by the broker's loop alone."""
+
+    def __init__(self, store: Store, committer: Committer, log: Any, wall: float) -> None:
+        """
+        Args:
+            log: a structlog logger.
+            wall: the time, in seconds since 1970.
+        """
+        self._store = store
+        self._committer = committer
+        self._log = log
+        self._app: str | None = None  # whose declared schedules fire: the application that the consumers run
+        self._declared: tuple[str, list[Schedule]] | None = None  # told by a consumer, to be looked at
+        self._rows: dict[str, ScheduleRow] = {}
+        self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and of no other application
+        self._skipping: set[str] = set()  # left out their last fire, since a job had not ended
+        self._ahead_s: dict[str, float] = {}  # of those whose times run ahead of the clock, since that was set back
+        self._clock_s = inf  # what the clock was ahead of the monotonic one
+        self.next_fire_at: float | None = None  # seconds since 1970
+        for row in store.schedules():
+            self._hold(row.schedule.name, row, wall)
+        self._look_ahead()
+
+    # -- its memory
+
+    def _hold(self, name: str, row: ScheduleRow | None, wall: float) -> None:
+        self._fires_at.pop(name, None)
+        self._ahead_s.pop(name, None)
+        if row is None:
+            self._rows.pop(name, None)
+            return
+        self._rows[name] = row
+        if not row.is_paused and row.app in (None, self._app):
+            try:
+                ahead = ahead_s(row.schedule, row.next_at, wall)
+                self._fires_at[name] = row.fires_at - ahead
+                if ahead:
+                    self._ahead_s[name] = ahead
+            except ConfigError as error:  # its time zone is not on this system any more
+                self._log.error("schedule.broken", schedule=name, error=str(error))
+
+    def _look_again(self, wall: float) -> None:
+        for name, row in list(self._rows.items()):
+            self._hold(name, row, wall)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        self.next_fire_at = min(self._fires_at.values(), default=None)
+
+    def _change(
+        self, changes: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
+    ) -> list[tuple[Submission, TaskQError]]:
+        """Raises StoreFull: nothing was changed."""
+        refusals = self._committer.plan(dict(changes), submissions, now, wall)
+        for name, row in changes.items():
+            self._hold(name, row, wall)
+        self._look_ahead()
+        mine = {id(submission) for submission in submissions}
+        return [refusal for refusal in refusals if id(refusal[0]) in mine]
+
+    # -- fires
+
+    def fire_due(self, now: float, wall: float) -> None:
+        """Makes the jobs whose time has come; takes over what the application declares."""
+        if abs(wall - now - self._clock_s) > _CLOCK_IS_SET_S:
+            self._look_again(wall)
+        self._clock_s = wall - now
+        try:
+            if self._declared is not None:
+                self._take_declared(now, wall)
+            if self.next_fire_at is not None and self.next_fire_at <= wall:
+                self._fire(now, wall)
+        except StoreFull:
+            self.next_fire_at = wall + _FULL_AGAIN_S
+
+    def _fire(self, now: float, wall: float) -> None:
+        names = [name for name, fires_at in self._fires_at.items() if fires_at <= wall][:_SCHEDULES_AT_ONCE]
+        changes: dict[str, ScheduleRow | None] = {}
+        submissions: dict[str, Submission] = {}
+        found: dict[str, Due] = {}
+        for name in names:
+            row = self._rows[name]
+            is_ahead = name in self._ahead_s  # then it is its turn, and not yet its time
+            found[name] = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
+            fires, after = self._without_overlap(row, found[name].fires)
+            changes[name] = row._replace(next_at=found[name].next_at)
+            if fires:
+                ids = [fired_id(name, at) for at in fires]
+                submissions[name] = _submission(row.schedule, ids, wall, after)
+                changes[name] = row._replace(next_at=found[name].next_at, last_at=fires[-1], last_id=after or ids[-1])
+        refusals = self._change(changes, list(submissions.values()), now, wall)
+        reasons = {id(submission): reason for submission, reason in refusals}
+        for name in names:
+            submission = submissions.get(name)
+            self._tell(self._rows[name], found[name], submission, reasons.get(id(submission)))
+
+    def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> tuple[list[float], bytes | None]:
+        """The fires that become jobs, and the job that these are kept back for."""
+        overlap = row.schedule.overlap
+        before = self._unfinished(row) if fires and overlap != "allow" else None
+        if before is None:
+            return (fires if overlap == "allow" else fires[-1:]), None
+        if overlap == "skip" or before.kept == StoredState.WAITING:
+            return [], None
+        return fires[-1:], before.row.id
+
+    def _unfinished(self, row: ScheduleRow) -> StoredJob | None:
+        """The last job of a schedule that has not ended."""
+        stored = (self._store.read(job_id) for job_id in row.last_jobs)
+        return next((job for job in stored if job is not None and job.kept < FIRST_FINAL), None)
+
+    def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: TaskQError | None) -> None:
+        name, policy = row.schedule.name, row.schedule.misfire
+        if found.missed:
+            fired = 0 if submission is None else len(submission.ids)
+            self._log.warning("schedule.missed", schedule=name, missed=found.missed, misfire=policy, fired=fired)
+        if submission is None and found.fires:
+            log = self._log.debug if name in self._skipping else self._log.info  # the first one of a row
+            log("schedule.skipped", schedule=name, reason=_WHY_SKIPPED[row.schedule.overlap], job_id=row.last_job)
+            self._skipping.add(name)
+        if submission is not None:
+            self._skipping.discard(name)
+            if refusal is not None:
+                self._log.error("schedule.refused", schedule=name, error=str(refusal))
+            elif submission.ids[-1] != row.last_id and row.last_id is not None:
+                self._log.info("schedule.buffered", schedule=name, job_id=row.last_job, after=row.last_id.hex())
+            else:
+                self._log.debug("schedule.fired", schedule=name, jobs=len(submission.ids), job_id=row.last_job)
+
+    # -- changes
+
+    def declared(self, app: str, packed: Iterable[bytes]) -> None:
+        """A consumer tells the schedules in the code of its application.
+
+        Raises:
+            ConfigError: one makes no sense.
+        """
+        schedules = [Schedule.from_wire(msgpack.unpackb(fields)) for fields in packed]
+        for schedule in schedules:
+            next_fire(schedule, 0.0)  # raises
+        self._declared = app, schedules
+
+    def _take_declared(self, now: float, wall: float) -> None:
+        app, schedules = self._declared or ("", [])
+        if app != self._app:
+            self._app = app
+            self._look_again(wall)
+        changes: dict[str, ScheduleRow | None] = {}
+        for schedule in schedules:
+            known = self._rows.get(schedule.name)
+            if known is None or known.schedule != schedule or known.app != app:
+                changes[schedule.name] = _planned(known, schedule, app, wall)
+        names = {schedule.name for schedule in schedules}
+        changes.update((name, None) for name, row in self._rows.items() if row.app == app and name not in names)
+        if changes:
+            self._change(changes, [], now, wall)
+            self._log.info("schedule.declared", schedules=len(schedules), changed=sorted(changes)[:50])
+        self._declared = None
+
+    def put(self, schedule: Schedule, now: float, wall: float) -> dict[str, Any]:
+        """Adds a schedule, or changes the one of its name.
+
+        Raises:
+            ConfigError: it makes no sense, stands in an application's code, or there are too many.
+            StoreFull: it cannot be recorded.
+        """
+        known = self._rows.get(schedule.name)
+        if known is not None and known.app is not None:
+            raise ConfigError(f"schedule {schedule.name} stands in the code of {known.app}: choose another name")
+        if known is None and len(self._rows) >= MAX_SCHEDULES:
+            raise ConfigError(f"there are {MAX_SCHEDULES:,} schedules already: remove some first")
+        row = _planned(known, schedule, None, wall)
+        if row != known:
+            self._change({schedule.name: row}, [], now, wall)
+            self._log.info("schedule.added" if known is None else "schedule.changed", schedule=schedule.name)
+        return self._told(row)
+
+    def remove(self, name: str, now: float, wall: float) -> None:
+        """Removes a schedule that was added at run time; one of an application that the consumers do not run, too.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            ConfigError: it stands in the code of the application.
+            StoreFull: it cannot be recorded.
+        """
+        row = self._row(name)
+        if row.app is not None and row.app == self._app:
+            raise ConfigError(
+                f"schedule {name} stands in the code of {row.app}: remove it there and reload, or pause it"
+            )
+        self._change({name: None}, [], now, wall)
+        self._log.info("schedule.removed", schedule=name)
+
+    def pause(self, name: str, is_paused: bool, now: float, wall: float) -> dict[str, Any]:
+        """Lets a schedule rest, or go on. Raises ScheduleNotFound, StoreFull."""
+        row = self._row(name)
+        if row.is_paused != is_paused:
+            row = row._replace(is_paused=True) if is_paused else row.resumed(wall)
+            self._change({name: row}, [], now, wall)
+            self._log.info("schedule.paused" if is_paused else "schedule.resumed", schedule=name)
+        return self._told(row)
+
+    def run(self, name: str, job_id: bytes, now: float, wall: float) -> None:
+        """Makes a job of a schedule at once, also while it is paused. The next fire looks whether that has ended.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            EnqueueError: the job is refused.
+        """
+        row = self._row(name)
+        is_counted = self._unfinished(row) is None
+        changes: dict[str, ScheduleRow | None] = {name: row._replace(last_id=job_id)} if is_counted else {}
+        for _, reason in self._change(changes, [_submission(row.schedule, [job_id], wall)], now, wall):
+            raise reason
+        self._log.info("schedule.run", schedule=name, job_id=job_id.hex())
+
+    def infos(self) -> list[dict[str, Any]]:
+        """All schedules, by name."""
+        return [self._told(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
+
+    def _told(self, row: ScheduleRow) -> dict[str, Any]:
+        return told_of(row, self._ahead_s.get(row.schedule.name, 0.0))
+
+    def _row(self, name: str) -> ScheduleRow:
+        row = self._rows.get(name)
+        if row is None:
+            known = ", ".join(sorted(self._rows)[:20]) or "none at all"
+            raise ScheduleNotFound(f"there is no schedule {name!r:.80}; there are: {known}")
+        return row
+
+
+def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:
+    """Raises ConfigError if the schedule never fires."""
+    if known is not None:
+        return known.redefined(schedule, app, wall)
+    return ScheduleRow(schedule, next_fire(schedule, wall), app)
+
+
+def _submission(schedule: Schedule, ids: list[bytes], wall: float, after: bytes | None = None) -> Submission:
+    payloads = [payload_for(schedule, job_id) for job_id in ids]
+    constraints = constraints_for(schedule, wall, after)
+    return Submission(
+        None, 0, False, schedule.spec, ids, payloads, None if constraints is None else [constraints] * len(ids)
+    )

@@ -1,0 +1,325 @@
+"""The broker's side of the client connections: bytes in, bytes out, and what no client may do to the others.
+
+A bad frame costs only its sender; a client that does not read, is not read from; whoever sends half a frame and
+falls silent is disconnected. What the frames mean is the broker's business (`taskq.broker.loop`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from taskq.model.errors import ProtocolError, TaskQError
+from taskq.model.limits import (
+    FRAME_DEADLINE_S,
+    HELLO_DEADLINE_S,
+    MAX_CLIENT_OUTPUT_BYTES,
+    MAX_CLIENTS,
+    STALLED_CLIENT_S,
+)
+from taskq.protocol import frames
+from taskq.protocol.frames import Message
+from taskq.system.descriptors import RESERVED
+from taskq.system.directory import Directory, private_directory
+from taskq.system.platform import peer_uid
+
+_READ_BYTES = 256 * 1024
+#: Frames of one client that are handled in one tick, so that a flood from one does not delay the others.
+_READS_PER_TICK = 4
+#: A listener that was out of descriptors tries again after this time: they may come back without a client going.
+_ACCEPT_AGAIN_S = 0.25
+
+
+class Peer:
+    """One connected client."""
+
+    __slots__ = (
+        "closed",
+        "decoder",
+        "deferred",
+        "is_greeted",
+        "is_reading",
+        "output",
+        "output_bytes",
+        "read_by",
+        "sock",
+        "watched",
+        "write_by",
+    )
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.decoder = frames.Decoder()
+        self.output: deque[memoryview] = deque()
+        self.output_bytes = 0
+        self.is_greeted = False
+        self.is_reading = True  # registered for reading
+        self.read_by: float | None = now + HELLO_DEADLINE_S  # when what it began to send must be whole
+        self.write_by: float | None = None  # when it must have taken some of what waits for it
+        self.watched: set[bytes] = set()  # ids whose end it waits for
+        self.deferred: deque[bytes] = deque()  # ids that ended, to be told when it has read what it was sent
+        self.closed = False
+
+
+class Server:
+    """The listening socket and its clients. Registered with the broker's selector; used by its loop alone."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        selector: selectors.BaseSelector,
+        on_rejected: Callable[[str], None],
+        on_closed: Callable[[Peer], None],
+        clock: Callable[[], float] = time.monotonic,
+        max_clients: int = MAX_CLIENTS,
+    ) -> None:
+        """
+        Args:
+            selector: with callables as data, called with the mask of events.
+            on_rejected: told why a client was refused or dropped.
+            on_closed: told of each client that is gone.
+            clock: monotonic seconds.
+            max_clients: one more is refused.
+        """
+        self._selector = selector
+        self._on_rejected = on_rejected
+        self._on_closed = on_closed
+        self._clock = clock
+        self._max_clients = max_clients
+        self._path = directory.socket_path()
+        self._peers: set[Peer] = set()
+        self._deferring: set[Peer] = set()
+        self._messages: list[tuple[Peer, Message]] = []
+        self._listener = _listen(self._path, directory)
+        self._is_accepting = False
+        self._accept_at: float | None = None  # when to try again
+        self._resume_accepting()
+
+    # -- input
+
+    def take_messages(self) -> list[tuple[Peer, Message]]:
+        """What the clients have said since the last call, in order of arrival."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _on_listener(self, _mask: int) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # out of descriptors: a listener that stays readable would spin the loop, so wait for a client to go
+                self._on_rejected(f"a client could not be accepted: {error.strerror}")
+                self._pause_accepting()
+                self._accept_at = self._clock() + _ACCEPT_AGAIN_S
+                return
+            if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
+                self._on_rejected("more clients than descriptors; raise the limit (ulimit -n, LimitNOFILE=)")
+                sock.close()
+                continue
+            uid = peer_uid(sock)
+            if uid is not None and uid not in (os.geteuid(), 0):
+                self._on_rejected(f"a process of user id {uid} tried to connect")
+                sock.close()
+                continue
+            if len(self._peers) >= self._max_clients:
+                self._on_rejected(f"more than {self._max_clients} clients")
+                sock.close()
+                continue
+            sock.setblocking(False)
+            peer = Peer(sock, self._clock())
+            self._peers.add(peer)
+            self._selector.register(sock, selectors.EVENT_READ, partial(self._on_event, peer))
+
+    def _on_event(self, peer: Peer, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._write(peer)
+        if mask & selectors.EVENT_READ and not peer.closed:
+            self._read(peer)
+
+    def _read(self, peer: Peer) -> None:
+        completed = False
+        for _ in range(_READS_PER_TICK):
+            try:
+                data = peer.sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                return self.close(peer)
+            if not data:
+                return self.close(peer)
+            try:
+                messages = peer.decoder.feed(data)
+                completed = completed or bool(messages)
+                if messages and not peer.is_greeted:
+                    messages = self._greet(peer, messages)
+            except TaskQError as error:
+                return self.reject(peer, error)
+            self._messages.extend((peer, message) for message in messages)
+            if len(data) < _READ_BYTES:
+                break
+        if peer.is_greeted and not peer.decoder.has_unfinished_frame:
+            peer.read_by = None
+        elif peer.is_greeted and (completed or peer.read_by is None):
+            peer.read_by = self._clock() + FRAME_DEADLINE_S  # from the frame's first byte; more bytes do not put it off
+        return None
+
+    def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
+        frames.check_hello(messages[0][0])
+        peer.is_greeted = True
+        self.send(peer, frames.hello(os.getpid()))
+        return messages[1:]
+
+    # -- output
+
+    def send(self, peer: Peer, frame: bytes) -> None:
+        """Sends a frame to a client: at once as far as its socket takes it, the rest when it does."""
+        if peer.closed:
+            return
+        if not peer.output:
+            try:
+                sent = peer.sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return self.close(peer)
+            if sent == len(frame):
+                return None
+            frame = frame[sent:]
+            peer.write_by = self._clock() + STALLED_CLIENT_S
+        peer.output.append(memoryview(frame))
+        peer.output_bytes += len(frame)
+        self._select(peer)
+        return None
+
+    def is_clogged(self, peer: Peer) -> bool:
+        """Whether a client leaves so much unread that nothing that can wait should be sent to it."""
+        return peer.output_bytes >= MAX_CLIENT_OUTPUT_BYTES
+
+    def defer(self, peer: Peer, job_id: bytes) -> None:
+        """Notes the end of a job, to be told when the client has read what it was sent."""
+        peer.deferred.append(job_id)
+        self._deferring.add(peer)
+
+    def take_deferred(self) -> Iterator[tuple[Peer, bytes]]:
+        """What was deferred for clients that have room again."""
+        for peer in list(self._deferring):
+            while peer.deferred and not peer.closed and not self.is_clogged(peer):
+                yield peer, peer.deferred.popleft()
+            if not peer.deferred or peer.closed:
+                self._deferring.discard(peer)
+
+    def _write(self, peer: Peer) -> None:
+        while peer.output:
+            part = peer.output[0]
+            try:
+                sent = peer.sock.send(part)
+            except BlockingIOError:
+                break
+            except OSError:
+                return self.close(peer)
+            peer.output_bytes -= sent
+            peer.write_by = self._clock() + STALLED_CLIENT_S
+            if sent < len(part):
+                peer.output[0] = part[sent:]
+                break
+            peer.output.popleft()
+        self._select(peer)
+        return None
+
+    def _select(self, peer: Peer) -> None:
+        """Waits for what is to be done: to write if something waits, to read unless too much does."""
+        was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
+        if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
+            peer.read_by = self._clock() + FRAME_DEADLINE_S  # we did not listen meanwhile
+        events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
+        key = self._selector.get_key(peer.sock)
+        if key.events != events:
+            self._selector.modify(peer.sock, events, key.data)
+        if not peer.output:
+            peer.write_by = None
+
+    # -- ends
+
+    def reject(self, peer: Peer, error: TaskQError) -> None:
+        """Tells a client one clear error and disconnects it."""
+        self._on_rejected(str(error))
+        self.send(peer, frames.error_frame(0, error))
+        self.close(peer)
+
+    def close(self, peer: Peer) -> None:
+        """Disconnects a client."""
+        if peer.closed:
+            return
+        peer.closed = True
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+        self._peers.discard(peer)
+        self._on_closed(peer)
+        self._resume_accepting()
+
+    def drop_late(self, now: float) -> None:
+        """Disconnects clients that broke a deadline."""
+        if self._accept_at is not None and self._accept_at <= now:
+            self._resume_accepting()
+        for peer in [peer for peer in self._peers if any(by <= now for by in _deadlines(peer))]:
+            if peer.write_by is not None and peer.write_by <= now:
+                reason = "the client did not take what was sent to it in time"
+            else:
+                reason = "nothing, or only half a frame, came from the client in time"
+            self.reject(peer, ProtocolError(reason))
+
+    def next_deadline(self) -> float | None:
+        """When a client's deadline may be over (monotonic)."""
+        times = [by for peer in self._peers for by in _deadlines(peer)]
+        return min(times if self._accept_at is None else [*times, self._accept_at], default=None)
+
+    def shut(self) -> None:
+        """Closes the listening socket and all clients."""
+        self._pause_accepting()
+        self._accept_at = None
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for peer in list(self._peers):
+            self.close(peer)
+
+    def _pause_accepting(self) -> None:
+        if self._is_accepting:
+            self._selector.unregister(self._listener)
+            self._is_accepting = False
+
+    def _resume_accepting(self) -> None:
+        self._accept_at = None
+        if not self._is_accepting and self._listener.fileno() >= 0:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
+            self._is_accepting = True
+
+
+def _deadlines(peer: Peer) -> list[float]:
+    """When a client is disconnected if it does not do what it must. What is not read for our own sake is not late."""
+    read_by = peer.read_by if peer.is_reading else None
+    return [by for by in (read_by, peer.write_by) if by is not None]
+
+
+def _listen(path: Path, directory: Directory) -> socket.socket:
+    """The listening socket. Made under a umask, so that it is never open to others, not even for a moment."""
+    if path.parent != directory.path:
+        private_directory(path.parent)
+    path.unlink(missing_ok=True)  # stale: we hold the directory's lock
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(mask)
+    listener.listen(256)
+    listener.setblocking(False)
+    return listener

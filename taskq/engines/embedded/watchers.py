@@ -1,0 +1,144 @@
+"""Clients that wait for the end of jobs, or for the items that these yield."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import msgpack
+
+from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.server import Peer, Server
+from taskq.model.effects import Effects
+from taskq.model.errors import JobNotFound, ProtocolError, QueueFull, TaskQError
+from taskq.model.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.protocol import frames
+from taskq.protocol.ops import Op
+
+
+class Watchers:
+    """Who waits for what. What is told here is durable already."""
+
+    def __init__(self, store: Store, server: Server) -> None:
+        self._store = store
+        self._server = server
+        self._watchers: dict[bytes, set[Peer]] = {}
+        self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
+
+    def of(self, job_id: bytes) -> Collection[Peer]:
+        """The clients that wait for the end of a job."""
+        return self._watchers.get(job_id, ())
+
+    def wait_for(self, effects: Effects) -> bool:
+        """Whether somebody waits for one of these ends, or items."""
+        readers = self._readers
+        if readers and any(row.id in readers for row, *_ in (*effects.items, *effects.ended)):
+            return True
+        watchers = self._watchers
+        return bool(watchers) and any(row.id in watchers for row, _, _ in effects.ended)
+
+    # -- who waits
+
+    def add(self, peer: Peer, job_id: bytes) -> None:
+        """A client waits for the end of a job, which has not ended."""
+        if not peer.closed:
+            self._watchers.setdefault(job_id, set()).add(peer)
+            peer.watched.add(job_id)
+
+    def watch(self, peer: Peer, job_id: bytes) -> bool:
+        """Has a client told of the end of a job of the store: now, if it has ended. Returns whether it is there."""
+        stored = self._store.read(job_id)
+        if stored is None:
+            return False
+        if stored.kept >= FIRST_FINAL:
+            self._push(peer, job_id, stored.kept, stored.outcome or b"")
+        else:
+            self.add(peer, job_id)
+        return True
+
+    def read_items(self, peer: Peer, request: int, stored: StoredJob, start: int) -> None:
+        """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        job_id = stored.row.id
+        items = self._store.items(stored.row.seq, start, ITEMS_ANSWER, ITEMS_ANSWER_BYTES)
+        is_over = stored.kept >= FIRST_FINAL
+        if items or is_over:
+            end = (stored.kept.state.value, stored.outcome) if not items else None
+            self._server.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
+            return
+        readers = self._readers.setdefault(job_id, [])
+        if len(readers) >= MAX_READERS:
+            raise QueueFull(f"{MAX_READERS} wait for the items of this job already")
+        readers.append((peer, request, start))
+
+    def forget(self, peer: Peer) -> None:
+        """A client is gone."""
+        for job_id, readers in list(self._readers.items()):
+            readers[:] = [reader for reader in readers if reader[0] is not peer]
+            if not readers:
+                del self._readers[job_id]
+        for job_id in peer.watched:
+            watchers = self._watchers.get(job_id)
+            if watchers is not None:
+                watchers.discard(peer)
+                if not watchers:
+                    del self._watchers[job_id]
+
+    # -- tell
+
+    def tell(self, effects: Effects) -> None:
+        """Tells of ends and items, which are committed, those who wait for them."""
+        if self._watchers:
+            for row, kept, outcome in effects.ended:
+                for peer in self._watchers.pop(row.id, ()):
+                    peer.watched.discard(row.id)
+                    self._push(peer, row.id, kept, outcome)
+        if self._readers:
+            for job_id in {row.id for row, *_ in (*effects.items, *effects.ended)}:
+                for peer, request, start in self._readers.pop(job_id, ()):
+                    self._answer_reader(peer, request, job_id, start)
+
+    def tell_deferred(self) -> None:
+        """Goes on telling clients that have read what they were sent."""
+        for peer, job_id in self._server.take_deferred():
+            if not self.watch(peer, job_id):
+                self.tell_unknown(peer, job_id)  # pruned meanwhile
+
+    def tell_removed(self, ids: Iterable[bytes]) -> None:
+        """Jobs were removed: tells those who wait for their end that there is none."""
+        for job_id in ids:
+            for peer in self._watchers.pop(job_id, ()):
+                peer.watched.discard(job_id)
+                self.tell_unknown(peer, job_id)
+
+    def tell_unknown(self, peer: Peer, job_id: bytes) -> None:
+        """Tells a client that nothing is known of a job."""
+        self._server.send(peer, frames.frame([Op.RESULT, job_id, ""]))
+
+    def _push(self, peer: Peer, job_id: bytes, kept: StoredState, outcome: bytes) -> None:
+        if self._server.is_clogged(peer):
+            self._server.defer(peer, job_id)  # read from the store again when the client has read what it was sent
+        else:
+            self._server.send(peer, frames.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
+
+    def _answer_reader(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
+        try:
+            self.refuse_clogged(peer)
+            stored = self._store.read(job_id)
+            if stored is None:
+                raise JobNotFound.of(job_id)
+            self.read_items(peer, request, stored, start)
+        except TaskQError as error:
+            self._server.send(peer, frames.error_frame(request, error))
+
+    def refuse_clogged(self, peer: Peer) -> None:
+        """Nobody may ask for more without reading what was sent.
+
+        Raises:
+            ProtocolError: the client does.
+        """
+        if self._server.is_clogged(peer):
+            raise ProtocolError("the client asks for more, and reads nothing")

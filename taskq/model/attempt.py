@@ -1,0 +1,214 @@
+"""How an attempt ended: made by the consumer, or by the broker for a death; kept by the store; read by clients.
+
+    outcome := msgpack [started_at, duration_s, result, error]  or  [started_at, duration_s, result, error, delay_s]
+
+`result` is an opaque payload (taskq.protocol.codec), or nil for None; `error` the fields of a JobError, or nil;
+`delay_s` how long the attempt wants the job to wait, if it said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import msgpack
+
+from taskq.model.errors import ProtocolError, is_delay, is_from_signal_handler
+from taskq.model.job import JobError
+from taskq.model.limits import (
+    MAX_ERROR_MESSAGE_CHARS,
+    MAX_FAILURE_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_KEPT_ATTEMPT_BYTES,
+    MAX_OUTPUT_LINE_BYTES,
+    MAX_TRACEBACK_CHARS,
+)
+
+
+class Claim(NamedTuple):
+    """A job that a consumer was running when its block was read."""
+
+    number: int
+    started_at: float
+
+
+#: One packer kept: `msgpack.packb` makes one each time, 500 ns against 190. It holds no more than the plain values
+#: above, so no code of a user runs inside, and no other thread gets the GIL in the middle of it.
+_pack = msgpack.Packer().pack
+
+
+_WHOLE = frozenset({int})
+
+
+class Verdict(IntEnum):
+    """What a consumer says of an attempt; the broker decides what follows from it."""
+
+    SUCCEEDED = 0
+    FAILED = 1  #: the job raised or ran out of time: retried as the job allows
+    REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, an error of `give_up_on`)
+    SNOOZED = 3  #: the job wants to be run later, and did not fail
+    CANCELLED = 4  #: the job wants to be no more
+
+
+class Attempts(NamedTuple):
+    """Attempts that ended, as columns: so they travel from a consumer to the broker."""
+
+    numbers: Sequence[int]  # as counted in `taskq.protocol.link.counters`
+    verdicts: Sequence[int]  # see Verdict
+    durations_us: Sequence[int]
+    outcomes: Sequence[bytes]
+
+    def check(self) -> None:
+        """Raises ProtocolError unless there are rows of what is promised above, whatever verdicts and outcomes say."""
+        count = len(self.numbers)
+        if any(len(column) != count for column in self):
+            raise ProtocolError("a report whose columns differ in length")
+        if not (_WHOLE.issuperset(map(type, self.numbers)) and _WHOLE.issuperset(map(type, self.durations_us))):
+            raise ProtocolError("a report with a number or a duration that is not a whole number")
+
+
+class Outcome(NamedTuple):
+    """An outcome, read. Times are seconds since 1970 and seconds."""
+
+    started_at: float | None
+    duration_s: float | None
+    result: bytes | None
+    error: JobError | None
+    delay_s: float | None = None
+
+
+class Reason(IntEnum):
+    """Why a job that runs is to end."""
+
+    TIMEOUT = 0
+    CPU_TIMEOUT = 1
+    CANCELLED = 2
+
+
+def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
+    """Makes the outcome of an attempt that returned; None for the result None."""
+    packed: bytes = _pack((started_at, duration_s, result, None))
+    return packed
+
+
+def pack_failure(
+    started_at: float | None, duration_s: float | None, error: JobError, delay_s: float | None = None
+) -> bytes:
+    """Makes the outcome of an attempt that did not; long texts are cut."""
+    fields = error.to_wire()
+    fields[0] = _clean(error.type, 200)
+    fields[1] = _clean(error.message, MAX_ERROR_MESSAGE_CHARS)
+    fields[2] = _clean(error.traceback, MAX_TRACEBACK_CHARS)
+    fields[5] = [_clean(line, MAX_OUTPUT_LINE_BYTES) for line in error.output]
+    wish = () if delay_s is None else (delay_s,)
+    packed: bytes = msgpack.packb((started_at, duration_s, None, fields, *wish))
+    return packed
+
+
+def unpack(outcome: bytes) -> Outcome:
+    """Reads an outcome.
+
+    Raises:
+        ProtocolError: the bytes are none.
+    """
+    try:
+        fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
+        started_at, duration_s, result, error, *wish = fields
+        if result is not None and not isinstance(result, bytes):
+            raise TypeError("its result is no payload")
+        if wish and not (len(wish) == 1 and is_delay(wish[0])):
+            raise TypeError("its delay is no number of seconds")
+        if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
+            raise TypeError("its times are no numbers of seconds")
+        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
+    except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
+
+
+def _error_of(
+    type_: str, message: str, traceback: str, exit_code: int | None, signal: str | None, output: list[str]
+) -> JobError:
+    if not all(isinstance(text, str) for text in (type_, message, traceback, signal or "", *output)):
+        raise TypeError("an error with something else than text")
+    if not (exit_code is None or isinstance(exit_code, int)) or not isinstance(output, list):
+        raise TypeError("an error with fields of another type")
+    return JobError(type_, message, traceback, exit_code, signal, output)
+
+
+def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes:
+    """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
+    if len(outcome) <= most_bytes:
+        return outcome
+    started_at, duration_s, _, error, delay_s = unpack(outcome)
+    if error is None:
+        return without_result(outcome)
+    output = [_clean(line, 200) for line in error.output[-5:]]
+    message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
+    short = replace(error, message=message, traceback=traceback, output=output)
+    return pack_failure(started_at, duration_s, short, delay_s)
+
+
+def without_result(outcome: bytes) -> bytes:
+    """The outcome without what the job returned, which may be large."""
+    started_at, duration_s, result, error, _ = unpack(outcome)
+    return outcome if result is None else msgpack.packb((started_at, duration_s, None, error and error.to_wire()))
+
+
+def failure_in(outcome: bytes) -> tuple[JobError, float | None]:
+    """The error in the outcome of an attempt that did not succeed, and the delay that it asked for: for the broker,
+    which decodes no others.
+
+    Raises:
+        ProtocolError: there is none, or it is larger than `pack_failure` makes them.
+    """
+    if len(outcome) > MAX_FAILURE_BYTES:  # before a byte of it is decoded: it holds the broker's loop
+        raise ProtocolError(f"a failure of {len(outcome):,} bytes, which is larger than a consumer makes them")
+    *_, error, delay_s = unpack(outcome)
+    if error is None:
+        raise ProtocolError("a failure without an error")
+    return error, delay_s
+
+
+class Failure(NamedTuple):
+    """An attempt that did not succeed, read."""
+
+    verdict: Verdict
+    error: JobError
+    wish_s: float | None  # how long it wants the job to wait
+    outcome: bytes
+
+
+def read_failure(verdict: int, outcome: bytes, duration_us: int) -> Failure:
+    """Reads how an attempt ended that did not succeed. What cannot be read is a failure as well, of that job alone."""
+    try:
+        error, wish_s = failure_in(outcome)
+        known = Verdict(verdict)
+        if known is Verdict.SUCCEEDED or (known is Verdict.SNOOZED and not wish_s):
+            raise ProtocolError(f"{known.name.lower()}, with a failure or without a delay")
+        return Failure(known, error, wish_s, outcome)
+    except (ProtocolError, ValueError) as unreadable:
+        error = JobError("UnreadableOutcome", f"the consumer told of an end that cannot be read: {unreadable}")
+        return Failure(Verdict.FAILED, error, None, pack_failure(None, duration_us / 1e6, error))
+
+
+def _clean(text: str, most: int) -> str:
+    """Text that surely fits and packs: cut in its middle, lone surrogates escaped."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}\n... {len(text) - most} characters left out ...\n{text[-most // 2 :]}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class Usage(NamedTuple):
+    """What a process and its descendants use.
+
+    Attributes:
+        cpu_s: seconds of CPU time since it began, those of descendants that ended included.
+        rss_bytes: resident memory, added up.
+    """
+
+    cpu_s: float
+    rss_bytes: int

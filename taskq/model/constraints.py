@@ -1,0 +1,144 @@
+"""What one job has beside its spec: when it is due, when it expires, its keys, and the jobs that it comes after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from taskq.model.errors import ConfigError
+from taskq.model.limits import MAX_KEY_CHARS
+from taskq.model.spec import _is_count, _is_duration
+
+
+@dataclass(unsafe_hash=True, slots=True)  # not frozen, as Terms
+class UniqueKey:
+    """How a job is the only one of its kind.
+
+    Attributes:
+        key: jobs with the same one are of a kind.
+        until_start: it counts until it is started; else until it has ended.
+        period_s: it counts so many seconds from its enqueueing at least, or None.
+        replaces: a new one takes the place of one that waits; else the new one is left out.
+    """
+
+    key: str
+    until_start: bool = False
+    period_s: float | None = None
+    replaces: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_key(self.key):
+            raise ConfigError(f"unique={self.key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters as the key")
+        if self.period_s is not None and not _is_duration(self.period_s):
+            raise ConfigError(f"period={self.period_s!r}: use seconds greater than 0, or None")
+
+    @classmethod
+    def from_wire(cls, fields: Any) -> UniqueKey:
+        """From its fields, as `Terms.to_wire` has them. Raises ConfigError if they make no sense."""
+        if isinstance(fields, list) and len(fields) == 4:
+            key, until_start, period_s, replaces = fields
+            if isinstance(until_start, bool) and isinstance(replaces, bool):
+                return cls(key, until_start, period_s, replaces)
+        raise ConfigError("a unique key must have four fields")
+
+
+# Nobody changes one, but it is not frozen: there may be one for each job, and a frozen one takes three times as long.
+@dataclass(unsafe_hash=True, slots=True)
+class Constraints:
+    """What one job has besides its Spec. Most have nothing: None stands for that.
+
+    Attributes:
+        due_at: not to be queued before, in seconds since 1970. Not kept: the store has it in a column.
+        expires_at: not to be started after, in seconds since 1970.
+        limit_key: its task's limits count for jobs with the same key.
+        order_key: jobs of the task with the same key run one after the other.
+        unique: how it is the only one of its kind.
+        forgiven: the failures, and the crashes, before somebody retried the failed job: they do not count against its
+            retries and its `max_crashes` any more.
+        after: the jobs that must have ended before, each with whether it goes on if that one did not succeed. Not
+            kept: the store has them as edges.
+        follows: whether it came after others: it has edges.
+    """
+
+    due_at: float | None = None
+    expires_at: float | None = None
+    limit_key: str | None = None
+    order_key: str | None = None
+    unique: UniqueKey | None = None
+    forgiven: tuple[int, int] = (0, 0)
+    after: tuple[tuple[bytes, bool], ...] = ()
+    follows: bool = False
+
+    def __post_init__(self) -> None:
+        # most have one of these or none, and there may be one for each job
+        if self.due_at is not None or self.expires_at is not None:
+            for value in (self.due_at, self.expires_at):
+                if value is not None and not _is_time(value):
+                    raise ConfigError(f"due_at, expires_at: {value!r:.80}: use seconds since 1970")
+        if self.is_keyed:
+            for key in (self.limit_key, self.order_key):
+                if key is not None and not _is_key(key):
+                    raise ConfigError(
+                        f"limit_key, order_key: {key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters"
+                    )
+        if self.forgiven != (0, 0) and (len(self.forgiven) != 2 or not all(map(_is_count, self.forgiven))):
+            raise ConfigError(f"forgiven={self.forgiven!r:.80}: use two counts")
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it waits with jobs of its key only."""
+        return self.limit_key is not None or self.order_key is not None
+
+    @property
+    def max_wire_bytes(self) -> int:
+        """How much it may take in a frame."""
+        keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
+        return 50 + len(keys) * (1 if keys.isascii() else 4)
+
+    def is_over(self, wall: float) -> bool:
+        """Whether it is too late to start it."""
+        return self.expires_at is not None and self.expires_at <= wall
+
+    @property
+    def kept(self) -> Constraints | None:
+        """What is to be kept with the job, or None."""
+        if self.due_at is None and not self.after:  # the rest takes its time
+            is_used = self.unique is not None or self.is_keyed or self.expires_at is not None or self != NO_CONSTRAINTS
+            return self if is_used else None
+        kept = replace(self, due_at=None, after=(), follows=self.follows or bool(self.after))
+        return None if kept == NO_CONSTRAINTS else kept
+
+    def to_wire(self) -> list[object]:
+        """The fields in a fixed order, as they travel and are stored; `after` goes its own way."""
+        unique = self.unique
+        fields = None if unique is None else [unique.key, unique.until_start, unique.period_s, unique.replaces]
+        wire: list[object] = [self.due_at, self.expires_at, self.limit_key, self.order_key, fields]
+        if self.forgiven != (0, 0):
+            wire.append(self.forgiven)
+        return [*wire, True] if self.follows else wire
+
+    @classmethod
+    def from_wire(cls, fields: Any) -> Constraints:
+        """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
+        if isinstance(fields, list) and len(fields) == 5:  # nearly all; a pattern takes four times as long
+            due_at, expires_at, limit_key, order_key, unique = fields
+            return cls(
+                due_at, expires_at, limit_key, order_key, None if unique is None else UniqueKey.from_wire(unique)
+            )
+        match fields:
+            case [*own, True] if len(own) in (5, 6):
+                return replace(cls.from_wire(own), follows=True)
+            case [*own, list(forgiven)] if len(own) == 5:
+                return replace(cls.from_wire(own), forgiven=tuple(forgiven))
+        raise ConfigError("a job's terms must have five fields")
+
+
+NO_CONSTRAINTS = Constraints()
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= MAX_KEY_CHARS and value.isprintable()
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e11

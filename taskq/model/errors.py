@@ -1,0 +1,241 @@
+"""Every error that taskq raises.
+
+    TaskQError
+    |-- EnqueueError              the call was not accepted
+    |   |-- BadArguments          the task cannot be called with these arguments (also a TypeError)
+    |   |-- PayloadError          arguments or a result that cannot be serialized (also a TypeError)
+    |   |-- PayloadTooLarge       ... or that are larger than the limit (also a ValueError)
+    |   |-- QueueFull             the fleet refuses new jobs for now
+    |   `-- StoreFull             the disk is full
+    |-- BrokerUnavailable         no fleet answers, and the spool cannot be written (also a ConnectionError)
+    |-- ResultTimeout             the result did not come in time (also a TimeoutError)
+    |-- JobFailed                 the job ended as failed; carries the remote type, message and traceback
+    |-- JobCancelled              the job was cancelled before it started, or cancelled itself
+    |-- JobNotFound               no job with this id is kept
+    |-- JobStateError             a job's state does not allow what was asked for
+    |-- ScheduleNotFound          there is no schedule of this name (also a LookupError)
+    |-- ProtocolError             a peer sent bytes that are not this protocol
+    |-- ConfigError               a setting, an option or a name that makes no sense
+    |   |-- AppError              MODULE:ATTRIBUTE does not lead to a TaskQ object
+    |   |-- DirectoryError        the queue's directory cannot be used
+    |   `-- TooFewDescriptors     the limit on open files is too low for the fleet
+    |-- AlreadyRunning            another fleet holds the directory
+    `-- JournalError              the journal cannot be trusted or written
+
+Apart stand, under BaseException, those that are meant for taskq and pass through the code of a job: JobTimeout, raised
+in it by taskq, and Retry, Snooze and Cancel, which a job raises to say what is to become of it. They are no errors: the
+`except Exception` of the job, or of a library that it calls, must neither swallow them nor turn them into failures.
+(What cleans up with `finally`, `with` or `except BaseException: ... raise` sees them as any exception.)
+"""
+
+from __future__ import annotations
+
+import signal
+
+from taskq.model.limits import LONGEST_DELAY_S
+
+
+class TaskQError(Exception):
+    """The root of all errors of taskq."""
+
+
+class EnqueueError(TaskQError):
+    """A job was not accepted; nothing of it is stored."""
+
+
+class BadArguments(EnqueueError, TypeError):
+    """The task's function cannot be called with these arguments. The message tells its signature."""
+
+
+class PayloadError(EnqueueError, TypeError):
+    """A value cannot be serialized. The message names the place, such as ``args[0]['x']: socket``."""
+
+
+class PayloadTooLarge(EnqueueError, ValueError):
+    """A serialized value is larger than the limit in `taskq.model.limits`."""
+
+
+class QueueFull(EnqueueError):
+    """The fleet takes no more jobs for now."""
+
+
+class StoreFull(EnqueueError):
+    """The disk that holds the journal is full."""
+
+
+class BehindSpool(EnqueueError):
+    """For the clients of taskq alone, which hand such jobs in through the spool: they come after others there."""
+
+
+class BrokerUnavailable(TaskQError, ConnectionError):
+    """No fleet answers. The message says which directory was tried and what to start."""
+
+
+class ResultTimeout(TaskQError, TimeoutError):
+    """The job had not ended when the time to wait ran out. The job itself goes on."""
+
+
+class JobFailed(TaskQError):
+    """The job ended as failed.
+
+    Attributes:
+        job_id: the job's id.
+        error_type: the name of the remote exception's class, or of taskq's own reason (``Crashed``, ``TimedOut``,
+            ``UnknownTask``, ``BadArguments``, ``ResultTooLarge``, ``UnserializableResult``, ``CorruptPayload``).
+        error_message: the remote exception's text.
+        error_traceback: the remote traceback as text, empty if there was none.
+        item: of which item of `Task.map` it is the job, counted from 0; None for other jobs.
+    """
+
+    item: int | None = None
+
+    def __init__(self, job_id: str, error_type: str, error_message: str, error_traceback: str = "") -> None:
+        super().__init__(job_id, error_type, error_message, error_traceback)
+        self.job_id = job_id
+        self.error_type = error_type
+        self.error_message = error_message
+        self.error_traceback = error_traceback
+
+    def __str__(self) -> str:
+        told = f"{_item_told(self.item)}job {self.job_id} failed: {self.error_type}: {self.error_message}"
+        if not self.error_traceback:
+            return told
+        return f"{told}\n\nThe traceback in the consumer:\n{self.error_traceback}"
+
+
+class JobCancelled(TaskQError):
+    """The job was cancelled, so it has no result.
+
+    Attributes:
+        item: as of `JobFailed`.
+    """
+
+    item: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_item_told(self.item)}{super().__str__()}"
+
+
+def _item_told(item: int | None) -> str:
+    return "" if item is None else f"item {item:,} (counted from 0): "
+
+
+class JobNotFound(TaskQError, LookupError):
+    """No job with this id is known: it never was, or its retention time is over."""
+
+    @classmethod
+    def of(cls, job_id: bytes) -> JobNotFound:
+        """The error for one job, in the same words wherever it is found out."""
+        return cls(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
+
+
+class JobStateError(TaskQError):
+    """The job's state does not allow what was asked for. The message says which state it is in, and what would do."""
+
+
+class ScheduleNotFound(TaskQError, LookupError):
+    """There is no schedule of this name."""
+
+
+class ProtocolError(TaskQError):
+    """A peer sent something that is not a valid frame of this protocol."""
+
+
+class ConfigError(TaskQError, ValueError):
+    """A setting, an option or a name that makes no sense. The message says what would."""
+
+
+class AppError(ConfigError):
+    """MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE does not lead to a TaskQ object."""
+
+
+class DirectoryError(ConfigError):
+    """The queue's directory cannot be used. The message names the path and the remedy."""
+
+
+class TooFewDescriptors(ConfigError):
+    """The limit on open files is too low for so many consumers. The message says how many are needed."""
+
+
+class AlreadyRunning(TaskQError):
+    """Another fleet already runs on this directory."""
+
+
+class JournalError(TaskQError):
+    """The journal cannot be trusted or written; the broker stops rather than guess."""
+
+
+class JobTimeout(BaseException):
+    """Raised inside a job when its ``timeout=`` is over, or when it is cancelled. The job may catch it to clean up;
+    then it is killed."""
+
+
+class CpuTimeout(JobTimeout):
+    """The same for ``cpu_timeout=``."""
+
+
+class Retry(BaseException):
+    """Raised by a job: this attempt failed, run it again. Counts against ``retries=``, as any failure does.
+
+    Attributes:
+        delay: seconds to wait, or None for the task's ``backoff=``.
+        reason: what stands in the log and in `JobInfo.error`.
+    """
+
+    def __init__(self, delay: float | None = None, reason: str = "") -> None:
+        """
+        Raises:
+            ConfigError: the delay makes no sense.
+        """
+        if delay is not None and not is_delay(delay):
+            raise ConfigError(f"Retry(delay={delay!r}): use seconds, 0 or more, or None for the task's backoff")
+        super().__init__(reason or "the job asked for another attempt")
+        self.delay = delay
+        self.reason = reason
+
+
+class Snooze(BaseException):
+    """Raised by a job: not now, run it again after a while. No failure: it spends none of ``retries=``.
+
+    Attributes:
+        delay: seconds to wait.
+        reason: what stands in the log and in `JobInfo.error`.
+    """
+
+    def __init__(self, delay: float, reason: str = "") -> None:
+        """
+        Raises:
+            ConfigError: the delay makes no sense.
+        """
+        if not is_delay(delay) or delay == 0:
+            raise ConfigError(f"Snooze({delay!r}): use seconds greater than 0")
+        super().__init__(reason)
+        self.delay = delay
+        self.reason = reason
+
+
+class Cancel(BaseException):
+    """Raised by a job: it is not wanted any more, and ends as cancelled. `Job.result` raises JobCancelled.
+
+    Attributes:
+        reason: what stands in the log, in `JobInfo.error` and in JobCancelled.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def is_delay(value: object) -> bool:
+    """Whether a value is a number of seconds that a job can wait."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LONGEST_DELAY_S
+
+
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Whether an exception was raised by the handler of a signal: then it says nothing of what ran just then."""
+    handlers = [handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))]
+    codes = [getattr(handler, "__code__", getattr(type(handler).__call__, "__code__", None)) for handler in handlers]
+    place = error.__traceback__
+    while place is not None and place.tb_frame.f_code not in codes:
+        place = place.tb_next
+    return place is not None

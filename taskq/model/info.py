@@ -1,0 +1,63 @@
+"""What is known of a job, as clients are told. The broker does without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from taskq.model.job import JobError, JobState, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a job that has ended.
+
+    Attributes:
+        number: 1 for the first.
+        started_at: seconds since 1970, or None if nobody knows (its process died).
+        duration_s: how long it took, or None.
+        error: why it did not succeed, or None if it did. Long texts are cut; the whole error of the last attempt is
+            that of the job.
+    """
+
+    number: int
+    started_at: float | None
+    duration_s: float | None
+    error: JobError | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """All that is known of a job.
+
+    Attributes:
+        id: the job's id, 32 hexadecimal digits, which sort by the time of enqueueing.
+        task, queue, state: see the words of the README.
+        attempts: starts so far, the running one included.
+        crashes: how many of them ended with the death of the process.
+        enqueued_at, started_at, finished_at: seconds since 1970, or None.
+        due_at: when a scheduled job becomes queued, in seconds since 1970.
+        duration_s: how long the last ended attempt took.
+        error: why the last ended attempt did not succeed, with the exit code or signal of a crash.
+        progress: how far the running attempt is, if it said so.
+        history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in the lists
+            that `TaskQ.jobs` returns.
+        after: ids of jobs that it comes after (at most 100; known until it has succeeded, or was cancelled).
+        before: ids of jobs that come after it and have not ended (at most 100).
+    """
+
+    id: str
+    task: str
+    queue: str
+    state: JobState
+    attempts: int
+    crashes: int
+    enqueued_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    due_at: float | None = None
+    duration_s: float | None = None
+    error: JobError | None = None
+    progress: Progress | None = None
+    history: list[Attempt] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)

@@ -1,0 +1,259 @@
+"""The data that everything speaks of. Imports nothing of taskq but errors and limits.
+
+          submit            claim              outcome
+(client) -------> queued ----------> running ----------> succeeded
+   |                ^  |                |  |
+   |      due time  |  | cancel         |  +-----------> failed      (kept until retried or purged)
+   |                |  v                |
+   +--> waiting -> scheduled <----------+  a retry: backoff
+   after others     |
+                    +------> cancelled          expired: not started in time
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
+from zlib import crc32
+
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.errors import ConfigError
+from taskq.model.limits import MAX_PROGRESS_NOTE_CHARS
+from taskq.model.spec import Spec
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    WAITING = "waiting"
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended: a final state never changes by itself."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+BACKOFF_FIRST_S = 1.0
+
+
+BACKOFF_LONGEST_S = 600.0
+
+
+class Carried(NamedTuple):
+    """What few jobs carry from one attempt to the next.
+
+    Attributes:
+        snoozes: how many attempts ended with the wish to run later: they are no failures.
+        checkpoint: what the last attempt kept for the next one (taskq.protocol.codec), or None.
+    """
+
+    snoozes: int = 0
+    checkpoint: bytes | None = None
+
+
+_NO_CARRIED = Carried()
+
+
+class JobRow:
+    """A job as the store keeps it and the broker holds it: the persistent fields only.
+
+    Written by the broker alone. `attempts` counts starts that ended (in an outcome or a death), `crashes` the
+    deaths among them, and `memo.snoozes` those that snoozed; the running start is attempt number `attempts + 1`.
+    A number of an attempt never comes again, whatever became of it: so a record of a start
+    (`taskq.protocol.link.counters`) tells whether it is counted already.
+    """
+
+    __slots__ = ("attempts", "carried", "constraints", "crashes", "id", "payload", "seq", "spec")
+
+    def __init__(
+        self,
+        seq: int,
+        id: bytes,
+        spec: Spec,
+        payload: bytes,
+        attempts: int = 0,
+        crashes: int = 0,
+        constraints: Constraints | None = None,
+    ) -> None:
+        self.seq = seq
+        self.id = id
+        self.spec = spec
+        self.payload = payload
+        self.attempts = attempts
+        self.crashes = crashes
+        self.constraints = constraints
+        self.carried: Carried | None = None
+
+    def count_snooze(self) -> None:
+        """Notes that the attempt that was counted last snoozed."""
+        carried = self.carried or _NO_CARRIED
+        self.carried = carried._replace(snoozes=carried.snoozes + 1)
+
+    def keep(self, checkpoint: bytes) -> None:
+        """Notes what the running attempt keeps for the next one."""
+        self.carried = (self.carried or _NO_CARRIED)._replace(checkpoint=checkpoint)
+
+    @property
+    def failures(self) -> int:
+        """How often it raised or ran out of time, as far as that counts against its retries."""
+        failures = self._all_failures
+        return failures if self.constraints is None else failures - self.constraints.forgiven[0]
+
+    @property
+    def _all_failures(self) -> int:
+        failures = self.attempts - self.crashes
+        return failures if self.carried is None else failures - self.carried.snoozes
+
+    @property
+    def charged_crashes(self) -> int:
+        """How often its process died, as far as that counts against its `max_crashes`."""
+        return self.crashes if self.constraints is None else self.crashes - self.constraints.forgiven[1]
+
+    def forgive(self) -> None:
+        """Gives the job all its retries and crashes again, and all its time: its attempts are counted on."""
+        forgiven = self._all_failures, self.crashes
+        self.constraints = replace(self.constraints or NO_CONSTRAINTS, expires_at=None, forgiven=forgiven)
+
+    def __repr__(self) -> str:
+        return f"JobRow({self.seq}, {self.id.hex()}, {self.spec.task}, attempts={self.attempts})"
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why an attempt did not succeed, in text only: nothing here is ever imported or called.
+
+    Attributes:
+        type: the remote exception's class name, or taskq's own reason (see `taskq.model.errors.JobFailed`).
+        message: the remote exception's text.
+        traceback: the remote traceback, or "".
+        exit_code: of the process, if it died by itself.
+        signal: the name of the signal that killed the process, such as "SIGKILL", or None.
+        output: the last lines that the process wrote.
+    """
+
+    type: str
+    message: str
+    traceback: str = ""
+    exit_code: int | None = None
+    signal: str | None = None
+    output: list[str] = field(default_factory=list)
+
+    def to_wire(self) -> list[object]:
+        """The fields in a fixed order, as they travel and are stored."""
+        return [self.type, self.message, self.traceback, self.exit_code, self.signal, self.output]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is.
+
+    Attributes:
+        done: how much of it is done, in whatever unit.
+        total: how much there is to do, or None if that is not known.
+        note: what it is doing.
+    """
+
+    done: float
+    total: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not _is_amount(self.done):
+            raise ConfigError(f"progress(done={self.done!r:.50}): use a number, 0 or more")
+        if self.total is not None and not _is_amount(self.total):
+            raise ConfigError(f"progress(total={self.total!r:.50}): use a number, 0 or more, or None")
+        if not isinstance(self.note, str) or len(self.note) > MAX_PROGRESS_NOTE_CHARS:
+            raise ConfigError(f"progress(note=...): use a text of up to {MAX_PROGRESS_NOTE_CHARS} characters")
+
+    def describe(self) -> str:
+        """``40 of 100 (40 %): resizing``."""
+        parts = [f"{self.done:,g}" if isinstance(self.done, float) else f"{self.done:,}"]
+        if self.total is not None:
+            parts.append(f" of {self.total:,g}" if isinstance(self.total, float) else f" of {self.total:,}")
+        if self.total:
+            parts.append(f" ({self.done / self.total:.0%})")
+        return "".join(parts) + (f": {self.note}" if self.note else "")
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def new_job_ids(count: int) -> Iterator[bytes]:
+    """Makes ids that are unique, and sort by time, in the layout of UUID version 7 (RFC 9562).
+
+    The consecutive ids of one call differ by one in the random part, which keeps a batch's rows side by side in the
+    journal's index (the insert of a batch costs a third less than with ids all random).
+
+    Raises:
+        ConfigError: the clock is wrong; see `check_clock`.
+    """
+    now_ms, fraction = divmod(time.time_ns(), 1_000_000)
+    if not 0 <= now_ms < 1 << 48:
+        check_clock(now_ms / 1000)
+    random_part = int.from_bytes(os.urandom(8), "big") >> 3
+    first = now_ms << 80 | 7 << 76 | (fraction * 4096 // 1_000_000) << 64 | 2 << 62 | random_part
+    return (number.to_bytes(16, "big") for number in range(first, first + count))
+
+
+def enqueued_at(job_id: bytes) -> float:
+    """The time in an id, in seconds since 1970."""
+    return int.from_bytes(job_id[:6], "big") / 1000
+
+
+#: Ids have room for the milliseconds until then, in the year 10889.
+LAST_TIME = 2**48 / 1000
+
+
+def check_clock(now: float) -> None:
+    """
+    Raises:
+        ConfigError: the clock on the wall shows a time for which there are no ids.
+    """
+    if not 0 <= now < LAST_TIME:
+        raise ConfigError(f"the clock of this machine is wrong: it shows {now:.0f} s since 1970; set it, and try again")
+
+
+def first_id_at(at: float) -> bytes:
+    """The ids made before a time (seconds since 1970) sort before this one, the others behind it."""
+    return min(int(max(at, 0.0) * 1000), (1 << 48) - 1).to_bytes(6, "big").ljust(16, b"\0")
+
+
+def backoff_s(job_id: bytes, failures: int) -> float:
+    """The seconds to wait before the retry that follows failure number `failures` (1 for the first).
+
+    Doubles from 1 s up to 10 minutes, then is cut by a jitter of up to a half, so that jobs that failed together do
+    not come back together. The jitter comes from the id: the same job always gets the same delays, which keeps
+    the core free of chance.
+    """
+    longest: float = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LONGEST_S)
+    jitter = crc32(job_id + failures.to_bytes(4, "big")) / 2**32
+    return longest * (1.0 - jitter / 2)
+
+
+def retry_delay_s(row: JobRow, wish_s: float | None) -> float:
+    """The seconds to wait before the retry of a job that has just failed, its failure counted.
+
+    Args:
+        wish_s: what the attempt asked for, by `Retry` or its task's own function; it goes first.
+    """
+    if wish_s is not None:
+        return wish_s
+    steps_s = row.spec.backoff_s
+    if steps_s is not None:
+        return steps_s[min(row.failures, len(steps_s)) - 1]
+    return backoff_s(row.id, row.failures)

@@ -1,0 +1,164 @@
+"""Makes payloads; where that fails, finds which part of the value it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from taskq.model.errors import PayloadError, is_from_signal_handler
+from taskq.protocol.codec.format import CRC_BYTES, ONLY_STR, FrozenFields, named, shown_key, told
+from taskq.protocol.codec.pack import Unsupported, is_namedtuple, pack_value
+
+
+def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Makes the payload of a call.
+
+    Args:
+        job_id: the job's id; the checksum covers it, so a payload cannot pass for another job's.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+
+    Returns:
+        The payload. Its size is not limited here.
+
+    Raises:
+        PayloadError: something cannot be serialized; the message names the place and the type.
+    """
+    if kwargs and not ONLY_STR.issuperset(map(type, kwargs)):
+        raise PayloadError("kwargs: the name of a keyword argument is a str, and of no subclass")
+    try:
+        body = pack_value([list(args), dict(kwargs)])
+    except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        raise _explained({"args": tuple(args), "kwargs": dict(kwargs)}, error) from _cause(error)
+    return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
+
+
+def encode_result(job_id: bytes, value: Any) -> bytes:
+    """Makes the payload of a result.
+
+    Args:
+        job_id: the job's id, as for `encode_call`.
+        value: what the task returned.
+
+    Returns:
+        The payload. Its size is not limited here.
+
+    Raises:
+        PayloadError: something cannot be serialized; the message names the place and the type.
+    """
+    try:
+        body = pack_value(value)
+    except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        raise _explained({"result": value}, error) from _cause(error)
+    return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Failures: where in the value is what cannot be serialized? Nothing here runs while all goes well.
+# ------------------------------------------------------------------------------------------------------------
+
+#: Deeper than any msgpack takes: it stops at 1,024 levels (of tuples, 512), which need 400 KB of C stack.
+_TOO_DEEP = 1_100
+#: From here on, nesting may be the reason of a failure that has no other.
+_SUSPECT_DEPTH = 100
+_SHOWN_PIECES = 12
+
+
+class _Node(NamedTuple):
+    """A value, and how it is reached: ``piece`` is what its place adds to its parent's."""
+
+    value: Any
+    piece: str
+    parent: _Node | None
+    depth: int
+
+    def chain(self) -> list[_Node]:
+        nodes, node = [], self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return [node, *reversed(nodes)]
+
+    def place(self) -> str:
+        pieces = [node.piece for node in self.chain()]
+        if len(pieces) > _SHOWN_PIECES:
+            pieces[_SHOWN_PIECES - 3 : -2] = [" ... "]
+        return "".join(pieces)
+
+
+def _cause(error: Exception) -> Exception | None:
+    return None if isinstance(error, Unsupported) else error
+
+
+def _explained(roots: Mapping[str, Any], error: Exception) -> PayloadError:
+    """Walks the values for the one that cannot be serialized. Iterative: they may be nested without end."""
+    stack = [_Node(value, name, None, 0) for name, value in reversed(list(roots.items()))]
+    deepest = stack[-1]
+    while stack:
+        node = stack.pop()
+        if node.depth > deepest.depth:
+            deepest = node
+        if node.depth > _TOO_DEEP:
+            break
+        try:
+            children = _children(node.value)
+            if children is None:
+                pack_value(node.value)
+                continue
+        except Exception as found:
+            return _refusal(node, found)
+        stack += [_Node(child, piece, node, node.depth + 1) for piece, child in reversed(children)]
+    if isinstance(error, Unsupported):
+        return PayloadError(f"{deepest.chain()[0].piece}: {error}")
+    return _unplaced(deepest, error)
+
+
+def _refusal(node: _Node, found: Exception) -> PayloadError:
+    if isinstance(found, UnicodeEncodeError):
+        lone = ascii(found.object[found.start])
+        hint = f"it holds a lone surrogate ({lone}); pass bytes, or text that was decoded without errors"
+    elif isinstance(found, Unsupported):
+        hint = str(found)
+    else:
+        hint = told(found)
+    return PayloadError(f"{node.place()}: {named(type(node.value))} cannot be serialized; {hint}")
+
+
+def _unplaced(deepest: _Node, error: Exception) -> PayloadError:
+    """No value failed by itself: one contains itself, or they are nested too deep."""
+    seen: dict[int, _Node] = {}
+    for node in deepest.chain() if deepest.depth > _TOO_DEEP else ():
+        first = seen.setdefault(id(node.value), node)
+        if first is not node:
+            what = f"{named(type(first.value))} that contains itself (at {node.place()})"
+            return PayloadError(f"{first.place()}: {what} cannot be serialized; pass a copy without it")
+    text = told(error)
+    if deepest.depth < _SUSPECT_DEPTH:  # another thread changed the value meanwhile, say
+        return PayloadError(f"{deepest.chain()[0].piece}: cannot be serialized; {text}")
+    nested = f"values nested {min(deepest.depth, _TOO_DEEP)} levels deep or more"
+    return PayloadError(f"{deepest.place()}: {nested} cannot be serialized ({text}); pass them flat")
+
+
+def _children(value: Any) -> list[tuple[str, Any]] | None:
+    """What a value holds, with what its place adds; None if it is to be packed by itself."""
+    kind = type(value)
+    if kind in (dict, FrozenFields, OrderedDict, defaultdict, Counter):
+        keys = [("<key>", key) for key in value]
+        return keys + [(f"[{shown_key(key)}]", item) for key, item in value.items()]
+    if kind in (set, frozenset):
+        return [("<member>", item) for item in value]
+    if isinstance(value, Enum):
+        return [(".value", value._value_)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if kind is list or kind is tuple or is_namedtuple(value):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    return None

@@ -1,0 +1,54 @@
+"""How a consumer process begins. The broker imports this much of a consumer, and no more: it starts 25 ms earlier."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import NamedTuple
+
+from taskq.protocol.link.counters import Counters
+from taskq.protocol.link.unsent import Unsent
+
+#: Sent in place of a batch: no more will come.
+STOP = b""
+
+
+#: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
+TIMEOUT_SIGNAL = signal.SIGXCPU
+
+
+#: Has a consumer write the stacks of all its threads, also while it hangs in C code. The broker sends it before a kill.
+STACKS_SIGNAL = signal.SIGQUIT
+
+
+class Boot(NamedTuple):
+    """What a consumer is started with. Written by the supervisor, handed over by inheritance."""
+
+    app: str
+    directory: Path
+    title: str
+    record: int
+    slots: int  # how many jobs it runs at once
+    parent_pid: int  # 0 if not known
+    counters: Counters
+    inbox: SimpleQueue[bytes]
+    socket: socket.socket
+    unsent: Unsent
+    output: Connection
+    open_files: int | None  # the soft limit on them, which the broker has raised for itself
+
+
+def main(boot: Boot) -> None:
+    """Runs a consumer: the target of its process."""
+    gc.disable()  # nothing of what is imported now goes; `run` turns it on again
+    from taskq.consumer.process import run  # see above
+
+    run(boot)
+
+
+#: Set in the environment of consumers (and of what they start), for scripts that would start a fleet when imported.
+IN_CONSUMER = "TASKQ_IN_CONSUMER"

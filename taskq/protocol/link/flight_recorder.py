@@ -1,0 +1,84 @@
+"""The flight recorder: which job each consumer runs, in a file that outlives the broker and its consumers."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+_RECORD = Struct(">16sI")  # id, attempt
+
+
+_RECORD_BYTES = 32  # with room; one cache line holds two
+
+
+class FlightRecord(NamedTuple):
+    """A job that ran when its consumer, and the broker with it, died."""
+
+    job_id: bytes
+    attempt: int
+
+
+class FlightRecorder:
+    """What a consumer is running, in a file that outlives every process.
+
+    The broker learns from the counters block which job a dead consumer was running. When the broker died too,
+    the block is gone; then the next broker reads this file, so that a job that takes the whole fleet down is
+    charged with its crash as well, and is parked in the end.
+
+    Each consumer writes its own records, one for each slot, without a lock; a broker reads them all once, before it
+    starts consumers.
+    """
+
+    def __init__(self, path: Path, consumer: int, slots: int = 1) -> None:
+        """Opens the records of a consumer; its file must have been prepared by `clear_flight_records`."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._map = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        self._start = consumer * slots * _RECORD_BYTES
+
+    def started(self, job_id: bytes, attempt: int, slot: int = 0) -> None:
+        """Notes a start. One copy of 20 bytes; a reader in the middle of it cannot be, for it waits for our end."""
+        _RECORD.pack_into(self._map, self._start + slot * _RECORD_BYTES, job_id, attempt)
+
+    def idle(self, slot: int = 0) -> None:
+        """Notes that nothing runs."""
+        _RECORD.pack_into(self._map, self._start + slot * _RECORD_BYTES, b"", 0)
+
+
+def read_flight_records(path: Path) -> list[FlightRecord]:
+    """The jobs that ran when the last fleet on this file died. Call it only when no consumer is left."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    records = []
+    for start in range(0, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
+        job_id, attempt = _RECORD.unpack_from(data, start)
+        if any(job_id) and attempt:
+            records.append(FlightRecord(job_id, attempt))
+    return records
+
+
+def clear_flight_records(path: Path, consumers: int, slots: int = 1) -> None:
+    """Makes an empty file with room for consumers 0 to `consumers`, in place of what was there."""
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, bytes((consumers + 1) * slots * _RECORD_BYTES))
+    finally:
+        os.close(descriptor)
+    fresh.replace(path)
+
+
+def clear_flight_record(path: Path, consumer: int, slots: int = 1) -> None:
+    """Empties the records of a consumer that is dead and whose jobs the living broker has charged."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.pwrite(descriptor, bytes(slots * _RECORD_BYTES), consumer * slots * _RECORD_BYTES)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""The broker's end of the queue that carries batches of jobs to one consumer.
+
+The consumer reads a plain `multiprocessing.SimpleQueue`. The broker's loop must never wait for it (it may be stopped,
+with a full pipe), so here the writing end does not block, and what does not fit waits for the selector to say that
+there is room. A `multiprocessing.Queue` would carry the write in a thread, for whose turn a small job waited up to half
+a millisecond: it and the loop compete for Python's lock (measured with `perf trace`; the round trip took 1.5 ms).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from multiprocessing.context import BaseContext
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.reduction import ForkingPickler
+from struct import Struct
+from typing import Any
+
+from taskq.system.platform import widen_pipe
+from taskq.system.semaphores import remove_name
+
+#: What `multiprocessing.connection.Connection` puts before a message, and the largest that it describes so.
+_LENGTH = Struct("!i")
+
+
+class Inbox:
+    """One consumer's inbox. Used by the broker's loop alone."""
+
+    def __init__(self, context: BaseContext, room: int) -> None:
+        """
+        Args:
+            room: bytes that the pipe should hold.
+        """
+        self.queue: SimpleQueue[bytes] = context.SimpleQueue()
+        ends: Any = self.queue
+        self._reader, self._writer = ends._reader, ends._writer
+        self._locks = ends._rlock, ends._wlock
+        self._descriptor: int = self._writer.fileno()
+        self._waiting: deque[memoryview] = deque()
+        widen_pipe(self._descriptor, room)
+
+    def handed_over(self) -> None:
+        """The consumer has started, with a copy of the queue: keeps the writing end only."""
+        self._reader.close()  # else a write after the reader's death would not fail
+        os.set_blocking(self._descriptor, False)
+
+    def opened(self) -> None:
+        """The consumer has its copy, so the names of the queue's locks are of no use any more."""
+        for lock in self._locks:
+            remove_name(lock)
+
+    def fileno(self) -> int:
+        """What to select for writing while `put` or `flush` leave something over."""
+        return self._descriptor
+
+    def put(self, message: bytes) -> bool:
+        """Sends a message: at once as far as the pipe takes it. Returns whether that was all."""
+        pickled = bytes(ForkingPickler.dumps(message))
+        self._waiting.append(memoryview(_LENGTH.pack(len(pickled)) + pickled))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Sends what waits, as far as the pipe takes it. Returns whether that was all."""
+        while self._waiting:
+            part = self._waiting[0]
+            try:
+                sent = os.write(self._descriptor, part)
+            except BlockingIOError:
+                return False
+            except BrokenPipeError:
+                self._waiting.clear()  # the consumer is dead, which its own descriptor tells
+                return True
+            if sent < len(part):
+                self._waiting[0] = part[sent:]
+            else:
+                self._waiting.popleft()
+        return True
+
+    def close(self) -> None:
+        """Throws the queue away."""
+        self.opened()  # or never will be
+        self._writer.close()

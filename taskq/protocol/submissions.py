@@ -1,0 +1,284 @@
+"""Jobs of several kinds in one frame, with what each comes after: the form in which workflows travel and are spooled.
+
+    envelope  [op, ..., groups, number of edges]            groups: [spec, terms or nil, number of jobs]
+    body      ids (16 bytes each) | lengths (u32) | edges | payloads
+    edge      u32 position of the job after, id of the one before, u8 whether it goes on if that does not succeed
+
+Ids and edges stand in the body, for the envelope is small (see `taskq.protocol.frames`), and in a fixed form, for the
+broker reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from struct import Struct, pack, unpack
+from typing import Any, NamedTuple
+
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.errors import PayloadTooLarge, ProtocolError
+from taskq.model.limits import (
+    MAX_CONSTRAINTS_BYTES,
+    MAX_FLOW_JOBS,
+    MAX_FRAME_BYTES,
+    MAX_JOBS_PER_FRAME,
+    SUBMIT_CHUNK_BYTES,
+)
+from taskq.model.spec import Spec
+from taskq.protocol import frames
+from taskq.protocol.ops import Op
+
+
+def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
+    """Cuts calls into what fits one frame, and at most so many."""
+    most = min(most or MAX_JOBS_PER_FRAME, MAX_JOBS_PER_FRAME)
+    chunk: list[Call] = []
+    size = constraints_size = 0
+    for call in calls:
+        if call.constraints is not None:
+            constraints_size += call.constraints.max_wire_bytes
+        is_full = size + len(call.payload) > SUBMIT_CHUNK_BYTES or constraints_size > MAX_CONSTRAINTS_BYTES
+        if chunk and (is_full or len(chunk) == most):
+            yield chunk
+            chunk, size, constraints_size = [], 0, 0
+        chunk.append(call)
+        size += len(call.payload)
+    if chunk:
+        yield chunk
+
+
+def submit_frame(request: int, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool) -> bytes:
+    """The frame that submits jobs of one spec."""
+    if any(call.constraints is not None and call.constraints.after for call in calls):
+        return flow_frame([Op.SUBMIT_FLOW, request, resend, watch], [(spec, call) for call in calls])
+    ids = b"".join([call.id for call in calls])
+    payloads = [call.payload for call in calls]
+    envelope = [Op.SUBMIT, request, spec.to_wire(), resend, watch, ids, [len(payload) for payload in payloads]]
+    first = calls[0].constraints
+    if first is not None:
+        is_shared = all(call.constraints is first for call in calls)
+        envelope.append(
+            [(call.constraints or NO_CONSTRAINTS).to_wire() for call in (calls[:1] if is_shared else calls)]
+        )
+    return frames.frame(envelope, payloads)
+
+
+_EDGE = Struct("!I16sB")
+
+
+_ID_BYTES = 16
+
+
+_LENGTH_BYTES = 4
+
+
+#: Even if each is of another kind, with keys of full length, their groups fit into the envelope.
+_PART_JOBS = 20
+
+
+class Call(NamedTuple):
+    """A job to submit: its id, its payload, and what it has besides its Spec."""
+
+    id: bytes
+    payload: bytes
+    constraints: Constraints | None = None
+
+
+#: Jobs that are submitted together, and may come after each other.
+Flow = Sequence[tuple[Spec, Call]]
+
+
+#: Jobs with one Spec, as columns: ids, payloads, terms.
+Group = tuple[Spec, tuple[bytes, ...], tuple[bytes, ...], tuple[Constraints | None, ...]]
+
+
+def flow_frame(head: Sequence[Any], flow: Flow) -> bytes:
+    """Makes a frame of jobs.
+
+    Args:
+        head: what the envelope begins with.
+
+    Raises:
+        PayloadTooLarge: they do not fit into one frame.
+    """
+    by_kind: dict[tuple[Spec, Constraints | None], list[Call]] = {}
+    for spec, call in flow:
+        own = call.constraints
+        shared = own if own is None or not own.after else replace(own, after=())
+        by_kind.setdefault((spec, None if shared == NO_CONSTRAINTS else shared), []).append(call)
+    calls = [call for group in by_kind.values() for call in group]
+    edges = b"".join(
+        _EDGE.pack(position, parent, goes_on)
+        for position, call in enumerate(calls)
+        for parent, goes_on in (call.constraints.after if call.constraints is not None else ())
+    )
+    groups = [
+        [spec.to_wire(), None if constraints is None else constraints.to_wire(), len(group)]
+        for (spec, constraints), group in by_kind.items()
+    ]
+    lengths = pack(f"!{len(calls)}I", *(len(call.payload) for call in calls))
+    body = [b"".join(call.id for call in calls), lengths, edges, *(call.payload for call in calls)]
+    size = sum(map(len, body))
+    try:
+        if len(calls) > MAX_FLOW_JOBS:
+            raise ProtocolError("too many jobs")
+        return frames.frame([*head, groups, len(edges) // _EDGE.size], body)
+    except ProtocolError:
+        raise PayloadTooLarge(
+            f"{len(calls):,} jobs of {len(groups):,} kinds with {len(edges) // _EDGE.size:,} links take {size:,} "
+            f"bytes; at most {MAX_FLOW_JOBS:,} jobs, {MAX_FRAME_BYTES:,} bytes and some 500 kinds go together: "
+            "let a job of the workflow enqueue the rest of it, pass paths of files, or link fewer jobs (a group that "
+            "follows a group has a link from each to each: put one job between them)"
+        ) from None
+
+
+def parts_of(flow: Flow) -> Iterator[Flow]:
+    """Cuts jobs into what surely fits a frame each, in their order. A unique job, which may be left out, goes alone."""
+    part: list[tuple[Spec, Call]] = []
+    size = 0
+    was_unique = False
+    for spec, call in flow:
+        links = 0 if call.constraints is None else len(call.constraints.after)
+        is_unique = call.constraints is not None and call.constraints.unique is not None
+        size += len(call.payload) + _EDGE.size * links
+        if part and (is_unique or was_unique or size > SUBMIT_CHUNK_BYTES or len(part) == _PART_JOBS):
+            yield part
+            part, size = [], len(call.payload) + _EDGE.size * links
+        part.append((spec, call))
+        was_unique = is_unique
+    if part:
+        yield part
+
+
+def read_flow(groups: list[Any], edges: int, body: memoryview) -> list[Group]:
+    """The opposite of `flow_frame`.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    kinds = [_kind(group) for group in groups]
+    count = sum(number for _, _, number in kinds)
+    lengths_at, edges_at = _ID_BYTES * count, (_ID_BYTES + _LENGTH_BYTES) * count
+    payloads_at = edges_at + _EDGE.size * edges
+    if not 0 < count <= MAX_FLOW_JOBS or edges < 0 or payloads_at > len(body):
+        raise ProtocolError("the jobs of a workflow do not fit its frame")
+    ids = [bytes(body[start : start + _ID_BYTES]) for start in range(0, lengths_at, _ID_BYTES)]
+    payloads = frames.split(body[payloads_at:], unpack(f"!{count}I", body[lengths_at:edges_at]))
+    after = _after(ids, body[edges_at:payloads_at])
+    starts = [0]
+    for _, _, number in kinds:
+        starts.append(starts[-1] + number)
+    return [
+        (
+            spec,
+            tuple(ids[start:end]),
+            tuple(payloads[start:end]),
+            tuple(_packed_constraints(constraints, after, range(start, end))),
+        )
+        for (spec, constraints, _), (start, end) in zip(kinds, pairwise(starts), strict=True)
+    ]
+
+
+def _kind(group: Any) -> tuple[Spec, Constraints | None, int]:
+    match group:
+        case [list(spec), constraints, int(number)] if 0 < number <= MAX_FLOW_JOBS:
+            return Spec.from_wire(spec), None if constraints is None else Constraints.from_wire(constraints), number
+    raise ProtocolError("a workflow with a group of another form")
+
+
+def _after(ids: Sequence[bytes], edges: memoryview) -> dict[int, dict[bytes, bool]]:
+    """What the jobs come after, by position."""
+    known = set(ids)
+    if len(known) != len(ids):
+        raise ProtocolError("a workflow with the same job twice")
+    after: dict[int, dict[bytes, bool]] = {}
+    for position, parent, goes_on in _EDGE.iter_unpack(edges):
+        if position >= len(ids) or (parent in known and parent >= ids[position]):
+            raise ProtocolError("a workflow with a job that comes after a later one")  # it might wait for itself
+        before = after.setdefault(position, {})
+        before[parent] = bool(goes_on) and before.get(parent, True)
+    return after
+
+
+def _packed_constraints(
+    shared: Constraints | None, after: dict[int, dict[bytes, bool]], positions: range
+) -> Iterable[Constraints | None]:
+    for position in positions:
+        edges = after.get(position)
+        yield shared if edges is None else replace(shared or NO_CONSTRAINTS, after=tuple(edges.items()))
+
+
+class Submission(NamedTuple):
+    """A submit frame that waits for its commit.
+
+    One with parts consists of these: they are taken in together or not at all, and its own jobs are those of all parts.
+    """
+
+    peer: Any  # None: it comes from the spool
+    request: int
+    watch: bool
+    spec: Spec
+    ids: list[bytes]
+    payloads: list[bytes]
+    constraints: list[Constraints] | None  # of each job; None: they have none
+    parts: tuple[Submission, ...] = ()
+
+    @property
+    def each(self) -> tuple[Submission, ...]:
+        """The parts, or itself."""
+        return self.parts or (self,)
+
+
+def submission_of(peer: Any, envelope: list[Any], body: memoryview) -> Submission:
+    """Reads a submit frame.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    match envelope:
+        case [Op.SUBMIT, int(request), list(spec), bool(), bool(watch), bytes(ids), list(lengths), *more]:
+            if not ids or len(ids) != 16 * len(lengths):
+                raise ProtocolError("a submit frame must have an id of 16 bytes for each payload")
+            payloads = frames.split(body, lengths)
+            separate_ids = [ids[start : start + 16] for start in range(0, len(ids), 16)]
+            constraints = _read_constraints(more, len(separate_ids)) if more else None
+            return Submission(peer, request, watch, Spec.from_wire(spec), separate_ids, payloads, constraints)
+        case [Op.SUBMIT_FLOW, int(request), bool(), bool(watch), list(groups), int(edges)]:
+            return flow_of(peer, request, watch, groups, edges, body)
+    raise ProtocolError("a submit frame of another form")
+
+
+def flow_of(peer: Any, request: int, watch: bool, groups: list[Any], edges: int, body: memoryview) -> Submission:
+    """The groups of jobs in a frame, as one submission.
+
+    Raises:
+        ProtocolError, ConfigError: it makes no sense.
+    """
+    parts = [
+        Submission(
+            peer,
+            request,
+            watch,
+            spec,
+            list(ids),
+            list(payloads),
+            [own or NO_CONSTRAINTS for own in constraints] if any(constraints) else None,
+        )
+        for spec, ids, payloads, constraints in read_flow(groups, edges, body)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    if any(own.unique for part in parts for own in part.constraints or ()):
+        raise ProtocolError("a workflow with unique jobs")  # one that is left out would leave others without an end
+    ids = [job_id for part in parts for job_id in part.ids]
+    return Submission(peer, request, watch, parts[0].spec, ids, [], None, tuple(parts))
+
+
+def _read_constraints(more: list[Any], jobs: int) -> list[Constraints]:
+    match more:
+        case [[fields]]:
+            return [Constraints.from_wire(fields)] * jobs
+        case [list(all_fields)] if len(all_fields) == jobs:
+            return [Constraints.from_wire(fields) for fields in all_fields]
+    raise ProtocolError("a submit frame must have the same terms for all jobs, or terms for each")

@@ -1,0 +1,191 @@
+"""The processes that consumers are forked from with `--preload`: each has imported the application once.
+
+multiprocessing has one such server for a process, and no call to replace it, to go back to another, or to ask whether
+it has imported what it should; hence the private names here, which the tests run on every supported Python. Until a
+server has imported the application it answers nobody, and whoever starts a process waits for that. So it says when it
+is up (`taskq.consumer.preload`), and nothing is started from it before: the broker's loop must not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Collection
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+from taskq.system.platform import name_of_signal
+
+#: Where a server says that it is up, and what it imports.
+READY_ADDRESS = "TASKQ_PRELOAD_READY"
+PRELOADED_APP = "TASKQ_PRELOAD_APP"
+#: How often to look whether a server is up: only while one imports the application.
+_LOOK_EVERY_S = 0.01
+#: The pause before another is started, after one that died.
+_PAUSE_S = 1.0
+
+_multiprocessing: Any = forkserver._forkserver
+_connection: Any = connection
+
+
+class ForkServer:
+    """One such process. It ends when nobody holds its `alive` descriptor any more: neither its consumers nor we."""
+
+    def __init__(self, code: int, ready: socket.socket | None) -> None:
+        self.code = code  # as `Succession.code`
+        self.pid: int = _multiprocessing._forkserver_pid
+        self.alive: int = _multiprocessing._forkserver_alive_fd
+        self.address: str = _multiprocessing._forkserver_address
+        self.since: float | None = None  # when we first looked at it
+        self.is_up = ready is None
+        self.is_proven = False  # whether a consumer came up that was forked from it
+        self.ending = ""  # how it ended, in words
+        self._ready = ready
+
+    def has_died(self) -> bool:
+        """Whether it has ended. Then whatever was forked from it was killed by the kernel (`die_with_parent`)."""
+        if not self.ending:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # multiprocessing has reaped it
+                self.ending = "ended in an unknown way"
+            else:
+                self.ending = _describe(os.waitstatus_to_exitcode(status)) if pid else ""
+        return bool(self.ending)
+
+    def look(self) -> bool:
+        """Whether it has imported the application."""
+        if self._ready is not None:
+            try:
+                self.is_up = bool(self._ready.recv(16))
+            except BlockingIOError:
+                return False
+            self._close_ready()
+        return self.is_up
+
+    def let_go(self) -> None:
+        """It is not needed any more: it ends with its last consumer."""
+        self._close_ready()
+        if self.alive >= 0:
+            os.close(self.alive)
+
+    def _close_ready(self) -> None:
+        if self._ready is not None:
+            address = self._ready.getsockname()
+            self._ready.close()
+            self._ready = None
+            os.unlink(address)
+
+
+class ForkServers:
+    """The servers of a fleet. Used by the broker's loop alone."""
+
+    def __init__(self, context: ForkServerContext, app: str, up_within_s: float) -> None:
+        """
+        Args:
+            app: what they import.
+            up_within_s: one that has not imported it within this time is killed.
+        """
+        os.environ[PRELOADED_APP] = app
+        context.set_forkserver_preload(["taskq.consumer.preload"])
+        self._up_within_s = up_within_s
+        self._present: ForkServer | None = None
+        self._before: ForkServer | None = None  # what to go back to until the present one has proved itself
+        self._others: list[ForkServer] = []  # let go of with their last consumer: they tell how consumers ended
+        self._ended: list[ForkServer] = []  # those that were let go of, and are not reaped yet
+        self._start_at = 0.0
+
+    def renew(self, code: int) -> None:
+        """From now on consumers are forked from a fresh server, which imports the application as it is now."""
+        present, self._present = self._present, None
+        if present is not None and present.is_proven and not present.has_died():
+            self._keep_for_its_consumers(self._before)
+            self._before = present
+        else:
+            self._keep_for_its_consumers(present)
+        self._start(code)
+
+    def go_back(self) -> None:
+        """The present server is of no use: consumers are forked from the one before again, if it lives."""
+        if self._before is not None and not self._before.has_died():
+            self._keep_for_its_consumers(self._present)
+            self._present, self._before = self._before, None
+            _hand_to_multiprocessing(self._present)
+
+    def proven(self, server: ForkServer) -> None:
+        """A consumer has come up."""
+        server.is_proven = True
+        if server is self._present:
+            self._keep_for_its_consumers(self._before)
+            self._before = None
+
+    def look_after(self, code: int, now: float) -> str | None:
+        """Starts a server if there is none. Returns what became of the present one, once, if it died."""
+        present = self._present
+        if present is None:
+            if now >= self._start_at:
+                self._start(code)
+            return None
+        present.since = now if present.since is None else present.since
+        if present.has_died():
+            self._keep_for_its_consumers(present)
+            self._present, self._start_at = None, now + _PAUSE_S
+            doing = "" if present.is_up else " while it imported the application"
+            return f"the process that consumers are forked from (--preload) {present.ending}{doing}"
+        if not present.look() and now - present.since > self._up_within_s:
+            os.kill(present.pid, signal.SIGKILL)
+        return None
+
+    def next_look(self, now: float) -> float | None:
+        """When to look after them again, if nothing else happens (monotonic)."""
+        if self._present is None:
+            return self._start_at
+        return None if self._present.is_up else now + _LOOK_EVERY_S
+
+    @property
+    def code(self) -> int | None:
+        """What consumers run that are started now; None if none can be started."""
+        return self._present.code if self._present is not None and self._present.is_up else None
+
+    def used(self) -> ForkServer:
+        """The server that a process was just forked from. multiprocessing starts another by itself if ours has died."""
+        assert self._present is not None
+        if _multiprocessing._forkserver_pid != self._present.pid:
+            self._present.alive = -1  # closed, too
+            self._others.append(self._present)
+            self._present = ForkServer(self._present.code, None)
+        return self._present
+
+    def release(self, in_use: Collection[ForkServer | None]) -> None:
+        """Lets go of those that nobody needs any more."""
+        for server in [server for server in self._others if server not in in_use]:
+            self._others.remove(server)
+            server.let_go()
+            self._ended.append(server)
+        self._ended = [server for server in self._ended if not server.has_died()]
+
+    def _keep_for_its_consumers(self, server: ForkServer | None) -> None:
+        if server is not None:
+            self._others.append(server)
+
+    def _start(self, code: int) -> None:
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.setblocking(False)
+        address = _connection.arbitrary_address("AF_UNIX")  # in the folder that multiprocessing keeps for itself
+        ready.bind(address)
+        os.environ[READY_ADDRESS] = address
+        _hand_to_multiprocessing(None)
+        _multiprocessing.ensure_running()
+        self._present = ForkServer(code, ready)
+
+
+def _hand_to_multiprocessing(server: ForkServer | None) -> None:
+    _multiprocessing._forkserver_pid = None if server is None else server.pid
+    _multiprocessing._forkserver_alive_fd = None if server is None else server.alive
+    _multiprocessing._forkserver_address = None if server is None else server.address
+
+
+def _describe(code: int) -> str:
+    return f"was killed by {name_of_signal(-code)}" if code < 0 else f"exited with code {code}"

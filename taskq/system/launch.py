@@ -1,0 +1,70 @@
+"""Starts the two processes that a guardian needs, even before it knows what for.
+
+This imports next to nothing, so that `taskq worker` has both at work while it is still importing its command line.
+Either reads what it is to do from a socket, or ends with it.
+"""
+
+import socket
+import subprocess
+import sys
+
+#: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
+_QUIET = "ignore:resource_tracker:UserWarning"
+_BROKER = "import gc, sys; gc.disable(); from taskq.broker.process import main; main(int(sys.argv[1]))"
+_READER = "import sys; from taskq.broker.stopped import main; main(int(sys.argv[1]), sys.argv[2])"
+_RESOLVER = "import sys; from taskq.consumer.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
+
+#: Whole messages; macOS has only streams here, where the few short ones come whole as well.
+_MESSAGES = socket.SOCK_SEQPACKET if sys.platform.startswith("linux") else socket.SOCK_STREAM
+
+
+class Child:
+    """A process, and our end of the socket to it."""
+
+    def __init__(
+        self, program: str, *arguments: str, options: tuple[str, ...] = (), kind: int, group: int | None
+    ) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", program, str(theirs.fileno()), *arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            process_group=group,
+        )
+        theirs.close()
+
+
+def spawn_broker() -> Child:
+    """Starts a broker, which waits for its set-up. Ctrl-C is for the guardian, which passes it on in its own way."""
+    return Child(_BROKER, options=("-W", _QUIET), kind=_MESSAGES, group=0)
+
+
+def spawn_resolver(app: str) -> Child:
+    """Starts a process that imports an application to learn its name and directory (user code, hence not done here)."""
+    return Child(_RESOLVER, app, kind=socket.SOCK_STREAM, group=None)
+
+
+def spawn_reader(path: str) -> Child:
+    """Starts a process that answers for the fleet of a directory that does not run."""
+    return Child(_READER, path, options=("-W", _QUIET), kind=socket.SOCK_STREAM, group=0)
+
+
+_early_brokers: list[Child] = []  # at most one
+_early_resolvers: dict[str, Child] = {}  # at most one, by application
+
+
+def start_early(app: str | None) -> None:
+    """Starts both for the guardian that this process is going to run, unless the command line makes no sense."""
+    _early_brokers.append(spawn_broker())
+    if app:
+        _early_resolvers[app] = spawn_resolver(app)
+
+
+def take_broker() -> Child:
+    """The broker that was started early, or else a new one."""
+    return _early_brokers.pop() if _early_brokers else spawn_broker()
+
+
+def take_resolver(app: str) -> Child:
+    """The resolver that was started early for this application, or else a new one."""
+    return _early_resolvers.pop(app, None) or spawn_resolver(app)

@@ -1,0 +1,82 @@
+"""The clock of a test: it stands still until it is moved."""
+
+from __future__ import annotations
+
+import time as real_time
+from typing import TYPE_CHECKING
+
+from taskq.model.errors import TaskQError
+
+if TYPE_CHECKING:
+    from taskq.testing.fleet import InProcessFleet
+
+#: A moment is over when the clock is so near to it: sums of seconds are not exact.
+_NEARLY_S = 1e-6
+
+
+class Clock:
+    """Time that stands still until it is moved. It starts with the second in which it was made.
+
+    It has the functions of the module `time` that taskq uses, so it can take the module's place.
+    """
+
+    def __init__(self) -> None:
+        self._us = int(real_time.time()) * 1_000_000
+        self.fleets: list[InProcessFleet] = []
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self._us / 1_000_000
+
+    def time_ns(self) -> int:
+        """Nanoseconds since 1970."""
+        return self._us * 1_000
+
+    def monotonic(self) -> float:
+        """The same as `time`: this clock is never set back."""
+        return self._us / 1_000_000
+
+    def perf_counter(self) -> float:
+        """Real time: it measures how long jobs take."""
+        return real_time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass for one who waits, while the fleets run what is there."""
+        until = self.time() + seconds
+        for fleet in self.fleets:
+            fleet.run_until(until)
+        self.move_to(until)
+
+    def advance(self, seconds: float) -> None:
+        """Lets so much time pass, in which no job is started: what becomes due is queued, what is late expires."""
+        if not seconds >= 0:
+            raise TaskQError(f"advance({seconds!r}): time goes forward only")
+        self.move_to(self.time() + seconds)
+
+    def next_moment(self, *, with_schedules: bool = True) -> float | None:
+        """When something happens by itself next, in seconds since 1970.
+
+        Args:
+            with_schedules: whether the fires of periodic schedules count, of which there is no end.
+        """
+        found = (fleet.next_moment(with_schedules=with_schedules) for fleet in self.fleets)
+        moments = [at for at in found if at is not None]
+        return max(min(moments), self.time()) if moments else None
+
+    def move_to(self, moment: float) -> None:
+        """Moves on to a moment, and stops on the way wherever something happens."""
+        while True:
+            stop = self.next_moment()
+            if stop is None or stop >= moment:
+                break
+            self._set(stop)
+        self._set(moment)
+
+    def _set(self, moment: float) -> None:
+        before = self._us
+        us = round(moment * 1_000_000)
+        self._us = max(before, us if us / 1_000_000 >= moment else us + 1)
+        for fleet in self.fleets:
+            fleet.look_at_the_clock()
+        if self._us == before and (self.next_moment() or moment + 1) <= self.time():
+            self._us += 1  # something is due and does not happen yet: no moment is met twice

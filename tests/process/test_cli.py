@@ -1,0 +1,538 @@
+"""The command line, end to end: real processes, real fleets, a terminal where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apps import jobs
+from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
+from terminal import NO_JOB, TASKQ, Here, Terminal, environment, refused, taskq
+
+from taskq.model.exits import Exit
+from taskq.telemetry.files import log_path, rotated_path
+from taskq.telemetry.reader import read
+
+
+@contextmanager
+def started(home: Path, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on while the block runs."""
+    process = subprocess.Popen(
+        [*TASKQ, *arguments],
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def wait_for_event(home: Path, event: str, **fields: Any) -> dict[str, Any]:
+    """Waits until the log has an event."""
+
+    def find() -> dict[str, Any] | None:
+        events = (found for found in read(home) if found["event"] == event)
+        return next((found for found in events if fields.items() <= found.items()), None)
+
+    found: dict[str, Any] = wait_until(find, event)
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets our many processes share their bytecode, also where PYTHONDONTWRITEBYTECODE keeps the checkout clean."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        yield
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Path:
+    """A folder with applications that cannot be used."""
+    (tmp_path / "raises.py").write_text("import taskq\nq = taskq.TaskQ('raises')\n1 / 0\n")
+    (tmp_path / "broken.py").write_text("q = (\n")
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "other.py").write_text("import taskq\nq = taskq.TaskQ('other')\nx = 5\n")
+    return tmp_path
+
+
+# -- without a fleet
+
+
+def test_version(home: Path, here: Here) -> None:
+    assert taskq(home, "version").stdout == "taskq 0.1.0\n"
+    assert here(home, "--version").stdout == "taskq 0.1.0\n"
+
+
+def test_each_command_has_help_with_an_example(home: Path, here: Here) -> None:
+    overview = here(home, "--help").stdout
+    for command in ("worker", "stop", "reload", "enqueue", "job", "cancel", "status", "logs", "demo"):
+        assert command in overview
+        assert f"$ taskq {command}" in here(home, command, "--help").stdout
+
+
+def test_worker_starts_light(home: Path) -> None:
+    """The guardian stays for the fleet's life, and its start is time until the first job."""
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "taskq", "worker", "no_such_module:q"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    ).stderr
+    names = {line.rpartition("|")[2].strip() for line in imported.splitlines() if line.startswith("import time:")}
+    assert "taskq.broker.guardian" in names
+    assert not names & {"rich", "rich.console", "asyncio", "psutil", "apsw", "structlog", "multiprocessing"}
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("no_such_module:q", ["no module 'no_such_module'"]),
+        ("no_such_file.py:q", ["no file", "no_such_file.py"]),
+        ("other:nothing", ["no attribute 'nothing'", "did you mean q?"]),
+        ("other:x", ["int", "not a TaskQ"]),
+        ("raises.py:q", ["ZeroDivisionError", "line 3"]),
+        ("broken.py:q", ["SyntaxError", "broken.py"]),
+        ("needs:q", ["no_such_package"]),
+        ("exits:q", ["SystemExit"]),
+    ],
+)
+def test_an_application_that_cannot_be_used(
+    apps: Path, home: Path, here: Here, monkeypatch: pytest.MonkeyPatch, app: str, words: list[str]
+) -> None:
+    refused(taskq(home, "worker", app, cwd=apps), Exit.APP, *words)
+    monkeypatch.chdir(apps)
+    refused(here(home, "enqueue", app, "add"), Exit.APP, *words)
+
+
+@pytest.mark.parametrize("command", [["status"], ["stop"], ["reload"], ["job", NO_JOB], ["cancel", NO_JOB]])
+def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
+    refused(here(home, *command), Exit.NO_FLEET, str(home), "taskq worker")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["worker"], "TASKQ_APP"),
+        (["worker", JOBS, "--durability", "hope"], "power, os or memory"),
+        (["worker", JOBS, "--stop-timeout", "soon"], "--stop-timeout 'soon'"),
+        (["worker", JOBS, "--consumers", "-1"], "consumers=-1"),
+        (["worker", JOBS, "--queues", "a b"], "'a b'"),
+        (["enqueue", JOBS], "which task"),
+        (["enqueue", JOBS, "add", "1", "--kwargs", "{b: 2}"], "is not JSON"),
+        (["enqueue", JOBS, "add", "1", "--kwargs", "[2]"], "no JSON object"),
+        (["enqueue", JOBS, "add", "1", "--wiat"], "no such option: --wiat"),
+        (["enqueue", JOBS, "add"], "missing a required argument: 'a'"),
+        (["enqueue", JOBS, "add", "1", "--queue", "a/b"], "queue name 'a/b'"),
+        (["logs", "--level", "loud"], "--level 'loud'"),
+        (["logs", "--since", "yesterday"], "--since 'yesterday'"),
+        (["job", "17"], "32 hexadecimal digits"),
+    ],
+)
+def test_a_command_that_makes_no_sense(home: Path, here: Here, arguments: list[str], word: str) -> None:
+    refused(here(home, *arguments), Exit.USAGE, word)
+
+
+def test_typers_own_usage_error(home: Path) -> None:
+    done = taskq(home, "status", "--nothing")
+    assert done.returncode == Exit.USAGE
+    assert "--nothing" in done.stderr
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(taskq(tmp_path / "file" / "queue", "worker", JOBS), Exit.DIRECTORY, str(tmp_path / "file"), "TASKQ_URL")
+    refused(taskq(tmp_path / "nothing", "logs"), Exit.DIRECTORY, "nothing")
+    refused(taskq(None, "status", str(tmp_path / "nothing")), Exit.DIRECTORY, "nothing")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    refused(taskq(tmp_path / "open", "worker", JOBS), Exit.DIRECTORY, "chmod 700")
+
+
+def test_a_journal_that_cannot_be_trusted(home: Path) -> None:
+    assert taskq(home, "worker", JOBS, "--drain").returncode == Exit.OK
+    (home / "journal.db").unlink()
+    done = taskq(home, "worker", JOBS, "--log-level", "error")
+    assert done.returncode == Exit.JOURNAL
+    assert "journal" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_dies_again_and_again_is_given_up(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif any('broker_process' in word for word in sys.orig_argv): os._exit(77)\n"
+    )
+    done = taskq(home, "worker", JOBS, PYTHONPATH=str(tmp_path))
+    assert done.returncode == Exit.UNSTABLE
+    assert "giving up" in done.stderr
+
+
+def test_a_job_enqueued_before_there_is_a_fleet(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "noted"
+    done = taskq(home, "enqueue", JOBS, "note", str(path), "early")
+    assert done.returncode == Exit.OK
+    assert len(done.stdout) == 33
+    assert "no fleet answers" in done.stderr
+    assert "queued" in taskq(home, "job", done.stdout.strip()).stdout
+    assert taskq(home, "worker", JOBS, "--drain", "--consumers", "1").returncode == Exit.OK
+    assert wait_for_file(path)[0].split()[:2] == ["early", done.stdout.strip()]
+
+
+def test_a_builtin_that_does_not_tell_its_parameters(home: Path, tmp_path: Path) -> None:
+    app = tmp_path / "builtins_app.py"
+    app.write_text("import taskq\nq = taskq.TaskQ('builtins')\nq.task(name='largest')(max)\n")
+    done = taskq(home, "enqueue", f"{app}:q", "largest", "1", "2")
+    assert done.returncode == Exit.OK, done
+    assert len(done.stdout) == 33
+
+
+def test_which_queue_is_meant(tmp_path: Path) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    refused(taskq(None, "status", **state), Exit.USAGE, "no queue", str(tmp_path))
+    for name in ("one", "two"):
+        (tmp_path / "taskq" / name).mkdir(parents=True)
+        (tmp_path / "taskq" / name / "lock").touch()
+        done = taskq(None, "status", **state)
+        if name == "one":
+            refused(done, Exit.NO_FLEET, str(tmp_path / "taskq" / "one"))
+    refused(done, Exit.USAGE, str(tmp_path / "taskq" / "one"), str(tmp_path / "taskq" / "two"))
+    refused(taskq(None, "status", str(tmp_path / "taskq" / "two"), **state), Exit.NO_FLEET, "two")
+
+
+# -- with a fleet
+
+
+def test_enqueue_prints_the_id_alone(shared: Fleet, tmp_path: Path) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, "note", str(tmp_path / "noted"), "x")
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert wait_for_file(tmp_path / "noted")[0].split()[1] == done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["add", "1", "2"], "3"),
+        (["add", "-1", "-2.5"], "-3.5"),
+        (["add", "1", "--kwargs", '{"b": 5}'], "6"),
+        (["echo", "cat.jpg"], '"cat.jpg"'),
+        (["echo", '"1"'], '"1"'),
+        (["echo", "NaN"], '"NaN"'),
+        (["echo", '{"a": [1, null, true]}'], '{"a": [1, null, true]}'),
+        (["echo", "héllo"], '"héllo"'),
+        (["big", "2"], "\"b'\\\\x00\\\\x00'\""),
+        (["add", "1", "--queue", "other"], "2"),
+    ],
+)
+def test_enqueue_wait_prints_the_result(shared: Fleet, here: Here, arguments: list[str], output: str) -> None:
+    done = here(shared.home, "enqueue", JOBS, *arguments, "--wait")
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.OK, output + "\n", "")
+
+
+def test_enqueue_wait_of_a_job_that_fails(shared: Fleet) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, "fail", "no such page", "--wait")
+    assert (done.returncode, done.stdout) == (Exit.JOB_FAILED, "")
+    assert "LookupError: no such page" in done.stderr.splitlines()[0]
+    assert "Traceback" in done.stderr
+    assert "raise LookupError(message)" in done.stderr
+    assert "taskq/cli" not in done.stderr
+
+
+def test_enqueue_wait_runs_out_of_time(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+    done = taskq(
+        shared.home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"), "--wait", "--timeout", "200ms"
+    )
+    gate.open()
+    refused(done, Exit.TIMEOUT, "0.2 s")
+
+
+def test_a_task_that_the_application_does_not_have(shared: Fleet) -> None:
+    refused(taskq(shared.home, "enqueue", JOBS, "nothing"), Exit.NOT_FOUND, "'nothing'", "add", "note")
+
+
+def test_taskq_app_stands_for_app(shared: Fleet) -> None:
+    assert taskq(shared.home, "enqueue", "add", "1", "2", "--wait", TASKQ_APP=JOBS).stdout == "3\n"
+    assert taskq(shared.home, "status", "--json", TASKQ_APP=JOBS).returncode == Exit.OK
+
+
+def test_status(shared: Fleet) -> None:
+    told = json.loads(taskq(shared.home, "status", "--json").stdout)
+    asked = shared.client.status()
+    assert told.keys() == asked.keys()
+    assert told["broker"].keys() == asked["broker"].keys()
+    assert told["broker"]["directory"] == str(shared.home)
+    assert {consumer["pid"] for consumer in told["consumers"]} == set(shared.consumer_pids())
+    assert told["totals"].keys() == asked["totals"].keys()
+    for app in (JOBS, str(shared.home)):
+        shown = taskq(shared.home, "status", app).stdout
+        assert str(shared.home) in shown
+        assert all(str(pid) in shown for pid in [asked["broker"]["pid"], *shared.consumer_pids()])
+        assert "\x1b" not in shown
+
+
+def test_status_watch_goes_on(shared: Fleet) -> None:
+    with started(shared.home, "status", "--watch", "--json") as process:
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["broker"]["pid"] for _ in range(2)] == [shared.broker_pid] * 2
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_job(shared: Fleet) -> None:
+    job_id = taskq(shared.home, "enqueue", JOBS, "fail", "first\x1b[2J\nsecond").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=job_id)
+    told = json.loads(taskq(shared.home, "job", job_id, "--json").stdout)
+    assert (told["id"], told["state"], told["task"], told["attempts"]) == (job_id, "failed", "fail", 1)
+    assert told["error"]["type"] == "LookupError"
+    shown = taskq(shared.home, "job", job_id, JOBS).stdout
+    assert "state     failed" in shown
+    assert "error     LookupError: first\\x1b[2J\n" in shown
+    assert "| Traceback" in shown
+    assert "\x1b" not in shown
+    refused(taskq(shared.home, "job", NO_JOB), Exit.NOT_FOUND, NO_JOB)
+
+
+def test_cancel(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+    path = str(tmp_path / "held")
+    holding = [taskq(shared.home, "enqueue", JOBS, "hold", gate.path, path).stdout.strip() for _ in range(2)]
+    wait_for_file(tmp_path / "held", 2)
+    waiting = taskq(shared.home, "enqueue", JOBS, "add", "1").stdout.strip()
+    done = taskq(shared.home, "cancel", waiting)
+    assert (done.returncode, done.stdout) == (Exit.OK, f"{waiting} is cancelled\n")
+    assert "state     cancelled" in taskq(shared.home, "job", waiting).stdout
+    refused(taskq(shared.home, "cancel", "--not-running", holding[0]), Exit.FAILED, "running")
+    gate.open()
+    wait_for_file(tmp_path / "held", 4)
+    refused(taskq(shared.home, "cancel", NO_JOB), Exit.NOT_FOUND, NO_JOB)
+
+
+def test_a_second_worker_refuses(shared: Fleet) -> None:
+    refused(taskq(shared.home, "worker", JOBS), Exit.ALREADY_RUNNING, str(shared.broker_pid), "taskq stop")
+
+
+# -- logs
+
+
+def test_logs_filters(shared: Fleet) -> None:
+    job_id = taskq(shared.home, "enqueue", JOBS, "fail", "logged").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=job_id)
+    [event] = map(json.loads, taskq(shared.home, "logs", "--json", "--job", job_id).stdout.splitlines())
+    assert (event["event"], event["task"], event["error"]) == ("job.failed", "fail", "LookupError: logged")
+    shown = taskq(shared.home, "logs", "--task", "fail", "--event", "job.*", "--level", "error", "--since", "1h").stdout
+    assert job_id in shown
+    assert "\x1b" not in shown
+    assert "fleet.started" not in shown
+    assert len(taskq(shared.home, "logs", "-n", "1", "--json").stdout.splitlines()) == 1
+    assert taskq(shared.home, "logs", "-n", "0").stdout == ""
+
+
+def test_logs_follows_until_interrupted(shared: Fleet) -> None:
+    first = taskq(shared.home, "enqueue", JOBS, "fail", "line 0").stdout.strip()
+    wait_for_event(shared.home, "job.failed", job_id=first)
+    with started(shared.home, "logs", "-f", "--json", "--task", "fail", "-n", "1") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["job_id"] == first
+        for number in (1, 2):
+            taskq(shared.home, "enqueue", JOBS, "fail", f"line {number}")
+            assert json.loads(process.stdout.readline())["error"] == f"LookupError: line {number}"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_logs_follows_across_rotation_and_without_a_fleet(home: Path) -> None:
+    path = log_path(home)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"event": "one"}\n{"event": "two"}\n')
+    with started(home, "logs", "-f", "--json", "-n", "1") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"event": "two"}
+        with path.open("a") as file:
+            file.write('{"event": "three"}\n')
+        path.rename(rotated_path(path, 1))
+        path.write_text('{"event": "four"}\n')
+        assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["three", "four"]
+
+
+@pytest.mark.parametrize("follow", [[], ["-f"]])
+def test_logs_ends_with_its_reader(home: Path, follow: list[str]) -> None:
+    path = log_path(home)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"event": "a line"}\n' * 50_000)
+    with started(home, "logs", "-n", "50000", *follow) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) == Exit.OK
+        assert process.stderr.read() == ""
+        process.stdout = None
+
+
+def test_logs_that_are_not_there(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    done = taskq(home, "logs")
+    assert (done.returncode, done.stdout) == (Exit.OK, "")
+    assert "no fleet has run there" in done.stderr
+
+
+# -- stop and reload
+
+
+def test_stop_tells_of_every_job_that_is_left(home: Path) -> None:
+    """Also of those that are not queued: they wait for their time, or for others."""
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
+        assert "no job waits" in taskq(home, "status").stdout
+        later = jobs.add.options(delay=3600).enqueue(1)
+        jobs.add.options(delay=3600).enqueue(2)
+        jobs.add.options(after=[later]).enqueue(3)
+        done = taskq(home, "stop")
+        assert done.stdout.endswith("; 3 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        worker.communicate(timeout=DEADLINE_S)
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
+        jobs.q.pause("default")
+        jobs.add.enqueue(4)
+        done = taskq(home, "stop")
+        assert done.stdout.endswith("; 4 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        worker.communicate(timeout=DEADLINE_S)
+    logged = [event for event in read(home) if event["event"] in ("fleet.started", "fleet.stopped")]
+    told = [(event["queued"], event["scheduled"], event["waiting"]) for event in logged]
+    assert told == [(0, 0, 0), (0, 2, 1), (0, 2, 1), (1, 2, 1)]
+
+
+def test_stop(home: Path, gate: Gate, tmp_path: Path) -> None:
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        for _ in range(2):
+            taskq(home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"))
+        wait_for_file(tmp_path / "held")
+        late = taskq(home, "stop", "--timeout", "0.1")
+        assert late.returncode == Exit.TIMEOUT
+        assert "1 running job" in late.stderr
+        assert "0.1 s" in late.stderr
+        gate.open()
+        worker.communicate(timeout=DEADLINE_S)
+        assert worker.returncode == Exit.OK
+    refused(taskq(home, "stop"), Exit.NO_FLEET)
+    with started(home, "worker", JOBS, "--consumers", "1") as worker:
+        wait_for_file(tmp_path / "held", 4)
+        done = taskq(home, "stop")
+        assert (done.returncode, done.stderr) == (Exit.OK, "")
+        assert done.stdout.startswith("stopped in ")
+        assert done.stdout.endswith("no job waits\n")
+        again = taskq(home, "worker", JOBS, "--drain", "--consumers", "1")  # what stop waited for
+        assert again.returncode == Exit.OK, again
+        worker.communicate(timeout=DEADLINE_S)
+        assert worker.returncode == Exit.OK
+
+
+def test_reload(start: Callable[..., Fleet]) -> None:
+    fleet = start(consumers=1)
+    [before] = fleet.consumer_pids()
+    done = taskq(fleet.home, "reload")
+    assert done.returncode == Exit.OK
+    assert "1 consumer" in done.stdout
+    fleet.wait_for("consumer.exited", pid=before)
+    assert before not in fleet.consumer_pids()
+
+
+# -- in a terminal
+
+
+def test_control_c_lets_running_jobs_end(
+    home: Path, gate: Gate, tmp_path: Path, terminal: Callable[..., Terminal]
+) -> None:
+    worker = terminal(home, "worker", JOBS, "--consumers", "1")
+    taskq(home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"))
+    wait_for_file(tmp_path / "held")
+    worker.type(b"\x03")
+    worker.read_until("fleet.stopping")
+    gate.open()
+    assert worker.read_to_end() == Exit.OK
+    assert len(wait_for_file(tmp_path / "held")) == 2
+    assert "Traceback" not in worker.text
+
+
+def test_status_watch_in_a_terminal(shared: Fleet, terminal: Callable[..., Terminal]) -> None:
+    watch = terminal(shared.home, "status", "--watch")
+    watch.read_until("enqueued")
+    watch.type(b"\x03")
+    assert watch.read_to_end() == 130
+    assert "Traceback" not in watch.text
+    assert "\x1b[" in watch.text  # coloured
+
+
+def test_demo_in_a_terminal(home: Path, terminal: Callable[..., Terminal]) -> None:
+    demo = terminal(home, "demo")
+    assert demo.read_to_end() == Exit.OK
+    assert "Traceback" not in demo.text
+    for word in ("kill -9", "nothing lost", "jobs/s", "consumer.crashed", "fleet.stopped", "succeeded", "taskq logs"):
+        assert word in demo.text
+    assert not home.exists()
+
+
+def test_demo_without_a_terminal(home: Path, tmp_path: Path) -> None:
+    done = taskq(home, "demo", TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert "\x1b" not in done.stdout
+    assert "nothing lost" in done.stdout
+    assert not list(tmp_path.glob("taskq-demo-*"))
+
+
+def test_demo_interrupted_leaves_nothing(home: Path) -> None:
+    with started(home, "demo", start_new_session=True) as demo:
+        assert demo.stdout is not None
+        line = ""
+        while "broker" not in line:
+            line = demo.stdout.readline()
+            assert line
+        broker = int(line.split()[1])
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=DEADLINE_S)
+    assert (demo.returncode, errors) == (130, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(broker, 0)
+
+
+def test_enqueue_with_options(shared: Fleet, tmp_path: Path) -> None:
+    """By name and text, as from Python; what makes no sense is refused."""
+    arguments = ("enqueue", JOBS, "add", "1", "2")
+    scheduled = taskq(shared.home, *arguments, "-o", "delay=10m", "-o", "priority=3", "-o", "retries=0")
+    assert scheduled.returncode == Exit.OK
+    told = taskq(shared.home, "job", scheduled.stdout.strip()).stdout
+    assert "scheduled" in told
+    first = taskq(shared.home, *arguments, "-o", "unique=one", "-o", "at=2090-01-01T00:00:00+01:00")
+    second = taskq(shared.home, *arguments, "-o", "unique=one")
+    assert first.stdout == second.stdout
+    assert "one of its kind" in second.stderr
+    for job in (scheduled, first):
+        assert taskq(shared.home, "cancel", job.stdout.strip()).returncode == Exit.OK
+    for option, text in (
+        ("delay", "NAME=VALUE"),
+        ("delay=soon", "use seconds, or a duration"),
+        ("at=2090-01-01", "no time zone"),
+        ("at=noon", "write a moment"),
+        ("colour=red", "no such option"),
+        ("priority=high", "use a whole number"),
+    ):
+        refused(taskq(shared.home, *arguments, "-o", option), Exit.USAGE, text)

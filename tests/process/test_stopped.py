@@ -1,0 +1,236 @@
+"""A directory without a fleet can be looked at: through a reader, which no broker ever meets at the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import psutil
+import pytest
+from apps import jobs
+from fleet import JOBS, Fleet, Gate, running, starts, wait_until
+from terminal import Here, here, refused, taskq
+
+from taskq import BrokerUnavailable, JobNotFound, JobState
+from taskq.client.job import Job
+from taskq.client.transport.blocking import Client
+from taskq.client.transport.reading import FleetIsThere, StoppedFleet
+from taskq.model.errors import AlreadyRunning
+from taskq.model.exits import Exit
+from taskq.protocol.ops import Op
+from taskq.system import locks
+from taskq.system.directory import Directory
+from taskq.system.locks import ReaderLock, take_broker_lock
+
+__all__ = ["here"]  # a fixture
+q = jobs.q
+
+
+@pytest.fixture
+def left(home: Path, tmp_path: Path) -> Iterator[tuple[Job[int], Job[int]]]:
+    """A job that failed and one that succeeded, of a fleet that has stopped."""
+    with running(Fleet(home, consumers=1)):
+        bad, good = jobs.need.enqueue(str(tmp_path / "needed")), jobs.add.enqueue(1, 2)
+        assert bad.wait(10)
+        assert good.result(10) == 3
+        q.schedules.add("nightly", "add", "0 3 * * *", args=(1,))
+    yield bad, good
+    assert readers() == []
+
+
+def readers() -> list[psutil.Process]:
+    """The readers that this process has started and that have not ended."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and "taskq: reader" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def test_by_command(home: Path, left: tuple[Job[int], Job[int]], here: Here) -> None:
+    bad, good = left
+    done = here(home, "jobs")
+    assert done.returncode == Exit.OK, done
+    assert bad.id in done.stdout
+    assert good.id in done.stdout
+    assert str(home) in done.stderr, "no fleet runs, and it says so"
+    listed = json.loads(here(home, "jobs", "--state", "failed", "--json").stdout)
+    assert [job["id"] for job in listed] == [bad.id]
+    assert "FileNotFoundError" in here(home, "job", bad.id).stdout
+    status = json.loads(here(home, "status", "--json").stdout)
+    assert status["broker"] == {**status["broker"], "state": "stopped", "pid": None, "directory": str(home)}
+    assert (status["totals"]["succeeded"], status["totals"]["failed"], status["consumers"]) == (1, 1, [])
+    assert here(home, "status").stdout.startswith("stopped")
+    assert "nightly" in here(home, "schedule").stdout
+    done = here(home, "retry", bad.id)
+    assert done.returncode == Exit.OK, done
+    assert bad.state() is JobState.QUEUED
+    refused(here(home, "stop"), Exit.NO_FLEET, "taskq worker")
+
+
+def test_from_python(home: Path, left: tuple[Job[int], Job[int]], tmp_path: Path) -> None:
+    bad, good = left
+    assert [info.id for info in q.jobs("failed")] == [bad.id]
+    assert good.state() is JobState.SUCCEEDED
+    assert asyncio.run(bad.ainfo()).error is not None
+    assert [info.name for info in q.schedules.list()] == ["nightly"]
+    with pytest.raises(JobNotFound):
+        q.job("0" * 32).info()
+    with pytest.raises(BrokerUnavailable):
+        q.client.status()
+    assert q.pause("mail") == ["mail"]
+    assert q.retry_failed() == 1
+    (tmp_path / "needed").touch()
+    with running(Fleet(home, consumers=1)) as fleet:
+        assert bad.result(10) == 2
+        assert q.resume("mail") == ["mail"]
+        assert not fleet.events("store.recovered"), "each reader has closed the journal cleanly"
+
+
+def test_many_jobs_are_read_by_one_reader(home: Path, left: tuple[Job[int], Job[int]]) -> None:
+    """Pages of a list, and slices of what is done to many, are one call."""
+    with running(Fleet(home, consumers=1)):
+        q.pause("default")
+        jobs.add.enqueue_many([(number,) for number in range(1_000)])
+    stopped = q.client._stopped_fleet
+    with stopped.keeping():
+        assert len(q.jobs("queued", limit=1_000)) == 1_000
+        [reader] = readers()
+        assert q.purge("queued") == 1_000
+        assert readers() == [reader]
+        q.resume("default")
+
+
+def test_jobs_in_the_spool_are_told(home: Path, here: Here) -> None:
+    """Before the first fleet, too, and beside what a journal holds."""
+    refused(here(home, "jobs"), Exit.NO_FLEET, str(home))
+    first = jobs.add.enqueue(1)
+    assert json.loads(here(home, "status", "--json").stdout)["queues"]["default"]["queued"] == 1
+    second = jobs.add.enqueue(2)
+    assert [info.id for info in q.jobs()] == [second.id, first.id]
+    assert jobs.add.enqueue(3).info().task == "add"
+    with running(Fleet(home, consumers=1)):
+        assert (first.result(10), second.result(10)) == (2, 3)
+
+
+def test_what_ran_when_a_fleet_was_killed_is_charged_by_the_next(home: Path, tmp_path: Path, gate: Gate) -> None:
+    """A reader shows it as queued, and leaves the record of its crash to the broker."""
+    fleet = Fleet(home, consumers=1).start()
+    job = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+    starts(tmp_path / "held", 1)
+    fleet.kill_all()
+    assert (job.info().state, job.info().crashes) == (JobState.QUEUED, 0)
+    with running(fleet):
+        starts(tmp_path / "held", 2)
+        assert job.info().crashes == 1
+        gate.open()
+
+
+def test_a_fleet_that_starts_sees_a_reader_off(home: Path, left: tuple[Job[int], Job[int]]) -> None:
+    bad, _ = left
+    stopped = StoppedFleet(Directory(home))
+    with stopped.keeping():
+        stopped.ask(Op.INFO, bytes.fromhex(bad.id))
+        [reader] = readers()
+        with running(Fleet(home, consumers=1)):
+            reader.wait(10)
+            assert bad.state() is JobState.FAILED
+            with pytest.raises(FleetIsThere):
+                stopped.ask(Op.STATUS)  # of the reader that is gone
+            with pytest.raises(FleetIsThere, match="a fleet runs"):
+                stopped.ask(Op.STATUS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_reader_that_is_killed_or_stopped_is_in_nobodys_way(
+    home: Path, left: tuple[Job[int], Job[int]], number: int
+) -> None:
+    bad, _ = left
+    stopped = StoppedFleet(Directory(home))
+    with stopped.keeping():
+        stopped.ask(Op.RETRY, bytes.fromhex(bad.id))
+        [reader] = readers()
+        os.kill(reader.pid, number)
+        with running(Fleet(home, consumers=1)) as fleet:
+            reader.wait(10)
+            bad.wait(10)
+            assert bad.info().attempts == 2
+            assert fleet.events("store.recovered"), "it did not close the journal"
+
+
+def test_readers_and_fleets_that_come_and_go(home: Path, left: tuple[Job[int], Job[int]]) -> None:
+    """Whoever asks all the time is answered all the time, and no fleet is kept from starting."""
+    bad, _ = left
+    is_over = Event()
+    wrong: list[object] = []
+
+    def ask() -> None:
+        client = Client(Directory(home))
+        while not is_over.is_set():
+            try:
+                state = client.info(bytes.fromhex(bad.id)).state
+            except BaseException as error:
+                wrong.append(error)
+            else:
+                if state is not JobState.FAILED:
+                    wrong.append(state)
+        client.close()
+
+    threads = [Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(4):
+            with running(Fleet(home, consumers=1)) as fleet:
+                if number % 2:
+                    seen = fleet.count("consumer.started")
+                    fleet.kill(fleet.broker_pid)  # its guardian starts another, which may meet a reader
+                    fleet.wait_for("consumer.started", skip=seen)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -> None:
+    """The guardian of a broker that died starts the next one while a reader is at the journal: it waits, not ends."""
+    path = tmp_path / "lock"
+    path.write_text(f"{os.getpid()} {os.getppid()}")  # a broker, and our guardian
+    child = os.fork()
+    if child == 0:
+        lock = ReaderLock(path, tmp_path / "nobody")
+        (tmp_path / "is_locked").touch()
+        signal.pause()  # until it is told to go
+        lock.release()
+        os._exit(0)
+    wait_until((tmp_path / "is_locked").exists, "the reader")
+    os.close(take_broker_lock(path, os.getppid()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_two_fleets_are_told_apart_from_a_reader(home: Path) -> None:
+    """A second fleet still refuses at once, and names the first."""
+    with running(Fleet(home, consumers=1)) as fleet:
+        done = taskq(home, "worker", JOBS)
+        refused(done, Exit.ALREADY_RUNNING, str(fleet.broker_pid))
+        with pytest.raises(AlreadyRunning, match="a fleet runs"):
+            ReaderLock(Directory(home).lock, Directory(home).socket_path())
+
+
+def test_a_broker_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the lock, and nobody listens: it starts, ends or hangs."""
+    monkeypatch.setattr(locks, "_READER_WAITS_S", 0.05)
+    path = tmp_path / "lock"
+    descriptor = take_broker_lock(path, os.getppid())
+    with pytest.raises(BrokerUnavailable, match=f"broker process {os.getpid()} has {tmp_path}"):
+        ReaderLock(path, tmp_path / "nobody")
+    os.close(descriptor)

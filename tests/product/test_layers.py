@@ -1,0 +1,303 @@
+"""The house: rooms that import downward only, files that can be held in the head, a pure core, a light `import taskq`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import taskq
+
+ROOT = Path(taskq.__file__).parent
+
+#: What each room may import, beside itself. A new module needs no new row, only the right room.
+ROOMS: dict[str, set[str]] = {
+    "model": set(),
+    "telemetry": set(),
+    "system": {"model"},
+    "protocol": {"model", "system"},
+    "engines": {"model", "system", "protocol", "telemetry"},
+    "client": {"model", "system", "protocol"},
+    "broker": {"model", "telemetry", "system", "protocol", "engines"},
+    "consumer": {"model", "system", "protocol", "client"},
+    "testing": {"model", "system", "protocol", "engines", "client", "broker", "consumer"},
+    "cli": {"model", "telemetry", "system", "client", "broker", ""},
+    "": set(),  # the public names, each imported when it is first used
+    "__main__": {"cli"},
+}
+#: Imports inside functions, outside the command line, and why each is late.
+LATE = {
+    ("client.app", "client.fleet"): "a web application never runs a fleet",
+    ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
+    ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
+    ("protocol.link.boot", "consumer.process"): "the one place that names the process which the broker starts",
+    ("consumer.process", "consumer.concurrent"): "asyncio takes 40-70 ms",
+    ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
+    ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",
+    ("testing.pytest_plugin", "system.directory"): "the plugin is loaded in every test run, used or not",
+    ("testing.pytest_plugin", "testing"): "the plugin is loaded in every test run, used or not",
+}
+#: These hand names on; every other package is one docstring.
+HAND_ON = {"", "protocol.codec", "testing", "cli"}
+MOST_FILES_IN_A_ROOM = 15
+MOST_LINES_OF_A_FILE = 600
+MOST_LINES_OF_A_FUNCTION = 60
+#: Longer than that still; a file that was divided leaves this set.
+TO_BE_DIVIDED = {"broker.core.ready", "engines.embedded.journal.sqlite", "testing.fleet"}
+
+
+class Import(NamedTuple):
+    """One module imports another; names are without `taskq.`, and the package itself is ""."""
+
+    importer: str
+    imported: str
+    is_late: bool
+
+
+def module_name(path: Path) -> str:
+    """`model.job` for `taskq/model/job.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules of taskq."""
+    return {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+@cache
+def imports() -> list[Import]:
+    """All imports between them, except those for type checkers only."""
+    return [found for name, path in modules().items() for found in imports_of(name, path.read_text())]
+
+
+def imports_of(importer: str, source: str) -> list[Import]:
+    """The imports of one module."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, is_late: bool) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                visit(other, is_late)
+            return
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import in {importer}"
+            if node.module and node.module.split(".")[0] == "taskq":
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}".removeprefix("taskq").removeprefix(".")
+                    outer = node.module.removeprefix("taskq").removeprefix(".")
+                    found.append(Import(importer, inner if inner in modules() else outer, is_late))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "taskq":
+                    found.append(Import(importer, alias.name.removeprefix("taskq").removeprefix("."), is_late))
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, is_late or is_function)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+def room(module: str) -> str:
+    """The room of a module."""
+    return module.split(".")[0]
+
+
+def test_every_module_is_in_a_room() -> None:
+    """The top level holds rooms and nothing else."""
+    assert {room(module) for module in modules()} == set(ROOMS)
+
+
+def test_imports_go_downward() -> None:
+    """No room imports from one that is not below it; the late imports with a reason are the only exceptions."""
+    upward = [
+        f"{importer} imports {imported}"
+        for importer, imported, is_late in imports()
+        if room(importer) != room(imported)
+        and room(imported) not in ROOMS[room(importer)]
+        and not (is_late and (importer, imported) in LATE)
+    ]
+    assert upward == []
+
+
+def test_late_imports_have_a_reason() -> None:
+    """Imports inside functions hide what a module needs: outside the command line they are the ones of LATE."""
+    late = {(importer, imported) for importer, imported, is_late in imports() if is_late and room(importer) != "cli"}
+    assert late == set(LATE)
+
+
+def test_no_cycles() -> None:
+    """Nowhere, inside a room neither."""
+    below: dict[str, set[str]] = {name: set() for name in modules()}
+    for importer, imported, is_late in imports():
+        if not is_late and importer != imported:
+            below[importer].add(imported)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a cycle: {' -> '.join([*path, module])}"
+        if module not in done:
+            for other in below[module]:
+                visit(other, (*path, module))
+            done.add(module)
+
+    for name in modules():
+        visit(name, ())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from taskq.protocol import frames", [Import("x", "protocol.frames", False)]),
+        ("from taskq.model.stored import StoredState", [Import("x", "model.stored", False)]),
+        ("import taskq.model.job", [Import("x", "model.job", False)]),
+        ("from taskq import TaskQ", [Import("x", "", False)]),
+        ("def f():\n    from taskq.client.app import TaskQ", [Import("x", "client.app", True)]),
+        ("class C:\n    from taskq.client import app", [Import("x", "client.app", False)]),
+        ("if TYPE_CHECKING:\n    from taskq.client.app import TaskQ", []),
+        ("try:\n    import taskq.model.job\nexcept ImportError:\n    pass", [Import("x", "model.job", False)]),
+        ("import os\nfrom taskqueue import x", []),
+    ],
+)
+def test_this_test_sees_imports(source: str, expected: list[Import]) -> None:
+    """The parser of imports itself."""
+    assert imports_of("x", source) == expected
+
+
+# -- sizes
+
+
+def packages() -> list[str]:
+    """All packages of taskq, the package itself included."""
+    return [name for name, path in modules().items() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("package", packages())
+def test_a_room_says_what_it_is_about(package: str) -> None:
+    """Its `__init__.py` has a docstring, and imports nothing unless it hands names on; it holds few files."""
+    path = modules()[package]
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    if package not in HAND_ON:
+        assert len(tree.body) == 1, "a room's own file is its docstring"
+    assert len([other for other in path.parent.glob("*.py") if other != path]) <= MOST_FILES_IN_A_ROOM
+
+
+def test_files_can_be_held_in_the_head() -> None:
+    """None is longer than 600 lines."""
+    sizes = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name for name, size in sizes.items() if size > MOST_LINES_OF_A_FILE} == TO_BE_DIVIDED
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions of a module."""
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function without its docstring."""
+    assert function.end_lineno is not None
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function) is not None
+    assert first.end_lineno is not None
+    described = first.end_lineno - first.lineno + 1 if has_docstring else 0
+    return function.end_lineno - function.lineno + 1 - described
+
+
+def test_functions_can_be_held_in_the_head() -> None:
+    """None is longer than 60 lines; the options of a command are not counted."""
+    long = {
+        f"{name}.{function.name}": lines_of(function)
+        for name, path in modules().items()
+        for function in functions(ast.parse(path.read_text()))
+        if lines_of(function) > MOST_LINES_OF_A_FUNCTION and room(name) != "cli"
+    }
+    assert long == {}
+
+
+# -- purity
+
+
+PURE = {
+    "__future__",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "operator",
+    "typing",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.startswith("broker.core.")])
+def test_the_core_is_pure(name: str) -> None:
+    """It imports no clock, no chance and no system, and of taskq the model alone."""
+    tree = ast.parse(modules()[name].read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {other.split(".")[0] for other in names} - {"taskq"} <= PURE
+    own = {".".join(other.split(".")[1:3]) for other in names if other.startswith("taskq.")}
+    assert {place for place in own if not place.startswith("model")} <= {"broker.core"}
+
+
+HEAVY = ("asyncio", "rich", "typer", "structlog", "apsw", "psutil", "multiprocessing", "numpy", "hypothesis")
+
+
+def loaded_after(code: str) -> set[str]:
+    """The heavy modules that a fresh interpreter has loaded after running some code."""
+    program = f"{code}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import taskq",
+        "from taskq import *",
+        "import taskq\nq = taskq.TaskQ('light')\n@q.task\ndef f(x: int) -> int: return x\nassert f(2) == 2",
+    ],
+)
+def test_importing_taskq_is_light(code: str) -> None:
+    """A web application that only enqueues pays for nothing that a fleet needs."""
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("name", taskq.__all__)
+def test_public_names_are_there_and_told(name: str) -> None:
+    """Each can be imported, and has a description of its own."""
+    value = getattr(taskq, name)
+    assert value.__doc__
+    assert value.__name__ == name
+    if inspect.isclass(value):
+        inherited = [base.__doc__ for base in value.__mro__[1:]]
+        assert value.__doc__ not in inherited
+
+
+@pytest.mark.parametrize("name", ["TaskQ", "Task", "Job", "CurrentJob"])
+def test_public_methods_are_told(name: str) -> None:
+    """Every public method and property of the main classes has a description."""
+    members = vars(getattr(taskq, name)).items()
+    public = {member: value for member, value in members if not member.startswith("_") and hasattr(value, "__doc__")}
+    untold = [member for member, value in public.items() if not value.__doc__ and not inspect.ismemberdescriptor(value)]
+    assert untold == []
+
+
+def test_public_names_are_sorted_out() -> None:
+    """No name twice; an unknown one is an ordinary error; completion knows them all."""
+    assert len(set(taskq.__all__)) == len(taskq.__all__)
+    assert set(taskq.__all__) <= set(dir(taskq))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = taskq.no_such_name  # type: ignore[attr-defined]

@@ -1,0 +1,60 @@
+"""Faults for a broker, on request: Python imports this at its start wherever this folder is in PYTHONPATH.
+
+A test makes a file in the folder TASKQ_TEST_FAULTS; the next broker that passes the point of that name does as it says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def is_asked_for(name: str, *, once: bool = True) -> bool:
+    """Whether the test wants this fault now."""
+    path = Path(os.environ["TASKQ_TEST_FAULTS"]) / name
+    if not path.exists():
+        return False
+    if once:
+        path.unlink()
+    return True
+
+
+def kill_around_commits() -> None:
+    """Kills the broker just before or just after a commit that changes something."""
+    from taskq.engines.embedded.journal.sqlite import SQLiteStore
+
+    commit = SQLiteStore.commit
+
+    def faulty(self: SQLiteStore) -> None:
+        has_changes = self._db.in_transaction
+        if has_changes and is_asked_for("kill-before-commit"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self)
+        if has_changes and is_asked_for("kill-after-commit"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    SQLiteStore.commit = faulty  # type: ignore[method-assign]
+
+
+def fail_syncs() -> None:
+    """Makes the syncs of the journal fail, as those of a broken disk do."""
+    import apsw
+
+    class File(apsw.VFSFile):
+        def xSync(self, flags: int) -> None:
+            if is_asked_for("eio", once=False):
+                raise apsw.IOError("the disk is broken")
+            super().xSync(flags)
+
+    class Disk(apsw.VFS):
+        def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:
+            return File("unix", name, flags)  # type: ignore[arg-type]
+
+    sys.taskq_test_disk = Disk("faulty", "unix", makedefault=True)  # type: ignore[attr-defined]  # kept alive
+
+
+if "TASKQ_TEST_FAULTS" in os.environ and any("broker_process" in word for word in sys.orig_argv):
+    kill_around_commits()
+    fail_syncs()

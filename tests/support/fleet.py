@@ -1,0 +1,317 @@
+"""Real fleets for the end-to-end tests: started, watched, killed and stopped, with a check that nothing of them is left.
+
+Nothing here sleeps for a guess of a time: waits are for events of the log, ends of processes, files and answers, each
+with a deadline.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import proof
+import psutil
+
+from taskq import TaskQ
+from taskq.client.transport.blocking import Client
+from taskq.model.errors import BrokerUnavailable, TaskQError
+from taskq.model.settings import Settings
+from taskq.system.directory import Directory
+from taskq.telemetry.reader import Filter, follow, read
+
+APPS = Path(__file__).parent / "apps"
+JOBS = f"{APPS / 'jobs.py'}:q"
+
+_GUARDIAN = """
+import json, sys
+from taskq.model.settings import Settings
+from taskq.broker.guardian import Guardian
+sys.exit(Guardian(sys.argv[1], Settings(**json.loads(sys.argv[2]))).run())
+"""
+#: Longer than anything here takes on a busy machine; a test that waits so long has failed.
+DEADLINE_S = 20.0
+_POLL_S = 0.005
+#: Never right, in no test.
+_BUGS = ("broker.failed", "store.failed", "store.damaged", "consumer.confused", "log.unreadable")
+
+
+class Late(AssertionError):
+    """What was waited for did not happen in time."""
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Waits until a condition is true and returns its value, or fails."""
+    give_up_at = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > give_up_at:
+            raise Late(f"{what}: not within {deadline_s:g} s")
+        time.sleep(_POLL_S)
+
+
+def wait_for_file(path: Path, lines: int = 1) -> list[str]:
+    """Waits until a file has so many whole lines, and returns them."""
+
+    def whole() -> list[str]:
+        text = path.read_text() if path.exists() else ""
+        found = text.splitlines() if text.endswith("\n") else []
+        return found if len(found) >= lines else []
+
+    found: list[str] = wait_until(whole, f"{lines} lines in {path.name}")
+    return found
+
+
+class Started(NamedTuple):
+    """A line that a job wrote with `jobs.record`: which start it was, and where."""
+
+    label: str
+    job_id: str
+    attempt: int
+    pid: int
+    at: float  # time.monotonic(), which all processes share
+
+
+def starts(path: Path, count: int = 0) -> list[Started]:
+    """What jobs recorded in a file, after waiting for so many lines."""
+    lines = wait_for_file(path, count) if count else path.read_text().splitlines() if path.exists() else []
+    fields = [line.split() for line in lines]
+    return [Started(label, job_id, int(attempt), int(pid), float(at)) for label, job_id, attempt, pid, at in fields]
+
+
+class Fleet:
+    """A fleet as `taskq worker` starts it, in a session of its own, on a directory."""
+
+    def __init__(
+        self,
+        home: Path,
+        app: str = JOBS,
+        *,
+        environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        self.home = home
+        self.settings = Settings(**{"consumers": 2, "log_format": "json", **settings})
+        self.errors = home.parent / f"{home.name}.stderr"
+        self.expected: set[str] = set()  # bugs that a test provokes
+        self._app = app
+        self._prefix = prefix
+        self._environment = {**os.environ, "TASKQ_URL": str(home), **(environment or {})}
+        self._sessions: list[int] = []
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._client: Client | None = None
+
+    # -- its life
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Starts a guardian; by default waits until a consumer is ready."""
+        seen = self.count("consumer.started")
+        arguments = [*self._prefix, sys.executable, "-c", _GUARDIAN, self._app, json.dumps(self.settings.to_dict())]
+        with self.errors.open("ab") as errors:
+            self._guardian = subprocess.Popen(
+                arguments, env=self._environment, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self._sessions.append(self._guardian.pid)
+        if wait:
+            self.wait_for("consumer.started", skip=seen)
+        return self
+
+    def wait_ready(self) -> Self:
+        """Waits until all consumers are ready."""
+        wait_until(lambda: len(self.consumer_pids()) >= self.settings.consumers, "all consumers ready")
+        return self
+
+    def stop(self) -> int:
+        """Ends the fleet in its orderly way; returns the exit code of the guardian."""
+        assert self._guardian is not None
+        with suppress(ProcessLookupError):
+            self._guardian.terminate()
+        return self.wait_for_end()
+
+    def wait_for_end(self) -> int:
+        """Waits until the guardian, and with it all that it started, has ended; returns its exit code."""
+        assert self._guardian is not None
+        code = self._guardian.wait(DEADLINE_S)
+        self.wait_until_nothing_is_left()
+        return code
+
+    def wait_until_nothing_is_left(self, deadline_s: float = DEADLINE_S) -> None:
+        """Waits for the end of every process of the fleet."""
+        _, alive = psutil.wait_procs(self.processes(), timeout=deadline_s)
+        alive += self.processes()  # those that were started meanwhile
+        assert not alive, f"left: {[process.cmdline() for process in alive]}"
+
+    def kill_all(self) -> None:
+        """Kills every process of the fleet at once, as a power cut does: stopped first, so that none sees another die.
+        The guardian goes last, since the kernel wakes a stopped process group whose parent ends."""
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in sorted(self.processes(), key=lambda process: -process.pid):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        self.wait_for_end()
+
+    def finish(self) -> None:
+        """Stops what still runs; fails if anything is left or went wrong."""
+        try:
+            if self._guardian is not None and self._guardian.poll() is None:
+                self.stop()
+            self.wait_until_nothing_is_left(5.0)
+        finally:
+            for process in self.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if self._guardian is not None:
+                self._guardian.wait(5.0)
+        bugs = [event for event in self.events() if event["event"] in _BUGS and event["event"] not in self.expected]
+        assert not bugs, json.dumps(bugs, indent=1)[:6000]
+        told = self.errors.read_text(errors="replace")
+        assert "Traceback (most recent call last):\n" not in told or self.expected, told[-6000:]
+        assert "resource_tracker" not in told, told[-6000:]  # multiprocessing's helper, at the user's terminal
+
+    # -- its processes
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of its sessions that still lives."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) in self._sessions and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, PermissionError, psutil.Error):
+                pass
+        return found
+
+    @property
+    def guardian_pid(self) -> int:
+        """The process that the test started."""
+        assert self._guardian is not None
+        return self._guardian.pid
+
+    @property
+    def broker_pid(self) -> int:
+        """The process that owns the journal."""
+        pid: int = self.status()["broker"]["pid"]
+        return pid
+
+    def consumer_pids(self) -> list[int]:
+        """The consumers that have imported the application, by number."""
+        return [consumer["pid"] for consumer in self.status()["consumers"] if consumer["state"] != "starting"]
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to a process of this fleet, and to no other."""
+        assert os.getsid(pid) in self._sessions
+        os.kill(pid, number)
+        proof.count("kills", number == signal.SIGKILL)
+
+    def kill_consumer(self, position: int = 0) -> None:
+        """Kills a consumer that lives: the broker may name one that died a moment ago."""
+
+        def is_killed() -> bool:
+            pids = self.consumer_pids()
+            try:
+                self.kill(pids[position % len(pids)])
+            except (IndexError, ZeroDivisionError, ProcessLookupError):
+                return False
+            return True
+
+        wait_until(is_killed, "a consumer to kill")
+
+    # -- what it tells
+
+    @property
+    def client(self) -> Client:
+        """A client of this fleet."""
+        if self._client is None:
+            self._client = Client(Directory(self.home))
+        return self._client
+
+    def status(self) -> dict[str, Any]:
+        """The fleet's status, as soon as there is a broker to ask."""
+
+        def ask() -> dict[str, Any] | None:
+            try:
+                return self.client.status()
+            except (BrokerUnavailable, TaskQError):
+                return None
+
+        status: dict[str, Any] = wait_until(ask, "a status")
+        return status
+
+    def totals(self) -> dict[str, int]:
+        """The counts of all jobs that ever were."""
+        totals: dict[str, int] = self.status()["totals"]
+        return totals
+
+    def events(self, event: str = "*", **fields: Any) -> list[dict[str, Any]]:
+        """The events in the log now that have this name (wildcards allowed) and these fields."""
+        return [found for found in read(self.home) if _fits(found, event, fields)]
+
+    def count(self, event: str, **fields: Any) -> int:
+        """How many such events there are now."""
+        return len(self.events(event, **fields))
+
+    def wait_for(self, event: str, *, skip: int = 0, deadline_s: float = DEADLINE_S, **fields: Any) -> dict[str, Any]:
+        """Waits for an event with these fields, past or to come, and returns it; `skip` leaves out the first ones."""
+        give_up_at = time.monotonic() + deadline_s
+
+        def wait(_seconds: float) -> bool:
+            time.sleep(_POLL_S)
+            return time.monotonic() > give_up_at
+
+        for found in follow(self.home, Filter(), last=1_000_000, wait=wait):
+            if _fits(found, event, fields):
+                if not skip:
+                    return found
+                skip -= 1
+        last = "\n".join(str(found)[:300] for found in self.events()[-12:])
+        errors = self.errors.read_text(errors="replace")[-1500:]
+        raise Late(f"no {event} with {fields} within {deadline_s:g} s; the log ends:\n{last}\nstderr:\n{errors}")
+
+
+def _fits(found: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
+    return fnmatch.fnmatchcase(found["event"], event) and all(
+        found.get(name) == value for name, value in fields.items()
+    )
+
+
+@contextmanager
+def running(fleet: Fleet, *, wait: bool = True) -> Iterator[Fleet]:
+    """A fleet while the block runs; checks its remains afterwards, unless the block itself failed."""
+    try:
+        yield fleet.start(wait=wait)
+    except BaseException:
+        with suppress(BaseException):
+            fleet.finish()
+        raise
+    fleet.finish()
+
+
+def use(app: TaskQ, home: Path) -> None:
+    """Makes the tasks of an imported application talk to the fleet of a directory."""
+    app.use_directory(Directory(home))
+
+
+class Gate:
+    """Holds jobs that call `jobs.pass_gate` until it is opened: they read a pipe that has a writer until then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        os.mkfifo(path)
+        self._writer: int | None = os.open(path, os.O_RDWR)
+
+    def open(self) -> None:
+        """Lets all pass, now and later."""
+        if self._writer is not None:
+            os.write(self._writer, b"x" * 4096)  # more than there are jobs; each takes one byte
+            # the pipe stays open: what was written must not go with its last holder

@@ -1,0 +1,132 @@
+"""Outcomes on their way: what the consumer adds is what the broker reads, sent or not, whenever the consumer dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from multiprocessing.connection import Connection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskq.consumer import outbox
+from taskq.consumer.outbox import Outbox
+from taskq.model.attempt import Attempts
+from taskq.model.errors import ProtocolError
+from taskq.protocol import frames
+from taskq.protocol.link import unsent as unsent_module
+from taskq.protocol.link.unsent import Unsent
+from taskq.protocol.ops import Op
+
+SPAWN = multiprocessing.get_context("spawn")
+Row = tuple[int, int, int, bytes]
+
+rows = st.lists(
+    st.tuples(st.integers(1, 2**40), st.integers(0, 2), st.integers(0, 2**40), st.binary(max_size=200)),
+    max_size=20,
+)
+
+
+@pytest.fixture
+def unsent() -> Unsent:
+    return Unsent(SPAWN)
+
+
+def rows_of(attempts: Attempts) -> list[Row]:
+    return list(zip(*attempts, strict=True))
+
+
+def told(connection: socket.socket) -> list[Row]:
+    """All attempts in the frames that have arrived."""
+    connection.setblocking(False)
+    decoder, found = frames.Decoder(), []
+    while True:
+        try:
+            data = connection.recv(1 << 20)
+        except BlockingIOError:
+            return found
+        for (op, numbers, verdicts, durations_us, lengths), body in decoder.feed(data):
+            assert op == Op.OUTCOMES
+            found += rows_of(Attempts(numbers, verdicts, durations_us, frames.split(body, lengths)))
+
+
+@given(rows)
+def test_what_is_added_is_read(made: list[Row]) -> None:
+    unsent = Unsent(SPAWN)
+    for count, row in enumerate(made, 1):
+        assert unsent.add(*row) == count
+    assert rows_of(unsent.read()) == made
+    unsent.clear()
+    assert unsent.is_empty()
+    assert rows_of(unsent.read()) == []
+
+
+def test_there_is_an_end_to_its_room(unsent: Unsent) -> None:
+    half = bytes(unsent_module._BODY_BYTES // 2)
+    assert [unsent.add(number, 0, 1, half) for number in (1, 2, 3)] == [1, 2, 0]
+    unsent.clear()
+    counts = [unsent.add(number, 0, 1, b"") for number in range(1, unsent_module._REPORT_COUNT + 2)]
+    assert counts == [*range(1, unsent_module._REPORT_COUNT + 1), 0]
+
+
+def test_all_is_sent_whatever_its_size(unsent: Unsent) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * unsent_module._BODY_BYTES)
+    box = Outbox(theirs, unsent)
+    large = bytes(unsent_module._BODY_BYTES + 1)
+    made = [(1, 0, 5, b"a"), (2, 1, 6, large), *((number, 0, 7, b"b") for number in range(3, 1_000))]
+    found: list[Row] = []
+    for row in made:
+        box.add(row[0], row[1], row[2] / 1e6, row[3], now=0.0)
+        found += told(ours)
+    box.report()
+    found += told(ours)
+    assert [(number, outcome) for number, _, _, outcome in found] == [(row[0], row[3]) for row in made]
+    assert unsent.is_empty()
+
+
+def test_a_late_outcome_takes_those_before_along(unsent: Unsent) -> None:
+    ours, theirs = socket.socketpair()
+    box = Outbox(theirs, unsent)
+    box.add(1, 0, 0.0, b"", now=10.0)
+    box.add(2, 0, 0.0, b"", now=10.0 + outbox._REPORT_AFTER_S / 2)
+    assert told(ours) == []
+    box.add(3, 0, 0.0, b"", now=10.0 + 2 * outbox._REPORT_AFTER_S)
+    assert [number for number, *_ in told(ours)] == [1, 2, 3]
+
+
+def add_until_killed(unsent: Unsent, ready: Connection) -> None:
+    number = 0
+    while True:
+        if unsent.is_empty():
+            ready.send_bytes(b"")
+        number += 1
+        if unsent.add(number, 0, number, number.to_bytes(8, "big")) == 0:
+            unsent.clear()
+
+
+@pytest.mark.parametrize("delay", range(3))
+def test_whatever_a_kill_interrupts_only_whole_outcomes_are_read(unsent: Unsent, delay: int) -> None:
+    reader, writer = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=add_until_killed, args=(unsent, writer))
+    process.start()
+    for _ in range(3 + 100 * delay):
+        reader.recv_bytes()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    read = rows_of(unsent.read())
+    assert all(number == duration_us == int.from_bytes(outcome, "big") for number, _, duration_us, outcome in read)
+    numbers = [number for number, *_ in read]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+
+
+def test_what_a_job_scribbles_there_is_no_outcome(unsent: Unsent) -> None:
+    unsent.add(1, 0, 1, b"outcome")
+    for word in range(200):
+        unsent._memory[word] = 2**63 + word
+    with pytest.raises(ProtocolError):
+        unsent.read()
