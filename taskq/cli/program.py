@@ -35,8 +35,8 @@ _COMMANDS = {
     "schedule": ("schedule", _JOBS),
     "status": ("monitor", _LOOK),
     "logs": ("monitor", _LOOK),
-    "demo": ("demo", _MORE),
-    "bench": ("bench", _MORE),
+    "demo": ("demo.command", _MORE),
+    "bench": ("bench.command", _MORE),
     "version": ("common", _MORE),
 }
 

@@ -140,7 +140,7 @@ class Supervisor(Succession[ConsumerProcess]):
         return consumer
 
     def _start_process(self, boot: Boot, number: int) -> tuple[Any, int, int | None]:
-        """Returns the process of a consumer, its pid, and a descriptor that tells its death where the system has one."""
+        """Returns the process of a consumer, its pid, and its pidfd where the system has one."""
         process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
         process.start()
         pid = process.pid

@@ -31,7 +31,6 @@ from taskq.system.directory import Directory
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
     from taskq.broker.consumers.handle import ConsumerProcess
     from taskq.broker.consumers.pool import ConsumerPool
-    from taskq.broker.consumers.succession import ProcessState
     from taskq.broker.consumers.supervisor import Supervisor
     from taskq.broker.core.core import Core
 
@@ -283,9 +282,9 @@ class Requests:
         told = [(claim, row) for claim in claims if (row := self._core.running(consumer.key, claim.number))]
         claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
         now = time.monotonic()
-        state = (
-            consumer.state.name.lower() if consumer.state is not ProcessState.READY else "running" if row else "idle"
-        )
+        state = consumer.state.name.lower()
+        if state == "ready":
+            state = "running" if row else "idle"
         return {
             "number": consumer.number,
             "pid": consumer.pid,

@@ -30,7 +30,7 @@ _BEGINNING = re.compile(f"(?<=.)(?={JOB_MARK}[0-9]{{1,19}}{JOB_MARK}|(?<!{JOB_MA
 
 #: Threads of a consumer that wait for something to send stand here.
 _IDLE_FUNCTIONS = (" in report_late", " in _run")
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[2])
 #: What `faulthandler` writes, in Python 3.11 to 3.14.
 _STACK_BEGINS = re.compile(r"Fatal Python error: |(Current thread|Thread) ?.* \(most recent call first\):$")
 _THREAD = re.compile("(Current thread|Thread) ")
