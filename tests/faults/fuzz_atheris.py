@@ -1,7 +1,7 @@
 """The properties of `test_fuzz.py`, driven by coverage (atheris) instead of by chance.
 
     pip install atheris
-    python tests/fuzz_atheris.py [PROPERTY] [options of libFuzzer, such as -max_total_time=600 or a corpus folder]
+    python tests/faults/fuzz_atheris.py [PROPERTY] [options of libFuzzer, such as -max_total_time=600 or a corpus folder]
 
 PROPERTY is a test's name, with or without `test_`; the first one if there is none. `-list` tells the names. pytest does
 not collect this file. What fails is told with its input as hypothesis shows it; libFuzzer writes the bytes to a file

@@ -1,6 +1,6 @@
 """Fuzzing of all that decodes bytes from outside: what they hold is told, or refused with the error that is promised.
 
-TASKQ_FUZZ says how many inputs each property gets. `tests/fuzz_atheris.py` drives the same properties by coverage.
+TASKQ_FUZZ says how many inputs each property gets. `tests/faults/fuzz_atheris.py` drives the same properties by coverage.
 """
 
 from __future__ import annotations

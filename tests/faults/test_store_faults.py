@@ -31,8 +31,8 @@ from typing import Any
 import apsw
 import proof
 import pytest
-import test_power_loss as power
-from power import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot, Sweep
+from power import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot, Sweep, apply_change
+from recorded_life import SPECS, Recorder, abandon, check_consistency, check_state, live_once, own_files_in, reboot
 
 from taskq.broker.core.ready import ReadyJobs
 from taskq.engines.embedded.committer import Committer
@@ -49,7 +49,7 @@ from taskq.model.stored import FIRST_FINAL, Rescheduled, StoredState
 from taskq.protocol.submissions import Submission
 
 IS_FULL = os.environ.get("TASKQ_SWEEP") == "full"
-SPEC, OTHER = power.SPECS
+SPEC, OTHER = SPECS
 KEEP = 6
 
 pytestmark = pytest.mark.timeout(1_800 if IS_FULL else 60)
@@ -246,7 +246,7 @@ class History:
         assert found in (self.promised, self.under_way)
         self.promised, self.under_way = found, None
         self.ever.update(found.jobs)
-        power._is_consistent(store, found)
+        check_consistency(store, found)
 
 
 def check_step(before: Snapshot, after: Snapshot) -> None:
@@ -279,7 +279,7 @@ class Broker:
         settings: Any = SimpleNamespace(keep_results_s=1e9, keep_results=KEEP)
         self.ready = ReadyJobs()
         self.committer = Committer(self.store, me, me, me, me, settings, me)
-        for spec in power.SPECS:
+        for spec in SPECS:
             self.submitted(self.store.lease(Partition(spec.queue), 0, 1_000, 1 << 20)[0])
 
     # what the committer uses
@@ -377,7 +377,7 @@ class Broker:
             if change.due_at is None:
                 self.waiting[change.row.id] = change.row
         assert Snapshot.of(self.store, self.history.ids) == self.history.promised
-        power._is_consistent(self.store, self.history.promised)
+        check_consistency(self.store, self.history.promised)
 
     def kill(self) -> None:
         """Lets go of the files. Those that count were copied before."""
@@ -481,7 +481,7 @@ def check_refused(copy: Path, promised: Snapshot, ids: list[bytes]) -> None:
     try:
         assert Snapshot.of(store, ids) == promised
     finally:
-        power._abandon(store)
+        abandon(store)
         shutil.rmtree(copy)
 
 
@@ -538,7 +538,7 @@ def test_an_error_in_the_rollback_is_ours(home: Path, faulty: None) -> None:
     store._db.execute("PRAGMA shrink_memory")
     with failing(Fault(IOERR, 1, True)), pytest.raises(JournalError):
         store.rollback()
-    power._abandon(store)
+    abandon(store)
 
 
 def test_a_journal_that_does_not_become_a_wal_is_an_error(home: Path, faulty: None) -> None:
@@ -548,7 +548,7 @@ def test_a_journal_that_does_not_become_a_wal_is_an_error(home: Path, faulty: No
         path = fresh(home / "life") / "journal.db"
         with failing(Fault(IOERR, n)):
             try:
-                power._abandon(SQLiteStore(path))
+                abandon(SQLiteStore(path))
             except JournalError:
                 pass
             except Exception as error:
@@ -619,7 +619,7 @@ def lives() -> Iterator[Callable[[str], Life]]:
 
         @cache
         def of(durability: str) -> Life:
-            return power._live(fresh(Path(path) / durability) / "journal.db", durability, 75 if IS_FULL else 40)
+            return live_once(fresh(Path(path) / durability) / "journal.db", durability, 75 if IS_FULL else 40)
 
         yield of
 
@@ -650,16 +650,16 @@ def opened(home: Path, files: Files, ids: list[bytes]) -> tuple[Snapshot, list[E
     for name, content in files.items():
         (home / name).write_bytes(content)
     log: list[Entry] = []
-    recorder = power._Recorder(log)
+    recorder = Recorder(log)
     try:
-        with pytest.MonkeyPatch.context() as patch, power._own_files_in(log, patch):
+        with pytest.MonkeyPatch.context() as patch, own_files_in(log, patch):
             store = SQLiteStore(home / "journal.db", vfs="recorder")
             try:
                 snapshot = Snapshot.of(store, ids)
-                power._is_consistent(store, snapshot)
+                check_consistency(store, snapshot)
                 recorded = list(log)
             finally:
-                power._abandon(store)
+                abandon(store)
     finally:
         recorder.unregister()
     proof.count("crash states")
@@ -680,7 +680,7 @@ def test_power_cuts_during_the_recovery(
     home: Path, lives: Callable[[str], Life], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recovered after it was cut short, once and twice, the journal is the same as recovered at once."""
-    power._reboot(monkeypatch)
+    reboot(monkeypatch)
     life = lives("power")
     chance = random.Random(11)
     cuts = 0
@@ -712,11 +712,11 @@ def test_kills_lose_nothing_however_commits_are_synced(
         if not IS_FULL and point.promised > 2 and number % 2:
             continue
         everything = point.disk.after_power_loss("all", chance)
-        power._check(home, everything, life, point.promised, found)
+        check_state(home, everything, life, point.promised, found)
         if point.last[0] == "write" and (IS_FULL or number % 6 == 0):
             *before, (kind, name, offset, data) = point.disk.pending
             short = [*before, (kind, name, offset, data[: chance.randrange(len(data))])]
-            power._check(home, kept_of(point.disk, short), life, point.promised, found)
+            check_state(home, kept_of(point.disk, short), life, point.promised, found)
     print(found)
     assert found.lost == found.told_for_nothing == 0
     assert found.under_way_kept > 0
@@ -729,7 +729,7 @@ def kept_of(disk: Disk, changes: Iterable[Entry]) -> Files:
     """What the disk holds if these of the unsynced changes reached it."""
     files = {name: bytearray(content) for name, content in disk.files.items()}
     for change in changes:
-        power._apply(files, change)
+        apply_change(files, change)
     return files
 
 
@@ -761,12 +761,12 @@ def torn_states(disk: Disk, chance: random.Random, subsets: int) -> Iterator[Fil
 
 def test_torn_writes(home: Path, lives: Callable[[str], Life], monkeypatch: pytest.MonkeyPatch) -> None:
     """The unsynced writes reach the disk in any part, cut at any sector: no promise is broken."""
-    power._reboot(monkeypatch)
+    reboot(monkeypatch)
     life, found, chance = lives("power"), Sweep(), random.Random(13)
     for number, point in enumerate(points(life)):
         if point.disk.pending and number % (2 if IS_FULL else 19) == 0:
             for files in torn_states(point.disk, chance, 64 if IS_FULL else 16):
-                power._check(home, files, life, point.promised, found)
+                check_state(home, files, life, point.promised, found)
     print(found)
     assert found.lost == found.told_for_nothing == 0
     assert found.under_way_kept > 0

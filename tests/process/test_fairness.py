@@ -164,7 +164,7 @@ def by_task(**run_s: float) -> Callable[[JobRow], float]:
     return lambda row: run_s[row.spec.task]
 
 
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("backlog_is_first", [False, True])
 def test_urgent_jobs_do_not_wait_behind_a_long_one(slots: int, backlog_is_first: bool) -> None:
     """One sleep(40) in each slot of a consumer, ten jobs of priority 9, 3,000 of 20 ms, two consumers."""
@@ -182,7 +182,7 @@ def test_urgent_jobs_do_not_wait_behind_a_long_one(slots: int, backlog_is_first:
     assert max(world.began_at(range(10, 20))) - asked_at < 10 * 0.020 + 2 * BATCH_S
 
 
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 def test_batch_mates_of_one_that_hangs_have_their_turn(slots: int) -> None:
     """One of many jobs of 1 ms hangs (in each slot): those that wait behind it begin before those that came later."""
     hangs = set(range(2_000, 2_000 + slots))
@@ -230,7 +230,7 @@ def test_nothing_is_sent_to_the_held_up_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("run_s", [0.0006, 0.002, 0.010, 0.030, 0.045])
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 def test_nothing_is_taken_back_from_those_that_do_as_expected(slots: int, run_s: float) -> None:
     """It costs a lock, and the consumer a pause: only while the time that a task takes is not known yet."""
     world = World(by_task(t=run_s), slots=slots)
@@ -270,7 +270,7 @@ def test_a_consumer_that_was_stopped_is_asked_without_a_job() -> None:
     assert world.left_behind() == set()
 
 
-@pytest.mark.parametrize("seats", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 def test_priority_holds_though_a_batch_takes_longer_than_expected(slots: int) -> None:
     """Jobs that took 20 microseconds take 4 ms each: no single one is long, and the batch is."""
     slow_from = 30_000

@@ -1,7 +1,7 @@
 """A fleet that has new keys all the time takes no more memory, and no more disk, after an hour than after a quarter.
 
-pytest -m soak tests/test_flat_memory.py
-TASKQ_SOAK_S=600 TASKQ_SOAK_RATE=1000 pytest -s -m soak tests/test_flat_memory.py
+pytest -m soak tests/process/test_flat_memory.py
+TASKQ_SOAK_S=600 TASKQ_SOAK_RATE=1000 pytest -s -m soak tests/process/test_flat_memory.py
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import pytest
 from apps import jobs, terms
+from deaf import Deaf
 from fleet import APPS, Fleet, running, starts, use, wait_until
-from test_handover import Deaf, Tight
+from full_disk import Tight
 
 from taskq import JobState
 from taskq.broker.core.core import Core

@@ -252,6 +252,28 @@ def test_the_core_is_pure(name: str) -> None:
     assert {place for place in own if not place.startswith("model")} <= {"broker.core"}
 
 
+# -- tests
+
+
+TESTS = Path(__file__).parents[1]
+
+
+def imported_names(path: Path) -> set[str]:
+    """The modules that a file imports, also inside functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def test_test_files_do_not_import_one_another() -> None:
+    """What several of them need is in tests/support (or, of the simulated world, in tests/simulation)."""
+    files = list(TESTS.rglob("test_*.py"))
+    assert len(files) > 50
+    names = {path.stem for path in files} | {"conftest"}
+    found = {path.name: shared for path in files if (shared := imported_names(path) & names)}
+    assert found == {}
+
+
 HEAVY = ("asyncio", "rich", "typer", "structlog", "apsw", "psutil", "multiprocessing", "numpy", "hypothesis")
 
 

@@ -1,7 +1,7 @@
 """A world made of chance, to run the real broker in: its loop, core, committer, consumer pool and requests, and no process at all.
 
-    python tests/simulation.py --seeds 1000000          # as many as you like; a failing one prints how to replay it
-    python tests/simulation.py --from 4711 --seeds 1
+    python tests/simulation/simulation.py --seeds 1000000          # as many as you like; a failing one prints how to replay it
+    python tests/simulation/simulation.py --from 4711 --seeds 1
 
 Time, sockets, processes and the disk are simulated, and a seed decides everything: when messages arrive, what runs how
 long, who is killed when (also in the middle of a commit, or between two answers), which commits a power cut takes. The
@@ -1332,7 +1332,7 @@ def main() -> int:
             print(
                 f"seed {seed}:",
                 *wrong[:10],
-                f"replay it: python tests/simulation.py --from {seed} --seeds 1",
+                f"replay it: python tests/simulation/simulation.py --from {seed} --seeds 1",
                 sep="\n  ",
             )
             return 1

@@ -37,7 +37,7 @@ from taskq.protocol import frames
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission
 
-#: How many lives a run of the tests simulates. `python tests/simulation.py --seeds 1000000` goes on.
+#: How many lives a run of the tests simulates. `python tests/simulation/simulation.py --seeds 1000000` goes on.
 SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000"))
 PARTS = 20
 #: Within so many lives each planted bug must be found.
@@ -58,7 +58,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_nothing_goes_wrong_in_many_lives(part: int, pool: ProcessPoolExecutor) -> None:
-    """A failing seed is replayed by `python tests/simulation.py --from SEED --seeds 1`."""
+    """A failing seed is replayed by `python tests/simulation/simulation.py --from SEED --seeds 1`."""
     shares = [range(start, SEEDS, 4 * PARTS) for start in range(part, 4 * PARTS, PARTS)]
     wrong = {seed: lines for found in pool.map(judge_many, shares) for seed, lines in found.items()}
     assert wrong == {}

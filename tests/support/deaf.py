@@ -1,4 +1,4 @@
-"""Clients that do not read."""
+"""Stands for the parts of a broker that a test does not look at."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Deaf:
-    """Takes the place of what a test does not look at: every call does nothing."""
+    """Every attribute and every call is this object again, and does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return self

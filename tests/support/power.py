@@ -84,7 +84,7 @@ class Disk:
 
     def _settle(self, is_settled: Callable[[Entry], bool]) -> None:
         for change in filter(is_settled, self.pending):
-            _apply(self.files, change)
+            apply_change(self.files, change)
         self.pending = list(filterfalse(is_settled, self.pending))
 
     def after_power_loss(self, variant: str, chance: random.Random) -> Files:
@@ -92,11 +92,12 @@ class Disk:
         files = {name: bytearray(content) for name, content in self.files.items()}
         for change in self.pending:
             if variant == "all" or (variant != "none" and chance.random() < 0.5):
-                _apply(files, _torn(change, chance) if variant == "torn" else change)
+                apply_change(files, _torn(change, chance) if variant == "torn" else change)
         return files
 
 
-def _apply(files: Files, change: Entry) -> None:
+def apply_change(files: Files, change: Entry) -> None:
+    """Makes one recorded change to the files."""
     kind, name, *rest = change
     if kind == "delete":
         files.pop(name, None)

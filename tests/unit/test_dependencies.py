@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from deaf import Deaf
+from full_disk import Tight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
@@ -25,7 +27,7 @@ from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.recovery import recover
 from taskq.model.attempt import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints, UniqueKey
-from taskq.model.errors import ConfigError, PayloadTooLarge, ProtocolError, StoreFull
+from taskq.model.errors import ConfigError, PayloadTooLarge, ProtocolError
 from taskq.model.job import JobError, JobRow, new_job_ids
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
@@ -294,28 +296,6 @@ def test_what_does_not_fit_a_frame_is_told(jobs: int, size: int, kinds: int) -> 
 
 
 # -- the committer: an end, what it sets free, and the children of the job are one commit
-
-
-class Tight(SQLiteStore):
-    """A disk that is full at some commits."""
-
-    refusals = 0
-
-    def commit(self) -> None:
-        if self.refusals:
-            self.refusals -= 1
-            raise StoreFull("no room")
-        super().commit()
-
-
-class Deaf:
-    """Stands for the parts that only listen."""
-
-    def __getattr__(self, _name: str) -> Deaf:
-        return self
-
-    def __call__(self, *_arguments: Any, **_fields: Any) -> Deaf:
-        return self
 
 
 def committer_of(store: Store, core: Core, home: Path) -> Committer:
