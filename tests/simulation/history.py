@@ -4,7 +4,8 @@ Everyone notes what he sees in a file of his own (or, in the simulator, in this 
 invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
 say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py, those of limits and
 unique jobs in history_limits.py, those of schedules in history_schedules.py, those of consumers and their successors in
-history_consumers.py, those of priority in history_fairness.py.
+history_consumers.py, those of priority in history_fairness.py, those of jobs that are cancelled while they run in
+history_cancels.py.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
+import history_cancels
 import history_consumers
 import history_fairness
 import history_flows
 import history_limits
 import history_schedules
+from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_flows import Children
 from history_limits import LeftOut, Limited, Place
@@ -103,7 +106,9 @@ class Limits(NamedTuple):
 
     retries: int
     max_crashes: int
-    has_timeout: bool = False  # then its process may be killed for it, and it waits as after any failure
+    is_watched: bool = (
+        False  # for its time or memory: then its process may be killed for it, and it waits as after any failure
+    )
 
 
 NO_LIMITS = Limits(1_000_000, 1_000_000)
@@ -131,6 +136,7 @@ class History:
     refused: set[str] = field(default_factory=set)  # jobs that the fleet did not want
     children: list[Children] = field(default_factory=list)
     cancels: set[str] = field(default_factory=set)  # jobs that a client asked to cancel
+    unwanted: list[Unwanted] = field(default_factory=list)  # running jobs that are being stopped
     queues: dict[str, str] = field(default_factory=dict)  # job: its queue
     pauses: list[tuple[str, float]] = field(default_factory=list)  # queues, and when their pause was acknowledged
     resumes: list[float] = field(default_factory=list)  # when a client asked to resume all queues
@@ -363,7 +369,7 @@ def a_death_is_seen_at_once(h: History) -> Iterator[str]:
         followers = [*(start.at for start, _ in attempts[1:]), read_at.get(job, inf)]
         for (start, end), next_at in zip(attempts, followers, strict=True):
             died_at = h.deaths.get(start.process, inf)
-            if not h.was_cut_short(start, end) or h.limits.get(job, NO_LIMITS).has_timeout:
+            if not h.was_cut_short(start, end) or h.limits.get(job, NO_LIMITS).is_watched:
                 continue
             if any(died_at - 0.01 <= at <= next_at for at in h.broker_deaths):
                 continue
@@ -494,6 +500,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     attempts_are_numbered_once,
     recovery_changes_nothing,
     nothing_is_left_over,
+    *history_cancels.INVARIANTS,
     *history_consumers.INVARIANTS,
     *history_fairness.INVARIANTS,
     *history_flows.INVARIANTS,

@@ -73,7 +73,7 @@ def note_intents(history: History, flow: Flow, digest: Callable[[bytes], str]) -
         history.intents[job] = digest(call.payload)
         if spec.crash_queue is None:  # else it may run from another queue, which is not paused
             history.queues[job] = spec.queue
-        history.limits[job] = Limits(spec.retries, spec.max_crashes, spec.timeout_s is not None)
+        history.limits[job] = Limits(spec.retries, spec.max_crashes, spec.is_watched)
         if call.constraints is not None and call.constraints.after:
             history.after[job] = {parent.hex(): goes_on for parent, goes_on in call.constraints.after}
 

@@ -27,8 +27,11 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))  # also as a program of its own
+
 import msgpack
 from history import Children, End, Final, Found, History, Kept, Read, Start, check
+from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_limits import LeftOut
 from memory_store import Disk, MemoryStore, Record
@@ -46,6 +49,7 @@ from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
+from taskq.client.transport.connection import CANCEL_AGAIN_S
 from taskq.engines.embedded import admin as bulk_module
 from taskq.engines.embedded import committer as committer_module
 from taskq.engines.embedded import requests as requests_module
@@ -53,7 +57,7 @@ from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.recovery import recover
 from taskq.engines.embedded.requests import Requests
 from taskq.engines.embedded.scheduler import Scheduler
-from taskq.model.attempt import Attempts, Claim, Reason, Verdict, pack_failure, pack_success
+from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
 from taskq.model.job import JobError
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
@@ -77,7 +81,11 @@ _BOOT_TIMEOUT_S = 2.0
 TASKS = (
     *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
     *("snoozes", "snoozes_and_fails", "gives_up", "goes_on", "has_children", "unreadable", "unreadable_once"),
+    *("fat", "fat_once"),
 )
+#: What a job may use that has a limit of memory, and how fast one grows that does not heed it.
+_MEMORY_LIMIT_BYTES = 64 << 20
+_GROWS_BYTES_PER_S = 1 << 30
 
 
 class BrokerKilled(BaseException):
@@ -104,6 +112,7 @@ def spec_of_chance(random: Random) -> Spec:
         random.choice(("a", "b")),
         retries=random.choice((0, 1, 2)),
         timeout_s=0.05 if task in ("times_out", "stubborn") else None,
+        memory_limit_bytes=_MEMORY_LIMIT_BYTES if task in ("fat", "fat_once") else None,
         max_crashes=random.choice((1, 2, 3)),
         backoff_s=random.choice((None, None, (0.01, 2.0))),
         crash_queue=random.choice((None, None, "b", "c")),
@@ -214,6 +223,7 @@ class SimSlot:
         self._queue: deque[tuple[int, bytes, str, int, bytes, dict[str, Any]] | None] = deque()
         self._free_at = 0.0
         self._is_busy = False
+        self._grows = False  # its job takes more and more memory
         self._retires = False
         self._ended: list[tuple[int, int, int, bytes]] = []  # the outbox
         self._oldest_at = 0.0
@@ -246,6 +256,12 @@ class SimSlot:
     def read(self) -> Attempts:
         """What it had not sent when it died."""
         return Attempts(*map(list, zip(*self._ended, strict=True))) if self._ended else Attempts([], [], [], [])
+
+    def usage(self) -> Usage | None:
+        if not self.is_alive:
+            return None
+        grown_s = self.world.now - self.counters.started_at if self._grows else 0.0
+        return Usage(0.0, (16 << 20) + int(grown_s * _GROWS_BYTES_PER_S))
 
     def ask_for_stacks(self, _number: int) -> None:
         pass
@@ -336,7 +352,7 @@ class SimSlot:
         self, number: int, job_id: bytes, task: str, attempt: int, payload: bytes, extra: dict[str, Any]
     ) -> None:
         world = self.world
-        self._is_busy = True
+        self._is_busy, self._grows = True, False
         self.running = FlightRecord(job_id, attempt)
         start = Start(job_id.hex(), attempt, self.name, world.now, digest(payload))
         world.history.starts.append(start)
@@ -359,6 +375,10 @@ class SimSlot:
                 return
             case "times_out" | "stubborn":
                 seconds, is_well = 1e9, False
+            case "fat":
+                seconds, self._grows = 1e9, True
+            case "fat_once" if attempt == 1:
+                seconds, self._grows = 1e9, True
             case "snoozes" if attempt <= 3:
                 is_well, verdict = False, Verdict.SNOOZED
             case "snoozes_and_fails":
@@ -769,6 +789,7 @@ class Client:
         self._requests = count(1)
         self._unanswered: dict[int, Waiting | SentFlow | SentLimited] = {}
         self._cancels: dict[int, bytes] = {}
+        self._unwanted: set[bytes] = set()  # running jobs that are being stopped
         self._asked: dict[int, tuple[Op, Any]] = {}
         self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
@@ -806,10 +827,16 @@ class Client:
             self._planner.act(peer, is_over=self._left == 0 and not self.world.has_faults)
             if self._left:
                 self._left -= 1
-                kinds = self._enqueue, self._enqueue_flow, self._enqueue_limited, self._enqueue_urgent
-                random.choices(kinds, (2, 2, 3, 0.5))[0]()
+                kinds = (
+                    self._enqueue,
+                    self._enqueue_flow,
+                    self._enqueue_limited,
+                    self._enqueue_urgent,
+                    self._change_mind,
+                )
+                random.choices(kinds, (2, 2, 3, 0.5, 0.5))[0]()
             if self._left and random.random() < 0.1 and self._watched:
-                self._cancel(random.choice(sorted(self._watched)))
+                self._cancel(random.choice(sorted(self._watched)), also_running=random.random() < 0.5)
             if random.random() < 0.05 and self._unanswered:
                 self._submit_again(random.choice(sorted(self._unanswered)))
             self._operate()
@@ -878,17 +905,24 @@ class Client:
         for task, many in (("hangs", random.choice((0, 1))), ("ok", random.randint(1, 3))):
             self._enqueue_plain(Spec(task, queue, priority=9), many)
 
-    def _enqueue_plain(self, spec: Spec, count: int) -> None:
+    def _change_mind(self) -> None:
+        """Enqueues a job that takes long, and cancels it soon, whether it runs or not."""
+        random = self.world.random
+        (job_id,) = self._enqueue_plain(Spec("hangs", random.choice(("a", "b")), retries=random.choice((0, 2))), 1)
+        self.world.later(random.uniform(0.05, 0.6), lambda: self._cancel_again(job_id))
+
+    def _enqueue_plain(self, spec: Spec, count: int) -> list[bytes]:
         random = self.world.random
         ids = [random.randbytes(16) for _ in range(count)]
         if not ids:
-            return
+            return ids
         if spec.priority:
             self.world.history.urgent.update(job_id.hex() for job_id in ids)
         payloads = [job_id[:4] * random.choice((1, 3, 50)) for job_id in ids]
         calls = [(spec, Call(job_id, payload)) for job_id, payload in zip(ids, payloads, strict=True)]
         note_intents(self.world.history, calls, digest)
         self._hand_in(Waiting(spec, ids, payloads))
+        return ids
 
     def _enqueue_flow(self) -> None:
         world = self.world
@@ -932,12 +966,26 @@ class Client:
                 history.left_out.append(LeftOut(job_id.hex(), earlier[job_id].hex(), sent.asked_at, world.now))
         self.knows([earlier.get(job_id, job_id) for job_id in sent.ids])
 
-    def _cancel(self, job_id: bytes) -> None:
+    def _cancel(self, job_id: bytes, *, also_running: bool) -> None:
         assert self._peer is not None
         request = next(self._requests)
         self._cancels[request] = job_id
         self.world.history.cancels.add(job_id.hex())
-        self._peer.send(frames_module.frame([Op.CANCEL, request, job_id, False]))
+        self._peer.send(frames_module.frame([Op.CANCEL, request, job_id, also_running]))
+
+    def _cancel_again(self, job_id: bytes) -> None:
+        """A job that is to be stopped, wherever it is; a new broker does not know that it is not wanted."""
+        if job_id in self._watched and self._connected() is not None:
+            self._cancel(job_id, also_running=True)
+
+    def _answered_cancel(self, job_id: bytes, is_cancelled: bool | None) -> None:
+        history = self.world.history
+        if is_cancelled is None:
+            self._unwanted.add(job_id)
+            history.unwanted.append(Unwanted(job_id.hex(), self.world.now))
+            self.world.later(CANCEL_AGAIN_S, lambda: self._cancel_again(job_id))
+        elif is_cancelled:
+            history.cancelled.setdefault(job_id.hex(), self.world.now)
 
     def hear(self, peer: Peer, envelope: list[Any], body: bytes) -> None:
         history = self.world.history
@@ -950,9 +998,7 @@ class Client:
             case [Op.ERROR, request, str(), str()] if request in self._unanswered:
                 history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
             case [Op.OK, request, _] if request in self._cancels:
-                job_id = self._cancels.pop(request)
-                if msgpack.unpackb(body):
-                    history.cancelled.setdefault(job_id.hex(), self.world.now)
+                self._answered_cancel(self._cancels.pop(request), msgpack.unpackb(body))
             case [Op.OK, request, _] if request in self._asked:
                 self._answered(*self._asked.pop(request))
             case [Op.RESULT, bytes(job_id), str(state)]:
@@ -962,6 +1008,8 @@ class Client:
                 else:
                     history.unknown.add(job_id.hex())
                 self._watched.discard(job_id)
+                if state == "cancelled" and job_id in self._unwanted:
+                    self._answered_cancel(job_id, True)
                 if state == "failed":
                     self._retry_perhaps(job_id)
 
@@ -974,7 +1022,7 @@ class Client:
         self.world.history.retried.add(job_id.hex())
         if self._connected() is not None:
             if followers and self.world.random.random() < 0.5:
-                self._cancel(self.world.random.choice(followers))
+                self._cancel(self.world.random.choice(followers), also_running=False)
             self._ask(Op.RETRY, job_id)
             self._watch([job_id, *followers])
 

@@ -12,9 +12,11 @@ from typing import Any
 import proof
 import pytest
 from history import Children, End, Final, Found, History, Kept, Limits, Read, Start, check
+from history_cancels import Unwanted
 from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan, Rest
 from memory_store import Disk, MemoryStore, Record
+from planted_cancel_bugs import CANCEL_BUGS
 from planted_flow_bugs import FLOW_BUGS
 from planted_outcome_bugs import OUTCOME_BUGS
 from planted_supervision_bugs import BREAKS_THE_BROKER, SUPERVISION_BUGS
@@ -397,6 +399,7 @@ BUGS = {
     "a recalled lease that also runs": (Parts(take_back_is_heeded=False), {"runs_again_only_for_a_reason"}),
 }
 
+BUGS.update(CANCEL_BUGS)
 BUGS.update(FLOW_BUGS)
 BUGS.update(OUTCOME_BUGS)
 BUGS.update(SUPERVISION_BUGS)
@@ -509,6 +512,8 @@ WRONG: dict[str, History] = {
         final={"a": Final("succeeded", 2, 1, "ra"), "b": Final("succeeded", 1, 0, "rb")}
     ),
     "cancelled_is_cancelled": changed(cancelled={"b": 3.0}),
+    "the_unwanted_end_soon": changed(unwanted=[Unwanted("b", 4.5)]),
+    "nothing_cancelled_runs_on": changed(cancelled={"b": 5.7}),
     "purged_is_gone": changed(purged={"b": 3.0}, purges={"b"}),
     "retried_is_retried": changed(requeued=Counter(a=1)),
     "paused_queues_rest": changed(queues={"b": "mail"}, pauses=[("mail", 3.5)]),

@@ -13,7 +13,7 @@ import msgpack
 
 from taskq.broker.consumers.excerpt import Excerpt
 from taskq.broker.consumers.succession import ProcessState
-from taskq.model.attempt import Reason
+from taskq.model.attempt import Reason, Usage
 from taskq.model.effects import Batch, Key
 from taskq.model.job import JobError, Progress
 from taskq.protocol.frames import Decoder, Message
@@ -25,6 +25,7 @@ from taskq.protocol.link.output import LineCutter, Stacks
 from taskq.protocol.link.unsent import Unsent
 from taskq.system.forkservers import ForkServer
 from taskq.system.platform import kill_group
+from taskq.system.usage import usage_of
 
 _READ_BYTES = 256 * 1024
 
@@ -97,6 +98,10 @@ class ConsumerProcess:
         except BlockingIOError:
             return []
         return self.lines.feed(data)
+
+    def usage(self) -> Usage | None:
+        """The memory and CPU time that the process and its descendants use; None if it is gone."""
+        return usage_of(self.pid)
 
     def signal_timeout(self, number: int, reason: Reason) -> None:
         """Raises JobTimeout in the job with that number, if it is still running."""

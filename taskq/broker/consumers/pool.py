@@ -31,7 +31,6 @@ from taskq.protocol.frames import Message
 from taskq.protocol.link.output import split_job_mark, whole_lines
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, flow_of
-from taskq.system.usage import usage_of
 
 #: A job is told as started in the log if it is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
@@ -448,7 +447,7 @@ class ConsumerPool:
         for key in self._core.measurements(now):
             consumer = self._supervisor.consumers[key]
             claims = consumer.counters.read()
-            action = self._core.measured(key, claims, usage_of(consumer.pid), now)
+            action = self._core.measured(key, claims, consumer.usage(), now)
             if action == "signal":
                 consumer.signal_timeout(claims[0].number, Reason.CPU_TIMEOUT)
             elif action is not None:
