@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import Disk, MemoryStore
 
+from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import partition_numbers, statements
-from taskq.engines.embedded.journal import sqlite as sqlite_module
+from taskq.engines.embedded.journal import queries as queries_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.model.attempt import pack_failure, unpack
@@ -721,7 +722,7 @@ class TestConformance:
 
     def test_finding_looks_at_a_bounded_number_of_jobs(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is rare among many is found in several steps."""
-        for module in (sqlite_module, memory_store):
+        for module in (queries_module, memory_store):
             monkeypatch.setattr(module, "MAX_JOBS_SEEN", 4)
         rows = submit(store, 10)
         end(store, [rows[1], rows[8]])
@@ -965,7 +966,7 @@ def test_damaged_page_is_found_after_a_crash_of_the_system(path: Path, monkeypat
     page = len(content) // 2 // 4096 * 4096
     content[page : page + 4096] = b"\xa5" * 4096
     damaged.write_bytes(content)
-    monkeypatch.setattr(sqlite_module, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(database_module, "boot_id", lambda: "another boot")
     with pytest.raises(JournalError):
         SQLiteStore(damaged)
 

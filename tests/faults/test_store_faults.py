@@ -36,8 +36,9 @@ from recorded_life import SPECS, Recorder, abandon, check_consistency, check_sta
 
 from taskq.broker.core.ready import ReadyJobs
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
-from taskq.engines.embedded.journal import sqlite as sqlite_module
+from taskq.engines.embedded.journal import schema as schema_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
 from taskq.model.effects import Effects
@@ -488,12 +489,12 @@ def check_refused(copy: Path, promised: Snapshot, ids: list[bytes]) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of which every part is small, so that a short life reaches all of it; and each opening reads it all."""
-    monkeypatch.setattr(sqlite_module, "_WAL_PAGES", 10)
-    monkeypatch.setattr(sqlite_module, "_WAL_KEPT_BYTES", 32 * 1024)
-    monkeypatch.setattr(sqlite_module, "_CACHE_KIB", 40)
+    monkeypatch.setattr(schema_module, "_WAL_PAGES", 10)
+    monkeypatch.setattr(schema_module, "_WAL_KEPT_BYTES", 32 * 1024)
+    monkeypatch.setattr(schema_module, "_CACHE_KIB", 40)
     monkeypatch.setattr(files_module, "BALLAST_BYTES", 4096)
     boots = count()
-    monkeypatch.setattr(sqlite_module, "boot_id", lambda: f"boot {next(boots)}")
+    monkeypatch.setattr(database_module, "boot_id", lambda: f"boot {next(boots)}")
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import proof
 import pytest
 from power import DIRECTORY, Entry, Files, Life, Snapshot, Sweep
 
+from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
-from taskq.engines.embedded.journal import sqlite as sqlite_module
+from taskq.engines.embedded.journal import schema as schema_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.model.job import JobRow, new_job_ids
 from taskq.model.spec import Spec
@@ -73,8 +74,8 @@ def live_once(path: Path, durability: str, commits: int) -> Life:
     chance = random.Random(7)
     live: list[JobRow] = []
     with pytest.MonkeyPatch.context() as patch, own_files_in(life.log, patch):
-        patch.setattr(sqlite_module, "_WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
-        patch.setattr(sqlite_module, "_WAL_KEPT_BYTES", 32 * 1024)
+        patch.setattr(schema_module, "_WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
+        patch.setattr(schema_module, "_WAL_KEPT_BYTES", 32 * 1024)
         store = SQLiteStore(path, durability, vfs="recorder")
         life.acknowledge(store)
         for turn in range(commits):
@@ -189,4 +190,4 @@ def check_consistency(store: SQLiteStore, snapshot: Snapshot) -> None:
 
 def reboot(patch: pytest.MonkeyPatch) -> None:
     """After a reboot the store reads all of its journal when it opens it."""
-    patch.setattr(sqlite_module, "boot_id", lambda: "the boot after the power came back")
+    patch.setattr(database_module, "boot_id", lambda: "the boot after the power came back")

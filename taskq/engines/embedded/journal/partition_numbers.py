@@ -22,7 +22,7 @@ _IDLE = """SELECT value FROM json_each(?) WHERE NOT EXISTS
     (SELECT 1 FROM jobs WHERE state = 0 AND is_keyed = 1 AND band = value)"""
 
 
-class BandNumbers:
+class PartitionNumbers:
     """All partitions of a journal. Made anew after a rollback."""
 
     def __init__(self, db: apsw.Connection) -> None:

@@ -1,0 +1,224 @@
+"""The connection to a journal: opening, checking, committing, a full disk, and how its rows become jobs.
+
+What the journal is asked and told stands in the classes that build on it: `taskq.engines.embedded.journal.sqlite`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import apsw
+import msgpack
+
+from taskq.engines.embedded.journal import schema, statements
+from taskq.engines.embedded.journal.files import FilesBeside, boot_id
+from taskq.engines.embedded.journal.partition_numbers import PartitionNumbers
+from taskq.engines.embedded.journal.store import TOTAL_NAMES, Totals
+from taskq.model.constraints import Constraints
+from taskq.model.errors import JournalError, StoreFull
+from taskq.model.job import Carried, JobRow
+from taskq.model.partition import partition_of
+from taskq.model.spec import Spec
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+
+S = TypeVar("S", bound="Database")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def trusted(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Turns the errors of SQLite into ours."""
+
+    @wraps(method)
+    def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except apsw.FullError as error:
+            raise StoreFull(f"the disk that holds {self._path} is full: free some space there") from error
+        except apsw.Error as error:
+            raise JournalError(f"{self._path}: {type(error).__name__}: {error}") from error
+        except OSError as error:  # of the files beside it
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"the disk that holds {self._path} is full: free some space there") from error
+            raise JournalError(f"{self._path}: {error}") from error
+
+    return wrapper
+
+
+class Database:
+    """A journal file that is open, and the transaction in it that collects the changes of a tick."""
+
+    #: Whether a job waits for the end of another; kept by `taskq.engines.embedded.journal.dependencies`.
+    has_waiting: bool
+
+    def __init__(self, path: Path, durability: str = "power", vfs: str | None = None) -> None:
+        """Opens the journal, or makes it.
+
+        Args:
+            path: the database file. The directory must be private, and locked by the caller.
+            durability: "power", "os" or "memory": how commits are synced.
+            vfs: the name of a registered SQLite VFS; the tests use one that loses unsynced writes.
+
+        Raises:
+            JournalError: it is damaged, missing though its marker is there, or made by a newer taskq.
+        """
+        self._path = path
+        self._files = FilesBeside(path)
+        self._spec_of_number: dict[int, Spec] = {}
+        self._number_of_spec: dict[Spec, int] = {}
+        self._next_seq = 1
+        self.is_full = False
+        #: What the opening found, for the log: events and their fields.
+        self.findings: list[tuple[str, dict[str, Any]]] = []
+        self._survives_power_loss = durability == "power"
+        mask = os.umask(0o077)  # what SQLite makes beside the database is for us alone, too
+        try:
+            try:
+                self._open(durability, vfs)
+            except StoreFull:
+                self.make_room()  # to open writes a little
+                self._open(durability, vfs)
+        finally:
+            os.umask(mask)
+
+    # -- opening and closing
+
+    @trusted
+    def _open(self, durability: str, vfs: str | None) -> None:
+        self._files.expect_journal()
+        self._db = apsw.Connection(str(self._path), vfs=vfs)
+        try:
+            self._set_up(durability)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _set_up(self, durability: str) -> None:
+        schema.configure(self._db, durability, self._path)
+        schema.upgrade(self._db, self._path)
+        self._files.mark()
+        self._verify()
+        self._load()
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (boot_id(),))
+        self._db.execute("COMMIT")
+        self._files.open()
+
+    def _verify(self) -> None:
+        """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
+        opened_in = self._value("SELECT value FROM meta WHERE name = 'open_since_boot'")
+        if opened_in is not None and opened_in != boot_id():
+            problem = self._value("PRAGMA quick_check(1)")
+            if problem != "ok":
+                raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
+        commits = self._value("SELECT commits FROM totals")
+        missing = self._files.expect_commits(commits)
+        if missing:
+            self.findings.append(("store.damaged", {"missing_commits": missing}))
+        if opened_in is not None:
+            self.findings.append(("store.recovered", {"commits": commits}))
+
+    def _load(self) -> None:
+        *counts, self._commits = self._one(f"SELECT {', '.join(TOTAL_NAMES)}, commits FROM totals")
+        self.totals = Totals(*counts)
+        # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
+        self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
+        self._kept = self._value(
+            f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {StoredState.FAILED}"
+        )
+        self._partitions = PartitionNumbers(self._db)
+        for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
+            spec = Spec.from_wire(msgpack.unpackb(fields))
+            self._spec_of_number[number] = spec
+            self._number_of_spec[spec] = number
+
+    @trusted
+    def close(self) -> None:
+        """Commits what is open, notes the clean end and folds the WAL into the database."""
+        self.commit()
+        self._db.execute("DELETE FROM meta WHERE name = 'open_since_boot'")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+        self._files.close()
+
+    # -- transactions
+
+    def _begin(self) -> None:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+
+    @trusted
+    def commit(self) -> None:
+        if not self._db.in_transaction:
+            return
+        self._commits += 1
+        self._db.execute(statements.TOTALS, (*self.totals.as_dict().values(), self._commits))
+        self._db.execute("COMMIT")
+        self._files.committed(self._commits, self._survives_power_loss)
+
+    @trusted
+    def rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._spec_of_number.clear()
+        self._number_of_spec.clear()
+        self._load()
+
+    # -- a full disk
+
+    @trusted
+    def make_room(self) -> None:
+        self._files.give_up_ballast()
+        self.is_full = True
+
+    def keep_room(self) -> None:
+        try:
+            self._set_aside()
+        except OSError:
+            pass  # others took the space, or the files: it is tried again
+
+    def _set_aside(self) -> None:
+        if self._files.has_ballast:
+            return
+        self.is_full = self.is_full and not self._files.has_room_for_ballast
+        self._files.set_aside_ballast()
+
+    # -- rows
+
+    def _spec_number(self, spec: Spec) -> int:
+        number = self._number_of_spec.get(spec)
+        if number is None:
+            fields = msgpack.packb(spec.to_wire())
+            self._db.execute("INSERT OR IGNORE INTO specs (fields) VALUES (?)", (fields,))
+            number = self._number_of_spec[spec] = int(self._value("SELECT spec FROM specs WHERE fields = ?", fields))
+            self._spec_of_number[number] = spec
+        return number
+
+    def _partition_number(self, row: JobRow, *, is_queued: bool = True) -> int:
+        """Of the partition in which a job stands: see `taskq.engines.embedded.journal.partition_numbers`."""
+        return self._partitions.of(partition_of(row.spec, row.constraints if is_queued else None))
+
+    def _row(self, fields: Sequence[Any]) -> JobRow:
+        seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint = fields
+        constraints = None if packed is None else Constraints.from_wire(msgpack.unpackb(packed))
+        row = JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, constraints)
+        if snoozes or checkpoint is not None:
+            row.carried = Carried(snoozes, checkpoint)
+        return row
+
+    def _stored(self, fields: Sequence[Any]) -> StoredJob:
+        *row, state, due_at, outcome, finished_at = fields
+        return StoredJob(self._row(row), StoredState(state), due_at, outcome, finished_at)
+
+    def _value(self, sql: str, *bindings: Any) -> Any:
+        row: Any = self._db.execute(sql, bindings).fetchone()
+        return None if row is None else row[0]
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        row: Any = self._db.execute(sql).fetchone()
+        return tuple(row)

@@ -1,0 +1,123 @@
+"""Jobs that come after others, in the journal: edges from a parent to its child, open while the child waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskq.engines.embedded.journal import statements
+from taskq.engines.embedded.journal.database import Database, trusted
+from taskq.model.job import JobRow
+from taskq.model.stored import Edge, Ended, StoredJob, StoredState
+
+
+class Dependencies(Database):
+    """The operations of a store on dependencies. Their meaning: `taskq.engines.embedded.journal.store.Store`."""
+
+    def _load(self) -> None:
+        super()._load()
+        self._look_at_edges()
+
+    def _look_at_edges(self) -> None:
+        self.has_waiting = self._value("SELECT 1 FROM edges WHERE is_open = 1 LIMIT 1") is not None
+        self._has_edges = self.has_waiting or self._value("SELECT 1 FROM edges LIMIT 1") is not None
+
+    def _drop_edges(self, ended: Sequence[Ended]) -> None:
+        """Of jobs that came after others and cannot be run again."""
+        seqs = [
+            (row.seq,)
+            for row, kept, _ in ended
+            if row.constraints and row.constraints.follows and kept != StoredState.FAILED
+        ]
+        if seqs:
+            self._db.executemany("DELETE FROM edges WHERE child = ?", seqs)
+            self._look_at_edges()
+
+    # -- a parent ends
+
+    @trusted
+    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        edges: list[tuple[bytes, int, int]] = []
+        for parent in parents:
+            edges += [
+                (parent, *fields) for fields in self._db.execute(statements.OPEN_EDGES, (parent, limit - len(edges)))
+            ]
+        if not edges:
+            return []
+        self._begin()
+        self._db.executemany(statements.CLOSE_EDGE, [(parent, child) for parent, child, _ in edges])
+        waits = {child: self._value(statements.IS_WAITING, child) is not None for _, child, _ in edges}
+        self._look_at_edges()
+        return [Edge(parent, child, bool(goes_on), not waits[child]) for parent, child, goes_on in edges]
+
+    @trusted
+    def set_free(self, parents: Sequence[bytes]) -> bool:
+        return any(self._value(statements.SETS_FREE, parent) is not None for parent in parents)
+
+    @trusted
+    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        found = [self._db.execute(statements.READ_WAITING, (seq,)).fetchone() for seq in seqs]
+        return [self._stored(fields) for fields in found if fields is not None]
+
+    @trusted
+    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+        self._begin()
+        late = [job.row.seq for job in jobs if job.due_at is not None and job.due_at > now]
+        queued = [job.row for job in jobs if job.due_at is None or job.due_at <= now]
+        self._db.executemany(f"UPDATE jobs SET state = {StoredState.SCHEDULED} WHERE seq = ?", [(seq,) for seq in late])
+        self._db.executemany(statements.BECOME_DUE, [(self._partition_number(row), row.seq) for row in queued])
+
+    @trusted
+    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+        self._begin()
+        self._db.executemany(statements.CALL_OFF, [(now, outcome, row.seq) for row, _, outcome in ended])
+        self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
+        self._look_at_edges()
+        self._kept += len(ended)
+        self.totals.cancelled += len(ended)
+
+    @trusted
+    def keep_off(self, row: JobRow) -> None:
+        self._begin()
+        self._db.execute(statements.KEEP_OFF, (row.seq,))
+        self._drop_edges([(row, StoredState.CANCELLED, b"")])
+
+    # -- a parent is run again, and the start of the broker
+
+    @trusted
+    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+        if not self._has_edges:
+            return {}
+        self._begin()
+        found: list[tuple[int]] = []
+        parents = list(ids)
+        while parents:
+            children = [
+                tuple(child) for parent in parents for child in self._db.execute(statements.CALLED_OFF, (parent,))
+            ]
+            found += [(seq,) for seq, _ in children]
+            self._db.executemany(statements.CALL_BACK, [(seq,) for seq, _ in children])
+            parents = list(dict.fromkeys(job_id for _, job_id in children))
+        found = list(dict.fromkeys(found))
+        self._db.executemany(statements.REOPEN, found)
+        self._look_at_edges()
+        self._kept -= len(found)
+        self.totals.retried += len(found)
+        return {
+            parent: StoredState(state)
+            for child in found
+            for parent, state in self._db.execute(statements.ENDED_PARENTS, child)
+        }
+
+    @trusted
+    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
+        return [(parent, StoredState(state)) for parent, state in self._db.execute(statements.LEFT_WAITING)]
+
+    @trusted
+    def parents(self, seq: int, limit: int) -> list[bytes]:
+        return [
+            parent for (parent,) in self._db.execute("SELECT parent FROM edges WHERE child = ? LIMIT ?", (seq, limit))
+        ]
+
+    @trusted
+    def followers(self, job_id: bytes, limit: int) -> list[bytes]:
+        return [child for (child,) in self._db.execute(statements.FOLLOWERS, (job_id, limit))]
