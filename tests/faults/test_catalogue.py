@@ -74,7 +74,7 @@ CATALOGUE = {
         "SIGKILL while a result is written",
         (
             "test_catalogue::test_killed_in_the_middle_of_a_large_result",
-            "test_outbox::test_whatever_a_kill_interrupts_only_whole_outcomes_are_read",
+            "test_unsent::test_whatever_a_kill_interrupts_only_whole_outcomes_are_read",
             "test_crashes::test_batch_mates_that_ended_just_before_do_not_run_again",
         ),
     ),

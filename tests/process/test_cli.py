@@ -536,3 +536,17 @@ def test_enqueue_with_options(shared: Fleet, tmp_path: Path) -> None:
         ("priority=high", "use a whole number"),
     ):
         refused(taskq(shared.home, *arguments, "-o", option), Exit.USAGE, text)
+
+
+@pytest.mark.parametrize("variable", ["TASKQ_URL", "XDG_STATE_HOME"])
+def test_a_path_that_is_not_utf_8_is_refused(variable: str, tmp_path: Path) -> None:
+    """Neither the log nor an answer could name it."""
+    place = os.fsencode(tmp_path) + b"/caf\xe9"
+    environment = {b"PATH": b"/usr/bin:/bin", b"HOME": os.fsencode(tmp_path), variable.encode(): place}
+    for command in ("enqueue", "worker", "status"):
+        arguments = [sys.executable, "-m", "taskq", command, JOBS, *(["add", "1"] if command == "enqueue" else [])]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == (Exit.APP if command == "worker" else Exit.USAGE), done.stderr
+        assert "is not valid UTF-8" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -274,6 +274,22 @@ def test_test_files_do_not_import_one_another() -> None:
     assert found == {}
 
 
+#: What waits for the clock, or starts a process.
+SLOW = {"sleep", "fork", "forkpty", "posix_spawn", "Popen", "Process", "Pool", "ProcessPoolExecutor", "system"}
+
+
+@pytest.mark.parametrize("folder", ["unit", "engines"])
+def test_fast_tests_start_no_process_and_do_not_sleep(folder: str) -> None:
+    """A contributor runs them all day; what takes a process is in tests/process."""
+    found = set()
+    for path in (TESTS / folder).glob("*.py"):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+        found |= {f"{path.name}: {name}" for name in names & SLOW}
+        found |= {f"{path.name}: {name}" for name in imported_names(path) & {"subprocess", "fleet", "terminal"}}
+    assert found == set()
+
+
 HEAVY = ("asyncio", "rich", "typer", "structlog", "apsw", "psutil", "multiprocessing", "numpy", "hypothesis")
 
 
@@ -295,6 +311,17 @@ def loaded_after(code: str) -> set[str]:
 def test_importing_taskq_is_light(code: str) -> None:
     """A web application that only enqueues pays for nothing that a fleet needs."""
     assert loaded_after(code) == set()
+
+
+def test_importing_the_log_is_light() -> None:
+    """The logger brings neither rich nor asyncio with it, and both can be imported afterwards."""
+    code = (
+        "import sys, taskq.telemetry.setup, structlog;"
+        "assert not {'rich', 'asyncio', 'ssl', 'twisted'} & set(sys.modules);"
+        "import asyncio, rich.console;"
+        "assert structlog.stdlib.asyncio.sleep is asyncio.sleep"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.parametrize("name", taskq.__all__)

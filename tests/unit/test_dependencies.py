@@ -160,8 +160,7 @@ class Life:
 @given(graph=graphs(), draw=st.data())
 def test_every_graph_ends(kind: str, graph: list[dict[int, bool]], draw: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as home:
-        memory = partial(MemoryStore, Disk())
-        store = SQLiteStore(Path(home) / "journal.db") if kind == "sqlite" else memory()
+        store = SQLiteStore(Path(home) / "journal.db", "memory") if kind == "sqlite" else MemoryStore(Disk())
         with closing(store):
             life = Life(store, graph, draw)
             life.submit()

