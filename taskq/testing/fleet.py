@@ -53,7 +53,7 @@ from taskq.engines.embedded.server import Server
 from taskq.model import job
 from taskq.model.attempt import Attempts, Claim, Verdict, unpack
 from taskq.model.effects import Key, ProcessExit
-from taskq.model.errors import JobFailed, TaskQError
+from taskq.model.errors import Cancel, JobFailed, JobTimeout, Retry, Snooze, TaskQError
 from taskq.model.info import JobInfo
 from taskq.model.job import JobRow, JobState
 from taskq.model.settings import Settings
@@ -90,6 +90,10 @@ _LOOK_AGAIN_S = 0.05
 
 #: Jobs that run inside one another: more are a job that enqueues itself without an end.
 _DEEPEST = 50
+
+
+#: What a job raises for the fleet, and not for the test.
+_FOR_THE_FLEET = (Exception, SystemExit, Cancel, JobTimeout, Retry, Snooze)
 
 
 #: How far a job is: done, total, note.
@@ -432,7 +436,7 @@ class InProcessFleet:
             self._settled.notify_all()
         if isinstance(raised, _Endless) and not self.is_in_job:
             raise TaskQError(str(raised)) from None
-        if raised is not None and not isinstance(raised, (Exception, SystemExit)):
+        if raised is not None and not isinstance(raised, _FOR_THE_FLEET):
             raise raised  # Ctrl-C, or pytest.fail() inside a job: meant for the test
         return row.id
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from apps import rehearsed
 from apps.rehearsed import (
+    asks,
     chain,
     collect,
     count_to,
@@ -50,6 +51,7 @@ from taskq import (
     PayloadError,
     QueueFull,
     ResultTimeout,
+    Retry,
     Settings,
     TaskQ,
     TaskQError,
@@ -228,6 +230,26 @@ def test_retries_wait_as_in_production(jobs: testing.Jobs) -> None:
     assert jobs.drain(1) == {"scheduled": 1}
     assert jobs.drain(inf) == {"succeeded": 1}
     assert job.info().attempts == 3
+
+
+def test_what_jobs_raise_for_the_fleet_is_not_for_the_test(jobs: testing.Jobs) -> None:
+    """Retry, Snooze, Cancel and JobTimeout are no Exceptions, as Ctrl-C is none; but the fleet heeds them."""
+    retried, snoozed, cancelled, late = (asks.enqueue(wish) for wish in ("retry", "snooze", "cancel", "late"))
+    assert jobs.drain() == {"scheduled": 3, "cancelled": 1}
+    assert jobs.drain(5) == {"succeeded": 2}
+    assert (retried.result(), late.result()) == (2, 2)
+    assert snoozed.state() == "scheduled"
+    assert jobs.drain(55) == {"succeeded": 1}
+    with pytest.raises(JobCancelled):
+        cancelled.result()
+
+
+def test_inline_heeds_what_jobs_raise_for_the_fleet() -> None:
+    with testing.inline(q):
+        assert asks.enqueue("retry", "snooze").result() == 3
+        assert asks.enqueue("cancel").state() == "cancelled"
+        with pytest.raises(Retry):
+            asks.enqueue("retry", "retry")  # it has one retry
 
 
 def test_expiry(jobs: testing.Jobs) -> None:
@@ -777,4 +799,4 @@ def test_the_plugin_is_light() -> None:
     """Every run of pytest loads it."""
     program = "import sys, pytest; before = set(sys.modules); import taskq.testing.pytest_plugin; print(*set(sys.modules) - before)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert set(run.stdout.split()) == {"taskq", "taskq.testing.pytest_plugin"}
+    assert set(run.stdout.split()) == {"taskq", "taskq.testing", "taskq.testing.pytest_plugin"}

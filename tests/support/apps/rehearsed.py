@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taskq import CurrentJob, TaskQ, current_job, gather
+from taskq import Cancel, CurrentJob, JobTimeout, Retry, Snooze, TaskQ, current_job, gather
 
 q = TaskQ("tests-rehearsed", url="/proc/nonexistent" if __name__ == "apps.rehearsed" else None)
 
@@ -26,6 +26,17 @@ def work(label: str, fails: int = 0) -> str:
     if attempt <= fails:
         raise ValueError(f"attempt {attempt} of {label}")
     return label
+
+
+@q.task(retries=1)
+def asks(*wishes: str) -> int:
+    """Raises in each attempt what the job wishes then; returns the number of the attempt that wishes nothing."""
+    attempt = current_job().attempt
+    if attempt <= len(wishes):
+        raise {"retry": Retry(delay=5), "snooze": Snooze(60), "cancel": Cancel(), "late": JobTimeout()}[
+            wishes[attempt - 1]
+        ]
+    return attempt
 
 
 @q.task
