@@ -1,4 +1,4 @@
-"""Tells the log what happens: from what the broker knows to lines with the fields of the contract (README, "Logs").
+"""Tells the log what happens: from what the broker knows to lines with the fields of the contract (README, "Monitor").
 
 Failures, retries and crashes get a line each. What happens thousands of times a second is counted instead above a rate
 (`taskq.telemetry.throttle`), and `job.summary` tells the counts.
