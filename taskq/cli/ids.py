@@ -1,4 +1,4 @@
-"""Ids as people give them: whole, or the end or the beginning of one, as the tables show them."""
+"""Ids as people give them: whole, or a part of one, such as the end that the tables show."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _NEWEST = 10_000
 
 
 def is_id(word: str) -> bool:
-    """Whether a word is an id or a part of one, and not the name of a folder."""
-    return bool(_WHOLE.fullmatch(word) or (_PART.fullmatch(word) and not Path(word).exists()))
+    """Whether a word is an id or a part of one, and not the name of a folder or a module here."""
+    if _WHOLE.fullmatch(word):
+        return True
+    return bool(_PART.fullmatch(word)) and not Path(word).exists() and not Path(f"{word}.py").exists()
 
 
 def whole_id(app: TaskQ, given: str) -> str:
@@ -29,12 +31,12 @@ def whole_id(app: TaskQ, given: str) -> str:
     if not _PART.fullmatch(given):
         return given  # what is wrong with it is told where it is used
     part = given.lower()
-    found = {info.id for info in app.jobs(limit=_NEWEST) if info.id.startswith(part) or info.id.endswith(part)}
+    ids = {info.id for info in app.jobs(limit=_NEWEST) if part in info.id}
+    # tables show the ends, and the beginnings are the time: a match inside counts only where there is no other
+    found = {each for each in ids if each.startswith(part) or each.endswith(part)} or ids
     if not found:
-        raise JobNotFound(
-            f"none of the newest {_NEWEST:,} jobs has an id that begins or ends with {given}: give all of it"
-        )
+        raise JobNotFound(f"{given} is not a part of the id of any of the newest {_NEWEST:,} jobs: give the whole id")
     if len(found) > 1:
         some = ", ".join(sorted(found)[:3])
-        raise ConfigError(f"the ids of {len(found)} jobs begin or end with {given}: give more of it ({some} ...)")
+        raise ConfigError(f"{given} is a part of the ids of {len(found)} jobs: give more of it ({some} ...)")
     return found.pop()

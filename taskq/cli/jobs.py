@@ -24,6 +24,7 @@ from taskq.cli.common import (
     tell_warnings,
 )
 from taskq.cli.ids import whole_id
+from taskq.cli.positions import id_first
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
 from taskq.client.options.functions import misfit, signature_of
@@ -35,7 +36,8 @@ from taskq.model.job import JobError
 from taskq.telemetry.render import duration_text, escape
 
 IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="The job's id, as enqueue printed it.", show_default=False)
+    str,
+    typer.Argument(metavar="ID", help="The job's id, or a part of it; APP may come first.", show_default=False),
 ]
 
 # -- enqueue
@@ -188,8 +190,9 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
 
     $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
+    given, app = id_first(id, app)
     application = _application(app)
-    info = application.job(whole_id(application, id)).info()
+    info = application.job(whole_id(application, given)).info()
     tell_if_stopped(application)
     if as_json:
         print(json.dumps(asdict(info)))
@@ -241,8 +244,9 @@ def cancel(
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
+    given, app = id_first(id, app)
     application = _application(app)
-    handle = application.job(whole_id(application, id))
+    handle = application.job(whole_id(application, given))
     if handle.cancel(running=running):
         print(f"{handle.id} is cancelled")
         return

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, NoReturn
 
@@ -23,6 +23,7 @@ from taskq.cli.common import (
     warn_of_name,
 )
 from taskq.cli.ids import is_id, whole_id
+from taskq.cli.positions import looks_like_app, split
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
@@ -140,7 +141,7 @@ def retry(
     $ taskq retry app.py:q --task thumbnail
     $ taskq retry --all
     """
-    ids, app = _split(words, is_id)
+    ids, app = split(words, is_id)
     if bool(ids) == bool(every or task or queue):
         raise ConfigError("which jobs? name some by their ids, or say --all, --task NAME or --queue NAME")
     application = _application(app)
@@ -193,7 +194,7 @@ def purge(
     $ taskq purge --state failed --older-than 7d
     $ taskq purge app.py:q --state queued --queue mail --yes
     """
-    ids, app = _split(words, is_id)
+    ids, app = split(words, is_id)
     if bool(ids) == bool(state) or (ids and (task or queue or older_than)):
         raise ConfigError("which jobs? name some by their ids, or say --state failed, --state queued ...")
     older_than_s = None if older_than is None else seconds_of(older_than, "--older-than")
@@ -229,7 +230,7 @@ def pause(words: QueuesArgument = None) -> None:
     $ taskq pause mail
     $ taskq pause mail images app.py:q
     """
-    queues, app = _split(words, _is_queue)
+    queues, app = split(words, _is_queue)
     if not queues:
         raise ConfigError("which queues? write: taskq pause QUEUE...")
     application = _application(app)
@@ -249,7 +250,7 @@ def resume(
     $ taskq resume mail
     $ taskq resume --all
     """
-    queues, app = _split(words, _is_queue)
+    queues, app = split(words, _is_queue)
     if bool(queues) == every:
         raise ConfigError("which queues? write: taskq resume QUEUE..., or taskq resume --all")
     application = _application(app)
@@ -270,17 +271,8 @@ def _application(app: str | None) -> TaskQ:
     return TaskQ("taskq", os.fspath(find_directory(app).path))
 
 
-def _split(words: Sequence[str] | None, is_one: Callable[[str], object]) -> tuple[list[str], str | None]:
-    """The ids or queues among the words, and APP, which does not look like one."""
-    named = [word for word in words or () if is_one(word)]
-    others = [word for word in words or () if not is_one(word)]
-    if len(others) > 1:
-        raise ConfigError(f"{others[0]!r} and {others[1]!r}: at most one of them can be the application")
-    return named, others[0] if others else None
-
-
 def _is_queue(word: str) -> bool:
-    return ":" not in word and os.sep not in word and not word.endswith(".py")
+    return not looks_like_app(word)
 
 
 def _said(state: str | None, noun: str, task: str | None, queue: str | None) -> str:

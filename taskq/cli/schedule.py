@@ -14,6 +14,7 @@ from rich.text import Text
 
 from taskq.cli.common import JsonOption, find_directory, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
+from taskq.cli.positions import name_first
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.cli.words import distance_text, span_text
 from taskq.client.app import TaskQ
@@ -64,14 +65,19 @@ def schedule(
 
 
 def _split(words: list[str]) -> tuple[str, str, str | None]:
-    """The action, the name of a schedule, and APP."""
-    if not words or words[0] not in _ACTIONS:
+    """The action, the name of a schedule, and APP, which may stand anywhere."""
+    action = next((word for word in words[:2] if word in _ACTIONS), None)
+    if action is None:
         if len(words) > 1:
             raise ConfigError(f"{words[0]!r}: use one of {', '.join(_ACTIONS)}, with the name of a schedule")
         return "", "", words[0] if words else None
-    if len(words) == 1 or len(words) > _MAX_WORDS:
-        raise ConfigError(f"which schedule? write: taskq schedule {words[0]} NAME [APP]")
-    return words[0], words[1], words[2] if len(words) == _MAX_WORDS else None
+    first = words.index(action)
+    others = words[:first] + words[first + 1 :]
+    if not first < len(others) < _MAX_WORDS:
+        raise ConfigError(f"which schedule? write: taskq schedule {action} NAME [APP]")
+    if first:
+        return action, others[1], others[0]
+    return action, *name_first(others[0], others[1] if len(others) > 1 else None)
 
 
 def _print_one(info: ScheduleInfo, as_json: bool) -> None:

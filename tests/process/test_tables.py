@@ -163,12 +163,13 @@ def test_the_first_line_that_says_something(message: str, text: str) -> None:
 
 
 def test_shortened_ids_are_taken(home: Path, here: Here, tmp_path: Path) -> None:
-    """Where ids are: their ends, as tables show them, or their beginnings."""
+    """Where ids are: their ends, as tables show them, or any other part."""
     with running(Fleet(home, consumers=1)):
         bad, good = jobs.need.enqueue(str(tmp_path / "needed")), jobs.add.enqueue(1)
         assert bad.wait(10)
         assert good.wait(10)
         assert bad.id in here(home, "job", bad.id[-8:]).stdout
+        assert good.id in here(home, "job", good.id[14:30]).stdout
         assert here(home, "retry", bad.id[-10:].upper()).returncode == Exit.OK
         assert bad.wait(10)
         done = here(home, "purge", bad.id[-8:], good.id[-8:], "--yes")
