@@ -93,8 +93,10 @@ def warn_of_name(directory: Directory, field: str, name: str) -> None:
     events = read(directory.path, Filter(), last=_LINES_FOR_NAMES)
     # that a queue was paused does not say that there is one
     known = {str(event[field]) for event in events if event.get(field) and not event["event"].startswith("queue.")}
+    if not known:
+        return  # no fleet has run yet
     known |= {"default"} if field == "queue" else set()
-    if known and name not in known and not (field == "event" and any(fnmatchcase(each, name) for each in known)):
+    if name not in known and not (field == "event" and any(fnmatchcase(each, name) for each in known)):
         tell(f"there is no {field} {name!r} in the log of {directory.path}{did_you_mean(name, known)}")
 
 

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
-from terminal import NO_JOB, TASKQ, Here, Terminal, environment, refused, taskq
+from terminal import NO_JOB, TASKQ, Here, Terminal, environment, here, refused, taskq, terminal
 
 from taskq.model.exits import Exit
 from taskq.telemetry.files import log_path, rotated_path
 from taskq.telemetry.reader import read
+
+__all__ = ["here", "terminal"]  # fixtures
 
 
 @contextmanager
@@ -179,7 +181,7 @@ def test_a_journal_that_cannot_be_trusted(home: Path) -> None:
 
 def test_a_broker_that_dies_again_and_again_is_given_up(home: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif any('broker_process' in word for word in sys.orig_argv): os._exit(77)\n"
+        "import os, sys\nif any('broker.process' in word for word in sys.orig_argv): os._exit(77)\n"
     )
     done = taskq(home, "worker", JOBS, PYTHONPATH=str(tmp_path))
     assert done.returncode == Exit.UNSTABLE
