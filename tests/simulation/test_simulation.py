@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 from collections import Counter
@@ -268,7 +269,7 @@ class RemembersGates(OtherBands):
     """What a key has used of its limits is known for ever."""
 
     class kind(ReadyJobs):
-        def _forget_gate(self, *_: Any) -> None:
+        def _forget_limit(self, *_: Any) -> None:
             pass
 
 
@@ -418,6 +419,20 @@ def test_planted_bugs_are_found(bug: str) -> None:
         if expected & {line.partition(":")[0] for line in wrong}:
             return
     raise AssertionError(f"{ENOUGH} lives, and nobody noticed")
+
+
+def test_planted_bugs_replace_what_is_there() -> None:
+    """A method that was renamed since would leave the bug out, and its search without end."""
+    kinds = [kind for parts, _ in BUGS.values() for kind in vars(parts).values() if isinstance(kind, type)]
+    kinds += [kind.kind for kind in kinds if "kind" in vars(kind)]
+    idle = [
+        f"{kind.__name__}.{name}"
+        for kind in kinds
+        if kind.__module__.startswith(("test_", "planted_"))
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value) and not any(hasattr(base, name) for base in kind.__mro__[1:])
+    ]
+    assert idle == ["DeletesOnDequeue.forget"]  # which is called since `forgets_what_it_sends`
 
 
 # -- the judge, invariant by invariant
