@@ -25,7 +25,7 @@ from taskq.model.misfits import misfits
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
 from taskq.system.launch import take_broker, take_resolver
-from taskq.system.platform import adopt_orphans, name_of_signal, name_process
+from taskq.system.platform import adopt_orphans, is_stopped, name_of_signal, name_process
 from taskq.system.terminal import CLOSING_S, Terminal
 from taskq.telemetry.fanout import announce
 
@@ -52,8 +52,16 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 5.0
 
 
+#: A broker that was told to stop has this time besides its stop timeout; then it is stopped, or hangs, and is killed.
+_STOP_GRACE_S = 10.0
+
+
 #: So many brokers in a row that never came up, and the fleet is given up.
 _FAILURES = 5
+
+
+#: The operating system's timers have an end, a stop timeout may have none.
+_LONGEST_WAIT_S = 3_600.0
 
 
 #: How long to wait at the end for processes that end after their broker.
@@ -85,6 +93,7 @@ class Guardian:
         self._broker: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._is_stopping = False
+        self._kill_at: float | None = None  # when a broker that is to stop is killed
         self._came_up = False  # the present broker
         self._failures = 0
         self._deaths: deque[float] = deque()
@@ -166,10 +175,14 @@ class Guardian:
             if self._reload_at is not None and time.monotonic() >= self._reload_at:
                 self._reload_at = None
                 self._forward(signal.SIGHUP)
+            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                self._kill_at = None
+                self._kill_broker()
         return self._broker.wait()
 
     def _timeout_s(self) -> float | None:
-        return None if self._reload_at is None else max(0.0, self._reload_at - time.monotonic())
+        times = [at for at in (self._reload_at, self._kill_at) if at is not None]
+        return min(max(0.0, min(times) - time.monotonic()), _LONGEST_WAIT_S) if times else None
 
     def _is_broker_gone(self) -> bool:
         return self._socket is None
@@ -192,7 +205,7 @@ class Guardian:
             self._came_up = True
             self._failures = 0
         elif message[0] == "stopping":
-            self._is_stopping = True
+            self._begin_stop()
             return
         self._tell_host(message)
 
@@ -239,7 +252,10 @@ class Guardian:
             elif number == signal.SIGCHLD:
                 self._reap_adopted()
             elif number in (signal.SIGTERM, signal.SIGINT):
-                self._is_stopping = True
+                is_again = number == signal.SIGINT and self._kill_at is not None
+                self._begin_stop()
+                if is_again:  # it does not wait for running jobs any more
+                    self._kill_at = min(self._kill_at or 0.0, time.monotonic() + _STOP_GRACE_S)
                 self._forward(signal.Signals(number))
 
     def _on_sighup(self) -> None:
@@ -261,8 +277,27 @@ class Guardian:
 
     def _hang_up(self) -> None:
         if not self._outlives_terminal and not self._is_stopping:
-            self._is_stopping = True
+            self._begin_stop()
             self._forward(signal.SIGTERM)
+
+    def _begin_stop(self) -> None:
+        """The broker is to stop, which it does by itself, unless it is stopped, or hangs."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        wait_s = self._settings.stop_timeout_s + _STOP_GRACE_S
+        self._kill_at = time.monotonic() + wait_s
+        if self._broker is not None and is_stopped(self._broker.pid):
+            told = f"broker {self._broker.pid} is stopped: it is killed in {wait_s:g} s"
+            print(f"taskq: {told}, unless `kill -CONT {self._broker.pid}` lets it go on", file=sys.stderr)
+
+    def _kill_broker(self) -> None:
+        """Kills a broker that does not stop; all that it has answered is in the journal."""
+        assert self._broker is not None
+        how = "it is stopped" if is_stopped(self._broker.pid) else "it hangs"
+        late = f"it did not end within {_STOP_GRACE_S:g} s after the stop timeout"
+        self._log("broker.killed", "error", pid=self._broker.pid, reason=f"{late}: {how}")
+        self._broker.kill()
 
     def _reap_adopted(self) -> None:
         """Reaps what jobs left to us, while the broker lives; its own end is waited for elsewhere."""
@@ -284,7 +319,7 @@ class Guardian:
         if not self._host.recv(1):
             self._selector.unregister(self._host)
             self._host = None
-            self._is_stopping = True
+            self._begin_stop()
             self._forward(signal.SIGTERM)
 
     def _tell_host(self, message: list[Any]) -> None:

@@ -13,7 +13,9 @@ from typing import IO
 
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, starts
+from fleet import Fleet, Gate, starts, wait_until
+
+from taskq.system.platform import is_stopped
 
 #: Runs a program on a terminal, as a login shell's only program, or as what a shell runs in the foreground.
 _ON_TERMINAL = """
@@ -123,4 +125,31 @@ def test_the_command_timeout_lets_jobs_end(home: Path, gate: Gate, tmp_path: Pat
     gate.open()
     fleet.wait_for_end()
     assert fleet.count("job.succeeded", job_id=job.id) == 1
+    fleet.finish()
+
+
+@pytest.mark.parametrize("asks_guardian", [True, False])
+def test_a_broker_that_is_stopped_does_not_hold_up_the_end(
+    home: Path, gate: Gate, tmp_path: Path, asks_guardian: bool
+) -> None:
+    """Whether it was stopped before it was told to end, or while it waited for a job."""
+    fleet = Fleet(home, consumers=1, stop_timeout_s=0.2 if asks_guardian else 5.0, stderr_level="error").start()
+    jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+    starts(tmp_path / "held", 1)
+    pid = fleet.broker_pid
+    if asks_guardian:
+        fleet.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(pid), "the broker stopped")
+        fleet.kill(fleet.guardian_pid, signal.SIGINT)
+    else:
+        fleet.client.stop()
+        fleet.wait_for("fleet.stopping")
+        fleet.kill(pid, signal.SIGSTOP)
+    assert fleet.wait_for_end() == 0
+    [killed] = fleet.events("broker.killed")
+    assert (killed["pid"], killed["reason"].rpartition(": ")[2]) == (pid, "it is stopped")
+    told = fleet.errors.read_text()
+    assert "broker.killed" in told
+    assert asks_guardian == (f"broker {pid} is stopped: it is killed in 10.2 s" in told)
+    assert fleet.count("broker.died") == 1
     fleet.finish()
