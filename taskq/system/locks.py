@@ -156,7 +156,7 @@ def end_old_consumers(path: Path) -> list[int]:
     in the moment between, and where the kernel has no such service.
 
     Raises:
-        DirectoryError: one does not go away (it may hang in the kernel).
+        DirectoryError: one does not go away (it may hang in the kernel, or live in a container of its own).
     """
     descriptor = _open(path)
     killed: list[int] = []
@@ -164,9 +164,10 @@ def end_old_consumers(path: Path) -> list[int]:
     try:
         while (pid := _holder(descriptor)) is not None:
             if time.monotonic() > give_up_at:
-                raise DirectoryError(
-                    f"consumer process {pid} of an earlier fleet does not end; its jobs cannot be run again"
-                )
+                raise DirectoryError(f"{_name_of(pid)} of an earlier fleet does not end; its jobs cannot be run again")
+            if pid <= 0:  # no number of ours: 0 would be our own group
+                time.sleep(_POLL_S)
+                continue
             if pid not in killed:
                 killed.append(pid)
             kill_group(pid)
@@ -176,7 +177,12 @@ def end_old_consumers(path: Path) -> list[int]:
         os.close(descriptor)
 
 
+def _name_of(pid: int) -> str:
+    return f"consumer process {pid}" if pid > 0 else "a consumer process in another container"
+
+
 def _holder(descriptor: int) -> int | None:
+    """The process that holds the lock; 0 or less if it has no number here, None if there is none."""
     wanted = _flock(fcntl.F_WRLCK)
     lock_type, pid = _type_and_pid(fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
     return None if lock_type == fcntl.F_UNLCK else pid

@@ -95,7 +95,13 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill_group(leader_pid: int) -> None:
-    """Kills a process group with SIGKILL. Call it before the leader is reaped: then its number is not used again."""
+    """Kills a process group with SIGKILL. Call it before the leader is reaped: then its number is not used again.
+
+    Raises:
+        ValueError: this is the number of no leader; 0 would be our own group.
+    """
+    if leader_pid <= 0:
+        raise ValueError(f"{leader_pid} is not a process that leads a group")
     try:
         os.killpg(leader_pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from taskq.model.attempt import Claim
-from taskq.model.errors import AlreadyRunning
+from taskq.model.errors import AlreadyRunning, DirectoryError
 from taskq.protocol.link.counters import LOCK_TIMEOUT_S, Counters
 from taskq.protocol.link.flight_recorder import (
     FlightRecord,
@@ -31,6 +32,7 @@ from taskq.protocol.link.flight_recorder import (
     read_flight_records,
 )
 from taskq.system.locks import end_old_consumers, hold_consumer_lock, take_broker_lock
+from taskq.system.platform import kill_group
 
 SPAWN = multiprocessing.get_context("spawn")
 WAIT_S = 20.0
@@ -445,6 +447,25 @@ def test_old_consumers_are_ended(tmp_path: Path, make_other: Callable[..., Other
         other.process.join(WAIT_S)
         assert other.process.exitcode == -signal.SIGKILL
     assert end_old_consumers(lock) == []
+
+
+def test_a_holder_without_a_number_is_waited_for_and_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells 0 for a process in another container, which would be our own group, and -1 for this lock."""
+    lock = tmp_path / "consumers.lock"
+    monkeypatch.setattr("taskq.system.locks._CONSUMERS_GONE_S", 0.1)
+    with lock.open("w+") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+        with pytest.raises(DirectoryError, match="a consumer process in another container"):
+            end_old_consumers(lock)
+    assert end_old_consumers(lock) == []
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_our_own_group_is_never_killed(pid: int) -> None:
+    with pytest.raises(ValueError, match="not a process that leads a group"):
+        kill_group(pid)
 
 
 def test_what_a_job_forked_does_not_hold_the_lock(tmp_path: Path) -> None:
