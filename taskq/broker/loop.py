@@ -16,7 +16,6 @@ import os
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +45,7 @@ from taskq.protocol.link.flight_recorder import read_flight_records
 from taskq.protocol.ops import Op
 from taskq.protocol.spool import count_files
 from taskq.protocol.submissions import Submission, submission_of
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import room_for_clients
 from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
 from taskq.system.locks import end_old_consumers
@@ -62,7 +62,15 @@ _ONE_SIGTERM_S = 1.0
 class Broker:
     """The loop and what it owns."""
 
-    def __init__(self, directory: Directory, app: str, title: str, settings: Settings, log: Any) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        app: str,
+        title: str,
+        settings: Settings,
+        log: Any,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         """Opens the directory's journal and brings it in order. Nothing runs yet.
 
         Args:
@@ -76,11 +84,12 @@ class Broker:
         self._directory = directory
         self._settings = settings
         self._log = log
+        self._clock = clock
         self._selector = selectors.DefaultSelector()
         _check_filesystem(directory)
-        _check_clock()
+        _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
-        self._store = SQLiteStore(directory.journal, settings.durability)
+        self._store = SQLiteStore(directory.journal, settings.durability, clock=clock)
         self._core = Core(
             settings.queues,
             settings.memory_mb * 1024 * 1024,
@@ -92,7 +101,7 @@ class Broker:
         self._recover()
         self._supervisor = Supervisor(app, title, directory, settings)
         room = room_for_clients(settings.consumers)
-        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, max_clients=room)
+        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, clock, room)
         self._pool = ConsumerPool(
             self._core,
             self._supervisor,
@@ -103,13 +112,23 @@ class Broker:
             self._on_boot_failed,
             self._on_declared,
             self._on_children,
+            clock,
         )
         self._committer = Committer(
-            self._store, self._core, self._server, self._events, directory, settings, self._pool
+            self._store, self._core, self._server, self._events, directory, settings, self._pool, clock
         )
-        self._scheduler = Scheduler(self._store, self._committer, log, time.time())
-        self._requests = Requests(
-            directory,
+        self._scheduler = Scheduler(self._store, self._committer, log, clock.time())
+        self._requests = self._make_requests()
+        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
+        self._left: dict[str, int] = {}  # jobs that it found
+        self._sigterm_until = 0.0  # another one that comes by then says nothing new
+        self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
+
+    # -- the beginning
+
+    def _make_requests(self) -> Requests:
+        return Requests(
+            self._directory,
             self._core,
             self._store,
             self._committer,
@@ -119,18 +138,13 @@ class Broker:
             self._scheduler,
             self._stop,
             self._reload,
-            log,
+            self._log,
+            self._clock,
         )
-        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
-        self._left: dict[str, int] = {}  # jobs that it found
-        self._sigterm_until = 0.0  # another one that comes by then says nothing new
-        self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
-
-    # -- the beginning
 
     def _recover(self) -> None:
         running = read_flight_records(self._directory.running)
-        effects = recover(self._store, self._core, running, time.monotonic(), time.time())
+        effects = recover(self._store, self._core, running, self._clock.monotonic(), self._clock.time())
         for event, fields in self._store.findings:
             (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
         self._events.notes(effects.notes)
@@ -145,7 +159,7 @@ class Broker:
         self._guardian = guardian
         self._selector.register(guardian, selectors.EVENT_READ, self._on_guardian_gone)
         self._wake_on_signals()
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._timers = {
             self._committer.take_spooled: (_SPOOL_EVERY_S, now),
             self._pool.announce: (_ANNOUNCE_EVERY_S, now),
@@ -182,7 +196,7 @@ class Broker:
     def _tick(self) -> None:
         for key, mask in self._selector.select(self._timeout_s()):
             key.data(mask)
-        now, wall = time.monotonic(), time.time()
+        now, wall = self._clock.monotonic(), self._clock.time()
         requests = [*self._requests.put_off(now), *self._take_messages()]
         self._pool.bury_dead(now, wall)
         self._pool.check_times(now)
@@ -208,7 +222,7 @@ class Broker:
         self._end_in_time(now)
 
     def _timeout_s(self) -> float:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         next_fire = self._scheduler.next_fire_at if self._stop_at is None else None
         moments = (next_fire, self._committer.next_due, self._committer.next_expiry)
         times: list[float | None] = [
@@ -219,7 +233,7 @@ class Broker:
             self._events.next_summary(),
             self._committer.commit_by,
             self._stop_at,
-            *(now + at - time.time() for at in moments if at is not None),
+            *(now + at - self._clock.time() for at in moments if at is not None),
             *(due for _, due in self._timers.values()),
         ]
         return max(0.0, min(at for at in times if at is not None) - now)
@@ -276,7 +290,7 @@ class Broker:
         return self._supervisor.consumers.get(key)
 
     def _on_rejected(self, reason: str) -> None:
-        self._events.rejected(reason, time.monotonic())
+        self._events.rejected(reason, self._clock.monotonic())
 
     def _on_client_gone(self, peer: Peer) -> None:
         self._committer.forget(peer)
@@ -317,7 +331,7 @@ class Broker:
     def _is_first_sigterm(self) -> bool:
         """Whether it is not that of a moment ago, which reached us in two ways: `timeout` sends one to its child and
         one to all, systemd one to the guardian and one to us."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now < self._sigterm_until:
             return False
         self._sigterm_until = now + _ONE_SIGTERM_S
@@ -327,15 +341,15 @@ class Broker:
         if not self._guardian.recv(64):
             self._selector.unregister(self._guardian)
             self._stop("the guardian died")
-            self._stop_at = time.monotonic()
+            self._stop_at = self._clock.monotonic()
 
     def _stop(self, reason: str) -> None:
         """Begins to stop; asked twice, it does not wait for running jobs."""
         if self._stop_at is not None:
-            self._stop_at = time.monotonic()
+            self._stop_at = self._clock.monotonic()
             return
         timeout_s = self._settings.stop_timeout_s
-        self._stop_at = time.monotonic() + timeout_s
+        self._stop_at = self._clock.monotonic() + timeout_s
         self._tell_guardian(["stopping"])  # should we die on the way, no other broker is wanted
         running = self._pool.stop()
         self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)
@@ -353,9 +367,9 @@ class Broker:
         return self._core.has_work or committer.next_due is not None or not committer.is_settled or has_more
 
     def _close(self) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._committer.collect(now)
-        self._committer.commit(now, time.time())
+        self._committer.commit(now, self._clock.time())
         self._pool.forget_buried()
         self._committer.tell(now)
         self._events.summaries(now, is_last=True)
@@ -373,9 +387,9 @@ class Broker:
         return {"queued": sum(self._core.counts().values()), **later}
 
 
-def _check_clock() -> None:
+def _check_clock(clock: Clock) -> None:
     try:
-        check_clock(time.time())
+        check_clock(clock.time())
     except ConfigError as error:
         raise JournalError(str(error)) from None  # what would be written there would have wrong times
 

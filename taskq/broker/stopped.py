@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +33,7 @@ from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
 from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.ops import OPS, Op
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.locks import ReaderLock
 from taskq.system.platform import name_process
@@ -105,20 +105,21 @@ class _Requests(Requests):
 class Reader:
     """The journal of a directory, and what answers from it. The caller holds the lock."""
 
-    def __init__(self, directory: Directory, client: _Client, log: Any) -> None:
-        self._store = SQLiteStore(directory.journal)
+    def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._store = SQLiteStore(directory.journal, clock=clock)
         consumers, settings, core = _NoConsumers(), Settings(), Core()
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
         # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
-        events.notes(recover(self._store, core, (), time.monotonic(), time.time()).notes)
+        events.notes(recover(self._store, core, (), clock.monotonic(), clock.time()).notes)
         for event, fields in self._store.findings:
             (log.error if event == "store.damaged" else log.info)(event, **fields)
         core.pause(self._store.paused())
         server, pool = cast(Server, client), cast(ConsumerPool, consumers)
-        self._committer = Committer(self._store, core, server, events, directory, settings, pool)
+        self._committer = Committer(self._store, core, server, events, directory, settings, pool, clock)
         while self._committer.has_more_spooled:
-            self._committer.take_spooled(time.monotonic())
-        scheduler = Scheduler(self._store, self._committer, log, time.time())
+            self._committer.take_spooled(clock.monotonic())
+        scheduler = Scheduler(self._store, self._committer, log, clock.time())
         self._requests = _Requests(
             directory,
             core,
@@ -131,6 +132,7 @@ class Reader:
             lambda _reason: None,
             lambda: 0,
             log,
+            clock,
         )
         self._client = client
 
@@ -140,8 +142,8 @@ class Reader:
             self._client.reject(self._client, BrokerUnavailable("this takes a fleet that runs"))
             return
         self._requests.answer(cast(Peer, self._client), envelope)
-        now = time.monotonic()
-        self._committer.commit(now, time.time())  # what follows from it
+        now = self._clock.monotonic()
+        self._committer.commit(now, self._clock.time())  # what follows from it
         self._committer.tell(now)
 
     def close(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
@@ -34,6 +33,7 @@ from taskq.model.info import JobInfo
 from taskq.model.job import JobState
 from taskq.model.settings import Settings
 from taskq.model.spec import DEFAULT_RETRIES, Spec
+from taskq.system.clock import Clock
 from taskq.system.directory import Directory, queue_directory, reply_timeout_s
 
 P = ParamSpec("P")
@@ -59,10 +59,10 @@ class TaskQ(FleetConnection):
             ConfigError: the name, the URL or the time makes no sense.
         """
         self.name = name
-        #: When it was made, in seconds since 1970: jobs that are older are not this program's.
-        self.made_at = time.time()
         place = queue_directory(name, None if url is None else os.fspath(url))
         super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
+        #: When it was made, in seconds since 1970: jobs that are older are not this program's.
+        self.made_at = self.clock.time()
         #: The tasks, by their names and by those that they had before.
         self.tasks: dict[str, Task[..., Any]] = {}
         #: The schedules, to look at and to change.
@@ -357,7 +357,7 @@ class TaskQ(FleetConnection):
             StoreFull: the disk is full.
             BrokerUnavailable: no fleet answers.
         """
-        return self.client.purge_all(*_purging(state, task, queue, older_than))
+        return self.client.purge_all(*_purging(self.clock, state, task, queue, older_than))
 
     async def apurge(
         self,
@@ -368,7 +368,7 @@ class TaskQ(FleetConnection):
         older_than: float | None = None,
     ) -> int:
         """`purge` for asyncio."""
-        return await self.async_client().purge_all(*_purging(state, task, queue, older_than))
+        return await self.async_client().purge_all(*_purging(self.clock, state, task, queue, older_than))
 
     def pause(self, *queues: str) -> list[str]:
         """Pauses queues: jobs that run may end, the others wait, new ones are accepted. It lasts until `resume`, also
@@ -448,7 +448,7 @@ def _state(state: JobState | str) -> JobState:
 
 
 def _purging(
-    state: JobState | str, task: str | None, queue: str | None, older_than: float | None
+    clock: Clock, state: JobState | str, task: str | None, queue: str | None, older_than: float | None
 ) -> tuple[JobState, str | None, str | None, float | None]:
     """The arguments of `TaskQ.purge`, checked, as clients take them."""
     named = _state(state)
@@ -456,7 +456,7 @@ def _purging(
         raise ConfigError("running jobs cannot be purged: cancel them, or purge them when they have ended")
     if older_than is not None and not 0 <= older_than < inf:
         raise ConfigError(f"older_than={older_than!r}: use seconds, 0 or more")
-    return named, task, queue, None if older_than is None else max(0.0, time.time() - older_than)
+    return named, task, queue, None if older_than is None else max(0.0, clock.time() - older_than)
 
 
 def _pausing(queues: Sequence[str], is_paused: bool) -> tuple[Sequence[str], bool, str]:

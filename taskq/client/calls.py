@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -58,13 +57,13 @@ class CallMaker(Generic[R_co]):
         takes = self._takes
         if kwargs or not takes.fewest <= len(args) <= takes.most:
             self._check_fits(args, kwargs)
-        job_id = job_id or next(new_job_ids(1))
+        job_id = job_id or next(new_job_ids(1, self._app.clock.time_ns()))
         payload = self._payload(job_id, args, kwargs)
         constraints = None if self._is_plain else self._constraints(args, kwargs)
         return _call_of(job_id, payload, constraints)
 
     def _constraints(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
-        return self._rules.constraints(self._spec.task, self._function, args, kwargs, time.time())
+        return self._rules.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
 
     def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
         # one loop for all kinds: generators around each other took longer than what they passed on
@@ -79,7 +78,7 @@ class CallMaker(Generic[R_co]):
                 self._check_fits(args, {})
             job_id = next(ids, None)
             if job_id is None:
-                ids = new_job_ids(_IDS_AT_ONCE)
+                ids = new_job_ids(_IDS_AT_ONCE, self._app.clock.time_ns())
                 job_id = next(ids)
             payload = self._payload(job_id, args, {})
             if has_own_constraints:

@@ -78,7 +78,7 @@ def _stream(
             is_exhausted = len(chunk) < chunk_size
             for part in chunks(chunk, spec.max_queued if waits_for_room else None):
                 submit = partial(endings.submit, spec, part)
-                when_there_is_room(submit) if waits_for_room else submit()
+                when_there_is_room(endings.clock, submit) if waits_for_room else submit()
             submitted.extend(call.id for call in chunk)
             chunk_size = min(chunk_size * 2, _LARGEST_CHUNK)
             if len(endings.waiting) >= chunk_size:

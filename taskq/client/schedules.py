@@ -164,7 +164,7 @@ class Schedules:
             ScheduleNotFound: there is none of this name.
             BrokerUnavailable: no fleet answers.
         """
-        job_id = next(new_job_ids(1))
+        job_id = next(new_job_ids(1, self._app.clock.time_ns()))
         self._app.client.ask(Op.RUN_SCHEDULE, name, job_id)
         return Job(self._app, job_id)
 
@@ -199,7 +199,7 @@ class Schedules:
 
     async def arun(self, name: str) -> Job[Any]:
         """`run` for asyncio."""
-        job_id = next(new_job_ids(1))
+        job_id = next(new_job_ids(1, self._app.clock.time_ns()))
         await self._app.async_client().ask(Op.RUN_SCHEDULE, name, job_id)
         return Job(self._app, job_id)
 

@@ -19,6 +19,7 @@ from taskq.client.transport.clients import FleetConnection
 from taskq.client.transport.connection import SHORTEST_WAIT_S
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout, TaskQError
 from taskq.protocol.answers import Ending
+from taskq.system.clock import Clock
 
 #: True for a bar on standard error if that is a terminal; or a function, told how many are done, of how many (None if
 #: that is not known), at the start and after each job that ended:
@@ -277,15 +278,16 @@ def _app(by_id: dict[bytes, Job[R]]) -> FleetConnection:
 class _Deadline:
     """When the wait for some jobs is over."""
 
-    def __init__(self, timeout_s: float | None, jobs: int) -> None:
+    def __init__(self, timeout_s: float | None, jobs: int, clock: Clock) -> None:
         self._timeout_s = timeout_s
         self._jobs = jobs
         shortest_s = SHORTEST_WAIT_S + jobs * _ANSWER_S
-        self._at = None if timeout_s is None else time.monotonic() + max(timeout_s, shortest_s)
+        self._clock = clock
+        self._at = None if timeout_s is None else clock.monotonic() + max(timeout_s, shortest_s)
 
     def left_s(self, waiting: int) -> float | None:
         """The seconds that are left, None for no end."""
-        left_s = None if self._at is None else self._at - time.monotonic()
+        left_s = None if self._at is None else self._at - self._clock.monotonic()
         if left_s is not None and left_s <= 0:
             raise self.missed(waiting)
         return left_s
@@ -301,8 +303,9 @@ def _endings(by_id: dict[bytes, Job[R]], timeout: float | None) -> Generator[tup
     """The jobs as they end, and how; None for one that the broker does not know."""
     if not by_id:
         return
-    deadline = _Deadline(timeout, len(by_id))
-    with _app(by_id).client.watching(by_id) as endings:
+    app = _app(by_id)
+    deadline = _Deadline(timeout, len(by_id), app.clock)
+    with app.client.watching(by_id) as endings:
         while endings.waiting:
             waiting = len(endings.waiting)
             try:
@@ -317,8 +320,9 @@ async def _aendings(
 ) -> AsyncGenerator[tuple[Job[R], Ending | None], None]:
     if not by_id:
         return
-    deadline = _Deadline(timeout, len(by_id))
-    with _app(by_id).async_client().watching(by_id) as endings:
+    app = _app(by_id)
+    deadline = _Deadline(timeout, len(by_id), app.clock)
+    with app.async_client().watching(by_id) as endings:
         while endings.waiting:
             waiting = len(endings.waiting)
             try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -29,6 +29,7 @@ from taskq.model.job import JobState, new_job_ids
 from taskq.model.spec import Spec
 from taskq.protocol.codec import ResultOf
 from taskq.protocol.submissions import Call
+from taskq.system.clock import ClientClock
 
 R_co = TypeVar("R_co", covariant=True)
 H = TypeVar("H")
@@ -52,7 +53,12 @@ class _Plan:
         self.jobs: list[Job[Any]] = []
         self.waits_for_room = False
         self.on_success = False
-        self.ids = new_job_ids(_MANY_IDS)  # ascending, so that a job's id is larger than those that it comes after
+        self._ids: Iterator[bytes] | None = None
+
+    def next_id(self, clock: ClientClock) -> bytes:
+        """They ascend, so that a job's id is larger than those that it comes after."""
+        self._ids = self._ids or new_job_ids(_MANY_IDS, clock.time_ns())
+        return next(self._ids)
 
     @property
     def app(self) -> FleetConnection:
@@ -138,7 +144,7 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
         task = self._task
         takes = before is not None and self._takes_result
         args = (before.value, *self._args) if before is not None and takes else self._args
-        call = task._call(args, self._kwargs, next(plan.ids))
+        call = task._call(args, self._kwargs, plan.next_id(task._app.clock))
         if before is not None and before.jobs:
             constraints = call.constraints or NO_CONSTRAINTS
             after = {**dict(constraints.after), **dict.fromkeys((job._id for job in before.jobs), False)}

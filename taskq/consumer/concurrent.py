@@ -211,19 +211,20 @@ class _CoroutineRunner(Runner):
 
     async def run_job(self, job: _Coroutine, start: _Start) -> Ended:
         """Runs a job to its end, whatever that is; never raises."""
-        started_at, started = time.time(), time.monotonic()
+        started_at, started = self._clock.time(), self._clock.monotonic()
         try:
             _check_limits(start.extra)
             value = await self._await(job, self._prepare(start.job_id, start.task, start.payload, start.extra))
             result = self._encode(start.job_id, value, start.extra)
-            duration_s = time.monotonic() - started
+            duration_s = self._clock.monotonic() - started
             return Verdict.SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             return self._failure(raised, start.task, start.attempt, start.extra, started_at, started)
 
     def failed_to_begin(self, raised: BaseException, start: _Start) -> Ended:
         """The end of a job whose asyncio task was cancelled before its first step."""
-        return self._failure(raised, start.task, start.attempt, start.extra, time.time(), time.monotonic())
+        now, wall = self._clock.monotonic(), self._clock.time()
+        return self._failure(raised, start.task, start.attempt, start.extra, wall, now)
 
     async def _await(self, job: _Coroutine, prepared: tuple[Any, Any, Any]) -> Any:
         if job.is_interrupted:

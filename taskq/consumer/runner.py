@@ -7,7 +7,6 @@ was refused, for running it again could not help, or it said itself what it want
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -65,6 +64,7 @@ class Runner:
             check_time: raises JobTimeout if the time of the running job is over.
         """
         self._app = app
+        self._clock = app.clock
         self._tasks = app.tasks
         self._middleware = app.hooks.middleware
         self._invoke = self._call_within if self._middleware else self._call
@@ -84,12 +84,12 @@ class Runner:
         Returns:
             The verdict, the seconds it took, and the outcome.
         """
-        started_at = time.time()
-        start = time.monotonic()
+        started_at = self._clock.time()
+        start = self._clock.monotonic()
         self._begin(job_id, task_name, attempt, extra, start)
         try:
             result = self._result(job_id, task_name, payload, extra)
-            duration_s = time.monotonic() - start
+            duration_s = self._clock.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
@@ -108,7 +108,7 @@ class Runner:
         except BaseException as misbehaved:
             message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
             verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
-        duration_s = time.monotonic() - start
+        duration_s = self._clock.monotonic() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
 
     def _end_by(

@@ -193,16 +193,19 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def new_job_ids(count: int) -> Iterator[bytes]:
+def new_job_ids(count: int, now_ns: int | None = None) -> Iterator[bytes]:
     """Makes ids that are unique, and sort by time, in the layout of UUID version 7 (RFC 9562).
 
     The consecutive ids of one call differ by one in the random part, which keeps a batch's rows side by side in the
     journal's index (the insert of a batch costs a third less than with ids all random).
 
+    Args:
+        now_ns: nanoseconds since 1970, if another clock than that of the system counts.
+
     Raises:
         ConfigError: the clock is wrong; see `check_clock`.
     """
-    now_ms, fraction = divmod(time.time_ns(), 1_000_000)
+    now_ms, fraction = divmod(time.time_ns() if now_ns is None else now_ns, 1_000_000)
     if not 0 <= now_ms < 1 << 48:
         check_clock(now_ms / 1000)
     random_part = int.from_bytes(os.urandom(8), "big") >> 3

@@ -17,7 +17,7 @@ _NEARLY_S = 1e-6
 class Clock:
     """Time that stands still until it is moved. It starts with the second in which it was made.
 
-    It has the functions of the module `time` that taskq uses, so it can take the module's place.
+    It is a `taskq.system.clock.ClientClock`, handed to the fleets and clients of a test.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,6 @@ class Clock:
     def monotonic(self) -> float:
         """The same as `time`: this clock is never set back."""
         return self._us / 1_000_000
-
-    def perf_counter(self) -> float:
-        """Real time: it measures how long jobs take."""
-        return real_time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass for one who waits, while the fleets run what is there."""

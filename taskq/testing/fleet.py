@@ -21,7 +21,6 @@ from contextvars import copy_context
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -30,21 +29,15 @@ from taskq.broker.consumers.succession import Succession
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
-from taskq.client import app as app_module
-from taskq.client import calls as calls_module
-from taskq.client import waiting
 from taskq.client.app import TaskQ
 from taskq.client.context import RunningJob, concurrent, sit, use_channel
 from taskq.client.reports import Reporter
-from taskq.client.transport import blocking as blocking_module
-from taskq.client.transport import items, submitting
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.blocking import Client, Endings
 from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
 from taskq.consumer.runner import Runner
-from taskq.engines.embedded import admin, committer, requests
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.requests import Requests
@@ -67,22 +60,6 @@ from taskq.protocol.ops import CPU_TIMEOUT, MEMORY_LIMIT, Op, StartOptions
 from taskq.protocol.submissions import Call, Flow, Submission, flow_frame, flow_of, parts_of, submission_of
 from taskq.system.directory import Directory
 from taskq.testing.clock import _NEARLY_S, Clock
-
-#: The modules that look at the clock: while a rehearsal goes on, they see its clock in place of the module `time`.
-_CLOCKED: tuple[ModuleType, ...] = (
-    app_module,
-    admin,
-    calls_module,
-    blocking_module,
-    items,
-    committer,
-    job,
-    requests,
-    runner,
-    submitting,
-    waiting,
-)
-
 
 #: How often to look again for what another thread is running.
 _LOOK_AGAIN_S = 0.05
@@ -307,7 +284,7 @@ class InProcessFleet:
         memory = Path("/dev/shm")
         self._folder = Path(tempfile.mkdtemp(prefix="taskq-test-", dir=memory if memory.is_dir() else None))
         directory = Directory(self._folder / "queue").create()
-        self._store = SQLiteStore(directory.journal, "memory")
+        self._store = SQLiteStore(directory.journal, "memory", clock=clock)
         self._core = Core(
             settings.queues,
             settings.memory_mb * 1024 * 1024,
@@ -318,7 +295,7 @@ class InProcessFleet:
         self._events = _Narrator(self._store)
         parts = cast(Server, _Server()), cast(EventLog, self._events)
         pool = cast(ConsumerPool, self._slots)
-        self._committer = Committer(self._store, self._core, *parts, directory, settings, pool)
+        self._committer = Committer(self._store, self._core, *parts, directory, settings, pool, clock)
         self._scheduler = Scheduler(self._store, self._committer, _Silent(), clock.time())
         self._scheduler.declared(app.name, app.schedules.declared)
         self._requests = Requests(
@@ -333,6 +310,7 @@ class InProcessFleet:
             lambda _reason: None,
             lambda: 0,
             _Silent(),
+            clock,
         )
         self._keys = count(1)
         self._has_started = False  # as a consumer: its hooks have run
@@ -611,7 +589,7 @@ class InProcessClient(Client):
     """The client of a rehearsed fleet: the real one, on connections without sockets."""
 
     def __init__(self, directory: Directory, fleet: InProcessFleet) -> None:
-        super().__init__(directory)
+        super().__init__(directory, clock=fleet.clock)
         self._fleet = fleet
 
     def connect(self, **_how: object) -> Connection:
@@ -767,17 +745,12 @@ def in_process(app: TaskQ, settings: Settings) -> Iterator[InProcessFleet]:
     clock = _clocks[-1] if _clocks else Clock()
     fleet = InProcessFleet(app, settings, clock)
     clock.fleets.append(fleet)
-    before = [vars(module)["time"] for module in _CLOCKED]
     _clocks.append(clock)
     channel = use_channel(_Channel(clock))
-    for module in _CLOCKED:
-        vars(module)["time"] = clock
     try:
-        with app.use_client(fleet.client, cast(Any, fleet.async_client)):
+        with app.use_client(fleet.client, cast(Any, fleet.async_client), clock):
             yield fleet
     finally:
-        for module, time in zip(_CLOCKED, before, strict=True):
-            vars(module)["time"] = time
         use_channel(channel)
         _clocks.pop()
         clock.fleets.remove(fleet)

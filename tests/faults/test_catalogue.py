@@ -38,7 +38,6 @@ from taskq.engines.embedded.admission import Consumers
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.server import Server
-from taskq.model import job as job_module
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure
 from taskq.model.exits import Exit
 from taskq.model.job import new_job_ids
@@ -915,12 +914,29 @@ def test_time_limits_do_not_know_the_wall_clock(home: Path) -> None:
         assert core.check_time(1, claims, 110.0) == [(1, "signal")]
 
 
+class ClockOnTheWall:
+    """A clock that was set to a time, and shows that; spans are real."""
+
+    monotonic, sleep = staticmethod(time.monotonic), staticmethod(time.sleep)
+
+    def __init__(self, at_ns: int) -> None:
+        self._at_ns = at_ns
+
+    def time_ns(self) -> int:
+        """What it was set to."""
+        return self._at_ns
+
+    def time(self) -> float:
+        """The same in seconds."""
+        return self._at_ns / 1e9
+
+
 def test_a_producer_whose_clock_was_set_back(shared: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids begin with the time; jobs whose ids are older than all others, or in the future, run like others."""
     now_ns = time.time_ns()
     year_ns = 365 * 86_400 * 10**9
     for jumped_ns in (now_ns + year_ns, now_ns - year_ns, now_ns):
-        monkeypatch.setattr(job_module.time, "time_ns", lambda jumped_ns=jumped_ns: jumped_ns)
+        monkeypatch.setattr(jobs.q, "clock", ClockOnTheWall(jumped_ns))
         made = jobs.echo.enqueue_many([(number,) for number in range(20)])
         assert [job.result(timeout=15) for job in made] == list(range(20))
         assert abs(made[0].info().enqueued_at - jumped_ns / 1e9) < 1.0

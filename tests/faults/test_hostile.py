@@ -331,8 +331,14 @@ class ServerByHand:
         self.closed: list[Peer] = []
         self.selector = selectors.DefaultSelector()
         directory = Directory(home).create()
-        self.server = Server(directory, self.selector, self.rejected.append, self.closed.append, lambda: self.now)
+        self.server = Server(directory, self.selector, self.rejected.append, self.closed.append, self)
         self.path = str(directory.socket_path())
+
+    def monotonic(self) -> float:
+        """The time that the server is told."""
+        return self.now
+
+    time = monotonic
 
     def connect(self, first: bytes) -> socket.socket:
         """A client that sent its first bytes, which were handled."""

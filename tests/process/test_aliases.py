@@ -47,7 +47,7 @@ def test_waiting_jobs_of_an_earlier_name_are_run(start: Callable[..., Fleet], ho
 
 def test_earlier_names_in_tests() -> None:
     stranger = TaskQ("stranger", url="/proc/nonexistent")
-    with testing.queue(q) as kept, stranger.use_client(q.client, q.async_client()):
+    with testing.queue(q) as kept, stranger.use_client(q.client, q.async_client(), q.clock):
         found = [stranger.enqueue("old", 1), q.enqueue("oldest", 2), renamed.enqueue(3)]
         asynchronous = stranger.enqueue("was_async", 1)
         assert len(kept.enqueued("old")) == len(kept.enqueued("new")) == len(kept.enqueued(renamed)) == 3

@@ -252,17 +252,30 @@ def test_the_core_is_pure(name: str) -> None:
     assert {place for place in own if not place.startswith("model")} <= {"broker.core"}
 
 
-# -- tests
-
-
-TESTS = Path(__file__).parents[1]
-
-
 def imported_names(path: Path) -> set[str]:
     """The modules that a file imports, also inside functions."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+#: In the rooms where time is simulated, these alone look at that of the system, and why.
+LOOKS_AT_THE_TIME = {
+    "broker.guardian": "it waits for processes, and for the terminal",
+    "testing.clock": "it begins with the present",
+}
+
+
+def test_the_clock_is_handed_in() -> None:
+    """In the rooms that a simulated world runs, nothing imports `time`: a clock is handed to what needs one."""
+    simulated = {name: path for name, path in modules().items() if room(name) in ("broker", "engines", "testing")}
+    assert {name for name, path in simulated.items() if "time" in imported_names(path)} == set(LOOKS_AT_THE_TIME)
+
+
+# -- tests
+
+
+TESTS = Path(__file__).parents[1]
 
 
 def test_test_files_do_not_import_one_another() -> None:

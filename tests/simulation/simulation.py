@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -39,8 +38,6 @@ from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_
 from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
 from simulated_schedules import Planner, note_fires
 
-from taskq.broker import loop as broker_module
-from taskq.broker.consumers import pool as pool_module
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.silence import LOOK_EVERY_S
 from taskq.broker.consumers.succession import ProcessState, Succession
@@ -50,9 +47,6 @@ from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.connection import CANCEL_AGAIN_S
-from taskq.engines.embedded import admin as bulk_module
-from taskq.engines.embedded import committer as committer_module
-from taskq.engines.embedded import requests as requests_module
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.recovery import recover
 from taskq.engines.embedded.requests import Requests
@@ -70,8 +64,6 @@ from taskq.protocol.submissions import Call
 from taskq.system.directory import Directory
 
 _NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
-#: The real modules that look at the clock.
-_CLOCKED = (broker_module, bulk_module, pool_module, committer_module, requests_module)
 _WALL_S = 1_700_000_000.0
 #: After the faults everything must end within this time.
 _QUIET_S = 300.0
@@ -668,6 +660,7 @@ class SimBroker(Broker):
         self.is_alive = True
         self._settings = settings
         self._log = Silent()
+        self._clock = world
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
         self._core = parts.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
@@ -686,10 +679,11 @@ class SimBroker(Broker):
             lambda _message: None,
             self._on_declared,
             self._on_children,
+            world,
         )
         self._pool.parts = parts
         self._committer = parts.committer(
-            self._store, self._core, self._server, self._events, _NOWHERE, settings, self._pool
+            self._store, self._core, self._server, self._events, _NOWHERE, settings, self._pool, world
         )
         self._scheduler = parts.scheduler(self._store, self._committer, self._log, world.wall)
         self._requests = Requests(
@@ -704,6 +698,7 @@ class SimBroker(Broker):
             self._stop,
             self._reload,
             self._log,
+            world,
         )
         self._core.pause(self._store.paused())
         self._stop_at = None
@@ -1249,7 +1244,7 @@ class World:
 
     def run(self) -> History:
         """Lives to the end of all jobs, or of patience."""
-        with virtual_time(self), links_at_once(self._links_at_once):
+        with links_at_once(self._links_at_once):
             self._broker_starts()
             if self._danger:
                 self.later(0.2, self._misfortune)
@@ -1346,18 +1341,6 @@ class World:
             )
             for record in records
         }
-
-
-@contextmanager
-def virtual_time(world: World) -> Iterator[None]:
-    """Puts the world's clock into the modules that look at one."""
-    for module in _CLOCKED:
-        module.time = world  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in _CLOCKED:
-            module.time = time  # type: ignore[attr-defined]
 
 
 def judge(seed: int, parts: Parts | None = None) -> list[str]:

@@ -6,7 +6,6 @@ What `taskq.engines.embedded.server` is for clients. Processes are the superviso
 from __future__ import annotations
 
 import selectors
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
@@ -31,6 +30,7 @@ from taskq.protocol.frames import Message
 from taskq.protocol.link.output import split_job_mark, whole_lines
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, flow_of
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 #: A job is told as started in the log if it is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
@@ -58,6 +58,7 @@ class ConsumerPool:
         on_boot_failed: Callable[[str], None],
         on_declared: Callable[[str, list[bytes]], None],
         on_children: Callable[[list[Submission]], None],
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
@@ -77,6 +78,7 @@ class ConsumerPool:
         self._on_boot_failed = on_boot_failed
         self._on_declared = on_declared
         self._on_children = on_children
+        self._clock = clock
         self._silences = Silences()
         self._dead: list[ConsumerProcess] = []
         self._buried: list[ConsumerProcess] = []
@@ -148,7 +150,7 @@ class ConsumerPool:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
         if consumer.excerpts:
             self._end_output(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
-        self._core.settled(consumer.key, attempts, time.monotonic(), time.time())
+        self._core.settled(consumer.key, attempts, self._clock.monotonic(), self._clock.time())
         if not consumer.children:
             return
         for number, verdict in zip(attempts.numbers, attempts.verdicts, strict=True):
@@ -157,7 +159,7 @@ class ConsumerPool:
                 self._on_children(children)
 
     def _on_ready(self, consumer: ConsumerProcess) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         replaced = self._supervisor.ready(consumer)
         self._core.joined(consumer.key, now, self._settings.queues_of(consumer.number))
         self._events.log.info(
@@ -178,7 +180,7 @@ class ConsumerPool:
 
     def _on_progress(self, consumer: ConsumerProcess, told: list[Any]) -> None:
         """Notes how far jobs are."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         consumer.progress.update((job_id, Progress(*fields)) for job_id, *fields in told if isinstance(job_id, bytes))
         self._forget_progress(consumer)
         if now - consumer.progress_told_at >= _PROGRESS_EVERY_S:
@@ -203,7 +205,7 @@ class ConsumerPool:
         if consumer.progress:
             self._forget_progress(consumer)
         if consumer.state is ProcessState.RETIRING and self._core.holds_nothing(consumer.key):
-            self._supervisor.expect_exit(consumer, time.monotonic())
+            self._supervisor.expect_exit(consumer, self._clock.monotonic())
         elif (most := self._settings.max_jobs) is not None and consumer.counters.jobs_done >= most:
             self._supervisor.replace(consumer)
 
@@ -230,11 +232,11 @@ class ConsumerPool:
             self._tell_marked_output(consumer, lines)
             return
         if lines:
-            self._tell_lines(consumer, consumer.writer, lines, time.monotonic())
+            self._tell_lines(consumer, consumer.writer, lines, self._clock.monotonic())
 
     def _tell_marked_output(self, consumer: ConsumerProcess, lines: list[str]) -> None:
         """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
             plain = [line for _, line in group]
             self._tell_lines(consumer, number, plain, now)
@@ -256,7 +258,7 @@ class ConsumerPool:
         """Tells the last lines of jobs that have ended."""
         for number in numbers:
             portion = consumer.excerpts.pop(number).end()
-            self._tell_portion(consumer, self._core.running(consumer.key, number), portion, time.monotonic())
+            self._tell_portion(consumer, self._core.running(consumer.key, number), portion, self._clock.monotonic())
 
     def _tell_held_back(self, consumer: ConsumerProcess, now: float) -> None:
         """Tells lines of chatty jobs that still run, when enough time has passed."""
@@ -267,7 +269,7 @@ class ConsumerPool:
         """Stacks of threads are told as one, with the death that mostly follows."""
         others = consumer.stacks.hold_back(lines)
         if len(others) < len(lines):
-            consumer.stacks_at = time.monotonic()
+            consumer.stacks_at = self._clock.monotonic()
         return others
 
     def _tell_stacks(self, consumer: ConsumerProcess, claims: list[Claim], now: float) -> None:
@@ -406,14 +408,14 @@ class ConsumerPool:
         key = self._core.holder_of(job_id)
         if key is None:
             return True
-        self.take_back(key, time.monotonic())
+        self.take_back(key, self._clock.monotonic())
         return self._core.holder_of(job_id) is None
 
     def cancel_running(self, job_id: bytes) -> None:
         """Has a running job stopped: softly at first."""
         key = self._core.holder_of(job_id)
         if key is not None:
-            self._core.cancel_running(key, job_id, time.monotonic())
+            self._core.cancel_running(key, job_id, self._clock.monotonic())
 
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
@@ -558,8 +560,8 @@ class ConsumerPool:
     def retire(self, consumer: ConsumerProcess) -> None:
         """Lets a consumer end after what it is running."""
         self._core.retire(consumer.key)
-        self.take_back(consumer.key, time.monotonic())
+        self.take_back(consumer.key, self._clock.monotonic())
         if not self._supervisor.retire(consumer):
             self._flush_later(consumer)
         if self._core.holds_nothing(consumer.key):
-            self._supervisor.expect_exit(consumer, time.monotonic())
+            self._supervisor.expect_exit(consumer, self._clock.monotonic())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from taskq.protocol import spool as spool_module
 from taskq.protocol.ops import Op
 from taskq.protocol.spool import spool_frame
 from taskq.protocol.submissions import Call, Flow, flow_frame
+from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory, reply_timeout_s, user_of
 from taskq.system.platform import is_listening
 
@@ -81,12 +81,15 @@ _FRAMES_AHEAD = 3
 class Client:
     """The calls of one application to one queue's directory."""
 
-    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+    def __init__(
+        self, directory: Directory, reply_timeout: float | None = None, clock: ClientClock = SYSTEM_CLOCK
+    ) -> None:
         """
         Args:
             reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
         """
         self.directory = directory
+        self.clock = clock
         self.absence = Absence(directory, reply_timeout_s(reply_timeout))
         self._socket_path = directory.socket_path()
         self._idle: list[Connection] = []  # appended to and popped by any thread: both are atomic
@@ -448,10 +451,10 @@ class Client:
 def reconnect_pauses(client: Client) -> Iterator[float]:
     """The pauses between attempts to reach a broker: a tenth of the time waited so far, so that nobody waits much
     longer than the broker is away. Once in a long wait, tells that there is none."""
-    began = time.monotonic()
+    began = client.clock.monotonic()
     is_told = False
     while True:
-        waited_s = time.monotonic() - began
+        waited_s = client.clock.monotonic() - began
         if waited_s >= _TELL_AWAY_AFTER_S and not is_told:
             client.tell_away()
             is_told = True
@@ -463,6 +466,7 @@ class Endings:
 
     def __init__(self, client: Client, ids: Iterable[bytes]) -> None:
         self._client = client
+        self.clock = client.clock
         self._connection: Connection | None = None
         self.waiting: dict[bytes, None] = dict.fromkeys(ids)  # in order
 
@@ -487,11 +491,11 @@ class Endings:
             ResultTimeout: none ended in time.
         """
         # the operating system's timers end at some hundred years
-        deadline = None if timeout_s is None or timeout_s > _FOREVER_S else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None or timeout_s > _FOREVER_S else self.clock.monotonic() + timeout_s
         while True:
             try:
                 connection = self._connected(deadline)
-                left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - time.monotonic())
+                left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - self.clock.monotonic())
                 message = None if connection is None else connection.next_result(left_s)
             except ConnectionLost:
                 self._drop_connection()
@@ -510,16 +514,16 @@ class Endings:
         pauses = reconnect_pauses(self._client)
         while self._connection is None:
             try:
-                left_s = max(_GREETING_S, deadline - time.monotonic()) if deadline else None
+                left_s = max(_GREETING_S, deadline - self.clock.monotonic()) if deadline else None
                 connection = self._client.connect(within_s=left_s)
                 connection.watch(list(self.waiting))
                 self._connection = connection
             except ConnectionLost:
-                now = time.monotonic()
+                now = self.clock.monotonic()
                 if deadline is not None and now >= deadline:
                     return None
                 pause_s = next(pauses)
-                time.sleep(pause_s if deadline is None else min(pause_s, max(0.0, deadline - now)))
+                self.clock.sleep(pause_s if deadline is None else min(pause_s, max(0.0, deadline - now)))
         return self._connection
 
     def _drop_connection(self) -> None:

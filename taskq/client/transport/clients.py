@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from taskq.client.transport.blocking import Client
+from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class FleetConnection:
         #: The directory with which it was made.
         self.home = directory
         self.reply_timeout = reply_timeout
+        #: What tells the time to all that is done in its name.
+        self.clock: ClientClock = SYSTEM_CLOCK
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None  # in place of that of the event loop
 
@@ -44,7 +47,7 @@ class FleetConnection:
         if Guard.check is not None:
             self.check_use()
         if self._client is None:
-            self._client = Client(self.directory, self.reply_timeout)
+            self._client = Client(self.directory, self.reply_timeout, self.clock)
         return self._client
 
     def async_client(self) -> AsyncClient:
@@ -64,14 +67,14 @@ class FleetConnection:
             Guard.check(self)
 
     @contextmanager
-    def use_client(self, client: Client, async_client: AsyncClient) -> Iterator[None]:
-        """Puts other clients in place of this application's own while the block runs; for `taskq.testing`."""
-        before = self._client, self._async_client
-        self._client, self._async_client = client, async_client
+    def use_client(self, client: Client, async_client: AsyncClient, clock: ClientClock) -> Iterator[None]:
+        """Puts other clients and another clock in place of its own while the block runs; for `taskq.testing`."""
+        before = self._client, self._async_client, self.clock
+        self._client, self._async_client, self.clock = client, async_client, clock
         try:
             yield
         finally:
-            self._client, self._async_client = before
+            self._client, self._async_client, self.clock = before
 
     def use_directory(self, directory: Directory) -> None:
         """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""

@@ -8,7 +8,6 @@ reader holds up nobody, and one that lost its connection goes on where it was.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 
 from taskq.client.transport.blocking import Client, reconnect_pauses
@@ -26,26 +25,27 @@ def read_items(
         ResultTimeout: the next one did not come in time.
         JobNotFound: nothing is known of the job.
     """
+    clock = client.clock
     connection: Connection | None = None
     try:
         while True:
-            deadline = None if timeout_s is None else time.monotonic() + max(SHORTEST_WAIT_S, timeout_s)
+            deadline = None if timeout_s is None else clock.monotonic() + max(SHORTEST_WAIT_S, timeout_s)
             pauses = reconnect_pauses(client)
             while True:
                 try:
                     connection = connection or client.connect()
-                    left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - time.monotonic())
+                    left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - clock.monotonic())
                     items, end = checked(connection.ask(left_s, Op.READ_ITEMS, job_id, start))
                     break
                 except (ConnectionLost, TimeoutError) as error:
                     if connection is not None:
                         connection.close()
                         connection = None
-                    now = time.monotonic()
+                    now = clock.monotonic()
                     if deadline is not None and now >= deadline:
                         raise late(job_id, start, timeout_s) from None
                     if isinstance(error, ConnectionLost):
-                        time.sleep(next(pauses) if deadline is None else min(next(pauses), deadline - now))
+                        clock.sleep(next(pauses) if deadline is None else min(next(pauses), deadline - now))
             yield from items
             start += len(items)
             if end is not None:

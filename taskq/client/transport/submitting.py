@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +13,7 @@ from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import QueueFull
 from taskq.model.spec import Spec
 from taskq.protocol.submissions import Call, Flow, chunks
+from taskq.system.clock import ClientClock
 
 if TYPE_CHECKING:
     from taskq.client.transport.aio import AsyncClient
@@ -38,7 +38,7 @@ def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable
         return client.submit(spec, calls)
     ids: list[bytes] = []
     for chunk in chunks(calls, spec.max_queued):
-        ids += when_there_is_room(partial(client.submit, spec, chunk))
+        ids += when_there_is_room(client.clock, partial(client.submit, spec, chunk))
     return ids
 
 
@@ -58,7 +58,7 @@ async def asubmit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: I
 def submit_flow(client: Client, flow: Flow, waits_for_room: bool) -> None:
     """Hands in jobs of several kinds, all or none. Raises as `submit`; PayloadTooLarge: they are too many."""
     if waits_for_room:
-        when_there_is_room(partial(client.submit_flow, flow))
+        when_there_is_room(client.clock, partial(client.submit_flow, flow))
     else:
         client.submit_flow(flow)
 
@@ -77,14 +77,14 @@ def _keep_back(spec: Spec, calls: Iterable[Call]) -> list[bytes]:
     return [call.id for _, call in flow]
 
 
-def when_there_is_room(submit: Callable[[], T]) -> T:
+def when_there_is_room(clock: ClientClock, submit: Callable[[], T]) -> T:
     """Tries again while the queue is full. Returns what `submit` does."""
     pauses = _pauses()
     while True:
         try:
             return submit()
         except QueueFull:
-            time.sleep(next(pauses))
+            clock.sleep(next(pauses))
 
 
 async def _awhen_there_is_room(client: AsyncClient, submit: Callable[[], Awaitable[T]]) -> T:

@@ -6,7 +6,6 @@ asks again until all is done, and the fleet goes on in between.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from taskq.model.errors import JobNotFound, JobStateError, ProtocolError, StoreF
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED, MAX_JOBS_RETRIED
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
     from taskq.broker.consumers.pool import ConsumerPool
@@ -32,7 +32,15 @@ _SHOWN_NEIGHBOURS = 100
 class Admin:
     """Used by the broker's loop alone, when everything before is committed."""
 
-    def __init__(self, core: Core, store: Store, committer: Committer, pool: ConsumerPool, log: Any) -> None:
+    def __init__(
+        self,
+        core: Core,
+        store: Store,
+        committer: Committer,
+        pool: ConsumerPool,
+        log: Any,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         """
         Args:
             log: a structlog logger.
@@ -42,6 +50,7 @@ class Admin:
         self._committer = committer
         self._pool = pool
         self._log = log
+        self._clock = clock
 
     # -- look
 
@@ -109,7 +118,7 @@ class Admin:
 
     def _running(self) -> dict[bytes, float]:
         """The jobs that run now, and since when."""
-        wall, now = time.time(), time.monotonic()
+        wall, now = self._clock.time(), self._clock.monotonic()
         found: dict[bytes, float] = {}
         for key, claims in self._pool.claims().items():
             for claim in claims:
@@ -173,7 +182,9 @@ class Admin:
         try:
             rows = self._store.requeue(jobs)
             self._store.totals.retried += len(rows)
-            handed = release_dependents(self._store, self._store.call_back([row.id for row in rows]), time.time())
+            handed = release_dependents(
+                self._store, self._store.call_back([row.id for row in rows]), self._clock.time()
+            )
             self._store.commit()
         except StoreFull:
             self._store.rollback()
@@ -228,7 +239,7 @@ class Admin:
             self._store.remove(jobs)
             unfinished = [job for job in jobs if job.kept < FIRST_FINAL]
             handed = release_dependents(
-                self._store, {job.row.id: StoredState.CANCELLED for job in unfinished}, time.time()
+                self._store, {job.row.id: StoredState.CANCELLED for job in unfinished}, self._clock.time()
             )
             self._store.commit()
         except StoreFull:
@@ -241,7 +252,7 @@ class Admin:
     def _take_back(self, jobs: Sequence[StoredJob]) -> None:
         """Takes back what was sent to consumers and has not started, if such jobs may be among these."""
         if any(job.kept == StoredState.QUEUED for job in jobs):
-            self._pool.take_back_all(time.monotonic())
+            self._pool.take_back_all(self._clock.monotonic())
 
     # -- helpers
 

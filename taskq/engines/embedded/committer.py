@@ -7,7 +7,6 @@ Nothing is told before its commit.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol import frames, spool
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, submission_of
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
@@ -75,8 +75,10 @@ class Committer:
         directory: Directory,
         settings: Settings,
         consumers: Consumers,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
+        self._clock = clock
         self._consumers = consumers
         self._admission = Admission(store, core, consumers)
         self._keep_results_s = settings.keep_results_s
@@ -147,7 +149,7 @@ class Committer:
             return
         for _, submission in files:
             self.take_in(submission)
-        reasons = {id(refused): reason for refused, reason in self.commit(now, time.time())}
+        reasons = {id(refused): reason for refused, reason in self.commit(now, self._clock.time())}
         self.tell(now)
         taken: Counter[str] = Counter()
         for path, submission in files:
@@ -166,7 +168,7 @@ class Committer:
     def _take_spooled_once(self) -> None:
         """Takes in what lies in the spool, unless it is being taken in, portion by portion, already."""
         if not self._backlog.has_more:
-            self.take_spooled(time.monotonic())
+            self.take_spooled(self._clock.monotonic())
 
     def plan(
         self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
@@ -390,7 +392,7 @@ class Committer:
             return
         if self._left:
             self._sets_free = True
-            self._effects_since = self._effects_since or time.monotonic()
+            self._effects_since = self._effects_since or self._clock.monotonic()
         self._core.came_due(handed.queued)
         self.next_due = _first((self.next_due, handed.next_due))
         for row, _, _ in handed.ended:

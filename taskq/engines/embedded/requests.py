@@ -6,7 +6,6 @@ Requests about many jobs: `taskq.engines.embedded.admin`.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -26,6 +25,7 @@ from taskq.model.spec import QUEUE_NAME, Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol import frames
 from taskq.protocol.ops import Op
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
@@ -56,6 +56,7 @@ class Requests:
         on_stop: Callable[[str], None],
         on_reload: Callable[[], int],
         log: Any,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
@@ -74,9 +75,10 @@ class Requests:
         self._on_stop = on_stop
         self._on_reload = on_reload
         self._log = log
-        self._bulk = Admin(core, store, committer, pool, log)
+        self._clock = clock
+        self._bulk = Admin(core, store, committer, pool, log, clock)
         self._put_off: list[tuple[bytes, float, Peer, list[Any]]] = []  # about jobs in the spool, and until when
-        self._started_at = time.time()
+        self._started_at = clock.time()
 
     def put_off(self, now: float) -> list[tuple[Peer, list[Any]]]:
         """Requests to be answered now that the jobs which they are about have come out of the spool, or all have."""
@@ -141,7 +143,7 @@ class Requests:
                     return
         except StillSpooled as late:
             wait_s = inf if envelope[0] == Op.READ_ITEMS else _SPOOLED_WAIT_S
-            self._put_off.append((late.job_id, time.monotonic() + wait_s, peer, envelope))
+            self._put_off.append((late.job_id, self._clock.monotonic() + wait_s, peer, envelope))
             return
         except TaskQError as error:
             self._server.send(peer, frames.error_frame(request, error))
@@ -186,8 +188,8 @@ class Requests:
             self._pool.cancel_running(job_id)
             return None
         self._core.cancelled(row, kept)
-        self._committer.collect(time.monotonic())
-        self._committer.commit(time.monotonic(), time.time())
+        self._committer.collect(self._clock.monotonic())
+        self._committer.commit(self._clock.monotonic(), self._clock.time())
         if not self._committer.is_settled:
             raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
         return True
@@ -218,13 +220,13 @@ class Requests:
             raise
         self._core.pause(self._store.paused())
         if is_paused and changed:
-            self._pool.take_back_all(time.monotonic())
+            self._pool.take_back_all(self._clock.monotonic())
         for queue in changed:
             self._log.info("queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS])
         return changed
 
     def _schedule(self, op: int, fields: list[Any]) -> Any:
-        scheduler, now, wall = self._scheduler, time.monotonic(), time.time()
+        scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()
         match op, *fields:
             case [Op.SCHEDULES]:
                 return scheduler.infos()
@@ -256,7 +258,7 @@ class Requests:
     def _broker(self) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
-            "uptime_s": round(time.time() - self._started_at, 3),
+            "uptime_s": round(self._clock.time() - self._started_at, 3),
             "directory": str(self._directory.path),
             "rss_bytes": rss_bytes(os.getpid()),
             "state": "stopping" if self._pool.is_stopping else "running",
@@ -281,7 +283,7 @@ class Requests:
         claims = sorted(consumer.counters.read(), key=lambda claim: claim.started_at)
         told = [(claim, row) for claim in claims if (row := self._core.running(consumer.key, claim.number))]
         claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
-        now = time.monotonic()
+        now = self._clock.monotonic()
         state = consumer.state.name.lower()
         if state == "ready":
             state = "running" if row else "idle"

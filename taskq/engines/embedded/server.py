@@ -10,7 +10,6 @@ import os
 import resource
 import selectors
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +25,7 @@ from taskq.model.limits import (
 )
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import RESERVED
 from taskq.system.directory import Directory, private_directory
 from taskq.system.platform import peer_uid
@@ -77,7 +77,7 @@ class Server:
         selector: selectors.BaseSelector,
         on_rejected: Callable[[str], None],
         on_closed: Callable[[Peer], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
         max_clients: int = MAX_CLIENTS,
     ) -> None:
         """
@@ -85,7 +85,6 @@ class Server:
             selector: with callables as data, called with the mask of events.
             on_rejected: told why a client was refused or dropped.
             on_closed: told of each client that is gone.
-            clock: monotonic seconds.
             max_clients: one more is refused.
         """
         self._selector = selector
@@ -119,7 +118,7 @@ class Server:
                 # out of descriptors: a listener that stays readable would spin the loop, so wait for a client to go
                 self._on_rejected(f"a client could not be accepted: {error.strerror}")
                 self._pause_accepting()
-                self._accept_at = self._clock() + _ACCEPT_AGAIN_S
+                self._accept_at = self._clock.monotonic() + _ACCEPT_AGAIN_S
                 return
             if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
                 self._on_rejected("more clients than descriptors; raise the limit (ulimit -n, LimitNOFILE=)")
@@ -135,7 +134,7 @@ class Server:
                 sock.close()
                 continue
             sock.setblocking(False)
-            peer = Peer(sock, self._clock())
+            peer = Peer(sock, self._clock.monotonic())
             self._peers.add(peer)
             self._selector.register(sock, selectors.EVENT_READ, partial(self._on_event, peer))
 
@@ -169,7 +168,8 @@ class Server:
         if peer.is_greeted and not peer.decoder.has_unfinished_frame:
             peer.read_by = None
         elif peer.is_greeted and (completed or peer.read_by is None):
-            peer.read_by = self._clock() + FRAME_DEADLINE_S  # from the frame's first byte; more bytes do not put it off
+            # from the frame's first byte; more bytes do not put it off
+            peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S
         return None
 
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
@@ -194,7 +194,7 @@ class Server:
             if sent == len(frame):
                 return None
             frame = frame[sent:]
-            peer.write_by = self._clock() + STALLED_CLIENT_S
+            peer.write_by = self._clock.monotonic() + STALLED_CLIENT_S
         peer.output.append(memoryview(frame))
         peer.output_bytes += len(frame)
         self._select(peer)
@@ -227,7 +227,7 @@ class Server:
             except OSError:
                 return self.close(peer)
             peer.output_bytes -= sent
-            peer.write_by = self._clock() + STALLED_CLIENT_S
+            peer.write_by = self._clock.monotonic() + STALLED_CLIENT_S
             if sent < len(part):
                 peer.output[0] = part[sent:]
                 break
@@ -239,7 +239,7 @@ class Server:
         """Waits for what is to be done: to write if something waits, to read unless too much does."""
         was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
         if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
-            peer.read_by = self._clock() + FRAME_DEADLINE_S  # we did not listen meanwhile
+            peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S  # we did not listen meanwhile
         events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:

@@ -25,6 +25,7 @@ from taskq.model.job import Carried, JobRow
 from taskq.model.partition import partition_of
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 S = TypeVar("S", bound="Database")
 P = ParamSpec("P")
@@ -56,7 +57,9 @@ class Database:
     #: Whether a job waits for the end of another; kept by `taskq.engines.embedded.journal.dependencies`.
     has_waiting: bool
 
-    def __init__(self, path: Path, durability: str = "power", vfs: str | None = None) -> None:
+    def __init__(
+        self, path: Path, durability: str = "power", vfs: str | None = None, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         """Opens the journal, or makes it.
 
         Args:
@@ -68,6 +71,7 @@ class Database:
             JournalError: it is damaged, missing though its marker is there, or made by a newer taskq.
         """
         self._path = path
+        self._clock = clock
         self._files = FilesBeside(path)
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import apsw
 
 from taskq.model.job import first_id_at
+from taskq.system.clock import Clock
 
 #: Ids whose time lies further ahead are not those of a clock that runs a little fast.
 _FUTURE_S = 86_400.0
@@ -23,14 +23,15 @@ class KnownIds:
     counts as newest, one of them would have all later ones looked up.
     """
 
-    def __init__(self, db: apsw.Connection) -> None:
+    def __init__(self, db: apsw.Connection, clock: Clock) -> None:
         """Finds the gap."""
         self._db = db
+        self._clock = clock
         self.look()
 
     def look(self) -> None:
         """Finds the gap anew, after ids came that do not all lie in it, or not before the horizon."""
-        self._horizon = first_id_at(time.time() + _FUTURE_S)
+        self._horizon = first_id_at(self._clock.time() + _FUTURE_S)
         self._from = self._id("SELECT max(id) FROM jobs WHERE id < ?") or b""
         self._to = self._id("SELECT min(id) FROM jobs WHERE id >= ?") or _AFTER_ALL_IDS
 

@@ -51,7 +51,7 @@ class SQLiteStore(Dependencies, Queries):
 
     def _load(self) -> None:
         super()._load()
-        self._known_ids = KnownIds(self._db)
+        self._known_ids = KnownIds(self._db, self._clock)
         self._prune_after = 0  # up to this seq nothing more is to be removed now
         self._pruning_since = 0.0
 

@@ -1,0 +1,30 @@
+"""The clock. It is handed to whatever looks at the time, so that a test can bring its own: nobody replaces `time`."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time. The module `time` is one."""
+
+    def time(self) -> float:
+        """Seconds since 1970, for moments that outlive the process. The clock may be set, also back."""
+
+    def monotonic(self) -> float:
+        """Seconds from any beginning, for spans and deadlines: they only grow."""
+
+
+class ClientClock(Clock, Protocol):
+    """The clock of those who make jobs, wait for them, and run them."""
+
+    def time_ns(self) -> int:
+        """Nanoseconds since 1970."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Lets time pass."""
+
+
+#: The real one.
+SYSTEM_CLOCK: ClientClock = time
