@@ -1289,7 +1289,7 @@ class World:
         partitions = self.broker._core.ready
         partitions.open_due(self.now + 60.0)
         named = [gate.name for partition in partitions._partitions for gate in partition.limits] + [
-            name for _, name in partitions._limits
+            name for _, name in partitions._limits.in_use
         ]
         return sorted({name for name in named if " " in name})
 

@@ -26,6 +26,7 @@ from simulation import Parts, World, judge
 from taskq.broker.core.core import Core
 from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.ready import ReadyJobs
+from taskq.broker.core.shared_limits import SharedLimits
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Claim, Failure, Verdict
@@ -224,10 +225,12 @@ class OtherBands(Core):
     """With partitions that have a bug."""
 
     kind = ReadyJobs
+    limits = SharedLimits
 
     def __init__(self, queues: Iterable[str], memory_bytes: int, kill_grace_s: float, **more: Any) -> None:
         super().__init__(queues, memory_bytes, kill_grace_s, **more)
         self.ready = self.kind({}, memory_bytes, 1, more["capacities"])
+        self.ready._limits = self.limits(1, more["capacities"])
 
 
 class LetsOthersPass(OtherBands):
@@ -268,8 +271,8 @@ class RemembersKeys(OtherBands):
 class RemembersGates(OtherBands):
     """What a key has used of its limits is known for ever."""
 
-    class kind(ReadyJobs):
-        def _forget_limit(self, *_: Any) -> None:
+    class limits(SharedLimits):
+        def forget(self, *_: Any) -> None:
             pass
 
 

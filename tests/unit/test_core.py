@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from taskq.broker.core import ready as partitions_module
+from taskq.broker.core import window as window_module
 from taskq.broker.core.core import Core
 from taskq.broker.core.leases import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S
-from taskq.broker.core.ready import ROW_BYTES
+from taskq.broker.core.window import ROW_BYTES
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure, pack_success, unpack
 from taskq.model.constraints import Constraints
 from taskq.model.effects import Event, ProcessExit
@@ -110,7 +110,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(partitions_module, "LOAD_JOBS", 4)
+        self.patches.setattr(window_module, "LOAD_JOBS", 4)
         self.jobs: dict[int, Job] = {}
         self.consumers: dict[int, FakeConsumer] = {}
         self.next_key = 1
@@ -571,7 +571,7 @@ class World(RuleBasedStateMachine):
             return
         places = self._held_by_anyone()
         for partition in self.core.ready._partitions.values():
-            places += [row.seq for row in partition.held if row.seq not in self.core.ready._dropped]
+            places += [row.seq for row in partition.held if row.seq not in self.core.ready._window.dropped]
             if partition.on_disk_after is not None:
                 places += self._on_disk(partition.partition.queue, partition.on_disk_after, set(places))
         queued = [job.seq for job in self.jobs.values() if job.kept == StoredState.QUEUED]
@@ -1223,8 +1223,8 @@ def test_an_emptied_queue_leaves_nothing_to_skip() -> None:
     core.submitted(rows)
     for start in range(0, 100, 10):
         core.purged([StoredJob(row, StoredState.QUEUED, None, None, None) for row in rows[start : start + 10]])
-    assert core.ready._dropped == {}
-    assert core.ready._held_bytes == 0
+    assert core.ready._window.dropped == {}
+    assert core.ready._window.held_bytes == 0
     assert not core.has_work
 
 

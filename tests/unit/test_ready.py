@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from taskq.broker.core import ready as partitions_module
+from taskq.broker.core import ready as ready_module
+from taskq.broker.core import window as window_module
 from taskq.broker.core.limiters import Release
-from taskq.broker.core.ready import LOAD_BYTES, ROW_BYTES, Portion, ReadyJobs
+from taskq.broker.core.ready import ReadyJobs
+from taskq.broker.core.window import LOAD_BYTES, ROW_BYTES, Portion
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition, partition_of
@@ -92,8 +94,8 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(partitions_module, "LOAD_JOBS", 4)
-        self.patches.setattr(partitions_module, "_SET_ASIDE", 1)
+        self.patches.setattr(window_module, "LOAD_JOBS", 4)
+        self.patches.setattr(ready_module, "_SET_ASIDE", 1)
         self.jobs: dict[int, Job] = {}
         self.consumers: dict[int, frozenset[str] | None] = {}
         self.starts: dict[Limit, list[tuple[float, int]]] = {}
@@ -115,7 +117,7 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When all ends well, everything runs, and nothing is remembered but for plain partitions."""
         self.patches.undo()
-        if not hasattr(self, "partitions"):
+        if not hasattr(self, "ready"):
             return
         for queue in set(self.paused):
             self.pause(queue, False)
@@ -132,10 +134,10 @@ class World(RuleBasedStateMachine):
         self.wall += 11.0
         self.ready.open_due(self.wall)
         assert [partition for partition in self.ready._partitions if partition.limits] == []
-        assert self.ready._limits == {}
-        assert self.ready._dropped == {}
-        assert self.ready._expired == set()
-        assert self.ready._held_bytes == 0
+        assert self.ready._limits.in_use == {}
+        assert self.ready._window.dropped == {}
+        assert self.ready._window.expired == set()
+        assert self.ready._window.held_bytes == 0
 
     # -- what may happen
 
@@ -351,7 +353,7 @@ class World(RuleBasedStateMachine):
         portion = Portion(most, 1.0, 1_000, self.free_slots(key))
         self.in_memory = {row.seq for partition in self.ready._partitions.values() for row in partition.held}
         self.ready.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
-        for seq in list(self.ready._expired):
+        for seq in list(self.ready._window.expired):
             job = self.jobs[seq]
             assert job.state == "waiting"
             assert job.constraints is not None
@@ -399,13 +401,14 @@ class World(RuleBasedStateMachine):
     @invariant()
     def nobody_is_forgotten(self) -> None:
         """While a job may go, an idle consumer that serves its queue gets one."""
-        for key in self.consumers if hasattr(self, "partitions") else ():
+        for key in self.consumers if hasattr(self, "ready") else ():
             if any(job.sent_to == key for job in self.in_state("sent")):
                 continue
             able = [job for job in self.in_state("waiting") if self.may_go(key, job)]
             if able:
-                ties = self.ready._ties  # shared: from Python 3.14 on itertools.count cannot be copied
-                partitions = deepcopy(self.ready, {id(ties): ties})
+                # these are shared: from Python 3.14 on itertools.count cannot be copied
+                shared = self.ready._ties, self.ready._limits._ties
+                partitions = deepcopy(self.ready, {id(ties): ties for ties in shared})
                 self.read(partitions)
                 partitions.open_due(self.wall)
                 assert partitions.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
@@ -414,25 +417,25 @@ class World(RuleBasedStateMachine):
                 if partitions.is_short(None):  # all that memory had of it was cancelled: it asks for more at once
                     self.read(partitions)
                     partitions.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
-                assert portion.rows or partitions._expired, f"lost: {able}"
+                assert portion.rows or partitions._window.expired, f"lost: {able}"
 
     @invariant()
     def counts_agree(self) -> None:
         """Each queue counts the jobs that wait, and memory those that it holds."""
-        if not hasattr(self, "partitions"):
+        if not hasattr(self, "ready"):
             return
         waiting = Counter(job.spec.queue for job in self.in_state("waiting"))
         assert {name: count for name, count in self.ready.counts().items() if count} == dict(waiting)
         held = [row for partition in self.ready._partitions.values() for row in partition.held]
-        assert self.ready._held_bytes == sum(len(row.payload) + ROW_BYTES for row in held)
+        assert self.ready._window.held_bytes == sum(len(row.payload) + ROW_BYTES for row in held)
 
     @invariant()
     def each_waiting_job_is_in_one_place(self) -> None:
         """It is in memory or on disk."""
-        if not hasattr(self, "partitions"):
+        if not hasattr(self, "ready"):
             return
         places = Counter(row.seq for partition in self.ready._partitions.values() for row in partition.held)
-        places.subtract(self.ready._dropped)
+        places.subtract(self.ready._window.dropped)
         for partition in self.ready._partitions.values():
             if partition.on_disk_after is not None:
                 places.update(
@@ -553,12 +556,8 @@ def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory
         [row] = rows("ordered", 1, first=seq, constraints=Constraints(order_key=f"k{seq}"))
         partitions.add([row])
         partitions.drop(row)
-        assert (partitions._partitions, partitions._limits, partitions._dropped, partitions._held_bytes) == (
-            {},
-            {},
-            {},
-            0,
-        )
+        window = partitions._window
+        assert (partitions._partitions, partitions._limits.in_use, window.dropped, window.held_bytes) == ({}, {}, {}, 0)
     assert not partitions.is_short(None)
 
 
@@ -570,4 +569,4 @@ def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back(
     partitions.left(1, row, Release.ENDED)
     partitions.open_due(1e9 + 20.0)
     assert partitions.changed_rates(1e9, 1e9) == []
-    assert partitions._limits == {}
+    assert partitions._limits.in_use == {}

@@ -20,8 +20,9 @@ from typing import Final, Literal
 
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
 from taskq.broker.core.limiters import Release
-from taskq.broker.core.ready import Load, Portion, ReadyJobs
+from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
+from taskq.broker.core.window import Load, Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
 from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.job import JobError, JobRow, retry_delay_s

@@ -1,0 +1,124 @@
+"""What is known of waiting jobs: their queues, their partitions, and the limits that partitions share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from heapq import heappop
+from operator import attrgetter
+
+from taskq.broker.core.limiters import Limiter
+from taskq.model.job import JobRow
+from taskq.model.partition import Limit, Partition
+
+_seq = attrgetter("seq")
+
+
+class WaitingPartition:
+    """The waiting jobs of one partition.
+
+    `on_disk_after` is None while memory holds all of them; else memory holds those up to that sequence number (and
+    what came back after it was sent), the store the others.
+    """
+
+    __slots__ = (
+        "entry",
+        "heap",
+        "held",
+        "is_listed",
+        "is_rated",
+        "limits",
+        "on_disk_after",
+        "partition",
+        "queue",
+        "waiting",
+    )
+
+    def __init__(self, partition: Partition, queue: WaitingQueue, limits: list[tuple[Limit, SharedLimit]]) -> None:
+        self.partition = partition
+        self.queue = queue
+        self.limits = limits
+        self.is_rated = any(limit.kind == "rate" for limit, _ in limits)
+        self.held: deque[JobRow] = deque()
+        self.waiting = 0
+        self.on_disk_after: int | None = None
+        self.is_listed = False  # in the heap of its queue, or parked at a limit
+        self.heap: Heap | None = None  # where it is listed or parked
+        self.entry: Entry | None = None  # its own there: any other has a job that is not the oldest any more
+
+    def put_in_front(self, rows: Sequence[JobRow]) -> None:
+        """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
+        youngest = max(row.seq for row in rows)
+        front = list(rows)
+        while self.held and self.held[0].seq < youngest:
+            front.append(self.held.popleft())
+        front.sort(key=_seq, reverse=True)
+        self.held.extendleft(front)
+
+    def unlist(self) -> None:
+        """It has nothing to send: whatever names it in a heap is stale."""
+        self.is_listed, self.heap, self.entry = False, None, None
+
+    def holds(self, seq: int) -> bool:
+        """Whether memory holds this job, if it waits."""
+        return self.on_disk_after is None or seq <= self.on_disk_after
+
+
+#: Partitions in the order in which their turn comes: (-priority, seq of the oldest job, tie-breaker, partition).
+Entry = tuple[int, int, int, WaitingPartition]
+Heap = list[Entry]
+
+
+class WaitingQueue:
+    """A queue: its listed partitions, and how much of its share it had."""
+
+    __slots__ = ("is_paused", "listed", "name", "short", "spent_s", "waiting", "weight")
+
+    def __init__(self, name: str, weight: float) -> None:
+        self.name = name
+        self.weight = weight
+        self.spent_s = 0.0  # run time that was sent of it, divided by its weight
+        self.listed: Heap = []
+        self.short: dict[Partition, WaitingPartition] = {}  # memory holds little of these, and the store more
+        self.waiting = 0
+        self.is_paused = False
+
+
+class SharedLimit:
+    """A limit, and the partitions that are parked at it. Those stand together that can go or cannot go together."""
+
+    __slots__ = ("is_timed", "parked", "partitions", "state")
+
+    def __init__(self, state: Limiter) -> None:
+        self.state = state
+        self.partitions = 0  # that know it
+        self.parked: dict[Hashable, Heap] = {}
+        self.is_timed = False  # whether the time of its opening is noted
+
+    def parked_with(self, partition: WaitingPartition, limit: Limit) -> Heap:
+        """Where a partition is parked: with those that go or stay as it does."""
+        # a partition may be paused, or served by few consumers, or want much, while another of the same limit may go
+        alike = partition.partition if limit.kind == "order" else (partition.queue.name, limit.amount)
+        return self.parked.setdefault(alike, [])
+
+    def first_ones(self) -> list[tuple[Heap, WaitingPartition]]:
+        """Of those parked together the one whose turn is next, and where it is parked."""
+        for alike, heap in list(self.parked.items()):
+            _drop_stale(heap)
+            if not heap:
+                del self.parked[alike]
+        return [(heap, heap[0][-1]) for heap in self.parked.values()]
+
+
+def _drop_stale(heap: Heap) -> None:
+    while heap and heap[0][-1].entry is not heap[0]:
+        heappop(heap)
+
+
+def turn_of_next(listed: Heap) -> int:
+    """Up to which number the first partition has its turn: older jobs of the same priority in other partitions come
+    before."""
+    if len(listed) == 1:
+        return 1 << 62
+    following = listed[1] if len(listed) == 2 else min(listed[1], listed[2])
+    return following[1] if following[0] == listed[0][0] else 1 << 62

@@ -1,0 +1,243 @@
+"""Which waiting jobs are in memory, and which are still to be read from the store.
+
+Of a long partition the oldest jobs are in memory. What is dropped stays there until its turn comes, marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from taskq.broker.core.waiting import WaitingPartition, WaitingQueue
+from taskq.model.job import JobRow
+from taskq.model.partition import Partition
+
+#: Memory that a waiting job takes besides its payload, measured with tracemalloc.
+ROW_BYTES: Final = 400
+#: Jobs read from the store at once, and partitions that are read at once.
+LOAD_JOBS: Final = 2_000
+LOAD_BYTES: Final = 4 * 1024 * 1024
+_LOAD_PARTITIONS: Final = 50
+#: While memory is full, this much is read of a partition of a key (there may be any number of them), once it has
+#: nothing left.
+_FEW_JOBS: Final = 20
+_FEW_BYTES: Final = 64 * 1024
+
+
+class Load(NamedTuple):
+    """Waiting jobs to read from the store; see `Store.lease`."""
+
+    partition: Partition
+    after: int
+    limit: int
+    max_bytes: int
+
+
+class Portion:
+    """What is taken for one batch: jobs, until one of its bounds is reached."""
+
+    __slots__ = ("at_once", "bytes", "is_closed_behind_crash", "max_bytes", "max_work_s", "most", "rows", "work_s")
+
+    def __init__(self, most: int, max_work_s: float, max_bytes: int, at_once: int = 0) -> None:
+        self.rows: list[JobRow] = []
+        self.work_s = 0.0
+        self.bytes = 0
+        self.most = most
+        self.max_work_s = max_work_s
+        self.max_bytes = max_bytes
+        self.at_once = at_once  # so many start at once: they are taken however long they run
+        self.is_closed_behind_crash = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether no bound is reached."""
+        count = len(self.rows)
+        has_time = self.work_s < self.max_work_s or count < self.at_once
+        return count < self.most and has_time and self.bytes < self.max_bytes
+
+    def close(self) -> None:
+        """Takes no more."""
+        self.most = len(self.rows)
+
+    def close_behind_crash(self) -> None:
+        """Takes no more: the last job is one that was running when its process died, and may hang or die again."""
+        self.close()
+        self.is_closed_behind_crash = True
+
+
+def _bytes_of(rows: Sequence[JobRow]) -> int:
+    """Memory that waiting jobs take."""
+    return sum([len(row.payload) for row in rows]) + ROW_BYTES * len(rows)
+
+
+class Window:
+    """The waiting jobs that are in memory."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        """
+        Args:
+            memory_bytes: bound of the jobs held in memory.
+        """
+        self._memory_bytes = memory_bytes
+        self.held_bytes = 0
+        self.dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
+        self.expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
+
+    # -- jobs come in
+
+    def add(self, partition: WaitingPartition, rows: Sequence[JobRow]) -> None:
+        """The youngest jobs of a partition of which memory holds all others, in ascending order of `seq`."""
+        size = _bytes_of(rows)
+        room = self._memory_bytes - self.held_bytes
+        if size <= room:
+            partition.held.extend(rows)
+            self.held_bytes += size
+        else:
+            self._add_what_fits(partition, rows, room)
+
+    def _add_what_fits(self, partition: WaitingPartition, rows: Sequence[JobRow], room: int) -> None:
+        for row in rows:
+            if room <= 0:
+                self.leave_on_disk(partition, row.seq - 1)
+                return
+            size = len(row.payload) + ROW_BYTES
+            room -= size
+            partition.held.append(row)
+            self.held_bytes += size
+
+    def add_late(self, partition: WaitingPartition, row: JobRow, *, in_front: bool) -> bool:
+        """A job that is older than others becomes queued.
+
+        Args:
+            in_front: it takes its place by age; else it goes behind those that are there.
+
+        Returns:
+            Whether it is in memory; if not, it is read with the others.
+        """
+        if not partition.holds(row.seq):
+            return False
+        self.held_bytes += len(row.payload) + ROW_BYTES
+        if in_front:
+            partition.put_in_front([row])
+        else:
+            partition.held.append(row)
+        return True
+
+    def put_back(self, partition: WaitingPartition, rows: Sequence[JobRow]) -> None:
+        """Jobs that were taken come back to their places."""
+        partition.put_in_front(rows)
+        self.held_bytes += _bytes_of(rows)
+
+    # -- jobs go
+
+    def drop(self, partition: WaitingPartition, seq: int) -> None:
+        """A job is not to be taken any more."""
+        if seq in self.expired:
+            self.expired.discard(seq)
+        elif partition.holds(seq):
+            self.dropped[seq] = self.dropped.get(seq, 0) + 1  # twice, if it was to run again meanwhile
+
+    def skip_dropped(self, partition: WaitingPartition) -> None:
+        """Forgets dropped jobs while they are the oldest: limits are asked about a job that does wait."""
+        while self.dropped and partition.held and partition.held[0].seq in self.dropped:
+            self._skip(partition.held.popleft())
+
+    def _skip(self, row: JobRow) -> None:
+        if self.dropped[row.seq] > 1:
+            self.dropped[row.seq] -= 1
+        else:
+            del self.dropped[row.seq]
+        self.held_bytes -= len(row.payload) + ROW_BYTES
+
+    def move(
+        self,
+        partition: WaitingPartition,
+        portion: Portion,
+        room: int,
+        turn_ends_at: int,
+        run_s: Callable[[str], float],
+        wall: float,
+    ) -> None:
+        """Takes the oldest jobs of a partition: the hot loop.
+
+        Args:
+            portion: filled until one of its bounds is reached.
+            room: how many its limits let pass.
+            turn_ends_at: the last `seq` before another partition has its turn.
+            run_s: the time that a task takes.
+            wall: seconds since 1970, for what expires.
+        """
+        held, rows, dropped = partition.held, portion.rows, self.dropped
+        spec, each_s = None, 0.0
+        most = min(portion.most, len(rows) + room)
+        work_s, size, before = portion.work_s, portion.bytes, len(rows)
+        while (
+            held
+            and len(rows) < most
+            and (work_s < portion.max_work_s or len(rows) < portion.at_once)
+            and size < portion.max_bytes
+        ):
+            row = held[0]
+            if row.seq > turn_ends_at:
+                break
+            held.popleft()
+            if dropped and row.seq in dropped:
+                self._skip(row)
+                continue
+            self.held_bytes -= len(row.payload) + ROW_BYTES
+            if row.constraints is not None and row.constraints.is_over(wall) and not row.attempts:
+                self.expired.add(row.seq)
+                continue
+            if row.spec is not spec:
+                spec = row.spec
+                each_s = run_s(spec.task)
+            rows.append(row)
+            size += len(row.payload)
+            work_s += each_s
+            if row.crashes:
+                portion.close_behind_crash()
+                break
+        portion.work_s, portion.bytes = work_s, size
+        moved = len(rows) - before
+        partition.waiting -= moved
+        partition.queue.waiting -= moved
+
+    # -- between memory and store
+
+    def leave_on_disk(self, partition: WaitingPartition, after: int) -> None:
+        """The jobs of a partition after this number are to be read from the store."""
+        partition.on_disk_after = after
+        self.look_for_more(partition)
+
+    def look_for_more(self, partition: WaitingPartition) -> None:
+        """Notes a partition of which memory runs short."""
+        if partition.on_disk_after is not None and len(partition.held) < LOAD_JOBS / 2:
+            partition.queue.short[partition.partition] = partition
+
+    def loads(self, queues: Iterable[WaitingQueue]) -> list[Load]:
+        """What to read of these queues from the store now, since memory runs short of it."""
+        loads: list[Load] = []
+        for queue in queues:
+            while queue.short and len(loads) < _LOAD_PARTITIONS:
+                _, partition = queue.short.popitem()
+                self._load(partition, loads)
+        return loads
+
+    def _load(self, partition: WaitingPartition, loads: list[Load]) -> None:
+        if partition.on_disk_after is None:
+            return
+        if self.held_bytes < self._memory_bytes or not partition.partition.is_keyed:
+            loads.append(Load(partition.partition, partition.on_disk_after, LOAD_JOBS, LOAD_BYTES))
+        elif not partition.held:
+            loads.append(Load(partition.partition, partition.on_disk_after, _FEW_JOBS, _FEW_BYTES))
+
+    def loaded(self, partition: WaitingPartition, rows: Sequence[JobRow], is_all: bool) -> None:
+        """The answer to a load."""
+        partition.held.extend(rows)
+        self.held_bytes += _bytes_of(rows)
+        if is_all:
+            partition.on_disk_after = None
+        else:
+            if rows:
+                partition.on_disk_after = rows[-1].seq
+            self.look_for_more(partition)
