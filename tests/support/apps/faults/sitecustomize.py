@@ -55,6 +55,6 @@ def fail_syncs() -> None:
     sys.taskq_test_disk = Disk("faulty", "unix", makedefault=True)  # type: ignore[attr-defined]  # kept alive
 
 
-if "TASKQ_TEST_FAULTS" in os.environ and any("broker_process" in word for word in sys.orig_argv):
+if "TASKQ_TEST_FAULTS" in os.environ and any("taskq.broker.process" in word for word in sys.orig_argv):
     kill_around_commits()
     fail_syncs()
