@@ -1,6 +1,6 @@
 """The catalogue of failures, with real processes: every fault that we know of has a test, or a reason why it has none.
 
-The rows are those of section 4 of CRASH_SAFETY.md. Each test here ends with a fleet that still serves a job.
+tests/README.md tells the method. Each test here ends with a fleet that still serves a job.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,6 +223,53 @@ def test_functions_can_be_held_in_the_head() -> None:
         if lines_of(function) > MOST_LINES_OF_A_FUNCTION and room(name) != "cli"
     }
     assert long == {}
+
+
+# -- the map
+
+
+MAP = ROOT / "README.md"
+#: What the map announces. What has come is told as the rest, and leaves this set.
+PLANNED = {"web/", "contrib/", "engines/postgres/"}
+
+
+def rows_of_the_map(heading: str) -> list[list[str]]:
+    """The rows of the table in a section of the map, each a list of cells."""
+    section = MAP.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Each file and folder of taskq that it names exists, and what it calls planned does not."""
+    named = set(
+        re.findall(r"(?<![\w/.])[a-z_]+/(?:[\w/]+\.\w+|(?:[a-z_]+/)*)", re.sub(r"\(\.\./.*?\)", "", MAP.read_text()))
+    )
+    named = {path for path in named if not path.startswith("tests/")}
+    assert len(named) > 40
+    assert {path for path in named if not (ROOT / path).exists()} == PLANNED
+
+
+def test_the_map_has_the_rooms() -> None:
+    """Its table is ROOMS."""
+    rooms = {cells[0].strip("`/"): cells[-1] for cells in rows_of_the_map("The rooms")}
+    below = {name: set() if told == "nothing of taskq" else set(told.split(", ")) for name, told in rooms.items()}
+    assert below == {name: others - {""} for name, others in ROOMS.items() if name not in ("", "__main__")}
+
+
+def test_the_way_of_a_job_is_that_of_the_code() -> None:
+    """Each file on it has one of the functions or classes that its row names, and each of these is in one."""
+    for _, files, names in rows_of_the_map("The way of a job"):
+        wanted = set(re.findall(r"`(\w+)`", names))
+        for path in re.findall(r"`(.+?)`", files):
+            tree = ast.parse((ROOT / path).read_text())
+            here = {
+                node.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+            assert here & set(re.findall(r"`(\w+)`", names)), f"{path} has none of {names}"
+            wanted -= here
+        assert not wanted
 
 
 # -- purity

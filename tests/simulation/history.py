@@ -1,11 +1,11 @@
 """The judge: what producers, jobs and clients have seen of a fleet, and whether the promise was kept.
 
-Everyone notes what he sees in a file of his own (or, in the simulator, in this class); nobody believes the fleet. The
-invariants are those of CRASH_SAFETY.md, section 5, I1 to I17. Each is a small function from a history to the lines that
-say what is wrong; `check` asks them all. Those of workflows and children stand in history_flows.py, those of limits and
-unique jobs in history_limits.py, those of schedules in history_schedules.py, those of consumers and their successors in
-history_consumers.py, those of priority in history_fairness.py, those of jobs that are cancelled while they run in
-history_cancels.py.
+Everyone writes down what they see, in a file of their own (or, in the simulator, in this class); nobody believes the
+fleet. Each invariant is a small function from a history to the lines that say what is wrong; `check` asks them all, and
+tests/README.md lists them. There are more of them in the files beside this one: of workflows and children in
+history_flows.py, of limits and unique jobs in history_limits.py, of schedules in history_schedules.py, of consumers and
+their successors in history_consumers.py, of priority in history_fairness.py, of jobs that are cancelled while they run
+in history_cancels.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The embedded store: a journal in SQLite.
 
-Rules that keep it safe (figures and sources: CRASH_SAFETY.md, sections 2.1 and 2.3):
+Rules that keep it safe (tests/faults/test_power_loss.py and test_store_faults.py hold them):
 - WAL and synchronous=FULL, set explicitly, one commit for all that a tick of the broker brought (group commit).
 - One connection for the broker's life, and nobody else opens the file, ever, by any means: a stray open and close in
   this process would drop SQLite's POSIX locks, and another process could then remove the WAL under us. As a canary,
