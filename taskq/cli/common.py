@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import taskq
+from taskq.cli.config.sources import app_of
 from taskq.model import errors
 from taskq.model.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.model.exits import Exit
@@ -30,7 +31,7 @@ FleetArgument = Annotated[
     typer.Argument(
         metavar="APP",
         help="The application, or its queue's directory. Without it TASKQ_APP counts, "
-        "then TASKQ_URL, then the only queue there is.",
+        "then TASKQ_URL, then app in pyproject.toml, then the only queue there is.",
         show_default=False,
     ),
 ]
@@ -120,15 +121,18 @@ def closed_pipe() -> NoReturn:
 
 
 def reference_of(app: str | None) -> str:
-    """APP, or what stands in TASKQ_APP for it.
+    """APP, or what stands in TASKQ_APP or pyproject.toml for it.
 
     Raises:
-        ConfigError: neither says anything.
+        ConfigError: none of them says anything, or pyproject.toml cannot be understood.
     """
-    reference = app or os.environ.get("TASKQ_APP")
-    if not reference:
-        raise ConfigError("which application? name it as module:attribute or path/file.py:attribute, or set TASKQ_APP")
-    return reference
+    found = app_of(app)
+    if found is None:
+        raise ConfigError(
+            "which application? name it as module:attribute or path/file.py:attribute, or set TASKQ_APP, "
+            "or app in [tool.taskq] of pyproject.toml"
+        )
+    return found.text
 
 
 def load(reference: str) -> TaskQ:
@@ -160,7 +164,7 @@ def find_directory(app: str | None) -> Directory:
     """The directory of the fleet that is meant.
 
     Args:
-        app: an application or a directory; None for TASKQ_APP, TASKQ_URL, or the only queue there is.
+        app: an application or a directory; None for TASKQ_APP, TASKQ_URL, app in pyproject.toml, or the only queue.
 
     Raises:
         ConfigError: that says nothing, or too much.
@@ -174,6 +178,9 @@ def find_directory(app: str | None) -> Directory:
 
 def _find_directory(app: str | None) -> Directory:
     app = app or os.environ.get("TASKQ_APP") or None
+    if app is None and not os.environ.get("TASKQ_URL"):
+        found_app = app_of(None)
+        app = None if found_app is None else found_app.text
     if app is not None:
         if _is_directory(app):
             return Directory(Path(app).absolute())

@@ -23,6 +23,7 @@ from taskq.cli.common import (
     tell_if_stopped,
     tell_warnings,
 )
+from taskq.cli.config.sources import app_of
 from taskq.cli.ids import whole_id
 from taskq.cli.positions import id_first
 from taskq.cli.words import distance_text, headline_of
@@ -44,7 +45,9 @@ IdArgument = Annotated[
 
 
 def enqueue(
-    app: Annotated[str, typer.Argument(metavar="APP", help="May be left out where TASKQ_APP is set.")],
+    app: Annotated[
+        str, typer.Argument(metavar="APP", help="May be left out where TASKQ_APP or pyproject.toml has it.")
+    ],
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="The task's name.", show_default=False)] = None,
     args: Annotated[
         list[str] | None,
@@ -141,10 +144,11 @@ def _print_value(value: Any) -> None:
 
 
 def _split(words: list[str]) -> tuple[str, str, list[str]]:
-    """APP, TASK and ARGS. APP may be left out where TASKQ_APP names it: a task's name does not look like one."""
-    default = os.environ.get("TASKQ_APP")
-    if default and ":" not in words[0] and not words[0].endswith(".py"):
-        return default, words[0], words[1:]
+    """APP, TASK and ARGS. APP may be left out where another place names it: a task's name does not look like one."""
+    if ":" not in words[0] and not words[0].endswith(".py"):
+        default = app_of(None)
+        if default is not None:
+            return default.text, words[0], words[1:]
     reference, *rest = words
     if not rest:
         raise ConfigError(f"which task of {reference_of(reference)}? write: taskq enqueue APP TASK [ARGS]...")

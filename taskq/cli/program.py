@@ -24,6 +24,7 @@ _COMMANDS = {
     "worker": ("worker", _RUN),
     "stop": ("control", _RUN),
     "reload": ("control", _RUN),
+    "config": ("config.command", _RUN),
     "enqueue": ("jobs", _JOBS),
     "job": ("jobs", _JOBS),
     "cancel": ("jobs", _JOBS),
@@ -49,7 +50,7 @@ $ taskq worker app.py:q              run a fleet for the TaskQ q in app.py
 $ taskq enqueue app.py:q add 1 2     have the fleet run add(1, 2)
 
 APP is module:attribute or path/file.py:attribute.
-Set TASKQ_APP, and it may be left out."""
+Set TASKQ_APP, or app in \\[tool.taskq] of pyproject.toml, and it may be left out."""
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,235 @@
+"""The options of a fleet: one table.
+
+From it come the options of `taskq worker`, their variables (`--stop-timeout` is TASKQ_STOP_TIMEOUT) and their keys in
+`[tool.taskq]` of pyproject.toml (`stop-timeout`). All three hold texts that are read in one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from taskq.model.settings import LOG_LEVELS, Durability, LogFormat
+from taskq.model.units import seconds_in
+
+#: Reads a text, and returns what it says as fields of `Settings`. Raises ValueError, which says what to write.
+Reader = Callable[[str], Mapping[str, Any]]
+
+#: Takes back what a place of less weight says.
+NONE = "none"
+#: Between the values of an option that may be repeated, where it stands in one text.
+SEPARATOR = ";"
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOption:
+    """An option of a fleet.
+
+    Attributes:
+        name: as on the command line, without the dashes; also its key in pyproject.toml.
+        read: reads its text.
+        help: what it does.
+        metavar: what its value looks like.
+        default: what counts where nobody says anything.
+        in_words: what that means, where it does not say so itself.
+        panel: its heading in `taskq worker --help`.
+        choices: the values there are, if they are few.
+        is_flag: whether it is on or off.
+        is_whole: whether its value is a whole number.
+        is_repeated: whether it may stand several times on the command line.
+    """
+
+    name: str
+    read: Reader
+    help: str
+    metavar: str = ""
+    default: str = ""
+    in_words: str = ""
+    panel: str | None = None
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+    is_whole: bool = False
+    is_repeated: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Its variable in the environment."""
+        return f"TASKQ_{self.parameter.upper()}"
+
+    @property
+    def parameter(self) -> str:
+        """Its name as a parameter of a function."""
+        return self.name.replace("-", "_")
+
+    def plain(self, text: str) -> Any:
+        """Its value as a value of JSON."""
+        if self.is_flag:
+            return text.lower() in _YES
+        if self.is_whole:
+            return None if text == NONE else int(text)
+        return [part.strip() for part in text.split(SEPARATOR) if part.strip()] if self.is_repeated else text
+
+
+# -- how the texts are read
+
+
+def _text(field: str) -> Reader:
+    return lambda text: {field: text}
+
+
+def _flag(field: str) -> Reader:
+    def read(text: str) -> Mapping[str, Any]:
+        if text.lower() not in (*_YES, *_NO):
+            raise ValueError("use true or false")
+        return {field: text.lower() in _YES}
+
+    return read
+
+
+def _whole(field: str) -> Reader:
+    def read(text: str) -> Mapping[str, Any]:
+        try:
+            return {field: int(text)}
+        except ValueError:
+            raise ValueError("use a whole number") from None
+
+    return read
+
+
+def _whole_or_none(field: str) -> Reader:
+    def read(text: str) -> Mapping[str, Any]:
+        try:
+            return {field: None if text == NONE else int(text)}
+        except ValueError:
+            raise ValueError(f"use a whole number, or {NONE}") from None
+
+    return read
+
+
+def _span(field: str) -> Reader:
+    def read(text: str) -> Mapping[str, Any]:
+        seconds = seconds_in(text)
+        if seconds is None:
+            raise ValueError("use seconds, or a duration such as 90s, 10m, 2h or 7d")
+        return {field: seconds}
+
+    return read
+
+
+def _queues(text: str) -> Mapping[str, Any]:
+    shares = [_amount(part, "1") for part in _parts(text)]
+    weights = tuple((name, share) for name, share in shares if share != 1)
+    return {"queues": tuple(name for name, _ in shares), "weights": weights}
+
+
+def _lanes(text: str) -> Mapping[str, Any]:
+    return {"lanes": tuple(_lane(part) for part in text.split(SEPARATOR) if part.strip())}
+
+
+def _lane(text: str) -> tuple[tuple[str, ...], int]:
+    """Reads A,B:N."""
+    queues, _, number = text.rpartition(":")
+    if not queues or not number.strip().isdecimal():
+        raise ValueError("use queues and a number of consumers, such as mail,images:2 or '*:1'")
+    return (() if queues.strip() == "*" else tuple(_parts(queues))), int(number)
+
+
+def _resources(text: str) -> Mapping[str, Any]:
+    amounts = [_amount(part) for part in _parts(text)]
+    return {"resources": tuple((name, int(amount)) for name, amount in amounts)}
+
+
+def _amount(text: str, default: str = "") -> tuple[str, float]:
+    """Reads NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number or default)
+    except ValueError:
+        raise ValueError(f"use a name and a number, such as {name.strip() or 'gpu'}=2") from None
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# -- the table
+
+_CONSUMERS, _JOURNAL, _LOG = "Consumers", "Journal", "Log"
+
+
+def _choice(name: str, choices: tuple[str, ...], help: str, default: str, panel: str) -> FleetOption:
+    field = name.replace("-", "_")
+    return FleetOption(name, _text(field), help, "|".join(choices), default, panel=panel, choices=choices)
+
+
+FLEET_OPTIONS: tuple[FleetOption, ...] = (
+    FleetOption("consumers", _whole("consumers"), "Consumer processes.", "N", "0", "one per CPU", is_whole=True),
+    FleetOption(
+        "threads",
+        _whole("threads"),
+        "Jobs at once in each, in threads and coroutines: for jobs that wait.",
+        "N",
+        "1",
+        is_whole=True,
+    ),
+    FleetOption("queues", _queues, "Serve only these queues; B has a share of 3.", "A,B=3", in_words="all"),
+    FleetOption(
+        "lane",
+        _lanes,
+        "N consumers for these queues only (* for all). Repeat it.",
+        "A,B:N",
+        is_repeated=True,
+    ),
+    FleetOption("resources", _resources, "What jobs share: see their option resources=.", "gpu=1,ram=8"),
+    FleetOption("drain", _flag("drain"), "End when no job waits or runs.", default="false", is_flag=True),
+    FleetOption(
+        "stop-timeout",
+        _span("stop_timeout_s"),
+        "How long running jobs may take when the fleet stops.",
+        "TIME",
+        "30s",
+    ),
+    FleetOption(
+        "preload",
+        _flag("preload"),
+        "Fork consumers from one that has imported APP.",
+        default="false",
+        panel=_CONSUMERS,
+        is_flag=True,
+    ),
+    FleetOption(
+        "max-jobs",
+        _whole_or_none("max_jobs"),
+        "Replace a consumer after so many jobs.",
+        "N",
+        NONE,
+        panel=_CONSUMERS,
+        is_whole=True,
+    ),
+    FleetOption(
+        "max-memory",
+        _whole_or_none("max_memory_mb"),
+        "Replace a consumer that grows larger.",
+        "MB",
+        NONE,
+        panel=_CONSUMERS,
+        is_whole=True,
+    ),
+    _choice("durability", get_args(Durability), "What accepted jobs survive.", "power", _JOURNAL),
+    FleetOption(
+        "memory",
+        _whole("memory_mb"),
+        "For waiting jobs; more wait on disk.",
+        "MB",
+        "256",
+        panel=_JOURNAL,
+        is_whole=True,
+    ),
+    FleetOption("keep-results", _span("keep_results_s"), "How long ended jobs are kept.", "TIME", "1d", panel=_JOURNAL),
+    _choice("log-format", get_args(LogFormat), "Form on stderr.", "auto", _LOG),
+    _choice("log-level", LOG_LEVELS, "Lowest level.", "info", _LOG),
+    FleetOption("log-size", _whole("log_mb"), "For the log; the oldest go.", "MB", "60", panel=_LOG, is_whole=True),
+    FleetOption("output-size", _whole("output_mb"), "For what jobs print.", "MB", "60", panel=_LOG, is_whole=True),
+)
