@@ -293,6 +293,17 @@ def test_a_record_does_not_depend_on_the_output(fleet: Fleet) -> None:
     fleet.wait_for("job.log", job_id=job.id, message="told all the same")
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_who_goes_on_writing_does_not_hold_up_a_burial(start: Start, threads: int) -> None:
+    """What the pipe held when the consumer died is told; what others write to it, without end, is nobody's."""
+    fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
+    use(misbehaved.q, fleet.home)
+    job = misbehaved.leaves_a_writer_and_dies.enqueue()
+    with pytest.raises(JobFailed, match="killed by SIGKILL"):
+        job.result(timeout=10)
+    misbehaved.speaks.enqueue("here I am").result(timeout=10)
+
+
 # -- what a job does to the descriptors of its consumer
 
 

@@ -27,6 +27,7 @@ from taskq.system.forkservers import ForkServer
 from taskq.system.platform import kill_group
 from taskq.system.usage import usage_of
 
+#: More than the socket or the output pipe of a consumer holds, so one read takes it all.
 _READ_BYTES = 256 * 1024
 
 
@@ -92,7 +93,8 @@ class ConsumerProcess:
         return self.decoder.feed(data)
 
     def read_output(self) -> list[str]:
-        """The lines of output that have arrived."""
+        """The lines of output that have arrived: all that the pipe holds now, and no more, since who writes to it, such
+        as a program that a job has started, may go on without end."""
         try:
             data = os.read(self.output, _READ_BYTES)
         except BlockingIOError:

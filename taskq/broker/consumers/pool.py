@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -324,14 +325,8 @@ class ConsumerPool:
         self._settle_unsent(consumer)
         self._selector.unregister(consumer.output)
         self._begin_output(consumer, claims)
-        while True:
-            try:
-                lines = consumer.read_output()
-            except OSError:
-                break
-            if not lines:
-                break
-            self._tell_output(consumer, lines)
+        with suppress(OSError):
+            self._tell_output(consumer, consumer.read_output())
         self._tell_output(consumer, consumer.lines.flush())
         written = consumer.excerpts if consumer.counters.slots > 1 else consumer.excerpts.keys() & {consumer.writer}
         consumer.last_lines = {number: list(consumer.excerpts[number].last) for number in written}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from apps.jobs import pass_gate, record
 
 from taskq import Cancel, Retry, Snooze, TaskQ, current_job
+from taskq.system.platform import is_unread
 
 q = TaskQ("misbehaved")
 
@@ -281,3 +285,12 @@ def leaves_a_closer(gate: str) -> int:
 
     threading.Thread(target=close_later, daemon=True).start()
     return os.getpid()
+
+
+@q.task(retries=0, max_crashes=1)
+def leaves_a_writer_and_dies() -> None:
+    """What it has started is in a session of its own, and goes on writing to the output of the consumer."""
+    subprocess.Popen(["yes"], start_new_session=True)
+    while not is_unread(1):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
