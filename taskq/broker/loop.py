@@ -28,10 +28,12 @@ from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
+from taskq.broker.status import FleetStatus, rss_bytes
+from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import Requests, rss_bytes
+from taskq.engines.embedded.requests import FleetControls, Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.effects import Key
@@ -127,20 +129,11 @@ class Broker:
     # -- the beginning
 
     def _make_requests(self) -> Requests:
-        return Requests(
-            self._directory,
-            self._core,
-            self._store,
-            self._committer,
-            self._pool,
-            self._supervisor,
-            self._server,
-            self._scheduler,
-            self._stop,
-            self._reload,
-            self._log,
-            self._clock,
-        )
+        clock = self._clock
+        admin = Admin(self._core, self._store, self._committer, self._pool, self._log, clock)
+        status = FleetStatus(self._directory, self._core, self._store, self._pool, self._supervisor, clock)
+        fleet = FleetControls(status.draw, self._stop, self._reload_when_asked)
+        return Requests(self._server, self._committer, admin, self._scheduler, fleet, clock)
 
     def _recover(self) -> None:
         running = read_flight_records(self._directory.running)
@@ -313,6 +306,11 @@ class Broker:
             self._guardian.send(msgpack.packb(message))
         except OSError:
             pass  # its end is heard in the loop
+
+    def _reload_when_asked(self) -> int:
+        if self._pool.is_stopping:
+            raise TaskQError("the fleet is stopping; the next one starts with the present code")
+        return self._reload()
 
     def _reload(self) -> int:
         self._log.info("fleet.reloading")

@@ -18,13 +18,14 @@ from typing import Any, cast
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.succession import Succession
-from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
+from taskq.broker.status import FleetStatus
+from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import Requests
+from taskq.engines.embedded.requests import FleetControls, Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.attempt import Claim
@@ -88,8 +89,8 @@ class _Client:
         self.closed = True
 
 
-class _Requests(Requests):
-    """Answers for a fleet that does not run."""
+class _Status(FleetStatus):
+    """Of a fleet that does not run."""
 
     def _broker(self) -> dict[str, Any]:
         return {
@@ -120,20 +121,10 @@ class Reader:
         while self._committer.has_more_spooled:
             self._committer.take_spooled(clock.monotonic())
         scheduler = Scheduler(self._store, self._committer, log, clock.time())
-        self._requests = _Requests(
-            directory,
-            core,
-            self._store,
-            self._committer,
-            pool,
-            cast(Supervisor, Succession[ConsumerProcess](0)),
-            server,
-            scheduler,
-            lambda _reason: None,
-            lambda: 0,
-            log,
-            clock,
-        )
+        admin = Admin(core, self._store, self._committer, pool, log, clock)
+        status = _Status(directory, core, self._store, pool, Succession[ConsumerProcess](0), clock)
+        fleet = FleetControls(status.draw, lambda _reason: None, lambda: 0)
+        self._requests = Requests(server, self._committer, admin, scheduler, fleet, clock)
         self._client = client
 
     def answer(self, envelope: list[Any]) -> None:

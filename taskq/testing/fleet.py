@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, cast
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.succession import Succession
-from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
+from taskq.broker.status import FleetStatus
 from taskq.client.app import TaskQ
 from taskq.client.context import RunningJob, concurrent, sit, use_channel
 from taskq.client.reports import Reporter
@@ -38,9 +38,10 @@ from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
 from taskq.consumer.runner import Runner
+from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.requests import Requests
+from taskq.engines.embedded.requests import FleetControls, Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Server
 from taskq.model import job
@@ -298,20 +299,10 @@ class InProcessFleet:
         self._committer = Committer(self._store, self._core, *parts, directory, settings, pool, clock)
         self._scheduler = Scheduler(self._store, self._committer, _Silent(), clock.time())
         self._scheduler.declared(app.name, app.schedules.declared)
-        self._requests = Requests(
-            directory,
-            self._core,
-            self._store,
-            self._committer,
-            pool,
-            cast(Supervisor, Succession[ConsumerProcess](0)),
-            parts[0],
-            self._scheduler,
-            lambda _reason: None,
-            lambda: 0,
-            _Silent(),
-            clock,
-        )
+        admin = Admin(self._core, self._store, self._committer, pool, _Silent(), clock)
+        status = FleetStatus(directory, self._core, self._store, pool, Succession[ConsumerProcess](0), clock)
+        fleet = FleetControls(status.draw, lambda _reason: None, lambda: 0)
+        self._requests = Requests(parts[0], self._committer, admin, self._scheduler, fleet, clock)
         self._keys = count(1)
         self._has_started = False  # as a consumer: its hooks have run
         self._is_stale = False  # something came in that may be more urgent than what the consumers have

@@ -49,7 +49,6 @@ from taskq.broker.loop import Broker
 from taskq.client.transport.connection import CANCEL_AGAIN_S
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
 from taskq.model.job import JobError
@@ -686,20 +685,8 @@ class SimBroker(Broker):
             self._store, self._core, self._server, self._events, _NOWHERE, settings, self._pool, world
         )
         self._scheduler = parts.scheduler(self._store, self._committer, self._log, world.wall)
-        self._requests = Requests(
-            _NOWHERE,
-            self._core,
-            self._store,
-            self._committer,
-            self._pool,
-            self._supervisor,
-            self._server,
-            self._scheduler,
-            self._stop,
-            self._reload,
-            self._log,
-            world,
-        )
+        self._directory = _NOWHERE
+        self._requests = self._make_requests()
         self._core.pause(self._store.paused())
         self._stop_at = None
         self._timers = {

@@ -1,21 +1,23 @@
-"""What clients ask about many jobs: to list them, to retry failed ones, to purge them.
+"""What clients ask about jobs and queues: to see them, to cancel, retry and purge jobs, to pause queues.
 
-A request looks at, or changes, so many jobs as take a few milliseconds, and its answer says where to go on: the client
-asks again until all is done, and the fleet goes on in between.
+A request about many jobs looks at, or changes, as many jobs as take a few milliseconds, and its answer says where to go
+on: the client asks again until all is done, and the fleet goes on in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store, Wanted
 from taskq.model.attempt import shortened, without_result
-from taskq.model.errors import JobNotFound, JobStateError, ProtocolError, StoreFull
-from taskq.model.job import JobState
+from taskq.model.errors import ConfigError, JobNotFound, JobStateError, ProtocolError, StoreFull
+from taskq.model.job import JobRow, JobState
 from taskq.model.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED, MAX_JOBS_RETRIED
+from taskq.model.spec import QUEUE_NAME, Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
 
 #: Behind every sequence number.
 _END = 1 << 62
+#: Who asked for a pause, as the log tells it.
+_MAX_BY_CHARS = 200
 #: Jobs before and after one that are told with it.
 _SHOWN_NEIGHBOURS = 100
 
@@ -54,13 +58,25 @@ class Admin:
 
     # -- look
 
+    def is_stored(self, job_id: bytes) -> bool:
+        """Whether a job is in the journal."""
+        return self._store.read(job_id) is not None
+
     def info(self, job_id: bytes) -> list[Any]:
         """All that is known of one job: the fields of a list, its attempts, and the jobs before and after it.
 
         Raises:
             JobNotFound: nothing is known of it.
         """
-        stored = self._stored(job_id)
+        with suppress(StillSpooled):
+            stored = self._committer.find(job_id)
+            if stored is not None:
+                return self._info(stored)
+        spec = self._spec_in_spool(job_id)
+        times = None, None, None
+        return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, [], [], []]
+
+    def _info(self, stored: StoredJob) -> list[Any]:
         row, _, _, outcome, _ = stored
         if outcome is not None:
             stored = stored._replace(outcome=without_result(outcome))
@@ -72,7 +88,7 @@ class Admin:
             attempts.append((row.attempts, shortened(outcome)))
         follows = row.constraints is not None and row.constraints.follows
         after = self._store.parents(row.seq, _SHOWN_NEIGHBOURS) if follows else []
-        before = self._store.followers(job_id, _SHOWN_NEIGHBOURS)
+        before = self._store.followers(row.id, _SHOWN_NEIGHBOURS)
         return [*self._fields(stored, self._running()), attempts, after, before]
 
     def jobs(
@@ -136,11 +152,71 @@ class Admin:
         times = due_at, started_at, finished_at
         return [row.id, row.spec.task, row.spec.queue, state.value, attempts, row.crashes, *times, outcome, progress]
 
+    def _spec_in_spool(self, job_id: bytes) -> Spec:
+        """The spec of a job that is not in the journal: the disk is full, or many are to be taken in before it.
+
+        Raises:
+            JobNotFound: nor does it wait in the spool.
+        """
+        spec = self._committer.spec_in_spool(job_id)
+        if spec is None:
+            raise JobNotFound.of(job_id)
+        return spec
+
     def _stored(self, job_id: bytes) -> StoredJob:
         stored = self._committer.find(job_id)
         if stored is None:
             raise JobNotFound.of(job_id)
         return stored
+
+    # -- cancel
+
+    def cancel(self, job_id: bytes, also_running: bool) -> bool | None:
+        """Cancels a job.
+
+        Args:
+            also_running: stop it if it runs.
+
+        Returns:
+            Whether it is cancelled now; None: it runs, and is being stopped.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            StoreFull: the disk is full.
+        """
+        stored = self._committer.find(job_id)
+        if stored is None:
+            self._spec_in_spool(job_id)
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
+        row, kept, *_ = stored
+        if kept == StoredState.CANCELLED:
+            self._keep_off(row)
+        if kept >= FIRST_FINAL:
+            return kept == StoredState.CANCELLED
+        if not self._committer.is_settled:
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
+        if not self._pool.withdraw(job_id):
+            if not also_running:
+                return False
+            self._pool.cancel_running(job_id)
+            return None
+        self._core.cancelled(row, kept)
+        self._committer.collect(self._clock.monotonic())
+        self._committer.commit(self._clock.monotonic(), self._clock.time())
+        if not self._committer.is_settled:
+            raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
+        return True
+
+    def _keep_off(self, row: JobRow) -> None:
+        """A job that was cancelled because of another would come back with that one."""
+        if row.constraints is None or not row.constraints.follows:
+            return
+        try:
+            self._store.keep_off(row)
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
+            raise
 
     # -- retry
 
@@ -253,6 +329,28 @@ class Admin:
         """Takes back what was sent to consumers and has not started, if such jobs may be among these."""
         if any(job.kept == StoredState.QUEUED for job in jobs):
             self._pool.take_back_all(self._clock.monotonic())
+
+    # -- pause
+
+    def pause(self, queues: list[Any], is_paused: bool, by: str) -> list[str]:
+        """Pauses or resumes queues; returns those for which that is a change."""
+        for queue in queues:
+            if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
+                raise ConfigError(f"{queue!r:.80} is no queue's name")
+        paused = self._store.paused()
+        changed = sorted(set(queues) - paused if is_paused else paused & set(queues or paused))
+        try:
+            self._store.pause(changed, is_paused)
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
+            raise
+        self._core.pause(self._store.paused())
+        if is_paused and changed:
+            self._pool.take_back_all(self._clock.monotonic())
+        for queue in changed:
+            self._log.info("queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS])
+        return changed
 
     # -- helpers
 

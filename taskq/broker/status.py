@@ -1,0 +1,115 @@
+"""The status of a fleet: what `taskq status` shows of its broker, its queues and its consumers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.pool import ConsumerPool
+from taskq.broker.consumers.succession import Succession
+from taskq.broker.core.core import Core
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.stored import StoredState
+from taskq.system.clock import SYSTEM_CLOCK, Clock
+from taskq.system.directory import Directory
+
+
+class FleetStatus:
+    """Draws the status, from what its parts know at the moment."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        core: Core,
+        store: Store,
+        pool: ConsumerPool,
+        processes: Succession[ConsumerProcess],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """
+        Args:
+            processes: the consumers, and how a reload goes.
+            clock: tells since when the broker runs, which is from now on.
+        """
+        self._directory = directory
+        self._core = core
+        self._store = store
+        self._pool = pool
+        self._processes = processes
+        self._clock = clock
+        self._started_at = clock.time()
+
+    def draw(self) -> dict[str, Any]:
+        """All of it, as it is sent to clients."""
+        consumers = [self._consumer(consumer) for consumer in self._processes.consumers.values()]
+        return {
+            "broker": self._broker(),
+            "reload": {
+                "number": self._processes.code,
+                "state": self._processes.reload_state,
+                "error": self._processes.reload_error,
+            },
+            "queues": self._queues(),
+            "paused": sorted(self._store.paused()),
+            "totals": self._store.totals.as_dict(),
+            "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),
+        }
+
+    def _broker(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "uptime_s": round(self._clock.time() - self._started_at, 3),
+            "directory": str(self._directory.path),
+            "rss_bytes": rss_bytes(os.getpid()),
+            "state": "stopping" if self._pool.is_stopping else "running",
+            "restarts_of_consumers": self._processes.restarts,
+        }
+
+    def _queues(self) -> dict[str, dict[str, int]]:
+        """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
+        claims = self._pool.claims()
+        none = {"waiting": 0, "scheduled": 0, "queued": 0, "running": 0}
+        queues = {name: {**none, "queued": count} for name, count in self._core.counts().items()}
+        for kept in (StoredState.WAITING, StoredState.SCHEDULED):
+            for name, count in self._store.counts(kept).items():
+                queues.setdefault(name, none.copy())[kept.state.value] = count
+        for key, jobs in self._core.leased().items():
+            running = {claim.number for claim in claims[key]}
+            for number, row in jobs:
+                queues[row.spec.queue]["running" if number in running else "queued"] += 1
+        return queues
+
+    def _consumer(self, consumer: ConsumerProcess) -> dict[str, Any]:
+        claims = sorted(consumer.counters.read(), key=lambda claim: claim.started_at)
+        told = [(claim, row) for claim in claims if (row := self._core.running(consumer.key, claim.number))]
+        claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
+        now = self._clock.monotonic()
+        state = consumer.state.name.lower()
+        if state == "ready":
+            state = "running" if row else "idle"
+        return {
+            "number": consumer.number,
+            "pid": consumer.pid,
+            "state": state,
+            "has_old_code": self._processes.is_old(consumer),
+            "running": len(told),
+            "seats": consumer.counters.slots,
+            "job_id": row.id.hex() if row else None,
+            "task": row.spec.task if row else None,
+            "running_s": round(now - claim.started_at, 3) if claim else None,
+            "progress": self._pool.progress_of(row.id) if row else None,
+            "rss_bytes": rss_bytes(consumer.pid),
+            "jobs_done": consumer.counters.jobs_done,
+            "busy_s": round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
+        }
+
+
+def rss_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 if it is gone."""
+    import psutil  # takes 17 ms: a fleet starts without it
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
