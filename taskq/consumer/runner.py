@@ -169,6 +169,9 @@ class Runner:
                 if ending is None or ending.state != JobState.SUCCEEDED:
                     told = "is not known any more" if ending is None else f"has {ending.state.value}"
                     raise Refused("ParentFailed", f"job {job_id.hex()}, whose result is an argument, {told}")
+                if ending.outcome.error is not None:
+                    told = f"job {job_id.hex()}, whose result is an argument, has none that can be read"
+                    raise Refused("ParentFailed", told)
                 result = ending.outcome.result
                 results[job_id] = None if result is None else decode_result(job_id, result)
         return results

@@ -129,6 +129,16 @@ def unpack(outcome: bytes) -> Outcome:
         raise ProtocolError(f"not an outcome: {type(error).__name__}: {error}") from error
 
 
+def read_outcome(outcome: bytes) -> Outcome:
+    """Reads the outcome of a job for whoever asks about it. The broker does not decode successes: one that a job has
+    scribbled over is told as an error, with that job alone."""
+    try:
+        return unpack(outcome)
+    except ProtocolError as unreadable:
+        told = f"the job succeeded, but what it returned cannot be read: {unreadable}"
+        return Outcome(None, None, None, JobError("UnreadableOutcome", told))
+
+
 def _error_of(
     type_: str, message: str, traceback: str, exit_code: int | None, signal: str | None, output: list[str]
 ) -> JobError:
@@ -143,7 +153,7 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
     """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
     if len(outcome) <= most_bytes:
         return outcome
-    started_at, duration_s, _, error, delay_s = unpack(outcome)
+    started_at, duration_s, _, error, delay_s = read_outcome(outcome)
     if error is None:
         return without_result(outcome)
     output = [_clean(line, 200) for line in error.output[-5:]]
@@ -154,7 +164,7 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
 
 def without_result(outcome: bytes) -> bytes:
     """The outcome without what the job returned, which may be large."""
-    started_at, duration_s, result, error, _ = unpack(outcome)
+    started_at, duration_s, result, error, _ = read_outcome(outcome)
     return outcome if result is None else msgpack.packb((started_at, duration_s, None, error and error.to_wire()))
 
 

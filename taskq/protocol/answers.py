@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from taskq.model import errors
-from taskq.model.attempt import Outcome, unpack
+from taskq.model.attempt import Outcome, read_outcome
 from taskq.model.errors import ProtocolError, ResultTimeout, TaskQError
 from taskq.model.info import Attempt, JobInfo
 from taskq.model.job import JobState, Progress, enqueued_at
@@ -75,14 +75,14 @@ def ending_of(message: Message) -> tuple[bytes, Ending | None]:
     _, job_id, state = envelope
     if not state:
         return job_id, None
-    return job_id, Ending(JobState(state), unpack(bytes(body)))
+    return job_id, Ending(JobState(state), read_outcome(bytes(body)))
 
 
 def info_of(fields: list[Any]) -> JobInfo:
     """A JobInfo from the answer to INFO, or from one of those in the answer to JOBS."""
     job_id, task, queue, state, attempts, crashes, due_at, started_at, finished_at, outcome, progress, *more = fields
     history, after, before = more or ([], [], [])
-    last = unpack(outcome) if outcome else Outcome(None, None, None, None)
+    last = read_outcome(outcome) if outcome else Outcome(None, None, None, None)
     return JobInfo(
         id=job_id.hex(),
         task=task,
@@ -97,7 +97,7 @@ def info_of(fields: list[Any]) -> JobInfo:
         duration_s=last.duration_s,
         error=last.error,
         progress=None if progress is None else Progress(*progress),
-        history=[_attempt(number, unpack(kept)) for number, kept in history],
+        history=[_attempt(number, read_outcome(kept)) for number, kept in history],
         after=[parent.hex() for parent in after],
         before=[child.hex() for child in before],
     )
@@ -123,7 +123,7 @@ def checked(answer: Any) -> _Answer:
 def ending_at(end: tuple[str, bytes | None]) -> Ending:
     """How the job ended."""
     state, outcome = end
-    return Ending(JobState(state), unpack(outcome or b""))
+    return Ending(JobState(state), read_outcome(outcome or b""))
 
 
 def late(job_id: bytes, start: int, timeout_s: float | None) -> ResultTimeout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections import Counter
@@ -16,7 +17,7 @@ from fleet import APPS, Fleet, Gate, running, starts, use, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq import JobCancelled, JobFailed, Retry, Snooze, TaskQ
+from taskq import Job, JobCancelled, JobFailed, Retry, Snooze, TaskQ, gather
 from taskq.broker.consumers.silence import SILENT_LOOKS, Silences
 from taskq.broker.core.core import Core
 from taskq.consumer.own_descriptors import OwnDescriptors
@@ -255,6 +256,43 @@ def test_a_rule_of_the_task_that_raises(fleet: Fleet, tmp_path: Path) -> None:
         job.result(timeout=10)
     assert job.info().attempts == 2
     fleet.wait_for("job.log", job_id=job.id, level="error")
+
+
+@pytest.mark.parametrize("size", [1, 5_000, 3_000_000])
+def test_a_success_that_cannot_be_read_is_told_with_its_job_alone(start: Start, tmp_path: Path, size: int) -> None:
+    """By whatever way it is asked for, and by whoever has it as an argument."""
+    fleet = start(APP, environment=_PATHS, consumers=1)
+    use(misbehaved.q, fleet.home)
+    good = [misbehaved.fine.enqueue(str(tmp_path / "log"))]
+    bad = misbehaved.scribbles.enqueue(size)
+    child = misbehaved.takes.enqueue(bad)  # type: ignore[arg-type]
+    good.append(misbehaved.fine.enqueue(str(tmp_path / "log")))
+    found = gather([*good, bad], errors="return", timeout=30)
+    assert [type(each) for each in found] == [type(None), type(None), JobFailed]
+    with pytest.raises(JobFailed, match="UnreadableOutcome: the job succeeded, but what it returned cannot be read"):
+        asyncio.run(both(good[0], bad))
+    with pytest.raises(JobFailed, match="has none that can be read"):
+        child.result(timeout=30)
+    for is_stopped in (False, True):
+        if is_stopped:
+            fleet.stop()
+        infos = {info.id: info for info in misbehaved.q.jobs()}
+        assert infos.keys() == {job.id for job in (*good, bad, child)}
+        assert [infos[job.id].error for job in good] == [None, None]
+        told = {info.error and info.error.type for info in (infos[bad.id], bad.info())}
+        assert told == (
+            {"UnreadableOutcome"} if size < 4096 else {"UnreadableOutcome", None}
+        )  # lists read none so large
+        assert infos[bad.id].state == bad.state() == "succeeded"
+
+
+async def both(good: Job[Any], bad: Job[Any]) -> None:
+    """Waits for one job after the other, over one connection."""
+    ends = await asyncio.gather(good.aresult(30), bad.aresult(30), return_exceptions=True)
+    assert ends[0] is None
+    assert await good.aresult(30) is None
+    assert isinstance(ends[1], JobFailed)
+    raise ends[1]
 
 
 # -- what a job leaves as its standard output

@@ -14,6 +14,8 @@ from typing import Any
 from apps.jobs import pass_gate, record
 
 from taskq import Cancel, Retry, Snooze, TaskQ, current_job
+from taskq.consumer import runner
+from taskq.model.attempt import pack_success
 from taskq.system.platform import is_unread
 
 q = TaskQ("misbehaved")
@@ -190,6 +192,23 @@ def asks_the_doubtful(path: str) -> None:
 @q.task(retries=0)
 def fine(path: str) -> None:
     record(path, "fine")
+
+
+@q.task(retries=0)
+def scribbles(size: int) -> str:
+    """Returns well; but what is told of that is written over, for this once."""
+
+    def scribble(*_: object) -> bytes:
+        runner.pack_success = pack_success
+        return b"\xc1" * size
+
+    runner.pack_success = scribble  # type: ignore[assignment]
+    return "never seen"
+
+
+@q.task(retries=0)
+def takes(value: str) -> str:
+    return value
 
 
 class Stuck:
