@@ -16,7 +16,7 @@ from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from taskq.system.platform import name_of_signal
+from taskq.system.platform import is_stopped, name_of_signal
 
 #: Where a server says that it is up, and what it imports.
 READY_ADDRESS = "TASKQ_PRELOAD_READY"
@@ -55,6 +55,11 @@ class ForkServer:
                 self.ending = _describe(os.waitstatus_to_exitcode(status)) if pid else ""
         return bool(self.ending)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it neither starts a process nor tells how one ended, until somebody lets it go on."""
+        return not self.has_died() and is_stopped(self.pid)
+
     def look(self) -> bool:
         """Whether it has imported the application."""
         if self._ready is not None:
@@ -70,6 +75,8 @@ class ForkServer:
         self._close_ready()
         if self.alive >= 0:
             os.close(self.alive)
+        if self.is_stopped:
+            os.kill(self.pid, signal.SIGKILL)  # it would not see that
 
     def _close_ready(self) -> None:
         if self._ready is not None:
@@ -96,6 +103,7 @@ class ForkServers:
         self._others: list[ForkServer] = []  # let go of with their last consumer: they tell how consumers ended
         self._ended: list[ForkServer] = []  # those that were let go of, and are not reaped yet
         self._start_at = 0.0
+        self._stopped = ""  # what is to be told of one that was stopped
 
     def renew(self, code: int) -> None:
         """From now on consumers are forked from a fresh server, which imports the application as it is now."""
@@ -127,7 +135,8 @@ class ForkServers:
         if present is None:
             if now >= self._start_at:
                 self._start(code)
-            return None
+            told, self._stopped = self._stopped, ""
+            return told or None
         present.since = now if present.since is None else present.since
         if present.has_died():
             self._keep_for_its_consumers(present)
@@ -148,6 +157,16 @@ class ForkServers:
     def code(self) -> int | None:
         """What consumers run that are started now; None if none can be started."""
         return self._present.code if self._present is not None and self._present.is_up else None
+
+    def can_fork(self, now: float) -> bool:
+        """Whether a process can be started now. A server that is stopped would hold up whoever starts one: another
+        takes its place, and it stays for the consumers that it has."""
+        present = self._present
+        if present is not None and present.is_stopped:
+            self._stopped = f"the process that consumers are forked from (--preload, {present.pid}) is stopped"
+            self._keep_for_its_consumers(present)
+            self._present, self._start_at = None, now
+        return self._present is not None
 
     def used(self) -> ForkServer:
         """The server that a process was just forked from. multiprocessing starts another by itself if ours has died."""

@@ -12,6 +12,8 @@ import pytest
 from apps import jobs, versioned
 from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
 
+from taskq.system.platform import is_stopped
+
 Start = Callable[..., Fleet]
 VERSIONED = f"{APPS / 'versioned.py'}:q"
 
@@ -113,3 +115,22 @@ def test_the_broker_outlives_a_server_that_is_stopped(start: Start, version: Pat
     os.kill(server, signal.SIGCONT)
     fleet.wait_ready()
     assert fleet.broker_pid == broker
+
+
+def test_a_server_that_stays_stopped_is_replaced(start: Start, version: Path) -> None:
+    """The broker goes on, and so do the consumers that it has; it goes with the last of them."""
+    fleet = start(VERSIONED, preload=True, consumers=2).wait_ready()
+    [stopped] = servers(fleet)
+    first, second = fleet.consumer_pids()
+    os.kill(stopped, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(stopped), "the server stopped")
+    fleet.kill(first)
+    assert str(stopped) in fleet.wait_for("preload.failed")["error"]
+    fleet.wait_for("consumer.started", skip=2)
+    assert fleet.wait_ready().consumer_pids()[1] == second
+    assert versioned.version.enqueue().result(timeout=10)[0] == "one"
+    fleet.kill(second)
+    fleet.wait_for("consumer.started", skip=3)
+    fleet.wait_ready()
+    wait_until(lambda: stopped not in servers(fleet), "nobody needs it any more")
+    assert fleet.count("broker.died") == 0

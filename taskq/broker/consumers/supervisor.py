@@ -74,6 +74,9 @@ class Supervisor(Succession[ConsumerProcess]):
         if self._servers is not None and self._servers.code is None:
             return
         for start in self.due(now):
+            if self._servers is not None and not self._servers.can_fork(now):
+                self.not_started(start, now)
+                continue
             consumer = self._spawn(start, now)
             if consumer is not None:
                 yield consumer
@@ -228,7 +231,9 @@ class Supervisor(Succession[ConsumerProcess]):
         """Returns the exit code of the process, negative for a signal; None if nobody knows it."""
         kill_group(consumer.pid)  # what its job started must not outlive it; its number is not reused before the join
         code = consumer.process.exitcode
-        if code is None:  # the fork server has not told it yet
+        if code is None and not (
+            consumer.server is not None and consumer.server.is_stopped
+        ):  # the fork server has not told it yet
             consumer.process.join(timeout=1.0)
             code = consumer.process.exitcode
         consumer.socket.close()
