@@ -1,4 +1,4 @@
-"""Tells the log what happens: from what the broker knows to lines with the fields of the contract (README, "Monitor").
+"""The event log: turns what the broker knows into lines with the documented fields (README, "Monitor").
 
 Failures, retries and crashes get a line each. What happens thousands of times a second is counted instead above a rate
 (`taskq.telemetry.throttle`), and `job.summary` tells the counts.

@@ -1,7 +1,7 @@
-"""The guardian: the process that `taskq worker` is. Small on purpose: it touches no data and imports no user code.
+"""The guardian: the process of `taskq worker` itself. Small on purpose: it touches no data and imports no user code.
 
-It starts the broker, starts it again when it dies (within a budget), and forwards signals. When it dies itself, the
-broker hears the end of their socket, ends its consumers and then itself.
+It starts the broker, starts it again when it dies (within a budget), and forwards signals. When the guardian dies, the
+broker notices it by the end of their socket, ends its consumers and then itself.
 """
 
 from __future__ import annotations

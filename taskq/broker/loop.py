@@ -1,4 +1,4 @@
-"""The broker process: one loop in which everything meets. It owns the queues and the journal, and never blocks.
+"""The broker's loop, in which everything meets. It owns the queues and the journal, and never blocks.
 
 sockets, pipes, process deaths, signals, time
     -> gather   what has arrived, into the core and the committer
@@ -6,8 +6,8 @@ sockets, pipes, process deaths, signals, time
     -> tell     clients and log, since it is durable now
     -> dispatch jobs to consumers, and take back what waits in the wrong place
 
-clients    server.py   requests.py          consumers    consumer pool.py   supervisor.py
-decisions  core.py     scheduler.py         durability   committer.py   store/
+clients    engines/embedded/server.py, requests.py      consumers   consumers/pool.py, supervisor.py
+decisions  core/core.py                                 durability  engines/embedded/committer.py, journal/
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the broker process begins and ends. Started by the guardian, which writes the set-up to a socket."""
+"""The broker process, from its start to its exit code. The guardian starts it, and writes the set-up to a socket."""
 
 from __future__ import annotations
 

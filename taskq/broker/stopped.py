@@ -1,10 +1,10 @@
-"""Answers what is asked of a directory without a fleet: a process of its own, which lives as long as one call takes.
+"""Answers requests about a directory without a fleet, in a process of its own that lives as long as one call takes.
 
-    Client -> reading.py -> this process -> lock -> journal -> Requests -> Client
+    Client -> client/transport/reading.py -> this process -> lock -> journal -> Requests -> Client
 
-It holds the very lock that a broker holds, so the journal never has two openers, and opens it as a broker does: a kill
-in any moment leaves what a broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM): it
-ends what it is answering, which takes milliseconds, and closes the journal.
+It holds the lock that a broker holds, so only one process has the journal open, and opens it as a broker does: a kill
+at any moment leaves what a killed broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM):
+it finishes its answer, which takes milliseconds, and closes the journal.
 """
 
 from __future__ import annotations

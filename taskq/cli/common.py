@@ -1,4 +1,4 @@
-"""What the commands share: where APP leads, how errors are told, and plain text for people."""
+"""What the commands share: finding the fleet of APP, error messages, and plain text for people."""
 
 from __future__ import annotations
 

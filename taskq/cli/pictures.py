@@ -1,4 +1,4 @@
-"""What is shown with rich: the only place that knows of styles."""
+"""Output with rich: the only place that knows of styles."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The program: one module per group of commands.
 
-Only the module of the command that is called gets imported: `taskq worker` is to start a fleet in a fraction
-of a second, and needs neither rich nor the log reader.
+Only the module of the command that is called gets imported: `taskq worker` starts a fleet in a fraction of a
+second, and needs neither rich nor the log reader.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables for people, in the width there is: nothing is cut off, whatever the width.
+"""Tables for people that fit the width of the terminal and cut nothing off.
 
 What does not fit gets narrower in this order: cells take their short form (as git shortens ids), the last column stands
 beneath its row, names are broken. On a terminal, columns in which nothing stands are left out.

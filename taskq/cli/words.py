@@ -1,4 +1,4 @@
-"""How times and errors are told in a few words."""
+"""Times and errors in a few words."""
 
 from __future__ import annotations
 

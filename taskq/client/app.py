@@ -1,4 +1,4 @@
-"""The application: its tasks, schedules and hooks, and what it asks of its fleet about many jobs at once.
+"""The application, `TaskQ`: its tasks, schedules and hooks, and requests about many jobs at once.
 
 q = TaskQ("thumbs")
 

@@ -1,4 +1,4 @@
-"""What a job can know of itself: `current_job()`."""
+"""What a job can know and say about itself: `current_job()`."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ _running: tuple[Any, ...] | None = (
     None  # the fields of a Start: to make one takes 200 ns; written by `taskq.consumer.runner`
 )
 _current: CurrentJob | None = None
-_channel: Channel | None = None  # written by `use_channel` alone: a consumer's, or a rehearsal's
+_channel: Channel | None = None  # written by `use_channel` alone: a consumer's, or that of a fleet in this process
 _sending_thread = 0  # the thread of a job that is in the middle of a message
 _late: JobTimeout | None = None  # what waits for the end of that message
 

@@ -1,4 +1,4 @@
-"""Code of the application around its jobs: when a consumer starts and stops, and before and after each job."""
+"""Hooks: code of the application that runs when a consumer starts and stops, and before and after each job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handle of a job: where it is in its life, what comes of it, and how to end it or have it run again."""
+"""The handle of a job, `Job`: its state, its result, and how to cancel it or run it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far running jobs are: told to the broker by their consumer, now and then, and never kept."""
+"""The progress of running jobs: sent to the broker by their consumer now and then, and never stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schedules of an application: those declared in its code, and those that are added and removed at run time.
+"""The schedules of an application: those declared in its code, and those added and removed at run time.
 
 q.schedules.add("nightly", clean_up, "0 3 * * *", timezone="Europe/Berlin", args=(30,))
 q.schedules.add("pulse", "ping", every="30s")    # a task by its name

@@ -1,6 +1,6 @@
-"""For type checkers only: the tasks that take at least so many positional arguments, and of which types.
+"""For type checkers only: tasks by the number and types of their positional arguments.
 
-A ParamSpec cannot be taken apart, so `map` and its like say of the task that they belong to what its `enqueue` takes.
+A ParamSpec cannot be taken apart, so `map` and its relatives annotate `self` with what the task's `enqueue` takes.
 """
 
 from __future__ import annotations

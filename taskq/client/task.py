@@ -57,7 +57,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         return self._spec
 
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Constraints | None]:
-        """What the jobs of a schedule have; times in their terms are seconds after the fire.
+        """What the jobs of a schedule have; times in their constraints are seconds after the fire.
 
         Raises:
             ConfigError: the task cannot be called so, or has a fixed time.

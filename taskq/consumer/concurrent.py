@@ -1,8 +1,8 @@
 """A consumer that runs several jobs at once: `taskq worker --threads N`.
 
 It has N slots, and each runs one job: sync tasks in threads, `async def` tasks as coroutines on one event loop. The
-loop is in the main thread: jobs for it need no way from thread to thread, and signals arrive there, so that a coroutine
-that does not let go of the loop can be interrupted.
+loop is in the main thread: its jobs need not pass from thread to thread, and signals arrive there, so that a coroutine
+that blocks the loop can be interrupted.
 
     inbox -> waiting, in order -> a free slot claims the next number -> a thread, or the loop -> outbox
 """

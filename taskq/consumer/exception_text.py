@@ -1,4 +1,4 @@
-"""Exceptions as text. They are code of a job: whatever their `__str__`, `__class__` and the like do, nothing raises.
+"""Exceptions as text. They are code of a job: whatever their `__str__` or `__class__` does, nothing here raises.
 
 What is asked of a class is asked of `type` itself, since a metaclass may answer for its classes as well.
 """

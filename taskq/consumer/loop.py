@@ -1,9 +1,9 @@
-"""The child side: a process that imports the application and runs jobs until it is told to stop.
+"""The loop of a consumer with one slot: it takes batches of jobs and runs them until it is told to stop.
 
     broker --(multiprocessing queue: batches of numbered jobs)--> consumer --(socket: outcomes)--> broker
                        counters block: claimed, finished, valid_from      (pipe: all output)----> broker
 
-Nothing here is shared with another consumer. It lives and dies with its broker.
+Nothing here is shared with another consumer. A consumer ends with its broker.
 """
 
 from __future__ import annotations

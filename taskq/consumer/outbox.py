@@ -1,7 +1,7 @@
-"""What a consumer tells its broker of ended attempts: collected in shared memory, sent together over its socket.
+"""The outcomes of a consumer's attempts: collected in shared memory, sent to the broker together over a socket.
 
-Outcomes wait a moment, so that a message, a commit and a sync carry many. Should the process die meanwhile, the
-broker reads what waited from the memory, which has outlived its writer: an attempt that ended is never run again
+Outcomes wait a moment, so that one message, one commit and one sync carry many. If the process dies meanwhile, the
+broker reads the waiting ones from the memory, which outlives its writer: no attempt that has ended runs again
 because a later one killed the process.
 """
 

@@ -1,7 +1,7 @@
-"""The descriptors on which a consumer lives, and which jobs may close, and open again as something else.
+"""The descriptors that a consumer needs, and that a job may close and open again as something else.
 
-A number says nothing: behind it may be a job's file by now, which must not get what is for the broker. So each is
-compared with what it was. A consumer that has lost one cannot go on; it ends, and its broker starts another.
+The number alone says nothing: it may be a file of the job by now, which must not get what is meant for the broker. So
+each is compared with what it was. A consumer that has lost one cannot go on; it ends, and its broker starts another.
 """
 
 from __future__ import annotations

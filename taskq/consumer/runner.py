@@ -1,7 +1,7 @@
-"""Runs one job: finds the task, decodes the arguments, calls, and makes an outcome of whatever happens.
+"""Runs one job: finds the task, decodes the arguments, calls it, and turns whatever happens into an outcome.
 
-The life of an attempt is a straight line with a closed set of ends: it succeeded, it failed (and may be run again), it
-was refused, for running it again could not help, or it said itself what it wants (`Retry`, `Snooze`, `Cancel`).
+The life of an attempt is a straight line with a closed set of ends: it succeeded; it failed, and may be run again; it
+was refused, because running it again could not help; or it said what it wants itself (`Retry`, `Snooze`, `Cancel`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How an attempt ended: made by the consumer, or by the broker for a death; kept by the store; read by clients.
+"""The outcome of an attempt: made by the consumer, or by the broker after a crash; stored as it is; read by clients.
 
     outcome := msgpack [started_at, duration_s, result, error]  or  [started_at, duration_s, result, error, delay_s]
 
 `result` is an opaque payload (taskq.protocol.codec), or nil for None; `error` the fields of a JobError, or nil;
-`delay_s` how long the attempt wants the job to wait, if it said so.
+`delay_s` is how long the attempt wants the job to wait, if it said so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one job has beside its spec: when it is due, when it expires, its keys, and the jobs that it comes after."""
+"""The constraints of one job, beside its spec: when it is due and expires, its keys, and the jobs it comes after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from taskq.model.limits import MAX_KEY_CHARS
 from taskq.model.spec import _is_count, _is_duration
 
 
-@dataclass(unsafe_hash=True, slots=True)  # not frozen, as Terms
+@dataclass(unsafe_hash=True, slots=True)  # not frozen, as Constraints
 class UniqueKey:
     """How a job is the only one of its kind.
 
@@ -34,7 +34,7 @@ class UniqueKey:
 
     @classmethod
     def from_wire(cls, fields: Any) -> UniqueKey:
-        """From its fields, as `Terms.to_wire` has them. Raises ConfigError if they make no sense."""
+        """From its fields, as `Constraints.to_wire` has them. Raises ConfigError if they make no sense."""
         if isinstance(fields, list) and len(fields) == 4:
             key, until_start, period_s, replaces = fields
             if isinstance(until_start, bool) and isinstance(replaces, bool):
@@ -130,7 +130,7 @@ class Constraints:
                 return replace(cls.from_wire(own), follows=True)
             case [*own, list(forgiven)] if len(own) == 5:
                 return replace(cls.from_wire(own), forgiven=tuple(forgiven))
-        raise ConfigError("a job's terms must have five fields")
+        raise ConfigError("a job's constraints must have five fields")
 
 
 NO_CONSTRAINTS = Constraints()

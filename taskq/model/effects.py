@@ -1,4 +1,4 @@
-"""What goes into the core and comes out of it: plain values."""
+"""The values that go into the core and come out of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from taskq.model.job import JobError, JobRow
 from taskq.model.limits import MAX_TOLD_LINES
 from taskq.model.stored import Ended, Rescheduled
 
-#: A consumer's key: unique for each incarnation.
+#: A consumer's key: unique for each consumer process.
 Key = int
 
 

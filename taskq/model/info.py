@@ -1,4 +1,4 @@
-"""What is known of a job, as clients are told. The broker does without."""
+"""What clients are told about a job. The broker does without."""
 
 from __future__ import annotations
 

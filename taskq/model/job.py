@@ -1,4 +1,4 @@
-"""The data that everything speaks of. Imports nothing of taskq but errors and limits.
+"""Jobs: their states, their ids, and the row that stands for one everywhere. Imports errors and limits only.
 
           submit            claim              outcome
 (client) -------> queued ----------> running ----------> succeeded
@@ -241,7 +241,7 @@ def backoff_s(job_id: bytes, failures: int) -> float:
 
     Doubles from 1 s up to 10 minutes, then is cut by a jitter of up to a half, so that jobs that failed together do
     not come back together. The jitter comes from the id: the same job always gets the same delays, which keeps
-    the core free of chance.
+    the core free of randomness.
     """
     longest: float = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LONGEST_S)
     jitter = crc32(job_id + failures.to_bytes(4, "big")) / 2**32

@@ -27,7 +27,7 @@ MAX_FLOW_JOBS = 100_000
 #: What one job may enqueue for the case that it succeeds (`options(on_success=True)`), in number and in size.
 MAX_CHILDREN = 100_000
 MAX_CHILDREN_BYTES = 64 * MIB
-#: What the terms of the jobs of one frame may take of its envelope, beside ids and lengths.
+#: What the constraints of the jobs of one frame may take of its envelope, beside ids and lengths.
 MAX_CONSTRAINTS_BYTES = 40 * 1024
 #: Jobs in one answer to a client that lists them, and looked at for one request that lists, retries or purges: it takes
 #: the broker a few milliseconds.

@@ -1,4 +1,4 @@
-"""What was probably meant: names that lead nowhere, and what a fleet lacks that the tasks of its application need."""
+"""What was probably meant by a name that does not exist, and what a fleet lacks for the tasks of its application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When jobs are made by themselves: schedules, and the times at which they fire. Pure: no I/O, no clock, no chance.
+"""Schedules, and the times at which they fire. Pure: no I/O, no clock, no randomness.
 
     cron or interval  ->  nominal times  ->  + jitter  ->  fire: one job, with an id made from the name and the time
 
@@ -6,8 +6,8 @@ A schedule that has fired knows the nominal time that comes next (`ScheduleRow.n
 The id of a fired job is made from the schedule's name and that time: whoever fires it again makes the same job.
 
 Cron expressions are those of cronsim, which follows Debian's cron: five fields (or six, seconds first), ``L`` and
-``#``. Where the clocks change, what names hour and minute fires once: right after the gap if its time is left out, the
-first time if it comes twice. What has ``*`` for hour or minute goes by the time that passes.
+``#``. When the clocks change, an expression that names the hour and the minute fires once: right after the gap if its
+time is skipped, the first time if its time comes twice. One with ``*`` for either goes by the time that passes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Schedule:
         overlap: what becomes of a fire while the job of the one before has not ended: it runs beside that, is left out,
             or is kept back until that has ended, one at the most.
         jitter_s: each fire is late by a part of this.
-        terms: of the jobs, with times as seconds after the fire; None: they have none.
+        constraints: of the jobs, with times as seconds after the fire; None: they have none.
     """
 
     name: str
@@ -416,7 +416,7 @@ def payload_for(schedule: Schedule, job_id: bytes) -> bytes:
 
 
 def constraints_for(schedule: Schedule, wall: float, after: bytes | None = None) -> Constraints | None:
-    """The terms of a job that a schedule makes at a time; it may be kept back until another one has ended anyhow."""
+    """The constraints of a job that a schedule makes at a time; it may be kept back until another one has ended."""
     constraints = schedule.constraints
     if after is not None:
         constraints = replace(constraints or NO_CONSTRAINTS, after=((after, True),))

@@ -1,4 +1,4 @@
-"""What all jobs of a task have in common: the options that travel with each of them and stand in the journal once."""
+"""The spec: what all jobs of a task have in common. It travels with each of them, and is in the journal once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as a journal keeps them: their stored state, and what is written when an attempt ends."""
+"""Jobs as the journal stores them: their stored state, and what is written when an attempt ends."""
 
 from __future__ import annotations
 

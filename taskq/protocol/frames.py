@@ -2,7 +2,7 @@
 
     frame    := u32 length of what follows | u32 length of the envelope | envelope | body
     envelope := one msgpack array [op, ...]     decoded, small, with explicit limits
-    body     := payloads one behind the other   never decoded here; the envelope tells their lengths
+    body     := payloads one after the other    never decoded here; the envelope has their lengths
 
 The two parts keep the broker safe from the payloads: it decodes at most MAX_ENVELOPE_BYTES of a frame.
 A connection starts with the client's HELLO; the broker answers with its own, or with an ERROR, and closes.

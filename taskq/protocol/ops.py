@@ -14,7 +14,7 @@ class Op(IntEnum):
     ERROR = 2  # request, name of the error, message
     OK = 3  # request, value
 
-    # request, spec, resend, watch, ids (16 bytes each), lengths, and, if they have any, terms: a list of one for all
+    # request, spec, resend, watch, ids (16 bytes each), lengths, and, if they have any, constraints: one for all
     # jobs, or of one for each; body: payloads. Answered by the number of new jobs, or by a body with [id, earlier id]
     # for each that was left out
     SUBMIT = 10

@@ -2,7 +2,7 @@
 
 A client writes a file under a temporary name, syncs it, gives it its name and syncs the folder: then the job is as safe
 as in the journal. The broker takes the files in when it starts, and looks for new ones while it runs. A file that was
-taken in but not yet removed when the broker died is harmless: ids that are known are left out.
+taken in but not yet removed when the broker died does no harm: known ids are left out.
 
 The name says which jobs a file may hold, so that one is found without reading them all:
 

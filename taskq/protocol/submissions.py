@@ -1,11 +1,11 @@
-"""Jobs of several kinds in one frame, with what each comes after: the form in which workflows travel and are spooled.
+"""Jobs with several specs in one frame, and the jobs that they come after: how workflows travel and are spooled.
 
-    envelope  [op, ..., groups, number of edges]            groups: [spec, terms or nil, number of jobs]
+    envelope  [op, ..., groups, number of edges]            groups: [spec, constraints or nil, number of jobs]
     body      ids (16 bytes each) | lengths (u32) | edges | payloads
     edge      u32 position of the job after, id of the one before, u8 whether it goes on if that does not succeed
 
-Ids and edges stand in the body, for the envelope is small (see `taskq.protocol.frames`), and in a fixed form, for the
-broker reads them.
+Ids and edges are in the body because the envelope is small (see `taskq.protocol.frames`), and have a fixed form because
+the broker reads them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Call(NamedTuple):
 Flow = Sequence[tuple[Spec, Call]]
 
 
-#: Jobs with one Spec, as columns: ids, payloads, terms.
+#: Jobs with one Spec, as columns: ids, payloads, constraints.
 Group = tuple[Spec, tuple[bytes, ...], tuple[bytes, ...], tuple[Constraints | None, ...]]
 
 
@@ -281,4 +281,4 @@ def _read_constraints(more: list[Any], jobs: int) -> list[Constraints]:
             return [Constraints.from_wire(fields)] * jobs
         case [list(all_fields)] if len(all_fields) == jobs:
             return [Constraints.from_wire(fields) for fields in all_fields]
-    raise ProtocolError("a submit frame must have the same terms for all jobs, or terms for each")
+    raise ProtocolError("a submit frame must have the same constraints for all jobs, or constraints for each")

@@ -3,10 +3,10 @@
 A queue's directory holds everything it has:
 
     taskq.sock       the broker's socket (elsewhere if the path is too long: see `socket_path`)
-    lock             held by the broker while it lives (flock), or by who reads what a stopped fleet has left
+    lock             held by the broker while it lives (flock), or by whoever reads what a stopped fleet has left
     consumers.lock   held by each consumer while it lives (POSIX lock): a new broker waits until it is free
     queue.id         which queue this is, and that its journal must exist
-    journal.db       the journal (SQLite, with -wal and -shm); only who holds the lock ever opens it
+    journal.db       the journal (SQLite, with -wal and -shm); only the holder of the lock ever opens it
     running.map      what each consumer is running (see `taskq.protocol.link.flight_recorder.FlightRecorder`)
     spool/           jobs enqueued while no broker ran
     log/             the structured log

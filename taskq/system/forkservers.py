@@ -1,7 +1,7 @@
 """The processes that consumers are forked from with `--preload`: each has imported the application once.
 
-multiprocessing has one such server for a process, and no call to replace it, to go back to another, or to ask whether
-it has imported what it should; hence the private names here, which the tests run on every supported Python. Until a
+multiprocessing has one such server in a process, and no call to replace it, to go back to another, or to ask whether
+it has imported what it should; hence the private names here, which the tests use on every supported Python. Until a
 server has imported the application it answers nobody, and whoever starts a process waits for that. So it says when it
 is up (`taskq.consumer.preload`), and nothing is started from it before: the broker's loop must not wait.
 """

@@ -1,8 +1,8 @@
-"""The two locks of a queue's directory. The kernel owns both, so none outlives its holder.
+"""The two locks of a queue's directory. The kernel owns both, so neither outlives the process that holds it.
 
 `lock` (flock) is held by the broker, and decides who may open the journal. `consumers.lock` (POSIX) is held shared by
 every consumer: a new broker leases nothing before the consumers of the old one are gone. It is a POSIX lock because
-that one is not inherited by what a job forks, and because the kernel tells who holds it.
+what a job forks does not inherit it, and because the kernel tells who holds it.
 
 A reader (`taskq.broker.stopped`) opens the journal of a stopped fleet, so it holds `lock` as a broker does; and the
 POSIX lock of that file as well, by which a broker that starts knows it from another broker, and tells it to go.

@@ -1,4 +1,4 @@
-"""What differs between Linux, which is tested, and other Unix systems, where the fallback must do."""
+"""The differences between Linux, which is tested, and other Unix systems, for which there are fallbacks."""
 
 from __future__ import annotations
 

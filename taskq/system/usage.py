@@ -1,4 +1,4 @@
-"""What processes use, and limits on it: memory and CPU time of an attempt."""
+"""The memory and CPU time that processes use, and the limits on them."""
 
 from __future__ import annotations
 

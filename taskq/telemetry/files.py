@@ -1,7 +1,7 @@
-"""Where the log lies: two series of files in ``<directory>/log``, one for events and one for what jobs print.
+"""Where the log is: two series of files in ``<directory>/log``, one for events and one for what jobs print.
 
 taskq.jsonl     and after rotation taskq.jsonl.1 (newest) to N: what happened
-output.jsonl    and output.jsonl.1 to N: what jobs and consumers wrote, which cannot push events out of the log
+output.jsonl    and output.jsonl.1 to N: what jobs and consumers printed, which cannot push events out of the log
 """
 
 from __future__ import annotations

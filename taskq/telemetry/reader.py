@@ -3,10 +3,10 @@
     read    the rotated files from the oldest on, then the current one
     follow  the last few events, then each new one as it comes, across rotations
 
-Events and what jobs print lie in a series of files each (`taskq.telemetry.files`); they are read as one, in the order
-of their times.
+There is one series of files for events and one for what jobs print (`taskq.telemetry.files`); they are read as one, in
+the order of their times.
 
-A line that is no JSON object (a power cut, a kill within a write, an editor) becomes a ``log.unreadable``
+A line that is not a JSON object (after a power cut, a kill during a write, an editor) becomes a ``log.unreadable``
 event, so that a reader sees that something is missing there.
 """
 

@@ -1,6 +1,6 @@
 """The log file. A full disk, a missing directory or a meddling operator cost log lines, never the broker.
 
-    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl   (a full disk: what was written in part is cut off)
+    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl   (a full disk: a line that is written in part is cut)
                         | it would grow past max_bytes
                         v
     taskq.jsonl -> taskq.jsonl.1 -> ... -> taskq.jsonl.<keep> -> gone

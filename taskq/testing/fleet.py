@@ -1,5 +1,5 @@
-"""A fleet inside this process, for tests: the real core, committer, store, requests and runner, with time that stands
-still until it is moved, and neither processes nor sockets.
+"""A fleet in this process, for tests: the real core, committer, store, requests and runner, a clock that stands still
+until it is moved, and neither processes nor sockets.
 
     Client -> frames -> hear -> Committer, Requests -> frames -> Client         as with a broker
     run_next: Core.dispatch -> Runner.run, here -> Core.settled -> Committer    as with a consumer
@@ -577,7 +577,7 @@ class _Connection(Connection):
 
 
 class InProcessClient(Client):
-    """The client of a rehearsed fleet: the real one, on connections without sockets."""
+    """The client of a fleet in this process: the real one, on connections without sockets."""
 
     def __init__(self, directory: Directory, fleet: InProcessFleet) -> None:
         super().__init__(directory, clock=fleet.clock)
@@ -706,7 +706,7 @@ class _AsyncEndings:
 
 
 class _Channel:
-    """How the jobs of the rehearsals that go on speak to their fleets, as `taskq.client.context.Channel` says."""
+    """How the jobs of the in-process fleets speak to their fleets, as `taskq.client.context.Channel` says."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -726,13 +726,13 @@ class _Channel:
         """The fleet forgets it when the job has ended."""
 
 
-_clocks: list[Clock] = []  # of the rehearsals that go on, the last one counts
+_clocks: list[Clock] = []  # of the fleets in this process the last one counts
 
 
 @contextmanager
 def in_process(app: TaskQ, settings: Settings) -> Iterator[InProcessFleet]:
-    """Puts a rehearsed fleet in place of the one of an application, while the block runs. One inside another shares
-    its clock."""
+    """Puts a fleet in this process in the place of an application's own while the block runs. One inside another
+    shares its clock."""
     clock = _clocks[-1] if _clocks else Clock()
     fleet = InProcessFleet(app, settings, clock)
     clock.fleets.append(fleet)

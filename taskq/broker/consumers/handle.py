@@ -33,9 +33,9 @@ _READ_BYTES = 256 * 1024
 
 @dataclass(eq=False)
 class ConsumerProcess:
-    """One incarnation of a consumer. Written by the broker's loop alone."""
+    """One consumer process. Written by the broker's loop alone."""
 
-    key: Key  # unique for each incarnation
+    key: Key  # unique for each process
     number: int  # 1, 2, 3 ...: what people call it; a successor gets the same
     record: int  # its place in the flight recorder
     process: BaseProcess

@@ -1,6 +1,7 @@
-"""The broker's side of its consumers: hears what they say and print, sees them die, sends jobs and takes them back.
+"""The broker's side of its consumers: reads what they send and print, sees them die, sends jobs, takes jobs back.
 
-What `taskq.engines.embedded.server` is for clients. Processes are the supervisor's business, decisions the core's.
+It is to consumers what `taskq.engines.embedded.server` is to clients. The supervisor starts and ends the processes; the
+core decides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Consumers that live and do nothing: they are to run jobs, run none, and nothing is heard of them. Pure.
+"""Consumers that are alive and do nothing: they have jobs, run none of them, and send nothing. Pure.
 
-A job can make its consumer deaf or dumb in more ways than the consumer itself can see: a thread that it has left
-closes the descriptor on which the consumer waits. Such a one is killed, which costs nobody anything: it runs nothing.
+A job can cut its consumer off in more ways than the consumer itself can notice: a thread that it left behind closes the
+descriptor on which the consumer waits. Such a consumer is killed, which costs nobody anything, as it runs nothing.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Which consumers are started when, and which take the place of which. Pure: processes are the supervisor's business.
+"""When consumers are started, and which of them replaces which. Pure: the processes are the supervisor's business.
 
-Each number (1, 2, 3 ...) is a place in the fleet. It has one consumer, and two while that one is replaced, for a reload
-or since it has run its share of jobs: the successor is started first, and the old one retires when the successor is
-ready. Either may die at any moment of that, and both may. So a successor knows by key whom it replaces, and one that is
-not there any more, or retires already, is left alone.
+Each number (1, 2, 3 ...) is a place in the fleet. It has one consumer, or two while that one is replaced, because of a
+reload or because it has run its share of jobs: the successor is started first, and the old one retires when the
+successor is ready. Either or both may die at any moment. So a successor knows the key of the consumer that it replaces,
+and leaves it alone if that one is gone or retires already.
 
-Code is numbered: 0 is what the fleet has started with, and from each reload on consumers import the next one.
+Code is numbered: the fleet starts with 0, and after each reload consumers import the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEALTHY_S = 2.0
 
 
 class ProcessState(Enum):
-    """The life of an incarnation."""
+    """The life of a consumer process."""
 
     STARTING = auto()  # importing the application
     READY = auto()  # running jobs

@@ -1,11 +1,10 @@
 """Spawns, watches and buries consumers. Part of the broker process, which is their parent.
 
-A consumer is one incarnation of a consumer: its process, and everything that is shared with it alone: a queue, a
-counters block, a socket, a pipe for its output. When the process ends, all of it is thrown away; a successor gets a
-consumer of its own. The order of a burial matters: hear what it still said, then look how it ended, then close its
-ends.
+A `ConsumerProcess` is one process and everything that the broker shares with it alone: a queue, a counters block, a
+socket, a pipe for its output. When the process ends, all of it is thrown away; the successor gets a new set. The order
+of a burial matters: first read what the process has still sent, then look how it ended, then close the ends.
 
-Who is started when, and who takes whose place, is decided in `taskq.broker.consumers.succession`.
+When a consumer is started, and which one it replaces, is decided in `taskq.broker.consumers.succession`.
 """
 
 from __future__ import annotations

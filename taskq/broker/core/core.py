@@ -1,13 +1,13 @@
-"""The heart of the broker: which job runs where, and what becomes of it. Pure: no I/O, no clock, no chance.
+"""The heart of the broker: which job runs where, and what becomes of it. Pure: no I/O, no clock, no randomness.
 
 The broker tells the core what happened (jobs came in, a consumer reported, a consumer died, time passed) and the core
 answers with what to do: rows to settle and lines to log (`take_effects`), batches to send (`dispatch`), leases to take
-back (`recalls`), jobs to stop (`check_time`). Times are two: `now` is monotonic seconds, for everything that lasts;
+back (`recalls`), jobs to stop (`check_time`). There are two times: `now` is monotonic seconds, for every span;
 `wall` is seconds since 1970, for what is stored and compared across restarts.
 
-Leases that can be taken back: a consumer gets batches of jobs, numbered 1, 2, 3 ... for its incarnation, so that small
-jobs cost little; what it has not started can be taken back, so that no job waits behind a long one. A consumer runs as
-many jobs at once as it has slots; numbers are started in order, and end in any.
+Leases can be taken back. A consumer gets jobs in batches, so that small jobs cost little; they are numbered 1, 2, 3 ...
+for its process. What it has not started can be taken back, so that no job waits behind a long one. A consumer runs as
+many jobs at once as it has slots; they start in the order of their numbers, and end in any order.
 """
 
 from __future__ import annotations

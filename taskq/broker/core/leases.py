@@ -1,4 +1,4 @@
-"""What one consumer holds, whether it is to get more, and when what waits there is to come back. Pure, like the core.
+"""The leases of one consumer: what it holds, whether it gets more, and when jobs that wait there are taken back. Pure.
 
 A consumer is *held up* while it runs a long job, in each of its slots if it has several. Nothing is sent behind that,
 and what waits there goes back to its place in the queue, whether another consumer idles or not.

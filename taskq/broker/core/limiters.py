@@ -1,7 +1,7 @@
 """Limits: the limits that a job passes before it runs, and their states. Pure.
 
-    concurrency  so many of a task, or of one of its keys, at once in the fleet
-    rate         so many starts in a time, never more in any such span
+    concurrency  at most n jobs of a task, or of one of its keys, at once in the fleet
+    rate         at most n starts in any span of a length
     order        one at a time, and the next only when the one before has ended for good
     resource     a share of what the fleet has (gpu=1)
 

@@ -1,4 +1,4 @@
-"""Jobs that may not run on: over their limit of time, CPU time or memory, or cancelled. Pure, like the core that asks.
+"""Jobs that must stop: over their limit of time, CPU time or memory, or cancelled. Pure, like the core that asks.
 
 Only consumers that were sent such a job are known here, and what they hold is read from the core's own books: the
 `leased` that is handed in once stays the same dictionary.

@@ -1,7 +1,7 @@
 """`taskq bench`: speed and memory on this machine, beside a bare skeleton and a process pool in the same run.
 
 Absolute figures say little on a shared machine. Each round measures both sides, one after the other; the ratio
-that is told is the median over the rounds.
+in the report is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 def bulk(skeleton: Skeleton, rounds: int) -> Figure:
-    """Jobs that do nothing, enqueued in bulk, to their end."""
+    """Jobs that do nothing, enqueued many at a time, to their end."""
     ours, bare = [], []
     for _ in range(rounds):
         ours.append(BULK_JOBS / timed(lambda: _enqueue_and_finish(BULK_JOBS)))

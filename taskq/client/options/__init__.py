@@ -1,1 +1,1 @@
-"""What can be asked of a job, how it is checked, and how it is worked out for each call."""
+"""The options of jobs: how they are written, checked, and worked out for each call."""

@@ -1,4 +1,4 @@
-"""What a producer may ask for a job beside its Spec: when it runs, and by which keys it is limited or unique.
+"""The options of a call, beside the Spec of its task: when the job runs, and the keys by which it is limited or unique.
 
 Evaluated where the job is enqueued, into the `Constraints` of the job. Pure but for the clock, which is passed in.
 """
@@ -53,7 +53,7 @@ class CallOptions:
         delay_s, at, expires_s, expires_at: see `TaskQ.task` and `Enqueuer.options`. Times are seconds since 1970.
         unique, limit_by, ordered_by: how keys are made, or None.
         waits_for_room: whether `enqueue` waits while the queue is full.
-        after: as `Terms.after`.
+        after: as `Constraints.after`.
         on_success: whether they are enqueued when the job that runs here has succeeded.
     """
 
@@ -70,12 +70,12 @@ class CallOptions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its jobs have no terms."""
+        """Whether its jobs have no constraints."""
         return replace(self, waits_for_room=False, on_success=False) == PLAIN
 
     @property
     def are_shared(self) -> bool:
-        """Whether the terms are the same whatever the arguments."""
+        """Whether the constraints are the same whatever the arguments."""
         return not any(key is not None for key in (self.unique, self.limit_by, self.ordered_by))
 
     def constraints(
@@ -86,7 +86,7 @@ class CallOptions:
         kwargs: Mapping[str, Any],
         wall: float,
     ) -> Constraints:
-        """The terms of one job.
+        """The constraints of one job.
 
         Args:
             function: of the task, for the names of its parameters; None if it is not known here.

@@ -1,4 +1,4 @@
-"""What is asked of functions without calling them: what they take, and which of them are one."""
+"""Facts about functions, found without calling them: what they take, and whether two are the same."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The options of tasks and jobs, as they are written: read, checked, and sorted into `Spec` and `CallOptions`.
 
-What all jobs of a task have in common becomes the Spec, and travels; what depends on the call becomes Rules, and stays
-with the producer.
+What all jobs of a task have in common becomes the Spec, and travels; what depends on the call becomes CallOptions, and
+stays with the producer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which errors of a job are worth another attempt, and when: the part of it that is code of the application.
+"""Which errors are worth another attempt, and when: the part of retries that is code of the application.
 
 It stays with the task, and is asked in the consumer, where the exception lives. What needs no code (how often, the list
 of delays) travels with the job in its `Spec`, and counts also where no exception is left to ask about: after a crash,
@@ -23,14 +23,14 @@ _NOT_ERRORS = (JobTimeout, Retry, Snooze, Cancel)
 
 
 class RetryRules(NamedTuple):
-    """The rules of one task."""
+    """When the jobs of one task are retried."""
 
     backoff: Callable[[int, BaseException], float] | None = None
     retry_on: tuple[type[BaseException], ...] | None = None
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def gives_up(self, error: BaseException) -> bool:
-        """Whether an error ends the job. A timeout never does: the rules are about what the code raises itself."""
+        """Whether an error ends the job. A timeout never does: this is about what the code raises itself."""
         if isinstance(error, _NOT_ERRORS):
             return False
         return isinstance(error, self.give_up_on) or (
@@ -69,7 +69,7 @@ def read_rules(
     """Checks the options of a task.
 
     Returns:
-        Its rules, and the list of delays that travels.
+        The retries of the task, and the list of delays that travels.
 
     Raises:
         ConfigError: an option makes no sense, alone or with the others.

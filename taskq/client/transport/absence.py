@@ -1,7 +1,7 @@
 """A fleet that does not answer: none runs, or its broker is there, but stopped or stuck.
 
-A client that got no answer in time says hello to the broker on another connection, and does not wait: as long as that
-is not answered either, each call knows it at once, and the first answer ends it.
+A client that got no answer in time says hello to the broker on another connection, and does not wait for the reply. As
+long as there is none, each call knows at once that the broker is silent; the first reply ends that.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reading what a generator among the tasks yields, while it runs and after.
 
 Items are numbered 0, 1, 2 ... and what has once been stored under a number never changes. A retry begins the generator
-anew: what it yields again, at numbers that are stored, is dropped, so every reader sees every number once. The reader
-asks for what follows; the broker answers when there is something, or the job has ended. So nothing is polled, a slow
-reader holds up nobody, and one that lost its connection goes on where it was.
+anew: items that it yields again, under stored numbers, are dropped, so every reader sees every number once. The reader
+asks for the items from a number on; the broker answers when there are some, or when the job has ended. So nothing is
+polled, a slow reader holds up nobody, and a reader that lost its connection goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Asks a directory without a fleet: starts a process that opens the journal under the broker's lock, and ends it again.
+"""Requests about a directory without a fleet: a process is started that opens the journal under the broker's lock.
 
-A process of its own, since what opens the journal must own the lock alone: a lock taken here would be inherited by
-whatever this program forks meanwhile, and would keep the next fleet out. See `taskq.broker.stopped`, which that
-process runs.
+It is a process of its own because whatever opens the journal must own the lock alone: a lock taken here would be
+inherited by whatever this program forks meanwhile, and would keep the next fleet out. That process runs
+`taskq.broker.stopped`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Handing in jobs: at once, when there is room in their queue, or when the job that runs here succeeds."""
+"""Submitting jobs: at once, when there is room in their queue, or when the job that runs here succeeds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What clients ask about jobs and queues: to see them, to cancel, retry and purge jobs, to pause queues.
+"""Requests about jobs and queues: to list, cancel, retry and purge jobs, and to pause queues.
 
-A request about many jobs looks at, or changes, as many jobs as take a few milliseconds, and its answer says where to go
-on: the client asks again until all is done, and the fleet goes on in between.
+A request about many jobs reads or changes as many as take a few milliseconds, and its answer says where to go on: the
+client asks again until all is done, and the fleet serves others in between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens when jobs are handed in: is there room, and is there one of their kind already?"""
+"""Admission of submitted jobs: is there room in the queue, and is there a job with the same unique key already?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Admitted(NamedTuple):
 
 
 class Consumers(Protocol):
-    """What must be known of the consumers; see `taskq.broker.consumers.pool.Crew`."""
+    """What must be known of the consumers; see `taskq.broker.consumers.pool.ConsumerPool`."""
 
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""

@@ -1,4 +1,4 @@
-"""What is decided but not durable yet, and who waits to hear of it: the only place that commits.
+"""The committer: what is decided but not durable yet, and who waits to hear of it. It commits once in a tick.
 
     submissions, effects of the core -> one transaction -> acknowledgements, results, log lines
 
@@ -434,7 +434,7 @@ class Committer:
             self._take_over(submission.ids, submission.constraints, taken)
 
     def _take_over(self, ids: list[bytes], constraints: list[Constraints], taken: Admitted) -> None:
-        """Jobs with terms are committed: some wait for their time, some have taken the place of others."""
+        """Jobs with constraints are committed: some wait for their time, some have taken the place of others."""
         for job in taken.replaced:
             self._core.forget(job.row, job.kept)
         effects = Effects(ended=taken.ended, notes=[Event("job.cancelled", {"row": row}) for row, _, _ in taken.ended])

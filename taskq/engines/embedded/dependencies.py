@@ -1,6 +1,6 @@
-"""Jobs that come after others: what follows from the ends of jobs, in the transaction that records these ends.
+"""Jobs that come after others: what follows from the end of a job, in the transaction that records that end.
 
-ended jobs -> edges -> becomes (a pure rule) -> let go | cancelled -> ended jobs -> ...
+ended jobs -> edges -> becomes (a pure rule) -> queued | cancelled -> ended jobs -> ...
 """
 
 from __future__ import annotations

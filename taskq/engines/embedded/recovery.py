@@ -1,4 +1,4 @@
-"""The start of a broker: what the journal says is brought in line with how its predecessor ended."""
+"""Recovery: when a broker starts, the journal is brought in line with how the broker before it ended."""
 
 from __future__ import annotations
 

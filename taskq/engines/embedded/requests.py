@@ -1,4 +1,4 @@
-"""What clients ask of the broker besides handing in jobs: each request goes to the part that answers it.
+"""The requests of clients other than submitting jobs: each goes to the part that answers it.
 
 About jobs and queues: `taskq.engines.embedded.admin`. About schedules: `taskq.engines.embedded.scheduler`. About the
 fleet: `FleetControls`, which the fleet hands in.

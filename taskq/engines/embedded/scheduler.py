@@ -1,4 +1,4 @@
-"""The schedules of a queue's directory: fires them when their time has come, and changes them when asked.
+"""The scheduler of a queue's directory: it fires schedules when they are due, and changes them on request.
 
 The broker's clock is the only one. A fire is a submission like a client's, and the schedule's next time is recorded in
 the same transaction: after a crash either both are there or neither, and then the same job is made again.

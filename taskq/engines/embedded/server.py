@@ -1,7 +1,7 @@
 """The broker's side of the client connections: bytes in, bytes out, and what no client may do to the others.
 
-A bad frame costs only its sender; a client that does not read, is not read from; whoever sends half a frame and
-falls silent is disconnected. What the frames mean is the broker's business (`taskq.broker.loop`).
+A bad frame costs only its sender; the broker stops reading from a client that does not read; a client that sends half a
+frame and falls silent is disconnected. What the frames mean is the broker's business (`taskq.broker.loop`).
 """
 
 from __future__ import annotations

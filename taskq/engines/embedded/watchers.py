@@ -1,4 +1,4 @@
-"""Clients that wait for the end of jobs, or for the items that these yield."""
+"""Clients that wait for the end of jobs, or for the items that jobs yield."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads payloads, whose bytes may be hostile."""
+"""Reads payloads. Their bytes may be hostile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes payloads; where that fails, finds which part of the value it was."""
+"""Makes payloads; if that fails, finds the part of the value that is to blame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both directions share: extension codes, the text of leaves, and how values are named in errors."""
+"""What encoding and decoding share: extension codes, the text of leaves, and how errors name values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One value to msgpack bytes: what each type becomes, and which types have no way."""
+"""One value as msgpack bytes: what each type becomes, and which types are refused."""
 
 from __future__ import annotations
 

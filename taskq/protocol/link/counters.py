@@ -1,8 +1,8 @@
 """What a consumer and the broker share: the counters block and the flight recorder.
 
-Both are one writer, one reader, and belong to ONE incarnation of a consumer: a process that is killed while it
-holds a multiprocessing Lock leaves it locked for ever, so nothing a consumer can die holding is shared with
-anyone but the broker, and all of it is thrown away with the process.
+Both have one writer and one reader, and belong to ONE consumer process: a process that is killed while it holds a
+multiprocessing Lock leaves it locked for ever, so a consumer shares what it could die holding with nobody but the
+broker, and all of it is thrown away with the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCK_TIMEOUT_S = 0.002
 class Counters:
     """The block: numbers under a Lock. Handed to the consumer by inheritance.
 
-    Numbers count the jobs sent to this incarnation: 1, 2, 3 ... They are claimed in this order, each by one *slot*, and
+    Numbers count the jobs sent to this process: 1, 2, 3 ... They are claimed in this order, each by one *slot*, and
     a slot runs one job at a time; a consumer has one slot, or as many as `--threads` says.
 
         valid_from            written by the broker: numbers below are no longer this consumer's
@@ -126,12 +126,12 @@ class Counters:
 
     @property
     def jobs_done(self) -> int:
-        """Jobs that this incarnation ended."""
+        """Jobs that this process ended."""
         return self._jobs_done[0]
 
     @property
     def busy_s(self) -> float:
-        """Seconds that this incarnation spent in jobs."""
+        """Seconds that this process spent in jobs."""
         return self._busy_s[0]
 
 

@@ -2,8 +2,8 @@
 
 The consumer reads a plain `multiprocessing.SimpleQueue`. The broker's loop must never wait for it (it may be stopped,
 with a full pipe), so here the writing end does not block, and what does not fit waits for the selector to say that
-there is room. A `multiprocessing.Queue` would carry the write in a thread, for whose turn a small job waited up to half
-a millisecond: it and the loop compete for Python's lock (measured with `perf trace`; the round trip took 1.5 ms).
+there is room. A `multiprocessing.Queue` writes in a thread, which competes with the loop for Python's lock: a small job
+waited up to half a millisecond for its turn (measured with `perf trace`; the round trip took 1.5 ms).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What consumers print: bytes of a pipe, cut into lines, cleaned, and told apart."""
+"""The output of consumers: bytes of a pipe, cut into lines, cleaned, and assigned to jobs."""
 
 from __future__ import annotations
 

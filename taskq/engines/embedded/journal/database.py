@@ -1,6 +1,6 @@
 """The connection to a journal: opening, checking, committing, a full disk, and how its rows become jobs.
 
-What the journal is asked and told stands in the classes that build on it: `taskq.engines.embedded.journal.sqlite`.
+The classes that build on it read and change the jobs: `taskq.engines.embedded.journal.sqlite`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The numbers that stand for partitions (`taskq.model.partition.Partition`) in the rows of the journal.
 
-There may be a partition for each key that ever was. The partition of a key has a number while a queued job stands in
-it: a job that waits for its time, or for another job, stands in the partition of its task without a key until it is
-queued. So what is kept of keys, here and in the journal, is bounded by the queued jobs and a constant.
+There may be a partition for each key that was ever used. The partition of a key has a number while a queued job is in
+it: a job that waits for its time, or for another job, is in the partition of its task without a key until it is queued.
+So the number of keys that are kept, here and in the journal, is bounded by the queued jobs and a constant.
 """
 
 from __future__ import annotations

@@ -87,11 +87,11 @@ class Store(Protocol):
         payloads: Iterable[bytes],
         constraints: Sequence[Constraints | None] | None = None,
     ) -> list[JobRow]:
-        """Takes in jobs: waiting ones where the terms say what they come after, scheduled ones where these say when
-        they are due, else queued. An id that is known already is the same job, sent again: it is left out.
+        """Takes in jobs: they wait if their constraints say what they come after, are scheduled if these say when they
+        are due, and are queued otherwise. An id that is known already is the same job, sent again: it is left out.
 
         Args:
-            terms: of each job; None: of no job.
+            constraints: of each job; None: of no job.
 
         Returns:
             The rows that are new, in order.
