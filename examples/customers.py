@@ -1,15 +1,16 @@
-"""What 23,570 real customers are worth, by the month of their first purchase, in chunks on all cores.
+"""Computes what 23,570 real customers are worth, by the month of their first purchase, in chunks on all cores.
 
-    pip install lifetimes            # ships the data, a text file; nothing of the package is imported
+    pip install lifetimes            # it contains the data, a text file; the package itself is not imported
     python examples/customers.py
 
-The data: everybody who bought for the first time at CDNOW, an online music shop, in January to March 1997,
-and all they bought until June 1998: 69,659 purchases, one a line (customer, day, number of CDs, dollars).
-Fader and Hardie made it public ("Forecasting Repeat Sales at CDNOW", 2001), and customer-base analysis has
-used it ever since.
+The data covers everyone who first bought at CDNOW, an online music shop, between January and March 1997, and
+everything they bought until June 1998: 69,659 purchases, one per line (customer, day, number of CDs, dollars).
+Fader and Hardie published it ("Forecasting Repeat Sales at CDNOW", 2001), and customer-base analysis has used
+it ever since.
 
-Two rounds: each job sums up the customers in a part of the file; then each job draws customers anew, many
-times (the bootstrap), which tells how sure the averages are. Prints a small report of the three groups.
+There are two rounds. In the first, each job sums up the customers in one part of the file. In the second, each
+job resamples the customers many times (the bootstrap), which shows how certain the averages are. At the end
+the program prints a short report on the three groups.
 """
 
 import importlib.util
@@ -29,7 +30,7 @@ DRAWS, DRAWS_PER_JOB = 1_000, 25
 
 @dataclass(frozen=True)
 class Customer:
-    """What one customer did, as far as it is known."""
+    """The known purchases of one customer."""
 
     first_day: str
     purchases: int
@@ -42,11 +43,11 @@ class Customer:
 
 @q.task
 def customers_in(file: Path, start: int, end: int) -> dict[int, Customer]:
-    """Sums up the lines that begin in a part of the file. The job gets a place in the file, not the data."""
+    """Sums up the lines that begin in one part of the file. The job gets a position in the file, not the data."""
     found: dict[int, Customer] = {}
     with file.open("rb") as lines:
         lines.seek(start)
-        lines.readline()  # the title, or a line of the part before this one
+        lines.readline()  # the header, or a line that belongs to the part before this one
         while lines.tell() <= end and (line := lines.readline()):
             number, day, _, dollars = line.split()
             add(found, int(number), Customer(day.decode(), 1, float(dollars)))
@@ -54,26 +55,26 @@ def customers_in(file: Path, start: int, end: int) -> dict[int, Customer]:
 
 
 def add(customers: dict[int, Customer], number: int, more: Customer) -> None:
-    """Adds what is known of a customer: one purchase in a job, then the sums of the parts."""
+    """Adds purchases of a customer: one at a time in a job, then the sums of the parts."""
     customers[number] = customers[number] + more if number in customers else more
 
 
 @q.task
 def averages_redrawn(values: list[float], seed: int) -> list[float]:
-    """The averages of as many values, drawn from these at random, again and again."""
+    """Returns the averages of random samples, each as large as the list of values."""
     chance = random.Random(seed)
     return [fmean(chance.choices(values, k=len(values))) for _ in range(DRAWS_PER_JOB)]
 
 
 def likely_range(values: list[float]) -> tuple[float, float]:
-    """Where the average lies with 95 % certainty, by drawing on all cores."""
+    """Returns the 95 % confidence interval of the average, sampled on all cores."""
     jobs = averages_redrawn.starmap(((values, seed) for seed in range(DRAWS // DRAWS_PER_JOB)), ordered=False)
     averages = sorted(average for some in jobs for average in some)
     return averages[len(averages) // 40], averages[-len(averages) // 40]
 
 
 def data_file() -> Path:
-    """Where the package lifetimes has the data."""
+    """Finds the data in the package lifetimes."""
     spec = importlib.util.find_spec("lifetimes")
     if spec is None or spec.origin is None:
         raise SystemExit("the data comes with the package lifetimes: pip install lifetimes")
@@ -93,7 +94,7 @@ def main() -> None:
         purchases = sum(customer.purchases for customer in customers.values())
         print(f"CDNOW, 1997: {len(customers):,} customers, {purchases:,} purchases; ", end="")
         print(f"{len(parts)} parts combined in {time.perf_counter() - start:.2f} s\n")
-        print("first purchase   customers   came back   purchases   dollars   (95 % sure)")
+        print("first purchase   customers   came back   purchases   dollars   (95 % interval)")
         for month, name in MONTHS.items():
             group = [customer for customer in customers.values() if customer.first_day.startswith(month)]
             dollars = [customer.dollars for customer in group]
@@ -104,7 +105,7 @@ def main() -> None:
                 f"   ({low:.2f} to {high:.2f})"
             )
         seconds = time.perf_counter() - start
-        print(f"\nEach group was drawn anew {DRAWS:,} times. It took {seconds:.1f} s in all")
+        print(f"\nEach group was resampled {DRAWS:,} times. It took {seconds:.1f} s in all")
 
 
 if __name__ == "__main__":

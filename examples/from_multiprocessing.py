@@ -1,11 +1,11 @@
-"""The multiprocessing tutorials, and the same programs in taskq.
+"""The programs of the multiprocessing tutorials, written with taskq.
 
     python examples/from_multiprocessing.py
 
-Each step stands below as a comment in its multiprocessing form, then in ours, which is what runs. It takes
-about five seconds, four of them in step 5, where four tasks of two seconds share two workers. What changes
-when you come from there: the work outlives this program and its crashes, and no step needs a lock, a
-sentinel, or a join in the right place.
+Each step is shown twice: as a comment in its multiprocessing form, then in taskq, which is the code that runs.
+It takes about five seconds, four of them in step 5, where four tasks of two seconds share two workers. What
+changes for you: the work outlives this program and its crashes, and no step needs a lock, a sentinel, or a
+join in the right place.
 """
 
 import multiprocessing
@@ -19,13 +19,13 @@ q = TaskQ("from_multiprocessing")
 
 @q.task
 def greet(name: str) -> str:
-    """Tells who says it: the process of a consumer."""
+    """Says hello, and from which consumer's process."""
     return f"Hello {name}, from process {os.getpid()}"
 
 
 @q.task
 def eat(fruit: str) -> str:
-    """Prints, which goes to the fleet's log, and returns, which goes to whoever asks for the result."""
+    """Prints a line for the fleet's log, and returns a value for whoever asks for the result."""
     print("eating:", fruit)
     return fruit.upper()
 
@@ -38,17 +38,19 @@ def square(number: int) -> int:
 
 @q.task
 def work(name: str, seconds: float) -> tuple[str, float, float]:
-    """Takes its time, and returns when it began and ended."""
+    """Takes some time, and returns when it began and ended."""
     began = time.time()
     time.sleep(seconds)
     return name, began, time.time()
 
 
 def main() -> None:
-    """The steps, in the order of the tutorials."""
+    """Runs the steps, in the order of the tutorials."""
     # with Pool(2) as pool:
     with q.fleet(consumers=2):
-        before = q.client.status()["totals"]["succeeded"]  # in earlier runs: the totals last as the jobs do
+        before = q.client.status()["totals"][
+            "succeeded"
+        ]  # of earlier runs: the totals are kept as long as the directory
 
         # process = Process(target=greet, args=("Ada",)); process.start(); process.join(); process.exitcode
         job = greet.enqueue("Ada")
@@ -60,8 +62,8 @@ def main() -> None:
         print("2. A queue:", ", ".join(job.result(timeout=10) for job in jobs))
 
         # lock = Lock(); Process(target=eat, args=(lock, fruit)) ...; with lock: print(fruit)
-        print("3. A lock around the output: not needed. Results come back to one place, as above, and what")
-        print("   jobs print goes line by line, each with its job's id, to the log: `taskq logs`")
+        print("3. A lock around the output is not needed. Results come back to one place, as above, and what")
+        print("   jobs print goes to the log line by line, each with its job's id: `taskq logs`")
 
         # pool.map(square, [1, 2, 3, 4])
         print("4. Pool.map:", list(square.map([1, 2, 3, 4])))
@@ -72,7 +74,7 @@ def main() -> None:
 
         # multiprocessing.cpu_count()
         print(f"6. cpu_count() is {multiprocessing.cpu_count()}.", end=" ")
-        print("q.fleet() without a number starts a consumer for each CPU that this process may use")
+        print("q.fleet() without a number starts one consumer for each CPU that this process may use")
 
         # counter = Value("i", 0); ...; with counter.get_lock(): counter.value += 1
         status = q.client.status()
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def timeline(spans: list[tuple[str, float, float]]) -> None:
-    """Draws who worked when; a column is a tenth of a second."""
+    """Draws when each task worked; one column is a tenth of a second."""
     start = min(began for _, began, _ in spans)
     for name, began, ended in sorted(spans):
         bar = " " * round((began - start) * 10) + "#" * round((ended - began) * 10)

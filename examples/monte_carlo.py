@@ -1,11 +1,11 @@
-"""The price of an option by simulation, spread over all cores; watch the error shrink while results arrive.
+"""Computes the price of an option by simulation on all cores; watch the error shrink while results arrive.
 
     pip install numpy
     python examples/monte_carlo.py
 
-A share stands at 100. What is the right worth to buy it for 105 in a year (5 % interest, 20 % volatility)?
-Each job plays 500,000 possible years; results are combined as they come, in whatever order. Theory (Black
-and Scholes, 1973) knows the answer, 8.02, and that the error halves with four times the work: see both.
+A share costs 100. How much is the right to buy it for 105 in a year worth (5 % interest, 20 % volatility)?
+Each job simulates 500,000 possible years, and results are combined as they come, in any order. Theory (Black
+and Scholes, 1973) gives the answer, 8.02, and says that four times the work halves the error. You can watch both.
 """
 
 import math
@@ -23,9 +23,9 @@ JOBS, PATHS = 256, 500_000
 
 @q.task
 def play(seed: int, paths: int = PATHS) -> tuple[int, float, float]:
-    """Plays so many years. Returns how many, and the sum of what the option paid and of its squares.
+    """Simulates years. Returns their number, the sum of what the option paid, and the sum of its squares.
 
-    The seed is an argument: a job that runs again, for whatever reason, gives the same result.
+    The seed is an argument, so a job that runs again, for whatever reason, returns the same result.
     """
     normal = np.random.default_rng([1973, seed]).standard_normal(paths)
     share = SHARE * np.exp((INTEREST - VOLATILITY**2 / 2) * YEARS + VOLATILITY * math.sqrt(YEARS) * normal)
@@ -34,7 +34,7 @@ def play(seed: int, paths: int = PATHS) -> tuple[int, float, float]:
 
 
 def theory() -> float:
-    """The price by the formula of Black and Scholes."""
+    """Returns the price by the formula of Black and Scholes."""
     spread = VOLATILITY * math.sqrt(YEARS)
     d1 = (math.log(SHARE / STRIKE) + (INTEREST + VOLATILITY**2 / 2) * YEARS) / spread
     probability = NormalDist().cdf
@@ -42,7 +42,7 @@ def theory() -> float:
 
 
 def main() -> None:
-    """Combines the results while they arrive, and tells at every doubling."""
+    """Combines the results as they arrive, and prints a line whenever their number has doubled."""
     exact = theory()
     with q.fleet():
         print("       years    price   +/- 95 %   off by")

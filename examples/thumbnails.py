@@ -1,11 +1,11 @@
-"""Thousands of thumbnails of real photographs, on all cores; a damaged image costs nobody but itself.
+"""Makes thousands of thumbnails of real photographs on all cores; a damaged image harms no other.
 
-    pip install pillow scikit-learn            # scikit-learn for its two sample photographs
-    python examples/thumbnails.py              # 2,000 crops of these
-    python examples/thumbnails.py ~/Pictures   # one thumbnail of each file of yours
+    pip install pillow scikit-learn            # scikit-learn has two sample photographs
+    python examples/thumbnails.py              # 2,000 crops of them
+    python examples/thumbnails.py ~/Pictures   # one thumbnail of each file in your folder
 
-It prints the images per second, where they are, and why the ones that failed did: without a folder of
-yours, a copy of a photograph that was cut off in the middle is among them.
+The program prints how many images it made per second, where they are, and why some failed. If you name no
+folder, one of the images is a truncated copy of a photograph, which does fail.
 """
 
 import argparse
@@ -28,9 +28,9 @@ Arguments = tuple[Path, Path, int, Crop | None]  # of one job
 
 @q.task(retries=0, timeout=30)  # a damaged file is as damaged a second later
 def thumbnail(source: Path, target: Path, size: int, crop: Crop | None = None) -> int:
-    """Makes one thumbnail and returns its size in bytes. Paths travel, not pictures.
+    """Makes one thumbnail and returns its size in bytes. The arguments are paths, not pictures.
 
-    A job may run twice, if its process dies at the wrong moment: so the picture gets its name at the very end.
+    A job may run twice if its process dies at the wrong moment, so the file gets its final name at the very end.
     """
     with Image.open(source) as image:
         picture = image.crop(crop) if crop else image
@@ -43,16 +43,16 @@ def thumbnail(source: Path, target: Path, size: int, crop: Crop | None = None) -
 
 
 def of_folder(folder: Path, target: Path) -> Iterator[Arguments]:
-    """The arguments of one job for each file."""
+    """Yields the arguments of one job for each file."""
     for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
         yield path, target / f"{number:05}-{path.stem}.jpg", 256, None
 
 
 def of_samples(count: int, target: Path) -> Iterator[Arguments]:
-    """The arguments of many crops of scikit-learn's photographs, with a damaged one among them."""
-    spec = importlib.util.find_spec("sklearn")  # without the second that its import would take
+    """Yields the arguments for many crops of scikit-learn's photographs, and for a damaged copy of one."""
+    spec = importlib.util.find_spec("sklearn")  # importing it would take a second
     if spec is None or spec.origin is None:
-        raise SystemExit("the photographs come with scikit-learn: pip install scikit-learn, or name a folder")
+        raise SystemExit("the sample photographs are part of scikit-learn: pip install scikit-learn, or name a folder")
     images = Path(spec.origin).parent / "datasets" / "images"
     photographs = [images / "china.jpg", images / "flower.jpg"]
     damaged = target / "damaged.jpg"
@@ -71,8 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes thumbnails on all cores.")
     target = Path(tempfile.gettempdir(), "taskq-thumbnails")
     parser.add_argument("folder", type=Path, nargs="?", help="your photographs (default: scikit-learn's two)")
-    parser.add_argument("--to", type=Path, default=target, help="the folder of the thumbnails")
-    parser.add_argument("--count", type=int, default=2_000, help="how many crops of the two photographs")
+    parser.add_argument("--to", type=Path, default=target, help="the folder for the thumbnails (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=2_000, help="how many crops to make of the two photographs (default: %(default)s)"
+    )
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
     if options.folder:

@@ -1,10 +1,10 @@
 """Indexes every source file of Python's standard library on all cores, then answers queries.
 
     python examples/word_index.py                               # a few queries
-    python examples/word_index.py "deque maxlen" pickle         # yours: the lines that have all the words
+    python examples/word_index.py "deque maxlen" pickle         # your queries: lines with all of the words
 
-Each file is one job: about 1,800 of them, 30 MB of source. It prints the time that took, and for each query
-the number of lines and the first of them, as file:line.
+Each file is one job: about 1,800 jobs, 30 MB of source. The program prints how long the indexing took, and for
+each query the number of matching lines and the first three of them, as file:line.
 """
 
 import re
@@ -24,7 +24,7 @@ QUERIES = ["antigravity", "deque maxlen", "raise notimplementederror", "todo"]
 
 @q.task
 def index(path: Path) -> dict[str, list[int]]:
-    """The words of a file, and the lines on which each stands."""
+    """Returns the words of a file, each with the numbers of its lines."""
     lines_of: dict[str, list[int]] = {}
     for number, line in enumerate(lines(path), 1):
         for word in set(WORD.findall(line.lower())):
@@ -33,12 +33,12 @@ def index(path: Path) -> dict[str, list[int]]:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a source file."""
+    """Returns the lines of a source file."""
     return path.read_text("utf-8", errors="replace").split("\n")
 
 
 def main() -> None:
-    """Indexes, with the results taken in as they come, in the order of the files; then looks up."""
+    """Builds the index from the results, in the order of the files; then answers the queries."""
     queries = sys.argv[1:] or QUERIES
     paths = sorted(path for path in LIBRARY.rglob("*.py") if "site-packages" not in path.parts)
     places: dict[str, dict[Path, list[int]]] = defaultdict(dict)  # word -> file -> lines
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def answer(query: str, places: dict[str, dict[Path, list[int]]]) -> None:
-    """Prints where all words of a query stand on one line."""
+    """Prints the lines that have all words of a query."""
     start = time.perf_counter()
     words = WORD.findall(query.lower())
     found = [places.get(word, {}) for word in words] or [{}]

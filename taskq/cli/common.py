@@ -30,8 +30,8 @@ FleetArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="APP",
-        help="The application, or its queue's directory. Without it TASKQ_APP counts, "
-        "then TASKQ_URL, then app in pyproject.toml, then the only queue there is.",
+        help="The application, or its directory. Default: TASKQ_APP, then TASKQ_URL, then app in pyproject.toml, "
+        "then the only queue that you have.",
         show_default=False,
     ),
 ]

@@ -23,12 +23,14 @@ def stop(
     app: FleetArgument = None,
     timeout: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Wait so long; the fleet goes on stopping.", show_default="no limit"),
+        typer.Option(
+            metavar="TIME", help="How long to wait; the fleet goes on stopping after that.", show_default="no limit"
+        ),
     ] = None,
 ) -> None:
     """Stop the fleet, and wait until it has stopped.
 
-    Running jobs may end, within the --stop-timeout of the worker.
+    Running jobs may finish, within the --stop-timeout of the worker.
     Call it twice to end them now: they run again when a fleet starts.
 
     $ taskq stop app.py:q --timeout 1m
@@ -57,7 +59,8 @@ def reload(app: FleetArgument = None) -> None:
     """Load new code: replace the consumers one by one.
 
     No job is interrupted, and new jobs are accepted all the time.
-    Returns when the first consumer runs the new code; if that does not start, the old ones stay.
+    The command returns when the first consumer runs the new code. If that does
+    not start, the old consumers stay.
 
     $ taskq reload app.py:q
     """
@@ -140,7 +143,7 @@ def _left(directory: Directory, elapsed_s: float) -> str:
     queued, scheduled, waiting = (said[0].get(state, 0) for state in ("queued", "scheduled", "waiting"))
     count = queued + scheduled + waiting
     if not count:
-        return "; no job waits"
-    reasons = [f"{number} for {what}" for number, what in ((scheduled, "their time"), (waiting, "others")) if number]
+        return "; no pending jobs"
+    reasons = [f"{number} {state}" for number, state in ((scheduled, "scheduled"), (waiting, "waiting")) if number]
     why = f" ({', '.join(reasons)})" if reasons else ""
-    return f"; {count_of(count, 'job')} {'waits' if count == 1 else 'wait'} for the next fleet{why}"
+    return f"; {count_of(count, 'job')} {'stays' if count == 1 else 'stay'} for the next fleet{why}"

@@ -38,7 +38,7 @@ from taskq.telemetry.render import duration_text, escape
 
 IdArgument = Annotated[
     str,
-    typer.Argument(metavar="ID", help="The job's id, or a part of it; APP may come first.", show_default=False),
+    typer.Argument(metavar="ID", help="The job's id, or a unique part of it. APP may come first.", show_default=False),
 ]
 
 # -- enqueue
@@ -46,12 +46,17 @@ IdArgument = Annotated[
 
 def enqueue(
     app: Annotated[
-        str, typer.Argument(metavar="APP", help="May be left out where TASKQ_APP or pyproject.toml has it.")
+        str,
+        typer.Argument(metavar="APP", help="The application; leave it out if TASKQ_APP or pyproject.toml names it."),
     ],
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="The task's name.", show_default=False)] = None,
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGS", help="Each is read as JSON, else taken as text.", show_default=False),
+        typer.Argument(
+            metavar="ARGS",
+            help="The task's arguments. Each is read as JSON, or else taken as text.",
+            show_default=False,
+        ),
     ] = None,
     *,
     kwargs: Annotated[str, typer.Option(metavar="JSON", help="Keyword arguments, as a JSON object.")] = "{}",
@@ -62,21 +67,21 @@ def enqueue(
             "--option",
             "-o",
             metavar="NAME=VALUE",
-            help="An option of the job, such as delay=5m, priority=3 or unique=KEY. Repeat it.",
+            help="An option of the job, such as delay=5m, priority=3 or unique=KEY. Can be repeated.",
             show_default=False,
         ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", metavar="", help="Wait for the end, and print the result as JSON.")
+        bool, typer.Option("--wait", metavar="", help="Wait until the job has ended, and print its result as JSON.")
     ] = False,
     timeout: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Wait so long; the job goes on.", show_default="no limit"),
+        typer.Option(metavar="TIME", help="How long to wait; the job goes on after that.", show_default="no limit"),
     ] = None,
 ) -> None:
-    """Enqueue a job, and print its id. With no fleet there, it waits for the next one.
+    """Enqueue a job, and print its id. Without a fleet, it goes to the spool.
 
-    A job that failed makes --wait exit with 8.
+    With --wait, the exit code is 8 if the job fails.
 
     $ taskq enqueue app.py:q thumbnail cat.jpg --kwargs '{"size": 128}'
     $ taskq enqueue app.py:q add 1 2 --wait
@@ -99,7 +104,7 @@ def enqueue(
         return
     print(job.id, flush=True)
     if job.is_duplicate:
-        tell("there is one of its kind already: that is its id")
+        tell("a job of the same kind has not ended yet: this is its id")
 
 
 #: Options whose value is a text as it is, and those that are spans of time.
@@ -161,7 +166,7 @@ def _keywords(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"--kwargs {text!r} is not JSON ({error}): write it as '{{\"size\": 128}}'") from None
     if not isinstance(named, dict):
-        raise ConfigError(f"--kwargs {text!r} is no JSON object: write it as '{{\"size\": 128}}'")
+        raise ConfigError(f"--kwargs {text!r} is not a JSON object: write it as '{{\"size\": 128}}'")
     return named
 
 
@@ -175,7 +180,7 @@ def _value(text: str) -> Any:
 
 
 def _refuse(_name: str) -> None:
-    raise ValueError("NaN and Infinity are no JSON: taken as text")
+    raise ValueError("NaN and Infinity are not JSON: taken as text")
 
 
 def _task(app: TaskQ, reference: str, name: str) -> Task[..., Any]:
@@ -190,7 +195,7 @@ def _task(app: TaskQ, reference: str, name: str) -> Task[..., Any]:
 
 
 def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) -> None:
-    """Show all that is known of a job.
+    """Show everything that is known about a job.
 
     $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
@@ -204,7 +209,12 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
     rows = [
         ("job", info.id),
         ("state", info.state.value),
-        ("task", f"{info.task} (queue {info.queue})" if info.task else "told once a fleet has taken it in"),
+        (
+            "task",
+            f"{info.task} (queue {info.queue})"
+            if info.task
+            else "not known until a fleet takes the job from the spool",
+        ),
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
@@ -241,10 +251,10 @@ def cancel(
     app: FleetArgument = None,
     *,
     running: Annotated[
-        bool, typer.Option("--running/--not-running", help="Also stop it if it runs already.", show_default="--running")
+        bool, typer.Option("--running/--not-running", help="Also stop it if it is running.", show_default="--running")
     ] = True,
 ) -> None:
-    """Cancel a job; one that runs is told to stop, and killed 2 s later.
+    """Cancel a job. A running job is told to stop, and killed 2 s later.
 
     $ taskq cancel 019c8a1f2e0b7a30a5f1d2c3b4a59687
     """
@@ -255,7 +265,7 @@ def cancel(
         print(f"{handle.id} is cancelled")
         return
     state = handle.state()
-    tell(f"job {handle.id} is {state.value}, and is not cancelled")
+    tell(f"job {handle.id} is {state.value} and was not cancelled")
     raise typer.Exit(Exit.FAILED)
 
 

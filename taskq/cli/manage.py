@@ -33,16 +33,18 @@ from taskq.model.info import JobInfo
 from taskq.model.job import JobState
 from taskq.telemetry.render import duration_text
 
-StateOption = Annotated[str | None, typer.Option(metavar="STATE", help=f"Only jobs that are {', '.join(JobState)}.")]
+StateOption = Annotated[
+    str | None, typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(JobState)}.")
+]
 TaskOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
 QueueOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this queue.")]
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]... [APP]", help="Jobs by their ids; and the application.", show_default=False),
+    typer.Argument(metavar="[ID]... [APP]", help="The ids of jobs, and the application.", show_default=False),
 ]
 QueuesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="QUEUE... [APP]", help="Queues by name; and the application.", show_default=False),
+    typer.Argument(metavar="QUEUE... [APP]", help="The names of queues, and the application.", show_default=False),
 ]
 
 # -- jobs
@@ -53,16 +55,17 @@ def jobs(
     state: StateOption = None,
     task: TaskOption = None,
     queue: QueueOption = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="List at most N jobs.")] = 50,
     before: Annotated[
-        str | None, typer.Option(metavar="ID", help="Go on with those enqueued before this job: the last of a list.")
+        str | None,
+        typer.Option(metavar="ID", help="List jobs enqueued before this one, such as the last of a list."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first.
 
-    --state failed lists the dead letters: jobs that failed for good, which are
-    kept until they are retried or purged.
+    --state failed lists the dead letters: jobs that have no retries left. They
+    are kept until they are retried or purged.
 
     $ taskq jobs --state failed
     $ taskq jobs app.py:q --state failed --task thumbnail --json | jq .[].error
@@ -134,8 +137,8 @@ def retry(
 ) -> None:
     """Queue failed jobs again, with all their retries.
 
-    They go to the end of their queues; their attempts are counted on, and what
-    happened before stays in their history.
+    They go to the end of their queues. The count of their attempts goes on, and
+    their history is kept.
 
     $ taskq retry 019c8a1f2e0b7a30a5f1d2c3b4a59687
     $ taskq retry app.py:q --task thumbnail
@@ -181,13 +184,15 @@ def purge(
     queue: QueueOption = None,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Only jobs that ended (or, if they wait, came in) 10m, 2h, 7d ... ago."),
+        typer.Option(
+            metavar="TIME", help="Only jobs that ended (or, if pending, were enqueued) more than 10m, 2h, 7d ... ago."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask.")] = False,
 ) -> None:
     """Remove jobs for good, in any state but running.
 
-    With --state queued it empties queues: whoever waits for those jobs hears
+    --state queued empties queues: programs that wait for these jobs are told
     that they are gone.
 
     $ taskq purge 019c8a1f2e0b7a30a5f1d2c3b4a59687
@@ -222,10 +227,10 @@ def _confirm(question: str, yes: bool) -> None:
 
 
 def pause(words: QueuesArgument = None) -> None:
-    """Pause queues: what runs may end, the other jobs wait.
+    """Pause queues: running jobs may finish, and no other job starts.
 
-    New jobs are accepted. It lasts until `taskq resume`, also across restarts.
-    A fleet started with --drain does not wait for the jobs of paused queues.
+    New jobs are accepted. The pause lasts until `taskq resume`, also across
+    restarts. A fleet with --drain does not wait for jobs of paused queues.
 
     $ taskq pause mail
     $ taskq pause mail images app.py:q
@@ -243,7 +248,7 @@ def pause(words: QueuesArgument = None) -> None:
 
 def resume(
     words: QueuesArgument = None,
-    every: Annotated[bool, typer.Option("--all", metavar="", help="All queues that are paused.")] = False,
+    every: Annotated[bool, typer.Option("--all", metavar="", help="All paused queues.")] = False,
 ) -> None:
     """Let the jobs of paused queues run again.
 
@@ -261,7 +266,7 @@ def resume(
             return
     changed = application.resume(*queues)
     for queue in queues:
-        print(f"{queue} {'goes on' if queue in changed else 'was not paused'}")
+        print(f"{queue} {'is resumed' if queue in changed else 'was not paused'}")
 
 
 # -- helpers

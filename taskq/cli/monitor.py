@@ -46,7 +46,7 @@ _STATE_STYLES = {
 def status(
     app: FleetArgument = None,
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", metavar="", help="Show it again each second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", metavar="", help="Update it every second.")] = False,
 ) -> None:
     """Show what the fleet is doing.
 
@@ -144,7 +144,7 @@ def _activity(consumer: dict[str, Any]) -> str:
 
 def _queues(queues: dict[str, dict[str, int]], paused: list[str], width: int | None) -> list[Text]:
     if not queues and not paused:
-        return [Text("no job waits")]
+        return [Text("no pending or running jobs")]
     states = ("queued", "running", "scheduled", "waiting")
     # a script that reads a pipe counts the columns
     some = [state for state in states if width is None or any(counts.get(state) for counts in queues.values())]
@@ -200,23 +200,27 @@ def _megabytes(count: int) -> str:
 def logs(
     app: FleetArgument = None,
     is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", metavar="", help="Go on with new lines as they come.")
+        bool, typer.Option("--follow", "-f", metavar="", help="Go on, and show new lines as they come.")
     ] = False,
     last: Annotated[
         int | None,
         typer.Option("-n", min=0, metavar="N", help="Only the last N lines.", show_default="all; with -f 10"),
     ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this task.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only lines about this task.")] = None,
     job: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Only of this job; the beginning or end of its id will do."),
+        typer.Option(metavar="ID", help="Only lines about this job; the beginning or end of its id is enough."),
     ] = None,
-    event: Annotated[str | None, typer.Option(metavar="NAME", help="Only this event; job.* for all of jobs.")] = None,
-    level: Annotated[str | None, typer.Option(metavar="|".join(LOG_LEVELS), help="Only from this level on.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 10m, 2h, 7d ...")] = None,
+    event: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this event; job.* for all events of jobs.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="|".join(LOG_LEVELS), help="Only lines of this level or above.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only lines of the last 10m, 2h, 7d ...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the log, also of a fleet that no longer runs.
+    """Show the log, also that of a fleet that no longer runs.
 
     $ taskq logs -f
     $ taskq logs app.py:q --level warning --since 1h

@@ -17,7 +17,7 @@ import typer
 from taskq.cli.common import closed_pipe, fail, version
 from taskq.model.errors import TaskQError
 
-_RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Look", "More"
+_RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Watch", "More"
 
 #: The commands as `taskq --help` lists them: name (also of the function): module and heading.
 _COMMANDS = {
@@ -50,7 +50,7 @@ $ taskq worker app.py:q              run a fleet for the TaskQ q in app.py
 $ taskq enqueue app.py:q add 1 2     have the fleet run add(1, 2)
 
 APP is module:attribute or path/file.py:attribute.
-Set TASKQ_APP, or app in \\[tool.taskq] of pyproject.toml, and it may be left out."""
+You can leave it out if TASKQ_APP, or app in \\[tool.taskq] of pyproject.toml, names it."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,7 +84,7 @@ def build(argv: list[str]) -> typer.Typer:
     for name, (module, panel) in _COMMANDS.items():
         if name == called or called not in _COMMANDS:
             function = getattr(import_module(f"taskq.cli.{module}"), name)
-            # -1 is an argument of a task
+            # -1 is an argument of a task, not an option
             settings = {"ignore_unknown_options": True} if name == "enqueue" else {}
             program.command(name, rich_help_panel=panel, context_settings={**_HELP_OPTIONS, **settings})(function)
     return program

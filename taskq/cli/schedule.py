@@ -31,15 +31,15 @@ def schedule(
         list[str] | None,
         typer.Argument(
             metavar="[pause|resume|run|remove NAME] [APP]",
-            help="What to do with a schedule, and the application or its queue's directory, as for the other commands.",
+            help="What to do with a schedule, and the application or its directory.",
             show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the schedules and their next times; pause or resume one, run it now, remove it.
+    """List the schedules; pause or resume one, run it now, or remove it.
 
-    A schedule that stands in the code cannot be removed here: pause it.
+    A schedule that is declared in the code cannot be removed here: pause it.
     run prints the id of the job.
 
     $ taskq schedule app.py:q

@@ -58,12 +58,12 @@ def worker(
 ) -> None:
     """Run a fleet: a broker, and consumers that run the jobs of APP.
 
-    Ctrl-C, SIGTERM or the closing of its terminal stops it: running jobs may
-    end, the others wait for the next fleet; a second time it does not wait
-    (two SIGTERMs within a second are one). kill -HUP loads new code.
+    Ctrl-C, SIGTERM or closing the terminal stops it: running jobs may finish,
+    the others stay for the next fleet. A second signal ends running jobs at once
+    (two SIGTERMs within a second count as one). kill -HUP loads new code.
 
-    Each option is also a variable (TASKQ_STOP_TIMEOUT) and a key in
-    \\[tool.taskq] of pyproject.toml (stop-timeout): see taskq config.
+    Each option can also be set by a variable, such as TASKQ_STOP_TIMEOUT, and by
+    a key in \\[tool.taskq] of pyproject.toml, such as stop-timeout: see taskq config.
 
     $ taskq worker app.py:q
     $ taskq worker shop.tasks:q --consumers 8 --queues mail,images

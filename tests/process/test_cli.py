@@ -141,7 +141,7 @@ def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
         (["worker", JOBS, "--queues", "a b"], "'a b'"),
         (["enqueue", JOBS], "which task"),
         (["enqueue", JOBS, "add", "1", "--kwargs", "{b: 2}"], "is not JSON"),
-        (["enqueue", JOBS, "add", "1", "--kwargs", "[2]"], "no JSON object"),
+        (["enqueue", JOBS, "add", "1", "--kwargs", "[2]"], "not a JSON object"),
         (["enqueue", JOBS, "add", "1", "--wiat"], "no such option: --wiat"),
         (["enqueue", JOBS, "add"], "missing a required argument: 'a'"),
         (["enqueue", JOBS, "add", "1", "--queue", "a/b"], "queue name 'a/b'"),
@@ -401,22 +401,22 @@ def test_logs_that_are_not_there(home: Path) -> None:
 
 
 def test_stop_tells_of_every_job_that_is_left(home: Path) -> None:
-    """Also of those that are not queued: they wait for their time, or for others."""
+    """Also of those that are not queued but scheduled or waiting."""
     with started(home, "worker", JOBS, "--consumers", "1") as worker:
         wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
-        assert "no job waits" in taskq(home, "status").stdout
+        assert "no pending or running jobs" in taskq(home, "status").stdout
         later = jobs.add.options(delay=3600).enqueue(1)
         jobs.add.options(delay=3600).enqueue(2)
         jobs.add.options(after=[later]).enqueue(3)
         done = taskq(home, "stop")
-        assert done.stdout.endswith("; 3 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        assert done.stdout.endswith("; 3 jobs stay for the next fleet (2 scheduled, 1 waiting)\n")
         worker.communicate(timeout=DEADLINE_S)
     with started(home, "worker", JOBS, "--consumers", "1") as worker:
         wait_until(lambda: taskq(home, "status").returncode == Exit.OK, "a fleet that answers")
         jobs.q.pause("default")
         jobs.add.enqueue(4)
         done = taskq(home, "stop")
-        assert done.stdout.endswith("; 4 jobs wait for the next fleet (2 for their time, 1 for others)\n")
+        assert done.stdout.endswith("; 4 jobs stay for the next fleet (2 scheduled, 1 waiting)\n")
         worker.communicate(timeout=DEADLINE_S)
     logged = [event for event in read(home) if event["event"] in ("fleet.started", "fleet.stopped")]
     told = [(event["queued"], event["scheduled"], event["waiting"]) for event in logged]
@@ -441,7 +441,7 @@ def test_stop(home: Path, gate: Gate, tmp_path: Path) -> None:
         done = taskq(home, "stop")
         assert (done.returncode, done.stderr) == (Exit.OK, "")
         assert done.stdout.startswith("stopped in ")
-        assert done.stdout.endswith("no job waits\n")
+        assert done.stdout.endswith("no pending jobs\n")
         again = taskq(home, "worker", JOBS, "--drain", "--consumers", "1")  # what stop waited for
         assert again.returncode == Exit.OK, again
         worker.communicate(timeout=DEADLINE_S)
@@ -526,7 +526,7 @@ def test_enqueue_with_options(shared: Fleet, tmp_path: Path) -> None:
     first = taskq(shared.home, *arguments, "-o", "unique=one", "-o", "at=2090-01-01T00:00:00+01:00")
     second = taskq(shared.home, *arguments, "-o", "unique=one")
     assert first.stdout == second.stdout
-    assert "one of its kind" in second.stderr
+    assert "of the same kind" in second.stderr
     for job in (scheduled, first):
         assert taskq(shared.home, "cancel", job.stdout.strip()).returncode == Exit.OK
     for option, text in (

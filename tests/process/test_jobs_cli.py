@@ -405,9 +405,9 @@ def test_pause_and_resume_by_command(fleet: Fleet) -> None:
     assert ["default", "1", "0", "0", "0", "paused"] in lines
     assert ["mail", "0", "0", "0", "0", "paused"] in lines
     assert json.loads(taskq(fleet.home, "status", "--json").stdout)["paused"] == ["default", "mail"]
-    assert taskq(fleet.home, "resume", "default", "never").stdout == "default goes on\nnever was not paused\n"
+    assert taskq(fleet.home, "resume", "default", "never").stdout == "default is resumed\nnever was not paused\n"
     assert job.result(10) == 2
-    assert taskq(fleet.home, "resume", "--all").stdout == "mail goes on\n"
+    assert taskq(fleet.home, "resume", "--all").stdout == "mail is resumed\n"
     done = taskq(fleet.home, "resume", "--all")
     assert (done.returncode, done.stdout) == (Exit.OK, "")
     assert done.stderr == "taskq: nothing to resume: no queue is paused\n"

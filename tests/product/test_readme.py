@@ -276,6 +276,8 @@ def entries(path: Path, suffix: str) -> int:
 
 def test_the_proofs_are_counted_right() -> None:
     planted = sum(entries(path, "BUGS") for path in (ROOT / "tests" / "simulation").glob("*.py"))
-    assert f"{planted} planted bugs" in " ".join(README.split())
+    told = re.search(r"more than (\d+) planted bugs", " ".join(README.split()))
+    assert told is not None
+    assert planted > int(told[1])
     rows = entries(ROOT / "tests" / "faults" / "test_catalogue.py", "CATALOGUE")
     assert f"The {rows} rows of" in " ".join(README.split())

@@ -241,9 +241,13 @@ def _rates(name: str, ours: list[float], others: list[float], wanted: str) -> Fi
 
 
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Measure each ratio so often, and tell the median.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Measure each ratio N times, and show the median.")
+    ] = 3,
 ) -> None:
-    """Measure speed and memory here, beside a bare skeleton and a process pool. Takes a minute or two.
+    """Measure speed and memory here, beside a bare skeleton and a process pool.
+
+    It takes a minute or two.
 
     $ taskq bench --rounds 5
     """

@@ -22,9 +22,9 @@ def config(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the options of a fleet that is started here, and where each comes from.
+    """Show the options of a fleet started here, and where each comes from.
 
-    The command line counts most, then TASKQ_... in the environment, then
+    The command line goes first, then TASKQ_... in the environment, then
     \\[tool.taskq] in the nearest pyproject.toml, then the default:
 
     \\[tool.taskq]

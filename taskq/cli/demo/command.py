@@ -53,7 +53,7 @@ Index = dict[str, list[tuple[int, str]]]
 def demo() -> None:
     """See it work: index Python's library in parallel, and kill a consumer.
 
-    It takes a few seconds, runs in a temporary directory, and leaves nothing.
+    It takes a few seconds, runs in a temporary directory, and leaves nothing behind.
 
     $ taskq demo
     """
