@@ -50,6 +50,7 @@ class FleetStatus:
                 "state": self._processes.reload_state,
                 "error": self._processes.reload_error,
             },
+            "not_started": [{"number": number, "error": error} for number, error in self._processes.missing()],
             "queues": self._queues(),
             "paused": sorted(self._store.paused()),
             "totals": self._store.totals.as_dict(),

@@ -90,6 +90,7 @@ def _headline(found: dict[str, Any]) -> Text:
         line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}")
     line.append(f"  {broker['directory']}", style="dim")
     line.append_text(_reload(found))
+    line.append_text(_not_started(found.get("not_started", [])))
     return line
 
 
@@ -105,6 +106,18 @@ def _reload(found: dict[str, Any]) -> Text:
         case {"state": "running"}:
             return Text(f"\nreloading: old code in {old} of {len(consumers)} consumers", style="yellow")
     return Text()
+
+
+def _not_started(consumers: list[dict[str, Any]]) -> Text:
+    """The consumers that do not come up, with the reason: mostly all have the same."""
+    told = Text()
+    numbers_of: dict[str, list[str]] = {}
+    for consumer in consumers:
+        numbers_of.setdefault(str(consumer["error"]).partition("\n")[0], []).append(str(consumer["number"]))
+    for error, numbers in numbers_of.items():
+        one_or_more = "consumer {} does" if len(numbers) == 1 else "consumers {} do"
+        told.append(f"\n{one_or_more.format(', '.join(numbers))} not start: {escape(error)}", style="red")
+    return told
 
 
 def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]:

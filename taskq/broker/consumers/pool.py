@@ -347,15 +347,15 @@ class ConsumerPool:
     def _on_failed_boot(self, consumer: ConsumerProcess, death: ProcessExit) -> None:
         message, traceback = consumer.boot_error or (f"the process {death.describe()}", "")
         fields = {"traceback": traceback} if traceback else {}
-        self._on_boot_failed(message)
-        self._events.log.error(
-            "consumer.boot_failed",
-            consumer=consumer.number,
-            error=message,
-            **fields,
-            **({"output": last_words(death.output)} if death.output else {}),
-        )
-        self._tell_if_reload_failed(consumer.code, message)
+        if death.output:
+            fields["output"] = last_words(death.output)
+        self._tell_failed_boot(consumer.number, consumer.code, message, **fields)
+
+    def _tell_failed_boot(self, number: int, code: int, error: str, **fields: Any) -> None:
+        self._supervisor.boot_errors[number] = error
+        self._on_boot_failed(error)
+        self._events.log.error("consumer.boot_failed", consumer=number, error=error, **fields)
+        self._tell_if_reload_failed(code, error)
 
     def _tell_if_reload_failed(self, code: int, error: str) -> None:
         if self._supervisor.boot_failed(code, error):
@@ -485,6 +485,9 @@ class ConsumerPool:
             self._tell_if_reload_failed(self._supervisor.code, error)
         for consumer in self._supervisor.start_due(now):
             self._register(consumer)
+        not_startable, self._supervisor.not_startable = self._supervisor.not_startable, []
+        for number, error in not_startable:
+            self._tell_failed_boot(number, self._supervisor.code, error)
         for consumer in self._supervisor.kill_overdue(now):
             self._events.log.warning(
                 "consumer.killed", consumer=consumer.number, pid=consumer.pid, reason=consumer.killed_for

@@ -21,6 +21,7 @@ from taskq.model.effects import Key
 _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 30.0
 _PAUSE_LONGEST_IN_JOBS_S = 0.2
+_PAUSE_LONGEST_WITHOUT_PROCESS_S = 5.0
 #: One that lived so long, or ended a job, was healthy: its successor starts at once.
 _HEALTHY_S = 2.0
 
@@ -67,6 +68,7 @@ class Succession(Generic[S]):
         self._start_at = dict.fromkeys(range(1, consumers + 1), 0.0)  # numbers without a consumer, and when to start it
         self._replace_at: dict[Key, float] = {}  # consumers that have done their share, and when to start a successor
         self._failures = dict.fromkeys(self._start_at, 0)  # early deaths in a row
+        self.boot_errors: dict[int, str] = {}  # numbers of consumers that did not come up since, and why
 
     # -- beginnings
 
@@ -84,12 +86,17 @@ class Succession(Generic[S]):
             starts.append(Start(old.number, old.key))
         return starts
 
-    def not_started(self, start: Start, now: float) -> None:
-        """What was due could not be started: it is tried again after a moment."""
+    def not_started(self, start: Start, now: float, *, is_failure: bool = False) -> None:
+        """What was due could not be started: it is tried again after a moment, which grows with each failure."""
+        pause_s = 0.0
+        if is_failure:
+            self._failures[start.number] += 1
+            pause_s = self._pause_s(start.number, _PAUSE_LONGEST_WITHOUT_PROCESS_S)
+        again_at = now + max(_PAUSE_FIRST_S, pause_s)
         if start.replaces is None:
-            self._start_at[start.number] = now + _PAUSE_FIRST_S
+            self._start_at[start.number] = again_at
         elif not self.is_reloading:
-            self._replace_at[start.replaces] = now + _PAUSE_FIRST_S
+            self._replace_at[start.replaces] = again_at
 
     def next_start(self) -> float | None:
         """When `due` has an answer that it does not have now, if nothing else happens (monotonic)."""
@@ -103,6 +110,7 @@ class Succession(Generic[S]):
     def ready(self, consumer: S) -> S | None:
         """A consumer has come up. Returns the one that it replaces, which is to retire now."""
         consumer.state = ProcessState.READY
+        self.boot_errors.pop(consumer.number, None)
         replaced = None if consumer.replaces is None else self.consumers.get(consumer.replaces)
         consumer.replaces = None
         return replaced if replaced is not None and replaced.state is ProcessState.READY else None
@@ -177,6 +185,11 @@ class Succession(Generic[S]):
         self.is_reloading = False
         self.reload_error = error
         return True
+
+    def missing(self) -> list[tuple[int, str]]:
+        """The numbers for which no consumer is up, since the last one did not come up, and why."""
+        present = {one.number for one in self.consumers.values() if one.state is not ProcessState.STARTING}
+        return [(number, error) for number, error in sorted(self.boot_errors.items()) if number not in present]
 
     # -- ends
 

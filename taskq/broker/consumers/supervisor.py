@@ -9,11 +9,13 @@ When a consumer is started, and which one it replaces, is decided in `taskq.brok
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -23,6 +25,7 @@ from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Start, Succession
 from taskq.broker.core.core import MAX_BATCH_BYTES
 from taskq.model.effects import ProcessExit
+from taskq.model.errors import DirectoryError
 from taskq.model.settings import Settings
 from taskq.protocol.link.boot import STOP, Boot, main
 from taskq.protocol.link.counters import Counters, widen_flight_records
@@ -41,6 +44,12 @@ BOOT_TIMEOUT_S = 120.0
 #: A consumer that was told to stop has ended within this time after its last job, or is killed.
 _EXIT_TIMEOUT_S = 5.0
 
+#: What nothing but a change of the set-up will mend.
+_LASTING = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSYS})
+#: Errors of the system without a path that are those of the folder of shared memory.
+_OF_SHARED_MEMORY = _LASTING | {errno.ENOSPC, errno.EDQUOT}
+_SHARED_MEMORY = "/dev/shm"
+
 
 class Supervisor(Succession[ConsumerProcess]):
     """Keeps the wanted number of consumers alive: starts, replaces and kills them."""
@@ -57,6 +66,8 @@ class Supervisor(Succession[ConsumerProcess]):
             self._context = multiprocessing.get_context("forkserver")
             self._servers = ForkServers(self._context, app, BOOT_TIMEOUT_S)
         self._keys = count(1)
+        self._has_started = False  # any consumer
+        self.not_startable: list[tuple[int, str]] = []  # numbers of consumers, and why there is no process for them
         self._oom_kills = oom_kills()
         # twice the room: while one is replaced, two have its number
         clear_flight_records(directory.running, 2 * settings.consumers, settings.threads)
@@ -69,55 +80,68 @@ class Supervisor(Succession[ConsumerProcess]):
         return None if self._servers is None or self._is_stopping else self._servers.look_after(self.code, now)
 
     def start_due(self, now: float) -> Iterator[ConsumerProcess]:
-        """Starts the consumers whose time has come; yields their consumers."""
+        """Starts the consumers whose time has come; yields them. What could not be started is tried again later, and
+        stands in `not_startable` until it is taken from there.
+
+        Raises:
+            DirectoryError: the first one of the fleet could not be started, for a reason that lasts.
+        """
         if self._servers is not None and self._servers.code is None:
             return
         for start in self.due(now):
             if self._servers is not None and not self._servers.can_fork(now):
                 self.not_started(start, now)
                 continue
-            consumer = self._spawn(start, now)
-            if consumer is not None:
+            try:
+                consumer = self._spawn(start, now)
+            except (OSError, EOFError) as error:
+                self._not_started_for(start, error, now)
+            else:
                 yield consumer
 
-    def _spawn(self, start: Start, now: float) -> ConsumerProcess | None:
+    def _not_started_for(self, start: Start, error: OSError | EOFError, now: float) -> None:
+        """Whatever is missing is missed by all of them, so nobody who runs a job is to die for it."""
+        if self._servers is not None and isinstance(error, (EOFError, ConnectionError)):
+            self.not_started(start, now)  # the fork server has just died, which is told by itself
+            return
+        self.not_started(start, now, is_failure=True)
+        told = _start_error_text(error)
+        if isinstance(error, OSError) and error.errno in _LASTING and not self._has_started:
+            raise DirectoryError(told) from error
+        self.not_startable.append((start.number, told))
+
+    def _spawn(self, start: Start, now: float) -> ConsumerProcess:
         number = start.number
-        ours, theirs = socket.socketpair()
-        output_reader, output_writer = self._context.Pipe(duplex=False)
-        inbox = Inbox(self._context, MAX_BATCH_BYTES)
-        counters = Counters(self._context, self._settings.threads)
-        unsent = Unsent(self._context)
-        record = self._free_record()
-        widen_flight_records(self._directory.running, record, self._settings.threads)
-        boot = Boot(
-            app=self._app,
-            directory=self._directory.path,
-            title=f"consumer {number} [{self._title}]",
-            record=record,
-            slots=self._settings.threads,
-            parent_pid=0 if self._settings.preload else os.getpid(),
-            counters=counters,
-            inbox=inbox.queue,
-            socket=theirs,
-            unsent=unsent,
-            output=output_writer,
-            open_files=descriptors.given(),
-        )
-        try:
+        with ExitStack() as on_error, ExitStack() as handed_over:
+            ours, theirs = socket.socketpair()
+            on_error.callback(ours.close)
+            handed_over.callback(theirs.close)
+            output_reader, output_writer = self._context.Pipe(duplex=False)
+            on_error.callback(output_reader.close)
+            handed_over.callback(output_writer.close)
+            inbox = Inbox(self._context, MAX_BATCH_BYTES)
+            on_error.callback(inbox.close)
+            handed_over.callback(inbox.handed_over)
+            counters = Counters(self._context, self._settings.threads)
+            unsent = Unsent(self._context)
+            record = self._free_record()
+            widen_flight_records(self._directory.running, record, self._settings.threads)
+            boot = Boot(
+                app=self._app,
+                directory=self._directory.path,
+                title=f"consumer {number} [{self._title}]",
+                record=record,
+                slots=self._settings.threads,
+                parent_pid=0 if self._settings.preload else os.getpid(),
+                counters=counters,
+                inbox=inbox.queue,
+                socket=theirs,
+                unsent=unsent,
+                output=output_writer,
+                open_files=descriptors.given(),
+            )
             process, pid, pidfd = self._start_process(boot, number)
-        except (OSError, EOFError):
-            if self._servers is None:
-                raise
-            ours.close()  # the fork server has just died
-            output_reader.close()
-            inbox.handed_over()
-            inbox.close()
-            self.not_started(start, now)
-            return None
-        finally:
-            theirs.close()
-            output_writer.close()
-        inbox.handed_over()
+            on_error.pop_all()
         ours.setblocking(False)
         server = None if self._servers is None else self._servers.used()
         consumer = ConsumerProcess(
@@ -139,6 +163,7 @@ class Supervisor(Succession[ConsumerProcess]):
         )
         consumer.kill_at = now + BOOT_TIMEOUT_S
         self.consumers[consumer.key] = consumer
+        self._has_started = True
         return consumer
 
     def _start_process(self, boot: Boot, number: int) -> tuple[Any, int, int | None]:
@@ -147,7 +172,12 @@ class Supervisor(Succession[ConsumerProcess]):
         process.start()
         pid = process.pid
         assert pid is not None
-        return process, pid, open_pidfd(pid)
+        try:
+            return process, pid, open_pidfd(pid)
+        except OSError:
+            process.kill()
+            process.join()
+            raise
 
     def _free_record(self) -> int:
         taken = {consumer.record for consumer in self.consumers.values()}
@@ -266,6 +296,17 @@ class Supervisor(Succession[ConsumerProcess]):
         if self._servers is not None and not self._is_stopping:
             times.append(self._servers.next_look(now))
         return min((at for at in times if at is not None), default=None)
+
+
+def _start_error_text(error: OSError | EOFError) -> str:
+    """Why a consumer could not be started, with the path that is to blame."""
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    path = error.filename or (_SHARED_MEMORY if error.errno in _OF_SHARED_MEMORY else None)
+    told = f"{path}: {error.strerror}" if path else f"{error.strerror or error}"
+    if str(path).startswith(_SHARED_MEMORY):
+        told += f" (the locks of consumers are there: {_SHARED_MEMORY} must be writable, with some room left)"
+    return told
 
 
 def _read_without_waiting(reader: Connection) -> int:

@@ -5,6 +5,7 @@ A test makes a file in the folder TASKQ_TEST_FAULTS; the next broker that passes
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -55,6 +56,22 @@ def fail_syncs() -> None:
     sys.taskq_test_disk = Disk("faulty", "unix", makedefault=True)  # type: ignore[attr-defined]  # kept alive
 
 
+def refuse_locks() -> None:
+    """Makes the locks that consumers share fail, as where /dev/shm is full or read-only: the system tells no path."""
+    from multiprocessing.synchronize import SemLock
+
+    begin = SemLock.__init__
+
+    def faulty(self: SemLock, *arguments: object, **more: object) -> None:
+        for number in (errno.ENOSPC, errno.EROFS):
+            if is_asked_for(errno.errorcode[number].lower(), once=False):
+                raise OSError(number, os.strerror(number))
+        begin(self, *arguments, **more)  # type: ignore[arg-type]
+
+    SemLock.__init__ = faulty  # type: ignore[assignment,method-assign]
+
+
 if "TASKQ_TEST_FAULTS" in os.environ and any("taskq.broker.process" in word for word in sys.orig_argv):
     kill_around_commits()
     fail_syncs()
+    refuse_locks()
