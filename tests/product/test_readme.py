@@ -206,7 +206,7 @@ def test_the_quick_start_is_these_two_commands() -> None:
 
 def test_each_file_exists() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", PROSE)
-    paths = re.findall(r"\b(?:tests|taskq|examples)/[\w/]+(?:\.py)?", PROSE)
+    paths = re.findall(r"\b(?:tests|taskq|examples)/[\w/]+(?:\.\w+)?", PROSE)
     drawn = re.findall(r"\b[a-z]+/[\w/]+\.py", README.partition("## Architecture")[2])
     assert links
     assert drawn
@@ -217,8 +217,8 @@ def test_each_file_exists() -> None:
 
 def test_each_section_that_the_sources_name_exists() -> None:
     sections = set(re.findall(r"^## (.+)$", README, re.M))
-    for path in (*ROOT.glob("taskq/**/*.py"), *ROOT.glob("examples/*.py"), ROOT / "README.md"):
-        for section in re.findall(r'README(?:\.md)?,\s+"([^"]+)"', path.read_text()):
+    for path in (*ROOT.glob("taskq/**/*.py"), *ROOT.glob("examples/*.py"), *ROOT.glob("*.md")):
+        for section in re.findall(r'README(?:,|\'s section)\s+"([^"]+)"', path.read_text()):
             assert section in sections, f"{path.name} names a section {section!r}"
 
 

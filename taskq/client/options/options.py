@@ -24,55 +24,56 @@ _RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
 
 
 class JobOptions(TypedDict, total=False):
-    """What may be said of a job, with ``@q.task(...)`` for all jobs of a task, with ``.options(...)`` for some.
+    """The options of a job: ``@q.task(...)`` sets them for all jobs of a task, ``task.options(...)`` for some.
 
     Where it runs
         queue (str): the queue's name. Default "default".
-        priority (int): higher ones of a queue run first, equal ones in the order in which they came. Default 0.
+        priority (int): jobs of higher priority in a queue run first, jobs of equal priority in the order in which they
+            came. Default 0.
     When it runs
-        delay (seconds or timedelta): not before so much time has passed.
-        at (aware datetime): not before that moment. Not with delay, and only with `options`.
-        expires (seconds, timedelta or aware datetime): if it has not started by then it ends as expired.
-    Again
-        retries (int): how often a job that raised is run again. Default 3: most errors in the background are passing
-            ones. Use 0 for none.
-        backoff (list of seconds, or function): how long to wait before a retry. Default: 1 s, 2 s, 4 s ... up to 10
-            minutes, with jitter (`taskq.model.job.backoff_s`). The last of a list is for all that follow. A function
-            ``(attempt, error) -> seconds`` is for tasks only: it is called in the consumer, with the number of the
-            attempt and the exception (after a kill for a time limit there is none: then the default counts).
-        max_crashes (int): after so many deaths of the process that ran it (segfault, out of memory), a job is parked as
-            failed. Default 3.
+        delay (seconds or timedelta): it does not start before this time has passed.
+        at (aware datetime): it does not start before this moment. Not together with delay, and only with `options`.
+        expires (seconds, timedelta or aware datetime): if it has not started by then, it ends as expired.
+    Retries
+        retries (int): how many times a job that raised is run again. Default 3, because most errors in the background
+            are temporary. Use 0 for none.
+        backoff (list of seconds, or function): how long to wait before each retry. Default: 1 s, 2 s, 4 s ... up to 10
+            minutes, with jitter (`taskq.model.job.backoff_s`). The last of a list counts for all later retries. A
+            function ``(attempt, error) -> seconds`` is for tasks only. It is called in the consumer, with the number of
+            the attempt and the exception (after a kill for a time limit there is none, and the default counts).
+        max_crashes (int): after this number of deaths of the process that ran it (segfault, out of memory), a job is
+            set aside as failed. Default 3.
         crash_queue (str): after a death of its process, or an attempt over its memory_limit, a job is run from this
-            queue, where it harms no other; where consumers have more memory, perhaps.
-    For how long
-        timeout (seconds or None): what one attempt may take. Then `JobTimeout` is raised in the job, and 2 s later the
-            process is killed, also in the middle of C code.
-        cpu_timeout (seconds or None): CPU time of one attempt, its child processes included. As timeout; what is
-            raised is `CpuTimeout`. Measured each 50 ms.
-        memory_limit (bytes, or a text such as "512MB"): the memory of the job's process, with what the application
-            takes anyway. On Linux a call that wants more raises MemoryError, which ends the attempt as ``MemoryLimit``;
-            a process that has more nevertheless, its children included, is killed within 50 ms. Retried as failures
-            are.
-    Once
+            queue, where it harms no other job, and where consumers may have more memory.
+    Time and memory
+        timeout (seconds or None): the longest time for one attempt. Then `JobTimeout` is raised in the job, and 2 s
+            later its process is killed, even in the middle of C code.
+        cpu_timeout (seconds or None): the most CPU time for one attempt, including its child processes. It works like
+            timeout, but raises `CpuTimeout`. It is measured every 50 ms.
+        memory_limit (bytes, or a text such as "512MB"): the most memory for the job's process, including that of the
+            application. On Linux, a call that wants more raises MemoryError, which ends the attempt as ``MemoryLimit``.
+            A process that gets more nevertheless, its children included, is killed within 50 ms. The job is retried, as
+            after any failure.
+    Uniqueness
         unique (True, a list of parameters, a function of the arguments, a text, or `Unique`): while a job of the task
-            with the same key has not ended, `enqueue` makes no other but returns that one.
+            with the same key has not ended, `enqueue` returns that job instead of making another one.
     Results
-        result (bool): False drops what the function returns, whatever it is: `Job.result` then returns None.
-    After others (only with `options`)
+        result (bool): False drops what the function returns, whatever it is; `Job.result` then returns None.
+    Dependencies (only with `options`)
         after (a list of jobs, or a dict of jobs and "fail" or "continue"): it waits until these have ended. With
             "fail", as in a list, it ends as cancelled if one of them does not succeed; with "continue" it runs anyway.
-            A job among the arguments stands for its result, and is one of these.
-        on_success (bool): in a job: enqueued in the moment in which that succeeds, and only then. With `unique`, one
+            A job among the arguments stands for its result, and counts as one of these.
+        on_success (bool): for use inside a job: enqueued when that job succeeds, and only then. With `unique`, a job
             that is left out ends as cancelled.
     Limits
-        concurrency (int): so many jobs of the task run at once in the fleet.
-        rate (str such as "100/m" or "5/10s"): so many are started in that time at the most, in any such span.
-        limit_by (as unique): concurrency and rate count for each key apart.
-        ordered_by (as unique): jobs of the task with the same key run one after the other, in the order in which they
-            became queued; the next starts when the one before has ended for good, retries included.
+        concurrency (int): the most jobs of the task that run at once in the fleet.
+        rate (str such as "100/m" or "5/10s"): the most jobs of the task that start within any such span of time.
+        limit_by (like unique): concurrency and rate count for each key separately.
+        ordered_by (like unique): jobs of the task with the same key run one after the other, in the order in which they
+            became queued. The next one starts when the one before has ended for good, retries included.
         resources (dict such as {"gpu": 1}): what an attempt takes of the fleet's capacities (`--resources gpu=2`).
-        max_queued (int): `enqueue` takes no more while so many jobs wait in the queue.
-        when_full ("raise" or "wait"): what it does then. Default "raise": `QueueFull`.
+        max_queued (int): the most jobs that may be queued in the queue; when it is full, it accepts no more.
+        when_full ("raise" or "wait"): what `enqueue` does when the queue is full. Default "raise": `QueueFull`.
     """
 
     queue: str

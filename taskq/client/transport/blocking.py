@@ -411,7 +411,7 @@ class Client:
     # -- the fleet
 
     def status(self) -> dict[str, Any]:
-        """What the fleet is doing; see the README for the fields."""
+        """What the fleet is doing, as `taskq status --json` prints it."""
         status: dict[str, Any] = self.ask(Op.STATUS)
         return status
 
