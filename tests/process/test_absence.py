@@ -12,11 +12,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from apps import jobs
-from fleet import Fleet, use, wait_until
+from fleet import Fleet, Gate, starts, use, wait_until
 
 from taskq import chain
 from taskq.client.job import Job
@@ -86,6 +87,51 @@ def test_a_broker_that_is_stopped(
 
     wait_until(goes_to_the_broker, "jobs handed in as before")
     assert fleet.broker_pid == pid
+
+
+@pytest.mark.parametrize("how", ["result", "aresult", "items"])
+def test_who_waits_while_the_broker_is_stopped_is_told_and_waits_on(
+    start: Callable[..., Fleet], gate: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Its connection stays open: nothing comes, as if the job just took its time."""
+    fleet = start().wait_ready()
+    pid, job = fleet.broker_pid, jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+    starts(tmp_path / "held", 1)
+    waits: dict[str, Callable[[], object]] = {
+        "result": lambda: job.result(timeout=60),
+        "aresult": lambda: asyncio.run(job.aresult(timeout=60)),
+        "items": lambda: list(job.items(timeout=60)),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(waits[how])
+        fleet.kill(pid, signal.SIGSTOP)
+        told = (
+            f"broker {pid} holds {fleet.home} but does not answer: it is stopped, and `kill -CONT {pid}` lets it go on"
+        )
+        wait_until(lambda: f"{told}; still waiting" in caplog.messages, "the one who waits is told")
+        fleet.kill(pid, signal.SIGCONT)
+        gate.open()
+        assert found.result(30) == ([] if how == "items" else "held")
+    assert caplog.messages.count(f"{told}; still waiting") == 1
+
+
+def test_who_waits_long_for_a_job_is_not_told_that_the_broker_is_silent(
+    start: Callable[..., Fleet],
+    gate: Gate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is asked again and again, and answers."""
+    monkeypatch.setattr(absence, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(jobs.q, "reply_timeout", 0.5)
+    start().wait_ready()
+    job = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+    with pytest.raises(ResultTimeout):
+        job.result(timeout=5)
+    gate.open()
+    assert job.result(timeout=20) == "held"
+    assert caplog.messages == []
 
 
 def test_jobs_that_were_sent_to_a_broker_that_stopped_are_taken_once(start: Callable[..., Fleet], home: Path) -> None:

@@ -1,7 +1,8 @@
 """A fleet that does not answer: none runs, or its broker is there, but stopped or stuck.
 
 A client that got no answer in time says hello to the broker on another connection, and does not wait for the reply. As
-long as there is none, each call knows at once that the broker is silent; the first reply ends that.
+long as there is none, each call knows at once that the broker is silent; the first reply ends that. Whoever waits for
+a job rightly hears nothing for a long time: there such a hello shows whether the broker would say something.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import select
 import socket
 import weakref
 from contextlib import suppress
+from math import inf
 
 from taskq.protocol import frames
+from taskq.system.clock import SYSTEM_CLOCK
 from taskq.system.directory import Directory
 from taskq.system.platform import is_stopped
 
 logger = logging.getLogger("taskq")
 
+#: While somebody waits, a broker is asked so often whether it still answers.
+_LOOK_EVERY_S = 30.0
 #: The directories of which this process has told that their jobs go to the spool, and why.
 _told: set[tuple[str, bool]] = set()
 
@@ -36,6 +41,8 @@ class Absence:
         self._path = directory.socket_path()
         self._is_silent = False
         self._probe: socket.socket | None = None  # has said hello
+        self._asked_at = -inf  # when it did that for somebody who waits
+        self._is_told = False  # those who wait know of this silence
 
     def begin_silence(self) -> None:
         """The broker did not answer in time."""
@@ -53,6 +60,23 @@ class Absence:
             self._is_silent = False
             self._drop_probe()
         return self._is_silent
+
+    def look_while_waiting(self) -> None:
+        """For whoever waits for the end of a job, to be called again and again: looks whether the broker answers, which
+        takes no time, and tells once if it does not."""
+        now, probe = SYSTEM_CLOCK.monotonic(), self._probe
+        if not self._is_silent:
+            self._is_told = False
+            if probe is None and now - self._asked_at >= _LOOK_EVERY_S:
+                self._asked_at = now
+                self._knock()
+            elif probe is not None and _has_answered(probe):
+                self._drop_probe()
+            elif probe is not None:
+                self._is_silent = now - self._asked_at >= self.reply_timeout_s
+        if self.is_silent and not self._is_told:
+            self._is_told = True
+            logger.warning("%s; still waiting", self.describe())
 
     def _knock(self) -> bool:
         """Says hello, and does not wait for the answer. Returns whether somebody is there."""

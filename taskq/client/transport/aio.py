@@ -92,6 +92,7 @@ class AsyncClient:
         self._waiting: dict[bytes, set[asyncio.Future[Message]]] = {}
         self._pauses: Iterator[float] | None = None  # of the present outage
         self._is_retrying = False  # a timer of the loop will connect
+        self._is_looking = False  # a timer of the loop will look whether the broker answers
 
     # -- jobs
 
@@ -289,7 +290,21 @@ class AsyncClient:
             self._connect_again()  # and watch it there
         elif self._connection is not None and not is_watched:
             self._connection.watch([job_id])
+        if not self._is_looking:
+            self._look_later()
         return future
+
+    def _look_later(self) -> None:
+        self._is_looking = True
+        asyncio.get_running_loop().call_later(self.absence.reply_timeout_s, _look, weakref.ref(self))
+
+    def look(self) -> None:
+        """Somebody has been waiting for a while: does the broker still answer?"""
+        self._is_looking = False
+        if self._waiting:
+            if self._connection is not None:
+                self.absence.look_while_waiting()
+            self._look_later()
 
     def forget(self, job_id: bytes, future: asyncio.Future[Message]) -> None:
         """Nobody waits any more for what `watch` returned."""
@@ -547,6 +562,12 @@ def _check_greeting(reference: weakref.ref[_Connection]) -> None:
     connection = reference()
     if connection is not None:
         connection.check_greeting()
+
+
+def _look(reference: weakref.ref[AsyncClient]) -> None:
+    client = reference()
+    if client is not None:
+        client.look()
 
 
 def _fail(futures: Iterable[asyncio.Future[Message]], error: TaskQError) -> None:

@@ -217,14 +217,27 @@ class Connection:
         """
         while not self._pending:
             try:
-                self._socket.settimeout(timeout_s)
-                data = self._socket.recv(_READ_BYTES)
+                data = self._read(timeout_s)
             except TimeoutError:
                 raise
             except OSError as error:
                 raise ConnectionLost(str(error)) from error
             self._take_in(data)
         return self._pending.popleft()
+
+    def _read(self, timeout_s: float | None) -> bytes:
+        """What the broker sends next. Whoever waits for longer than for an answer is told if it answers nobody."""
+        longest_s = self._absence.reply_timeout_s
+        while timeout_s is None or timeout_s > longest_s:
+            self._socket.settimeout(longest_s)
+            try:
+                return self._socket.recv(_READ_BYTES)
+            except TimeoutError:
+                self._absence.look_while_waiting()
+            if timeout_s is not None:
+                timeout_s -= longest_s
+        self._socket.settimeout(timeout_s)
+        return self._socket.recv(_READ_BYTES)
 
     def _take_in(self, data: bytes) -> None:
         if not data:
