@@ -116,9 +116,7 @@ class Broker:
             self._on_children,
             clock,
         )
-        self._committer = Committer(
-            self._store, self._core, self._server, self._events, directory, settings, self._pool, clock
-        )
+        self._committer = Committer(self._store, self._core, self._server, self._events, directory, self._pool, clock)
         self._scheduler = Scheduler(self._store, self._committer, log, clock.time())
         self._requests = self._make_requests()
         self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
@@ -156,7 +154,7 @@ class Broker:
         self._timers = {
             self._committer.take_spooled: (_SPOOL_EVERY_S, now),
             self._pool.announce: (_ANNOUNCE_EVERY_S, now),
-            self._committer.prune: (_PRUNE_EVERY_S, now),
+            self._prune: (_PRUNE_EVERY_S, now),
             self._check_memory: (_MEMORY_EVERY_S, now),
             self._pool.end_the_silent: (LOOK_EVERY_S, now),
         }
@@ -268,6 +266,9 @@ class Broker:
             self._timers[self._committer.take_spooled] = (_SPOOL_EVERY_S, now)  # after the next turn, in which we serve
         self._events.summaries(now)
         self._server.drop_late(now)
+
+    def _prune(self, now: float) -> None:
+        self._committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)
 
     def _check_memory(self, _now: float) -> None:
         limit_mb = self._settings.max_memory_mb

@@ -31,7 +31,6 @@ from taskq.engines.embedded.server import Peer, Server
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
 from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
-from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.ops import OPS, Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -109,7 +108,7 @@ class Reader:
     def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._store = SQLiteStore(directory.journal, clock=clock)
-        consumers, settings, core = _NoConsumers(), Settings(), Core()
+        consumers, core = _NoConsumers(), Core()
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
         # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
         events.notes(recover(self._store, core, (), clock.monotonic(), clock.time()).notes)
@@ -117,7 +116,7 @@ class Reader:
             (log.error if event == "store.damaged" else log.info)(event, **fields)
         core.pause(self._store.paused())
         server, pool = cast(Server, client), cast(ConsumerPool, consumers)
-        self._committer = Committer(self._store, core, server, events, directory, settings, pool, clock)
+        self._committer = Committer(self._store, core, server, events, directory, pool, clock)
         while self._committer.has_more_spooled:
             self._committer.take_spooled(clock.monotonic())
         scheduler = Scheduler(self._store, self._committer, log, clock.time())

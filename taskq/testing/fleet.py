@@ -296,7 +296,7 @@ class InProcessFleet:
         self._events = _Narrator(self._store)
         parts = cast(Server, _Server()), cast(EventLog, self._events)
         pool = cast(ConsumerPool, self._slots)
-        self._committer = Committer(self._store, self._core, *parts, directory, settings, pool, clock)
+        self._committer = Committer(self._store, self._core, *parts, directory, pool, clock)
         self._scheduler = Scheduler(self._store, self._committer, _Silent(), clock.time())
         self._scheduler.declared(app.name, app.schedules.declared)
         admin = Admin(self._core, self._store, self._committer, pool, _Silent(), clock)

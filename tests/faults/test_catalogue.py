@@ -41,7 +41,6 @@ from taskq.engines.embedded.server import Server
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure
 from taskq.model.exits import Exit
 from taskq.model.job import new_job_ids
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol import frames
 from taskq.protocol.ops import Op
@@ -877,9 +876,7 @@ def test_a_jump_of_the_wall_clock_neither_repeats_nor_loses(home: Path) -> None:
     """A retry is due by the wall clock: not before its time on a clock set back, once on one set forward."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()
-    committer = Committer(
-        store, core, cast(Server, Deaf()), cast(EventLog, Deaf()), directory, Settings(), cast(Consumers, Deaf())
-    )
+    committer = Committer(store, core, cast(Server, Deaf()), cast(EventLog, Deaf()), directory, cast(Consumers, Deaf()))
     wall = 1e9
     [job_id] = new_job_ids(1)
     core.joined(1, 0.0)

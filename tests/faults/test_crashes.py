@@ -31,7 +31,6 @@ from taskq.model.attempt import Attempts, Verdict, pack_failure
 from taskq.model.errors import AlreadyRunning
 from taskq.model.exits import Exit
 from taskq.model.job import new_job_ids
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol import frames, spool
 from taskq.protocol.ops import Op
@@ -593,7 +592,7 @@ def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     directory = Directory(home).create()
     store = SQLiteStore(directory.journal)
     committer = Committer(
-        store, Core(), cast(Server, Deaf()), cast(EventLog, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+        store, Core(), cast(Server, Deaf()), cast(EventLog, Deaf()), directory, cast(Consumers, Deaf())
     )
     [job_id] = new_job_ids(1)
     spool_one(directory, job_id)
@@ -613,7 +612,7 @@ def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pyte
     directory = Directory(home).create()
     store = SQLiteStore(directory.journal)
     committer = Committer(
-        store, Core(), cast(Server, Deaf()), cast(EventLog, Deaf()), directory, Settings(), cast(Consumers, Deaf())
+        store, Core(), cast(Server, Deaf()), cast(EventLog, Deaf()), directory, cast(Consumers, Deaf())
     )
     looks: list[Path] = []
     names = spool._names
@@ -642,9 +641,7 @@ def test_what_is_committed_with_spooled_jobs_is_told(home: Path) -> None:
     """A retry that was decided in the moment in which spooled jobs come in: its time must not be forgotten."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()
-    committer = Committer(
-        store, core, cast(Server, Deaf()), cast(EventLog, Deaf()), directory, Settings(), cast(Consumers, Deaf())
-    )
+    committer = Committer(store, core, cast(Server, Deaf()), cast(EventLog, Deaf()), directory, cast(Consumers, Deaf()))
     [failing, spooled] = new_job_ids(2)
     core.joined(1, 0.0)
     core.submitted(store.submit(Spec("add"), [failing], [b"payload"]))

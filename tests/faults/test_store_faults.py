@@ -277,9 +277,8 @@ class Broker:
         self.effects = Effects()
         self.log = SimpleNamespace(error=lambda *_, **__: None)
         me: Any = self
-        settings: Any = SimpleNamespace(keep_results_s=1e9, keep_results=KEEP)
         self.ready = ReadyJobs()
-        self.committer = Committer(self.store, me, me, me, me, settings, me)
+        self.committer = Committer(self.store, me, me, me, me, me)
         for spec in SPECS:
             self.submitted(self.store.lease(Partition(spec.queue), 0, 1_000, 1 << 20)[0])
 
@@ -412,11 +411,11 @@ def live(path: Path, history: History) -> None:
     broker.tick(4.0)
     broker.committer.come_due(6.0)
     broker.end(12, StoredState.CANCELLED)
-    broker.committer.prune(6.0)
+    broker.committer.prune(6.0, 1e9, KEEP)
     broker.tick(6.0)
     broker.end(60, StoredState.SUCCEEDED)
     broker.submit(SPEC, late[3:], 1_500)
-    broker.committer.prune(7.0)
+    broker.committer.prune(7.0, 1e9, KEEP)
     broker.tick(7.0)
     broker.store.close()
     broker = Broker(path, history)
@@ -424,7 +423,7 @@ def live(path: Path, history: History) -> None:
     broker.reschedule(4, 8.5)
     broker.tick(8.0)
     broker.committer.come_due(9.0)
-    broker.committer.prune(9.0)
+    broker.committer.prune(9.0, 1e9, KEEP)
     broker.tick(9.0)
     broker.store.close()
 
@@ -432,7 +431,7 @@ def live(path: Path, history: History) -> None:
 def finish(path: Path, history: History) -> None:
     """The next process, on a disk that works: all that was sent is sent again, and each job is there once."""
     broker = Broker(path, history)
-    broker.committer.prune(10.0)  # looks for room, too
+    broker.committer.prune(10.0, 1e9, KEEP)  # looks for room, too
     broker.tick(10.0)
     for spec, ids, size in list(history.sent):
         broker.submit(spec, ids, size)

@@ -74,7 +74,7 @@ def drain(fleet: InProcessFleet) -> None:
             fleet.clock.move_to(max(moment, fleet.clock.time()))
     fleet.clock.advance(60.0)
     for _ in range(20):
-        fleet._committer.prune(fleet.clock.monotonic())
+        fleet._committer.prune(fleet.clock.monotonic(), 1e9, 100)
         fleet._commit()
     fleet.arrivals.clear()
     fleet.raised.clear()

@@ -22,7 +22,6 @@ from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.model.constraints import Constraints
 from taskq.model.errors import BehindSpool, JobNotFound
 from taskq.model.job import new_job_ids
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredState
 from taskq.protocol import spool
@@ -129,7 +128,7 @@ def store(tmp_path: Path) -> Iterator[Tight]:
 
 def committer_of(store: Tight, directory: Directory) -> Committer:
     deaf = cast(Any, Deaf())
-    return Committer(store, Core(), deaf, deaf, directory, Settings(), deaf)
+    return Committer(store, Core(), deaf, deaf, directory, deaf)
 
 
 def test_many_files_are_one_commit_and_not_all_of_them(tmp_path: Path, store: Tight) -> None:

@@ -682,7 +682,7 @@ class SimBroker(Broker):
         )
         self._pool.parts = parts
         self._committer = parts.committer(
-            self._store, self._core, self._server, self._events, _NOWHERE, settings, self._pool, world
+            self._store, self._core, self._server, self._events, _NOWHERE, self._pool, world
         )
         self._scheduler = parts.scheduler(self._store, self._committer, self._log, world.wall)
         self._directory = _NOWHERE
@@ -691,7 +691,7 @@ class SimBroker(Broker):
         self._stop_at = None
         self._timers = {
             self._pool.announce: (0.1, world.now),
-            self._committer.prune: (1.0, world.now),
+            self._prune: (1.0, world.now),
             self._pool.end_the_silent: (LOOK_EVERY_S, world.now),
         }
         self._world = world

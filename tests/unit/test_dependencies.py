@@ -29,7 +29,6 @@ from taskq.model.attempt import Attempts, Verdict, pack_failure, pack_success, u
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints, UniqueKey
 from taskq.model.errors import ConfigError, PayloadTooLarge, ProtocolError
 from taskq.model.job import JobError, JobRow, new_job_ids
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Ended, StoredState
 from taskq.protocol.frames import Decoder
@@ -300,7 +299,7 @@ def test_what_does_not_fit_a_frame_is_told(jobs: int, size: int, kinds: int) -> 
 def committer_of(store: Store, core: Core, home: Path) -> Committer:
     """A committer with nobody to talk to."""
     deaf = cast(Any, Deaf())
-    return Committer(store, core, deaf, deaf, Directory(home).create(), Settings(), deaf)
+    return Committer(store, core, deaf, deaf, Directory(home).create(), deaf)
 
 
 def submission(ids: Sequence[bytes], after: Sequence[bytes] = ()) -> Submission:

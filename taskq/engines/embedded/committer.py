@@ -7,11 +7,8 @@ Nothing is told before its commit.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -20,18 +17,18 @@ from taskq.engines.embedded.admission import Admission, Admitted, Consumers
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.spooled import SpooledJobs
 from taskq.engines.embedded.watchers import Watchers
 from taskq.model.constraints import Constraints
 from taskq.model.effects import Effects, Event
 from taskq.model.errors import BehindSpool, EnqueueError, JobNotFound, StoreFull, TaskQError
 from taskq.model.partition import partition_of
 from taskq.model.schedule import ScheduleRow
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
-from taskq.protocol import frames, spool
+from taskq.protocol import frames
 from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Submission, submission_of
+from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
@@ -73,7 +70,6 @@ class Committer:
         server: Server,
         events: EventLog,
         directory: Directory,
-        settings: Settings,
         consumers: Consumers,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -81,20 +77,18 @@ class Committer:
         self._clock = clock
         self._consumers = consumers
         self._admission = Admission(store, core, consumers)
-        self._keep_results_s = settings.keep_results_s
-        self._keep_results = settings.keep_results
         self._core = core
         self._server = server
         self._events = events
-        self._spool = directory.spool
-        self._backlog = spool.Backlog(directory.spool)
+        self._spooled = SpooledJobs(directory.spool, events)
         self._submissions: list[Submission] = []
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that
         self._effects = Effects()  # decided by the core, not committed yet
         self._effects_since: float | None = None
         self._left: dict[bytes, StoredState] = {}  # ends that are recorded, and not handed over to all yet
         self._sets_free = False  # whether a job can go on as soon as the effects are committed
-        self._prunes = False  # whether the next commit removes what need not be kept any more
+        #: Ended jobs that the next commit is to keep: for how long, and how many; None: it removes none.
+        self._keep: tuple[float, int] | None = None
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers = Watchers(store, server)
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
@@ -117,13 +111,13 @@ class Committer:
     def _comes_after_spooled(self, submission: Submission) -> bool:
         """Whether jobs come after others that are in the spool, and that cannot be taken in at once."""
         is_ordered = any(own.order_key is not None for part in submission.each for own in part.constraints or ())
-        if is_ordered and spool.has_files(self._spool):
+        if is_ordered and not self._spooled.is_empty:
             self._take_spooled_once()
-            return spool.has_files(self._spool)
+            return not self._spooled.is_empty
         unknown = self._admission.unknown_parents(submission)
-        if unknown and self._spooled(unknown):
+        if unknown and self._spooled.specs(unknown):
             self._take_spooled_once()
-            return bool(self._spooled(self._admission.unknown_parents(submission)))
+            return bool(self._spooled.specs(self._admission.unknown_parents(submission)))
         return False
 
     def take_children(self, submissions: list[Submission]) -> None:
@@ -133,41 +127,23 @@ class Committer:
     @property
     def has_more_spooled(self) -> bool:
         """Whether the spool has more than `take_spooled` has taken in, and it should be called again soon."""
-        return self._backlog.has_more
+        return self._spooled.has_more
 
     def take_spooled(self, now: float) -> None:
         """Takes in jobs that were spooled while no broker ran, as many as one commit takes; tells what was committed
         with them."""
-        files: list[tuple[Path, Submission]] = []
-        for path, content in self._backlog.portion():
-            try:
-                files.append((path, _spooled_submission(content)))
-            except (TaskQError, ValueError) as error:
-                kept = spool.set_aside(path)
-                self._events.log.error("spool.unreadable", path=str(kept), error=str(error))
+        files = self._spooled.read()
         if not files:
             return
         for _, submission in files:
             self.take_in(submission)
         reasons = {id(refused): reason for refused, reason in self.commit(now, self._clock.time())}
         self.tell(now)
-        taken: Counter[str] = Counter()
-        for path, submission in files:
-            reason = reasons.get(id(submission))
-            if reason is None:
-                path.unlink(missing_ok=True)
-                taken[submission.spec.task] += len(submission.ids)
-            elif isinstance(reason, StoreFull):
-                self._backlog.pause()  # it stays there until there is room
-            else:
-                kept = spool.set_aside(path)
-                self._events.log.error("spool.refused", path=str(kept), error=str(reason))
-        for task, jobs in taken.items():
-            self._events.log.info("spool.taken", jobs=jobs, task=task)
+        self._spooled.committed(files, reasons)
 
     def _take_spooled_once(self) -> None:
         """Takes in what lies in the spool, unless it is being taken in, portion by portion, already."""
-        if not self._backlog.has_more:
+        if not self._spooled.has_more:
             self.take_spooled(self._clock.monotonic())
 
     def plan(
@@ -239,10 +215,15 @@ class Committer:
                 self._core.expired(job.row, job.kept)
         self.next_expiry = self._store.next_expiry()
 
-    def prune(self, now: float) -> None:
-        """Removes ended jobs that need not be kept any more, with the next commit."""
+    def prune(self, now: float, keep_s: float, keep: int) -> None:
+        """Removes ended jobs that need not be kept any more, with the next commit.
+
+        Args:
+            keep_s: for how long an ended job is kept.
+            keep: how many ended jobs are kept.
+        """
         self._store.keep_room()
-        self._prunes = True
+        self._keep = keep_s, keep
         if self._effects_since is None:
             self._effects_since = now
 
@@ -292,9 +273,8 @@ class Committer:
         try:
             accepted, handed = self._write([*submissions, *self._children], wall)
             self._put_schedules()
-            if self._prunes:
-                removed = self._store.prune(wall - self._keep_results_s, self._keep_results, _PRUNE_JOBS)
-                self._prunes = removed + self._store.tidy(wall, _TIDIED_KEYS) > 0  # there may be more
+            if self._keep is not None:
+                self._prune(*self._keep, wall)
             self._store.keep_rates(self._core.ready.changed_rates(now, wall))
             self._store.commit()
             self._schedules = {}
@@ -309,12 +289,17 @@ class Committer:
                 self._effects_since = now + _FULL_AGAIN_S
                 return self._take_refusals()
         self._committed.append(self._effects)
-        self._effects, self._effects_since = Effects(), now if self._prunes else None
+        self._effects, self._effects_since = Effects(), None if self._keep is None else now
         self._children, self._left, self._sets_free = [], {}, False
         for submission, taken in accepted:
             self._accept(submission, taken, now)
         self.follow(handed)
         return self._take_refusals()
+
+    def _prune(self, keep_s: float, keep: int, wall: float) -> None:
+        removed = self._store.prune(wall - keep_s, keep, _PRUNE_JOBS) + self._store.tidy(wall, _TIDIED_KEYS)
+        if not removed:
+            self._keep = None  # else there may be more
 
     def _take_refusals(self) -> list[tuple[Submission, TaskQError]]:
         refusals, self._refusals = self._refusals, []
@@ -324,7 +309,7 @@ class Committer:
         """The disk is full. What ends must still be recorded: takes in nothing new, and frees what was set aside."""
         self._store.rollback()
         self._store.make_room()
-        self._prunes = False
+        self._keep = None
         answered = {id(submission) for submission, _ in self._refusals}  # a second answer would be that of the next one
         submissions = [submission for submission in submissions if id(submission) not in answered]
         self._events.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
@@ -469,7 +454,7 @@ class Committer:
     def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
         """Has a client told of the ends of jobs: now, of those that have ended. Looks into the spool once."""
         unknown = [job_id for job_id in job_ids if not self._watchers.watch(peer, job_id)]
-        spooled = self._spooled(unknown)
+        spooled = self._spooled.specs(unknown)
         if spooled:
             self._take_spooled_once()
             unknown = [job_id for job_id in unknown if not self._watchers.watch(peer, job_id)]
@@ -505,25 +490,16 @@ class Committer:
             StillSpooled: there are many before it.
         """
         stored = self._store.read(job_id)
-        if stored is None and self._spooled([job_id]):
+        if stored is None and self._spooled.specs([job_id]):
             self._take_spooled_once()
             stored = self._store.read(job_id)
-            if stored is None and self._backlog.has_more:
+            if stored is None and self._spooled.has_more:
                 raise StillSpooled(job_id)
         return stored
 
     def spec_in_spool(self, job_id: bytes) -> Spec | None:
         """The spec of a job that waits in the spool; None if it does not."""
-        return self._spooled([job_id]).get(job_id)
-
-    def _spooled(self, ids: Sequence[bytes]) -> dict[bytes, Spec]:
-        """Those of some jobs that wait in the spool."""
-        found: dict[bytes, Spec] = {}
-        for content in set(spool.find(self._spool, ids).values()) if ids else ():
-            with suppress(TaskQError, ValueError):  # told, and set aside, when it is taken in
-                for part in _spooled_submission(content).each:
-                    found.update((job_id, part.spec) for job_id in part.ids)
-        return {job_id: found[job_id] for job_id in ids if job_id in found}
+        return self._spooled.specs([job_id]).get(job_id)
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""
@@ -532,13 +508,3 @@ class Committer:
 
 def _first(times: Iterable[float | None]) -> float | None:
     return min((at for at in times if at is not None), default=None)
-
-
-def _spooled_submission(content: bytes) -> Submission:
-    """Reads a file of the spool.
-
-    Raises:
-        TaskQError, ValueError: it makes no sense.
-    """
-    [(envelope, body)] = frames.Decoder().feed(content)
-    return submission_of(None, envelope, body)
