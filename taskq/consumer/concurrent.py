@@ -32,6 +32,7 @@ from taskq.client.context import RunningJob, sit, timeout_text
 from taskq.client.task import Task
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.own_output import OwnOutput
 from taskq.consumer.runner import Ended, Items, OnItem, Refused, Runner
 from taskq.consumer.signals import handle_signals, ignore, is_forked_child
 from taskq.consumer.streams import JobStream
@@ -253,9 +254,10 @@ class _CoroutineRunner(Runner):
 class ConcurrentConsumer:
     """Receives batches, claims their jobs in order as slots become free, runs and reports them."""
 
-    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors, output: OwnOutput) -> None:
         self._inbox = boot.inbox
         self._own = own
+        self._output = output
         self._reader: int = boot.inbox._reader.fileno()  # type: ignore[attr-defined]
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots)
@@ -408,6 +410,7 @@ class ConcurrentConsumer:
 
     def _note_end(self, start: _Start, concurrent: RunningJob, ended: Ended, in_thread: bool) -> None:
         self._own.end_if_lost()  # then our end is charged to this job, and to those beside it
+        self._output.put_back()
         if concurrent.rests:
             for stream in self._streams:
                 stream.end(concurrent)

@@ -21,6 +21,7 @@ from taskq.client import context
 from taskq.client.app import TaskQ
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.own_output import OwnOutput
 from taskq.consumer.runner import Runner
 from taskq.consumer.signals import handle_signals, ignore, is_forked_child
 from taskq.consumer.streams import flush_output
@@ -30,7 +31,6 @@ from taskq.protocol.link.boot import STOP, TIMEOUT_SIGNAL, Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
 from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
 from taskq.system.directory import Directory
-from taskq.system.platform import is_unread
 
 #: What takes no longer than that has hardly opened a file: whether it has closed one of ours is looked up later, with
 #: the next job that took longer, or when something is sent. The look takes 0.8 microseconds.
@@ -49,9 +49,10 @@ class _Stop(BaseException):
 class Consumer:
     """The loop: receive a batch, claim and run its jobs, report."""
 
-    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors, output: OwnOutput) -> None:
         self._inbox = boot.inbox
         self._own = own
+        self._output = output
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record)
         self._runner = Runner(app, outbox.add_item, self._check_time)
@@ -127,8 +128,9 @@ class Consumer:
             os._exit(0)  # the job forked, and this is the child, which is no consumer
         if duration_s > _QUICK_S:
             self._own.end_if_lost()  # then our end is charged to this job
+            self._output.put_back()
         flush_output()
-        if is_unread(1):
+        if self._output.is_unread():
             self._wait_until_output_is_heard()
         if context.children:
             self._send_children(number, verdict)
@@ -146,8 +148,9 @@ class Consumer:
             self._outbox.add_children(number, children)
 
     def _wait_until_output_is_heard(self) -> None:
+        self._output.put_back()  # if a job that took no time has replaced it, the broker does not read that
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S
-        while is_unread(1) and time.monotonic() < give_up_at:
+        while self._output.is_unread() and time.monotonic() < give_up_at:
             time.sleep(0.0002)
 
     def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from taskq.client.loader import load_app
 from taskq.consumer.loop import Consumer
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.own_output import OwnOutput
 from taskq.consumer.signals import note_forked_child
 from taskq.consumer.streams import flush_output, mark_output, open_output
 from taskq.model.attempt import pack_failure
@@ -43,12 +44,14 @@ def run(boot: Boot) -> None:
         {boot.socket.fileno(): "the consumer's way to its broker", reader: "the way of jobs to their consumer"}
     )
     outbox = Outbox(boot.socket, boot.unsent, own.end_if_lost)
+    output = OwnOutput()
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
         app.use_directory(Directory(boot.directory))
         log_to_output_unless_the_application_does()
         app.hooks.run_starts()
+        output.keep_as_it_is()
     except BaseException as error:
         message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
         told = JobError(type(error).__name__, message, "" if isinstance(error, AppError) else traceback.format_exc())
@@ -61,9 +64,9 @@ def run(boot: Boot) -> None:
     if boot.slots > 1:
         from taskq.consumer.concurrent import ConcurrentConsumer  # imports asyncio, which takes 40-70 ms
 
-        ConcurrentConsumer(boot, app, outbox, own).run()
+        ConcurrentConsumer(boot, app, outbox, own, output).run()
     else:
-        Consumer(boot, app, outbox, own).run()
+        Consumer(boot, app, outbox, own, output).run()
     outbox.report()
     app.hooks.run_stops()
     flush_output()

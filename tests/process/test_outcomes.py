@@ -331,6 +331,42 @@ def test_a_record_does_not_depend_on_the_output(fleet: Fleet) -> None:
     fleet.wait_for("job.log", job_id=job.id, message="told all the same")
 
 
+@pytest.mark.parametrize("how", ["closed", "null", "folder", "file", "dead socket", "full pipe"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_stands_in_the_place_of_the_output_is_not_inherited(
+    start: Start, tmp_path: Path, threads: int, how: str
+) -> None:
+    """The job has succeeded, once; the next ones in its process print, and are heard."""
+    fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
+    use(misbehaved.q, fleet.home)
+    [pid] = fleet.consumer_pids()
+    job = misbehaved.leaves_descriptors.enqueue(str(tmp_path / "log"), how)
+    job.result(timeout=10)
+    assert job.info().attempts == 1
+    assert misbehaved.speaks.enqueue("hear me").result(timeout=10) == pid
+    fleet.wait_for("job.log", message="hear me", skip=1)
+    told = fleet.wait_for("job.log" if threads == 1 else "consumer.log", level="warning")
+    assert "it is put back" in told["message"]
+
+
+def test_the_application_may_send_its_output_elsewhere(start: Start, tmp_path: Path) -> None:
+    app = tmp_path / "mute.py"
+    app.write_text(
+        "import os\n"
+        "from taskq import TaskQ\n"
+        "q = TaskQ('mute')\n"
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n"
+        "@q.task(retries=0, max_crashes=1)\n"
+        "def hush() -> int:\n"
+        "    print('not heard', flush=True)\n"
+        "    return os.getpid()\n"
+    )
+    fleet = start(f"{app}:q", consumers=1)
+    client = TaskQ("mute", url=str(fleet.home))
+    assert {client.enqueue("hush").result(timeout=10) for _ in range(3)} == set(fleet.consumer_pids())
+    assert not fleet.events("job.log")
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_who_goes_on_writing_does_not_hold_up_a_burial(start: Start, threads: int) -> None:
     """What the pipe held when the consumer died is told; what others write to it, without end, is nobody's."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from apps.jobs import pass_gate, record
@@ -313,3 +316,34 @@ def leaves_a_writer_and_dies() -> None:
     while not is_unread(1):
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@q.task(retries=0, max_crashes=1)
+def leaves_descriptors(path: str, how: str) -> None:
+    """Succeeds, and leaves other things where its standard output and error were, or nothing."""
+    record(path, how)
+    if how == "closed":
+        os.close(1)
+        os.close(2)
+        return
+    match how:
+        case "null":
+            other = os.open(os.devnull, os.O_RDWR)
+        case "folder":
+            other = os.open("/", os.O_RDONLY)
+        case "file":
+            Path(path + ".file").write_text("what is not read yet")
+            other = os.open(path + ".file", os.O_RDWR)
+        case "dead socket":
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            other = ours.detach()
+        case _:
+            _, other = os.pipe()
+            os.set_blocking(other, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(other, bytes(4096))
+            os.set_blocking(other, True)
+    os.dup2(other, 1)
+    os.dup2(other, 2)
