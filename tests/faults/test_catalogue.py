@@ -216,7 +216,7 @@ CATALOGUE = {
             "test_catalogue::test_time_limits_do_not_know_the_wall_clock",
             "test_catalogue::test_a_producer_whose_clock_was_set_back",
         ),
-        "the system's clock is not set, for the whole machine has it, and libfaketime is not at hand: the ledger and "
+        "the system's clock is not set, for the whole machine has it, and libfaketime is not at hand: the committer and "
         "the core are driven with a clock that jumps. A retry is due by the wall clock, so it waits for a clock that "
         "was set back; results are kept by it, so a jump beyond `keep_results` removes them",
     ),

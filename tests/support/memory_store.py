@@ -1,5 +1,5 @@
 """A store in memory that behaves like a disk: what was committed survives the death of its process, what was synced
-survives a power cut. For the simulator; the conformance suite of test_store.py holds it to the same rules as the others.
+survives a power cut. For the simulator; the conformance suite of tests/engines holds it to the same rules as the others.
 """
 
 from __future__ import annotations

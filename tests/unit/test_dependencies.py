@@ -212,18 +212,24 @@ def test_a_store_that_is_opened_again_knows_who_waits(tmp_path: Path) -> None:
 # -- frames
 
 
+#: Made once: to make a strategy takes longer than to draw from it.
+SOME_SPEC = st.sampled_from(SPECS)
+SOME_CONSTRAINTS = st.sampled_from([NO_CONSTRAINTS, Constraints(due_at=3.0), Constraints(limit_key="k")])
+
+
 @st.composite
 def flows(draw: st.DrawFn) -> list[tuple[Spec, Call]]:
     ids = list(new_job_ids(draw(st.integers(1, 30))))
     other = next(new_job_ids(1))
     flow = []
     for position, job_id in enumerate(ids):
-        parents = st.sampled_from([*ids[:position], other])
-        after = draw(st.dictionaries(parents, st.booleans(), max_size=3))
-        constraints = draw(st.sampled_from([NO_CONSTRAINTS, Constraints(due_at=3.0), Constraints(limit_key="k")]))
-        own = Constraints(constraints.due_at, limit_key=constraints.limit_key, after=tuple(after.items()))
+        known = [other, *ids[:position]]
+        after = draw(st.dictionaries(st.integers(0, position), st.booleans(), max_size=3))
+        constraints = draw(SOME_CONSTRAINTS)
+        edges = tuple((known[parent], goes_on) for parent, goes_on in after.items())
+        own = Constraints(constraints.due_at, limit_key=constraints.limit_key, after=edges)
         call = Call(job_id, draw(st.binary(max_size=9)), None if own == NO_CONSTRAINTS else own)
-        flow.append((draw(st.sampled_from(SPECS)), call))
+        flow.append((draw(SOME_SPEC), call))
     return flow
 
 
