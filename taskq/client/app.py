@@ -41,19 +41,19 @@ R = TypeVar("R")
 
 
 class TaskQ(FleetConnection):
-    """An application: a registry of tasks, and the way to the fleet that runs them."""
+    """An application: a registry of tasks, and the connection to the fleet that runs them."""
 
     def __init__(
         self, name: str, url: str | os.PathLike[str] | None = None, *, reply_timeout: float | None = None
     ) -> None:
         """
         Args:
-            name: names the application, in logs and, without a URL, its directory.
-            url: where the queue lives: a directory's absolute path, or ``file:///path``. Without it TASKQ_URL counts,
+            name: the name of the application in logs and, without a URL, of its directory.
+            url: where the queue is kept: the absolute path of a directory, or ``file:///path``. Default: TASKQ_URL,
                 then the directory ``taskq/NAME`` in the user's state directory.
-            reply_timeout: seconds after which a broker that says nothing counts as stopped or stuck. Until it answers
-                `enqueue` spools at once, and what must be asked raises BrokerUnavailable at once. Without it
-                TASKQ_REPLY_TIMEOUT counts, then 5.
+            reply_timeout: seconds after which a broker that does not answer counts as stopped or stuck. Until it
+                answers, `enqueue` spools at once, and whatever needs a reply raises BrokerUnavailable at once. Default:
+                TASKQ_REPLY_TIMEOUT, then 5.
 
         Raises:
             ConfigError: the name, the URL or the time makes no sense.
@@ -99,14 +99,14 @@ class TaskQ(FleetConnection):
         """Registers a function as a task; a decorator, with or without arguments.
 
         Args:
-            name: the task's name, by default the function's. It stays in stored jobs, so keep it when you rename
-                or move the function.
-            aliases: names that the task had before: jobs and schedules that were made under these are run by it.
-                Limits and order (`concurrency=`, `ordered_by=`, `unique=` ...) count for each name apart.
-            retry_on: the exceptions that are worth a retry; all others end the job. By default all are.
-            give_up_on: exceptions that end the job at once; goes before `retry_on`. Neither is asked about timeouts,
-                crashes, and what the job raises to say what it wants: `Retry`, `Snooze`, `Cancel`.
-            options: what holds for all its jobs; see `taskq.client.options.options.JobOptions` for all there are.
+            name: the task's name, by default the function's. Stored jobs refer to it, so keep it when you rename or
+                move the function.
+            aliases: earlier names of the task: it also runs the jobs and schedules that were made under them. Limits
+                and order (`concurrency=`, `ordered_by=`, `unique=` ...) count for each name separately.
+            retry_on: the exceptions after which a job is retried; all others end it. Default: all exceptions.
+            give_up_on: exceptions that end the job at once; this goes before `retry_on`. Neither applies to timeouts,
+                crashes, and to `Retry`, `Snooze` and `Cancel`.
+            options: the options of all its jobs; `taskq.client.options.options.JobOptions` lists them.
 
         Raises:
             ConfigError: an option makes no sense, or a name is taken.
@@ -147,17 +147,17 @@ class TaskQ(FleetConnection):
         name: str | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
-        """Has a task enqueued by the clock, while a fleet runs; a decorator, above `task` or in place of it.
+        """Enqueues a task on a schedule while a fleet runs; a decorator, above `task` or in place of it.
 
-        What is changed or removed in the code is so in the fleet when its consumers load it, by a start or `taskq
-        reload`. A fire is never doubled, whatever dies.
+        A schedule that is changed or removed in the code changes in the fleet when its consumers load the code: at a
+        start or by `taskq reload`. No fire happens twice, whatever dies.
 
         Args:
             cron: a cron expression, such as ``"*/5 * * * *"`` (also ``@daily``, six fields with seconds first, ``L``
                 and ``#``). In zones with daylight saving time it behaves as Debian's cron, see `cronsim`.
             name: the name of the schedule, by default the task's.
-            options: ``every="30s"`` in place of a cron expression, and all else; see
-                `taskq.client.schedules.ScheduleOptions` for all there are.
+            options: ``every="30s"`` in place of a cron expression, and other options;
+                `taskq.client.schedules.ScheduleOptions` lists them.
 
         Raises:
             ConfigError: an option makes no sense, or the name is taken.
@@ -179,30 +179,30 @@ class TaskQ(FleetConnection):
         return register
 
     def on_consumer_start(self, function: HookT) -> HookT:
-        """Has a function called in each consumer before its first job: load a model once, open a pool. A decorator.
+        """Calls a function in each consumer before its first job, to load a model or open a pool. A decorator.
 
         If it raises, the consumer does not start, and the fleet says why, as for an application that cannot be
-        imported. It has 2 minutes.
+        imported. It may take 2 minutes.
 
         Raises:
-            ConfigError: it is no ordinary function without arguments.
+            ConfigError: it is not an ordinary function without arguments.
         """
         self.hooks.on_start(function)
         return function
 
     def on_consumer_stop(self, function: HookT) -> HookT:
-        """Has a function called in each consumer after its last job, but not in one that is killed. A decorator.
+        """Calls a function in each consumer after its last job, unless the consumer is killed. A decorator.
 
-        What it raises is told in the log. It has 5 seconds.
+        What it raises is logged. It may take 5 seconds.
 
         Raises:
-            ConfigError: it is no ordinary function without arguments.
+            ConfigError: it is not an ordinary function without arguments.
         """
         self.hooks.on_stop(function)
         return function
 
     def middleware(self, function: MiddlewareT) -> MiddlewareT:
-        """Has code run around each job, of sync and async tasks alike. A decorator for a generator with one `yield`::
+        """Runs code around each job, of sync and async tasks alike. A decorator for a generator with one `yield`::
 
             @q.middleware
             def timing(job: CurrentJob) -> Iterator[None]:
@@ -212,12 +212,12 @@ class TaskQ(FleetConnection):
                 finally:
                     job.log.info("timed", seconds=time.perf_counter() - start)
 
-        The one that is registered first is the outermost. What a middleware raises ends the job as if the job had
-        raised it (also `Retry`, `Snooze` and `Cancel`). It cannot turn a failure into a success: an error that it
-        catches and keeps to itself goes on.
+        The middleware that is registered first is the outermost. What a middleware raises ends the job as if the job
+        had raised it (also `Retry`, `Snooze` and `Cancel`). It cannot turn a failure into a success: an error that it
+        catches and does not raise again still ends the job.
 
         Raises:
-            ConfigError: it is no such function.
+            ConfigError: it is not such a function.
         """
         self.hooks.around(function)
         return function
@@ -225,18 +225,18 @@ class TaskQ(FleetConnection):
     def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Enqueues a job by the name of its task, whose code need not be imported here.
 
-        The task's own options count if it is registered here; else the defaults.
+        If the task is registered here, its own options apply; otherwise the defaults do.
 
         Raises:
-            As `Task.enqueue`.
+            The same as `Task.enqueue`.
         """
         return self.named(task).enqueue(*args, **kwargs)
 
     def named(self, task: str) -> Enqueuer[..., Any]:
-        """The ways to enqueue a task by its name, whose code need not be imported here:
+        """Refers to a task by its name, whose code need not be imported here:
         ``q.named("resize").options(delay=60).enqueue("cat.jpg")``.
 
-        The task's own options count if it is registered here; else the defaults.
+        If the task is registered here, its own options apply; otherwise the defaults do.
         """
         return self.tasks.get(task) or Enqueuer(self, Spec(task))
 
@@ -247,10 +247,10 @@ class TaskQ(FleetConnection):
         return {name: (spec.queue, [resource for resource, _ in spec.resources]) for name, spec in specs.items()}
 
     def job(self, id: str) -> Job[Any]:
-        """The handle of a job, from its id.
+        """Returns the handle of a job, from its id.
 
         Raises:
-            ConfigError: that is no job's id.
+            ConfigError: this is not a job id.
         """
         try:
             job_id = bytes.fromhex(id)
@@ -273,13 +273,13 @@ class TaskQ(FleetConnection):
     ) -> list[JobInfo]:
         """Lists jobs, the newest first: in the order in which they were enqueued, or retried by hand.
 
-        Long errors are cut, and `history` is empty: `Job.info` knows all of a job.
+        Long errors are shortened, and `history` is empty: `Job.info` returns the whole.
 
         Args:
-            state: only those in this state, such as "failed" (the dead-letter list).
-            task, queue: only those of this task, of this queue.
-            limit: at most so many; None for all.
-            before: only those enqueued before this job: the last one of a list leads to the next page.
+            state: only jobs in this state, such as "failed" (the dead-letter list).
+            task, queue: only jobs of this task, of this queue.
+            limit: the most jobs to return; None for all.
+            before: only jobs enqueued before this one: the last job of a list leads to the next page.
 
         Raises:
             ConfigError: an argument makes no sense.
@@ -317,10 +317,10 @@ class TaskQ(FleetConnection):
     def retry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
         """Queues all failed jobs again, as `Job.retry` does; or only those of a task, of a queue.
 
-        Jobs that fail while this goes on are left alone. If it is interrupted, those that were done stay done.
+        Jobs that fail in the meantime are left alone. If it is interrupted, the jobs queued so far stay queued.
 
         Returns:
-            How many they were.
+            The number of jobs.
 
         Raises:
             StoreFull: the disk is full.
@@ -342,18 +342,18 @@ class TaskQ(FleetConnection):
     ) -> int:
         """Removes all jobs in a state, as `Job.purge` does. With "queued" it empties queues.
 
-        Jobs that come in while this goes on are left alone. If it is interrupted, those that are gone stay gone.
+        Jobs that are enqueued in the meantime are left alone. If it is interrupted, removed jobs stay removed.
 
         Args:
-            state: any but "running".
-            task, queue: only those of this task, of this queue.
-            older_than: only those that ended more than so many seconds ago, or were enqueued then if they wait.
+            state: any state but "running".
+            task, queue: only jobs of this task, of this queue.
+            older_than: only jobs that ended (or, if they are pending, were enqueued) more than this many seconds ago.
 
         Returns:
-            How many they were.
+            The number of jobs.
 
         Raises:
-            ConfigError: the state is "running", or none.
+            ConfigError: the state is "running", or not a state.
             StoreFull: the disk is full.
             BrokerUnavailable: no fleet answers.
         """
@@ -371,8 +371,8 @@ class TaskQ(FleetConnection):
         return await self.async_client().purge_all(*_purging(self.clock, state, task, queue, older_than))
 
     def pause(self, *queues: str) -> list[str]:
-        """Pauses queues: jobs that run may end, the others wait, new ones are accepted. It lasts until `resume`, also
-        across restarts of the fleet. Queues need no jobs yet.
+        """Pauses queues: running jobs may finish, no other job starts, new jobs are accepted. The pause lasts until
+        `resume`, also across restarts of the fleet. A queue need not have jobs yet.
 
         Returns:
             The queues that were not paused before.
@@ -407,15 +407,16 @@ class TaskQ(FleetConnection):
     ) -> AbstractContextManager[None]:
         """Runs a fleet while the `with` block runs, also for tasks defined in the running script.
 
-        The fleet's log goes to the queue's directory (read it with `taskq logs`), not to standard error: this program
-        hears of failures by `Job.result`. When the block ends, running jobs are finished; those that wait stay for the
-        next fleet. So do all that have not ended when the program is interrupted: they are run first the next time, of
-        which `logging` warns.
+        The fleet's log goes to the directory (read it with `taskq logs`), not to standard error: this program learns of
+        failures from `Job.result`. When the block ends, running jobs finish, and pending jobs stay for the next fleet.
+        So do all jobs that have not ended when the program is interrupted: they run first the next time, with a warning
+        through `logging`.
 
         Args:
-            consumers: how many processes; by default as many as this process may use CPUs.
+            consumers: the number of consumers; by default one for each CPU that this process may use.
             settings: all settings of the fleet, in place of `consumers`.
-            fresh: drop the jobs, also scheduled ones, that have not ended and were enqueued before this TaskQ was made.
+            fresh: drop the jobs, including scheduled ones, that were enqueued before this TaskQ was made and have not
+                ended.
 
         Raises:
             AlreadyRunning: another fleet has this queue's directory.

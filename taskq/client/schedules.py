@@ -41,21 +41,21 @@ _OF_SCHEDULE: Final[Fields] = {
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """What may be said of a schedule beside its cron expression.
+    """The options of a schedule besides its cron expression.
 
     When it fires
-        every (seconds, a text such as ``"30s"``, or a timedelta): an interval, in place of a cron expression. It fires
-            at the multiples of it since 1970, so ``every="1h"`` fires on the hour.
+        every (seconds, a text such as ``"30s"``, or a timedelta): an interval, in place of a cron expression. The
+            schedule fires at multiples of the interval since 1970, so ``every="1h"`` fires on the hour.
         timezone (str): the zone of the cron expression, such as ``"Europe/Berlin"``. Default "UTC".
-        misfire ("once", "skip" or "all"): what becomes of the times at which no fleet ran (or the broker was more than
-            10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes each job (only the
-            last one, if `overlap` is not "allow"). Default "once".
-        overlap ("allow", "skip" or "buffer_one"): what becomes of a fire while the job of the one before has not ended.
-            "allow": both run at once. "skip": it is left out. "buffer_one": it is kept back, as a waiting job, and
-            starts when that one has ended, in whatever way; while one is kept back, others are left out. Default
-            "allow".
-        jitter (as every): each fire is late by up to so much, but earlier than the next one. Default 0.
-    What it makes
+        misfire ("once", "skip" or "all"): what happens to misfires, the times at which no fleet ran (or the broker was
+            more than 10 s late). "skip" leaves them out, "once" makes one job for all of them, "all" makes a job for
+            each (only for the last one, if `overlap` is not "allow"). Default "once".
+        overlap ("allow", "skip" or "buffer_one"): what happens to a fire if the job of the previous fire has not ended.
+            "allow": both jobs run. "skip": the fire is left out. "buffer_one": its job is kept back, in the state
+            waiting, and starts when the other one has ended, in whatever way; while one job is kept back, further fires
+            are left out. Default "allow".
+        jitter (like every): each fire is delayed at random by up to this time, but not beyond the next one. Default 0.
+    Its jobs
         args (tuple), kwargs (dict): the arguments of each job. Default: none.
     """
 
@@ -122,13 +122,13 @@ class Schedules:
         cron: str | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleInfo:
-        """Adds a schedule to the fleet, in place of one of this name that was added before; a pause of that stays.
+        """Adds a schedule to the fleet. It replaces an earlier one of this name, and stays paused if that was paused.
 
         Args:
             name: names the schedule.
             task: the task, with options if you like, or its name.
             cron: a cron expression, as for `TaskQ.periodic`.
-            options: all else, see `taskq.client.schedules.ScheduleOptions`.
+            options: other options; `taskq.client.schedules.ScheduleOptions` lists them.
 
         Raises:
             ConfigError: it makes no sense, or a schedule of this name stands in the code.
@@ -150,15 +150,15 @@ class Schedules:
         self._app.client.ask(Op.REMOVE_SCHEDULE, name)
 
     def pause(self, name: str) -> ScheduleInfo:
-        """Lets a schedule rest, until `resume`; also across restarts. Raises as `remove`, but for code."""
+        """Pauses a schedule until `resume`, also across restarts. Raises as `remove`, except about code."""
         return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, True))
 
     def resume(self, name: str) -> ScheduleInfo:
-        """Lets a schedule go on. What it would have fired meanwhile is not made up for. Raises as `pause`."""
+        """Resumes a schedule. The fires of the meantime are left out. Raises as `pause`."""
         return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, False))
 
     def run(self, name: str) -> Job[Any]:
-        """Makes a job of a schedule now, besides its times, also while it is paused.
+        """Makes a job of a schedule now, in addition to its times, even if it is paused.
 
         Raises:
             ScheduleNotFound: there is none of this name.

@@ -40,14 +40,14 @@ class Settings:
         lanes: consumers that serve certain queues only: for each lane its queues (none for all) and its consumers, in
             place of `consumers`.
         resources: the fleet's capacities, by name; jobs take of them with their option of the same name.
-        drain: stop as soon as no job waits or runs.
+        drain: stop as soon as no job is pending or running.
         preload: start consumers by fork from a process that has imported the application.
-        max_jobs: replace a consumer after so many jobs.
+        max_jobs: replace a consumer after this number of jobs.
         max_memory_mb: replace a consumer whose resident memory is larger, after its job.
         stop_timeout_s: seconds that running jobs may take when the fleet stops.
-        durability: what an acknowledged job survives: "power" loss, a crash of the "os" only with luck but that of any
-            process, or the same with everything kept in "memory" of the system as long as it likes.
-        memory_mb: bound of the memory in which the broker holds waiting jobs; the others wait on disk.
+        durability: what an accepted job survives. "power": loss of power. "os": the death of any process; a crash of
+            the system may lose the last commits. "memory": as "os", and such a crash may damage the journal.
+        memory_mb: the most memory in which the broker holds pending jobs; the others stay on disk.
         keep_results_s: seconds that ended jobs and their results are kept.
         keep_results: how many ended jobs are kept at the most. Failed jobs do not count and are kept.
         log_level: "debug", "info", "warning" or "error".

@@ -22,16 +22,17 @@ Key = bool | Sequence[str] | Callable[..., Any] | str
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """Makes a job the only one of its kind: ``unique=Unique(by=["user_id"], period=60)``.
+    """Makes a job the only one with its key: ``unique=Unique(by=["user_id"], period=60)``.
 
     Attributes:
-        by: what tells kinds apart: True for all arguments, the names of some parameters, a function of the arguments,
-            or a text as it is. Keys of different tasks are different.
+        by: the key: True for all arguments, the names of some parameters, a function of the arguments, or a text as it
+            is. Keys of different tasks are different.
         until: an earlier job counts until its "end", or only until its "start".
-        period: it also counts for so many seconds from its enqueueing, even if it has ended: a throttle.
-        replace: the new job takes the place of an earlier one that waits (that one ends as cancelled): with ``delay=``,
-            this runs once when calls have ceased for a while. Else the new one is left out, and `enqueue` returns the
-            earlier job, with `Job.is_duplicate` set.
+        period: an earlier job also counts for this many seconds after it was enqueued, even if it has ended (a
+            throttle).
+        replace: the new job replaces an earlier one that is pending, which ends as cancelled. With ``delay=``, the job
+            runs once when calls have ceased for a while: a debounce. By default the new job is left out, and `enqueue`
+            returns the earlier one, with `Job.is_duplicate` set.
     """
 
     by: Key = True
