@@ -266,7 +266,10 @@ def _unique_of(value: Any) -> Unique | None:
 
 def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> None:
     """Raises ConfigError unless a key can be made for the task."""
-    if key is None or key is True or isinstance(key, str) or callable(key):
+    if key is None or key is True or callable(key):
+        return
+    if isinstance(key, str):
+        _check_text(name, key, function)
         return
     if not isinstance(key, Sequence) or not key or not all(isinstance(part, str) for part in key):
         raise ConfigError(
@@ -284,6 +287,15 @@ def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> N
     missing = [part for part in key if part not in known]
     if missing:
         raise ConfigError(f"{name}={key!r}: the task has no parameter {missing[0]!r} (it has: {', '.join(known)})")
+
+
+def _check_text(name: str, key: str, function: Callable[..., Any] | None) -> None:
+    """A text is one key for all jobs of a task; the name of a parameter alone is meant as the list of that one."""
+    signature = None if function is None else signature_of(function)
+    if signature is not None and key in signature.parameters:
+        raise ConfigError(
+            f"{name}={key!r} would be one key for all jobs of the task: write {name}=[{key!r}] for one of each {key}"
+        )
 
 
 #: Options that are fields of Spec: their names there, and how they are read.
