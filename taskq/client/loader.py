@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from taskq.client.app import TaskQ
+from taskq.client.transport.submitting import importing
 from taskq.model.errors import AppError
 
 
@@ -26,10 +27,8 @@ def load_app(reference: str) -> TaskQ:
     place, _, attribute = reference.partition(":")
     if not place:
         raise AppError(f"{reference!r} does not name an application: use module:attribute or path/to/file.py:attribute")
-    if place.endswith(".py") or os.sep in place:
-        module = _import_file(Path(place))
-    else:
-        module = _import_module(place)
+    with importing(reference):
+        module = _import_file(Path(place)) if place.endswith(".py") or os.sep in place else _import_module(place)
     if not attribute:
         return _only_app(module, place)
     app = module

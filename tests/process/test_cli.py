@@ -71,6 +71,7 @@ def apps(tmp_path: Path) -> Path:
     (tmp_path / "broken.py").write_text("q = (\n")
     (tmp_path / "needs.py").write_text("import no_such_package\n")
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "enqueues.py").write_text("import taskq\nq = taskq.TaskQ('e')\nq.task(name='say')(print).enqueue(1)\n")
     (tmp_path / "other.py").write_text("import taskq\nq = taskq.TaskQ('other')\nx = 5\n")
     return tmp_path
 
@@ -116,6 +117,8 @@ def test_worker_starts_light(home: Path) -> None:
         ("broken.py:q", ["SyntaxError", "broken.py"]),
         ("needs:q", ["no_such_package"]),
         ("exits:q", ["SystemExit"]),
+        ("enqueues:q", ["enqueues:q enqueues a job while it is imported", "__main__"]),
+        ("enqueues.py:q", ["enqueues a job while it is imported", "__main__"]),
     ],
 )
 def test_an_application_that_cannot_be_used(
@@ -124,6 +127,7 @@ def test_an_application_that_cannot_be_used(
     refused(taskq(home, "worker", app, cwd=apps), Exit.APP, *words)
     monkeypatch.chdir(apps)
     refused(here(home, "enqueue", app, "add"), Exit.APP, *words)
+    assert not list((home / "spool").glob("*.jobs"))
 
 
 @pytest.mark.parametrize("command", [["status"], ["stop"], ["reload"], ["job", NO_JOB], ["cancel", NO_JOB]])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 from taskq.client.context import keep_back
 from taskq.client.options.call_options import CallOptions
 from taskq.client.transport.blocking import Client
 from taskq.client.transport.clients import FleetConnection
-from taskq.model.errors import QueueFull
+from taskq.model.errors import AppError, QueueFull
 from taskq.model.spec import Spec
 from taskq.protocol.submissions import Call, Flow, chunks
 from taskq.system.clock import ClientClock
@@ -19,6 +21,30 @@ if TYPE_CHECKING:
     from taskq.client.transport.aio import AsyncClient
 
 T = TypeVar("T")
+
+#: What is being imported as an application, by the thread that does.
+_importing: dict[int, str] = {}
+
+
+@contextmanager
+def importing(application: str) -> Iterator[None]:
+    """While the block runs, this thread enqueues nothing: each command and each consumer imports the application, so a
+    job that is enqueued by the import would be so again and again."""
+    thread = get_ident()
+    _importing[thread] = application
+    try:
+        yield
+    finally:
+        del _importing[thread]
+
+
+def _check_import() -> None:
+    application = _importing.get(get_ident())
+    if application is not None:
+        raise AppError(
+            f"{application} enqueues a job while it is imported, which each command and each consumer does: "
+            "put that under `if __name__ == '__main__':`"
+        )
 
 
 def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable[Call]) -> list[bytes]:
@@ -31,6 +57,8 @@ def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable
         EnqueueError: they were not accepted.
         BrokerUnavailable: neither a broker nor the spool takes them.
     """
+    if _importing:
+        _check_import()
     if rules.on_success:
         return _keep_back(spec, calls)
     client = app.client
@@ -44,6 +72,8 @@ def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable
 
 async def asubmit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable[Call]) -> list[bytes]:
     """`submit` for asyncio."""
+    if _importing:
+        _check_import()
     if rules.on_success:
         return _keep_back(spec, calls)
     client = app.async_client()
@@ -57,6 +87,8 @@ async def asubmit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: I
 
 def submit_flow(client: Client, flow: Flow, waits_for_room: bool) -> None:
     """Hands in jobs of several kinds, all or none. Raises as `submit`; PayloadTooLarge: they are too many."""
+    if _importing:
+        _check_import()
     if waits_for_room:
         when_there_is_room(client.clock, partial(client.submit_flow, flow))
     else:
@@ -65,6 +97,8 @@ def submit_flow(client: Client, flow: Flow, waits_for_room: bool) -> None:
 
 async def asubmit_flow(client: AsyncClient, flow: Flow, waits_for_room: bool) -> None:
     """`submit_flow` for asyncio."""
+    if _importing:
+        _check_import()
     if waits_for_room:
         await _awhen_there_is_room(client, partial(client.submit_flow, flow))
     else:
