@@ -18,6 +18,10 @@ LogFormat = Literal["auto", "console", "json"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+#: The settings that are whole numbers, and those of them that may be None.
+_WHOLE = ("consumers", "threads", "max_jobs", "max_memory_mb", "memory_mb", "keep_results", "log_mb", "output_mb")
+_OPTIONAL = ("max_jobs", "max_memory_mb")
+
 
 def default_consumers() -> int:
     """The number of CPUs that this process may use."""
@@ -79,6 +83,14 @@ class Settings:
     output_mb: int = 60
 
     def __post_init__(self) -> None:
+        for name in _WHOLE:
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            _require(is_whole or (value is None and name in _OPTIONAL), f"{name}={value!r}: use a whole number")
+        for name in ("stop_timeout_s", "keep_results_s"):
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _require(is_number, f"{name}={value!r}: use a number of seconds")
         self._read_lanes()
         if self.consumers == 0:
             object.__setattr__(self, "consumers", default_consumers())

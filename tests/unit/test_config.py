@@ -280,6 +280,12 @@ def test_settings_do_not_change() -> None:
     [
         ({"consumers": -1}, f"consumers=-1: use 1 to {MAX_CONSUMERS}"),
         ({"consumers": MAX_CONSUMERS + 1}, f"use 1 to {MAX_CONSUMERS}"),
+        ({"consumers": "2"}, "consumers='2': use a whole number"),
+        ({"consumers": None}, "consumers=None: use a whole number"),
+        ({"consumers": 1.5}, "consumers=1.5: use a whole number"),
+        ({"memory_mb": "256"}, "memory_mb='256': use a whole number"),
+        ({"keep_results": 1e5}, "keep_results=100000.0: use a whole number"),
+        ({"stop_timeout_s": "30s"}, "stop_timeout_s='30s': use a number of seconds"),
         ({"threads": 0}, "threads=0: use 1 to 1,000"),
         ({"threads": 1_001}, "threads=1001: use 1 to 1,000"),
         ({"queues": ("fine", "not fine")}, "queue name 'not fine'"),
