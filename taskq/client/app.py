@@ -165,6 +165,9 @@ class TaskQ(FleetConnection):
             PayloadError: an argument cannot be serialized.
         """
 
+        if callable(cron):
+            raise ConfigError('a schedule needs its times: write @q.periodic("*/5 * * * *") or @q.periodic(every=30)')
+
         def register(function: Callable[P, R]) -> Task[P, R]:
             task: Task[P, R] = function if isinstance(function, Task) else self.task(function)
             if self.tasks.get(task.name) is not task:

@@ -372,6 +372,8 @@ def test_decorators() -> None:
         app.periodic(every=5, args=(1,))(both)
     with pytest.raises(ConfigError, match="another application"):
         TaskQ("stranger").periodic(every=5)(plain)
+    with pytest.raises(ConfigError, match=r"write @q\.periodic\(.* or @q\.periodic\(every=30\)"):
+        app.periodic(plain)  # type: ignore[arg-type]
 
 
 def test_a_module_that_is_imported_again() -> None:
