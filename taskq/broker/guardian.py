@@ -102,6 +102,7 @@ class Guardian:
         self._reload_at: float | None = None  # when a SIGHUP was none of the terminal, which is still there
         self._title, path = known_as or ("", None)
         self._directory = None if path is None else Directory(path)
+        self._misfits: list[str] = []  # not told yet
 
     def run(self) -> int:
         """Runs the fleet. Returns the exit code."""
@@ -135,8 +136,7 @@ class Guardian:
             return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
         code, message, title, path, needs = msgpack.unpackb(answer)
         self._title, self._directory = title, Directory(Path(path))
-        for told in misfits(needs, self._settings) if code == Exit.OK else ():
-            self._log("fleet.misfit", "warning", reason=told)
+        self._misfits = misfits(needs, self._settings) if code == Exit.OK else []
         name_process(f"guardian [{title}]")
         return code, message
 
@@ -147,6 +147,12 @@ class Guardian:
         assert self._broker is not None
         self._socket.close()
         self._broker.wait()
+
+    def _tell_misfits(self) -> None:
+        """Once, and not before the directory is ours: another fleet may have it."""
+        told, self._misfits = self._misfits, []
+        for reason in told:
+            self._log("fleet.misfit", "warning", reason=reason)
 
     # -- the broker
 
@@ -204,6 +210,7 @@ class Guardian:
         if message[0] == "ready":
             self._came_up = True
             self._failures = 0
+            self._tell_misfits()
         elif message[0] == "stopping":
             self._begin_stop()
             return

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -87,8 +88,12 @@ def tell_warnings() -> None:
     logging.getLogger("taskq").addHandler(handler)
 
 
-def warn_of_name(directory: Directory, field: str, name: str) -> None:
-    """Says so if a name never stood in the log, with the nearest that did."""
+def warn_of_name(directory: Directory, field: str, name: str, others: Iterable[str] = ()) -> None:
+    """Says so if a name never stood in the log, with the nearest that did.
+
+    Args:
+        others: names that need not have stood there: those of the application.
+    """
     from taskq.telemetry.reader import Filter, read  # 20 ms, which `taskq worker` can do without
 
     events = read(directory.path, Filter(), last=_LINES_FOR_NAMES)
@@ -96,7 +101,7 @@ def warn_of_name(directory: Directory, field: str, name: str) -> None:
     known = {str(event[field]) for event in events if event.get(field) and not event["event"].startswith("queue.")}
     if not known:
         return  # no fleet has run yet
-    known |= {"default"} if field == "queue" else set()
+    known |= {"default", *others} if field == "queue" else {*others}
     if name not in known and not (field == "event" and any(fnmatchcase(each, name) for each in known)):
         tell(f"there is no {field} {name!r} in the log of {directory.path}{did_you_mean(name, known)}")
 
@@ -174,6 +179,15 @@ def find_directory(app: str | None) -> Directory:
     directory = _find_directory(app)
     directory.check_owner()
     return directory
+
+
+def names_in_code(app: str | None, field: str) -> set[str]:
+    """The names of the tasks or queues of an application; none if a directory is all that was named."""
+    reference = app or os.environ.get("TASKQ_APP") or None
+    if reference is None or _is_directory(reference):
+        return set()
+    needs = load(reference).needs
+    return set(needs) if field == "task" else {queue for queue, _ in needs.values()}
 
 
 def _find_directory(app: str | None) -> Directory:

@@ -17,6 +17,7 @@ from taskq.cli.common import (
     JsonOption,
     count_of,
     find_directory,
+    names_in_code,
     seconds_of,
     tell,
     tell_if_stopped,
@@ -81,7 +82,7 @@ def jobs(
         tell(f"there is no {_said(state, 'job', task, queue)}{' before that one' if before else ''}")
         for field, name in (("task", task), ("queue", queue)):
             if name is not None:
-                warn_of_name(application.directory, field, name)
+                warn_of_name(application.directory, field, name, names_in_code(app, field))
         return
     _print_table(found)
     if len(found) == limit:
@@ -240,7 +241,7 @@ def pause(words: QueuesArgument = None) -> None:
         raise ConfigError("which queues? write: taskq pause QUEUE...")
     application = _application(app)
     for queue in queues:
-        warn_of_name(application.directory, "queue", queue)
+        warn_of_name(application.directory, "queue", queue, names_in_code(app, "queue"))
     changed = application.pause(*queues)
     for queue in queues:
         print(f"{queue} {'is paused' if queue in changed else 'was paused already'}")

@@ -26,7 +26,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def misfits(needs: Needs, settings: Settings) -> list[str]:
     """What is wrong between an application and the fleet that is to run it; a sentence for each thing."""
     if not needs:
-        return []
+        return [
+            "the application has no task: the module that makes its TaskQ must import those that define its tasks, or "
+            "name one of these, as in shop.tasks:q"
+        ]
     queues = {queue for queue, _ in needs.values()}
     told = [
         f"no task of the application has the queue {queue}{did_you_mean(queue, queues)}"

@@ -38,6 +38,13 @@ def test_what_does_not_fit(settings: Settings, words: list[str]) -> None:
         assert word in told
 
 
+def test_an_application_without_tasks() -> None:
+    """Its tasks stand in modules that it does not import: every job would fail."""
+    [told] = misfits({}, Settings())
+    assert "has no task" in told
+    assert "must import" in told
+
+
 def test_the_nearest_name() -> None:
     assert did_you_mean("mial", ["mail", "images"]) == "; did you mean mail?"
     assert did_you_mean("x", ["mail", "images"]) == "; there are: images, mail"
@@ -65,6 +72,24 @@ def test_commands_tell(home: Path, here: Here) -> None:
         assert not done.stdout
         assert "there is no event 'job.succeded'" in here(home, "logs", "--event", "job.succeded").stderr
         assert here(home, "logs", "--event", "job.*", "--task", "echo").stderr == ""
+
+
+def test_the_names_of_the_application_are_known(home: Path, here: Here) -> None:
+    """Before the first job has left one in the log."""
+    with running(Fleet(home, consumers=1)):
+        assert jobs.echo.enqueue(1).result(10) == 1
+        assert here(home, "jobs", JOBS, "--task", "add").stderr == "taskq: there is no job of task add\n"
+        assert "did you mean add?" in here(home, "jobs", JOBS, "--task", "adds").stderr
+        for queue in {task.spec.queue for task in jobs.q.tasks.values()}:
+            assert here(home, "pause", JOBS, queue).stderr == ""
+            here(home, "resume", queue)
+
+
+def test_a_fleet_that_is_refused_leaves_no_word_in_the_log_of_another(home: Path) -> None:
+    with running(Fleet(home, consumers=1)) as fleet:
+        done = taskq(home, "worker", JOBS, "--queues", "defualt")
+        assert done.returncode == Exit.ALREADY_RUNNING
+        assert fleet.count("fleet.misfit") == 0
 
 
 def test_a_fleet_that_starts_counts_what_is_spooled(home: Path) -> None:
