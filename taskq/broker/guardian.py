@@ -26,6 +26,7 @@ from taskq.model.settings import Settings
 from taskq.system.directory import Directory
 from taskq.system.launch import take_broker, take_resolver
 from taskq.system.platform import adopt_orphans, is_stopped, name_of_signal, name_process
+from taskq.system.signals import signals_as_bytes
 from taskq.system.terminal import CLOSING_S, Terminal
 from taskq.telemetry.fanout import announce
 
@@ -241,19 +242,13 @@ class Guardian:
     # -- signals and the host
 
     def _wake_on_signals(self) -> None:
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._signal_sockets = reader, writer
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
-        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
+        self._signals = signals_as_bytes((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         if self._terminal.watch is not None:
             self._selector.register(self._terminal.watch, selectors.EVENT_READ, self._on_terminal_gone)
 
     def _on_signals(self) -> None:
-        for number in self._signal_sockets[0].recv(64):
+        for number in self._signals.recv(64):
             if number == signal.SIGHUP:
                 self._on_sighup()
             elif number == signal.SIGCHLD:

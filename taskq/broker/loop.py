@@ -141,15 +141,17 @@ class Broker:
         self._events.notes(effects.notes)
         self._core.pause(self._store.paused())
 
-    def run(self, guardian: socket.socket) -> None:
+    def run(self, guardian: socket.socket, signals: socket.socket) -> None:
         """Runs until the fleet has stopped.
 
         Args:
             guardian: the socket to the guardian; its end is the guardian's end.
+            signals: where the signals arrive that stop or reload the fleet, one byte each.
         """
         self._guardian = guardian
         self._selector.register(guardian, selectors.EVENT_READ, self._on_guardian_gone)
-        self._wake_on_signals()
+        self._signals = signals
+        self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
         now = self._clock.monotonic()
         self._timers = {
             self._committer.take_spooled: (_SPOOL_EVERY_S, now),
@@ -171,16 +173,6 @@ class Broker:
         while self._stop_at is None or self._supervisor.consumers:
             self._tick()
         self._close()
-
-    def _wake_on_signals(self) -> None:
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._signal_sockets = reader, writer
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: None)  # the number arrives at the socket
-        self._selector.register(reader, selectors.EVENT_READ, self._on_signals)
 
     # -- the loop
 
@@ -321,7 +313,7 @@ class Broker:
     # -- the end
 
     def _on_signals(self, _mask: int) -> None:
-        for number in self._signal_sockets[0].recv(64):
+        for number in self._signals.recv(64):
             if number == signal.SIGHUP:
                 self._reload()
             elif number == signal.SIGINT or (number == signal.SIGTERM and self._is_first_sigterm()):

@@ -20,6 +20,7 @@ from taskq.system.descriptors import provide
 from taskq.system.directory import Directory
 from taskq.system.locks import take_broker_lock
 from taskq.system.platform import name_process
+from taskq.system.signals import signals_as_bytes
 from taskq.telemetry.setup import configure
 from taskq.telemetry.sink import DEFAULT_KEEP
 
@@ -30,15 +31,15 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: of the socket to the guardian.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # until the loop handles them
+    # at once: the guardian passes on what it gets also to a broker that starts, whose loop reads it later
+    signals = signals_as_bytes((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     guardian = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     setup = guardian.recv(1 << 20)
     if not setup:
         os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
     app, title, path, settings, guardian_pid = msgpack.unpackb(setup)
-    code, message = _run(guardian, app, title, Directory(Path(path)), Settings(**settings), guardian_pid)
+    code, message = _run(guardian, signals, app, title, Directory(Path(path)), Settings(**settings), guardian_pid)
     if message:
         print(f"taskq: {message}", file=sys.stderr)
         guardian.send(msgpack.packb(["failed", int(code), message]))
@@ -48,7 +49,13 @@ def main(descriptor: int) -> None:
 
 
 def _run(
-    guardian: socket.socket, app: str, title: str, directory: Directory, settings: Settings, guardian_pid: int
+    guardian: socket.socket,
+    signals: socket.socket,
+    app: str,
+    title: str,
+    directory: Directory,
+    settings: Settings,
+    guardian_pid: int,
 ) -> tuple[Exit, str]:
     name_process(f"broker [{title}]")
     # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
@@ -69,7 +76,7 @@ def _run(
             output_max_bytes=settings.output_mb * MIB // files,
         )
         try:
-            Broker(directory, app, title, settings, log).run(guardian)
+            Broker(directory, app, title, settings, log).run(guardian, signals)
         except (JournalError, StoreFull) as error:
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)

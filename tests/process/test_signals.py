@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
 from apps import jobs
 from fleet import Fleet, Gate, starts, wait_until
@@ -153,3 +154,18 @@ def test_a_broker_that_is_stopped_does_not_hold_up_the_end(
     assert asks_guardian == (f"broker {pid} is stopped: it is killed in 10.2 s" in told)
     assert fleet.count("broker.died") == 1
     fleet.finish()
+
+
+def test_a_fleet_stops_while_its_broker_starts(home: Path) -> None:
+    """A broker that has just taken the place of one that died is told to stop before its loop runs: it stops then."""
+    fleet = Fleet(home, consumers=1, stderr_level="critical").start().wait_ready()
+    guardian, died = psutil.Process(guardian_of(fleet)), fleet.broker_pid
+    fleet.kill(died)
+
+    def is_next_broker(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return process.pid != died and "taskq: broker" in " ".join(process.cmdline())
+        return False
+
+    wait_until(lambda: any(map(is_next_broker, guardian.children())), "the next broker")
+    assert fleet.stop() == 0

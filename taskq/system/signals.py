@@ -1,0 +1,19 @@
+"""Signals as bytes at a socket, for loops that wait for sockets anyway."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterable
+
+
+def signals_as_bytes(numbers: Iterable[int]) -> socket.socket:
+    """From now on signals with these numbers do nothing but arrive, one byte each, at the socket that is returned. What
+    arrives before somebody reads there is kept. To be called once in a process, in its main thread."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open for the life of the process
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    return reader
