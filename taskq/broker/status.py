@@ -11,8 +11,12 @@ from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.stored import StoredState
+from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+
+#: Files in the spool are counted up to here: it takes 5 ms.
+_MOST_SPOOLED = 10_000
 
 
 class FleetStatus:
@@ -52,6 +56,7 @@ class FleetStatus:
             },
             "not_started": [{"number": number, "error": error} for number, error in self._processes.missing()],
             "queues": self._queues(),
+            "spooled_files": count_files(self._directory.spool, _MOST_SPOOLED),
             "paused": sorted(self._store.paused()),
             "totals": self._store.totals.as_dict(),
             "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),

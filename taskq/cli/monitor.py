@@ -91,6 +91,7 @@ def _headline(found: dict[str, Any]) -> Text:
     line.append(f"  {broker['directory']}", style="dim")
     line.append_text(_reload(found))
     line.append_text(_not_started(found.get("not_started", [])))
+    line.append_text(_spooled(found.get("spooled_files", 0)))
     return line
 
 
@@ -106,6 +107,13 @@ def _reload(found: dict[str, Any]) -> Text:
         case {"state": "running"}:
             return Text(f"\nreloading: old code in {old} of {len(consumers)} consumers", style="yellow")
     return Text()
+
+
+def _spooled(files: int) -> Text:
+    """The jobs that were handed in while the fleet did not answer, or that the disk has no room for."""
+    if not files:
+        return Text()
+    return Text(f"\n{files:,} {'file' if files == 1 else 'files'} with jobs still in the spool", style="yellow")
 
 
 def _not_started(consumers: list[dict[str, Any]]) -> Text:

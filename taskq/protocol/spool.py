@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 
 from taskq.model.errors import BrokerUnavailable, StoreFull
@@ -134,9 +135,9 @@ def has_files(spool: Path) -> bool:
     return next(_names(spool), None) is not None
 
 
-def count_files(spool: Path) -> int:
-    """How many files with jobs wait in the spool."""
-    return sum(1 for _ in _names(spool))
+def count_files(spool: Path, most: int | None = None) -> int:
+    """How many files with jobs wait in the spool; no more than `most` are counted."""
+    return sum(1 for _ in islice(_names(spool), most))
 
 
 def find(spool: Path, ids: Collection[bytes]) -> dict[bytes, bytes]:

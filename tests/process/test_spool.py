@@ -71,8 +71,8 @@ def test_a_job_deep_in_the_spool_can_be_waited_for_and_cancelled(home: Path) -> 
     item, cancelled, last = jobs.count.enqueue(3), jobs.add.enqueue(7), jobs.add.enqueue(8)
     fleet = Fleet(home)
     with running(fleet, wait=False):
-        fleet.status()
-        assert waiting(home) > 0
+        told = fleet.status()["spooled_files"]
+        assert told >= waiting(home) > 0
         assert last.info().task == "add"
         with pytest.raises(JobNotFound):
             jobs.q.job(bytes(16).hex()).info()
@@ -80,6 +80,8 @@ def test_a_job_deep_in_the_spool_can_be_waited_for_and_cancelled(home: Path) -> 
         assert wait_for_last == 9
         assert list(item.items(timeout=20)) == [0, 1, 2]
         assert cancelled.cancel() == (cancelled.state() is JobState.CANCELLED)
+        wait_until(lambda: waiting(home) == 0, "all of it taken in")
+        assert fleet.status()["spooled_files"] == 0
 
 
 @pytest.mark.parametrize("is_async", [False, True])

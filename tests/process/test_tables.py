@@ -59,6 +59,7 @@ STATUS: dict[str, Any] = {
         "mails.of.all.customers.in.all.countries": {"queued": 1, "running": 0, "scheduled": 0, "waiting": 0},
     },
     "paused": ["mail"],
+    "spooled_files": 1_234,
     "totals": {
         "enqueued": 2_000_000,
         "succeeded": 1_999_999,
@@ -100,6 +101,7 @@ def test_status(width: int | None) -> None:
     text = monitor._picture(STATUS, width).plain
     check(text, None, "12345", "/srv/thumbs")
     check(text[text.index("\n\n") :], width, "7,654,321", "123 MB", "1,000,000", "1,999,999", "9 cancelled", "paused")
+    check(text, None, "1,234 files with jobs still in the spool")
     assert ("waiting" in text) == (width is None), "an empty column; a script counts them"
 
 
