@@ -7,15 +7,13 @@ core decides.
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
-from taskq.broker.consumers.excerpt import Excerpt, Portion
 from taskq.broker.consumers.handle import ConsumerProcess
+from taskq.broker.consumers.job_output import JobOutput
 from taskq.broker.consumers.silence import LOOK_EVERY_S, SILENT_LOOKS, Silences
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
@@ -24,12 +22,11 @@ from taskq.broker.events import EventLog, last_words
 from taskq.model.attempt import Attempts, Claim, Reason, Verdict, failure_in
 from taskq.model.effects import Batch, Key, ProcessExit
 from taskq.model.errors import ProtocolError, TaskQError
-from taskq.model.job import JobRow, Progress
+from taskq.model.job import Progress
 from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
 from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
-from taskq.protocol.link.output import split_job_mark, whole_lines
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, flow_of
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -42,8 +39,6 @@ _PROGRESS_EVERY_S = 1.0
 
 #: A process that is to be killed for a job is asked so long before where its threads stand.
 _STACKS_BEFORE_KILL_S = 0.5
-#: Stacks without a death are told when no line of them has come for so long.
-_STACKS_WAIT_S = 1.0
 
 
 class ConsumerPool:
@@ -81,6 +76,7 @@ class ConsumerPool:
         self._on_declared = on_declared
         self._on_children = on_children
         self._clock = clock
+        self._output = JobOutput(core, events, clock)
         self._silences = Silences()
         self._dead: list[ConsumerProcess] = []
         self._buried: list[ConsumerProcess] = []
@@ -120,11 +116,9 @@ class ConsumerPool:
         match envelope:
             case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
                 if consumer.counters.slots > 1 and consumer.output in self._selector.get_map():
-                    self._on_output(
-                        consumer, 0
-                    )  # what these jobs wrote is there, and told with them while they are known
+                    self._output.hear(consumer)  # what these jobs wrote is there, and told while they are known
                 elif consumer.lines.is_within_line and consumer.writer in numbers:
-                    self._tell_output(consumer, consumer.lines.end_line())
+                    self._output.tell(consumer, consumer.lines.end_line())
                 attempts = Attempts(numbers, verdicts, durations_us, frames.split(body, lengths))
                 self._settle(consumer, attempts)
                 self._after_outcomes(consumer)
@@ -151,7 +145,7 @@ class ConsumerPool:
     def _settle(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
         if consumer.excerpts:
-            self._end_output(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
+            self._output.end(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
         self._core.settled(consumer.key, attempts, self._clock.monotonic(), self._clock.time())
         if not consumer.children:
             return
@@ -212,77 +206,7 @@ class ConsumerPool:
             self._supervisor.replace(consumer)
 
     def _on_output(self, consumer: ConsumerProcess, _mask: int) -> None:
-        claims = consumer.counters.read()  # before the lines: they cannot be from a later job
-        self._begin_output(consumer, claims)
-        try:
-            lines = consumer.read_output()
-        except OSError:
-            lines = []
-        self._tell_output(consumer, lines)
-
-    def _begin_output(self, consumer: ConsumerProcess, claims: list[Claim]) -> None:
-        """Notes whose output is read next. What another job has left without a line end is a line of that job."""
-        writer = claims[0].number if claims and consumer.counters.slots == 1 else 0
-        if writer != consumer.writer:
-            if consumer.lines.is_within_line:
-                self._tell_output(consumer, consumer.lines.end_line())
-            consumer.writer = writer
-
-    def _tell_output(self, consumer: ConsumerProcess, lines: list[str]) -> None:
-        lines = self._hold_stacks_back(consumer, whole_lines(lines))
-        if consumer.counters.slots > 1:
-            self._tell_marked_output(consumer, lines)
-            return
-        if lines:
-            self._tell_lines(consumer, consumer.writer, lines, self._clock.monotonic())
-
-    def _tell_marked_output(self, consumer: ConsumerProcess, lines: list[str]) -> None:
-        """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
-        now = self._clock.monotonic()
-        for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
-            plain = [line for _, line in group]
-            self._tell_lines(consumer, number, plain, now)
-
-    def _tell_lines(self, consumer: ConsumerProcess, number: int, lines: list[str], now: float) -> None:
-        """Tells lines of a job, or of nobody, as far as they are not too many."""
-        row = self._core.running(consumer.key, number)
-        writer = 0 if row is None else number
-        excerpt = consumer.excerpts.get(writer)
-        if excerpt is None:
-            excerpt = consumer.excerpts[writer] = Excerpt(now)
-        self._tell_portion(consumer, row, excerpt.take(lines, now, self._events.room_for_output(consumer, now)), now)
-
-    def _tell_portion(self, consumer: ConsumerProcess, row: JobRow | None, portion: Portion, now: float) -> None:
-        if portion.lines:
-            self._events.output(consumer, row, portion.lines, now, portion.left_out)
-
-    def _end_output(self, consumer: ConsumerProcess, numbers: Iterable[int]) -> None:
-        """Tells the last lines of jobs that have ended."""
-        for number in numbers:
-            portion = consumer.excerpts.pop(number).end()
-            self._tell_portion(consumer, self._core.running(consumer.key, number), portion, self._clock.monotonic())
-
-    def _tell_held_back(self, consumer: ConsumerProcess, now: float) -> None:
-        """Tells lines of chatty jobs that still run, when enough time has passed."""
-        for number, excerpt in consumer.excerpts.items():
-            self._tell_portion(consumer, self._core.running(consumer.key, number), excerpt.due(now), now)
-
-    def _hold_stacks_back(self, consumer: ConsumerProcess, lines: list[str]) -> list[str]:
-        """Stacks of threads are told as one, with the death that mostly follows."""
-        others = consumer.stacks.hold_back(lines)
-        if len(others) < len(lines):
-            consumer.stacks_at = self._clock.monotonic()
-        return others
-
-    def _tell_stacks(self, consumer: ConsumerProcess, claims: list[Claim], now: float) -> None:
-        """Tells stacks that no death has followed: somebody sent the signal, or the job ended at the last moment."""
-        if consumer.stacks.lines and now - consumer.stacks_at >= _STACKS_WAIT_S:
-            self._events.stacks(consumer, self._rows(consumer, claims), consumer.stacks.take())
-
-    def _rows(self, consumer: ConsumerProcess, claims: list[Claim]) -> list[JobRow]:
-        """The jobs that a consumer is running."""
-        rows = (self._core.running(consumer.key, claim.number) for claim in claims)
-        return [row for row in rows if row is not None]
+        self._output.hear(consumer)
 
     # -- deaths
 
@@ -322,16 +246,16 @@ class ConsumerPool:
             except (EOFError, OSError, TaskQError):
                 pass  # the end, or a frame that it did not finish
         if consumer.counters.slots > 1:
-            self._on_output(consumer, 0)
+            self._output.hear(consumer)
         self._settle_unsent(consumer)
         self._selector.unregister(consumer.output)
-        self._begin_output(consumer, claims)
+        self._output.begin(consumer, claims)
         with suppress(OSError):
-            self._tell_output(consumer, consumer.read_output())
-        self._tell_output(consumer, consumer.lines.flush())
+            self._output.tell(consumer, consumer.read_output())
+        self._output.tell(consumer, consumer.lines.flush())
         written = consumer.excerpts if consumer.counters.slots > 1 else consumer.excerpts.keys() & {consumer.writer}
         consumer.last_lines = {number: list(consumer.excerpts[number].last) for number in written}
-        self._end_output(consumer, list(consumer.excerpts))
+        self._output.end(consumer, list(consumer.excerpts))
 
     def _settle_unsent(self, consumer: ConsumerProcess) -> None:
         """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
@@ -464,8 +388,8 @@ class ConsumerPool:
             if consumer.state is ProcessState.STARTING:
                 continue
             claims = consumer.counters.read()
-            self._tell_stacks(consumer, claims, now)
-            self._tell_held_back(consumer, now)
+            self._output.tell_stacks(consumer, claims, now)
+            self._output.tell_held_back(consumer, now)
             consumer.announced &= {claim.number for claim in claims}
             for number, started_at in claims:
                 if number not in consumer.announced and now - started_at >= _ANNOUNCE_AFTER_S:
