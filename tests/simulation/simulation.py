@@ -520,6 +520,8 @@ class SimSupervisor(Supervisor):
         self._world = world
         self._settings = settings
         self._servers = None
+        self._has_started = False
+        self.not_startable = []
         self._last_words: dict[int, SimSlot] = {}
 
     def _spawn(self, start: SlotStart, now: float) -> SimSlot:  # type: ignore[override]
