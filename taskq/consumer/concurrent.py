@@ -272,6 +272,7 @@ class ConcurrentConsumer:
         self._is_report_planned = False
         self._is_stopping: bool = False  # set by a signal handler
         self._is_last: bool = False  # no more batches will come
+        self._has_ended: bool = False  # nothing runs, and nothing will
         # used under the lock, by all threads
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, list[Any]]] = deque()
@@ -299,10 +300,9 @@ class ConcurrentConsumer:
         self._end_leftovers()
 
     def _run_loop(self) -> None:
-        while True:
+        while not self._has_ended:  # a job may stop the loop, too
             try:
                 self._loop.run_forever()
-                return
             except (SystemExit, KeyboardInterrupt):
                 traceback.print_exc()  # of a task that a job started; asyncio lets it through to us
 
@@ -444,6 +444,7 @@ class ConcurrentConsumer:
         with self._lock:
             is_done = self._is_stopping or (self._is_last and not self._waiting)
             if is_done and not self._running and len(self._free) == self._counters.slots:
+                self._has_ended = True
                 self._loop.stop()
 
     # -- signals

@@ -266,7 +266,7 @@ class Runner:
             self._event_loop = asyncio.Runner()
         try:
             ended: list[tuple[Any, BaseException | None]] = []
-            self._event_loop.run(_await(coroutine, ended))
+            _run_to_the_end(self._event_loop.get_loop(), coroutine, ended)
             value, raised = ended[0]
             if raised is not None:
                 raise raised
@@ -276,6 +276,17 @@ class Runner:
             event_loop, self._event_loop = self._event_loop, None
             event_loop.close()
             raise
+
+
+def _run_to_the_end(loop: Any, coroutine: Coroutine[Any, Any, Any], ended: list[Any]) -> None:
+    """Runs a coroutine, also when it stops the loop itself, or the one before it has."""
+    task = loop.create_task(_await(coroutine, ended))
+    while not ended:
+        try:
+            loop.run_until_complete(task)
+        except RuntimeError:  # it was stopped before the end
+            if loop.is_closed() or task.done():
+                raise
 
 
 async def _await(coroutine: Coroutine[Any, Any, Any], ended: list[tuple[Any, BaseException | None]]) -> None:

@@ -295,6 +295,21 @@ async def both(good: Job[Any], bad: Job[Any]) -> None:
     raise ends[1]
 
 
+def test_who_stops_the_event_loop_stops_no_other_job(fleet: Fleet, tmp_path: Path) -> None:
+    """Neither those that run on it, nor the next one."""
+    path = str(tmp_path / "log")
+    [pid] = fleet.consumer_pids()
+    jobs = []
+    for _ in range(3):
+        jobs += misbehaved.fine_async.enqueue_many([(path,)] * 3)
+        jobs.append(misbehaved.stops_the_loop.enqueue(path))
+    jobs += misbehaved.fine_async.enqueue_many([(path,)] * 3)
+    for job in jobs:
+        job.result(timeout=10)
+    assert Counter(start.label for start in starts(tmp_path / "log")) == {"fine": 12, "stops": 3}
+    assert fleet.consumer_pids() == [pid]
+
+
 # -- what a job leaves as its standard output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -347,3 +348,15 @@ def leaves_descriptors(path: str, how: str) -> None:
             os.set_blocking(other, True)
     os.dup2(other, 1)
     os.dup2(other, 2)
+
+
+@q.task(retries=0)
+async def fine_async(path: str) -> None:
+    record(path, "fine")
+    await asyncio.sleep(0.02)
+
+
+@q.task(retries=0)
+async def stops_the_loop(path: str) -> None:
+    record(path, "stops")
+    asyncio.get_running_loop().stop()
