@@ -34,7 +34,7 @@ _LEVELS = {
 }
 
 
-#: So many dead consumers are remembered, for what is told of their jobs.
+#: How many dead consumers are remembered, for the lines about their jobs.
 _MAX_GONE = 2 * MAX_CONSUMERS
 
 

@@ -57,7 +57,7 @@ _PAUSE_LONGEST_S = 5.0
 _STOP_GRACE_S = 10.0
 
 
-#: So many brokers in a row that never came up, and the fleet is given up.
+#: The fleet is given up after this many brokers in a row that never came up.
 _FAILURES = 5
 
 

@@ -10,7 +10,7 @@ from taskq.model.errors import ConfigError, JobNotFound
 
 _WHOLE = re.compile(r"[0-9a-fA-F]{32}")
 _PART = re.compile(r"[0-9a-fA-F]{6,31}")
-#: A part of an id is looked for among so many of the newest jobs.
+#: A part of an id is looked for among this many of the newest jobs.
 _NEWEST = 10_000
 
 

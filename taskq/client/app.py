@@ -260,7 +260,7 @@ class TaskQ(FleetConnection):
         except (TypeError, ValueError):
             job_id = b""
         if len(job_id) != 16:
-            raise ConfigError(f"{id!r} is no job id: these have 32 hexadecimal digits")
+            raise ConfigError(f"{id!r} is not a job id: these have 32 hexadecimal digits")
         return Job(self, job_id)
 
     # -- many jobs
@@ -448,7 +448,7 @@ def _state(state: JobState | str) -> JobState:
     try:
         return JobState(state)
     except ValueError:
-        raise ConfigError(f"{state!r} is no state of a job: use one of {', '.join(JobState)}") from None
+        raise ConfigError(f"{state!r} is not a state of a job: use one of {', '.join(JobState)}") from None
 
 
 def _purging(

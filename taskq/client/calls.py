@@ -20,7 +20,7 @@ from taskq.protocol.submissions import Call
 
 R_co = TypeVar("R_co", covariant=True)
 
-#: Ids are made so many at once.
+#: The number of ids that are made at once.
 _IDS_AT_ONCE = 256
 
 

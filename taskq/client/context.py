@@ -86,7 +86,7 @@ class CurrentJob:
             note: what the job is doing, up to 200 characters.
 
         Raises:
-            ConfigError: these are no amounts, or the note is too long.
+            ConfigError: these are not amounts, or the note is too long.
             TaskQError: the job has ended, or this is another process than the job's.
         """
         self._check_is_running("progress")

@@ -20,7 +20,7 @@ from taskq.model.spec import Spec
 from taskq.protocol.answers import Ending
 from taskq.protocol.submissions import Call, chunks
 
-#: Calls are submitted in chunks that grow from the first to the second, and at most so many jobs are unfinished.
+#: Calls are submitted in chunks that grow from the first to the second; the third is the most unfinished jobs.
 _FIRST_CHUNK = 16
 _LARGEST_CHUNK = 512
 _WINDOW = 2_048

@@ -197,7 +197,7 @@ def chain(*parts: Workflow[Any]) -> Chain[Any]:  # type: ignore[misc]  # mypy 2.
     Each gets the result of the one before as its first argument (a list of results, if that is a group).
 
     Raises:
-        ConfigError: one of these is no part of a workflow.
+        ConfigError: one of these is not a part of a workflow.
     """
     return Chain(parts)
 
@@ -206,7 +206,7 @@ def group(*parts: Workflow[Any] | Iterable[Workflow[Any]]) -> Group:
     """Steps, chains and groups that run at once: ``group(resize.step(path) for path in paths)``.
 
     Raises:
-        ConfigError: one of these is no part of a workflow.
+        ConfigError: one of these is not a part of a workflow.
     """
     if len(parts) == 1 and not isinstance(parts[0], Workflow) and isinstance(parts[0], Iterable):
         return Group(list(parts[0]))
@@ -217,7 +217,7 @@ def chord(members: Workflow[Any] | Iterable[Workflow[Any]], callback: Workflow[H
     """A group and what follows when all of it has succeeded, which gets the list of the results.
 
     Raises:
-        ConfigError: one of these is no part of a workflow.
+        ConfigError: one of these is not a part of a workflow.
     """
     return Chain([members if isinstance(members, Workflow) else group(members), callback])
 
@@ -227,7 +227,7 @@ def _checked(parts: Iterable[Any]) -> list[Workflow[Any]]:
     for part in listed:
         if not isinstance(part, Workflow):
             hint = "call its step() in place of enqueue()" if isinstance(part, Job) else "use task.step(...)"
-            raise ConfigError(f"{part!r:.80} is no part of a workflow: {hint}")
+            raise ConfigError(f"{part!r:.80} is not a part of a workflow: {hint}")
     return listed
 
 

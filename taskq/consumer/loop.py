@@ -125,7 +125,7 @@ class Consumer:
         self._number = number
         verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload, extra)
         if is_forked_child():
-            os._exit(0)  # the job forked, and this is the child, which is no consumer
+            os._exit(0)  # the job forked, and this is the child, which is not a consumer
         if duration_s > _QUICK_S:
             self._own.end_if_lost()  # then our end is charged to this job
             self._output.put_back()

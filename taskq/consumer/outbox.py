@@ -21,13 +21,13 @@ from taskq.protocol.link.unsent import Unsent
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Flow, flow_frame, parts_of
 
-#: Outcomes are sent at the latest after this time, or when so many wait or they fill their memory, and at once when
+#: Outcomes are sent at the latest after this time, when this number waits or they fill their memory, and at once when
 #: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by
 #: one would take a tenth of a core from them.
 _REPORT_AFTER_S = 0.020
 
 
-#: Items of a generator are sent at the latest when so many wait, or so many bytes.
+#: Items of a generator are sent at the latest when this number waits, or this number of bytes.
 _ITEMS_COUNT = 500
 
 

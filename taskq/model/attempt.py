@@ -117,11 +117,11 @@ def unpack(outcome: bytes) -> Outcome:
         fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
         started_at, duration_s, result, error, *wish = fields
         if result is not None and not isinstance(result, bytes):
-            raise TypeError("its result is no payload")
+            raise TypeError("its result is not a payload")
         if wish and not (len(wish) == 1 and is_delay(wish[0])):
-            raise TypeError("its delay is no number of seconds")
+            raise TypeError("its delay is not a number of seconds")
         if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
-            raise TypeError("its times are no numbers of seconds")
+            raise TypeError("its times are not numbers of seconds")
         return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
     except Exception as error:
         if is_from_signal_handler(error):

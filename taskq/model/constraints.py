@@ -17,7 +17,7 @@ class UniqueKey:
     Attributes:
         key: jobs with the same one are of a kind.
         until_start: it counts until it is started; else until it has ended.
-        period_s: it counts so many seconds from its enqueueing at least, or None.
+        period_s: how many seconds it counts from its enqueueing at least, or None.
         replaces: a new one takes the place of one that waits; else the new one is left out.
     """
 

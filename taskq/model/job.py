@@ -57,7 +57,7 @@ class Carried(NamedTuple):
     """What few jobs carry from one attempt to the next.
 
     Attributes:
-        snoozes: how many attempts ended with the wish to run later: they are no failures.
+        snoozes: how many attempts ended with the wish to run later: they are not failures.
         checkpoint: what the last attempt kept for the next one (taskq.protocol.codec), or None.
     """
 

@@ -44,7 +44,7 @@ MAX_ERROR_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 32_000
 #: The outcome of an attempt that failed, which the broker decodes: those texts, at six bytes a character (escaped).
 MAX_FAILURE_BYTES = 256 * 1024
-#: Ended attempts that are kept with a job, beside the last one: so many of the first and so many of the last; and the
+#: Ended attempts that are kept with a job, beside the last one: this many of the first and of the last; and the
 #: size from which on their errors are cut.
 KEPT_ATTEMPTS_EACH_END = 20
 MAX_KEPT_ATTEMPT_BYTES = 4 * 1024

@@ -32,7 +32,7 @@ Overlap = Literal["allow", "skip", "buffer_one"]
 
 #: A fire that comes later than this is a missed one. A broker that was killed is back well before.
 MISSED_AFTER_S: Final = 10.0
-#: So many times that are due are looked at, and made jobs of, in one go.
+#: At most this many due times are looked at, and made jobs of, at once.
 MAX_FIRES_AT_ONCE: Final = 100
 SHORTEST_INTERVAL_S: Final = 0.1
 LONGEST_INTERVAL_S: Final = 366 * 86_400.0
@@ -212,7 +212,7 @@ class Due(NamedTuple):
     Attributes:
         fires: the nominal times for which a job is to be made, oldest first.
         next_at: the nominal time that comes next.
-        missed: how many of the times that were due were missed; at least so many, if they are very many.
+        missed: how many of the times that were due were missed; a lower bound if they are very many.
         since: the first time that was due.
     """
 

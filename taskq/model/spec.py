@@ -37,17 +37,17 @@ class Spec:
         queue: the queue's name.
         retries: how often a job that raised or ran out of time is run again.
         timeout_s: seconds that one attempt may take, or None.
-        max_crashes: after so many deaths of the process that ran it, the job is parked as failed.
+        max_crashes: the number of deaths of its process after which the job is parked as failed.
         priority: higher ones of a queue run first; equal ones in the order in which they came.
         backoff_s: seconds to wait before each retry, the last for all that follow; None: see `backoff_s` below.
         keep_result: whether what the function returned is kept.
         cpu_timeout_s: seconds of CPU time that one attempt may take, or None.
         memory_limit_bytes: memory that the process may take during an attempt, or None.
         crash_queue: the queue of the attempts that follow a crash, or None for the same one.
-        concurrency: so many of the task (or of one `limit_by` key) run at once in the fleet, or None.
-        rate: at most (so many starts, in so many seconds), of the task or of one `limit_by` key, or None.
+        concurrency: how many of the task (or of one `limit_by` key) may run at once in the fleet, or None.
+        rate: (most starts, in this many seconds), of the task or of one `limit_by` key, or None.
         resources: what one attempt takes of the fleet's capacities, by name, sorted.
-        max_queued: no more are taken in while so many wait in the queue, or None.
+        max_queued: how many may wait in the queue before no more are taken in, or None.
     """
 
     task: str
@@ -119,7 +119,7 @@ class Spec:
             raise ConfigError(f'rate={self.rate!r}: use a number of starts and a time, such as "100/m" or "5/10s"')
         for resource in self.resources:
             if not _is_resource(resource):
-                raise ConfigError(f'resources: {resource!r} is no name with a whole number, as in {{"gpu": 1}}')
+                raise ConfigError(f'resources: {resource!r} is not a name with a whole number, as in {{"gpu": 1}}')
 
     def to_wire(self) -> list[object]:
         """The fields in a fixed order, as they travel and are stored; those that most jobs do not use by name."""

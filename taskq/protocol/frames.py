@@ -64,7 +64,7 @@ def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
     """Cuts a body into its payloads.
 
     Raises:
-        ProtocolError: the lengths are no lengths, or do not add up to the body's.
+        ProtocolError: the lengths are not numbers, or do not add up to the body's.
     """
     try:
         ends = list(accumulate(lengths))

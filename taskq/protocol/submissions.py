@@ -31,7 +31,7 @@ from taskq.protocol.ops import Op
 
 
 def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
-    """Cuts calls into what fits one frame, and at most so many."""
+    """Cuts calls into chunks that fit one frame, of at most `most` calls."""
     most = min(most or MAX_JOBS_PER_FRAME, MAX_JOBS_PER_FRAME)
     chunk: list[Call] = []
     size = constraints_size = 0

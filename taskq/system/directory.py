@@ -85,7 +85,7 @@ def reply_timeout_s(given: float | None = None) -> float:
         given: seconds; without them TASKQ_REPLY_TIMEOUT counts, then REPLY_TIMEOUT_S.
 
     Raises:
-        ConfigError: that is no such time.
+        ConfigError: that is not a time of this kind.
     """
     told: object = os.environ.get("TASKQ_REPLY_TIMEOUT") or REPLY_TIMEOUT_S if given is None else given
     try:

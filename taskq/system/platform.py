@@ -109,7 +109,7 @@ def kill_group(leader_pid: int) -> None:
 
 
 def widen_pipe(pipe: int, size: int) -> None:
-    """Has a pipe hold so many bytes, if it may: a large message then costs its writer one wait, not many (Linux)."""
+    """Makes a pipe hold this many bytes, if it may: a large message costs its writer one wait then (Linux)."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         try:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)

@@ -38,7 +38,7 @@ _TIME_CHARS = len("2026-05-09T07:35:25.123456Z")
 
 @dataclass(frozen=True)
 class Filter:
-    """Which events are wanted; None is no condition.
+    """Which events are wanted; None means no condition.
 
     Attributes:
         task: the task's name.
@@ -89,7 +89,7 @@ def read(directory: Path, wanted: Filter = EVERYTHING, last: int | None = None) 
     Args:
         directory: the fleet's directory.
         wanted: a condition.
-        last: only so many, the newest ones that fit the condition.
+        last: at most this many, the newest ones that fit the condition.
 
     Raises:
         PermissionError: the log belongs to another user.

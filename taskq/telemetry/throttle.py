@@ -20,11 +20,11 @@ MAX_LINES_PER_S = 100
 """The default rate, of all frequent events together: at 20 microseconds each, 0.2 % of one core."""
 
 RESERVED_LINES_PER_S = 2
-"""So many lines per second each task gets for each event even when the rate is used up: a task that runs
+"""The lines per second that each task gets for each event even when the rate is used up: a task that runs
 once an hour is not hidden by one that runs all the time."""
 
 TASKS_MAX = 50
-"""So many tasks are told apart each second; the others share the summary of `OTHER_TASKS`."""
+"""The number of tasks that are told apart each second; the others share the summary of `OTHER_TASKS`."""
 
 OTHER_TASKS = "(other tasks)"
 WINDOW_S = 1.0
@@ -164,7 +164,7 @@ class JobLogThrottle:
 
 
 class LineLimit(Generic[Source]):
-    """Decides which lines of a flood are told: of each source so many a second; the others are counted."""
+    """Decides which lines of a flood are told: a number of each source in a second; the others are counted."""
 
     def __init__(self, max_lines_per_s: int) -> None:
         """

@@ -128,7 +128,7 @@ class Jobs:
             The jobs that match.
 
         Raises:
-            AssertionError: there is none, or not so many; the message lists what was enqueued.
+            AssertionError: there is none, or another number of them; the message lists what was enqueued.
         """
         __tracebackhide__ = True  # pytest shows the test, not this
         wanted = _Wanted(self._app, task, args, kwargs)
@@ -270,7 +270,7 @@ def _name(app: TaskQ, task: Task[..., Any] | Enqueuer[..., Any] | str) -> str:
         return task._spec.task
     if isinstance(task, str):
         return app.named(task)._spec.task
-    raise ConfigError(f"{task!r:.80} is no task: give one that `@q.task` made, or its name")
+    raise ConfigError(f"{task!r:.80} is not a task: give one that `@q.task` made, or its name")
 
 
 def _arguments(task: Task[..., Any] | None, arrival: Arrival) -> dict[str | int, Any]:

@@ -362,7 +362,7 @@ def test_map_waits_for_room() -> None:
         ({"rate": "fast"}, "rate='fast': use a number of starts"),
         ({"rate": "0/m"}, "use a number of starts"),
         ({"resources": ["gpu"]}, "use a dict"),
-        ({"resources": {"gpu": 0}}, "is no name with a whole number"),
+        ({"resources": {"gpu": 0}}, "is not a name with a whole number"),
         ({"limit_by": ["name"]}, "give one of these as well"),
         ({"ordered_by": ["nobody"]}, "the task has no parameter 'nobody' (it has: name)"),
         ({"unique": 5}, "use True (all arguments)"),

@@ -597,7 +597,7 @@ def test_asserts_fail_with_a_clear_text(jobs: testing.Jobs) -> None:
         jobs.assert_not_enqueued(work, "7")
     with pytest.raises(ConfigError, match="do not fit work"):
         jobs.assert_enqueued(work, colour="red")
-    with pytest.raises(ConfigError, match="is no task"):
+    with pytest.raises(ConfigError, match="is not a task"):
         jobs.assert_enqueued(rehearsed.current_job)  # type: ignore[arg-type]
 
 

@@ -273,7 +273,7 @@ def test_errors_in_the_producer(shared: Fleet) -> None:
         jobs.add.enqueue(jobs.q.job("0123456789abcdef" * 2))
     with pytest.raises(PayloadError, match=r"args\[0\].*result=False"):
         chain(jobs.drop.step(1), jobs.add.step()).enqueue()
-    with pytest.raises(ConfigError, match="no part of a workflow: use task.step"):
+    with pytest.raises(ConfigError, match="not a part of a workflow: use task.step"):
         chain(jobs.add, jobs.add.step())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no steps"):
         group().enqueue()
@@ -283,7 +283,7 @@ def test_errors_in_the_producer(shared: Fleet) -> None:
         jobs.add.options(after={jobs.q.job("00" * 16): "maybe"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="use a list of jobs"):
         jobs.add.options(after=jobs.q.job("00" * 16))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="is no job"):
+    with pytest.raises(ConfigError, match="is not a job"):
         jobs.add.options(after=["00" * 16])
     with pytest.raises(PayloadTooLarge, match="let a job of the workflow enqueue the rest"):
         group(jobs.echo.step(bytes(1_000_000)) for _ in range(5)).enqueue()

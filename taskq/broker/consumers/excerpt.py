@@ -46,7 +46,7 @@ class Excerpt:
         Args:
             lines: the lines.
             now: monotonic seconds.
-            most: so many may be told now; what is more is held back.
+            most: how many may be told now; the others are held back.
 
         Returns:
             What is to be told now.

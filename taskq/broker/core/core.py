@@ -72,7 +72,7 @@ class Core:
     # -- jobs come in
 
     def found(self, partition: Partition, waiting: int, first_seq: int) -> None:
-        """At the start: the store holds so many queued jobs of a partition, from this number on."""
+        """At the start: the store holds `waiting` queued jobs of a partition, from `first_seq` on."""
         self.ready.found(partition, waiting, first_seq)
 
     def submitted(self, rows: Sequence[JobRow]) -> None:

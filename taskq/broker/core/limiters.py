@@ -23,7 +23,7 @@ from taskq.model.partition import Limit, Starts
 UNLIMITED: Final = 1 << 30
 
 
-#: A rate's span is counted in so many slots, each forgotten when the whole of it is a span ago. So what is kept of a
+#: A rate's span is counted in this many slots, each forgotten when the whole of it is a span ago. So what is kept of a
 #: rate is small whatever its count, and a start is held back by a hundredth of the span at the most.
 _SLOTS: Final = 100
 

@@ -45,7 +45,7 @@ class Portion:
         self.most = most
         self.max_work_s = max_work_s
         self.max_bytes = max_bytes
-        self.at_once = at_once  # so many start at once: they are taken however long they run
+        self.at_once = at_once  # how many start at once: they are taken however long they run
         self.is_closed_behind_crash = False
 
     @property

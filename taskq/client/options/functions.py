@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-#: So many kinds of calls that fit are remembered for a function: with `**kwargs` there is no end of them.
+#: The kinds of calls that fit and are remembered for a function: with `**kwargs` there is no end of them.
 _MOST_SHAPES = 64
 
 

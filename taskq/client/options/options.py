@@ -213,7 +213,7 @@ def _after_of(value: Any) -> tuple[tuple[bytes, bool], ...]:
             raise ConfigError(f'after={{{job!r:.80}: {policy!r:.80}}}: the policy is "fail" or "continue"')
         jobs = [job] if isinstance(job, ResultOf) else getattr(job, "jobs", None)
         if not isinstance(jobs, list) or not all(isinstance(one, ResultOf) for one in jobs):
-            raise ConfigError(f"after: {job!r:.80} is no job: use what enqueue returned")
+            raise ConfigError(f"after: {job!r:.80} is not a job: use what enqueue returned")
         for one in jobs:
             after[one._id] = policy == "continue" and after.get(one._id, True)
     return tuple(after.items())

@@ -99,7 +99,7 @@ class Admin:
         Args:
             state, task, queue: only these; None for all.
             before: only those enqueued before this job; or where the list before this one ended.
-            limit: at most so many.
+            limit: the most that are returned.
 
         Returns:
             The jobs, each as a list of fields; and where to go on, or None for the end.
@@ -336,7 +336,7 @@ class Admin:
         """Pauses or resumes queues; returns those for which that is a change."""
         for queue in queues:
             if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
-                raise ConfigError(f"{queue!r:.80} is no queue's name")
+                raise ConfigError(f"{queue!r:.80} is not a queue's name")
         paused = self._store.paused()
         changed = sorted(set(queues) - paused if is_paused else paused & set(queues or paused))
         try:

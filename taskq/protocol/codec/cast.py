@@ -97,7 +97,7 @@ def _enum_caster(cls: type[Enum]) -> Caster:
                 except (ValueError, TypeError):
                     pass
             # not the error of `cls`, which repeats the argument: arguments are not for the log
-            raise TypeError(f"{named(type(value))} that is no value of {cls.__qualname__}") from None
+            raise TypeError(f"{named(type(value))} that is not a value of {cls.__qualname__}") from None
 
     return cast
 

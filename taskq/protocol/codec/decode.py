@@ -41,7 +41,7 @@ def results_in(payload: bytes) -> list[bytes]:
     """The ids of the jobs whose results are among the arguments of a call.
 
     Raises:
-        CorruptPayload: these bytes are no call.
+        CorruptPayload: these bytes are not a call.
     """
     found: list[bytes] = []
     if RESULT_OF_MARK not in payload:
@@ -93,7 +93,7 @@ def decode_result(job_id: bytes, payload: bytes) -> Any:
         The value, not yet converted by the return annotation (see `CallCaster.return_caster`).
 
     Raises:
-        CorruptPayload: the checksum is wrong, or these bytes are no value.
+        CorruptPayload: the checksum is wrong, or these bytes are not a value.
     """
     return _unpack(job_id, payload)
 
@@ -279,9 +279,9 @@ def _array(dtype_name: Any, shape: Any, raw: Any) -> Any:
     array = numpy.ndarray(lengths, dtype, bytearray(raw))  # a bytearray, so that the array can be written
     # Neither NumPy nor its users expect other cells than these; text would fail when it is first looked at.
     if dtype.kind == "b" and array.size and array.view("u1").max() > 1:
-        raise CorruptPayload("an array in the payload holds what is no boolean")
+        raise CorruptPayload("an array in the payload holds something that is not a boolean")
     if dtype.kind == "U" and raw and numpy.frombuffer(raw, f"{dtype_name[0]}u4").max() > sys.maxunicode:
-        raise CorruptPayload("an array in the payload holds what is no character")
+        raise CorruptPayload("an array in the payload holds something that is not a character")
     return array
 
 

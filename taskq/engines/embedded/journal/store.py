@@ -111,7 +111,7 @@ class Store(Protocol):
 
         Args:
             after: leave out jobs up to this sequence number: the owner holds them.
-            limit: at most so many.
+            limit: the most that are returned.
             max_bytes: stop when payloads of this size are together (at least one job is returned).
 
         Returns:
@@ -145,7 +145,7 @@ class Store(Protocol):
         """The states of jobs; of those that are known."""
 
     def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
-        """Notes that these jobs have ended, and finds those that came after them: each edge once, at most so many."""
+        """Notes that these jobs have ended, and finds at most `limit` jobs that came after them: each edge once."""
 
     def set_free(self, parents: Sequence[bytes]) -> bool:
         """Whether a job waits for nothing but one of these."""
