@@ -126,7 +126,7 @@ def _cell(cell: Cell | str) -> Cell:
 
 def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Cell]]) -> list[int]:
     return [
-        max(len(column.title), *(len(row[number].text) for row in cells), 0) for number, column in enumerate(columns)
+        max(len(column.title), *(_width(row[number].text) for row in cells), 0) for number, column in enumerate(columns)
     ]
 
 
@@ -149,22 +149,55 @@ def _row(columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]
     for texts in zip_longest(*parts, fillvalue=""):
         line: Line = []
         for column, cell, width, text in zip(columns, cells, widths, texts, strict=False):
-            line.append((text.rjust(width) if column.is_right else text.ljust(width), cell.style))
+            padding = " " * (width - _width(text))
+            line.append((padding + text if column.is_right else text + padding, cell.style))
             line.append((" " * gap, ""))
         lines.append(line[:-1])
     return lines
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 1), break_on_hyphens=False) or [""]
+    width = max(width, 1)
+    if _width(text) == len(text):
+        return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _width(lines[-1]) + 1 + _width(word) <= width:
+            lines[-1] += f" {word}"
+            continue
+        rest = word
+        while _width(rest) > width:
+            at = _fitting(rest, width)
+            lines.append(rest[:at])
+            rest = rest[at:]
+        lines.append(rest)
+    return lines
 
 
 def _broken(text: str, width: int) -> list[str]:
     """Cuts a name into parts, after a mark in it if there is one."""
     parts = []
-    while len(text) > width:
-        at = max((text.rfind(mark, 0, width) + 1 for mark in _BREAKS), default=0)
-        at = at if at > width // 3 else width
+    while _width(text) > width:
+        most = _fitting(text, width)
+        at = max((text.rfind(mark, 0, most) + 1 for mark in _BREAKS), default=0)
+        at = at if at > most // 3 else most
         parts.append(text[:at].rstrip())
         text = text[at:].lstrip()
     return [*parts, text]
+
+
+def _width(text: str) -> int:
+    """The columns that a text takes: two for each wide character of East Asia, none for one that is put on another."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # most tables do without
+
+    return cell_len(text)
+
+
+def _fitting(text: str, width: int) -> int:
+    """How many characters of a text fit; one at least, so that there is an end."""
+    at = min(len(text), max(width, 1))
+    while at > 1 and _width(text[:at]) > width:
+        at -= 1
+    return at

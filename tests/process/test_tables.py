@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apps import jobs
 from fleet import DEADLINE_S, Fleet, running
+from rich.cells import cell_len
 from terminal import TASKQ, Here, environment, here
 
 from taskq import ConfigError, JobError, JobNotFound, JobState
@@ -94,6 +97,31 @@ def test_jobs(width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert IDS[0][-8:] in text
     manage._print_table(found[1:])
     assert ("error" in capsys.readouterr().out) == (width is None), "an empty column; a script counts them"
+
+
+@WIDTHS
+def test_wide_characters_take_two_columns(width: int | None) -> None:
+    """Tasks and errors in Chinese, Japanese and Korean: the columns stay in line, and nothing is cut off."""
+    columns = (Column("task", is_name=True), Column("no.", is_right=True), Column("error", is_story=True))
+    tasks = (
+        "店舗.確認メールを送信する",
+        "shop.send",
+        "상점.확인_메일_보내기",
+        "商店.发送确认邮件给所有国家的所有客户以及他们的朋友和家人",
+    )
+    errors = (
+        "無法連接到服務器。連接被拒絕。請稍後再試。或聯繫管理員尋求幫助。",
+        "short",
+        "연결할 수 없습니다",
+        "x 連接 y",
+    )
+    rows = [(task, str(number), error) for number, (task, error) in enumerate(zip(tasks, errors, strict=True))]
+    lines = plain(table(columns, rows, width)).splitlines()
+    assert width is None or max(map(cell_len, lines)) <= width, lines
+    ends = {cell_len(line[: match.end()]) for line in lines[1:] if (match := re.search(r"(?<= )[0-3](?= |$)", line))}
+    assert len(ends) == 1, lines
+    written, meant = (Counter("".join(texts).replace(" ", "")) for texts in (lines[1:], sum(rows, ())))
+    assert written == meant, lines
 
 
 @WIDTHS
