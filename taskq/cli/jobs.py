@@ -29,8 +29,9 @@ from taskq.cli.positions import id_first
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
 from taskq.client.options.functions import misfit, signature_of
+from taskq.client.options.options import JobOptions
 from taskq.client.task import Task
-from taskq.model.errors import ConfigError
+from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
 from taskq.model.info import Attempt, JobInfo
 from taskq.model.job import JobError
@@ -100,11 +101,26 @@ def enqueue(
     tell_warnings()
     job = _with_options(found, options).enqueue(*arguments, **named)
     if wait:
-        _print_value(job.result(timeout_s))
+        try:
+            _tell_if_paused(application, options.get("queue", found.spec.queue))
+            _print_value(job.result(timeout_s))
+        except KeyboardInterrupt:
+            tell(f"job {job.id} goes on")
+            raise
         return
     print(job.id, flush=True)
     if job.is_duplicate:
         tell("a job of the same kind has not ended yet: this is its id")
+
+
+def _tell_if_paused(application: TaskQ, queue: str) -> None:
+    """Says why nothing happens, to somebody who waits."""
+    try:
+        paused = application.client.status()["paused"]
+    except BrokerUnavailable:
+        return  # which is told by itself
+    if queue in paused:
+        tell(f"queue {queue} is paused, so the job waits: `taskq resume {queue}` lets it run")
 
 
 #: Options whose value is a text as it is, and those that are spans of time.
@@ -175,7 +191,10 @@ def _value(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except ValueError:
         if text.startswith("-") and (text[1:2].isalpha() or text.startswith("--")):
-            raise ConfigError(f"no such option: {text} (as an argument of the task: '\"{text}\"')") from None
+            name = text.lstrip("-").partition("=")[0].replace("-", "_")
+            hint = f"for an option of the job write -o {name}=..." if name in JobOptions.__annotations__ else ""
+            hint = hint or f"as an argument of the task: '\"{text}\"'"
+            raise ConfigError(f"no such option: {text} ({hint})") from None
         return text
 
 

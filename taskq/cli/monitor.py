@@ -265,17 +265,21 @@ def logs(
     else:
         events = read(path, wanted, last)
     try:
-        _print_events(events, as_json, is_followed)
+        printed = _print_events(events, as_json, is_followed)
     except BrokenPipeError:
         closed_pipe()
+    if not printed and job is not None and last != 0:
+        tell(f"no line in the log of {path} is of a job whose id begins or ends with {job}")
 
 
-def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> None:
+def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> int:
+    """Returns how many there were."""
+    printed = 0
     is_terminal = sys.stdout.isatty()
     colour = wants_colour(is_terminal, os.environ)
     render = partial(render_console, colour=colour, show_date=not is_terminal)
     day = date.today().isoformat()
-    for event in events:
+    for printed, event in enumerate(events, 1):  # noqa: B007
         if as_json:
             print(json.dumps(event), flush=is_followed)
             continue
@@ -285,6 +289,7 @@ def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> 
         width = os.get_terminal_size(1).columns or None if is_terminal else None
         print(render(event, width=width), flush=is_followed)
     sys.stdout.flush()
+    return printed
 
 
 def _local_day(event: Event, default: str) -> str:

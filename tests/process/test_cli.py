@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
@@ -270,6 +271,33 @@ def test_enqueue_wait_runs_out_of_time(shared: Fleet, gate: Gate, tmp_path: Path
     refused(done, Exit.TIMEOUT, "0.2 s")
 
 
+def test_enqueue_wait_says_that_the_queue_is_paused(shared: Fleet) -> None:
+    assert taskq(shared.home, "pause", JOBS, "held").returncode == Exit.OK
+    done = taskq(shared.home, "enqueue", JOBS, "add", "1", "--queue", "held", "--wait", "--timeout", "100ms", "2")
+    assert taskq(shared.home, "resume", "held").returncode == Exit.OK
+    assert done.returncode == Exit.TIMEOUT
+    assert "queue held is paused, so the job waits: `taskq resume held` lets it run" in done.stderr
+
+
+def test_enqueue_wait_that_is_interrupted_tells_the_job(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
+    """It goes on, and nobody else has told its id."""
+    with started(shared.home, "enqueue", JOBS, "hold", gate.path, str(tmp_path / "held"), "--wait") as process:
+        [line] = wait_for_file(tmp_path / "held")
+        wait_for_event(shared.home, "job.started", job_id=line.split()[1])
+        # its job was acknowledged long ago, so what it sleeps for is the result
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, "it waits")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=DEADLINE_S)
+    gate.open()
+    assert (process.returncode, output) == (130, "")
+    assert errors == f"taskq: job {line.split()[1]} goes on\n"
+
+
+def test_an_option_of_the_job_is_not_one_of_the_command(shared: Fleet) -> None:
+    done = taskq(shared.home, "enqueue", JOBS, "add", "1", "2", "--delay", "5m")
+    refused(done, Exit.USAGE, "no such option: --delay", "write -o delay=...")
+
+
 def test_a_task_that_the_application_does_not_have(shared: Fleet) -> None:
     refused(taskq(shared.home, "enqueue", JOBS, "nothing"), Exit.NOT_FOUND, "'nothing'", "add", "note")
 
@@ -349,6 +377,14 @@ def test_logs_filters(shared: Fleet) -> None:
     assert "fleet.started" not in shown
     assert len(taskq(shared.home, "logs", "-n", "1", "--json").stdout.splitlines()) == 1
     assert taskq(shared.home, "logs", "-n", "0").stdout == ""
+
+
+def test_logs_of_a_job_that_is_not_in_it(shared: Fleet) -> None:
+    done = taskq(shared.home, "logs", "--job", "deadbeef")
+    assert (done.returncode, done.stdout) == (Exit.OK, "")
+    assert "no line in the log of" in done.stderr
+    assert "deadbeef" in done.stderr
+    assert taskq(shared.home, "logs", "--job", "deadbeef", "--json").stderr == done.stderr
 
 
 def test_logs_follows_until_interrupted(shared: Fleet) -> None:
