@@ -77,6 +77,9 @@ _FOR_THE_FLEET = (Exception, SystemExit, Cancel, JobTimeout, Retry, Snooze)
 #: How far a job is: done, total, note.
 Progress = tuple[float, float | None, str]
 
+#: A file system in memory, on Linux.
+_MEMORY = "/dev/shm"
+
 
 class _Endless(BaseException):
     """Jobs wait for one another without an end. No error of a job: all of them end, up to the test."""
@@ -276,14 +279,21 @@ class _Seats:
         return {slot.key: slot.claims for slot in self.by_key.values()}
 
 
+def _make_folder() -> Path:
+    """In memory where that can be written, since nothing of it is to last."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="taskq-test-", dir=_MEMORY))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="taskq-test-"))
+
+
 class InProcessFleet:
     """A fleet without processes. Any thread may use it; jobs run in the thread that asks for them."""
 
     def __init__(self, app: TaskQ, settings: Settings, clock: Clock) -> None:
         self._app = app
         self.clock = clock
-        memory = Path("/dev/shm")
-        self._folder = Path(tempfile.mkdtemp(prefix="taskq-test-", dir=memory if memory.is_dir() else None))
+        self._folder = _make_folder()
         directory = Directory(self._folder / "queue").create()
         self._store = SQLiteStore(directory.journal, "memory", clock=clock)
         self._core = Core(

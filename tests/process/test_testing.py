@@ -90,6 +90,13 @@ def test_inline_runs_where_it_is_enqueued() -> None:
         assert job.info().attempts == 1
 
 
+def test_inline_where_memory_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers whose /dev/shm is read-only."""
+    monkeypatch.setattr("taskq.testing.fleet._MEMORY", "/proc")
+    with testing.inline(q):
+        assert work.enqueue("a").state() == JobState.SUCCEEDED
+
+
 def test_inline_raises_what_a_job_raises_after_its_last_retry() -> None:
     with testing.inline(q) as jobs:
         with pytest.raises(ValueError, match="attempt 3 of a") as raised:
