@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import taskq
-from taskq.cli.config.sources import app_of
+from taskq.cli.config.project import app_of
 from taskq.model import errors
 from taskq.model.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.model.exits import Exit

@@ -23,7 +23,7 @@ from taskq.cli.common import (
     tell_if_stopped,
     tell_warnings,
 )
-from taskq.cli.config.sources import app_of
+from taskq.cli.config.project import app_of
 from taskq.cli.ids import whole_id
 from taskq.cli.positions import id_first
 from taskq.cli.words import distance_text, headline_of

@@ -35,7 +35,10 @@ from taskq.model.job import JobState
 from taskq.telemetry.render import duration_text
 
 StateOption = Annotated[
-    str | None, typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(JobState)}.")
+    str | None,
+    typer.Option(
+        metavar="STATE", help=f"Only jobs in this state: {', '.join(JobState)}.", autocompletion=lambda: list(JobState)
+    ),
 ]
 TaskOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this task.")]
 QueueOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this queue.")]

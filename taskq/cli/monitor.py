@@ -236,7 +236,12 @@ def logs(
         str | None, typer.Option(metavar="NAME", help="Only this event; job.* for all events of jobs.")
     ] = None,
     level: Annotated[
-        str | None, typer.Option(metavar="|".join(LOG_LEVELS), help="Only lines of this level or above.")
+        str | None,
+        typer.Option(
+            metavar="|".join(LOG_LEVELS),
+            help="Only lines of this level or above.",
+            autocompletion=lambda: list(LOG_LEVELS),
+        ),
     ] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Only lines of the last 10m, 2h, 7d ...")] = None,
     as_json: JsonOption = False,

@@ -20,7 +20,7 @@ from taskq.model.errors import TaskQError
 _RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Watch", "More"
 
 #: The commands as `taskq --help` lists them: name (also of the function): module and heading.
-_COMMANDS = {
+COMMANDS = {
     "worker": ("worker", _RUN),
     "stop": ("control", _RUN),
     "reload": ("control", _RUN),
@@ -41,6 +41,8 @@ _COMMANDS = {
     "version": ("common", _MORE),
 }
 
+#: Set by the script that completes command lines.
+_COMPLETION = "_TASKQ_COMPLETE"
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 _HELP = """A durable task queue with no server to install.
@@ -69,20 +71,33 @@ def _root(_version: _VersionOption = False) -> None:
     pass
 
 
+def _words() -> list[str]:
+    """The words of the command line; while a shell completes one, those of it that are complete.
+
+    Typer's scripts run the program at each Tab, and hand over the line in variables.
+    """
+    if _COMPLETION not in os.environ:
+        return sys.argv[1:]
+    if "COMP_CWORD" in os.environ:  # bash
+        return os.environ.get("COMP_WORDS", "").split()[1 : int(os.environ["COMP_CWORD"])]
+    line = os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:] if line.endswith(" ") else line.split()[1:-1]
+
+
 def build(argv: list[str]) -> typer.Typer:
     """The program, with the one command that `argv` calls, or with all where it calls none of them."""
+    called = argv[0] if argv else ""
     program = typer.Typer(
         help=_HELP,
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        add_completion=False,
+        add_completion=called not in COMMANDS or _COMPLETION in os.environ,
         context_settings=_HELP_OPTIONS,
     )
     program.callback()(_root)
-    called = argv[0] if argv else ""
-    for name, (module, panel) in _COMMANDS.items():
-        if name == called or called not in _COMMANDS:
+    for name, (module, panel) in COMMANDS.items():
+        if name == called or called not in COMMANDS:
             function = getattr(import_module(f"taskq.cli.{module}"), name)
             # -1 is an argument of a task, not an option
             settings = {"ignore_unknown_options": True} if name == "enqueue" else {}
@@ -106,7 +121,7 @@ def run() -> None:
         _leave_out_styles()
     try:
         try:
-            build(sys.argv[1:])(prog_name="taskq")
+            build(_words())(prog_name="taskq")
         finally:
             sys.stdout.flush()  # what is left in the buffer meets a closed pipe here, and not after our last word
     except SystemExit as end:

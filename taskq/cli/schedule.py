@@ -33,6 +33,7 @@ def schedule(
             metavar="[pause|resume|run|remove NAME] [APP]",
             help="What to do with a schedule, and the application or its directory.",
             show_default=False,
+            autocompletion=lambda: list(_ACTIONS),
         ),
     ] = None,
     as_json: JsonOption = False,

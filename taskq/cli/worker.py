@@ -12,8 +12,9 @@ from typer import Argument, Option
 
 from taskq.broker.guardian import Guardian
 from taskq.cli.common import reference_of, tell
-from taskq.cli.config.options import FLEET_OPTIONS, SEPARATOR, FleetOption
-from taskq.cli.config.sources import find_project, misspelt_variables, settings_of, values
+from taskq.cli.config.options import FLEET_OPTIONS, FleetOption
+from taskq.cli.config.project import SEPARATOR, find_project
+from taskq.cli.config.sources import misspelt_variables, settings_of, values
 
 
 def _with_fleet_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,6 +38,7 @@ def _parameter(option: FleetOption) -> Parameter:
         help=option.help + (f" [dim]\\[default: {default}][/dim]" if default else ""),
         rich_help_panel=option.panel,
         show_default=False,
+        autocompletion=(lambda: option.choices) if option.choices else None,
     )
     kind: Any = bool if option.is_flag else list[str] if option.is_repeated else str
     return Parameter(

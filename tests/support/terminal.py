@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 class Terminal:
     """A command in a pseudo-terminal of its own."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, program: Sequence[str] = TASKQ, **more: str) -> None:
         self.text = ""
         self.pid, self._master = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, [*TASKQ, *arguments], environment(home, TERM="xterm-256color"))
+            os.execve(program[0], [*program, *arguments], environment(home, TERM="xterm-256color", **more))
 
     def type(self, keys: bytes) -> None:
         """Types at the terminal."""
@@ -125,8 +125,8 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     """Opens terminals that are closed at the end of the test."""
     opened: list[Terminal] = []
 
-    def open_terminal(*arguments: Any) -> Terminal:
-        opened.append(Terminal(*arguments))
+    def open_terminal(*arguments: Any, **options: Any) -> Terminal:
+        opened.append(Terminal(*arguments, **options))
         return opened[-1]
 
     yield open_terminal

@@ -10,9 +10,11 @@ import pytest
 
 from taskq import ConfigError
 from taskq.cli.config.options import FLEET_OPTIONS, FleetOption
-from taskq.cli.config.sources import Value, app_of, find_project, misspelt_variables, settings_of, values
+from taskq.cli.config.project import Value, app_of, find_project
+from taskq.cli.config.sources import misspelt_variables, settings_of, values
 from taskq.cli.worker import worker
 from taskq.model.settings import Settings
+from taskq.protocol.link.boot import IN_CONSUMER
 
 NAMES = [option.name for option in FLEET_OPTIONS]
 #: For each option a text, and what it makes of the settings.
@@ -195,6 +197,7 @@ def test_variables_that_are_nearly_ours(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TASKQ_CONSUMRES", "3")
     monkeypatch.setenv("TASKQ_SERVICE_HOST", "10.0.0.1")  # Kubernetes', of a service that is called taskq
     monkeypatch.setenv("TASKQ_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv(IN_CONSUMER, "1")  # ours: in a job that starts a fleet
     monkeypatch.setenv("TASKQ_THREADS", "3")
     monkeypatch.setenv("TASKQ_REPLY_TIMEOUT", "3")
     assert misspelt_variables() == ["the variable TASKQ_CONSUMRES means nothing; did you mean TASKQ_CONSUMERS?"]

@@ -1,1 +1,1 @@
-"""The options of a fleet: the table of them (`options`), where they come from (`sources`), and `taskq config`."""
+"""The options of a fleet: the table (`options`), where they come from (`sources`, `project`), and `taskq config`."""

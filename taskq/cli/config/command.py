@@ -9,7 +9,8 @@ import typer
 
 from taskq.cli.common import JsonOption, tell
 from taskq.cli.config.options import FLEET_OPTIONS, NONE
-from taskq.cli.config.sources import APP_KEY, Value, app_of, find_project, misspelt_variables, settings_of, values
+from taskq.cli.config.project import APP_KEY, Value, app_of, find_project
+from taskq.cli.config.sources import misspelt_variables, settings_of, values
 from taskq.cli.tables import Column, plain, table, width_of_terminal
 from taskq.model.settings import Settings
 

@@ -7,9 +7,9 @@ From it come the options of `taskq worker`, their variables (`--stop-timeout` is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from taskq.cli.config.project import SEPARATOR
 from taskq.model.settings import LOG_LEVELS, Durability, LogFormat
 from taskq.model.units import seconds_in
 
@@ -18,13 +18,10 @@ Reader = Callable[[str], Mapping[str, Any]]
 
 #: Takes back what a place of less weight says.
 NONE = "none"
-#: Between the values of an option that may be repeated, where it stands in one text.
-SEPARATOR = ";"
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
-@dataclass(frozen=True, slots=True)
-class FleetOption:
+class FleetOption(NamedTuple):
     """An option of a fleet.
 
     Attributes:
