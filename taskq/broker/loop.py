@@ -57,6 +57,8 @@ _SPOOL_EVERY_S = 0.5
 _ANNOUNCE_EVERY_S = 0.1
 _PRUNE_EVERY_S = 1.0
 _MEMORY_EVERY_S = 1.0
+#: How often to look whether the socket is still there.
+_REACHABLE_EVERY_S = 1.0
 #: SIGTERMs within this time are one.
 _ONE_SIGTERM_S = 1.0
 
@@ -159,6 +161,7 @@ class Broker:
             self._prune: (_PRUNE_EVERY_S, now),
             self._check_memory: (_MEMORY_EVERY_S, now),
             self._pool.end_the_silent: (LOOK_EVERY_S, now),
+            self._server.stay_reachable: (_REACHABLE_EVERY_S, now),
         }
         self._left = self._backlog()
         self._log.info(

@@ -210,6 +210,21 @@ def test_that_no_fleet_runs_is_told_once(home: Path, caplog: pytest.LogCaptureFi
     assert told.endswith("jobs are kept in its spool")
 
 
+def test_a_socket_that_was_removed_is_made_again(start: Callable[..., Fleet], home: Path) -> None:
+    """Who is connected stays so; whoever comes next is heard."""
+    fleet = start().wait_ready()
+    path = Directory(home).socket_path()
+    with socket.socket(socket.AF_UNIX) as before:
+        before.connect(str(path))
+        path.unlink()
+        wait_until(path.exists, "another socket")
+        assert jobs.add.enqueue(2).result(timeout=10) == jobs.add.function(2)
+        before.sendall(frames.hello(1))
+        assert before.recv(100)
+    assert fleet.stop() == Exit.OK
+    assert not path.exists()
+
+
 def test_status_says_who_does_not_answer(start: Callable[..., Fleet], home: Path) -> None:
     fleet = start().wait_ready()
     pid = fleet.broker_pid

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from taskq.model.errors import ProtocolError, TaskQError
+from taskq.model.errors import ConfigError, ProtocolError, TaskQError
 from taskq.model.limits import (
     FRAME_DEADLINE_S,
     HELLO_DEADLINE_S,
@@ -96,7 +96,9 @@ class Server:
         self._peers: set[Peer] = set()
         self._deferring: set[Peer] = set()
         self._messages: list[tuple[Peer, Message]] = []
+        self._directory = directory
         self._listener = _listen(self._path, directory)
+        self._inode = os.stat(self._path).st_ino
         self._is_accepting = False
         self._accept_at: float | None = None  # when to try again
         self._resume_accepting()
@@ -290,6 +292,24 @@ class Server:
         self._path.unlink(missing_ok=True)
         for peer in list(self._peers):
             self.close(peer)
+
+    def stay_reachable(self, _now: float) -> None:
+        """Listens anew if the socket was removed, by a cleaner of old files or by hand: nobody would find us."""
+        try:
+            if os.stat(self._path).st_ino == self._inode:
+                return
+        except OSError:
+            pass
+        try:
+            fresh = _listen(self._path, self._directory)
+        except (OSError, ConfigError):
+            return  # out of descriptors, or without the directory: it is tried again soon
+        was_accepting = self._is_accepting
+        self._pause_accepting()
+        self._listener.close()
+        self._listener, self._inode = fresh, os.stat(self._path).st_ino
+        if was_accepting:
+            self._resume_accepting()
 
     def _pause_accepting(self) -> None:
         if self._is_accepting:
