@@ -40,6 +40,14 @@ def test_the_invariants_are_those_of_the_judge() -> None:
     assert {(int(number), name) for number, name in rows} == judged
 
 
+def test_the_variables_are_those_of_the_tests() -> None:
+    """What makes a run larger is read by a test."""
+    named = set(re.findall(r"`(TASKQ_\w+?)[=`]", (ROOT / "tests/README.md").read_text()))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert {name for name in named if f'environ.get("{name}"' not in sources} == set()
+
+
 def test_each_folder_of_the_tests_has_its_row() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert set(re.findall(r"^\| \[(\w+)\]", (ROOT / "tests/README.md").read_text(), re.M)) == folders
