@@ -221,6 +221,8 @@ class Guardian:
         """What follows from the broker's end: an exit code, or None to start another."""
         if status in FINAL_EXITS:
             return status
+        if self._is_stopping and not self._came_up and -status in (signal.SIGTERM, signal.SIGINT):
+            return Exit.OK  # it was told so before it could handle that
         self._log("broker.died", "error", **_ending(status), came_up=self._came_up)
         if self._is_stopping:
             return Exit.OK  # what it had not finished is in the journal

@@ -14,8 +14,9 @@ from typing import IO
 import psutil
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, starts, wait_until
+from fleet import Fleet, Gate, running, starts, wait_until
 
+from taskq.model.exits import Exit
 from taskq.system.platform import is_stopped
 
 #: Runs a program on a terminal, as a login shell's only program, or as what a shell runs in the foreground.
@@ -169,3 +170,20 @@ def test_a_fleet_stops_while_its_broker_starts(home: Path) -> None:
 
     wait_until(lambda: any(map(is_next_broker, guardian.children())), "the next broker")
     assert fleet.stop() == 0
+
+
+def test_a_fleet_that_is_stopped_while_it_starts_tells_of_no_death(home: Path, tmp_path: Path) -> None:
+    """The signal ends a broker that is still importing: as it was told to."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif any('taskq.broker.process' in word for word in sys.orig_argv): time.sleep(60)\n"
+    )
+
+    def has_broker() -> bool:
+        return any("taskq.broker.process" in word for one in fleet.processes() for word in one.cmdline())
+
+    fleet = Fleet(home, environment={"PYTHONPATH": str(tmp_path)})
+    with running(fleet, wait=False):
+        wait_until(has_broker, "a broker")
+        assert fleet.stop() == Exit.OK
+    assert fleet.errors.read_text() == ""
+    assert fleet.count("broker.died") == 0
