@@ -9,8 +9,9 @@ import pytest
 from fleet import JOBS
 from terminal import Here, here, refused, taskq
 
-from taskq.cli.config.options import FLEET_OPTIONS
+from taskq.cli.config.options import FLEET_OPTIONS, defaults
 from taskq.model.exits import Exit
+from taskq.model.settings import default_consumers
 from taskq.telemetry.reader import read
 
 __all__ = ["here"]  # a fixture
@@ -85,3 +86,12 @@ def test_the_application_of_a_project_leads_to_its_queue(project: Path) -> None:
     (project / "src" / "shop.py").write_text("1 / 0\n")
     refused(taskq(None, "status", cwd=project, **state), Exit.APP, "ZeroDivisionError")
     refused(taskq(project / "elsewhere", "status", cwd=project, **state), Exit.NO_FLEET, "elsewhere")
+
+
+def test_a_fleet_of_our_own_does_not_heed_the_project(project: Path, home: Path) -> None:
+    """`taskq demo` and `taskq bench` start theirs with all defaults, wherever they are called."""
+    more = {"TASKQ_THREADS": "4", "TASKQ_LANE": "gpu:1; cpu:2"}
+    done = taskq(home, "worker", JOBS, *defaults(), "--drain", cwd=project, **more)
+    assert done.returncode == Exit.OK, done.stderr
+    [started] = [event for event in read(home) if event["event"] == "fleet.started"]
+    assert started["consumers"] == default_consumers()

@@ -27,6 +27,7 @@ import typer
 from taskq.cli.bench import app
 from taskq.cli.bench.app import burn, noop, pid, q
 from taskq.cli.bench.skeleton import Skeleton
+from taskq.cli.config.options import defaults
 from taskq.client.job import Job
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
@@ -206,9 +207,10 @@ def start_up(rounds: int) -> Figure:
             q.use_directory(Directory(Path(path)))
             job = pid.enqueue()  # waits in the spool
             start = time.perf_counter()
-            command = [sys.executable, "-m", "taskq", "worker", "taskq.cli.bench.app:q", "--consumers", str(CONSUMERS)]
+            command = [sys.executable, "-m", "taskq", "worker", "taskq.cli.bench.app:q", *defaults()]
             environment = {**os.environ, "TASKQ_URL": path}
-            process = subprocess.Popen([*command, "--log-level", "error"], env=environment)
+            options = ["--consumers", str(CONSUMERS), "--log-level", "error"]
+            process = subprocess.Popen([*command, *options], env=environment)
             job.result(timeout=30)
             seconds.append(time.perf_counter() - start)
             process.terminate()

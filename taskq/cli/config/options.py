@@ -255,3 +255,8 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
         "output-size", _whole("output_mb"), "Disk space for what jobs print.", "MB", "60", panel=_LOG, is_whole=True
     ),
 )
+
+
+def defaults() -> list[str]:
+    """Arguments of `taskq worker` that take back what the environment and pyproject.toml say."""
+    return [f"--no-{each.name}" if each.is_flag else f"--{each.name}={each.default}" for each in FLEET_OPTIONS]

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from taskq.cli.common import closed_pipe
+from taskq.cli.config.options import defaults
 from taskq.cli.demo.app import index, q
 from taskq.cli.monitor import totals_line
 from taskq.client.transport.blocking import Client
@@ -118,6 +119,7 @@ def _fleet(directory: Directory, consumers: int, client: Client) -> Iterator[Non
         "taskq",
         "worker",
         _APP,
+        *defaults(),
         "--consumers",
         str(consumers),
         "--stop-timeout",
