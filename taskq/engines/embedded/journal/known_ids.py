@@ -40,9 +40,10 @@ class KnownIds:
         job_id: bytes | None = found[0]
         return job_id
 
-    def is_new(self, job_id: bytes) -> bool:
-        """Whether an id is certainly not known."""
-        return self._from < job_id < self._to
+    def without_new(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of some ids that may be known."""
+        start, end = self._from, self._to
+        return [job_id for job_id in ids if not start < job_id < end]
 
     def are_new(self, ids: Sequence[bytes]) -> bool:
         """Whether none of these ids is known, and none of them stands there twice."""

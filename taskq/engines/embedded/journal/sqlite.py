@@ -98,9 +98,7 @@ class SQLiteStore(Dependencies, Queries):
     @trusted
     def states(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
         found: dict[bytes, StoredState] = {}
-        for job_id in ids:
-            if self._known_ids.is_new(job_id):
-                continue
+        for job_id in self._known_ids.without_new(ids):
             state = self._value("SELECT state FROM jobs WHERE id = ?", job_id)
             if state is not None:
                 found[job_id] = StoredState(state)
