@@ -43,6 +43,7 @@ from taskq.model.exits import Exit
 from taskq.model.job import new_job_ids
 from taskq.model.spec import Spec
 from taskq.protocol import frames
+from taskq.protocol.link.flight_recorder import FlightRecorder, clear_flight_records, read_flight_records
 from taskq.protocol.ops import Op
 from taskq.system.directory import Directory
 from taskq.telemetry.reader import read
@@ -796,6 +797,19 @@ def test_a_fleet_starts_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
         wait_until(lambda: not list((disk / "queue" / "spool").iterdir()), "the spool taken in")
         assert [len(job.result(timeout=15)) for job in spooled] == [300_000] * 10
         assert serves()
+
+
+def test_the_flight_recorder_needs_no_space(disk: Path) -> None:
+    """A broker that starts on a full disk empties the file that is there."""
+    path = disk / "running.map"
+    clear_flight_records(path, 4)
+    FlightRecorder(path, 1).started(bytes(range(16)), 1)
+    assert read_flight_records(path)
+    fill(disk)
+    clear_flight_records(path, 4)
+    assert read_flight_records(path) == []
+    FlightRecorder(path, 4).started(bytes(range(16)), 1)
+    assert read_flight_records(path)
 
 
 def test_a_job_in_the_spool_of_a_full_disk_is_known(disk: Path, tmp_path: Path) -> None:

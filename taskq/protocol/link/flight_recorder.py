@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -65,14 +66,28 @@ def read_flight_records(path: Path) -> list[FlightRecord]:
 
 
 def clear_flight_records(path: Path, consumers: int, slots: int = 1) -> None:
-    """Makes an empty file with room for consumers 0 to `consumers`, in place of what was there."""
+    """Makes an empty file with room for consumers 0 to `consumers`, in place of what was there. On a full disk what was
+    there is emptied, which takes no space, if it has that room."""
+    empty = bytes((consumers + 1) * slots * _RECORD_BYTES)
     fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(descriptor, bytes((consumers + 1) * slots * _RECORD_BYTES))
+        _write(fresh, os.O_CREAT | os.O_TRUNC, empty)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        size = path.lstat().st_size if path.exists() else 0
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or size < len(empty):
+            raise
+        _write(path, 0, bytes(size))
+    else:
+        fresh.replace(path)
+
+
+def _write(path: Path, flags: int, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        os.write(descriptor, data)
     finally:
         os.close(descriptor)
-    fresh.replace(path)
 
 
 def clear_flight_record(path: Path, consumer: int, slots: int = 1) -> None:
