@@ -1040,6 +1040,33 @@ def test_a_cancelled_job_never_starts() -> None:
     assert core.counts() == {"default": 0}
 
 
+@pytest.mark.parametrize("comes_back", ["by a death", "by a recall"])
+def test_a_job_that_was_stopped_too_late_to_be_taken_back_and_had_not_started_is_cancelled(comes_back: str) -> None:
+    """A consumer that was stopped while it held its lock gives nothing back, so the broker takes its jobs as running,
+    and stops those that are cancelled. One that had not started all the same comes back, and must not start then."""
+    core = Core()
+    core.joined(1, 0.0)
+    first, unwanted, last = rows(3)
+    core.submitted([first, unwanted, last])
+    core.dispatch(0.0, 0.0)
+    core.not_recalled(1, 0.0)
+    core.cancel_running(1, unwanted.id, 0.0)
+    if comes_back == "by a death":
+        core.died(1, [Claim(1, 0.0)], ProcessExit(stopped=True), 0.0)
+    else:
+        core.recalled(1, 1, 0.0)
+        core.died(1, [], ProcessExit(stopped=True), 0.0)
+    [(row, kept, outcome)] = core.take_effects().ended
+    error = unpack(outcome).error
+    assert (row, kept) == (unwanted, StoredState.CANCELLED)
+    assert error is not None
+    assert error.message == "cancelled before it started"
+    core.joined(2, 1.0)
+    started = seqs(row for batch in core.dispatch(1.0, 0.0) for row in batch.rows)
+    assert unwanted.seq not in started
+    assert last.seq in started
+
+
 @pytest.mark.parametrize(
     ("death", "told"),
     [

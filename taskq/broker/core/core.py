@@ -134,7 +134,9 @@ class Core:
         """
         holder = self._holders[key]
         was_stalled = holder.is_stalled
+        unwanted = [row for number, row in self._unwanted(key) if number > claimed]
         self.ready.put_back(key, holder.took_back(claimed, now), each_s=holder.mean_run_s)
+        self._cancel_unstarted(unwanted)
         return holder.is_stalled and not was_stalled
 
     def not_recalled(self, key: Key, now: float) -> None:
@@ -144,9 +146,12 @@ class Core:
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
         """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
         nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
-        holder = self._holders.pop(key)
+        holder = self._holders[key]
         running = [(claim, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
+        unstarted = [row for _, row in self._unwanted(key)]
+        del self._holders[key]
         self.ready.put_back(key, holder.leased.values(), each_s=holder.mean_run_s)
+        self._cancel_unstarted(unstarted)
         unwanted = self._watchdog.unwanted(key)
         self._watchdog.forget(key)
         for (number, started_at), row in running:
@@ -364,6 +369,17 @@ class Core:
     def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
         """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
         self._watchdog.cancelled(key, self._holders[key].leased, self.number_of(key, job_id), now)
+
+    def _unwanted(self, key: Key) -> list[tuple[int, JobRow]]:
+        """The jobs of a consumer that are to be stopped, with their numbers."""
+        leased = self._holders[key].leased
+        return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
+
+    def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
+        """Jobs that came back from a consumer which was to stop them: it had not started them after all. Nothing could
+        be taken back when they were cancelled, since the process was stopped while it held its lock."""
+        for row in unwanted:
+            self.cancelled(row, StoredState.QUEUED)
 
     def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
         """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended. The
