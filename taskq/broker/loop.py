@@ -26,15 +26,10 @@ from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.silence import LOOK_EVERY_S
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
-from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
-from taskq.broker.status import FleetStatus, rss_bytes
-from taskq.engines.embedded.admin import Admin
-from taskq.engines.embedded.committer import Committer
+from taskq.broker.parts import Parts, core_of
+from taskq.broker.status import rss_bytes
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import FleetControls, Requests
-from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.effects import Key
 from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
@@ -46,7 +41,7 @@ from taskq.protocol import frames
 from taskq.protocol.link.flight_recorder import read_flight_records
 from taskq.protocol.ops import Op
 from taskq.protocol.spool import count_files
-from taskq.protocol.submissions import Submission, submission_of
+from taskq.protocol.submissions import submission_of
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import room_for_clients
 from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
@@ -85,63 +80,35 @@ class Broker:
         Raises:
             DirectoryError, JournalError: the directory or the journal cannot be used.
         """
-        self._directory = directory
-        self._settings = settings
-        self._log = log
-        self._clock = clock
         self._selector = selectors.DefaultSelector()
         _check_filesystem(directory)
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
-        self._store = SQLiteStore(directory.journal, settings.durability, clock=clock)
-        self._core = Core(
-            settings.queues,
-            settings.memory_mb * 1024 * 1024,
-            slots=settings.threads,
-            weights=dict(settings.weights),
-            capacities=dict(settings.resources),
-        )
         self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
-        self._recover()
-        self._supervisor = Supervisor(app, title, directory, settings)
+        store = SQLiteStore(directory.journal, settings.durability, clock=clock)
+        parts = Parts(directory, settings, store, core_of(settings, settings.threads), self._events, clock)
+        parts.recover(read_flight_records(directory.running))
+        self._supervisor = Supervisor(app, title, directory, settings)  # clears these records
         room = room_for_clients(settings.consumers)
         self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, clock, room)
         self._pool = ConsumerPool(
-            self._core,
-            self._supervisor,
-            self._selector,
-            self._events,
-            settings,
-            self._on_first_ready,
-            self._on_boot_failed,
-            self._on_declared,
-            self._on_children,
-            clock,
+            parts, self._events, self._supervisor, self._selector, self._on_first_ready, self._on_boot_failed
         )
-        self._committer = Committer(self._store, self._core, self._server, self._events, directory, self._pool, clock)
-        self._scheduler = Scheduler(self._store, self._committer, log, clock.time())
-        self._requests = self._make_requests()
+        parts.connect(self._server, self._pool, self._supervisor, self._stop, self._reload_when_asked)
+        self._begin(parts)
+
+    # -- the beginning
+
+    def _begin(self, parts: Parts) -> None:
+        """Takes over what it runs."""
+        self._directory, self._settings = parts.directory, parts.settings
+        self._log, self._clock = parts.log, parts.clock
+        self._store, self._core, self._committer = parts.store, parts.core, parts.committer
+        self._scheduler, self._requests = parts.scheduler, parts.requests
         self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
         self._left: dict[str, int] = {}  # jobs that it found
         self._sigterm_until = 0.0  # another one that comes by then says nothing new
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
-
-    # -- the beginning
-
-    def _make_requests(self) -> Requests:
-        clock = self._clock
-        admin = Admin(self._core, self._store, self._committer, self._pool, self._log, clock)
-        status = FleetStatus(self._directory, self._core, self._store, self._pool, self._supervisor, clock)
-        fleet = FleetControls(status.draw, self._stop, self._reload_when_asked)
-        return Requests(self._server, self._committer, admin, self._scheduler, fleet, clock)
-
-    def _recover(self) -> None:
-        running = read_flight_records(self._directory.running)
-        effects = recover(self._store, self._core, running, self._clock.monotonic(), self._clock.time())
-        for event, fields in self._store.findings:
-            (self._log.error if event == "store.damaged" else self._log.info)(event, **fields)
-        self._events.notes(effects.notes)
-        self._core.pause(self._store.paused())
 
     def run(self, guardian: socket.socket, signals: socket.socket) -> None:
         """Runs until the fleet has stopped.
@@ -290,12 +257,6 @@ class Broker:
     def _on_boot_failed(self, message: str) -> None:
         if not self._pool.is_ready:
             self._tell_guardian(["failed", int(Exit.APP), f"a consumer could not start: {message}"])
-
-    def _on_declared(self, app: str, schedules: list[bytes]) -> None:
-        self._scheduler.declared(app, schedules)
-
-    def _on_children(self, children: list[Submission]) -> None:
-        self._committer.take_children(children)
 
     def _tell_guardian(self, message: list[Any]) -> None:
         try:

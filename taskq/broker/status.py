@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from taskq.broker.consumers.handle import ConsumerProcess
-from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.ports import Consumers
 from taskq.model.stored import StoredState
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -27,7 +27,7 @@ class FleetStatus:
         directory: Directory,
         core: Core,
         store: Store,
-        pool: ConsumerPool,
+        pool: Consumers,
         processes: Succession[ConsumerProcess],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:

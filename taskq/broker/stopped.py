@@ -15,22 +15,17 @@ import socket
 from pathlib import Path
 from typing import Any, cast
 
-from taskq.broker.consumers.handle import ConsumerProcess
-from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.succession import Succession
-from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
+from taskq.broker.parts import Kinds, Parts, core_of
 from taskq.broker.status import FleetStatus
-from taskq.engines.embedded.admin import Admin
-from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import FleetControls, Requests
-from taskq.engines.embedded.scheduler import Scheduler
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.ports import Clients
+from taskq.engines.embedded.server import Peer
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
 from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
+from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.ops import OPS, Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -43,7 +38,7 @@ _READ_BYTES = 256 * 1024
 
 
 class _NoConsumers:
-    """What `taskq.broker.consumers.pool.ConsumerPool` is to requests: there is none, so nothing runs."""
+    """In place of a `taskq.broker.consumers.pool.ConsumerPool`: nothing runs."""
 
     is_stopping = False
 
@@ -54,6 +49,9 @@ class _NoConsumers:
     def withdraw(self, _job_id: bytes) -> bool:
         """Nobody was sent the job."""
         return True
+
+    def cancel_running(self, _job_id: bytes) -> None:
+        """Nothing runs."""
 
     def take_back_all(self, _now: float) -> None:
         """Nobody was sent any job."""
@@ -66,9 +64,8 @@ class _NoConsumers:
         return {}
 
 
-class _Client:
-    """The one client. It has the methods of `taskq.engines.embedded.server.Server` that requests use, and stands for
-    its peer, too."""
+class _Client(Clients):
+    """The one client, which stands for its peer, too."""
 
     closed = False
 
@@ -106,24 +103,16 @@ class Reader:
     """The journal of a directory, and what answers from it. The caller holds the lock."""
 
     def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
+        settings = Settings()
         self._clock = clock
         self._store = SQLiteStore(directory.journal, clock=clock)
-        consumers, core = _NoConsumers(), Core()
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
-        # the jobs that ran when a fleet died stay uncharged: the next broker charges them, which has their records
-        events.notes(recover(self._store, core, (), clock.monotonic(), clock.time()).notes)
-        for event, fields in self._store.findings:
-            (log.error if event == "store.damaged" else log.info)(event, **fields)
-        core.pause(self._store.paused())
-        server, pool = cast(Server, client), cast(ConsumerPool, consumers)
-        self._committer = Committer(self._store, core, server, events, directory, pool, clock)
+        parts = Parts(directory, settings, self._store, core_of(settings), events, clock, Kinds(status=_Status))
+        parts.recover(())  # what ran when a fleet died stays uncharged: the next broker has its records
+        parts.connect(client, _NoConsumers(), Succession(0), lambda _reason: None, lambda: 0)
+        self._committer, self._requests = parts.committer, parts.requests
         while self._committer.has_more_spooled:
             self._committer.take_spooled(clock.monotonic())
-        scheduler = Scheduler(self._store, self._committer, log, clock.time())
-        admin = Admin(core, self._store, self._committer, pool, log, clock)
-        status = _Status(directory, core, self._store, pool, Succession[ConsumerProcess](0), clock)
-        fleet = FleetControls(status.draw, lambda _reason: None, lambda: 0)
-        self._requests = Requests(server, self._committer, admin, scheduler, fleet, clock)
         self._client = client
 
     def answer(self, envelope: list[Any]) -> None:

@@ -23,12 +23,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from taskq.broker.consumers.handle import ConsumerProcess
-from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
-from taskq.broker.events import EventLog
-from taskq.broker.status import FleetStatus
+from taskq.broker.parts import Parts, core_of
 from taskq.client.app import TaskQ
 from taskq.client.context import RunningJob, concurrent, sit, use_channel
 from taskq.client.reports import Reporter
@@ -38,12 +35,8 @@ from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
 from taskq.consumer.runner import Runner
-from taskq.engines.embedded.admin import Admin
-from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.requests import FleetControls, Requests
-from taskq.engines.embedded.scheduler import Scheduler
-from taskq.engines.embedded.server import Server
+from taskq.engines.embedded.ports import Clients
 from taskq.model import job
 from taskq.model.attempt import Attempts, Claim, Verdict, unpack
 from taskq.model.effects import Key, ProcessExit
@@ -99,20 +92,16 @@ class _Peer:
         self.arrived.extend(self._decoder.feed(frame))
 
 
-class _Server:
-    """What `taskq.engines.embedded.server.Server` is to the committer."""
+class _Server(Clients):
+    """In place of a `taskq.engines.embedded.server.Server`: clients take everything."""
 
-    def send(self, peer: _Peer, frame: bytes) -> None:
+    def send(self, peer: Any, frame: bytes) -> None:
         """Sends a frame to a client."""
         peer.deliver(frame)
 
-    def reject(self, peer: _Peer, error: TaskQError) -> None:
+    def reject(self, peer: Any, error: TaskQError) -> None:
         """A client that says what no client says."""
         self.send(peer, frames_module.error_frame(0, error))
-
-    def is_clogged(self, _peer: _Peer) -> bool:
-        """Clients take everything."""
-        return False
 
 
 class _Silent:
@@ -132,7 +121,7 @@ class Arrival(NamedTuple):
 
 
 class _Narrator:
-    """What `taskq.broker.events.EventLog` is to the committer; keeps what came in."""
+    """In place of a `taskq.broker.events.EventLog`: keeps what came in."""
 
     def __init__(self, store: SQLiteStore) -> None:
         self.log = _Silent()
@@ -232,7 +221,7 @@ class _Seat:
 
 
 class _Seats:
-    """What `taskq.broker.consumers.pool.ConsumerPool` is to the committer and to requests."""
+    """In place of a `taskq.broker.consumers.pool.ConsumerPool`."""
 
     is_stopping = False
 
@@ -296,23 +285,13 @@ class InProcessFleet:
         self._folder = _make_folder()
         directory = Directory(self._folder / "queue").create()
         self._store = SQLiteStore(directory.journal, "memory", clock=clock)
-        self._core = Core(
-            settings.queues,
-            settings.memory_mb * 1024 * 1024,
-            weights=dict(settings.weights),
-            capacities=dict(settings.resources),
-        )
+        self._core = core_of(settings)
         self._slots = _Seats(self._core, clock)
         self._events = _Narrator(self._store)
-        parts = cast(Server, _Server()), cast(EventLog, self._events)
-        pool = cast(ConsumerPool, self._slots)
-        self._committer = Committer(self._store, self._core, *parts, directory, pool, clock)
-        self._scheduler = Scheduler(self._store, self._committer, _Silent(), clock.time())
+        parts = Parts(directory, settings, self._store, self._core, self._events, clock)
+        parts.connect(_Server(), self._slots, Succession(0), lambda _reason: None, lambda: 0)
+        self._committer, self._scheduler, self._requests = parts.committer, parts.scheduler, parts.requests
         self._scheduler.declared(app.name, app.schedules.declared)
-        admin = Admin(self._core, self._store, self._committer, pool, _Silent(), clock)
-        status = FleetStatus(directory, self._core, self._store, pool, Succession[ConsumerProcess](0), clock)
-        fleet = FleetControls(status.draw, lambda _reason: None, lambda: 0)
-        self._requests = Requests(parts[0], self._committer, admin, self._scheduler, fleet, clock)
         self._keys = count(1)
         self._has_started = False  # as a consumer: its hooks have run
         self._is_stale = False  # something came in that may be more urgent than what the consumers have

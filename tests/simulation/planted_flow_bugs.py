@@ -47,7 +47,7 @@ class TakesChildrenOfFailures(SimCrew):
 
     def _settle(self, consumer: Any, attempts: Attempts) -> None:
         for number in attempts.numbers:
-            self._on_children(consumer.children.pop(number, []))
+            self._parts.take_children(consumer.children.pop(number, []))
         super()._settle(consumer, attempts)
 
 
@@ -57,7 +57,7 @@ class TakesChildrenOfTheDead(SimCrew):
     def _hear_last_words(self, consumer: Any) -> None:
         super()._hear_last_words(consumer)
         for children in consumer.children.values():
-            self._on_children(children)
+            self._parts.take_children(children)
 
 
 class NeverContinues(MemoryStore):

@@ -38,6 +38,7 @@ from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_
 from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
 from simulated_schedules import Planner, note_fires
 
+from taskq.broker import parts as broker_parts
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.silence import LOOK_EVERY_S
 from taskq.broker.consumers.succession import ProcessState, Succession
@@ -48,7 +49,7 @@ from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.connection import CANCEL_AGAIN_S
 from taskq.engines.embedded.committer import Committer
-from taskq.engines.embedded.recovery import recover
+from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
 from taskq.model.job import JobError
@@ -586,7 +587,7 @@ class SimSelector:
         return lambda mask: callback(mask) if token in self._callbacks else None
 
 
-class SimServer:
+class SimServer(Clients):
     """Frames to and from the clients of one broker."""
 
     def __init__(self, world: World) -> None:
@@ -601,18 +602,12 @@ class SimServer:
         messages, self._messages = self._messages, []
         return messages
 
-    def send(self, peer: Peer, frame: bytes) -> None:
+    def send(self, peer: Any, frame: bytes) -> None:
         self._world.maybe_kill_broker(0.0005)
         peer.deliver(frame)
 
-    def reject(self, _peer: Peer, error: Exception) -> None:
+    def reject(self, _peer: Any, error: Exception) -> None:
         raise AssertionError(f"a client of ours was rejected: {error}")
-
-    def is_clogged(self, _peer: Peer) -> bool:
-        return False
-
-    def take_deferred(self) -> list[Any]:
-        return []
 
     def shut(self) -> None:
         pass
@@ -657,40 +652,29 @@ class SimBroker(Broker):
     """The real loop in a simulated process."""
 
     def __init__(self, world: World) -> None:
-        parts, settings = world.parts, world.settings
+        given, settings = world.parts, world.settings
         self.is_alive = True
-        self._settings = settings
-        self._log = Silent()
-        self._clock = world
-        self._selector = self.selector = SimSelector()  # type: ignore[assignment]
-        self._store = self.store = SimStore.on(world)  # type: ignore[assignment]
-        self._core = parts.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
-        self._supervisor = self.supervisor = (parts.supervisor or SimSupervisor)(world, settings)
-        self._events = EventLog(self._log, self.supervisor.consumers.get, tells_enqueued=False)
+        self.store = SimStore.on(world)
+        core = given.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
+        self._supervisor = self.supervisor = (given.supervisor or SimSupervisor)(world, settings)
+        self._events = EventLog(Silent(), self.supervisor.consumers.get, tells_enqueued=False)
+        kinds = broker_parts.Kinds(given.committer, given.scheduler)
+        parts = broker_parts.Parts(_NOWHERE, settings, self.store, core, self._events, world, kinds)
         records, world.records = list(world.records.values()), {}
-        recover(self._store, self._core, records, world.now, world.wall)
+        parts.recover(records)
+        self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
-        self._pool = (parts.pool or SimCrew)(
-            self._core,
+        self._pool = (given.pool or SimCrew)(
+            parts,
+            self._events,
             self._supervisor,
             self._selector,  # type: ignore[arg-type]
-            self._events,
-            settings,
-            lambda _tasks: None,
+            lambda: None,
             lambda _message: None,
-            self._on_declared,
-            self._on_children,
-            world,
         )
-        self._pool.parts = parts
-        self._committer = parts.committer(
-            self._store, self._core, self._server, self._events, _NOWHERE, self._pool, world
-        )
-        self._scheduler = parts.scheduler(self._store, self._committer, self._log, world.wall)
-        self._directory = _NOWHERE
-        self._requests = self._make_requests()
-        self._core.pause(self._store.paused())
-        self._stop_at = None
+        self._pool.parts = given
+        parts.connect(self.server, self._pool, self._supervisor, self._stop, self._reload_when_asked)
+        self._begin(parts)
         self._timers = {
             self._pool.announce: (0.1, world.now),
             self._prune: (1.0, world.now),

@@ -89,7 +89,7 @@ class AcknowledgesBeforeCommit(Committer):
     def take_in(self, submission: Submission) -> None:
         super().take_in(submission)
         if submission.peer is not None:
-            self._server.send(submission.peer, frames.frame([Op.OK, submission.request, 0]))
+            self._clients.send(submission.peer, frames.frame([Op.OK, submission.request, 0]))
 
 
 class TellsBeforeCommit(Committer):
@@ -99,7 +99,7 @@ class TellsBeforeCommit(Committer):
         super().collect(now)
         for row, kept, outcome in self._effects.ended:
             for peer in self._watchers.of(row.id):
-                self._server.send(peer, frames.frame([Op.RESULT, row.id, kept.state.value], [outcome]))
+                self._clients.send(peer, frames.frame([Op.RESULT, row.id, kept.state.value], [outcome]))
 
 
 class SyncsNowAndThen(MemoryStore):

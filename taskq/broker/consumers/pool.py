@@ -10,26 +10,26 @@ import selectors
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.job_output import JobOutput
 from taskq.broker.consumers.silence import LOOK_EVERY_S, SILENT_LOOKS, Silences
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
-from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog, last_words
 from taskq.model.attempt import Attempts, Claim, Reason, Verdict, failure_in
 from taskq.model.effects import Batch, Key, ProcessExit
 from taskq.model.errors import ProtocolError, TaskQError
 from taskq.model.job import Progress
 from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
-from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
 from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Submission, flow_of
-from taskq.system.clock import SYSTEM_CLOCK, Clock
+from taskq.protocol.submissions import flow_of
+
+if TYPE_CHECKING:  # made of this, and told of it
+    from taskq.broker.parts import Parts
 
 #: A job is told as started in the log if it is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
@@ -46,37 +46,30 @@ class ConsumerPool:
 
     def __init__(
         self,
-        core: Core,
+        parts: Parts,
+        events: EventLog,
         supervisor: Supervisor,
         selector: selectors.BaseSelector,
-        events: EventLog,
-        settings: Settings,
         on_first_ready: Callable[[], None],
         on_boot_failed: Callable[[str], None],
-        on_declared: Callable[[str, list[bytes]], None],
-        on_children: Callable[[list[Submission]], None],
-        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
+            parts: of the broker; the pool is handed to them in turn.
             selector: with callables as data, called with the mask of events.
-            settings: for the queues of each consumer, and how many jobs it may run.
             on_first_ready: told once, when the first consumer is ready.
             on_boot_failed: told why a consumer could not start.
-            on_declared: told the application's name, and the schedules in its code; raises if they make no sense.
-            on_children: takes what a job has enqueued that has just succeeded.
         """
-        self._core = core
+        self._parts = parts
+        self._core = parts.core
+        self._settings = parts.settings
+        self._clock = parts.clock
         self._supervisor = supervisor
         self._selector = selector
         self._events = events
-        self._settings = settings
         self._on_first_ready = on_first_ready
         self._on_boot_failed = on_boot_failed
-        self._on_declared = on_declared
-        self._on_children = on_children
-        self._clock = clock
-        self._output = JobOutput(core, events, clock)
+        self._output = JobOutput(parts.core, events, parts.clock)
         self._silences = Silences()
         self._dead: list[ConsumerProcess] = []
         self._buried: list[ConsumerProcess] = []
@@ -135,7 +128,7 @@ class ConsumerPool:
             case [Op.READY, int()]:
                 self._on_ready(consumer)
             case [Op.DECLARED, str(app), list(lengths)]:
-                self._on_declared(app, frames.split(body, lengths))
+                self._parts.declared(app, frames.split(body, lengths))
             case [Op.BOOT_FAILED]:
                 error, _ = failure_in(bytes(body))
                 consumer.boot_error = error.message, error.traceback
@@ -152,7 +145,7 @@ class ConsumerPool:
         for number, verdict in zip(attempts.numbers, attempts.verdicts, strict=True):
             children = consumer.children.pop(number, None)
             if children is not None and verdict == Verdict.SUCCEEDED:
-                self._on_children(children)
+                self._parts.take_children(children)
 
     def _on_ready(self, consumer: ConsumerProcess) -> None:
         now = self._clock.monotonic()

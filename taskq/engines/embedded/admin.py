@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store, Wanted
+from taskq.engines.embedded.ports import Consumers
 from taskq.model.attempt import shortened, without_result
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError, ProtocolError, StoreFull
 from taskq.model.job import JobRow, JobState
@@ -22,7 +23,6 @@ from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.consumers.pool import ConsumerPool
     from taskq.broker.core.core import Core
 
 #: Behind every sequence number.
@@ -41,7 +41,7 @@ class Admin:
         core: Core,
         store: Store,
         committer: Committer,
-        pool: ConsumerPool,
+        consumers: Consumers,
         log: Any,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -52,7 +52,7 @@ class Admin:
         self._core = core
         self._store = store
         self._committer = committer
-        self._pool = pool
+        self._consumers = consumers
         self._log = log
         self._clock = clock
 
@@ -136,7 +136,7 @@ class Admin:
         """The jobs that run now, and since when."""
         wall, now = self._clock.time(), self._clock.monotonic()
         found: dict[bytes, float] = {}
-        for key, claims in self._pool.claims().items():
+        for key, claims in self._consumers.claims().items():
             for claim in claims:
                 row = self._core.running(key, claim.number)
                 if row is not None:
@@ -148,7 +148,7 @@ class Admin:
         state, attempts, started_at, progress = kept.state, row.attempts, None, None
         if kept == StoredState.QUEUED and row.id in running:
             state, attempts, started_at = JobState.RUNNING, row.attempts + 1, running[row.id]
-            progress = self._pool.progress_of(row.id)
+            progress = self._consumers.progress_of(row.id)
         times = due_at, started_at, finished_at
         return [row.id, row.spec.task, row.spec.queue, state.value, attempts, row.crashes, *times, outcome, progress]
 
@@ -195,10 +195,10 @@ class Admin:
             return kept == StoredState.CANCELLED
         if not self._committer.is_settled:
             raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
-        if not self._pool.withdraw(job_id):
+        if not self._consumers.withdraw(job_id):
             if not also_running:
                 return False
-            self._pool.cancel_running(job_id)
+            self._consumers.cancel_running(job_id)
             return None
         self._core.cancelled(row, kept)
         self._committer.collect(self._clock.monotonic())
@@ -328,7 +328,7 @@ class Admin:
     def _take_back(self, jobs: Sequence[StoredJob]) -> None:
         """Takes back what was sent to consumers and has not started, if such jobs may be among these."""
         if any(job.kept == StoredState.QUEUED for job in jobs):
-            self._pool.take_back_all(self._clock.monotonic())
+            self._consumers.take_back_all(self._clock.monotonic())
 
     # -- pause
 
@@ -347,7 +347,7 @@ class Admin:
             raise
         self._core.pause(self._store.paused())
         if is_paused and changed:
-            self._pool.take_back_all(self._clock.monotonic())
+            self._consumers.take_back_all(self._clock.monotonic())
         for queue in changed:
             self._log.info("queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS])
         return changed

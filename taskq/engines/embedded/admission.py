@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.ports import Consumers
 from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, QueueFull
@@ -32,16 +33,6 @@ class Admitted(NamedTuple):
     replaced: list[StoredJob]
     ended: list[Ended]
     before: dict[bytes, StoredState]
-
-
-class Consumers(Protocol):
-    """What must be known of the consumers; see `taskq.broker.consumers.pool.ConsumerPool`."""
-
-    def is_running(self, job_id: bytes) -> bool:
-        """Whether a job runs now."""
-
-    def withdraw(self, job_id: bytes) -> bool:
-        """Takes a job back from the consumer it was sent to; returns False if it runs."""
 
 
 class Admission:

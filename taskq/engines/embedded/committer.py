@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from taskq.engines.embedded.admission import Admission, Admitted, Consumers
+from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.ports import Clients, Consumers, Events
+from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.spooled import SpooledJobs
 from taskq.engines.embedded.watchers import Watchers
 from taskq.model.constraints import Constraints
@@ -34,7 +35,6 @@ from taskq.system.directory import Directory
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
     from taskq.broker.core.core import Core
-    from taskq.broker.events import EventLog
 
 #: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
 #: a producer that enqueues one job at a time while they run.
@@ -67,8 +67,8 @@ class Committer:
         self,
         store: Store,
         core: Core,
-        server: Server,
-        events: EventLog,
+        clients: Clients,
+        events: Events,
         directory: Directory,
         consumers: Consumers,
         clock: Clock = SYSTEM_CLOCK,
@@ -78,7 +78,7 @@ class Committer:
         self._consumers = consumers
         self._admission = Admission(store, core, consumers)
         self._core = core
-        self._server = server
+        self._clients = clients
         self._events = events
         self._spooled = SpooledJobs(directory.spool, events)
         self._submissions: list[Submission] = []
@@ -90,7 +90,7 @@ class Committer:
         #: Ended jobs that the next commit is to keep: for how long, and how many; None: it removes none.
         self._keep: tuple[float, int] | None = None
         self._committed: list[Effects] = []  # committed, not told yet
-        self._watchers = Watchers(store, server)
+        self._watchers = Watchers(store, clients)
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self._schedules: dict[str, ScheduleRow | None] = {}  # what changes with this commit; None: removed
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
@@ -388,7 +388,7 @@ class Committer:
         for submission in submissions:
             self._refusals.append((submission, error))
             if submission.peer is not None:
-                self._server.send(submission.peer, frames.error_frame(submission.request, error))
+                self._clients.send(submission.peer, frames.error_frame(submission.request, error))
             elif any(submission is children for children in self._children):
                 self._events.log.error("job.children_refused", task=submission.spec.task, error=str(error))
 
@@ -404,7 +404,7 @@ class Committer:
         if submission.peer is None:
             return
         earlier = [msgpack.packb(list(taken.earlier.items()))] if taken.earlier else []
-        self._server.send(submission.peer, frames.frame([Op.OK, submission.request, len(taken.rows)], earlier))
+        self._clients.send(submission.peer, frames.frame([Op.OK, submission.request, len(taken.rows)], earlier))
         if submission.watch:
             for row in taken.rows:
                 self._watchers.add(submission.peer, row.id)

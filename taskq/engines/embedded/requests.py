@@ -14,8 +14,9 @@ import msgpack
 
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer, StillSpooled
+from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.server import Peer
 from taskq.model.errors import JobStateError, ProtocolError, TaskQError
 from taskq.model.job import LAST_TIME
 from taskq.model.schedule import Schedule
@@ -46,7 +47,7 @@ class Requests:
 
     def __init__(
         self,
-        server: Server,
+        clients: Clients,
         committer: Committer,
         admin: Admin,
         scheduler: Scheduler,
@@ -55,9 +56,9 @@ class Requests:
     ) -> None:
         """
         Args:
-            server: where the answers go.
+            clients: where the answers go.
         """
-        self._server = server
+        self._clients = clients
         self._committer = committer
         self._admin = admin
         self._scheduler = scheduler
@@ -76,7 +77,7 @@ class Requests:
                 self._put_off.append((job_id, until, peer, envelope))
             else:
                 told = f"job {job_id.hex()} still waits in the spool, behind many others: try again in a moment"
-                self._server.send(peer, frames.error_frame(envelope[1], JobStateError(told)))
+                self._clients.send(peer, frames.error_frame(envelope[1], JobStateError(told)))
         return ready
 
     def answer(self, peer: Peer, envelope: list[Any]) -> None:
@@ -122,16 +123,16 @@ class Requests:
                 ]:
                     value = self._schedule(envelope[0], fields)
                 case _:
-                    self._server.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
+                    self._clients.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
                     return
         except StillSpooled as late:
             wait_s = inf if envelope[0] == Op.READ_ITEMS else _SPOOLED_WAIT_S
             self._put_off.append((late.job_id, self._clock.monotonic() + wait_s, peer, envelope))
             return
         except TaskQError as error:
-            self._server.send(peer, frames.error_frame(request, error))
+            self._clients.send(peer, frames.error_frame(request, error))
             return
-        self._server.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb(value)]))
+        self._clients.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb(value)]))
 
     def _schedule(self, op: int, fields: list[Any]) -> Any:
         scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()

@@ -6,21 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from taskq.engines.embedded.ports import Events
 from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.spec import Spec
 from taskq.protocol import frames, spool
 from taskq.protocol.submissions import Submission, submission_of
 
-if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.events import EventLog
-
 
 class SpooledJobs:
     """The spool, as the committer takes it in. A file stays there until its jobs are committed."""
 
-    def __init__(self, path: Path, events: EventLog) -> None:
+    def __init__(self, path: Path, events: Events) -> None:
         """
         Args:
             path: the directory of the spool.

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 import msgpack
 
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.ports import Clients
+from taskq.engines.embedded.server import Peer
 from taskq.model.effects import Effects
 from taskq.model.errors import JobNotFound, ProtocolError, QueueFull, TaskQError
 from taskq.model.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
@@ -19,9 +20,9 @@ from taskq.protocol.ops import Op
 class Watchers:
     """Who waits for what. What is told here is durable already."""
 
-    def __init__(self, store: Store, server: Server) -> None:
+    def __init__(self, store: Store, clients: Clients) -> None:
         self._store = store
-        self._server = server
+        self._clients = clients
         self._watchers: dict[bytes, set[Peer]] = {}
         self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
 
@@ -67,7 +68,7 @@ class Watchers:
         is_over = stored.kept >= FIRST_FINAL
         if items or is_over:
             end = (stored.kept.state.value, stored.outcome) if not items else None
-            self._server.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
+            self._clients.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
             return
         readers = self._readers.setdefault(job_id, [])
         if len(readers) >= MAX_READERS:
@@ -103,7 +104,7 @@ class Watchers:
 
     def tell_deferred(self) -> None:
         """Goes on telling clients that have read what they were sent."""
-        for peer, job_id in self._server.take_deferred():
+        for peer, job_id in self._clients.take_deferred():
             if not self.watch(peer, job_id):
                 self.tell_unknown(peer, job_id)  # pruned meanwhile
 
@@ -116,13 +117,13 @@ class Watchers:
 
     def tell_unknown(self, peer: Peer, job_id: bytes) -> None:
         """Tells a client that nothing is known of a job."""
-        self._server.send(peer, frames.frame([Op.RESULT, job_id, ""]))
+        self._clients.send(peer, frames.frame([Op.RESULT, job_id, ""]))
 
     def _push(self, peer: Peer, job_id: bytes, kept: StoredState, outcome: bytes) -> None:
-        if self._server.is_clogged(peer):
-            self._server.defer(peer, job_id)  # read from the store again when the client has read what it was sent
+        if self._clients.is_clogged(peer):
+            self._clients.defer(peer, job_id)  # read from the store again when the client has read what it was sent
         else:
-            self._server.send(peer, frames.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
+            self._clients.send(peer, frames.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
 
     def _answer_reader(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
         try:
@@ -132,7 +133,7 @@ class Watchers:
                 raise JobNotFound.of(job_id)
             self.read_items(peer, request, stored, start)
         except TaskQError as error:
-            self._server.send(peer, frames.error_frame(request, error))
+            self._clients.send(peer, frames.error_frame(request, error))
 
     def refuse_clogged(self, peer: Peer) -> None:
         """Nobody may ask for more without reading what was sent.
@@ -140,5 +141,5 @@ class Watchers:
         Raises:
             ProtocolError: the client does.
         """
-        if self._server.is_clogged(peer):
+        if self._clients.is_clogged(peer):
             raise ProtocolError("the client asks for more, and reads nothing")

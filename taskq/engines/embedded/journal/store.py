@@ -11,7 +11,7 @@ All changes between two calls of `commit` become durable together, in it, or not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow
@@ -75,6 +75,8 @@ class Store(Protocol):
     is_full: bool
     #: Whether a job waits for the end of another: if not, none of those below need be asked.
     has_waiting: bool
+    #: What the opening found, for the log: events and their fields.
+    findings: list[tuple[str, dict[str, Any]]]
 
     @property
     def last_seq(self) -> int:
