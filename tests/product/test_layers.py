@@ -50,6 +50,7 @@ HAND_ON = {"", "protocol.codec", "testing", "cli"}
 MOST_FILES_IN_A_ROOM = 15
 MOST_LINES_OF_A_FILE = 600
 MOST_LINES_OF_A_FUNCTION = 60
+MOST_PARAMETERS_OF_A_CONSTRUCTOR = 7
 #: Longer than that still; a file that was divided leaves this set.
 TO_BE_DIVIDED = {"testing.fleet"}
 
@@ -285,6 +286,25 @@ def test_the_way_of_a_job_is_that_of_the_code() -> None:
             assert here & set(re.findall(r"`(\w+)`", names)), f"{path} has none of {names}"
             wanted -= here
         assert not wanted
+
+
+def parameters_of(method: ast.FunctionDef) -> int:
+    """How many parameters a method has, without `self`."""
+    return len(method.args.posonlyargs) + len(method.args.args) + len(method.args.kwonlyargs) - 1
+
+
+def test_constructors_can_be_held_in_the_head() -> None:
+    """None takes more than seven parameters: a class that needs more does too much."""
+    long = {
+        f"{name}.{node.name}": parameters_of(function)
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and room(name) != "cli"
+        for function in node.body
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__"
+        if parameters_of(function) > MOST_PARAMETERS_OF_A_CONSTRUCTOR
+    }
+    assert long == {}
 
 
 # -- purity
