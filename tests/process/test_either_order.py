@@ -32,7 +32,7 @@ def test_a_job_and_its_application(shared: Fleet, here: Here, place: str) -> Non
 
 def test_queues_and_their_application(shared: Fleet, here: Here) -> None:
     assert here(shared.home, "pause", JOBS, "mail", "images").stdout == "mail is paused\nimages is paused\n"
-    assert here(shared.home, "resume", "mail", JOBS, "images").stdout == "mail goes on\nimages goes on\n"
+    assert here(shared.home, "resume", "mail", JOBS, "images").stdout == "mail is resumed\nimages is resumed\n"
 
 
 def test_a_schedule_and_its_application(shared: Fleet, here: Here) -> None:
