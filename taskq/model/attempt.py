@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from math import isfinite
 from typing import Any, NamedTuple
 
 import msgpack
 
 from taskq.model.errors import ProtocolError, is_delay, is_from_signal_handler
-from taskq.model.job import JobError
+from taskq.model.job import LAST_TIME, JobError
 from taskq.model.limits import (
     MAX_ERROR_MESSAGE_CHARS,
     MAX_FAILURE_BYTES,
@@ -122,6 +123,8 @@ def unpack(outcome: bytes) -> Outcome:
             raise TypeError("its delay is not a number of seconds")
         if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
             raise TypeError("its times are not numbers of seconds")
+        if not (abs(started_at or 0) < LAST_TIME and isfinite(duration_s or 0)):
+            raise ValueError("its times are none that can be told")
         return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
     except Exception as error:
         if is_from_signal_handler(error):
