@@ -182,6 +182,7 @@ CATALOGUE = {
         (
             "test_catalogue::test_a_full_disk_and_back",
             "test_catalogue::test_a_fleet_starts_on_a_full_disk",
+            "test_catalogue::test_the_flight_recorder_needs_no_space",
             "test_catalogue::test_what_ends_is_recorded_on_a_disk_too_small_to_set_space_aside",
             "test_catalogue::test_a_job_in_the_spool_of_a_full_disk_is_known",
             "test_journal::test_full_disk_at_every_page",
