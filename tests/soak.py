@@ -63,7 +63,7 @@ class Soak:
             self.disk / "queue",
             APP,
             consumers=2,
-            keep_results_s=120.0,
+            keep_results_s=600.0,  # longer than any producer is away: what it did not read would count as lost
             max_jobs=2_000,
             log_level="info",
             stderr_level="critical",
