@@ -590,15 +590,6 @@ class TestConformance:
         with closing(opener()) as again:
             assert stored(again, row).row.payload == b"p"
 
-    def test_release_and_extend(self, store: Store) -> None:
-        """Jobs that are given back can be leased again."""
-        rows = submit(store, 2)
-        given = store.lease(Partition("mail"), 0, 10, 1 << 20)[0]
-        store.extend()
-        store.release(given)
-        store.commit()
-        assert leased(store) == [row.seq for row in rows]
-
     def test_attempts_are_kept_with_the_job(self, store: Store) -> None:
         """Each that was followed by another, crashes too, in order; a job that succeeds the first time has none."""
         row, plain = submit(store, 2)

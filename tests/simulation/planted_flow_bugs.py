@@ -38,7 +38,7 @@ class CommitsEndsAlone(Committer):
 class ForgetsWhoWaits(MemoryStore):
     """The start knows nothing of ends that were not handed over to all."""
 
-    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
+    def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:
         return []
 
 
@@ -63,43 +63,43 @@ class TakesChildrenOfTheDead(SimCrew):
 class NeverContinues(MemoryStore):
     """The policy `continue` is lost."""
 
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
-        return [edge._replace(goes_on=False) for edge in super().passed(parents, limit)]
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(goes_on=False) for edge in super().close_edges(parents, limit)]
 
 
 class AlwaysContinues(MemoryStore):
     """The policy `fail` is lost."""
 
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
-        return [edge._replace(goes_on=True) for edge in super().passed(parents, limit)]
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(goes_on=True) for edge in super().close_edges(parents, limit)]
 
 
 class WaitsForTheFirst(MemoryStore):
     """A job goes when the first of those before it has ended."""
 
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
-        return [edge._replace(is_last=True) for edge in super().passed(parents, limit)]
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        return [edge._replace(is_last=True) for edge in super().close_edges(parents, limit)]
 
 
 class CallsNobodyBack(MemoryStore):
     """What was called off because of a job that is retried stays so."""
 
-    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
-        return super().call_back(ids[:0])
+    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+        return super().revive_dependents(ids[:0])
 
 
 class CallsEverybodyBack(MemoryStore):
     """A retry calls back what was called off because of others."""
 
-    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
         failed = [record.id for record in self._jobs.values() if record.kept == StoredState.FAILED]
-        return super().call_back([*ids, *failed])
+        return super().revive_dependents([*ids, *failed])
 
 
 class CallsBackWhatWasCancelled(MemoryStore):
     """To cancel what was called off changes nothing: it can be called back."""
 
-    def keep_off(self, row: JobRow) -> None:
+    def detach(self, row: JobRow) -> None:
         pass
 
 

@@ -1310,7 +1310,7 @@ class World:
                 record.requeued,
                 record.snoozes,
                 was_called_off(record.kept.state.value, record.outcome or b""),
-                record.called_back,
+                record.revived,
             )
             for record in records
         }

@@ -46,7 +46,7 @@ class Record:
     unique_key: str | None = None
     items: tuple[bytes, ...] = ()
     after: After = ()
-    called_back: int = 0  # how often it was called off, and called back
+    revived: int = 0  # how often it was cancelled with a job before it, and revived
 
     def row(self) -> JobRow:
         """As the broker holds it."""
@@ -315,7 +315,7 @@ class MemoryStore:
     def _records(self, ids: Iterable[bytes]) -> list[Record]:
         return sorted((self._jobs[job_id] for job_id in ids), key=lambda record: record.seq)
 
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
         found: list[tuple[bytes, int, bool]] = []
         for parent in parents:
             for record in self._records(self._edges.waiting(parent)):
@@ -326,15 +326,15 @@ class MemoryStore:
             self._change(child, after=tuple((b, g, is_open and b != parent) for b, g, is_open in edges))
         return [Edge(*edge, not any(o for _, _, o in self._jobs[self._by_seq[edge[1]]].after)) for edge in found]
 
-    def set_free(self, parents: Sequence[bytes]) -> bool:
+    def would_release(self, parents: Sequence[bytes]) -> bool:
         waits = (record for parent in parents for record in self._records(self._edges.waiting(parent)))
         return any(sum(is_open for _, _, is_open in record.after) == 1 for record in waits)
 
-    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+    def read_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
         records = [self._jobs[self._by_seq[seq]] for seq in seqs]
         return [record.stored() for record in records if record.kept == StoredState.WAITING]
 
-    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+    def release_waiting(self, jobs: Sequence[StoredJob], now: float) -> None:
         for job in jobs:
             is_late = job.due_at is not None and job.due_at > now
             self._change(
@@ -343,7 +343,7 @@ class MemoryStore:
                 due_at=job.due_at if is_late else None,
             )
 
-    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+    def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
         for row, kept, outcome in ended:
             known = self._jobs[row.id]
             after = tuple((parent, goes_on, False) for parent, goes_on, _ in known.after)
@@ -351,10 +351,10 @@ class MemoryStore:
             self._change(row.seq, due_at=None, expires_at=None, unique_key=None)
             self.totals.cancelled += 1
 
-    def keep_off(self, row: JobRow) -> None:
+    def detach(self, row: JobRow) -> None:
         self._change(row.seq, payload=b"", after=())
 
-    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
         found: list[Record] = []
         parents = list(ids)
         while parents:
@@ -367,8 +367,8 @@ class MemoryStore:
                 and all(parent in self._jobs or goes_on for parent, goes_on, _ in record.after)
             ]
             for record in off:
-                times = record.called_back + 1
-                self._change(record.seq, kept=StoredState.WAITING, finished_at=None, outcome=None, called_back=times)
+                times = record.revived + 1
+                self._change(record.seq, kept=StoredState.WAITING, finished_at=None, outcome=None, revived=times)
                 self.totals.retried += 1
             found += off
             parents = [record.id for record in off]
@@ -380,7 +380,7 @@ class MemoryStore:
             ends.update((parent, kept) for parent, kept in bad.items() if kept >= FIRST_FINAL)
         return ends
 
-    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
+    def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:
         before = self._edges.waited_for()
         states = {**dict.fromkeys(before, StoredState.CANCELLED), **self.states(before)}
         return [(parent, kept) for parent, kept in states.items() if kept >= FIRST_FINAL]
@@ -404,12 +404,6 @@ class MemoryStore:
                 break
             found.append(item)
         return found
-
-    def release(self, rows: Iterable[JobRow]) -> None:
-        pass
-
-    def extend(self) -> None:
-        pass
 
     def commit(self) -> None:
         if self._changes or self._changed_schedules or self._paused_changed:

@@ -122,7 +122,7 @@ class Life:
         stored = self.store.read(self.ids[position])
         assert stored is not None
         [row] = self.store.requeue([stored])
-        handed = self.release_dependents(self.store.call_back([row.id]))
+        handed = self.release_dependents(self.store.revive_dependents([row.id]))
         self.store.commit()
         self.ready += [row, *handed.queued]
         for other in range(len(self.graph)):
@@ -152,7 +152,7 @@ class Life:
             if any(self.ends[parent] != StoredState.SUCCEEDED and not goes_on for parent, goes_on in parents.items()):
                 assert self.ends[position] == StoredState.CANCELLED
         assert not self.store.has_waiting
-        assert self.store.left_waiting() == []
+        assert self.store.unfinished_releases() == []
 
 
 @settings(max_examples=120, deadline=None)
@@ -207,8 +207,8 @@ def test_a_store_that_is_opened_again_knows_who_waits(tmp_path: Path) -> None:
         store.settle(
             [(parent, StoredState.SUCCEEDED, b"")], [], 1.0
         )  # and the hand-over is lost: never with our committer
-        assert store.left_waiting() == [(ids[0], StoredState.SUCCEEDED)]
-        assert [row.id for row in release_dependents(store, dict(store.left_waiting()), 1.0).queued] == [ids[1]]
+        assert store.unfinished_releases() == [(ids[0], StoredState.SUCCEEDED)]
+        assert [row.id for row in release_dependents(store, dict(store.unfinished_releases()), 1.0).queued] == [ids[1]]
 
 
 # -- frames
@@ -475,7 +475,7 @@ def test_what_comes_after_one_that_is_no_longer_there_is_not_called_back(tmp_pat
         again = store.read(failed)
         assert again is not None
         store.requeue([again])
-        assert store.call_back([failed]) == {}
+        assert store.revive_dependents([failed]) == {}
         assert states(store, ids) == [None, StoredState.QUEUED, StoredState.CANCELLED, StoredState.WAITING]
 
 

@@ -212,7 +212,7 @@ class Admin:
         if row.constraints is None or not row.constraints.follows:
             return
         try:
-            self._store.keep_off(row)
+            self._store.detach(row)
             self._store.commit()
         except StoreFull:
             self._store.rollback()
@@ -259,7 +259,7 @@ class Admin:
             rows = self._store.requeue(jobs)
             self._store.totals.retried += len(rows)
             handed = release_dependents(
-                self._store, self._store.call_back([row.id for row in rows]), self._clock.time()
+                self._store, self._store.revive_dependents([row.id for row in rows]), self._clock.time()
             )
             self._store.commit()
         except StoreFull:

@@ -176,7 +176,7 @@ class Committer:
         effects = self._core.take_effects()
         self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._sets_free:
-            self._sets_free = self._store.set_free([row.id for row, _, _ in effects.ended])
+            self._sets_free = self._store.would_release([row.id for row, _, _ in effects.ended])
         if self._effects and self._effects_since is None:
             self._effects_since = now
 

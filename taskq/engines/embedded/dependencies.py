@@ -71,7 +71,7 @@ def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: fl
     while handed.left and store.has_waiting:
         ends = handed.left
         by_child: dict[int, list[Edge]] = {}
-        edges = store.passed(list(ends), limit)
+        edges = store.close_edges(list(ends), limit)
         limit -= len(edges)
         for edge in edges:
             by_child.setdefault(edge.child, []).append(edge)
@@ -79,7 +79,7 @@ def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: fl
             child: becomes([(ends[edge.parent], edge.goes_on) for edge in edges], edges[0].is_last)
             for child, edges in by_child.items()
         }
-        _let_go(store, [child for child, what in decided.items() if what is Fate.GOES], handed, wall)
+        _release(store, [child for child, what in decided.items() if what is Fate.GOES], handed, wall)
         stopped = [child for child, what in decided.items() if what is Fate.CANCELLED]
         more = _cancel(store, stopped, by_child, ends, reasons, handed, wall) if stopped else {}
         handed.left = more if limit > 0 else {**ends, **more}
@@ -89,11 +89,11 @@ def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: fl
     return handed
 
 
-def _let_go(store: Store, seqs: list[int], handed: Released, wall: float) -> None:
-    jobs = store.still_waiting(seqs)
+def _release(store: Store, seqs: list[int], handed: Released, wall: float) -> None:
+    jobs = store.read_waiting(seqs)
     if not jobs:
         return
-    store.let_go(jobs, wall)
+    store.release_waiting(jobs, wall)
     for job in jobs:
         if job.due_at is None or job.due_at <= wall:
             handed.queued.append(job.row)
@@ -112,14 +112,14 @@ def _cancel(
 ) -> dict[bytes, StoredState]:
     """Returns the ends of these jobs."""
     ended: list[Ended] = []
-    for job in store.still_waiting(seqs):
+    for job in store.read_waiting(seqs):
         parent = next(e.parent for e in edges[job.row.seq] if ends[e.parent] != StoredState.SUCCEEDED and not e.goes_on)
         if parent not in reasons:
             reasons[parent] = _reason(store, parent, ends[parent])
         reasons[job.row.id] = error = reasons[parent]
         ended.append((job.row, StoredState.CANCELLED, pack_failure(None, None, error)))
         handed.notes.append(Event("job.cancelled", {"row": job.row, "error": error}))
-    store.call_off(ended, wall)
+    store.cancel_dependents(ended, wall)
     handed.ended += ended
     return dict.fromkeys((row.id for row, _, _ in ended), StoredState.CANCELLED)
 

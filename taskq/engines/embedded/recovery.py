@@ -34,7 +34,7 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], now: floa
     if effects:
         store.settle(effects.ended, effects.rescheduled, wall)
         store.totals.crashed += effects.crashed
-    ends = {**dict(store.left_waiting()), **{row.id: kept for row, kept, _ in effects.ended}}
+    ends = {**dict(store.unfinished_releases()), **{row.id: kept for row, kept, _ in effects.ended}}
     while ends:
         handed = release_dependents(store, ends, wall)
         effects.ended += handed.ended

@@ -35,7 +35,7 @@ class Dependencies(Database):
     # -- a parent ends
 
     @trusted
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
         edges: list[tuple[bytes, int, int]] = []
         for parent in parents:
             edges += [
@@ -50,16 +50,16 @@ class Dependencies(Database):
         return [Edge(parent, child, bool(goes_on), not waits[child]) for parent, child, goes_on in edges]
 
     @trusted
-    def set_free(self, parents: Sequence[bytes]) -> bool:
-        return any(self._value(statements.SETS_FREE, parent) is not None for parent in parents)
+    def would_release(self, parents: Sequence[bytes]) -> bool:
+        return any(self._value(statements.WOULD_RELEASE, parent) is not None for parent in parents)
 
     @trusted
-    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+    def read_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
         found = [self._db.execute(statements.READ_WAITING, (seq,)).fetchone() for seq in seqs]
         return [self._stored(fields) for fields in found if fields is not None]
 
     @trusted
-    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
+    def release_waiting(self, jobs: Sequence[StoredJob], now: float) -> None:
         self._begin()
         late = [job.row.seq for job in jobs if job.due_at is not None and job.due_at > now]
         queued = [job.row for job in jobs if job.due_at is None or job.due_at <= now]
@@ -67,24 +67,24 @@ class Dependencies(Database):
         self._db.executemany(statements.BECOME_DUE, [(self._partition_number(row), row.seq) for row in queued])
 
     @trusted
-    def call_off(self, ended: Sequence[Ended], now: float) -> None:
+    def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
         self._begin()
-        self._db.executemany(statements.CALL_OFF, [(now, outcome, row.seq) for row, _, outcome in ended])
+        self._db.executemany(statements.CANCEL_DEPENDENT, [(now, outcome, row.seq) for row, _, outcome in ended])
         self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
         self._look_at_edges()
         self._kept += len(ended)
         self.totals.cancelled += len(ended)
 
     @trusted
-    def keep_off(self, row: JobRow) -> None:
+    def detach(self, row: JobRow) -> None:
         self._begin()
-        self._db.execute(statements.KEEP_OFF, (row.seq,))
+        self._db.execute(statements.DETACH, (row.seq,))
         self._drop_edges([(row, StoredState.CANCELLED, b"")])
 
     # -- a parent is run again, and the start of the broker
 
     @trusted
-    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
         if not self._has_edges:
             return {}
         self._begin()
@@ -92,10 +92,10 @@ class Dependencies(Database):
         parents = list(ids)
         while parents:
             children = [
-                tuple(child) for parent in parents for child in self._db.execute(statements.CALLED_OFF, (parent,))
+                tuple(child) for parent in parents for child in self._db.execute(statements.REVIVABLE, (parent,))
             ]
             found += [(seq,) for seq, _ in children]
-            self._db.executemany(statements.CALL_BACK, [(seq,) for seq, _ in children])
+            self._db.executemany(statements.REVIVE, [(seq,) for seq, _ in children])
             parents = list(dict.fromkeys(job_id for _, job_id in children))
         found = list(dict.fromkeys(found))
         self._db.executemany(statements.REOPEN, found)
@@ -109,8 +109,8 @@ class Dependencies(Database):
         }
 
     @trusted
-    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
-        return [(parent, StoredState(state)) for parent, state in self._db.execute(statements.LEFT_WAITING)]
+    def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:
+        return [(parent, StoredState(state)) for parent, state in self._db.execute(statements.UNFINISHED_RELEASES)]
 
     @trusted
     def parents(self, seq: int, limit: int) -> list[bytes]:

@@ -215,12 +215,6 @@ class SQLiteStore(Dependencies, Queries):
         self._begin()
         self._db.executemany("UPDATE jobs SET unique_key = NULL WHERE seq = ?", [(row.seq,) for row in rows])
 
-    def release(self, rows: Iterable[JobRow]) -> None:
-        """Nothing to do: the journal does not know of leases, and its one user forgets them with its end."""
-
-    def extend(self) -> None:
-        """Nothing to do: the lock on the directory says that the owner lives."""
-
     # -- while jobs run
 
     @trusted

@@ -55,30 +55,30 @@ ADD_EDGE = "INSERT OR IGNORE INTO edges (parent, child, goes_on) VALUES (?, ?, ?
 OPEN_EDGES = "SELECT child, goes_on FROM edges WHERE parent = ? AND is_open = 1 ORDER BY child LIMIT ?"
 CLOSE_EDGE = "UPDATE edges SET is_open = 0 WHERE parent = ? AND child = ?"
 IS_WAITING = "SELECT 1 FROM edges WHERE child = ? AND is_open = 1 LIMIT 1"
-SETS_FREE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
+WOULD_RELEASE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
     (SELECT 1 FROM edges WHERE child = own.child AND is_open = 1 AND parent <> own.parent) LIMIT 1"""
 COUNT_SCHEDULED = """SELECT bands.queue, sum(jobs) FROM bands,
     (SELECT band, count(*) AS jobs FROM jobs WHERE state = 1 GROUP BY band) USING (band) GROUP BY 1"""
 COUNT_WAITING = """SELECT bands.queue, count(*)
     FROM (SELECT DISTINCT child FROM edges WHERE is_open = 1) CROSS JOIN jobs ON seq = child JOIN bands USING (band)
     GROUP BY 1"""
-CALL_OFF = (
+CANCEL_DEPENDENT = (
     f"UPDATE jobs SET state = {StoredState.CANCELLED}, finished_at = ?, outcome = ?, "
     "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
 )
 # not if another that it needs is no longer there: whether that had succeeded, nobody knows any more
-CALLED_OFF = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
+REVIVABLE = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
     WHERE parent = ? AND goes_on = 0 AND state = {StoredState.CANCELLED} AND payload IS NOT NULL AND NOT EXISTS
     (SELECT 1 FROM edges AS own WHERE child = jobs.seq AND goes_on = 0 AND NOT EXISTS
     (SELECT 1 FROM jobs AS before WHERE before.id = own.parent))"""
-KEEP_OFF = f"UPDATE jobs SET payload = NULL WHERE seq = ? AND state = {StoredState.CANCELLED}"
-CALL_BACK = f"UPDATE jobs SET state = {StoredState.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
+DETACH = f"UPDATE jobs SET payload = NULL WHERE seq = ? AND state = {StoredState.CANCELLED}"
+REVIVE = f"UPDATE jobs SET state = {StoredState.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
 REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
     AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {StoredState.SUCCEEDED})"""
 ENDED_PARENTS = f"""SELECT parent, state FROM edges CROSS JOIN jobs ON id = parent
     WHERE child = ? AND is_open = 1 AND state >= {FIRST_FINAL}"""
 # one that is not there was purged before all heard of it
-LEFT_WAITING = f"""SELECT DISTINCT parent, coalesce(state, {StoredState.CANCELLED})
+UNFINISHED_RELEASES = f"""SELECT DISTINCT parent, coalesce(state, {StoredState.CANCELLED})
     FROM edges LEFT JOIN jobs ON id = parent WHERE is_open = 1 AND coalesce(state, {FIRST_FINAL}) >= {FIRST_FINAL}"""
 FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
     WHERE parent = ? AND state < {FIRST_FINAL} ORDER BY child LIMIT ?"""
@@ -105,7 +105,7 @@ JOBS_AFTER = "SELECT seq, state, finished_at FROM jobs WHERE seq > ? ORDER BY se
 PRUNE = f"DELETE FROM jobs WHERE seq BETWEEN ? AND ? AND state IN ({', '.join(str(int(kept)) for kept in PRUNABLE)})"
 PRUNE_ATTEMPTS = "DELETE FROM attempts WHERE job BETWEEN ? AND ? AND job NOT IN (SELECT seq FROM jobs)"
 # jobs that others come after are passed over, since their results are needed: also by those that failed and may be run
-# again, and by those that were called off and may be called back; these have their payload still
+# again, and by those that were cancelled with a job before them and may be revived; these have their payload still
 IS_PARENT = (
     "EXISTS (SELECT 1 FROM edges CROSS JOIN jobs AS after ON after.seq = child "
     "WHERE parent = jobs.id AND after.payload IS NOT NULL)"

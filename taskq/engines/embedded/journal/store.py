@@ -1,9 +1,8 @@
-"""Where jobs live: the interface that every store implements.
+"""The journal of the embedded engine: the operations that each kind of journal has.
 
-The embedded store (`taskq.engines.embedded.journal.sqlite`) has one user, the broker of its directory. A shared store
-(Redis, PostgreSQL; later) has a broker per machine, and each leases jobs for its own consumers the same way: `lease`
-hands out jobs that nobody else holds, `settle` ends or reschedules them, `release` gives them back. So the broker
-never assumes that it is alone; it only assumes that what it leased is its own until it settles or releases it.
+A journal has one user, the broker of its directory (or the fleet of `taskq.testing`). It does not know which jobs are
+leased: the broker does, and it forgets that with its end. The two kinds are `taskq.engines.embedded.journal.sqlite`, a
+file, and `taskq.engines.embedded.journal.memory`, which ends with its process.
 
 All changes between two calls of `commit` become durable together, in it, or not at all.
 """
@@ -68,7 +67,7 @@ TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancell
 
 
 class Store(Protocol):
-    """A store's operations. All raise JournalError when the store cannot be trusted, StoreFull when it is full."""
+    """A journal's operations. All raise JournalError when it cannot be trusted, StoreFull when its disk is full."""
 
     totals: Totals
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
@@ -109,15 +108,15 @@ class Store(Protocol):
         """At the start: queued and scheduled jobs with an order key that were started before."""
 
     def lease(self, partition: Partition, after: int, limit: int, max_bytes: int) -> tuple[list[JobRow], bool]:
-        """Leases the oldest queued jobs of a partition that this owner does not hold.
+        """Reads the oldest queued jobs of a partition that the broker does not hold yet.
 
         Args:
-            after: leave out jobs up to this sequence number: the owner holds them.
+            after: leave out jobs up to this sequence number: the broker holds them.
             limit: the most that are returned.
             max_bytes: stop when payloads of this size are together (at least one job is returned).
 
         Returns:
-            The jobs, and whether they are all there are.
+            The jobs, and whether there are no more.
         """
 
     def lease_due(self, now: float, limit: int) -> list[JobRow]:
@@ -133,48 +132,51 @@ class Store(Protocol):
         """Reads scheduled and queued jobs whose time to start is over (seconds since 1970), also those that run."""
 
     def with_keys(self, keys: Sequence[str]) -> dict[str, StoredJob]:
-        """Finds the jobs that have these unique keys."""
+        """Returns the jobs that have these unique keys."""
 
     def release_keys(self, rows: Iterable[JobRow]) -> None:
         """Others may have the unique keys of these jobs now."""
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
-        """Records what became of jobs that this owner holds. `now` is in seconds since 1970."""
+        """Records what became of jobs that the broker holds. `now` is in seconds since 1970."""
 
     # -- jobs that come after others
 
     def states(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
         """The states of jobs; of those that are known."""
 
-    def passed(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
-        """Notes that these jobs have ended, and finds at most `limit` jobs that came after them: each edge once."""
+    def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
+        """Notes that these jobs have ended. Returns at most `limit` of the edges to jobs that waited for them, each
+        edge once."""
 
-    def set_free(self, parents: Sequence[bytes]) -> bool:
-        """Whether a job waits for nothing but one of these."""
+    def would_release(self, parents: Sequence[bytes]) -> bool:
+        """Whether the end of one of these jobs is all that some job still waits for."""
 
-    def still_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
-        """Reads those of these jobs that wait for others."""
+    def read_waiting(self, seqs: Sequence[int]) -> list[StoredJob]:
+        """Reads the jobs among these that wait for others."""
 
-    def let_go(self, jobs: Sequence[StoredJob], now: float) -> None:
-        """Makes jobs that waited for others scheduled if they are due later than now, else queued; leases those."""
+    def release_waiting(self, jobs: Sequence[StoredJob], now: float) -> None:
+        """Makes jobs that waited for others scheduled if they are due later than `now`, and queued otherwise. The
+        broker holds those that are queued."""
 
-    def call_off(self, ended: Sequence[Ended], now: float) -> None:
-        """Ends jobs as cancelled that wait for others, so that they can be called back."""
+    def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
+        """Ends jobs that wait for others as cancelled. They keep what they need to be revived."""
 
-    def keep_off(self, row: JobRow) -> None:
-        """A cancelled job stays cancelled, also if it was called off."""
+    def detach(self, row: JobRow) -> None:
+        """Cuts a cancelled job off from the jobs that it came after: it is not revived with them."""
 
-    def call_back(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
-        """Has those wait again that were called off because of these jobs, and those that were because of them; but not
-        if another is no longer there that must have succeeded.
+    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+        """Makes the jobs wait again that `cancel_dependents` ended because of these, and the jobs after them in turn.
+        A job stays cancelled if another job that it needs is no longer there.
 
         Returns:
-            The jobs that have ended, not with success, among all that these come after: they are to be handed over.
+            Among all jobs that the revived ones come after, those that have ended without success: their ends must be
+            handed over again.
         """
 
-    def left_waiting(self) -> list[tuple[bytes, StoredState]]:
-        """At the start: jobs that have ended, whose ends were not handed on to those that come after them; as cancelled
-        those that were removed."""
+    def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:
+        """At the start: the ended jobs that others still wait for, since the broker died before it handed their ends
+        on. A job that was removed counts as cancelled."""
 
     def parents(self, seq: int, limit: int) -> list[bytes]:
         """The jobs that a job comes after. Known until it has succeeded, or was cancelled."""
@@ -190,12 +192,6 @@ class Store(Protocol):
 
     def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
         """Records the checkpoints of jobs that are running."""
-
-    def release(self, rows: Iterable[JobRow]) -> None:
-        """Gives jobs back that have not started."""
-
-    def extend(self) -> None:
-        """Tells the store that this owner lives. The embedded store needs no such sign."""
 
     def commit(self) -> None:
         """Makes all changes since the last commit durable."""
