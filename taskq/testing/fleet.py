@@ -233,17 +233,17 @@ class _Seats:
 
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
-        key = self._core.holder_of(job_id)
+        key = self._core.consumer_of(job_id)
         return key is not None and any(
             claim.number == self._core.number_of(key, job_id) for claim in self.by_key[key].claims
         )
 
     def withdraw(self, job_id: bytes) -> bool:
         """Takes a job back from the consumer it was sent to; returns False if it runs."""
-        key = self._core.holder_of(job_id)
+        key = self._core.consumer_of(job_id)
         if key is not None:
             self._take_back(self.by_key[key])
-        return self._core.holder_of(job_id) is None
+        return self._core.consumer_of(job_id) is None
 
     def cancel_running(self, _job_id: bytes) -> None:
         """A job that runs here cannot be stopped: whoever asks is on the same stack, or in another thread."""
@@ -452,13 +452,13 @@ class InProcessFleet:
     def note_progress(self, job_id: bytes, progress: Progress) -> None:
         """A job that runs here tells how far it is."""
         with self.lock:
-            if self._core.holder_of(job_id) is not None:
+            if self._core.consumer_of(job_id) is not None:
                 self._slots.progress[job_id] = progress
 
     def keep_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
         """A job that runs here keeps something for its next attempt."""
         with self.lock:
-            key = self._core.holder_of(job_id)
+            key = self._core.consumer_of(job_id)
             if key is not None:
                 self._core.checkpointed(key, job_id, checkpoint)
                 self._commit()

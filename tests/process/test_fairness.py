@@ -123,7 +123,7 @@ class World:
         self.core.settled(key, attempts, self.now, 1e9)
 
     def _dispatch(self) -> None:
-        """As `Crew.dispatch`."""
+        """As `ConsumerPool.dispatch`."""
         self._send()
         idle = self.core.recalls(self.now)
         looks = [key for key in self.core.looks(self.now) if key not in idle]

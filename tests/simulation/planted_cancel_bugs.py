@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from simulation import Parts, SimCrew
+from simulation import Parts, SimPool
 
 from taskq.broker.core.core import Core
 from taskq.broker.core.leases import ConsumerLeases
@@ -41,15 +41,15 @@ class RunsTheUnwanted(Core):
         super().died(key, claims, death, wall)
 
 
-class TakesBackWhatRuns(SimCrew):
+class TakesBackWhatRuns(SimPool):
     """A running job counts as one that the consumer has not begun."""
 
     def withdraw(self, job_id: bytes) -> bool:
         if not super().withdraw(job_id):
-            key = self._core.holder_of(job_id)
+            key = self._core.consumer_of(job_id)
             assert key is not None
-            holder: ConsumerLeases = self._core._holders[key]
-            del holder.leased[self._core.number_of(key, job_id)]
+            consumer: ConsumerLeases = self._core._consumers[key]
+            del consumer.leased[self._core.number_of(key, job_id)]
         return True
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memory_store import MemoryStore
-from simulation import Parts, SimCrew
+from simulation import Parts, SimPool
 
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.committer import Committer
@@ -42,7 +42,7 @@ class ForgetsWhoWaits(MemoryStore):
         return []
 
 
-class TakesChildrenOfFailures(SimCrew):
+class TakesChildrenOfFailures(SimPool):
     """Whoever has ended had a right to its children."""
 
     def _settle(self, consumer: Any, attempts: Attempts) -> None:
@@ -51,7 +51,7 @@ class TakesChildrenOfFailures(SimCrew):
         super()._settle(consumer, attempts)
 
 
-class TakesChildrenOfTheDead(SimCrew):
+class TakesChildrenOfTheDead(SimPool):
     """What a job has enqueued is taken when its process dies."""
 
     def _hear_last_words(self, consumer: Any) -> None:
@@ -136,12 +136,12 @@ class TakesFlowsInParts(Admission):
 def with_admission(admission: type[Admission]) -> type[Committer]:
     """A committer that takes jobs in like this."""
 
-    class OtherLedger(Committer):
+    class OtherCommitter(Committer):
         def __init__(self, store: Any, core: Any, server: Any, events: Any, *others: Any) -> None:
             super().__init__(store, core, server, events, *others)
             self._admission = admission(store, core, self._consumers)
 
-    return OtherLedger
+    return OtherCommitter
 
 
 FLOW_BUGS: dict[str, tuple[Parts, Iterable[str]]] = {

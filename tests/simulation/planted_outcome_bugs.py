@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simulation import Parts, SimCrew
+from simulation import Parts, SimPool
 
 from taskq.broker.core.core import Core
 from taskq.model.attempt import Attempts, Verdict, read_failure
@@ -50,7 +50,7 @@ class CountsNothing(Core):
                 row.attempts -= 1
 
 
-class WaitsForTheDeaf(SimCrew):
+class WaitsForTheDeaf(SimPool):
     """Who holds jobs and says nothing will begin them some day."""
 
     def end_the_silent(self, _now: float) -> None:

@@ -136,7 +136,7 @@ class Parts:
     store: type[MemoryStore] = MemoryStore
     core: type[Core] = Core
     committer: type[Committer] = Committer
-    pool: type[SimCrew] | None = None
+    pool: type[SimPool] | None = None
     supervisor: type[SimSupervisor] | None = None
     scheduler: type[Scheduler] = Scheduler
     death_told_after_s: float = 0.0  # besides the usual moment
@@ -664,7 +664,7 @@ class SimBroker(Broker):
         parts.recover(records)
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
         self._server = self.server = SimServer(world)  # type: ignore[assignment]
-        self._pool = (given.pool or SimCrew)(
+        self._pool = (given.pool or SimPool)(
             parts,
             self._events,
             self._supervisor,
@@ -695,7 +695,7 @@ class SimBroker(Broker):
         pass
 
 
-class SimCrew(ConsumerPool):
+class SimPool(ConsumerPool):
     """The real consumer pool; a planted bug lets it confuse incarnations."""
 
     parts: Parts

@@ -155,8 +155,8 @@ class ForgetsBatchMates(Core):
     """What a dead consumer held, but did not run, is gone."""
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
-        holder, running = self._holders[key], {claim.number for claim in claims}
-        holder.leased = {number: row for number, row in holder.leased.items() if number in running}
+        consumer, running = self._consumers[key], {claim.number for claim in claims}
+        consumer.leased = {number: row for number, row in consumer.leased.items() if number in running}
         super().died(key, claims, death, wall)
 
 
@@ -164,7 +164,7 @@ class ChargesTheNeighbour(Core):
     """The last of a batch pays for the one that ran."""
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
-        last = max(self._holders[key].leased, default=0)
+        last = max(self._consumers[key].leased, default=0)
         super().died(key, [Claim(last, claim.started_at) for claim in claims[:1]], death, wall)
 
 
@@ -209,19 +209,19 @@ class KeepsNoCheckpoints(MemoryStore):
         pass
 
 
-class KeepsSeatsOfTheDead(Core):
+class KeepsSlotsOfTheDead(Core):
     """What a job took of its limits is gone with its process."""
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
-        leased = self._holders[key].leased
+        leased = self._consumers[key].leased
         running = [leased[claim.number] for claim in claims if claim.number in leased]
         super().died(key, claims, death, wall)
         for row in running:
-            for gate, keeper in self.ready._partition(partition_of(row.spec, row.constraints)).limits:
-                keeper.state.enter(gate, key, [row], wall)
+            for limit, keeper in self.ready._partition(partition_of(row.spec, row.constraints)).limits:
+                keeper.state.enter(limit, key, [row], wall)
 
 
-class OtherBands(Core):
+class OtherReadyJobs(Core):
     """With partitions that have a bug."""
 
     kind = ReadyJobs
@@ -233,7 +233,7 @@ class OtherBands(Core):
         self.ready._limits = self.limits(1, more["capacities"])
 
 
-class LetsOthersPass(OtherBands):
+class LetsOthersPass(OtherReadyJobs):
     """Who waits for a retry is forgotten by its key."""
 
     class kind(ReadyJobs):
@@ -241,7 +241,7 @@ class LetsOthersPass(OtherBands):
             super().left(key, row, Release.ENDED)
 
 
-class LimitsUntilRestart(OtherBands):
+class LimitsUntilRestart(OtherReadyJobs):
     """What was queued when a broker started goes past its limits."""
 
     class kind(ReadyJobs):
@@ -253,14 +253,14 @@ class LimitsUntilRestart(OtherBands):
 
         def _room(self, partition: Any, key: int, now: float) -> int:
             rooms = [
-                keeper.state.room(gate, key, partition.held[0], now)
-                for gate, keeper in partition.limits
-                if not self.was_found or gate.kind in ("order", "rate")
+                keeper.state.room(limit, key, partition.held[0], now)
+                for limit, keeper in partition.limits
+                if not self.was_found or limit.kind in ("order", "rate")
             ]
             return min(rooms, default=UNLIMITED)
 
 
-class RemembersKeys(OtherBands):
+class RemembersKeys(OtherReadyJobs):
     """What is empty stays where it is."""
 
     class kind(ReadyJobs):
@@ -268,7 +268,7 @@ class RemembersKeys(OtherBands):
             pass
 
 
-class RemembersGates(OtherBands):
+class RemembersLimits(OtherReadyJobs):
     """What a key has used of its limits is known for ever."""
 
     class limits(SharedLimits):
@@ -366,8 +366,8 @@ BUGS = {
         {"schedules_fire_when_they_are_to"},
     ),
     "fires that are forgotten": (Parts(scheduler=ForgetsLastFires), {"fires_do_not_meet"}),
-    "a seat that the dead keep": (Parts(core=KeepsSeatsOfTheDead), {"limited_jobs_end"}),
-    "a seat of a recalled lease that also runs": (
+    "a slot of a limit that the dead keep": (Parts(core=KeepsSlotsOfTheDead), {"limited_jobs_end"}),
+    "a slot of a recalled lease that also runs": (
         Parts(take_back_is_heeded=False),
         {"never_more_at_once_than_allowed", "never_more_than_there_is"},
     ),
@@ -376,7 +376,7 @@ BUGS = {
     "limits that do not last": (Parts(core=LimitsUntilRestart), {"never_more_at_once_than_allowed"}),
     "capacities that do not last": (Parts(core=LimitsUntilRestart), {"never_more_than_there_is"}),
     "keys that are never forgotten": (Parts(core=RemembersKeys), {"keys_that_went_are_forgotten"}),
-    "limits of keys that are never forgotten": (Parts(core=RemembersGates), {"keys_that_went_are_forgotten"}),
+    "limits of keys that are never forgotten": (Parts(core=RemembersLimits), {"keys_that_went_are_forgotten"}),
     "jobs that wait behind one that hangs": (Parts(core=LetsJobsWait), {"urgent_jobs_do_not_starve"}),
     "a rate that does not last": (Parts(store=RatesUntilRestart, commit_kills=0.02), {"no_more_starts_than_the_rate"}),
     "a unique key that does not last": (Parts(store=UniqueUntilRestart, commit_kills=0.01), {"one_of_a_kind"}),

@@ -302,10 +302,10 @@ class World(RuleBasedStateMachine):
         """A client cancels a job that has not ended."""
         job = data.draw(st.sampled_from([job for job in self.jobs.values() if job.kept < FIRST_FINAL]))
         row = job.row()
-        key = self.core.holder_of(row.id)
+        key = self.core.consumer_of(row.id)
         if key is not None:
             self._recall(key)
-            if self.core.holder_of(row.id) is not None:
+            if self.core.consumer_of(row.id) is not None:
                 assert job.seq in self.consumers[key].holds().values()
                 return
         self.core.cancelled(row, job.kept)

@@ -318,21 +318,21 @@ class ConsumerPool:
 
     def withdraw(self, job_id: bytes) -> bool:
         """Takes a job back from the consumer it was sent to, if it was; returns False if it runs."""
-        key = self._core.holder_of(job_id)
+        key = self._core.consumer_of(job_id)
         if key is None:
             return True
         self.take_back(key, self._clock.monotonic())
-        return self._core.holder_of(job_id) is None
+        return self._core.consumer_of(job_id) is None
 
     def cancel_running(self, job_id: bytes) -> None:
         """Has a running job stopped: softly at first."""
-        key = self._core.holder_of(job_id)
+        key = self._core.consumer_of(job_id)
         if key is not None:
             self._core.cancel_running(key, job_id, self._clock.monotonic())
 
     def is_running(self, job_id: bytes) -> bool:
         """Whether a job runs now."""
-        key = self._core.holder_of(job_id)
+        key = self._core.consumer_of(job_id)
         if key is None:
             return False
         number = self._core.number_of(key, job_id)

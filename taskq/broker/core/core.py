@@ -59,7 +59,7 @@ class Core:
         self._served = frozenset(queues) or None
         self._slots = slots
         self.ready = ReadyJobs(weights, memory_bytes, slots, capacities)
-        self._holders: dict[Key, ConsumerLeases] = {}
+        self._consumers: dict[Key, ConsumerLeases] = {}
         self._watchdog = Watchdog(kill_grace_s, slots)
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
@@ -102,28 +102,28 @@ class Core:
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
         """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
-        self._holders[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots)
+        self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots)
 
     def retire(self, key: Key) -> None:
         """A consumer is to get no more jobs."""
-        self._holders[key].accepts = False
+        self._consumers[key].accepts = False
 
     def sent(self, key: Key) -> int:
         """The last number sent to a consumer."""
-        return self._holders[key].next_number - 1
+        return self._consumers[key].next_number - 1
 
     def holds(self, key: Key, number: int) -> bool:
         """Whether a consumer was sent the job with that number, and has it still."""
-        return key in self._holders and number in self._holders[key].leased
+        return key in self._consumers and number in self._consumers[key].leased
 
     def holds_nothing(self, key: Key) -> bool:
         """Whether a consumer has no job left."""
-        return not self._holders[key].leased
+        return not self._consumers[key].leased
 
     def waits_for(self, key: Key) -> bool:
         """Whether a consumer is to be heard of: it holds jobs, or has not answered since it did not begin some."""
-        holder = self._holders[key]
-        return bool(holder.leased) or holder.is_stalled
+        consumer = self._consumers[key]
+        return bool(consumer.leased) or consumer.is_stalled
 
     def recalled(self, key: Key, claimed: int, now: float) -> bool:
         """All jobs of a consumer above number `claimed` were taken back.
@@ -132,25 +132,25 @@ class Core:
             Whether it had a free slot for them, and time: then it is to be sent an empty batch, which it answers with
             an empty report as soon as it can, and gets no jobs until then.
         """
-        holder = self._holders[key]
-        was_stalled = holder.is_stalled
+        consumer = self._consumers[key]
+        was_stalled = consumer.is_stalled
         unwanted = [row for number, row in self._unwanted(key) if number > claimed]
-        self.ready.put_back(key, holder.took_back(claimed, now), each_s=holder.mean_run_s)
+        self.ready.put_back(key, consumer.took_back(claimed, now), each_s=consumer.mean_run_s)
         self._cancel_unstarted(unwanted)
-        return holder.is_stalled and not was_stalled
+        return consumer.is_stalled and not was_stalled
 
     def not_recalled(self, key: Key, now: float) -> None:
         """A consumer was stopped while it held the lock: nothing could be taken back."""
-        self._holders[key].ask_again_at = now + ASK_AGAIN_S
+        self._consumers[key].ask_again_at = now + ASK_AGAIN_S
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
         """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
         nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
-        holder = self._holders[key]
-        running = [(claim, holder.leased.pop(claim.number)) for claim in claims if claim.number in holder.leased]
+        consumer = self._consumers[key]
+        running = [(claim, consumer.leased.pop(claim.number)) for claim in claims if claim.number in consumer.leased]
         unstarted = [row for _, row in self._unwanted(key)]
-        del self._holders[key]
-        self.ready.put_back(key, holder.leased.values(), each_s=holder.mean_run_s)
+        del self._consumers[key]
+        self.ready.put_back(key, consumer.leased.values(), each_s=consumer.mean_run_s)
         self._cancel_unstarted(unstarted)
         unwanted = self._watchdog.unwanted(key)
         self._watchdog.forget(key)
@@ -185,10 +185,10 @@ class Core:
             ProtocolError: this is not a report; nothing of it is settled.
         """
         attempts.check()
-        holder = self._holders[key]
-        holder.progress_at = now
-        holder.is_stalled = holder.gave_back = False
-        leased, effects = holder.leased, self._effects
+        consumer = self._consumers[key]
+        consumer.progress_at = now
+        consumer.is_stalled = consumer.gave_back = False
+        leased, effects = consumer.leased, self._effects
         succeeded, kept = Verdict.SUCCEEDED, StoredState.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
         is_limited = False
@@ -235,11 +235,11 @@ class Core:
 
     def sent_row(self, key: Key, job_id: bytes) -> JobRow | None:
         """The job with that id, if it was sent to that consumer and has not ended. What runs is among the first."""
-        return next((row for row in self._holders[key].leased.values() if row.id == job_id), None)
+        return next((row for row in self._consumers[key].leased.values() if row.id == job_id), None)
 
     def sent_ids(self, key: Key) -> set[bytes]:
         """The ids of the jobs that were sent to a consumer and have not ended."""
-        return {row.id for row in self._holders[key].leased.values()}
+        return {row.id for row in self._consumers[key].leased.values()}
 
     def _measure(self, durations_of: dict[str, list[int]]) -> None:
         for task, durations_us in durations_of.items():
@@ -348,16 +348,16 @@ class Core:
 
     # -- jobs are cancelled
 
-    def holder_of(self, job_id: bytes) -> Key | None:
+    def consumer_of(self, job_id: bytes) -> Key | None:
         """The consumer that a job was sent to, if it was."""
-        for key, holder in self._holders.items():
-            if any(row.id == job_id for row in holder.leased.values()):
+        for key, consumer in self._consumers.items():
+            if any(row.id == job_id for row in consumer.leased.values()):
                 return key
         return None
 
     def number_of(self, key: Key, job_id: bytes) -> int:
         """The number that a job has in the consumer that it was sent to."""
-        return next(number for number, row in self._holders[key].leased.items() if row.id == job_id)
+        return next(number for number, row in self._consumers[key].leased.items() if row.id == job_id)
 
     def cancelled(self, row: JobRow, kept: StoredState) -> None:
         """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
@@ -368,11 +368,11 @@ class Core:
 
     def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
         """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
-        self._watchdog.cancelled(key, self._holders[key].leased, self.number_of(key, job_id), now)
+        self._watchdog.cancelled(key, self._consumers[key].leased, self.number_of(key, job_id), now)
 
     def _unwanted(self, key: Key) -> list[tuple[int, JobRow]]:
         """The jobs of a consumer that are to be stopped, with their numbers."""
-        leased = self._holders[key].leased
+        leased = self._consumers[key].leased
         return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
@@ -424,90 +424,98 @@ class Core:
         """Decides which waiting jobs go to which consumers, idle ones first."""
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots
-            is_wanted = any(holder.free_slots and _takes(holder) for holder in self._holders.values())
+            is_wanted = any(consumer.free_slots and _takes(consumer) for consumer in self._consumers.values())
             sent = self._dispatch_once(now, wall) if is_wanted else []
             batches += sent
         return batches
 
     def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
-        takers = [(key, holder) for key, holder in self._holders.items() if holder.has_room(now)]
-        ready = self.ready.ready(self._served, len(self._holders) * MAX_LEASED) if takers else 0
+        takers = [(key, consumer) for key, consumer in self._consumers.items() if consumer.has_room(now)]
+        ready = self.ready.ready(self._served, len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
         takers.sort(key=lambda taker: len(taker[1].leased))
-        free = sum(holder.free_slots for _, holder in takers)
+        free = sum(consumer.free_slots for _, consumer in takers)
         is_enough = ready <= free  # then nothing need wait behind others
         batches = []
-        for position, (key, holder) in enumerate(takers):
+        for position, (key, consumer) in enumerate(takers):
             if is_enough and free > 0:
-                share = ceil(ready * holder.free_slots / free)
-                free -= holder.free_slots
+                share = ceil(ready * consumer.free_slots / free)
+                free -= consumer.free_slots
             else:
                 share = ceil(ready / (len(takers) - position))
-            most = min(max(1, share), MAX_LEASED - len(holder.leased))  # limits may have opened while jobs were taken
-            if holder.is_held_up(now):
-                most = min(most, holder.free_slots)
-            portion = Portion(most, BATCH_S * holder.slots, MAX_BATCH_BYTES, holder.free_slots)
-            self.ready.take(key, holder.queues, portion, self._run_time_s, now, wall)
+            most = min(max(1, share), MAX_LEASED - len(consumer.leased))  # limits may have opened while jobs were taken
+            if consumer.is_held_up(now):
+                most = min(most, consumer.free_slots)
+            portion = Portion(most, BATCH_S * consumer.slots, MAX_BATCH_BYTES, consumer.free_slots)
+            self.ready.take(key, consumer.queues, portion, self._run_time_s, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
-                batches.append(self._lease(key, holder, portion, now))
+                batches.append(self._lease(key, consumer, portion, now))
         return batches
 
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _lease(self, key: Key, holder: ConsumerLeases, portion: Portion, now: float) -> Batch:
-        first, rows = holder.next_number, portion.rows
-        holder.send(rows, now)
-        holder.mean_run_s = portion.work_s / len(rows)
+    def _lease(self, key: Key, consumer: ConsumerLeases, portion: Portion, now: float) -> Batch:
+        first, rows = consumer.next_number, portion.rows
+        consumer.send(rows, now)
+        consumer.mean_run_s = portion.work_s / len(rows)
         if portion.is_closed_behind_crash:
-            holder.alone = holder.next_number - 1
+            consumer.alone = consumer.next_number - 1
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
-            self._watchdog.sent(key, holder.leased, watched, now)
+            self._watchdog.sent(key, consumer.leased, watched, now)
         return Batch(key, first, rows)
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
         they are held up."""
-        return [key for key, holder in self._recallable() if (at := holder.ask_back_at()) is not None and at <= now]
+        return [key for key, consumer in self._recallable() if (at := consumer.ask_back_at()) is not None and at <= now]
 
     def looks(self, now: float) -> list[Key]:
         """The consumers at which jobs may wait for too long; `waits_too_long` tells, seeing what they run."""
-        return [key for key, holder in self._holders.items() if (at := holder.look_at()) is not None and at <= now]
+        return [
+            key for key, consumer in self._consumers.items() if (at := consumer.look_at()) is not None and at <= now
+        ]
 
     def waits_too_long(self, key: Key, claims: Sequence[Claim], now: float) -> bool:
         """Whether to take back what a consumer has not begun, though nobody idles: it is held up, or stopped."""
-        holder = self._holders[key]
-        if not holder.waits_too_long(claims, now):
+        consumer = self._consumers[key]
+        if not consumer.waits_too_long(claims, now):
             return False
-        return len(claims) >= holder.slots or self._another_serves(holder)
+        return len(claims) >= consumer.slots or self._another_serves(consumer)
 
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        waits = [at for _, holder in self._recallable() if (at := holder.ask_back_at()) is not None]
+        waits = [at for _, consumer in self._recallable() if (at := consumer.ask_back_at()) is not None]
         return max(now, min(waits)) if waits else None
 
     def next_look(self) -> float | None:
         """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        return min((at for holder in self._holders.values() if (at := holder.look_at()) is not None), default=None)
+        return min(
+            (at for consumer in self._consumers.values() if (at := consumer.look_at()) is not None), default=None
+        )
 
     def _recallable(self) -> list[tuple[Key, ConsumerLeases]]:
         """The consumers that hold jobs which another with a free slot might run."""
-        free = [holder for holder in self._holders.values() if len(holder.leased) < holder.slots and _takes(holder)]
+        free = [
+            consumer
+            for consumer in self._consumers.values()
+            if len(consumer.leased) < consumer.slots and _takes(consumer)
+        ]
         if not free:
             return []
         return [
-            (key, holder)
-            for key, holder in self._holders.items()
-            if any(other is not holder and _serve_the_same(holder.queues, other.queues) for other in free)
+            (key, consumer)
+            for key, consumer in self._consumers.items()
+            if any(other is not consumer and _serve_the_same(consumer.queues, other.queues) for other in free)
         ]
 
-    def _another_serves(self, holder: ConsumerLeases) -> bool:
+    def _another_serves(self, consumer: ConsumerLeases) -> bool:
         """Whether another consumer, busy or not, might run what one holds."""
-        others = (other for other in self._holders.values() if other is not holder and _takes(other))
-        return any(_serve_the_same(holder.queues, other.queues) for other in others)
+        others = (other for other in self._consumers.values() if other is not consumer and _takes(other))
+        return any(_serve_the_same(consumer.queues, other.queues) for other in others)
 
     def next_time_check(self) -> float | None:
         """When a job's time may be over (monotonic)."""
@@ -544,7 +552,7 @@ class Core:
 
     def running(self, key: Key, number: int) -> JobRow | None:
         """The job that a consumer was sent with that number, if it has not ended."""
-        return self._holders[key].leased.get(number) if key in self._holders else None
+        return self._consumers[key].leased.get(number) if key in self._consumers else None
 
     def counts(self) -> dict[str, int]:
         """Jobs of each queue that wait and were sent to no consumer."""
@@ -552,19 +560,23 @@ class Core:
 
     def queued(self, queue: str) -> int:
         """Jobs of one queue that wait, also those that were sent and have not begun, about."""
-        sent = (row for holder in self._holders.values() for row in islice(holder.leased.values(), holder.slots, None))
+        sent = (
+            row
+            for consumer in self._consumers.values()
+            for row in islice(consumer.leased.values(), consumer.slots, None)
+        )
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
 
     def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
         """The jobs sent to each consumer, with their numbers."""
-        return {key: list(holder.leased.items()) for key, holder in self._holders.items()}
+        return {key: list(consumer.leased.items()) for key, consumer in self._consumers.items()}
 
     @property
     def has_work(self) -> bool:
         """Whether a job of the served queues, but paused ones, waits or was sent to a consumer."""
         counts = {name: count for name, count in self.ready.counts().items() if not self.ready.is_paused(name)}
         waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
-        return waits or any(holder.leased for holder in self._holders.values())
+        return waits or any(consumer.leased for consumer in self._consumers.values())
 
 
 def _begin(wall: float | None, ran_s: float | None) -> float | None:
@@ -572,8 +584,8 @@ def _begin(wall: float | None, ran_s: float | None) -> float | None:
     return None if wall is None or ran_s is None else wall - ran_s
 
 
-def _takes(holder: ConsumerLeases) -> bool:
-    return holder.accepts and not holder.is_stalled
+def _takes(consumer: ConsumerLeases) -> bool:
+    return consumer.accepts and not consumer.is_stalled
 
 
 def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:

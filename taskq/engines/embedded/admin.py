@@ -190,7 +190,7 @@ class Admin:
             raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
         row, kept, *_ = stored
         if kept == StoredState.CANCELLED:
-            self._keep_off(row)
+            self._detach(row)
         if kept >= FIRST_FINAL:
             return kept == StoredState.CANCELLED
         if not self._committer.is_settled:
@@ -207,7 +207,7 @@ class Admin:
             raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
         return True
 
-    def _keep_off(self, row: JobRow) -> None:
+    def _detach(self, row: JobRow) -> None:
         """A job that was cancelled because of another would come back with that one."""
         if row.constraints is None or not row.constraints.follows:
             return
@@ -280,7 +280,7 @@ class Admin:
         """
         stored = self._stored(job_id)
         self._take_back([stored])
-        if self._core.holder_of(job_id) is not None:
+        if self._core.consumer_of(job_id) is not None:
             raise JobStateError(f"job {job_id.hex()} is running: it can be purged when it has ended")
         self._purge([stored])
         self._log.info("jobs.purged", jobs=1, job_id=job_id.hex(), state=stored.kept.state.value)

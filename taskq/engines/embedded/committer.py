@@ -86,7 +86,7 @@ class Committer:
         self._effects = Effects()  # decided by the core, not committed yet
         self._effects_since: float | None = None
         self._left: dict[bytes, StoredState] = {}  # ends that are recorded, and not handed over to all yet
-        self._sets_free = False  # whether a job can go on as soon as the effects are committed
+        self._would_release = False  # whether a job can go on as soon as the effects are committed
         #: Ended jobs that the next commit is to keep: for how long, and how many; None: it removes none.
         self._keep: tuple[float, int] | None = None
         self._committed: list[Effects] = []  # committed, not told yet
@@ -175,8 +175,8 @@ class Committer:
         """Takes over what the core has decided."""
         effects = self._core.take_effects()
         self._effects.add(effects)
-        if effects.ended and self._store.has_waiting and not self._sets_free:
-            self._sets_free = self._store.would_release([row.id for row, _, _ in effects.ended])
+        if effects.ended and self._store.has_waiting and not self._would_release:
+            self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
         if self._effects and self._effects_since is None:
             self._effects_since = now
 
@@ -252,7 +252,7 @@ class Committer:
             return False
         if now < self._effects_since:
             return False  # the disk was full a moment ago
-        if self._sets_free or self._children:
+        if self._would_release or self._children:
             return True
         ended = self._effects.ended
         if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
@@ -290,7 +290,7 @@ class Committer:
                 return self._take_refusals()
         self._committed.append(self._effects)
         self._effects, self._effects_since = Effects(), None if self._keep is None else now
-        self._children, self._left, self._sets_free = [], {}, False
+        self._children, self._left, self._would_release = [], {}, False
         for submission, taken in accepted:
             self._accept(submission, taken, now)
         self.follow(handed)
@@ -376,7 +376,7 @@ class Committer:
         if not handed:
             return
         if self._left:
-            self._sets_free = True
+            self._would_release = True
             self._effects_since = self._effects_since or self._clock.monotonic()
         self._core.came_due(handed.queued)
         self.next_due = _first((self.next_due, handed.next_due))
