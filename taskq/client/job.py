@@ -11,8 +11,9 @@ from taskq.client.transport.items import read_items
 from taskq.model.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, ResultTimeout
 from taskq.model.info import JobInfo
 from taskq.model.job import JobState, enqueued_at
-from taskq.protocol.answers import EarlierId, Ending
 from taskq.protocol.codec import ResultOf, decode_result
+from taskq.protocol.endings import Ending
+from taskq.protocol.submissions import EarlierId
 
 R_co = TypeVar("R_co", covariant=True)
 

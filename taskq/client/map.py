@@ -17,7 +17,7 @@ from taskq.client.transport.submitting import when_there_is_room
 from taskq.client.waiting import Progress, reporting
 from taskq.model.errors import JobCancelled, JobFailed, JobNotFound
 from taskq.model.spec import Spec
-from taskq.protocol.answers import Ending
+from taskq.protocol.endings import Ending
 from taskq.protocol.submissions import Call, chunks
 
 #: Calls are submitted in chunks that grow from the first to the second; the third is the most unfinished jobs.

@@ -18,7 +18,7 @@ from taskq.client.job import Job, value_of_ending
 from taskq.client.transport.clients import FleetConnection
 from taskq.client.transport.connection import SHORTEST_WAIT_S
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout, TaskQError
-from taskq.protocol.answers import Ending
+from taskq.protocol.endings import Ending
 from taskq.system.clock import Clock
 
 #: True for a bar on standard error if that is a terminal; or a function, told how many are done, of how many (None if

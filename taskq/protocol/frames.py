@@ -18,6 +18,7 @@ from typing import Any
 
 import msgpack
 
+from taskq.model import errors
 from taskq.model.errors import ProtocolError, TaskQError, is_from_signal_handler
 from taskq.model.limits import MAX_ENVELOPE_BYTES, MAX_ERROR_MESSAGE_CHARS, MAX_FRAME_BYTES
 from taskq.protocol.ops import Op
@@ -58,6 +59,15 @@ def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
 def error_frame(request: int, error: TaskQError) -> bytes:
     """Makes the frame that tells a client of an error. Cut, for an error may repeat what it is about."""
     return frame([Op.ERROR, request, type(error).__name__, str(error)[:MAX_ERROR_MESSAGE_CHARS]])
+
+
+def error_of(envelope: list[Any]) -> TaskQError:
+    """Reads an ERROR frame. Only names in `taskq.model.errors` are looked up; nothing is imported."""
+    _, _, name, message = envelope
+    found = getattr(errors, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, TaskQError) and found is not errors.JobFailed:
+        return found(message)
+    return TaskQError(f"{name}: {message}")
 
 
 def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:

@@ -1,4 +1,6 @@
-"""Jobs with several specs in one frame, and the jobs that they come after: how workflows travel and are spooled.
+"""Submitted jobs: those with one spec, and workflows, which have several and say which jobs come after which.
+
+Both travel to the broker, are spooled while none answers, and are answered in the same way. Of a workflow:
 
     envelope  [op, ..., groups, number of edges]            groups: [spec, constraints or nil, number of jobs]
     body      ids (16 bytes each) | lengths (u32) | edges | payloads
@@ -10,11 +12,13 @@ the broker reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from struct import Struct, pack, unpack
 from typing import Any, NamedTuple
+
+import msgpack
 
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import PayloadTooLarge, ProtocolError
@@ -273,6 +277,30 @@ def flow_of(peer: Any, request: int, watch: bool, groups: list[Any], edges: int,
         raise ProtocolError("a workflow with unique jobs")  # one that is left out would leave others without an end
     ids = [job_id for part in parts for job_id in part.ids]
     return Submission(peer, request, watch, parts[0].spec, ids, [], None, tuple(parts))
+
+
+class EarlierId(bytes):
+    """The id of a job that was there before, in place of that of a new one, which was left out: see `unique=`."""
+
+    __slots__ = ()
+
+
+def accepted_frame(request: int, count: int, earlier: Mapping[bytes, bytes]) -> bytes:
+    """Makes the answer to a submission that is durable.
+
+    Args:
+        count: how many of its jobs are new.
+        earlier: for the id of each that was left out, the id of the one that was there before.
+    """
+    return frames.frame([Op.OK, request, count], [msgpack.packb(list(earlier.items()))] if earlier else [])
+
+
+def ids_of(calls: Sequence[Call], answer: Any) -> list[bytes]:
+    """Reads the answer to a submission: the ids of the jobs that stand for these calls now."""
+    if not isinstance(answer, list):
+        return [call.id for call in calls]
+    earlier = {new: EarlierId(before) for new, before in answer}
+    return [earlier.get(call.id, call.id) for call in calls]
 
 
 def _read_constraints(more: list[Any], jobs: int) -> list[Constraints]:

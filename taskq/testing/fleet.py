@@ -47,7 +47,7 @@ from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredState
 from taskq.protocol import frames as frames_module
-from taskq.protocol.answers import Ending
+from taskq.protocol.endings import Ending
 from taskq.protocol.frames import Message
 from taskq.protocol.link.batch import jobs_to_send
 from taskq.protocol.ops import CPU_TIMEOUT, MEMORY_LIMIT, Op, StartOptions

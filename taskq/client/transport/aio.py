@@ -21,28 +21,19 @@ from typing import Any
 
 from taskq.client.transport.blocking import Client, reconnect_pauses
 from taskq.client.transport.connection import CANCEL_AGAIN_S, SHORTEST_WAIT_S, check_broker
+from taskq.client.transport.items import late
 from taskq.model.errors import BehindSpool, DirectoryError, JobNotFound, ResultTimeout, TaskQError
 from taskq.model.info import JobInfo
 from taskq.model.job import JobState
-from taskq.model.limits import MAX_JOBS_PER_FRAME
 from taskq.model.spec import Spec
 from taskq.protocol import frames
-from taskq.protocol.answers import (
-    BrokerSilent,
-    ConnectionLost,
-    Ending,
-    checked,
-    ending_at,
-    ending_of,
-    error_of,
-    ids_of,
-    info_of,
-    late,
-    value_of,
-)
+from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
+from taskq.protocol.endings import Ending, ending_of, watch_frames
 from taskq.protocol.frames import Message
+from taskq.protocol.items import read_items_answer
+from taskq.protocol.jobs import info_of
 from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, submit_frame
+from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
 from taskq.system.directory import Directory
 
 _READ_BYTES = 256 * 1024
@@ -181,14 +172,14 @@ class AsyncClient:
         while True:
             try:
                 async with asyncio.timeout(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s)):
-                    items, end = checked(await self._ask_for_items(job_id, start))
+                    items, ending = read_items_answer(await self._ask_for_items(job_id, start))
             except TimeoutError:
                 raise late(job_id, start, timeout_s) from None
             for item in items:
                 yield item
             start += len(items)
-            if end is not None:
-                on_end(ending_at(end))
+            if ending is not None:
+                on_end(ending)
                 return
 
     async def _ask_for_items(self, job_id: bytes, start: int) -> Any:
@@ -492,9 +483,8 @@ class _Connection:
     def _flush(self) -> None:
         if not self._close.alive:
             return
-        for start in range(0, len(self._to_watch), MAX_JOBS_PER_FRAME):
-            ids = b"".join(self._to_watch[start : start + MAX_JOBS_PER_FRAME])
-            self._unsent += frames.frame([Op.WATCH, ids])
+        for frame in watch_frames(self._to_watch):
+            self._unsent += frame
         self._to_watch.clear()
         try:
             del self._unsent[: self._socket.send(self._unsent)]
@@ -539,7 +529,7 @@ class _Connection:
                 frames.check_hello(envelope)
                 self.is_greeted = True
             case Op.ERROR if not envelope[1]:  # about the connection, not about a request
-                raise error_of(envelope)
+                raise frames.error_of(envelope)
             case _:
                 answer = self._answers.get(envelope[1])
                 if answer is not None and not answer.done():

@@ -40,8 +40,11 @@ from taskq.system.platform import is_listening
 if TYPE_CHECKING:
     from taskq.client.transport.reading import StoppedFleet
 from taskq.client.transport.connection import CANCEL_AGAIN_S, SHORTEST_WAIT_S, Connection
-from taskq.protocol.answers import BrokerSilent, ConnectionLost, Ending, ending_of, error_of, ids_of, info_of
-from taskq.protocol.submissions import chunks, submit_frame
+from taskq.protocol.answers import BrokerSilent, ConnectionLost
+from taskq.protocol.endings import Ending, ending_of
+from taskq.protocol.frames import error_of
+from taskq.protocol.jobs import info_of
+from taskq.protocol.submissions import chunks, ids_of, submit_frame
 
 logger = logging.getLogger("taskq")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from taskq.client.transport.absence import Absence
 from taskq.model.errors import DirectoryError, TaskQError
-from taskq.model.limits import MAX_JOBS_PER_FRAME
 from taskq.model.spec import Spec
 from taskq.protocol import frames
-from taskq.protocol.answers import BrokerSilent, ConnectionLost, error_of, ids_of, value_of
+from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
+from taskq.protocol.endings import watch_frames
 from taskq.protocol.frames import Message
 from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Call, Flow, flow_frame, submit_frame
+from taskq.protocol.submissions import Call, Flow, flow_frame, ids_of, submit_frame
 from taskq.system.directory import Directory, reply_timeout_s, user_of
 from taskq.system.platform import peer_uid
 
@@ -98,7 +98,7 @@ class Connection:
             self._send(frames.hello(os.getpid()))
             envelope, _ = self._receive_in_time(within_s)
             if envelope[0] == Op.ERROR:
-                raise error_of(envelope)
+                raise frames.error_of(envelope)
             frames.check_hello(envelope)
         except OSError as error:
             self.close()
@@ -152,8 +152,8 @@ class Connection:
 
     def watch(self, ids: Sequence[bytes]) -> None:
         """Asks for the RESULT frames of jobs. There is no other answer."""
-        for start in range(0, len(ids), MAX_JOBS_PER_FRAME):
-            self._send(frames.frame([Op.WATCH, b"".join(ids[start : start + MAX_JOBS_PER_FRAME])]))
+        for frame in watch_frames(ids):
+            self._send(frame)
 
     def next_result(self, timeout_s: float | None) -> Message | None:
         """The next RESULT frame, or None if none came in time."""

@@ -12,7 +12,10 @@ from collections.abc import Generator
 
 from taskq.client.transport.blocking import Client, reconnect_pauses
 from taskq.client.transport.connection import SHORTEST_WAIT_S, Connection
-from taskq.protocol.answers import ConnectionLost, Ending, checked, ending_at, late
+from taskq.model.errors import ResultTimeout
+from taskq.protocol.answers import ConnectionLost
+from taskq.protocol.endings import Ending
+from taskq.protocol.items import read_items_answer
 from taskq.protocol.ops import Op
 
 
@@ -35,7 +38,7 @@ def read_items(
                 try:
                     connection = connection or client.connect()
                     left_s = None if deadline is None else max(SHORTEST_WAIT_S, deadline - clock.monotonic())
-                    items, end = checked(connection.ask(left_s, Op.READ_ITEMS, job_id, start))
+                    items, ending = read_items_answer(connection.ask(left_s, Op.READ_ITEMS, job_id, start))
                     break
                 except (ConnectionLost, TimeoutError) as error:
                     if connection is not None:
@@ -48,10 +51,15 @@ def read_items(
                         clock.sleep(next(pauses) if deadline is None else min(next(pauses), deadline - now))
             yield from items
             start += len(items)
-            if end is not None:
+            if ending is not None:
                 client.give_back(connection)
                 connection = None
-                return ending_at(end)
+                return ending
     finally:
         if connection is not None:
             connection.close()
+
+
+def late(job_id: bytes, start: int, timeout_s: float | None) -> ResultTimeout:
+    """The error that tells which item did not come."""
+    return ResultTimeout(f"job {job_id.hex()} has not yielded item {start} within {timeout_s:g} s; it goes on")

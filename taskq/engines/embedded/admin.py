@@ -20,6 +20,7 @@ from taskq.model.job import JobRow, JobState
 from taskq.model.limits import MAX_JOBS_LISTED, MAX_JOBS_PURGED, MAX_JOBS_RETRIED
 from taskq.model.spec import QUEUE_NAME, Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.protocol.jobs import JobFields, JobsAnswer
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
@@ -62,8 +63,8 @@ class Admin:
         """Whether a job is in the journal."""
         return self._store.read(job_id) is not None
 
-    def info(self, job_id: bytes) -> list[Any]:
-        """All that is known of one job: the fields of a list, its attempts, and the jobs before and after it.
+    def info(self, job_id: bytes) -> JobFields:
+        """All that is known of one job.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -73,10 +74,9 @@ class Admin:
             if stored is not None:
                 return self._info(stored)
         spec = self._spec_in_spool(job_id)
-        times = None, None, None
-        return [job_id, spec.task, spec.queue, JobState.QUEUED.value, 0, 0, *times, None, None, [], [], []]
+        return JobFields(job_id, spec.task, spec.queue, JobState.QUEUED.value)
 
-    def _info(self, stored: StoredJob) -> list[Any]:
+    def _info(self, stored: StoredJob) -> JobFields:
         row, _, _, outcome, _ = stored
         if outcome is not None:
             stored = stored._replace(outcome=without_result(outcome))
@@ -89,11 +89,11 @@ class Admin:
         follows = row.constraints is not None and row.constraints.follows
         after = self._store.parents(row.seq, _SHOWN_NEIGHBOURS) if follows else []
         before = self._store.followers(row.id, _SHOWN_NEIGHBOURS)
-        return [*self._fields(stored, self._running()), attempts, after, before]
+        return self._fields(stored, self._running())._replace(history=attempts, after=after, before=before)
 
     def jobs(
         self, state: str | None, task: str | None, queue: str | None, before: bytes | int | None, limit: int
-    ) -> list[Any]:
+    ) -> JobsAnswer:
         """Lists jobs, newest first.
 
         Args:
@@ -102,7 +102,7 @@ class Admin:
             limit: the most that are returned.
 
         Returns:
-            The jobs, each as a list of fields; and where to go on, or None for the end.
+            The jobs; and where to go on, or None for the end.
 
         Raises:
             JobNotFound: nothing is known of the job in `before`.
@@ -119,7 +119,7 @@ class Admin:
             found, position = self._store.find(wanted, 0, end, most, newest_first=True)
             if state == JobState.QUEUED:
                 found = [job for job in found if job.row.id not in running]
-        return [[self._fields(_short(job), running) for job in found], position]
+        return [self._fields(_short(job), running).listed() for job in found], position
 
     def _running_jobs(self, running: dict[bytes, float], wanted: Wanted, end: int) -> list[StoredJob]:
         jobs = [job for job in map(self._store.read, running) if job is not None]
@@ -143,14 +143,15 @@ class Admin:
                     found[row.id] = wall - (now - claim.started_at)
         return found
 
-    def _fields(self, job: StoredJob, running: dict[bytes, float]) -> list[Any]:
+    def _fields(self, job: StoredJob, running: dict[bytes, float]) -> JobFields:
         row, kept, due_at, outcome, finished_at = job
         state, attempts, started_at, progress = kept.state, row.attempts, None, None
         if kept == StoredState.QUEUED and row.id in running:
             state, attempts, started_at = JobState.RUNNING, row.attempts + 1, running[row.id]
             progress = self._consumers.progress_of(row.id)
         times = due_at, started_at, finished_at
-        return [row.id, row.spec.task, row.spec.queue, state.value, attempts, row.crashes, *times, outcome, progress]
+        of_job = row.id, row.spec.task, row.spec.queue, state.value
+        return JobFields(*of_job, attempts, row.crashes, *times, outcome, progress)
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
         """The spec of a job that is not in the journal: the disk is full, or many are to be taken in before it.
@@ -230,7 +231,7 @@ class Admin:
         """
         stored = self._stored(job_id)
         if stored.kept != StoredState.FAILED:
-            state = self._fields(stored, self._running())[3]
+            state = self._fields(stored, self._running()).state
             told = f"job {job_id.hex()} is {state}: only a failed job can be retried"
             raise JobStateError(told)
         self._retry([stored])

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import msgpack
-
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
@@ -28,8 +26,7 @@ from taskq.model.schedule import ScheduleRow
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol import frames
-from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Submission
+from taskq.protocol.submissions import Submission, accepted_frame
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
@@ -403,8 +400,7 @@ class Committer:
         self._events.enqueued(taken.rows, now)
         if submission.peer is None:
             return
-        earlier = [msgpack.packb(list(taken.earlier.items()))] if taken.earlier else []
-        self._clients.send(submission.peer, frames.frame([Op.OK, submission.request, len(taken.rows)], earlier))
+        self._clients.send(submission.peer, accepted_frame(submission.request, len(taken.rows), taken.earlier))
         if submission.watch:
             for row in taken.rows:
                 self._watchers.add(submission.peer, row.id)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
-import msgpack
-
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.ports import Clients
@@ -21,6 +19,8 @@ from taskq.model.errors import JobStateError, ProtocolError, TaskQError
 from taskq.model.job import LAST_TIME
 from taskq.model.schedule import Schedule
 from taskq.protocol import frames
+from taskq.protocol.answers import ok_frame
+from taskq.protocol.endings import watched_ids
 from taskq.protocol.ops import Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
@@ -86,7 +86,7 @@ class Requests:
         try:
             match envelope:
                 case [Op.WATCH, bytes(ids)] if len(ids) % 16 == 0:
-                    self._committer.watch(peer, [ids[start : start + 16] for start in range(0, len(ids), 16)])
+                    self._committer.watch(peer, watched_ids(ids))
                     return
                 case [Op.READ_ITEMS, int(), bytes(job_id), int(start)] if len(job_id) == 16 and 0 <= start < 1 << 62:
                     self._committer.read_items(peer, request, job_id, start)
@@ -132,7 +132,7 @@ class Requests:
         except TaskQError as error:
             self._clients.send(peer, frames.error_frame(request, error))
             return
-        self._clients.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb(value)]))
+        self._clients.send(peer, ok_frame(request, value))
 
     def _schedule(self, op: int, fields: list[Any]) -> Any:
         scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()

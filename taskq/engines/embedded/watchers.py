@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-import msgpack
-
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
@@ -14,7 +12,8 @@ from taskq.model.errors import JobNotFound, ProtocolError, QueueFull, TaskQError
 from taskq.model.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol import frames
-from taskq.protocol.ops import Op
+from taskq.protocol.endings import result_frame, unknown_frame
+from taskq.protocol.items import items_frame
 
 
 class Watchers:
@@ -65,10 +64,8 @@ class Watchers:
         """
         job_id = stored.row.id
         items = self._store.items(stored.row.seq, start, ITEMS_ANSWER, ITEMS_ANSWER_BYTES)
-        is_over = stored.kept >= FIRST_FINAL
-        if items or is_over:
-            end = (stored.kept.state.value, stored.outcome) if not items else None
-            self._clients.send(peer, frames.frame([Op.OK, request, None], [msgpack.packb((items, end))]))
+        if items or stored.kept >= FIRST_FINAL:
+            self._clients.send(peer, items_frame(request, items, stored.kept.state, stored.outcome))
             return
         readers = self._readers.setdefault(job_id, [])
         if len(readers) >= MAX_READERS:
@@ -117,13 +114,13 @@ class Watchers:
 
     def tell_unknown(self, peer: Peer, job_id: bytes) -> None:
         """Tells a client that nothing is known of a job."""
-        self._clients.send(peer, frames.frame([Op.RESULT, job_id, ""]))
+        self._clients.send(peer, unknown_frame(job_id))
 
     def _push(self, peer: Peer, job_id: bytes, kept: StoredState, outcome: bytes) -> None:
         if self._clients.is_clogged(peer):
             self._clients.defer(peer, job_id)  # read from the store again when the client has read what it was sent
         else:
-            self._clients.send(peer, frames.frame([Op.RESULT, job_id, kept.state.value], [outcome]))
+            self._clients.send(peer, result_frame(job_id, kept.state, outcome))
 
     def _answer_reader(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
         try:

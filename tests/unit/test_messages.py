@@ -1,0 +1,158 @@
+"""The messages of the wire: what one end writes the other reads, and version 1 stays as it was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taskq.model.attempt import Outcome, pack_failure, pack_success, read_outcome
+from taskq.model.constraints import Constraints
+from taskq.model.errors import JobFailed, ProtocolError, QueueFull, TaskQError
+from taskq.model.info import Attempt
+from taskq.model.job import JobError, JobState, Progress
+from taskq.model.spec import Spec
+from taskq.protocol import frames
+from taskq.protocol.answers import ok_frame, value_of
+from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_frame, watch_frames, watched_ids
+from taskq.protocol.items import items_frame, read_items_answer
+from taskq.protocol.jobs import JobFields, info_of
+from taskq.protocol.ops import Op
+from taskq.protocol.submissions import (
+    Call,
+    EarlierId,
+    accepted_frame,
+    flow_frame,
+    ids_of,
+    submission_of,
+    submit_frame,
+)
+
+IDS = [bytes.fromhex(f"019c8a1f2e0b7a30a5f1d2c3b4a5968{number}") for number in range(3)]
+SUCCESS = pack_success(1.5, 0.25, b"r")
+ERROR = JobError("ValueError", "bad", "tb", None, None, ["line"])
+FAILURE = pack_failure(1.5, 0.25, ERROR)
+SPEC = Spec("add", "mail", timeout_s=5.0, priority=3)
+CALLS = [Call(IDS[0], b"one"), Call(IDS[1], b"two")]
+FLOW = [(Spec("add"), Call(IDS[0], b"1")), (Spec("mul"), Call(IDS[1], b"2", Constraints(after=((IDS[0], True),))))]
+FAILED = JobFields(
+    *(IDS[0], "add", "mail", "failed", 2, 1, None, 1.5, 2.0, FAILURE, None),
+    *([(1, FAILURE), (2, FAILURE)], [IDS[1]], [IDS[2]]),
+)
+RUNNING = JobFields(IDS[0], "add", "mail", "running", 2, 1, started_at=1.5, progress=(4, 10, "half"))
+
+#: Frames as version 1 of the protocol had them, written by the code of that time.
+RECORDED = {
+    "error": "0000001900000015940207a9517565756546756c6ca76e6f20726f6f6d",
+    "submit": "000000540000004a970a0796a3616464a46d61696c03cb40140000000000000381a87072696f7269747903c2c3c420019c8a1f2e0b"
+    "7a30a5f1d2c3b4a59680019c8a1f2e0b7a30a5f1d2c3b4a596819203036f6e6574776f",
+    "flow": "000000700000002d960908c2c2929395a3616464a764656661756c7403c003c0019395a36d756ca764656661756c7403c003c0010101"
+    "9c8a1f2e0b7a30a5f1d2c3b4a59680019c8a1f2e0b7a30a5f1d2c3b4a59681000000010000000100000001019c8a1f2e0b7a30a5f1d2c3b4"
+    "a59680013132",
+    "watch": "0000003800000034920bc430019c8a1f2e0b7a30a5f1d2c3b4a59680019c8a1f2e0b7a30a5f1d2c3b4a59681019c8a1f2e0b7a30a5f"
+    "1d2c3b4a59682",
+    "result": "000000390000001e930cc410019c8a1f2e0b7a30a5f1d2c3b4a59680a973756363656564656494cb3ff8000000000000cb3fd00000"
+    "00000000c40172c0",
+    "unknown": "0000001900000015930cc410019c8a1f2e0b7a30a5f1d2c3b4a59680a0",
+    "accepted": "0000002e00000004930307019192c410019c8a1f2e0b7a30a5f1d2c3b4a59681c410019c8a1f2e0b7a30a5f1d2c3b4a59680",
+    "items": "0000001100000004930309c09292c40161c40162c0",
+    "last items": "0000004300000004930309c0929092a66661696c6564c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
+    "4572726f72a3626164a27462c0c091a46c696e65",
+    "info": "000000ff0000000493030ac09ec410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c65640201c0cb3ff800"
+    "0000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0"
+    "c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0c091a4"
+    "6c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0c091a46c696e6591"
+    "c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e0b7a30a5f1d2c3b4a59682",
+    "jobs": "000000450000000493030bc092919bc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca772756e6e696e670201c0cb"
+    "3ff8000000000000c0c093040aa468616c662a",
+}
+
+WRITTEN = {
+    "error": lambda: frames.error_frame(7, QueueFull("no room")),
+    "submit": lambda: submit_frame(7, SPEC, CALLS, resend=False, watch=True),
+    "flow": lambda: flow_frame([Op.SUBMIT_FLOW, 8, False, False], FLOW),
+    "watch": lambda: b"".join(watch_frames(IDS)),
+    "result": lambda: result_frame(IDS[0], JobState.SUCCEEDED, SUCCESS),
+    "unknown": lambda: unknown_frame(IDS[0]),
+    "accepted": lambda: accepted_frame(7, 1, {IDS[1]: IDS[0]}),
+    "items": lambda: items_frame(9, [b"a", b"b"], JobState.RUNNING, None),
+    "last items": lambda: items_frame(9, [], JobState.FAILED, FAILURE),
+    "info": lambda: ok_frame(10, FAILED),
+    "jobs": lambda: ok_frame(11, ([RUNNING.listed()], 42)),
+}
+
+
+def message(name: str) -> frames.Message:
+    """A recorded frame."""
+    [found] = frames.Decoder().feed(bytes.fromhex(RECORDED[name]))
+    return found
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_frames_are_written_as_they_were_recorded(name: str) -> None:
+    """Older clients and brokers, and files in the spool, go on being understood."""
+    assert WRITTEN[name]().hex() == RECORDED[name]
+
+
+def test_an_error_is_read() -> None:
+    """As the class that it names, and no other than those of taskq."""
+    with pytest.raises(QueueFull, match="no room"):
+        value_of(message("error"), 7)
+    assert type(frames.error_of([Op.ERROR, 7, "SystemExit", "x"])) is TaskQError
+    assert not isinstance(frames.error_of([Op.ERROR, 7, "JobFailed", "x"]), JobFailed)
+
+
+def test_submissions_are_read() -> None:
+    """Jobs of one spec, and a workflow."""
+    submitted = submission_of(None, *message("submit"))
+    assert (submitted.spec, submitted.ids, submitted.payloads) == (SPEC, IDS[:2], [b"one", b"two"])
+    assert (submitted.request, submitted.watch, submitted.constraints) == (7, True, None)
+    first, second = submission_of(None, *message("flow")).each
+    assert (first.spec.task, first.ids, first.constraints) == ("add", IDS[:1], None)
+    assert second.constraints == [Constraints(after=((IDS[0], True),))]
+
+
+def test_the_answer_to_a_submission_is_read() -> None:
+    """The ids of the jobs that are there now."""
+    [first, second] = ids_of(CALLS, value_of(message("accepted"), 7))
+    assert (first, second, type(first), type(second)) == (IDS[0], IDS[0], bytes, EarlierId)
+    [all_new] = frames.Decoder().feed(accepted_frame(7, 2, {}))
+    assert ids_of(CALLS, value_of(all_new, 7)) == IDS[:2]
+
+
+def test_endings_are_read() -> None:
+    """What is watched, how it ended, and what is not known."""
+    assert watched_ids(message("watch")[0][1]) == IDS
+    outcome = Outcome(1.5, 0.25, b"r", None)
+    assert ending_of(message("result")) == (IDS[0], Ending(JobState.SUCCEEDED, outcome))
+    assert ending_of(message("unknown")) == (IDS[0], None)
+
+
+def test_items_are_read() -> None:
+    """Some, and the end behind the last."""
+    assert read_items_answer(value_of(message("items"), 9)) == ([b"a", b"b"], None)
+    end = Ending(JobState.FAILED, read_outcome(FAILURE))
+    assert read_items_answer(value_of(message("last items"), 9)) == ([], end)
+
+
+@pytest.mark.parametrize("answer", [None, 7, [], [[]], [[], [1]], [[], ["nonsense", None]]])
+def test_other_answers_are_no_items(answer: Any) -> None:
+    """An error that says so."""
+    with pytest.raises(ProtocolError, match="reader of items"):
+        read_items_answer(answer)
+
+
+def test_what_is_known_of_a_job_is_read() -> None:
+    """All of one, and less of each in a list."""
+    told = info_of(value_of(message("info"), 10))
+    assert (told.id, told.task, told.queue, told.state) == (IDS[0].hex(), "add", "mail", JobState.FAILED)
+    assert (told.attempts, told.crashes, told.started_at, told.finished_at) == (2, 1, 1.5, 2.0)
+    assert (told.duration_s, told.error) == (0.25, ERROR)
+    assert told.history == [Attempt(1, 1.5, 0.25, ERROR), Attempt(2, 1.5, 0.25, ERROR)]
+    assert (told.after, told.before) == ([IDS[1].hex()], [IDS[2].hex()])
+    listed: Sequence[Sequence[Any]]
+    listed, place = value_of(message("jobs"), 11)
+    [running] = map(info_of, listed)
+    assert (place, running.state, running.progress) == (42, JobState.RUNNING, Progress(4, 10, "half"))
+    assert (running.history, running.after, running.before) == ([], [], [])
