@@ -117,11 +117,6 @@ class EventLog:
         for summary in self._throttle.due(now, flush=is_last):
             self.log.info("job.summary", **summary)
 
-    def next_summary(self) -> float | None:
-        """When there are counts to tell (monotonic)."""
-        times = (self._throttle.next_due(), self._output.next_due(), self._rejections.next_due())
-        return min((at for at in times if at is not None), default=None)
-
     def rejected(self, reason: str, now: float) -> None:
         """A client was refused or dropped: a line each, up to a rate."""
         if self._rejections.allow(None, now):

@@ -16,7 +16,6 @@ import os
 import selectors
 import signal
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -29,6 +28,7 @@ from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog
 from taskq.broker.parts import Parts, core_of
 from taskq.broker.status import rss_bytes
+from taskq.broker.timers import Timers
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.effects import Key
@@ -52,6 +52,9 @@ _SPOOL_EVERY_S = 0.5
 _ANNOUNCE_EVERY_S = 0.1
 _PRUNE_EVERY_S = 1.0
 _MEMORY_EVERY_S = 1.0
+#: How often to look for lines of the log that were counted instead of written, and for clients that are late.
+_SUMMARIES_EVERY_S = 0.1
+_LATE_EVERY_S = 0.1
 #: How often to look whether the socket is still there.
 _REACHABLE_EVERY_S = 1.0
 #: SIGTERMs within this time are one.
@@ -105,7 +108,7 @@ class Broker:
         self._log, self._clock = parts.log, parts.clock
         self._store, self._core, self._committer = parts.store, parts.core, parts.committer
         self._scheduler, self._requests = parts.scheduler, parts.requests
-        self._timers: dict[Callable[[float], object], tuple[float, float]] = {}  # function: (every, next)
+        self._timers = Timers(self._next_for_jobs, self._next_for_fleet)
         self._left: dict[str, int] = {}  # jobs that it found
         self._sigterm_until = 0.0  # another one that comes by then says nothing new
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
@@ -122,14 +125,17 @@ class Broker:
         self._signals = signals
         self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
         now = self._clock.monotonic()
-        self._timers = {
-            self._committer.take_spooled: (_SPOOL_EVERY_S, now),
-            self._pool.announce: (_ANNOUNCE_EVERY_S, now),
-            self._prune: (_PRUNE_EVERY_S, now),
-            self._check_memory: (_MEMORY_EVERY_S, now),
-            self._pool.end_the_silent: (LOOK_EVERY_S, now),
-            self._server.stay_reachable: (_REACHABLE_EVERY_S, now),
-        }
+        for every_s, function in (
+            (_SPOOL_EVERY_S, self._take_spooled),
+            (_ANNOUNCE_EVERY_S, self._pool.announce),
+            (_PRUNE_EVERY_S, self._prune),
+            (_MEMORY_EVERY_S, self._check_memory),
+            (LOOK_EVERY_S, self._pool.end_the_silent),
+            (_REACHABLE_EVERY_S, self._server.stay_reachable),
+            (_LATE_EVERY_S, self._server.drop_late),
+            (_SUMMARIES_EVERY_S, self._events.summaries),
+        ):
+            self._timers.every(every_s, function, now)
         self._left = self._backlog()
         self._log.info(
             "fleet.started",
@@ -147,7 +153,7 @@ class Broker:
     # -- the loop
 
     def _tick(self) -> None:
-        for key, mask in self._selector.select(self._timeout_s()):
+        for key, mask in self._selector.select(self._timers.timeout_s(self._clock.monotonic())):
             key.data(mask)
         now, wall = self._clock.monotonic(), self._clock.time()
         requests = [*self._requests.put_off(now), *self._take_messages()]
@@ -163,7 +169,7 @@ class Broker:
                     self._requests.answer(peer, envelope)
             self._committer.tell(now)
         self._committer.tell_deferred()
-        self._run_timers(now)
+        self._timers.run(now)
         self._committer.come_due(wall)
         self._committer.expire(wall)
         if self._stop_at is None:
@@ -174,27 +180,26 @@ class Broker:
         self._pool.supervise(now)
         self._end_in_time(now)
 
-    def _timeout_s(self) -> float:
-        now = self._clock.monotonic()
-        next_fire = self._scheduler.next_fire_at if self._stop_at is None else None
-        moments = (next_fire, self._committer.next_due, self._committer.next_expiry)
-        times: list[float | None] = [
-            *(self._next_for_dispatch(now) if self._stop_at is None else ()),
-            self._core.next_time_check(),
-            self._supervisor.next_due(now),
-            self._server.next_deadline(),
-            self._events.next_summary(),
-            self._committer.commit_by,
-            self._stop_at,
-            *(now + at - self._clock.time() for at in moments if at is not None),
-            *(due for _, due in self._timers.values()),
-        ]
-        return max(0.0, min(at for at in times if at is not None) - now)
+    # -- when to wake up
 
-    def _next_for_dispatch(self, now: float) -> tuple[float | None, ...]:
+    def _next_for_jobs(self, now: float) -> float | None:
+        """When jobs are to be committed, become due, expire, or are fired by a schedule."""
+        committer, wall = self._committer, self._clock.time()
+        next_fire = self._scheduler.next_fire_at if self._stop_at is None else None
+        moments = (next_fire, committer.next_due, committer.next_expiry)
+        times = [now + at - wall for at in moments if at is not None]
+        return min((at for at in (committer.commit_by, *times) if at is not None), default=None)
+
+    def _next_for_fleet(self, now: float) -> float | None:
+        """When jobs are to be sent, taken back or stopped, and consumers are to be started or killed."""
         core = self._core
-        must_load_at = now if core.must_load else None
-        return core.next_recall(now), core.next_look(), core.ready.next_opening(), must_load_at
+        times = [core.next_time_check(), self._supervisor.next_due(now), self._stop_at]
+        if self._stop_at is None:
+            times += [core.next_recall(now), core.next_look(), core.ready.next_opening()]
+            times += [now if core.must_load else None]
+        return min((at for at in times if at is not None), default=None)
+
+    # -- clients
 
     def _take_messages(self) -> list[tuple[Peer, list[Any]]]:
         """Hands submissions to the committer; returns the other requests, to be answered after the commit."""
@@ -217,17 +222,12 @@ class Broker:
             rows, is_all = self._store.lease(*load)
             self._core.loaded(load.partition, rows, is_all)
 
-    # -- timers
+    # -- again and again
 
-    def _run_timers(self, now: float) -> None:
-        for function, (every_s, due) in list(self._timers.items()):
-            if due <= now:
-                self._timers[function] = every_s, now + every_s
-                function(now)
+    def _take_spooled(self, now: float) -> None:
+        self._committer.take_spooled(now)
         if self._committer.has_more_spooled:
-            self._timers[self._committer.take_spooled] = (_SPOOL_EVERY_S, now)  # after the next turn, in which we serve
-        self._events.summaries(now)
-        self._server.drop_late(now)
+            self._timers.hurry(self._take_spooled, now)
 
     def _prune(self, now: float) -> None:
         self._committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)

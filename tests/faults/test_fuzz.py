@@ -814,7 +814,7 @@ class BrokerByHand:
         self.log, self._fanout = configure(home, "json", "debug", stderr_fd=-1)
         self.broker = Broker(self.directory, "none:q", "fuzz", Settings(consumers=1, durability="memory"), self.log)
         self.broker._guardian, self._guardian = socket.socketpair()
-        self.broker._timeout_s = lambda: 0.0  # type: ignore[method-assign]
+        self.broker._timers.timeout_s = lambda _now: 0.0  # type: ignore[method-assign]
         self.broker._pool.supervise = lambda _now: None  # type: ignore[method-assign]
         self._requests = count(1)
         self.honest = self.connect()

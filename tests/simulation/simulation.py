@@ -612,12 +612,6 @@ class SimServer(Clients):
     def shut(self) -> None:
         pass
 
-    def next_deadline(self) -> None:
-        return None
-
-    def drop_late(self, _now: float) -> None:
-        pass
-
 
 class Peer:
     """A client's connection to one broker. Frames arrive in order."""
@@ -675,11 +669,9 @@ class SimBroker(Broker):
         self._pool.parts = given
         parts.connect(self.server, self._pool, self._supervisor, self._stop, self._reload_when_asked)
         self._begin(parts)
-        self._timers = {
-            self._pool.announce: (0.1, world.now),
-            self._prune: (1.0, world.now),
-            self._pool.end_the_silent: (LOOK_EVERY_S, world.now),
-        }
+        self._timers.every(0.1, self._pool.announce, world.now)
+        self._timers.every(1.0, self._prune, world.now)
+        self._timers.every(LOOK_EVERY_S, self._pool.end_the_silent, world.now)
         self._world = world
         self.asked_code = 0  # what there was when it was asked to load it
 
@@ -1100,7 +1092,7 @@ class World:
             self._broker_dies()
             return
         if broker.is_alive:
-            self._plan_tick(self.now + max(0.0002, min(broker._timeout_s(), 5.0)))
+            self._plan_tick(self.now + max(0.0002, min(broker._timers.timeout_s(self.now), 5.0)))
 
     # faults
 

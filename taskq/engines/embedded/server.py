@@ -279,11 +279,6 @@ class Server:
                 reason = "nothing, or only half a frame, came from the client in time"
             self.reject(peer, ProtocolError(reason))
 
-    def next_deadline(self) -> float | None:
-        """When a client's deadline may be over (monotonic)."""
-        times = [by for peer in self._peers for by in _deadlines(peer)]
-        return min(times if self._accept_at is None else [*times, self._accept_at], default=None)
-
     def shut(self) -> None:
         """Closes the listening socket and all clients."""
         self._pause_accepting()

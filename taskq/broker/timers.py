@@ -1,0 +1,47 @@
+"""When the broker's loop has to turn next: functions that it calls again and again, and moments that its parts tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+#: A function that is called with the time (monotonic).
+Timed = Callable[[float], object]
+#: When a part has something to do that nobody else will wake the loop for (monotonic); None: never. It is asked with
+#: the time.
+Moment = Callable[[float], float | None]
+
+
+class Timers:
+    """Written and read by the broker's loop alone."""
+
+    def __init__(self, *moments: Moment) -> None:
+        self._moments = moments
+        self._every_s: dict[Timed, float] = {}
+        self._due: dict[Timed, float] = {}
+        self._next = inf  # when the first of the functions is due
+
+    def every(self, seconds: float, function: Timed, first: float) -> None:
+        """Has a function called at a moment (monotonic), and every so many seconds from then on."""
+        self._every_s[function] = seconds
+        self._due[function] = first
+        self._next = min(self._next, first)
+
+    def hurry(self, function: Timed, now: float) -> None:
+        """Has a function called in the next turn of the loop, in which others are served, too."""
+        self._due[function] = self._next = now
+
+    def run(self, now: float) -> None:
+        """Calls the functions that are due."""
+        if now < self._next:
+            return
+        for function, due in list(self._due.items()):
+            if due <= now:
+                self._due[function] = now + self._every_s[function]
+                function(now)
+        self._next = min(self._due.values(), default=inf)
+
+    def timeout_s(self, now: float) -> float:
+        """For how long the loop may sleep if nothing is heard meanwhile."""
+        times = [at for moment in self._moments if (at := moment(now)) is not None]
+        return max(0.0, min([*times, self._next]) - now)
