@@ -306,7 +306,7 @@ class RunningJob:
             _channel.reporter.forget(self._running[0])
 
 
-_concurrent: ContextVar[RunningJob | None] = ContextVar("taskq_seated", default=None)
+_concurrent: ContextVar[RunningJob | None] = ContextVar("taskq_concurrent", default=None)
 #: Which of several jobs runs in this context, or None; and the way to say so.
 concurrent = _concurrent.get
 sit = _concurrent.set

@@ -120,7 +120,7 @@ class Arrival(NamedTuple):
     due_at: float | None
 
 
-class _Narrator:
+class _EventLog:
     """In place of a `taskq.broker.events.EventLog`: keeps what came in."""
 
     def __init__(self, store: SQLiteStore) -> None:
@@ -204,7 +204,7 @@ class _Runner(Runner):
             self._event_loop.close()
 
 
-class _Seat:
+class _Consumer:
     """A consumer: runs one job at a time, in whatever thread asks for it."""
 
     def __init__(self, key: Key, app: TaskQ, on_item: Callable[[Key, bytes, int, bytes], None]) -> None:
@@ -220,7 +220,7 @@ class _Seat:
         return [] if self.running is None else [Claim(self.begun, self.running[1])]
 
 
-class _Seats:
+class _Pool:
     """In place of a `taskq.broker.consumers.pool.ConsumerPool`."""
 
     is_stopping = False
@@ -228,7 +228,7 @@ class _Seats:
     def __init__(self, core: Core, clock: Clock) -> None:
         self._core = core
         self._clock = clock
-        self.by_key: dict[Key, _Seat] = {}
+        self.by_key: dict[Key, _Consumer] = {}
         self.progress: dict[bytes, Progress] = {}  # of jobs that run
 
     def is_running(self, job_id: bytes) -> bool:
@@ -257,7 +257,7 @@ class _Seats:
         for slot in self.by_key.values():
             self._take_back(slot)
 
-    def _take_back(self, slot: _Seat) -> None:
+    def _take_back(self, slot: _Consumer) -> None:
         if slot.waiting:
             slot.waiting.clear()
             if self._core.recalled(slot.key, slot.begun, self._clock.monotonic()):
@@ -286,8 +286,8 @@ class InProcessFleet:
         directory = Directory(self._folder / "queue").create()
         self._store = SQLiteStore(directory.journal, "memory", clock=clock)
         self._core = core_of(settings)
-        self._slots = _Seats(self._core, clock)
-        self._events = _Narrator(self._store)
+        self._slots = _Pool(self._core, clock)
+        self._events = _EventLog(self._store)
         parts = Parts(directory, settings, self._store, self._core, self._events, clock)
         parts.connect(_Server(), self._slots, Succession(0), lambda _reason: None, lambda: 0)
         self._committer, self._scheduler, self._requests = parts.committer, parts.scheduler, parts.requests
@@ -404,7 +404,7 @@ class InProcessFleet:
             self._has_started = True
             self._app.hooks.run_starts()
 
-    def _choose(self) -> _Seat | None:
+    def _choose(self) -> _Consumer | None:
         """A free consumer with a job to start."""
         busy = sum(slot.running is not None for slot in self._slots.by_key.values())
         if busy >= _DEEPEST:
@@ -418,16 +418,16 @@ class InProcessFleet:
             free = self._free_slot()
         return free if free.waiting else None
 
-    def _free_slot(self) -> _Seat:
+    def _free_slot(self) -> _Consumer:
         for slot in self._slots.by_key.values():
             if slot.running is None:
                 return slot
-        slot = _Seat(next(self._keys), self._app, self._on_item)
+        slot = _Consumer(next(self._keys), self._app, self._on_item)
         self._slots.by_key[slot.key] = slot
         self._core.joined(slot.key, self.clock.monotonic())
         return slot
 
-    def _leave(self, slot: _Seat) -> None:
+    def _leave(self, slot: _Consumer) -> None:
         """A consumer ended its job. One free consumer is enough: so jobs start one by one in the order of the core."""
         slot.running = None
         if sum(other.running is None for other in self._slots.by_key.values()) > 1:

@@ -128,17 +128,17 @@ CATALOGUE = {
         "out of memory",
         (
             "test_catalogue::test_a_job_that_runs_out_of_memory",
-            "test_crashes::test_a_death_in_a_job_is_told_and_parks_it",
-            "test_core::test_deaths_are_told_in_words",
+            "test_crashes::test_a_death_in_a_job_is_reported_and_parks_it",
+            "test_core::test_deaths_are_reported_in_words",
             "test_catalogue::test_a_job_that_the_kernel_kills_for_want_of_memory",
         ),
         "the kernel's own kill is provoked in a control group, where the user may make one (root): nothing else is hit",
     ),
-    12: Row("segfault", ("test_crashes::test_a_death_in_a_job_is_told_and_parks_it",)),
+    12: Row("segfault", ("test_crashes::test_a_death_in_a_job_is_reported_and_parks_it",)),
     13: Row(
         "os._exit(0), sys.exit and KeyboardInterrupt in a task",
         (
-            "test_crashes::test_a_death_in_a_job_is_told_and_parks_it",
+            "test_crashes::test_a_death_in_a_job_is_reported_and_parks_it",
             "test_fleet::test_fails_at_once_and_the_consumer_lives",
         ),
     ),
@@ -313,7 +313,7 @@ CATALOGUE = {
             "test_fleet::test_arguments_that_cannot_travel",
             "test_fleet::test_fails_at_once_and_the_consumer_lives",
             "test_codec::test_every_supported_value_comes_back_equal_and_of_its_type",
-            "test_codec::test_what_cannot_be_serialized_is_told_with_its_place",
+            "test_codec::test_what_cannot_be_serialized_is_reported_with_its_place",
         ),
     ),
     38: Row(
@@ -338,7 +338,7 @@ CATALOGUE = {
         (
             "test_catalogue::test_a_job_prints_while_nobody_reads",
             "test_catalogue::test_a_worker_whose_output_nobody_reads_or_has_closed",
-            "test_fleet::test_a_flood_of_output_is_bounded_and_told",
+            "test_fleet::test_a_flood_of_output_is_bounded_and_reported",
         ),
     ),
     41: Row(

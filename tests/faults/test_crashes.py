@@ -70,7 +70,7 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("how", DEATHS)
-def test_a_death_in_a_job_is_told_and_parks_it(shared: Fleet, tmp_path: Path, how: str) -> None:
+def test_a_death_in_a_job_is_reported_and_parks_it(shared: Fleet, tmp_path: Path, how: str) -> None:
     name, code = DEATHS[how]
     job = jobs.last_words.options(max_crashes=2).enqueue(str(tmp_path / "starts"), how)
     with pytest.raises(JobFailed) as caught:
@@ -637,7 +637,7 @@ def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pyte
     store.close()
 
 
-def test_what_is_committed_with_spooled_jobs_is_told(home: Path) -> None:
+def test_what_is_committed_with_spooled_jobs_is_reported(home: Path) -> None:
     """A retry that was decided in the moment in which spooled jobs come in: its time must not be forgotten."""
     directory = Directory(home).create()
     store, core = SQLiteStore(directory.journal), Core()

@@ -369,7 +369,7 @@ def one_by_one(stream: bytes) -> list[bytes]:
 
 
 @fuzz(stream=streams, chance=chances)
-def test_a_stream_is_told_the_same_however_it_is_cut(stream: bytes, chance: random.Random) -> None:
+def test_a_stream_is_read_the_same_however_it_is_cut(stream: bytes, chance: random.Random) -> None:
     """The same messages and the same verdict; an error takes no more with it than the messages of its own piece."""
     counted()
     due = told(one_by_one(stream))
@@ -381,7 +381,7 @@ def test_a_stream_is_told_the_same_however_it_is_cut(stream: bytes, chance: rand
 
 
 @fuzz(stream=damaged_from(transcripts))
-def test_what_stands_before_garbage_is_told(stream: bytes) -> None:
+def test_what_stands_before_garbage_is_reported(stream: bytes) -> None:
     """Byte by byte, every message before the first wrong byte comes out, and comes out the same when sent on."""
     counted()
     found = told([bytes([byte]) for byte in stream])

@@ -74,7 +74,7 @@ def test_a_reload_without_room_keeps_the_old_consumers(start: Start, faults: Pat
     assert jobs.add.enqueue(1).result(timeout=15) == 2
 
 
-def test_a_read_only_shared_memory_is_told_once_with_its_path(home: Path, faults: Path) -> None:
+def test_a_read_only_shared_memory_is_reported_once_with_its_path(home: Path, faults: Path) -> None:
     (faults / "erofs").touch()
     done = taskq(home, "worker", JOBS, "--log-format", "json", **environment(faults))
     assert done.returncode == Exit.DIRECTORY, done

@@ -196,7 +196,7 @@ def test_who_waits_for_a_stopped_broker_waits_no_longer_than_asked_and_is_told(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_that_no_fleet_runs_is_told_once(home: Path, caplog: pytest.LogCaptureFixture, is_async: bool) -> None:
+def test_that_no_fleet_runs_is_reported_once(home: Path, caplog: pytest.LogCaptureFixture, is_async: bool) -> None:
     if is_async:
         asyncio.run(many_at_once(5))
         asyncio.run(many_at_once(5))

@@ -290,7 +290,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-def test_a_long_outage_is_told_once(home: Path, start: Callable[..., Fleet]) -> None:
+def test_a_long_outage_is_reported_once(home: Path, start: Callable[..., Fleet]) -> None:
     async def main() -> None:
         logging.getLogger("taskq").addHandler(told := Told())
         sent = [await jobs.add.aenqueue(number, 1) for number in range(3)]

@@ -25,7 +25,7 @@ time.time_ns = lambda: _time_ns() + _offset_s * 10**9
 
 
 @pytest.mark.parametrize("offset_s", [-3_000_000_000, 400_000_000_000])
-def test_a_clock_that_is_wrong_is_told(home: Path, tmp_path: Path, offset_s: int) -> None:
+def test_a_clock_that_is_wrong_is_reported(home: Path, tmp_path: Path, offset_s: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(CLOCK.format(offset_s=offset_s))
     environment = {**os.environ, "TASKQ_URL": str(home), "PYTHONPATH": str(tmp_path)}
 

@@ -7,30 +7,30 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from apps import seated
+from apps import concurrent_jobs
 from fleet import APPS, Fleet, Gate, running, use, wait_until
 
 from taskq import JobFailed, Progress
 
-APP = f"{APPS / 'seated.py'}:q"
+APP = f"{APPS / 'concurrent_jobs.py'}:q"
 _PATHS = {"PYTHONPATH": f"{APPS.parent}:{APPS.parents[2]}"}
 
 
 @pytest.fixture(scope="module")
 def fleet_of_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One fleet for all tests of this file."""
-    home = tmp_path_factory.mktemp("seated") / "queue"
+    home = tmp_path_factory.mktemp("concurrent") / "queue"
     with running(Fleet(home, APP, environment=_PATHS, consumers=1, threads=8)) as fleet:
         yield fleet
 
 
 @pytest.fixture
 def fleet(fleet_of_file: Fleet) -> Fleet:
-    use(seated.q, fleet_of_file.home)
+    use(concurrent_jobs.q, fleet_of_file.home)
     return fleet_of_file
 
 
-@pytest.mark.parametrize("task", [seated.keeps, seated.keeps_async], ids=lambda task: str(task.name))
+@pytest.mark.parametrize("task", [concurrent_jobs.keeps, concurrent_jobs.keeps_async], ids=lambda task: str(task.name))
 def test_each_job_has_its_own_checkpoint_and_deadline(fleet: Fleet, task: Any) -> None:
     """Many side by side: none finds what another kept."""
     for number, job in enumerate(task.enqueue_many([(number,) for number in range(50)])):
@@ -39,7 +39,7 @@ def test_each_job_has_its_own_checkpoint_and_deadline(fleet: Fleet, task: Any) -
         assert 50 < left_s <= 60
 
 
-@pytest.mark.parametrize("task", [seated.keeps, seated.keeps_async], ids=lambda task: str(task.name))
+@pytest.mark.parametrize("task", [concurrent_jobs.keeps, concurrent_jobs.keeps_async], ids=lambda task: str(task.name))
 def test_middleware_is_around_each_job(fleet: Fleet, task: Any) -> None:
     """It sees what the job raises, and knows the job."""
     job = task.enqueue(1)
@@ -52,7 +52,7 @@ def test_middleware_is_around_each_job(fleet: Fleet, task: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("task", [seated.sends, seated.sends_async], ids=lambda task: str(task.name))
+@pytest.mark.parametrize("task", [concurrent_jobs.sends, concurrent_jobs.sends_async], ids=lambda task: str(task.name))
 def test_a_timeout_never_cuts_a_message(fleet: Fleet, task: Any) -> None:
     """It comes behind it, once: what the job does to clean up is not interrupted; no process is killed."""
     before = fleet.consumer_pids()
@@ -66,14 +66,16 @@ def test_a_timeout_never_cuts_a_message(fleet: Fleet, task: Any) -> None:
 
 
 def test_progress_of_one_of_many(fleet: Fleet, gate: Gate) -> None:
-    job = seated.half_way.enqueue(gate.path)
+    job = concurrent_jobs.half_way.enqueue(gate.path)
     wait_until(lambda: job.info().progress == Progress(1, 2, "half"), "the progress of the job")
     gate.open()
     job.result(timeout=10)
     assert job.info().progress is None
 
 
-@pytest.mark.parametrize("task", [seated.computes, seated.takes_memory], ids=lambda task: str(task.name))
+@pytest.mark.parametrize(
+    "task", [concurrent_jobs.computes, concurrent_jobs.takes_memory], ids=lambda task: str(task.name)
+)
 def test_limits_that_are_measured_by_process_are_refused(fleet: Fleet, task: Any) -> None:
     job = task.enqueue()
     with pytest.raises(JobFailed, match="needs a fleet without --threads"):

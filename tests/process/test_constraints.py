@@ -1,4 +1,4 @@
-"""Jobs on terms, with real fleets: when they run, in which order, how many at once, and which of them are the same."""
+"""Jobs with constraints, in real fleets: when they run, in which order, how many at once, and which of them are the same."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import terms
+from apps import constraints
 from fleet import Fleet, Gate, running, starts, use, wait_until
 
 from taskq import ConfigError, JobCancelled, JobFailed, JobState, QueueFull, TaskQ, Unique
 
-APP = f"{Path(terms.__file__)}:q"
+APP = f"{Path(constraints.__file__)}:q"
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A fleet for all tests of this file that leave it as they found it."""
-    with running(Fleet(tmp_path_factory.mktemp("terms") / "queue", APP, resources=(("gpu", 1),))) as fleet:
+    with running(Fleet(tmp_path_factory.mktemp("constraints") / "queue", APP, resources=(("gpu", 1),))) as fleet:
         yield fleet
 
 
 @pytest.fixture(autouse=True)
 def _used(request: pytest.FixtureRequest) -> None:
     if "own" not in request.fixturenames:
-        use(terms.q, request.getfixturevalue("fleet").home)
+        use(constraints.q, request.getfixturevalue("fleet").home)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """The directory of a fleet that a test starts itself."""
     home = tmp_path / "queue"
-    use(terms.q, home)
+    use(constraints.q, home)
     return home
 
 
@@ -58,7 +58,11 @@ def labels(path: str) -> list[str]:
 def test_never_early(told: str, how: str) -> None:
     due_at = time.time() + 0.3
     options = {"delay": 0.3} if how == "delay" else {"delay": timedelta(seconds=0.3)}
-    task = terms.note.options(at=datetime.fromtimestamp(due_at, UTC)) if how == "at" else terms.note.options(**options)  # type: ignore[typeddict-item]
+    task = (
+        constraints.note.options(at=datetime.fromtimestamp(due_at, UTC))
+        if how == "at"
+        else constraints.note.options(**options)
+    )  # type: ignore[typeddict-item]
     job = task.enqueue(told, "x")
     assert job.state() is JobState.SCHEDULED
     assert job.result(timeout=20) >= due_at
@@ -67,7 +71,7 @@ def test_never_early(told: str, how: str) -> None:
 def test_scheduled_jobs_outlive_the_broker(own: Path, told: str) -> None:
     with running(Fleet(own, APP)) as fleet:
         due_at = time.time() + 1.0
-        job = terms.note.options(delay=1.0, priority=3).enqueue(told, "x")
+        job = constraints.note.options(delay=1.0, priority=3).enqueue(told, "x")
         fleet.kill(fleet.broker_pid)
         assert job.result(timeout=20) >= due_at
 
@@ -76,10 +80,10 @@ def test_a_job_that_did_not_start_in_time_expires(own: Path, told: str, make_gat
     """Told at once when its time is over, though nobody had a look at it; and one that started is left alone."""
     gate = make_gate()
     with running(Fleet(own, APP, consumers=1)) as fleet:
-        held = terms.hold.options(expires=5).enqueue(told, gate.path)
+        held = constraints.hold.options(expires=5).enqueue(told, gate.path)
         wait_until(lambda: held.state() is JobState.RUNNING, "it runs")
-        late = [terms.note.options(expires=0.2).enqueue(told, "late") for _ in range(3)]
-        waits = terms.note.options(delay=10, expires=11).enqueue(told, "waits")
+        late = [constraints.note.options(expires=0.2).enqueue(told, "late") for _ in range(3)]
+        waits = constraints.note.options(delay=10, expires=11).enqueue(told, "waits")
         for job in late:
             with pytest.raises(JobFailed, match=r"Expired: it was not started in time"):
                 job.result(timeout=20)
@@ -96,9 +100,9 @@ def test_expiry_outlives_the_broker(own: Path, told: str, make_gate: Callable[[]
     gate = make_gate()
     fleet = Fleet(own, APP, consumers=1)
     with running(fleet):
-        held = terms.hold.enqueue(told, gate.path)
+        held = constraints.hold.enqueue(told, gate.path)
         wait_until(lambda: held.state() is JobState.RUNNING, "it runs")
-        late = terms.note.options(expires=0.5).enqueue(told, "late")
+        late = constraints.note.options(expires=0.5).enqueue(told, "late")
         fleet.kill(fleet.broker_pid)
         assert late.wait(timeout=20)
         assert late.state() is JobState.EXPIRED
@@ -110,13 +114,13 @@ def test_expiry_outlives_the_broker(own: Path, told: str, make_gate: Callable[[]
 
 def test_higher_priorities_first_and_equal_ones_in_order(own: Path, told: str) -> None:
     with running(Fleet(own, APP, consumers=1)):
-        terms.q.pause("default")  # else the first ones would be sent before the later ones are there
+        constraints.q.pause("default")  # else the first ones would be sent before the later ones are there
         jobs = [
-            terms.note.options(priority=priority).enqueue(told, f"{priority}.{number}")
+            constraints.note.options(priority=priority).enqueue(told, f"{priority}.{number}")
             for number in range(3)
             for priority in (0, 5, -5)
         ]
-        terms.q.resume("default")
+        constraints.q.resume("default")
         for job in jobs:
             job.result(timeout=20)
     ran = labels(told)
@@ -128,10 +132,10 @@ def test_lanes_serve_their_queues_only(own: Path, told: str, make_gate: Callable
     """A lane that is busy with long jobs holds up no other."""
     gate = make_gate()
     with running(Fleet(own, APP, consumers=0, lanes=((("slow",), 1), (("default", "mail"), 1)))) as fleet:
-        held = [terms.hold.options(queue="slow").enqueue(told, gate.path) for _ in range(3)]
+        held = [constraints.hold.options(queue="slow").enqueue(told, gate.path) for _ in range(3)]
         for queue in ("default", "mail"):
-            terms.note.options(queue=queue).enqueue(told, queue).result(timeout=20)
-        nobody = terms.note.options(queue="other").enqueue(told, "other")
+            constraints.note.options(queue=queue).enqueue(told, queue).result(timeout=20)
+        nobody = constraints.note.options(queue="other").enqueue(told, "other")
         assert [job.state() for job in held[1:]] == [JobState.QUEUED] * 2
         gate.open()
         for job in held:
@@ -146,11 +150,11 @@ def test_queues_share_by_weight(own: Path, told: str, make_gate: Callable[[], Ga
     """With 3 to 1 a queue gets three quarters of the time while both have jobs."""
     gate = make_gate()
     with running(Fleet(own, APP, consumers=1, weights=(("high", 3.0),))):
-        terms.two.enqueue(told + ".0", 0.02).result(timeout=20)  # now it is known how long they take
-        held = terms.hold.enqueue(told, gate.path)
+        constraints.two.enqueue(told + ".0", 0.02).result(timeout=20)  # now it is known how long they take
+        held = constraints.hold.enqueue(told, gate.path)
         wait_until(lambda: held.state() is JobState.RUNNING, "it runs")
         jobs = [
-            terms.two.options(queue=queue, concurrency=None).enqueue(f"{told}.{queue}", 0.02)
+            constraints.two.options(queue=queue, concurrency=None).enqueue(f"{told}.{queue}", 0.02)
             for queue in ("high", "low")
             for _ in range(60)
         ]
@@ -167,24 +171,24 @@ def test_queues_share_by_weight(own: Path, told: str, make_gate: Callable[[], Ga
 def test_one_winner_among_many_producers(told: str, make_gate: Callable[[], Gate]) -> None:
     gate = make_gate()
     with ThreadPoolExecutor(8) as pool:
-        jobs = list(pool.map(lambda _: terms.only.enqueue("a", told, gate.path), range(40)))
+        jobs = list(pool.map(lambda _: constraints.only.enqueue("a", told, gate.path), range(40)))
     assert len({job.id for job in jobs}) == 1
     assert sum(not job.is_duplicate for job in jobs) == 1
-    other = terms.only.enqueue("b", told, gate.path)
+    other = constraints.only.enqueue("b", told, gate.path)
     assert not other.is_duplicate
     gate.open()
     assert [job.result(timeout=20) for job in jobs] == ["a"] * 40
     assert other.result(timeout=20) == "b"
     assert sorted(labels(told)) == ["a", "b"]
-    assert not terms.only.enqueue("a", told, gate.path).is_duplicate, "it has ended"
+    assert not constraints.only.enqueue("a", told, gate.path).is_duplicate, "it has ended"
 
 
 def test_unique_keys_outlive_the_broker(own: Path, told: str, make_gate: Callable[[], Gate]) -> None:
     gate = make_gate()
     with running(Fleet(own, APP)) as fleet:
-        first = terms.only.enqueue("a", told, gate.path)
+        first = constraints.only.enqueue("a", told, gate.path)
         fleet.kill(fleet.broker_pid)
-        second = wait_until(lambda: terms.only.enqueue("a", told, gate.path), "it is taken in")
+        second = wait_until(lambda: constraints.only.enqueue("a", told, gate.path), "it is taken in")
         gate.open()
         if second.is_duplicate:
             assert second == first
@@ -196,11 +200,11 @@ def test_unique_keys_outlive_the_broker(own: Path, told: str, make_gate: Callabl
 
 def test_unique_until_the_start(told: str, make_gate: Callable[[], Gate]) -> None:
     gate = make_gate()
-    first = terms.until_start.enqueue("a", told, gate.path)
+    first = constraints.until_start.enqueue("a", told, gate.path)
     wait_until(lambda: first.state() is JobState.RUNNING, "it runs")
-    blocker = terms.until_start.enqueue("b", told, gate.path)
+    blocker = constraints.until_start.enqueue("b", told, gate.path)
     wait_until(lambda: blocker.state() is JobState.RUNNING, "it runs")
-    second, third = (terms.until_start.enqueue("a", told, gate.path) for _ in range(2))
+    second, third = (constraints.until_start.enqueue("a", told, gate.path) for _ in range(2))
     assert second != first
     assert third == second
     gate.open()
@@ -208,14 +212,14 @@ def test_unique_until_the_start(told: str, make_gate: Callable[[], Gate]) -> Non
 
 
 def test_a_throttle_counts_also_what_has_ended() -> None:
-    first = terms.throttled.enqueue("a")
+    first = constraints.throttled.enqueue("a")
     first.result(timeout=20)
-    assert terms.throttled.enqueue("a") == first
-    assert terms.throttled.enqueue("b") != first
+    assert constraints.throttled.enqueue("a") == first
+    assert constraints.throttled.enqueue("b") != first
 
 
 def test_a_debounced_job_runs_once_with_the_last_arguments() -> None:
-    jobs = [terms.debounced.enqueue("a", label) for label in ("first", "second", "third")]
+    jobs = [constraints.debounced.enqueue("a", label) for label in ("first", "second", "third")]
     assert jobs[-1].result(timeout=20) == "third"
     for job in jobs[:-1]:
         with pytest.raises(JobCancelled):
@@ -223,7 +227,7 @@ def test_a_debounced_job_runs_once_with_the_last_arguments() -> None:
 
 
 def test_many_at_once_some_of_them_the_same() -> None:
-    jobs = terms.throttled.enqueue_many([(f"n{number % 30}",) for number in range(300)])
+    jobs = constraints.throttled.enqueue_many([(f"n{number % 30}",) for number in range(300)])
     assert sum(not job.is_duplicate for job in jobs) == 30
     assert [job.result(timeout=20) for job in jobs] == [f"n{number % 30}" for number in range(300)]
 
@@ -232,7 +236,7 @@ def test_asyncio_is_told_of_duplicates_too(told: str, make_gate: Callable[[], Ga
     gate = make_gate()
 
     async def main() -> list[bool]:
-        jobs = [await terms.only.aenqueue("async", told, gate.path) for _ in range(2)]
+        jobs = [await constraints.only.aenqueue("async", told, gate.path) for _ in range(2)]
         gate.open()
         await jobs[0]
         return [job.is_duplicate for job in jobs]
@@ -256,8 +260,8 @@ def most_at_once(path: str) -> int:
 def test_concurrency_holds_and_holds_up_nobody(own: Path, told: str, gate: Gate) -> None:
     """Two run at once on four consumers; other jobs go past those that wait."""
     with running(Fleet(own, APP, consumers=4)):
-        limited = terms.two.enqueue_many([(told, 0.05, gate.path)] * 30)
-        others = [terms.note.enqueue(told + ".others", "x") for _ in range(20)]
+        limited = constraints.two.enqueue_many([(told, 0.05, gate.path)] * 30)
+        others = [constraints.note.enqueue(told + ".others", "x") for _ in range(20)]
         for job in others:
             job.result(timeout=20)
         gate.open()
@@ -269,7 +273,7 @@ def test_concurrency_holds_and_holds_up_nobody(own: Path, told: str, gate: Gate)
 def test_concurrency_of_each_key(own: Path, told: str, make_gate: Callable[[], Gate]) -> None:
     gate = make_gate()
     with running(Fleet(own, APP, consumers=3)):
-        jobs = [terms.by_account.enqueue(account, told, gate.path) for account in ("a", "a", "b", "a", "c")]
+        jobs = [constraints.by_account.enqueue(account, told, gate.path) for account in ("a", "a", "b", "a", "c")]
         wait_until(lambda: sorted(labels(told)) == ["a", "b", "c"], "one of each account runs")
         gate.open()
         for job in jobs:
@@ -280,7 +284,7 @@ def test_concurrency_of_each_key(own: Path, told: str, make_gate: Callable[[], G
 def test_limits_outlive_deaths(own: Path, told: str) -> None:
     """A consumer that dies gives back what it took; a new broker counts anew, with no old consumer there."""
     with running(Fleet(own, APP, consumers=3)) as fleet:
-        jobs = terms.two.enqueue_many([(told, 0.1)] * 30)
+        jobs = constraints.two.enqueue_many([(told, 0.1)] * 30)
         for _ in range(3):
             wait_until(lambda: fleet.status()["totals"]["succeeded"] > 2, "some have ended")
             fleet.kill_consumer()
@@ -291,7 +295,7 @@ def test_limits_outlive_deaths(own: Path, told: str) -> None:
 
 def test_no_more_starts_than_the_rate_in_any_span() -> None:
     began = time.time()
-    times = sorted(job.result(timeout=20) for job in terms.rated.enqueue_many([()] * 8))
+    times = sorted(job.result(timeout=20) for job in constraints.rated.enqueue_many([()] * 8))
     assert times[2] - began < 2, "the first ones need not wait"
     assert all(later - earlier >= 1.9 for earlier, later in zip(times, times[3:], strict=False))
 
@@ -299,16 +303,16 @@ def test_no_more_starts_than_the_rate_in_any_span() -> None:
 def test_a_rate_outlives_the_broker(own: Path) -> None:
     """A new one does not count anew."""
     with running(Fleet(own, APP)) as fleet:
-        first = sorted(job.result(timeout=20) for job in terms.rated.enqueue_many([()] * 3))
+        first = sorted(job.result(timeout=20) for job in constraints.rated.enqueue_many([()] * 3))
         fleet.stop()
         fleet.start()
-        assert terms.rated.enqueue().result(timeout=20) - first[0] >= 1.9
+        assert constraints.rated.enqueue().result(timeout=20) - first[0] >= 1.9
 
 
 def test_strict_order_of_a_key_through_retries_and_kills(own: Path, told: str) -> None:
     with running(Fleet(own, APP, consumers=2)) as fleet:
         jobs = [
-            terms.ordered.enqueue(account, number, told, fails=number in (1, 4))
+            constraints.ordered.enqueue(account, number, told, fails=number in (1, 4))
             for number in range(8)
             for account in ("a", "b")
         ]
@@ -323,7 +327,7 @@ def test_strict_order_of_a_key_through_retries_and_kills(own: Path, told: str) -
 
 
 def test_a_resource_is_shared(told: str) -> None:
-    jobs = terms.on_gpu.enqueue_many([(told, 0.02)] * 10)
+    jobs = constraints.on_gpu.enqueue_many([(told, 0.02)] * 10)
     for job in jobs:
         job.result(timeout=20)
     assert most_at_once(told) == 1
@@ -331,21 +335,21 @@ def test_a_resource_is_shared(told: str) -> None:
 
 def test_a_full_queue_refuses_or_waits(make_gate: Callable[[], Gate]) -> None:
     gate = make_gate()
-    held = [terms.few.enqueue(gate.path) for _ in range(2)]
+    held = [constraints.few.enqueue(gate.path) for _ in range(2)]
     for job in held:
         wait_until(lambda job=job: job.state() is JobState.RUNNING, "it runs")
-    terms.few.enqueue_many([()] * 5)
+    constraints.few.enqueue_many([()] * 5)
     with pytest.raises(QueueFull, match=r"5 jobs wait in the queue 'small'.*when_full="):
-        terms.few.enqueue()
+        constraints.few.enqueue()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lambda: terms.few.options(when_full="wait").enqueue_many([()] * 12))
+        waiting = pool.submit(lambda: constraints.few.options(when_full="wait").enqueue_many([()] * 12))
         gate.open()
         assert all(job.wait(20) for job in waiting.result(20))
 
 
 def test_map_waits_for_room() -> None:
     """Its chunks alone are more than may wait."""
-    assert len(list(terms.few.options(when_full="wait").starmap([()] * 40, timeout=20))) == 40
+    assert len(list(constraints.few.options(when_full="wait").starmap([()] * 40, timeout=20))) == 40
 
 
 # -- what makes no sense
@@ -398,12 +402,12 @@ def test_a_key_of_parameters_that_the_task_does_not_tell() -> None:
 )
 def test_moments_that_make_no_sense(options: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        terms.throttled.options(**options)  # type: ignore[typeddict-item]
+        constraints.throttled.options(**options)  # type: ignore[typeddict-item]
 
 
 def test_options_that_are_none() -> None:
     with pytest.raises(TypeError, match="no such option: 'priorty'; there are after, at, "):
-        terms.throttled.options(priorty=1)  # type: ignore[call-arg]
+        constraints.throttled.options(priorty=1)  # type: ignore[call-arg]
 
 
 def test_one_moment_for_a_whole_task_is_refused() -> None:
@@ -413,12 +417,12 @@ def test_one_moment_for_a_whole_task_is_refused() -> None:
 
 def test_what_would_expire_before_it_starts_is_refused() -> None:
     with pytest.raises(ConfigError, match="expire before it may start"):
-        terms.throttled.options(delay=10, expires=5).enqueue("x")
+        constraints.throttled.options(delay=10, expires=5).enqueue("x")
 
 
 def test_map_needs_a_job_for_each_item() -> None:
     with pytest.raises(ConfigError, match="use enqueue_many"):
-        list(terms.throttled.map(["a"]))
+        list(constraints.throttled.map(["a"]))
 
 
 def test_a_period_that_makes_no_sense() -> None:

@@ -449,7 +449,7 @@ def test_old_consumers_are_ended(tmp_path: Path, make_other: Callable[..., Other
     assert end_old_consumers(lock) == []
 
 
-def test_a_holder_without_a_number_is_waited_for_and_not_killed(
+def test_an_owner_of_the_lock_without_a_number_is_waited_for_and_not_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel tells 0 for a process in another container, which would be our own group, and -1 for this lock."""

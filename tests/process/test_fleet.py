@@ -263,7 +263,7 @@ def test_current_job(shared: Fleet) -> None:
         jobs.current_job()
 
 
-def test_output_is_told_with_its_job(shared: Fleet) -> None:
+def test_output_is_reported_with_its_job(shared: Fleet) -> None:
     jobs.speak.enqueue().result(timeout=10)
     spoken = [jobs.speak.enqueue() for _ in range(3)]
     for job in spoken:
@@ -280,7 +280,7 @@ def test_output_is_told_with_its_job(shared: Fleet) -> None:
     assert (line["level"], line["logger"]) == ("warning", "app")
 
 
-def test_a_flood_of_output_is_bounded_and_told(shared: Fleet) -> None:
+def test_a_flood_of_output_is_bounded_and_reported(shared: Fleet) -> None:
     job = jobs.print_much.enqueue(20_000)
     job.result(timeout=20)
     shared.wait_for("output.dropped")
@@ -622,7 +622,7 @@ def test_an_application_may_have_many_tasks_with_long_names(home: Path, tmp_path
         assert q.enqueue(f"{999:0200d}").result(timeout=10) == 999
 
 
-def test_a_start_that_fails_with_a_long_error_is_told(home: Path, tmp_path: Path) -> None:
+def test_a_start_that_fails_with_a_long_error_is_reported(home: Path, tmp_path: Path) -> None:
     app = tmp_path / "wordy.py"
     app.write_text(
         "import os\n"

@@ -61,7 +61,7 @@ def test_a_killed_consumer_is_followed_by_one_that_starts_anew(begin: Start, tmp
     assert told(tmp_path).count("stop-last") == 0
 
 
-def test_a_start_that_fails_is_told_as_an_import_that_fails(begin: Start, tmp_path: Path) -> None:
+def test_a_start_that_fails_is_reported_as_an_import_that_fails(begin: Start, tmp_path: Path) -> None:
     """Clearly, again and again but in no storm; when it succeeds, jobs run, and none was charged."""
     (tmp_path / "hooks.no-model").touch()
     job = hooked.works.enqueue()
@@ -76,7 +76,7 @@ def test_a_start_that_fails_is_told_as_an_import_that_fails(begin: Start, tmp_pa
     assert (job.info().attempts, job.info().crashes) == (1, 0)
 
 
-def test_a_stop_that_fails_is_told_and_no_more(begin: Start, tmp_path: Path) -> None:
+def test_a_stop_that_fails_is_reported_and_no_more(begin: Start, tmp_path: Path) -> None:
     fleet = begin("stop")
     assert fleet.stop() == 0
     assert "stop-first" in told(tmp_path)
@@ -112,7 +112,7 @@ def test_middleware_may_say_what_becomes_of_the_job(begin: Start, tmp_path: Path
     wait_until(lambda: job.state() is JobState.SCHEDULED, "it snoozes")
 
 
-def test_wrong_arguments_are_told_as_such_behind_middleware(begin: Start) -> None:
+def test_wrong_arguments_are_reported_as_such_behind_middleware(begin: Start) -> None:
     begin()
     with pytest.raises(JobFailed, match="BadArguments") as caught:
         TaskQ("elsewhere", hooked.q.directory.path).enqueue("takes_one").result(timeout=10)

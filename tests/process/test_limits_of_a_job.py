@@ -172,7 +172,7 @@ def test_sizes_in_words(text: Any, count: int) -> None:
 
 
 @given(count=st.integers(1 << 20, 1 << 50))
-def test_sizes_are_told_near_enough(count: int) -> None:
+def test_sizes_are_measured_near_enough(count: int) -> None:
     told = bytes_of_text(text_of_bytes(count).replace(",", ""), "memory_limit")
     assert told is not None
     assert abs(told - count) <= 500_000

@@ -209,7 +209,7 @@ def test_whatever_is_reported_each_job_ends_once_or_stays(reports: Any, unwanted
 
 
 @pytest.mark.parametrize("times", [(float("nan"), 1.0), (1.0, float("inf")), (2**64 - 1, 1.0)])
-def test_times_that_cannot_be_told_are_unreadable(times: tuple[float, float]) -> None:
+def test_times_that_cannot_be_shown_are_unreadable(times: tuple[float, float]) -> None:
     """A job may have replaced `time.time`: `taskq job` ended in a traceback."""
     with pytest.raises(ProtocolError, match="its times are none that can be told"):
         unpack(pack_success(*times, None))
@@ -266,7 +266,7 @@ def test_a_rule_of_the_task_that_raises(fleet: Fleet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5_000, 3_000_000])
-def test_a_success_that_cannot_be_read_is_told_with_its_job_alone(start: Start, tmp_path: Path, size: int) -> None:
+def test_a_success_that_cannot_be_read_is_reported_with_its_job_alone(start: Start, tmp_path: Path, size: int) -> None:
     """By whatever way it is asked for, and by whoever has it as an argument."""
     fleet = start(APP, environment=_PATHS, consumers=1)
     use(misbehaved.q, fleet.home)

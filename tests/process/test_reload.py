@@ -74,7 +74,7 @@ def test_many_consumers_of_one_number_run_at_once(start: Start, version: Path, m
 # -- what the user is told
 
 
-def test_a_reload_is_told_when_the_new_code_runs(start: Start, version: Path) -> None:
+def test_a_reload_is_reported_when_the_new_code_runs(start: Start, version: Path) -> None:
     fleet = start(VERSIONED).wait_ready()
     version.write_text("two")
     done = command(fleet.home, "reload")
@@ -85,7 +85,7 @@ def test_a_reload_is_told_when_the_new_code_runs(start: Start, version: Path) ->
     assert "old code" not in again.stdout
 
 
-def test_a_reload_of_broken_code_is_told(start: Start, version: Path) -> None:
+def test_a_reload_of_broken_code_is_reported(start: Start, version: Path) -> None:
     fleet = start(VERSIONED).wait_ready()
     before = fleet.consumer_pids()
     version.write_text("broken")

@@ -220,7 +220,7 @@ def test_a_function_decides(fleet: Fleet, tmp_path: Path, wish: str, delays: lis
 
 
 @pytest.mark.parametrize("wish", ["raise", "text"])
-def test_a_function_that_fails_is_told_and_the_default_serves(fleet: Fleet, tmp_path: Path, wish: str) -> None:
+def test_a_function_that_fails_is_reported_and_the_default_serves(fleet: Fleet, tmp_path: Path, wish: str) -> None:
     job = retrying.fails_by_function.enqueue(str(tmp_path / "log"), wish)
     event = fleet.wait_for("job.retrying", job_id=job.id)
     assert 0.5 <= event["delay_s"] <= 1.0

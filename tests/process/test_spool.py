@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from apps import jobs, terms
+from apps import constraints, jobs
 from deaf import Deaf
 from fleet import APPS, Fleet, running, starts, use, wait_until
 from full_disk import Tight
@@ -87,21 +87,21 @@ def test_a_job_deep_in_the_spool_can_be_waited_for_and_cancelled(home: Path) -> 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_what_is_ordered_stays_behind_what_is_spooled(home: Path, tmp_path: Path, is_async: bool) -> None:
     path = tmp_path / "starts"
-    use(terms.q, home)
+    use(constraints.q, home)
     fill(home, MANY, task="rated")
-    first = terms.ordered.enqueue("ann", 0, str(path))
+    first = constraints.ordered.enqueue("ann", 0, str(path))
 
     async def later() -> list[Job[Any]]:
-        return [await terms.ordered.aenqueue("ann", number, str(path)) for number in range(1, 20)]
+        return [await constraints.ordered.aenqueue("ann", number, str(path)) for number in range(1, 20)]
 
-    fleet = Fleet(home, f"{APPS / 'terms.py'}:q")
+    fleet = Fleet(home, f"{APPS / 'constraints.py'}:q")
     with running(fleet, wait=False):
         fleet.status()
         assert waiting(home) > 0
         made = (
             asyncio.run(later())
             if is_async
-            else [terms.ordered.enqueue("ann", number, str(path)) for number in range(1, 20)]
+            else [constraints.ordered.enqueue("ann", number, str(path)) for number in range(1, 20)]
         )
         for job in (first, *made):
             job.result(timeout=30)

@@ -109,7 +109,7 @@ def test_many_jobs_are_read_by_one_reader(home: Path, left: tuple[Job[int], Job[
         q.resume("default")
 
 
-def test_jobs_in_the_spool_are_told(home: Path, here: Here) -> None:
+def test_jobs_in_the_spool_are_reported(home: Path, here: Here) -> None:
     """Before the first fleet, too, and beside what a journal holds."""
     refused(here(home, "jobs"), Exit.NO_FLEET, str(home))
     first = jobs.add.enqueue(1)
@@ -217,7 +217,7 @@ def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-def test_two_fleets_are_told_apart_from_a_reader(home: Path) -> None:
+def test_two_fleets_are_distinguished_from_a_reader(home: Path) -> None:
     """A second fleet still refuses at once, and names the first."""
     with running(Fleet(home, consumers=1)) as fleet:
         done = taskq(home, "worker", JOBS)

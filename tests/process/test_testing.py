@@ -16,8 +16,8 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from apps import rehearsed
-from apps.rehearsed import (
+from apps import in_process
+from apps.in_process import (
     asks,
     chain,
     collect,
@@ -102,7 +102,7 @@ def test_inline_raises_what_a_job_raises_after_its_last_retry() -> None:
         with pytest.raises(ValueError, match="attempt 3 of a") as raised:
             work.enqueue("a", fails=9)
         assert ran == ["a"] * 3
-        assert "rehearsed.py" in "".join(traceback.format_tb(raised.value.__traceback__))
+        assert "in_process.py" in "".join(traceback.format_tb(raised.value.__traceback__))
         assert jobs.enqueued()[0].state == "failed"
 
 
@@ -139,7 +139,7 @@ def test_inline_inside_jobs() -> None:
     assert ran[3:] == [5, 4, 3, 2, 1, 0]
 
 
-def test_jobs_without_an_end_are_told(jobs: testing.Jobs) -> None:
+def test_jobs_without_an_end_are_reported(jobs: testing.Jobs) -> None:
     chain.enqueue(1_000)
     with pytest.raises(TaskQError, match="more than 500 jobs"):
         jobs.drain(limit=500)
@@ -211,7 +211,7 @@ def test_waiting_takes_time_of_the_test_alone(jobs: testing.Jobs) -> None:
     assert jobs.clock.time() == before + 100
 
 
-def test_a_wait_without_an_end_is_told(jobs: testing.Jobs) -> None:
+def test_a_wait_without_an_end_is_reported(jobs: testing.Jobs) -> None:
     q.pause("default")
     job = work.enqueue("a")
     with pytest.raises(TaskQError, match="Is a queue paused"):
@@ -605,7 +605,7 @@ def test_asserts_fail_with_a_clear_text(jobs: testing.Jobs) -> None:
     with pytest.raises(ConfigError, match="do not fit work"):
         jobs.assert_enqueued(work, colour="red")
     with pytest.raises(ConfigError, match="is not a task"):
-        jobs.assert_enqueued(rehearsed.current_job)  # type: ignore[arg-type]
+        jobs.assert_enqueued(in_process.current_job)  # type: ignore[arg-type]
 
 
 def test_arguments_are_compared_as_the_function_gets_them(jobs: testing.Jobs) -> None:
@@ -707,7 +707,7 @@ def play(program: list[Step]) -> list[tuple[str, int, bool]]:
 
 @pytest.mark.timeout(120)
 def test_programs_end_as_in_a_real_fleet(tmp_path: Path) -> None:
-    with running(Fleet(tmp_path / "queue", f"{APPS / 'rehearsed.py'}:q")) as fleet:
+    with running(Fleet(tmp_path / "queue", f"{APPS / 'in_process.py'}:q")) as fleet:
         before = q.directory
         use(q, fleet.home)
 

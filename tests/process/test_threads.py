@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import jobs, seats
+from apps import jobs, slots
 from fleet import APPS, Fleet, Gate, running, starts, use, wait_until
 
 from taskq import JobFailed, JobState, TaskQError
 from taskq.telemetry.reader import Filter, read
 
-SLOTS = f"{APPS / 'seats.py'}:q"
+SLOTS = f"{APPS / 'slots.py'}:q"
 Start = Callable[..., Fleet]
 
 
 @pytest.fixture
 def start(home: Path, start: Start) -> Start:
     """Starts fleets of consumers with several slots."""
-    use(seats.q, home)
+    use(slots.q, home)
     return lambda **options: start(SLOTS, **{"consumers": 1, "threads": 8, **options})
 
 
@@ -35,21 +35,21 @@ def many_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture
 def many(many_fleet: Fleet) -> Fleet:
-    """That fleet, which `apps.seats` uses in this test."""
-    use(seats.q, many_fleet.home)
+    """That fleet, which `apps.slots` uses in this test."""
+    use(slots.q, many_fleet.home)
     return many_fleet
 
 
 # -- many at once
 
 
-@pytest.mark.parametrize("task", [seats.nap, seats.doze])
+@pytest.mark.parametrize("task", [slots.nap, slots.doze])
 def test_many_at_once(start: Start, task: Any) -> None:
     """2,000 jobs that sleep 50 ms take a second, not 100: all slots are used, and no more than there are."""
     fleet = start(threads=100)
     made = task.enqueue_many([(0.05,)] * 2_000)
     assert [job.result(timeout=20) for job in made] == [job.id for job in made]
-    assert seats.largest_crowd.enqueue().result(timeout=10) == 100
+    assert slots.largest_crowd.enqueue().result(timeout=10) == 100
     assert fleet.totals()["succeeded"] == 2_001
 
 
@@ -57,7 +57,7 @@ def test_a_thousand_at_once(start: Start, tmp_path: Path) -> None:
     """They all wait for each other, so they all run: no slot stays empty while a job waits."""
     start(threads=1_000)
     (tmp_path / "met").mkdir()
-    made = seats.meet.enqueue_many([(str(tmp_path / "met"), str(number), 1_000) for number in range(1_000)])
+    made = slots.meet.enqueue_many([(str(tmp_path / "met"), str(number), 1_000) for number in range(1_000)])
     for job in made:
         job.result(timeout=60)
 
@@ -67,7 +67,7 @@ def test_mixed(many: Fleet, tmp_path: Path) -> None:
     (tmp_path / "met").mkdir()
     made = []
     for number in range(50):
-        for task in (seats.meet, seats.meet_in_thread):
+        for task in (slots.meet, slots.meet_in_thread):
             made.append(task.enqueue(str(tmp_path / "met"), f"{task.name}{number}", 100))
     for job in made:
         job.result(timeout=20)
@@ -78,7 +78,7 @@ def test_large_payloads_fill_all_slots(start: Start, gate: Gate, tmp_path: Path)
     start(threads=10)
     path = str(tmp_path / "starts")
     for number in range(10):
-        seats.hold.enqueue(gate.path, path, f"{number}" + "x" * 200_000)
+        slots.hold.enqueue(gate.path, path, f"{number}" + "x" * 200_000)
     assert len({start.label[0] for start in starts(Path(path), 10)}) == 10
     gate.open()
 
@@ -86,18 +86,18 @@ def test_large_payloads_fill_all_slots(start: Start, gate: Gate, tmp_path: Path)
 def test_one_slot_is_as_before(start: Start) -> None:
     """Without --threads jobs run one by one in the main thread, and coroutines too."""
     start(threads=1)
-    made = seats.nap.enqueue_many([(0.001,)] * 20)
+    made = slots.nap.enqueue_many([(0.001,)] * 20)
     assert [job.result(timeout=10) for job in made] == [job.id for job in made]
-    assert seats.largest_crowd.enqueue().result(timeout=10) == 1
+    assert slots.largest_crowd.enqueue().result(timeout=10) == 1
 
 
 def test_status_tells_all_that_runs(start: Start, gate: Gate, tmp_path: Path) -> None:
     """How many run, which has run for the longest time, and each one's own state."""
     fleet = start(threads=4)
     path = tmp_path / "starts"
-    first = seats.hold.enqueue(gate.path, str(path), "first")
+    first = slots.hold.enqueue(gate.path, str(path), "first")
     starts(path, 1)
-    others = [task.enqueue(gate.path, str(path), "other") for task in (seats.hold, seats.hold_in_thread)]
+    others = [task.enqueue(gate.path, str(path), "other") for task in (slots.hold, slots.hold_in_thread)]
     starts(path, 3)
     [consumer] = fleet.status()["consumers"]
     assert (consumer["state"], consumer["running"], consumer["seats"]) == ("running", 3, 4)
@@ -117,17 +117,17 @@ def test_status_tells_all_that_runs(start: Start, gate: Gate, tmp_path: Path) ->
 # -- what a job knows and tells
 
 
-@pytest.mark.parametrize("task", [seats.knows, seats.knows_in_thread])
+@pytest.mark.parametrize("task", [slots.knows, slots.knows_in_thread])
 def test_current_job(many: Fleet, task: Any) -> None:
     """Each job sees itself, in its tasks and in `asyncio.to_thread` too."""
     for job in task.enqueue_many([(0.001 * (number % 7),) for number in range(100)]):
         assert set(job.result(timeout=10)) == {job.id}
     with pytest.raises(TaskQError, match="outside a job"):
-        seats.current_job()
+        slots.current_job()
 
 
-@pytest.mark.parametrize("task", [seats.speak, seats.speak_in_thread])
-def test_output_is_told_with_its_job(many: Fleet, task: Any) -> None:
+@pytest.mark.parametrize("task", [slots.speak, slots.speak_in_thread])
+def test_output_is_reported_with_its_job(many: Fleet, task: Any) -> None:
     """Whatever else prints at the same time: whole lines, each with the job that wrote it."""
     made = {f"{task.name}-{number}": task.enqueue(f"{task.name}-{number}") for number in range(50)}
     for name, job in made.items():
@@ -139,9 +139,9 @@ def test_output_is_told_with_its_job(many: Fleet, task: Any) -> None:
     assert line["size"] == 3
 
 
-def test_native_output_is_told_with_the_consumer(many: Fleet) -> None:
+def test_native_output_is_reported_with_the_consumer(many: Fleet) -> None:
     """Nobody knows which job wrote it."""
-    seats.write_natively.enqueue("from C").result(timeout=10)
+    slots.write_natively.enqueue("from C").result(timeout=10)
     assert many.wait_for("consumer.log", message="from C")["consumer"] == 1
 
 
@@ -152,12 +152,12 @@ def test_native_output_is_told_with_the_consumer(many: Fleet) -> None:
 def test_timeout_of_a_coroutine(many: Fleet, tmp_path: Path, how: str) -> None:
     """It is cancelled, or, if it does not let go of the loop, interrupted; the others go on."""
     before = many.consumer_pids()
-    beside = seats.nap.enqueue_many([(0.4,)] * 10)
-    job = seats.overdue.enqueue(str(tmp_path / "starts"), how)
+    beside = slots.nap.enqueue_many([(0.4,)] * 10)
+    job = slots.overdue.enqueue(str(tmp_path / "starts"), how)
     with pytest.raises(JobFailed) as caught:
         job.result(timeout=10)
     assert caught.value.error_type == "TimedOut"
-    assert "seats.py" in caught.value.error_traceback, "it says where the job was"
+    assert "slots.py" in caught.value.error_traceback, "it says where the job was"
     many.wait_for("job.timed_out", job_id=job.id)
     for other in beside:
         assert other.result(timeout=10) == other.id
@@ -167,8 +167,8 @@ def test_timeout_of_a_coroutine(many: Fleet, tmp_path: Path, how: str) -> None:
 def test_timeout_in_a_thread(many: Fleet, tmp_path: Path) -> None:
     """JobTimeout is raised in that thread, and in no other."""
     before = many.consumer_pids()
-    beside = seats.doze.enqueue_many([(0.4,)] * 10)
-    made = [seats.overdue_in_thread.enqueue(str(tmp_path / "starts"), "spins") for _ in range(10)]
+    beside = slots.doze.enqueue_many([(0.4,)] * 10)
+    made = [slots.overdue_in_thread.enqueue(str(tmp_path / "starts"), "spins") for _ in range(10)]
     for job in made:
         with pytest.raises(JobFailed) as caught:
             job.result(timeout=10)
@@ -180,7 +180,7 @@ def test_timeout_in_a_thread(many: Fleet, tmp_path: Path) -> None:
     assert many.consumer_pids() == before
 
 
-@pytest.mark.parametrize("task", [seats.overdue, seats.overdue_in_thread])
+@pytest.mark.parametrize("task", [slots.overdue, slots.overdue_in_thread])
 def test_a_job_may_clean_up_at_its_timeout(many: Fleet, tmp_path: Path, task: Any) -> None:
     """A coroutine sees a cancellation, a thread JobTimeout; either may still return."""
     assert task.enqueue(str(tmp_path / "starts"), "caught").result(timeout=10) == "caught"
@@ -194,7 +194,7 @@ def test_an_interruption_that_comes_late_harms_nobody(start: Start) -> None:
     fleet = start()
     before = fleet.consumer_pids()
     ends = Counter[str]()
-    for job in seats.just_in_time.enqueue_many([(20_000 + 2_000 * (number % 40),) for number in range(400)]):
+    for job in slots.just_in_time.enqueue_many([(20_000 + 2_000 * (number % 40),) for number in range(400)]):
         try:
             job.result(timeout=20)
             ends["succeeded"] += 1
@@ -202,7 +202,7 @@ def test_an_interruption_that_comes_late_harms_nobody(start: Start) -> None:
             ends[error.error_type] += 1
     assert set(ends) <= {"succeeded", "TimedOut"}
     assert sum(ends.values()) == 400
-    assert seats.doze.enqueue(0.0).result(timeout=10)
+    assert slots.doze.enqueue(0.0).result(timeout=10)
     assert fleet.consumer_pids() == before
 
 
@@ -213,11 +213,11 @@ def test_a_kill_for_time_is_charged_to_one(
     """What does not obey takes its process along; what ran beside it runs again, uncharged."""
     fleet = start(threads=4)
     path, gate = tmp_path / "starts", make_gate()
-    beside = [each.enqueue(gate.path, str(path), "beside") for each in (seats.hold, seats.hold_in_thread)]
+    beside = [each.enqueue(gate.path, str(path), "beside") for each in (slots.hold, slots.hold_in_thread)]
     starts(path, 2)
     stuck = make_gate()
     more = (stuck.path,) if task == "overdue_in_thread" else ()
-    job = seats.q.tasks[task].enqueue(str(tmp_path / "overdue"), how, *more)
+    job = slots.q.tasks[task].enqueue(str(tmp_path / "overdue"), how, *more)
     with pytest.raises(JobFailed) as caught:
         job.result(timeout=15)
     assert caught.value.error_type == "TimedOut"
@@ -233,7 +233,7 @@ def test_a_kill_for_time_is_charged_to_one(
 def test_timeout_in_c(start: Start, tmp_path: Path) -> None:
     """Code that keeps the GIL is killed."""
     start(threads=4)
-    job = seats.overdue_in_thread.enqueue(str(tmp_path / "starts"), "in-c")
+    job = slots.overdue_in_thread.enqueue(str(tmp_path / "starts"), "in-c")
     with pytest.raises(JobFailed) as caught:
         job.result(timeout=15)
     assert caught.value.error_type == "TimedOut"
@@ -243,13 +243,13 @@ def test_timeout_in_c(start: Start, tmp_path: Path) -> None:
 def test_a_coroutine_that_blocks_the_loop_is_killed(start: Start, threads: int) -> None:
     """No cancellation and no signal handler gets through to it: the kill comes after the grace."""
     fleet = start(threads=threads)
-    job = seats.block_loop.enqueue()
+    job = slots.block_loop.enqueue()
     with pytest.raises(JobFailed) as caught:
         job.result(timeout=15)
     assert caught.value.error_type == "TimedOut"
     assert (job.info().attempts, job.info().crashes) == (1, 0)
     assert fleet.count("job.timed_out") == 1
-    assert seats.doze.enqueue(0.0).result(timeout=10), "its successor has a loop that runs"
+    assert slots.doze.enqueue(0.0).result(timeout=10), "its successor has a loop that runs"
 
 
 # -- deaths
@@ -259,7 +259,7 @@ def test_a_kill_with_many_running(start: Start, gate: Gate, tmp_path: Path) -> N
     """All that ran are charged and run again; what only waited is not charged. Nothing is lost."""
     fleet = start(threads=10)
     path = tmp_path / "starts"
-    made = [seats.hold.enqueue(gate.path, str(path), str(number)) for number in range(15)]
+    made = [slots.hold.enqueue(gate.path, str(path), str(number)) for number in range(15)]
     starts(path, 10)
     [pid] = fleet.consumer_pids()
     fleet.kill(pid)
@@ -275,9 +275,9 @@ def test_what_ended_before_a_kill_does_not_run_again(start: Start, gate: Gate, t
     """Also if other jobs of the process began earlier and are still running."""
     fleet = start(threads=4)
     path, ended = tmp_path / "starts", tmp_path / "ended"
-    held = seats.hold.enqueue(gate.path, str(path), "held")
+    held = slots.hold.enqueue(gate.path, str(path), "held")
     starts(path, 1)
-    short = seats.note.enqueue_many([(str(ended), str(number)) for number in range(100)])
+    short = slots.note.enqueue_many([(str(ended), str(number)) for number in range(100)])
     for job in short:
         job.result(timeout=10)
     fleet.kill(fleet.consumer_pids()[0])
@@ -288,7 +288,7 @@ def test_what_ended_before_a_kill_does_not_run_again(start: Start, gate: Gate, t
     assert [event["job_id"] for event in fleet.events("job.crashed")] == [held.id]
 
 
-@pytest.mark.parametrize("task", [seats.end, seats.end_in_thread])
+@pytest.mark.parametrize("task", [slots.end, slots.end_in_thread])
 @pytest.mark.parametrize("how", ["segfault", "exit 0"])
 def test_a_job_that_ends_its_process(start: Start, tmp_path: Path, task: Any, how: str) -> None:
     """It is parked after its crashes, as without --threads."""
@@ -297,7 +297,7 @@ def test_a_job_that_ends_its_process(start: Start, tmp_path: Path, task: Any, ho
     with pytest.raises(JobFailed, match="Crashed"):
         job.result(timeout=15)
     assert job.info().crashes == 2
-    assert seats.doze.enqueue(0.0).result(timeout=10)
+    assert slots.doze.enqueue(0.0).result(timeout=10)
     assert fleet.count("job.crashed", job_id=job.id) == 2
 
 
@@ -305,7 +305,7 @@ def test_the_death_of_a_whole_fleet(start: Start, gate: Gate, tmp_path: Path) ->
     """The flight recorder has a record of each slot: the next fleet charges what ran, and only that."""
     fleet = start(threads=5)
     path = tmp_path / "starts"
-    made = [seats.hold.enqueue(gate.path, str(path), str(number)) for number in range(8)]
+    made = [slots.hold.enqueue(gate.path, str(path), str(number)) for number in range(8)]
     starts(path, 5)
     fleet.kill_all()
     fleet.start()
@@ -323,16 +323,16 @@ def test_a_job_that_misuses_the_loop(start: Start, how: str) -> None:
     fleet.expected.add("traceback")
     before = fleet.consumer_pids()
     with pytest.raises(JobFailed):
-        seats.go_wrong.enqueue(how).result(timeout=10)
-    assert seats.nap.enqueue(0.0).result(timeout=10)
+        slots.go_wrong.enqueue(how).result(timeout=10)
+    assert slots.nap.enqueue(0.0).result(timeout=10)
     assert fleet.consumer_pids() == before
 
 
-@pytest.mark.parametrize("task", [seats.fork_and_return, seats.fork_in_thread_and_return])
+@pytest.mark.parametrize("task", [slots.fork_and_return, slots.fork_in_thread_and_return])
 def test_a_job_may_fork(start: Start, task: Any) -> None:
     """What returns in the child too is one job, and the child no second consumer."""
     fleet = start(threads=4)
-    beside = seats.nap.enqueue_many([(0.01,)] * 50)
+    beside = slots.nap.enqueue_many([(0.01,)] * 50)
     assert task.enqueue().result(timeout=10) in fleet.consumer_pids()
     for job in beside:
         assert job.result(timeout=10) == job.id
@@ -343,10 +343,10 @@ def test_a_job_may_fork(start: Start, task: Any) -> None:
 def test_a_job_that_closes_our_descriptors(start: Start, tmp_path: Path) -> None:
     """The process ends, and the job is charged: nothing hangs."""
     start(threads=4)
-    job = seats.close_descriptors.options(max_crashes=1).enqueue(str(tmp_path / "starts"))
+    job = slots.close_descriptors.options(max_crashes=1).enqueue(str(tmp_path / "starts"))
     with pytest.raises(JobFailed, match="Crashed"):
         job.result(timeout=15)
-    assert seats.doze.enqueue(0.0).result(timeout=10)
+    assert slots.doze.enqueue(0.0).result(timeout=10)
 
 
 # -- the fleet
@@ -358,9 +358,9 @@ def test_jobs_go_to_free_slots(start: Start, make_gate: Callable[[], Gate], tmp_
     fleet.wait_ready()
     path, gate = tmp_path / "starts", make_gate()
     for number in range(5):
-        seats.hold.enqueue(gate.path, str(path), str(number))
+        slots.hold.enqueue(gate.path, str(path), str(number))
     starts(path, 5)
-    short = seats.note.enqueue_many([(str(tmp_path / "short"), str(number)) for number in range(200)])
+    short = slots.note.enqueue_many([(str(tmp_path / "short"), str(number)) for number in range(200)])
     for job in short:
         job.result(timeout=10)
     assert len(starts(tmp_path / "short")) == 200
@@ -372,7 +372,7 @@ def test_what_has_no_slot_goes_to_the_successor(start: Start, gate: Gate, tmp_pa
     """SIGTERM to a consumer: its running jobs go on, the job that it had not begun runs elsewhere, each once."""
     fleet = start(consumers=1, threads=2)
     path = tmp_path / "starts"
-    made = [seats.hold.enqueue(gate.path, str(path), str(number)) for number in range(3)]
+    made = [slots.hold.enqueue(gate.path, str(path), str(number)) for number in range(3)]
     starts(path, 2)
     fleet.kill(fleet.consumer_pids()[0], signal.SIGTERM)
     wait_until(lambda: fleet.status()["consumers"], "a consumer")
@@ -388,7 +388,7 @@ def test_a_stopped_consumer_keeps_no_job(start: Start, tmp_path: Path) -> None:
     fleet = start(consumers=2, threads=4)
     first, second = fleet.wait_ready().consumer_pids()
     fleet.kill(first, signal.SIGSTOP)
-    made = seats.note.enqueue_many([(str(tmp_path / "starts"), str(number)) for number in range(40)])
+    made = slots.note.enqueue_many([(str(tmp_path / "starts"), str(number)) for number in range(40)])
     for job in made:
         job.result(timeout=15)
     assert {start.pid for start in starts(tmp_path / "starts")} == {second}
@@ -399,7 +399,7 @@ def test_stop_drains_and_the_rest_waits(start: Start, gate: Gate, tmp_path: Path
     """Running jobs may end; those that have not begun are there for the next fleet, uncharged."""
     fleet = start(threads=4)
     path = tmp_path / "starts"
-    made = [seats.hold.enqueue(gate.path, str(path), str(number)) for number in range(6)]
+    made = [slots.hold.enqueue(gate.path, str(path), str(number)) for number in range(6)]
     starts(path, 4)
     fleet.client.stop()
     fleet.wait_for("fleet.stopping", running=4)
@@ -416,7 +416,7 @@ def test_stop_drains_and_the_rest_waits(start: Start, gate: Gate, tmp_path: Path
 def test_max_jobs_and_drain(start: Start, tmp_path: Path) -> None:
     """Consumers are replaced on the way, and the fleet ends when all is done."""
     fleet = start(threads=4, max_jobs=20)
-    made = seats.note.enqueue_many([(str(tmp_path / "starts"), str(number)) for number in range(100)])
+    made = slots.note.enqueue_many([(str(tmp_path / "starts"), str(number)) for number in range(100)])
     for job in made:
         job.result(timeout=20)
     assert len(starts(tmp_path / "starts")) == 100

@@ -421,7 +421,7 @@ def test_importing_the_log_is_light() -> None:
 
 
 @pytest.mark.parametrize("name", taskq.__all__)
-def test_public_names_are_there_and_told(name: str) -> None:
+def test_public_names_are_there_and_documented(name: str) -> None:
     """Each can be imported, and has a description of its own."""
     value = getattr(taskq, name)
     assert value.__doc__
@@ -432,7 +432,7 @@ def test_public_names_are_there_and_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["TaskQ", "Task", "Job", "CurrentJob"])
-def test_public_methods_are_told(name: str) -> None:
+def test_public_methods_are_documented(name: str) -> None:
     """Every public method and property of the main classes has a description."""
     members = vars(getattr(taskq, name)).items()
     public = {member: value for member, value in members if not member.startswith("_") and hasattr(value, "__doc__")}

@@ -1253,7 +1253,7 @@ class World:
         assert self.broker is not None
         partitions = self.broker._core.ready
         partitions.open_due(self.now + 60.0)
-        named = [gate.name for partition in partitions._partitions for gate in partition.limits] + [
+        named = [limit.name for partition in partitions._partitions for limit in partition.limits] + [
             name for _, name in partitions._limits.in_use
         ]
         return sorted({name for name in named if " " in name})

@@ -436,7 +436,7 @@ class Holder:
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, list) else None,
 )
-def test_what_cannot_be_serialized_is_told_with_its_place(args: Any, kwargs: Any, told: list[str]) -> None:
+def test_what_cannot_be_serialized_is_reported_with_its_place(args: Any, kwargs: Any, told: list[str]) -> None:
     """The error names the place, the type and what to do."""
     with pytest.raises(PayloadError) as caught:
         encode_call(ID, args, kwargs)
@@ -690,7 +690,7 @@ def test_msgpack_s_own_timestamp_decodes_to_a_number() -> None:
     assert decode_result(ID, packed(msgpack.Timestamp(5))) == 5.0
 
 
-def test_equal_members_are_told_not_lost() -> None:
+def test_equal_members_are_reported_not_lost() -> None:
     """A set in which an Enum member and its plain value meet does not silently lose one."""
     for value in ({Color.RED, "red"}, {Color.RED: 1, "red": 2}):
         with pytest.raises(CorruptPayload, match="equal"):

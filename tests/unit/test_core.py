@@ -1077,7 +1077,7 @@ def test_a_job_that_was_stopped_too_late_to_be_taken_back_and_had_not_started_is
         (ProcessExit(), "ended in an unknown way"),
     ],
 )
-def test_deaths_are_told_in_words(death: ProcessExit, told: str) -> None:
+def test_deaths_are_reported_in_words(death: ProcessExit, told: str) -> None:
     """The reason of a crash is readable."""
     assert death.describe() == told
 
@@ -1298,7 +1298,7 @@ def test_what_only_the_held_up_one_may_run_is_not_sent_and_taken_back_for_ever(c
     assert core.next_recall(2.0) is None
 
 
-def test_a_gate_that_opens_for_two_feeds_two_idle_consumers() -> None:
+def test_a_limit_that_opens_for_two_feeds_two_idle_consumers() -> None:
     """What waits behind one that had taken much is listed one by one, and goes out in one turn."""
     core = Core(capacities={"gpu": 2})
     core.joined(1, 0.0)

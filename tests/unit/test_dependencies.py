@@ -290,7 +290,7 @@ def test_no_job_comes_after_itself() -> None:
 
 
 @pytest.mark.parametrize(("jobs", "size", "kinds"), [(9, 500_000, 1), (120_000, 1, 1), (3_000, 1, 3_000)])
-def test_what_does_not_fit_a_frame_is_told(jobs: int, size: int, kinds: int) -> None:
+def test_what_does_not_fit_a_frame_is_reported(jobs: int, size: int, kinds: int) -> None:
     flow = [
         (SPECS[0], Call(job_id, bytes(size), Constraints(limit_key=f"{number % kinds}")))
         for number, job_id in enumerate(new_job_ids(jobs))

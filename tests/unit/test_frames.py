@@ -490,7 +490,7 @@ def record(**fields: Any) -> str:
     return RECORD_MARK + json.dumps(fields)
 
 
-def test_events_are_told_from_text() -> None:
+def test_events_are_distinguished_from_text() -> None:
     """A marked line is an event with its fields; all else is text."""
     assert fields_of_line(record(event="resized", level="warning", width=640)) == (
         "warning",
@@ -534,7 +534,7 @@ def test_marked_lines_that_are_no_events(line: str) -> None:
         max_size=6,
     )
 )
-def test_any_event_is_told(fields: dict[str, Any]) -> None:
+def test_any_event_is_reported(fields: dict[str, Any]) -> None:
     """Whatever a job logs, it is a level, a message and fields that are not the broker's."""
     level, given_fields = fields_of_line(RECORD_MARK + json.dumps(fields))
     assert level in ("debug", "info", "warning", "error")

@@ -10,7 +10,7 @@ from taskq.broker.consumers.excerpt import BYTES_PER_S, FIRST_BYTES, LAST_BYTES,
 NOTHING = Portion(0, [])
 
 
-def test_little_is_told_at_once() -> None:
+def test_little_is_reported_at_once() -> None:
     """Line by line, as it comes."""
     excerpt = Excerpt(0.0)
     for number in range(1_000):
@@ -18,7 +18,7 @@ def test_little_is_told_at_once() -> None:
     assert excerpt.end() == NOTHING
 
 
-def test_slow_output_is_told_for_ever() -> None:
+def test_slow_output_is_reported_for_ever() -> None:
     """Ten lines of 100 characters a second, for days."""
     excerpt = Excerpt(0.0)
     for number in range(100_000):
@@ -39,7 +39,7 @@ def test_first_and_last_lines_of_a_flood() -> None:
     assert len(last.lines) > 100
 
 
-def test_what_was_held_back_is_told_when_time_allows() -> None:
+def test_what_was_held_back_is_reported_when_time_allows() -> None:
     """A flood that goes on is told now and then; one that is over to its end, though the job goes on."""
     excerpt = Excerpt(0.0)
     excerpt.take(["x"] * 50_000, 0.0, 50_000)
@@ -50,7 +50,7 @@ def test_what_was_held_back_is_told_when_time_allows() -> None:
     assert excerpt.due(1e9) == excerpt.end() == NOTHING
 
 
-def test_what_may_not_be_told_now_is_told_soon() -> None:
+def test_what_may_not_be_reported_now_is_reported_soon() -> None:
     """The log has no room for more this second: the lines wait, and go out with the next look, or with the end."""
     excerpt = Excerpt(0.0)
     assert excerpt.take(["a", "b", "c"], 0.0, 1) == Portion(0, ["a"])

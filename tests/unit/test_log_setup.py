@@ -127,7 +127,7 @@ def test_long_values_are_cut(tmp_path: Path, log: Logger) -> None:
     assert max(map(len, log_path(tmp_path).read_bytes().splitlines())) < LINE_MAX_BYTES
 
 
-def test_exceptions_are_told_with_traceback(tmp_path: Path, log: Logger) -> None:
+def test_exceptions_are_reported_with_traceback(tmp_path: Path, log: Logger) -> None:
     """`log.exception` writes the error and its traceback, even of an exception that cannot be printed."""
     for error in (ValueError("bad"), OddError()):
         try:

@@ -136,7 +136,7 @@ def test_lines_of_a_flood() -> None:
     st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1.5), st.booleans()), max_size=60),
     st.integers(0, 5),
 )
-def test_every_line_of_a_flood_is_told_or_counted(lines: list[tuple[str, float, bool]], most: int) -> None:
+def test_every_line_of_a_flood_is_reported_or_counted(lines: list[tuple[str, float, bool]], most: int) -> None:
     """However late the counts are taken, lines and counts add up, and a second has no more lines than it may."""
     limit, now = LineLimit[str](most), 0.0
     told, counted, sent = Counter[str](), Counter[str](), Counter[str]()

@@ -72,7 +72,7 @@ def test_without_a_word_the_defaults_count() -> None:
 
 
 @pytest.mark.parametrize("option", FLEET_OPTIONS, ids=NAMES)
-def test_the_default_that_is_told_is_the_one_that_counts(option: FleetOption) -> None:
+def test_the_default_that_is_shown_is_the_one_that_counts(option: FleetOption) -> None:
     assert Settings(**option.read(option.default)) == Settings()
 
 
@@ -163,7 +163,7 @@ def test_the_nearest_file_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("[[tool.taskq]]", "{path} is not valid TOML"),
     ],
 )
-def test_what_makes_no_sense_is_told_with_its_place(line: str, words: str, folder: Path) -> None:
+def test_what_makes_no_sense_is_reported_with_its_place(line: str, words: str, folder: Path) -> None:
     path = project(folder, line)
     with pytest.raises(ConfigError, match=re.escape(words.format(path=path))):
         settings()
@@ -182,7 +182,7 @@ def test_a_file_that_says_nothing_of_us(text: str, folder: Path) -> None:
     assert settings() == Settings()
 
 
-def test_bad_variables_and_options_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_variables_and_options_are_reported_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKQ_STOP_TIMEOUT", "soon")
     with pytest.raises(ConfigError, match="TASKQ_STOP_TIMEOUT 'soon': use seconds"):
         settings()

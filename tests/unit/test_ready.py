@@ -497,7 +497,7 @@ def test_many_keys_of_a_rate() -> None:
     assert take(partitions, key=2, most=2_000, free_slots=1_000) == list(range(1, 1_002))
 
 
-def test_a_rate_that_has_only_dropped_jobs_is_passed() -> None:
+def test_a_rate_that_has_only_dropped_jobs_is_skipped() -> None:
     partitions = ReadyJobs()
     [row] = rows("rated", 1)
     partitions.add([row])

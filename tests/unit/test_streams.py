@@ -130,11 +130,11 @@ Fatal Python error: Segmentation fault
 
 Thread 0x00007f45f2a006c0 (most recent call first):
   File "/lib/python3.11/threading.py", line 327 in wait
-  File "/x/taskq/outbox.py", line 183 in report_late
+  File "/x/taskq/consumer/outbox.py", line 183 in report_late
   File "/lib/python3.11/threading.py", line 1002 in _bootstrap
 
 Thread 0x00007f45f2a006c1 [taskq-job-1] (most recent call first):
-  File "/x/taskq/seats.py", line 372 in _work_in_thread
+  File "/x/taskq/consumer/concurrent.py", line 372 in _work_in_thread
   File "/lib/python3.13/threading.py", line 1002 in _bootstrap
 
 Thread 0x00007f45f2a006c2 (most recent call first):
@@ -144,14 +144,14 @@ Thread 0x00007f45f2a006c2 (most recent call first):
 Current thread 0x00007f45f3f45740 (most recent call first):
   File "/lib/python3.11/ctypes/__init__.py", line 519 in string_at
   File "/app/mine.py", line 20 in segfault
-  File "/x/taskq/runner.py", line 211 in _call
-  File "/x/taskq/consumer.py", line 222 in _run_batch
+  File "/x/taskq/consumer/runner.py", line 211 in _call
+  File "/x/taskq/consumer/loop.py", line 222 in _run_batch
   File "<string>", line 1 in <module>
 
 Extension modules: msgpack._cmsgpack (total: 1)""".splitlines()
 
 
-def test_stacks_are_held_back_and_told_without_our_own_frames() -> None:
+def test_stacks_are_held_back_and_reported_without_our_own_frames() -> None:
     """What a job printed before and behind them is its output."""
     stacks = Stacks()
     assert stacks.hold_back(["before", *DUMP, "behind", "  indented"]) == ["before", "behind", "  indented"]
@@ -170,7 +170,7 @@ def test_where_a_consumer_stands_that_runs_no_job() -> None:
     """The present thread is told, also if it is in code of ours."""
     dump = [
         "Current thread 0x1 (most recent call first):",
-        '  File "/x/taskq/consumer.py", line 9 in _next_batch',
+        '  File "/x/taskq/consumer/loop.py", line 9 in _next_batch',
         "  x",
     ]
     assert without_own_frames(dump, "/x/taskq") == dump[:2]

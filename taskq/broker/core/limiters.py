@@ -207,4 +207,4 @@ def new_state(limit: Limit, slots: int, capacities: Mapping[str, int]) -> Limite
             return Order()
         case "resource":
             return Resource(capacities.get(limit.name, 0))
-    raise ValueError(f"no such gate: {limit.kind}")
+    raise ValueError(f"unknown kind of limit: {limit.kind}")

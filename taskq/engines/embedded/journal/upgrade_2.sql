@@ -1,7 +1,7 @@
 -- Version 2: jobs with priorities, limits, unique keys and expiry. A plain job has nothing in the new columns and is in
 -- none of the new indexes.
 
--- What jobs that wait together have in common (taskq.gates.Band).
+-- What jobs that wait together have in common (taskq.model.partition.Partition).
 CREATE TABLE bands (
     band     INTEGER PRIMARY KEY,
     queue    TEXT NOT NULL,
@@ -13,12 +13,12 @@ INSERT INTO bands SELECT queue, name, 0, x'90' FROM queues;
 DROP TABLE queues;
 ALTER TABLE jobs RENAME COLUMN queue TO band;
 
-ALTER TABLE jobs ADD COLUMN terms      BLOB;    -- taskq.model.Terms, without due_at
+ALTER TABLE jobs ADD COLUMN terms      BLOB;    -- taskq.model.constraints.Constraints, without due_at
 ALTER TABLE jobs ADD COLUMN is_keyed   INTEGER; -- 1 if it waits in a band of its key
 ALTER TABLE jobs ADD COLUMN expires_at REAL;    -- seconds since 1970, while it has not ended
 ALTER TABLE jobs ADD COLUMN unique_key TEXT;    -- while others with this key are to be left out
-ALTER TABLE jobs ADD COLUMN snoozes    INTEGER NOT NULL DEFAULT 0; -- taskq.model.Memo
-ALTER TABLE jobs ADD COLUMN checkpoint BLOB;    -- opaque, with its checksum (taskq.codec)
+ALTER TABLE jobs ADD COLUMN snoozes    INTEGER NOT NULL DEFAULT 0; -- taskq.model.job.Carried
+ALTER TABLE jobs ADD COLUMN checkpoint BLOB;    -- opaque, with its checksum (taskq.protocol.codec)
 CREATE INDEX jobs_keyed ON jobs (band, seq) WHERE state = 0 AND is_keyed = 1;
 CREATE INDEX jobs_expires ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_unique ON jobs (unique_key) WHERE unique_key IS NOT NULL;
@@ -29,7 +29,7 @@ ALTER TABLE totals ADD COLUMN expired INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE attempts (
     job     INTEGER NOT NULL,                   -- jobs.seq
     number  INTEGER NOT NULL,                   -- 1 for the first start
-    outcome BLOB NOT NULL,                      -- long texts cut (taskq.outcome.shortened)
+    outcome BLOB NOT NULL,                      -- long texts cut (taskq.model.attempt.shortened)
     PRIMARY KEY (job, number)
 ) WITHOUT ROWID;
 
@@ -44,10 +44,10 @@ CREATE TABLE paused (
     queue TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 
--- Schedules: what makes jobs by itself (taskq.schedule.ScheduleRow).
+-- Schedules: what makes jobs by itself (taskq.model.schedule.ScheduleRow).
 CREATE TABLE schedules (
     name      TEXT PRIMARY KEY,
-    fields    BLOB NOT NULL,                    -- taskq.schedule.Schedule as msgpack
+    fields    BLOB NOT NULL,                    -- taskq.model.schedule.Schedule as msgpack
     next_at   REAL NOT NULL,                    -- seconds since 1970: goes forward only
     app       TEXT,                             -- in whose code it stands, if it stands in code
     is_paused INTEGER NOT NULL,
@@ -55,7 +55,7 @@ CREATE TABLE schedules (
     last_id   BLOB
 ) WITHOUT ROWID;
 
--- The starts of late that count for the rates of tasks (taskq.gates.Rate).
+-- The recent starts that count for the rates of tasks (taskq.broker.core.limiters.Rate).
 CREATE TABLE rates (
     name   TEXT PRIMARY KEY,
     starts BLOB NOT NULL,                       -- msgpack

@@ -1,4 +1,4 @@
-"""The tasks of the tests of what the log tells: they print in odd ways, hang, and die."""
+"""The tasks of the tests of what the log says of jobs: they print in odd ways, hang, and die."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apps.jobs import block_forever_in_c, die, pass_gate, record
 
 from taskq import JobTimeout, TaskQ, current_job
 
-q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.telling" else None)
+q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.log_lines" else None)
 
 
 @q.task

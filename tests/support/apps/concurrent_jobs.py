@@ -9,11 +9,11 @@ from apps.jobs import pass_gate
 
 from taskq import CurrentJob, JobTimeout, Retry, TaskQ, current_job
 
-q = TaskQ("seated")
+q = TaskQ("tests-concurrent-jobs")
 
 
 @q.middleware
-def told(job: CurrentJob) -> Iterator[None]:
+def tells_its_end(job: CurrentJob) -> Iterator[None]:
     ended_by = "nothing"
     try:
         yield

@@ -12,7 +12,7 @@ import numpy as np
 
 from taskq import Cancel, CurrentJob, JobTimeout, Retry, Snooze, TaskQ, current_job, gather
 
-q = TaskQ("tests-rehearsed", url="/proc/nonexistent" if __name__ == "apps.rehearsed" else None)
+q = TaskQ("tests-in-process", url="/proc/nonexistent" if __name__ == "apps.in_process" else None)
 
 #: What ran in this process.
 ran: list[Any] = []
@@ -113,7 +113,7 @@ def collect(found: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-hooked = TaskQ("tests-hooked", url="/proc/nonexistent" if __name__ == "apps.rehearsed" else None)
+hooked = TaskQ("tests-hooked", url="/proc/nonexistent" if __name__ == "apps.in_process" else None)
 
 
 @hooked.on_consumer_start

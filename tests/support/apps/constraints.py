@@ -11,7 +11,7 @@ from apps.jobs import append, pass_gate, record
 
 from taskq import TaskQ, Unique, current_job
 
-q = TaskQ("tests-terms", url="/proc/nonexistent" if __name__ == "apps.terms" else None)
+q = TaskQ("tests-constraints", url="/proc/nonexistent" if __name__ == "apps.constraints" else None)
 
 
 @q.task

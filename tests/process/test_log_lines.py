@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from apps import telling
+from apps import log_lines
 from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
 
 from taskq import JobFailed
@@ -16,15 +16,15 @@ from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 from taskq.telemetry.reader import Filter, read
 from taskq.telemetry.render import render_console
 
-TELLING = f"{APPS / 'telling.py'}:q"
+LOG_LINES = f"{APPS / 'log_lines.py'}:q"
 Start = Callable[..., Fleet]
 
 
 @pytest.fixture
 def one(start: Start, home: Path) -> Fleet:
     """A fleet of one consumer: jobs run one behind the other."""
-    use(telling.q, home)
-    return start(TELLING, consumers=1)
+    use(log_lines.q, home)
+    return start(LOG_LINES, consumers=1)
 
 
 def messages(fleet: Fleet, job_id: str) -> list[str]:
@@ -37,13 +37,13 @@ def messages(fleet: Fleet, job_id: str) -> list[str]:
 
 @pytest.mark.parametrize("how", ["print", "descriptor"])
 @pytest.mark.parametrize("text", ["partial", "z" * (MAX_OUTPUT_LINE_BYTES + 100)])
-def test_output_without_a_line_end_is_told_with_its_job(one: Fleet, how: str, text: str) -> None:
+def test_output_without_a_line_end_is_reported_with_its_job(one: Fleet, how: str, text: str) -> None:
     made = [
         job
         for number in range(5)
         for job in (
-            telling.print_without_end.enqueue(f"{number} {text}", how),
-            telling.print_whole.enqueue(f"whole {number}"),
+            log_lines.print_without_end.enqueue(f"{number} {text}", how),
+            log_lines.print_whole.enqueue(f"whole {number}"),
         )
     ]
     for job in made:
@@ -54,25 +54,25 @@ def test_output_without_a_line_end_is_told_with_its_job(one: Fleet, how: str, te
         assert messages(one, whole.id) == [f"whole {number}"]
 
 
-def test_the_last_line_is_told_when_its_job_ends(one: Fleet) -> None:
+def test_the_last_line_is_reported_when_its_job_ends(one: Fleet) -> None:
     """Not when the next job prints."""
-    job = telling.print_without_end.enqueue("the end")
+    job = log_lines.print_without_end.enqueue("the end")
     job.result(timeout=10)
     one.wait_for("job.log", job_id=job.id, message="the end")
 
 
 def test_an_event_behind_text_without_a_line_end(one: Fleet) -> None:
     """It is an event, and the text a line of its own."""
-    job = telling.log_behind.enqueue("50 % ")
+    job = log_lines.log_behind.enqueue("50 % ")
     job.result(timeout=10)
     assert messages(one, job.id) == ["50 % ", "an event"]
     assert one.events("job.log", job_id=job.id, size=3)
 
 
 @pytest.mark.parametrize("length", [0, 30_000])
-def test_an_exception_is_told_as_a_block(one: Fleet, length: int) -> None:
+def test_an_exception_is_reported_as_a_block(one: Fleet, length: int) -> None:
     """With its traceback as one, unescaped, also if it is long."""
-    job = telling.log_exceptions.enqueue(length)
+    job = log_lines.log_exceptions.enqueue(length)
     job.result(timeout=10)
     told = one.events("job.log", job_id=job.id)
     assert [(event["message"], event["level"]) for event in told] == [("by job log", "error"), ("by logging", "error")]
@@ -89,12 +89,14 @@ def test_an_exception_is_told_as_a_block(one: Fleet, length: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("how", ["", "raise", "kill"])
-def test_a_chatty_job_is_told_by_its_beginning_and_its_end(start: Start, home: Path, how: str, threads: int) -> None:
+def test_a_chatty_job_is_reported_by_its_beginning_and_its_end(
+    start: Start, home: Path, how: str, threads: int
+) -> None:
     """What is left out between is told with the job, before its last lines and its end."""
-    use(telling.q, home)
-    fleet = start(TELLING, consumers=1, threads=threads)
+    use(log_lines.q, home)
+    fleet = start(LOG_LINES, consumers=1, threads=threads)
     count = 30_000
-    job = telling.chat.options(max_crashes=1).enqueue(count, how)
+    job = log_lines.chat.options(max_crashes=1).enqueue(count, how)
     with suppress(JobFailed):
         job.result(timeout=20)
     end = fleet.wait_for("job.failed" if how else "job.succeeded", job_id=job.id)
@@ -112,9 +114,9 @@ def test_a_chatty_job_is_told_by_its_beginning_and_its_end(start: Start, home: P
 
 def test_events_outlive_a_flood_of_output(start: Start, home: Path) -> None:
     """Output has files of its own, whose size is a setting; `read` and `follow` see one log, in order."""
-    use(telling.q, home)
-    fleet = start(TELLING, consumers=1, output_mb=2)
-    jobs = telling.chat.enqueue_many([(2_000, "", 900)] * 16)
+    use(log_lines.q, home)
+    fleet = start(LOG_LINES, consumers=1, output_mb=2)
+    jobs = log_lines.chat.enqueue_many([(2_000, "", 900)] * 16)
     for job in jobs:
         job.result(timeout=30)
     for job in jobs:
@@ -134,9 +136,9 @@ def test_events_outlive_a_flood_of_output(start: Start, home: Path) -> None:
 # -- why a job ended
 
 
-def test_a_timeout_is_told_with_the_attempt_that_it_ended(one: Fleet, gate: Gate, tmp_path: Path) -> None:
+def test_a_timeout_is_reported_with_the_attempt_that_it_ended(one: Fleet, gate: Gate, tmp_path: Path) -> None:
     """Not with the next, although the outcome may be there before the line is written."""
-    job = telling.hang_once.enqueue(str(tmp_path / "starts"), gate.path)
+    job = log_lines.hang_once.enqueue(str(tmp_path / "starts"), gate.path)
     job.result(timeout=15)
     one.wait_for("job.succeeded", job_id=job.id)
     told = [(event["event"], event["attempt"]) for event in one.events("job.*", job_id=job.id)]
@@ -155,10 +157,10 @@ def test_a_job_is_told_why_it_is_to_end(
     start: Start, home: Path, tmp_path: Path, timeout: float, why: str, threads: int
 ) -> None:
     """For its time, or since it was cancelled: the broker knows which."""
-    use(telling.q, home)
-    start(TELLING, consumers=1, threads=threads)
+    use(log_lines.q, home)
+    start(LOG_LINES, consumers=1, threads=threads)
     path = tmp_path / "starts"
-    job = telling.note_why_it_ends.options(timeout=timeout).enqueue(str(path))
+    job = log_lines.note_why_it_ends.options(timeout=timeout).enqueue(str(path))
     starts(path, 1)
     if timeout == 60:
         assert job.cancel()
@@ -167,7 +169,7 @@ def test_a_job_is_told_why_it_is_to_end(
 
 def test_a_killed_job_took_as_long_as_it_took(one: Fleet, tmp_path: Path) -> None:
     """Not as long as it may: a kill comes 2 s after the signal that it did not hear."""
-    job = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    job = log_lines.hang_in_c.enqueue(str(tmp_path / "starts"))
     with pytest.raises(JobFailed, match=r"longer than its timeout of 0\.3 s and was killed after \d+\.\d\d s"):
         job.result(timeout=15)
     info = job.info()
@@ -181,7 +183,7 @@ def test_a_killed_job_took_as_long_as_it_took(one: Fleet, tmp_path: Path) -> Non
 
 def test_a_hang_has_a_stack(one: Fleet, tmp_path: Path) -> None:
     """A kill by the broker is told as one, with the job, and where all threads stood; it is no crash."""
-    job = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    job = log_lines.hang_in_c.enqueue(str(tmp_path / "starts"))
     with pytest.raises(JobFailed):
         job.result(timeout=15)
     killed = one.wait_for("consumer.killed", job_id=job.id)
@@ -199,7 +201,7 @@ def test_a_hang_has_a_stack(one: Fleet, tmp_path: Path) -> None:
 
 def test_stacks_can_be_asked_for(one: Fleet, gate: Gate, tmp_path: Path) -> None:
     """`kill -QUIT` of a consumer tells where it stands, and does no harm."""
-    job = telling.wait_at.enqueue(gate.path, str(tmp_path / "starts"))
+    job = log_lines.wait_at.enqueue(gate.path, str(tmp_path / "starts"))
     [began] = starts(tmp_path / "starts", 1)
     one.kill(began.pid, signal.SIGQUIT)
     told = one.wait_for("consumer.stacks", job_id=job.id)
@@ -210,9 +212,9 @@ def test_stacks_can_be_asked_for(one: Fleet, gate: Gate, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("how", ["segfault", "kill"])
-def test_last_words_are_told_once_as_a_block(one: Fleet, how: str) -> None:
+def test_last_words_are_reported_once_as_a_block(one: Fleet, how: str) -> None:
     """With the process; the lines of its job have the same ids."""
-    job = telling.crash.enqueue(how, 50)
+    job = log_lines.crash.enqueue(how, 50)
     with pytest.raises(JobFailed):
         job.result(timeout=10)
     one.wait_for("job.failed", job_id=job.id)
@@ -227,16 +229,16 @@ def test_last_words_are_told_once_as_a_block(one: Fleet, how: str) -> None:
     assert not any("Fatal Python error" in text for text in messages(one, job.id))
 
 
-def test_what_goes_down_with_another_is_told(
+def test_what_goes_down_with_another_is_reported(
     start: Start, home: Path, make_gate: Callable[[], Gate], tmp_path: Path
 ) -> None:
     """Jobs beside one that is killed for its time run again, and the log says why: above info, with the culprit."""
-    use(telling.q, home)
-    fleet = start(TELLING, consumers=1, threads=3)
+    use(log_lines.q, home)
+    fleet = start(LOG_LINES, consumers=1, threads=3)
     gate, path = make_gate(), tmp_path / "beside"
-    beside = [telling.wait_at.enqueue(gate.path, str(path)) for _ in range(2)]
+    beside = [log_lines.wait_at.enqueue(gate.path, str(path)) for _ in range(2)]
     starts(path, 2)
-    culprit = telling.hang_in_c.enqueue(str(tmp_path / "starts"))
+    culprit = log_lines.hang_in_c.enqueue(str(tmp_path / "starts"))
     with pytest.raises(JobFailed):
         culprit.result(timeout=15)
     for job in beside:
@@ -263,7 +265,7 @@ def test_what_goes_down_with_another_is_told(
 
 def test_a_long_job_is_seen_while_it_runs(one: Fleet, gate: Gate, tmp_path: Path) -> None:
     """The seconds that a consumer spent in jobs include those of the job that it is running."""
-    job = telling.wait_at.enqueue(gate.path, str(tmp_path / "starts"))
+    job = log_lines.wait_at.enqueue(gate.path, str(tmp_path / "starts"))
     starts(tmp_path / "starts", 1)
     wait_until(lambda: one.status()["consumers"][0]["busy_s"] > 0.05, "a consumer that is busy")
     gate.open()

@@ -16,7 +16,7 @@ from apps.jobs import append, block_forever_in_c, die, pass_gate, record
 
 from taskq import JobTimeout, TaskQ, current_job
 
-q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.seats" else None)
+q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.slots" else None)
 _crowds = [0]  # how many jobs were here at each of their comings and goings
 _lock = threading.Lock()
 
