@@ -134,7 +134,7 @@ def test_exceptions_are_reported_with_traceback(tmp_path: Path, log: Logger) -> 
             raise error
         except Exception:
             log.exception("broker.error")
-        assert "test_exceptions_are_told" in one(tmp_path)["traceback"]
+        assert "test_exceptions_are_reported" in one(tmp_path)["traceback"]
         assert one(tmp_path)["error"]
 
 
