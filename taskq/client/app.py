@@ -21,10 +21,9 @@ from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from taskq.client.hooks import Hooks, HookT, MiddlewareT
 from taskq.client.job import Job
-from taskq.client.options.call_options import PLAIN
+from taskq.client.options.call_options import ErrorTypes
 from taskq.client.options.functions import full_name, is_same_function
-from taskq.client.options.options import JobOptions, apply_options
-from taskq.client.options.retries import ErrorTypes, read_rules
+from taskq.client.options.options import JobOptions, options_of_task, refuse_for_task
 from taskq.client.schedules import ScheduleOptions, Schedules
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
@@ -32,7 +31,7 @@ from taskq.model.errors import ConfigError
 from taskq.model.info import JobInfo
 from taskq.model.job import JobState
 from taskq.model.settings import Settings
-from taskq.model.spec import DEFAULT_RETRIES, Spec
+from taskq.model.spec import Spec
 from taskq.system.clock import Clock
 from taskq.system.directory import Directory, queue_directory, reply_timeout_s
 
@@ -112,17 +111,11 @@ class TaskQ(FleetConnection):
             ConfigError: an option makes no sense, or a name is taken.
             TypeError: there is no such option.
         """
-        if "after" in options or "on_success" in options:
-            raise ConfigError("after= and on_success= are for some jobs of a task: give them with options() instead")
-        if "at" in options:
-            raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
+        refuse_for_task(options)
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            task_name = name or _own_name(function)
-            retries = options.get("retries", DEFAULT_RETRIES)
-            retry_rules, backoff_s = read_rules(options.get("backoff"), retry_on, give_up_on, retries)
-            spec, rules = apply_options(Spec(task_name), PLAIN, {**options, "backoff": backoff_s}, function)
-            task = Task(self, function, spec, rules, retry_rules)
+            spec, call_options = options_of_task(name or _own_name(function), function, options, retry_on, give_up_on)
+            task = Task(self, function, spec, call_options)
             self._register(task, aliases)
             return task
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from taskq.client.job import Job
-from taskq.client.options.call_options import CallOptions
+from taskq.client.options.call_options import PLAIN, CallOptions
 from taskq.client.options.functions import TAKES_ANYTHING, Takes
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
@@ -31,21 +31,21 @@ class CallMaker(Generic[R_co]):
         self,
         app: FleetConnection,
         spec: Spec,
-        rules: CallOptions,
-        function: Callable[..., Any] | None,
-        return_caster: Callable[[Any], Any] | None,
+        call_options: CallOptions = PLAIN,
+        function: Callable[..., Any] | None = None,
+        return_caster: Callable[[Any], Any] | None = None,
         takes: Takes = TAKES_ANYTHING,
     ) -> None:
         """
         Args:
             function: of the task, for the names of its parameters; None if it is not known here.
-            return_caster: makes what the task returns of what a result holds; None leaves it as it is.
-            takes: what the function takes.
+            return_caster: turns the value in a result into what the task returns; None leaves it as it is.
+            takes: the arguments that the function takes.
         """
         self._app = app
         self._spec = spec
-        self._rules = rules
-        self._is_plain = rules.is_plain
+        self._call_options = call_options
+        self._is_plain = call_options.is_plain
         self._function = function
         self._return_caster = return_caster
         self._takes = takes
@@ -63,11 +63,11 @@ class CallMaker(Generic[R_co]):
         return _call_of(job_id, payload, constraints)
 
     def _constraints(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
-        return self._rules.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
+        return self._call_options.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
 
     def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
         # one loop for all kinds: generators around each other took longer than what they passed on
-        constraints = None if self._is_plain or not self._rules.are_shared else self._constraints((), {})
+        constraints = None if self._is_plain or not self._call_options.are_shared else self._constraints((), {})
         has_own_constraints = not self._is_plain and constraints is None
         fewest, most = self._takes.fewest, self._takes.most
         ids: Iterator[bytes] = iter(())

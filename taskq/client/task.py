@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
@@ -11,9 +12,8 @@ from taskq.client.calls import CallMaker
 from taskq.client.job import Job
 from taskq.client.map import results_of_calls
 from taskq.client.options.call_options import PLAIN, CallOptions
-from taskq.client.options.functions import TAKES_ANYTHING, Takes
-from taskq.client.options.options import JobOptions, apply_options
-from taskq.client.options.retries import NO_RETRY_RULES, RetryRules
+from taskq.client.options.functions import Takes
+from taskq.client.options.options import JobOptions, options_of_call
 from taskq.client.transport.clients import FleetConnection
 from taskq.client.transport.submitting import asubmit, submit
 from taskq.client.waiting import Progress
@@ -38,23 +38,15 @@ R_co = TypeVar("R_co", covariant=True)
 class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     """The ways to enqueue one task with certain options. A task is one; `options()` makes others."""
 
-    def __init__(
-        self,
-        app: FleetConnection,
-        spec: Spec,
-        rules: CallOptions = PLAIN,
-        function: Callable[P, Any] | None = None,
-        return_caster: Callable[[Any], Any] | None = None,
-        retry_rules: RetryRules = NO_RETRY_RULES,
-        takes: Takes = TAKES_ANYTHING,
-    ) -> None:
-        super().__init__(app, spec, rules, function, return_caster, takes)
-        self.retry_rules = retry_rules
-
     @property
     def spec(self) -> Spec:
-        """What of its options is the same for all its jobs."""
+        """The options that travel with its jobs."""
         return self._spec
+
+    @property
+    def call_options(self) -> CallOptions:
+        """The options that stay on this side."""
+        return self._call_options
 
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Constraints | None]:
         """What the jobs of a schedule have; times in their constraints are seconds after the fire.
@@ -62,13 +54,13 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         Raises:
             ConfigError: the task cannot be called so, or has a fixed time.
         """
-        rules, task = self._rules, self._spec.task
-        if rules.at is not None or rules.expires_at is not None:
+        options, task = self._call_options, self._spec.task
+        if isinstance(options.due, datetime) or isinstance(options.expires, datetime):
             raise ConfigError(f"{task} with a fixed time (at=, expires=): a schedule fires again and again")
         told = self._takes.misfit(args, kwargs)
         if told is not None:
             raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {self._takes.signature}")
-        return self._spec, None if self._is_plain else rules.constraints(task, self._function, args, kwargs, 0.0)
+        return self._spec, None if self._is_plain else options.constraints(task, self._function, args, kwargs, 0.0)
 
     def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
         """The same task with other options for the jobs enqueued through what is returned; see
@@ -78,10 +70,8 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             ConfigError: an option makes no sense, or not with the others.
             TypeError: there is no such option.
         """
-        if "backoff" in options and self.retry_rules.backoff is not None:
-            raise ConfigError(f"the backoff of {self._spec.task} is a function, which goes first: a list has no effect")
-        spec, rules = apply_options(self._spec, self._rules, options, self._function)
-        return Enqueuer(self._app, spec, rules, self._function, self._return_caster, self.retry_rules, self._takes)
+        spec, call_options = options_of_call(self._spec, self._call_options, options, self._function)
+        return Enqueuer(self._app, spec, call_options, self._function, self._return_caster, self._takes)
 
     @overload
     def enqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
@@ -101,7 +91,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             BrokerUnavailable: no fleet answers and the spool cannot be written.
             ConfigError: a key (`unique=`, `limit_by=` ...) cannot be made of these arguments.
         """
-        [job_id] = submit(self._app, self._spec, self._rules, [self._call(args, kwargs)])
+        [job_id] = submit(self._app, self._spec, self._call_options, [self._call(args, kwargs)])
         return self._job(job_id)
 
     @overload
@@ -145,7 +135,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         Raises:
             As `enqueue`. The jobs that were sent before an error are enqueued.
         """
-        ids = submit(self._app, self._spec, self._rules, self._calls(arguments))
+        ids = submit(self._app, self._spec, self._call_options, self._calls(arguments))
         return [self._job(job_id) for job_id in ids]
 
     @overload
@@ -157,7 +147,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
         """`enqueue` for asyncio."""
-        [job_id] = await asubmit(self._app, self._spec, self._rules, [self._call(args, kwargs)])
+        [job_id] = await asubmit(self._app, self._spec, self._call_options, [self._call(args, kwargs)])
         return self._job(job_id)
 
     @overload
@@ -177,7 +167,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
 
     async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
         """`enqueue_many` for asyncio."""
-        ids = await asubmit(self._app, self._spec, self._rules, self._calls(arguments))
+        ids = await asubmit(self._app, self._spec, self._call_options, self._calls(arguments))
         return [self._job(job_id) for job_id in ids]
 
     def map(
@@ -247,9 +237,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         timeout: float | None,
         progress: Progress,
     ) -> Iterator[Any]:
-        if self._rules.unique is not None:
+        if self._call_options.unique is not None:
             raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
-        if self._rules.on_success:
+        if self._call_options.on_success:
             raise ConfigError("on_success=True enqueues later, so there is nothing to wait for: use enqueue_many")
         yield from results_of_calls(
             self._app.client,
@@ -260,7 +250,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             ordered=ordered,
             timeout=timeout,
             progress=progress,
-            waits_for_room=self._rules.waits_for_room,
+            waits_for_room=self._call_options.waits_for_room,
         )
 
 
@@ -276,11 +266,10 @@ class Task(Enqueuer[P, R_co]):
         app: FleetConnection,
         function: Callable[P, R_co],
         spec: Spec,
-        rules: CallOptions = PLAIN,
-        retry_rules: RetryRules = NO_RETRY_RULES,
+        call_options: CallOptions = PLAIN,
     ) -> None:
         self.caster = CallCaster(function)
-        super().__init__(app, spec, rules, function, self.caster.return_caster, retry_rules, Takes(function))
+        super().__init__(app, spec, call_options, function, self.caster.return_caster, Takes(function))
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

@@ -126,10 +126,10 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
     def __init__(
         self, task: CallMaker[R_co], args: Sequence[Any], kwargs: dict[str, Any], takes_result: bool = True
     ) -> None:
-        rules = task._rules
-        if rules.unique is not None:
+        options = task._call_options
+        if options.unique is not None:
             raise ConfigError(f"{task._spec.task} is unique: if it were left out, the next step would have no input")
-        if rules.after:
+        if options.after:
             raise ConfigError("a step comes after what stands before it in the workflow: leave out after=")
         self._task = task
         self._args = args
@@ -152,8 +152,8 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
         job = task._job(call.id)
         plan.flow.append((task._spec, call))
         plan.jobs.append(job)
-        plan.waits_for_room |= task._rules.waits_for_room
-        plan.on_success |= task._rules.on_success
+        plan.waits_for_room |= task._call_options.waits_for_room
+        plan.on_success |= task._call_options.on_success
         return _Out([job], job)
 
     def __repr__(self) -> str:

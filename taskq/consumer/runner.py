@@ -15,8 +15,8 @@ from typing import Any
 
 from taskq.client import context
 from taskq.client.app import TaskQ
+from taskq.client.options.call_options import PLAIN, CallOptions, as_delay_s
 from taskq.client.options.functions import misfit
-from taskq.client.options.retries import NO_RETRY_RULES, RetryRules, as_delay_s
 from taskq.client.task import Task
 from taskq.consumer.exception_text import class_name, describe, text_of
 from taskq.model.attempt import Verdict, pack_failure, pack_success
@@ -122,17 +122,17 @@ class Runner:
             reason = _reason(raised)
             return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason and f': {reason}'}"), None
         task = self._tasks.get(task_name)
-        rules = NO_RETRY_RULES if task is None else task.retry_rules
+        options = PLAIN if task is None else task.call_options
         if issubclass(kind, (Snooze, Retry)):
-            return _end_by_wish(raised, rules, attempt)
+            return _end_by_wish(raised, options, attempt)
         error = describe(raised, _OWN_MODULES)
         memory_limit = extra.get(MEMORY_LIMIT)
         if memory_limit is not None and issubclass(kind, MemoryError):
             text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
             return Verdict.FAILED, replace(error, type="MemoryLimit", message=text), None
-        if _gives_up(rules, raised):
+        if _gives_up(options, raised):
             return Verdict.REFUSED, error, None
-        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
+        return Verdict.FAILED, error, _delay_s(options, attempt, raised)
 
     def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> bytes | None:
         task, args, kwargs = self._prepare(job_id, task_name, payload, extra)
@@ -358,7 +358,7 @@ class Items:
         self._count += 1
 
 
-def _end_by_wish(raised: BaseException, rules: RetryRules, attempt: int) -> tuple[Verdict, JobError, float | None]:
+def _end_by_wish(raised: BaseException, options: CallOptions, attempt: int) -> tuple[Verdict, JobError, float | None]:
     """What a Retry or a Snooze makes of its attempt; a wish that makes no sense is the error that its `__init__` of
     ours would have raised."""
     error = describe(raised, _OWN_MODULES)
@@ -366,10 +366,10 @@ def _end_by_wish(raised: BaseException, rules: RetryRules, attempt: int) -> tupl
         wish_s = _wish_s(raised)
     except BaseException as wrong:
         error = replace(error, type=class_name(wrong), message=text_of(wrong))
-        return Verdict.FAILED, error, _delay_s(rules, attempt, raised)
+        return Verdict.FAILED, error, _delay_s(options, attempt, raised)
     if issubclass(type(raised), Snooze):
         return Verdict.SNOOZED, JobError("Snoozed", _reason(raised) or f"for {wish_s:g} s"), wish_s
-    return Verdict.FAILED, error, _delay_s(rules, attempt, raised) if wish_s is None else wish_s
+    return Verdict.FAILED, error, _delay_s(options, attempt, raised) if wish_s is None else wish_s
 
 
 def _wish_s(raised: BaseException) -> float | None:
@@ -400,9 +400,9 @@ def _reason(raised: BaseException) -> str:
         return f"<its reason raised {class_name(error)}>"
 
 
-def _gives_up(rules: RetryRules, raised: BaseException) -> bool:
+def _gives_up(options: CallOptions, raised: BaseException) -> bool:
     try:
-        return rules.gives_up(raised)
+        return options.gives_up(raised)
     except BaseException as error:
         _tell_of_rule(
             f"the task's retry_on or give_up_on failed ({class_name(error)}: {text_of(error)}): it is retried"
@@ -410,9 +410,9 @@ def _gives_up(rules: RetryRules, raised: BaseException) -> bool:
         return False
 
 
-def _delay_s(rules: RetryRules, attempt: int, raised: BaseException) -> float | None:
+def _delay_s(options: CallOptions, attempt: int, raised: BaseException) -> float | None:
     try:
-        return rules.delay_s(attempt, raised)
+        return options.retry_delay_s(attempt, raised)
     except BaseException as error:
         # the job's error is what counts, and a retry what was wanted: the default delay serves
         told = f"{class_name(error)}: {text_of(error)}"

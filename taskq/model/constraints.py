@@ -7,7 +7,7 @@ from typing import Any
 
 from taskq.model.errors import ConfigError
 from taskq.model.limits import MAX_KEY_CHARS
-from taskq.model.spec import _is_count, _is_duration
+from taskq.model.spec import is_count, is_duration
 
 
 @dataclass(unsafe_hash=True, slots=True)  # not frozen, as Constraints
@@ -29,7 +29,7 @@ class UniqueKey:
     def __post_init__(self) -> None:
         if not _is_key(self.key):
             raise ConfigError(f"unique={self.key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters as the key")
-        if self.period_s is not None and not _is_duration(self.period_s):
+        if self.period_s is not None and not is_duration(self.period_s):
             raise ConfigError(f"period={self.period_s!r}: use seconds greater than 0, or None")
 
     @classmethod
@@ -81,7 +81,7 @@ class Constraints:
                     raise ConfigError(
                         f"limit_key, order_key: {key!r:.80}: use a text of 1 to {MAX_KEY_CHARS} characters"
                     )
-        if self.forgiven != (0, 0) and (len(self.forgiven) != 2 or not all(map(_is_count, self.forgiven))):
+        if self.forgiven != (0, 0) and (len(self.forgiven) != 2 or not all(map(is_count, self.forgiven))):
             raise ConfigError(f"forgiven={self.forgiven!r:.80}: use two counts")
 
     @property

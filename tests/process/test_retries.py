@@ -37,7 +37,7 @@ from taskq import (
     current_job,
 )
 from taskq.client import context
-from taskq.client.options.retries import RetryRules, read_rules
+from taskq.client.options.call_options import CallOptions
 from taskq.consumer.outbox import Outbox
 from taskq.model.attempt import failure_in, pack_failure, unpack
 from taskq.model.errors import ProtocolError
@@ -124,12 +124,12 @@ def test_a_snooze_takes_time() -> None:
 
 
 def test_rules_choose_by_type() -> None:
-    rules, _ = read_rules(None, (Passing, OSError), Lasting, 3)
+    rules = TaskQ("choosy").task(name="any", retry_on=(Passing, OSError), give_up_on=Lasting)(int).call_options
     kinds = [Passing(), ConnectionResetError(), Lasting(), ValueError(), SystemExit()]
     assert [rules.gives_up(error) for error in kinds] == [False, False, True, True, True]
     for wish in (JobTimeout("late"), Retry(), Snooze(1), Cancel()):
         assert not rules.gives_up(wish), "it is no error of the code"
-    assert not RetryRules().gives_up(ValueError())
+    assert not CallOptions().gives_up(ValueError())
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_rules_choose_by_type() -> None:
         ({"backoff": [-1]}, "a list of 1 to 100"),
         ({"backoff": [True]}, "a list of 1 to 100"),
         ({"backoff": lambda _: 1.0}, "must take"),
-        ({"retry_on": "ValueError"}, "an exception's class"),
-        ({"retry_on": [ValueError]}, "an exception's class"),
-        ({"give_up_on": (ValueError, int)}, "an exception's class"),
+        ({"retry_on": "ValueError"}, "an exception class"),
+        ({"retry_on": [ValueError]}, "an exception class"),
+        ({"give_up_on": (ValueError, int)}, "an exception class"),
         ({"give_up_on": JobTimeout}, "timeouts"),
         ({"retry_on": Snooze}, "Snooze"),
         ({"retry_on": Lasting, "give_up_on": Passing}, "has no effect"),

@@ -1,23 +1,29 @@
-"""The options of a call, beside the Spec of its task: when the job runs, and the keys by which it is limited or unique.
+"""The options that stay on your side: what is worked out for each call, and what is asked in the consumer.
 
-Evaluated where the job is enqueued, into the `Constraints` of the job. Pure but for the clock, which is passed in.
+When a job is enqueued, `CallOptions.constraints` works out its times and keys. When its function raises in a consumer,
+`gives_up` and `retry_delay_s` decide about the next attempt: that is code of the application and needs the exception.
+Everything else is in the job's `Spec`, and also counts where there is no exception: after a crash, or a kill for time
+or memory. All of it is pure: the time is passed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-from taskq.client.options.functions import signature_of
+from taskq.client.options.keys import Key, key_text, short_text
 from taskq.model.constraints import Constraints, UniqueKey
-from taskq.model.errors import ConfigError
-from taskq.model.limits import MAX_KEY_CHARS
-from taskq.protocol.codec import encode_call
+from taskq.model.errors import Cancel, ConfigError, JobTimeout, Retry, Snooze, is_delay
 
-#: How a key comes from a call: all arguments, these parameters, a function of the arguments, or a text as it is.
-Key = bool | Sequence[str] | Callable[..., Any] | str
+#: What `backoff=` takes: a list of seconds, or a function of the attempt's number and its error; None for the default.
+Backoff = Sequence[float] | Callable[[int, BaseException], float] | None
+#: What `retry_on=` and `give_up_on=` take.
+ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+#: What a job raises that is not an error of its code.
+NOT_ERRORS = (JobTimeout, Retry, Snooze, Cancel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +54,41 @@ class Unique:
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """What is asked for the jobs of a task, or of one `options()`.
+    """The options of a task's jobs, or of the jobs of one `options()`, that do not travel as they are.
 
     Attributes:
-        delay_s, at, expires_s, expires_at: see `TaskQ.task` and `Enqueuer.options`. Times are seconds since 1970.
-        unique, limit_by, ordered_by: how keys are made, or None.
-        waits_for_room: whether `enqueue` waits while the queue is full.
+        due: when they may start: a moment, or the seconds after the call; None for at once.
+        expires: when they expire: a moment, or the seconds after the call.
+        unique, limit_by, ordered_by: how their keys are made, or None.
         after: as `Constraints.after`.
+        waits_for_room: whether `enqueue` waits while the queue is full.
         on_success: whether they are enqueued when the job that runs here has succeeded.
+        backoff: a function ``(attempt, error) -> seconds`` for the delay before a retry.
+        retry_on: the only errors after which a job is retried, or None for all.
+        give_up_on: the errors that end a job; they go before `retry_on`.
     """
 
-    delay_s: float | None = None
-    at: float | None = None
-    expires_s: float | None = None
-    expires_at: float | None = None
+    due: datetime | float | None = None
+    expires: datetime | float | None = None
     unique: Unique | None = None
     limit_by: Key | None = None
     ordered_by: Key | None = None
-    waits_for_room: bool = False
     after: tuple[tuple[bytes, bool], ...] = ()
+    waits_for_room: bool = False
     on_success: bool = False
+    backoff: Callable[[int, BaseException], float] | None = None
+    retry_on: tuple[type[BaseException], ...] | None = None
+    give_up_on: tuple[type[BaseException], ...] = ()
 
     @property
     def is_plain(self) -> bool:
-        """Whether its jobs have no constraints."""
-        return replace(self, waits_for_room=False, on_success=False) == PLAIN
+        """Whether the jobs have no constraints."""
+        return self.due is None and self.expires is None and self.are_shared and not self.after
 
     @property
     def are_shared(self) -> bool:
         """Whether the constraints are the same whatever the arguments."""
-        return not any(key is not None for key in (self.unique, self.limit_by, self.ordered_by))
+        return self.unique is None and self.limit_by is None and self.ordered_by is None
 
     def constraints(
         self,
@@ -94,86 +105,57 @@ class CallOptions:
             wall: seconds since 1970.
 
         Raises:
-            ConfigError: a key cannot be made of these arguments, or it expires before it is due.
+            ConfigError: a key cannot be made of these arguments, or the job expires before it is due.
         """
-
-        limit_key = None if self.limit_by is None else _key_text(self.limit_by, function, args, kwargs)
-        order_key = None if self.ordered_by is None else _key_text(self.ordered_by, function, args, kwargs)
-        due_at = wall + self.delay_s if self.delay_s else self.at
-        expires_at = wall + self.expires_s if self.expires_s is not None else self.expires_at
+        limit_key = None if self.limit_by is None else key_text(self.limit_by, function, args, kwargs)
+        order_key = None if self.ordered_by is None else key_text(self.ordered_by, function, args, kwargs)
+        due_at, expires_at = _moment(self.due, wall), _moment(self.expires, wall)
         if expires_at is not None and expires_at <= max(wall, due_at or 0.0):
             raise ConfigError(f"{task}: it would expire before it may start: give it a later expires=")
         unique = self.unique
         unique_key = None
         if unique is not None:
-            key = _short(f"{task} {_key_text(unique.by, function, args, kwargs)}")
+            key = short_text(f"{task} {key_text(unique.by, function, args, kwargs)}")
             unique_key = UniqueKey(key, unique.until == "start", unique.period, unique.replace)
         return Constraints(due_at, expires_at, limit_key, order_key, unique_key, after=self.after)
 
+    def gives_up(self, error: BaseException) -> bool:
+        """Whether an error ends the job. A timeout never does: this is about what the code raises itself."""
+        if isinstance(error, NOT_ERRORS):
+            return False
+        return isinstance(error, self.give_up_on) or (
+            self.retry_on is not None and not isinstance(error, self.retry_on)
+        )
 
+    def retry_delay_s(self, attempt: int, error: BaseException) -> float | None:
+        """The seconds that the task's own function wants to wait before the retry; None if it has no function.
+
+        Raises:
+            Exception: whatever the function raises; ConfigError if it does not return a number of seconds.
+        """
+        if self.backoff is None:
+            return None
+        wish: object = self.backoff(attempt, error)
+        delay_s = as_delay_s(wish)
+        if delay_s is None:
+            raise ConfigError(f"the backoff function returned {wish!r:.100}: use seconds, 0 or more")
+        return delay_s
+
+
+#: Those of most tasks: none.
 PLAIN = CallOptions()
 
 
-def _key_text(key: Key, function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    if isinstance(key, str):
-        return _short(key)
-    if function is not None and not kwargs and not isinstance(key, bool) and not callable(key):
-        positions = _positions(function, tuple(key))
-        if positions and len(args) > positions[-1]:
-            return _text_of([args[position] for position in positions])
-    if callable(key):
-        return _text_of([key(*args, **kwargs)])
-    signature = None if function is None else _signature(function)
-    if signature is None:  # only its name is known here, or it is a builtin that does not tell
-        if key is True:
-            return _text_of([list(args), dict(kwargs)])
-        raise ConfigError(
-            f"a key of {key!r} needs the task's function, which is not imported here: give the key itself"
-        )
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"these arguments do not fit the task, so there is no key for it: {error}") from None
-    bound.apply_defaults()
-    if key is True:
-        return _text_of([bound.arguments])
-    assert not isinstance(key, bool)
-    return _text_of([bound.arguments[name] for name in key])
+def _moment(when: datetime | float | None, wall: float) -> float | None:
+    """Seconds since 1970."""
+    if when is None:
+        return None
+    return when.timestamp() if isinstance(when, datetime) else wall + when
 
 
-_signature = lru_cache(maxsize=512)(signature_of)
-
-
-@lru_cache(maxsize=512)
-def _positions(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[int, ...]:
-    """Where some parameters stand, if that is in their order and they can be given by position; else nothing.
-    Spares most calls the binding, which takes ten times as long as all else."""
-    signature = _signature(function)
-    if signature is None:
-        return ()
-    places = {
-        name: place
-        for place, (name, parameter) in enumerate(signature.parameters.items())
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    }
-    found = tuple(places[name] for name in names if name in places)
-    return found if len(found) == len(names) and list(found) == sorted(found) else ()
-
-
-def _text_of(values: list[Any]) -> str:
-    """A short text for values: themselves where they are one text or number, else a digest."""
-    if len(values) == 1 and isinstance(values[0], (str, int)):
-        return _short(str(values[0]))
-    return _digest(encode_call(bytes(16), values, {}))
-
-
-def _short(text: str) -> str:
-    if 1 <= len(text) <= MAX_KEY_CHARS and text.isprintable():
-        return text
-    return _digest(text.encode("utf-8", "surrogatepass"))
-
-
-def _digest(data: bytes) -> str:
-    from hashlib import sha256  # takes 4 ms to import, which few applications need
-
-    return sha256(data).hexdigest()[:40]
+def as_delay_s(value: object) -> float | None:
+    """The number of seconds that a job is to wait, as a plain float; None if it is not one."""
+    if not is_delay(value):
+        return None
+    delay_s = float(value)  # type: ignore[arg-type]  # a subclass of it may compare as it likes
+    return delay_s if is_delay(delay_s) else None

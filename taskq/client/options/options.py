@@ -1,26 +1,22 @@
-"""The options of tasks and jobs, as they are written: read, checked, and sorted into `Spec` and `CallOptions`.
+"""The options of tasks and jobs: the table of all there are, and the one place where they are read and checked.
 
-What all jobs of a task have in common becomes the Spec, and travels; what depends on the call becomes CallOptions, and
-stays with the producer.
+What all jobs of a task have in common becomes its `Spec`, and travels; what depends on the call or is code of the
+application becomes its `CallOptions`, and stays on this side.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypedDict
 
-from taskq.client.options.call_options import CallOptions, Key, Unique
-from taskq.client.options.functions import signature_of
-from taskq.client.options.retries import Backoff, read_backoff
+from taskq.client.options import readers
+from taskq.client.options.call_options import PLAIN, Backoff, CallOptions, ErrorTypes, Unique
+from taskq.client.options.keys import Key, check_key
 from taskq.model.errors import ConfigError
-from taskq.model.spec import Spec
-from taskq.model.units import UNITS_S, bytes_of_text
-from taskq.protocol.codec import ResultOf
-
-_RATE: Final = re.compile(r"(\d[\d_]*) */ *(\d*\.?\d*) *(s|m|h|d)[a-z]*\Z")
+from taskq.model.spec import SPEC_FIELDS, Spec
 
 
 class JobOptions(TypedDict, total=False):
@@ -101,217 +97,146 @@ class JobOptions(TypedDict, total=False):
     when_full: Literal["raise", "wait"]
 
 
-def apply_options(
-    spec: Spec, rules: CallOptions, options: Mapping[str, Any], function: Callable[..., Any] | None
+#: Options that are fields of something: the name of the option, that of the field, and how its value is read (None: as
+#: it is).
+Fields = Mapping[str, tuple[str, Callable[[Any], Any] | None]]
+
+_SPEC_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "backoff": readers.backoff_steps,
+    "memory_limit": readers.memory_limit,
+    "rate": readers.rate,
+    "resources": readers.resources,
+}
+_OF_SPEC: Final[Fields] = {option: (field, _SPEC_READERS.get(option)) for option, field in SPEC_FIELDS.items()}
+
+_OF_CALL: Final[Fields] = {
+    "delay": ("due", readers.delay),
+    "at": ("due", readers.at),
+    "expires": ("expires", readers.expires),
+    "unique": ("unique", readers.unique),
+    "limit_by": ("limit_by", None),
+    "ordered_by": ("ordered_by", None),
+    "after": ("after", readers.after),
+    "when_full": ("waits_for_room", readers.when_full),
+    "on_success": ("on_success", readers.on_success),
+    "backoff": ("backoff", readers.backoff_function),
+    "retry_on": ("retry_on", partial(readers.error_types, "retry_on")),
+    "give_up_on": ("give_up_on", partial(readers.error_types, "give_up_on")),
+}
+
+
+def refuse_for_task(options: JobOptions) -> None:
+    """Refuses what makes no sense for any task, before its function is known.
+
+    Raises:
+        ConfigError: an option is for single jobs only.
+        TypeError: there is no such option.
+    """
+    refuse_unknown(options, JobOptions)
+    if "after" in options or "on_success" in options:
+        raise ConfigError("after= and on_success= are for some jobs of a task: give them with options() instead")
+    if "at" in options:
+        raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
+
+
+def options_of_task(
+    name: str,
+    function: Callable[..., Any],
+    options: JobOptions,
+    retry_on: ErrorTypes | None,
+    give_up_on: ErrorTypes,
 ) -> tuple[Spec, CallOptions]:
-    """Changes what is asked for a task's jobs.
+    """Reads the options of a task, as `TaskQ.task` takes them; `refuse_for_task` has let them pass.
+
+    Raises:
+        ConfigError: an option makes no sense, by itself or with the others.
+    """
+    given: dict[str, Any] = {**options, "give_up_on": give_up_on}
+    if retry_on is not None:
+        given["retry_on"] = retry_on
+    return _changed(Spec(name), PLAIN, given, function)
+
+
+def options_of_call(
+    spec: Spec, call_options: CallOptions, options: JobOptions, function: Callable[..., Any] | None
+) -> tuple[Spec, CallOptions]:
+    """Changes the options of a task's jobs, as `Enqueuer.options` does.
 
     Args:
         function: of the task, or None if it is not known here.
 
     Raises:
-        ConfigError: an option makes no sense, or not with the others.
+        ConfigError: an option makes no sense, by itself, with the others, or for single jobs.
         TypeError: there is no such option.
     """
     refuse_unknown(options, JobOptions)
-    of_spec = fields_of(options, _OF_SPEC)
-    changed = replace(spec, **of_spec) if of_spec else spec
-    _check_again(changed, options)
-    rules = replace(rules, **_rules_of(options, function))
-    if rules.delay_s is not None and rules.at is not None:
+    if "backoff" in options and call_options.backoff is not None:
+        raise ConfigError(f"the backoff of {spec.task} is a function, which goes first: a list has no effect")
+    if callable(options.get("backoff")):
+        raise ConfigError("a backoff function cannot travel with a job: give it to the task, or use a list of seconds")
+    return _changed(spec, call_options, options, function)
+
+
+def _changed(
+    spec: Spec, call_options: CallOptions, given: Mapping[str, Any], function: Callable[..., Any] | None
+) -> tuple[Spec, CallOptions]:
+    of_spec, of_call = fields_of(given, _OF_SPEC), fields_of(given, _OF_CALL)
+    if of_spec:
+        spec = replace(spec, **of_spec)
+    if of_call:
+        call_options = replace(call_options, **of_call)
+    _check_keys(call_options, given, function)
+    _check_retries(spec, call_options, given)
+    if given.get("delay") is not None and given.get("at") is not None:
         raise ConfigError("delay= and at= both say when it runs: give one of them")
-    if rules.limit_by is not None and changed.concurrency is None and changed.rate is None:
+    if call_options.limit_by is not None and spec.concurrency is None and spec.rate is None:
         raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
-    if rules.waits_for_room and changed.max_queued is None:
+    if call_options.waits_for_room and spec.max_queued is None:
         raise ConfigError("when_full= says what is done when max_queued= jobs wait: give that as well")
-    return changed, rules
-
-
-#: Options that are fields of something: by their name, that of the field, and how they are read (None: as they are).
-Fields = Mapping[str, tuple[str, Callable[[Any], Any] | None]]
+    return spec, call_options
 
 
 def fields_of(options: Mapping[str, Any], known: Fields) -> dict[str, Any]:
-    """The values of those fields of which something is said; the defaults of the others stand where the fields do."""
-    return {
-        field: options[name] if read is None else read(options[name])
-        for name, (field, read) in known.items()
-        if name in options
-    }
+    """The values of the fields that are given; the defaults of the others are those of the fields. Where two options
+    are about one field, the one that is not None counts."""
+    found: dict[str, Any] = {}
+    for name, (field, read) in known.items():
+        if name in options:
+            value = options[name] if read is None else read(options[name])
+            if found.get(field) is None:
+                found[field] = value
+    return found
 
 
 def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    """Raises TypeError if an option is none of those of a TypedDict."""
+    """Raises TypeError if an option is not one of a TypedDict."""
     names = known.__annotations__
     unknown = [name for name in options if name not in names]
     if unknown:
         raise TypeError(f"no such option: {unknown[0]!r}; there are {', '.join(sorted(names))}")
 
 
-def _check_again(spec: Spec, options: Mapping[str, Any]) -> None:
+def _check_keys(call_options: CallOptions, given: Mapping[str, Any], function: Callable[..., Any] | None) -> None:
+    """Raises ConfigError if a key that is given cannot be made for the task."""
+    if "unique" in given:
+        check_key("unique", call_options.unique and call_options.unique.by, function)
+    for name in ("limit_by", "ordered_by"):
+        if name in given:
+            check_key(name, given[name], function)
+
+
+def _check_retries(spec: Spec, call_options: CallOptions, given: Mapping[str, Any]) -> None:
     """Raises ConfigError if options for another attempt have no effect."""
-    if options.get("backoff") is not None and options.get("retries") == 0:
-        raise ConfigError("backoff= has no effect with retries=0: leave it out, or allow retries")
-    if options.get("crash_queue") is None:
+    for kind in call_options.retry_on or ():
+        if issubclass(kind, call_options.give_up_on):
+            raise ConfigError(f"retry_on={kind.__name__} has no effect: give_up_on= names it too, and goes first")
+    if given.get("retries") == 0:
+        for name in ("backoff", "retry_on", "give_up_on"):
+            if given.get(name):
+                raise ConfigError(f"{name}= has no effect with retries=0: leave it out, or allow retries")
+    if given.get("crash_queue") is None:
         return
     if spec.crash_queue == spec.queue:
         raise ConfigError(f"crash_queue={spec.crash_queue!r} is its own queue: name another one, or leave it out")
     if spec.max_crashes == 1 and spec.memory_limit_bytes is None:
         raise ConfigError("crash_queue= has no effect with max_crashes=1: a job ends with its first crash then")
-
-
-def _backoff_of(value: Any) -> tuple[float, ...] | None:
-    steps_s, function = read_backoff(value)
-    if function is not None:
-        raise ConfigError("a backoff function cannot travel with a job: give it to the task, or use a list of seconds")
-    return steps_s
-
-
-def _rules_of(options: Mapping[str, Any], function: Callable[..., Any] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if "delay" in options:
-        found["delay_s"] = _seconds_of("delay", options["delay"])
-        found["at"] = None
-    if "at" in options:
-        found["at"] = _time_of("at", options["at"])
-        if "delay" not in options:
-            found["delay_s"] = None
-    if "expires" in options:
-        is_time = isinstance(options["expires"], datetime)
-        found["expires_at"] = _time_of("expires", options["expires"]) if is_time else None
-        found["expires_s"] = None if is_time else _seconds_of("expires", options["expires"])
-    if "unique" in options:
-        found["unique"] = unique = _unique_of(options["unique"])
-        _check_key("unique", None if unique is None else unique.by, function)
-    for name in ("limit_by", "ordered_by"):
-        if name in options:
-            found[name] = options[name]
-            _check_key(name, options[name], function)
-    if "when_full" in options:
-        if options["when_full"] not in ("raise", "wait"):
-            raise ConfigError(f'when_full={options["when_full"]!r}: use "raise" or "wait"')
-        found["waits_for_room"] = options["when_full"] == "wait"
-    if "after" in options:
-        found["after"] = _after_of(options["after"])
-    if "on_success" in options:
-        if not isinstance(options["on_success"], bool):
-            raise ConfigError(f"on_success={options['on_success']!r}: use True or False")
-        found["on_success"] = options["on_success"]
-    return found
-
-
-def _after_of(value: Any) -> tuple[tuple[bytes, bool], ...]:
-    """What a job comes after, each with whether it goes on if that does not succeed. Of two policies "fail" counts."""
-    if value is None:
-        return ()
-    if isinstance(value, (ResultOf, str, bytes)) or not isinstance(value, Iterable):
-        raise ConfigError(f"after={value!r:.80}: use a list of jobs, as enqueue returns them, or a dict with policies")
-    policies = value if isinstance(value, Mapping) else dict.fromkeys(value, "fail")
-    after: dict[bytes, bool] = {}
-    for job, policy in policies.items():
-        if policy not in ("fail", "continue"):
-            raise ConfigError(f'after={{{job!r:.80}: {policy!r:.80}}}: the policy is "fail" or "continue"')
-        jobs = [job] if isinstance(job, ResultOf) else getattr(job, "jobs", None)
-        if not isinstance(jobs, list) or not all(isinstance(one, ResultOf) for one in jobs):
-            raise ConfigError(f"after: {job!r:.80} is not a job: use what enqueue returned")
-        for one in jobs:
-            after[one._id] = policy == "continue" and after.get(one._id, True)
-    return tuple(after.items())
-
-
-def _time_of(name: str, value: object) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime):
-        raise ConfigError(f"{name}={value!r}: use a datetime with a time zone, such as datetime.now(UTC)")
-    if value.tzinfo is None:
-        raise ConfigError(
-            f"{name}={value!r} has no time zone, so nobody knows which moment it is: "
-            "add one, as in datetime(2030, 1, 1, tzinfo=ZoneInfo('Europe/Berlin'))"
-        )
-    return value.timestamp()
-
-
-def _seconds_of(name: str, value: object) -> float | None:
-    if value is None:
-        return None
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
-        raise ConfigError(f"{name}={value!r}: use seconds, or a timedelta, of 0 or more")
-    return float(seconds)
-
-
-def _rate_of(value: object) -> tuple[int, float] | None:
-    if value is None:
-        return None
-    found = _RATE.match(value) if isinstance(value, str) else None
-    if found is None or found[2] == ".":
-        raise ConfigError(f'rate={value!r}: use a number of starts and a time, such as "100/m" or "5/10s"')
-    return int(found[1]), float(found[2] or 1) * UNITS_S[found[3]]
-
-
-def _resources_of(value: object) -> tuple[tuple[str, int], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, Mapping):
-        raise ConfigError(f'resources={value!r}: use a dict of names and whole numbers, as in {{"gpu": 1}}')
-    return tuple(sorted(value.items(), key=str))
-
-
-def _unique_of(value: Any) -> Unique | None:
-    if value is None or value is False:
-        return None
-    return value if isinstance(value, Unique) else Unique(by=value)
-
-
-def _check_key(name: str, key: object, function: Callable[..., Any] | None) -> None:
-    """Raises ConfigError unless a key can be made for the task."""
-    if key is None or key is True or callable(key):
-        return
-    if isinstance(key, str):
-        _check_text(name, key, function)
-        return
-    if not isinstance(key, Sequence) or not key or not all(isinstance(part, str) for part in key):
-        raise ConfigError(
-            f"{name}={key!r}: use True (all arguments), a list of parameters, a function of the arguments, or a text"
-        )
-    if function is None:
-        return
-    signature = signature_of(function)
-    if signature is None:
-        raise ConfigError(
-            f"{name}={key!r}: the task does not tell its parameters: use True (all arguments), a function of the "
-            "arguments, or a text"
-        )
-    known = signature.parameters
-    missing = [part for part in key if part not in known]
-    if missing:
-        raise ConfigError(f"{name}={key!r}: the task has no parameter {missing[0]!r} (it has: {', '.join(known)})")
-
-
-def _check_text(name: str, key: str, function: Callable[..., Any] | None) -> None:
-    """A text is one key for all jobs of a task; the name of a parameter alone is meant as the list of that one."""
-    signature = None if function is None else signature_of(function)
-    if signature is not None and key in signature.parameters:
-        raise ConfigError(
-            f"{name}={key!r} would be one key for all jobs of the task: write {name}=[{key!r}] for one of each {key}"
-        )
-
-
-#: Options that are fields of Spec: their names there, and how they are read.
-_OF_SPEC: Final[Fields] = {
-    "queue": ("queue", None),
-    "priority": ("priority", None),
-    "retries": ("retries", None),
-    "backoff": ("backoff_s", _backoff_of),
-    "max_crashes": ("max_crashes", None),
-    "crash_queue": ("crash_queue", None),
-    "timeout": ("timeout_s", None),
-    "result": ("keep_result", None),
-    "cpu_timeout": ("cpu_timeout_s", None),
-    "memory_limit": ("memory_limit_bytes", lambda value: bytes_of_text(value, "memory_limit")),
-    "concurrency": ("concurrency", None),
-    "rate": ("rate", _rate_of),
-    "resources": ("resources", _resources_of),
-    "max_queued": ("max_queued", None),
-}

@@ -47,7 +47,7 @@ def _check_import() -> None:
         )
 
 
-def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable[Call]) -> list[bytes]:
+def submit(app: FleetConnection, spec: Spec, call_options: CallOptions, calls: Iterable[Call]) -> list[bytes]:
     """Hands in jobs of one kind.
 
     Returns:
@@ -59,10 +59,10 @@ def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable
     """
     if _importing:
         _check_import()
-    if rules.on_success:
+    if call_options.on_success:
         return _keep_back(spec, calls)
     client = app.client
-    if not rules.waits_for_room:
+    if not call_options.waits_for_room:
         return client.submit(spec, calls)
     ids: list[bytes] = []
     for chunk in chunks(calls, spec.max_queued):
@@ -70,14 +70,14 @@ def submit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable
     return ids
 
 
-async def asubmit(app: FleetConnection, spec: Spec, rules: CallOptions, calls: Iterable[Call]) -> list[bytes]:
+async def asubmit(app: FleetConnection, spec: Spec, call_options: CallOptions, calls: Iterable[Call]) -> list[bytes]:
     """`submit` for asyncio."""
     if _importing:
         _check_import()
-    if rules.on_success:
+    if call_options.on_success:
         return _keep_back(spec, calls)
     client = app.async_client()
-    if not rules.waits_for_room:
+    if not call_options.waits_for_room:
         return await client.submit(spec, calls)
     ids: list[bytes] = []
     for chunk in chunks(calls, spec.max_queued):
