@@ -35,7 +35,7 @@ from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
 from taskq.consumer.runner import Runner
-from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.ports import Clients
 from taskq.model import job
 from taskq.model.attempt import Attempts, Claim, Verdict, unpack
@@ -123,7 +123,7 @@ class Arrival(NamedTuple):
 class _EventLog:
     """In place of a `taskq.broker.events.EventLog`: keeps what came in."""
 
-    def __init__(self, store: SQLiteStore) -> None:
+    def __init__(self, store: MemoryStore) -> None:
         self.log = _Silent()
         self.arrivals: list[Arrival] = []
         self._store = store
@@ -284,7 +284,7 @@ class InProcessFleet:
         self.clock = clock
         self._folder = _make_folder()
         directory = Directory(self._folder / "queue").create()
-        self._store = SQLiteStore(directory.journal, "memory", clock=clock)
+        self._store = MemoryStore()
         self._core = core_of(settings)
         self._slots = _Pool(self._core, clock)
         self._events = _EventLog(self._store)

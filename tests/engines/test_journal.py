@@ -20,16 +20,17 @@ from typing import Any
 from unittest.mock import ANY
 
 import apsw
-import memory_store
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_store import Disk, MemoryStore
 
 from taskq.engines.embedded.journal import database as database_module
+from taskq.engines.embedded.journal import memory as memory_module
 from taskq.engines.embedded.journal import partition_numbers, statements
 from taskq.engines.embedded.journal import queries as queries_module
+from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.model.attempt import pack_failure, unpack
@@ -47,7 +48,7 @@ Opener = Callable[[], Store]
 #: Makers of stores: each call of what they return opens the same store again.
 STORES: dict[str, Callable[[Path], Opener]] = {
     "sqlite": lambda home: lambda: SQLiteStore(home / "journal.db"),
-    "memory": lambda _home: partial(MemoryStore, Disk()),  # the simulator's
+    "memory": lambda _home: partial(MemoryStore, Disk()),
 }
 
 SPEC = Spec("app.work", "mail", retries=2, timeout_s=1.5, max_crashes=2)
@@ -713,7 +714,7 @@ class TestConformance:
 
     def test_finding_looks_at_a_bounded_number_of_jobs(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is rare among many is found in several steps."""
-        for module in (queries_module, memory_store):
+        for module in (queries_module, memory_module):
             monkeypatch.setattr(module, "MAX_JOBS_SEEN", 4)
         rows = submit(store, 10)
         end(store, [rows[1], rows[8]])

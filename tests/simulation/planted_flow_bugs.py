@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from memory_store import MemoryStore
 from simulation import Parts, SimPool
 
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.dependencies import Released
+from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.model.attempt import Attempts
 from taskq.model.job import JobRow
 from taskq.model.stored import Edge, StoredState

@@ -33,7 +33,7 @@ from history import Children, End, Final, Found, History, Kept, Read, Start, che
 from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_limits import LeftOut
-from memory_store import Disk, MemoryStore, Record
+from recorded_disk import RecordedDisk
 from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
 from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
 from simulated_schedules import Planner, note_fires
@@ -49,6 +49,8 @@ from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.connection import CANCEL_AGAIN_S
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.journal.memory_records import Record
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
@@ -1009,7 +1011,7 @@ class World:
         self.history = History(restart_within_s=60.0)  # retried by hand, it may wait behind a hundred that time out
         self.history.sees_every_start = True
         self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
-        self.disk = Disk()
+        self.disk = RecordedDisk()
         self.now = 1_000.0
         self.keys = count(1)
         self.records: dict[int, FlightRecord] = {}  # the flight recorder
@@ -1272,7 +1274,7 @@ class World:
         """The last that was known of jobs that are not there any more."""
         last: dict[bytes, Record] = {}
         gone: dict[bytes, Record] = {}
-        for changes, *_ in self.disk.commits:
+        for changes in (commit.jobs for commit in self.disk.commits):
             for job_id, record in changes.items():
                 if record is None:
                     gone.update({job_id: last[job_id]} if job_id in last else {})
@@ -1285,7 +1287,7 @@ class World:
         """How often each job was stored that was not there before."""
         made: Counter[str] = Counter()
         there: set[bytes] = set()
-        for changes, *_ in self.disk.commits:
+        for changes in (commit.jobs for commit in self.disk.commits):
             made.update(job_id.hex() for job_id, record in changes.items() if record and job_id not in there)
             there.update(job_id for job_id, record in changes.items() if record)
             there.difference_update(job_id for job_id, record in changes.items() if record is None)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 from history import Limits, check
-from memory_store import MemoryStore
 from simulation import Parts, World, digest
 
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, payload_for
@@ -235,8 +235,8 @@ class FullNowAndThen(MemoryStore):
     changes = 0
 
     def commit(self) -> None:
-        self.changes += bool(self._changed_schedules)
-        if self._changed_schedules and self.changes % 5 == 0:
+        self.changes += bool(self._changes.schedules)
+        if self._changes.schedules and self.changes % 5 == 0:
             raise StoreFull("the disk is full")
         super().commit()
 

@@ -16,11 +16,11 @@ from history import Children, End, Final, Found, History, Kept, Limits, Read, St
 from history_cancels import Unwanted
 from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan, Rest
-from memory_store import Disk, MemoryStore, Record
 from planted_cancel_bugs import CANCEL_BUGS
 from planted_flow_bugs import FLOW_BUGS
 from planted_outcome_bugs import OUTCOME_BUGS
 from planted_supervision_bugs import BREAKS_THE_BROKER, SUPERVISION_BUGS
+from recorded_disk import RecordedDisk
 from simulation import Parts, World, judge
 
 from taskq.broker.core.core import Core
@@ -28,6 +28,8 @@ from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.shared_limits import SharedLimits
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.journal.memory_records import Disk, Record
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Claim, Failure, Verdict
 from taskq.model.constraints import Constraints, UniqueKey
@@ -105,12 +107,15 @@ class TellsBeforeCommit(Committer):
 class SyncsNowAndThen(MemoryStore):
     """SQLite's synchronous=NORMAL."""
 
-    syncs = False
+    def __init__(self, disk: RecordedDisk) -> None:
+        disk.syncs = False
+        super().__init__(disk)
+        self._recorded = disk
 
     def commit(self) -> None:
         super().commit()
-        if len(self.disk.commits) % 20 == 0:
-            self.disk.synced = len(self.disk.commits)
+        if len(self._recorded.commits) % 20 == 0:
+            self._recorded.synced = len(self._recorded.commits)
 
 
 class DeletesOnDequeue(MemoryStore):
@@ -122,10 +127,8 @@ class DeletesOnDequeue(MemoryStore):
 
     def forget(self, rows: Iterable[JobRow]) -> None:
         for row in rows:
-            record = self._jobs.pop(row.id)
-            self._taken[row.seq] = record
-            self._changes[row.id] = None
-            del self._by_seq[row.seq]
+            self._taken[row.seq] = record = self._jobs[row.id]
+            self._drop(record)
         self.commit()
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
@@ -147,7 +150,7 @@ class TakesEverySubmitAsNew(MemoryStore):
     ) -> list[JobRow]:
         known = [job_id for job_id in ids if job_id in self._jobs]
         for job_id in known:
-            del self._by_seq[self._jobs.pop(job_id).seq]
+            self._drop(self._jobs[job_id])
         return super().submit(spec, ids, payloads, constraints)
 
 
@@ -181,7 +184,7 @@ class PurgesUntilRestart(MemoryStore):
     def remove(self, jobs: Sequence[StoredJob]) -> None:
         super().remove(jobs)
         for job in jobs:
-            del self._changes[job.row.id]
+            del self._changes.jobs[job.row.id]
 
 
 class RetriesUntilRestart(MemoryStore):
@@ -190,7 +193,7 @@ class RetriesUntilRestart(MemoryStore):
     def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
         rows = super().requeue(jobs)
         for row in rows:
-            del self._changes[row.id]
+            del self._changes.jobs[row.id]
         return rows
 
 
@@ -329,7 +332,7 @@ class SchedulesRestUntilRestart(MemoryStore):
 
     def put_schedule(self, row: ScheduleRow) -> None:
         super().put_schedule(row)
-        self._changed_schedules[row.schedule.name] = row._replace(is_paused=False)
+        self._changes.schedules[row.schedule.name] = row._replace(is_paused=False)
 
 
 class RemovesSchedulesUntilRestart(MemoryStore):
@@ -337,7 +340,7 @@ class RemovesSchedulesUntilRestart(MemoryStore):
 
     def remove_schedule(self, name: str) -> None:
         super().remove_schedule(name)
-        del self._changed_schedules[name]
+        del self._changes.schedules[name]
 
 
 class ForgetsLastFires(Scheduler):

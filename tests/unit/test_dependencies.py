@@ -17,12 +17,13 @@ from deaf import Deaf
 from full_disk import Tight
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_store import Disk, MemoryStore
 
 from taskq.broker.core.core import Core
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.dependencies import Fate, Released, becomes, release_dependents
+from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.recovery import recover

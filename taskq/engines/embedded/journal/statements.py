@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskq.engines.embedded.journal.store import TOTAL_NAMES
+from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, TOTAL_NAMES
 from taskq.model.stored import FIRST_FINAL, StoredState
 
 #: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
@@ -90,7 +90,7 @@ REQUEUE = (
 #: As READ, but without the payload and large results, and with the payload's size.
 FOUND = (
     f"{ROW.replace('payload', 'NULL')}, state, due_at, "
-    f"CASE WHEN state <> {StoredState.SUCCEEDED} OR length(outcome) < 4096 THEN outcome END, "
+    f"CASE WHEN state <> {StoredState.SUCCEEDED} OR length(outcome) < {MAX_FOUND_RESULT_BYTES} THEN outcome END, "
     "finished_at, length(payload)"
 )
 SCHEDULES = "SELECT fields, next_at, app, is_paused, last_at, last_id FROM schedules ORDER BY name"

@@ -19,6 +19,9 @@ from taskq.model.schedule import ScheduleRow
 from taskq.model.spec import Spec
 from taskq.model.stored import Edge, Ended, Rescheduled, StoredJob, StoredState
 
+#: `find` leaves out results of this size and above.
+MAX_FOUND_RESULT_BYTES = 4_096
+
 
 class Wanted(NamedTuple):
     """Which jobs are meant; None for all.
@@ -72,10 +75,12 @@ class Store(Protocol):
     totals: Totals
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
     is_full: bool
-    #: Whether a job waits for the end of another: if not, none of those below need be asked.
-    has_waiting: bool
     #: What the opening found, for the log: events and their fields.
     findings: list[tuple[str, dict[str, Any]]]
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a job waits for the end of another. If none does, nothing about such jobs needs to be asked."""
 
     @property
     def last_seq(self) -> int:
