@@ -48,9 +48,7 @@ def main() -> None:
     """Runs the steps, in the order of the tutorials."""
     # with Pool(2) as pool:
     with q.fleet(consumers=2):
-        before = q.client.status()["totals"][
-            "succeeded"
-        ]  # of earlier runs: the totals are kept as long as the directory
+        before = q.status().totals.succeeded  # of earlier runs: the totals are kept as long as the directory
 
         # process = Process(target=greet, args=("Ada",)); process.start(); process.join(); process.exitcode
         job = greet.enqueue("Ada")
@@ -77,9 +75,9 @@ def main() -> None:
         print("q.fleet() without a number starts one consumer for each CPU that this process may use")
 
         # counter = Value("i", 0); ...; with counter.get_lock(): counter.value += 1
-        status = q.client.status()
-        count = status["totals"]["succeeded"] - before
-        counts = [f"consumer {each['number']} did {each['jobs_done']}" for each in status["consumers"]]
+        status = q.status()
+        count = status.totals.succeeded - before
+        counts = [f"consumer {each.number} did {each.jobs_done}" for each in status.consumers]
         print(f"7. A shared counter: {count} jobs succeeded; {', '.join(counts)}")
 
 

@@ -48,9 +48,9 @@ def main() -> None:
             for word, numbers in lines_of.items():
                 places[word][path] = numbers
         seconds = time.perf_counter() - start
-        consumers = q.client.status()["consumers"]
+        consumers = q.status().consumers
     megabytes = sum(path.stat().st_size for path in paths) / 1e6
-    work_seconds = sum(each["busy_s"] for each in consumers)
+    work_seconds = sum(each.busy_s for each in consumers)
     print(f"{len(paths):,} files, {megabytes:.1f} MB, {len(places):,} words, indexed in {seconds:.2f} s:")
     print(f"{work_seconds:.2f} s of work, shared by {len(consumers)} consumers\n")
     for query in queries:

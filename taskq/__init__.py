@@ -41,7 +41,8 @@ if TYPE_CHECKING:
         TaskQError,
         TooFewDescriptors,
     )
-    from taskq.model.info import Attempt, JobInfo
+    from taskq.model.info.job import Attempt, JobInfo
+    from taskq.model.info.status import FleetStatus
     from taskq.model.job import JobError, JobState, Progress
     from taskq.model.settings import Settings
 
@@ -49,6 +50,7 @@ __all__ = [
     # the application, its tasks and jobs
     "Attempt",
     "CurrentJob",
+    "FleetStatus",
     "Job",
     "JobError",
     "JobInfo",
@@ -115,7 +117,8 @@ _HOMES = (
     "taskq.client.workflows",
     "taskq.client.waiting",
     "taskq.client.job",
-    "taskq.model.info",
+    "taskq.model.info.job",
+    "taskq.model.info.status",
     "taskq.client.options.options",
     "taskq.client.options.call_options",
     "taskq.system.directory",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
-from taskq.broker.status import FleetStatus
+from taskq.broker.status import StatusView
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store
@@ -36,7 +36,7 @@ class Kinds:
 
     committer: type[Committer] = Committer
     scheduler: type[Scheduler] = Scheduler
-    status: type[FleetStatus] = FleetStatus
+    status: type[StatusView] = StatusView
 
 
 class Parts:

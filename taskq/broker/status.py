@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Literal
 
 from taskq.broker.consumers.handle import ConsumerProcess
-from taskq.broker.consumers.succession import Succession
+from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.core.core import Core
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Consumers
+from taskq.model.info.status import (
+    BrokerStatus,
+    ConsumerStatus,
+    FleetStatus,
+    JobTotals,
+    MissingConsumer,
+    QueueStatus,
+    ReloadStatus,
+)
+from taskq.model.job import Progress
 from taskq.model.stored import StoredState
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -19,7 +29,7 @@ from taskq.system.directory import Directory
 _MOST_SPOOLED = 10_000
 
 
-class FleetStatus:
+class StatusView:
     """Draws the status, from what its parts know at the moment."""
 
     def __init__(
@@ -44,38 +54,34 @@ class FleetStatus:
         self._clock = clock
         self._started_at = clock.time()
 
-    def draw(self) -> dict[str, Any]:
-        """All of it, as it is sent to clients."""
+    def draw(self) -> FleetStatus:
+        """The status at this moment."""
         consumers = [self._consumer(consumer) for consumer in self._processes.consumers.values()]
-        return {
-            "broker": self._broker(),
-            "reload": {
-                "number": self._processes.code,
-                "state": self._processes.reload_state,
-                "error": self._processes.reload_error,
-            },
-            "not_started": [{"number": number, "error": error} for number, error in self._processes.missing()],
-            "queues": self._queues(),
-            "spooled_files": count_files(self._directory.spool, _MOST_SPOOLED),
-            "paused": sorted(self._store.paused()),
-            "totals": self._store.totals.as_dict(),
-            "consumers": sorted(consumers, key=lambda consumer: int(consumer["number"])),
-        }
+        return FleetStatus(
+            broker=self._broker(),
+            reload=ReloadStatus(self._processes.code, self._processes.reload_state, self._processes.reload_error),
+            not_started=[MissingConsumer(number, error) for number, error in self._processes.missing()],
+            queues=self._queues(),
+            spooled_files=count_files(self._directory.spool, _MOST_SPOOLED),
+            paused=sorted(self._store.paused()),
+            totals=JobTotals(**self._store.totals.as_dict()),
+            consumers=sorted(consumers, key=lambda consumer: consumer.number),
+        )
 
-    def _broker(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "uptime_s": round(self._clock.time() - self._started_at, 3),
-            "directory": str(self._directory.path),
-            "rss_bytes": rss_bytes(os.getpid()),
-            "state": "stopping" if self._pool.is_stopping else "running",
-            "restarts_of_consumers": self._processes.restarts,
-        }
+    def _broker(self) -> BrokerStatus:
+        return BrokerStatus(
+            pid=os.getpid(),
+            uptime_s=round(self._clock.time() - self._started_at, 3),
+            directory=str(self._directory.path),
+            rss_bytes=rss_bytes(os.getpid()),
+            state="stopping" if self._pool.is_stopping else "running",
+            restarts_of_consumers=self._processes.restarts,
+        )
 
-    def _queues(self) -> dict[str, dict[str, int]]:
+    def _queues(self) -> dict[str, QueueStatus]:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
         claims = self._pool.claims()
-        none = {"waiting": 0, "scheduled": 0, "queued": 0, "running": 0}
+        none = dict.fromkeys(("waiting", "scheduled", "queued", "running"), 0)
         queues = {name: {**none, "queued": count} for name, count in self._core.counts().items()}
         for kept in (StoredState.WAITING, StoredState.SCHEDULED):
             for name, count in self._store.counts(kept).items():
@@ -84,31 +90,38 @@ class FleetStatus:
             running = {claim.number for claim in claims[key]}
             for number, row in jobs:
                 queues[row.spec.queue]["running" if number in running else "queued"] += 1
-        return queues
+        return {name: QueueStatus(**counts) for name, counts in queues.items()}
 
-    def _consumer(self, consumer: ConsumerProcess) -> dict[str, Any]:
+    def _consumer(self, consumer: ConsumerProcess) -> ConsumerStatus:
         claims = sorted(consumer.counters.read(), key=lambda claim: claim.started_at)
         told = [(claim, row) for claim in claims if (row := self._core.running(consumer.key, claim.number))]
         claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
         now = self._clock.monotonic()
-        state = consumer.state.name.lower()
-        if state == "ready":
-            state = "running" if row else "idle"
-        return {
-            "number": consumer.number,
-            "pid": consumer.pid,
-            "state": state,
-            "has_old_code": self._processes.is_old(consumer),
-            "running": len(told),
-            "seats": consumer.counters.slots,
-            "job_id": row.id.hex() if row else None,
-            "task": row.spec.task if row else None,
-            "running_s": round(now - claim.started_at, 3) if claim else None,
-            "progress": self._pool.progress_of(row.id) if row else None,
-            "rss_bytes": rss_bytes(consumer.pid),
-            "jobs_done": consumer.counters.jobs_done,
-            "busy_s": round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
-        }
+        progress = self._pool.progress_of(row.id) if row else None
+        return ConsumerStatus(
+            number=consumer.number,
+            pid=consumer.pid,
+            state=_state_of(consumer, row is not None),
+            has_old_code=self._processes.is_old(consumer),
+            running=len(told),
+            seats=consumer.counters.slots,
+            job_id=row.id.hex() if row else None,
+            task=row.spec.task if row else None,
+            running_s=round(now - claim.started_at, 3) if claim else None,
+            progress=None if progress is None else Progress(*progress),
+            rss_bytes=rss_bytes(consumer.pid),
+            jobs_done=consumer.counters.jobs_done,
+            busy_s=round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
+        )
+
+
+def _state_of(consumer: ConsumerProcess, runs: bool) -> Literal["starting", "idle", "running", "retiring"]:
+    match consumer.state:
+        case ProcessState.STARTING:
+            return "starting"
+        case ProcessState.RETIRING:
+            return "retiring"
+    return "running" if runs else "idle"
 
 
 def rss_bytes(pid: int) -> int:

@@ -18,13 +18,14 @@ from typing import Any, cast
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.events import EventLog
 from taskq.broker.parts import Kinds, Parts, core_of
-from taskq.broker.status import FleetStatus
+from taskq.broker.status import StatusView
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
 from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
+from taskq.model.info.status import BrokerStatus
 from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.ops import OPS, Op
@@ -85,18 +86,11 @@ class _Client(Clients):
         self.closed = True
 
 
-class _Status(FleetStatus):
+class _Status(StatusView):
     """Of a fleet that does not run."""
 
-    def _broker(self) -> dict[str, Any]:
-        return {
-            "pid": None,
-            "uptime_s": None,
-            "directory": str(self._directory.path),
-            "rss_bytes": None,
-            "state": "stopped",
-            "restarts_of_consumers": 0,
-        }
+    def _broker(self) -> BrokerStatus:
+        return BrokerStatus(None, None, str(self._directory.path), None, "stopped")
 
 
 class Reader:

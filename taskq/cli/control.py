@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of, tell
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
+from taskq.model.info.status import ConsumerStatus, FleetStatus
 from taskq.system.directory import Directory
 from taskq.system.platform import open_pidfd
 from taskq.telemetry.reader import Filter, ago, read
@@ -40,7 +41,8 @@ def stop(
     client = Client(directory)
     began = time.monotonic()
     status = client.status()
-    pid = status["broker"]["pid"]
+    pid = status.broker.pid
+    assert pid is not None, "a fleet that answers runs"
     pidfd = _opened(pid)  # before it ends: its number may be used again
     client.stop()
     client.close()
@@ -67,13 +69,13 @@ def reload(app: FleetArgument = None) -> None:
     client = Client(find_directory(app))
     number = client.reload()
     status = _wait_for_new_code(client, number)
-    numbers = {consumer["number"] for consumer in status["consumers"]}
-    new = {consumer["number"] for consumer in status["consumers"] if _is_new(consumer)}
+    numbers = {consumer.number for consumer in status.consumers}
+    new = {consumer.number for consumer in status.consumers if _is_new(consumer)}
     others = "; the others follow, one by one: taskq status" if new != numbers else ""
     print(f"the new code runs in {len(new)} of {count_of(len(numbers), 'consumer')}{others}")
 
 
-def _wait_for_new_code(client: Client, number: int) -> dict[str, Any]:
+def _wait_for_new_code(client: Client, number: int) -> FleetStatus:
     """Waits until a reload has brought up a consumer. Returns the status then. Raises as `_is_new_code_up`."""
     try:
         while not _is_new_code_up(status := client.status(), number):
@@ -83,31 +85,31 @@ def _wait_for_new_code(client: Client, number: int) -> dict[str, Any]:
     return status
 
 
-def _is_new_code_up(status: dict[str, Any], number: int) -> bool:
+def _is_new_code_up(status: FleetStatus, number: int) -> bool:
     """Whether a consumer of a reload has come up.
 
     Raises:
         AppError: none will.
         BrokerUnavailable: the fleet ended meanwhile.
     """
-    reloaded = status["reload"]
-    if reloaded["number"] < number:
+    if status.reload.number < number:
         raise BrokerUnavailable("the broker that was asked is dead; the next one starts with the present code")
-    if status["broker"]["state"] == "stopping":
+    if status.broker.state == "stopping":
         raise BrokerUnavailable("the fleet is stopping; the next one starts with the present code")
-    if any(map(_is_new, status["consumers"])):
+    if any(map(_is_new, status.consumers)):
         return True
-    if reloaded["state"] == "failed":
-        raise AppError(f"the new code does not start, so the consumers that run the old code stay: {reloaded['error']}")
+    if status.reload.state == "failed":
+        why = status.reload.error
+        raise AppError(f"the new code does not start, so the consumers that run the old code stay: {why}")
     return False
 
 
-def _is_new(consumer: dict[str, Any]) -> bool:
-    return consumer["state"] != "starting" and not consumer["has_old_code"]
+def _is_new(consumer: ConsumerStatus) -> bool:
+    return consumer.state != "starting" and not consumer.has_old_code
 
 
-def _running(status: dict[str, Any]) -> int:
-    return sum(1 for consumer in status["consumers"] if consumer["job_id"] is not None)
+def _running(status: FleetStatus) -> int:
+    return sum(1 for consumer in status.consumers if consumer.job_id is not None)
 
 
 def _them(count: int) -> str:

@@ -33,7 +33,7 @@ from taskq.client.options.options import JobOptions
 from taskq.client.task import Task
 from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
-from taskq.model.info import Attempt, JobInfo
+from taskq.model.info.job import Attempt, JobInfo
 from taskq.model.job import JobError
 from taskq.telemetry.render import duration_text, escape
 
@@ -116,7 +116,7 @@ def enqueue(
 def _tell_if_paused(application: TaskQ, queue: str) -> None:
     """Says why nothing happens, to somebody who waits."""
     try:
-        paused = application.client.status()["paused"]
+        paused = application.client.status().paused
     except BrokerUnavailable:
         return  # which is told by itself
     if queue in paused:

@@ -30,7 +30,7 @@ from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError
 from taskq.model.exits import Exit
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
 from taskq.model.job import JobState
 from taskq.telemetry.render import duration_text
 
@@ -264,7 +264,7 @@ def resume(
         raise ConfigError("which queues? write: taskq resume QUEUE..., or taskq resume --all")
     application = _application(app)
     if every:
-        queues = application.client.status()["paused"]
+        queues = application.client.status().paused
         if not queues:
             tell("nothing to resume: no queue is paused")
             return

@@ -7,10 +7,11 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.live import Live
@@ -21,7 +22,7 @@ from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import ConfigError, DirectoryError
-from taskq.model.job import Progress
+from taskq.model.info.status import ConsumerStatus, FleetStatus, JobTotals, MissingConsumer, QueueStatus
 from taskq.model.settings import LOG_LEVELS
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import Filter, ago, follow, read
@@ -59,7 +60,7 @@ def status(
         while True:
             found = client.look()
             if as_json:
-                print(json.dumps(found), flush=True)
+                print(json.dumps(asdict(found)), flush=True)
             else:
                 console.print(_picture(found, width_of_terminal()), soft_wrap=True)
             if not watch:
@@ -71,42 +72,37 @@ def status(
             live.update(_picture(client.look(), console.width), refresh=True)
 
 
-def _picture(found: dict[str, Any], width: int | None) -> Text:
+def _picture(found: FleetStatus, width: int | None) -> Text:
     parts = [
         [_headline(found)],
-        _consumers(found["consumers"], width),
-        _queues(found["queues"], found["paused"], width),
-        _totals(found["totals"], width),
+        _consumers(found.consumers, width),
+        _queues(found.queues, found.paused, width),
+        _totals(found.totals, width),
     ]
     return Text("\n\n").join(Text("\n").join(part) for part in parts if part)
 
 
-def _headline(found: dict[str, Any]) -> Text:
-    broker = found["broker"]
+def _headline(found: FleetStatus) -> Text:
+    broker = found.broker
     line = Text()
-    state = broker.get("state", "running")
-    line.append(state, style=f"bold {_STATE_STYLES[state]}")
-    if broker["pid"] is not None:
-        line.append(f"  broker {broker['pid']}, {_megabytes(broker['rss_bytes'])}, up {_span(broker['uptime_s'])}")
-    line.append(f"  {broker['directory']}", style="dim")
+    line.append(broker.state, style=f"bold {_STATE_STYLES[broker.state]}")
+    if broker.pid is not None:
+        line.append(f"  broker {broker.pid}, {_megabytes(broker.rss_bytes or 0)}, up {_span(broker.uptime_s or 0.0)}")
+    line.append(f"  {broker.directory}", style="dim")
     line.append_text(_reload(found))
-    line.append_text(_not_started(found.get("not_started", [])))
-    line.append_text(_spooled(found.get("spooled_files", 0)))
+    line.append_text(_not_started(found.not_started))
+    line.append_text(_spooled(found.spooled_files))
     return line
 
 
-def _reload(found: dict[str, Any]) -> Text:
+def _reload(found: FleetStatus) -> Text:
     """What there is to tell of the code that the fleet runs: nothing, if all of it is new."""
-    consumers = found["consumers"]
-    old = sum(1 for consumer in consumers if consumer["has_old_code"])
-    match found["reload"]:
-        case {"state": "failed", "error": error}:
-            first = str(error).partition("\n")[0]
-            told = f"old code in {old} of {len(consumers)} consumers: the last reload failed ({first})"
-            return Text(f"\n{escape(told)}", style="red")
-        case {"state": "running"}:
-            return Text(f"\nreloading: old code in {old} of {len(consumers)} consumers", style="yellow")
-    return Text()
+    old = sum(1 for consumer in found.consumers if consumer.has_old_code)
+    consumers = f"old code in {old} of {len(found.consumers)} consumers"
+    if found.reload.state == "failed":
+        first = str(found.reload.error).partition("\n")[0]
+        return Text(f"\n{escape(f'{consumers}: the last reload failed ({first})')}", style="red")
+    return Text(f"\nreloading: {consumers}", style="yellow") if found.reload.state == "running" else Text()
 
 
 def _spooled(files: int) -> Text:
@@ -116,19 +112,19 @@ def _spooled(files: int) -> Text:
     return Text(f"\n{files:,} {'file' if files == 1 else 'files'} with jobs still in the spool", style="yellow")
 
 
-def _not_started(consumers: list[dict[str, Any]]) -> Text:
+def _not_started(consumers: Sequence[MissingConsumer]) -> Text:
     """The consumers that do not come up, with the reason: mostly all have the same."""
     told = Text()
     numbers_of: dict[str, list[str]] = {}
     for consumer in consumers:
-        numbers_of.setdefault(str(consumer["error"]).partition("\n")[0], []).append(str(consumer["number"]))
+        numbers_of.setdefault(consumer.error.partition("\n")[0], []).append(str(consumer.number))
     for error, numbers in numbers_of.items():
         one_or_more = "consumer {} does" if len(numbers) == 1 else "consumers {} do"
         told.append(f"\n{one_or_more.format(', '.join(numbers))} not start: {escape(error)}", style="red")
     return told
 
 
-def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]:
+def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[Text]:
     if not consumers:
         return []
     columns = (
@@ -143,38 +139,37 @@ def _consumers(consumers: list[dict[str, Any]], width: int | None) -> list[Text]
     )
     rows = [
         (
-            str(each["number"]),
-            str(each["pid"]),
-            Cell(_activity(each), style=_STATE_STYLES.get(each["state"], "")),
-            each["task"] or "",
-            Progress(*each["progress"]).describe() if each["progress"] else "",
-            _span(each["running_s"]) if each["running_s"] is not None else "",
-            f"{each['jobs_done']:,}",
-            _megabytes(each["rss_bytes"]),
+            str(each.number),
+            str(each.pid),
+            Cell(_activity(each), style=_STATE_STYLES.get(each.state, "")),
+            each.task or "",
+            each.progress.describe() if each.progress else "",
+            _span(each.running_s) if each.running_s is not None else "",
+            f"{each.jobs_done:,}",
+            _megabytes(each.rss_bytes),
         )
         for each in consumers
     ]
     return styled(table(columns, rows, width, gap=3))
 
 
-def _activity(consumer: dict[str, Any]) -> str:
+def _activity(consumer: ConsumerStatus) -> str:
     """The state of a consumer, and how many of its slots are taken; the task shown beside it is that of the oldest."""
-    state: str = consumer["state"]
-    return state if consumer.get("seats", 1) == 1 else f"{state} {consumer['running']} of {consumer['seats']}"
+    return consumer.state if consumer.seats == 1 else f"{consumer.state} {consumer.running} of {consumer.seats}"
 
 
-def _queues(queues: dict[str, dict[str, int]], paused: list[str], width: int | None) -> list[Text]:
+def _queues(queues: Mapping[str, QueueStatus], paused: Sequence[str], width: int | None) -> list[Text]:
     if not queues and not paused:
         return [Text("no pending or running jobs")]
     states = ("queued", "running", "scheduled", "waiting")
     # a script that reads a pipe counts the columns
-    some = [state for state in states if width is None or any(counts.get(state) for counts in queues.values())]
+    some = [state for state in states if width is None or any(getattr(counts, state) for counts in queues.values())]
     columns = [Column("queue", is_name=True), *(Column(state, is_right=True) for state in some)]
     columns += [Column("")] if paused else []
     rows: list[tuple[Cell | str, ...]] = [
         (
             name,
-            *(f"{queues.get(name, {}).get(state, 0):,}" for state in some),
+            *(f"{getattr(queues.get(name, QueueStatus()), state):,}" for state in some),
             *([Cell("paused" if name in paused else "", style="yellow")] if paused else []),
         )
         for name in sorted({*queues, *paused})
@@ -182,7 +177,7 @@ def _queues(queues: dict[str, dict[str, int]], paused: list[str], width: int | N
     return styled(table(columns, rows, width, gap=3))
 
 
-def _totals(totals: dict[str, int], width: int | None) -> list[Text]:
+def _totals(totals: JobTotals, width: int | None) -> list[Text]:
     """All that ever happened in a queue, in as many lines as it takes."""
     lines = [Text()]
     for part in _counts(totals):
@@ -192,16 +187,16 @@ def _totals(totals: dict[str, int], width: int | None) -> list[Text]:
     return lines
 
 
-def totals_line(totals: dict[str, int]) -> Text:
+def totals_line(totals: JobTotals) -> Text:
     """All that ever happened in a queue, in one line."""
     return Text(_BETWEEN).join(_counts(totals))
 
 
-def _counts(totals: dict[str, int]) -> list[Text]:
+def _counts(totals: JobTotals) -> list[Text]:
     parts = []
     for name in ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled"):
-        is_bad = name in ("failed", "crashed")
-        parts.append(Text(f"{totals[name]:,} {name}", style="dim" if not totals[name] else "red" if is_bad else ""))
+        count, is_bad = getattr(totals, name), name in ("failed", "crashed")
+        parts.append(Text(f"{count:,} {name}", style="dim" if not count else "red" if is_bad else ""))
     return parts
 
 

@@ -28,7 +28,8 @@ from taskq.client.schedules import ScheduleOptions, Schedules
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
+from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
@@ -397,6 +398,19 @@ class TaskQ(FleetConnection):
     async def aresume(self, *queues: str) -> list[str]:
         """`resume` for asyncio."""
         return await self.async_client().pause_queues(*_pausing(queues, False))
+
+    def status(self) -> FleetStatus:
+        """What the fleet is doing: its queues, its consumers, and what has happened so far. If none runs, what is left
+        in the queue's directory; the state of the broker is "stopped" then.
+
+        Raises:
+            BrokerUnavailable: no fleet has run there yet.
+        """
+        return self.client.look()
+
+    async def astatus(self) -> FleetStatus:
+        """`status` for asyncio."""
+        return await self.async_client().status()
 
     def fleet(
         self, consumers: int = 0, *, settings: Settings | None = None, fresh: bool = False

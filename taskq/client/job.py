@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 from taskq.client.transport.clients import FleetConnection
 from taskq.client.transport.items import read_items
 from taskq.model.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, ResultTimeout
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
 from taskq.model.job import JobState, enqueued_at
 from taskq.protocol.codec import ResultOf, decode_result
 from taskq.protocol.endings import Ending

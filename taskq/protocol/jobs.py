@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from taskq.model.attempt import Outcome, read_outcome
-from taskq.model.info import Attempt, JobInfo
+from taskq.model.info.job import Attempt, JobInfo
 from taskq.model.job import JobState, Progress, enqueued_at
 
 #: The fields of `JobFields` that those in a list have.

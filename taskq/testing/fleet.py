@@ -41,7 +41,7 @@ from taskq.model import job
 from taskq.model.attempt import Attempts, Claim, Verdict, unpack
 from taskq.model.effects import Key, ProcessExit
 from taskq.model.errors import Cancel, JobFailed, JobTimeout, Retry, Snooze, TaskQError
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
 from taskq.model.job import JobRow, JobState
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec

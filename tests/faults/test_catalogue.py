@@ -758,7 +758,7 @@ def test_what_ends_is_recorded_on_a_disk_too_small_to_set_space_aside(disk: Path
         starts(path, 2)
         begin = time.monotonic()
         while time.monotonic() < begin + 0.5:  # more than the job's outcome takes to arrive
-            assert fleet.client.status()["broker"]["pid"] == broker
+            assert fleet.client.status().broker.pid == broker
             time.sleep(0.02)
         subprocess.run(["mount", "-o", "remount,size=120m", str(disk)], check=True)
         assert held.result(timeout=5) == "held"

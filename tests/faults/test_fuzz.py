@@ -943,7 +943,7 @@ def test_a_fleet_lives_on(shared_fleet: Fleet, stream: bytes) -> None:
             raw.shutdown(socket.SHUT_WR)
             while raw.recv(1 << 16):
                 pass
-    assert shared_fleet.client.status()["broker"]["state"] == "running"
+    assert shared_fleet.client.status().broker.state == "running"
 
 
 def test_the_fleet_is_the_one_that_was_started(shared_fleet: Fleet) -> None:

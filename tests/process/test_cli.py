@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,7 @@ def test_taskq_app_stands_for_app(shared: Fleet) -> None:
 
 def test_status(shared: Fleet) -> None:
     told = json.loads(taskq(shared.home, "status", "--json").stdout)
-    asked = shared.client.status()
+    asked = asdict(shared.client.status())
     assert told.keys() == asked.keys()
     assert told["broker"].keys() == asked["broker"].keys()
     assert told["broker"]["directory"] == str(shared.home)

@@ -221,7 +221,7 @@ def test_a_client_of_a_fleet_that_ended_finds_the_next(home: Path) -> None:
     for _ in range(2):
         with running(Fleet(home, consumers=1)) as fleet:
             assert jobs.add.enqueue(1).result(timeout=10) == 2
-            assert jobs.q.client.status()["broker"]["pid"] == fleet.broker_pid
+            assert jobs.q.client.status().broker.pid == fleet.broker_pid
         assert jobs.add.enqueue(1).state() is JobState.QUEUED
 
 

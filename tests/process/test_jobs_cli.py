@@ -29,7 +29,7 @@ def fleet(start: Start) -> Iterator[Fleet]:
     """A fleet with one consumer, of this test alone."""
     fleet = start(consumers=1)
     yield fleet
-    q.resume(*q.client.status()["paused"], "default")  # else it would not drain
+    q.resume(*q.status().paused, "default")  # else it would not drain
 
 
 @pytest.fixture

@@ -450,7 +450,7 @@ def test_progress(fleet: Fleet, tmp_path: Path, gate: Gate) -> None:
     last = Progress(10_000, 10_000, "step 10000")
     wait_until(lambda: job.info().progress == last, "the last step is known")
     [consumer] = [each for each in fleet.status()["consumers"] if each["job_id"] == job.id]
-    assert consumer["progress"] == [10_000, 10_000, "step 10000"]
+    assert consumer["progress"] == {"done": 10_000, "total": 10_000, "note": "step 10000"}
     assert "10,000 of 10,000 (100%): step 10000" in _taskq("job", job.id, fleet)
     assert json.loads(_taskq("job", job.id, fleet, "--json"))["progress"]["done"] == 10_000
     assert "10,000 of 10,000 (100%): step 10000" in _taskq("status", "", fleet)

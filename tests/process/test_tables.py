@@ -23,7 +23,8 @@ from taskq.cli.tables import Cell, Column, plain, short_ids, table
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.schedules import ScheduleInfo
 from taskq.model.exits import Exit
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
+from taskq.protocol.status import status_of
 
 __all__ = ["here"]  # a fixture
 WIDTHS = pytest.mark.parametrize("width", [60, 80, 200, None])
@@ -32,6 +33,7 @@ DAY_S = 86_400
 ERROR = JobError("ConnectionRefusedError", "\n\n[Errno 111] could not reach smtp.example.org:587 within 30 s", "")
 IDS = [f"01a21e0e9cbe7d6f8c27d088b1e5560{digit:x}" for digit in range(16)]
 
+#: As it travels.
 STATUS: dict[str, Any] = {
     "broker": {
         "pid": 12345,
@@ -126,7 +128,7 @@ def test_wide_characters_take_two_columns(width: int | None) -> None:
 
 @WIDTHS
 def test_status(width: int | None) -> None:
-    text = monitor._picture(STATUS, width).plain
+    text = monitor._picture(status_of(STATUS), width).plain
     check(text, None, "12345", "/srv/thumbs")
     check(text[text.index("\n\n") :], width, "7,654,321", "123 MB", "1,000,000", "1,999,999", "9 cancelled", "paused")
     check(text, None, "1,234 files with jobs still in the spool")

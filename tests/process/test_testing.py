@@ -408,7 +408,7 @@ def test_handles(jobs: testing.Jobs) -> None:
     failed.purge()
     with pytest.raises(JobNotFound):
         failed.state()
-    assert q.client.status()["totals"]["cancelled"] == 2
+    assert q.status().totals.cancelled == 2
 
 
 def test_jobs_inside_jobs(jobs: testing.Jobs) -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -245,11 +246,11 @@ class Fleet:
         return self._client
 
     def status(self) -> dict[str, Any]:
-        """The fleet's status, as soon as there is a broker to ask."""
+        """The fleet's status, as `taskq status --json` prints it, as soon as there is a broker to ask."""
 
         def ask() -> dict[str, Any] | None:
             try:
-                return self.client.status()
+                return asdict(self.client.status())
             except (BrokerUnavailable, TaskQError):
                 return None
 

@@ -10,7 +10,16 @@ import pytest
 from taskq.model.attempt import Outcome, pack_failure, pack_success, read_outcome
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JobFailed, ProtocolError, QueueFull, TaskQError
-from taskq.model.info import Attempt
+from taskq.model.info.job import Attempt
+from taskq.model.info.status import (
+    BrokerStatus,
+    ConsumerStatus,
+    FleetStatus,
+    JobTotals,
+    MissingConsumer,
+    QueueStatus,
+    ReloadStatus,
+)
 from taskq.model.job import JobError, JobState, Progress
 from taskq.model.spec import Spec
 from taskq.protocol import frames
@@ -19,6 +28,7 @@ from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_fram
 from taskq.protocol.items import items_frame, read_items_answer
 from taskq.protocol.jobs import JobFields, info_of
 from taskq.protocol.ops import Op
+from taskq.protocol.status import status_of, status_value
 from taskq.protocol.submissions import (
     Call,
     EarlierId,
@@ -156,3 +166,96 @@ def test_what_is_known_of_a_job_is_read() -> None:
     [running] = map(info_of, listed)
     assert (place, running.state, running.progress) == (42, JobState.RUNNING, Progress(4, 10, "half"))
     assert (running.history, running.after, running.before) == ([], [], [])
+
+
+STATUS = FleetStatus(
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4),
+    ReloadStatus(1, "failed", "no module"),
+    [MissingConsumer(2, "no module")],
+    {"mail": QueueStatus(1, 2, 3, 4)},
+    5,
+    ["mail"],
+    JobTotals(7, 6, 5, 4, 3, 2, 1),
+    [
+        ConsumerStatus(1, 11, "running", True, 1, 1, IDS[0].hex(), "add", 0.5, Progress(4, 10, "half"), 12, 13, 14.5),
+        ConsumerStatus(3, 12, "idle", False, 0),
+    ],
+)
+#: How version 1 told it.
+TOLD = {
+    "broker": {
+        "pid": 1,
+        "uptime_s": 2.5,
+        "directory": "/srv/q",
+        "rss_bytes": 3,
+        "state": "stopping",
+        "restarts_of_consumers": 4,
+    },
+    "reload": {"number": 1, "state": "failed", "error": "no module"},
+    "not_started": [{"number": 2, "error": "no module"}],
+    "queues": {"mail": {"waiting": 1, "scheduled": 2, "queued": 3, "running": 4}},
+    "spooled_files": 5,
+    "paused": ["mail"],
+    "totals": {
+        "enqueued": 7,
+        "succeeded": 6,
+        "failed": 5,
+        "retried": 4,
+        "crashed": 3,
+        "cancelled": 2,
+        "expired": 1,
+    },
+    "consumers": [
+        {
+            "number": 1,
+            "pid": 11,
+            "state": "running",
+            "has_old_code": True,
+            "running": 1,
+            "seats": 1,
+            "job_id": IDS[0].hex(),
+            "task": "add",
+            "running_s": 0.5,
+            "progress": [4, 10, "half"],
+            "rss_bytes": 12,
+            "jobs_done": 13,
+            "busy_s": 14.5,
+        },
+        {
+            "number": 3,
+            "pid": 12,
+            "state": "idle",
+            "has_old_code": False,
+            "running": 0,
+            "seats": 1,
+            "job_id": None,
+            "task": None,
+            "running_s": None,
+            "progress": None,
+            "rss_bytes": 0,
+            "jobs_done": 0,
+            "busy_s": 0.0,
+        },
+    ],
+}
+
+
+def test_the_status_travels_as_it_did() -> None:
+    """By name, field for field."""
+    assert status_value(STATUS) == TOLD
+    assert status_of(TOLD) == STATUS
+
+
+def test_the_status_of_another_version_is_read() -> None:
+    """What is new there is left out, what it does not tell is as if nothing had happened."""
+    broker = TOLD["broker"]
+    assert isinstance(broker, dict)
+    assert status_of({**TOLD, "engine": "postgres", "broker": {**broker, "host": "a"}}) == STATUS
+    assert status_of({"broker": broker}) == FleetStatus(STATUS.broker)
+
+
+@pytest.mark.parametrize("answer", [None, 7, [], {}, {"broker": {"pid": 1}}, {**TOLD, "consumers": [7]}])
+def test_other_answers_are_no_status(answer: Any) -> None:
+    """An error that says so."""
+    with pytest.raises(ProtocolError, match="status of a fleet"):
+        status_of(answer)

@@ -65,7 +65,7 @@ def _enqueue_and_finish(count: int) -> None:
 
 def _finish(jobs: Sequence[Job[Any]]) -> None:
     jobs[-1].wait()  # asking for the status all the time would cost what is measured
-    while any(queue["queued"] or queue["running"] for queue in q.client.status()["queues"].values()):
+    while any(queue.queued or queue.running for queue in q.client.status().queues.values()):
         time.sleep(0.005)
 
 
@@ -187,12 +187,12 @@ def backlog(rounds: int) -> list[Figure]:
 def _drain(count: int) -> tuple[float, int]:
     """Lets jobs wait behind consumers that are stopped (SIGSTOP), then times how they drain."""
     status = q.client.status()
-    pids = [consumer["pid"] for consumer in status["consumers"]]
+    pids = [consumer.pid for consumer in status.consumers]
     for number in pids:
         os.kill(number, signal.SIGSTOP)
     try:
         jobs = noop.enqueue_many((number,) for number in range(count))
-        rss = psutil.Process(status["broker"]["pid"]).memory_info().rss
+        rss = psutil.Process(status.broker.pid).memory_info().rss
     finally:
         for number in pids:
             os.kill(number, signal.SIGCONT)
@@ -222,11 +222,11 @@ def replacement(rounds: int) -> Figure:
     """From the kill of a consumer to a job done by its successor."""
     seconds = []
     for _ in range(rounds):
-        before = {consumer["pid"] for consumer in q.client.status()["consumers"]}
+        before = {consumer.pid for consumer in q.client.status().consumers}
         victim = before.pop()
         blocker = burn.enqueue(1_500.0) if before else None  # keeps the other one busy
         threading.Event().wait(0.05)
-        running = {c["pid"] for c in q.client.status()["consumers"] if c["state"] == "running"}
+        running = {c.pid for c in q.client.status().consumers if c.state == "running"}
         victim = next(p for p in {victim, *before} if p not in running)
         start = time.perf_counter()
         os.kill(victim, signal.SIGKILL)

@@ -77,7 +77,7 @@ def _play(console: Console, path: Path) -> None:
     _step(console, "A fleet", f"taskq worker {_APP} --consumers {consumers}")
     began = time.monotonic()
     with _fleet(directory, consumers, client):
-        broker = client.status()["broker"]["pid"]
+        broker = client.status().broker.pid
         console.print(f"  broker {broker} and {consumers} consumers, up in {time.monotonic() - began:.2f} s")
         _step(
             console,
@@ -86,7 +86,7 @@ def _play(console: Console, path: Path) -> None:
         )
         found = _index(console, client, files)
         _query(console, found)
-        totals = client.status()["totals"]
+        totals = client.status().totals
     _tell_log(console, directory)
     _step(console, "Totals", "")
     console.print("  ", totals_line(totals), sep="")
@@ -151,7 +151,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], directory: Directory, co
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            states = [consumer["state"] for consumer in client.status()["consumers"]]
+            states = [consumer.state for consumer in client.status().consumers]
             if len(states) == consumers and "starting" not in states:
                 return
         except BrokerUnavailable:
@@ -205,10 +205,10 @@ def _advance(console: Console, progress: Progress, bar: TaskID, done: int, total
 
 def _kill_one(console: Console, client: Client) -> None:
     """Kills a consumer in the middle of a job, if one is: jobs are short."""
-    consumers = client.status()["consumers"]
-    victim = next((consumer for consumer in consumers if consumer["state"] == "running"), consumers[0])
-    os.kill(victim["pid"], signal.SIGKILL)
-    console.print(f"  [bold red]kill -9 {victim['pid']}[/]  consumer {victim['number']} dies; its job will run again")
+    consumers = client.status().consumers
+    victim = next((consumer for consumer in consumers if consumer.state == "running"), consumers[0])
+    os.kill(victim.pid, signal.SIGKILL)
+    console.print(f"  [bold red]kill -9 {victim.pid}[/]  consumer {victim.number} dies; its job will run again")
 
 
 def _query(console: Console, found: Index) -> None:

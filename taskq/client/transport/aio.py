@@ -23,7 +23,8 @@ from taskq.client.transport.blocking import Client, reconnect_pauses
 from taskq.client.transport.connection import CANCEL_AGAIN_S, SHORTEST_WAIT_S, check_broker
 from taskq.client.transport.items import late
 from taskq.model.errors import BehindSpool, DirectoryError, JobNotFound, ResultTimeout, TaskQError
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
+from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
 from taskq.protocol import frames
@@ -33,6 +34,7 @@ from taskq.protocol.frames import Message
 from taskq.protocol.items import read_items_answer
 from taskq.protocol.jobs import info_of
 from taskq.protocol.ops import Op
+from taskq.protocol.status import status_of
 from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
 from taskq.system.directory import Directory
 
@@ -251,6 +253,13 @@ class AsyncClient:
     async def pause_queues(self, queues: Sequence[str], is_paused: bool, by: str) -> list[str]:
         """As `Client.pause`; `pause` waits here."""
         return await asyncio.to_thread(self._blocking.pause, queues, is_paused, by)
+
+    async def status(self) -> FleetStatus:
+        """As `Client.look`."""
+        try:
+            return status_of(await self._request(lambda number, _: frames.frame([Op.STATUS, number])))
+        except ConnectionLost:
+            return await asyncio.to_thread(self._blocking.look)
 
     async def ask(self, op: Op, *fields: Any) -> Any:
         """A request that may be repeated; raises as `Client.ask`."""

@@ -25,7 +25,8 @@ from taskq.model.errors import (
     ResultTimeout,
     ScheduleNotFound,
 )
-from taskq.model.info import JobInfo
+from taskq.model.info.job import JobInfo
+from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
 from taskq.model.spec import Spec
@@ -44,6 +45,7 @@ from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.endings import Ending, ending_of
 from taskq.protocol.frames import error_of
 from taskq.protocol.jobs import info_of
+from taskq.protocol.status import status_of
 from taskq.protocol.submissions import chunks, ids_of, submit_frame
 
 logger = logging.getLogger("taskq")
@@ -413,19 +415,17 @@ class Client:
 
     # -- the fleet
 
-    def status(self) -> dict[str, Any]:
-        """What the fleet is doing, as `taskq status --json` prints it."""
-        status: dict[str, Any] = self.ask(Op.STATUS)
-        return status
+    def status(self) -> FleetStatus:
+        """What the fleet is doing."""
+        return status_of(self.ask(Op.STATUS))
 
-    def look(self) -> dict[str, Any]:
+    def look(self) -> FleetStatus:
         """The status of a fleet, or what one that does not run has left; then the state of its broker is "stopped".
 
         Raises:
             BrokerUnavailable: there never was a fleet.
         """
-        status: dict[str, Any] = self._ask(Op.STATUS, (), also_stopped=True)
-        return status
+        return status_of(self._ask(Op.STATUS, (), also_stopped=True))
 
     def stop(self) -> None:
         """Asks the fleet to stop: running jobs may end first."""

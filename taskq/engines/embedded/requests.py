@@ -16,12 +16,14 @@ from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
 from taskq.model.errors import JobStateError, ProtocolError, TaskQError
+from taskq.model.info.status import FleetStatus
 from taskq.model.job import LAST_TIME
 from taskq.model.schedule import Schedule
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
 from taskq.protocol.endings import watched_ids
 from taskq.protocol.ops import Op
+from taskq.protocol.status import status_value
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 #: What is asked about a job that waits in the spool is put off so long; clients wait for an answer a little longer.
@@ -37,7 +39,7 @@ class FleetControls(NamedTuple):
         reload: replaces the consumers; returns the number of that reload.
     """
 
-    status: Callable[[], dict[str, Any]]
+    status: Callable[[], FleetStatus]
     stop: Callable[[str], None]
     reload: Callable[[], int]
 
@@ -110,7 +112,7 @@ class Requests:
                 case [Op.PAUSE, int(), list(queues), bool(is_paused), str(by)]:
                     value = self._admin.pause(queues, is_paused, by)
                 case [Op.STATUS, int()]:
-                    value = self._fleet.status()
+                    value = status_value(self._fleet.status())
                 case [Op.STOP, int()]:
                     self._fleet.stop("taskq stop")
                     value = True

@@ -1,0 +1,65 @@
+"""The answer to STATUS: the fields of `FleetStatus` by name, and those of what is in it.
+
+A client and a broker of different versions understand each other: fields that the reader does not know are left out,
+and those that the writer did not know have their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+from taskq.model.errors import ProtocolError
+from taskq.model.info.status import (
+    BrokerStatus,
+    ConsumerStatus,
+    FleetStatus,
+    JobTotals,
+    MissingConsumer,
+    QueueStatus,
+    ReloadStatus,
+)
+from taskq.model.job import Progress
+
+T = TypeVar("T")
+
+
+def status_value(status: FleetStatus) -> dict[str, Any]:
+    """The status as it travels. The progress of a job is a list there: done, total, note."""
+    value = asdict(status)
+    for consumer in value["consumers"]:
+        progress = consumer["progress"]
+        consumer["progress"] = None if progress is None else list(progress.values())
+    return value
+
+
+def status_of(value: Any) -> FleetStatus:
+    """Reads the answer.
+
+    Raises:
+        ProtocolError: it is not a status.
+    """
+    try:
+        return FleetStatus(
+            broker=_known(BrokerStatus, value["broker"]),
+            reload=_known(ReloadStatus, value.get("reload", {})),
+            not_started=[_known(MissingConsumer, each) for each in value.get("not_started", ())],
+            queues={name: _known(QueueStatus, counts) for name, counts in value.get("queues", {}).items()},
+            spooled_files=value.get("spooled_files", 0),
+            paused=list(value.get("paused", ())),
+            totals=_known(JobTotals, value.get("totals", {})),
+            consumers=[_consumer(each) for each in value.get("consumers", ())],
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ProtocolError(f"not the status of a fleet: {type(error).__name__}: {error}") from error
+
+
+def _consumer(told: Mapping[str, Any]) -> ConsumerStatus:
+    progress = told.get("progress")
+    return _known(ConsumerStatus, {**told, "progress": None if progress is None else Progress(*progress)})
+
+
+def _known(kind: type[T], told: Mapping[str, Any]) -> T:
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in told.items() if name in names})
