@@ -295,7 +295,7 @@ class World(RuleBasedStateMachine):
     def read(self, partitions: ReadyJobs) -> None:
         """Loads what the partitions ask for."""
         for _ in range(1_000):
-            loads = partitions.loads(None)
+            loads = partitions.loads()
             if not loads:
                 return
             for partition, after, limit, max_bytes in loads:
@@ -411,10 +411,11 @@ class World(RuleBasedStateMachine):
                 partitions = deepcopy(self.ready, {id(ties): ties for ties in shared})
                 self.read(partitions)
                 partitions.open_due(self.wall)
-                assert partitions.ready(self.consumers[key], 10) > 0, f"nobody is ready, but {able}"
+                assert partitions.may_send()
+                assert partitions.ready(10) > 0, f"nobody is ready, but {able}"
                 portion = Portion(1, 1.0, 1_000, self.slots)
                 partitions.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
-                if partitions.is_short(None):  # all that memory had of it was cancelled: it asks for more at once
+                if partitions.is_short:  # all that memory had of it was cancelled: it asks for more at once
                     self.read(partitions)
                     partitions.take(key, self.consumers[key], portion, lambda _task: 0.001, self.wall, self.wall)
                 assert portion.rows or partitions._window.expired, f"lost: {able}"
@@ -558,7 +559,7 @@ def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory
         partitions.drop(row)
         window = partitions._window
         assert (partitions._partitions, partitions._limits.in_use, window.dropped, window.held_bytes) == ({}, {}, {}, 0)
-    assert not partitions.is_short(None)
+    assert not partitions.is_short
 
 
 def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back() -> None:

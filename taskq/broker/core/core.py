@@ -58,7 +58,7 @@ class Core:
         """
         self._served = frozenset(queues) or None
         self._slots = slots
-        self.ready = ReadyJobs(weights, memory_bytes, slots, capacities)
+        self.ready = ReadyJobs(weights, memory_bytes, slots, capacities, self._served)
         self._consumers: dict[Key, ConsumerLeases] = {}
         self._watchdog = Watchdog(kill_grace_s, slots)
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
@@ -87,12 +87,12 @@ class Core:
 
     def loads(self) -> list[Load]:
         """What to read from the store now, since memory runs short of it."""
-        return self.ready.loads(self._served)
+        return self.ready.loads()
 
     @property
     def must_load(self) -> bool:
         """Whether `loads` has more to tell: there may be very many partitions."""
-        return self.ready.is_short(self._served)
+        return self.ready.is_short
 
     def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
@@ -430,8 +430,10 @@ class Core:
         return batches
 
     def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
+        if not self.ready.may_send():
+            return []
         takers = [(key, consumer) for key, consumer in self._consumers.items() if consumer.has_room(now)]
-        ready = self.ready.ready(self._served, len(self._consumers) * MAX_LEASED) if takers else 0
+        ready = self.ready.ready(len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
         takers.sort(key=lambda taker: len(taker[1].leased))
@@ -439,6 +441,8 @@ class Core:
         is_enough = ready <= free  # then nothing need wait behind others
         batches = []
         for position, (key, consumer) in enumerate(takers):
+            if not self.ready.may_send():
+                break
             if is_enough and free > 0:
                 share = ceil(ready * consumer.free_slots / free)
                 free -= consumer.free_slots
@@ -574,9 +578,7 @@ class Core:
     @property
     def has_work(self) -> bool:
         """Whether a job of the served queues, but paused ones, waits or was sent to a consumer."""
-        counts = {name: count for name, count in self.ready.counts().items() if not self.ready.is_paused(name)}
-        waits = any(counts.values()) if self._served is None else any(counts.get(name) for name in self._served)
-        return waits or any(consumer.leased for consumer in self._consumers.values())
+        return any(consumer.leased for consumer in self._consumers.values()) or self.ready.has_some
 
 
 def _begin(wall: float | None, ran_s: float | None) -> float | None:

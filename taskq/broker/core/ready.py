@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import count
+from operator import attrgetter
 from typing import Final
 
 from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.shared_limits import SharedLimits
-from taskq.broker.core.waiting import Entry, Heap, WaitingPartition, WaitingQueue, turn_of_next
+from taskq.broker.core.waiting import Entry, Heap, WaitingPartition, WaitingQueue, drop_stale, turn_of_next
 from taskq.broker.core.window import Load, Portion, Window
 from taskq.model.job import JobRow
 from taskq.model.partition import Partition, Starts, partition_of
@@ -25,6 +26,8 @@ from taskq.model.partition import Partition, Starts, partition_of
 _LOOK_INTO: Final = 32
 #: How many partitions stay listed though their concurrency is used up by other consumers than the one that asks.
 _SET_ASIDE: Final = 8
+
+_spent_s = attrgetter("spent_s")
 
 
 class ReadyJobs:
@@ -36,18 +39,22 @@ class ReadyJobs:
         memory_bytes: int = 256 * 1024 * 1024,
         slots: int = 1,
         capacities: Mapping[str, int] | None = None,
+        served: Collection[str] | None = None,
     ) -> None:
         """
         Args:
-            weights: the share of each queue that has not the share 1.
+            weights: the share of each queue that does not have the share 1.
             memory_bytes: bound of the waiting jobs held in memory.
             slots: how many jobs a consumer runs at once.
             capacities: the fleet's resources.
+            served: the queues of which jobs are sent; None for all.
         """
+        self._served = served
         self._weights = weights or {}
         self._window = Window(memory_bytes)
         self._limits = SharedLimits(slots, capacities or {})
         self._queues: dict[str, WaitingQueue] = {}
+        self._open: dict[str, WaitingQueue] = {}  # those that may send, and have something listed
         self._partitions: dict[Partition, WaitingPartition] = {}
         self._ties = count()
         self._spent_s = 0.0  # of the queue whose turn was last
@@ -129,19 +136,22 @@ class ReadyJobs:
         self._window.skip_dropped(partition)
         if partition.is_listed and not partition.held:
             partition.unlist()  # nobody is to ask about a job of it where it is listed or parked
+            drop_stale(partition.queue.listed)
+            self._note_open(partition.queue)
             self._wake(partition)  # it may have been its turn at a limit
         self._window.look_for_more(partition)
         self._forget(partition)
 
     # -- between memory and store
 
-    def loads(self, queues: Collection[str] | None) -> list[Load]:
-        """What to read of these queues (None: of all) from the store now, since memory runs short of it."""
-        return self._window.loads(self._served(queues))
+    def loads(self) -> list[Load]:
+        """What to read from the store now, since memory runs short of it."""
+        return self._window.loads()
 
-    def is_short(self, queues: Collection[str] | None) -> bool:
+    @property
+    def is_short(self) -> bool:
         """Whether `loads` has more to tell."""
-        return any(queue.short for queue in self._served(queues))
+        return bool(self._window.short)
 
     def loaded(self, name: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
@@ -152,10 +162,14 @@ class ReadyJobs:
 
     # -- who is next
 
-    def ready(self, queues: Collection[str] | None, enough: int) -> int:
+    def may_send(self) -> bool:
+        """Whether something is listed: if not, no job may go."""
+        return bool(self._open)
+
+    def ready(self, enough: int) -> int:
         """How many jobs may go, about; those at closed limits are not among them. Counts until there are enough."""
         ready = 0
-        for queue in self._open(queues):
+        for queue in self._open.values():
             ready += max(0, len(queue.listed) - _LOOK_INTO)
             for entry in queue.listed[:_LOOK_INTO]:
                 ready += len(entry[-1].held)
@@ -181,7 +195,8 @@ class ReadyJobs:
             now: monotonic seconds, for rates.
             wall: seconds since 1970, for what expires.
         """
-        for queue in sorted(self._open(queues), key=lambda queue: queue.spent_s):
+        found = self._open.values() if queues is None else [self._open[name] for name in queues if name in self._open]
+        for queue in sorted(found, key=_spent_s):
             if not portion.has_room:
                 break
             queue.spent_s = max(queue.spent_s, self._spent_s)  # who had nothing to send for a while saved nothing
@@ -193,6 +208,7 @@ class ReadyJobs:
             for partition in aside:
                 self._push(queue.listed, partition)
             queue.spent_s += (portion.work_s - work_s) / queue.weight
+            self._note_open(queue)
 
     def _take_from_partition(
         self,
@@ -324,6 +340,11 @@ class ReadyJobs:
         """Jobs of each queue that wait here or in the store."""
         return {name: queue.waiting for name, queue in self._queues.items()}
 
+    @property
+    def has_some(self) -> bool:
+        """Whether a job of a queue that may send waits here or in the store."""
+        return any(queue.waiting and queue.may_send for queue in self._queues.values())
+
     def waiting(self, queue: str) -> int:
         """Jobs of one queue that wait here or in the store."""
         found = self._queues.get(queue)
@@ -331,23 +352,27 @@ class ReadyJobs:
 
     def pause(self, name: str, is_paused: bool) -> None:
         """Nothing of a paused queue is sent."""
-        self._queue(name).is_paused = is_paused
+        queue = self._queue(name)
+        queue.is_paused = is_paused
+        self._note_open(queue)
+        self._window.note_short(queue)
 
     def is_paused(self, name: str) -> bool:
         """Whether nothing of a queue is sent."""
         return name in self._queues and self._queues[name].is_paused
 
-    def _served(self, queues: Collection[str] | None) -> list[WaitingQueue]:
-        names = self._queues if queues is None else [name for name in queues if name in self._queues]
-        return [queue for name in names if not (queue := self._queues[name]).is_paused]
-
-    def _open(self, queues: Collection[str] | None) -> list[WaitingQueue]:
-        return [queue for queue in self._served(queues) if queue.listed]
+    def _note_open(self, queue: WaitingQueue) -> None:
+        """Notes whether a queue has something to send, after what it lists, or whether it is paused, has changed."""
+        if queue.listed and queue.may_send:
+            self._open[queue.name] = queue
+        else:
+            self._open.pop(queue.name, None)
 
     def _queue(self, name: str) -> WaitingQueue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = WaitingQueue(name, self._weights.get(name, 1.0))
+            is_served = self._served is None or name in self._served
+            queue = self._queues[name] = WaitingQueue(name, self._weights.get(name, 1.0), is_served=is_served)
         return queue
 
     # -- partitions
@@ -367,7 +392,8 @@ class ReadyJobs:
             return
         if self._partitions.pop(partition.partition, None) is None:
             return
-        partition.queue.short.pop(partition.partition, None)
+        if partition.queue.short.pop(partition.partition, None) is not None:
+            self._window.note_short(partition.queue)
         partition.on_disk_after = None  # none waits there either
         for limit, shared in partition.limits:
             shared.partitions -= 1
@@ -387,6 +413,7 @@ class ReadyJobs:
         if not partition.is_listed:
             partition.is_listed = True
             self._push(partition.queue.listed, partition)
+            self._note_open(partition.queue)
         elif partition.heap is not None and partition.entry is not None and partition.held[0].seq < partition.entry[1]:
             self._push(partition.heap, partition)  # what came back has its old place in the queue, too
 

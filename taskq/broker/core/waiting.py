@@ -72,16 +72,22 @@ Heap = list[Entry]
 class WaitingQueue:
     """A queue: its listed partitions, and how much of its share it had."""
 
-    __slots__ = ("is_paused", "listed", "name", "short", "spent_s", "waiting", "weight")
+    __slots__ = ("is_paused", "is_served", "listed", "name", "short", "spent_s", "waiting", "weight")
 
-    def __init__(self, name: str, weight: float) -> None:
+    def __init__(self, name: str, weight: float, *, is_served: bool) -> None:
         self.name = name
+        self.is_served = is_served  # by this fleet
         self.weight = weight
         self.spent_s = 0.0  # run time that was sent of it, divided by its weight
         self.listed: Heap = []
         self.short: dict[Partition, WaitingPartition] = {}  # memory holds little of these, and the store more
         self.waiting = 0
         self.is_paused = False
+
+    @property
+    def may_send(self) -> bool:
+        """Whether jobs of it are sent at all."""
+        return self.is_served and not self.is_paused
 
 
 class SharedLimit:
@@ -104,13 +110,14 @@ class SharedLimit:
     def first_ones(self) -> list[tuple[Heap, WaitingPartition]]:
         """Of those parked together the one whose turn is next, and where it is parked."""
         for alike, heap in list(self.parked.items()):
-            _drop_stale(heap)
+            drop_stale(heap)
             if not heap:
                 del self.parked[alike]
         return [(heap, heap[0][-1]) for heap in self.parked.values()]
 
 
-def _drop_stale(heap: Heap) -> None:
+def drop_stale(heap: Heap) -> None:
+    """Drops what comes first in a heap and names a partition that is not there any more."""
     while heap and heap[0][-1].entry is not heap[0]:
         heappop(heap)
 

@@ -5,7 +5,7 @@ Of a long partition the oldest jobs are in memory. What is dropped stays there u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from taskq.broker.core.waiting import WaitingPartition, WaitingQueue
@@ -81,6 +81,7 @@ class Window:
         self._memory_bytes = memory_bytes
         self.held_bytes = 0
         self.dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
+        self.short: dict[str, WaitingQueue] = {}  # by name: the queues to send of that have partitions in `short`
         self.expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
 
     # -- jobs come in
@@ -213,14 +214,24 @@ class Window:
         """Notes a partition of which memory runs short."""
         if partition.on_disk_after is not None and len(partition.held) < LOAD_JOBS / 2:
             partition.queue.short[partition.partition] = partition
+            self.note_short(partition.queue)
 
-    def loads(self, queues: Iterable[WaitingQueue]) -> list[Load]:
-        """What to read of these queues from the store now, since memory runs short of it."""
+    def note_short(self, queue: WaitingQueue) -> None:
+        """Notes whether something of a queue is to be read, after it was paused or has become short."""
+        if queue.short and queue.may_send:
+            self.short[queue.name] = queue
+        else:
+            self.short.pop(queue.name, None)
+
+    def loads(self) -> list[Load]:
+        """What to read from the store now, since memory runs short of it."""
         loads: list[Load] = []
-        for queue in queues:
+        while self.short and len(loads) < _LOAD_PARTITIONS:
+            queue = next(iter(self.short.values()))
             while queue.short and len(loads) < _LOAD_PARTITIONS:
                 _, partition = queue.short.popitem()
                 self._load(partition, loads)
+            self.note_short(queue)
         return loads
 
     def _load(self, partition: WaitingPartition, loads: list[Load]) -> None:

@@ -1,0 +1,84 @@
+"""What a turn of the broker's loop costs depends on what happens in it, not on what exists. Counted, not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from steps import steps
+
+from taskq.broker.core.core import Core
+from taskq.model.attempt import Attempts, Verdict, pack_success
+from taskq.model.job import JobRow
+from taskq.model.spec import Spec
+
+GOOD = pack_success(1.0, 0.001, None)
+MANY = 5_000
+
+
+def row(seq: int, queue: str = "default") -> JobRow:
+    """A job that waits."""
+    return JobRow(seq, seq.to_bytes(16, "big"), Spec("t", queue), b"x", 0, 0)
+
+
+def turn(core: Core, job: JobRow | None, now: float) -> None:
+    """What the loop asks of the core in a turn in which a job comes in, or none, and in the next, in which it ends."""
+    if job is not None:
+        core.submitted([job])
+    for answer in (core.dispatch(now, now), []):
+        core.take_effects()
+        for load in core.loads():
+            core.loaded(load.partition, [], is_all=True)
+        core.ready.open_due(now)
+        core.recalls(now), core.looks(now)
+        core.time_checks(now), core.measurements(now)
+        core.next_recall(now), core.next_look(), core.next_time_check(), core.ready.next_opening()
+        assert not core.must_load
+        for key, first, rows in answer:
+            assert rows == [job]
+            core.settled(key, Attempts([first], [Verdict.SUCCEEDED], [10], [GOOD]), now, now)
+
+
+def few() -> Core:
+    """A fleet of two consumers, one queue that was used."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.joined(2, 0.0)
+    turn(core, row(1), 0.0)
+    return core
+
+
+def with_empty_queues() -> Core:
+    """Each has had a job."""
+    core = few()
+    for number in range(MANY):
+        turn(core, row(2 + number, f"q{number}"), 0.0)
+    return core
+
+
+def with_paused_queues() -> Core:
+    """In each a job waits."""
+    core = few()
+    core.pause({f"q{number}" for number in range(MANY)})
+    for number in range(MANY):
+        core.submitted([row(2 + number, f"q{number}")])
+    return core
+
+
+def with_emptied_queues() -> Core:
+    """The job of each was cancelled."""
+    core = few()
+    rows = [row(2 + number, f"q{number}") for number in range(MANY)]
+    for one in rows:
+        core.submitted([one])
+    for one in rows:
+        core.ready.drop(one)
+    return core
+
+
+@pytest.mark.parametrize("many", [with_empty_queues, with_paused_queues, with_emptied_queues])
+@pytest.mark.parametrize("job", [None, row(1_000_000)])
+def test_a_turn_does_not_cost_more_where_more_exists(many: Callable[[], Core], job: JobRow | None) -> None:
+    alone, among_many = (steps(partial(turn, core, job, 0.001)) for core in (few(), many()))
+    assert among_many <= alone * 1.02
