@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from taskq.client.job import Job
     from taskq.client.options.call_options import Unique
     from taskq.client.options.options import JobOptions
-    from taskq.client.schedules import ScheduleInfo
     from taskq.client.task import Task
     from taskq.client.waiting import aas_completed, agather, as_completed, await_any, gather, wait_any
     from taskq.client.workflows import GroupHandle, LastJob, Step, chain, chord, group
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
         TooFewDescriptors,
     )
     from taskq.model.info.job import Attempt, JobInfo
+    from taskq.model.info.schedule import ScheduleInfo
     from taskq.model.info.status import FleetStatus
     from taskq.model.job import JobError, JobState, Progress
     from taskq.model.settings import Settings
@@ -112,13 +112,13 @@ __version__ = "0.1.0"
 #: Where the public names are, from the top down: a module below knows fewer others.
 _HOMES = (
     "taskq.client.app",
-    "taskq.client.schedules",
+    "taskq.model.info.schedule",
+    "taskq.model.info.status",
     "taskq.client.task",
     "taskq.client.workflows",
     "taskq.client.waiting",
     "taskq.client.job",
     "taskq.model.info.job",
-    "taskq.model.info.status",
     "taskq.client.options.options",
     "taskq.client.options.call_options",
     "taskq.system.directory",

@@ -18,8 +18,8 @@ from taskq.cli.positions import name_first
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.cli.words import distance_text, span_text
 from taskq.client.app import TaskQ
-from taskq.client.schedules import ScheduleInfo
 from taskq.model.errors import ConfigError
+from taskq.model.info.schedule import ScheduleInfo
 
 _ACTIONS = ("pause", "resume", "run", "remove")
 _TITLES = ("schedule", "task", "when", "next", "last")

@@ -9,7 +9,6 @@ q.schedules.run("nightly").result()
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypedDict, Unpack
 
@@ -20,12 +19,14 @@ from taskq.client.options.options import Fields, fields_of, refuse_unknown
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError
+from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.job import new_job_ids
 from taskq.model.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
 from taskq.protocol.ops import Op
+from taskq.protocol.schedules import schedule_of
 
 #: How often: seconds, a text such as "30s", or a timedelta.
 Every = float | str | timedelta
@@ -68,40 +69,6 @@ class ScheduleOptions(TypedDict, total=False):
     kwargs: Mapping[str, Any] | None
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleInfo:
-    """What is known of a schedule.
-
-    Attributes:
-        name: its name.
-        task, queue: of its jobs.
-        cron: its cron expression, or None.
-        every: its interval in seconds, or None.
-        timezone: of the cron expression.
-        misfire, overlap, jitter: as they were given.
-        is_paused: whether it is paused.
-        is_declared: whether it stands in the code of an application; else it was added at run time.
-        next_at: when it fires next, in seconds since 1970; None while it is paused (or its time zone is not known).
-        last_at: for which time it fired last, in seconds since 1970, or None.
-        last_job_id: the job of that.
-    """
-
-    name: str
-    task: str
-    queue: str
-    cron: str | None
-    every: float | None
-    timezone: str
-    misfire: Misfire
-    overlap: Overlap
-    jitter: float
-    is_paused: bool
-    is_declared: bool
-    next_at: float | None
-    last_at: float | None
-    last_job_id: str | None
-
-
 class _Declared(NamedTuple):
     function: Callable[..., Any]
     packed: bytes
@@ -137,7 +104,7 @@ class Schedules:
             BrokerUnavailable: no fleet answers.
         """
         schedule = self._made(name, task, cron, options)
-        return _info(self._app.client.ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+        return schedule_of(self._app.client.ask(Op.PUT_SCHEDULE, schedule.to_wire()))
 
     def remove(self, name: str) -> None:
         """Removes a schedule that was added at run time, or of an application that the fleet does not run.
@@ -151,11 +118,11 @@ class Schedules:
 
     def pause(self, name: str) -> ScheduleInfo:
         """Pauses a schedule until `resume`, also across restarts. Raises as `remove`, except about code."""
-        return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, True))
+        return schedule_of(self._app.client.ask(Op.PAUSE_SCHEDULE, name, True))
 
     def resume(self, name: str) -> ScheduleInfo:
         """Resumes a schedule. The fires of the meantime are left out. Raises as `pause`."""
-        return _info(self._app.client.ask(Op.PAUSE_SCHEDULE, name, False))
+        return schedule_of(self._app.client.ask(Op.PAUSE_SCHEDULE, name, False))
 
     def run(self, name: str) -> Job[Any]:
         """Makes a job of a schedule now, in addition to its times, even if it is paused.
@@ -170,7 +137,7 @@ class Schedules:
 
     def list(self) -> Sequence[ScheduleInfo]:
         """All schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
-        return [_info(fields) for fields in self._app.client.ask(Op.SCHEDULES)]
+        return [schedule_of(fields) for fields in self._app.client.ask(Op.SCHEDULES)]
 
     # -- for asyncio
 
@@ -183,7 +150,7 @@ class Schedules:
     ) -> ScheduleInfo:
         """`add` for asyncio."""
         schedule = self._made(name, task, cron, options)
-        return _info(await self._app.async_client().ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+        return schedule_of(await self._app.async_client().ask(Op.PUT_SCHEDULE, schedule.to_wire()))
 
     async def aremove(self, name: str) -> None:
         """`remove` for asyncio."""
@@ -191,11 +158,11 @@ class Schedules:
 
     async def apause(self, name: str) -> ScheduleInfo:
         """`pause` for asyncio."""
-        return _info(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, True))
+        return schedule_of(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, True))
 
     async def aresume(self, name: str) -> ScheduleInfo:
         """`resume` for asyncio."""
-        return _info(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, False))
+        return schedule_of(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, False))
 
     async def arun(self, name: str) -> Job[Any]:
         """`run` for asyncio."""
@@ -205,7 +172,7 @@ class Schedules:
 
     async def alist(self) -> Sequence[ScheduleInfo]:
         """`list` for asyncio."""
-        return [_info(fields) for fields in await self._app.async_client().ask(Op.SCHEDULES)]
+        return [schedule_of(fields) for fields in await self._app.async_client().ask(Op.SCHEDULES)]
 
     # -- in code
 
@@ -247,7 +214,3 @@ class Schedules:
         schedule = Schedule(name, spec, payload, cron, constraints=constraints, **fields_of(options, _OF_SCHEDULE))
         next_fire(schedule, 0.0)  # raises if it never does
         return schedule
-
-
-def _info(fields: dict[str, Any]) -> ScheduleInfo:
-    return ScheduleInfo(**fields)

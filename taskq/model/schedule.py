@@ -233,39 +233,6 @@ def ahead_s(schedule: Schedule, next_at: float, wall: float) -> float:
     return max(0, ceil((next_at - wall) / schedule.every_s - 1.5)) * schedule.every_s
 
 
-def told_of(row: ScheduleRow, ahead: float = 0.0) -> dict[str, Any]:
-    """What the broker tells of a schedule: the fields of `taskq.client.schedules.ScheduleInfo`.
-
-    Args:
-        ahead: how many seconds its times run ahead of the clock (`ahead_s`).
-    """
-    schedule = row.schedule
-    next_at = _fires_at(row)
-    return {
-        "name": schedule.name,
-        "task": schedule.spec.task,
-        "queue": schedule.spec.queue,
-        "cron": schedule.cron,
-        "every": schedule.every_s,
-        "timezone": schedule.zone,
-        "misfire": schedule.misfire,
-        "overlap": schedule.overlap,
-        "jitter": schedule.jitter_s,
-        "is_paused": row.is_paused,
-        "is_declared": row.app is not None,
-        "next_at": None if next_at is None else next_at - ahead,
-        "last_at": None if row.last_at is None else row.last_at - ahead,
-        "last_job_id": row.last_job,
-    }
-
-
-def _fires_at(row: ScheduleRow) -> float | None:
-    try:
-        return None if row.is_paused else row.fires_at
-    except ConfigError:
-        return None  # its time zone is not on this system any more
-
-
 def _times_of(schedule: Schedule) -> tuple[object, ...]:
     return schedule.cron, schedule.every_s, schedule.zone
 

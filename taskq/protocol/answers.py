@@ -8,13 +8,17 @@ What the value is, a file says for each subject: submissions, endings, items, jo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import msgpack
 
 from taskq.model.errors import ProtocolError, TaskQError
 from taskq.protocol.frames import Message, error_of, frame
 from taskq.protocol.ops import Op
+
+T = TypeVar("T")
 
 
 class ConnectionLost(TaskQError):
@@ -42,3 +46,21 @@ def value_of(message: Message, request: int) -> Any:
     if envelope[0] != Op.OK or envelope[1] != request:
         raise ProtocolError(f"an answer out of turn: {envelope[:2]}")
     return msgpack.unpackb(body, max_map_len=100_000, max_array_len=100_000) if len(body) else envelope[2]
+
+
+def known(kind: type[T], told: Any) -> T:
+    """Reads a dataclass that travels by the names of its fields.
+
+    A client and a broker of different versions understand each other: fields that the reader does not know are left
+    out, and those that the writer did not know have their defaults.
+
+    Raises:
+        ProtocolError: it is not a map, or lacks a field that has no default.
+    """
+    if not isinstance(told, Mapping):
+        raise ProtocolError(f"not a {kind.__name__}: {told!r:.50}")
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{name: value for name, value in told.items() if name in names})
+    except TypeError as error:
+        raise ProtocolError(f"not a {kind.__name__}: {error}") from error

@@ -1,14 +1,10 @@
-"""The answer to STATUS: the fields of `FleetStatus` by name, and those of what is in it.
-
-A client and a broker of different versions understand each other: fields that the reader does not know are left out,
-and those that the writer did not know have their defaults.
-"""
+"""The answer to STATUS: the fields of `FleetStatus` by name, and those of what is in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any
 
 from taskq.model.errors import ProtocolError
 from taskq.model.info.status import (
@@ -21,8 +17,7 @@ from taskq.model.info.status import (
     ReloadStatus,
 )
 from taskq.model.job import Progress
-
-T = TypeVar("T")
+from taskq.protocol.answers import known
 
 
 def status_value(status: FleetStatus) -> dict[str, Any]:
@@ -42,13 +37,13 @@ def status_of(value: Any) -> FleetStatus:
     """
     try:
         return FleetStatus(
-            broker=_known(BrokerStatus, value["broker"]),
-            reload=_known(ReloadStatus, value.get("reload", {})),
-            not_started=[_known(MissingConsumer, each) for each in value.get("not_started", ())],
-            queues={name: _known(QueueStatus, counts) for name, counts in value.get("queues", {}).items()},
+            broker=known(BrokerStatus, value["broker"]),
+            reload=known(ReloadStatus, value.get("reload", {})),
+            not_started=[known(MissingConsumer, each) for each in value.get("not_started", ())],
+            queues={name: known(QueueStatus, counts) for name, counts in value.get("queues", {}).items()},
             spooled_files=value.get("spooled_files", 0),
             paused=list(value.get("paused", ())),
-            totals=_known(JobTotals, value.get("totals", {})),
+            totals=known(JobTotals, value.get("totals", {})),
             consumers=[_consumer(each) for each in value.get("consumers", ())],
         )
     except (TypeError, KeyError, AttributeError) as error:
@@ -57,9 +52,4 @@ def status_of(value: Any) -> FleetStatus:
 
 def _consumer(told: Mapping[str, Any]) -> ConsumerStatus:
     progress = told.get("progress")
-    return _known(ConsumerStatus, {**told, "progress": None if progress is None else Progress(*progress)})
-
-
-def _known(kind: type[T], told: Mapping[str, Any]) -> T:
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in told.items() if name in names})
+    return known(ConsumerStatus, {**told, "progress": None if progress is None else Progress(*progress)})

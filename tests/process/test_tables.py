@@ -21,9 +21,9 @@ from taskq.cli import manage, monitor, schedule
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.tables import Cell, Column, plain, short_ids, table
 from taskq.cli.words import distance_text, headline_of
-from taskq.client.schedules import ScheduleInfo
 from taskq.model.exits import Exit
 from taskq.model.info.job import JobInfo
+from taskq.model.info.schedule import ScheduleInfo
 from taskq.protocol.status import status_of
 
 __all__ = ["here"]  # a fixture

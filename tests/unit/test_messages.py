@@ -11,6 +11,7 @@ from taskq.model.attempt import Outcome, pack_failure, pack_success, read_outcom
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JobFailed, ProtocolError, QueueFull, TaskQError
 from taskq.model.info.job import Attempt
+from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import (
     BrokerStatus,
     ConsumerStatus,
@@ -28,6 +29,7 @@ from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_fram
 from taskq.protocol.items import items_frame, read_items_answer
 from taskq.protocol.jobs import JobFields, info_of
 from taskq.protocol.ops import Op
+from taskq.protocol.schedules import schedule_of, schedule_value
 from taskq.protocol.status import status_of, status_value
 from taskq.protocol.submissions import (
     Call,
@@ -257,5 +259,36 @@ def test_the_status_of_another_version_is_read() -> None:
 @pytest.mark.parametrize("answer", [None, 7, [], {}, {"broker": {"pid": 1}}, {**TOLD, "consumers": [7]}])
 def test_other_answers_are_no_status(answer: Any) -> None:
     """An error that says so."""
-    with pytest.raises(ProtocolError, match="status of a fleet"):
+    with pytest.raises(ProtocolError, match="status of a fleet|BrokerStatus"):
         status_of(answer)
+
+
+SCHEDULE = ScheduleInfo(
+    *("nightly", "clean", "mail", "0 3 * * *", None, "UTC", "once", "allow", 0.5, False, True, 2.0, 1.0),
+    IDS[0].hex(),
+)
+#: How version 1 told it.
+TOLD_SCHEDULE = {
+    "name": "nightly",
+    "task": "clean",
+    "queue": "mail",
+    "cron": "0 3 * * *",
+    "every": None,
+    "timezone": "UTC",
+    "misfire": "once",
+    "overlap": "allow",
+    "jitter": 0.5,
+    "is_paused": False,
+    "is_declared": True,
+    "next_at": 2.0,
+    "last_at": 1.0,
+    "last_job_id": IDS[0].hex(),
+}
+
+
+def test_schedules_travel_as_they_did() -> None:
+    """By name, field for field; what a newer broker tells besides is left out."""
+    assert schedule_value(SCHEDULE) == TOLD_SCHEDULE
+    assert schedule_of({**TOLD_SCHEDULE, "calendar": "work"}) == SCHEDULE
+    with pytest.raises(ProtocolError, match="not a ScheduleInfo"):
+        schedule_of({"name": "nightly"})

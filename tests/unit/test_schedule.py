@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from taskq.model.errors import ConfigError
+from taskq.model.info.schedule import schedule_info
 from taskq.model.job import enqueued_at, new_job_ids
 from taskq.model.schedule import (
     LONGEST_INTERVAL_S,
@@ -32,7 +33,6 @@ from taskq.model.schedule import (
     next_fire,
     payload_for,
     seconds_of,
-    told_of,
 )
 from taskq.model.spec import Spec
 from taskq.model.units import seconds_in
@@ -442,7 +442,7 @@ def test_texts_that_are_no_duration(text: str) -> None:
 
 def test_a_pause_is_no_misfire() -> None:
     row = ScheduleRow(schedule(every_s=60.0), 600.0, is_paused=True)
-    assert told_of(row)["next_at"] is None
+    assert schedule_info(row).next_at is None
     resumed = row.resumed(100_000.0)
     assert (resumed.is_paused, resumed.next_at) == (False, 100_020.0)
 
@@ -476,11 +476,11 @@ def test_an_interval_waits_for_no_clock_that_was_set_back(every_s: float, start:
     assert ahead / every_s == pytest.approx(round(ahead / every_s))
     assert row.next_at - ahead - (start - back_s) <= every_s * 1.5 + 1e-3
     assert ahead == 0.0 or row.next_at - ahead - (start - back_s) >= every_s * 0.5 - 1e-3
-    told = told_of(row, ahead)
-    assert (told["next_at"], told["last_at"]) == (row.next_at - ahead, start - ahead)
+    told = schedule_info(row, ahead)
+    assert (told.next_at, told.last_at) == (row.next_at - ahead, start - ahead)
     assert ahead_s(schedule("0 3 * * *"), row.next_at, start - back_s) == 0.0, "it names an hour of the day"
 
 
 def test_a_zone_that_is_gone_can_be_listed() -> None:
     row = ScheduleRow(schedule("* * * * *", zone="Mars/Olympus"), 60.0)
-    assert told_of(row._replace(schedule=replace(row.schedule, jitter_s=1.0)))["next_at"] is None
+    assert schedule_info(row._replace(schedule=replace(row.schedule, jitter_s=1.0))).next_at is None

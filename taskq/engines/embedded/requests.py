@@ -23,6 +23,7 @@ from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
 from taskq.protocol.endings import watched_ids
 from taskq.protocol.ops import Op
+from taskq.protocol.schedules import schedule_value
 from taskq.protocol.status import status_value
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
@@ -140,13 +141,13 @@ class Requests:
         scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()
         match op, *fields:
             case [Op.SCHEDULES]:
-                return scheduler.infos()
+                return [schedule_value(info) for info in scheduler.infos()]
             case [Op.PUT_SCHEDULE, list(schedule)]:
-                return scheduler.put(Schedule.from_wire(schedule), now, wall)
+                return schedule_value(scheduler.put(Schedule.from_wire(schedule), now, wall))
             case [Op.REMOVE_SCHEDULE, str(name)]:
                 return scheduler.remove(name, now, wall)
             case [Op.PAUSE_SCHEDULE, str(name), bool(is_paused)]:
-                return scheduler.pause(name, is_paused, now, wall)
+                return schedule_value(scheduler.pause(name, is_paused, now, wall))
             case [Op.RUN_SCHEDULE, str(name), bytes(job_id)] if len(job_id) == 16:
                 return scheduler.run(name, job_id, now, wall)
         raise ProtocolError("a request about schedules of another form")

@@ -15,6 +15,7 @@ import msgpack
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.errors import ConfigError, ScheduleNotFound, StoreFull, TaskQError
+from taskq.model.info.schedule import ScheduleInfo, schedule_info
 from taskq.model.limits import MAX_SCHEDULES
 from taskq.model.schedule import (
     Due,
@@ -26,7 +27,6 @@ from taskq.model.schedule import (
     fired_id,
     next_fire,
     payload_for,
-    told_of,
 )
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
@@ -203,7 +203,7 @@ class Scheduler:
             self._log.info("schedule.declared", schedules=len(schedules), changed=sorted(changes)[:50])
         self._declared = None
 
-    def put(self, schedule: Schedule, now: float, wall: float) -> dict[str, Any]:
+    def put(self, schedule: Schedule, now: float, wall: float) -> ScheduleInfo:
         """Adds a schedule, or changes the one of its name.
 
         Raises:
@@ -237,7 +237,7 @@ class Scheduler:
         self._change({name: None}, [], now, wall)
         self._log.info("schedule.removed", schedule=name)
 
-    def pause(self, name: str, is_paused: bool, now: float, wall: float) -> dict[str, Any]:
+    def pause(self, name: str, is_paused: bool, now: float, wall: float) -> ScheduleInfo:
         """Lets a schedule rest, or go on. Raises ScheduleNotFound, StoreFull."""
         row = self._row(name)
         if row.is_paused != is_paused:
@@ -260,12 +260,12 @@ class Scheduler:
             raise reason
         self._log.info("schedule.run", schedule=name, job_id=job_id.hex())
 
-    def infos(self) -> list[dict[str, Any]]:
+    def infos(self) -> list[ScheduleInfo]:
         """All schedules, by name."""
         return [self._told(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
 
-    def _told(self, row: ScheduleRow) -> dict[str, Any]:
-        return told_of(row, self._ahead_s.get(row.schedule.name, 0.0))
+    def _told(self, row: ScheduleRow) -> ScheduleInfo:
+        return schedule_info(row, self._ahead_s.get(row.schedule.name, 0.0))
 
     def _row(self, name: str) -> ScheduleRow:
         row = self._rows.get(name)
