@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple
 from zlib import crc32
 
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
@@ -53,31 +52,17 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_LONGEST_S = 600.0
 
 
-class Carried(NamedTuple):
-    """What few jobs carry from one attempt to the next.
-
-    Attributes:
-        snoozes: how many attempts ended with the wish to run later: they are not failures.
-        checkpoint: what the last attempt kept for the next one (taskq.protocol.codec), or None.
-    """
-
-    snoozes: int = 0
-    checkpoint: bytes | None = None
-
-
-_NO_CARRIED = Carried()
-
-
 class JobRow:
     """A job as the store keeps it and the broker holds it: the persistent fields only.
 
-    Written by the broker alone. `attempts` counts starts that ended (in an outcome or a death), `crashes` the
-    deaths among them, and `memo.snoozes` those that snoozed; the running start is attempt number `attempts + 1`.
-    A number of an attempt never comes again, whatever became of it: so a record of a start
-    (`taskq.protocol.link.counters`) tells whether it is counted already.
+    Written by the broker alone. `attempts` counts the starts that ended (in an outcome or a death), `crashes` the
+    deaths among them, and `snoozes` those that ended with the wish to run later; the running start is attempt number
+    `attempts + 1`. The number of an attempt is never used again, whatever became of it: so a record of a start
+    (`taskq.protocol.link.counters`) tells whether it has been counted. `checkpoint` is what the last attempt kept for
+    the next one (`taskq.protocol.codec`), or None.
     """
 
-    __slots__ = ("attempts", "carried", "constraints", "crashes", "id", "payload", "seq", "spec")
+    __slots__ = ("attempts", "checkpoint", "constraints", "crashes", "id", "payload", "seq", "snoozes", "spec")
 
     def __init__(
         self,
@@ -96,16 +81,8 @@ class JobRow:
         self.attempts = attempts
         self.crashes = crashes
         self.constraints = constraints
-        self.carried: Carried | None = None
-
-    def count_snooze(self) -> None:
-        """Notes that the attempt that was counted last snoozed."""
-        carried = self.carried or _NO_CARRIED
-        self.carried = carried._replace(snoozes=carried.snoozes + 1)
-
-    def keep(self, checkpoint: bytes) -> None:
-        """Notes what the running attempt keeps for the next one."""
-        self.carried = (self.carried or _NO_CARRIED)._replace(checkpoint=checkpoint)
+        self.snoozes = 0
+        self.checkpoint: bytes | None = None
 
     @property
     def failures(self) -> int:
@@ -115,8 +92,7 @@ class JobRow:
 
     @property
     def _all_failures(self) -> int:
-        failures = self.attempts - self.crashes
-        return failures if self.carried is None else failures - self.carried.snoozes
+        return self.attempts - self.crashes - self.snoozes
 
     @property
     def charged_crashes(self) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Final, TypedDict
 
 
 class Op(IntEnum):
@@ -55,22 +54,32 @@ class Op(IntEnum):
     DECLARED = 39  # application, lengths                                         body: the schedules in its code
 
 
-#: A job in a batch is (id, task, attempt, payload), and if there is more to say of it, a map with these keys behind it.
-StartOptions = Mapping[str, Any]
+class StartOptions(TypedDict, total=False):
+    """What a consumer is told of a job that it starts, besides its id, task, attempt and arguments: of most, nothing.
+
+    Attributes:
+        timeout_s, cpu_timeout_s, memory_limit_bytes: as in `taskq.model.spec.Spec`.
+        drop_result: it is True if the value that the function returns is not kept.
+        checkpoint: what the attempt before kept for this one (taskq.protocol.codec).
+        follows: it is True if the job came after others, whose results may be among its arguments.
+    """
+
+    timeout_s: float
+    cpu_timeout_s: float
+    memory_limit_bytes: int
+    drop_result: bool
+    checkpoint: bytes
+    follows: bool
 
 
-TIMEOUT, CHECKPOINT, CPU_TIMEOUT, MEMORY_LIMIT = "timeout_s", "checkpoint", "cpu_timeout_s", "memory_limit_bytes"
+NO_START_OPTIONS: Final[StartOptions] = {}
 
-
-DROP_RESULT = "drop_result"
-
-
-#: Of most jobs there is no more to say.
-NO_START_OPTIONS: StartOptions = {}
-
-
-FOLLOWS = "follows"  # it came after others, whose results may be among its arguments
-
+TIMEOUT: Final = "timeout_s"
+CHECKPOINT: Final = "checkpoint"
+CPU_TIMEOUT: Final = "cpu_timeout_s"
+MEMORY_LIMIT: Final = "memory_limit_bytes"
+DROP_RESULT: Final = "drop_result"
+FOLLOWS: Final = "follows"
 
 #: What can be asked of a stopped fleet.
 OPS = frozenset(

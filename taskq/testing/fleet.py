@@ -50,7 +50,7 @@ from taskq.protocol import frames as frames_module
 from taskq.protocol.endings import Ending
 from taskq.protocol.frames import Message
 from taskq.protocol.link.batch import jobs_to_send
-from taskq.protocol.ops import CPU_TIMEOUT, MEMORY_LIMIT, Op, StartOptions
+from taskq.protocol.ops import Op, StartOptions
 from taskq.protocol.submissions import Call, Flow, Submission, flow_frame, flow_of, parts_of, submission_of
 from taskq.system.directory import Directory
 from taskq.testing.clock import _NEARLY_S, Clock
@@ -529,8 +529,11 @@ def _submissions(children: list[tuple[Spec, Call]]) -> list[Submission]:
 
 def _extra_of(row: JobRow) -> StartOptions:
     """What a consumer is told of a job besides its arguments, but for limits that would hold for the whole test."""
-    [(_, _, _, _, *more)] = jobs_to_send([row])
-    return {name: value for extra in more for name, value in extra.items() if name not in (MEMORY_LIMIT, CPU_TIMEOUT)}
+    [(_, _, _, _, *options)] = jobs_to_send([row])
+    found: StartOptions = options[0].copy() if options else {}
+    found.pop("memory_limit_bytes", None)
+    found.pop("cpu_timeout_s", None)
+    return found
 
 
 def _refusal(row: JobRow, outcome: bytes) -> JobFailed:

@@ -36,7 +36,7 @@ from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.model.attempt import pack_failure, unpack
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, JournalError, StoreFull
-from taskq.model.job import Carried, JobError, JobRow, new_job_ids
+from taskq.model.job import JobError, JobRow, new_job_ids
 from taskq.model.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model.partition import Partition, partition_of
 from taskq.model.schedule import Schedule, ScheduleRow
@@ -319,14 +319,14 @@ class TestConformance:
             [row, plain] = submit(store, 2)
             for due in (10.0, 20.0):
                 row.attempts += 1
-                row.count_snooze()
+                row.snoozes += 1
                 store.settle([], [Rescheduled(row, due, b"later")], 5.0)
                 store.commit()
         with closing(opener()) as store:
             found = stored(store, row).row
-            assert (found.attempts, found.carried, found.failures) == (2, Carried(2), 0)
-            assert stored(store, plain).row.carried is None
-            assert [row.carried for row in store.lease_due(LATE, 10)] == [Carried(2)]
+            assert (found.attempts, found.snoozes, found.failures) == (2, 2, 0)
+            assert stored(store, plain).row.snoozes == 0
+            assert [row.snoozes for row in store.lease_due(LATE, 10)] == [2]
 
     @pytest.mark.parametrize("data", [b"", b"data", bytes(range(256)) * 1_000])
     def test_checkpoints_are_kept_until_the_job_is_done(self, opener: Opener, data: bytes) -> None:
@@ -335,21 +335,21 @@ class TestConformance:
             rows = submit(store, 4)
             for kept in (b"first", data):
                 for row in rows[:3]:
-                    row.keep(kept)
+                    row.checkpoint = kept
                 store.keep_checkpoints(rows[:3])
             store.commit()
-            rows[0].keep(b"rolled back")
+            rows[0].checkpoint = b"rolled back"
             store.keep_checkpoints(rows[:1])
             store.rollback()
             store.settle([], [Rescheduled(rows[0], 7.0, None)], 5.0)
             store.commit()
         with closing(opener()) as store:
-            assert [stored(store, row).row.carried for row in rows] == [Carried(0, data)] * 3 + [None]
-            assert store.lease_due(LATE, 10)[0].carried == Carried(0, data)
+            assert [stored(store, row).row.checkpoint for row in rows] == [data] * 3 + [None]
+            assert store.lease_due(LATE, 10)[0].checkpoint == data
             end(store, rows[:1], StoredState.SUCCEEDED)
             end(store, rows[1:2], StoredState.CANCELLED)
             end(store, rows[2:3], StoredState.FAILED)
-            assert [stored(store, row).row.carried for row in rows] == [None, None, Carried(0, data), None]
+            assert [stored(store, row).row.checkpoint for row in rows] == [None, None, data, None]
 
     @pytest.mark.parametrize("due_at", [None, 10.0])
     def test_a_job_can_move_to_another_queue(self, opener: Opener, due_at: float | None) -> None:

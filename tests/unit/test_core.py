@@ -24,7 +24,7 @@ from taskq.broker.core.window import ROW_BYTES
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure, pack_success, unpack
 from taskq.model.constraints import Constraints
 from taskq.model.effects import Event, ProcessExit
-from taskq.model.job import Carried, JobError, JobRow, backoff_s
+from taskq.model.job import JobError, JobRow, backoff_s
 from taskq.model.partition import Partition
 from taskq.model.spec import Spec, spec_after_crash
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
@@ -61,8 +61,7 @@ class Job:
         constraints = None if self.forgiven == (0, 0) else Constraints(forgiven=self.forgiven)
         counts = self.attempts, self.crashes
         row = JobRow(self.seq, self.seq.to_bytes(16, "big"), self.spec, b"x" * self.size, *counts, constraints)
-        if self.snoozes:
-            row.carried = Carried(self.snoozes)
+        row.snoozes = self.snoozes
         return row
 
     def failures(self, attempts: int, snoozes: int) -> int:
@@ -101,7 +100,7 @@ Expected = tuple[StoredState, int, int, int]
 
 
 def _snoozes(row: JobRow) -> int:
-    return row.carried.snoozes if row.carried else 0
+    return row.snoozes
 
 
 class World(RuleBasedStateMachine):

@@ -230,7 +230,7 @@ class Core:
         """A running job keeps something for its next attempt."""
         row = self.sent_row(key, job_id)
         if row is not None:  # else a thread of it has outlived the job
-            row.keep(checkpoint)
+            row.checkpoint = checkpoint
             self._effects.checkpoints.append(row)
 
     def sent_row(self, key: Key, job_id: bytes) -> JobRow | None:
@@ -254,7 +254,7 @@ class Core:
         fields = {"row": row, "consumer_key": key, "error": error}
         if verdict == Verdict.SNOOZED:
             delay_s = wish_s or 0.0
-            row.count_snooze()
+            row.snoozes += 1
             self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
             self._effects.notes.append(Event("job.snoozed", {**fields, "delay_s": round(delay_s, 3)}))
             self.ready.left(key, row, Release.AGAIN)

@@ -7,30 +7,37 @@ from typing import Any
 
 from taskq.model.job import JobRow
 from taskq.model.spec import Spec
-from taskq.protocol.ops import CHECKPOINT, CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, TIMEOUT
+from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
 
 
 def jobs_to_send(rows: Iterable[JobRow]) -> list[tuple[Any, ...]]:
-    """The jobs of a batch as they travel; see `taskq.protocol.ops.Extra`."""
+    """The jobs of a batch as they travel: (id, task, attempt, payload), and if the job has any, its StartOptions."""
     jobs: list[tuple[Any, ...]] = []
-    spec, extra = None, dict[str, Any]()
+    spec, of_spec = None, NO_START_OPTIONS
     for row in rows:
         if row.spec is not spec:
             spec = row.spec
-            extra = {} if spec.keep_result and not spec.is_watched else _extra(spec)
-        own = extra
-        if row.carried is not None and row.carried.checkpoint is not None:
-            own = {**own, CHECKPOINT: row.carried.checkpoint}
+            of_spec = NO_START_OPTIONS if spec.keep_result and not spec.is_watched else _start_options(spec)
+        options = of_spec
+        if row.checkpoint is not None:
+            options = {**options, "checkpoint": row.checkpoint}
         if row.constraints is not None and row.constraints.follows:
-            own = {**own, FOLLOWS: True}
-        if own:
-            jobs.append((row.id, spec.task, row.attempts + 1, row.payload, own))
+            options = {**options, "follows": True}
+        if options:
+            jobs.append((row.id, spec.task, row.attempts + 1, row.payload, options))
         else:
             jobs.append((row.id, spec.task, row.attempts + 1, row.payload))
     return jobs
 
 
-def _extra(spec: Spec) -> dict[str, Any]:
-    limits = {TIMEOUT: spec.timeout_s, CPU_TIMEOUT: spec.cpu_timeout_s, MEMORY_LIMIT: spec.memory_limit_bytes}
-    extra: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
-    return extra if spec.keep_result else {**extra, DROP_RESULT: True}
+def _start_options(spec: Spec) -> StartOptions:
+    options: StartOptions = {}
+    if spec.timeout_s is not None:
+        options["timeout_s"] = spec.timeout_s
+    if spec.cpu_timeout_s is not None:
+        options["cpu_timeout_s"] = spec.cpu_timeout_s
+    if spec.memory_limit_bytes is not None:
+        options["memory_limit_bytes"] = spec.memory_limit_bytes
+    if not spec.keep_result:
+        options["drop_result"] = True
+    return options

@@ -21,7 +21,7 @@ from taskq.engines.embedded.journal.partition_numbers import PartitionNumbers
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Totals
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JournalError, StoreFull
-from taskq.model.job import Carried, JobRow
+from taskq.model.job import JobRow
 from taskq.model.partition import partition_of
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
@@ -211,8 +211,7 @@ class Database:
         seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint = fields
         constraints = None if packed is None else Constraints.from_wire(msgpack.unpackb(packed))
         row = JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, constraints)
-        if snoozes or checkpoint is not None:
-            row.carried = Carried(snoozes, checkpoint)
+        row.snoozes, row.checkpoint = snoozes, checkpoint
         return row
 
     def _stored(self, fields: Sequence[Any]) -> StoredJob:

@@ -156,8 +156,7 @@ class MemoryStore:
 
     def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
         for row in rows:
-            if row.carried is not None:
-                self._change(row.seq, checkpoint=row.carried.checkpoint)
+            self._change(row.seq, checkpoint=row.checkpoint)
 
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         known = self._record(seq).items
@@ -214,7 +213,7 @@ class MemoryStore:
             spec=row.spec,
             attempts=row.attempts,
             crashes=row.crashes,
-            snoozes=0 if row.carried is None else row.carried.snoozes,
+            snoozes=row.snoozes,
             outcome=known.outcome if outcome is None else outcome,
             history=_with_attempt(known, row.attempts, outcome),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskq.model.constraints import Constraints
-from taskq.model.job import Carried, JobRow
+from taskq.model.job import JobRow
 from taskq.model.partition import Partition, Starts, partition_of
 from taskq.model.schedule import ScheduleRow
 from taskq.model.spec import Spec
@@ -59,8 +59,7 @@ class Record:
     def row(self) -> JobRow:
         """Returns the job as the broker holds it."""
         row = JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes, self.constraints)
-        if self.snoozes or self.checkpoint is not None:
-            row.carried = Carried(self.snoozes, self.checkpoint)
+        row.snoozes, row.checkpoint = self.snoozes, self.checkpoint
         return row
 
     def stored(self) -> StoredJob:

@@ -220,7 +220,7 @@ class SQLiteStore(Dependencies, Queries):
     @trusted
     def keep_checkpoints(self, rows: Iterable[JobRow]) -> None:
         self._begin()
-        kept = [(row.carried.checkpoint, row.seq) for row in rows if row.carried is not None]
+        kept = [(row.checkpoint, row.seq) for row in rows]
         self._db.executemany("UPDATE jobs SET checkpoint = ? WHERE seq = ?", kept)
 
     @trusted
@@ -276,8 +276,7 @@ class SQLiteStore(Dependencies, Queries):
     def _rescheduling(self, change: Rescheduled) -> tuple[int | float | bytes | None, ...]:
         row = change.row
         state = StoredState.QUEUED if change.due_at is None else StoredState.SCHEDULED
-        snoozes = 0 if row.carried is None else row.carried.snoozes
-        counts = row.attempts, row.crashes, snoozes
+        counts = row.attempts, row.crashes, row.snoozes
         numbers = self._spec_number(row.spec), self._partition_number(row, is_queued=change.due_at is None)
         return state, change.due_at, *numbers, *counts, change.outcome, row.seq
 
