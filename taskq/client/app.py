@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
@@ -68,6 +69,7 @@ class TaskQ(FleetConnection):
         #: The schedules, to look at and to change.
         self.schedules = Schedules(self, self.tasks)
         self.hooks = Hooks()
+        self._names_elsewhere: set[str] = set()  # tasks that were named and are not registered here
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"
@@ -222,20 +224,34 @@ class TaskQ(FleetConnection):
     def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
         """Enqueues a job by the name of its task, whose code need not be imported here.
 
-        If the task is registered here, its own options apply; otherwise the defaults do.
+        If the task is registered here, its own options apply; otherwise the defaults do. A name that is not registered
+        here but nearly one that is gives a warning: it may be misspelt, which only the fleet would notice.
 
         Raises:
             The same as `Task.enqueue`.
         """
-        return self.named(task).enqueue(*args, **kwargs)
+        return self._named(task).enqueue(*args, **kwargs)
 
     def named(self, task: str) -> Enqueuer[..., Any]:
         """Refers to a task by its name, whose code need not be imported here:
-        ``q.named("resize").options(delay=60).enqueue("cat.jpg")``.
-
-        If the task is registered here, its own options apply; otherwise the defaults do.
+        ``q.named("resize").options(delay=60).enqueue("cat.jpg")``. Otherwise as `enqueue`.
         """
+        return self._named(task)
+
+    def _named(self, task: str) -> Enqueuer[..., Any]:
+        if task not in self.tasks and task not in self._names_elsewhere:
+            self._names_elsewhere.add(task)  # one look is enough: it takes longer than to enqueue
+            self._warn_if_misspelt(task)
         return self.tasks.get(task) or Enqueuer(self, Spec(task))
+
+    def _warn_if_misspelt(self, name: str) -> None:
+        from difflib import get_close_matches  # takes 2 ms to import, which few programs need
+
+        close = get_close_matches(name, self.tasks, n=1, cutoff=0.8)
+        if close:
+            warnings.warn(
+                f"task {name!r} is not registered here, but {close[0]!r} is: is the name misspelt?", stacklevel=4
+            )
 
     @property
     def needs(self) -> dict[str, tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -118,6 +119,22 @@ def test_a_task_that_is_not_known_here_takes_anything() -> None:
     with testing.queue(q) as jobs:
         q.enqueue("elsewhere", 1, 2, x=3)
         assert len(jobs.enqueued("elsewhere")) == 1
+
+
+@pytest.mark.parametrize("how", [lambda name: q.enqueue(name, 1), lambda name: q.named(name).enqueue(1)])
+def test_a_misspelt_task_gives_a_warning_where_it_is_named(how: Callable[[str], Any]) -> None:
+    """And is accepted, once with a warning: it may be a task of a module that is not imported here."""
+    q._names_elsewhere.clear()
+    with testing.queue(q) as jobs:
+        with pytest.warns(
+            UserWarning, match=r"task 'pain' is not registered here, but 'plain' is: is the name"
+        ) as told:
+            how("pain")
+        assert told[0].filename == __file__
+        with warnings.catch_warnings(action="error"):
+            how("pain")
+            how("elsewhere")
+        assert len(jobs.enqueued("pain")) == 2
 
 
 @pytest.mark.parametrize("function", [plain, named, anything, stored, max, partial(plain, 1), Path])
