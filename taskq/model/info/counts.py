@@ -1,0 +1,202 @@
+"""What happened to the jobs of each task and queue: counts and times, by minutes of the last hour and since the fleet
+began.
+
+Each event is counted once, in the minute in which it is told. A minute that is over is packed, and an hour later added
+to all that was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from taskq.model.info.histogram import Histogram
+
+#: The minutes that are told one by one.
+MINUTES: Final = 60
+#: Pairs of a task and a queue that are counted apart. The others are counted together, with empty names.
+MAX_PAIRS: Final = 1_000
+_BEFORE = 0  # in place of a minute: all before the last hour
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to jobs.
+
+    Attributes:
+        enqueued: jobs that were taken in.
+        started: attempts that ran, counted when they ended.
+        succeeded, failed, cancelled, expired: jobs that ended, by their state.
+        retried: failed attempts that are followed by another, and jobs that were retried by hand.
+        crashed: attempts whose process died.
+        timed_out: attempts that ran for too long.
+        wait: from when a job could have started to when it did, so without a delay that was asked for.
+        run: how long attempts ran.
+    """
+
+    enqueued: int = 0
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    retried: int = 0
+    crashed: int = 0
+    timed_out: int = 0
+    wait: Histogram = field(default_factory=Histogram)
+    run: Histogram = field(default_factory=Histogram)
+
+    def merge(self, other: Counts) -> None:
+        """Adds what others counted."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.wait.merge(other.wait)
+        self.run.merge(other.run)
+
+    def pack(self) -> bytes:
+        """The counts as they travel and are stored. New fields go to the end."""
+        numbers = [getattr(self, name) for name in NUMBERS]
+        packed: bytes = msgpack.packb([self.wait.to_wire(), self.run.to_wire(), *numbers])
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Counts:
+        """The opposite of `pack`, also for counts of another version of taskq."""
+        wait, run, *numbers = msgpack.unpackb(packed)
+        counts = cls(**dict(zip(NUMBERS, numbers, strict=False)))
+        counts.wait, counts.run = Histogram.from_wire(wait), Histogram.from_wire(run)
+        return counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts by name, for people and programs: times in seconds, as percentiles."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**numbers, "wait_s": _times(self.wait), "run_s": _times(self.run)}
+
+
+NUMBERS: Final = tuple(each.name for each in fields(Counts) if each.name not in ("wait", "run"))
+
+
+def _times(histogram: Histogram) -> dict[str, float | None]:
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    times_us = {"mean": histogram.mean_us, **{name: histogram.percentile_us(share) for name, share in shares.items()}}
+    times_us["longest"] = histogram.longest_us if histogram.seen else None
+    return {name: None if time_us is None else round(time_us / 1e6, 6) for name, time_us in times_us.items()}
+
+
+class CountsRow(NamedTuple):
+    """Counts as they are stored: of one task in one queue, in one minute since 1970, or before the last hour if that is
+    0. `packed` is None if there are none any more."""
+
+    task: str
+    queue: str
+    minute: int
+    packed: bytes | None
+
+
+class PairCounts:
+    """The counts of one task in one queue."""
+
+    __slots__ = ("_closed", "_dirty", "_minute", "_now", "before")
+
+    def __init__(self) -> None:
+        self.before = Counts()  # the last hour
+        self._closed: dict[int, bytes] = {}  # the minutes of the last hour that are over
+        self._minute = 0
+        self._now = Counts()  # of this minute
+        self._dirty: set[int] = set()  # the minutes that are not stored as they are
+
+    def at(self, minute: int) -> Counts:
+        """Returns the counts of a minute since 1970, to be changed now. Minutes go forward, but for a clock that
+        somebody sets back."""
+        if minute != self._minute:
+            self._turn_to(minute)
+        self._dirty.add(minute)
+        return self._now
+
+    def _turn_to(self, minute: int) -> None:
+        if self._minute:
+            self._closed[self._minute] = self._now.pack()
+        for other in [other for other in self._closed if not minute - MINUTES < other <= minute]:
+            self.before.merge(Counts.unpack(self._closed.pop(other)))
+            self._dirty |= {other, _BEFORE}
+        self._minute = minute
+        self._now = Counts.unpack(self._closed.pop(minute)) if minute in self._closed else Counts()
+
+    def load(self, minute: int, packed: bytes) -> None:
+        """Takes over what was stored."""
+        if minute == _BEFORE:
+            self.before = Counts.unpack(packed)
+        else:
+            self._closed[minute] = packed
+
+    def packed(self) -> list[tuple[int, bytes]]:
+        """What there is, by minutes; 0 stands for all before the last hour."""
+        now = [(self._minute, self._now.pack())] if self._minute else []
+        return [(_BEFORE, self.before.pack()), *sorted(self._closed.items()), *now]
+
+    def take_changed(self) -> list[tuple[int, bytes | None]]:
+        """Returns the minutes that changed since the last call, as they are to be stored."""
+        dirty, self._dirty = self._dirty, set()
+        return [(minute, self._packed(minute)) for minute in sorted(dirty)]
+
+    def _packed(self, minute: int) -> bytes | None:
+        if minute == _BEFORE:
+            return self.before.pack()
+        return self._now.pack() if minute == self._minute else self._closed.get(minute)
+
+    def put_back(self, minutes: Iterable[int]) -> None:
+        """What `take_changed` returned was not stored."""
+        self._dirty.update(minutes)
+
+
+class FleetCounts:
+    """The counts of all tasks and queues."""
+
+    def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
+        """
+        Args:
+            rows: as they were stored.
+        """
+        self._pairs: dict[tuple[str, str], PairCounts] = {}
+        self._changed: dict[tuple[str, str], None] = {}
+        for task, queue, minute, packed in rows:
+            if packed is not None:
+                self._pairs.setdefault((task, queue), PairCounts()).load(minute, packed)
+
+    def of(self, task: str, queue: str, minute: int) -> Counts:
+        """Returns the counts of a task in a queue in a minute since 1970, to be changed now."""
+        key = task, queue
+        pair = self._pairs.get(key)
+        if pair is None:
+            if len(self._pairs) >= MAX_PAIRS:
+                key = "", ""
+            pair = self._pairs.setdefault(key, PairCounts())
+        self._changed[key] = None
+        return pair.at(minute)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is something to be stored."""
+        return bool(self._changed)
+
+    def take_changed(self, most_pairs: int) -> list[CountsRow]:
+        """Returns rows to be stored, of some pairs: those that have waited longest."""
+        rows: list[CountsRow] = []
+        for task, queue in list(self._changed)[:most_pairs]:
+            del self._changed[task, queue]
+            changed = self._pairs[task, queue].take_changed()
+            rows += [CountsRow(task, queue, minute, packed) for minute, packed in changed]
+        return rows
+
+    def put_back(self, rows: Iterable[CountsRow]) -> None:
+        """Rows that `take_changed` returned were not stored."""
+        for task, queue, minute, _ in rows:
+            self._pairs[task, queue].put_back([minute])
+            self._changed[task, queue] = None
+
+    def __iter__(self) -> Iterator[tuple[str, str, PairCounts]]:
+        """The pairs of a task and a queue, by name."""
+        return ((task, queue, self._pairs[task, queue]) for task, queue in sorted(self._pairs))
