@@ -203,15 +203,12 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("ended"))
     @rule(data=st.data())
     def run_again(self, data: st.DataObject) -> None:
-        """Somebody wants a job that ended to be run again."""
-        job = data.draw(st.sampled_from(self.in_state("ended")))
-        job.constraints = (
-            None
-            if job.constraints is None
-            else Constraints(None, None, job.constraints.limit_key, job.constraints.order_key).kept
-        )
-        job.state = "later"
-        self.come_due_one(job)
+        """Somebody has a job that ended run again: it gets a new number, behind all others, and its times are over."""
+        old = data.draw(st.sampled_from(self.in_state("ended")))
+        constraints = old.constraints and Constraints(None, None, old.constraints.limit_key, old.constraints.order_key)
+        job = Job(len(self.jobs) + 1, old.spec, constraints and constraints.kept)
+        self.jobs[job.seq] = job
+        self.ready.add_unread(job.row())
 
     @precondition(lambda self: self.in_state("waiting") or self.in_state("later"))
     @rule(data=st.data())
