@@ -7,51 +7,46 @@ from typing import Final, TypedDict
 
 
 class Op(IntEnum):
-    """What a frame says; the fields that follow in its envelope stand beside it."""
+    """What a frame says. Numbers are never used again; what follows them in an envelope is where each is written and
+    read: greetings in `frames`, submissions in `submissions`, endings in `endings`, other requests in `requests`."""
 
-    HELLO = 1  # magic, lowest version, highest version, pid
-    ERROR = 2  # request, name of the error, message
-    OK = 3  # request, value
+    HELLO = 1
+    ERROR = 2
+    OK = 3
 
-    # request, spec, resend, watch, ids (16 bytes each), lengths, and, if they have any, constraints: one for all
-    # jobs, or of one for each; body: payloads. Answered by the number of new jobs, or by a body with [id, earlier id]
-    # for each that was left out
     SUBMIT = 10
-    # request, resend, watch, groups, number of edges; body: see taskq.protocol.submissions. Taken in as a whole or
-    # not at all; answered as SUBMIT
     SUBMIT_FLOW = 9
-    WATCH = 11  # ids                                                            answered by RESULT frames
-    RESULT = 12  # id, state, exit code of the look-up                           body: outcome
-    INFO = 13  # request, id
-    CANCEL = 14  # request, id, whether also if it runs                    answered nil while it is being stopped
-    STATUS = 15  # request
-    STOP = 16  # request
-    RELOAD = 17  # request
-    JOBS = 20  # request, state, task, queue (or nil), id or position to go on before (or nil), limit
-    RETRY = 21  # request, id                                                    one failed job
-    RETRY_ALL = 22  # request, task, queue (or nil), span to go on with (or nil)
-    PURGE = 23  # request, id                                                    one job
-    PURGE_ALL = 24  # request, state, task, queue, ended before (or nil), span to go on with (or nil)
-    PAUSE = 25  # request, queues (none: all that are paused), is paused, who asks
-    READ_ITEMS = 26  # request, id, start                             answered when there are some, or the job ends
+    WATCH = 11
+    RESULT = 12
+    INFO = 13
+    CANCEL = 14
+    STATUS = 15
+    STOP = 16
+    RELOAD = 17
+    JOBS = 20
+    RETRY = 21
+    RETRY_ALL = 22
+    PURGE = 23
+    PURGE_ALL = 24
+    PAUSE = 25
+    READ_ITEMS = 26
 
-    SCHEDULES = 50  # request
-    PUT_SCHEDULE = 51  # request, schedule
-    REMOVE_SCHEDULE = 52  # request, name
-    PAUSE_SCHEDULE = 53  # request, name, whether
-    RUN_SCHEDULE = 54  # request, name, id of the job
+    SCHEDULES = 50
+    PUT_SCHEDULE = 51
+    REMOVE_SCHEDULE = 52
+    PAUSE_SCHEDULE = 53
+    RUN_SCHEDULE = 54
 
-    READY = 30  # pid                                                            consumer -> broker
-    BOOT_FAILED = 31  #                                                              body: the error, as an outcome
-    OUTCOMES = 32  # numbers, states, durations in microseconds, lengths            body: outcomes
+    # from a consumer to its broker
+    READY = 30  # pid
+    BOOT_FAILED = 31  # body: the error, as an outcome
+    OUTCOMES = 32  # numbers, states, durations in microseconds, lengths; body: outcomes
     STARTED = 33  # number
     PROGRESS = 34  # [[id, done, total, note], ...]
-    CHECKPOINT = 35  # id                                                        body: what the job keeps
-    CHILDREN = (
-        41  # number, groups, number of edges; body: see taskq.protocol.submissions       before the outcome of its job
-    )
-    ITEMS = 36  # id, position of the first, lengths                             body: what a generator has yielded
-    DECLARED = 39  # application, lengths                                         body: the schedules in its code
+    CHECKPOINT = 35  # id; body: what the job keeps
+    ITEMS = 36  # id, position of the first, lengths; body: what a generator has yielded
+    DECLARED = 39  # application, lengths; body: the schedules in its code
+    CHILDREN = 41  # number, groups, number of edges; body: as SUBMIT_FLOW; sent before the outcome of its job
 
 
 class StartOptions(TypedDict, total=False):

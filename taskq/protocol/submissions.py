@@ -1,13 +1,17 @@
 """Submitted jobs: those with one spec, and workflows, which have several and say which jobs come after which.
 
-Both travel to the broker, are spooled while none answers, and are answered in the same way. Of a workflow:
+Both travel to the broker, are spooled while none answers, and are answered in the same way: by the number of new jobs,
+or by a body with [id, earlier id] for each that was left out. A workflow is taken in as a whole or not at all.
 
-    envelope  [op, ..., groups, number of edges]            groups: [spec, constraints or nil, number of jobs]
-    body      ids (16 bytes each) | lengths (u32) | edges | payloads
-    edge      u32 position of the job after, id of the one before, u8 whether it goes on if that does not succeed
+    SUBMIT       [op, request, spec, resend, watch, ids, lengths, constraints: none, one for all jobs, or of each]
+    body         payloads
+    SUBMIT_FLOW  [op, request, resend, watch, groups, number of edges]
+    groups       [spec, constraints or nil, number of jobs]
+    body         ids (16 bytes each) | lengths (u32) | edges | payloads
+    edge         u32 position of the job after, id of the one before, u8 whether it goes on if that does not succeed
 
-Ids and edges are in the body because the envelope is small (see `taskq.protocol.frames`), and have a fixed form because
-the broker reads them.
+The ids and edges of a workflow are in the body because the envelope is small (see `taskq.protocol.frames`), and have a
+fixed form because the broker reads them.
 """
 
 from __future__ import annotations

@@ -29,6 +29,29 @@ from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_fram
 from taskq.protocol.items import items_frame, read_items_answer
 from taskq.protocol.jobs import JobFields, info_of
 from taskq.protocol.ops import Op
+from taskq.protocol.requests import (
+    CancelJob,
+    GetJob,
+    GetStatus,
+    ListJobs,
+    ListSchedules,
+    PauseQueues,
+    PauseSchedule,
+    PurgeJob,
+    PurgeJobs,
+    PutSchedule,
+    ReadItems,
+    ReloadFleet,
+    RemoveSchedule,
+    Request,
+    RetryJob,
+    RetryJobs,
+    RunSchedule,
+    StopFleet,
+    Watch,
+    read_request,
+    request_frame,
+)
 from taskq.protocol.schedules import schedule_of, schedule_value
 from taskq.protocol.status import status_of, status_value
 from taskq.protocol.submissions import (
@@ -292,3 +315,75 @@ def test_schedules_travel_as_they_did() -> None:
     assert schedule_of({**TOLD_SCHEDULE, "calendar": "work"}) == SCHEDULE
     with pytest.raises(ProtocolError, match="not a ScheduleInfo"):
         schedule_of({"name": "nightly"})
+
+
+#: The requests of version 1: their envelopes, and what they are read as.
+REQUESTS: list[tuple[list[Any], Request]] = [
+    ([26, 7, IDS[0], 5], ReadItems(IDS[0], 5)),
+    ([13, 7, IDS[0]], GetJob(IDS[0])),
+    ([14, 7, IDS[0], True], CancelJob(IDS[0], True)),
+    ([20, 7, None, None, None, None, 50], ListJobs(None, None, None, None, 50)),
+    ([20, 7, "failed", "add", "mail", IDS[0], 1], ListJobs("failed", "add", "mail", IDS[0], 1)),
+    ([20, 7, "failed", "add", "mail", 99, 1], ListJobs("failed", "add", "mail", 99, 1)),
+    ([21, 7, IDS[0]], RetryJob(IDS[0])),
+    ([22, 7, "add", "mail", [1, 2]], RetryJobs("add", "mail", [1, 2])),
+    ([22, 7, None, None, None], RetryJobs(None, None, None)),
+    ([23, 7, IDS[0]], PurgeJob(IDS[0])),
+    ([24, 7, "failed", None, "mail", 1.5, None], PurgeJobs("failed", None, "mail", 1.5, None)),
+    ([25, 7, ["mail"], True, "ada"], PauseQueues(["mail"], True, "ada")),
+    ([15, 7], GetStatus()),
+    ([16, 7], StopFleet()),
+    ([17, 7], ReloadFleet()),
+    ([50, 7], ListSchedules()),
+    ([51, 7, ["nightly"]], PutSchedule(["nightly"])),
+    ([52, 7, "nightly"], RemoveSchedule("nightly")),
+    ([53, 7, "nightly", False], PauseSchedule("nightly", False)),
+    ([54, 7, "nightly", IDS[0]], RunSchedule("nightly", IDS[0])),
+]
+
+
+@pytest.mark.parametrize(("envelope", "request_"), REQUESTS)
+def test_requests_are_written_and_read(envelope: list[Any], request_: Request) -> None:
+    """What one end writes the other reads, and both as they did in version 1."""
+    [(written, body)] = frames.Decoder().feed(request_frame(7, request_))
+    assert (written, len(body)) == (envelope, 0)
+    assert read_request(envelope) == request_
+    assert type(read_request(envelope)) is type(request_)
+
+
+def test_a_watch_is_read() -> None:
+    """It has no number."""
+    assert read_request(message("watch")[0]) == Watch(IDS)
+
+
+@pytest.mark.parametrize(("envelope", "request_"), REQUESTS)
+def test_requests_of_another_form_are_refused(envelope: list[Any], request_: Request) -> None:
+    """A field of another type, one that is missing, one too many."""
+    strange = object()
+    others = [[*envelope[:at], strange, *envelope[at + 1 :]] for at in range(1, len(envelope))]
+    for other in [*others, envelope[:-1], [*envelope, strange]]:
+        with pytest.raises(ProtocolError, match="no such request"):
+            read_request(other)
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        [11, b"short"],
+        [13, 7, b"short"],
+        [26, 7, IDS[0], -1],
+        [20, 7, None, None, None, -1, 50],
+        [20, 7, None, None, None, True, 50],
+        [22, 7, None, None, [1]],
+        [22, 7, None, None, [1, 1 << 62]],
+        [24, 7, "failed", None, None, float("nan"), None],
+        [24, 7, "failed", None, None, -1.0, None],
+        [54, 7, "nightly", b"short"],
+        [99, 7],
+        [3],
+    ],
+)
+def test_values_that_make_no_sense_are_refused(envelope: list[Any]) -> None:
+    """Of the right type, and wrong all the same."""
+    with pytest.raises(ProtocolError, match="no such request"):
+        read_request(envelope)

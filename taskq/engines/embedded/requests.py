@@ -17,12 +17,31 @@ from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
 from taskq.model.errors import JobStateError, ProtocolError, TaskQError
 from taskq.model.info.status import FleetStatus
-from taskq.model.job import LAST_TIME
 from taskq.model.schedule import Schedule
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
-from taskq.protocol.endings import watched_ids
-from taskq.protocol.ops import Op
+from taskq.protocol.requests import (
+    CancelJob,
+    GetJob,
+    GetStatus,
+    ListJobs,
+    ListSchedules,
+    PauseQueues,
+    PauseSchedule,
+    PurgeJob,
+    PurgeJobs,
+    PutSchedule,
+    ReadItems,
+    ReloadFleet,
+    RemoveSchedule,
+    Request,
+    RetryJob,
+    RetryJobs,
+    RunSchedule,
+    StopFleet,
+    Watch,
+    read_request,
+)
 from taskq.protocol.schedules import schedule_value
 from taskq.protocol.status import status_value
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -85,85 +104,69 @@ class Requests:
 
     def answer(self, peer: Peer, envelope: list[Any]) -> None:
         """Answers one request; one about a job that waits in the spool, behind many others, later."""
-        request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+        number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
         try:
-            match envelope:
-                case [Op.WATCH, bytes(ids)] if len(ids) % 16 == 0:
-                    self._committer.watch(peer, watched_ids(ids))
+            request = read_request(envelope)
+        except ProtocolError as error:
+            self._clients.reject(peer, error)
+            return
+        try:
+            match request:
+                case Watch(ids):
+                    self._committer.watch(peer, ids)
                     return
-                case [Op.READ_ITEMS, int(), bytes(job_id), int(start)] if len(job_id) == 16 and 0 <= start < 1 << 62:
-                    self._committer.read_items(peer, request, job_id, start)
+                case ReadItems(job_id, start):
+                    self._committer.read_items(peer, number, job_id, start)
                     return
-                case [Op.INFO, int(), bytes(job_id)] if len(job_id) == 16:
-                    value: Any = self._admin.info(job_id)
-                case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if len(job_id) == 16:
-                    value = self._admin.cancel(job_id, also_running)
-                case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):
-                    value = self._admin.jobs(*envelope[2:])
-                case [Op.RETRY, int(), bytes(job_id)] if len(job_id) == 16:
-                    value = self._admin.retry_one(job_id)
-                case [Op.RETRY_ALL, int(), str() | None, str() | None, span] if _is_span(span):
-                    value = self._admin.retry(*envelope[2:])
-                case [Op.PURGE, int(), bytes(job_id)] if len(job_id) == 16:
-                    value = self._admin.purge_one(job_id)
-                case [Op.PURGE_ALL, int(), str(), str() | None, str() | None, before, span] if _is_time(
-                    before
-                ) and _is_span(span):
-                    value = self._admin.purge(*envelope[2:])
-                case [Op.PAUSE, int(), list(queues), bool(is_paused), str(by)]:
-                    value = self._admin.pause(queues, is_paused, by)
-                case [Op.STATUS, int()]:
-                    value = status_value(self._fleet.status())
-                case [Op.STOP, int()]:
-                    self._fleet.stop("taskq stop")
-                    value = True
-                case [Op.RELOAD, int()]:
-                    value = self._fleet.reload()
-                case [
-                    Op.SCHEDULES | Op.PUT_SCHEDULE | Op.REMOVE_SCHEDULE | Op.PAUSE_SCHEDULE | Op.RUN_SCHEDULE,
-                    int(),
-                    *fields,
-                ]:
-                    value = self._schedule(envelope[0], fields)
-                case _:
-                    self._clients.reject(peer, ProtocolError(f"no such request: {envelope[0]!s:.20}"))
-                    return
+            value = self._value(request)
         except StillSpooled as late:
-            wait_s = inf if envelope[0] == Op.READ_ITEMS else _SPOOLED_WAIT_S
+            wait_s = inf if isinstance(request, ReadItems) else _SPOOLED_WAIT_S
             self._put_off.append((late.job_id, self._clock.monotonic() + wait_s, peer, envelope))
             return
         except TaskQError as error:
-            self._clients.send(peer, frames.error_frame(request, error))
+            self._clients.send(peer, frames.error_frame(number, error))
             return
-        self._clients.send(peer, ok_frame(request, value))
+        self._clients.send(peer, ok_frame(number, value))
 
-    def _schedule(self, op: int, fields: list[Any]) -> Any:
+    def _value(self, request: Request) -> Any:
+        """Does what is asked. Returns the value of the answer."""
+        match request:
+            case GetJob(job_id):
+                return self._admin.info(job_id)
+            case ListJobs():
+                return self._admin.jobs(*request)
+            case CancelJob():
+                return self._admin.cancel(*request)
+            case RetryJob(job_id):
+                return self._admin.retry_one(job_id)
+            case RetryJobs():
+                return self._admin.retry(*request)
+            case PurgeJob(job_id):
+                return self._admin.purge_one(job_id)
+            case PurgeJobs():
+                return self._admin.purge(*request)
+            case PauseQueues():
+                return self._admin.pause(*request)
+            case GetStatus():
+                return status_value(self._fleet.status())
+            case StopFleet():
+                self._fleet.stop("taskq stop")
+                return True
+            case ReloadFleet():
+                return self._fleet.reload()
+        return self._schedule(request)
+
+    def _schedule(self, request: Request) -> Any:
         scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()
-        match op, *fields:
-            case [Op.SCHEDULES]:
+        match request:
+            case ListSchedules():
                 return [schedule_value(info) for info in scheduler.infos()]
-            case [Op.PUT_SCHEDULE, list(schedule)]:
+            case PutSchedule(schedule):
                 return schedule_value(scheduler.put(Schedule.from_wire(schedule), now, wall))
-            case [Op.REMOVE_SCHEDULE, str(name)]:
+            case RemoveSchedule(name):
                 return scheduler.remove(name, now, wall)
-            case [Op.PAUSE_SCHEDULE, str(name), bool(is_paused)]:
+            case PauseSchedule(name, is_paused):
                 return schedule_value(scheduler.pause(name, is_paused, now, wall))
-            case [Op.RUN_SCHEDULE, str(name), bytes(job_id)] if len(job_id) == 16:
+            case RunSchedule(name, job_id):
                 return scheduler.run(name, job_id, now, wall)
-        raise ProtocolError("a request about schedules of another form")
-
-
-def _is_place(before: object) -> bool:
-    return before is None or (isinstance(before, bytes) and len(before) == 16) or _is_seq(before)
-
-
-def _is_span(span: object) -> bool:
-    return span is None or (isinstance(span, list) and len(span) == 2 and all(map(_is_seq, span)))
-
-
-def _is_time(at: object) -> bool:
-    return at is None or (isinstance(at, (int, float)) and 0 <= at < LAST_TIME)
-
-
-def _is_seq(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+        raise AssertionError(f"nobody answers {request}")
