@@ -16,6 +16,7 @@ from taskq.model.errors import AlreadyRunning, ConfigError, JournalError, StoreF
 from taskq.model.exits import Exit
 from taskq.model.limits import MIB
 from taskq.model.settings import Settings
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import provide
 from taskq.system.directory import Directory
 from taskq.system.locks import take_broker_lock
@@ -25,11 +26,12 @@ from taskq.telemetry.setup import configure
 from taskq.telemetry.sink import DEFAULT_KEEP
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, clock: Clock = SYSTEM_CLOCK) -> None:
     """Runs a broker; the target of its process.
 
     Args:
         descriptor: of the socket to the guardian.
+        clock: the broker looks at the time here alone.
     """
     # at once: the guardian passes on what it gets also to a broker that starts, whose loop reads it later
     signals = signals_as_bytes((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -39,7 +41,8 @@ def main(descriptor: int) -> None:
     if not setup:
         os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
     app, title, path, settings, guardian_pid = msgpack.unpackb(setup)
-    code, message = _run(guardian, signals, app, title, Directory(Path(path)), Settings(**settings), guardian_pid)
+    directory, wanted = Directory(Path(path)), Settings(**settings)
+    code, message = _run(guardian, signals, app, title, directory, wanted, guardian_pid, clock)
     if message:
         print(f"taskq: {message}", file=sys.stderr)
         guardian.send(msgpack.packb(["failed", int(code), message]))
@@ -56,6 +59,7 @@ def _run(
     directory: Directory,
     settings: Settings,
     guardian_pid: int,
+    clock: Clock,
 ) -> tuple[Exit, str]:
     name_process(f"broker [{title}]")
     # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
@@ -76,7 +80,7 @@ def _run(
             output_max_bytes=settings.output_mb * MIB // files,
         )
         try:
-            Broker(directory, app, title, settings, log).run(guardian, signals)
+            Broker(directory, app, title, settings, log, clock).run(guardian, signals)
         except (JournalError, StoreFull) as error:
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)
