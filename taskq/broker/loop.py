@@ -193,9 +193,9 @@ class Broker:
     def _next_for_fleet(self, now: float) -> float | None:
         """When jobs are to be sent, taken back or stopped, and consumers are to be started or killed."""
         core = self._core
-        times = [core.next_time_check(), self._supervisor.next_due(now), self._stop_at]
+        times = [core.next_time_check(now), self._supervisor.next_due(now), self._stop_at]
         if self._stop_at is None:
-            times += [core.next_recall(now), core.next_look(), core.ready.next_opening()]
+            times += [core.next_recall(now), core.next_look(now), core.ready.next_opening()]
             times += [now if core.must_load else None]
         return min((at for at in times if at is not None), default=None)
 

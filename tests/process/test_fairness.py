@@ -308,7 +308,7 @@ def test_a_consumer_that_was_stopped_with_the_lock_is_asked_again_later() -> Non
     assert core.recalls(1.001) == core.looks(1.001) == []
     again_at = core.next_recall(1.001)
     assert again_at is not None
-    assert again_at == core.next_look() == pytest.approx(1.0 + ASK_AGAIN_S)
+    assert again_at == core.next_look(1.001) == pytest.approx(1.0 + ASK_AGAIN_S)
     assert core.recalls(again_at) == [1]
 
 

@@ -215,12 +215,12 @@ def _core(**limits: Any) -> tuple[Core, JobRow]:
 def test_nobody_is_measured_without_need() -> None:
     core, _ = _core(timeout_s=5.0)
     assert core.measurements(1e9) == []
-    assert core.next_time_check() == 5.0
+    assert core.next_time_check(1.0) == 5.0
     core, _ = _core(cpu_timeout_s=5.0)
-    assert core.next_time_check() == MEASURE_EVERY_S
+    assert core.next_time_check(0.0) == MEASURE_EVERY_S
     assert core.measurements(MEASURE_EVERY_S) == [1]
     core.died(1, [], ProcessExit(), 0.0)
-    assert core.next_time_check() is None
+    assert core.next_time_check(MEASURE_EVERY_S) is None
 
 
 @given(

@@ -285,7 +285,7 @@ class LetsJobsWait(Core):
     def looks(self, _now: float) -> list[Key]:
         return []
 
-    def next_look(self) -> None:
+    def next_look(self, _now: float) -> None:
         return None
 
 

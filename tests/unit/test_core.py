@@ -559,7 +559,7 @@ class World(RuleBasedStateMachine):
             consumer = self.consumers[key]
             for number in set(self._timed(key)) - set(consumer.signalled):
                 seq, started_at = consumer.running[number]
-                due = self.core.next_time_check()
+                due = self.core.next_time_check(self.now)
                 assert due is not None
                 assert due <= started_at + (self.jobs[seq].spec.timeout_s or inf)
 
@@ -830,12 +830,12 @@ def test_time_limit_signals_then_kills(core: Core) -> None:
     core.submitted(rows(1, timeout_s=5.0))
     core.dispatch(0.0, 0.0)
     claims = [Claim(1, 0.1)]
-    assert core.next_time_check() == pytest.approx(5.0)
+    assert core.next_time_check(0.0) == pytest.approx(5.0)
     assert core.time_checks(5.0) == [1]
     assert core.check_time(1, claims, 5.0) == []  # it started a moment after it was sent
-    assert core.next_time_check() == pytest.approx(5.1)
+    assert core.next_time_check(5.0) == pytest.approx(5.1)
     assert core.check_time(1, claims, 5.1) == [(1, "signal")]
-    assert core.next_time_check() == pytest.approx(5.1 + GRACE_S)
+    assert core.next_time_check(5.1) == pytest.approx(5.1 + GRACE_S)
     assert core.check_time(1, claims, 5.1 + GRACE_S) == [(1, "kill")]
     assert events(core.take_effects().notes) == ["job.timed_out"]
     core.died(1, claims, ProcessExit(signal="SIGKILL", timed_out=1), 1e9)
@@ -861,7 +861,7 @@ def test_grace_time_is_kept_when_another_job_is_sent() -> None:
     for now in (5.6, 6.1, 6.9):
         if 1 in core.time_checks(now):
             assert core.check_time(1, claims, now) == []
-    assert core.next_time_check() <= 5.0 + GRACE_S  # type: ignore[operator]
+    assert core.next_time_check(6.9) <= 5.0 + GRACE_S  # type: ignore[operator]
     assert core.check_time(1, claims, 5.0 + GRACE_S) == [(1, "kill")]
 
 
@@ -873,9 +873,9 @@ def test_a_short_limit_behind_a_long_one_is_kept(core: Core) -> None:
     core.dispatch(0.0, 0.0)
     assert core.check_time(1, [Claim(1, 0.0)], 0.5) == []
     settle(core, 1, [1], 800_000, now=0.8)
-    assert core.next_time_check() <= 0.8 + 0.5  # type: ignore[operator]
+    assert core.next_time_check(0.8) <= 0.8 + 0.5  # type: ignore[operator]
     assert core.check_time(1, [Claim(2, 0.8)], 1.0) == []
-    assert core.next_time_check() == pytest.approx(1.3)
+    assert core.next_time_check(1.0) == pytest.approx(1.3)
     assert core.check_time(1, [Claim(2, 0.8)], 1.3) == [(2, "signal")]
 
 
@@ -1215,7 +1215,7 @@ def test_only_one_is_charged_for_its_time() -> None:
     claims = [Claim(1, 0.0), Claim(2, 0.5), Claim(3, 0.9)]
     assert core.check_time(1, claims, 1.0) == [(1, "signal")]
     assert core.check_time(1, claims, 1.5) == [(2, "signal")]
-    assert core.next_time_check() == pytest.approx(1.9)
+    assert core.next_time_check(1.5) == pytest.approx(1.9)
     assert core.check_time(1, claims, 1.0 + GRACE_S) == [(1, "kill")]
     core.take_effects()
     core.died(1, claims, ProcessExit(signal="SIGKILL", timed_out=1), 1e9)

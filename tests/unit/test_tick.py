@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from steps import steps
@@ -17,9 +18,9 @@ GOOD = pack_success(1.0, 0.001, None)
 MANY = 5_000
 
 
-def row(seq: int, queue: str = "default") -> JobRow:
+def row(seq: int, queue: str = "default", **options: Any) -> JobRow:
     """A job that waits."""
-    return JobRow(seq, seq.to_bytes(16, "big"), Spec("t", queue), b"x", 0, 0)
+    return JobRow(seq, seq.to_bytes(16, "big"), Spec("t", queue, **options), b"x", 0, 0)
 
 
 def turn(core: Core, job: JobRow | None, now: float) -> None:
@@ -33,7 +34,7 @@ def turn(core: Core, job: JobRow | None, now: float) -> None:
         core.ready.open_due(now)
         core.recalls(now), core.looks(now)
         core.time_checks(now), core.measurements(now)
-        core.next_recall(now), core.next_look(), core.next_time_check(), core.ready.next_opening()
+        core.next_recall(now), core.next_look(now), core.next_time_check(now), core.ready.next_opening()
         assert not core.must_load
         for key, first, rows in answer:
             assert rows == [job]
@@ -42,7 +43,7 @@ def turn(core: Core, job: JobRow | None, now: float) -> None:
 
 def few() -> Core:
     """A fleet of two consumers, one queue that was used."""
-    core = Core()
+    core = Core(capacities={"gpu": 1})
     core.joined(1, 0.0)
     core.joined(2, 0.0)
     turn(core, row(1), 0.0)
@@ -77,7 +78,30 @@ def with_emptied_queues() -> Core:
     return core
 
 
-@pytest.mark.parametrize("many", [with_empty_queues, with_paused_queues, with_emptied_queues])
+def with_busy_consumers() -> Core:
+    """Each runs a job that has a limit of time."""
+    core = few()
+    for key in range(3, 503):
+        core.joined(key, 0.0)
+        core.submitted([row(key, timeout_s=60.0)])
+        assert len(core.dispatch(0.0, 0.0)) == 1
+    return core
+
+
+def with_closed_limits() -> Core:
+    """Jobs wait for a resource that another one has."""
+    core = few()
+    core.joined(3, 0.0)
+    for priority in range(1_000):
+        core.submitted([row(2 + priority, "gpu", resources=(("gpu", 1),), priority=priority)])
+    assert len(core.dispatch(0.0, 0.0)) == 1
+    return core
+
+
+MANIES = (with_empty_queues, with_paused_queues, with_emptied_queues, with_busy_consumers, with_closed_limits)
+
+
+@pytest.mark.parametrize("many", MANIES)
 @pytest.mark.parametrize("job", [None, row(1_000_000)])
 def test_a_turn_does_not_cost_more_where_more_exists(many: Callable[[], Core], job: JobRow | None) -> None:
     alone, among_many = (steps(partial(turn, core, job, 0.001)) for core in (few(), many()))

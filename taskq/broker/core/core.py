@@ -21,6 +21,7 @@ from typing import Final, Literal
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
 from taskq.broker.core.limiters import Release
 from taskq.broker.core.ready import ReadyJobs
+from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
 from taskq.broker.core.window import Load, Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
@@ -60,6 +61,7 @@ class Core:
         self._slots = slots
         self.ready = ReadyJobs(weights, memory_bytes, slots, capacities, self._served)
         self._consumers: dict[Key, ConsumerLeases] = {}
+        self._recalls = Recalls(self._consumers)
         self._watchdog = Watchdog(kill_grace_s, slots)
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
@@ -103,10 +105,12 @@ class Core:
     def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
         """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
         self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots)
+        self._recalls.changed(key)
 
     def retire(self, key: Key) -> None:
         """A consumer is to get no more jobs."""
         self._consumers[key].accepts = False
+        self._recalls.changed(key)
 
     def sent(self, key: Key) -> int:
         """The last number sent to a consumer."""
@@ -137,6 +141,7 @@ class Core:
         unwanted = [row for number, row in self._unwanted(key) if number > claimed]
         self.ready.put_back(key, consumer.took_back(claimed, now), each_s=consumer.mean_run_s)
         self._cancel_unstarted(unwanted)
+        self._recalls.changed(key)
         return consumer.is_stalled and not was_stalled
 
     def not_recalled(self, key: Key, now: float) -> None:
@@ -150,6 +155,7 @@ class Core:
         running = [(claim, consumer.leased.pop(claim.number)) for claim in claims if claim.number in consumer.leased]
         unstarted = [row for _, row in self._unwanted(key)]
         del self._consumers[key]
+        self._recalls.changed(key)
         self.ready.put_back(key, consumer.leased.values(), each_s=consumer.mean_run_s)
         self._cancel_unstarted(unstarted)
         unwanted = self._watchdog.unwanted(key)
@@ -218,6 +224,7 @@ class Core:
             else:
                 self._did_not_succeed(key, row, failure, wall)
         self._measure(durations_of)
+        self._recalls.changed(key)
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
         """A running job has yielded items, the first at a position. Returns whether the consumer has such a job."""
@@ -424,26 +431,42 @@ class Core:
         """Decides which waiting jobs go to which consumers, idle ones first."""
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots
-            is_wanted = any(consumer.free_slots and _takes(consumer) for consumer in self._consumers.values())
-            sent = self._dispatch_once(now, wall) if is_wanted else []
+            sent = self._dispatch_once(now, wall) if self._recalls.free else []
             batches += sent
         return batches
 
     def _dispatch_once(self, now: float, wall: float) -> list[Batch]:
         if not self.ready.may_send():
             return []
-        takers = [(key, consumer) for key, consumer in self._consumers.items() if consumer.has_room(now)]
+        free = list(self._recalls.free.items())
+        takers = free or self._others_with_room(free, now)
         ready = self.ready.ready(len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
-        takers.sort(key=lambda taker: len(taker[1].leased))
-        free = sum(consumer.free_slots for _, consumer in takers)
-        is_enough = ready <= free  # then nothing need wait behind others
+        is_enough = ready <= sum([consumer.free_slots for _, consumer in free])  # then nothing need wait behind others
+        if free and not is_enough:
+            takers = free + self._others_with_room(free, now)
+        batches = self._share_out(takers, ready, now, wall, is_enough=is_enough)
+        if is_enough and self.ready.may_send():  # these do not serve its queue, or may not have it for its limits
+            ready -= sum([len(batch.rows) for batch in batches])
+            batches += self._share_out(self._others_with_room(free, now), ready, now, wall, is_enough=False)
+        return batches
+
+    def _others_with_room(self, free: list[tuple[Key, ConsumerLeases]], now: float) -> list[tuple[Key, ConsumerLeases]]:
+        keys = {key for key, _ in free}
+        return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
+
+    def _share_out(
+        self, takers: list[tuple[Key, ConsumerLeases]], ready: int, now: float, wall: float, *, is_enough: bool
+    ) -> list[Batch]:
+        if len(takers) > 1:
+            takers.sort(key=lambda taker: len(taker[1].leased))
+        free = sum([consumer.free_slots for _, consumer in takers])
         batches = []
         for position, (key, consumer) in enumerate(takers):
             if not self.ready.may_send():
                 break
-            if is_enough and free > 0:
+            if is_enough:
                 share = ceil(ready * consumer.free_slots / free)
                 free -= consumer.free_slots
             else:
@@ -470,60 +493,36 @@ class Core:
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
             self._watchdog.sent(key, consumer.leased, watched, now)
+        self._recalls.sent(key)
         return Batch(key, first, rows)
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
         they are held up."""
-        return [key for key, consumer in self._recallable() if (at := consumer.ask_back_at()) is not None and at <= now]
+        return self._recalls.recalls(now)
 
     def looks(self, now: float) -> list[Key]:
         """The consumers at which jobs may wait for too long; `waits_too_long` tells, seeing what they run."""
-        return [
-            key for key, consumer in self._consumers.items() if (at := consumer.look_at()) is not None and at <= now
-        ]
+        return self._recalls.looks(now)
 
     def waits_too_long(self, key: Key, claims: Sequence[Claim], now: float) -> bool:
         """Whether to take back what a consumer has not begun, though nobody idles: it is held up, or stopped."""
         consumer = self._consumers[key]
         if not consumer.waits_too_long(claims, now):
             return False
-        return len(claims) >= consumer.slots or self._another_serves(consumer)
+        return len(claims) >= consumer.slots or self._recalls.another_serves(consumer)
 
     def next_recall(self, now: float) -> float | None:
         """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        waits = [at for _, consumer in self._recallable() if (at := consumer.ask_back_at()) is not None]
-        return max(now, min(waits)) if waits else None
+        return self._recalls.next_recall(now)
 
-    def next_look(self) -> float | None:
+    def next_look(self, now: float) -> float | None:
         """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""
-        return min(
-            (at for consumer in self._consumers.values() if (at := consumer.look_at()) is not None), default=None
-        )
+        return self._recalls.next_look(now)
 
-    def _recallable(self) -> list[tuple[Key, ConsumerLeases]]:
-        """The consumers that hold jobs which another with a free slot might run."""
-        free = [
-            consumer
-            for consumer in self._consumers.values()
-            if len(consumer.leased) < consumer.slots and _takes(consumer)
-        ]
-        if not free:
-            return []
-        return [
-            (key, consumer)
-            for key, consumer in self._consumers.items()
-            if any(other is not consumer and _serve_the_same(consumer.queues, other.queues) for other in free)
-        ]
-
-    def _another_serves(self, consumer: ConsumerLeases) -> bool:
-        """Whether another consumer, busy or not, might run what one holds."""
-        others = (other for other in self._consumers.values() if other is not consumer and _takes(other))
-        return any(_serve_the_same(consumer.queues, other.queues) for other in others)
-
-    def next_time_check(self) -> float | None:
+    def next_time_check(self, now: float) -> float | None:
         """When a job's time may be over (monotonic)."""
-        return self._watchdog.next_check()
+        return self._watchdog.next_check(now)
 
     def time_checks(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""
@@ -584,11 +583,3 @@ class Core:
 def _begin(wall: float | None, ran_s: float | None) -> float | None:
     """When what ended just now began, if that is known."""
     return None if wall is None or ran_s is None else wall - ran_s
-
-
-def _takes(consumer: ConsumerLeases) -> bool:
-    return consumer.accepts and not consumer.is_stalled
-
-
-def _serve_the_same(queues: frozenset[str] | None, others: frozenset[str] | None) -> bool:
-    return queues is None or others is None or bool(queues & others)

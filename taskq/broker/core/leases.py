@@ -81,10 +81,24 @@ class ConsumerLeases:
         self.is_stalled = False  # it began none of its jobs in time (stopped?), and has not answered since
         self.ask_again_at = self.look_again_at = now
 
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it is sent jobs at all."""
+        return self.accepts and not self.is_stalled
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it could begin a job at once."""
+        return len(self.leased) < self.slots and self.takes_jobs
+
+    def shares_queues(self, other: ConsumerLeases) -> bool:
+        """Whether there may be jobs that either could run."""
+        return self.queues is None or other.queues is None or bool(self.queues & other.queues)
+
     def has_room(self, now: float) -> bool:
         """Whether it is to be sent more."""
         count, slots = len(self.leased), self.slots
-        if not self.accepts or self.is_stalled:
+        if not self.takes_jobs:
             return False
         if count < slots:
             return True

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Final, Literal
 
 from taskq.model.attempt import Claim, Usage
+from taskq.model.earliest import Earliest
 from taskq.model.effects import Event, Key, Stop
 from taskq.model.job import JobError, JobRow
 from taskq.model.spec import Spec
@@ -60,6 +61,9 @@ class Watchdog:
             slots == 1
         )  # with several slots such jobs are refused where they arrive (taskq.consumer.concurrent)
         self._watches: dict[Key, _Watch] = {}
+        self._next_check = Earliest(
+            lambda: [at for watch in self._watches.values() for at in (watch.check_at, watch.measure_at)]
+        )
 
     # -- what the core tells
 
@@ -72,6 +76,7 @@ class Watchdog:
             watch.check_at = earliest if watch.check_at is None else min(watch.check_at, earliest)
         if self._is_metering and watch.measure_at is None and any(spec.is_metered for spec in specs):
             watch.measure_at = now + MEASURE_EVERY_S
+        self._note(watch)
 
     def cancelled(self, key: Key, leased: Mapping[int, JobRow], number: int, now: float) -> None:
         """A running job of a consumer, that holds these by number, is not wanted any more."""
@@ -79,6 +84,12 @@ class Watchdog:
         if number not in watch.unwanted:
             watch.unwanted = {other for other in watch.unwanted if other in leased} | {number}
             watch.check_at = now
+            self._note(watch)
+
+    def _note(self, watch: _Watch) -> None:
+        """What is to be looked at may be due earlier than anything else."""
+        self._next_check.bring_forward(watch.check_at)
+        self._next_check.bring_forward(watch.measure_at)
 
     def _watch(self, key: Key, leased: Mapping[int, JobRow]) -> _Watch:
         watch = self._watches.get(key)
@@ -97,13 +108,14 @@ class Watchdog:
 
     # -- time
 
-    def next_check(self) -> float | None:
+    def next_check(self, now: float) -> float | None:
         """When to look next, for time or for a measurement (monotonic)."""
-        times = [at for watch in self._watches.values() for at in (watch.check_at, watch.measure_at) if at is not None]
-        return min(times, default=None)
+        return self._next_check.next(now)
 
     def to_check(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""
+        if not self._next_check.is_due(now):
+            return []
         return [key for key, watch in self._watches.items() if watch.check_at is not None and watch.check_at <= now]
 
     def check(self, key: Key, claims: Sequence[Claim], now: float, notes: list[Event]) -> list[Stop]:
@@ -136,6 +148,7 @@ class Watchdog:
                 check_at = signalled[number]
             checks.append(check_at)
         watch.check_at = min(checks, default=None)
+        self._note(watch)
         return stops
 
     def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
@@ -151,6 +164,8 @@ class Watchdog:
 
     def to_measure(self, now: float) -> list[Key]:
         """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
+        if not self._next_check.is_due(now):
+            return []
         return [key for key, watch in self._watches.items() if watch.measure_at is not None and watch.measure_at <= now]
 
     def measured(
@@ -168,6 +183,7 @@ class Watchdog:
             return None
         is_metered = any(row.spec.is_metered for row in watch.leased.values())
         watch.measure_at = now + MEASURE_EVERY_S if is_metered else None
+        self._note(watch)
         number = claims[0].number if claims else 0
         row = watch.leased.get(number)
         if row is None or usage is None:

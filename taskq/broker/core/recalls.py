@@ -1,0 +1,80 @@
+"""Which consumers are free, and from which others what waits there may be taken back for them. Pure, like the core that
+asks.
+
+What consumers hold is read from the core's own books: the dictionary that is handed in once stays the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from taskq.broker.core.leases import ConsumerLeases
+from taskq.model.earliest import Earliest
+from taskq.model.effects import Key
+
+
+class Recalls:
+    """When to look at which consumer. Written and read by the core alone."""
+
+    def __init__(self, consumers: Mapping[Key, ConsumerLeases]) -> None:
+        """
+        Args:
+            consumers: all that are there.
+        """
+        self._consumers = consumers
+        self.free: dict[Key, ConsumerLeases] = {}  # those that could begin a job at once
+        # only what is sent makes one of these moments earlier
+        self._next_recall = Earliest(lambda: [consumer.ask_back_at() for consumer in consumers.values()])
+        self._next_look = Earliest(lambda: [consumer.look_at() for consumer in consumers.values()])
+
+    def changed(self, key: Key) -> None:
+        """A consumer has come or gone, or what it holds has changed, or whether it gets jobs."""
+        consumer = self._consumers.get(key)
+        if consumer is not None and consumer.is_free:
+            self.free[key] = consumer
+        else:
+            self.free.pop(key, None)
+
+    def sent(self, key: Key) -> None:
+        """A consumer was sent jobs."""
+        consumer = self._consumers[key]
+        self._next_recall.bring_forward(consumer.ask_back_at())
+        self._next_look.bring_forward(consumer.look_at())
+        self.changed(key)
+
+    def recalls(self, now: float) -> list[Key]:
+        """The consumers whose waiting jobs are to be taken back, for others that are idle."""
+        if not self.free or not self._next_recall.is_due(now):
+            return []
+        return [key for key, at in self._ask_back().items() if at <= now]
+
+    def looks(self, now: float) -> list[Key]:
+        """The consumers at which jobs may wait for too long."""
+        if not self._next_look.is_due(now):
+            return []
+        return [key for key, one in self._consumers.items() if (at := one.look_at()) is not None and at <= now]
+
+    def next_recall(self, now: float) -> float | None:
+        """When `recalls` may have an answer that it does not have now, if nothing else happens (monotonic)."""
+        at = self._next_recall.next(now) if self.free else None
+        if at is None or at > now:
+            return at
+        return max(now, min(waits)) if (waits := self._ask_back().values()) else None
+
+    def next_look(self, now: float) -> float | None:
+        """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""
+        return self._next_look.next(now)
+
+    def _ask_back(self) -> dict[Key, float]:
+        """The consumers that hold jobs which another with a free slot might run, and when they are to be asked."""
+        return {
+            key: at
+            for key, consumer in self._consumers.items()
+            if (at := consumer.ask_back_at()) is not None
+            and any(other is not consumer and consumer.shares_queues(other) for other in self.free.values())
+        }
+
+    def another_serves(self, consumer: ConsumerLeases) -> bool:
+        """Whether another consumer, busy or not, might run what one holds."""
+        others = (other for other in self._consumers.values() if other is not consumer and other.takes_jobs)
+        return any(consumer.shares_queues(other) for other in others)
