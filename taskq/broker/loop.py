@@ -1,13 +1,11 @@
-"""The broker's loop, in which everything meets. It owns the queues and the journal, and never blocks.
+"""The broker's loop, in which both halves meet. It never blocks.
 
 sockets, pipes, process deaths, signals, time
-    -> gather   what has arrived, into the core and the committer
-    -> commit   one transaction, one sync, for all of it
-    -> tell     clients and log, since it is durable now
+    -> gather   what has arrived, into the engine and the core
+    -> step     the engine makes durable what was decided, all in one transaction, and tells of it
     -> dispatch jobs to consumers, and take back what waits in the wrong place
 
-clients    engines/embedded/server.py, requests.py      consumers   consumers/pool.py, supervisor.py
-decisions  core/core.py                                 durability  engines/embedded/committer.py, journal/
+queue half  the engine: engines/contract.py      fleet half  core/core.py decides, consumers/pool.py has the processes
 """
 
 from __future__ import annotations
@@ -26,37 +24,28 @@ from taskq.broker.consumers.silence import LOOK_EVERY_S
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog
-from taskq.broker.parts import Parts, core_of
+from taskq.broker.parts import Parts, core_of, open_engine
 from taskq.broker.status import rss_bytes
-from taskq.broker.timers import Timers
-from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.contract import Engine
 from taskq.model.effects import Key
 from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
 from taskq.model.exits import Exit
 from taskq.model.job import check_clock
 from taskq.model.settings import Settings
 from taskq.model.stored import StoredState
-from taskq.protocol import frames
 from taskq.protocol.link.flight_recorder import read_flight_records
-from taskq.protocol.ops import Op
 from taskq.protocol.spool import count_files
-from taskq.protocol.submissions import submission_of
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import room_for_clients
 from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
 from taskq.system.locks import end_old_consumers
+from taskq.system.timers import Timers
 
-#: How often to look for spooled jobs, for long-running jobs to announce, for ended jobs to prune, for fat consumers.
-_SPOOL_EVERY_S = 0.5
+#: How often to look for long-running jobs to announce, for fat consumers, and for lines of the log that were counted
+#: instead of written.
 _ANNOUNCE_EVERY_S = 0.1
-_PRUNE_EVERY_S = 1.0
 _MEMORY_EVERY_S = 1.0
-#: How often to look for lines of the log that were counted instead of written, and for clients that are late.
 _SUMMARIES_EVERY_S = 0.1
-_LATE_EVERY_S = 0.1
-#: How often to look whether the socket is still there.
-_REACHABLE_EVERY_S = 1.0
 #: SIGTERMs within this time are one.
 _ONE_SIGTERM_S = 1.0
 
@@ -88,16 +77,15 @@ class Broker:
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
         self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
-        store = SQLiteStore(directory.journal, settings.durability, clock=clock)
-        parts = Parts(directory, settings, store, core_of(settings, settings.threads), self._events, clock)
+        engine = open_engine(directory, settings, clock)
+        parts = Parts(directory, settings, engine, core_of(settings, settings.threads), self._events, clock)
         parts.recover(read_flight_records(directory.running))
         self._supervisor = Supervisor(app, title, directory, settings)  # clears these records
-        room = room_for_clients(settings.consumers)
-        self._server = Server(directory, self._selector, self._on_rejected, self._on_client_gone, clock, room)
         self._pool = ConsumerPool(
             parts, self._events, self._supervisor, self._selector, self._on_first_ready, self._on_boot_failed
         )
-        parts.connect(self._server, self._pool, self._supervisor, self._stop, self._reload_when_asked)
+        control = self._stop, self._reload_when_asked
+        parts.start(self._pool, self._supervisor, *control, self._selector, room_for_clients(settings.consumers))
         self._begin(parts)
 
     # -- the beginning
@@ -106,9 +94,9 @@ class Broker:
         """Takes over what it runs."""
         self._directory, self._settings = parts.directory, parts.settings
         self._log, self._clock = parts.log, parts.clock
-        self._store, self._core, self._committer = parts.store, parts.core, parts.committer
-        self._scheduler, self._requests = parts.scheduler, parts.requests
-        self._timers = Timers(self._next_for_jobs, self._next_for_fleet)
+        self._core = parts.core
+        self._engine: Engine = parts.engine
+        self._timers = Timers(self._engine.next_at, self._next_at)
         self._left: dict[str, int] = {}  # jobs that it found
         self._sigterm_until = 0.0  # another one that comes by then says nothing new
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
@@ -126,13 +114,9 @@ class Broker:
         self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
         now = self._clock.monotonic()
         for every_s, function in (
-            (_SPOOL_EVERY_S, self._take_spooled),
             (_ANNOUNCE_EVERY_S, self._pool.announce),
-            (_PRUNE_EVERY_S, self._prune),
             (_MEMORY_EVERY_S, self._check_memory),
             (LOOK_EVERY_S, self._pool.end_the_silent),
-            (_REACHABLE_EVERY_S, self._server.stay_reachable),
-            (_LATE_EVERY_S, self._server.drop_late),
             (_SUMMARIES_EVERY_S, self._events.summaries),
         ):
             self._timers.every(every_s, function, now)
@@ -156,41 +140,21 @@ class Broker:
         for key, mask in self._selector.select(self._timers.timeout_s(self._clock.monotonic())):
             key.data(mask)
         now, wall = self._clock.monotonic(), self._clock.time()
-        requests = [*self._requests.put_off(now), *self._take_messages()]
+        self._engine.gather(now)
         self._pool.bury_dead(now, wall)
         self._pool.check_times(now)
-        self._committer.collect(now)
-        if requests or self._pool.has_buried or self._committer.must_commit(now):
-            self._committer.commit(now, wall)
-            if self._committer.is_settled:
-                self._pool.forget_buried()
-            for peer, envelope in requests:
-                if not peer.closed:
-                    self._requests.answer(peer, envelope)
-            self._committer.tell(now)
-        self._committer.tell_deferred()
+        self._engine.step(now, at_once=self._pool.has_buried)
+        if self._pool.has_buried and self._engine.is_settled:
+            self._pool.forget_buried()
         self._timers.run(now)
-        self._committer.come_due(wall)
-        self._committer.expire(wall)
         if self._stop_at is None:
-            self._scheduler.fire_due(now, wall)
-            self._load()
+            self._engine.want(self._core.loads())
             self._core.ready.open_due(now)
             self._pool.dispatch(now, wall)
         self._pool.supervise(now)
         self._end_in_time(now)
 
-    # -- when to wake up
-
-    def _next_for_jobs(self, now: float) -> float | None:
-        """When jobs are to be committed, become due, expire, or are fired by a schedule."""
-        committer, wall = self._committer, self._clock.time()
-        next_fire = self._scheduler.next_fire_at if self._stop_at is None else None
-        moments = (next_fire, committer.next_due, committer.next_expiry)
-        times = [now + at - wall for at in moments if at is not None]
-        return min((at for at in (committer.commit_by, *times) if at is not None), default=None)
-
-    def _next_for_fleet(self, now: float) -> float | None:
+    def _next_at(self, now: float) -> float | None:
         """When jobs are to be sent, taken back or stopped, and consumers are to be started or killed."""
         core = self._core
         times = [core.next_time_check(now), self._supervisor.next_due(now), self._stop_at]
@@ -198,39 +162,6 @@ class Broker:
             times += [core.next_recall(now), core.next_look(now), core.ready.next_opening()]
             times += [now if core.must_load else None]
         return min((at for at in times if at is not None), default=None)
-
-    # -- clients
-
-    def _take_messages(self) -> list[tuple[Peer, list[Any]]]:
-        """Hands submissions to the committer; returns the other requests, to be answered after the commit."""
-        requests = []
-        for peer, (envelope, body) in self._server.take_messages():
-            if peer.closed:
-                continue
-            if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
-                requests.append((peer, envelope))
-                continue
-            try:
-                self._committer.take_in(submission_of(peer, envelope, body))
-            except TaskQError as error:
-                request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
-                self._server.send(peer, frames.error_frame(request, error))
-        return requests
-
-    def _load(self) -> None:
-        for load in self._core.loads():
-            rows, is_all = self._store.lease(*load)
-            self._core.loaded(load.partition, rows, is_all)
-
-    # -- again and again
-
-    def _take_spooled(self, now: float) -> None:
-        self._committer.take_spooled(now)
-        if self._committer.has_more_spooled:
-            self._timers.hurry(self._take_spooled, now)
-
-    def _prune(self, now: float) -> None:
-        self._committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)
 
     def _check_memory(self, _now: float) -> None:
         limit_mb = self._settings.max_memory_mb
@@ -244,12 +175,6 @@ class Broker:
 
     def _consumer(self, key: Key) -> ConsumerProcess | None:
         return self._supervisor.consumers.get(key)
-
-    def _on_rejected(self, reason: str) -> None:
-        self._events.rejected(reason, self._clock.monotonic())
-
-    def _on_client_gone(self, peer: Peer) -> None:
-        self._committer.forget(peer)
 
     def _on_first_ready(self) -> None:
         self._tell_guardian(["ready", os.getpid(), self._left])
@@ -317,26 +242,21 @@ class Broker:
             self._pool.kill_all()
 
     def _has_work(self) -> bool:
-        committer = self._committer
-        has_more = committer.is_handing_over or committer.has_more_spooled
-        return self._core.has_work or committer.next_due is not None or not committer.is_settled or has_more
+        return self._core.has_work or self._engine.has_work
 
     def _close(self) -> None:
         now = self._clock.monotonic()
-        self._committer.collect(now)
-        self._committer.commit(now, self._clock.time())
+        self._engine.step(now, at_once=True)
         self._pool.forget_buried()
-        self._committer.tell(now)
         self._events.summaries(now, is_last=True)
-        self._server.shut()
-        backlog, totals = self._backlog(), self._store.totals.as_dict()
-        self._store.close()
+        backlog, totals = self._backlog(), self._engine.figures.totals.as_dict()
+        self._engine.close(now)
         self._log.info("fleet.stopped", **backlog, **totals)
 
     def _backlog(self) -> dict[str, int]:
         """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
         later = {
-            kept.state.value: sum(self._store.counts(kept).values())
+            kept.state.value: sum(self._engine.figures.counts(kept).values())
             for kept in (StoredState.SCHEDULED, StoredState.WAITING)
         }
         return {"queued": sum(self._core.counts().values()), **later}

@@ -1,28 +1,27 @@
-"""The parts of a broker, put together in one place: for its process, for the reader of a fleet that does not run, for
+"""A broker is put together here, in the same way for its process, for the reader of a fleet that does not run, for
 `taskq.testing`, and for the simulator of the tests.
 
-    store, core, events, clock      what a broker is made of
-    recover                         the journal is brought in order, the core learns what waits
-    clients, consumers              sockets and processes, or what a test has in their place
-    committer, scheduler, requests  what runs between them
+    engine, core, events, clock     what a broker is made of
+    recover                         the engine brings in order what is there, the core learns what waits
+    consumers                       processes, or what a test has in their place
+    start                           each half is handed the other
+
+It is the only place of the fleet half that knows which engines there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from selectors import BaseSelector
 
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
 from taskq.broker.status import StatusView
-from taskq.engines.embedded.admin import Admin
-from taskq.engines.embedded.committer import Committer
-from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.ports import Clients, Consumers, Events
-from taskq.engines.embedded.recovery import recover
-from taskq.engines.embedded.requests import FleetControls, Requests
-from taskq.engines.embedded.scheduler import Scheduler
+from taskq.engines.contract import Consumers, Engine, Events, Fleet, FleetControl
+from taskq.engines.embedded.engine import EmbeddedEngine
+from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.engines.embedded.ports import Clients
 from taskq.model.settings import Settings
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
@@ -30,40 +29,27 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
 
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """The classes of some of the parts: a test, or the reader of a stopped fleet, has others."""
-
-    committer: type[Committer] = Committer
-    scheduler: type[Scheduler] = Scheduler
-    status: type[StatusView] = StatusView
-
-
 class Parts:
-    """What decides, what makes durable, and what answers. Those who hold it run it: it does nothing by itself."""
-
-    committer: Committer
-    scheduler: Scheduler
-    requests: Requests
+    """What decides, and what makes durable. Those who hold it run it: it does nothing by itself."""
 
     def __init__(
         self,
         directory: Directory,
         settings: Settings,
-        store: Store,
+        engine: Engine,
         core: Core,
         events: Events,
         clock: Clock = SYSTEM_CLOCK,
-        kinds: Kinds = Kinds(),
+        status: type[StatusView] = StatusView,
     ) -> None:
         self.directory = directory
         self.settings = settings
-        self.store = store
+        self.engine = engine
         self.core = core
         self.events = events
         self.log = events.log
         self.clock = clock
-        self._kinds = kinds
+        self._status = status
 
     def recover(self, running: Iterable[FlightRecord]) -> None:
         """Brings in order what an earlier broker has left, and tells what was found.
@@ -71,44 +57,54 @@ class Parts:
         Args:
             running: the jobs that ran when it died.
         """
-        effects = recover(self.store, self.core, running, self.clock.monotonic(), self.clock.time())
-        for event, fields in self.store.findings:
-            (self.log.error if event == "store.damaged" else self.log.info)(event, **fields)
-        self.events.notes(effects.notes)
-        self.core.pause(self.store.paused())
+        self.engine.recover(self.core, self.events, running)
 
-    def connect(
+    def start(
         self,
-        clients: Clients,
         consumers: Consumers,
         processes: Succession[ConsumerProcess],
         on_stop: Callable[[str], None],
         on_reload: Callable[[], int],
+        selector: BaseSelector | None = None,
+        max_clients: int = 0,
     ) -> None:
-        """Makes what runs between clients and consumers.
+        """Hands the fleet to the engine, which begins to hear clients.
 
         Args:
             processes: the consumers, and how a reload goes.
             on_stop: stops the fleet; told who asked.
             on_reload: replaces the consumers; returns the number of that reload.
+            selector: of the loop; None: its clients are handed to the engine by other ways.
+            max_clients: one more is refused.
         """
-        kinds, store, core, clock = self._kinds, self.store, self.core, self.clock
-        self.committer = kinds.committer(store, core, clients, self.events, self.directory, consumers, clock)
-        self.scheduler = kinds.scheduler(store, self.committer, self.log, clock.time())
-        admin = Admin(core, store, self.committer, consumers, self.log, clock)
-        status = kinds.status(self.directory, core, store, consumers, processes, clock)
-        fleet = FleetControls(status.draw, on_stop, on_reload)
-        self.requests = Requests(clients, self.committer, admin, self.scheduler, fleet, clock)
+        status = self._status(self.directory, self.core, self.engine.figures, consumers, processes, self.clock)
+        control = FleetControl(status.draw, on_stop, on_reload)
+        self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 
-    # -- what consumers and clients tell, besides the outcomes of jobs
+    # -- what consumers tell, besides the outcomes of jobs
 
     def declared(self, app: str, schedules: list[bytes]) -> None:
         """A consumer tells of the schedules in its code. Raises ConfigError if they make no sense."""
-        self.scheduler.declared(app, schedules)
+        self.engine.declare(app, schedules)
 
     def take_children(self, children: list[Submission]) -> None:
         """A job that has just succeeded has enqueued others."""
-        self.committer.take_children(children)
+        self.engine.enqueued(children)
+
+
+def open_engine(
+    directory: Directory, settings: Settings, clock: Clock = SYSTEM_CLOCK, clients: Clients | None = None
+) -> EmbeddedEngine:
+    """Opens the engine of a directory.
+
+    Args:
+        clients: those whom it answers; None: those who connect to the directory's socket.
+
+    Raises:
+        JournalError: the journal cannot be used.
+    """
+    store = SQLiteStore(directory.journal, settings.durability, clock=clock)
+    return EmbeddedEngine(directory, settings, store, clock, clients)
 
 
 def core_of(settings: Settings, slots: int = 1) -> Core:

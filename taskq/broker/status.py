@@ -8,8 +8,7 @@ from typing import Literal
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.core.core import Core
-from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.ports import Consumers
+from taskq.engines.contract import Consumers, Figures
 from taskq.model.info.status import (
     BrokerStatus,
     ConsumerStatus,
@@ -36,19 +35,20 @@ class StatusView:
         self,
         directory: Directory,
         core: Core,
-        store: Store,
+        figures: Figures,
         pool: Consumers,
         processes: Succession[ConsumerProcess],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
+            figures: of the engine.
             processes: the consumers, and how a reload goes.
             clock: tells since when the broker runs, which is from now on.
         """
         self._directory = directory
         self._core = core
-        self._store = store
+        self._figures = figures
         self._pool = pool
         self._processes = processes
         self._clock = clock
@@ -63,8 +63,8 @@ class StatusView:
             not_started=[MissingConsumer(number, error) for number, error in self._processes.missing()],
             queues=self._queues(),
             spooled_files=count_files(self._directory.spool, _MOST_SPOOLED),
-            paused=sorted(self._store.paused()),
-            totals=JobTotals(**self._store.totals.as_dict()),
+            paused=sorted(self._figures.paused()),
+            totals=JobTotals(**self._figures.totals.as_dict()),
             consumers=sorted(consumers, key=lambda consumer: consumer.number),
         )
 
@@ -84,7 +84,7 @@ class StatusView:
         none = dict.fromkeys(("waiting", "scheduled", "queued", "running"), 0)
         queues = {name: {**none, "queued": count} for name, count in self._core.counts().items()}
         for kept in (StoredState.WAITING, StoredState.SCHEDULED):
-            for name, count in self._store.counts(kept).items():
+            for name, count in self._figures.counts(kept).items():
                 queues.setdefault(name, none.copy())[kept.state.value] = count
         for key, jobs in self._core.leased().items():
             running = {claim.number for claim in claims[key]}

@@ -1,6 +1,6 @@
 """Answers requests about a directory without a fleet, in a process of its own that lives as long as one call takes.
 
-    Client -> client/transport/reading.py -> this process -> lock -> journal -> Requests -> Client
+    Client -> client/transport/reading.py -> this process -> lock -> engine -> Client
 
 It holds the lock that a broker holds, so only one process has the journal open, and opens it as a broker does: a kill
 at any moment leaves what a killed broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM):
@@ -13,21 +13,19 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.events import EventLog
-from taskq.broker.parts import Kinds, Parts, core_of
+from taskq.broker.parts import Parts, core_of, open_engine
 from taskq.broker.status import StatusView
-from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.ports import Clients
-from taskq.engines.embedded.server import Peer
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
 from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
 from taskq.model.info.status import BrokerStatus
 from taskq.model.settings import Settings
 from taskq.protocol import frames
+from taskq.protocol.frames import Message
 from taskq.protocol.ops import OPS, Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
@@ -41,7 +39,7 @@ _READ_BYTES = 256 * 1024
 class _NoConsumers:
     """In place of a `taskq.broker.consumers.pool.ConsumerPool`: nothing runs."""
 
-    is_stopping = False
+    is_stopping = True  # no schedule fires
 
     def is_running(self, _job_id: bytes) -> bool:
         """Nothing runs."""
@@ -65,13 +63,23 @@ class _NoConsumers:
         return {}
 
 
-class _Client(Clients):
-    """The one client, which stands for its peer, too."""
+class _Client:
+    """The one client, which stands for its peer, too. It waits for each answer, and takes it at once."""
 
     closed = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._messages: list[tuple[Any, Message]] = []
+
+    def ask(self, message: Message) -> None:
+        """The client has said this."""
+        self._messages.append((self, message))
+
+    def take_messages(self) -> list[tuple[Any, Message]]:
+        """What it has said since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
     def send(self, _peer: object, frame: bytes) -> None:
         """Sends a frame; if the client is gone, its end is read next."""
@@ -84,6 +92,20 @@ class _Client(Clients):
         """Tells the client one error and hears it no more."""
         self.send(peer, frames.error_frame(0, error))
         self.closed = True
+
+    def is_clogged(self, _peer: object) -> bool:
+        """It takes what it is sent."""
+        return False
+
+    def defer(self, _peer: object, _job_id: bytes) -> None:
+        """Nothing is ever put off."""
+
+    def take_deferred(self) -> tuple[tuple[Any, bytes], ...]:
+        """Nothing was put off."""
+        return ()
+
+    def shut(self) -> None:
+        """The process ends soon, and with it the connection."""
 
 
 class _Status(StatusView):
@@ -99,29 +121,25 @@ class Reader:
     def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
         settings = Settings()
         self._clock = clock
-        self._store = SQLiteStore(directory.journal, clock=clock)
+        self._engine = open_engine(directory, settings, clock, client)
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
-        parts = Parts(directory, settings, self._store, core_of(settings), events, clock, Kinds(status=_Status))
+        parts = Parts(directory, settings, self._engine, core_of(settings), events, clock, _Status)
         parts.recover(())  # what ran when a fleet died stays uncharged: the next broker has its records
-        parts.connect(client, _NoConsumers(), Succession(0), lambda _reason: None, lambda: 0)
-        self._committer, self._requests = parts.committer, parts.requests
-        while self._committer.has_more_spooled:
-            self._committer.take_spooled(clock.monotonic())
+        parts.start(_NoConsumers(), Succession(0), lambda _reason: None, lambda: 0)
+        self._engine.take_all_spooled(clock.monotonic())
         self._client = client
 
-    def answer(self, envelope: list[Any]) -> None:
+    def answer(self, message: Message) -> None:
         """Answers one request."""
-        if envelope[0] not in OPS:
+        if message[0][0] not in OPS:
             self._client.reject(self._client, BrokerUnavailable("this takes a fleet that runs"))
             return
-        self._requests.answer(cast(Peer, self._client), envelope)
-        now = self._clock.monotonic()
-        self._committer.commit(now, self._clock.time())  # what follows from it
-        self._committer.tell(now)
+        self._client.ask(message)
+        self._engine.serve(self._clock.monotonic())
 
     def close(self) -> None:
         """Closes the journal cleanly."""
-        self._store.close()
+        self._engine.close(self._clock.monotonic())
 
 
 def main(descriptor: int, path: str) -> None:
@@ -194,10 +212,10 @@ def _answer_all(reader: Reader, client: _Client, sock: socket.socket) -> None:
     decoder = frames.Decoder()
     is_greeted = False
     while not client.closed and (data := sock.recv(_READ_BYTES)):
-        for envelope, _ in decoder.feed(data):
+        for message in decoder.feed(data):
             if is_greeted:
-                reader.answer(envelope)
+                reader.answer(message)
             else:
-                frames.check_hello(envelope)
+                frames.check_hello(message[0])
                 client.send(client, frames.hello(os.getpid()))
                 is_greeted = True

@@ -32,6 +32,21 @@ class Partition(NamedTuple):
         return any(" " in limit.name for limit in self.limits)
 
 
+class Load(NamedTuple):
+    """Waiting jobs of a partition that there is room for in memory.
+
+    Attributes:
+        after: only those with a higher sequence number: the others are there.
+        limit: the most jobs.
+        max_bytes: no more when payloads of this size are together (at least one job).
+    """
+
+    partition: Partition
+    after: int
+    limit: int
+    max_bytes: int
+
+
 def partition_of(spec: Spec, constraints: Constraints | None) -> Partition:
     """The partition of a job."""
     if constraints is None or not constraints.is_keyed:

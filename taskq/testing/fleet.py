@@ -35,6 +35,7 @@ from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
 from taskq.consumer.runner import Runner
+from taskq.engines.embedded.engine import EmbeddedEngine
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.ports import Clients
 from taskq.model import job
@@ -51,7 +52,7 @@ from taskq.protocol.endings import Ending
 from taskq.protocol.frames import Message
 from taskq.protocol.link.batch import jobs_to_send
 from taskq.protocol.ops import Op, StartOptions
-from taskq.protocol.submissions import Call, Flow, Submission, flow_frame, flow_of, parts_of, submission_of
+from taskq.protocol.submissions import Call, Flow, Submission, flow_frame, flow_of, parts_of
 from taskq.system.directory import Directory
 from taskq.testing.clock import _NEARLY_S, Clock
 
@@ -94,6 +95,18 @@ class _Peer:
 
 class _Server(Clients):
     """In place of a `taskq.engines.embedded.server.Server`: clients take everything."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[Any, Message]] = []
+
+    def hear(self, peer: Any, message: Message) -> None:
+        """A client says this."""
+        self._messages.append((peer, message))
+
+    def take_messages(self) -> list[tuple[Any, Message]]:
+        """What they have said since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
     def send(self, peer: Any, frame: bytes) -> None:
         """Sends a frame to a client."""
@@ -138,6 +151,9 @@ class _EventLog:
         """Nobody reads a log."""
 
     def successes(self, _done: object, _now: float) -> None:
+        """Nobody reads a log."""
+
+    def rejected(self, _reason: str, _now: float) -> None:
         """Nobody reads a log."""
 
 
@@ -288,10 +304,12 @@ class InProcessFleet:
         self._core = core_of(settings)
         self._slots = _Pool(self._core, clock)
         self._events = _EventLog(self._store)
-        parts = Parts(directory, settings, self._store, self._core, self._events, clock)
-        parts.connect(_Server(), self._slots, Succession(0), lambda _reason: None, lambda: 0)
-        self._committer, self._scheduler, self._requests = parts.committer, parts.scheduler, parts.requests
-        self._scheduler.declared(app.name, app.schedules.declared)
+        self._server = _Server()
+        self._engine = EmbeddedEngine(directory, settings, self._store, clock, self._server)
+        parts = Parts(directory, settings, self._engine, self._core, self._events, clock)
+        parts.start(self._slots, Succession(0), lambda _reason: None, lambda: 0)
+        self._committer, self._scheduler = self._engine.committer, self._engine.scheduler
+        self._engine.declare(app.name, app.schedules.declared)
         self._keys = count(1)
         self._has_started = False  # as a consumer: its hooks have run
         self._is_stale = False  # something came in that may be more urgent than what the consumers have
@@ -325,28 +343,18 @@ class InProcessFleet:
     def hear(self, peer: _Peer, data: bytes) -> None:
         """Frames from a client, each answered before the next."""
         with self.lock:
-            for envelope, body in frames_module.Decoder().feed(data):
+            for message in frames_module.Decoder().feed(data):
                 self._is_stale = True
-                if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
-                    self._requests.answer(cast(Any, peer), envelope)
-                else:
-                    try:
-                        self._committer.take_in(submission_of(cast(Any, peer), envelope, body))
-                    except TaskQError as error:
-                        peer.deliver(frames_module.error_frame(envelope[1], error))
+                self._server.hear(peer, message)
                 self._commit()
 
     def forget(self, peer: _Peer) -> None:
         """A client is gone."""
         peer.closed = True
-        self._committer.forget(cast(Any, peer))
+        self._engine.forget(cast(Any, peer))
 
     def _commit(self) -> None:
-        now, wall = self.clock.monotonic(), self.clock.time()
-        self._committer.commit(now, wall)
-        while self._committer.must_commit(now):  # more come after a job than one commit sets free
-            self._committer.commit(now, wall)
-        self._committer.tell(now)
+        self._engine.serve(self.clock.monotonic())
 
     # -- time
 

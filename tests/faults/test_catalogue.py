@@ -34,9 +34,9 @@ from taskq import BrokerUnavailable, JobError, JobFailed, JobNotFound, JobState,
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.client.transport.blocking import Client
+from taskq.engines.contract import Consumers
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.ports import Consumers
 from taskq.engines.embedded.server import Server
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure
 from taskq.model.exits import Exit

@@ -23,9 +23,9 @@ from taskq import JobError, JobFailed, JobNotFound, JobState
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.client.transport.blocking import Client
+from taskq.engines.contract import Consumers
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.ports import Consumers
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.attempt import Attempts, Verdict, pack_failure
 from taskq.model.errors import AlreadyRunning

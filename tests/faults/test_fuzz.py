@@ -758,7 +758,7 @@ def test_spooled_files(data: bytes) -> None:
         path.write_bytes(data)
         assert list(spool.spooled(folder)) == [(path, data)]
         assert (ID in spool.find(folder, [ID])) == (ID in data)
-        broker.broker._committer.take_spooled(time.monotonic())
+        broker.broker._engine.committer.take_spooled(time.monotonic())
         assert not list(spool.spooled(folder))
         path.with_suffix(".bad").unlink(missing_ok=True)
 
@@ -870,8 +870,7 @@ class BrokerByHand:
     def close(self) -> None:
         """Throws it away."""
         self.honest.close()
-        self.broker._server.shut()
-        self.broker._store.close()
+        self.broker._engine.close(time.monotonic())
         self.broker._selector.close()
         self.broker._guardian.close()
         self._guardian.close()

@@ -34,7 +34,6 @@ import pytest
 from power import SECTOR, VARIANTS, Disk, Entry, Files, Life, Snapshot, Sweep, apply_change
 from recorded_life import SPECS, Recorder, abandon, check_consistency, check_state, live_once, own_files_in, reboot
 
-from taskq.broker.core.ready import ReadyJobs
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
@@ -277,7 +276,6 @@ class Broker:
         self.effects = Effects()
         self.log = SimpleNamespace(error=lambda *_, **__: None)
         me: Any = self
-        self.ready = ReadyJobs()
         self.committer = Committer(self.store, me, me, me, me, me)
         for spec in SPECS:
             self.submitted(self.store.lease(Partition(spec.queue), 0, 1_000, 1 << 20)[0])
@@ -285,6 +283,10 @@ class Broker:
     # what the committer uses
 
     spool = None
+
+    def changed_rates(self, _now: float, _wall: float) -> list[Any]:
+        """As the core: no job has a rate."""
+        return []
 
     def take_effects(self) -> Effects:
         """As the core."""

@@ -102,7 +102,7 @@ def kept_rows(fleet: InProcessFleet) -> dict[str, int]:
 
 def test_keys_that_went_leave_nothing(fleet: InProcessFleet) -> None:
     """What is kept after three rounds is what was kept after one."""
-    roots = fleet._core, fleet._committer, fleet._store, fleet._scheduler, fleet._requests
+    roots = fleet._core, fleet._committer, fleet._store, fleet._scheduler, fleet._engine
     round_of_keys(fleet, 1)
     objects, rows = kept_objects(roots), kept_rows(fleet)
     for number in (2, 3):

@@ -49,6 +49,7 @@ from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.connection import CANCEL_AGAIN_S
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.engine import EmbeddedEngine, Kinds
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Record
 from taskq.engines.embedded.ports import Clients
@@ -654,12 +655,13 @@ class SimBroker(Broker):
         core = given.core((), world.memory_bytes, 0.1, capacities=CAPACITIES)
         self._supervisor = self.supervisor = (given.supervisor or SimSupervisor)(world, settings)
         self._events = EventLog(Silent(), self.supervisor.consumers.get, tells_enqueued=False)
-        kinds = broker_parts.Kinds(given.committer, given.scheduler)
-        parts = broker_parts.Parts(_NOWHERE, settings, self.store, core, self._events, world, kinds)
+        self.server = SimServer(world)
+        kinds = Kinds(given.committer, given.scheduler)
+        self.engine = EmbeddedEngine(_NOWHERE, settings, self.store, world, self.server, kinds)
+        parts = broker_parts.Parts(_NOWHERE, settings, self.engine, core, self._events, world)
         records, world.records = list(world.records.values()), {}
         parts.recover(records)
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
-        self._server = self.server = SimServer(world)  # type: ignore[assignment]
         self._pool = (given.pool or SimPool)(
             parts,
             self._events,
@@ -669,10 +671,9 @@ class SimBroker(Broker):
             lambda _message: None,
         )
         self._pool.parts = given
-        parts.connect(self.server, self._pool, self._supervisor, self._stop, self._reload_when_asked)
+        parts.start(self._pool, self._supervisor, self._stop, self._reload_when_asked)
         self._begin(parts)
         self._timers.every(0.1, self._pool.announce, world.now)
-        self._timers.every(1.0, self._prune, world.now)
         self._timers.every(LOOK_EVERY_S, self._pool.end_the_silent, world.now)
         self._world = world
         self.asked_code = 0  # what there was when it was asked to load it

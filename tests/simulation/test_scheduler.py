@@ -62,7 +62,7 @@ class PeriodicWorld(World):
             return
         try:
             for schedule in self.schedules:
-                self.broker._scheduler.pause(schedule.name, True, self.now, self.wall)
+                self.broker.engine.scheduler.pause(schedule.name, True, self.now, self.wall)
         except StoreFull:
             self.later(0.1, self._pause)
 

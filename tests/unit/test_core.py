@@ -27,7 +27,7 @@ from taskq.model.effects import Event, ProcessExit
 from taskq.model.job import JobError, JobRow, backoff_s
 from taskq.model.partition import Partition
 from taskq.model.spec import Spec, spec_after_crash
-from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.model.stored import FIRST_FINAL, StoredState
 
 GRACE_S = 2.0
 GOOD = pack_success(1.0, 0.001, None)
@@ -335,8 +335,8 @@ class World(RuleBasedStateMachine):
             waiting = [job for job in waiting if data.draw(st.booleans())]
         else:
             waiting = [job for job in waiting if job.spec.queue == queue]
-        self.core.purged([StoredJob(job.row(), job.kept, job.due_at, None, None) for job in waiting])
         for job in waiting:
+            self.core.forget(job.row(), job.kept)
             del self.jobs[job.seq]
         assert not self.core.take_effects()
 
@@ -1248,7 +1248,8 @@ def test_an_emptied_queue_leaves_nothing_to_skip() -> None:
     rows = [JobRow(seq, seq.to_bytes(16, "big"), Spec("t"), b"x") for seq in range(1, 101)]
     core.submitted(rows)
     for start in range(0, 100, 10):
-        core.purged([StoredJob(row, StoredState.QUEUED, None, None, None) for row in rows[start : start + 10]])
+        for row in rows[start : start + 10]:
+            core.forget(row, StoredState.QUEUED)
     assert core.ready._window.dropped == {}
     assert core.ready._window.held_bytes == 0
     assert not core.has_work

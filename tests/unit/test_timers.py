@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskq.broker.timers import Timers
+from taskq.system.timers import Timers
 
 
 def test_the_first_moment_ends_the_sleep() -> None:

@@ -23,13 +23,13 @@ from taskq.broker.core.limiters import Release
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
-from taskq.broker.core.window import Load, Portion
+from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
 from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.job import JobError, JobRow, retry_delay_s
-from taskq.model.partition import Partition
+from taskq.model.partition import Load, Partition, Starts
 from taskq.model.spec import Spec, spec_after_crash
-from taskq.model.stored import Rescheduled, StoredJob, StoredState
+from taskq.model.stored import Rescheduled, StoredState
 
 #: Also a job that takes no time that can be measured uses up its queue's share.
 SHORTEST_RUN_S: Final = 1e-6
@@ -99,6 +99,17 @@ class Core:
     def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
         """The answer to a load."""
         self.ready.loaded(partition, rows, is_all)
+
+    def changed_rates(self, now: float, wall: float) -> list[tuple[str, Starts, float]]:
+        """The starts that count for rates and are not stored yet; see `SharedLimits.changed_rates`."""
+        return self.ready.changed_rates(now, wall)
+
+    def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
+        """At the start: what `changed_rates` told before, and the jobs with an order key that were started before.
+        `now` and `wall` are the same moment."""
+        self.ready.restore_rates(rates, now, wall)
+        for row in under_way:
+            self.ready.under_way(row)
 
     # -- consumers come and go
 
@@ -409,11 +420,6 @@ class Core:
             self.ready.drop(row)
         elif kept == StoredState.SCHEDULED:
             self.ready.abandoned(row)
-
-    def purged(self, jobs: Iterable[StoredJob]) -> None:
-        """Jobs that had not ended, and that no consumer holds, were removed from the store."""
-        for job in jobs:
-            self.forget(job.row, job.kept)
 
     def requeued(self, rows: Iterable[JobRow]) -> None:
         """Failed jobs are queued again, at the end of their partitions: they are read from the store in their turn."""

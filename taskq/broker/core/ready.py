@@ -18,9 +18,9 @@ from typing import Final
 from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.shared_limits import SharedLimits
 from taskq.broker.core.waiting import Entry, Heap, WaitingPartition, WaitingQueue, drop_stale, turn_of_next
-from taskq.broker.core.window import Load, Portion, Window
+from taskq.broker.core.window import Portion, Window
 from taskq.model.job import JobRow
-from taskq.model.partition import Partition, Starts, partition_of
+from taskq.model.partition import Load, Partition, Starts, partition_of
 
 #: How many listed partitions are looked into to see how many jobs may go.
 _LOOK_INTO: Final = 32

@@ -6,11 +6,11 @@ Of a long partition the oldest jobs are in memory. What is dropped stays there u
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from taskq.broker.core.waiting import WaitingPartition, WaitingQueue
 from taskq.model.job import JobRow
-from taskq.model.partition import Partition
+from taskq.model.partition import Load
 
 #: Memory that a waiting job takes besides its payload, measured with tracemalloc.
 ROW_BYTES: Final = 400
@@ -22,15 +22,6 @@ _LOAD_PARTITIONS: Final = 50
 #: nothing left.
 _FEW_JOBS: Final = 20
 _FEW_BYTES: Final = 64 * 1024
-
-
-class Load(NamedTuple):
-    """Waiting jobs to read from the store; see `Store.lease`."""
-
-    partition: Partition
-    after: int
-    limit: int
-    max_bytes: int
 
 
 class Portion:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store, Wanted
-from taskq.engines.embedded.ports import Consumers
 from taskq.model.attempt import shortened, without_result
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError, ProtocolError, StoreFull
 from taskq.model.job import JobRow, JobState
@@ -22,9 +22,6 @@ from taskq.model.spec import QUEUE_NAME, Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol.jobs import JobFields, JobsAnswer
 from taskq.system.clock import SYSTEM_CLOCK, Clock
-
-if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.core.core import Core
 
 #: Behind every sequence number.
 _END = 1 << 62
@@ -39,7 +36,7 @@ class Admin:
 
     def __init__(
         self,
-        core: Core,
+        jobs: Jobs,
         store: Store,
         committer: Committer,
         consumers: Consumers,
@@ -50,7 +47,7 @@ class Admin:
         Args:
             log: a structlog logger.
         """
-        self._core = core
+        self._jobs = jobs
         self._store = store
         self._committer = committer
         self._consumers = consumers
@@ -138,7 +135,7 @@ class Admin:
         found: dict[bytes, float] = {}
         for key, claims in self._consumers.claims().items():
             for claim in claims:
-                row = self._core.running(key, claim.number)
+                row = self._jobs.running(key, claim.number)
                 if row is not None:
                     found[row.id] = wall - (now - claim.started_at)
         return found
@@ -201,7 +198,7 @@ class Admin:
                 return False
             self._consumers.cancel_running(job_id)
             return None
-        self._core.cancelled(row, kept)
+        self._jobs.cancelled(row, kept)
         self._committer.collect(self._clock.monotonic())
         self._committer.commit(self._clock.monotonic(), self._clock.time())
         if not self._committer.is_settled:
@@ -266,7 +263,7 @@ class Admin:
         except StoreFull:
             self._store.rollback()
             raise
-        self._core.requeued(rows)
+        self._jobs.requeued(rows)
         self._committer.follow(handed)
 
     # -- purge
@@ -281,7 +278,7 @@ class Admin:
         """
         stored = self._stored(job_id)
         self._take_back([stored])
-        if self._core.consumer_of(job_id) is not None:
+        if self._jobs.consumer_of(job_id) is not None:
             raise JobStateError(f"job {job_id.hex()} is running: it can be purged when it has ended")
         self._purge([stored])
         self._log.info("jobs.purged", jobs=1, job_id=job_id.hex(), state=stored.kept.state.value)
@@ -303,7 +300,7 @@ class Admin:
         """
         jobs, span = self._next(Wanted(_kept(state), task, queue, before), span, MAX_JOBS_PURGED)
         self._take_back(jobs)
-        leased = {row.id for held in self._core.leased().values() for _, row in held}
+        leased = {row.id for held in self._jobs.leased().values() for _, row in held}
         jobs = [job for job in jobs if job.row.id not in leased]
         if jobs:
             self._purge(jobs)
@@ -322,7 +319,8 @@ class Admin:
         except StoreFull:
             self._store.rollback()
             raise
-        self._core.purged(unfinished)
+        for job in unfinished:
+            self._jobs.forget(job.row, job.kept)
         self._committer.follow(handed)
         self._committer.gone([job.row.id for job in jobs])
 
@@ -346,7 +344,7 @@ class Admin:
         except StoreFull:
             self._store.rollback()
             raise
-        self._core.pause(self._store.paused())
+        self._jobs.pause(self._store.paused())
         if is_paused and changed:
             self._consumers.take_back_all(self._clock.monotonic())
         for queue in changed:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.ports import Consumers
 from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, QueueFull
 from taskq.model.job import JobError, JobRow, enqueued_at
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
-
-if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.core.core import Core
 
 
 class Admitted(NamedTuple):
@@ -38,9 +35,9 @@ class Admitted(NamedTuple):
 class Admission:
     """Takes submissions into the store. Used by the committer alone."""
 
-    def __init__(self, store: Store, core: Core, consumers: Consumers) -> None:
+    def __init__(self, store: Store, jobs: Jobs, consumers: Consumers) -> None:
         self._store = store
-        self._core = core
+        self._jobs = jobs
         self._consumers = consumers
         self._taken: dict[str, int] = {}  # jobs taken into each queue that the core was not told of yet
 
@@ -110,7 +107,7 @@ class Admission:
         if most is None or submission.peer is None:
             return  # what was spooled was accepted
         queue = submission.spec.queue
-        waiting = self._core.queued(queue) + self._taken.get(queue, 0)
+        waiting = self._jobs.queued(queue) + self._taken.get(queue, 0)
         if jobs > 0 and waiting + jobs > most:
             raise QueueFull(
                 f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING
 
+from taskq.engines.contract import Consumers, Events, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.ports import Clients, Consumers, Events
+from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.spooled import SpooledJobs
 from taskq.engines.embedded.watchers import Watchers
@@ -29,9 +29,6 @@ from taskq.protocol import frames
 from taskq.protocol.submissions import Submission, accepted_frame
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
-
-if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.core.core import Core
 
 #: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
 #: a producer that enqueues one job at a time while they run.
@@ -63,7 +60,7 @@ class Committer:
     def __init__(
         self,
         store: Store,
-        core: Core,
+        jobs: Jobs,
         clients: Clients,
         events: Events,
         directory: Directory,
@@ -73,8 +70,8 @@ class Committer:
         self._store = store
         self._clock = clock
         self._consumers = consumers
-        self._admission = Admission(store, core, consumers)
-        self._core = core
+        self._admission = Admission(store, jobs, consumers)
+        self._jobs = jobs
         self._clients = clients
         self._events = events
         self._spooled = SpooledJobs(directory.spool, events)
@@ -170,7 +167,7 @@ class Committer:
 
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
-        effects = self._core.take_effects()
+        effects = self._jobs.take_effects()
         self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._would_release:
             self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
@@ -193,7 +190,7 @@ class Committer:
                 self._store.rollback()
                 self.next_due = wall + _FULL_AGAIN_S
                 return
-        self._core.came_due(rows)
+        self._jobs.came_due(rows)
         self.next_due = self._store.next_due()
 
     def expire(self, wall: float) -> None:
@@ -209,7 +206,7 @@ class Committer:
         for job in jobs:
             has_started = job.row.attempts > 0 or not self._consumers.withdraw(job.row.id)
             if job.kept < FIRST_FINAL and not has_started:
-                self._core.expired(job.row, job.kept)
+                self._jobs.expired(job.row, job.kept)
         self.next_expiry = self._store.next_expiry()
 
     def prune(self, now: float, keep_s: float, keep: int) -> None:
@@ -272,7 +269,7 @@ class Committer:
             self._put_schedules()
             if self._keep is not None:
                 self._prune(*self._keep, wall)
-            self._store.keep_rates(self._core.ready.changed_rates(now, wall))
+            self._store.keep_rates(self._jobs.changed_rates(now, wall))
             self._store.commit()
             self._schedules = {}
         except StoreFull as error:
@@ -375,10 +372,10 @@ class Committer:
         if self._left:
             self._would_release = True
             self._effects_since = self._effects_since or self._clock.monotonic()
-        self._core.came_due(handed.queued)
+        self._jobs.came_due(handed.queued)
         self.next_due = _first((self.next_due, handed.next_due))
         for row, _, _ in handed.ended:
-            self._core.forget(row, StoredState.WAITING)
+            self._jobs.forget(row, StoredState.WAITING)
         self._committed.append(Effects(ended=handed.ended, notes=handed.notes))
 
     def _refuse(self, submissions: Iterable[Submission], error: TaskQError) -> None:
@@ -410,14 +407,14 @@ class Committer:
 
     def _accept_part(self, submission: Submission, taken: Admitted) -> None:
         if submission.constraints is None:
-            self._core.submitted(taken.rows)
+            self._jobs.submitted(taken.rows)
         else:
             self._take_over(submission.ids, submission.constraints, taken)
 
     def _take_over(self, ids: list[bytes], constraints: list[Constraints], taken: Admitted) -> None:
         """Jobs with constraints are committed: some wait for their time, some have taken the place of others."""
         for job in taken.replaced:
-            self._core.forget(job.row, job.kept)
+            self._jobs.forget(job.row, job.kept)
         effects = Effects(ended=taken.ended, notes=[Event("job.cancelled", {"row": row}) for row, _, _ in taken.ended])
         self._committed.append(effects)
         due = {job_id: own.due_at for job_id, own in zip(ids, constraints, strict=True) if own.due_at is not None}
@@ -426,7 +423,7 @@ class Committer:
         self.next_expiry = _first((self.next_expiry, *(own.expires_at for own in constraints)))
         queued = [row for row in taken.rows if row.id not in due and row.id not in waiting]
         for _, rows in groupby(queued, lambda row: partition_of(row.spec, row.constraints)):
-            self._core.submitted(list(rows))
+            self._jobs.submitted(list(rows))
 
     # -- tell
 

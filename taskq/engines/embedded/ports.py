@@ -1,23 +1,22 @@
-"""What the queue asks of those around it: clients to answer, consumers that hold its jobs, a log.
-
-A fleet has sockets and processes for it; a stopped one, `taskq.testing` and the simulator of the tests have less.
-"""
+"""Those whom the embedded engine answers: the clients of a socket, or what a stopped fleet, `taskq.testing` and the
+simulator of the tests have in their place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 from taskq.engines.embedded.server import Peer
-from taskq.model.attempt import Claim
-from taskq.model.effects import Event, Key, Success
 from taskq.model.errors import TaskQError
-from taskq.model.job import JobRow
+from taskq.protocol.frames import Message
 
 
 class Clients(Protocol):
     """Those who ask; see `taskq.engines.embedded.server.Server`. Ones that take whatever they are sent, at once, are
-    described by `send` and `reject`: the others have an answer here."""
+    described by the first three: the others have an answer here."""
+
+    def take_messages(self) -> list[tuple[Peer, Message]]:
+        """What they have said since the last call, in order of arrival."""
 
     def send(self, peer: Peer, frame: bytes, /) -> None:
         """Sends a frame to a client."""
@@ -33,45 +32,10 @@ class Clients(Protocol):
         """Keeps in mind that a client is to hear of the end of a job, when it has read what it was sent."""
         raise AssertionError("none of these clients is ever clogged")
 
+    def shut(self) -> None:
+        """Parts with all of them."""
+        return
+
     def take_deferred(self) -> Iterable[tuple[Peer, bytes]]:
         """The ends of jobs that clients can hear of now."""
         return ()
-
-
-class Consumers(Protocol):
-    """Those who have jobs; see `taskq.broker.consumers.pool.ConsumerPool`."""
-
-    is_stopping: bool
-
-    def is_running(self, job_id: bytes, /) -> bool:
-        """Whether a job runs now."""
-
-    def withdraw(self, job_id: bytes, /) -> bool:
-        """Takes a job back from the consumer it was sent to; returns False if it runs."""
-
-    def cancel_running(self, job_id: bytes, /) -> None:
-        """Stops a job that runs."""
-
-    def take_back_all(self, now: float, /) -> None:
-        """Takes back what no consumer has started."""
-
-    def claims(self) -> dict[Key, list[Claim]]:
-        """What each consumer is running."""
-
-    def progress_of(self, job_id: bytes, /) -> tuple[float, float | None, str] | None:
-        """How far a running job is, if it said so: done, total, note."""
-
-
-class Events(Protocol):
-    """What becomes of jobs, for the log; see `taskq.broker.events.EventLog`."""
-
-    log: Any
-
-    def enqueued(self, rows: Sequence[JobRow], now: float, /) -> None:
-        """Jobs that came in."""
-
-    def notes(self, notes: Sequence[Event], /) -> None:
-        """What was decided."""
-
-    def successes(self, done: Sequence[Success], now: float, /) -> None:
-        """Jobs that succeeded."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from taskq.engines.contract import Jobs
 from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.effects import Effects
 from taskq.model.stored import StoredState
 from taskq.protocol.link.flight_recorder import FlightRecord
 
-if TYPE_CHECKING:  # the fleet half hands itself in: nothing of it is imported
-    from taskq.broker.core.core import Core
 
-
-def recover(store: Store, core: Core, running: Iterable[FlightRecord], now: float, wall: float) -> Effects:
+def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: float, wall: float) -> Effects:
     """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
 
     Args:
@@ -29,8 +26,8 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], now: floa
         stored = store.read(job_id)
         # an attempt that is counted was settled before the fleet died
         if stored is not None and stored.kept == StoredState.QUEUED and stored.row.attempts == attempt - 1:
-            core.lost(stored.row)
-    effects = core.take_effects()
+            jobs.lost(stored.row)
+    effects = jobs.take_effects()
     if effects:
         store.settle(effects.ended, effects.rescheduled, wall)
         store.totals.crashed += effects.crashed
@@ -41,9 +38,7 @@ def recover(store: Store, core: Core, running: Iterable[FlightRecord], now: floa
         effects.notes += handed.notes
         ends = handed.left
     store.commit()
-    core.ready.restore_rates(store.rates(wall), now, wall)
+    jobs.restore_limits(store.rates(wall), store.retried_in_order(), now, wall)
     for partition, waiting, first_seq in store.waiting():
-        core.found(partition, waiting, first_seq)
-    for row in store.retried_in_order():
-        core.ready.under_way(row)
+        jobs.found(partition, waiting, first_seq)
     return effects

@@ -1,22 +1,21 @@
 """The requests of clients other than submitting jobs: each goes to the part that answers it.
 
 About jobs and queues: `taskq.engines.embedded.admin`. About schedules: `taskq.engines.embedded.scheduler`. About the
-fleet: `FleetControls`, which the fleet hands in.
+fleet: `FleetControl`, which the fleet hands in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
+from taskq.engines.contract import FleetControl
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
 from taskq.model.errors import JobStateError, ProtocolError, TaskQError
-from taskq.model.info.status import FleetStatus
 from taskq.model.schedule import Schedule
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
@@ -50,20 +49,6 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 _SPOOLED_WAIT_S = 2.0
 
 
-class FleetControls(NamedTuple):
-    """What clients may ask of the fleet around the queue.
-
-    Attributes:
-        status: draws its status.
-        stop: stops it; told who asked.
-        reload: replaces the consumers; returns the number of that reload.
-    """
-
-    status: Callable[[], FleetStatus]
-    stop: Callable[[str], None]
-    reload: Callable[[], int]
-
-
 class Requests:
     """Answers requests. Used by the broker's loop alone, when everything before them is committed."""
 
@@ -73,7 +58,7 @@ class Requests:
         committer: Committer,
         admin: Admin,
         scheduler: Scheduler,
-        fleet: FleetControls,
+        fleet: FleetControl,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """

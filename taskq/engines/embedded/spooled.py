@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from taskq.engines.embedded.ports import Events
+from taskq.engines.contract import Events
 from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.spec import Spec
 from taskq.protocol import frames, spool

@@ -1,4 +1,4 @@
-"""When the broker's loop has to turn next: functions that it calls again and again, and moments that its parts tell."""
+"""When a loop has to turn next: functions that are called again and again, and moments that its parts tell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Moment = Callable[[float], float | None]
 
 
 class Timers:
-    """Written and read by the broker's loop alone."""
+    """The deadlines of a loop, or of a part of it. Used by the broker's loop alone."""
 
     def __init__(self, *moments: Moment) -> None:
         self._moments = moments

@@ -1,0 +1,244 @@
+"""The cut between the two halves: what the broker's loop asks of an engine, and what an engine asks of the fleet.
+
+    queue half   Engine     what waits, in which order, unique keys, schedules, workflows, results
+                   |  orders go in, and jobs come out by way of the fleet; nothing here waits
+    fleet half   Fleet      this machine's consumers: they run jobs, and tell what became of them
+
+Both halves run in the broker's loop, so nothing in either may block it. An engine with a database elsewhere sends, and
+hears the answer in a later turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from selectors import BaseSelector
+from typing import Any, NamedTuple, Protocol
+
+from taskq.model.attempt import Claim
+from taskq.model.effects import Effects, Event, Key, Success
+from taskq.model.info.status import FleetStatus
+from taskq.model.job import JobRow
+from taskq.model.partition import Load, Partition, Starts
+from taskq.model.stored import StoredState
+from taskq.protocol.link.flight_recorder import FlightRecord
+from taskq.protocol.submissions import Submission
+
+
+class Figures(Protocol):
+    """What an engine counts, for the status of a fleet. It is read at once, and changes nothing."""
+
+    @property
+    def totals(self) -> Totals:
+        """What ever happened to jobs here."""
+
+    def paused(self) -> frozenset[str]:
+        """The queues that are paused."""
+
+    def counts(self, kept: StoredState, /) -> dict[str, int]:
+        """Counts the jobs of each queue in one state. Fast for scheduled and waiting jobs only."""
+
+
+class Totals(Protocol):
+    """Counts that never go backwards."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, in a fixed order."""
+
+
+class Engine(Protocol):
+    """The queue half, as the broker's loop sees it.
+
+    The loop calls `recover` and `start` once, and then in each turn, in this order: `gather`; its own looks at
+    consumers, which may call `declare` and `enqueued`; `step`; `want`, unless the fleet stops. An engine that cannot go
+    on raises JournalError, which ends the broker: the next one begins with what is durable.
+    """
+
+    @property
+    def figures(self) -> Figures:
+        """What it counts."""
+
+    def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
+        """Brings in order what an earlier broker has left, and tells the fleet what waits. Called before any consumer
+        starts.
+
+        Args:
+            running: the attempts that were running when that broker died: they are charged, unless they are settled.
+        """
+
+    def start(self, fleet: Fleet, selector: BaseSelector | None, max_clients: int) -> None:
+        """Begins to hear clients.
+
+        Args:
+            fleet: to be asked and told from now on.
+            selector: with callables as data, called with the mask of events; None: there is no loop to hear in.
+            max_clients: one more is refused.
+        """
+
+    def gather(self, now: float) -> None:
+        """Takes up what has arrived since the last turn. Decides nothing, and changes nothing that others can see."""
+
+    def declare(self, app: str, schedules: Sequence[bytes]) -> None:
+        """A consumer tells of the schedules in the code of its application: the next `step` takes them over.
+
+        Raises:
+            ConfigError: one of them makes no sense.
+        """
+
+    def enqueued(self, children: list[Submission]) -> None:
+        """A job that has just succeeded has enqueued others: they become durable with that success, or not at all."""
+
+    def step(self, now: float, *, at_once: bool = False) -> None:
+        """Takes what the fleet has decided (`Jobs.take_effects`), makes durable what is due for it, and then tells
+        clients, the log and the fleet of it. When the disk is full it keeps what ended, and tries again later.
+
+        Args:
+            at_once: do not wait for more to commit together: processes have died.
+        """
+
+    def want(self, loads: Sequence[Load]) -> None:
+        """The fleet has room for these jobs: hands it what there is by `Jobs.loaded`, now or later."""
+
+    def next_at(self, now: float) -> float | None:
+        """When `step` is wanted (monotonic), if nothing is heard meanwhile; None: never."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that the fleet has decided is durable: what it keeps for the case of its death may go."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether jobs will come of their own: scheduled or spooled ones, or those that wait for others."""
+
+    def close(self, now: float) -> None:
+        """Makes durable what is left, tells of it, and lets go of everything."""
+
+
+# -- the fleet half
+
+
+class Jobs(Protocol):
+    """What an engine tells the fleet of jobs, and hears of them; see `taskq.broker.core.core.Core`.
+
+    All is told after it is durable, in the order in which it became so.
+    """
+
+    def found(self, partition: Partition, waiting: int, first_seq: int, /) -> None:
+        """At the start: there are queued jobs of a partition, from a sequence number on, to be asked for by `Load`."""
+
+    def submitted(self, rows: Sequence[JobRow], /) -> None:
+        """New jobs of one partition are ours to run, in ascending order of `seq`."""
+
+    def came_due(self, rows: Iterable[JobRow], /) -> None:
+        """Jobs are ours to run that may be older than others: scheduled ones, and those that waited for others."""
+
+    def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool, /) -> None:
+        """Jobs that were asked for, and whether there are no more."""
+
+    def requeued(self, rows: Iterable[JobRow], /) -> None:
+        """Failed jobs are queued again, at the end of their partitions, to be asked for."""
+
+    def forget(self, row: JobRow, kept: StoredState, /) -> None:
+        """A job that was in this state, and that no consumer has, is not to run any more."""
+
+    def cancelled(self, row: JobRow, kept: StoredState, /) -> None:
+        """A job that was in this state, and that no consumer has, is cancelled. That is among the effects."""
+
+    def expired(self, row: JobRow, kept: StoredState, /) -> None:
+        """A job that was in this state, and that no consumer has, is too late. That is among the effects."""
+
+    def lost(self, row: JobRow, /) -> None:
+        """At the start: a job was running when the whole fleet died. What follows is among the effects."""
+
+    def pause(self, queues: frozenset[str], /) -> None:
+        """Jobs of exactly these queues wait from now on."""
+
+    def queued(self, queue: str, /) -> int:
+        """How many jobs of a queue wait, also those that were sent and have not begun, about."""
+
+    def take_effects(self) -> Effects:
+        """What became of jobs, and is to be made durable: each is told once."""
+
+    def consumer_of(self, job_id: bytes, /) -> Key | None:
+        """The consumer that has a job, if one has."""
+
+    def running(self, key: Key, number: int, /) -> JobRow | None:
+        """The job that a consumer was sent with a number, if it has not ended."""
+
+    def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
+        """The jobs that each consumer has, with their numbers."""
+
+    def changed_rates(self, now: float, wall: float, /) -> list[tuple[str, Starts, float]]:
+        """The starts that count for rates, as far as they have changed: name, starts, and until when they count."""
+
+    def restore_limits(
+        self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float, /
+    ) -> None:
+        """At the start: the starts that still count, and jobs with an order key that were started before."""
+
+
+class Consumers(Protocol):
+    """The processes that have jobs; see `taskq.broker.consumers.pool.ConsumerPool`.
+
+    They may be asked in the middle of a transaction: a job that was taken back and then stays queued only waits again.
+    """
+
+    is_stopping: bool
+
+    def is_running(self, job_id: bytes, /) -> bool:
+        """Whether a job runs now."""
+
+    def withdraw(self, job_id: bytes, /) -> bool:
+        """Takes a job back from the consumer that it was sent to; returns False if it runs."""
+
+    def cancel_running(self, job_id: bytes, /) -> None:
+        """Stops a job that runs, softly at first; how it ends is among the effects."""
+
+    def take_back_all(self, now: float, /) -> None:
+        """Takes back what no consumer has started."""
+
+    def claims(self) -> dict[Key, list[Claim]]:
+        """What each consumer is running."""
+
+    def progress_of(self, job_id: bytes, /) -> tuple[float, float | None, str] | None:
+        """How far a running job is, if it said so: done, total, note."""
+
+
+class Events(Protocol):
+    """The log, told of what is durable; see `taskq.broker.events.EventLog`."""
+
+    log: Any
+
+    def enqueued(self, rows: Sequence[JobRow], now: float, /) -> None:
+        """Jobs that came in."""
+
+    def notes(self, notes: Sequence[Event], /) -> None:
+        """What was decided."""
+
+    def successes(self, done: Sequence[Success], now: float, /) -> None:
+        """Jobs that succeeded."""
+
+    def rejected(self, reason: str, now: float, /) -> None:
+        """A client was refused, or dropped."""
+
+
+class FleetControl(NamedTuple):
+    """What clients may ask of this machine's fleet around the queue, whatever its engine is.
+
+    Attributes:
+        status: draws its status.
+        stop: stops it; told who asked.
+        reload: replaces the consumers; returns the number of that reload. Raises TaskQError if it stops already.
+    """
+
+    status: Callable[[], FleetStatus]
+    stop: Callable[[str], None]
+    reload: Callable[[], int]
+
+
+class Fleet(NamedTuple):
+    """The fleet half, as an engine sees it: it is told of jobs, has them run, and hands back what became of them."""
+
+    jobs: Jobs
+    consumers: Consumers
+    events: Events
+    control: FleetControl

@@ -1,0 +1,65 @@
+"""The contract between the halves: whoever says that it keeps it is checked by the type checker, and by its names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from taskq.broker.consumers.pool import ConsumerPool
+from taskq.broker.core.core import Core
+from taskq.broker.events import EventLog
+from taskq.client.transport.blocking import Client
+from taskq.engines.contract import Consumers, Engine, Events, Jobs
+from taskq.engines.embedded.engine import EmbeddedEngine
+from taskq.engines.queue_api import QueueApi
+from taskq.testing.fleet import InProcessClient
+
+
+def engine_of(engine: EmbeddedEngine) -> Engine:
+    """For the type checker."""
+    return engine
+
+
+def jobs_of(core: Core) -> Jobs:
+    """For the type checker."""
+    return core
+
+
+def consumers_of(pool: ConsumerPool) -> Consumers:
+    """For the type checker."""
+    return pool
+
+
+def events_of(events: EventLog) -> Events:
+    """For the type checker."""
+    return events
+
+
+def queue_of(client: Client | InProcessClient) -> QueueApi:
+    """For the type checker."""
+    return client
+
+
+@pytest.mark.parametrize("protocol", [Engine, Jobs, Consumers, Events, QueueApi])
+def test_each_operation_says_what_it_is_for(protocol: Any) -> None:
+    members = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
+    untold = [name for name, value in members.items() if callable(value) and not inspect.getdoc(value)]
+    assert untold == []
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind"),
+    [
+        (Engine, EmbeddedEngine),
+        (Jobs, Core),
+        (Consumers, ConsumerPool),
+        (Events, EventLog),
+        (QueueApi, Client),
+        (QueueApi, InProcessClient),
+    ],
+)
+def test_each_operation_is_there(protocol: Any, kind: type) -> None:
+    names = [name for name, value in vars(protocol).items() if not name.startswith("_") and callable(value)]
+    assert [name for name in names if not hasattr(kind, name)] == []
