@@ -38,6 +38,7 @@ COMMANDS = {
     "logs": ("monitor", _LOOK),
     "demo": ("demo.command", _MORE),
     "bench": ("bench.command", _MORE),
+    "schema": ("schema", _MORE),
     "version": ("common", _MORE),
 }
 

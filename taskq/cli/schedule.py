@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Annotated
 
@@ -24,6 +24,28 @@ from taskq.model.info.schedule import ScheduleInfo
 _ACTIONS = ("pause", "resume", "run", "remove")
 _TITLES = ("schedule", "task", "when", "next", "last")
 _MAX_WORDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StartedJob:
+    """A job that was made of a schedule.
+
+    Attributes:
+        job_id: the id of the job.
+    """
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedSchedule:
+    """A schedule that was removed.
+
+    Attributes:
+        removed: the name of the schedule.
+    """
+
+    removed: str
 
 
 def schedule(
@@ -56,10 +78,10 @@ def schedule(
             _print_one(schedules.resume(name), as_json)
         case "run":
             job = schedules.run(name)
-            print(json.dumps({"job_id": job.id}) if as_json else job.id)
+            print(json.dumps(asdict(StartedJob(job.id))) if as_json else job.id)
         case "remove":
             schedules.remove(name)
-            print(json.dumps({"removed": name}) if as_json else f"{name} is removed")
+            print(json.dumps(asdict(RemovedSchedule(name))) if as_json else f"{name} is removed")
         case _:
             _print_all(list(schedules.list()), as_json)
     tell_if_stopped(application)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +16,21 @@ from taskq.cli.tables import Column, plain, table, width_of_terminal
 from taskq.model.settings import Settings
 
 _OPTIONS = {option.name: option for option in FLEET_OPTIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class OptionValue:
+    """What counts for an option of a fleet.
+
+    Attributes:
+        value: the value, or None.
+        source: where it comes from.
+        place: the option, the variable or the key of a file that says it; None for a default.
+    """
+
+    value: bool | int | str | list[str] | None
+    source: Literal["command line", "environment", "file", "default"]
+    place: str | None
 
 
 def config(
@@ -47,16 +63,15 @@ def config(
 
 
 def _json(found: list[Value], settings: Settings) -> str:
-    told: dict[str, dict[str, Any]] = {
-        value.name: {
-            "value": _OPTIONS[value.name].plain(value.text) if value.name in _OPTIONS else value.text or None,
-            "source": value.source,
-            "place": value.place or None,
-        }
-        for value in found
-    }
-    told["consumers"]["value"] = settings.consumers  # what "one per CPU" or the lanes come to
+    told = {value.name: asdict(_told(value, settings)) for value in found}
     return json.dumps(told)
+
+
+def _told(value: Value, settings: Settings) -> OptionValue:
+    plain_value = _OPTIONS[value.name].plain(value.text) if value.name in _OPTIONS else value.text or None
+    if value.name == "consumers":
+        plain_value = settings.consumers  # what "one per CPU" or the lanes come to
+    return OptionValue(plain_value, value.source, value.place or None)
 
 
 def _table(found: list[Value], settings: Settings) -> str:

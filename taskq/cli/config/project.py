@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from taskq.model.errors import ConfigError
 
@@ -22,13 +22,13 @@ class Value(NamedTuple):
     Attributes:
         name: of the option, or "app".
         text: its value as a text.
-        source: "command line", "environment", "file" or "default".
+        source: where it comes from.
         place: where it stands there: an option, a variable, or a key of a file; "" for a default.
     """
 
     name: str
     text: str
-    source: str
+    source: Literal["command line", "environment", "file", "default"]
     place: str = ""
 
 

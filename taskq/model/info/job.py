@@ -31,10 +31,14 @@ class JobInfo:
 
     Attributes:
         id: the job's id, 32 hexadecimal digits, which sort by the time of enqueueing.
-        task, queue, state: see the words of the README.
+        task: the name of its task; empty while a job that waits in the spool has not been taken in.
+        queue: the name of its queue; empty as `task`.
+        state: where it is in its life.
         attempts: starts so far, the running one included.
         crashes: how many of them ended with the death of the process.
-        enqueued_at, started_at, finished_at: seconds since 1970, or None.
+        enqueued_at: when it was enqueued, in seconds since 1970.
+        started_at: when its last attempt began, in seconds since 1970, or None.
+        finished_at: when it reached its final state, in seconds since 1970, or None.
         due_at: when a scheduled job becomes queued, in seconds since 1970.
         duration_s: how long the last ended attempt took.
         error: why the last ended attempt did not succeed, with the exit code or signal of a crash.

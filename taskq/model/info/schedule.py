@@ -13,17 +13,20 @@ class ScheduleInfo:
     """What is known of a schedule.
 
     Attributes:
-        name: its name.
-        task, queue: of its jobs.
+        name: the name of the schedule.
+        task: the task of its jobs.
+        queue: the queue of its jobs.
         cron: its cron expression, or None.
         every: its interval in seconds, or None.
-        timezone: of the cron expression.
-        misfire, overlap, jitter: as they were given.
-        is_paused: whether it is paused.
+        timezone: the time zone of the cron expression.
+        misfire: what happens to the times at which no fleet ran.
+        overlap: what happens to a fire while the job of the fire before has not ended.
+        jitter: by how many seconds each fire is delayed at the most.
+        is_paused: whether it rests, until it is resumed.
         is_declared: whether it stands in the code of an application; else it was added at run time.
         next_at: when it fires next, in seconds since 1970; None while it is paused (or its time zone is not known).
         last_at: for which time it fired last, in seconds since 1970, or None.
-        last_job_id: the job of that.
+        last_job_id: the id of the job of that fire, or None.
     """
 
     name: str

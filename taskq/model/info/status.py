@@ -13,7 +13,7 @@ class BrokerStatus:
     """The broker of a fleet.
 
     Attributes:
-        pid: its process, or None if no fleet runs.
+        pid: the id of its process, or None if no fleet runs.
         uptime_s: seconds since it started, or None.
         directory: the queue's directory.
         rss_bytes: its resident memory, or None.
@@ -62,10 +62,10 @@ class QueueStatus:
     """The jobs of one queue that have not ended, by state.
 
     Attributes:
-        waiting: come after jobs that have not ended.
-        scheduled: have a time before which they do not start.
-        queued: may start.
-        running: have started.
+        waiting: jobs that come after others, which have not ended.
+        scheduled: jobs that have a time before which they do not start.
+        queued: jobs that may start.
+        running: jobs that have started.
     """
 
     waiting: int = 0
@@ -80,9 +80,12 @@ class JobTotals:
 
     Attributes:
         enqueued: jobs that came in.
-        succeeded, failed, cancelled, expired: jobs that ended so.
+        succeeded: jobs that succeeded.
+        failed: jobs that failed for good.
         retried: attempts that were followed by another.
         crashed: attempts during which the process died.
+        cancelled: jobs that were cancelled.
+        expired: jobs that were not started in time.
     """
 
     enqueued: int = 0
@@ -100,13 +103,13 @@ class ConsumerStatus:
 
     Attributes:
         number: 1 for the first consumer; one that takes the place of another has the same number.
-        pid: its process.
+        pid: the id of its process.
         state: what it does; "retiring" if it ends after the jobs that it runs.
         has_old_code: whether it was started before the last reload.
         running: how many jobs it runs.
         seats: how many it may run at once.
         job_id: the job that has been running for the longest time, or None.
-        task: of that job.
+        task: the task of that job.
         running_s: for how many seconds it has been running.
         progress: how far it is, if it said so.
         rss_bytes: resident memory of the process.

@@ -1,0 +1,150 @@
+"""`taskq schema`: the JSON Schema of what the commands print with `--json`.
+
+It is made from the classes that are printed: the type of each field, and what their docstrings say of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from inspect import getdoc
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from taskq.cli.config.command import OptionValue
+from taskq.cli.schedule import RemovedSchedule, StartedJob
+from taskq.model.errors import ConfigError
+from taskq.model.info.job import JobInfo
+from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.status import FleetStatus
+from taskq.telemetry.record import LEVELS
+
+Schema = dict[str, Any]
+
+#: What each command prints with `--json`; `logs` prints one such object a line, as does `status --watch`.
+PRINTED: dict[str, Any] = {
+    "status": FleetStatus,
+    "job": JobInfo,
+    "jobs": list[JobInfo],
+    "schedule": list[ScheduleInfo],
+    "schedule pause": ScheduleInfo,
+    "schedule resume": ScheduleInfo,
+    "schedule run": StartedJob,
+    "schedule remove": RemovedSchedule,
+    "config": dict[str, OptionValue],
+}
+
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+#: A line of the log. Each event has fields of its own besides: the README names the events.
+_LOG_LINE: Schema = {
+    "$schema": _DIALECT,
+    "type": "object",
+    "description": "One event of the log.",
+    "properties": {
+        "timestamp": {"type": "string", "description": "When it happened: 2026-05-09T07:35:25.123456Z."},
+        "level": {"enum": list(LEVELS), "description": "How much it matters."},
+        "event": {"type": "string", "description": "The name of the event, such as job.failed."},
+        "queue": {"type": "string", "description": "The queue that it is about."},
+        "task": {"type": "string", "description": "The task that it is about."},
+        "job_id": {"type": "string", "description": "The job that it is about."},
+        "attempt": {"type": "integer", "description": "Which attempt of that job: 1 for the first."},
+        "consumer": {"type": "integer", "description": "The number of the consumer that it is about."},
+        "pid": {"type": "integer", "description": "The process that it is about."},
+        "duration_ms": {"type": "number", "description": "How long it took."},
+        "exit_code": {"type": "integer", "description": "How the process ended, if no signal killed it."},
+        "signal": {"type": "string", "description": "The signal that killed the process."},
+        "error": {"type": "string", "description": "What went wrong."},
+    },
+    "required": ["timestamp", "level", "event"],
+}
+
+
+def schema(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND]", help="The command, such as status or schedule run.", show_default=False),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json.
+
+    Without a command, print those of all commands. Fields may be added in later
+    versions; none changes its meaning.
+
+    $ taskq schema status
+    $ taskq schema schedule run
+    """
+    name = " ".join(words or ())
+    known = {**{command: schema_of(kind) for command, kind in PRINTED.items()}, "logs": _LOG_LINE}
+    if name and name not in known:
+        raise ConfigError(f"{name!r} prints no JSON: use one of {', '.join(known)}")
+    print(json.dumps(known[name] if name else known, indent=2))
+
+
+def schema_of(kind: Any) -> Schema:
+    """The JSON Schema of a type, whose values are printed by `json.dumps`, dataclasses as by `asdict`."""
+    definitions: dict[str, Schema] = {}
+    found = _schema(kind, definitions)
+    return {"$schema": _DIALECT, **found, **({"$defs": definitions} if definitions else {})}
+
+
+def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return {}
+    if kind in _TYPES:
+        return {"type": _TYPES[kind]}
+    if origin in (Union, UnionType):
+        return {"anyOf": [_schema(each, definitions) for each in arguments]}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is list:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {"enum": [member.value for member in kind]}
+    assert is_dataclass(kind), f"nobody knows how {kind} is printed"
+    assert isinstance(kind, type)
+    name = kind.__name__
+    if name not in definitions:
+        definitions[name] = {}  # known from now on, if it is among its own fields
+        definitions[name] = _object(kind, definitions)
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
+    hints, told = get_type_hints(kind), dict(_attributes(getdoc(kind) or ""))
+    properties = {
+        field.name: {**_schema(hints[field.name], definitions), "description": _sentence(told[field.name])}
+        for field in fields(kind)
+    }
+    return {
+        "type": "object",
+        "description": (getdoc(kind) or "").partition("\n")[0],
+        "properties": properties,
+        "required": list(properties),
+    }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
+    """What a docstring says under "Attributes:", by the names of the attributes."""
+    names: list[str] = []
+    words: list[str] = []
+    for line in docstring.partition("Attributes:\n")[2].splitlines():
+        head, colon, rest = line.strip().partition(": ")
+        if colon and len(line) - len(line.lstrip()) == 4:
+            yield from ((name, " ".join(words)) for name in names)
+            names, words = head.split(", "), [rest]
+        else:
+            words.append(line.strip())
+    yield from ((name, " ".join(words).strip()) for name in names)
