@@ -67,7 +67,7 @@ class Broker:
         Args:
             app: the application that consumers import.
             title: its name, for `ps`.
-            log: a structlog logger.
+            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
 
         Raises:
             DirectoryError, JournalError: the directory or the journal cannot be used.

@@ -25,12 +25,7 @@ from taskq.protocol.link.boot import IN_CONSUMER
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
 
-
 logger = logging.getLogger("taskq")
-
-
-logger = logging.getLogger("taskq")
-
 
 _GUARDIAN = "import sys; from taskq.broker.guardian import main; main(*sys.argv[1:])"
 

@@ -1,4 +1,4 @@
-"""One event to all places: JSON to the file, and text or JSON to stderr. Needs no structlog."""
+"""One event to all places: JSON to the file, and text or JSON to stderr."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ class LineSink(Protocol):
 
 
 class Fanout:
-    """Gives each event to the file and to stderr. The methods have the names of the levels, since that is how
-    structlog calls the logger it wraps."""
+    """Gives each event to the file and to stderr."""
 
     def __init__(
         self,
@@ -69,8 +68,6 @@ class Fanout:
                 stream.write(line if stream.render is encode else stream.render(event))
         except Exception:  # a mistake in here must not stop the fleet
             self._failed += 1
-
-    debug = info = warning = error = critical = emit
 
     def close(self) -> None:
         """Close all."""

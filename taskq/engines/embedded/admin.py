@@ -45,7 +45,7 @@ class Admin:
     ) -> None:
         """
         Args:
-            log: a structlog logger.
+            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
         """
         self._jobs = jobs
         self._store = store

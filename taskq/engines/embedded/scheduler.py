@@ -49,7 +49,7 @@ class Scheduler:
     def __init__(self, store: Store, committer: Committer, log: Any, wall: float) -> None:
         """
         Args:
-            log: a structlog logger.
+            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
             wall: the time, in seconds since 1970.
         """
         self._store = store
