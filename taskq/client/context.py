@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from taskq.client.reports import Reporter
 from taskq.model.attempt import Reason
@@ -21,6 +19,7 @@ from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_CHILDREN, MAX_CHILDREN_
 from taskq.protocol.codec import decode_result, encode_result
 from taskq.protocol.link.output import JOB_MARK, RECORD_MARK
 from taskq.protocol.ops import CHECKPOINT, CPU_TIMEOUT, NO_START_OPTIONS, TIMEOUT, StartOptions
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.usage import own_cpu_s
 
 if TYPE_CHECKING:
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
 
     from taskq.model.spec import Spec
     from taskq.protocol.submissions import Call
-
-
-class Start(NamedTuple):
-    """An attempt, as its consumer was told of it."""
-
-    job_id: bytes
-    task: str
-    attempt: int
-    extra: StartOptions
-    at: float  # time.monotonic()
-    cpu_s: float  # of the process before the job, if the job has a limit for it
 
 
 class CurrentJob:
@@ -50,17 +38,14 @@ class CurrentJob:
         attempt: 1 for the first start, 2 for the next ... Starts that crashed or snoozed count as well.
     """
 
-    def __init__(self, fields: tuple[Any, ...], concurrent: RunningJob | None = None) -> None:
-        self._fields = fields
-        self._concurrent = concurrent
-        start = Start(*fields)
-        self.id = start.job_id.hex()
-        self.task = start.task
-        self.attempt = start.attempt
-        self._start = start
+    def __init__(self, job: RunningJob) -> None:
+        self._job = job
+        self.id = job.id.hex()
+        self.task = job.task
+        self.attempt = job.attempt
         self._pid = os.getpid()
-        timeout_s = start.extra.get(TIMEOUT)
-        self._over_at = None if timeout_s is None else start.at + timeout_s
+        timeout_s = job.extra.get(TIMEOUT)
+        self._over_at = None if timeout_s is None else job.started_at + timeout_s
 
     def __repr__(self) -> str:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
@@ -69,11 +54,11 @@ class CurrentJob:
     def deadline(self) -> datetime | None:
         """When ``timeout=`` is over, in UTC; None for a job without. For a wait, `time_left_s` is what you want."""
         left_s = self.time_left_s()
-        return None if left_s is None else datetime.now(UTC) + timedelta(seconds=left_s)
+        return None if left_s is None else datetime.fromtimestamp(self._job.clock.time() + left_s, UTC)
 
     def time_left_s(self) -> float | None:
         """The seconds until ``timeout=`` is over, less than 0 once it is; None for a job without."""
-        return None if self._over_at is None else self._over_at - time.monotonic()
+        return None if self._over_at is None else self._over_at - self._job.clock.monotonic()
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Tells how far the job is: seen in `Job.info`, ``taskq job``, ``taskq status`` and the log while it runs.
@@ -91,7 +76,7 @@ class CurrentJob:
         """
         self._check_is_running("progress")
         if _channel is not None:
-            _channel.reporter.tell(self._start.job_id, Progress(done, total, note))
+            _channel.reporter.tell(self._job.id, Progress(done, total, note))
 
     def checkpoint(self, data: Any) -> None:
         """Keeps something for the next attempt, which finds it in `last_checkpoint`: where to go on, for example.
@@ -108,26 +93,24 @@ class CurrentJob:
             TaskQError: the job has ended, or this is another process than the job's.
         """
         self._check_is_running("checkpoint")
-        packed = encode_result(self._start.job_id, data)
+        packed = encode_result(self._job.id, data)
         if len(packed) > MAX_CHECKPOINT_BYTES:
             raise PayloadTooLarge(
                 f"the checkpoint takes {len(packed):,} bytes, the limit is {MAX_CHECKPOINT_BYTES:,}: "
                 "write it to a file and keep the path"
             )
         if _channel is not None:
-            do = uninterrupted if self._concurrent is None else self._concurrent.uninterrupted
-            do(partial(_channel.send_checkpoint, self._start.job_id, packed))
+            self._job.uninterrupted(partial(_channel.send_checkpoint, self._job.id, packed))
         self.last_checkpoint = data
 
     @cached_property
     def last_checkpoint(self) -> Any:
         """What `checkpoint` kept last, in this attempt or one before; None if nothing was kept."""
-        packed = self._start.extra.get(CHECKPOINT)
-        return None if packed is None else decode_result(self._start.job_id, packed)
+        packed = self._job.extra.get(CHECKPOINT)
+        return None if packed is None else decode_result(self._job.id, packed)
 
     def _check_is_running(self, method: str) -> None:
-        is_over = _running is not self._fields if self._concurrent is None else self._concurrent.is_over
-        if is_over:
+        if self._job.is_over:
             raise TaskQError(f"{method}() was called after the job had ended")
         if os.getpid() != self._pid:
             raise TaskQError(f"{method}() must be called in the job's own process, not in one that it forked")
@@ -175,8 +158,8 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
         sys.stdout.flush()
     except Exception:
         pass  # what a job has put there; it is told when the job ends
-    concurrent = _concurrent.get()
-    os.write(2, f"{concurrent.mark if concurrent else ''}{RECORD_MARK}{line}\n".encode())
+    job = running_job()
+    os.write(2, f"{job.mark if job else ''}{RECORD_MARK}{line}\n".encode())
 
 
 def _shortened(value: Any) -> Any:
@@ -196,16 +179,7 @@ class Channel(Protocol):
         """Sends a checkpoint: it is in the broker's hands, whatever becomes of this process, when this returns."""
 
 
-#: What the running job has enqueued for the case that it succeeds; see `keep_back`.
-children: list[tuple[Spec, Call]] = []
-_has_forked = False
-_running: tuple[Any, ...] | None = (
-    None  # the fields of a Start: to make one takes 200 ns; written by `taskq.consumer.runner`
-)
-_current: CurrentJob | None = None
 _channel: Channel | None = None  # written by `use_channel` alone: a consumer's, or that of a fleet in this process
-_sending_thread = 0  # the thread of a job that is in the middle of a message
-_late: JobTimeout | None = None  # what waits for the end of that message
 
 
 def use_channel(channel: Channel | None) -> Channel | None:
@@ -215,101 +189,112 @@ def use_channel(channel: Channel | None) -> Channel | None:
     return before
 
 
-def begin(job_id: bytes, task: str, attempt: int, extra: StartOptions, now: float) -> None:
-    """Notes which job runs from now on in this process, and since when (monotonic)."""
-    global _running, _current  # noqa: PLW0603  one process runs one job at a time
-    _running = job_id, task, attempt, extra, now, own_cpu_s() if CPU_TIMEOUT in extra else 0.0
-    _current = None
-
-
-def end() -> None:
-    """Notes that no job runs."""
-    global _running, _current  # noqa: PLW0603
-    if _current is not None and _channel is not None:
-        _channel.reporter.forget(_current._start.job_id)
-    _running = _current = None
-
-
-def uninterrupted(action: Callable[[], None]) -> None:
-    """Does what no time limit may interrupt: half of a message would confuse the broker. For jobs that run alone."""
-    global _sending_thread, _late  # noqa: PLW0603
-    _sending_thread = threading.get_ident()
-    try:
-        action()
-    finally:
-        _sending_thread = 0
-        late, _late = _late, None
-        if late is not None:
-            raise late
-
-
-def timeout_error(reason: int) -> JobTimeout:
-    """What to raise in the job that runs, since it is to end."""
-    if _running is None:
-        return JobTimeout("the job is to end")
-    start = Start(*_running)
-    if reason == Reason.CPU_TIMEOUT and CPU_TIMEOUT in start.extra:
-        limit_s, used_s = start.extra[CPU_TIMEOUT], own_cpu_s() - start.cpu_s
-        return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
-    return JobTimeout(timeout_text(reason, start.extra))
-
-
-def timeout_text(reason: int, extra: StartOptions) -> str:
-    """What a job is told that is to end: for its time, or since it was cancelled."""
-    if reason == Reason.CANCELLED:
-        return "the job was cancelled"
-    return f"the job ran longer than its timeout of {extra.get(TIMEOUT, 0):g} s"
-
-
-def interrupt(timeout: JobTimeout) -> None:
-    """Raises in the job, from a signal handler; if it is in the middle of a message, then behind that."""
-    global _late  # noqa: PLW0603
-    if _sending_thread == threading.get_ident():
-        _late = timeout
-    else:
-        raise timeout
-
-
 class RunningJob:
-    """One of several jobs that run in this process: what `begin` notes for one that runs alone.
-
-    It belongs to a context, so a job's coroutines, their tasks, and `asyncio.to_thread` know their job.
+    """A job that runs in this process: made by the consumer that has claimed it, and known to the job's own code as
+    `current_job()`. What a time limit or a cancel does to its code is up to the executor that runs it.
 
     Attributes:
+        number: of the job among those sent to this process; see `taskq.protocol.link.counters`.
+        started_at: when it was claimed (monotonic).
+        slot: the slot of the consumer in which it runs.
+        id, task, attempt, payload, extra: as the broker has sent them.
+        children: what it has enqueued for the case that it succeeds.
+        rests: what it wrote of lines that have no end yet, by descriptor. Used where jobs run side by side.
         is_over: whether the job has ended.
-        uninterrupted: does what no time limit may interrupt, in the way of the job's thread or coroutine.
+        raised: the exception in which it ended.
     """
 
-    __slots__ = ("_job", "_running", "children", "is_over", "mark", "rests", "uninterrupted")
+    #: Whether no other job runs in this process: then limits that the system keeps for a process are limits of the job.
+    has_process = True
+    #: What its times are told by.
+    clock: Clock = SYSTEM_CLOCK
+    children: Sequence[tuple[Spec, Call]] = ()
+    rests: dict[int, str] | None = None
+    slot = 0
+    is_over = False
+    raised: BaseException | None = None
+    _cpu_s = 0.0  # of the process before the job, if the job has a limit for it
+    _current: CurrentJob | None = None  # made when it is asked for: most jobs do not
 
     def __init__(
-        self, number: int, job_id: bytes, task: str, attempt: int, extra: StartOptions = NO_START_OPTIONS
+        self,
+        number: int,
+        started_at: float,
+        job_id: bytes,
+        task: str,
+        attempt: int,
+        payload: bytes,
+        extra: StartOptions = NO_START_OPTIONS,
     ) -> None:
-        self.mark = f"{JOB_MARK}{number}{JOB_MARK}"
-        self.rests: dict[int, str] = {}  # what it wrote of lines that have no end yet, by descriptor
-        self.children: list[tuple[Spec, Call]] = []
-        self.is_over = False
-        self.uninterrupted: Callable[[Callable[[], None]], None] = uninterrupted
-        self._running = job_id, task, attempt, extra, time.monotonic(), 0.0
-        self._job: CurrentJob | None = None
+        self.number = number
+        self.started_at = started_at
+        self.id = job_id
+        self.task = task
+        self.attempt = attempt
+        self.payload = payload
+        self.extra = extra
+        if extra and CPU_TIMEOUT in extra:
+            self._cpu_s = own_cpu_s()
 
-    def job(self) -> CurrentJob:
-        """The job, for its own use."""
-        if self._job is None:
-            self._job = CurrentJob(self._running, self)
-        return self._job
+    @property
+    def mark(self) -> str:
+        """What the lines of its output begin with, where jobs run side by side."""
+        return "" if self.has_process else f"{JOB_MARK}{self.number}{JOB_MARK}"
+
+    def open(self) -> None:
+        """The job's own code begins: from here to `close` it may be interrupted."""
+
+    def close(self) -> None:
+        """The job's own code has ended. May be called twice."""
+
+    def uninterrupted(self, action: Callable[[], None]) -> None:
+        """Does what no time limit may interrupt: half of a message would confuse the broker."""
+        action()
 
     def end(self) -> None:
         """Notes that the job has ended."""
         self.is_over = True
-        if self._job is not None and _channel is not None:
-            _channel.reporter.forget(self._running[0])
+        if self._current is not None and _channel is not None:
+            _channel.reporter.forget(self.id)
+
+    def current(self) -> CurrentJob:
+        """The job, for its own use."""
+        if self._current is None:
+            self._current = CurrentJob(self)
+        return self._current
+
+    def timeout_error(self, reason: int) -> JobTimeout:
+        """What to raise in the job, since it is to end: for its time, or because it was cancelled."""
+        if reason == Reason.CANCELLED:
+            return JobTimeout("the job was cancelled")
+        if reason == Reason.CPU_TIMEOUT and CPU_TIMEOUT in self.extra:
+            limit_s, used_s = self.extra[CPU_TIMEOUT], own_cpu_s() - self._cpu_s
+            return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
+        return JobTimeout(f"the job ran longer than its timeout of {self.extra.get(TIMEOUT, 0):g} s")
 
 
-_concurrent: ContextVar[RunningJob | None] = ContextVar("taskq_concurrent", default=None)
-#: Which of several jobs runs in this context, or None; and the way to say so.
-concurrent = _concurrent.get
-sit = _concurrent.set
+#: The job that has this process for itself, so that all threads it starts know it. Written by the executor of a
+#: consumer with one slot, in the main thread.
+alone: RunningJob | None = None
+#: Which of several jobs runs in this context: its coroutines, their tasks and `asyncio.to_thread` know it.
+_of_context: ContextVar[RunningJob | None] = ContextVar("taskq_running_job", default=None)
+job_of_context = _of_context.get
+set_job_of_context = _of_context.set
+
+
+def running_job() -> RunningJob | None:
+    """The job that runs here, if one does."""
+    return _of_context.get() or alone
+
+
+#: Whether this process was forked by a job: then it does not speak for the job, and is not a consumer.
+has_forked = False
+
+
+def note_fork() -> None:
+    """Called in a process that a job has forked."""
+    global has_forked  # noqa: PLW0603
+    has_forked = True
 
 
 def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
@@ -319,24 +304,16 @@ def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
         TaskQError: no job runs here.
         EnqueueError: these are too many.
     """
-    concurrent = _concurrent.get() if _running is None else None
-    if _has_forked or (_running is None and concurrent is None):
+    job = running_job()
+    if job is None or has_forked:
         raise TaskQError("on_success=True is for what a job enqueues: no job runs here")
-    kept = children if concurrent is None else concurrent.children
-    size = sum(len(call.payload) for _, call in (*kept, *flow))
-    if len(kept) + len(flow) > MAX_CHILDREN or size > MAX_CHILDREN_BYTES:
+    kept = [*job.children, *flow]
+    if len(kept) > MAX_CHILDREN or sum(len(call.payload) for _, call in kept) > MAX_CHILDREN_BYTES:
         raise EnqueueError(
             f"one job may enqueue {MAX_CHILDREN:,} jobs and {MAX_CHILDREN_BYTES:,} bytes of arguments with "
             "on_success=True: enqueue some that enqueue the others"
         )
-    kept.extend(flow)
-
-
-def forget_children() -> None:
-    """This process was forked by a job: it is not the one that tells how that ends."""
-    global _has_forked  # noqa: PLW0603
-    _has_forked = True
-    children.clear()
+    job.children = kept
 
 
 def current_job() -> CurrentJob:
@@ -349,12 +326,7 @@ def current_job() -> CurrentJob:
     Raises:
         TaskQError: called outside a job.
     """
-    global _current  # noqa: PLW0603  made when it is asked for: most jobs do not
-    if _running is None:
-        concurrent = _concurrent.get()
-        if concurrent is not None:
-            return concurrent.job()
+    job = running_job()
+    if job is None:
         raise TaskQError("current_job() was called outside a job")
-    if _current is None:
-        _current = CurrentJob(_running)
-    return _current
+    return job.current()

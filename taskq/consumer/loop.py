@@ -1,4 +1,4 @@
-"""The loop of a consumer with one slot: it takes batches of jobs and runs them until it is told to stop.
+"""The way of a job through a consumer: it is claimed, run, noted and finished.
 
     broker --(multiprocessing queue: batches of numbered jobs)--> consumer --(socket: outcomes)--> broker
                        counters block: claimed, finished, valid_from      (pipe: all output)----> broker
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
+from collections import deque
 from types import FrameType
 from typing import Any
 
@@ -19,17 +19,18 @@ import msgpack
 
 from taskq.client import context
 from taskq.client.app import TaskQ
+from taskq.client.context import RunningJob
+from taskq.consumer.executor import MainExecutor
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.own_output import OwnOutput
-from taskq.consumer.runner import Runner
-from taskq.consumer.signals import handle_signals, ignore, is_forked_child
-from taskq.consumer.streams import flush_output
+from taskq.consumer.runner import Ended
+from taskq.consumer.signals import handle_signals, ignore
 from taskq.model.attempt import Verdict
+from taskq.model.errors import JobTimeout
 from taskq.model.limits import MAX_FRAME_BYTES
-from taskq.protocol.link.boot import STOP, TIMEOUT_SIGNAL, Boot
+from taskq.protocol.link.boot import TIMEOUT_SIGNAL, Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
-from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
 from taskq.system.directory import Directory
 
 #: What takes no longer than that has hardly opened a file: whether it has closed one of ours is looked up later, with
@@ -37,34 +38,34 @@ from taskq.system.directory import Directory
 _QUICK_S = 20e-6
 
 
-#: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
-#: that is bounded, should the broker be busy.
-_OUTPUT_WAIT_S = 0.25
-
-
-class _Stop(BaseException):
-    """Interrupts the wait for a batch."""
-
-
 class Consumer:
-    """The loop: receive a batch, claim and run its jobs, report."""
+    """Sees each job through. How many run at once, and where, is up to the executor.
 
-    def __init__(self, boot: Boot, app: TaskQ, outbox: Outbox, own: OwnDescriptors, output: OwnOutput) -> None:
-        self._inbox = boot.inbox
+    An executor calls `take`, `start_jobs` and `finish` in one thread at a time, `note` in any.
+    """
+
+    def __init__(
+        self,
+        boot: Boot,
+        app: TaskQ,
+        outbox: Outbox,
+        own: OwnDescriptors,
+        output: OwnOutput,
+        executor: MainExecutor[Any],
+    ) -> None:
+        self._app = app
+        self._outbox = outbox
         self._own = own
         self._output = output
+        self._executor = executor
         self._counters = boot.counters
-        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record)
-        self._runner = Runner(app, outbox.add_item, self._check_time)
-        self._outbox = outbox
-        self._number = 0  # of the job that runs
-        self._is_waiting = False
-        self._is_stopping: bool = False  # set by a signal handler
-        self._app_name = app.name
-        self._schedules = app.schedules.declared
+        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots)
+        self._free = list(range(boot.slots))
+        self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, and not claimed yet
+        self.is_stopping = False  # set by a signal handler: no more jobs begin
 
     def run(self) -> None:
-        """Runs jobs until the broker says stop, or SIGTERM does (after the running job)."""
+        """Runs jobs until the broker says stop, or SIGTERM does (after the running jobs)."""
         handle_signals(
             {
                 signal.SIGINT: ignore,  # not SIG_IGN, which the programs that jobs run would inherit
@@ -74,95 +75,69 @@ class Consumer:
             }
         )
         threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
-        self._outbox.announce(self._app_name, self._schedules)
-        while not self._is_stopping:
-            batch = self._next_batch()
-            if batch == STOP:
-                return
-            number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
-            if not jobs:
-                self._outbox.answer()
-            self._run_batch(number, jobs)
+        self._outbox.announce(self._app.name, self._app.schedules.declared)
+        self._executor.run(self)
 
-    def _run_batch(self, number: int, jobs: list[Any]) -> None:
-        for job in jobs:
-            if self._is_stopping:
-                return
-            self._run_job(number, *job)
-            number += 1
+    def take(self, batch: bytes) -> None:
+        """Takes a batch of jobs: their numbers begin where those of the last one ended."""
+        number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
+        if not jobs:
+            self._outbox.answer()
+        self._waiting.extend(enumerate(jobs, number))
 
-    def _next_batch(self) -> bytes:
-        self._own.end_if_lost()
-        if self._inbox.empty():
-            self._outbox.report()
-        try:
-            self._is_waiting = True
-            if self._is_stopping:
-                return STOP
-            batch = self._inbox.get()
-            self._own.end_if_lost()  # a thread that a job has left may have done it meanwhile: no job is to blame
-            return batch
-        except _Stop:
-            return STOP
-        except EOFError:  # the broker is gone
-            self._own.end_if_lost()  # or this was not its end
-            return STOP
-        finally:
-            self._is_waiting = False
+    def start_jobs(self) -> None:
+        """Claims the jobs that wait, in their order, while a slot is free, and has each of them run."""
+        while self._waiting and self._free and not self.is_stopping:
+            number, sent = self._waiting.popleft()
+            slot = self._free[-1]
+            started_at = self._counters.claim(number, slot)
+            if started_at is None:
+                continue  # taken back: another consumer has it
+            self._free.pop()
+            job = self._executor.new_job(number, started_at, *sent)
+            job.slot = slot
+            self._recorder.started(job.id, job.attempt, slot)
+            self._executor.start(job)
 
-    def _run_job(
-        self,
-        number: int,
-        job_id: bytes,
-        task: str,
-        attempt: int,
-        payload: bytes,
-        extra: StartOptions = NO_START_OPTIONS,
-    ) -> None:
-        if self._counters.claim(number) is None:
-            return  # taken back: another consumer has it
-        self._recorder.started(job_id, attempt)
-        self._number = number
-        verdict, duration_s, outcome = self._runner.run(job_id, task, attempt, payload, extra)
-        if is_forked_child():
+    def note(self, job: RunningJob, ended: Ended) -> None:
+        """Makes sure that what became of a job outlives this process."""
+        if context.has_forked:
             os._exit(0)  # the job forked, and this is the child, which is not a consumer
+        job.end()
+        verdict, duration_s, outcome = ended
         if duration_s > _QUICK_S:
-            self._own.end_if_lost()  # then our end is charged to this job
+            self._own.end_if_lost()  # then our end is charged to this job, and to those beside it
             self._output.put_back()
-        flush_output()
-        if self._output.is_unread():
-            self._wait_until_output_is_heard()
-        if context.children:
-            self._send_children(number, verdict)
-        # in this order: an attempt is noted as finished when its outcome outlives us, so it ends once or is charged
-        self._outbox.add(number, verdict, duration_s, outcome, time.monotonic())
-        self._number = 0
-        self._counters.finish(number, duration_s)
-        self._recorder.idle()
+        self._output.end_job(job)
+        if job.children and verdict == Verdict.SUCCEEDED:
+            self._outbox.add_children(job.number, job.children)
+        self._outbox.add(job.number, verdict, duration_s, outcome, job.started_at + duration_s)
 
-    def _send_children(self, number: int, verdict: Verdict) -> None:
-        """Hands over what the job has enqueued for the case that it succeeds."""
-        children = context.children.copy()
-        context.children.clear()
-        if verdict == Verdict.SUCCEEDED:
-            self._outbox.add_children(number, children)
+    def finish(self, job: RunningJob, ended: Ended) -> None:
+        """Frees the slot of a job that is noted: so an attempt either ends once, or is charged with our death."""
+        self._counters.finish(job.number, ended[1], job.slot)
+        self._recorder.idle(job.slot)
+        self._free.append(job.slot)
 
-    def _wait_until_output_is_heard(self) -> None:
-        self._output.put_back()  # if a job that took no time has replaced it, the broker does not read that
-        give_up_at = time.monotonic() + _OUTPUT_WAIT_S
-        while self._output.is_unread() and time.monotonic() < give_up_at:
-            time.sleep(0.0002)
+    @property
+    def has_waiting(self) -> bool:
+        """Whether jobs wait for a slot."""
+        return bool(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs."""
+        return len(self._free) == self._counters.slots
+
+    def timeout_of(self, job: RunningJob) -> JobTimeout | None:
+        """What to raise in a job if the broker says that it is to end; None if it does not."""
+        if not self._counters.is_overdue(job.number, job.slot):
+            return None
+        return job.timeout_error(self._counters.reason(job.slot))
 
     def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._is_stopping = True
-        if self._is_waiting:
-            raise _Stop
-
-    def _check_time(self) -> None:
-        """Makes up for a signal that came while no code of the job ran."""
-        if self._counters.is_overdue(self._number):
-            raise context.timeout_error(self._counters.reason())
+        self.is_stopping = True
+        self._executor.stop()
 
     def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._runner.is_in_job and self._counters.is_overdue(self._number):
-            context.interrupt(context.timeout_error(self._counters.reason()))
+        self._executor.interrupt_overdue()

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
+import time
 
-from taskq.client.context import write_record
+from taskq.client.context import RunningJob, write_record
+from taskq.consumer.streams import mark_output, mend_output
 from taskq.system.platform import is_unread
 
 _STDOUT, _STDERR = 1, 2
+#: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
+#: that is bounded, should the broker be busy.
+_OUTPUT_WAIT_S = 0.25
 
 
 class OwnOutput:
@@ -44,15 +50,39 @@ class OwnOutput:
             told = f"a job left descriptor {number}, its standard {'output' if number == _STDOUT else 'error'}"
             write_record("warning", {"event": f"{told}, closed or opened as something else: it is put back"})
 
-    def is_unread(self) -> bool:
-        """Whether the broker has not taken all that was written to standard output."""
-        if not self._is_heard:
-            return False
+    def end_job(self, _job: RunningJob) -> None:
+        """A job has ended: what it wrote is heard before the next one begins."""
         try:
-            return is_unread(_STDOUT)
-        except OSError:  # a job that took no time has replaced it
-            self.put_back()
-            return False
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
+            mend_output()
+        if self._is_heard:
+            try:
+                if is_unread(_STDOUT):
+                    self._wait_until_heard()
+            except OSError:  # a job that took no time has replaced it
+                self.put_back()
+
+    def _wait_until_heard(self) -> None:
+        self.put_back()  # if a job that took no time has replaced it, the broker does not read that
+        give_up_at = time.monotonic() + _OUTPUT_WAIT_S
+        while is_unread(_STDOUT) and time.monotonic() < give_up_at:
+            time.sleep(0.0002)
+
+
+class MarkedOutput(OwnOutput):
+    """The same where several jobs run at once: each line tells which of them wrote it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._streams = mark_output()
+
+    def end_job(self, job: RunningJob) -> None:
+        """A job has ended: its last lines need no end."""
+        if job.rests:
+            for stream in self._streams:
+                stream.end(job)
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:

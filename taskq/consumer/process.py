@@ -14,12 +14,14 @@ from taskq.client import context
 from taskq.client.context import write_record
 from taskq.client.hooks import StartFailed
 from taskq.client.loader import load_app
+from taskq.consumer.executor import MainExecutor
 from taskq.consumer.loop import Consumer
+from taskq.consumer.main_thread import MainThread
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
-from taskq.consumer.own_output import OwnOutput
-from taskq.consumer.signals import note_forked_child
-from taskq.consumer.streams import flush_output, mark_output, open_output
+from taskq.consumer.own_output import MarkedOutput, OwnOutput
+from taskq.consumer.runner import Runner
+from taskq.consumer.streams import flush_output, open_output
 from taskq.model.attempt import pack_failure
 from taskq.model.errors import AppError
 from taskq.model.job import JobError
@@ -36,15 +38,13 @@ def run(boot: Boot) -> None:
     live_and_die_with_the_broker(boot)
     descriptors.restore(boot.open_files)
     send_output_to(boot.output)
-    if boot.slots > 1:
-        mark_output()
     name_process(boot.title)
     reader = boot.inbox._reader.fileno()  # type: ignore[attr-defined]
     own = OwnDescriptors(
         {boot.socket.fileno(): "the consumer's way to its broker", reader: "the way of jobs to their consumer"}
     )
     outbox = Outbox(boot.socket, boot.unsent, own.end_if_lost)
-    output = OwnOutput()
+    output = OwnOutput() if boot.slots == 1 else MarkedOutput()
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
@@ -61,12 +61,12 @@ def run(boot: Boot) -> None:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.enable()
     context.use_channel(outbox)
+    executor: MainExecutor[Any] = MainThread(boot.inbox, Runner(app, outbox.add_item), outbox, own)
     if boot.slots > 1:
-        from taskq.consumer.concurrent import ConcurrentConsumer  # imports asyncio, which takes 40-70 ms
+        from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
 
-        ConcurrentConsumer(boot, app, outbox, own, output).run()
-    else:
-        Consumer(boot, app, outbox, own, output).run()
+        executor = EventLoop(boot.inbox, app, outbox, own)
+    Consumer(boot, app, outbox, own, output, executor).run()
     outbox.report()
     app.hooks.run_stops()
     flush_output()
@@ -82,9 +82,8 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     lock = hold_consumer_lock(Directory(boot.directory).consumers_lock)
 
     def forget_in_child() -> None:
-        note_forked_child()
         faulthandler.unregister(STACKS_SIGNAL)
-        context.forget_children()
+        context.note_fork()
         # what a job forks must not speak for this consumer, nor keep its lock
         for descriptor in (boot.socket.fileno(), lock):
             try:

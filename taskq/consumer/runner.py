@@ -7,14 +7,15 @@ was refused, because running it again could not help; or it said what it wants i
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-from taskq.client import context
 from taskq.client.app import TaskQ
+from taskq.client.context import CurrentJob, RunningJob, write_record
 from taskq.client.options.call_options import PLAIN, CallOptions, as_delay_s
 from taskq.client.options.functions import misfit
 from taskq.client.task import Task
@@ -25,12 +26,12 @@ from taskq.model.job import JobError, JobState
 from taskq.model.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model.units import text_of_bytes
 from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
-from taskq.protocol.ops import DROP_RESULT, FOLLOWS, MEMORY_LIMIT, NO_START_OPTIONS, StartOptions
+from taskq.protocol.ops import CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, StartOptions
 from taskq.system.usage import data_limit
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 #: Their frames are not the user's.
-_OWN_MODULES = (__name__, "taskq.consumer.concurrent")
+_OWN_MODULES = (__name__, "taskq.consumer.event_loop")
 
 #: Results that are among the arguments of a job are in the journal: longer than a broker takes to come back.
 _RESULTS_TIMEOUT_S = 20.0
@@ -38,6 +39,8 @@ _RESULTS_TIMEOUT_S = 20.0
 Ended = tuple[Verdict, float, bytes]
 #: Takes what a generator yields: the job's id, the position, the encoded value.
 OnItem = Callable[[bytes, int, bytes], None]
+#: Awaits the coroutine of a job.
+Awaited = Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
 _Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
 
 
@@ -50,70 +53,71 @@ class Refused(Exception):
 
 
 class Runner:
-    """Runs the jobs of one process, one at a time; `taskq.consumer.concurrent` has what runs several."""
+    """Runs jobs to their ends, in the thread or on the event loop of an executor."""
 
-    def __init__(
-        self,
-        app: TaskQ,
-        on_item: OnItem | None = None,
-        check_time: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, app: TaskQ, on_item: OnItem | None = None) -> None:
         """
         Args:
             on_item: takes what generators yield.
-            check_time: raises JobTimeout if the time of the running job is over.
         """
         self._app = app
         self._clock = app.clock
         self._tasks = app.tasks
         self._middleware = app.hooks.middleware
-        self._invoke = self._call_within if self._middleware else self._call
         self._on_item = on_item
-        self._check_time = check_time
-        self._begin: Callable[[bytes, str, int, StartOptions, float], None] = context.begin
-        self._end: Callable[[], None] = context.end
         self._event_loop: Any = None
-        #: Whether user code runs right now, for the soft signal of a timeout. Read by the signal handler.
-        self.is_in_job = False
 
-    def run(
-        self, job_id: bytes, task_name: str, attempt: int, payload: bytes, extra: StartOptions = NO_START_OPTIONS
-    ) -> Ended:
+    def run(self, job: RunningJob) -> Ended:
         """Runs a job to its end, whatever that is; never raises.
 
         Returns:
             The verdict, the seconds it took, and the outcome.
         """
         started_at = self._clock.time()
-        start = self._clock.monotonic()
-        self._begin(job_id, task_name, attempt, extra, start)
         try:
-            result = self._result(job_id, task_name, payload, extra)
-            duration_s = self._clock.monotonic() - start
+            task, args, kwargs = self._prepare(job)
+            if job.extra and MEMORY_LIMIT in job.extra:
+                with data_limit(job.extra[MEMORY_LIMIT]):
+                    value = self._run_code(job, task, args, kwargs)
+            else:
+                value = self._run_code(job, task, args, kwargs)
+            result = None if value is None else self._encode(job, value)  # most jobs are run for their effect
+            duration_s = self._clock.monotonic() - job.started_at
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
-            self.is_in_job = False
-            return self._failure(raised, task_name, attempt, extra, started_at, start)
-        finally:
-            self.is_in_job = False
-            self._end()
+            job.close()
+            return self.failure(job, raised, started_at)
 
-    def _failure(
-        self, raised: BaseException, task_name: str, attempt: int, extra: StartOptions, started_at: float, start: float
-    ) -> Ended:
-        """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
+    async def run_async(self, job: RunningJob, awaited: Awaited) -> Ended:
+        """The same for a job of an `async def` task, beside others on an event loop.
+
+        Args:
+            awaited: awaits the job's coroutine, in the way of its executor.
+        """
+        started_at = self._clock.time()
         try:
-            verdict, error, delay_s = self._end_by(raised, task_name, attempt, extra)
+            task, args, kwargs = self._prepare(job)
+            value = await self._run_code_async(job, awaited, task, args, kwargs)
+            result = None if value is None else self._encode(job, value)
+            duration_s = self._clock.monotonic() - job.started_at
+            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
+        except BaseException as raised:
+            job.close()
+            return self.failure(job, raised, started_at)
+
+    def failure(self, job: RunningJob, raised: BaseException, started_at: float) -> Ended:
+        """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
+        job.raised = raised
+        try:
+            verdict, error, delay_s = self._end_by(raised, job)
         except BaseException as misbehaved:
             message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
             verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
-        duration_s = self._clock.monotonic() - start
+        duration_s = self._clock.monotonic() - job.started_at
         return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
 
-    def _end_by(
-        self, raised: BaseException, task_name: str, attempt: int, extra: StartOptions
-    ) -> tuple[Verdict, JobError, float | None]:
+    def _end_by(self, raised: BaseException, job: RunningJob) -> tuple[Verdict, JobError, float | None]:
         """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""
         kind = type(raised)  # it is asked, not the exception, whose `__class__` may say anything
         if issubclass(kind, Refused):
@@ -121,40 +125,34 @@ class Runner:
         if issubclass(kind, Cancel):
             reason = _reason(raised)
             return Verdict.CANCELLED, JobError("Cancelled", f"cancelled by itself{reason and f': {reason}'}"), None
-        task = self._tasks.get(task_name)
+        task = self._tasks.get(job.task)
         options = PLAIN if task is None else task.call_options
         if issubclass(kind, (Snooze, Retry)):
-            return _end_by_wish(raised, options, attempt)
+            return _end_by_wish(raised, options, job.attempt)
         error = describe(raised, _OWN_MODULES)
-        memory_limit = extra.get(MEMORY_LIMIT)
+        memory_limit = job.extra.get(MEMORY_LIMIT)
         if memory_limit is not None and issubclass(kind, MemoryError):
             text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
             return Verdict.FAILED, replace(error, type="MemoryLimit", message=text), None
         if _gives_up(options, raised):
             return Verdict.REFUSED, error, None
-        return Verdict.FAILED, error, _delay_s(options, attempt, raised)
+        return Verdict.FAILED, error, _delay_s(options, job.attempt, raised)
 
-    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> bytes | None:
-        task, args, kwargs = self._prepare(job_id, task_name, payload, extra)
-        if extra and MEMORY_LIMIT in extra:
-            with data_limit(extra[MEMORY_LIMIT]):
-                value = self._invoke(task, args, kwargs)
-        else:
-            value = self._invoke(task, args, kwargs)
-        return self._encode(job_id, value, extra)
-
-    def _prepare(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> _Prepared:
-        task = self._tasks.get(task_name)
+    def _prepare(self, job: RunningJob) -> _Prepared:
+        """Finds the task and reads the arguments."""
+        if job.extra and not job.has_process:
+            _check_limits(job.extra)
+        task = self._tasks.get(job.task)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
-            raise Refused("UnknownTask", f"this application has no task {task_name!r} (it has: {known:.500})")
+            raise Refused("UnknownTask", f"this application has no task {job.task!r} (it has: {known:.500})")
         try:
-            results = self._results(payload) if extra and FOLLOWS in extra else None
-            args, kwargs = decode_call(job_id, payload, results)
+            results = self._results(job.payload) if job.extra and FOLLOWS in job.extra else None
+            args, kwargs = decode_call(job.id, job.payload, results)
         except CorruptPayload as error:
             raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
-            args, kwargs = self._cast(task, args, kwargs)
+            args, kwargs = _cast(task, args, kwargs)
         return task, args, kwargs
 
     def _results(self, payload: bytes) -> dict[bytes, Any]:
@@ -176,11 +174,11 @@ class Runner:
                 results[job_id] = None if result is None else decode_result(job_id, result)
         return results
 
-    def _encode(self, job_id: bytes, value: Any, extra: StartOptions) -> bytes | None:
-        if value is None or (extra and DROP_RESULT in extra):
-            return None  # most jobs are run for their effect
+    def _encode(self, job: RunningJob, value: Any) -> bytes | None:
+        if job.extra and DROP_RESULT in job.extra:
+            return None
         try:
-            result = encode_result(job_id, value)
+            result = encode_result(job.id, value)
         except PayloadError as error:
             raise Refused("UnserializableResult", str(error)) from error
         if len(result) > MAX_PAYLOAD_BYTES:
@@ -191,73 +189,48 @@ class Runner:
             )
         return result
 
-    def _cast(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def _run_code(self, job: RunningJob, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Runs the job's own code, and the application's middleware around it: what a time limit may interrupt."""
+        job.open()
         try:
-            return task.caster.cast(args, kwargs)
-        except Exception as error:
-            raise Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
-
-    def _call_within(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """The call, and the application's middleware around it."""
-        self.is_in_job = True
-        try:
-            with self._around():
-                return self._call(task, args, kwargs)
+            if self._middleware:
+                with Around(self._middleware, job):
+                    return self._call(job, task, args, kwargs)
+            return self._call(job, task, args, kwargs)
         finally:
-            self.is_in_job = False
+            job.close()
 
-    def _around(self) -> Around:
-        """The application's middleware, for the job that runs here."""
-        return Around(self._middleware, context.current_job())
-
-    def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-        self.is_in_job = True
+    def _call(self, job: RunningJob, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
-            if task.is_async:
-                return self._run_coroutine(task.function(*args, **kwargs))
             value = task.function(*args, **kwargs)
-            return self._exhaust(value) if task.is_generator else value
         except TypeError as error:
-            # raised by the call itself, not inside: then the arguments do not fit the function
-            if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                told = misfit(task.function, args, kwargs)
-                if told is not None:
-                    raise Refused("BadArguments", f"{task.name}: {told}") from error
+            _refuse_misfit(error, task, args, kwargs)
             raise
-        finally:
-            self.is_in_job = False
+        if task.is_async:
+            return self._run_coroutine(value)
+        return self._exhaust(job, value) if task.is_generator else value
 
-    def _exhaust(self, generator: Any) -> Any:
-        """Runs a generator to its end, and tells what it yields. Returns what it returns."""
-        items = Items(context.current_job().id, self._on_item)
-        if hasattr(generator, "__anext__"):
-            return self._run_coroutine(self._exhaust_async(generator, items))
-        return self._exhaust_sync(generator, items)
-
-    def _exhaust_sync(self, generator: Generator[Any, None, Any], items: Items) -> Any:
+    async def _run_code_async(
+        self, job: RunningJob, awaited: Awaited, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        job.open()
         try:
-            while True:
+            with Around(self._middleware, job) if self._middleware else nullcontext():
                 try:
-                    value = next(generator)
-                except StopIteration as end:
-                    return end.value
-                self._take(items, value)
+                    coroutine = task.function(*args, **kwargs)
+                except TypeError as error:
+                    _refuse_misfit(error, task, args, kwargs)
+                    raise
+                return await awaited(coroutine)
         finally:
-            generator.close()
+            job.close()
 
-    async def _exhaust_async(self, generator: AsyncGenerator[Any, None], items: Items) -> None:
-        try:
-            async for value in generator:
-                self._take(items, value)
-        finally:
-            await generator.aclose()
-
-    def _take(self, items: Items, value: Any) -> None:
-        self.is_in_job = False  # a timeout must not interrupt what is sent
-        items.take(value)
-        self.is_in_job = True
-        if self._check_time is not None:
-            self._check_time()
+    def _exhaust(self, job: RunningJob, generator: Any) -> Any:
+        """Runs a generator to its end, and tells what it yields. Returns what it returns."""
+        items = Items(job, self._on_item)
+        if hasattr(generator, "__anext__"):
+            return self._run_coroutine(_exhaust_async(generator, items))
+        return _exhaust_sync(generator, items)
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         import asyncio  # takes 40-70 ms to import: only applications with async tasks pay for it
@@ -276,6 +249,48 @@ class Runner:
             event_loop, self._event_loop = self._event_loop, None
             event_loop.close()
             raise
+
+
+def _refuse_misfit(error: TypeError, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Raises Refused if the arguments do not fit the function: then the call itself has raised, and nothing inside."""
+    if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+        told = misfit(task.function, args, kwargs)
+        if told is not None:
+            raise Refused("BadArguments", f"{task.name}: {told}") from error
+
+
+def _check_limits(extra: StartOptions) -> None:
+    """Refuses limits that cannot be kept where jobs share a process: the system counts memory and CPU by process."""
+    if CPU_TIMEOUT in extra or MEMORY_LIMIT in extra:
+        option = "cpu_timeout" if CPU_TIMEOUT in extra else "memory_limit"
+        raise Refused("NeedsOwnProcess", f"{option}= needs a fleet without --threads: put the job into a queue of such")
+
+
+def _cast(task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        return task.caster.cast(args, kwargs)
+    except Exception as error:
+        raise Refused("BadArguments", f"{task.name}: {type(error).__name__}: {error}") from error
+
+
+def _exhaust_sync(generator: Generator[Any, None, Any], items: Items) -> Any:
+    try:
+        while True:
+            try:
+                value = next(generator)
+            except StopIteration as end:
+                return end.value
+            items.take(value)
+    finally:
+        generator.close()
+
+
+async def _exhaust_async(generator: AsyncGenerator[Any, None], items: Items) -> None:
+    try:
+        async for value in generator:
+            items.take(value)
+    finally:
+        await generator.aclose()
 
 
 def _run_to_the_end(loop: Any, coroutine: Coroutine[Any, Any, Any], ended: list[Any]) -> None:
@@ -303,8 +318,8 @@ class Around:
 
     def __init__(
         self,
-        middleware: list[Callable[[context.CurrentJob], AbstractContextManager[None]]],
-        job: context.CurrentJob,
+        middleware: list[Callable[[CurrentJob], AbstractContextManager[None]]],
+        job: RunningJob,
     ) -> None:
         self._middleware = middleware
         self._job = job
@@ -315,7 +330,7 @@ class Around:
         with ExitStack() as stack:
             try:
                 for make in self._middleware:
-                    stack.enter_context(make(self._job))
+                    stack.enter_context(make(self._job.current()))
             except BaseException as error:
                 raised = error
                 raise
@@ -332,19 +347,22 @@ class Around:
 class Items:
     """What one attempt of a generator has yielded."""
 
-    def __init__(self, job_id: str, on_item: OnItem | None) -> None:
-        self._job_id = bytes.fromhex(job_id)
+    def __init__(self, job: RunningJob, on_item: OnItem | None) -> None:
+        self._job = job
         self._on_item = on_item
         self._pid = os.getpid()
         self._count = 0
         self._bytes = 0
 
     def take(self, value: Any) -> None:
-        """Sends a value, now or in a moment."""
+        """Sends a value, now or in a moment. No time limit interrupts that."""
         if self._on_item is None or os.getpid() != self._pid:
             return  # what a job forks does not speak for it
+        self._job.uninterrupted(partial(self._send, self._on_item, value))
+
+    def _send(self, on_item: OnItem, value: Any) -> None:
         try:
-            item = encode_result(self._job_id, value)
+            item = encode_result(self._job.id, value)
         except PayloadError as error:
             raise Refused("UnserializableItem", f"item {self._count}: {error}") from error
         self._bytes += len(item)
@@ -354,7 +372,7 @@ class Items:
                 f"item {self._count} takes {len(item):,} bytes, all so far {self._bytes:,}; the limits of a job are "
                 f"{MAX_ITEMS:,} items, {MAX_PAYLOAD_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
             )
-        self._on_item(self._job_id, self._count, item)
+        on_item(self._job.id, self._count, item)
         self._count += 1
 
 
@@ -422,6 +440,6 @@ def _delay_s(options: CallOptions, attempt: int, raised: BaseException) -> float
 
 def _tell_of_rule(text: str) -> None:
     try:
-        context.write_record("error", {"event": text})
+        write_record("error", {"event": text})
     except BaseException:
         pass  # the job has closed or replaced its output, and the end of the job is more than this

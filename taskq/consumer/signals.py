@@ -1,4 +1,4 @@
-"""Signals of a consumer process, and what a job forks."""
+"""Signals of a consumer process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-
-_is_forked_child = False  # set in what a job forks
-
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -42,14 +39,3 @@ def handle_signals(handlers: dict[int, _Handler]) -> None:
 
 def ignore(_signal: int, _frame: FrameType | None) -> None:
     pass
-
-
-def note_forked_child() -> None:
-    """Called in what a job has forked."""
-    global _is_forked_child  # noqa: PLW0603
-    _is_forked_child = True
-
-
-def is_forked_child() -> bool:
-    """Whether this process is what a job has forked, and no consumer."""
-    return _is_forked_child

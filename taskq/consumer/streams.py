@@ -6,7 +6,7 @@ import os
 import sys
 from io import FileIO, TextIOWrapper
 
-from taskq.client.context import RunningJob, concurrent, write_record
+from taskq.client.context import RunningJob, job_of_context, write_record
 from taskq.consumer.exception_text import class_name, text_of
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 
@@ -36,10 +36,10 @@ def flush_output() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
-        _mend_output()
+        mend_output()
 
 
-def _mend_output() -> None:
+def mend_output() -> None:
     """Puts new streams in the place of those that cannot be flushed, and tells of it."""
     broken: dict[str, BaseException] = {}
     for name in _DESCRIPTORS:
@@ -67,9 +67,11 @@ class JobStream(TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Writes the lines that are complete now."""
-        job = concurrent()
+        job = job_of_context()
         if job is None:
             return super().write(text)
+        if job.rests is None:
+            job.rests = {}
         lines = (job.rests.pop(self._descriptor, "") + text).split("\n")
         rest = lines.pop()
         if len(rest) > MAX_OUTPUT_LINE_BYTES:
@@ -82,8 +84,7 @@ class JobStream(TextIOWrapper):
 
     def end(self, job: RunningJob) -> None:
         """Writes what a job left without a line end."""
-        rest = job.rests.pop(self._descriptor, "")
-        if rest:
+        if job.rests is not None and (rest := job.rests.pop(self._descriptor, "")):
             self._write_lines(job, [rest])
 
     def _write_lines(self, job: RunningJob, lines: list[str]) -> None:
@@ -101,6 +102,7 @@ class JobStream(TextIOWrapper):
             data = data[os.write(self._descriptor, data) :]
 
 
-def mark_output() -> None:
-    """Makes standard output and error tell which job wrote each line."""
-    sys.stdout, sys.stderr = JobStream(1), JobStream(2)
+def mark_output() -> list[JobStream]:
+    """Makes standard output and error tell which job wrote each line. Returns their streams."""
+    sys.stdout, sys.stderr = streams = [JobStream(1), JobStream(2)]
+    return streams

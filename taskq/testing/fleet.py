@@ -27,14 +27,14 @@ from taskq.broker.consumers.succession import Succession
 from taskq.broker.core.core import Core
 from taskq.broker.parts import Parts, core_of
 from taskq.client.app import TaskQ
-from taskq.client.context import RunningJob, concurrent, sit, use_channel
+from taskq.client.context import RunningJob, job_of_context, set_job_of_context, use_channel
 from taskq.client.reports import Reporter
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.blocking import Client, Endings
 from taskq.client.transport.connection import Connection
 from taskq.client.transport.items import read_items
 from taskq.consumer import runner
-from taskq.consumer.runner import Runner
+from taskq.consumer.runner import Ended, Runner
 from taskq.engines.embedded.engine import EmbeddedEngine
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.ports import Clients
@@ -158,35 +158,17 @@ class _EventLog:
 
 
 class _Runner(Runner):
-    """Runs jobs inside other jobs, and in threads with an event loop of their own; keeps what they raise."""
+    """Runs jobs inside other jobs, and in threads with an event loop of their own."""
 
-    def __init__(self, app: TaskQ, on_item: Callable[[bytes, int, bytes], None]) -> None:
-        super().__init__(app, on_item)
-        self._begin = self._take_slot
-        self._end = self._leave_slot
-        self._before: RunningJob | None = None
-        self.children: list[tuple[Spec, Call]] = []  # what the last job has enqueued for its success
-        self.raised: BaseException | None = None
-
-    def _take_slot(self, job_id: bytes, task: str, attempt: int, extra: StartOptions, _now: float) -> None:
-        self._before = concurrent()
-        slot = RunningJob(0, job_id, task, attempt, extra)
-        self.children = slot.children
-        sit(slot)
-
-    def _leave_slot(self) -> None:
-        slot = concurrent()
-        if slot is not None:
-            slot.end()
-        sit(self._before)
-
-    def _result(self, job_id: bytes, task_name: str, payload: bytes, extra: StartOptions) -> bytes | None:
-        self.raised = None
+    def run(self, job: RunningJob) -> Ended:
+        """Runs a job to its end; the one that asked for it goes on then."""
+        before = job_of_context()
+        set_job_of_context(job)
         try:
-            return super()._result(job_id, task_name, payload, extra)
-        except BaseException as error:
-            self.raised = error
-            raise
+            return super().run(job)
+        finally:
+            job.end()
+            set_job_of_context(before)
 
     def _run_coroutine(self, coroutine: Any) -> Any:
         try:
@@ -386,15 +368,17 @@ class InProcessFleet:
             self._start()
             number, row = slot.waiting.popleft()
             slot.begun, slot.running = number, (threading.get_ident(), self.clock.monotonic())
-            extra = _extra_of(row)
-        verdict, duration_s, outcome = slot.runner.run(row.id, row.spec.task, row.attempts + 1, row.payload, extra)
-        raised = slot.runner.raised
+            task, extra = row.spec.task, _extra_of(row)
+            running = RunningJob(number, slot.running[1], row.id, task, row.attempts + 1, row.payload, extra)
+            running.clock = self.clock
+        verdict, duration_s, outcome = slot.runner.run(running)
+        raised = running.raised
         with self.lock:
             attempts = Attempts([number], [verdict], [int(duration_s * 1e6)], [outcome])
             self._core.settled(slot.key, attempts, self.clock.monotonic(), self.clock.time())
             self._slots.progress.pop(row.id, None)
             if verdict == Verdict.SUCCEEDED:
-                self._committer.take_children(_submissions(slot.runner.children))
+                self._committer.take_children(_submissions(running.children))
             self._leave(slot)
             self._commit()
             if raised is not None:
@@ -519,7 +503,7 @@ class InProcessFleet:
     @property
     def is_in_job(self) -> bool:
         """Whether this is asked from inside a job."""
-        return concurrent() is not None
+        return job_of_context() is not None
 
     def kept(self, job_id: bytes) -> StoredState | None:
         """A job's state as it is stored."""
@@ -528,7 +512,7 @@ class InProcessFleet:
             return None if stored is None else stored.kept
 
 
-def _submissions(children: list[tuple[Spec, Call]]) -> list[Submission]:
+def _submissions(children: Flow) -> list[Submission]:
     """What a job has enqueued for its success, as a broker gets it from a consumer."""
     frames = [flow_frame([Op.CHILDREN, 0], part) for part in parts_of(children)]
     told = [message for frame in frames for message in frames_module.Decoder().feed(frame)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from apps import jobs
 from fleet import Fleet, Gate, running, starts
 
 from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout, TaskQ
+from taskq.consumer.main_thread import SignalledJob
 from taskq.consumer.runner import Runner
 from taskq.model.attempt import Verdict, failure_in
 from taskq.model.limits import MAX_ITEMS
@@ -174,16 +176,17 @@ def test_a_generator_that_takes_too_long(tmp_path: Path) -> None:
 
 
 def test_a_timeout_between_two_items() -> None:
-    """The signal is not heard while an item is sent: it is made up for right after."""
+    """The signal does not interrupt an item that is being sent: the timeout is raised right behind it."""
     told: list[tuple[int, Any]] = []
     job_id = bytes(range(16))
+    job = SignalledJob(1, time.monotonic(), job_id, "count", 1, encode_call(job_id, (5,), {}))
 
-    def check_time() -> None:
-        if len(told) == 2:
-            raise JobTimeout("over")
+    def send(of: bytes, position: int, item: bytes) -> None:
+        if position == 1:
+            job.interrupt_code(JobTimeout("over"))
+        told.append((position, decode_result(of, item)))
 
-    runner = Runner(jobs.q, lambda of, position, item: told.append((position, decode_result(of, item))), check_time)
-    verdict, _, outcome = runner.run(job_id, "count", 1, encode_call(job_id, (5,), {}))
+    verdict, _, outcome = Runner(jobs.q, send).run(job)
     assert told == [(0, 0), (1, 1)]
     assert (verdict, failure_in(outcome)[0].type) == (Verdict.FAILED, "TimedOut")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from taskq import Job, JobCancelled, JobFailed, Retry, Snooze, TaskQ, gather
 from taskq.broker.consumers.silence import SILENT_LOOKS, Silences
 from taskq.broker.core.core import Core
+from taskq.client.context import RunningJob
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.runner import Runner
 from taskq.model.attempt import Attempts, Claim, Verdict, failure_in, pack_failure, pack_success, unpack
@@ -49,7 +51,9 @@ def run(raised: BaseException, **rules: Any) -> tuple[Verdict, JobError, float |
     def ends() -> None:
         raise raised
 
-    verdict, duration_s, outcome = Runner(app).run(ID, "ends", 1, encode_call(ID, (), {}))
+    job = RunningJob(1, time.monotonic(), ID, "ends", 1, encode_call(ID, (), {}))
+    verdict, duration_s, outcome = Runner(app).run(job)
+    assert job.raised is raised
     assert duration_s >= 0
     error, delay_s = failure_in(outcome)
     assert all(type(text) is str for text in (error.type, error.message, error.traceback))

@@ -38,6 +38,7 @@ from taskq import (
 )
 from taskq.client import context
 from taskq.client.options.call_options import CallOptions
+from taskq.consumer.main_thread import SignalledJob
 from taskq.consumer.outbox import Outbox
 from taskq.model.attempt import failure_in, pack_failure, unpack
 from taskq.model.errors import ProtocolError
@@ -404,6 +405,7 @@ def test_a_message_is_sent_whole_before_the_timeout_is_raised() -> None:
     ours, theirs = socket.socketpair()
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # so that none fits as a whole
     arrived = bytearray()
+    job = SignalledJob(1, time.monotonic(), b"x" * 16, "t", 1, b"")
     me = threading.get_ident()
 
     def read_all() -> None:
@@ -412,18 +414,18 @@ def test_a_message_is_sent_whole_before_the_timeout_is_raised() -> None:
         while data := ours.recv(1 << 20):
             arrived.extend(data)
 
-    before = signal.signal(signal.SIGALRM, lambda *_: context.interrupt(JobTimeout("late")))
+    before = signal.signal(signal.SIGALRM, lambda *_: job.interrupt_code(JobTimeout("late")))
     reader = threading.Thread(target=read_all)
     try:
         context.use_channel(Outbox(theirs, Unsent(multiprocessing.get_context("spawn"))))
-        context.begin(b"x" * 16, "t", 1, {}, time.monotonic())
+        context.alone = job
         reader.start()
         with pytest.raises(JobTimeout):
             for _ in range(1_000):  # more than fits into the socket: so it is in the middle of one when it is late
                 current_job().checkpoint(bytes(250_000))
     finally:
         signal.signal(signal.SIGALRM, before)
-        context.end()
+        context.alone = None
         theirs.close()
         reader.join()
         ours.close()

@@ -39,7 +39,7 @@ LATE = {
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
     ("protocol.link.boot", "consumer.process"): "the one place that names the process which the broker starts",
-    ("consumer.process", "consumer.concurrent"): "asyncio takes 40-70 ms",
+    ("consumer.process", "consumer.event_loop"): "asyncio takes 40-70 ms",
     ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "system.directory"): "the plugin is loaded in every test run, used or not",

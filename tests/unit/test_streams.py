@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.client.context import RunningJob, sit
+from taskq.client.context import set_job_of_context
 from taskq.consumer.streams import JobStream
+from taskq.consumer.threads import ThreadJob
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 from taskq.protocol.link.output import (
     JOB_MARK,
@@ -43,10 +44,10 @@ def test_each_job_has_its_own_lines(writes: list[tuple[int, str]]) -> None:
     """However the writes of several jobs mix, each job's text comes out whole."""
     reader, writer = os.pipe()
     stream = JobStream(writer)
-    jobs = {number: RunningJob(number, b"i" * 16, "t", 1) for number in (1, 2, 3)}
+    jobs = {number: ThreadJob(number, 0.0, b"i" * 16, "t", 1, b"") for number in (1, 2, 3)}
     contexts = {number: copy_context() for number in jobs}
     for number, job in jobs.items():
-        contexts[number].run(sit, job)
+        contexts[number].run(set_job_of_context, job)
     for number, text in writes:
         if number:
             contexts[number].run(stream.write, text)
@@ -72,12 +73,12 @@ def test_text_of_nobody_is_not_marked(tmp_path: Path) -> None:
 def test_a_line_without_an_end_is_bounded(tmp_path: Path) -> None:
     """A job that never ends its line does not fill the memory."""
     with (tmp_path / "out").open("wb") as file:
-        stream, job = JobStream(file.fileno()), RunningJob(1, b"i" * 16, "t", 1)
+        stream, job = JobStream(file.fileno()), ThreadJob(1, 0.0, b"i" * 16, "t", 1, b"")
         context = copy_context()
-        context.run(sit, job)
+        context.run(set_job_of_context, job)
         for _ in range(1_000):
             context.run(stream.write, "x" * 100)
-            assert sum(map(len, job.rests.values())) <= MAX_OUTPUT_LINE_BYTES
+            assert sum(map(len, (job.rests or {}).values())) <= MAX_OUTPUT_LINE_BYTES
     assert told((tmp_path / "out").read_bytes())[1][0].startswith("xxx")
 
 

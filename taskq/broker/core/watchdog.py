@@ -59,7 +59,7 @@ class Watchdog:
         self._kill_grace_s = kill_grace_s
         self._is_metering = (
             slots == 1
-        )  # with several slots such jobs are refused where they arrive (taskq.consumer.concurrent)
+        )  # with several slots such jobs are refused where they arrive (taskq.consumer.runner)
         self._watches: dict[Key, _Watch] = {}
         self._next_check = Earliest(
             lambda: [at for watch in self._watches.values() for at in (watch.check_at, watch.measure_at)]

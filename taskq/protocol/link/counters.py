@@ -61,6 +61,7 @@ class Counters:
         self._claimed, self._finished, self._overdue, self._reason = (column.cast("Q") for column in columns[:4])
         self._started_at = columns[4].cast("d")
         self._acquire, self._release = self._lock.acquire, self._lock.release
+        self._own_jobs_done, self._own_busy_s = self._jobs_done[0], self._busy_s[0]  # the consumer's own
 
     # -- the consumer's side
 
@@ -80,8 +81,8 @@ class Counters:
     def finish(self, number: int, duration_s: float, slot: int = 0) -> None:
         """Notes that a claimed job ended. Called by one thread at a time."""
         self._finished[slot] = number
-        self._jobs_done[0] += 1
-        self._busy_s[0] += duration_s
+        self._own_jobs_done = self._jobs_done[0] = self._own_jobs_done + 1
+        self._own_busy_s = self._busy_s[0] = self._own_busy_s + duration_s
 
     def is_overdue(self, number: int, slot: int = 0) -> bool:
         """Whether the broker's soft signal means this job, and not one that ended in the meantime."""

@@ -18,6 +18,7 @@ _BODY_BYTES = 256 * 1024
 
 
 _ROW = Struct("=4Q")  # number, verdict, microseconds, length of the outcome
+_ROW_BYTES, _pack_row = _ROW.size, _ROW.pack_into
 
 
 class Unsent:
@@ -28,7 +29,7 @@ class Unsent:
     """
 
     def __init__(self, context: BaseContext) -> None:
-        self._memory: Any = context.RawArray(c_uint64, 1 + (_ROW.size * _REPORT_COUNT + _BODY_BYTES) // 8)
+        self._memory: Any = context.RawArray(c_uint64, 1 + (_ROW_BYTES * _REPORT_COUNT + _BODY_BYTES) // 8)
         self._look()
 
     def __getstate__(self) -> object:
@@ -40,22 +41,22 @@ class Unsent:
 
     def _look(self) -> None:
         data = memoryview(self._memory).cast("B")
-        rows_end = 8 + _ROW.size * _REPORT_COUNT
+        rows_end = 8 + _ROW_BYTES * _REPORT_COUNT
         self._count, self._rows, self._body = data[:8].cast("Q"), data[8:rows_end], data[rows_end:]
-        self._end = 0  # of what is written of the body; the consumer's own
+        self._written = self._end = 0  # rows, and bytes of the body; the consumer's own
 
     def add(self, number: int, verdict: int, duration_us: int, outcome: bytes) -> int:
         """Writes an outcome. Returns how many are there now, or 0 if there is no room for it."""
-        count = self._count[0]
+        count = self._written
         start = self._end
         end = start + len(outcome)
         if count == _REPORT_COUNT or end > _BODY_BYTES:
             return 0
         self._body[start:end] = outcome
-        _ROW.pack_into(self._rows, _ROW.size * count, number, verdict, duration_us, len(outcome))
+        _pack_row(self._rows, _ROW_BYTES * count, number, verdict, duration_us, len(outcome))
         self._end = end
-        self._count[0] = count = count + 1
-        return count
+        self._count[0] = self._written = count + 1
+        return count + 1
 
     def frame(self) -> bytes:
         """The message that tells all that was written."""
@@ -67,8 +68,7 @@ class Unsent:
 
     def clear(self) -> None:
         """Forgets what was written: it is sent."""
-        self._count[0] = 0
-        self._end = 0
+        self._count[0] = self._written = self._end = 0
 
     def read(self) -> Attempts:
         """The broker's side: what a dead consumer has left.
@@ -82,5 +82,5 @@ class Unsent:
 
     def _columns(self) -> list[list[int]]:
         count = min(self._count[0], _REPORT_COUNT)
-        fields = self._rows[: _ROW.size * count].cast("Q").tolist()
+        fields = self._rows[: _ROW_BYTES * count].cast("Q").tolist()
         return [fields[column::4] for column in range(4)]

@@ -1,0 +1,232 @@
+"""The executor of a consumer with several slots (`taskq worker --threads N`): its main thread has an event loop.
+
+The jobs of `async def` tasks run on it as coroutines, all others in threads. The loop is in the main thread: its jobs
+need not pass from thread to thread, and signals arrive there, so that a coroutine which blocks the loop can be
+interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
+from multiprocessing.queues import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from taskq.client.app import TaskQ
+from taskq.client.context import set_job_of_context
+from taskq.consumer.executor import MainExecutor
+from taskq.consumer.main_thread import SignalledJob
+from taskq.consumer.outbox import Outbox
+from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.runner import Ended, Runner
+from taskq.consumer.threads import ThreadJob, Threads
+from taskq.model.errors import JobTimeout
+from taskq.protocol.link.boot import STOP
+
+if TYPE_CHECKING:
+    from taskq.consumer.loop import Consumer
+
+#: What coroutines leave running on the loop may take so long to clean up when the consumer ends.
+_LEFTOVERS_S = 1.0
+
+
+class CoroutineJob(SignalledJob):
+    """A job whose code runs on the loop beside others: interrupted by a cancel, or where it does not let go of the
+    loop, by a signal. Used in the loop's thread alone."""
+
+    has_process = False
+    asyncio_task: asyncio.Task[Ended] | None = None
+    _timeout: JobTimeout | None = None  # the one that interrupts it, once
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was told to end."""
+        return self._timeout is not None
+
+    def open(self) -> None:
+        """The job's own code begins, unless it is to end already."""
+        if self._timeout is not None:
+            raise self._timeout
+        super().open()
+
+    def interrupt(self, timeout: JobTimeout) -> None:
+        """Cancels the job's asyncio task, once."""
+        if self._timeout is None:
+            self._timeout = timeout
+            if self.is_open and self.asyncio_task is not None:
+                self.asyncio_task.cancel()
+
+    def interrupt_code(self, timeout: JobTimeout) -> None:
+        """Raises in the job's code, which does not let go of the loop, so that it could not be cancelled."""
+        if not self._is_sending:
+            self._timeout = timeout
+        super().interrupt_code(timeout)
+
+    async def awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits the job's coroutine, which learns of a cancel by us, and ends with our reason for it."""
+        try:
+            return await coroutine
+        except asyncio.CancelledError as cancelled:
+            if self._timeout is not None:
+                raise self._timeout from cancelled
+            raise
+
+
+class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
+    """Runs as many jobs at once as the consumer has slots."""
+
+    def __init__(self, inbox: SimpleQueue[bytes], app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+        self._inbox = inbox
+        self._tasks = app.tasks
+        self._outbox = outbox
+        self._own = own
+        self._clock = app.clock
+        self._runner = Runner(app, outbox.add_item)
+        self._threads = Threads(lambda: Runner(app, outbox.add_item), self._end_in_thread)
+        self._context = copy_context()  # each job begins with a copy
+        self._loop = asyncio.new_event_loop()
+        self._loop_thread = threading.get_ident()
+        self._lock = threading.Lock()  # whoever calls the consumer holds it, but for `note`
+        self._running: dict[int, ThreadJob | CoroutineJob] = {}  # by slot; written under the lock
+        self._is_report_planned = False
+        self._is_last = False  # no more batches will come
+        self._has_ended = False  # nothing runs, and nothing will
+
+    def run(self, consumer: Consumer) -> None:
+        """Takes batches and runs their jobs, until no more will come and the last one has ended."""
+        self._consumer = consumer
+        asyncio.set_event_loop(self._loop)
+        os.register_at_fork(after_in_child=self._forget_in_child)
+        self._loop.add_reader(self._inbox._reader.fileno(), self._receive)  # type: ignore[attr-defined]
+        while not self._has_ended:  # a job may stop the loop, too
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                traceback.print_exc()  # of a task that a job started; asyncio lets it through to us
+        self._end_leftovers()
+
+    def _end_leftovers(self) -> None:
+        """Cancels what jobs have left on the loop."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left, timeout=_LEFTOVERS_S))
+
+    def _forget_in_child(self) -> None:
+        self._loop.call_soon(os._exit, 0)  # what a coroutine forked must not go on with the other jobs of the loop
+
+    # -- jobs begin
+
+    def _receive(self) -> None:
+        self._own.end_if_lost()
+        try:
+            batch = self._inbox.get()
+        except EOFError:
+            os._exit(1)  # the broker is gone: nobody is there to take an outcome
+        with self._lock:
+            if batch == STOP:
+                self._is_last = True
+            else:
+                self._consumer.take(batch)
+                self._consumer.start_jobs()
+        self._end_if_idle()
+
+    def new_job(self, number: int, started_at: float, *sent: Any) -> ThreadJob | CoroutineJob:
+        """Makes the object of a job that is claimed, according to its task: those that are unknown end in a thread."""
+        task = self._tasks.get(sent[1])
+        kind = ThreadJob if task is None or not task.is_async else CoroutineJob
+        return kind(number, started_at, *sent)
+
+    def start(self, job: ThreadJob | CoroutineJob) -> None:
+        """Has a job run by a thread, or by the loop. The lock is held."""
+        self._running[job.slot] = job
+        if isinstance(job, ThreadJob):
+            self._threads.start(job)
+        elif threading.get_ident() == self._loop_thread:
+            self._start_here(job)
+        else:
+            self._loop.call_soon_threadsafe(self._start_here, job)
+
+    def _start_here(self, job: CoroutineJob) -> None:
+        context = self._context.copy()
+        context.run(set_job_of_context, job)
+        task = self._loop.create_task(self._runner.run_async(job, job.awaited), context=context)
+        job.asyncio_task = task
+        task.add_done_callback(partial(self._end_here, job))
+
+    # -- jobs end
+
+    def _end_in_thread(self, job: ThreadJob, ended: Ended) -> None:
+        self._end(job, ended, self._outbox.report)
+
+    def _end_here(self, job: CoroutineJob, task: asyncio.Task[Ended]) -> None:
+        try:
+            ended = task.result()
+        except BaseException as raised:  # cancelled by another job before it began
+            ended = self._runner.failure(job, raised, self._clock.time())
+        self._end(job, ended, self._plan_report)
+
+    def _end(self, job: ThreadJob | CoroutineJob, ended: Ended, report: Callable[[], None]) -> None:
+        """Notes the end of a job, and lets the next one begin."""
+        try:
+            self._consumer.note(job, ended)
+            with self._lock:
+                del self._running[job.slot]
+                self._consumer.finish(job, ended)
+                self._consumer.start_jobs()
+                is_short_of_work = not self._consumer.has_waiting
+            if is_short_of_work:
+                report()
+            if self._is_last or self._consumer.is_stopping:
+                self._loop.call_soon_threadsafe(self._end_if_idle)
+        except BaseException:  # most likely, the job has closed our descriptors
+            try:
+                traceback.print_exc()  # on what the job may have left as standard error
+            finally:
+                os._exit(1)
+
+    def _plan_report(self) -> None:
+        """Reports together with what else ends in this turn of the loop."""
+        if not self._is_report_planned:
+            self._is_report_planned = True
+            self._loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        self._is_report_planned = False
+        self._outbox.report()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            is_done = self._consumer.is_stopping or (self._is_last and not self._consumer.has_waiting)
+            if is_done and self._consumer.is_idle:
+                self._has_ended = True
+                self._loop.stop()
+
+    # -- signals
+
+    def stop(self) -> None:
+        """Called by a signal handler: the consumer is to end."""
+        self._loop.call_soon_threadsafe(self._end_if_idle)
+
+    def interrupt_overdue(self) -> None:
+        """Called by a signal handler: has the loop interrupt the jobs that are to end, and if one of them holds it up,
+        interrupts that at once."""
+        self._loop.call_soon_threadsafe(self._interrupt_overdue)
+        task = asyncio.current_task(self._loop)
+        for job in list(self._running.values()):
+            if task is not None and isinstance(job, CoroutineJob) and job.asyncio_task is task:
+                timeout = self._consumer.timeout_of(job) if job.is_open and not job.is_interrupted else None
+                if timeout is not None:
+                    job.interrupt_code(timeout)
+
+    def _interrupt_overdue(self) -> None:
+        for job in list(self._running.values()):
+            timeout = self._consumer.timeout_of(job)
+            if timeout is not None:
+                job.interrupt(timeout)

@@ -1,0 +1,121 @@
+"""The executor of a consumer with one slot: the main thread waits for a batch, runs its jobs, and waits again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from typing import TYPE_CHECKING
+
+from taskq.client import context
+from taskq.client.context import RunningJob
+from taskq.consumer.executor import MainExecutor
+from taskq.consumer.outbox import Outbox
+from taskq.consumer.own_descriptors import OwnDescriptors
+from taskq.consumer.runner import Runner
+from taskq.model.errors import JobTimeout
+from taskq.protocol.link.boot import STOP
+
+if TYPE_CHECKING:
+    from taskq.consumer.loop import Consumer
+
+
+class _Stop(BaseException):
+    """Interrupts the wait for a batch."""
+
+
+class SignalledJob(RunningJob):
+    """A job whose code runs in the main thread, where a signal handler can raise an exception in it."""
+
+    is_open = False  # whether its own code runs; read by the signal handler, as the next two
+    _is_sending = False
+    _late: JobTimeout | None = None  # what waits for the end of a message
+
+    def open(self) -> None:
+        """The job's own code begins."""
+        self.is_open = True
+
+    def close(self) -> None:
+        """The job's own code has ended."""
+        self.is_open = False
+
+    def interrupt_code(self, timeout: JobTimeout) -> None:
+        """Raises in the job's code, from a signal handler; if it is in the middle of a message, behind that."""
+        if self._is_sending:
+            self._late = timeout
+        else:
+            raise timeout
+
+    def uninterrupted(self, action: Callable[[], None]) -> None:
+        """Does what no time limit may interrupt; the timeout is raised behind it."""
+        if threading.get_ident() != threading.main_thread().ident:
+            action()  # by a thread that the job has started, which is never interrupted
+            return
+        self._is_sending = True
+        try:
+            action()
+        finally:
+            self._is_sending = False
+            late, self._late = self._late, None
+            if late is not None:
+                self.interrupt_code(late)
+
+
+class MainThread(MainExecutor[SignalledJob]):
+    """Runs one job at a time."""
+
+    new_job = SignalledJob
+
+    def __init__(self, inbox: SimpleQueue[bytes], runner: Runner, outbox: Outbox, own: OwnDescriptors) -> None:
+        self._inbox = inbox
+        self._runner = runner
+        self._outbox = outbox
+        self._own = own
+        self._is_waiting = False
+
+    def run(self, consumer: Consumer) -> None:
+        """Runs jobs until the broker says stop or is gone, or SIGTERM comes (then the running job ends first)."""
+        self._consumer = consumer
+        while (batch := self._next_batch()) != STOP:
+            consumer.take(batch)
+            consumer.start_jobs()
+
+    def start(self, job: SignalledJob) -> None:
+        """Runs a job to its end."""
+        context.alone = job
+        ended = self._runner.run(job)
+        context.alone = None
+        self._consumer.note(job, ended)
+        self._consumer.finish(job, ended)
+
+    def stop(self) -> None:
+        """Called by a signal handler: the broker has nothing more for this consumer."""
+        if self._is_waiting:
+            raise _Stop
+
+    def interrupt_overdue(self) -> None:
+        """Called by a signal handler: a job is to end."""
+        job = context.alone
+        if isinstance(job, SignalledJob) and job.is_open:
+            timeout = self._consumer.timeout_of(job)
+            if timeout is not None:
+                job.interrupt_code(timeout)
+
+    def _next_batch(self) -> bytes:
+        self._own.end_if_lost()
+        if self._inbox.empty():
+            self._outbox.report()
+        try:
+            self._is_waiting = True
+            if self._consumer.is_stopping:
+                return STOP
+            batch = self._inbox.get()
+            self._own.end_if_lost()  # a thread that a job has left may have done it meanwhile: no job is to blame
+            return batch
+        except _Stop:
+            return STOP
+        except EOFError:  # the broker is gone
+            self._own.end_if_lost()  # or this was not its end
+            return STOP
+        finally:
+            self._is_waiting = False

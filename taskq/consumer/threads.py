@@ -1,0 +1,150 @@
+"""The executor of sync jobs beside others: each runs in a thread, and the threads are used again.
+
+A time limit interrupts a thread by an exception that Python raises in it from outside, at any point of its code. So a
+lock says for each job whether its own code runs, and whatever is not its own code cannot be hit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any
+
+from taskq.client import context
+from taskq.client.context import RunningJob, set_job_of_context
+from taskq.consumer.executor import Executor
+from taskq.consumer.runner import Ended, Runner
+from taskq.model.errors import JobTimeout
+
+_raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_raise_in_thread.argtypes = [ctypes.c_ulong, ctypes.py_object]
+_NOTHING = ctypes.py_object()  # the null pointer: takes back what was to be raised
+_here = threading.local()  # `job` is the one that this thread runs
+
+
+class _Overdue(JobTimeout):
+    """Raised in a thread, which takes a class only; the instance is made by that thread, when it is raised."""
+
+    def __init__(self) -> None:
+        super().__init__(_here.job.overdue())
+
+
+class ThreadJob(RunningJob):
+    """A job whose code runs in a thread beside others."""
+
+    has_process = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._guard = threading.Lock()  # for all that follows
+        self._thread = 0
+        self._is_open = False  # whether its own code runs, and may be interrupted
+        self._is_sending = False  # whether it is in the middle of a message instead
+        self._is_late = False  # whether it is to be told behind that message
+        self._timeout: JobTimeout | None = None  # the one that interrupts it, once
+        self._was_raised = False
+
+    def open(self) -> None:
+        """The job's own code begins, in this thread."""
+        with self._guard:
+            self._thread = threading.get_ident()
+            self._is_open = True
+
+    def close(self) -> None:
+        """The job's own code has ended. From now on no exception may come from outside."""
+        if context.has_forked:
+            os._exit(0)  # the job forked, and this is the child; what it inherited may be locked
+        try:
+            self._close()
+        except JobTimeout:  # it came in the last moment, and comes once
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        with self._guard:
+            if self._is_open and self._timeout is not None:
+                _raise_in_thread(self._thread, _NOTHING)  # should it not have been raised yet
+            self._is_open = False
+
+    def interrupt(self, timeout: JobTimeout) -> None:
+        """Raises in the job's code, once, unless that has ended. Called by the main thread."""
+        with self._guard:
+            if self._timeout is not None or not (self._is_open or self._is_sending):
+                return
+            self._timeout = timeout
+            if self._is_open:
+                _raise_in_thread(self._thread, _Overdue)
+            else:
+                self._is_late = True
+
+    def overdue(self) -> str:
+        """The text of the timeout; asked when it is raised."""
+        self._was_raised = True
+        return str(self._timeout)
+
+    def uninterrupted(self, action: Callable[[], None]) -> None:
+        """Does what no time limit may interrupt; the timeout is raised behind it."""
+        if threading.get_ident() != self._thread:
+            action()  # by another thread of the job, which is never interrupted
+            return
+        with self._guard:
+            was_open = self._is_open
+            if was_open and self._timeout is not None and not self._was_raised:
+                _raise_in_thread(self._thread, _NOTHING)
+                self._is_late = True
+            self._is_open, self._is_sending = False, was_open
+        try:
+            action()
+        finally:
+            with self._guard:
+                is_late, self._is_late = self._is_late, False
+                self._is_open, self._is_sending = was_open, False
+        if is_late:
+            raise _Overdue
+
+
+class Threads(Executor[ThreadJob]):
+    """Starts as many threads as jobs have run at once."""
+
+    def __init__(self, new_runner: Callable[[], Runner], on_end: Callable[[ThreadJob, Ended], None]) -> None:
+        """
+        Args:
+            new_runner: makes a runner for each thread.
+            on_end: called in the thread of a job that has ended, with what became of it.
+        """
+        self._new_runner = new_runner
+        self._on_end = on_end
+        self._context = copy_context()  # each job begins with a copy
+        self._jobs: SimpleQueue[ThreadJob] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = self._busy = 0  # under the lock
+
+    def start(self, job: ThreadJob) -> None:
+        """Gives a job to a thread that has none."""
+        self._jobs.put(job)
+        with self._lock:
+            self._busy += 1
+            if self._busy <= self._threads:
+                return
+            self._threads += 1
+            name = f"taskq-job-{self._threads - 1}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _work(self) -> None:
+        runner = self._new_runner()
+        while True:
+            job = self._jobs.get()
+            ended = self._context.copy().run(_run, runner, job)
+            with self._lock:
+                self._busy -= 1
+            self._on_end(job, ended)
+
+
+def _run(runner: Runner, job: ThreadJob) -> Ended:
+    _here.job = job
+    set_job_of_context(job)
+    return runner.run(job)
