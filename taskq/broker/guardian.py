@@ -18,11 +18,20 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from taskq.model.exits import FINAL_EXITS, Exit
 from taskq.model.misfits import misfits
 from taskq.model.settings import Settings
+from taskq.protocol.guardian import (
+    MAX_PACKET_BYTES,
+    Failed,
+    Notice,
+    Ready,
+    Resolved,
+    Setup,
+    Stopping,
+    pack_notice,
+    read_notice,
+)
 from taskq.system.directory import Directory
 from taskq.system.launch import take_broker, take_resolver
 from taskq.system.platform import adopt_orphans, is_stopped, name_of_signal, name_process
@@ -135,15 +144,15 @@ class Guardian:
             answer = b"".join(iter(lambda: resolver.socket.recv(65536), b""))
         if not answer:
             return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
-        code, message, title, path, needs = msgpack.unpackb(answer)
-        self._title, self._directory = title, Directory(Path(path))
-        self._misfits = misfits(needs, self._settings) if code == Exit.OK else []
-        name_process(f"guardian [{title}]")
-        return code, message
+        resolved = Resolved.read(answer)
+        self._title, self._directory = resolved.title, Directory(Path(resolved.path))
+        self._misfits = misfits(resolved.needs, self._settings) if resolved.exit_code == Exit.OK else []
+        name_process(f"guardian [{self._title}]")
+        return resolved.exit_code, resolved.message
 
     def _abandon(self, message: str, code: int) -> None:
         print(f"taskq: {message}", file=sys.stderr)
-        self._tell_host(["failed", int(code), message])
+        self._tell_host(Failed(code, message))
         assert self._socket is not None
         assert self._broker is not None
         self._socket.close()
@@ -165,9 +174,9 @@ class Guardian:
     def _send_setup(self) -> None:
         assert self._socket is not None
         assert self._directory is not None
-        setup = [self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid()]
+        setup = Setup(self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid())
         try:
-            self._socket.send(msgpack.packb(setup))
+            self._socket.send(setup.pack())
         except OSError:
             pass  # it died already; its status tells
 
@@ -197,25 +206,25 @@ class Guardian:
     def _on_broker(self) -> None:
         assert self._socket is not None
         try:
-            data = self._socket.recv(1 << 20)
+            data = self._socket.recv(MAX_PACKET_BYTES)
         except OSError:
             data = b""
         if data:
-            self._on_message(msgpack.unpackb(data))
+            self._on_notice(read_notice(data))
             return
         self._selector.unregister(self._socket)
         self._socket.close()
         self._socket = None
 
-    def _on_message(self, message: list[Any]) -> None:
-        if message[0] == "ready":
+    def _on_notice(self, notice: Notice) -> None:
+        if isinstance(notice, Ready):
             self._came_up = True
             self._failures = 0
             self._tell_misfits()
-        elif message[0] == "stopping":
+        elif isinstance(notice, Stopping):
             self._begin_stop()
             return
-        self._tell_host(message)
+        self._tell_host(notice)
 
     def _after(self, status: int) -> int | None:
         """What follows from the broker's end: an exit code, or None to start another."""
@@ -235,7 +244,7 @@ class Guardian:
             message = f"the broker died {len(self._deaths)} times within a minute ({_describe(status)}); giving up"
             print(f"taskq: {message}", file=sys.stderr)
             self._log("fleet.given_up", "critical", error=message)
-            self._tell_host(["failed", int(Exit.UNSTABLE), message])
+            self._tell_host(Failed(Exit.UNSTABLE, message))
             return Exit.UNSTABLE
         if self._failures:
             time.sleep(min(_PAUSE_FIRST_S * 2 ** (self._failures - 1), _PAUSE_LONGEST_S))
@@ -326,10 +335,10 @@ class Guardian:
             self._begin_stop()
             self._forward(signal.SIGTERM)
 
-    def _tell_host(self, message: list[Any]) -> None:
+    def _tell_host(self, notice: Notice) -> None:
         if self._host is not None:
             try:
-                self._host.send(msgpack.packb(message))
+                self._host.send(pack_notice(notice))
             except OSError:
                 pass  # its end is heard in the loop
 

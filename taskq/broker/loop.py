@@ -16,8 +16,6 @@ import signal
 import socket
 from typing import Any
 
-import msgpack
-
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.consumers.silence import LOOK_EVERY_S
@@ -33,6 +31,7 @@ from taskq.model.exits import Exit
 from taskq.model.job import check_clock
 from taskq.model.settings import Settings
 from taskq.model.stored import StoredState
+from taskq.protocol.guardian import Failed, Notice, Ready, Stopping, pack_notice
 from taskq.protocol.link.flight_recorder import read_flight_records
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -177,15 +176,15 @@ class Broker:
         return self._supervisor.consumers.get(key)
 
     def _on_first_ready(self) -> None:
-        self._tell_guardian(["ready", os.getpid(), self._left])
+        self._tell_guardian(Ready(os.getpid(), self._left))
 
     def _on_boot_failed(self, message: str) -> None:
         if not self._pool.is_ready:
-            self._tell_guardian(["failed", int(Exit.APP), f"a consumer could not start: {message}"])
+            self._tell_guardian(Failed(Exit.APP, f"a consumer could not start: {message}"))
 
-    def _tell_guardian(self, message: list[Any]) -> None:
+    def _tell_guardian(self, notice: Notice) -> None:
         try:
-            self._guardian.send(msgpack.packb(message))
+            self._guardian.send(pack_notice(notice))
         except OSError:
             pass  # its end is heard in the loop
 
@@ -230,7 +229,7 @@ class Broker:
             return
         timeout_s = self._settings.stop_timeout_s
         self._stop_at = self._clock.monotonic() + timeout_s
-        self._tell_guardian(["stopping"])  # should we die on the way, no other broker is wanted
+        self._tell_guardian(Stopping())  # should we die on the way, no other broker is wanted
         running = self._pool.stop()
         self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)
 

@@ -9,13 +9,12 @@ import socket
 import sys
 from pathlib import Path
 
-import msgpack
-
 from taskq.broker.loop import Broker
 from taskq.model.errors import AlreadyRunning, ConfigError, JournalError, StoreFull, TooFewDescriptors
 from taskq.model.exits import Exit
 from taskq.model.limits import MIB
 from taskq.model.settings import Settings
+from taskq.protocol.guardian import MAX_PACKET_BYTES, Failed, Setup, pack_notice
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import provide
 from taskq.system.directory import Directory
@@ -37,31 +36,21 @@ def main(descriptor: int, clock: Clock = SYSTEM_CLOCK) -> None:
     signals = signals_as_bytes((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     guardian = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
-    setup = guardian.recv(1 << 20)
-    if not setup:
+    packet = guardian.recv(MAX_PACKET_BYTES)
+    if not packet:
         os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
-    app, title, path, settings, guardian_pid = msgpack.unpackb(setup)
-    directory, wanted = Directory(Path(path)), Settings(**settings)
-    code, message = _run(guardian, signals, app, title, directory, wanted, guardian_pid, clock)
+    code, message = _run(guardian, signals, Setup.read(packet), clock)
     if message:
         print(f"taskq: {message}", file=sys.stderr)
-        guardian.send(msgpack.packb(["failed", int(code), message]))
+        guardian.send(pack_notice(Failed(code, message)))
     # nothing is left to clean up, and multiprocessing would wait for feeder threads
     sys.stderr.flush()
     os._exit(code)
 
 
-def _run(
-    guardian: socket.socket,
-    signals: socket.socket,
-    app: str,
-    title: str,
-    directory: Directory,
-    settings: Settings,
-    guardian_pid: int,
-    clock: Clock,
-) -> tuple[Exit, str]:
-    name_process(f"broker [{title}]")
+def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: Clock) -> tuple[Exit, str]:
+    directory, settings = Directory(Path(setup.path)), Settings(**setup.settings)
+    name_process(f"broker [{setup.title}]")
     # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
     # them again and again.
     gc.freeze()
@@ -69,7 +58,7 @@ def _run(
     gc.enable()  # it was off while modules were imported, of which nothing goes
     try:
         provide(settings.consumers)
-        take_broker_lock(directory.lock, guardian_pid)
+        take_broker_lock(directory.lock, setup.guardian_pid)
         files = DEFAULT_KEEP + 1
         log, fanout = configure(
             directory.path,
@@ -80,7 +69,7 @@ def _run(
             output_max_bytes=settings.output_mb * MIB // files,
         )
         try:
-            Broker(directory, app, title, settings, log, clock).run(guardian, signals)
+            Broker(directory, setup.app, setup.title, settings, log, clock).run(guardian, signals)
         except (JournalError, StoreFull) as error:
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)

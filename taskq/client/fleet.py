@@ -14,12 +14,11 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import msgpack
-
 from taskq.model.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
 from taskq.model.exits import Exit
 from taskq.model.settings import Settings
 from taskq.protocol.answers import ConnectionLost
+from taskq.protocol.guardian import MAX_PACKET_BYTES, Failed, Ready, read_notice
 from taskq.protocol.link.boot import IN_CONSUMER
 
 if TYPE_CHECKING:
@@ -132,16 +131,17 @@ def _wait_until_ready(host: socket.socket) -> dict[str, int]:
     """Returns how many jobs the fleet has found, by state."""
     host.settimeout(START_TIMEOUT_S)
     try:
-        data = host.recv(1 << 20)
+        data = host.recv(MAX_PACKET_BYTES)
     except TimeoutError:
         raise TaskQError(f"the fleet did not start within {START_TIMEOUT_S:g} s; see its log") from None
     if not data:
         raise TaskQError("the fleet ended before it was ready; see its log")
-    message = msgpack.unpackb(data)
-    if message[0] == "failed":
-        raise _ERRORS.get(message[1], TaskQError)(message[2])
-    left: dict[str, int] = message[2]
-    return left
+    match read_notice(data):
+        case Ready(_, left):
+            return left
+        case Failed(exit_code, message):
+            raise _ERRORS.get(exit_code, TaskQError)(message)
+    raise TaskQError("the fleet stopped before it was ready; see its log")
 
 
 def reference_of(app: TaskQ) -> str:

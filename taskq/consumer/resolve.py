@@ -6,37 +6,36 @@ import os
 import socket
 import traceback
 
-import msgpack
-
 from taskq.client.loader import load_app
 from taskq.model.errors import AppError, ConfigError
 from taskq.model.exits import Exit
-from taskq.model.misfits import Needs
+from taskq.protocol.guardian import Resolved
 
 
 def main(app: str, descriptor: int) -> None:
-    """Imports an application, makes its directory, and writes (exit code, message, title, path, needs) to a socket."""
+    """Imports an application, makes its directory, and writes what it is to a socket."""
     answer = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     try:
-        answer.sendall(msgpack.packb(_resolve(app)))
+        answer.sendall(_resolve(app).pack())
     except OSError:
         pass  # started early, for a command line that made no sense
     os._exit(0)  # whatever threads the application started
 
 
-def _resolve(reference: str) -> tuple[int, str, str, str, Needs]:
+def _resolve(reference: str) -> Resolved:
     try:
         app = load_app(reference)
     except AppError as error:
-        return Exit.APP, str(error), "", "", {}
+        return Resolved(Exit.APP, str(error), "", "", {})
     except BaseException as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
         is_told = isinstance(error, SyntaxError) or not frames  # a SyntaxError names its own place
         place = "" if is_told else f" ({frames[-1].filename}, line {frames[-1].lineno})"
-        return Exit.APP, f"importing {reference} failed: {type(error).__name__}: {error}{place}", "", "", {}
+        told = f"importing {reference} failed: {type(error).__name__}: {error}{place}"
+        return Resolved(Exit.APP, told, "", "", {})
     try:
         app.directory.create()
     except ConfigError as error:
-        return Exit.DIRECTORY, str(error), app.name, str(app.directory.path), {}
-    return Exit.OK, "", app.name, str(app.directory.path), app.needs
+        return Resolved(Exit.DIRECTORY, str(error), app.name, str(app.directory.path), {})
+    return Resolved(Exit.OK, "", app.name, str(app.directory.path), app.needs)

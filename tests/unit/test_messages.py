@@ -26,6 +26,7 @@ from taskq.model.spec import Spec
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame, value_of
 from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_frame, watch_frames, watched_ids
+from taskq.protocol.guardian import Failed, Notice, Ready, Resolved, Setup, Stopping, pack_notice, read_notice
 from taskq.protocol.items import items_frame, read_items_answer
 from taskq.protocol.jobs import JobFields, info_of
 from taskq.protocol.ops import Op
@@ -387,3 +388,18 @@ def test_values_that_make_no_sense_are_refused(envelope: list[Any]) -> None:
     """Of the right type, and wrong all the same."""
     with pytest.raises(ProtocolError, match="no such request"):
         read_request(envelope)
+
+
+@pytest.mark.parametrize("notice", [Ready(7, {"queued": 2}), Stopping(), Failed(3, "no module")])
+def test_notices_are_read(notice: Notice) -> None:
+    """What a broker tells its guardian, and that the program around it."""
+    assert read_notice(pack_notice(notice)) == notice
+    assert type(read_notice(pack_notice(notice))) is type(notice)
+
+
+def test_what_a_guardian_hears_and_says_is_read() -> None:
+    """What the application is, and what the broker is to run."""
+    resolved = Resolved(0, "", "shop", "/srv/q", {"add": ["default", ["gpu"]]})  # type: ignore[dict-item]
+    assert Resolved.read(resolved.pack()) == resolved
+    setup = Setup("shop:q", "shop", "/srv/q", {"consumers": 2}, 7)
+    assert Setup.read(setup.pack()) == setup
