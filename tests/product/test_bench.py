@@ -1,4 +1,4 @@
-"""What `taskq bench` leaves behind. Its figures are no test: they depend on the machine."""
+"""What the skeleton of the benchmark leaves behind. Figures are not tested: they depend on the machine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-_PROGRAM = """
-import os, signal, sys
-from taskq.cli.bench.skeleton import Skeleton
+_PROGRAM = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[1] / "bench")!r})
+from skeleton import Skeleton
 if __name__ == "__main__":
     with Skeleton(2) as skeleton:
-        skeleton.enqueue_many(4, 500)
-        skeleton.wait()
+        skeleton.run(2_000)
         print("up", flush=True)
         sys.stdin.readline()
 """
 
 
 @pytest.mark.parametrize("victim", ["nobody", "leader", "worker", "program"])
-def test_the_skeleton_leaves_no_process_and_no_complaint(victim: str, tmp_path: object) -> None:
+def test_the_skeleton_leaves_no_process_and_no_complaint(victim: str, tmp_path: Path) -> None:
     """It ends by SIGKILL; multiprocessing would complain of its semaphores as leaked."""
-    path = f"{tmp_path}/skeleton.py"
-    with open(path, "w") as file:
-        file.write(_PROGRAM)
+    path = tmp_path / "program.py"
+    path.write_text(_PROGRAM)
     program = subprocess.Popen(
         [sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

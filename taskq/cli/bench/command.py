@@ -1,7 +1,7 @@
-"""`taskq bench`: speed and memory on this machine, beside a bare skeleton and a process pool in the same run.
+"""`taskq bench`: speed and memory on this machine.
 
-Absolute figures say little on a shared machine. Each round measures both sides, one after the other; the ratio
-in the report is the median over the rounds.
+Absolute figures say little on a shared machine. Where something is compared, each round measures both sides, one after
+the other, and the ratio in the report is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import psutil
 import typer
 
 from taskq.cli.bench import app
 from taskq.cli.bench.app import burn, noop, pid, q
-from taskq.cli.bench.skeleton import Skeleton
 from taskq.cli.config.options import defaults
 from taskq.client.job import Job
 from taskq.model.settings import Settings
@@ -52,7 +51,23 @@ class Figure:
     wanted: str = ""
 
 
-def timed(action: Callable[[], object]) -> float:
+Action = Callable[[], object]
+
+
+class Rival(Protocol):
+    """Something else that runs jobs that do nothing; `python tests/bench` in the repository compares with one."""
+
+    def run(self, count: int) -> None:
+        """Enqueues jobs and waits until all are done."""
+
+    def enqueue(self) -> None:
+        """Enqueues one job, durable on return."""
+
+    def round_trip(self) -> None:
+        """Enqueues one job and waits for its end."""
+
+
+def timed(action: Action) -> float:
     """The seconds that something takes."""
     start = time.perf_counter()
     action()
@@ -69,43 +84,44 @@ def _finish(jobs: Sequence[Job[Any]]) -> None:
         time.sleep(0.005)
 
 
-def _skeleton_bulk(skeleton: Skeleton, count: int) -> None:
-    skeleton.enqueue_many(count // 500, 500)
-    skeleton.wait()
-
-
-def _skeleton_single(skeleton: Skeleton) -> None:
-    for _ in range(SINGLE_JOBS):
-        skeleton.enqueue(1)
-
-
-def _percentile(values: list[float], percent: int) -> float:
+def _percentile_ms(values: list[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)] * 1e3
 
 
-def bulk(skeleton: Skeleton, rounds: int) -> Figure:
+def _in_turns(count: int, rounds: int, ours: Action, others: Action | None) -> tuple[list[float], list[float]]:
+    """Measures in turns how often in a second each does something that it does `count` times when it is called."""
+    rates: tuple[list[float], list[float]] = [], []
+    for _ in range(rounds):
+        rates[0].append(count / timed(ours))
+        if others is not None:
+            rates[1].append(count / timed(others))
+    return rates
+
+
+def bulk(rival: Rival | None, rounds: int) -> Figure:
     """Jobs that do nothing, enqueued many at a time, to their end."""
-    ours, bare = [], []
-    for _ in range(rounds):
-        ours.append(BULK_JOBS / timed(lambda: _enqueue_and_finish(BULK_JOBS)))
-        bare.append(BULK_JOBS / timed(lambda: _skeleton_bulk(skeleton, BULK_JOBS)))
-    return _rates("no-op jobs, enqueue_many, end to end", ours, bare, ">= 0.55")
+    others = None if rival is None else partial(rival.run, BULK_JOBS)
+    rates = _in_turns(BULK_JOBS, rounds, lambda: _enqueue_and_finish(BULK_JOBS), others)
+    return _rates("no-op jobs, enqueue_many, end to end", *rates, ">= 0.55")
 
 
-def single(skeleton: Skeleton, rounds: int) -> Figure:
+def single(rival: Rival | None, rounds: int) -> Figure:
     """Single durable enqueues from one thread, while the jobs run."""
-    ours, bare = [], []
-    for _ in range(rounds):
-        ours.append(SINGLE_JOBS / timed(lambda: [noop.enqueue(1) for _ in range(SINGLE_JOBS)]))
-        bare.append(SINGLE_JOBS / timed(lambda: _skeleton_single(skeleton)))
-    return _rates("single enqueue(), durable on return", ours, bare, ">= 0.60")
+    others = None if rival is None else partial(_repeat, rival.enqueue)
+    rates = _in_turns(SINGLE_JOBS, rounds, partial(_repeat, lambda: noop.enqueue(1)), others)
+    return _rates("single enqueue(), durable on return", *rates, ">= 0.60")
+
+
+def _repeat(enqueue: Action) -> None:
+    for _ in range(SINGLE_JOBS):
+        enqueue()
 
 
 def producers(rounds: int, count: int = 8) -> Figure:
     """Several producers, each enqueueing one job at a time, against one."""
     one, many = [], []
     for _ in range(rounds):
-        one.append(SINGLE_JOBS / timed(lambda: [noop.enqueue(1) for _ in range(SINGLE_JOBS)]))
+        one.append(SINGLE_JOBS / timed(partial(_repeat, lambda: noop.enqueue(1))))
         many.append(count * SINGLE_JOBS / _run_producers(count))
     return _rates(f"{count} producer processes against one", many, one, ">= 3")
 
@@ -132,19 +148,22 @@ def _run_producers(count: int) -> float:
     return time.perf_counter() - start
 
 
-def round_trip(skeleton: Skeleton) -> list[Figure]:
+def round_trip(rival: Rival | None) -> list[Figure]:
     """enqueue() and result() on an idle fleet."""
-    ours, bare = [], []
+    ours, others = [], []
     for _ in range(ROUND_TRIPS):
         ours.append(timed(lambda: noop.enqueue(1).result(timeout=10)))
-        bare.append(timed(skeleton.round_trip))
-    mine, other = statistics.median(ours) * 1e3, statistics.median(bare) * 1e3
+        if rival is not None:
+            others.append(timed(rival.round_trip))
+    mine, other = _percentile_ms(ours, 50), _percentile_ms(others, 50) if others else None
     return [
-        Figure("round trip, median", f"{mine:.2f} ms", f"{other:.2f} ms", mine / other, "<= 1.6"),
+        Figure("round trip, median", f"{mine:.2f} ms")
+        if other is None
+        else Figure("round trip, median", f"{mine:.2f} ms", f"{other:.2f} ms", mine / other, "<= 1.6"),
         Figure(
             "round trip, 99th percentile",
-            f"{_percentile(ours, 99):.2f} ms",
-            f"{_percentile(bare, 99):.2f} ms",
+            f"{_percentile_ms(ours, 99):.2f} ms",
+            f"{_percentile_ms(others, 99):.2f} ms" if others else "",
             None,
             "<= 3 ms",
         ),
@@ -238,6 +257,8 @@ def replacement(rounds: int) -> Figure:
 
 
 def _rates(name: str, ours: list[float], others: list[float], wanted: str) -> Figure:
+    if not others:
+        return Figure(name, f"{statistics.median(ours):,.0f}/s")
     ratio = statistics.median(mine / other for mine, other in zip(ours, others, strict=True))
     return Figure(name, f"{statistics.median(ours):,.0f}/s", f"{statistics.median(others):,.0f}/s", ratio, wanted)
 
@@ -247,34 +268,38 @@ def bench(
         int, typer.Option(min=1, metavar="N", help="Measure each ratio N times, and show the median.")
     ] = 3,
 ) -> None:
-    """Measure speed and memory here, beside a bare skeleton and a process pool.
+    """Measure speed and memory here, in part beside a process pool.
 
     It takes a minute or two.
 
     $ taskq bench --rounds 5
     """
+    report(rounds)
+
+
+def report(rounds: int, rival: Rival | None = None) -> None:
+    """Measures everything and prints the figures.
+
+    Args:
+        rounds: how often each ratio is measured.
+        rival: measured in turns with taskq.
+    """
     print(f"{'':<54}{'taskq':>14}{'compared':>18}{'ratio':>8}  wanted")
-    run(rounds, _print)
-
-
-def _print(figure: Figure) -> None:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-    print(f"{figure.name:<54}{figure.ours:>14}{figure.other:>18}{ratio:>8}  {figure.wanted}", flush=True)
-
-
-def run(rounds: int, tell: Callable[[Figure], None]) -> None:
-    """Measures everything, telling each figure as it comes."""
-    tell(start_up(rounds))
+    _print(start_up(rounds))
     with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
         os.environ["TASKQ_URL"] = path
         q.use_directory(Directory(Path(path)))
         with q.fleet(settings=Settings(consumers=CONSUMERS, stderr_level="critical")):
             noop.enqueue(1).result(timeout=30)
-            with Skeleton(CONSUMERS) as skeleton:
-                tell(bulk(skeleton, rounds))
-                tell(single(skeleton, rounds))
-                for figure in round_trip(skeleton):
-                    tell(figure)
-            tell(producers(rounds))
+            _print(bulk(rival, rounds))
+            _print(single(rival, rounds))
+            for figure in round_trip(rival):
+                _print(figure)
+            _print(producers(rounds))
             for figure in [*cpu_bound(rounds), *backlog(max(1, rounds // 2)), replacement(rounds)]:
-                tell(figure)
+                _print(figure)
+
+
+def _print(figure: Figure) -> None:
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+    print(f"{figure.name:<54}{figure.ours:>14}{figure.other:>18}{ratio:>8}  {figure.wanted}", flush=True)

@@ -1,5 +1,5 @@
 """The same shape as taskq with no features at all: what the benchmark compares with, so that the machine's own speed,
-and its noise, cancel out.
+and its noise, cancel out. It is a `taskq.cli.bench.command.Rival`.
 
 socket -> one SQLite transaction a round (WAL, FULL) -> a multiprocessing queue for each worker -> done lists back.
 No ids of its own, no errors, no retries, no results, no leases, no logs, no recovery: a bound, not an alternative.
@@ -17,7 +17,7 @@ import tempfile
 from collections import deque
 from multiprocessing.queues import Queue, SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgpack
 
@@ -27,6 +27,7 @@ from taskq.system.semaphores import remove_name
 _BATCH = 100
 _LEASED = 400
 _FRAMES_AHEAD = 8
+_FRAME = 500
 
 
 def _work(inbox: Queue[bytes], outbox: SimpleQueue[bytes]) -> None:
@@ -121,7 +122,7 @@ class Skeleton:
         self._process = context.Process(target=_lead, args=(self._directory.name, workers))
         self.enqueued = 0
 
-    def __enter__(self) -> Skeleton:
+    def __enter__(self) -> Self:
         self._process.start()
         self._socket = socket.socket(socket.AF_UNIX)
         path = Path(self._directory.name, "skeleton.sock")
@@ -131,38 +132,38 @@ class Skeleton:
                 break
             except OSError:
                 multiprocessing.connection.wait([self._process.sentinel], timeout=0.01)
-        self.enqueue(1)
-        self.wait()
+        self.round_trip()
         return self
 
-    def enqueue(self, count: int) -> None:
-        """Enqueues jobs that do nothing, durable on return."""
-        self._send(count)
+    def enqueue(self) -> None:
+        """Enqueues one job, durable on return."""
+        self._send(1)
         self._socket.recv(1)
 
-    def enqueue_many(self, frames: int, count: int) -> None:
-        """Enqueues frames of jobs, with some of them under way."""
+    def run(self, count: int) -> None:
+        """Enqueues jobs in frames, with some frames under way, and waits until all are done."""
+        frames = count // _FRAME
         for number in range(frames):
-            self._send(count)
+            self._send(_FRAME)
             if number >= _FRAMES_AHEAD:
                 self._socket.recv(1)
         for _ in range(min(frames, _FRAMES_AHEAD)):
             self._socket.recv(1)
+        self._wait()
 
     def _send(self, count: int) -> None:
         payloads = [msgpack.packb(("noop", [number], {})) for number in range(count)]
         self._socket.sendall(msgpack.packb(("enqueue", payloads)))
         self.enqueued += count
 
-    def wait(self) -> None:
-        """Waits until all are done."""
+    def _wait(self) -> None:
         self._socket.sendall(msgpack.packb(("wait", self.enqueued)))
         self._socket.recv(1)
 
     def round_trip(self) -> None:
         """Enqueues one job and waits for its end."""
-        self.enqueue(1)
-        self.wait()
+        self.enqueue()
+        self._wait()
 
     def __exit__(self, *_: object) -> None:
         pid = self._process.pid
