@@ -81,7 +81,7 @@ def _wait_for_new_code(client: Client, number: int) -> FleetStatus:
         while not _is_new_code_up(status := client.status(), number):
             time.sleep(_POLL_S)
     except BrokerUnavailable as error:
-        raise BrokerUnavailable(f"the reload has begun, but how it ends is not known: {error}") from error
+        raise BrokerUnavailable(f"the reload has begun, but its outcome is not known: {error}") from error
     return status
 
 
@@ -93,9 +93,9 @@ def _is_new_code_up(status: FleetStatus, number: int) -> bool:
         BrokerUnavailable: the fleet ended meanwhile.
     """
     if status.reload.number < number:
-        raise BrokerUnavailable("the broker that was asked is dead; the next one starts with the present code")
+        raise BrokerUnavailable("the broker that was asked to reload has died; the next one starts with the new code")
     if status.broker.state == "stopping":
-        raise BrokerUnavailable("the fleet is stopping; the next one starts with the present code")
+        raise BrokerUnavailable("the fleet is stopping; the next one starts with the new code")
     if any(map(_is_new, status.consumers)):
         return True
     if status.reload.state == "failed":

@@ -216,7 +216,7 @@ def _megabytes(count: int) -> str:
 def logs(
     app: FleetArgument = None,
     is_followed: Annotated[
-        bool, typer.Option("--follow", "-f", metavar="", help="Go on, and show new lines as they come.")
+        bool, typer.Option("--follow", "-f", metavar="", help="Keep running, and show new lines as they are written.")
     ] = False,
     last: Annotated[
         int | None,
@@ -241,7 +241,7 @@ def logs(
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Only lines of the last 10m, 2h, 7d ...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the log, also that of a fleet that no longer runs.
+    """Show the log, even of a fleet that no longer runs.
 
     $ taskq logs -f
     $ taskq logs app.py:q --level warning --since 1h
@@ -269,7 +269,7 @@ def logs(
     except BrokenPipeError:
         closed_pipe()
     if not printed and job is not None and last != 0:
-        tell(f"no line in the log of {path} is of a job whose id begins or ends with {job}")
+        tell(f"no line in the log of {path} is about a job whose id begins or ends with {job}")
 
 
 def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> int:

@@ -306,7 +306,7 @@ def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
     """
     job = running_job()
     if job is None or has_forked:
-        raise TaskQError("on_success=True is for what a job enqueues: no job runs here")
+        raise TaskQError("on_success=True can only be used inside a job: no job runs here")
     kept = [*job.children, *flow]
     if len(kept) > MAX_CHILDREN or sum(len(call.payload) for _, call in kept) > MAX_CHILDREN_BYTES:
         raise EnqueueError(

@@ -82,7 +82,7 @@ def _run_fleet(app: TaskQ, settings: Settings, fresh: bool) -> Iterator[None]:
     app.check_use()
     if IN_CONSUMER in os.environ:
         raise AppError(
-            "a fleet was started while a consumer imports the script: put that under `if __name__ == '__main__':`"
+            "the script starts a fleet while a consumer imports it: put that under `if __name__ == '__main__':`"
         )
     reference = reference_of(app)
     app.directory.create()

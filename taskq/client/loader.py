@@ -22,7 +22,7 @@ def load_app(reference: str) -> TaskQ:
             attribute may be left out where the module has exactly one TaskQ.
 
     Raises:
-        AppError: there is no such module or attribute, it is no TaskQ, or the import failed; the message says which.
+        AppError: there is no such module or attribute, it is not a TaskQ, or the import failed; the message says which.
     """
     place, _, attribute = reference.partition(":")
     if not place:
@@ -50,13 +50,13 @@ def _import_module(name: str) -> ModuleType:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
             raise AppError(
-                f"there is no module {missing!r}: it is looked for in {os.getcwd()} and in Python's path"
+                f"there is no module {missing!r}: taskq looked for it in {os.getcwd()} and on Python's path"
             ) from error
         raise AppError(f"{name} imports {missing!r}, which is not installed here") from error
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Imports a script as a module, so that what stands under `if __name__ == "__main__"` does not run."""
+    """Imports a script as a module, so that the code under `if __name__ == "__main__"` does not run."""
     path = path.absolute()
     if not path.is_file():
         raise AppError(f"there is no file {path}")
@@ -65,7 +65,7 @@ def _import_file(path: Path) -> ModuleType:
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
     if loaded is not None:
-        name = f"taskq_app_{name}"  # a script may be called as a module that is in use: leave that alone
+        name = f"taskq_app_{name}"  # a script may have the name of a module that is in use: leave that alone
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)

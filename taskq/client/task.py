@@ -56,7 +56,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         """
         options, task = self._call_options, self._spec.task
         if isinstance(options.due, datetime) or isinstance(options.expires, datetime):
-            raise ConfigError(f"{task} with a fixed time (at=, expires=): a schedule fires again and again")
+            raise ConfigError(
+                f"{task} has a fixed time (at= or expires=), but a schedule fires again and again: use seconds instead"
+            )
         told = self._takes.misfit(args, kwargs)
         if told is not None:
             raise ConfigError(f"schedule of {task}: {told}: give args= and kwargs= that fit {self._takes.signature}")

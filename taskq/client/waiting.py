@@ -260,7 +260,9 @@ def _by_id(jobs: Iterable[Job[R]]) -> dict[bytes, Job[R]]:
     paths = {app.directory.path for app in {id(job._app): job._app for job in by_id.values()}.values()}
     if len(paths) > 1:
         told = ", ".join(sorted(map(str, paths)))
-        raise ConfigError(f"these jobs belong to different directories ({told}): wait for those of each by themselves")
+        raise ConfigError(
+            f"these jobs belong to different directories ({told}): wait for those of each directory separately"
+        )
     return by_id
 
 

@@ -130,7 +130,7 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
         if options.unique is not None:
             raise ConfigError(f"{task._spec.task} is unique: if it were left out, the next step would have no input")
         if options.after:
-            raise ConfigError("a step comes after what stands before it in the workflow: leave out after=")
+            raise ConfigError("a step follows the one before it in the workflow: leave out after=")
         self._task = task
         self._args = args
         self._kwargs = kwargs
@@ -170,7 +170,7 @@ class Chain(Workflow[H_co]):
         for part in self._parts:
             before = part._plan(plan, before)
         if before is None:
-            raise ConfigError("a chain without steps")
+            raise ConfigError("the chain has no steps")
         return before
 
 

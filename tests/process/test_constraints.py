@@ -367,7 +367,7 @@ def test_map_waits_for_room() -> None:
         ({"rate": "0/m"}, "use a number of starts"),
         ({"resources": ["gpu"]}, "use a dict"),
         ({"resources": {"gpu": 0}}, "is not a name with a whole number"),
-        ({"limit_by": ["name"]}, "give one of these as well"),
+        ({"limit_by": ["name"]}, "give concurrency= or rate= as well"),
         ({"ordered_by": ["nobody"]}, "the task has no parameter 'nobody' (it has: name)"),
         ({"unique": 5}, "use True (all arguments)"),
         ({"unique": "name"}, "write unique=['name'] for one of each name"),
@@ -375,7 +375,7 @@ def test_map_waits_for_room() -> None:
         ({"concurrency": 1, "limit_by": "name"}, "write limit_by=['name']"),
         ({"ordered_by": "name"}, "write ordered_by=['name']"),
         ({"when_full": "drop"}, 'use "raise" or "wait"'),
-        ({"when_full": "wait"}, "when_full= says what is done when max_queued= jobs wait: give that as well"),
+        ({"when_full": "wait"}, "when_full= needs a queue with a limit: give max_queued= as well"),
         ({"max_queued": 0}, "max_queued=0"),
     ],
 )
@@ -388,7 +388,7 @@ def test_options_that_make_no_sense(options: dict[str, object], told: str) -> No
 
 def test_a_key_of_parameters_that_the_task_does_not_tell() -> None:
     function: Callable[..., Any] = max
-    with pytest.raises(ConfigError, match=r"unique=\['key'\]: the task does not tell its parameters"):
+    with pytest.raises(ConfigError, match=r"unique=\['key'\]: the parameters of the task are not known"):
         TaskQ("options").task(name="largest", unique=["key"])(function)
 
 

@@ -123,5 +123,5 @@ def test_a_reload_that_waits_hears_of_the_end_of_the_fleet(start: Start, version
         fleet.kill(fleet.broker_pid)
         _, told = waiting.communicate(timeout=DEADLINE_S)
     assert waiting.returncode == Exit.NO_FLEET
-    assert "the reload has begun, but how it ends is not known" in told
+    assert "the reload has begun, but its outcome is not known" in told
     gate.open()

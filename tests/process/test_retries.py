@@ -149,7 +149,7 @@ def test_rules_choose_by_type() -> None:
         ({"backoff": [1], "retries": 0}, "has no effect with retries=0"),
         ({"retry_on": OSError, "retries": 0}, "has no effect with retries=0"),
         ({"give_up_on": OSError, "retries": 0}, "has no effect with retries=0"),
-        ({"crash_queue": "default"}, "is its own queue"),
+        ({"crash_queue": "default"}, "is the task's own queue"),
         ({"crash_queue": "big", "max_crashes": 1}, "has no effect with max_crashes=1"),
         ({"crash_queue": "no such name!"}, "queue name"),
     ],

@@ -81,18 +81,22 @@ TOGETHER, ON_TASK = "together", "on task"
 #: What makes no sense, and what the error says; some only if both are given together, or to the task: an option of a job
 #: goes before that of its task otherwise.
 REFUSED: list[tuple[set[str], str, str]] = [
-    ({"delay", "at"}, TOGETHER, "both say when it runs: give one of them"),
+    ({"delay", "at"}, TOGETHER, "both say when the job runs: give one of them"),
     ({"delay", "expires soon"}, "", "would expire before it may start: give it a later expires="),
     ({"at", "expires soon"}, "", "would expire before it may start: give it a later expires="),
     ({"no retries", "backoff"}, "", "backoff= has no effect with retries=0: leave it out, or allow retries"),
     ({"no retries", "backoff by function"}, ON_TASK, "backoff= has no effect with retries=0: leave it out, or allow"),
     ({"no retries", "retry_on"}, ON_TASK, "retry_on= has no effect with retries=0: leave it out, or allow retries"),
     ({"no retries", "give_up_on"}, ON_TASK, "give_up_on= has no effect with retries=0: leave it out, or allow"),
-    ({"retry_on", "give_up_on"}, "", "retry_on=ValueError has no effect: give_up_on= names it too, and goes first"),
+    (
+        {"retry_on", "give_up_on"},
+        "",
+        "retry_on=ValueError has no effect: give_up_on= names it too, and takes precedence",
+    ),
     ({"max_crashes", "crash_queue"}, "", "crash_queue= has no effect with max_crashes=1"),
-    ({"crash_queue", "crash_queue of its own"}, "", "is its own queue: name another one, or leave it out"),
-    ({"limit_by"}, "", "limit_by= says for what concurrency= and rate= count: give one of these as well"),
-    ({"when_full"}, "", "when_full= says what is done when max_queued= jobs wait: give that as well"),
+    ({"crash_queue", "crash_queue of its own"}, "", "is the task's own queue: name another one, or leave it out"),
+    ({"limit_by"}, "", "limit_by= needs a limit to apply to: give concurrency= or rate= as well"),
+    ({"when_full"}, "", "when_full= needs a queue with a limit: give max_queued= as well"),
 ]
 #: What each that makes no sense by itself needs: one of these.
 NEEDS = {"limit_by": {"concurrency", "rate"}, "when_full": {"max_queued"}}

@@ -41,7 +41,7 @@ def config(
 ) -> None:
     """Show the options of a fleet started here, and where each comes from.
 
-    The command line goes first, then TASKQ_... in the environment, then
+    The command line takes precedence, then TASKQ_... in the environment, then
     \\[tool.taskq] in the nearest pyproject.toml, then the default:
 
     \\[tool.taskq]

@@ -210,7 +210,7 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
     FleetOption(
         "max-memory",
         _whole_or_none("max_memory_mb"),
-        "Replace a consumer that uses more memory.",
+        "Replace a consumer that uses more memory than this.",
         "MB",
         NONE,
         panel=_CONSUMERS,

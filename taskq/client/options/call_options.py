@@ -111,7 +111,7 @@ class CallOptions:
         order_key = None if self.ordered_by is None else key_text(self.ordered_by, function, args, kwargs)
         due_at, expires_at = _moment(self.due, wall), _moment(self.expires, wall)
         if expires_at is not None and expires_at <= max(wall, due_at or 0.0):
-            raise ConfigError(f"{task}: it would expire before it may start: give it a later expires=")
+            raise ConfigError(f"{task}: the job would expire before it may start: give it a later expires=")
         unique = self.unique
         unique_key = None
         if unique is not None:

@@ -47,7 +47,7 @@ def check_key(name: str, key: object, function: Callable[..., Any] | None) -> No
         return
     if signature is None:
         raise ConfigError(
-            f"{name}={key!r}: the task does not tell its parameters: use True (all arguments), a function of the "
+            f"{name}={key!r}: the parameters of the task are not known: use True (all arguments), a function of the "
             "arguments, or a text"
         )
     known = signature.parameters

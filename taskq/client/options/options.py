@@ -35,8 +35,9 @@ class JobOptions(TypedDict, total=False):
             are temporary. Use 0 for none.
         backoff (list of seconds, or function): how long to wait before each retry. Default: 1 s, 2 s, 4 s ... up to 10
             minutes, with jitter (`taskq.model.job.backoff_s`). The last of a list counts for all later retries. A
-            function ``(attempt, error) -> seconds`` is for tasks only. It is called in the consumer, with the number of
-            the attempt and the exception (after a kill for a time limit there is none, and the default counts).
+            function ``(attempt, error) -> seconds`` can only be given to a task. It is called in the consumer, with the
+            number of the attempt and the exception (after a kill for a time limit there is none, and the default
+            counts).
         max_crashes (int): after this number of deaths of the process that ran it (segfault, out of memory), a job is
             set aside as failed. Default 3.
         crash_queue (str): after a death of its process, or an attempt over its memory_limit, a job is run from this
@@ -134,7 +135,9 @@ def refuse_for_task(options: JobOptions) -> None:
     """
     refuse_unknown(options, JobOptions)
     if "after" in options or "on_success" in options:
-        raise ConfigError("after= and on_success= are for some jobs of a task: give them with options() instead")
+        raise ConfigError(
+            "after= and on_success= are for single jobs, not for a task: give them with options() instead"
+        )
     if "at" in options:
         raise ConfigError("at= is one moment for all jobs of the task: give it with options(at=...) instead")
 
@@ -171,7 +174,7 @@ def options_of_call(
     """
     refuse_unknown(options, JobOptions)
     if "backoff" in options and call_options.backoff is not None:
-        raise ConfigError(f"the backoff of {spec.task} is a function, which goes first: a list has no effect")
+        raise ConfigError(f"the backoff of {spec.task} is a function, which takes precedence: a list has no effect")
     if callable(options.get("backoff")):
         raise ConfigError("a backoff function cannot travel with a job: give it to the task, or use a list of seconds")
     return _changed(spec, call_options, options, function)
@@ -188,11 +191,11 @@ def _changed(
     _check_keys(call_options, given, function)
     _check_retries(spec, call_options, given)
     if given.get("delay") is not None and given.get("at") is not None:
-        raise ConfigError("delay= and at= both say when it runs: give one of them")
+        raise ConfigError("delay= and at= both say when the job runs: give one of them")
     if call_options.limit_by is not None and spec.concurrency is None and spec.rate is None:
-        raise ConfigError("limit_by= says for what concurrency= and rate= count: give one of these as well")
+        raise ConfigError("limit_by= needs a limit to apply to: give concurrency= or rate= as well")
     if call_options.waits_for_room and spec.max_queued is None:
-        raise ConfigError("when_full= says what is done when max_queued= jobs wait: give that as well")
+        raise ConfigError("when_full= needs a queue with a limit: give max_queued= as well")
     return spec, call_options
 
 
@@ -229,7 +232,7 @@ def _check_retries(spec: Spec, call_options: CallOptions, given: Mapping[str, An
     """Raises ConfigError if options for another attempt have no effect."""
     for kind in call_options.retry_on or ():
         if issubclass(kind, call_options.give_up_on):
-            raise ConfigError(f"retry_on={kind.__name__} has no effect: give_up_on= names it too, and goes first")
+            raise ConfigError(f"retry_on={kind.__name__} has no effect: give_up_on= names it too, and takes precedence")
     if given.get("retries") == 0:
         for name in ("backoff", "retry_on", "give_up_on"):
             if given.get(name):
@@ -237,6 +240,8 @@ def _check_retries(spec: Spec, call_options: CallOptions, given: Mapping[str, An
     if given.get("crash_queue") is None:
         return
     if spec.crash_queue == spec.queue:
-        raise ConfigError(f"crash_queue={spec.crash_queue!r} is its own queue: name another one, or leave it out")
+        raise ConfigError(
+            f"crash_queue={spec.crash_queue!r} is the task's own queue: name another one, or leave it out"
+        )
     if spec.max_crashes == 1 and spec.memory_limit_bytes is None:
-        raise ConfigError("crash_queue= has no effect with max_crashes=1: a job ends with its first crash then")
+        raise ConfigError("crash_queue= has no effect with max_crashes=1: the first crash ends the job, so allow more")

@@ -42,7 +42,7 @@ def _check_import() -> None:
     application = _importing.get(get_ident())
     if application is not None:
         raise AppError(
-            f"{application} enqueues a job while it is imported, which each command and each consumer does: "
+            f"{application} enqueues a job while it is imported, and every command and consumer imports it: "
             "put that under `if __name__ == '__main__':`"
         )
 
