@@ -55,6 +55,7 @@ from taskq.engines.embedded.journal.memory_records import Record
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
+from taskq.model.earliest import Earliest
 from taskq.model.job import JobError
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
@@ -526,6 +527,7 @@ class SimSupervisor(Supervisor):
         self._servers = None
         self._has_started = False
         self.not_startable = []
+        self._next_kill = Earliest(self._kill_moments)
         self._last_words: dict[int, SimSlot] = {}
 
     def _spawn(self, start: SlotStart, now: float) -> SimSlot:  # type: ignore[override]

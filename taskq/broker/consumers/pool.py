@@ -395,6 +395,8 @@ class ConsumerPool:
 
     def supervise(self, now: float) -> None:
         """Starts the consumers that are due, and kills those that do not come up or end in time."""
+        if self._supervisor.is_idle(now):
+            return
         error = self._supervisor.look_after_servers(now)
         if error is not None:
             self._on_boot_failed(error)

@@ -98,6 +98,11 @@ class Succession(Generic[S]):
         elif not self.is_reloading:
             self._replace_at[start.replaces] = again_at
 
+    @property
+    def _has_starts(self) -> bool:
+        """Whether a consumer is to be started, now or later."""
+        return bool(self._start_at or self._replace_at or self.is_reloading)
+
     def next_start(self) -> float | None:
         """When `due` has an answer that it does not have now, if nothing else happens (monotonic)."""
         if self._is_stopping:

@@ -24,6 +24,7 @@ from typing import Any
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Start, Succession
 from taskq.broker.core.core import MAX_BATCH_BYTES
+from taskq.model.earliest import Earliest
 from taskq.model.effects import ProcessExit
 from taskq.model.errors import DirectoryError
 from taskq.model.settings import Settings
@@ -67,6 +68,7 @@ class Supervisor(Succession[ConsumerProcess]):
             self._servers = ForkServers(self._context, app, BOOT_TIMEOUT_S)
         self._keys = count(1)
         self._has_started = False  # any consumer
+        self._next_kill = Earliest(self._kill_moments)
         self.not_startable: list[tuple[int, str]] = []  # numbers of consumers, and why there is no process for them
         self._oom_kills = oom_kills()
         # twice the room: while one is replaced, two have its number
@@ -97,6 +99,7 @@ class Supervisor(Succession[ConsumerProcess]):
             except (OSError, EOFError) as error:
                 self._not_started_for(start, error, now)
             else:
+                self._next_kill.bring_forward(consumer.kill_at)
                 yield consumer
 
     def _not_started_for(self, start: Start, error: OSError | EOFError, now: float) -> None:
@@ -221,9 +224,15 @@ class Supervisor(Succession[ConsumerProcess]):
         """A retiring consumer has no job any more: it must end soon."""
         if consumer.kill_at is None:
             consumer.kill_at = now + _EXIT_TIMEOUT_S
+            self._next_kill.bring_forward(consumer.kill_at)
+
+    def _kill_moments(self) -> list[float | None]:
+        return [consumer.kill_at for consumer in self.consumers.values()]
 
     def kill_overdue(self, now: float) -> list[ConsumerProcess]:
         """Kills the consumers that did not come up or did not end in time; returns them."""
+        if not self._next_kill.is_due(now):
+            return []
         overdue = [
             consumer for consumer in self.consumers.values() if consumer.kill_at is not None and consumer.kill_at <= now
         ]
@@ -288,9 +297,15 @@ class Supervisor(Succession[ConsumerProcess]):
 
     # -- time
 
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing is to be started, replaced or killed now, and no process to fork from needs a look."""
+        return self._servers is None and not self._has_starts and not self._next_kill.is_due(now)
+
     def next_due(self, now: float) -> float | None:
         """When something is to be started or killed (monotonic)."""
-        times = [consumer.kill_at for consumer in self.consumers.values()]
+        if self._servers is None and not self._has_starts:
+            return self._next_kill.next(now)
+        times = [self._next_kill.next(now)]
         if self._servers is None or self._servers.code is not None:
             times.append(self.next_start())
         if self._servers is not None and not self._is_stopping:

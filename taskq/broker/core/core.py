@@ -449,13 +449,14 @@ class Core:
         ready = self.ready.ready(len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
-        is_enough = ready <= sum([consumer.free_slots for _, consumer in free])  # then nothing need wait behind others
-        if free and not is_enough:
-            takers = free + self._others_with_room(free, now)
-        batches = self._share_out(takers, ready, now, wall, is_enough=is_enough)
-        if is_enough and self.ready.may_send():  # these do not serve its queue, or may not have it for its limits
+        slots = sum([consumer.free_slots for _, consumer in free])
+        if ready > slots:
+            takers = free + self._others_with_room(free, now) if free else takers
+            return self._share_out(takers, ready, 0, now, wall)
+        batches = self._share_out(free, ready, slots, now, wall)  # nothing need wait behind others
+        if self.ready.may_send():  # but these do not serve its queue, or may not have it for its limits
             ready -= sum([len(batch.rows) for batch in batches])
-            batches += self._share_out(self._others_with_room(free, now), ready, now, wall, is_enough=False)
+            batches += self._share_out(self._others_with_room(free, now), ready, 0, now, wall)
         return batches
 
     def _others_with_room(self, free: list[tuple[Key, ConsumerLeases]], now: float) -> list[tuple[Key, ConsumerLeases]]:
@@ -463,24 +464,26 @@ class Core:
         return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
 
     def _share_out(
-        self, takers: list[tuple[Key, ConsumerLeases]], ready: int, now: float, wall: float, *, is_enough: bool
+        self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
     ) -> list[Batch]:
+        """Shares out what is ready: by free slots, if there are so many in all that nothing need wait behind others;
+        else evenly."""
         if len(takers) > 1:
             takers.sort(key=lambda taker: len(taker[1].leased))
-        free = sum([consumer.free_slots for _, consumer in takers])
         batches = []
         for position, (key, consumer) in enumerate(takers):
             if not self.ready.may_send():
                 break
-            if is_enough:
-                share = ceil(ready * consumer.free_slots / free)
-                free -= consumer.free_slots
+            free_slots = consumer.free_slots
+            if slots:
+                share = ceil(ready * free_slots / slots)
+                slots -= free_slots
             else:
                 share = ceil(ready / (len(takers) - position))
             most = min(max(1, share), MAX_LEASED - len(consumer.leased))  # limits may have opened while jobs were taken
             if consumer.is_held_up(now):
-                most = min(most, consumer.free_slots)
-            portion = Portion(most, BATCH_S * consumer.slots, MAX_BATCH_BYTES, consumer.free_slots)
+                most = min(most, free_slots)
+            portion = Portion(most, BATCH_S * consumer.slots, MAX_BATCH_BYTES, free_slots)
             self.ready.take(key, consumer.queues, portion, self._run_time_s, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
