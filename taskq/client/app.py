@@ -398,7 +398,7 @@ class TaskQ(FleetConnection):
 
     async def apause(self, *queues: str) -> list[str]:
         """`pause` for asyncio."""
-        return await self.async_client().pause_queues(*_pausing(queues, True))
+        return await self.async_client().pause(*_pausing(queues, True))
 
     def resume(self, *queues: str) -> list[str]:
         """Lets the jobs of paused queues run again.
@@ -413,7 +413,7 @@ class TaskQ(FleetConnection):
 
     async def aresume(self, *queues: str) -> list[str]:
         """`resume` for asyncio."""
-        return await self.async_client().pause_queues(*_pausing(queues, False))
+        return await self.async_client().pause(*_pausing(queues, False))
 
     def status(self) -> FleetStatus:
         """What the fleet is doing: its queues, its consumers, and what has happened so far. If none runs, what is left
@@ -426,7 +426,7 @@ class TaskQ(FleetConnection):
 
     async def astatus(self) -> FleetStatus:
         """`status` for asyncio."""
-        return await self.async_client().status()
+        return await self.async_client().look()
 
     def fleet(
         self, consumers: int = 0, *, settings: Settings | None = None, fresh: bool = False

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from taskq.client.transport.blocking import Client
 from taskq.model.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
 from taskq.model.exits import Exit
 from taskq.model.settings import Settings
@@ -109,7 +110,7 @@ def _drop_left(app: TaskQ) -> None:
     give_up_at = time.monotonic() + _ENDING_S
     while True:
         try:
-            dropped = app.client.drop_unfinished(app.made_at)
+            dropped = Client(app.directory, app.reply_timeout).drop_unfinished(app.made_at)
         except ConnectionLost as error:
             if time.monotonic() > give_up_at:
                 raise AlreadyRunning(str(error)) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, Generic, TypeVar, cast
 
 from taskq.client.transport.clients import FleetConnection
-from taskq.client.transport.items import read_items
-from taskq.model.errors import BrokerUnavailable, ConfigError, JobCancelled, JobFailed, ResultTimeout
+from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout
 from taskq.model.info.job import JobInfo
-from taskq.model.job import JobState, enqueued_at
+from taskq.model.job import JobState
 from taskq.protocol.codec import ResultOf, decode_result
 from taskq.protocol.endings import Ending
 from taskq.protocol.submissions import EarlierId
@@ -74,16 +73,7 @@ class Job(ResultOf, Generic[R_co]):
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no fleet answers, and the job is not in the spool either.
         """
-        client = self._app.client
-        try:
-            return client.info(self._id)
-        except BrokerUnavailable:
-            if client.is_spooled(self._id):
-                return self._spooled_info()
-            raise
-
-    def _spooled_info(self) -> JobInfo:
-        return JobInfo(self.id, "", "", JobState.QUEUED, 0, 0, enqueued_at(self._id))
+        return self._app.client.info(self._id)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the job has ended, in whatever way.
@@ -142,27 +132,22 @@ class Job(ResultOf, Generic[R_co]):
         return self._items(start, timeout)
 
     def _items(self, start: int, timeout: float | None) -> Iterator[Any]:
-        found = read_items(self._app.client, self._id, start, timeout)
-        try:
-            while True:
-                try:
-                    item = next(found)
-                except StopIteration as end:
-                    check_ending(self._id, end.value)
-                    return
+        client = self._app.client
+        stream = client.queue.items(self._id, start, timeout)
+        with closing(client.each(stream)) as found:
+            for item in found:
                 yield decode_result(self._id, item)
-        finally:
-            found.close()
+        check_ending(self._id, stream.ending)
 
     async def aitems(self, *, start: int = 0, timeout: float | None = None) -> AsyncGenerator[Any, None]:
         """`items` for asyncio: ``async for item in job.aitems(): ...``"""
         _check_start(start)
-        ends: list[Ending] = []
-        found = self._app.async_client().items(self._id, start, timeout, ends.append)
-        async with aclosing(found):
+        client = self._app.async_client()
+        stream = client.queue.items(self._id, start, timeout)
+        async with aclosing(client.each(stream)) as found:
             async for item in found:
                 yield decode_result(self._id, item)
-        check_ending(self._id, ends[0])
+        check_ending(self._id, stream.ending)
 
     def cancel(self, *, running: bool = True) -> bool:
         """Cancels the job. One that waits never starts. In one that runs `JobTimeout` is raised, and 2 s later its
@@ -218,13 +203,7 @@ class Job(ResultOf, Generic[R_co]):
 
     async def ainfo(self) -> JobInfo:
         """`info` for asyncio."""
-        client = self._app.async_client()
-        try:
-            return await client.info(self._id)
-        except BrokerUnavailable:
-            if await client.is_spooled(self._id):
-                return self._spooled_info()
-            raise
+        return await self._app.async_client().info(self._id)
 
     async def acancel(self, *, running: bool = True) -> bool:
         """`cancel` for asyncio."""
@@ -242,17 +221,20 @@ class Job(ResultOf, Generic[R_co]):
         return self.aresult().__await__()
 
 
-def value_of_ending(job_id: bytes, ending: Ending, caster: Callable[[Any], Any] | None) -> Any:
+def value_of_ending(job_id: bytes, ending: Ending | None, caster: Callable[[Any], Any] | None) -> Any:
     """The returned value in an ending, or its error as an exception."""
     check_ending(job_id, ending)
+    assert ending is not None
     if ending.outcome.result is None:
         return None
     value = decode_result(job_id, ending.outcome.result)
     return value if caster is None else caster(value)
 
 
-def check_ending(job_id: bytes, ending: Ending) -> None:
-    """Raises the error in an ending, if the job did not succeed."""
+def check_ending(job_id: bytes, ending: Ending | None) -> None:
+    """Raises the error in an ending, if the job did not succeed, or JobNotFound, if nothing is known of it."""
+    if ending is None:
+        raise JobNotFound.of(job_id)
     error = ending.outcome.error
     if ending.state == JobState.CANCELLED:
         if error is not None and error.type == "ParentFailed":

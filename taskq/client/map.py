@@ -6,14 +6,16 @@ calls -> submitted in chunks, endings heard in between -> counted -> in the orde
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, closing
 from functools import partial
-from itertools import count
-from typing import Any
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol
 
 from taskq.client.job import value_of_ending
-from taskq.client.transport.blocking import Client, Endings
-from taskq.client.transport.submitting import when_there_is_room
+from taskq.client.transport.api import AsyncQueueClient, QueueApi, QueueClient
+from taskq.client.transport.room import with_room
+from taskq.client.transport.verbs import Operation
 from taskq.client.waiting import Progress, reporting
 from taskq.model.errors import JobCancelled, JobFailed, JobNotFound
 from taskq.model.spec import Spec
@@ -25,101 +27,144 @@ _FIRST_CHUNK = 16
 _LARGEST_CHUNK = 512
 _WINDOW = 2_048
 
-#: Ids newly submitted, and a job that ended, if one did.
-_Step = tuple[list[bytes], tuple[bytes, Ending] | None]
 #: The number of an item, its job, and how that ended.
 _Numbered = tuple[int, bytes, Ending]
 
 
-def results_of_calls(
-    client: Client,
-    spec: Spec,
-    calls: Iterator[Call],
-    caster: Callable[[Any], Any] | None,
-    *,
-    total: int | None,
-    ordered: bool,
-    timeout: float | None,
-    progress: Progress,
-    waits_for_room: bool,
-) -> Iterator[Any]:
-    """Submits calls, and yields what their jobs return.
+class MappedCalls(NamedTuple):
+    """The calls of a `map`, and what is wanted of them.
 
-    Args:
+    Attributes:
+        spec, calls: of the jobs.
         caster: makes what the task returns of what a result holds; None leaves it as it is.
-        total: how many calls there are, None if nobody knows.
+        total: the number of calls, None if nobody knows.
         ordered, timeout, progress: as for `Task.map`.
         waits_for_room: whether to wait while the queue is full.
-
-    Raises:
-        As `Task.map`.
     """
-    with client.watching() as endings, reporting(progress, total, spec.task) as tell:
-        steps = _counted(_stream(endings, spec, calls, timeout, waits_for_room), tell)
-        for number, job_id, ending in _in_order(steps) if ordered else _as_they_come(steps):
-            try:
-                value = value_of_ending(job_id, ending, caster)
-            except (JobFailed, JobCancelled) as error:
-                error.item = number
-                raise
-            yield value
+
+    spec: Spec
+    calls: Iterator[Call]
+    caster: Callable[[Any], Any] | None
+    total: int | None
+    ordered: bool
+    timeout: float | None
+    progress: Progress
+    waits_for_room: bool
 
 
-def _stream(
-    endings: Endings, spec: Spec, calls: Iterator[Call], timeout: float | None, waits_for_room: bool
-) -> Iterator[_Step]:
-    """Submits calls and hears of endings in turn. Yields ids newly submitted, and an ending."""
-    chunk_size = _FIRST_CHUNK
-    is_exhausted = False
-    while True:
-        submitted: list[bytes] = []
-        while not is_exhausted and len(endings.waiting) <= _WINDOW - chunk_size:
-            chunk = [call for _, call in zip(range(chunk_size), calls, strict=False)]
-            is_exhausted = len(chunk) < chunk_size
+def results_of_calls(client: QueueClient, mapped: MappedCalls) -> Generator[Any, None, None]:
+    """Submits calls, and yields what their jobs return. Raises as `Task.map`."""
+    with (
+        reporting(mapped.progress, mapped.total, mapped.spec.task) as tell,
+        closing(client.each(_Mapping(client.queue, mapped, tell))) as ended,
+    ):
+        for numbered in ended:
+            yield _value(numbered, mapped.caster)
+
+
+async def aresults_of_calls(client: AsyncQueueClient, mapped: MappedCalls) -> AsyncGenerator[Any, None]:
+    """`results_of_calls` for asyncio."""
+    with reporting(mapped.progress, mapped.total, mapped.spec.task) as tell:
+        async with aclosing(client.each(_Mapping(client.queue, mapped, tell))) as ended:
+            async for numbered in ended:
+                yield _value(numbered, mapped.caster)
+
+
+def _value(numbered: _Numbered, caster: Callable[[Any], Any] | None) -> Any:
+    number, job_id, ending = numbered
+    try:
+        return value_of_ending(job_id, ending, caster)
+    except (JobFailed, JobCancelled) as error:
+        error.item = number
+        raise
+
+
+class _Mapping:
+    """Submits calls and hears of endings in turn: a `taskq.client.transport.api.Stream` of jobs that have ended."""
+
+    def __init__(self, queue: QueueApi, mapped: MappedCalls, tell: Callable[[int], object]) -> None:
+        """
+        Args:
+            tell: is told the number of jobs that have ended so far.
+        """
+        self._mapped = mapped
+        self._tell = tell
+        self._endings = queue.watching()
+        self._turns: _Turns = _InOrder() if mapped.ordered else _AsTheyCome()
+        self._chunk_size = _FIRST_CHUNK
+        self._is_exhausted = False
+        self._done = 0
+
+    def next(self) -> Operation[list[_Numbered]]:
+        """The jobs whose turn has come; none when all have ended."""
+        while True:
+            yield from self._submit_more()
+            if not self._endings.waiting:
+                return []
+            first = yield from self._endings.next(self._mapped.timeout)
+            found: list[_Numbered] = []
+            for job_id, ending in (first, *self._endings.arrived()):
+                if ending is None:
+                    raise JobNotFound(f"job {job_id.hex()} is no longer known: was the queue's directory replaced?")
+                self._done += 1
+                self._tell(self._done)
+                found += self._turns.ended(job_id, ending)
+            if found:
+                return found
+
+    def _submit_more(self) -> Operation[None]:
+        spec, calls, waits_for_room = self._mapped.spec, self._mapped.calls, self._mapped.waits_for_room
+        waiting = self._endings.waiting
+        while not self._is_exhausted and len(waiting) <= _WINDOW - self._chunk_size:
+            chunk = list(islice(calls, self._chunk_size))
+            self._is_exhausted = len(chunk) < self._chunk_size
             for part in chunks(chunk, spec.max_queued if waits_for_room else None):
-                submit = partial(endings.submit, spec, part)
-                when_there_is_room(endings.clock, submit) if waits_for_room else submit()
-            submitted.extend(call.id for call in chunk)
-            chunk_size = min(chunk_size * 2, _LARGEST_CHUNK)
-            if len(endings.waiting) >= chunk_size:
+                yield from with_room(partial(self._endings.submit, spec, part), waits_for_room)
+            self._turns.submitted([call.id for call in chunk])
+            self._chunk_size = min(self._chunk_size * 2, _LARGEST_CHUNK)
+            if len(waiting) >= self._chunk_size:
                 break  # hear of results in between
-        if not endings.waiting:
-            if submitted:
-                yield submitted, None
-            return
-        job_id, ending = endings.next(timeout)
-        if ending is None:
-            raise JobNotFound(f"job {job_id.hex()} is no longer known: was the queue's directory replaced?")
-        yield submitted, (job_id, ending)
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._endings.close()
 
 
-def _counted(steps: Iterator[_Step], tell: Callable[[int], object]) -> Iterator[_Step]:
-    """Tells how many jobs have ended so far."""
-    done = 0
-    for step in steps:
-        if step[1] is not None:
-            done += 1
-            tell(done)
-        yield step
+class _Turns(Protocol):
+    """Whose turn it is."""
+
+    def submitted(self, ids: list[bytes]) -> None:
+        """Jobs were submitted, in the order of the calls."""
+
+    def ended(self, job_id: bytes, ending: Ending) -> list[_Numbered]:
+        """A job has ended. Returns the jobs whose turn comes by that."""
 
 
-def _in_order(steps: Iterator[_Step]) -> Iterator[_Numbered]:
-    turn: deque[bytes] = deque()
-    ended: dict[bytes, Ending] = {}
-    numbers = count()
-    for submitted, arrived in steps:
-        turn.extend(submitted)
-        if arrived is not None:
-            ended[arrived[0]] = arrived[1]
-        while turn and turn[0] in ended:
-            job_id = turn.popleft()
-            yield next(numbers), job_id, ended.pop(job_id)
+class _InOrder(_Turns):
+    def __init__(self) -> None:
+        self._turn: deque[bytes] = deque()
+        self._ended: dict[bytes, Ending] = {}
+        self._numbers = count()
+
+    def submitted(self, ids: list[bytes]) -> None:
+        self._turn.extend(ids)
+
+    def ended(self, job_id: bytes, ending: Ending) -> list[_Numbered]:
+        self._ended[job_id] = ending
+        found: list[_Numbered] = []
+        while self._turn and self._turn[0] in self._ended:
+            first = self._turn.popleft()
+            found.append((next(self._numbers), first, self._ended.pop(first)))
+        return found
 
 
-def _as_they_come(steps: Iterator[_Step]) -> Iterator[_Numbered]:
-    numbers = count()
-    number_of: dict[bytes, int] = {}  # of jobs that are unfinished
-    for submitted, arrived in steps:
-        number_of.update(zip(submitted, numbers, strict=False))
-        if arrived is not None:
-            yield number_of.pop(arrived[0]), *arrived
+class _AsTheyCome(_Turns):
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._number_of: dict[bytes, int] = {}  # of jobs that are unfinished
+
+    def submitted(self, ids: list[bytes]) -> None:
+        self._number_of.update(zip(ids, self._numbers, strict=False))
+
+    def ended(self, job_id: bytes, ending: Ending) -> list[_Numbered]:
+        return [(self._number_of.pop(job_id), job_id, ending)]

@@ -25,8 +25,6 @@ from taskq.model.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
-from taskq.protocol.ops import Op
-from taskq.protocol.schedules import schedule_of
 
 #: How often: seconds, a text such as "30s", or a timedelta.
 Every = float | str | timedelta
@@ -104,7 +102,7 @@ class Schedules:
             BrokerUnavailable: no fleet answers.
         """
         schedule = self._made(name, task, cron, options)
-        return schedule_of(self._app.client.ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+        return self._app.client.put_schedule(schedule)
 
     def remove(self, name: str) -> None:
         """Removes a schedule that was added at run time, or of an application that the fleet does not run.
@@ -114,15 +112,15 @@ class Schedules:
             ConfigError: it stands in the code of the application that the fleet runs.
             BrokerUnavailable: no fleet answers.
         """
-        self._app.client.ask(Op.REMOVE_SCHEDULE, name)
+        self._app.client.remove_schedule(name)
 
     def pause(self, name: str) -> ScheduleInfo:
         """Pauses a schedule until `resume`, also across restarts. Raises as `remove`, except about code."""
-        return schedule_of(self._app.client.ask(Op.PAUSE_SCHEDULE, name, True))
+        return self._app.client.pause_schedule(name, True)
 
     def resume(self, name: str) -> ScheduleInfo:
         """Resumes a schedule. The fires of the meantime are left out. Raises as `pause`."""
-        return schedule_of(self._app.client.ask(Op.PAUSE_SCHEDULE, name, False))
+        return self._app.client.pause_schedule(name, False)
 
     def run(self, name: str) -> Job[Any]:
         """Makes a job of a schedule now, in addition to its times, even if it is paused.
@@ -132,12 +130,12 @@ class Schedules:
             BrokerUnavailable: no fleet answers.
         """
         job_id = next(new_job_ids(1, self._app.clock.time_ns()))
-        self._app.client.ask(Op.RUN_SCHEDULE, name, job_id)
+        self._app.client.run_schedule(name, job_id)
         return Job(self._app, job_id)
 
     def list(self) -> Sequence[ScheduleInfo]:
         """All schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
-        return [schedule_of(fields) for fields in self._app.client.ask(Op.SCHEDULES)]
+        return self._app.client.schedules()
 
     # -- for asyncio
 
@@ -150,29 +148,29 @@ class Schedules:
     ) -> ScheduleInfo:
         """`add` for asyncio."""
         schedule = self._made(name, task, cron, options)
-        return schedule_of(await self._app.async_client().ask(Op.PUT_SCHEDULE, schedule.to_wire()))
+        return await self._app.async_client().put_schedule(schedule)
 
     async def aremove(self, name: str) -> None:
         """`remove` for asyncio."""
-        await self._app.async_client().ask(Op.REMOVE_SCHEDULE, name)
+        await self._app.async_client().remove_schedule(name)
 
     async def apause(self, name: str) -> ScheduleInfo:
         """`pause` for asyncio."""
-        return schedule_of(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, True))
+        return await self._app.async_client().pause_schedule(name, True)
 
     async def aresume(self, name: str) -> ScheduleInfo:
         """`resume` for asyncio."""
-        return schedule_of(await self._app.async_client().ask(Op.PAUSE_SCHEDULE, name, False))
+        return await self._app.async_client().pause_schedule(name, False)
 
     async def arun(self, name: str) -> Job[Any]:
         """`run` for asyncio."""
         job_id = next(new_job_ids(1, self._app.clock.time_ns()))
-        await self._app.async_client().ask(Op.RUN_SCHEDULE, name, job_id)
+        await self._app.async_client().run_schedule(name, job_id)
         return Job(self._app, job_id)
 
     async def alist(self) -> Sequence[ScheduleInfo]:
         """`list` for asyncio."""
-        return [schedule_of(fields) for fields in await self._app.async_client().ask(Op.SCHEDULES)]
+        return await self._app.async_client().schedules()
 
     # -- in code
 

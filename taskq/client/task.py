@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
 from taskq.client.calls import CallMaker
 from taskq.client.job import Job
-from taskq.client.map import results_of_calls
+from taskq.client.map import MappedCalls, results_of_calls
 from taskq.client.options.call_options import PLAIN, CallOptions
 from taskq.client.options.functions import Takes
 from taskq.client.options.options import JobOptions, options_of_call
@@ -243,17 +243,17 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
         if self._call_options.on_success:
             raise ConfigError("on_success=True enqueues later, so there is nothing to wait for: use enqueue_many")
-        yield from results_of_calls(
-            self._app.client,
+        mapped = MappedCalls(
             self._spec,
             self._calls(iterable),
             self._return_caster,
-            total=total,
-            ordered=ordered,
-            timeout=timeout,
-            progress=progress,
-            waits_for_room=self._call_options.waits_for_room,
+            total,
+            ordered,
+            timeout,
+            progress,
+            self._call_options.waits_for_room,
         )
+        yield from results_of_calls(self._app.client, mapped)
 
 
 def _length(iterable: Iterable[Any]) -> int | None:

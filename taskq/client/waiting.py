@@ -15,8 +15,10 @@ from contextlib import aclosing, closing, contextmanager
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from taskq.client.job import Job, value_of_ending
+from taskq.client.transport.api import QueueApi
 from taskq.client.transport.clients import FleetConnection
-from taskq.client.transport.connection import SHORTEST_WAIT_S
+from taskq.client.transport.endings import SHORTEST_WAIT_S
+from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout, TaskQError
 from taskq.protocol.endings import Ending
 from taskq.system.clock import Clock
@@ -301,34 +303,41 @@ class _Deadline:
         return ResultTimeout(f"{text}; {'it goes' if waiting == 1 else 'they go'} on")
 
 
+class _Ends(Generic[R]):
+    """The jobs as they end, and how: a `taskq.client.transport.api.Stream`. None for one that nothing is known of."""
+
+    def __init__(self, queue: QueueApi, by_id: dict[bytes, Job[R]], timeout: float | None, clock: Clock) -> None:
+        self._by_id = by_id
+        self._deadline = _Deadline(timeout, len(by_id), clock)
+        self._endings = queue.watching(by_id)
+
+    def next(self) -> Operation[list[tuple[Job[R], Ending | None]]]:
+        """The next ones; none when all have ended."""
+        waiting = len(self._endings.waiting)
+        if not waiting:
+            return []
+        try:
+            first = yield from self._endings.next(self._deadline.left_s(waiting))
+        except ResultTimeout:
+            raise self._deadline.missed(waiting) from None
+        return [(self._by_id[job_id], ending) for job_id, ending in (first, *self._endings.arrived())]
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._endings.close()
+
+
 def _endings(by_id: dict[bytes, Job[R]], timeout: float | None) -> Generator[tuple[Job[R], Ending | None], None, None]:
-    """The jobs as they end, and how; None for one that the broker does not know."""
-    if not by_id:
-        return
-    app = _app(by_id)
-    deadline = _Deadline(timeout, len(by_id), app.clock)
-    with app.client.watching(by_id) as endings:
-        while endings.waiting:
-            waiting = len(endings.waiting)
-            try:
-                job_id, ending = endings.next(deadline.left_s(waiting))
-            except ResultTimeout:
-                raise deadline.missed(waiting) from None
-            yield by_id[job_id], ending
+    if by_id:
+        client = _app(by_id).client
+        yield from client.each(_Ends(client.queue, by_id, timeout, client.clock))
 
 
 async def _aendings(
     by_id: dict[bytes, Job[R]], timeout: float | None
 ) -> AsyncGenerator[tuple[Job[R], Ending | None], None]:
-    if not by_id:
-        return
-    app = _app(by_id)
-    deadline = _Deadline(timeout, len(by_id), app.clock)
-    with app.async_client().watching(by_id) as endings:
-        while endings.waiting:
-            waiting = len(endings.waiting)
-            try:
-                job_id, ending = await endings.next(deadline.left_s(waiting))
-            except ResultTimeout:
-                raise deadline.missed(waiting) from None
-            yield by_id[job_id], ending
+    if by_id:
+        client = _app(by_id).async_client()
+        async with aclosing(client.each(_Ends(client.queue, by_id, timeout, client.clock))) as ends:
+            async for end in ends:
+                yield end

@@ -91,7 +91,7 @@ class Workflow(ABC, Generic[H_co]):
         if plan.on_success:
             keep_back(plan.flow)
         else:
-            submit_flow(plan.app.client, plan.flow, plan.waits_for_room)
+            submit_flow(plan.app, plan.flow, plan.waits_for_room)
         return self._handle(plan, out)
 
     async def aenqueue(self) -> H_co:
@@ -100,7 +100,7 @@ class Workflow(ABC, Generic[H_co]):
         if plan.on_success:
             keep_back(plan.flow)
         else:
-            await asubmit_flow(plan.app.async_client(), plan.flow, plan.waits_for_room)
+            await asubmit_flow(plan.app, plan.flow, plan.waits_for_room)
         return self._handle(plan, out)
 
     def _planned(self) -> tuple[_Plan, _Out]:

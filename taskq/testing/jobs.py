@@ -245,7 +245,7 @@ def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None =
     """
     with in_process(app, settings or Settings(consumers=1)) as fleet:
         jobs = Jobs(app, fleet, raise_errors)
-        fleet.after_request = jobs._run_inline
+        fleet.client.after_request = jobs._run_inline
         yield jobs
 
 

@@ -10,11 +10,10 @@ import pytest
 from taskq.broker.consumers.pool import ConsumerPool
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
-from taskq.client.transport.blocking import Client
+from taskq.client.transport.api import QueueApi
+from taskq.client.transport.operations import DirectoryQueue
 from taskq.engines.contract import Consumers, Engine, Events, Jobs
 from taskq.engines.embedded.engine import EmbeddedEngine
-from taskq.engines.queue_api import QueueApi
-from taskq.testing.fleet import InProcessClient
 
 
 def engine_of(engine: EmbeddedEngine) -> Engine:
@@ -37,9 +36,9 @@ def events_of(events: EventLog) -> Events:
     return events
 
 
-def queue_of(client: Client | InProcessClient) -> QueueApi:
+def queue_of(queue: DirectoryQueue) -> QueueApi:
     """For the type checker."""
-    return client
+    return queue
 
 
 @pytest.mark.parametrize("protocol", [Engine, Jobs, Consumers, Events, QueueApi])
@@ -56,8 +55,7 @@ def test_each_operation_says_what_it_is_for(protocol: Any) -> None:
         (Jobs, Core),
         (Consumers, ConsumerPool),
         (Events, EventLog),
-        (QueueApi, Client),
-        (QueueApi, InProcessClient),
+        (QueueApi, DirectoryQueue),
     ],
 )
 def test_each_operation_is_there(protocol: Any, kind: type) -> None:

@@ -19,7 +19,7 @@ from apps import jobs, versioned
 from deaf import Deaf
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
-from taskq import JobError, JobFailed, JobNotFound, JobState
+from taskq import JobError, JobFailed, JobNotFound, JobState, ResultTimeout
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.client.transport.blocking import Client
@@ -309,10 +309,10 @@ def test_whoever_waits_gets_the_answer_of_the_next_broker(start: Start, gate: Ga
     fleet = start(consumers=1)
     path = tmp_path / "starts"
     endless = jobs.hold.starmap([(gate.path, str(path), str(number)) for number in range(20)], timeout=20)
-    with jobs.q.client.watching() as endings:
-        held = jobs.hold.enqueue(gate.path, str(path))
-        endings.waiting[bytes.fromhex(held.id)] = None
-        endings._connected(None)  # it waits on a connection to the first broker
+    held = jobs.hold.enqueue(gate.path, str(path))
+    with jobs.q.client.watching([bytes.fromhex(held.id)]) as endings:
+        with pytest.raises(ResultTimeout):
+            endings.next(0)  # it waits on a connection to the first broker
         starts(path, 1)
         fleet.kill(fleet.broker_pid)
         starts(path, 2)

@@ -20,7 +20,7 @@ from apps import jobs
 from fleet import APPS, Fleet, Gate, starts
 
 from taskq import BrokerUnavailable, JobCancelled, JobFailed, JobNotFound, JobState, ProtocolError, ResultTimeout
-from taskq.client.transport import aio, blocking
+from taskq.client.transport import absence, aio
 from taskq.protocol import frames
 from taskq.protocol.ops import Op
 from taskq.system.directory import Directory
@@ -37,7 +37,9 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 def client_here() -> aio.AsyncClient:
     """The client that `apps.jobs` uses on this loop."""
-    return jobs.q.async_client()
+    client = jobs.q.async_client()
+    assert isinstance(client, aio.AsyncClient)
+    return client
 
 
 async def add(a: int, b: int) -> int:
@@ -286,7 +288,7 @@ class Told(logging.Handler):
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long outage is told after a short one."""
-    monkeypatch.setattr(blocking, "_TELL_AWAY_AFTER_S", 0.2)
+    monkeypatch.setattr(absence, "_TELL_AWAY_AFTER_S", 0.2)
 
 
 @pytest.mark.usefixtures("soon")

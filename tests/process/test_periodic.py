@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,10 @@ from taskq.model.job import enqueued_at
 from taskq.model.limits import MAX_DECLARED_SCHEDULES
 from taskq.model.schedule import fired_id
 from taskq.model.spec import Spec
+from taskq.protocol.answers import value_of
+from taskq.protocol.frames import frame
 from taskq.protocol.ops import Op
+from taskq.protocol.requests import GetStatus
 
 Start = Callable[..., Fleet]
 PERIODIC = f"{APPS / 'periodic.py'}:q"
@@ -284,7 +288,7 @@ def test_run_again_with_the_same_id_is_one_job(shared: Fleet, schedules: Any) ->
     job_id = bytes.fromhex("01a1fd9994187eccaf4d32842f4a7646")
     enqueued = shared.totals()["enqueued"]
     for _ in range(2):
-        shared.client.ask(Op.RUN_SCHEDULE, "yearly", job_id)
+        shared.client.run_schedule("yearly", job_id)
     assert shared.totals()["enqueued"] == enqueued + 1
     assert jobs.q.job(job_id.hex()).result(timeout=10) == 2
 
@@ -559,7 +563,10 @@ def test_command_lines_that_make_no_sense(shared: Fleet, arguments: list[str], c
 )
 def test_hostile_requests_cost_their_sender_only(shared: Fleet, schedules: Any, op: Op, fields: list[Any]) -> None:
     pid = shared.broker_pid
-    with pytest.raises(TaskQError):
-        shared.client.ask(op, *fields)
+    with closing(shared.client.connect()) as connection:
+        number, _ = connection.talk.request(GetStatus())  # in its place:
+        connection.send(frame([op, number, *fields]))
+        with pytest.raises(TaskQError):
+            value_of(connection.answer(number), number)
     assert names() == []
     assert shared.broker_pid == pid

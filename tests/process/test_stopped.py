@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -18,13 +20,15 @@ from terminal import Here, here, refused, taskq
 
 from taskq import BrokerUnavailable, JobNotFound, JobState
 from taskq.client.job import Job
+from taskq.client.transport import reading
 from taskq.client.transport.blocking import Client
-from taskq.client.transport.reading import FleetIsThere, StoppedFleet
+from taskq.client.transport.operations import FleetIsThere, Requests
 from taskq.model.errors import AlreadyRunning
 from taskq.model.exits import Exit
-from taskq.protocol.ops import Op
+from taskq.protocol.requests import GetJob, GetStatus, RetryJob
 from taskq.system import locks
 from taskq.system.directory import Directory
+from taskq.system.launch import Child, spawn_reader
 from taskq.system.locks import ReaderLock, take_broker_lock
 
 __all__ = ["here"]  # a fixture
@@ -95,18 +99,37 @@ def test_from_python(home: Path, left: tuple[Job[int], Job[int]], tmp_path: Path
         assert not fleet.events("store.recovered"), "each reader has closed the journal cleanly"
 
 
-def test_many_jobs_are_read_by_one_reader(home: Path, left: tuple[Job[int], Job[int]]) -> None:
+@contextmanager
+def one_reader(home: Path) -> Iterator[Callable[..., Any]]:
+    """Asks the journal of a directory, through one reader as long as the block runs."""
+    client = Client(Directory(home))
+    requests = Requests(client.queue, only_stopped=True)
+    try:
+        yield lambda request: client.run(requests.ask(request))
+    finally:
+        client.run(requests.end())
+
+
+def test_many_jobs_are_read_by_one_reader(
+    home: Path, left: tuple[Job[int], Job[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pages of a list, and slices of what is done to many, are one call."""
     with running(Fleet(home, consumers=1)):
         q.pause("default")
         jobs.add.enqueue_many([(number,) for number in range(1_000)])
-    stopped = q.client._stopped_fleet
-    with stopped.keeping():
-        assert len(q.jobs("queued", limit=1_000)) == 1_000
-        [reader] = readers()
-        assert q.purge("queued") == 1_000
-        assert readers() == [reader]
-        q.resume("default")
+    children = []
+
+    def start(path: str) -> Child:
+        children.append(spawn_reader(path))
+        return children[-1]
+
+    monkeypatch.setattr(reading, "spawn_reader", start)
+    assert len(q.jobs("queued", limit=1_000)) == 1_000
+    assert len(children) == 1
+    assert q.purge("queued") == 1_000
+    assert len(children) == 2
+    assert all(child.process.returncode == 0 for child in children)
+    q.resume("default")
 
 
 def test_jobs_in_the_spool_are_reported(home: Path, here: Here) -> None:
@@ -136,17 +159,16 @@ def test_what_ran_when_a_fleet_was_killed_is_charged_by_the_next(home: Path, tmp
 
 def test_a_fleet_that_starts_sees_a_reader_off(home: Path, left: tuple[Job[int], Job[int]]) -> None:
     bad, _ = left
-    stopped = StoppedFleet(Directory(home))
-    with stopped.keeping():
-        stopped.ask(Op.INFO, bytes.fromhex(bad.id))
+    with one_reader(home) as ask:
+        ask(GetJob(bytes.fromhex(bad.id)))
         [reader] = readers()
         with running(Fleet(home, consumers=1)):
             reader.wait(10)
             assert bad.state() is JobState.FAILED
             with pytest.raises(FleetIsThere):
-                stopped.ask(Op.STATUS)  # of the reader that is gone
+                ask(GetStatus())  # of the reader that is gone
             with pytest.raises(FleetIsThere, match="a fleet runs"):
-                stopped.ask(Op.STATUS)
+                ask(GetStatus())
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -154,9 +176,8 @@ def test_a_reader_that_is_killed_or_stopped_is_in_nobodys_way(
     home: Path, left: tuple[Job[int], Job[int]], number: int
 ) -> None:
     bad, _ = left
-    stopped = StoppedFleet(Directory(home))
-    with stopped.keeping():
-        stopped.ask(Op.RETRY, bytes.fromhex(bad.id))
+    with one_reader(home) as ask:
+        ask(RetryJob(bytes.fromhex(bad.id)))
         [reader] = readers()
         os.kill(reader.pid, number)
         with running(Fleet(home, consumers=1)) as fleet:

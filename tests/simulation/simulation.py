@@ -47,7 +47,7 @@ from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
 from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
-from taskq.client.transport.connection import CANCEL_AGAIN_S
+from taskq.client.transport.operations import CANCEL_AGAIN_S
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.engine import EmbeddedEngine, Kinds
 from taskq.engines.embedded.journal.memory import MemoryStore

@@ -22,7 +22,7 @@ from taskq.cli.common import closed_pipe
 from taskq.cli.config.options import defaults
 from taskq.cli.demo.app import index, q
 from taskq.cli.monitor import totals_line
-from taskq.client.transport.blocking import Client
+from taskq.client.transport.api import QueueClient
 from taskq.model.errors import BrokerUnavailable, TaskQError
 from taskq.model.settings import default_consumers
 from taskq.system.directory import Directory
@@ -111,7 +111,7 @@ def _sources() -> list[str]:
 
 
 @contextmanager
-def _fleet(directory: Directory, consumers: int, client: Client) -> Iterator[None]:
+def _fleet(directory: Directory, consumers: int, client: QueueClient) -> Iterator[None]:
     """Runs the very command that the demo shows. Its log is told later, so its terminal output is dropped."""
     command = [
         sys.executable,
@@ -147,7 +147,9 @@ def _fleet(directory: Directory, consumers: int, client: Client) -> Iterator[Non
             process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], directory: Directory, consumers: int, client: Client) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], directory: Directory, consumers: int, client: QueueClient
+) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -165,7 +167,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], directory: Directory, co
 # -- work
 
 
-def _index(console: Console, client: Client, files: list[str]) -> Index:
+def _index(console: Console, client: QueueClient, files: list[str]) -> Index:
     """Has the files indexed, and kills a consumer on the way."""
     found: Index = {}
     kill_at = int(len(files) * _KILL_AT)
@@ -203,7 +205,7 @@ def _advance(console: Console, progress: Progress, bar: TaskID, done: int, total
         console.print(f"  {done:,} of {total:,} files, {rate}")
 
 
-def _kill_one(console: Console, client: Client) -> None:
+def _kill_one(console: Console, client: QueueClient) -> None:
     """Kills a consumer in the middle of a job, if one is: jobs are short."""
     consumers = client.status().consumers
     victim = next((consumer for consumer in consumers if consumer.state == "running"), consumers[0])

@@ -12,11 +12,12 @@ import os
 import select
 import socket
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from math import inf
 
 from taskq.protocol import frames
-from taskq.system.clock import SYSTEM_CLOCK
+from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.platform import is_stopped
 
@@ -24,6 +25,10 @@ logger = logging.getLogger("taskq")
 
 #: While somebody waits, a broker is asked so often whether it still answers.
 _LOOK_EVERY_S = 30.0
+#: Bounds of the pauses between attempts to reach a broker that is away, and when to tell that it still is.
+_RECONNECT_FIRST_S = 0.01
+_RECONNECT_LONGEST_S = 0.25
+_TELL_AWAY_AFTER_S = 3.0
 #: The directories of which this process has told that their jobs go to the spool, and why.
 _told: set[tuple[str, bool]] = set()
 
@@ -38,7 +43,7 @@ class Absence:
         """
         self.reply_timeout_s = reply_timeout_s
         self._directory = directory
-        self._path = directory.socket_path()
+        self.path = directory.socket_path()  #: Of the socket of its broker.
         self._is_silent = False
         self._probe: socket.socket | None = None  # has said hello
         self._asked_at = -inf  # when it did that for somebody who waits
@@ -84,7 +89,7 @@ class Absence:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             probe.setblocking(False)
-            probe.connect(os.fspath(self._path))
+            probe.connect(os.fspath(self.path))
             probe.send(frames.hello(os.getpid()))
         except BlockingIOError:
             probe.close()
@@ -135,6 +140,10 @@ class Absence:
             _told.add(told)
             logger.warning("%s; until then jobs are kept in its spool", self.describe())
 
+    def warn_of_waiting(self) -> None:
+        """Tells, once in a long wait, that there is no fleet."""
+        logger.warning("%s; still waiting", self.describe())
+
     def close(self) -> None:
         """Closes the second connection."""
         self._drop_probe()
@@ -148,3 +157,16 @@ def _has_answered(probe: socket.socket) -> bool:
     except ValueError:
         return False  # another thread has closed it
     return bool(poll.poll(0))
+
+
+def reconnect_pauses(absence: Absence, clock: Clock) -> Iterator[float]:
+    """The pauses between attempts to reach a broker: a tenth of the time waited so far, so that nobody waits much
+    longer than the broker is away. Once in a long wait, tells that there is none."""
+    began = clock.monotonic()
+    is_told = False
+    while True:
+        waited_s = clock.monotonic() - began
+        if waited_s >= _TELL_AWAY_AFTER_S and not is_told:
+            absence.warn_of_waiting()
+            is_told = True
+        yield min(max(waited_s / 10, _RECONNECT_FIRST_S), _RECONNECT_LONGEST_S)

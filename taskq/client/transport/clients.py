@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
-
-if TYPE_CHECKING:
-    from taskq.client.transport.aio import AsyncClient
 
 
 class Guard:
@@ -38,11 +36,11 @@ class FleetConnection:
         self.reply_timeout = reply_timeout
         #: What tells the time to all that is done in its name.
         self.clock: ClientClock = SYSTEM_CLOCK
-        self._client: Client | None = None
-        self._async_client: AsyncClient | None = None  # in place of that of the event loop
+        self._client: QueueClient | None = None
+        self._async_client: AsyncQueueClient | None = None  # in place of that of the event loop
 
     @property
-    def client(self) -> Client:
+    def client(self) -> QueueClient:
         """The blocking client of this application."""
         if Guard.check is not None:
             self.check_use()
@@ -50,7 +48,7 @@ class FleetConnection:
             self._client = Client(self.directory, self.reply_timeout, self.clock)
         return self._client
 
-    def async_client(self) -> AsyncClient:
+    def async_client(self) -> AsyncQueueClient:
         """The asyncio client of the running event loop."""
         from taskq.client.transport.aio import (
             async_client,  # asyncio takes 40-70 ms to import; a consumer must start fast
@@ -67,7 +65,7 @@ class FleetConnection:
             Guard.check(self)
 
     @contextmanager
-    def use_client(self, client: Client, async_client: AsyncClient, clock: ClientClock) -> Iterator[None]:
+    def use_client(self, client: QueueClient, async_client: AsyncQueueClient, clock: ClientClock) -> Iterator[None]:
         """Puts other clients and another clock in place of its own while the block runs; for `taskq.testing`."""
         before = self._client, self._async_client, self.clock
         self._client, self._async_client, self.clock = client, async_client, clock

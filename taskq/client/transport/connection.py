@@ -1,4 +1,4 @@
-"""One connection of a client to the broker of its directory."""
+"""One connection of a client to the broker of its directory, and those that wait to be used again."""
 
 from __future__ import annotations
 
@@ -6,37 +6,24 @@ import os
 import select
 import socket
 import weakref
-from collections import deque
-from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING
 
 from taskq.client.transport.absence import Absence
+from taskq.client.transport.conversation import Conversation
 from taskq.model.errors import DirectoryError, TaskQError
-from taskq.model.spec import Spec
-from taskq.protocol import frames
-from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
-from taskq.protocol.endings import watch_frames
+from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.frames import Message
-from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Call, Flow, flow_frame, ids_of, submit_frame
 from taskq.system.directory import Directory, reply_timeout_s, user_of
 from taskq.system.platform import peer_uid
 
-#: Even `timeout=0` waits so long, for the answer that the job ended already.
-SHORTEST_WAIT_S = 0.05
-
-
-#: Longer than a running job that is cancelled may take to clean up.
-CANCEL_AGAIN_S = 5.0
-
+if TYPE_CHECKING:
+    from taskq.system.launch import Child
 
 _READ_BYTES = 256 * 1024
-
-
 _TIMEVAL = Struct("@ll")  # seconds, microseconds
+_MAX_IDLE_CONNECTIONS = 16
 
 
 def _timeval(seconds: float) -> bytes:
@@ -56,15 +43,29 @@ def check_broker(connection: socket.socket, path: os.PathLike[str], owner: int |
         )
 
 
+def owner_to_look_at(directory: Directory, is_looking: bool) -> int | None:
+    """The id of the other user whose fleet root may look at, if the directory belongs to one.
+
+    Raises:
+        DirectoryError: more is to be done than to look.
+    """
+    owner = directory.other_owner() if os.geteuid() == 0 else None
+    if owner is not None and not is_looking:
+        told = f"{directory.path} belongs to {user_of(owner)}: root may look at it; for this run as that user"
+        raise DirectoryError(told)
+    return owner
+
+
 class Connection:
-    """One connection to the broker. For one thread at a time."""
+    """One connection to the broker: a `taskq.client.transport.verbs.Line`. For one thread at a time."""
 
     def __init__(
         self,
         path: os.PathLike[str],
         absence: Absence | None = None,
-        connected: socket.socket | None = None,
         *,
+        child: Child | None = None,
+        pool: Pool | None = None,
         owner: int | None = None,
         within_s: float | None = None,
     ) -> None:
@@ -73,33 +74,33 @@ class Connection:
         Args:
             path: of the broker's socket.
             absence: is told if the broker does not answer; one of its own if left out.
-            connected: a socket in place of that, which leads to a process that this one has started.
+            child: a process that this one has started, which is spoken to in place of a broker.
+            pool: keeps the connection when it is left.
             owner: the id of the user whose broker it may be, besides ours.
-            within_s: how long to wait for its first word, if not as long as for any answer.
+            within_s: seconds to wait for its first word, if not as long as for any answer.
 
         Raises:
             ConnectionLost: no broker listens there.
         """
-        absence = absence or Absence(Directory(Path(path).parent), reply_timeout_s())
-        self._absence = absence
-        self.owner = owner  #: The other user whose fleet it leads to, which is only looked at.
-        self._decoder = frames.Decoder()
-        self._pending: deque[Message] = deque()  # decoded, not looked at
-        self._arrived: deque[Message] = deque()  # RESULT frames that came before an answer
-        self._requests = count(1)
-        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._absence = absence or Absence(Directory(Path(path).parent), reply_timeout_s())
+        self._pool = pool
+        self.talk = Conversation()
+        self.is_fresh = True
+        self._poll = select.poll()
+        self.child = child
+        self._socket = child.socket if child else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
             # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(absence.reply_timeout_s))
-            if connected is None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self._absence.reply_timeout_s))
+            if child is None:
                 self._connect(path)
                 check_broker(self._socket, path, owner)
-            self._send(frames.hello(os.getpid()))
-            envelope, _ = self._receive_in_time(within_s)
-            if envelope[0] == Op.ERROR:
-                raise frames.error_of(envelope)
-            frames.check_hello(envelope)
+            self._socket.setblocking(False)
+            self._poll.register(self._socket, select.POLLIN)
+            self.send(self.talk.hello())
+            while not self.talk.is_greeted:
+                self._hear_in_time(within_s)
         except OSError as error:
             self.close()
             raise ConnectionLost(str(error)) from error
@@ -118,74 +119,34 @@ class Connection:
         self._absence.begin_silence()
         return BrokerSilent(self._absence.describe())
 
-    def request(self, op: Op, *fields: Any) -> Any:
-        """Sends a request and returns the value of its answer."""
-        number = next(self._requests)
-        self._send(frames.frame([op, number, *fields]))
-        return self.answer(number)
+    def leave(self) -> None:
+        """Keeps the connection for the next call, if nothing can come on it any more; else closes it."""
+        if self._pool is None or not self.talk.is_over or not self._pool.keep(self):
+            self.close()
 
-    def ask(self, timeout_s: float | None, op: Op, *fields: Any) -> Any:
-        """A request that the broker may answer late.
-
-        Raises:
-            TimeoutError: there was no answer in time; this connection is of no use any more.
-        """
-        number = next(self._requests)
-        self._send(frames.frame([op, number, *fields]))
-        return value_of(self.receive(timeout_s), number)
-
-    def submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool = False) -> list[bytes]:
-        """Submits jobs; with `watch`, their RESULT frames come by themselves. Returns the ids, as `Client.submit`."""
-        return ids_of(calls, self.answer(self.send_submit(spec, calls, resend=resend, watch=watch)))
-
-    def send_submit(self, spec: Spec, calls: Sequence[Call], *, resend: bool = False, watch: bool = False) -> int:
-        """Sends jobs without waiting. Returns the number to pass to `answer`, in the order of sending."""
-        number = next(self._requests)
-        self._send(submit_frame(number, spec, calls, resend=resend, watch=watch))
-        return number
-
-    def submit_flow(self, flow: Flow, *, resend: bool) -> None:
-        """Submits jobs of several kinds, all or none."""
-        number = next(self._requests)
-        self._send(flow_frame([Op.SUBMIT_FLOW, number, resend, False], flow))
-        self.answer(number)
-
-    def watch(self, ids: Sequence[bytes]) -> None:
-        """Asks for the RESULT frames of jobs. There is no other answer."""
-        for frame in watch_frames(ids):
-            self._send(frame)
-
-    def next_result(self, timeout_s: float | None) -> Message | None:
-        """The next RESULT frame, or None if none came in time."""
-        if self._arrived:
-            return self._arrived.popleft()
-        try:
-            return self.receive(timeout_s)
-        except TimeoutError:
-            return None
-
-    def answer(self, number: int) -> Any:
-        """Waits for the answer to a request.
+    def send(self, data: bytes) -> None:
+        """Sends frames.
 
         Raises:
-            TaskQError: the broker's own, or ConnectionLost.
+            ConnectionLost: the broker is gone, or does not read.
         """
-        while True:
-            message = self._receive_in_time()
-            if message[0][0] == Op.RESULT:
-                self._arrived.append(message)
-            else:
-                return value_of(message, number)
-
-    def _send(self, data: bytes) -> None:
         try:
-            self._socket.settimeout(0.0)
-            rest = memoryview(data)
+            sent = self._socket.send(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:])
+        except BlockingIOError:
+            self._send_rest(memoryview(data))
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+
+    def _send_rest(self, rest: memoryview) -> None:
+        try:
             while rest:
+                self._wait_for_room()
                 try:
                     rest = rest[self._socket.send(rest) :]
                 except BlockingIOError:
-                    self._wait_for_room()
+                    pass
         except OSError as error:
             raise ConnectionLost(str(error)) from error
 
@@ -197,49 +158,90 @@ class Connection:
         if not events:
             raise self._silent()
         if events[0][1] & select.POLLIN:
-            self._take_in(self._socket.recv(_READ_BYTES))
+            self._hear()
 
-    def _receive_in_time(self, within_s: float | None = None) -> Message:
+    def answer(self, number: int) -> Message:
+        """Waits for the answer to a request. Raises ConnectionLost, or what the broker says."""
+        answers = self.talk.answers
+        while number not in answers:
+            self._hear_in_time()
+        return answers.pop(number)
+
+    def late_answer(self, number: int, within_s: float | None) -> Message:
+        """Waits for an answer that may come late. Raises as `answer`; TimeoutError: it did not come in time."""
+        answers = self.talk.answers
+        while number not in answers:
+            self._hear_within(within_s)
+        return answers.pop(number)
+
+    def endings(self, within_s: float | None) -> list[Message]:
+        """Waits for the next RESULT frames. Raises as `late_answer`."""
+        while not self.talk.endings:
+            self._hear_within(within_s)
+        found, self.talk.endings = self.talk.endings, []
+        return found
+
+    def _hear_in_time(self, within_s: float | None = None) -> None:
         longest_s = self._absence.reply_timeout_s
-        try:
-            return self.receive(longest_s if within_s is None else min(within_s, longest_s))
-        except TimeoutError:
+        if not self._poll.poll((longest_s if within_s is None else min(within_s, longest_s)) * 1000):
             if within_s is not None and within_s < longest_s:
-                raise ConnectionLost(f"the broker did not answer within {within_s:g} s") from None
-            raise self._silent() from None
+                raise ConnectionLost(f"the broker did not answer within {within_s:g} s")
+            raise self._silent()
+        self._hear()
 
-    def receive(self, timeout_s: float | None) -> Message:
-        """The next frame.
-
-        Raises:
-            TimeoutError: none came in time.
-            ConnectionLost: none will come.
-        """
-        while not self._pending:
-            try:
-                data = self._read(timeout_s)
-            except TimeoutError:
-                raise
-            except OSError as error:
-                raise ConnectionLost(str(error)) from error
-            self._take_in(data)
-        return self._pending.popleft()
-
-    def _read(self, timeout_s: float | None) -> bytes:
-        """What the broker sends next. Whoever waits for longer than for an answer is told if it answers nobody."""
+    def _hear_within(self, within_s: float | None) -> None:
+        """Hears what comes next. Whoever waits for longer than for an answer is told if the broker answers nobody."""
         longest_s = self._absence.reply_timeout_s
-        while timeout_s is None or timeout_s > longest_s:
-            self._socket.settimeout(longest_s)
-            try:
-                return self._socket.recv(_READ_BYTES)
-            except TimeoutError:
-                self._absence.look_while_waiting()
-            if timeout_s is not None:
-                timeout_s -= longest_s
-        self._socket.settimeout(timeout_s)
-        return self._socket.recv(_READ_BYTES)
+        while within_s is None or within_s > longest_s:
+            if self._poll.poll(longest_s * 1000):
+                self._hear()
+                return
+            self._absence.look_while_waiting()
+            if within_s is not None:
+                within_s -= longest_s
+        if not self._poll.poll(within_s * 1000):
+            raise TimeoutError
+        self._hear()
 
-    def _take_in(self, data: bytes) -> None:
+    def _hear(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
         if not data:
             raise ConnectionLost("the broker closed the connection")
-        self._pending.extend(self._decoder.feed(data))
+        self.talk.hear(data)
+
+
+class Pool:
+    """Connections that nobody uses at the moment. Any thread takes and keeps them; a forked child begins anew."""
+
+    def __init__(self) -> None:
+        self._idle: list[Connection] = []  # appended to and popped by any thread: both are atomic
+        self._pid = os.getpid()
+
+    def take(self) -> Connection | None:
+        """A connection that is used no longer, if there is one."""
+        if self._pid != os.getpid():
+            self._idle = []  # these belong to the parent; closing our copies does not disturb it
+            self._pid = os.getpid()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        connection.is_fresh = False
+        return connection
+
+    def keep(self, connection: Connection) -> bool:
+        """Keeps a connection for the next call. Returns whether there is room for it."""
+        if len(self._idle) >= _MAX_IDLE_CONNECTIONS or self._pid != os.getpid() or not connection.close.alive:
+            return False
+        self._idle.append(connection)
+        return True
+
+    def clear(self) -> None:
+        """Closes all."""
+        while (connection := self.take()) is not None:
+            connection.close()

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, TypeVar
 
 from taskq.client.context import keep_back
 from taskq.client.options.call_options import CallOptions
-from taskq.client.transport.blocking import Client
 from taskq.client.transport.clients import FleetConnection
-from taskq.model.errors import AppError, QueueFull
+from taskq.model.errors import AppError
 from taskq.model.spec import Spec
-from taskq.protocol.submissions import Call, Flow, chunks
-from taskq.system.clock import ClientClock
-
-if TYPE_CHECKING:
-    from taskq.client.transport.aio import AsyncClient
-
-T = TypeVar("T")
+from taskq.protocol.submissions import Call, Flow
 
 #: What is being imported as an application, by the thread that does.
 _importing: dict[int, str] = {}
@@ -48,7 +39,7 @@ def _check_import() -> None:
 
 
 def submit(app: FleetConnection, spec: Spec, call_options: CallOptions, calls: Iterable[Call]) -> list[bytes]:
-    """Hands in jobs of one kind.
+    """Submits jobs of one kind.
 
     Returns:
         Their ids; an EarlierId for each that was left out since there is one of its kind.
@@ -61,13 +52,7 @@ def submit(app: FleetConnection, spec: Spec, call_options: CallOptions, calls: I
         _check_import()
     if call_options.on_success:
         return _keep_back(spec, calls)
-    client = app.client
-    if not call_options.waits_for_room:
-        return client.submit(spec, calls)
-    ids: list[bytes] = []
-    for chunk in chunks(calls, spec.max_queued):
-        ids += when_there_is_room(client.clock, partial(client.submit, spec, chunk))
-    return ids
+    return app.client.submit(spec, calls, call_options.waits_for_room)
 
 
 async def asubmit(app: FleetConnection, spec: Spec, call_options: CallOptions, calls: Iterable[Call]) -> list[bytes]:
@@ -76,63 +61,24 @@ async def asubmit(app: FleetConnection, spec: Spec, call_options: CallOptions, c
         _check_import()
     if call_options.on_success:
         return _keep_back(spec, calls)
-    client = app.async_client()
-    if not call_options.waits_for_room:
-        return await client.submit(spec, calls)
-    ids: list[bytes] = []
-    for chunk in chunks(calls, spec.max_queued):
-        ids += await _awhen_there_is_room(client, partial(client.submit, spec, chunk))
-    return ids
+    return await app.async_client().submit(spec, calls, call_options.waits_for_room)
 
 
-def submit_flow(client: Client, flow: Flow, waits_for_room: bool) -> None:
-    """Hands in jobs of several kinds, all or none. Raises as `submit`; PayloadTooLarge: they are too many."""
+def submit_flow(app: FleetConnection, flow: Flow, waits_for_room: bool) -> None:
+    """Submits jobs of several kinds, all or none. Raises as `submit`; PayloadTooLarge: they are too many."""
     if _importing:
         _check_import()
-    if waits_for_room:
-        when_there_is_room(client.clock, partial(client.submit_flow, flow))
-    else:
-        client.submit_flow(flow)
+    app.client.submit_flow(flow, waits_for_room)
 
 
-async def asubmit_flow(client: AsyncClient, flow: Flow, waits_for_room: bool) -> None:
+async def asubmit_flow(app: FleetConnection, flow: Flow, waits_for_room: bool) -> None:
     """`submit_flow` for asyncio."""
     if _importing:
         _check_import()
-    if waits_for_room:
-        await _awhen_there_is_room(client, partial(client.submit_flow, flow))
-    else:
-        await client.submit_flow(flow)
+    await app.async_client().submit_flow(flow, waits_for_room)
 
 
 def _keep_back(spec: Spec, calls: Iterable[Call]) -> list[bytes]:
     flow = [(spec, call) for call in calls]
     keep_back(flow)
     return [call.id for _, call in flow]
-
-
-def when_there_is_room(clock: ClientClock, submit: Callable[[], T]) -> T:
-    """Tries again while the queue is full. Returns what `submit` does."""
-    pauses = _pauses()
-    while True:
-        try:
-            return submit()
-        except QueueFull:
-            clock.sleep(next(pauses))
-
-
-async def _awhen_there_is_room(client: AsyncClient, submit: Callable[[], Awaitable[T]]) -> T:
-    pauses = _pauses()
-    while True:
-        try:
-            return await submit()
-        except QueueFull:
-            await client.pause(next(pauses))
-
-
-def _pauses() -> Iterator[float]:
-    """The pauses of one who waits for room in a queue: from 5 ms to 0.25 s."""
-    pause_s = 0.005
-    while True:
-        yield pause_s
-        pause_s = min(pause_s * 1.5, 0.25)

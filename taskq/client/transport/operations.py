@@ -1,0 +1,506 @@
+"""The calls of a client to the fleet of a directory, each written once, as operations (`verbs.py`).
+
+A broker that is away for a moment is not an error: jobs go to the spool, and whoever waits for a result waits on and
+asks the next broker. A directory without a fleet is asked by way of its journal, except for what only a fleet can do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from taskq.client.transport.absence import Absence
+from taskq.client.transport.endings import Endings, Items
+from taskq.client.transport.room import with_room
+from taskq.client.transport.verbs import Answer, EndReader, Line, Open, OpenReader, Operation, Send, UseSpool
+from taskq.model.errors import (
+    AlreadyRunning,
+    BehindSpool,
+    BrokerUnavailable,
+    DirectoryError,
+    JobNotFound,
+    ResultTimeout,
+)
+from taskq.model.info.job import JobInfo
+from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.status import FleetStatus
+from taskq.model.job import JobState, enqueued_at
+from taskq.model.limits import MAX_JOBS_LISTED
+from taskq.model.schedule import Schedule
+from taskq.model.spec import Spec
+from taskq.protocol import spool
+from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
+from taskq.protocol.endings import Ending
+from taskq.protocol.jobs import info_of
+from taskq.protocol.ops import OPS, Op
+from taskq.protocol.requests import (
+    CancelJob,
+    GetJob,
+    GetStatus,
+    ListJobs,
+    ListSchedules,
+    PauseQueues,
+    PauseSchedule,
+    PurgeJob,
+    PurgeJobs,
+    PutSchedule,
+    ReloadFleet,
+    RemoveSchedule,
+    Request,
+    RetryJob,
+    RetryJobs,
+    RunSchedule,
+    StopFleet,
+    op_of,
+)
+from taskq.protocol.schedules import schedule_of
+from taskq.protocol.status import status_of
+from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
+from taskq.system.clock import ClientClock
+from taskq.system.directory import Directory
+from taskq.system.platform import is_listening
+
+#: Longer than a running job that is cancelled may take to clean up.
+CANCEL_AGAIN_S = 5.0
+#: Frames that are on their way while the next is made: the broker syncs one while we make another.
+_FRAMES_AHEAD = 3
+#: What changes nothing.
+_LOOKS = (GetJob, ListJobs, GetStatus, ListSchedules)
+#: A fleet may start while its journal is being read, and be gone when it is asked: the most times in one call.
+_MOST_ROUNDS = 20
+
+
+class DirectoryQueue:
+    """The queue of a directory: a `taskq.client.transport.api.QueueApi`, and what else its fleet can be asked."""
+
+    def __init__(self, directory: Directory, absence: Absence, clock: ClientClock) -> None:
+        """
+        Args:
+            absence: what is known of a fleet that does not answer.
+            clock: tells the time, and lets it pass where an operation sleeps.
+        """
+        self.directory = directory
+        self.absence = absence
+        self.clock = clock
+        #: Whether the last answer came from the journal of a fleet that does not run. Any thread writes it.
+        self.is_stopped = False
+
+    # -- submitting
+
+    def submit(self, spec: Spec, calls: Iterable[Call], waits_for_room: bool = False) -> Operation[list[bytes]]:
+        """Submits jobs of one kind; each is durable when this returns. With no broker there, they go to the spool.
+
+        Args:
+            waits_for_room: try again while the queue is full.
+
+        Returns:
+            The ids; an EarlierId for each job that was left out since there is one of its kind.
+
+        Raises:
+            EnqueueError: they were not accepted.
+            BrokerUnavailable: neither a broker nor the spool takes them.
+        """
+        if not waits_for_room:
+            return (yield from self._submit(spec, calls))
+        ids: list[bytes] = []
+        for chunk in chunks(calls, spec.max_queued):
+            ids += yield from with_room(partial(self._submit, spec, chunk), True)
+        return ids
+
+    def _submit(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
+        ids: list[bytes] = []
+        remaining = chunks(calls)
+        unanswered: deque[tuple[int, list[Call]]] = deque()
+        try:
+            line: Line = yield Open()
+            try:
+                for chunk in remaining:
+                    unanswered.append((0, chunk))
+                    number, frame = line.talk.submit(spec, chunk)
+                    unanswered[-1] = number, chunk
+                    yield Send(line, number, frame)
+                    if len(unanswered) > _FRAMES_AHEAD:
+                        ids += yield from self._accepted(line, spec, *unanswered[0])
+                        unanswered.popleft()
+                while unanswered:
+                    ids += yield from self._accepted(line, spec, *unanswered[0])
+                    unanswered.popleft()
+                return ids
+            finally:
+                line.leave()
+        except ConnectionLost:
+            pass
+        for _, chunk in unanswered:
+            ids += yield from self._resubmit(spec, chunk)
+        for chunk in remaining:
+            ids += yield from self._resubmit(spec, chunk)
+        return ids
+
+    def _accepted(self, line: Line, spec: Spec, number: int, chunk: Sequence[Call]) -> Operation[list[bytes]]:
+        """The ids of the jobs of one frame, when they are durable: in the journal, or behind others in the spool."""
+        try:
+            return ids_of(chunk, value_of((yield Answer(line, number)), number))
+        except BehindSpool:
+            return (yield from self.spool(spec, chunk))
+
+    def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> Operation[list[bytes]]:
+        """Submits over a new connection; these may have arrived before: the broker leaves out ids that it knows."""
+        try:
+            line: Line = yield Open(must_be_fresh=True)
+            try:
+                number, frame = line.talk.submit(spec, chunk, resend=True)
+                yield Send(line, number, frame)
+                return (yield from self._accepted(line, spec, number, chunk))
+            finally:
+                line.leave()
+        except ConnectionLost:
+            ids = yield from self.spool(spec, chunk)
+            self.absence.warn_of_spool()
+            return ids
+
+    def submit_flow(self, flow: Flow, waits_for_room: bool = False) -> Operation[None]:
+        """Submits jobs of several kinds together: all are durable when this returns, or none is accepted.
+
+        Raises:
+            As `submit`; PayloadTooLarge: they do not fit into one frame.
+        """
+        yield from with_room(partial(self._submit_flow, flow), waits_for_room)
+
+    def _submit_flow(self, flow: Flow) -> Operation[None]:
+        for resend in (False, True):
+            try:
+                line: Line = yield Open(must_be_fresh=resend)
+                try:
+                    number, frame = line.talk.submit_flow(flow, resend=resend)
+                    yield Send(line, number, frame)
+                    value_of((yield Answer(line, number)), number)
+                    return
+                finally:
+                    line.leave()
+            except BehindSpool:
+                yield from self.spool_flow(flow)
+                return
+            except ConnectionLost:
+                pass
+        yield from self.spool_flow(flow)
+        self.absence.warn_of_spool()
+
+    # -- the spool
+
+    def spool(self, spec: Spec, chunk: Sequence[Call]) -> Operation[list[bytes]]:
+        """Writes jobs to the spool, from where the next broker takes them. Returns their ids.
+
+        Raises:
+            StoreFull: the disk is full.
+            BrokerUnavailable: the spool cannot be written.
+        """
+        ids = [call.id for call in chunk]
+        yield UseSpool(self._spool, (ids, submit_frame(0, spec, chunk, resend=True, watch=False)))
+        return ids
+
+    def spool_flow(self, flow: Flow) -> Operation[None]:
+        """Writes jobs of several kinds to the spool, in one file. Raises as `spool`."""
+        frame = flow_frame([Op.SUBMIT_FLOW, 0, True, False], flow)
+        yield UseSpool(self._spool, ([call.id for _, call in flow], frame))
+
+    def _spool(self, ids: Sequence[bytes], frame: bytes) -> None:
+        try:
+            self.directory.create()
+        except DirectoryError as error:
+            told = f"{self.absence.describe_briefly()}, and the job cannot be spooled: {error}"
+            raise BrokerUnavailable(told) from error
+        spool.spool_frame(self.directory.spool, ids, frame, self.absence.describe_briefly())
+
+    def is_spooled(self, job_id: bytes) -> Operation[bool]:
+        """Whether a job waits in the spool."""
+        return job_id in (yield UseSpool(spool.find, (self.directory.spool, [job_id])))
+
+    # -- one job
+
+    def watching(self, ids: Iterable[bytes] = ()) -> Endings:
+        """Opens a stream of the endings of jobs, to be closed."""
+        return Endings(self.clock, ids, self._submit)
+
+    def items(self, job_id: bytes, start: int, timeout_s: float | None) -> Items:
+        """Opens a stream of the items that a job yields, from a number on, to be closed."""
+        return Items(self.clock, job_id, start, timeout_s)
+
+    def wait(self, job_id: bytes, timeout_s: float | None) -> Operation[Ending]:
+        """Waits for the end of a job.
+
+        Raises:
+            ResultTimeout: it did not end in time.
+            JobNotFound: the broker does not know the job.
+        """
+        endings = self.watching([job_id])
+        try:
+            _, ending = yield from endings.next(timeout_s)
+        except ResultTimeout:
+            raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
+        finally:
+            endings.close()
+        if ending is None:
+            raise JobNotFound.of(job_id)
+        return ending
+
+    def info(self, job_id: bytes) -> Operation[JobInfo]:
+        """All that is known of a job; little, if it is in the spool.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            BrokerUnavailable: no broker answers, and the job is not in the spool either.
+        """
+        try:
+            return info_of((yield from self.ask(GetJob(job_id))))
+        except BrokerUnavailable:
+            if not (yield from self.is_spooled(job_id)):
+                raise
+        return JobInfo(job_id.hex(), "", "", JobState.QUEUED, 0, 0, enqueued_at(job_id))
+
+    def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
+        """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
+        while True:
+            is_cancelled = yield from self.ask(CancelJob(job_id, also_running))
+            if is_cancelled is not None:
+                return bool(is_cancelled)
+            try:
+                ending = yield from self.wait(job_id, CANCEL_AGAIN_S)
+                return ending.state == JobState.CANCELLED
+            except ResultTimeout:
+                pass  # a new broker has run it again, and does not know that it is not wanted
+
+    def retry(self, job_id: bytes) -> Operation[None]:
+        """Queues a failed job again. Raises as `Job.retry`."""
+        yield from self.ask(RetryJob(job_id))
+
+    def purge(self, job_id: bytes) -> Operation[None]:
+        """Removes a job. Raises as `Job.purge`."""
+        yield from self.ask(PurgeJob(job_id))
+
+    # -- many jobs: the broker does a little for each request, and says where to go on
+
+    def jobs(
+        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+    ) -> Operation[list[JobInfo]]:
+        """Lists jobs, newest first."""
+        infos: list[JobInfo] = []
+        place: bytes | int | None = before
+        requests = Requests(self)
+        try:
+            while limit is None or len(infos) < limit:
+                most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
+                found, place = yield from requests.ask(ListJobs(state and state.value, task, queue, place, most))
+                infos.extend(map(info_of, found))
+                if place is None:
+                    break
+        except GeneratorExit:
+            requests.abandon()
+            raise
+        finally:
+            yield from requests.end()
+        return infos
+
+    def retry_all(self, task: str | None, queue: str | None) -> Operation[int]:
+        """Queues all failed jobs again, or those of a task or queue. Returns their number."""
+        return (yield from self._repeat(Requests(self), RetryJobs(task, queue, None)))
+
+    def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> Operation[int]:
+        """Removes the jobs in a state that ended before a time. Returns their number."""
+        return (yield from self._repeat(Requests(self), PurgeJobs(state.value, task, queue, before, None)))
+
+    def drop_unfinished(self, before: float) -> Operation[int]:
+        """Removes the jobs that have not ended and were enqueued before a time, where no fleet runs. Returns their
+        number.
+
+        Raises:
+            ConnectionLost: a fleet has the directory.
+        """
+        dropped = 0
+        if self.journal_answers(Op.JOBS):
+            for state in (JobState.WAITING, JobState.SCHEDULED, JobState.QUEUED):  # what waits for others goes first
+                requests = Requests(self, only_stopped=True)
+                dropped += yield from self._repeat(requests, PurgeJobs(state.value, None, None, before, None))
+        return dropped
+
+    @staticmethod
+    def _repeat(requests: Requests, request: RetryJobs | PurgeJobs) -> Operation[int]:
+        """Repeats a request until nothing is left to do; returns the number of jobs that it was done to."""
+        done = 0
+        try:
+            while True:
+                count, span = yield from requests.ask(request)
+                done += int(count)
+                if span is None:
+                    return done
+                request = request._replace(span=span)
+        except GeneratorExit:
+            requests.abandon()
+            raise
+        finally:
+            yield from requests.end()
+
+    def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> Operation[list[str]]:
+        """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
+        changed: list[str] = yield from self.ask(PauseQueues(list(queues), is_paused, by))
+        return changed
+
+    # -- schedules
+
+    def schedules(self) -> Operation[list[ScheduleInfo]]:
+        """All schedules, by name."""
+        return [schedule_of(value) for value in (yield from self.ask(ListSchedules()))]
+
+    def put_schedule(self, schedule: Schedule) -> Operation[ScheduleInfo]:
+        """Adds a schedule, or replaces the one of its name."""
+        return schedule_of((yield from self.ask(PutSchedule(schedule.to_wire()))))
+
+    def remove_schedule(self, name: str) -> Operation[None]:
+        """Removes a schedule."""
+        yield from self.ask(RemoveSchedule(name))
+
+    def pause_schedule(self, name: str, is_paused: bool) -> Operation[ScheduleInfo]:
+        """Pauses or resumes a schedule."""
+        return schedule_of((yield from self.ask(PauseSchedule(name, is_paused))))
+
+    def run_schedule(self, name: str, job_id: bytes) -> Operation[None]:
+        """Makes a job of a schedule now."""
+        yield from self.ask(RunSchedule(name, job_id))
+
+    # -- the fleet
+
+    def status(self) -> Operation[FleetStatus]:
+        """What the fleet is doing.
+
+        Raises:
+            BrokerUnavailable: no broker answers.
+        """
+        return status_of((yield from Requests(self, only_running=True).ask(GetStatus())))
+
+    def look(self) -> Operation[FleetStatus]:
+        """The status of a fleet, or what one that does not run has left; then the state of its broker is "stopped".
+
+        Raises:
+            BrokerUnavailable: there never was a fleet.
+        """
+        return status_of((yield from self.ask(GetStatus())))
+
+    def stop(self) -> Operation[None]:
+        """Asks the fleet to stop: running jobs may end first."""
+        yield from self.ask(StopFleet())
+
+    def reload(self) -> Operation[int]:
+        """Asks the fleet to replace its consumers, one by one, by ones with the present code.
+
+        Returns:
+            The number of this reload; the status tells how far it is.
+        """
+        number: int = yield from self.ask(ReloadFleet())
+        return number
+
+    # -- asking
+
+    def ask(self, request: Request) -> Operation[Any]:
+        """Makes one request, which may be repeated.
+
+        Raises:
+            TaskQError: what the broker says.
+            BrokerUnavailable: no broker answers.
+        """
+        requests = Requests(self)
+        try:
+            return (yield from requests.ask(request))
+        except GeneratorExit:
+            requests.abandon()
+            raise
+        finally:
+            yield from requests.end()
+
+    def journal_answers(self, op: Op) -> bool:
+        """Whether the directory holds anything to ask. A look makes a journal only of jobs that wait for the first
+        fleet."""
+        if op not in OPS:
+            return False
+        if os.path.exists(self.directory.journal):
+            return True
+        return op in (Op.JOBS, Op.STATUS) and any(self.directory.spool.glob("*.jobs"))
+
+
+class FleetIsThere(ConnectionLost):
+    """A fleet has the directory, or is about to: it is the one to ask."""
+
+
+class Requests:
+    """The requests of one call. A fleet that does not run is asked by way of its journal, which one process reads for
+    all of them."""
+
+    def __init__(self, queue: DirectoryQueue, *, only_running: bool = False, only_stopped: bool = False) -> None:
+        self._queue = queue
+        self._only_running = only_running
+        self._only_stopped = only_stopped
+        self._reader: Line | None = None
+
+    def ask(self, request: Request) -> Operation[Any]:
+        """Makes a request. Raises as `DirectoryQueue.ask`."""
+        queue, told = self._queue, ""
+        if self._only_stopped:
+            return (yield from self._ask_reader(request))
+        for _ in range(_MOST_ROUNDS):
+            try:
+                queue.is_stopped = False
+                return (yield from self._ask_fleet(request))
+            except ConnectionLost as error:
+                is_there = self._only_running or is_listening(queue.absence.path)
+                if is_there or not queue.journal_answers(op_of(request)):
+                    raise BrokerUnavailable(queue.absence.describe()) from error
+            try:
+                queue.is_stopped = True
+                return (yield from self._ask_reader(request))
+            except FleetIsThere as error:
+                told = str(error)
+        raise BrokerUnavailable(told)
+
+    @staticmethod
+    def _ask_fleet(request: Request) -> Operation[Any]:
+        must_be_fresh = False
+        while True:
+            line: Line = yield Open(isinstance(request, _LOOKS), must_be_fresh)
+            try:
+                number, frame = line.talk.request(request)
+                yield Send(line, number, frame)
+                return value_of((yield Answer(line, number)), number)
+            except ConnectionLost as error:
+                if line.is_fresh or isinstance(error, BrokerSilent):
+                    raise
+                must_be_fresh = True
+            finally:
+                line.leave()
+
+    def _ask_reader(self, request: Request) -> Operation[Any]:
+        try:
+            if self._reader is None:
+                self._reader = yield OpenReader()
+            number, frame = self._reader.talk.request(request)
+            yield Send(self._reader, number, frame)
+            return value_of((yield Answer(self._reader, number)), number)
+        except BrokerSilent as error:
+            yield from self.end()
+            told = f"the journal in {self._queue.directory.path} takes too long to read"
+            raise BrokerUnavailable(told) from error
+        except (AlreadyRunning, ConnectionLost) as error:
+            yield from self.end()
+            raise FleetIsThere(str(error)) from error
+
+    def end(self) -> Operation[None]:
+        """Lets the reader go."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            yield EndReader(reader)
+
+    def abandon(self) -> None:
+        """Lets the reader go, where nobody can wait for it any more."""
+        if self._reader is not None:
+            self._reader.leave()
+            self._reader = None
