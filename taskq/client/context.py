@@ -18,7 +18,7 @@ from taskq.model.job import Progress
 from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_CHILDREN, MAX_CHILDREN_BYTES, MAX_OUTPUT_LINE_BYTES
 from taskq.protocol.codec import decode_result, encode_result
 from taskq.protocol.link.output import JOB_MARK, RECORD_MARK
-from taskq.protocol.ops import CHECKPOINT, CPU_TIMEOUT, NO_START_OPTIONS, TIMEOUT, StartOptions
+from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.usage import own_cpu_s
 
@@ -44,7 +44,7 @@ class CurrentJob:
         self.task = job.task
         self.attempt = job.attempt
         self._pid = os.getpid()
-        timeout_s = job.extra.get(TIMEOUT)
+        timeout_s = job.extra.get("timeout_s")
         self._over_at = None if timeout_s is None else job.started_at + timeout_s
 
     def __repr__(self) -> str:
@@ -106,7 +106,7 @@ class CurrentJob:
     @cached_property
     def last_checkpoint(self) -> Any:
         """What `checkpoint` kept last, in this attempt or one before; None if nothing was kept."""
-        packed = self._job.extra.get(CHECKPOINT)
+        packed = self._job.extra.get("checkpoint")
         return None if packed is None else decode_result(self._job.id, packed)
 
     def _check_is_running(self, method: str) -> None:
@@ -233,7 +233,7 @@ class RunningJob:
         self.attempt = attempt
         self.payload = payload
         self.extra = extra
-        if extra and CPU_TIMEOUT in extra:
+        if extra and "cpu_timeout_s" in extra:
             self._cpu_s = own_cpu_s()
 
     @property
@@ -267,10 +267,10 @@ class RunningJob:
         """What to raise in the job, since it is to end: for its time, or because it was cancelled."""
         if reason == Reason.CANCELLED:
             return JobTimeout("the job was cancelled")
-        if reason == Reason.CPU_TIMEOUT and CPU_TIMEOUT in self.extra:
-            limit_s, used_s = self.extra[CPU_TIMEOUT], own_cpu_s() - self._cpu_s
+        if reason == Reason.CPU_TIMEOUT and "cpu_timeout_s" in self.extra:
+            limit_s, used_s = self.extra["cpu_timeout_s"], own_cpu_s() - self._cpu_s
             return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
-        return JobTimeout(f"the job ran longer than its timeout of {self.extra.get(TIMEOUT, 0):g} s")
+        return JobTimeout(f"the job ran longer than its timeout of {self.extra.get('timeout_s', 0):g} s")
 
 
 #: The job that has this process for itself, so that all threads it starts know it. Written by the executor of a

@@ -26,7 +26,7 @@ from taskq.model.job import JobError, JobState
 from taskq.model.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model.units import text_of_bytes
 from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
-from taskq.protocol.ops import CPU_TIMEOUT, DROP_RESULT, FOLLOWS, MEMORY_LIMIT, StartOptions
+from taskq.protocol.ops import StartOptions
 from taskq.system.usage import data_limit
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
@@ -76,8 +76,8 @@ class Runner:
         started_at = self._clock.time()
         try:
             task, args, kwargs = self._prepare(job)
-            if job.extra and MEMORY_LIMIT in job.extra:
-                with data_limit(job.extra[MEMORY_LIMIT]):
+            if job.extra and "memory_limit_bytes" in job.extra:
+                with data_limit(job.extra["memory_limit_bytes"]):
                     value = self._run_code(job, task, args, kwargs)
             else:
                 value = self._run_code(job, task, args, kwargs)
@@ -130,7 +130,7 @@ class Runner:
         if issubclass(kind, (Snooze, Retry)):
             return _end_by_wish(raised, options, job.attempt)
         error = describe(raised, _OWN_MODULES)
-        memory_limit = job.extra.get(MEMORY_LIMIT)
+        memory_limit = job.extra.get("memory_limit_bytes")
         if memory_limit is not None and issubclass(kind, MemoryError):
             text = f"the job may use {text_of_bytes(memory_limit)} of memory, and asked for more"
             return Verdict.FAILED, replace(error, type="MemoryLimit", message=text), None
@@ -147,7 +147,7 @@ class Runner:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise Refused("UnknownTask", f"this application has no task {job.task!r} (it has: {known:.500})")
         try:
-            results = self._results(job.payload) if job.extra and FOLLOWS in job.extra else None
+            results = self._results(job.payload) if job.extra and "follows" in job.extra else None
             args, kwargs = decode_call(job.id, job.payload, results)
         except CorruptPayload as error:
             raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
@@ -175,7 +175,7 @@ class Runner:
         return results
 
     def _encode(self, job: RunningJob, value: Any) -> bytes | None:
-        if job.extra and DROP_RESULT in job.extra:
+        if job.extra and "drop_result" in job.extra:
             return None
         try:
             result = encode_result(job.id, value)
@@ -261,8 +261,8 @@ def _refuse_misfit(error: TypeError, task: Task[..., Any], args: list[Any], kwar
 
 def _check_limits(extra: StartOptions) -> None:
     """Refuses limits that cannot be kept where jobs share a process: the system counts memory and CPU by process."""
-    if CPU_TIMEOUT in extra or MEMORY_LIMIT in extra:
-        option = "cpu_timeout" if CPU_TIMEOUT in extra else "memory_limit"
+    if "cpu_timeout_s" in extra or "memory_limit_bytes" in extra:
+        option = "cpu_timeout" if "cpu_timeout_s" in extra else "memory_limit"
         raise Refused("NeedsOwnProcess", f"{option}= needs a fleet without --threads: put the job into a queue of such")
 
 

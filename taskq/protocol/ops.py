@@ -69,13 +69,6 @@ class StartOptions(TypedDict, total=False):
 
 NO_START_OPTIONS: Final[StartOptions] = {}
 
-TIMEOUT: Final = "timeout_s"
-CHECKPOINT: Final = "checkpoint"
-CPU_TIMEOUT: Final = "cpu_timeout_s"
-MEMORY_LIMIT: Final = "memory_limit_bytes"
-DROP_RESULT: Final = "drop_result"
-FOLLOWS: Final = "follows"
-
 #: What can be asked of a stopped fleet.
 OPS = frozenset(
     {

@@ -63,7 +63,7 @@ from taskq.protocol import frames as frames_module
 from taskq.protocol.link.batch import jobs_to_send
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.link.output import Stacks
-from taskq.protocol.ops import CHECKPOINT, Op
+from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Call
 from taskq.system.directory import Directory
 
@@ -382,7 +382,7 @@ class SimSlot:
             case "gives_up":
                 is_well, verdict = False, Verdict.CANCELLED
             case "goes_on":
-                self._go_on(start, extra.get(CHECKPOINT, b"").decode())
+                self._go_on(start, extra.get("checkpoint", b"").decode())
                 if attempt < 3:
                     world.later(seconds, lambda: self.die_in(number))
                     return
