@@ -19,7 +19,7 @@ q = TaskQ("from_multiprocessing")
 
 @q.task
 def greet(name: str) -> str:
-    """Says hello, and from which consumer's process."""
+    """Says hello, and from which consumer process."""
     return f"Hello {name}, from process {os.getpid()}"
 
 

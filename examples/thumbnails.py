@@ -1,4 +1,4 @@
-"""Makes thousands of thumbnails of real photographs on all cores; a damaged image harms no other.
+"""Makes thousands of thumbnails of real photographs on all cores; a damaged image does not affect the others.
 
     pip install pillow scikit-learn            # scikit-learn has two sample photographs
     python examples/thumbnails.py              # 2,000 crops of them
@@ -26,7 +26,7 @@ Crop = tuple[int, int, int, int]  # left, upper, right, lower
 Arguments = tuple[Path, Path, int, Crop | None]  # of one job
 
 
-@q.task(retries=0, timeout=30)  # a damaged file is as damaged a second later
+@q.task(retries=0, timeout=30)  # a damaged file will still be damaged a second later
 def thumbnail(source: Path, target: Path, size: int, crop: Crop | None = None) -> int:
     """Makes one thumbnail and returns its size in bytes. The arguments are paths, not pictures.
 

@@ -1,10 +1,10 @@
 """A web application that hands its work to a fleet. It answers at once with a job's id, and later with the result.
 
     pip install fastapi uvicorn pillow
-    python examples/web_app.py                      # server and fleet together, until Ctrl-C; or apart:
+    python examples/web_app.py                      # server and fleet together, until Ctrl-C. Or each by itself:
 
     uvicorn --app-dir examples web_app:app          # the server alone: it accepts jobs, which do not run yet
-    taskq worker examples/web_app.py:q              # the fleet: stop and start it as you like, the server goes on
+    taskq worker examples/web_app.py:q              # the fleet: stop and start it as you like; the server keeps running
 
     curl --data-binary @photo.jpg http://127.0.0.1:8000/thumbnails     # {"job":"0198c2...","state":"queued"}
     curl http://127.0.0.1:8000/jobs/0198c2...                          # {"job":..., "state":"succeeded",...}
@@ -84,7 +84,7 @@ STATUS_OF = {
 
 @app.exception_handler(TaskQError)
 def explain(_: Request, error: TaskQError) -> JSONResponse:
-    """Turns the errors of taskq into answers, in one place. Tracebacks belong in the log, not in an answer."""
+    """Turns the errors of taskq into responses, in one place. Tracebacks belong in the log, not in a response."""
     told = f"{error.error_type}: {error.error_message}" if isinstance(error, JobFailed) else str(error)
     status = next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
     return JSONResponse({"error": told}, status)
