@@ -192,6 +192,8 @@ class EventLog:
             "job_id": row.id.hex(),
             "attempt": row.attempts if is_ended else row.attempts + 1,
         }
+        if row.constraints is not None and row.constraints.meta:
+            fields["meta"] = dict(row.constraints.meta)
         consumer = None if key is None else self._consumer_of(key)
         if consumer is not None:
             fields["consumer"] = consumer.number

@@ -216,6 +216,6 @@ def _answer_all(reader: Reader, client: _Client, sock: socket.socket) -> None:
             if is_greeted:
                 reader.answer(message)
             else:
-                frames.check_hello(message[0])
+                frames.check_hello(message[0], peer="client")
                 client.send(client, frames.hello(os.getpid()))
                 is_greeted = True

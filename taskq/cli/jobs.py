@@ -235,6 +235,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
             else "not known until a fleet takes the job from the spool",
         ),
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
+        *_meta(info.meta),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
         *_neighbours("after", info.after),
@@ -290,6 +291,11 @@ def cancel(
 
 def _application(app: str | None) -> TaskQ:
     return TaskQ("taskq", os.fspath(find_directory(app).path))
+
+
+def _meta(meta: dict[str, str]) -> list[tuple[str, str]]:
+    texts = [escape(f"{name}={text}") for name, text in meta.items()]
+    return [("meta" if number == 0 else "", text) for number, text in enumerate(texts)]
 
 
 def _neighbours(name: str, ids: list[str]) -> list[tuple[str, str]]:

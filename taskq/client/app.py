@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from math import inf
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
-from taskq.client.hooks import Hooks, HookT, MiddlewareT
+from taskq.client.hooks import EnqueueHookT, Hooks, HookT, MiddlewareT, with_enqueue_hook
 from taskq.client.job import Job
 from taskq.client.options.call_options import ErrorTypes
 from taskq.client.options.functions import full_name, is_same_function
@@ -198,6 +198,22 @@ class TaskQ(FleetConnection):
             ConfigError: it is not an ordinary function without arguments.
         """
         self.hooks.on_stop(function)
+        return function
+
+    def on_enqueue(self, function: EnqueueHookT) -> EnqueueHookT:
+        """Calls a function when this application enqueues jobs, which may add to their `meta=`. A decorator::
+
+            @q.on_enqueue
+            def trace(task: str, meta: dict[str, str]) -> None:
+                meta["request_id"] = request_id.get()
+
+        It is called once for each call of `enqueue`, `enqueue_many`, `map` and the like, for each step of a workflow,
+        and not for the jobs of schedules. What it raises is raised by that call, and nothing is enqueued.
+
+        Raises:
+            ConfigError: it is not an ordinary function of two arguments.
+        """
+        self.enqueue_hooks = with_enqueue_hook(self.enqueue_hooks, function)
         return function
 
     def middleware(self, function: MiddlewareT) -> MiddlewareT:

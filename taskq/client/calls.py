@@ -10,7 +10,7 @@ from taskq.client.job import Job
 from taskq.client.options.call_options import PLAIN, CallOptions
 from taskq.client.options.functions import TAKES_ANYTHING, Takes
 from taskq.client.transport.clients import FleetConnection
-from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints, meta_of
 from taskq.model.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.model.job import new_job_ids
 from taskq.model.limits import MAX_PAYLOAD_BYTES
@@ -50,6 +50,16 @@ class CallMaker(Generic[R_co]):
         self._return_caster = return_caster
         self._takes = takes
 
+    def _options_of_call(self) -> CallOptions:
+        """The options of the jobs of one call, with what the application's hooks add to their meta."""
+        options, hooks = self._call_options, self._app.enqueue_hooks
+        if not hooks:
+            return options
+        meta = dict(options.meta)
+        for hook in hooks:
+            hook(self._spec.task, meta)
+        return replace(options, meta=meta_of(meta))
+
     def _job(self, job_id: bytes) -> Job[Any]:
         return Job(self._app, job_id, self._return_caster, has_result=self._spec.keep_result)
 
@@ -59,16 +69,18 @@ class CallMaker(Generic[R_co]):
             self._check_fits(args, kwargs)
         job_id = job_id or next(new_job_ids(1, self._app.clock.time_ns()))
         payload = self._payload(job_id, args, kwargs)
-        constraints = None if self._is_plain else self._constraints(args, kwargs)
+        is_plain = self._is_plain and not self._app.enqueue_hooks
+        constraints = None if is_plain else self._constraints(self._options_of_call(), args, kwargs)
         return _call_of(job_id, payload, constraints)
 
-    def _constraints(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
-        return self._call_options.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
+    def _constraints(self, options: CallOptions, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
+        return options.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
 
     def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
         # one loop for all kinds: generators around each other took longer than what they passed on
-        constraints = None if self._is_plain or not self._call_options.are_shared else self._constraints((), {})
-        has_own_constraints = not self._is_plain and constraints is None
+        options = self._options_of_call()
+        has_own_constraints = not options.are_shared
+        constraints = None if options.is_plain or has_own_constraints else self._constraints(options, (), {})
         fewest, most = self._takes.fewest, self._takes.most
         ids: Iterator[bytes] = iter(())
         for args in arguments:
@@ -82,7 +94,7 @@ class CallMaker(Generic[R_co]):
                 job_id = next(ids)
             payload = self._payload(job_id, args, {})
             if has_own_constraints:
-                constraints = self._constraints(args, {})
+                constraints = self._constraints(options, args, {})
             yield _call_of(job_id, payload, constraints)
 
     def _check_is_sequence(self, args: object) -> None:

@@ -50,6 +50,11 @@ class CurrentJob:
     def __repr__(self) -> str:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
 
+    @property
+    def meta(self) -> dict[str, str]:
+        """A copy of the texts that travel with the job, by name: see `meta=` and `TaskQ.on_enqueue`."""
+        return dict(self._job.extra.get("meta", {}))
+
     @cached_property
     def deadline(self) -> datetime | None:
         """When ``timeout=`` is over, in UTC; None for a job without. For a wait, `time_left_s` is what you want."""

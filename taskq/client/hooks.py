@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.client.options.functions import misfit
+from taskq.client.transport.clients import EnqueueHook
 from taskq.model.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 #: Called without arguments, in a consumer.
 Hook = Callable[[], object]
 HookT = TypeVar("HookT", bound=Hook)
+EnqueueHookT = TypeVar("EnqueueHookT", bound=EnqueueHook)
 #: A generator with one `yield`, where the job runs; or what `contextlib.contextmanager` makes of such.
 MiddlewareT = TypeVar("MiddlewareT", bound="Callable[[CurrentJob], Iterator[None] | AbstractContextManager[None]]")
 
@@ -72,7 +74,21 @@ class Hooks:
                 traceback.print_exc()
 
 
-def _with(known: list[Any], function: Any) -> list[Any]:
+def with_enqueue_hook(known: Sequence[EnqueueHook], function: EnqueueHook) -> Sequence[EnqueueHook]:
+    """The functions of `on_enqueue` with one more.
+
+    Raises:
+        ConfigError: it is not an ordinary function of two arguments.
+    """
+    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise ConfigError(f"on_enqueue takes an ordinary function (task, meta), not {function!r:.100}")
+    if misfit(function, ("", {}), {}) is not None:
+        name = getattr(function, "__qualname__", function)
+        raise ConfigError(f"on_enqueue: {name} must take two arguments, the name of the task and the meta")
+    return _with(known, function)
+
+
+def _with(known: Sequence[Any], function: Any) -> list[Any]:
     """The functions, and this one; or in its place, if its module was imported again."""
     name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     others = [other for other in known if (other.__module__, getattr(other, "__qualname__", None)) != name]

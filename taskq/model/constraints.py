@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from taskq.model.errors import ConfigError
-from taskq.model.limits import MAX_KEY_CHARS
+from taskq.model.limits import MAX_KEY_CHARS, MAX_META_BYTES, MAX_META_NAME_CHARS
 from taskq.model.spec import is_count, is_duration
 
 
@@ -58,6 +59,7 @@ class Constraints:
         after: the jobs that must have ended before, each with whether it goes on if that one did not succeed. Not
             kept: the store has them as edges.
         follows: whether it came after others: it has edges.
+        meta: texts that travel with the job, by name; see `meta_of`.
     """
 
     due_at: float | None = None
@@ -68,6 +70,7 @@ class Constraints:
     forgiven: tuple[int, int] = (0, 0)
     after: tuple[tuple[bytes, bool], ...] = ()
     follows: bool = False
+    meta: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         # most have one of these or none, and there may be one for each job
@@ -93,7 +96,8 @@ class Constraints:
     def max_wire_bytes(self) -> int:
         """How much it may take in a frame."""
         keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
-        return 50 + len(keys) * (1 if keys.isascii() else 4)
+        size = 50 + len(keys) * (1 if keys.isascii() else 4)
+        return size + sum(10 + len(text) * (1 if text.isascii() else 4) for pair in self.meta for text in pair)
 
     def is_over(self, wall: float) -> bool:
         """Whether it is too late to start it."""
@@ -103,8 +107,8 @@ class Constraints:
     def kept(self) -> Constraints | None:
         """What is to be kept with the job, or None."""
         if self.due_at is None and not self.after:  # the rest takes its time
-            is_used = self.unique is not None or self.is_keyed or self.expires_at is not None or self != NO_CONSTRAINTS
-            return self if is_used else None
+            is_used = self.unique is not None or self.is_keyed or self.expires_at is not None or self.meta
+            return self if is_used or self != NO_CONSTRAINTS else None
         kept = replace(self, due_at=None, after=(), follows=self.follows or bool(self.after))
         return None if kept == NO_CONSTRAINTS else kept
 
@@ -115,7 +119,9 @@ class Constraints:
         wire: list[object] = [self.due_at, self.expires_at, self.limit_key, self.order_key, fields]
         if self.forgiven != (0, 0):
             wire.append(self.forgiven)
-        return [*wire, True] if self.follows else wire
+        if self.follows:
+            wire.append(True)
+        return [*wire, dict(self.meta)] if self.meta else wire
 
     @classmethod
     def from_wire(cls, fields: Any) -> Constraints:
@@ -126,6 +132,8 @@ class Constraints:
                 due_at, expires_at, limit_key, order_key, None if unique is None else UniqueKey.from_wire(unique)
             )
         match fields:
+            case [*own, dict(meta)] if 5 <= len(own) <= 7:
+                return replace(cls.from_wire(own), meta=meta_of(meta))
             case [*own, True] if len(own) in (5, 6):
                 return replace(cls.from_wire(own), follows=True)
             case [*own, list(forgiven)] if len(own) == 5:
@@ -134,6 +142,29 @@ class Constraints:
 
 
 NO_CONSTRAINTS = Constraints()
+
+
+def meta_of(given: object) -> tuple[tuple[str, str], ...]:
+    """The meta of a job: a small map of text to text.
+
+    Raises:
+        ConfigError: it is not that, or larger than 4 KiB.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f'meta={given!r:.80}: use a dict of texts, such as {{"tenant": "acme"}}')
+    size = 0
+    for name, text in given.items():
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_META_NAME_CHARS or not name.isprintable():
+            raise ConfigError(f"meta: {name!r:.80} is not a name: use a text of 1 to {MAX_META_NAME_CHARS} characters")
+        if not isinstance(text, str):
+            raise ConfigError(f"meta: {name} is {text!r:.80}: use a text, such as str(...)")
+        try:
+            size += len(name.encode()) + len(text.encode())
+        except UnicodeEncodeError:
+            raise ConfigError(f"meta: {name} is {text!r:.80}, which cannot be encoded as UTF-8") from None
+    if size > MAX_META_BYTES:
+        raise ConfigError(f"meta takes {size:,} bytes, the limit is {MAX_META_BYTES:,}: pass more as arguments")
+    return tuple(given.items())
 
 
 def _is_key(value: object) -> bool:

@@ -88,6 +88,9 @@ MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
 #: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.
 MAX_KEY_CHARS = 200
+#: What `meta=` of a job may take, its names included, as UTF-8.
+MAX_META_BYTES = 4 * 1024
+MAX_META_NAME_CHARS = 100
 #: Keys without a queued job that the journal still knows: a key that comes again soon costs nothing then.
 KEPT_KEYS = 1_000
 #: Schedules of a queue's directory: what is told of all must fit one frame.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, pairwise
 from struct import Struct
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 
@@ -26,8 +26,9 @@ from taskq.protocol.ops import Op
 MAGIC = "taskq"
 
 
-#: The versions of this protocol that this code speaks, lowest and highest.
-VERSIONS = (1, 1)
+#: The versions of this protocol that this code speaks, lowest and highest. Version 2 tells more of jobs and of failed
+#: attempts than a client of version 1 can read; what such a client has left in the spool is understood.
+VERSIONS = (2, 2)
 
 
 _HEADER = Struct("!II")
@@ -169,23 +170,29 @@ def hello(pid: int) -> bytes:
     return frame([Op.HELLO, MAGIC, *VERSIONS, pid])
 
 
-def check_hello(envelope: list[Any]) -> int:
+def check_hello(envelope: list[Any], peer: Literal["client", "fleet"] = "fleet") -> int:
     """Checks a HELLO; returns the highest version that both sides speak.
 
+    Args:
+        peer: the side that has sent it.
+
     Raises:
-        ProtocolError: it is none, or the versions do not meet; the message says which side to upgrade.
+        ProtocolError: it is not one, or the versions do not meet; the message says which side to upgrade.
     """
     if len(envelope) < 5 or envelope[0] != Op.HELLO or envelope[1] != MAGIC:
         raise ProtocolError("the peer does not speak the taskq protocol")
     lowest, highest = envelope[2], envelope[3]
     if not isinstance(lowest, int) or not isinstance(highest, int):
         raise ProtocolError("a hello without versions")
-    if lowest > VERSIONS[1]:
+    own = "fleet" if peer == "client" else "client"
+    if lowest > VERSIONS[1] or highest < VERSIONS[0]:
+        older = own if lowest > VERSIONS[1] else peer
         raise ProtocolError(
-            f"the peer speaks protocol {lowest} and newer, this taskq up to {VERSIONS[1]}: upgrade this side"
-        )
-    if highest < VERSIONS[0]:
-        raise ProtocolError(
-            f"the peer speaks protocol up to {highest}, this taskq from {VERSIONS[0]}: upgrade the peer"
+            f"the {peer} speaks protocol {_span(lowest, highest)}, the {own} {_span(*VERSIONS)}: "
+            f"upgrade taskq in the {older}, and restart it"
         )
     return min(highest, VERSIONS[1])
+
+
+def _span(lowest: int, highest: int) -> str:
+    return f"{lowest}" if lowest == highest else f"{lowest} to {highest}"

@@ -5,14 +5,14 @@ The broker sends outcomes as they are stored, and does not decode them: the clie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskq.model.attempt import Outcome, read_outcome
 from taskq.model.info.job import Attempt, JobInfo
 from taskq.model.job import JobState, Progress, enqueued_at
 
-#: The fields of `JobFields` that those in a list have.
+#: The fields of `JobFields` that those in a list have, unless a later one says something.
 _LISTED = 11
 
 
@@ -25,6 +25,7 @@ class JobFields(NamedTuple):
         progress: done, total and note of the running attempt, if it said so.
         history: the ended attempts: their numbers and outcomes.
         after, before: the ids of neighbours, as in `JobInfo`.
+        meta: as in `JobInfo`; None for none.
     """
 
     id: bytes
@@ -41,10 +42,11 @@ class JobFields(NamedTuple):
     history: Sequence[tuple[int, bytes]] = ()
     after: Sequence[bytes] = ()
     before: Sequence[bytes] = ()
+    meta: Mapping[str, str] | None = None
 
     def listed(self) -> tuple[Any, ...]:
         """The fields of a job in a list."""
-        return self[:_LISTED]
+        return self if self.meta else self[:_LISTED]
 
 
 #: The answer to JOBS: the jobs, each with the fields of those in a list; and where to go on, or None for the end.
@@ -72,6 +74,7 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         history=[_attempt(number, read_outcome(outcome)) for number, outcome in fields.history],
         after=[parent.hex() for parent in fields.after],
         before=[child.hex() for child in fields.before],
+        meta=dict(fields.meta or {}),
     )
 
 

@@ -57,6 +57,7 @@ class StartOptions(TypedDict, total=False):
         drop_result: it is True if the value that the function returns is not kept.
         checkpoint: what the attempt before kept for this one (taskq.protocol.codec).
         follows: it is True if the job came after others, whose results may be among its arguments.
+        meta: as in `taskq.model.constraints.Constraints`.
     """
 
     timeout_s: float
@@ -65,6 +66,7 @@ class StartOptions(TypedDict, total=False):
     drop_result: bool
     checkpoint: bytes
     follows: bool
+    meta: dict[str, str]
 
 
 NO_START_OPTIONS: Final[StartOptions] = {}

@@ -42,14 +42,21 @@ def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call
     """Cuts calls into chunks that fit one frame, of at most `most` calls."""
     most = min(most or MAX_JOBS_PER_FRAME, MAX_JOBS_PER_FRAME)
     chunk: list[Call] = []
-    size = constraints_size = 0
+    size = own_bytes = constraints_bytes = 0
+    last: Constraints | None = None
+    is_shared = True  # all of the chunk have the same constraints, which travel once
     for call in calls:
-        if call.constraints is not None:
-            constraints_size += call.constraints.max_wire_bytes
-        is_full = size + len(call.payload) > SUBMIT_CHUNK_BYTES or constraints_size > MAX_CONSTRAINTS_BYTES
+        own = call.constraints
+        if own is not last:
+            own_bytes = 0 if own is None else own.max_wire_bytes
+            is_shared = not chunk
+            last = own
+        constraints_bytes += own_bytes
+        told_bytes = own_bytes if is_shared else constraints_bytes
+        is_full = size + len(call.payload) > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES
         if chunk and (is_full or len(chunk) == most):
             yield chunk
-            chunk, size, constraints_size = [], 0, 0
+            chunk, size, constraints_bytes, is_shared = [], 0, own_bytes, True
         chunk.append(call)
         size += len(call.payload)
     if chunk:
@@ -144,15 +151,17 @@ def flow_frame(head: Sequence[Any], flow: Flow) -> bytes:
 def parts_of(flow: Flow) -> Iterator[Flow]:
     """Cuts jobs into what surely fits a frame each, in their order. A unique job, which may be left out, goes alone."""
     part: list[tuple[Spec, Call]] = []
-    size = 0
+    size = constraints_bytes = 0
     was_unique = False
     for spec, call in flow:
-        links = 0 if call.constraints is None else len(call.constraints.after)
-        is_unique = call.constraints is not None and call.constraints.unique is not None
-        size += len(call.payload) + _EDGE.size * links
-        if part and (is_unique or was_unique or size > SUBMIT_CHUNK_BYTES or len(part) == _PART_JOBS):
+        own = call.constraints or NO_CONSTRAINTS
+        is_unique = own.unique is not None
+        own_size, own_bytes = len(call.payload) + _EDGE.size * len(own.after), own.max_wire_bytes
+        size, constraints_bytes = size + own_size, constraints_bytes + own_bytes
+        is_full = size > SUBMIT_CHUNK_BYTES or constraints_bytes > MAX_CONSTRAINTS_BYTES or len(part) == _PART_JOBS
+        if part and (is_unique or was_unique or is_full):
             yield part
-            part, size = [], len(call.payload) + _EDGE.size * links
+            part, size, constraints_bytes = [], own_size, own_bytes
         part.append((spec, call))
         was_unique = is_unique
     if part:

@@ -1047,7 +1047,8 @@ def test_clients_of_other_versions(shared: Fleet) -> None:
     lowest, highest = frames.VERSIONS
     with closing(connect(shared.home, frames.frame([Op.HELLO, frames.MAGIC, lowest, highest + 98, 1]))) as raw:
         assert frames.Decoder().feed(raw.recv(65536))[0][0][0] == Op.HELLO
-    for versions, remedy in (((highest + 1, highest + 2), "upgrade"), ((lowest - 1, lowest - 1), "upgrade the peer")):
+    newer, older = (highest + 1, highest + 2), (lowest - 1, lowest - 1)
+    for versions, remedy in ((newer, "upgrade taskq in the fleet"), (older, "upgrade taskq in the client")):
         with closing(connect(shared.home, frames.frame([Op.HELLO, frames.MAGIC, *versions, 1]))) as raw:
             envelope, _ = frames.Decoder().feed(raw.recv(65536))[0]
         assert envelope[:3] == [Op.ERROR, 0, "ProtocolError"]

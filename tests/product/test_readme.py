@@ -85,7 +85,7 @@ def run(folder: Path, *command: str) -> str:
 
 def test_each_snippet_is_run_by_a_test_below() -> None:
     pasted = {"thumbs.py", "client.py", "shop.py", "printing.py", "pages.py", "nightly.py", "test_shop.py"}
-    assert set(snippets()) == pasted
+    assert set(snippets()) == {*pasted, "tracing.py"}
 
 
 def test_thumbs_and_its_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +124,19 @@ def test_printing(printing: ModuleType) -> None:
         assert [attempt.number for attempt in printed.info().history] == [1, 2]
         assert refused.state() == "cancelled"
         assert put_off.state() == "scheduled"
+
+
+def test_tracing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    tracing = importlib.import_module("tracing")
+    with testing.queue(tracing.q) as jobs:
+        tracing.request_id.set("42")
+        tracing.order(7)
+        jobs.drain()
+        [job] = tracing.q.jobs()
+        assert job.meta == {"team": "billing", "tenant": "acme", "request": "42"}
+        assert tracing.q.job(job.id).result() == "42"
+    del sys.modules["tracing"]
 
 
 def test_shop(folder: Path) -> None:

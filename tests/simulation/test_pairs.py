@@ -69,6 +69,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "max_crashes": {"max_crashes": 1},
     "crash_queue": {"crash_queue": "ill"},
     "no result": {"result": False},
+    "meta": {"meta": {"tenant": "acme"}},
     "after": {"after": {GOOD_PARENT: "fail"}},
     "after a failed one": {"after": {BAD_PARENT: "fail"}},
     "after whatever": {"after": {BAD_PARENT: "continue"}},

@@ -285,7 +285,7 @@ def test_hello_meets_itself() -> None:
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "spoken"),
-    [(1, 1, 1), (0, 1, 1), (1, 9, 1), (0, 99, 1)],
+    [(2, 2, 2), (1, 2, 2), (2, 9, 2), (0, 99, 2)],
 )
 def test_versions_that_meet(lowest: int, highest: int, spoken: int) -> None:
     """The highest that both know is spoken."""
@@ -295,16 +295,19 @@ def test_versions_that_meet(lowest: int, highest: int, spoken: int) -> None:
 @pytest.mark.parametrize(
     ("lowest", "highest", "remedy"),
     [
-        (2, 3, "upgrade this side"),
-        (99, 100, "upgrade this side"),
-        (-2, 0, "upgrade the peer"),
-        (0, 0, "upgrade the peer"),
+        (3, 4, "upgrade taskq in the client"),
+        (99, 100, "upgrade taskq in the client"),
+        (-2, 0, "upgrade taskq in the fleet"),
+        (1, 1, "upgrade taskq in the fleet"),
     ],
 )
 def test_versions_that_do_not_meet(lowest: int, highest: int, remedy: str) -> None:
-    """The message says which side to upgrade."""
+    """The message says which side to upgrade, and each side says the same."""
     with pytest.raises(ProtocolError, match=remedy):
-        check_hello(greeting(lowest, highest, 1))
+        check_hello(greeting(lowest, highest, 1), peer="fleet")
+    other = {"client": "fleet", "fleet": "client"}[remedy.rpartition(" ")[2]]
+    with pytest.raises(ProtocolError, match=f"upgrade taskq in the {other}"):
+        check_hello(greeting(lowest, highest, 1), peer="client")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +332,7 @@ def test_greetings_that_are_none(envelope: list[Any]) -> None:
 
 def test_later_versions_may_say_more() -> None:
     """Fields that come later in a hello do not matter."""
-    assert check_hello(greeting(1, 2, 77, {"new": True})) == 1
+    assert check_hello(greeting(1, 3, 77, {"new": True})) == 2
 
 
 # -- outcomes

@@ -1,4 +1,4 @@
-"""The messages of the wire: what one end writes the other reads, and version 1 stays as it was recorded."""
+"""The messages of the wire: what one end writes the other reads, and both stay as they were recorded."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ CALLS = [Call(IDS[0], b"one"), Call(IDS[1], b"two")]
 FLOW = [(Spec("add"), Call(IDS[0], b"1")), (Spec("mul"), Call(IDS[1], b"2", Constraints(after=((IDS[0], True),))))]
 FAILED = JobFields(
     *(IDS[0], "add", "mail", "failed", 2, 1, None, 1.5, 2.0, FAILURE, None),
-    *([(1, FAILURE), (2, FAILURE)], [IDS[1]], [IDS[2]]),
+    *([(1, FAILURE), (2, FAILURE)], [IDS[1]], [IDS[2]], {"tenant": "acme"}),
 )
 RUNNING = JobFields(IDS[0], "add", "mail", "running", 2, 1, started_at=1.5, progress=(4, 10, "half"))
 
-#: Frames as version 1 of the protocol had them, written by the code of that time.
+#: Frames as the protocol has them: of version 1, written by the code of that time; what is told of a job, of version 2.
 RECORDED = {
     "error": "0000001900000015940207a9517565756546756c6ca76e6f20726f6f6d",
     "submit": "000000540000004a970a0796a3616464a46d61696c03cb40140000000000000381a87072696f7269747903c2c3c420019c8a1f2e0b"
@@ -95,11 +95,12 @@ RECORDED = {
     "items": "0000001100000004930309c09292c40161c40162c0",
     "last items": "0000004300000004930309c0929092a66661696c6564c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
     "4572726f72a3626164a27462c0c091a46c696e65",
-    "info": "000000ff0000000493030ac09ec410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c65640201c0cb3ff800"
-    "0000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0"
-    "c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0c091a4"
-    "6c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75654572726f72a3626164a27462c0c091a46c696e6591"
-    "c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e0b7a30a5f1d2c3b4a59682",
+    "info": "0000010c0000000493030ac09fc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c65640201c0"
+    "cb3ff8000000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565457272"
+    "6f72a3626164a27462c0c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
+    "4572726f72a3626164a27462c0c091a46c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75"
+    "654572726f72a3626164a27462c0c091a46c696e6591c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e0b7a"
+    "30a5f1d2c3b4a5968281a674656e616e74a461636d65",
     "jobs": "000000450000000493030bc092919bc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca772756e6e696e670201c0cb"
     "3ff8000000000000c0c093040aa468616c662a",
 }
@@ -187,6 +188,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
     assert (told.duration_s, told.error) == (0.25, ERROR)
     assert told.history == [Attempt(1, 1.5, 0.25, ERROR), Attempt(2, 1.5, 0.25, ERROR)]
     assert (told.after, told.before) == ([IDS[1].hex()], [IDS[2].hex()])
+    assert told.meta == {"tenant": "acme"}
     listed: Sequence[Sequence[Any]]
     listed, place = value_of(message("jobs"), 11)
     [running] = map(info_of, listed)

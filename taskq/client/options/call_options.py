@@ -60,6 +60,7 @@ class CallOptions:
         due: when they may start: a moment, or the seconds after the call; None for at once.
         expires: when they expire: a moment, or the seconds after the call.
         unique, limit_by, ordered_by: how their keys are made, or None.
+        meta: as `Constraints.meta`.
         after: as `Constraints.after`.
         waits_for_room: whether `enqueue` waits while the queue is full.
         on_success: whether they are enqueued when the job that runs here has succeeded.
@@ -73,6 +74,7 @@ class CallOptions:
     unique: Unique | None = None
     limit_by: Key | None = None
     ordered_by: Key | None = None
+    meta: tuple[tuple[str, str], ...] = ()
     after: tuple[tuple[bytes, bool], ...] = ()
     waits_for_room: bool = False
     on_success: bool = False
@@ -83,7 +85,7 @@ class CallOptions:
     @property
     def is_plain(self) -> bool:
         """Whether the jobs have no constraints."""
-        return self.due is None and self.expires is None and self.are_shared and not self.after
+        return self.due is None and self.expires is None and self.are_shared and not self.after and not self.meta
 
     @property
     def are_shared(self) -> bool:
@@ -117,7 +119,7 @@ class CallOptions:
         if unique is not None:
             key = short_text(f"{task} {key_text(unique.by, function, args, kwargs)}")
             unique_key = UniqueKey(key, unique.until == "start", unique.period, unique.replace)
-        return Constraints(due_at, expires_at, limit_key, order_key, unique_key, after=self.after)
+        return Constraints(due_at, expires_at, limit_key, order_key, unique_key, after=self.after, meta=self.meta)
 
     def gives_up(self, error: BaseException) -> bool:
         """Whether an error ends the job. A timeout never does: this is about what the code raises itself."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict
 from taskq.client.options import readers
 from taskq.client.options.call_options import PLAIN, Backoff, CallOptions, ErrorTypes, Unique
 from taskq.client.options.keys import Key, check_key
+from taskq.model.constraints import meta_of
 from taskq.model.errors import ConfigError
 from taskq.model.spec import SPEC_FIELDS, Spec
 
@@ -56,6 +57,10 @@ class JobOptions(TypedDict, total=False):
             with the same key has not ended, `enqueue` returns that job instead of making another one.
     Results
         result (bool): False drops what the function returns, whatever it is; `Job.result` then returns None.
+    What travels with it
+        meta (dict of texts): a small map, up to 4 KiB, for request ids, tenants, tags: seen in the job
+            (`current_job().meta`), in `Job.info`, in lists and in the log. With `options` it is added to that of the
+            task; functions of `TaskQ.on_enqueue` may add to both.
     Dependencies (only with `options`)
         after (a list of jobs, or a dict of jobs and "fail" or "continue"): it waits until these have ended. With
             "fail", as in a list, it ends as cancelled if one of them does not succeed; with "continue" it runs anyway.
@@ -87,6 +92,7 @@ class JobOptions(TypedDict, total=False):
     memory_limit: int | str | None
     unique: Key | Unique | None
     result: bool
+    meta: Mapping[str, str]
     after: Iterable[Any] | Mapping[Any, Literal["fail", "continue"]] | None
     on_success: bool
     concurrency: int | None
@@ -117,6 +123,7 @@ _OF_CALL: Final[Fields] = {
     "unique": ("unique", readers.unique),
     "limit_by": ("limit_by", None),
     "ordered_by": ("ordered_by", None),
+    "meta": ("meta", meta_of),
     "after": ("after", readers.after),
     "when_full": ("waits_for_room", readers.when_full),
     "on_success": ("on_success", readers.on_success),
@@ -186,6 +193,8 @@ def _changed(
     of_spec, of_call = fields_of(given, _OF_SPEC), fields_of(given, _OF_CALL)
     if of_spec:
         spec = replace(spec, **of_spec)
+    if "meta" in of_call:
+        of_call["meta"] = meta_of({**dict(call_options.meta), **dict(of_call["meta"])})
     if of_call:
         call_options = replace(call_options, **of_call)
     _check_keys(call_options, given, function)

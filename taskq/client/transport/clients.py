@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -10,6 +10,9 @@ from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
+
+#: Adds to the meta of jobs that are about to be enqueued: called with the name of their task, and what there is so far.
+EnqueueHook = Callable[[str, dict[str, str]], object]
 
 
 class Guard:
@@ -36,6 +39,8 @@ class FleetConnection:
         self.reply_timeout = reply_timeout
         #: What tells the time to all that is done in its name.
         self.clock: ClientClock = SYSTEM_CLOCK
+        #: What adds to the meta of jobs; see `TaskQ.on_enqueue`. Written while the application is imported.
+        self.enqueue_hooks: Sequence[EnqueueHook] = ()
         self._client: QueueClient | None = None
         self._async_client: AsyncQueueClient | None = None  # in place of that of the event loop
 

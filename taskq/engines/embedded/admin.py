@@ -148,7 +148,9 @@ class Admin:
             progress = self._consumers.progress_of(row.id)
         times = due_at, started_at, finished_at
         of_job = row.id, row.spec.task, row.spec.queue, state.value
-        return JobFields(*of_job, attempts, row.crashes, *times, outcome, progress)
+        fields = JobFields(*of_job, attempts, row.crashes, *times, outcome, progress)
+        meta = () if row.constraints is None else row.constraints.meta
+        return fields._replace(meta=dict(meta)) if meta else fields
 
     def _spec_in_spool(self, job_id: bytes) -> Spec:
         """The spec of a job that is not in the journal: the disk is full, or many are to be taken in before it.

@@ -175,7 +175,7 @@ class Server:
         return None
 
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
-        frames.check_hello(messages[0][0])
+        frames.check_hello(messages[0][0], peer="client")
         peer.is_greeted = True
         self.send(peer, frames.hello(os.getpid()))
         return messages[1:]

@@ -47,6 +47,7 @@ class JobInfo:
             that `TaskQ.jobs` returns.
         after: ids of jobs that it comes after (at most 100; known until it has succeeded, or was cancelled).
         before: ids of jobs that come after it and have not ended (at most 100).
+        meta: the texts that travel with it, by name; see `meta=`.
     """
 
     id: str
@@ -65,3 +66,4 @@ class JobInfo:
     history: list[Attempt] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
+    meta: dict[str, str] = field(default_factory=dict)

@@ -21,8 +21,11 @@ def jobs_to_send(rows: Iterable[JobRow]) -> list[tuple[Any, ...]]:
         options = of_spec
         if row.checkpoint is not None:
             options = {**options, "checkpoint": row.checkpoint}
-        if row.constraints is not None and row.constraints.follows:
-            options = {**options, "follows": True}
+        if row.constraints is not None:
+            if row.constraints.follows:
+                options = {**options, "follows": True}
+            if row.constraints.meta:
+                options = {**options, "meta": dict(row.constraints.meta)}
         if options:
             jobs.append((row.id, spec.task, row.attempts + 1, row.payload, options))
         else:

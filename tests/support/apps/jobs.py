@@ -580,3 +580,16 @@ def block_in_c(path: str) -> None:
     """Runs for ever, and does not listen."""
     record(path, "blocks")
     block_forever_in_c()
+
+
+@q.task(meta={"app": "jobs"})
+def tell_meta() -> dict[str, str]:
+    """What the job knows of its meta."""
+    return current_job().meta
+
+
+@q.task(retries=1, backoff=[0])
+def fail_with_meta(path: str) -> None:
+    """Notes its tenant, and fails."""
+    append(path, current_job().meta["tenant"])
+    raise LookupError("no")
