@@ -1,4 +1,4 @@
-"""The calls of a task, as jobs to submit: arguments packed, times and keys worked out, and what they come after."""
+"""The calls of a task, as jobs to submit: arguments packed, times and keys worked out, and the jobs they come after."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CallMaker(Generic[R_co]):
         return options.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
 
     def _calls(self, arguments: Iterable[Sequence[Any]]) -> Iterator[Call]:
-        # one loop for all kinds: generators around each other took longer than what they passed on
+        # one loop for all kinds of calls: generators around each other took longer than the work itself
         options = self._options_of_call()
         has_own_constraints = not options.are_shared
         constraints = None if options.is_plain or has_own_constraints else self._constraints(options, (), {})

@@ -1,6 +1,6 @@
 """For type checkers only: tasks by the number and types of their positional arguments.
 
-A ParamSpec cannot be taken apart, so `map` and its relatives annotate `self` with what the task's `enqueue` takes.
+A ParamSpec cannot be taken apart, so `map` and similar methods annotate `self` with the arguments of `enqueue`.
 """
 
 from __future__ import annotations

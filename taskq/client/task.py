@@ -49,10 +49,10 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         return self._call_options
 
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Constraints | None]:
-        """What the jobs of a schedule have; times in their constraints are seconds after the fire.
+        """What the jobs of a schedule are made with; times in their constraints are seconds after the fire.
 
         Raises:
-            ConfigError: the task cannot be called so, or has a fixed time.
+            ConfigError: the task cannot be called with these arguments, or has a fixed time.
         """
         options, task = self._call_options, self._spec.task
         if isinstance(options.due, datetime) or isinstance(options.expires, datetime):
@@ -65,11 +65,11 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         return self._spec, None if self._is_plain else options.constraints(task, self._function, args, kwargs, 0.0)
 
     def options(self, **options: Unpack[JobOptions]) -> Enqueuer[P, R_co]:
-        """The same task with other options for the jobs enqueued through what is returned; see
-        `taskq.client.options.options.JobOptions` for all there are.
+        """Returns the same task with other options for the jobs that are enqueued through it.
+        `taskq.client.options.options.JobOptions` lists the options.
 
         Raises:
-            ConfigError: an option makes no sense, or not with the others.
+            ConfigError: an option makes no sense, by itself or with the others.
             TypeError: there is no such option.
         """
         spec, call_options = options_of_call(self._spec, self._call_options, options, self._function)
@@ -86,10 +86,10 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
 
         Raises:
-            BadArguments: the task's function cannot be called so.
+            BadArguments: the task's function cannot be called with these arguments.
             PayloadError: an argument cannot be serialized; the message names it.
             PayloadTooLarge: the arguments are too large.
-            QueueFull, StoreFull: the fleet takes no more for now.
+            QueueFull, StoreFull: the fleet accepts no more jobs for now.
             BrokerUnavailable: no fleet answers and the spool cannot be written.
             ConfigError: a key (`unique=`, `limit_by=` ...) cannot be made of these arguments.
         """
@@ -104,9 +104,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     def step(self, *args: Any, **kwargs: Any) -> Step[R_co]: ...
 
     def step(self, *args: Any, **kwargs: Any) -> Step[Any]:
-        """A call to be part of a workflow, see `taskq.chain`; nothing is sent.
+        """Makes a call that is to be part of a workflow, see `taskq.chain`; nothing is sent.
 
-        In a chain the function gets the result of the step before as its first argument, before these.
+        In a chain, the function gets the result of the step before as its first argument, before these.
 
         Raises:
             ConfigError: the task's jobs are unique, or come after others already.
@@ -187,14 +187,14 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         Args:
             iterable: for each job its one argument.
             ordered: yield in the order of the items; False: as they come.
-            timeout: seconds to wait for the next result at the most.
+            timeout: the most seconds to wait for the next result.
             progress: True shows a bar on standard error, if that is a terminal. Or a function `progress(done, total)`
                 (the total is None if the iterable does not know its length), such as tqdm's:
                 ``with tqdm() as bar: list(task.map(items, progress=lambda n, _: bar.update(n - bar.n)))``
 
         Raises:
             As `Job.result` and `enqueue`, when the result's turn comes.
-            ConfigError: the jobs are unique, so there is not one for each item.
+            ConfigError: the jobs are unique, so there may not be one for each item.
         """
         task = cast(Enqueuer[..., R], self)
         return task._map(((item,) for item in iterable), _length(iterable), ordered, timeout, progress)

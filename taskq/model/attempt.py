@@ -124,7 +124,7 @@ def unpack(outcome: bytes) -> Outcome:
         if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
             raise TypeError("its times are not numbers of seconds")
         if not (abs(started_at or 0) < LAST_TIME and isfinite(duration_s or 0)):
-            raise ValueError("its times are none that can be told")
+            raise ValueError("its times are out of range")
         return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
     except Exception as error:
         if is_from_signal_handler(error):
@@ -146,7 +146,7 @@ def _error_of(
     type_: str, message: str, traceback: str, exit_code: int | None, signal: str | None, output: list[str]
 ) -> JobError:
     if not all(isinstance(text, str) for text in (type_, message, traceback, signal or "", *output)):
-        raise TypeError("an error with something else than text")
+        raise TypeError("an error with something other than text")
     if not (exit_code is None or isinstance(exit_code, int)) or not isinstance(output, list):
         raise TypeError("an error with fields of another type")
     return JobError(type_, message, traceback, exit_code, signal, output)
@@ -204,7 +204,7 @@ def read_failure(verdict: int, outcome: bytes, duration_us: int) -> Failure:
             raise ProtocolError(f"{known.name.lower()}, with a failure or without a delay")
         return Failure(known, error, wish_s, outcome)
     except (ProtocolError, ValueError) as unreadable:
-        error = JobError("UnreadableOutcome", f"the consumer told of an end that cannot be read: {unreadable}")
+        error = JobError("UnreadableOutcome", f"the consumer reported an end that cannot be read: {unreadable}")
         return Failure(Verdict.FAILED, error, None, pack_failure(None, duration_us / 1e6, error))
 
 

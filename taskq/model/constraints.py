@@ -13,13 +13,13 @@ from taskq.model.spec import is_count, is_duration
 
 @dataclass(unsafe_hash=True, slots=True)  # not frozen, as Constraints
 class UniqueKey:
-    """How a job is the only one of its kind.
+    """Makes a job the only one with its key.
 
     Attributes:
-        key: jobs with the same one are of a kind.
-        until_start: it counts until it is started; else until it has ended.
-        period_s: how many seconds it counts from its enqueueing at least, or None.
-        replaces: a new one takes the place of one that waits; else the new one is left out.
+        key: identifies jobs that are the same.
+        until_start: a job counts until it is started; otherwise until it has ended.
+        period_s: a job counts for at least this many seconds after it was enqueued, or None.
+        replaces: a new job takes the place of a pending one; otherwise the new one is left out.
     """
 
     key: str
@@ -35,7 +35,7 @@ class UniqueKey:
 
     @classmethod
     def from_wire(cls, fields: Any) -> UniqueKey:
-        """From its fields, as `Constraints.to_wire` has them. Raises ConfigError if they make no sense."""
+        """The opposite of what `Constraints.to_wire` does for it. Raises ConfigError if the fields make no sense."""
         if isinstance(fields, list) and len(fields) == 4:
             key, until_start, period_s, replaces = fields
             if isinstance(until_start, bool) and isinstance(replaces, bool):
@@ -43,22 +43,22 @@ class UniqueKey:
         raise ConfigError("a unique key must have four fields")
 
 
-# Nobody changes one, but it is not frozen: there may be one for each job, and a frozen one takes three times as long.
+# It never changes, but is not frozen: there may be one for each job, and making a frozen one takes three times as long.
 @dataclass(unsafe_hash=True, slots=True)
 class Constraints:
-    """What one job has besides its Spec. Most have nothing: None stands for that.
+    """What one job has besides its Spec. Most jobs have nothing, for which None stands.
 
     Attributes:
-        due_at: not to be queued before, in seconds since 1970. Not kept: the store has it in a column.
-        expires_at: not to be started after, in seconds since 1970.
-        limit_key: its task's limits count for jobs with the same key.
+        due_at: the job is not queued before this time, in seconds since 1970. Not kept: the store has it in a column.
+        expires_at: the job is not started after this time, in seconds since 1970.
+        limit_key: the limits of its task count for the jobs with the same key together.
         order_key: jobs of the task with the same key run one after the other.
-        unique: how it is the only one of its kind.
-        forgiven: the failures, and the crashes, before somebody retried the failed job: they do not count against its
-            retries and its `max_crashes` any more.
-        after: the jobs that must have ended before, each with whether it goes on if that one did not succeed. Not
+        unique: makes it the only one with its key.
+        forgiven: the failures, and the crashes, before somebody retried the failed job: they no longer count against
+            its retries and its `max_crashes`.
+        after: the jobs that must have ended before it, each with whether it goes on if that one did not succeed. Not
             kept: the store has them as edges.
-        follows: whether it came after others: it has edges.
+        follows: whether it came after others, and so has edges.
         meta: texts that travel with the job, by name; see `meta_of`.
     """
 
@@ -73,7 +73,7 @@ class Constraints:
     meta: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        # most have one of these or none, and there may be one for each job
+        # fast for the usual: most have one of these or none, and there may be one for each job
         if self.due_at is not None or self.expires_at is not None:
             for value in (self.due_at, self.expires_at):
                 if value is not None and not _is_time(value):
@@ -89,24 +89,24 @@ class Constraints:
 
     @property
     def is_keyed(self) -> bool:
-        """Whether it waits with jobs of its key only."""
+        """Whether it waits only with the jobs of its key."""
         return self.limit_key is not None or self.order_key is not None
 
     @property
     def max_wire_bytes(self) -> int:
-        """How much it may take in a frame."""
+        """The most bytes that it takes in a frame."""
         keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
         size = 50 + len(keys) * (1 if keys.isascii() else 4)
         return size + sum(10 + len(text) * (1 if text.isascii() else 4) for pair in self.meta for text in pair)
 
     def is_over(self, wall: float) -> bool:
-        """Whether it is too late to start it."""
+        """Whether it is too late to start the job."""
         return self.expires_at is not None and self.expires_at <= wall
 
     @property
     def kept(self) -> Constraints | None:
-        """What is to be kept with the job, or None."""
-        if self.due_at is None and not self.after:  # the rest takes its time
+        """The part that is kept with the job, or None."""
+        if self.due_at is None and not self.after:  # for these no copy is needed
             is_used = self.unique is not None or self.is_keyed or self.expires_at is not None or self.meta
             return self if is_used or self != NO_CONSTRAINTS else None
         kept = replace(self, due_at=None, after=(), follows=self.follows or bool(self.after))

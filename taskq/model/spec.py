@@ -81,7 +81,7 @@ class Spec:
     """What a job is to do and how it is treated: what all jobs of one `enqueue_many` have in common.
 
     Attributes:
-        task: the registered name of the function.
+        task: the name under which the function is registered.
         queue: the queue's name.
         retries: how many times a job that raised or ran out of time is run again.
         timeout_s: the seconds that one attempt may take, or None.
@@ -149,7 +149,7 @@ class Spec:
         object.__setattr__(self, "is_watched", is_metered or self.timeout_s is not None)
 
     def to_wire(self) -> list[object]:
-        """The fields in a fixed order, as they travel and are stored; those that most jobs do not use by name."""
+        """The fields in a fixed order, as they travel and are stored; those that few jobs use go by name."""
         wire: list[object] = [self.task, self.queue, self.retries, self.timeout_s, self.max_crashes]
         options = {name: value for name, default in _OPTIONS.items() if (value := getattr(self, name)) != default}
         return [*wire, options] if options else wire
@@ -180,7 +180,7 @@ _CHECKS = [(f.name, f.default, f.metadata["check"]) for f in fields(Spec) if "ch
 
 @lru_cache(maxsize=1_024, typed=True)  # else 1, 1.0 and True would be the same
 def _spec(task: Any, queue: Any, retries: Any, timeout_s: Any, max_crashes: Any, *options: tuple[str, Any]) -> Spec:
-    """The same fields come with every frame of a producer: they are checked once, and their jobs share the result."""
+    """Every frame of a producer has the same fields: they are checked once, and the jobs share the result."""
     return Spec(task, queue, retries, timeout_s, max_crashes, **dict(options))
 
 

@@ -1,4 +1,4 @@
-"""Facts about functions, found without calling them: what they take, and whether two are the same."""
+"""Facts about functions, found without calling them: which arguments they take, and whether two are the same."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-#: The kinds of calls that fit and are remembered for a function: with `**kwargs` there is no end of them.
+#: How many kinds of calls that fit are remembered for a function: with `**kwargs` there may be any number of them.
 _MOST_SHAPES = 64
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of a function; None for a builtin that does not tell, such as `max`."""
+    """The signature of a function; None for a builtin without one, such as `max`."""
     try:
         return inspect.signature(function)
     except ValueError:
@@ -21,7 +21,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def misfit(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Why a function cannot be called so; None if it can. A builtin that does not tell is taken to fit."""
+    """Why a function cannot be called with these arguments; None if it can, or has no signature."""
     try:
         return Takes(function).misfit(args, kwargs)
     except TypeError as error:
@@ -29,15 +29,15 @@ def misfit(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 
 
 class Takes:
-    """What a function takes, found out once: most calls are judged by counting, since binding takes as long as all
-    else that is done to enqueue one.
+    """The arguments that a function takes, found out once. Most calls are checked by counting their arguments, because
+    binding takes as long as the rest of an enqueue.
 
     A decorated function takes what its decorator takes: that may add arguments, or leave some out.
 
     Attributes:
-        fewest, most: a call with so many positional arguments and no others fits; where none of these does, the first
-            is larger.
-        signature: None for a builtin that does not tell, which takes anything.
+        fewest, most: a call with this many positional arguments and no others fits; if no such call fits, `fewest` is
+            the larger one.
+        signature: None for a function that takes anything: it is not known here, or is a builtin without a signature.
     """
 
     __slots__ = ("_fitting", "fewest", "most", "signature")
@@ -45,7 +45,7 @@ class Takes:
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
         """
         Args:
-            function: None for one that is not known here: it takes anything.
+            function: None if it is not known here.
 
         Raises:
             TypeError: it is not a function.
@@ -65,10 +65,10 @@ class Takes:
             self.fewest = sum(one.default is one.empty for one in by_position)
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-        """Why it cannot be called so; None if it can."""
+        """Why the function cannot be called with these arguments; None if it can."""
         if self.signature is None:
             return None
-        shape = (len(args), *kwargs)  # only the number and the names count
+        shape = (len(args), *kwargs)  # only the number and the names matter
         if shape in self._fitting:
             return None
         try:
@@ -80,7 +80,7 @@ class Takes:
         return None
 
 
-#: What a function takes that is not known here.
+#: For a function that is not known here.
 TAKES_ANYTHING = Takes()
 
 
@@ -92,7 +92,7 @@ def _called_signature_of(function: Callable[..., Any]) -> inspect.Signature | No
 
 
 def is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions are one: a module that is imported again defines its tasks anew."""
+    """Whether two functions are the same one: a module that is imported again defines its tasks again."""
     return _qualified_name(one) == _qualified_name(other) and _file_of(one) == _file_of(other)
 
 
