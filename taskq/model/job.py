@@ -59,10 +59,22 @@ class JobRow:
     deaths among them, and `snoozes` those that ended with the wish to run later; the running start is attempt number
     `attempts + 1`. The number of an attempt is never used again, whatever became of it: so a record of a start
     (`taskq.protocol.link.counters`) tells whether it has been counted. `checkpoint` is what the last attempt kept for
-    the next one (`taskq.protocol.codec`), or None.
+    the next one (`taskq.protocol.codec`), or None. `ready_at` is when it could start, in seconds since 1970, if that
+    was not when it came in: it had to wait for its time, for another job, or for a retry.
     """
 
-    __slots__ = ("attempts", "checkpoint", "constraints", "crashes", "id", "payload", "seq", "snoozes", "spec")
+    __slots__ = (
+        "attempts",
+        "checkpoint",
+        "constraints",
+        "crashes",
+        "id",
+        "payload",
+        "ready_at",
+        "seq",
+        "snoozes",
+        "spec",
+    )
 
     def __init__(
         self,
@@ -83,6 +95,7 @@ class JobRow:
         self.constraints = constraints
         self.snoozes = 0
         self.checkpoint: bytes | None = None
+        self.ready_at: float | None = None
 
     @property
     def failures(self) -> int:

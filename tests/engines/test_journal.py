@@ -29,6 +29,7 @@ from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import memory as memory_module
 from taskq.engines.embedded.journal import partition_numbers, statements
 from taskq.engines.embedded.journal import queries as queries_module
+from taskq.engines.embedded.journal.files import LOOK_EVERY_S
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
@@ -36,6 +37,7 @@ from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.model.attempt import pack_failure, unpack
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, JournalError, StoreFull
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobError, JobRow, new_job_ids
 from taskq.model.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model.partition import Partition, partition_of
@@ -628,7 +630,7 @@ class TestConformance:
         store.settle([], [Rescheduled(failed, None, b"crash")], 1.0)
         failed.attempts = 4
         end(store, [failed], StoredState.FAILED)
-        [row] = store.requeue([stored(store, failed)])
+        [row] = store.requeue([stored(store, failed)], 1e9)
         store.commit()
         assert row.seq == store.last_seq > waiting.seq
         store.close()
@@ -655,7 +657,7 @@ class TestConformance:
         constraints = Constraints(expires_at=50.0, order_key="k", unique=UniqueKey("u"))
         [row] = store.submit(SPEC, list(new_job_ids(1)), [b"p"], [constraints])
         end(store, [row], StoredState.FAILED)
-        [again] = store.requeue([stored(store, row)])
+        [again] = store.requeue([stored(store, row)], 1e9)
         store.commit()
         assert again.constraints == Constraints(order_key="k", unique=UniqueKey("u"), forgiven=(1, 0))
         assert store.next_expiry() is None
@@ -667,7 +669,7 @@ class TestConformance:
         """Until the commit the job is still failed, and its new number is not used again."""
         [row] = submit(store, 1)
         end(store, [row], StoredState.FAILED)
-        [again] = store.requeue([stored(store, row)])
+        [again] = store.requeue([stored(store, row)], 1e9)
         store.rollback()
         assert stored(store, row).kept == StoredState.FAILED
         assert leased(store) == []
@@ -762,6 +764,66 @@ class TestConformance:
         with closing(opener()) as again:
             assert again.paused() == {"mail"}
 
+    def test_counts_are_kept(self, opener: Opener) -> None:
+        """By task, queue and minute: what comes later takes the place of what was there; a rollback undoes."""
+        store = opener()
+        assert store.kept_counts() == []
+        rows = [CountsRow("t", "mail", 0, b"before"), CountsRow("t", "mail", 7, b"now"), CountsRow("u", "mail", 7, b"")]
+        store.keep_counts(rows)
+        store.commit()
+        store.keep_counts([CountsRow("t", "mail", 7, b"more"), CountsRow("u", "mail", 7, None)])
+        store.rollback()
+        assert sorted(store.kept_counts()) == sorted(rows)
+        store.keep_counts([CountsRow("t", "mail", 7, b"more"), CountsRow("u", "mail", 7, None)])
+        store.close()
+        with closing(opener()) as again:
+            assert sorted(again.kept_counts()) == [rows[0], CountsRow("t", "mail", 7, b"more")]
+
+    def test_machines_are_noted_when_they_change(self, opener: Opener) -> None:
+        store = opener()
+        assert store.machines() == []
+        for now, name in ((1.0, "one"), (2.0, "one"), (3.0, "two"), (4.0, "one")):
+            store.note_machine(name, now)
+        store.close()
+        with closing(opener()) as again:
+            assert again.machines() == [(1.0, "one"), (3.0, "two"), (4.0, "one")]
+
+    def test_items_stay_with_a_job_that_is_retried_by_hand(self, store: Store) -> None:
+        """It has another place from then on; what it has yielded is found there, and goes with it."""
+        [row] = submit(store, 1)
+        store.add_items(row.seq, 0, [b"first"])
+        end(store, [row], StoredState.FAILED)
+        [again] = store.requeue([stored(store, row)], 1e9)
+        store.commit()
+        assert store.items(again.seq, 0, 10, 100) == [b"first"]
+        end(store, [again])
+        store.prune(LATE, 0, 100)
+        store.commit()
+        assert store.items(again.seq, 0, 10, 100) == []
+
+    def test_it_is_known_since_when_a_job_could_start(self, opener: Opener) -> None:
+        """What was asked for before does not count as waiting: a delay, another job, a retry. Also after a restart."""
+        store = opener()
+        [plain, at_once, later] = submit(store, 3)
+        parent = plain.id
+        kinds = [Constraints(due_at=50.0), Constraints(after=((parent, False),))]
+        store.submit(SPEC, list(new_job_ids(2)), [b"x"] * 2, kinds)
+        store.settle([], [Rescheduled(at_once, None, b"crash"), Rescheduled(later, 70.0, b"failure")], 60.0)
+        assert (at_once.ready_at, later.ready_at, plain.ready_at) == (60.0, 70.0, None)
+        assert [row.ready_at for row in store.lease_due(75.0, 10)] == [50.0, 70.0]
+        [edge] = store.close_edges([parent], 10)
+        waiting = store.read_waiting([edge.child])
+        store.release_waiting(waiting, 80.0)
+        assert waiting[0].row.ready_at == 80.0
+        store.settle([(plain, StoredState.FAILED, b"why")], [], 85.0)
+        [again] = store.requeue([stored(store, plain)], 90.0)
+        assert again.ready_at == 90.0
+        store.close()
+        with closing(opener()) as reopened:
+            rows, _ = reopened.lease(Partition("mail"), 0, 10, 1 << 20)
+            assert [row.ready_at for row in rows] == [60.0, 70.0, 50.0, 80.0, 90.0]
+            assert {stored(reopened, row).due_at for row in rows} == {None}, "they are due no more"
+
     def test_room_can_be_made_and_kept(self, store: Store) -> None:
         """After a full disk the store refuses new jobs until there is room again."""
         store.keep_room()
@@ -775,6 +837,18 @@ class TestConformance:
 
 
 # -- the embedded store alone
+
+
+class SteppedClock:
+    """Time that passes when a test says so."""
+
+    now = 1e9
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self.now
+
+    monotonic = time
 
 
 @pytest.fixture
@@ -883,7 +957,7 @@ def test_journal_of_version_2_is_brought_up_to_date(path: Path) -> None:
         assert counts(store) == {"mail": {StoredState.SUCCEEDED: 1, StoredState.SCHEDULED: 1, StoredState.FAILED: 1}}
         [due] = store.lease_due(9.0, 10)
         [failed], _ = store.find(Wanted(StoredState.FAILED), 0, LAST, 10, newest_first=True)
-        [again] = store.requeue([failed])
+        [again] = store.requeue([failed], 1e9)
         assert [row.seq for row in store.lease(keyed, 0, 10, 1 << 20)[0]] == [due.seq, again.seq]
 
 
@@ -915,7 +989,7 @@ def test_keys_are_forgotten_and_come_again(path: Path) -> None:
         [third] = jobs_of("three")
         store.lease_due(9.0, 10)
         [failed], _ = store.find(Wanted(StoredState.FAILED), 0, LAST, 10, newest_first=True)
-        [again] = store.requeue([failed])
+        [again] = store.requeue([failed], 1e9)
         assert (queued("one"), queued("two"), queued("three")) == ([later.seq, again.seq], [], [third.seq])
         store.settle([], [Rescheduled(again, 20.0, None), Rescheduled(third, None, None)], 10.0)
         assert (queued("one"), queued("three")) == ([later.seq], [third.seq])
@@ -932,10 +1006,10 @@ def test_few_keys_are_kept(path: Path) -> None:
             SPEC, list(new_job_ids(2)), [b"x"] * 2, [Constraints(order_key="a"), Constraints(order_key="b")]
         )
         end(store, rows)
-        before = store._commits
+        before = store._changes()
         assert store.tidy(1e9, 1_000) == 0
         store.commit()
-        assert store._commits == before
+        assert store._changes() == before
 
 
 @pytest.mark.parametrize("content", [b"not a database", bytes(8192), b"SQLite format 3\0" + b"\xff" * 9000])
@@ -973,7 +1047,7 @@ def test_killed_broker_loses_nothing(path: Path) -> None:
     with closing(SQLiteStore(copy)) as again:
         assert leased(again) == [row.seq for row in rows[2:]]
         assert again.totals.as_dict() == {**dict.fromkeys(TOTAL_NAMES, 0), "enqueued": 5, "succeeded": 2}
-        assert ("store.recovered", {"commits": 2}) in again.findings
+        assert ("store.recovered", {"changes": 7}) in again.findings
 
 
 def test_clean_end_leaves_no_findings(path: Path) -> None:
@@ -996,7 +1070,7 @@ def test_lost_commits_are_found(path: Path) -> None:
         assert path.with_suffix(".high").read_bytes() > earlier
     path.with_suffix(".high").write_bytes((3 + 4).to_bytes(8, "big"))
     with closing(SQLiteStore(path)) as store:
-        assert ("store.damaged", {"missing_commits": 4}) in store.findings
+        assert ("store.damaged", {"missing_changes": 4}) in store.findings
 
 
 def test_cut_wal_is_found(path: Path) -> None:
@@ -1004,7 +1078,7 @@ def test_cut_wal_is_found(path: Path) -> None:
     copy = with_a_cut_wal(path, "os")
     with closing(SQLiteStore(copy)) as store:
         found = dict(store.findings)
-        assert found["store.damaged"]["missing_commits"] == 10 - store.totals.enqueued > 0
+        assert found["store.damaged"]["missing_changes"] == 10 - store.totals.enqueued > 0
 
 
 def with_a_cut_wal(path: Path, durability: str) -> Path:
@@ -1025,7 +1099,7 @@ def test_a_cut_wal_that_no_crash_can_have_left_is_refused(path: Path) -> None:
     copy = with_a_cut_wal(path, "power")
     for _ in range(2):
         with pytest.raises(
-            JournalError, match=r"lacks its last commits \(\d+ of them\).*write-ahead log.*remove \S+journal\.high"
+            JournalError, match=r"lacks its last changes \(\d+ jobs.*write-ahead log.*remove \S+journal\.high"
         ):
             SQLiteStore(copy)
 
@@ -1039,7 +1113,9 @@ def test_an_older_journal_is_refused_until_its_user_accepts_the_loss(path: Path)
         newer = crashed_copy(path, path.parent / "newer")
     newer.write_bytes(older)
     Path(f"{newer}-wal").unlink()
-    with pytest.raises(JournalError, match=r"lacks its last commits \(1 of them\): it is an older copy"):
+    with pytest.raises(
+        JournalError, match=r"lacks its last changes \(3 jobs that came in or ended\): it is an older copy"
+    ):
         SQLiteStore(newer)
     assert newer.read_bytes() == older, "it was not touched"
     newer.with_suffix(".high").unlink()
@@ -1095,13 +1171,15 @@ def test_full_disk_at_every_page(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
-    """A commit into a WAL that nobody will find again is not acknowledged."""
-    store = SQLiteStore(path)
+    """Commits into a WAL that nobody will find again are not acknowledged: it is looked at every few milliseconds."""
+    clock = SteppedClock()
+    store = SQLiteStore(path, clock=clock)
     submit(store, 1)
     wal = Path(f"{path}-wal")
     wal.unlink()
     if how == "replaced":
         wal.touch()
+    clock.now += LOOK_EVERY_S
     store.submit(SPEC, list(new_job_ids(1)), [b"p"])
     with pytest.raises(JournalError, match="removed or replaced"):
         store.commit()

@@ -190,8 +190,8 @@ class PurgesUntilRestart(MemoryStore):
 class RetriesUntilRestart(MemoryStore):
     """What was retried is queued in memory only."""
 
-    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
-        rows = super().requeue(jobs)
+    def requeue(self, jobs: Sequence[StoredJob], now: float) -> list[JobRow]:
+        rows = super().requeue(jobs, now)
         for row in rows:
             del self._changes.jobs[row.id]
         return rows

@@ -122,7 +122,7 @@ class Life:
         """Somebody retries a failed job, and what was called off because of it comes back."""
         stored = self.store.read(self.ids[position])
         assert stored is not None
-        [row] = self.store.requeue([stored])
+        [row] = self.store.requeue([stored], 1e9)
         handed = self.release_dependents(self.store.revive_dependents([row.id]))
         self.store.commit()
         self.ready += [row, *handed.queued]
@@ -475,7 +475,7 @@ def test_what_comes_after_one_that_is_no_longer_there_is_not_called_back(tmp_pat
         store.remove([job for job in stored[:1] if job is not None])
         again = store.read(failed)
         assert again is not None
-        store.requeue([again])
+        store.requeue([again], 1e9)
         assert store.revive_dependents([failed]) == {}
         assert states(store, ids) == [None, StoredState.QUEUED, StoredState.CANCELLED, StoredState.WAITING]
 

@@ -256,7 +256,7 @@ class Admin:
     def _retry(self, jobs: Sequence[StoredJob]) -> None:
         self._check_room()
         try:
-            rows = self._store.requeue(jobs)
+            rows = self._store.requeue(jobs, self._clock.time())
             self._store.totals.retried += len(rows)
             handed = release_dependents(
                 self._store, self._store.revive_dependents([row.id for row in rows]), self._clock.time()

@@ -18,18 +18,22 @@ import msgpack
 from taskq.engines.embedded.journal import schema, statements
 from taskq.engines.embedded.journal.files import FilesBeside, boot_id
 from taskq.engines.embedded.journal.partition_numbers import PartitionNumbers
-from taskq.engines.embedded.journal.store import TOTAL_NAMES, Totals
+from taskq.engines.embedded.journal.row_counts import RowCounts
+from taskq.engines.embedded.journal.store import TOTAL_NAMES
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JournalError, StoreFull
 from taskq.model.job import JobRow
 from taskq.model.partition import partition_of
 from taskq.model.spec import Spec
-from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.model.stored import StoredJob, StoredState
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 S = TypeVar("S", bound="Database")
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: The states in which a job may wait for its time.
+_MAY_BE_DUE = frozenset({StoredState.SCHEDULED, StoredState.WAITING})
 
 
 def trusted(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -106,35 +110,38 @@ class Database:
         schema.configure(self._db, durability, self._path)
         schema.upgrade(self._db, self._path)
         self._files.mark()
-        self._verify()
+        self._check_pages()
         self._load()
+        self._expect_changes()
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (boot_id(),))
         self._db.execute("COMMIT")
         self._files.open()
 
-    def _verify(self) -> None:
+    def _check_pages(self) -> None:
         """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
-        opened_in = self._value("SELECT value FROM meta WHERE name = 'open_since_boot'")
-        if opened_in is not None and opened_in != boot_id():
+        self._opened_in = self._value("SELECT value FROM meta WHERE name = 'open_since_boot'")
+        if self._opened_in is not None and self._opened_in != boot_id():
             problem = self._value("PRAGMA quick_check(1)")
             if problem != "ok":
                 raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
-        commits = self._value("SELECT commits FROM totals")
-        missing = self._files.expect_commits(commits)
+
+    def _expect_changes(self) -> None:
+        missing = self._files.expect_changes(self._changes())
         if missing:
-            self.findings.append(("store.damaged", {"missing_commits": missing}))
-        if opened_in is not None:
-            self.findings.append(("store.recovered", {"commits": commits}))
+            self.findings.append(("store.damaged", {"missing_changes": missing}))
+        if self._opened_in is not None:
+            self.findings.append(("store.recovered", {"changes": self._changes()}))
 
     def _load(self) -> None:
-        *counts, self._commits = self._one(f"SELECT {', '.join(TOTAL_NAMES)}, commits FROM totals")
-        self.totals = Totals(*counts)
+        *unseen, others = self._one(f"SELECT {', '.join(TOTAL_NAMES)}, commits FROM totals")
+        self._others: int = others
+        self._rows = RowCounts(self._db)
+        self._unseen = tuple(unseen)
+        self.totals = self._rows.totals(unseen)
+        self._committed = self._changes()
         # never a number again: the broker knows jobs by theirs, and after a rollback it goes on
         self._next_seq = max(self._next_seq, (self._value("SELECT max(seq) FROM jobs") or 0) + 1)
-        self._kept = self._value(
-            f"SELECT count(*) FROM jobs WHERE state >= {FIRST_FINAL} AND state <> {StoredState.FAILED}"
-        )
         self._partitions = PartitionNumbers(self._db)
         for number, fields in self._db.execute("SELECT spec, fields FROM specs"):
             spec = Spec.from_wire(msgpack.unpackb(fields))
@@ -160,10 +167,20 @@ class Database:
     def commit(self) -> None:
         if not self._db.in_transaction:
             return
-        self._commits += 1
-        self._db.execute(statements.TOTALS, (*self.totals.as_dict().values(), self._commits))
+        unseen = self._rows.unseen_of(self.totals)
+        is_other = self._changes() == self._committed
+        if is_other or unseen != self._unseen:
+            self._others += is_other
+            self._unseen = unseen
+            self._db.execute(statements.TOTALS, (*unseen, self._others))
         self._db.execute("COMMIT")
-        self._files.committed(self._commits, self._survives_power_loss)
+        self._committed = self._changes()
+        self._files.committed(self._committed, self._survives_power_loss, self._clock.monotonic())
+
+    def _changes(self) -> int:
+        """A number that grows with each commit, and follows from what the journal has: what happened to jobs, and the
+        number of commits in which nothing did."""
+        return sum(self.totals.as_dict().values()) + self._others
 
     @trusted
     def rollback(self) -> None:
@@ -208,15 +225,17 @@ class Database:
         return self._partitions.of(partition_of(row.spec, row.constraints if is_queued else None))
 
     def _row(self, fields: Sequence[Any]) -> JobRow:
-        seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint = fields
+        seq, job_id, number, payload, attempts, crashes, packed, snoozes, checkpoint, ready_at = fields
         constraints = None if packed is None else Constraints.from_wire(msgpack.unpackb(packed))
         row = JobRow(seq, job_id, self._spec_of_number[number], payload or b"", attempts, crashes, constraints)
-        row.snoozes, row.checkpoint = snoozes, checkpoint
+        row.snoozes, row.checkpoint, row.ready_at = snoozes, checkpoint, ready_at
         return row
 
     def _stored(self, fields: Sequence[Any]) -> StoredJob:
-        *row, state, due_at, outcome, finished_at = fields
-        return StoredJob(self._row(row), StoredState(state), due_at, outcome, finished_at)
+        *own, state, outcome, finished_at = fields
+        row = self._row(own)
+        due_at = row.ready_at if state in _MAY_BE_DUE else None
+        return StoredJob(row, StoredState(state), due_at, outcome, finished_at)
 
     def _value(self, sql: str, *bindings: Any) -> Any:
         row: Any = self._db.execute(sql, bindings).fetchone()

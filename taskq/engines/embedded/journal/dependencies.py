@@ -64,7 +64,10 @@ class Dependencies(Database):
         late = [job.row.seq for job in jobs if job.due_at is not None and job.due_at > now]
         queued = [job.row for job in jobs if job.due_at is None or job.due_at <= now]
         self._db.executemany(f"UPDATE jobs SET state = {StoredState.SCHEDULED} WHERE seq = ?", [(seq,) for seq in late])
-        self._db.executemany(statements.BECOME_DUE, [(self._partition_number(row), row.seq) for row in queued])
+        for row in queued:
+            row.ready_at = now
+        released = [(now, self._partition_number(row), row.seq) for row in queued]
+        self._db.executemany(statements.RELEASE_WAITING, released)
 
     @trusted
     def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
@@ -72,7 +75,7 @@ class Dependencies(Database):
         self._db.executemany(statements.CANCEL_DEPENDENT, [(now, outcome, row.seq) for row, _, outcome in ended])
         self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
         self._look_at_edges()
-        self._kept += len(ended)
+        self._rows.ended[StoredState.CANCELLED] += len(ended)
         self.totals.cancelled += len(ended)
 
     @trusted
@@ -100,7 +103,7 @@ class Dependencies(Database):
         found = list(dict.fromkeys(found))
         self._db.executemany(statements.REOPEN, found)
         self._look_at_edges()
-        self._kept -= len(found)
+        self._rows.ended[StoredState.CANCELLED] -= len(found)
         self.totals.retried += len(found)
         return {
             parent: StoredState(state)

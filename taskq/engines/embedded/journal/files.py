@@ -10,6 +10,8 @@ from taskq.system.platform import sync_directory
 
 #: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 BALLAST_BYTES = 8 * 1024 * 1024
+#: How often a commit looks whether the write-ahead log is still there.
+LOOK_EVERY_S = 0.010
 #: Whether the commits that are counted survive a crash of the system: follows their number.
 _SURE, _UNSURE = b"s", b"u"
 
@@ -29,6 +31,7 @@ class FilesBeside:
         self._ballast = journal.with_suffix(".ballast")
         self._wal = Path(f"{journal}-wal")
         self._wal_inode = 0
+        self._look_at = 0.0  # when the write-ahead log is looked at again (monotonic)
         self._high = -1  # its descriptor, while it is open
 
     # -- while the journal is opened
@@ -53,22 +56,25 @@ class FilesBeside:
             sync_directory(self._marker.parent)
             write_durably(self._marker, f"taskq {os.urandom(16).hex()}\n".encode())
 
-    def expect_commits(self, commits: int) -> int:
+    def expect_changes(self, changes: int) -> int:
         """Compares what the journal has with what it was said to have.
 
+        Args:
+            changes: how many the journal has: a number that grows with each commit.
+
         Returns:
-            How many commits are missing, after a crash of the system with a durability that may lose some.
+            How many are missing, after a crash of the system with a durability that may lose some.
 
         Raises:
             JournalError: some are missing that no crash can have lost.
         """
         said = read_if_there(self._high_water)
-        missing = max(0, int.from_bytes(said[:8], "big") - commits)
+        missing = max(0, int.from_bytes(said[:8], "big") - changes)
         if missing and said[8:] == _SURE:
             raise JournalError(
-                f"{self._journal} lacks its last commits ({missing:,} of them): it is an older copy, or its "
-                f"write-ahead log is missing or damaged. Put back all files of {self._journal.parent} as they were at "
-                f"one time; or, to go on without the jobs and outcomes of these commits, remove {self._high_water}"
+                f"{self._journal} lacks its last changes ({missing:,} jobs that came in or ended): it is an older "
+                f"copy, or its write-ahead log is missing or damaged. Put back all files of {self._journal.parent} as "
+                f"they were at one time; or, to go on without these jobs and outcomes, remove {self._high_water}"
             )
         return missing
 
@@ -85,24 +91,31 @@ class FilesBeside:
 
     # -- while it is used
 
-    def committed(self, commits: int, is_sure: bool) -> None:
-        """Says how many commits the journal has, after it was looked at.
+    def committed(self, changes: int, is_sure: bool, now: float) -> None:
+        """Says how many changes the journal has. Looks at it now and then: a write-ahead log that somebody removes
+        takes what was committed with it, before and after the look.
 
         Args:
+            changes: as for `expect_changes`.
             is_sure: whether they survive a crash of the system.
+            now: monotonic seconds.
 
         Raises:
             JournalError: its write-ahead log is not the one that it was opened with.
         """
-        if _inode(self._wal) != self._wal_inode:
+        if now >= self._look_at and self._is_other_wal(now):
             raise JournalError(
                 f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
                 "Nothing but the broker may open the journal"
             )
         try:
-            os.pwrite(self._high, commits.to_bytes(8, "big") + (_SURE if is_sure else _UNSURE), 0)
+            os.pwrite(self._high, changes.to_bytes(8, "big") + (_SURE if is_sure else _UNSURE), 0)
         except OSError:
             pass  # a canary that is behind does no harm, and the commit is done
+
+    def _is_other_wal(self, now: float) -> bool:
+        self._look_at = now + LOOK_EVERY_S
+        return _inode(self._wal) != self._wal_inode
 
     # -- a full disk
 

@@ -18,6 +18,7 @@ from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Totals,
 from taskq.model.attempt import shortened
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import EnqueueError
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow, first_id_at
 from taskq.model.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
 from taskq.model.partition import Partition, Starts
@@ -47,6 +48,8 @@ class MemoryStore:
         self._schedules = contents.schedules
         self._paused = contents.paused
         self._rates = contents.rates
+        self._counts = contents.counts
+        self._machines = contents.machines
         self.totals = Totals(**contents.totals)
         self._changes = Changes()
         self._indexes = Indexes()
@@ -128,7 +131,7 @@ class MemoryStore:
         due = self._indexes.due
         seqs = [seq for _, seq in due[: min(limit, bisect_right(due, (now, self._next_seq)))]]
         for seq in seqs:
-            self._change(seq, kept=StoredState.QUEUED, due_at=None)
+            self._change(seq, kept=StoredState.QUEUED)
         return [self._record(seq).row() for seq in seqs]
 
     def next_due(self) -> float | None:
@@ -183,7 +186,7 @@ class MemoryStore:
             totals.cancelled += kept == StoredState.CANCELLED
             totals.expired += kept == StoredState.EXPIRED
         for change in rescheduled:
-            self._reschedule(*change)
+            self._reschedule(*change, now)
 
     def _end(self, row: JobRow, kept: StoredState, outcome: bytes, now: float) -> None:
         unique = None if row.constraints is None else row.constraints.unique
@@ -204,12 +207,13 @@ class MemoryStore:
             **fields,
         )
 
-    def _reschedule(self, row: JobRow, due_at: float | None, outcome: bytes | None) -> None:
+    def _reschedule(self, row: JobRow, due_at: float | None, outcome: bytes | None, now: float) -> None:
         known = self._record(row.seq)
+        row.ready_at = now if due_at is None else due_at
         self._change(
             row.seq,
             kept=StoredState.QUEUED if due_at is None else StoredState.SCHEDULED,
-            due_at=due_at,
+            due_at=row.ready_at,
             spec=row.spec,
             attempts=row.attempts,
             crashes=row.crashes,
@@ -252,8 +256,9 @@ class MemoryStore:
             self._change(
                 job.row.seq,
                 kept=StoredState.SCHEDULED if is_late else StoredState.QUEUED,
-                due_at=job.due_at if is_late else None,
+                due_at=job.due_at if is_late else now,
             )
+            job.row.ready_at = now
 
     def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
         for row, kept, outcome in ended:
@@ -365,10 +370,11 @@ class MemoryStore:
 
     # -- by hand
 
-    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+    def requeue(self, jobs: Sequence[StoredJob], now: float) -> list[JobRow]:
         for row, *_ in jobs:
             known = self._jobs[row.id]
             row.forgive()
+            row.ready_at = now
             del self._by_seq[row.seq]
             row.seq = self._next_seq
             self._next_seq += 1
@@ -377,6 +383,7 @@ class MemoryStore:
                     known,
                     seq=row.seq,
                     kept=StoredState.QUEUED,
+                    due_at=now,
                     finished_at=None,
                     constraints=row.constraints,
                     requeued=known.requeued + 1,
@@ -416,6 +423,27 @@ class MemoryStore:
 
     def rates(self, now: float) -> dict[str, Starts]:
         return {name: starts for name, (starts, until) in self._rates.items() if until >= now}
+
+    # -- counts and machines
+
+    def keep_counts(self, rows: Sequence[CountsRow]) -> None:
+        for task, queue, minute, packed in rows:
+            key = minute, task, queue
+            self._changes.counts[key] = packed
+            if packed is None:
+                self._counts.pop(key, None)
+            else:
+                self._counts[key] = packed
+
+    def kept_counts(self) -> list[CountsRow]:
+        return [CountsRow(task, queue, minute, packed) for (minute, task, queue), packed in self._counts.items()]
+
+    def note_machine(self, name: str, now: float) -> None:
+        if not self._machines or self._machines[-1][1] != name:
+            self._machines = self._changes.machines = [*self._machines, (now, name)]
+
+    def machines(self) -> list[tuple[float, str]]:
+        return self._machines
 
     # -- what is needed no more
 

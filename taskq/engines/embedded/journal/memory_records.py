@@ -33,7 +33,7 @@ class Record:
     snoozes: int = 0
     checkpoint: bytes | None = None
     kept: StoredState = StoredState.QUEUED
-    due_at: float | None = None
+    due_at: float | None = None  # of a queued job: from when it could have started, if not from the beginning
     outcome: bytes | None = None
     finished_at: float | None = None
     constraints: Constraints | None = None
@@ -59,12 +59,13 @@ class Record:
     def row(self) -> JobRow:
         """Returns the job as the broker holds it."""
         row = JobRow(self.seq, self.id, self.spec, self.payload, self.attempts, self.crashes, self.constraints)
-        row.snoozes, row.checkpoint = self.snoozes, self.checkpoint
+        row.snoozes, row.checkpoint, row.ready_at = self.snoozes, self.checkpoint, self.due_at
         return row
 
     def stored(self) -> StoredJob:
         """Returns the job as it is read back."""
-        return StoredJob(self.row(), self.kept, self.due_at, self.outcome, self.finished_at)
+        due_at = self.due_at if self.kept in (StoredState.SCHEDULED, StoredState.WAITING) else None
+        return StoredJob(self.row(), self.kept, due_at, self.outcome, self.finished_at)
 
 
 class Indexes:
@@ -139,17 +140,20 @@ def _discard(edges: dict[bytes, set[bytes]], parent: bytes, child: bytes) -> Non
 
 @dataclass(slots=True)
 class Changes:
-    """What changed since the last commit. None stands for a job or a schedule that is gone, and for no change in the
-    rest."""
+    """What changed since the last commit. None stands for a job, a schedule or counts that are gone, and for no change
+    in the rest."""
 
     jobs: dict[bytes, Record | None] = field(default_factory=dict)
     schedules: dict[str, ScheduleRow | None] = field(default_factory=dict)
     paused: frozenset[str] | None = None
     rates: dict[str, tuple[Starts, float]] | None = None
+    counts: dict[tuple[int, str, str], bytes | None] = field(default_factory=dict)
+    machines: list[tuple[float, str]] | None = None
     totals: dict[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.schedules) or self.paused is not None or self.rates is not None
+        is_changed = self.paused is not None or self.rates is not None or self.machines is not None
+        return is_changed or bool(self.jobs or self.schedules or self.counts)
 
 
 @dataclass(slots=True)
@@ -160,16 +164,28 @@ class Contents:
     schedules: dict[str, ScheduleRow] = field(default_factory=dict)
     paused: frozenset[str] = frozenset()
     rates: dict[str, tuple[Starts, float]] = field(default_factory=dict)
+    counts: dict[tuple[int, str, str], bytes] = field(default_factory=dict)
+    machines: list[tuple[float, str]] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Contents:
         """Returns contents that can be changed apart from these."""
-        return Contents(self.jobs.copy(), self.schedules.copy(), self.paused, self.rates.copy(), self.totals)
+        return Contents(
+            self.jobs.copy(),
+            self.schedules.copy(),
+            self.paused,
+            self.rates.copy(),
+            self.counts.copy(),
+            self.machines,
+            self.totals,
+        )
 
     def apply(self, changes: Changes) -> None:
         """Takes a commit over."""
         _apply(self.jobs, changes.jobs)
         _apply(self.schedules, changes.schedules)
+        _apply(self.counts, changes.counts)
+        self.machines = self.machines if changes.machines is None else changes.machines
         self.paused = self.paused if changes.paused is None else changes.paused
         self.rates = self.rates if changes.rates is None else changes.rates.copy()
         self.totals = changes.totals

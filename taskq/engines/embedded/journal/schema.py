@@ -11,8 +11,8 @@ import apsw
 
 from taskq.model.errors import JournalError
 
-SCHEMA_VERSION = 3
-_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql", 3: "upgrade_3.sql"}
+SCHEMA_VERSION = 4
+_SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql", 3: "upgrade_3.sql", 4: "upgrade_4.sql"}
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
 _CACHE_KIB = 32 * 1024
 _WAL_PAGES = 4_000

@@ -30,6 +30,7 @@ from taskq.engines.embedded.journal.statements import PRUNABLE
 from taskq.model.attempt import shortened
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import EnqueueError
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
 from taskq.model.limits import KEPT_ATTEMPTS_EACH_END
 from taskq.model.partition import Partition, Starts, partition_of
@@ -54,6 +55,7 @@ class SQLiteStore(Dependencies, Queries):
         self._known_ids = KnownIds(self._db, self._clock)
         self._prune_after = 0  # up to this seq nothing more is to be removed now
         self._pruning_since = 0.0
+        self._has_items = self._value("SELECT 1 FROM items LIMIT 1") is not None
 
     @property
     def last_seq(self) -> int:
@@ -62,7 +64,7 @@ class SQLiteStore(Dependencies, Queries):
     @property
     def kept(self) -> int:
         """Ended jobs that are kept, without the failed ones."""
-        return int(self._kept)
+        return self._rows.prunable
 
     # -- taking in
 
@@ -92,6 +94,7 @@ class SQLiteStore(Dependencies, Queries):
         else:
             self._known_ids.look()
         self._next_seq = first + len(rows)
+        self._rows.jobs += len(rows)
         self.totals.enqueued += len(rows)
         return rows
 
@@ -227,6 +230,7 @@ class SQLiteStore(Dependencies, Queries):
     def add_items(self, seq: int, first: int, items: Sequence[bytes]) -> None:
         self._begin()
         self._db.execute(statements.ITEMS_GO_WITH_THEIR_JOB)
+        self._has_items = True
         self._db.executemany(statements.ADD_ITEM, [(seq, position, item) for position, item in enumerate(items, first)])
 
     # -- settling
@@ -249,14 +253,14 @@ class SQLiteStore(Dependencies, Queries):
             self._db.executemany(statements.SUCCEED, plain)
         if with_constraints:  # two updates of each would take twice as long
             self._db.executemany(statements.SUCCEED_WITH_CONSTRAINTS, with_constraints)
+        self._rows.ended[succeeded] += len(plain) + len(with_constraints)
         self.totals.succeeded += len(plain) + len(with_constraints)
-        self._kept += len(plain) + len(with_constraints)
         if others:
             self._end(others, now)
         if with_constraints or others:
             self._drop_edges(ended)
         if rescheduled:
-            self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change) for change in rescheduled])
+            self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change, now) for change in rescheduled])
             self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
 
     def _end(self, ended: Sequence[Ended], now: float) -> None:
@@ -269,16 +273,17 @@ class SQLiteStore(Dependencies, Queries):
         self.totals.failed += count[StoredState.FAILED]
         self.totals.cancelled += count[StoredState.CANCELLED]
         self.totals.expired += count[StoredState.EXPIRED]
-        self._kept += len(ended) - count[StoredState.FAILED]
+        self._rows.ended.update(count)
         failed = [(row.seq,) for row, kept, _ in ended if kept == StoredState.FAILED]
         self._db.executemany("INSERT INTO failed VALUES (?)", failed)
 
-    def _rescheduling(self, change: Rescheduled) -> tuple[int | float | bytes | None, ...]:
+    def _rescheduling(self, change: Rescheduled, now: float) -> tuple[int | float | bytes | None, ...]:
         row = change.row
+        row.ready_at = now if change.due_at is None else change.due_at
         state = StoredState.QUEUED if change.due_at is None else StoredState.SCHEDULED
         counts = row.attempts, row.crashes, row.snoozes
         numbers = self._spec_number(row.spec), self._partition_number(row, is_queued=change.due_at is None)
-        return state, change.due_at, *numbers, *counts, change.outcome, row.seq
+        return state, row.ready_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
         """Keeps the outcomes of attempts that are not the last: seq, number, outcome."""
@@ -291,20 +296,24 @@ class SQLiteStore(Dependencies, Queries):
     # -- by hand
 
     @trusted
-    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+    def requeue(self, jobs: Sequence[StoredJob], now: float) -> list[JobRow]:
         self._begin()
         for seq, (row, _, _, outcome, _) in enumerate(jobs, self._next_seq):
             row.forgive()
+            row.ready_at = now
             constraints = None if row.constraints is None else msgpack.packb(row.constraints.to_wire())
-            self._db.execute(statements.REQUEUE, (seq, self._partition_number(row), constraints, row.seq))
+            self._db.execute(statements.REQUEUE, (seq, self._partition_number(row), now, constraints, row.seq))
             self._db.execute("DELETE FROM failed WHERE job = ?", (row.seq,))
             self._db.execute("UPDATE attempts SET job = ? WHERE job = ?", (seq, row.seq))
             if row.constraints is not None and row.constraints.follows:
                 self._db.execute("UPDATE edges SET child = ? WHERE child = ?", (seq, row.seq))
+            if self._has_items:
+                self._db.execute("UPDATE items SET job = ? WHERE job = ?", (seq, row.seq))
             if outcome:
                 self._keep_attempts([(seq, row.attempts, outcome)])
             row.seq = seq
         self._next_seq += len(jobs)
+        self._rows.ended[StoredState.FAILED] -= len(jobs)
         return [job.row for job in jobs]
 
     @trusted
@@ -316,7 +325,7 @@ class SQLiteStore(Dependencies, Queries):
         self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
         if self._has_edges:
             self._look_at_edges()
-        self._kept -= sum(1 for job in jobs if job.kept in PRUNABLE)
+        self._rows.removed(job.kept for job in jobs)
         self.totals.cancelled += sum(1 for job in jobs if job.kept < FIRST_FINAL)
 
     @trusted
@@ -365,23 +374,53 @@ class SQLiteStore(Dependencies, Queries):
         kept = self._db.execute("SELECT name, starts FROM rates")
         return {name: [tuple(slot) for slot in msgpack.unpackb(starts)] for name, starts in kept}
 
+    # -- counts and machines
+
+    @trusted
+    def keep_counts(self, rows: Sequence[CountsRow]) -> None:
+        if not rows:
+            return
+        self._begin()
+        kept = [(row.minute, row.task, row.queue, row.packed) for row in rows if row.packed is not None]
+        gone = [(row.minute, row.task, row.queue) for row in rows if row.packed is None]
+        self._db.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?)", kept)
+        self._db.executemany("DELETE FROM counts WHERE minute = ? AND task = ? AND queue = ?", gone)
+
+    @trusted
+    def kept_counts(self) -> list[CountsRow]:
+        found = self._db.execute("SELECT task, queue, minute, packed FROM counts")
+        return [CountsRow(*fields) for fields in found]
+
+    @trusted
+    def note_machine(self, name: str, now: float) -> None:
+        known = self.machines()
+        if not known or known[-1][1] != name:
+            self._begin()
+            self._db.execute("INSERT OR REPLACE INTO machines VALUES (?, ?)", (now, name))
+
+    @trusted
+    def machines(self) -> list[tuple[float, str]]:
+        found: list[Any] = self._db.execute("SELECT since, name FROM machines ORDER BY since").fetchall()
+        return found
+
     # -- what is needed no more
 
     @trusted
     def prune(self, before: float, keep: int, limit: int) -> int:
         if before - self._pruning_since > _PRUNE_AGAIN_S:
             self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
-        first = last = removed = seen = 0
+        first = last = seen = 0
+        removed: list[StoredState] = []
         is_kept = False
         sql = statements.JOBS_AFTER_SPARED if self._has_edges else statements.JOBS_AFTER
         cursor = self._db.execute(sql, (self._prune_after, limit))
         for seen, (seq, state, finished_at) in enumerate(cursor, 1):  # noqa: B007  used after the loop
             if state in PRUNABLE:
-                is_kept = finished_at >= before and self._kept - removed <= keep
+                is_kept = finished_at >= before and self._rows.prunable - len(removed) <= keep
                 if is_kept:
                     break  # what is behind it ended later, nearly always
                 first = first or seq
-                removed += 1
+                removed.append(state)
             last = seq
         cursor.close(True)
         if removed:
@@ -389,10 +428,10 @@ class SQLiteStore(Dependencies, Queries):
             prune = statements.PRUNE_SPARING if self._has_edges else statements.PRUNE
             self._db.execute(prune, (first, last))  # one by one takes twice as long
             self._db.execute(statements.PRUNE_ATTEMPTS, (first, last))
-            self._kept -= removed
+            self._rows.removed(map(StoredState, removed))
         is_at_end = seen < limit and not is_kept
         self._prune_after = 0 if is_at_end else last or self._prune_after
-        return removed
+        return len(removed)
 
     @trusted
     def tidy(self, now: float, limit: int) -> int:

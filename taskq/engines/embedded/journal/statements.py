@@ -8,7 +8,7 @@ from taskq.model.stored import FIRST_FINAL, StoredState
 #: Rows in one INSERT: 50 rows in a statement cost 2.0 microseconds of CPU each, single ones 3.1.
 ROWS_PER_INSERT = 50
 #: What a row of a job is made from.
-ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint"
+ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint, due_at"
 INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
 INSERT_ONE = INSERT_HEAD + "(?, ?, ?, ?, ?)"
 INSERT_MANY = INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * ROWS_PER_INSERT)
@@ -22,9 +22,11 @@ QUEUED_KEYED = QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
 WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
 _RETRIED_KEYED = f"SELECT {ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
 RETRIED = f"{_RETRIED_KEYED} UNION ALL {_RETRIED_KEYED.replace('state = 1', 'state = 0')}"  # each has an index
-BECOME_DUE = "UPDATE jobs SET state = 0, due_at = NULL, band = ? WHERE seq = ?"
+# due_at stays, as the time from which a job could have started; release_waiting and RESCHEDULE set it for that too
+BECOME_DUE = "UPDATE jobs SET state = 0, band = ? WHERE seq = ?"
+RELEASE_WAITING = "UPDATE jobs SET state = 0, due_at = ?, band = ? WHERE seq = ?"
 DUE = f"SELECT {ROW} FROM jobs WHERE state = 1 AND due_at <= ? ORDER BY due_at LIMIT ?"
-STORED = f"SELECT {ROW}, state, due_at, outcome, finished_at FROM jobs"
+STORED = f"SELECT {ROW}, state, outcome, finished_at FROM jobs"
 READ = f"{STORED} WHERE id = ?"
 READ_WAITING = f"{STORED} WHERE seq = ? AND state = {StoredState.WAITING}"
 EXPIRED = f"{STORED} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
@@ -85,11 +87,12 @@ FOLLOWERS = f"""SELECT id FROM edges CROSS JOIN jobs ON seq = child
 ADD_ITEM = "INSERT OR IGNORE INTO items VALUES (?, ?, ?)"
 ITEMS = "SELECT item FROM items WHERE job = ? AND position >= ? ORDER BY position LIMIT ?"
 REQUEUE = (
-    f"UPDATE jobs SET seq = ?, band = ?, state = {StoredState.QUEUED}, finished_at = NULL, terms = ? WHERE seq = ?"
+    f"UPDATE jobs SET seq = ?, band = ?, state = {StoredState.QUEUED}, due_at = ?, finished_at = NULL, terms = ? "
+    "WHERE seq = ?"
 )
 #: As READ, but without the payload and large results, and with the payload's size.
 FOUND = (
-    f"{ROW.replace('payload', 'NULL')}, state, due_at, "
+    f"{ROW.replace('payload', 'NULL')}, state, "
     f"CASE WHEN state <> {StoredState.SUCCEEDED} OR length(outcome) < {MAX_FOUND_RESULT_BYTES} THEN outcome END, "
     "finished_at, length(payload)"
 )
@@ -98,6 +101,7 @@ PUT_SCHEDULE = (
     "INSERT OR REPLACE INTO schedules (name, fields, next_at, app, is_paused, last_at, last_id) "
     "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+#: What the rows do not show of the totals, and the number of commits that changed none of these.
 TOTALS = "UPDATE totals SET " + ", ".join(f"{name} = ?" for name in (*TOTAL_NAMES, "commits"))
 #: The states of ended jobs that go in time; failed ones stay.
 PRUNABLE = frozenset(kept for kept in StoredState if kept >= FIRST_FINAL and kept != StoredState.FAILED)

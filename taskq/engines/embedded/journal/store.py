@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from taskq.model.constraints import Constraints
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
 from taskq.model.partition import Partition, Starts
 from taskq.model.schedule import ScheduleRow
@@ -229,9 +230,9 @@ class Store(Protocol):
             None if all were looked at.
         """
 
-    def requeue(self, jobs: Sequence[StoredJob]) -> list[JobRow]:
+    def requeue(self, jobs: Sequence[StoredJob], now: float) -> list[JobRow]:
         """Makes failed jobs queued again, at the end of their queues, with their failures and crashes forgiven. They do
-        not expire any more, and do not get their unique keys back.
+        not expire any more, and do not get their unique keys back. `now` is in seconds since 1970.
 
         Returns:
             Their rows, without payloads, with their new sequence numbers, which ascend.
@@ -260,6 +261,20 @@ class Store(Protocol):
 
     def remove_schedule(self, name: str) -> None:
         """Forgets a schedule, if there is one of that name."""
+
+    def keep_counts(self, rows: Sequence[CountsRow]) -> None:
+        """Records counts of tasks and queues, in place of those of the same minute; None removes them."""
+
+    def kept_counts(self) -> list[CountsRow]:
+        """At the start: the counts that were recorded."""
+
+    def note_machine(self, name: str, now: float) -> None:
+        """At the start: from now on (seconds since 1970) jobs run on the machine of this name. Only a change is
+        recorded."""
+
+    def machines(self) -> list[tuple[float, str]]:
+        """The machines on which the queue's jobs ran: since when (seconds since 1970), and the name; in order. Jobs of
+        before the first ran on one whose name nobody noted."""
 
     def counts(self, kept: StoredState) -> dict[str, int]:
         """Counts the jobs of each queue in one state. Fast for scheduled and waiting ones; for others it looks at every
