@@ -1,1 +1,1 @@
-"""What is asked of the operating system: directories, locks, processes, memory. Every room above may come in."""
+"""What taskq asks the operating system for: directories, locks, processes, memory. Every room above may come in."""

@@ -1,4 +1,4 @@
-"""The clock. It is handed to whatever looks at the time, so that a test can bring its own: nobody replaces `time`."""
+"""The clock. Whatever looks at the time is handed one, so that a test can bring its own: nobody replaces `time`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Clock(Protocol):
         """Seconds since 1970, for moments that outlive the process. The clock may be set, also back."""
 
     def monotonic(self) -> float:
-        """Seconds from any beginning, for spans and deadlines: they only grow."""
+        """Seconds since some moment, for spans and deadlines. They never go back."""
 
 
 class ClientClock(Clock, Protocol):
-    """The clock of those who make jobs, wait for them, and run them."""
+    """The clock of whatever makes jobs, waits for them or runs them."""
 
     def time_ns(self) -> int:
         """Nanoseconds since 1970."""

@@ -12,11 +12,11 @@ from taskq.model.limits import MAX_CLIENTS
 
 #: The lock, the journal, the log, sockets and standard streams: 19 of them, measured.
 _OWN = 24
-#: For files that are opened for a moment: spooled jobs, a log that is turned over, the pipes of a process that starts.
+#: For files that are open for a moment only: spooled jobs, a log that is rotated, the pipes of a process that starts.
 RESERVED = 32
-#: What a consumer takes in the broker: a queue, a socket, a pipe for its output, its memory, one that tells its end.
+#: What each consumer takes in the broker: a queue, a socket, a pipe for its output, its memory, a pidfd.
 _EACH_CONSUMER = 8
-#: A fleet that can serve no more clients than this at a time is refused.
+#: A fleet that could serve only fewer clients than this at a time does not start.
 _FEWEST_CLIENTS = 16
 
 
@@ -32,7 +32,7 @@ def without_clients(consumers: int) -> int:
 
 
 def provide(consumers: int) -> None:
-    """Raises the soft limit of this process to what a broker may need, as far as the hard limit lets it.
+    """Raises the soft limit of this process to what a broker may need, or to the hard limit if that is lower.
 
     Raises:
         TooFewDescriptors: that is not enough for the consumers and a few clients.
@@ -60,7 +60,7 @@ def room_for_clients(consumers: int) -> int:
 
 
 def given() -> int | None:
-    """The soft limit before it was raised, which is for consumers; None if it was not."""
+    """The soft limit before it was raised, which consumers get; None if it was not raised."""
     return _Given.soft
 
 

@@ -38,10 +38,10 @@ def queue_directory(name: str, url: str | None = None) -> Path:
 
     Args:
         name: the name of the TaskQ.
-        url: an absolute path or `file:` URL; without one TASKQ_URL counts, then the user's state directory.
+        url: an absolute path or `file:` URL; if None, TASKQ_URL counts, then the user's state directory.
 
     Raises:
-        ConfigError: the name or the URL makes no sense.
+        ConfigError: the name or the URL is not valid.
     """
     if not isinstance(name, str) or not QUEUE_NAME.match(name) or name in (".", ".."):
         raise ConfigError(f"TaskQ name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ . -")
@@ -74,18 +74,18 @@ def _path_of_url(url: str, source: str) -> Path:
     return path
 
 
-#: A broker answers in milliseconds. One that says nothing for so long is stopped or stuck.
+#: A broker answers in milliseconds. One that says nothing for this long is stopped or stuck.
 REPLY_TIMEOUT_S = 5.0
 
 
 def reply_timeout_s(given: float | None = None) -> float:
-    """How long a client waits for an answer of the broker, until it holds that for stopped or stuck.
+    """How long a client waits for an answer before it takes the broker for stopped or stuck.
 
     Args:
-        given: seconds; without them TASKQ_REPLY_TIMEOUT counts, then REPLY_TIMEOUT_S.
+        given: seconds; if None, TASKQ_REPLY_TIMEOUT counts, then REPLY_TIMEOUT_S.
 
     Raises:
-        ConfigError: that is not a time of this kind.
+        ConfigError: that is not a number of seconds above 0.
     """
     told: object = os.environ.get("TASKQ_REPLY_TIMEOUT") or REPLY_TIMEOUT_S if given is None else given
     try:
@@ -111,7 +111,7 @@ class Directory:
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            ConfigError: the path is one that the log, or the system, cannot tell.
+            ConfigError: the path is not valid UTF-8, so neither the log nor a message could show it.
         """
         if not _is_text(str(path)):
             raise ConfigError(
@@ -148,7 +148,7 @@ class Directory:
         return self
 
     def _check_content(self) -> None:
-        """Refuses what others may have left here while the directory was open to them."""
+        """Refuses what other users may have put here while the directory was open to them."""
         for folder in (self.path, self.log):
             for entry in os.scandir(folder):
                 try:
@@ -159,7 +159,7 @@ class Directory:
                     raise DirectoryError(f"{entry.path} is a link, or belongs to another user: remove it")
 
     def check(self) -> None:
-        """Raises DirectoryError unless the directory is ours, private and writable."""
+        """Raises DirectoryError unless the directory belongs to us, is private, and can be written."""
         try:
             link, status = os.lstat(self.path), os.stat(self.path)
         except OSError as error:
@@ -181,7 +181,7 @@ class Directory:
     def socket_path(self) -> Path:
         """The path of the broker's socket: in the directory, or, where that path is longer than the kernel takes
         (see MAX_SOCKET_PATH_BYTES), at a short path that every client finds again from the directory's real path.
-        That one does not follow TMPDIR, which may be another for a client than for the fleet."""
+        The short path does not follow TMPDIR, which may differ between a client and the fleet."""
         real = Path(os.path.realpath(self.path))  # whatever links a client came through
         direct = real / "taskq.sock"
         if len(os.fsencode(direct)) <= MAX_SOCKET_PATH_BYTES:
@@ -193,25 +193,25 @@ class Directory:
         return _SHORT_PATHS / f"taskq-{os.geteuid() if user is None else user}" / f"{digest}.sock"
 
     def other_owner(self) -> int | None:
-        """The user id of another user to whom the directory belongs, or who keeps us from seeing it; else None."""
+        """The id of another user who owns the directory, or keeps us from seeing it; None if there is none."""
         for path in (self.path, *self.path.parents):
             try:
                 owner = os.stat(path).st_uid
             except PermissionError:
-                continue  # one of the folders above is closed to us
+                continue  # we may not enter one of the folders above
             except OSError:
                 return None
             return None if owner == os.geteuid() else owner
         return None
 
     def check_owner(self) -> None:
-        """Raises DirectoryError if the directory belongs to another user and we are not root, who may look at it."""
+        """Raises DirectoryError if the directory belongs to another user, unless we are root: root may look at it."""
         owner = self.other_owner()
         if owner is not None and os.geteuid() != 0:
             raise DirectoryError(f"{self.path} belongs to {user_of(owner)}: run as that user, or look at it as root")
 
     def filesystem(self) -> str:
-        """The type of the filesystem that holds the directory, or "" where the system does not tell."""
+        """The type of the filesystem that holds the directory, or "" where the system does not say."""
         try:
             table = Path("/proc/self/mountinfo").read_text()
         except OSError:
@@ -235,7 +235,7 @@ def private_directory(path: Path) -> None:
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
-        pass  # whatever it is, it is looked at now
+        pass  # what is there, of whatever kind, is checked now
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise DirectoryError(f"{path} must be a directory of {_user()} alone (mode 700); remove it")

@@ -1,9 +1,10 @@
 """The processes that consumers are forked from with `--preload`: each has imported the application once.
 
-multiprocessing has one such server in a process, and no call to replace it, to go back to another, or to ask whether
-it has imported what it should; hence the private names here, which the tests use on every supported Python. Until a
-server has imported the application it answers nobody, and whoever starts a process waits for that. So it says when it
-is up (`taskq.consumer.preload`), and nothing is started from it before: the broker's loop must not wait.
+multiprocessing has one such server in a process, and no way to replace it, to go back to an earlier one, or to ask
+whether it has imported what it should. Hence the private names used here; the tests use them on every supported Python.
+A server answers nobody until it has imported the application, and whoever starts a process would wait for that. So the
+server says when it is up (`taskq.consumer.preload`), and no process is started from it before: the broker's loop must
+not wait.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from taskq.system.platform import is_stopped, name_of_signal
 
-#: Where a server says that it is up, and what it imports.
+#: The variables that tell a server what to import, and where to say that it is up.
 READY_ADDRESS = "TASKQ_PRELOAD_READY"
 PRELOADED_APP = "TASKQ_PRELOAD_APP"
 #: How often to look whether a server is up: only while one imports the application.
@@ -31,7 +32,8 @@ _connection: Any = connection
 
 
 class ForkServer:
-    """One such process. It ends when nobody holds its `alive` descriptor any more: neither its consumers nor we."""
+    """One such process. It ends when its `alive` descriptor is closed everywhere: by its consumers and by the
+    broker."""
 
     def __init__(self, code: int, ready: socket.socket | None) -> None:
         self.code = code  # as `Succession.code`
@@ -45,7 +47,7 @@ class ForkServer:
         self._ready = ready
 
     def has_died(self) -> bool:
-        """Whether it has ended. Then whatever was forked from it was killed by the kernel (`die_with_parent`)."""
+        """Whether it has ended. If so, the kernel has killed what was forked from it (`die_with_parent`)."""
         if not self.ending:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -57,7 +59,7 @@ class ForkServer:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it neither starts a process nor tells how one ended, until somebody lets it go on."""
+        """Whether it is stopped (SIGSTOP): then it neither starts a process nor says how one ended."""
         return not self.has_died() and is_stopped(self.pid)
 
     def look(self) -> bool:
@@ -70,8 +72,8 @@ class ForkServer:
             self._close_ready()
         return self.is_up
 
-    def let_go(self) -> None:
-        """It is not needed any more: it ends with its last consumer."""
+    def close(self) -> None:
+        """Closes our end of it, as it is not needed any more: it ends with its last consumer."""
         self._close_ready()
         if self.alive >= 0:
             os.close(self.alive)
@@ -93,20 +95,20 @@ class ForkServers:
         """
         Args:
             app: what they import.
-            up_within_s: one that has not imported it within this time is killed.
+            up_within_s: a server that has not imported it within this time is killed.
         """
         os.environ[PRELOADED_APP] = app
         context.set_forkserver_preload(["taskq.consumer.preload"])
         self._up_within_s = up_within_s
         self._present: ForkServer | None = None
-        self._before: ForkServer | None = None  # what to go back to until the present one has proved itself
-        self._others: list[ForkServer] = []  # let go of with their last consumer: they tell how consumers ended
-        self._ended: list[ForkServer] = []  # those that were let go of, and are not reaped yet
+        self._before: ForkServer | None = None  # the one to go back to until the present one has proved itself
+        self._others: list[ForkServer] = []  # needed until their last consumer has ended: they say how consumers ended
+        self._ended: list[ForkServer] = []  # released, but not reaped yet
         self._start_at = 0.0
-        self._stopped = ""  # what is to be told of one that was stopped
+        self._stopped = ""  # the message about one that was stopped
 
     def renew(self, code: int) -> None:
-        """From now on consumers are forked from a fresh server, which imports the application as it is now."""
+        """Has consumers forked from a new server from now on, which imports the application as it is now."""
         present, self._present = self._present, None
         if present is not None and present.is_proven and not present.has_died():
             self._keep_for_its_consumers(self._before)
@@ -116,21 +118,21 @@ class ForkServers:
         self._start(code)
 
     def go_back(self) -> None:
-        """The present server is of no use: consumers are forked from the one before again, if it lives."""
+        """Gives up the present server: consumers are forked from the previous one again, if it lives."""
         if self._before is not None and not self._before.has_died():
             self._keep_for_its_consumers(self._present)
             self._present, self._before = self._before, None
             _hand_to_multiprocessing(self._present)
 
     def proven(self, server: ForkServer) -> None:
-        """A consumer has come up."""
+        """Notes that a consumer has come up: the present server works."""
         server.is_proven = True
         if server is self._present:
             self._keep_for_its_consumers(self._before)
             self._before = None
 
     def look_after(self, code: int, now: float) -> str | None:
-        """Starts a server if there is none. Returns what became of the present one, once, if it died."""
+        """Starts a server if there is none. Returns a message, once, if the present one has died."""
         present = self._present
         if present is None:
             if now >= self._start_at:
@@ -148,19 +150,19 @@ class ForkServers:
         return None
 
     def next_look(self, now: float) -> float | None:
-        """When to look after them again, if nothing else happens (monotonic)."""
+        """When `look_after` must be called next, if nothing else happens (monotonic)."""
         if self._present is None:
             return self._start_at
         return None if self._present.is_up else now + _LOOK_EVERY_S
 
     @property
     def code(self) -> int | None:
-        """What consumers run that are started now; None if none can be started."""
+        """The version of the code that consumers started now will run; None if none can be started."""
         return self._present.code if self._present is not None and self._present.is_up else None
 
     def can_fork(self, now: float) -> bool:
-        """Whether a process can be started now. A server that is stopped would hold up whoever starts one: another
-        takes its place, and it stays for the consumers that it has."""
+        """Whether a process can be started now. A stopped server would hold up whoever starts one: another server
+        takes its place, and the stopped one stays for the consumers that it has."""
         present = self._present
         if present is not None and present.is_stopped:
             self._stopped = f"the process that consumers are forked from (--preload, {present.pid}) is stopped"
@@ -169,7 +171,7 @@ class ForkServers:
         return self._present is not None
 
     def used(self) -> ForkServer:
-        """The server that a process was just forked from. multiprocessing starts another by itself if ours has died."""
+        """The server that a process was just forked from: multiprocessing starts another by itself if ours has died."""
         assert self._present is not None
         if _multiprocessing._forkserver_pid != self._present.pid:
             self._present.alive = -1  # closed, too
@@ -178,10 +180,10 @@ class ForkServers:
         return self._present
 
     def release(self, in_use: Collection[ForkServer | None]) -> None:
-        """Lets go of those that nobody needs any more."""
+        """Closes the servers that nobody needs any more."""
         for server in [server for server in self._others if server not in in_use]:
             self._others.remove(server)
-            server.let_go()
+            server.close()
             self._ended.append(server)
         self._ended = [server for server in self._ended if not server.has_died()]
 

@@ -1,20 +1,20 @@
 """Starts the two processes that a guardian needs, even before it knows what for.
 
-This imports next to nothing, so that `taskq worker` has both at work while it is still importing its command line.
-Either reads what it is to do from a socket, or ends with it.
+This module imports next to nothing, so that `taskq worker` has both at work while it still imports its command line.
+Each process reads from a socket what it is to do, and ends if the socket is closed first.
 """
 
 import socket
 import subprocess
 import sys
 
-#: When a broker is killed multiprocessing's own helper clears up its semaphores, and would say so with a warning.
+#: When a broker is killed, multiprocessing's helper process removes its semaphores, and would give a warning of it.
 _QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import gc, sys; gc.disable(); from taskq.broker.process import main; main(int(sys.argv[1]))"
 _READER = "import sys; from taskq.broker.stopped import main; main(int(sys.argv[1]), sys.argv[2])"
 _RESOLVER = "import sys; from taskq.consumer.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
 
-#: Whole messages; macOS has only streams here, where the few short ones come whole as well.
+#: Keeps messages whole. macOS has only streams here, in which the few short messages arrive whole as well.
 _MESSAGES = socket.SOCK_SEQPACKET if sys.platform.startswith("linux") else socket.SOCK_STREAM
 
 
@@ -35,7 +35,7 @@ class Child:
 
 
 def spawn_broker() -> Child:
-    """Starts a broker, which waits for its set-up. Ctrl-C is for the guardian, which passes it on in its own way."""
+    """Starts a broker, which waits for its settings. Ctrl-C goes to the guardian, which passes it on in its own way."""
     return Child(_BROKER, options=("-W", _QUIET), kind=_MESSAGES, group=0)
 
 
@@ -45,7 +45,7 @@ def spawn_resolver(app: str) -> Child:
 
 
 def spawn_reader(path: str) -> Child:
-    """Starts a process that answers for the fleet of a directory that does not run."""
+    """Starts a process that answers for a directory whose fleet does not run."""
     return Child(_READER, path, options=("-W", _QUIET), kind=socket.SOCK_STREAM, group=0)
 
 
@@ -54,17 +54,17 @@ _early_resolvers: dict[str, Child] = {}  # at most one, by application
 
 
 def start_early(app: str | None) -> None:
-    """Starts both for the guardian that this process is going to run, unless the command line makes no sense."""
+    """Starts both for the guardian that this process is going to run, unless the command line is not valid."""
     _early_brokers.append(spawn_broker())
     if app:
         _early_resolvers[app] = spawn_resolver(app)
 
 
 def take_broker() -> Child:
-    """The broker that was started early, or else a new one."""
+    """The broker that was started early, or a new one."""
     return _early_brokers.pop() if _early_brokers else spawn_broker()
 
 
 def take_resolver(app: str) -> Child:
-    """The resolver that was started early for this application, or else a new one."""
+    """The resolver that was started early for this application, or a new one."""
     return _early_resolvers.pop(app, None) or spawn_resolver(app)

@@ -1,11 +1,11 @@
 """The two locks of a queue's directory. The kernel owns both, so neither outlives the process that holds it.
 
-`lock` (flock) is held by the broker, and decides who may open the journal. `consumers.lock` (POSIX) is held shared by
-every consumer: a new broker leases nothing before the consumers of the old one are gone. It is a POSIX lock because
-what a job forks does not inherit it, and because the kernel tells who holds it.
+The broker holds `lock` (flock); who holds it may open the journal. Every consumer holds `consumers.lock` (POSIX,
+shared): a new broker leases nothing before the consumers of the old one are gone. It is a POSIX lock because processes
+that a job forks do not inherit it, and because the kernel says which process holds it.
 
-A reader (`taskq.broker.stopped`) opens the journal of a stopped fleet, so it holds `lock` as a broker does; and the
-POSIX lock of that file as well, by which a broker that starts knows it from another broker, and tells it to go.
+A reader (`taskq.broker.stopped`) opens the journal of a stopped fleet, so it holds `lock` as a broker does. It also
+holds the POSIX lock of that file: so a broker that starts knows that this is a reader, and tells it to go.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from taskq.system.platform import IS_LINUX, is_listening, kill_group, open_pidfd
 #: How long a new fleet waits for one that is ending, such as after `kill -9` of its guardian.
 _ENDING_S = 3.0
 _CONSUMERS_GONE_S = 10.0
-#: A reader that was told to go ends what it is answering; one that is stopped, or hangs, is killed after this time.
+#: A reader that was told to go finishes its answer first; one that is stopped, or hangs, is killed after this time.
 _READER_GONE_S = 1.0
-#: How long a reader waits for another one, for a fleet that is ending, and for one that starts to answer in its place.
+#: How long a reader waits for another reader, for a fleet that is ending, or for one that starts and will answer.
 _READER_WAITS_S = 5.0
 _POLL_S = 0.01
 # struct flock: type, whence, start, length, pid (Linux); start, length, pid, type, whence (macOS)
@@ -38,7 +38,7 @@ def take_broker_lock(path: Path, guardian_pid: int) -> int:
     """Takes the broker's lock, for the life of this process. Returns the descriptor that holds it.
 
     Raises:
-        AlreadyRunning: another fleet has it; the message names its process.
+        AlreadyRunning: another fleet holds it; the message names its process.
     """
     descriptor = _open(path)
     give_up_at = time.monotonic() + _ENDING_S
@@ -54,7 +54,7 @@ def take_broker_lock(path: Path, guardian_pid: int) -> int:
             raise AlreadyRunning(
                 f"a fleet already runs on {path.parent} (broker process {pid}): use it, or end it with `taskq stop`"
             )
-        time.sleep(_POLL_S)  # a reader goes, or a fleet ends whose guardian is dead: bounded by _ENDING_S
+        time.sleep(_POLL_S)  # for a reader to go, or for a fleet without guardian to end: at most _ENDING_S
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, b"%d %d" % (os.getpid(), guardian_pid), 0)
     return descriptor
@@ -73,8 +73,8 @@ def _lock(descriptor: int) -> bool:
 
 
 def _has_fleet(descriptor: int, guardian_pid: int) -> bool:
-    """Whether the lock is that of a fleet that lives. Ours does not count: its last broker is dead, and did not see a
-    reader off."""
+    """Whether a living fleet holds the lock. Ours does not count: then its last broker died while it told a reader to
+    go."""
     holder = os.pread(descriptor, 64, 0).split()
     return len(holder) == 2 and int(holder[1]) != guardian_pid and all(_is_alive(int(pid)) for pid in holder)
 
@@ -85,10 +85,10 @@ def _broker_of(descriptor: int) -> str:
 
 
 def _send_away(reader: int, told: dict[int, float]) -> None:
-    """Tells a reader to go, once; and kills it if it does not: it leaves nothing that a broker would not leave."""
+    """Tells a reader to go, and kills it if it does not: it leaves nothing behind that a broker would not leave."""
     now = time.monotonic()
     is_late = now > told.setdefault(reader, now) + _READER_GONE_S
-    if reader > 0 and (is_late or told[reader] == now):  # 0: it is in a container of its own
+    if reader > 0 and (is_late or told[reader] == now):  # 0: it runs in another container
         with suppress(ProcessLookupError):
             os.kill(reader, signal.SIGKILL if is_late else signal.SIGTERM)
 
@@ -107,19 +107,19 @@ class ReaderLock:
     """The lock of a process that reads the journal of a stopped fleet."""
 
     def __init__(self, path: Path, socket_path: Path) -> None:
-        """Takes it; waits a moment for a fleet that ends, or for another reader.
+        """Takes the lock; waits a moment for a fleet that ends, or for another reader.
 
         Args:
             path: of the lock.
             socket_path: where a broker listens.
 
         Raises:
-            AlreadyRunning: a fleet runs, and can be asked.
-            BrokerUnavailable: one has it that cannot, and does not change that in time.
+            AlreadyRunning: a fleet runs, and can be asked instead.
+            BrokerUnavailable: a fleet holds it that cannot be asked, even after a while.
         """
         self._descriptor = _open(path)
         give_up_at = time.monotonic() + _READER_WAITS_S
-        # in this order: a broker that does not get the lock finds by whom
+        # in this order: a broker that does not get the lock must find out who has it
         while not (_lock_posix(self._descriptor) and _lock(self._descriptor)):
             if is_listening(socket_path):
                 raise AlreadyRunning(f"a fleet runs on {path.parent}")
@@ -129,7 +129,7 @@ class ReaderLock:
             time.sleep(_POLL_S)
 
     def release(self) -> None:
-        """Lets it go, in the order in which no broker can take this for another fleet."""
+        """Releases both locks, in the order in which no broker can take this process for another fleet."""
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
@@ -152,11 +152,11 @@ def hold_consumer_lock(path: Path) -> int:
 def end_old_consumers(path: Path) -> list[int]:
     """Kills the consumers of a dead broker, and waits until none is left. Returns their process ids.
 
-    The kernel already kills them when their broker dies (see `platform.die_with_parent`), so this finds a process only
-    in the moment between, and where the kernel has no such service.
+    The kernel kills them when their broker dies (see `platform.die_with_parent`), so this finds a process only in the
+    moment between, or on a system that has nothing of the kind.
 
     Raises:
-        DirectoryError: one does not go away (it may hang in the kernel, or live in a container of its own).
+        DirectoryError: one does not end (it may hang in the kernel, or run in another container).
     """
     descriptor = _open(path)
     killed: list[int] = []
@@ -165,7 +165,7 @@ def end_old_consumers(path: Path) -> list[int]:
         while (pid := _holder(descriptor)) is not None:
             if time.monotonic() > give_up_at:
                 raise DirectoryError(f"{_name_of(pid)} of an earlier fleet does not end; its jobs cannot be run again")
-            if pid <= 0:  # no number of ours: 0 would be our own group
+            if pid <= 0:  # it has no process id here; 0 would mean our own group
                 time.sleep(_POLL_S)
                 continue
             if pid not in killed:
@@ -182,7 +182,7 @@ def _name_of(pid: int) -> str:
 
 
 def _holder(descriptor: int) -> int | None:
-    """The process that holds the lock; 0 or less if it has no number here, None if there is none."""
+    """The process that holds the lock; 0 or less if it has no process id here, None if nobody holds it."""
     wanted = _flock(fcntl.F_WRLCK)
     lock_type, pid = _type_and_pid(fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
     return None if lock_type == fcntl.F_UNLCK else pid
@@ -200,7 +200,7 @@ def _type_and_pid(data: bytes) -> tuple[int, int]:
 
 
 def _wait_for_end(pid: int) -> None:
-    """Waits a moment for a process that was killed; its end releases the lock, which is asked again."""
+    """Waits a moment for a killed process to end, which releases the lock; then the lock is looked at again."""
     try:
         descriptor = open_pidfd(pid)
     except ProcessLookupError:
@@ -209,7 +209,7 @@ def _wait_for_end(pid: int) -> None:
         time.sleep(0.01)
         return
     try:
-        poll = select.poll()  # `select.select` knows no descriptor above 1,023
+        poll = select.poll()  # `select.select` cannot take descriptors above 1,023
         poll.register(descriptor, select.POLLIN)
         poll.poll(1_000)
     finally:

@@ -24,8 +24,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-#: Takes the answer of FIONREAD, an int. It is larger than what `ioctl` copies (1 KiB): 0.47 microseconds a call, where
-#: bytes take 1.0, and so does a call through ctypes.
+#: Receives the answer of FIONREAD, an int. It is larger than what `ioctl` copies (1 KiB): so a call takes 0.47
+#: microseconds instead of 1.0 with bytes or through ctypes.
 _unread = array("i", [0] * 512)
 
 
@@ -35,7 +35,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when the thread that started it ends (Linux).
 
-    Elsewhere the end of the parent shows as the end of the pipe that this process reads.
+    On other systems this process sees the end of its parent as the end of the pipe that it reads.
     """
     if IS_LINUX:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -54,9 +54,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process has ended, or None where there are none.
+    """A descriptor that becomes readable when the process has ended, or None if the system has no such descriptors.
 
-    Unlike the sentinel of multiprocessing, which is the end of a pipe, it does not stay silent while a grandchild lives
+    Unlike the sentinel of multiprocessing, which is the end of a pipe, it does not wait until grandchildren have ended
     (measured: 4 s late).
     """
     if hasattr(os, "pidfd_open"):
@@ -65,7 +65,7 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def peer_uid(connection: socket.socket) -> int | None:
-    """The user at the other end of a Unix socket, or None where the system does not tell."""
+    """The user at the other end of a Unix socket, or None where the system does not say."""
     if hasattr(socket, "SO_PEERCRED"):
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         return int(_PEER_CREDENTIALS.unpack(data)[1])
@@ -73,7 +73,7 @@ def peer_uid(connection: socket.socket) -> int | None:
 
 
 def is_listening(path: Path) -> bool:
-    """Whether a broker has its socket there, also one that does not answer."""
+    """Whether a broker listens there, even one that does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -81,12 +81,12 @@ def is_listening(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError:
-            pass  # too many others knock
+            pass  # too many others are connecting
         return True
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped (SIGSTOP, or a debugger), where the system tells."""
+    """Whether a process is stopped (by SIGSTOP or a debugger); False where the system does not say."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -95,10 +95,10 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill_group(leader_pid: int) -> None:
-    """Kills a process group with SIGKILL. Call it before the leader is reaped: then its number is not used again.
+    """Kills a process group with SIGKILL. Call it before the leader is reaped, while its number cannot be reused.
 
     Raises:
-        ValueError: this is the number of no leader; 0 would be our own group.
+        ValueError: this cannot be the number of a leader; 0 would mean our own group.
     """
     if leader_pid <= 0:
         raise ValueError(f"{leader_pid} is not a process that leads a group")
@@ -109,22 +109,22 @@ def kill_group(leader_pid: int) -> None:
 
 
 def widen_pipe(pipe: int, size: int) -> None:
-    """Makes a pipe hold this many bytes, if it may: a large message costs its writer one wait then (Linux)."""
+    """Makes a pipe hold this many bytes, if allowed, so that the writer of a large message waits only once (Linux)."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         try:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
         except OSError:
-            pass  # this user's pipes take all that the system allows already
+            pass  # this user's pipes already take all that the system allows
 
 
 def is_unread(pipe: int) -> bool:
-    """Whether the reader of a pipe has not taken all that was written to it."""
+    """Whether a pipe holds something that its reader has not taken yet."""
     fcntl.ioctl(pipe, termios.FIONREAD, _unread)
     return _unread[0] != 0
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since the system started; 0 where it does not say."""
+    """How many processes the kernel has killed since the system started because memory ran out; 0 if unknown."""
     try:
         with open("/proc/vmstat", "rb") as counters:
             return next((int(line.split()[1]) for line in counters if line.startswith(b"oom_kill ")), 0)
@@ -138,7 +138,7 @@ def name_process(title: str) -> None:
 
 
 def name_of_signal(number: int) -> str:
-    """SIGKILL for 9; a plain number for those without a name."""
+    """SIGKILL for 9; the number as text if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -146,7 +146,7 @@ def name_of_signal(number: int) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes durable which names a directory holds."""
+    """Makes the names in a directory durable."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

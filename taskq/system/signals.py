@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 
 def signals_as_bytes(numbers: Iterable[int]) -> socket.socket:
-    """From now on signals with these numbers do nothing but arrive, one byte each, at the socket that is returned. What
-    arrives before somebody reads there is kept. To be called once in a process, in its main thread."""
+    """Turns signals with these numbers into bytes, one each, at the socket that is returned; they have no other effect.
+
+    Bytes wait in the socket until they are read. Call this once in a process, in its main thread."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)

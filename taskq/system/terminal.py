@@ -1,8 +1,8 @@
 """The controlling terminal of this process, and when it went away.
 
-A terminal that is closed sends SIGHUP, to the leader of its session and to what runs in its foreground; a shell passes
-it on to what it has started. `kill -HUP` sends the same, and Python does not tell who sent it: what counts is whether
-the terminal has gone just now.
+A terminal that is closed sends SIGHUP to the leader of its session and to what runs in its foreground; a shell passes
+it on to what it has started. `kill -HUP` sends the same signal, and Python does not say who sent it. So what counts is
+whether the terminal has gone just now.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import select
 import time
 
-#: A terminal and the signals that say so go within this time of each other.
+#: The end of a terminal and the signals that it causes come within this time of each other.
 CLOSING_S = 0.5
 
 
 class Terminal:
-    """Watches the terminal on Linux; elsewhere it is taken to be none.
+    """Watches the terminal on Linux. On other systems there seems to be none.
 
     Attributes:
         watch: becomes readable when the terminal goes; None if there is none.
@@ -33,11 +33,11 @@ class Terminal:
             os.close(self._descriptor)
             return
         self._epoll = select.epoll()
-        self._epoll.register(self._descriptor, 0)  # its end is told always; what is typed is not for us
+        self._epoll.register(self._descriptor, 0)  # its end is always reported; what is typed is not for us
         self.watch = self._epoll.fileno()
 
     def gone(self) -> None:
-        """The terminal went: nothing is left to watch."""
+        """Notes that the terminal has gone: nothing is left to watch."""
         self._gone_at = time.monotonic()
         self.watch = None
         self._epoll.close()
@@ -45,5 +45,5 @@ class Terminal:
 
     @property
     def went_just_now(self) -> bool:
-        """Whether a signal that comes now is that of a terminal that was closed."""
+        """Whether a signal that comes now was caused by a terminal that was closed."""
         return self._gone_at is not None and time.monotonic() - self._gone_at < CLOSING_S

@@ -1,4 +1,4 @@
-"""When a loop has to turn next: functions that are called again and again, and moments that its parts tell."""
+"""When a loop must turn next: functions that are called periodically, and the deadlines of the loop's parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from math import inf
 
 #: A function that is called with the time (monotonic).
 Timed = Callable[[float], object]
-#: When a part has something to do that nobody else will wake the loop for (monotonic); None: never. It is asked with
-#: the time.
+#: Returns when a part has something to do for which nothing else wakes the loop (monotonic); None: never. It is called
+#: with the time.
 Moment = Callable[[float], float | None]
 
 
@@ -22,13 +22,13 @@ class Timers:
         self._next = inf  # when the first of the functions is due
 
     def every(self, seconds: float, function: Timed, first: float) -> None:
-        """Has a function called at a moment (monotonic), and every so many seconds from then on."""
+        """Calls a function at a moment (monotonic), and again and again with this pause in seconds."""
         self._every_s[function] = seconds
         self._due[function] = first
         self._next = min(self._next, first)
 
     def hurry(self, function: Timed, now: float) -> None:
-        """Has a function called in the next turn of the loop, in which others are served, too."""
+        """Calls a function in the next turn of the loop, so that others are served in between."""
         self._due[function] = self._next = now
 
     def run(self, now: float) -> None:
@@ -42,6 +42,6 @@ class Timers:
         self._next = min(self._due.values(), default=inf)
 
     def timeout_s(self, now: float) -> float:
-        """For how long the loop may sleep if nothing is heard meanwhile."""
+        """How long the loop may sleep if nothing arrives meanwhile."""
         times = [at for moment in self._moments if (at := moment(now)) is not None]
         return max(0.0, min([*times, self._next]) - now)

@@ -21,7 +21,7 @@ def _linux_usage(pid: int) -> Usage | None:
     while waiting:
         current = waiting.pop()
         try:
-            # behind the name, which may hold anything: state is the first, utime to cstime the 12th to 15th
+            # after the name, which may contain anything: state is the first field, utime to cstime are the 12th to 15th
             fields = Path(f"/proc/{current}/stat").read_bytes().rpartition(b")")[2].split()
             pages += int(Path(f"/proc/{current}/statm").read_bytes().split()[1])
             for thread in os.listdir(f"/proc/{current}/task"):
@@ -29,7 +29,7 @@ def _linux_usage(pid: int) -> Usage | None:
         except (OSError, IndexError):
             if current == pid:
                 return None
-            continue  # a child that has just ended: its parent's next figures include it
+            continue  # a child has just ended: the next figures of its parent include it
         ticks += sum(map(int, fields[11:15]))
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
 
@@ -59,10 +59,10 @@ def own_cpu_s() -> float:
 
 @contextmanager
 def data_limit(limit_bytes: int) -> Iterator[None]:
-    """Has this process get a MemoryError rather than more memory than this, while the block runs (Linux).
+    """Makes this process get a MemoryError if it asks for more memory than this while the block runs (Linux).
 
-    The kernel counts memory that was asked for, not what is used of it. What was asked for before the block and is not
-    used (the buffers of a library, say) does not count against the limit.
+    The kernel counts all memory that was asked for, whether it is used or not. What was asked for before the block and
+    is unused (such as the buffers of a library) does not count against the limit.
     """
     if not IS_LINUX:
         yield  # the broker looks at the memory from time to time
@@ -81,8 +81,10 @@ def data_limit(limit_bytes: int) -> Iterator[None]:
 
 
 def _unused_data_bytes() -> int:
-    """Memory that the process has asked for and not touched, less the files that it has in memory: by as much as the
-    rest may grow, the resident memory, which the broker measures, may grow at the most."""
+    """Memory that the process has asked for but not touched, minus the files that it has in memory.
+
+    Added to a limit, it makes the kernel bound the growth of the resident memory, which is what the broker measures.
+    """
     sizes = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")

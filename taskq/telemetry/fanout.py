@@ -43,8 +43,8 @@ class Fanout:
     ) -> None:
         """
         Args:
-            stderr_levels: the levels of the events that stderr gets; the file gets all.
-            output: the file for what jobs print; by default that for all else.
+            stderr_levels: the levels of the events that go to stderr; the file gets all events.
+            output: the file for what jobs print; by default `file`.
         """
         self._file = file
         self._output = file if output is None else output
@@ -54,7 +54,7 @@ class Fanout:
 
     @property
     def dropped(self) -> int:
-        """How many lines of the *files* were lost; those of stderr are there."""
+        """How many lines of the *files* were lost. What stderr lost is still in the files."""
         lost_output = 0 if self._output is self._file else self._output.dropped
         return self._file.dropped + lost_output + self._failed
 
@@ -66,11 +66,11 @@ class Fanout:
             stream = self._stream
             if stream.alive and event["level"] in self._stderr_levels:
                 stream.write(line if stream.render is encode else stream.render(event))
-        except Exception:  # a mistake in here must not stop the fleet
+        except Exception:  # a bug in here must not stop the fleet
             self._failed += 1
 
     def close(self) -> None:
-        """Close all."""
+        """Close the files and the stream."""
         self._file.close()
         self._output.close()
         self._stream.close()
@@ -80,9 +80,9 @@ def open_stream(log_format: LogFormat, fd: int = 2, environ: Mapping[str, str] =
     """Open stderr for log lines.
 
     Args:
-        log_format: ``auto`` is ``console`` on a terminal, else ``json``.
+        log_format: ``auto`` is ``console`` on a terminal and ``json`` otherwise.
         fd: the descriptor.
-        environ: NO_COLOR, FORCE_COLOR and TERM are looked at.
+        environ: the environment, for NO_COLOR, FORCE_COLOR and TERM.
     """
     try:
         is_terminal = os.isatty(fd)
@@ -110,7 +110,7 @@ def announce(directory: Path, log_format: LogFormat, level: str, event: str, *, 
 
 
 def _terminal_width(fd: int) -> int | None:
-    """The terminal's width in columns, asked each time since windows are resized."""
+    """The terminal's width in columns. It is asked each time, since windows are resized."""
     try:
         return os.get_terminal_size(fd).columns or None
     except OSError:

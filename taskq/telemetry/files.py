@@ -1,7 +1,7 @@
 """Where the log is: two series of files in ``<directory>/log``, one for events and one for what jobs print.
 
 taskq.jsonl     and after rotation taskq.jsonl.1 (newest) to N: what happened
-output.jsonl    and output.jsonl.1 to N: what jobs and consumers printed, which cannot push events out of the log
+output.jsonl    and output.jsonl.1 to N: what jobs and consumers printed, apart so that it cannot push events out
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 LOG_DIRECTORY = "log"
 LOG_NAME = "taskq.jsonl"
 OUTPUT_NAME = "output.jsonl"
-#: The events that go to the series of output.
+#: The events that go to the output files.
 OUTPUT_EVENTS = frozenset({"job.log", "consumer.log"})
 
 _NUMBER = re.compile("[1-9][0-9]{0,3}")
 
 
 def log_path(directory: Path) -> Path:
-    """The file that is written now, for a fleet's `directory`. It need not exist."""
+    """The current log file of a fleet's `directory`. It need not exist."""
     return Path(directory) / LOG_DIRECTORY / LOG_NAME
 
 
 def output_path(directory: Path) -> Path:
-    """The file that takes output now. It need not exist."""
+    """The current file for output. It need not exist."""
     return Path(directory) / LOG_DIRECTORY / OUTPUT_NAME
 
 
@@ -36,7 +36,7 @@ def rotated_path(path: Path, number: int) -> Path:
 def rotated_numbers(path: Path) -> list[int]:
     """The numbers of the rotated files that exist beside `path`, newest first.
 
-    At most four digits: ``taskq.jsonl.20260509`` was made by somebody else, who may still want it.
+    At most four digits: a file such as ``taskq.jsonl.20260509`` belongs to somebody else, who may still want it.
     """
     prefix = path.name + "."
     suffixes = (entry.name.removeprefix(prefix) for entry in path.parent.glob(prefix + "*"))

@@ -3,11 +3,11 @@
     read    the rotated files from the oldest on, then the current one
     follow  the last few events, then each new one as it comes, across rotations
 
-There is one series of files for events and one for what jobs print (`taskq.telemetry.files`); they are read as one, in
-the order of their times.
+There are two series of files, one for events and one for what jobs print (`taskq.telemetry.files`). They are read as
+one, in the order of their times.
 
 A line that is not a JSON object (after a power cut, a kill during a write, an editor) becomes a ``log.unreadable``
-event, so that a reader sees that something is missing there.
+event, so that readers see that something is missing there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TIME_CHARS = len("2026-05-09T07:35:25.123456Z")
 
 @dataclass(frozen=True)
 class Filter:
-    """Which events are wanted; None means no condition.
+    """Which events are wanted. None means that there is no condition.
 
     Attributes:
         task: the task's name.
@@ -55,7 +55,7 @@ class Filter:
     since: datetime | None = None
 
     def matcher(self) -> Callable[[Event], bool]:
-        """A function that says whether an event is wanted."""
+        """Return a function that says whether an event is wanted."""
         since = utc_text(self.since.timestamp()) if self.since is not None else ""
         least = LEVELS[self.level] if self.level is not None else 0
 
@@ -71,7 +71,7 @@ class Filter:
         return matches
 
     def needles(self) -> tuple[bytes, ...]:
-        """Bytes that each wanted line contains: to look for them is much cheaper than to decode the line."""
+        """Bytes that each wanted line contains. Looking for them is much cheaper than decoding the line."""
         return tuple(json.dumps(text)[1:-1].encode() for text in (self.task, self.job_id) if text)
 
 
@@ -84,12 +84,12 @@ def ago(seconds: float) -> datetime:
 
 
 def read(directory: Path, wanted: Filter = EVERYTHING, last: int | None = None) -> Iterator[Event]:
-    """The events in the log now, oldest first; none if there is no log.
+    """The events that are in the log now, oldest first; none if there is no log.
 
     Args:
         directory: the fleet's directory.
         wanted: a condition.
-        last: at most this many, the newest ones that fit the condition.
+        last: only this many, the newest that fit the condition.
 
     Raises:
         PermissionError: the log belongs to another user.
@@ -120,9 +120,9 @@ def follow(
     Args:
         directory: the fleet's directory; neither it nor the log need exist yet.
         wanted: a condition.
-        last: how many of the events that are there already come first.
-        wait: called with seconds when there is nothing new; if it returns something true, the events end.
-            The `wait` of a `threading.Event` fits.
+        last: how many of the events that are already there come first.
+        wait: called with a number of seconds when there is nothing new; if it returns a true value, the events
+            end. The `wait` method of a `threading.Event` fits.
 
     Raises:
         PermissionError: the log belongs to another user.
@@ -145,9 +145,9 @@ def follow(
 
 
 class _Tail:
-    """An open log file, read line by line as far as there are whole lines.
+    """An open log file, of which whole lines are read.
 
-    The descriptor stays with the file when it is renamed, and keeps its inode from being given to another.
+    The descriptor stays with the file when it is renamed, and keeps its inode number from being reused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +157,7 @@ class _Tail:
         self.identity = (found.st_dev, found.st_ino)
         self._offset = 0
         self._rest = b""
-        self._skipping = False  # within a line too long to be one of ours
+        self._skipping = False  # within a line that is too long to be one of ours
 
     def close(self) -> None:
         """Close the file."""
@@ -166,18 +166,18 @@ class _Tail:
             os.close(fd)
 
     def modified_ns(self) -> int:
-        """When it was last written to."""
+        """When the file was last written to."""
         return os.fstat(self._fd).st_mtime_ns
 
     def lines(self, ended: bool) -> Iterator[bytes]:
         """The lines that were completed since the last call, without their newlines.
 
         Args:
-            ended: whether what stands behind the last newline is a line too, since nothing will follow.
+            ended: whether the text after the last newline counts as a line too, since nothing will follow.
         """
-        # an unfinished line is read again: what a full disk took of it is cut off, and another may stand there now
+        # an unfinished line is read again: if the disk was full it is cut off, and another line may be there now
         self._offset, self._rest = self._offset - len(self._rest), b""
-        if os.fstat(self._fd).st_size < self._offset:  # somebody truncated it
+        if os.fstat(self._fd).st_size < self._offset:  # somebody truncated the file
             self._offset, self._skipping = 0, False
         while chunk := os.pread(self._fd, _CHUNK_BYTES, self._offset):
             self._offset += len(chunk)
@@ -199,7 +199,7 @@ class _Line(NamedTuple):
     """A line of the log.
 
     Attributes:
-        time: when it was written, as it stands in the line; for one that does not say, as for the one before it.
+        time: when it was written, as the line says; if it does not, the time of the line before it.
         text: without its newline.
         name: of its file.
     """
@@ -213,7 +213,7 @@ _time = itemgetter(0)
 
 
 def _timed(lines: Iterable[bytes], name: str, time_before: bytes = b"") -> Iterator[_Line]:
-    """Lines of one file with their times, which are looked up without decoding them."""
+    """The lines of one file with their times, which are found without decoding the lines."""
     for text in lines:
         if text.startswith(_TIME_BEGINS):
             time_before = text[len(_TIME_BEGINS) : len(_TIME_BEGINS) + _TIME_CHARS]
@@ -221,7 +221,7 @@ def _timed(lines: Iterable[bytes], name: str, time_before: bytes = b"") -> Itera
 
 
 def _lines(tails: list[_Tail]) -> Iterator[_Line]:
-    """The lines of one series, which lie there now."""
+    """The lines of one series of files, as they are now."""
     time_before = b""
     for tail in tails:
         for line in _timed(tail.lines(ended=True), tail.name, time_before):
@@ -230,11 +230,11 @@ def _lines(tails: list[_Tail]) -> Iterator[_Line]:
 
 
 class _Growing:
-    """One series of files, read while it is written and rotated."""
+    """One series of files that is read while it is written and rotated."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.tails = _open_all(path)  # oldest first; the last is the current file
+        self.tails = _open_all(path)  # oldest first; the last one is the current file
         self._lines: Iterator[_Line] | None = None  # of the first of them
         self._time = b""
 
@@ -248,7 +248,7 @@ class _Growing:
         while True:
             if self._lines is None and self.tails:
                 tail = self.tails[0]
-                # nothing is written to a file that was rotated, so what stands at its end is its end
+                # nothing more is written to a rotated file, so its last line is complete
                 self._lines = _timed(tail.lines(ended=len(self.tails) > 1), tail.name, self._time)
             line = None if self._lines is None else next(self._lines, None)
             if line is not None:
@@ -267,7 +267,7 @@ class _Growing:
 def _as_they_come(one: _Growing, other: _Growing, wait: Callable[[float], object]) -> Iterator[_Line]:
     """The lines of two growing series in the order of their times.
 
-    A line goes out when the other series, looked at after this line was read, has none or a later one.
+    A line is returned when the other series, looked at after this line was read, has no line or a later one.
     """
     first, second = one.next(), other.next()
     while True:
@@ -288,14 +288,14 @@ def _as_they_come(one: _Growing, other: _Growing, wait: Callable[[float], object
 
 
 class _Decoder:
-    """From lines to the wanted events."""
+    """Makes events of lines, of those that are wanted."""
 
     def __init__(self, wanted: Filter) -> None:
         self._matches = wanted.matcher()
         self._needles = wanted.needles()
 
     def event(self, line: bytes, name: str) -> Event | None:
-        """The event of one line of the file `name`; None if it is not wanted."""
+        """The event of a line of the file `name`; None if it is not wanted."""
         if not line or not all(needle in line for needle in self._needles):
             return None
         event = _decoded(line, name)
@@ -309,8 +309,8 @@ def _last_of_both(series: list[list[_Tail]], decode: _Decoder, last: int, ended:
 
 
 def _newest(tails: list[_Tail], decode: _Decoder, last: int, ended: bool) -> list[tuple[bytes, Event]]:
-    """The `last` wanted events of the files of one series, oldest first, with their times. The newest file is always
-    read to its end, the older ones only where they are needed."""
+    """The `last` wanted events of one series of files, oldest first, with their times. The newest file is always read
+    to its end, older files only if they are needed."""
     found: list[tuple[bytes, Event]] = []
     for tail in reversed(tails):
         is_current = tail is tails[-1]
@@ -326,16 +326,16 @@ def _newest(tails: list[_Tail], decode: _Decoder, last: int, ended: bool) -> lis
 
 
 def _paths(directory: Path) -> tuple[Path, Path]:
-    """The current files of both series: at the same time, output comes before what becomes of its job."""
+    """The current files of both series. Output comes first: of two lines of the same time, it is the earlier one."""
     return output_path(directory), log_path(directory)
 
 
 def _open_all(path: Path) -> list[_Tail]:
     """All files of the log, oldest first.
 
-    They are opened from the newest to the oldest. So a rotation meanwhile, which moves them in the same
-    direction, shows a file twice, which its inode tells, rather than not at all. Its place is then where it was
-    seen last: after two rotations at once, what was found in between is newer than it.
+    They are opened from the newest to the oldest. A rotation in the meantime moves files in the same direction, so a
+    file may be seen twice, which its inode shows, but none is missed. Its place is where it was seen last: after two
+    rotations at once, what was found in between is newer than it.
     """
     tails: list[_Tail] = []
     try:
@@ -351,8 +351,8 @@ def _open_all(path: Path) -> list[_Tail]:
 
 
 def _existing(path: Path) -> Iterator[_Tail]:
-    """The log's files that there are, newest first, found by trying numbers: a listing of the directory may
-    miss some while they are renamed."""
+    """The files of the log that exist, newest first. They are found by trying numbers: a listing of the directory may
+    miss files while they are renamed."""
     listed = rotated_numbers(path)
     number = missed = 0
     while missed < 3:
@@ -364,12 +364,12 @@ def _existing(path: Path) -> Iterator[_Tail]:
             continue
         missed += 1
         further = [one for one in listed if one >= number]
-        if missed == 3 and further:  # a gap of one or two is a rotation under way, a wider one is jumped over
+        if missed == 3 and further:  # a gap of one or two is a rotation that is under way; a wider one is skipped
             number, missed = further[0], 0
 
 
 def _open_newer(path: Path, current: _Tail | None) -> list[_Tail]:
-    """The files that came after `current`, oldest first; empty if it still is the newest."""
+    """The files that came after `current`, oldest first; none if it is still the newest."""
     if current is not None and _is_at(path, current):
         return []
     tails = _open_all(path)
@@ -378,7 +378,7 @@ def _open_newer(path: Path, current: _Tail | None) -> list[_Tail]:
     identities = [tail.identity for tail in tails]
     if current.identity in identities:
         newer = tails[identities.index(current.identity) + 1 :]
-    else:  # deleted, or rotated away: all that was written to later than to `current` is new
+    else:  # deleted, or rotated away: all files that were written later than `current` are new
         seen_ns = current.modified_ns()
         newer = [tail for tail in tails if tail.name == path.name or tail.modified_ns() > seen_ns]
     _close_all([tail for tail in tails if tail not in newer])
@@ -394,7 +394,7 @@ def _opened(path: Path) -> _Tail | None:
 
 
 def _is_at(path: Path, tail: _Tail) -> bool:
-    """Whether `path` leads to the file of `tail`, or to nothing, as in the middle of a rotation."""
+    """Whether `path` is the file of `tail`, or does not exist, as in the middle of a rotation."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -408,7 +408,7 @@ def _close_all(tails: list[_Tail]) -> None:
 
 
 def _decoded(line: bytes, name: str) -> Event:
-    """The event of a line; of one that has none, an event that says so."""
+    """The event of a line; if the line is not an event, one that says so."""
     try:
         event: Any = json.loads(line)
         if isinstance(event, dict):
@@ -420,7 +420,8 @@ def _decoded(line: bytes, name: str) -> Event:
 
 
 def _is_about(event: Event, part: str) -> bool:
-    """Whether an event is about a job, or about several of which it is one; the beginning or end of its id will do."""
+    """Whether an event is about a job, or about several of which this is one. The beginning or end of its id is
+    enough."""
     several = event.get("job_ids")
     ids = [event.get("job_id"), *(several if isinstance(several, list) else ())]
     return any(isinstance(one, str) and (one.startswith(part) or one.endswith(part)) for one in ids)

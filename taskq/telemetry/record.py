@@ -1,8 +1,8 @@
 """One log event: which fields it has, in which order, and how they become one line of JSON.
 
-The names of events and fields are a contract with everybody who greps or ships the log. A line starts with
-`timestamp`, `level` and `event`, then come the fields of `FIELDS` that the event has, then all others in the
-order they were given. Fields without a value (None) are left out.
+The names of events and fields are a contract with everybody who searches or ships the log. A line starts with
+`timestamp`, `level` and `event`. Then come the fields of `FIELDS` that the event has, then all others in the order in
+which they were given. Fields without a value (None) are left out.
 
 Nothing that is logged can break the line or the disk: values are reduced to plain JSON, long ones are cut,
 and the line is pure ASCII, so that not even `cat` of the file can be made to colour or rewrite a terminal.
@@ -46,7 +46,7 @@ ITEMS_MAX = 64
 DEPTH_MAX = 4
 LINE_MAX_BYTES = 256 * 1024
 
-# What users pass to jobs may be secret or huge. The callers do not log it; this makes sure.
+# What users pass to jobs may be secret or huge. No caller logs it; this makes sure.
 NEVER_LOGGED = frozenset({"args", "kwargs", "payload", "result"})
 
 _encoder = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False, check_circular=False)
@@ -62,8 +62,8 @@ def compose(level: str, fields: Event, now: float) -> Event:
 
     Args:
         level: a key of `LEVELS`.
-        fields: the fields, with the name of the event under ``event``. It is used up. A *number* as
-            ``timestamp`` (seconds since the epoch) says when it happened, where that is not now: what a job
+        fields: the fields, with the name of the event under ``event``. The dict is used up. A *number* as
+            ``timestamp`` (seconds since the epoch) says when the event happened if that is not now: what a job
             printed reaches the broker a little later.
         now: the time, in seconds since the epoch.
     """
@@ -131,7 +131,7 @@ def _add_traceback(fields: Event) -> None:
 
 
 def _plain(value: object, limit: int, depth: int = DEPTH_MAX) -> Any:
-    """`value` as plain JSON: unchanged where it is that already, else its nearest text."""
+    """`value` as plain JSON: unchanged if it is that already, or else as text."""
     kind = type(value)
     if kind is str:
         return value if len(value) <= limit else _cut(value, limit)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def _plain(value: object, limit: int, depth: int = DEPTH_MAX) -> Any:
             return _plain(value.value, limit, depth - 1)
         if isinstance(value, float):  # such as numpy.float64
             return _plain(float.__float__(value), limit, depth - 1)
-        # exactly these types: a subclass may do anything when it is iterated
+        # exactly these types: iterating a subclass may do anything
         if kind in _SEQUENCES:
             return [_plain(item, limit, depth - 1) for item in islice(value, ITEMS_MAX)]  # type: ignore[call-overload]
         if kind is dict:
@@ -172,12 +172,12 @@ def _safe_text(value: object, limit: int) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """`text` if it is short enough, else its beginning and what is missing."""
+    """`text` if it is short enough; if not, its beginning and how much is missing."""
     return text if len(text) <= limit else f"{text[:limit]}... [{len(text) - limit} characters cut]"
 
 
 def _shrunk(event: Event) -> Event:
-    """The event without what made its line too long: the contract's fields only, each short."""
+    """The event with only the fields of the contract, each cut short, as its line was too long."""
     kept = ("timestamp", "level", "event", *FIELDS)
     small = {name: _plain(event[name], 1024, depth=0) for name in kept if name in event}
     return {**small, "truncated": True}

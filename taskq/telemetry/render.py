@@ -8,12 +8,12 @@
                  | Traceback (most recent call last):
                  |   File "app.py", line 12, in resize
 
-A line starts with the local time, a letter where the level is not info (D, W, E, C) and the event, so that
-the eye finds them in a column. The job's id stands in full and in one piece, whether coloured or not, so that
-it can be marked with a double click, and `grep` of it finds all lines of the job.
+A line starts with the local time, a letter if the level is not info (D, W, E, C) and the event, so that the eye finds
+them in a column. The job's id is shown in full and in one piece, coloured or not: a double click selects it, and `grep`
+finds all lines of the job by it.
 
-What comes from users cannot forge a line or send escape codes: whatever is not printable is escaped, and
-further lines of a text stand beneath a bar, never in the first column.
+What comes from users cannot forge a line or send escape codes: whatever is not printable is escaped, and further lines
+of a text come behind a bar, never in the first column.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INDENT = " " * (_TIME_WIDTH + 1) + "| "
 
 _RESET = "\x1b[0m"
 _DIM, _BOLD, _RED, _GREEN, _YELLOW, _CYAN = "2", "1", "31", "32", "33", "36"
-_JOB_COLOURS = ("36", "35", "34", "96", "95", "94")  # not those that say how a job went
+_JOB_COLOURS = ("36", "35", "34", "96", "95", "94")  # not those that say how a job ended
 
 _MARKS = {"debug": "D", "info": " ", "warning": "W", "error": "E", "critical": "C"}
 _LEVEL_STYLES = {"debug": _DIM, "warning": _YELLOW, "error": _RED, "critical": "1;31"}
@@ -60,11 +60,12 @@ _BLOCKS = ("traceback", "output")
 _SUMMARY = ("enqueued", "started", "succeeded")
 _SUMMARY_TIMES = ("mean", "max", "total")
 
-_Segment = tuple[str, str]  # text, and its SGR code or ""
+_Segment = tuple[str, str]  # a text and its SGR code, or ""
 
 
 def wants_colour(is_terminal: bool, environ: Mapping[str, str]) -> bool:
-    """Whether to colour: NO_COLOR forbids, FORCE_COLOR demands, else a terminal that is not dumb."""
+    """Whether to use colours: NO_COLOR forbids them, FORCE_COLOR demands them; if neither is set, any terminal that is
+    not dumb gets them."""
     if environ.get("NO_COLOR"):
         return False
     if environ.get("FORCE_COLOR"):
@@ -75,13 +76,14 @@ def wants_colour(is_terminal: bool, environ: Mapping[str, str]) -> bool:
 def render_console(
     event: Mapping[str, Any], colour: bool = False, width: int | None = None, show_date: bool = False
 ) -> str:
-    """One event as one line, or more if it has a traceback or a text of several lines; no newline at its end.
+    """One event as a line, or as several if it has a traceback or a text of several lines. There is no newline at the
+    end.
 
     Args:
-        event: fields of the event; unknown, missing and odd ones do no harm.
+        event: fields of the event; unknown, missing and odd fields do no harm.
         colour: whether to use ANSI colours.
-        width: columns of the terminal: what does not fit goes to a second line.
-        show_date: whether the local date goes before the time.
+        width: columns of the terminal; what does not fit goes to a second line.
+        show_date: whether to show the local date before the time.
     """
     rest = dict(event)
     head = _head(rest, show_date)
@@ -118,7 +120,7 @@ def duration_text(milliseconds: float) -> str:
 
 
 def _head(rest: dict[str, Any], show_date: bool) -> list[_Segment]:
-    """Time, level, event, and of events about a job its task and id; takes these fields out of `rest`."""
+    """Time, level and event, and the task and id if the event is about a job. Takes these fields out of `rest`."""
     timestamp, level, name, task, job_id = (rest.pop(field, None) for field in _HEAD)
     level = level if isinstance(level, str) else "info"
     name = _text(name) if name is not None else "?"
@@ -136,10 +138,10 @@ def _head(rest: dict[str, Any], show_date: bool) -> list[_Segment]:
 
 
 def _story(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
-    """The fields of the contract in words; takes them out of `rest`.
+    """The fields of the contract in words. Takes them out of `rest`.
 
     Returns:
-        Phrases for the line, and texts to stand beneath it.
+        Phrases for the line, and texts to show below it.
     """
     phrases: list[_Segment] = []
     blocks: list[str] = []
@@ -151,7 +153,7 @@ def _story(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
             value = rest.pop(name)
             if (
                 name != "pid" or "duration_ms" not in rest
-            ):  # beside the consumer it only makes the line of a success long
+            ):  # if there is a consumer, it only makes the line of a success long
                 phrases.append((f"{name} {_text(value)}", _DIM))
     if "duration_ms" in rest:
         phrases.append((_duration_or_text(rest.pop("duration_ms")), ""))
@@ -179,7 +181,7 @@ def _summary(rest: dict[str, Any]) -> list[_Segment]:
 
 
 def _user_output(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
-    """What a job printed: its text behind a bar, without the fields that each of its other lines tells."""
+    """What a job printed: its text behind a bar, without the fields that the job's other lines have."""
     style = _job_style(rest)
     for name in ("queue", "attempt", "consumer", "pid", "stream"):
         rest.pop(name, None)
@@ -191,7 +193,7 @@ def _user_output(rest: dict[str, Any]) -> tuple[list[_Segment], list[str]]:
 
 
 def _blocks(rest: dict[str, Any]) -> list[str]:
-    """The jobs of an event that is about several, and the texts of several lines; takes them out of `rest`."""
+    """The jobs of an event about several, and texts of several lines. Takes them out of `rest`."""
     job_ids = rest.pop("job_ids", ())
     jobs = [f"job {_text_raw(job_id)}" for job_id in job_ids] if isinstance(job_ids, list) else []
     return jobs + [_text_raw(rest.pop(name)) for name in _BLOCKS if name in rest]
@@ -203,7 +205,7 @@ def _others(rest: Mapping[str, Any]) -> list[_Segment]:
 
 
 def _layout(head: list[_Segment], story: list[_Segment], width: int | None) -> list[list[_Segment]]:
-    """Put the phrases behind the head, as many as fit, and the others beneath; at least one fits."""
+    """Put as many phrases as fit behind the head, at least one, and the others below."""
     line = list(head)
     lines = [line]
     used = sum(len(text) for text, _ in head)
@@ -218,7 +220,7 @@ def _layout(head: list[_Segment], story: list[_Segment], width: int | None) -> l
             used += needed
     if len(lines) == 1:
         text, style = line[-1]
-        line[-1] = (text.rstrip(), style)  # an event without a story is padded
+        line[-1] = (text.rstrip(), style)  # an event without phrases is padded
     return lines
 
 
@@ -229,12 +231,12 @@ def _paint(segments: list[_Segment], colour: bool) -> str:
 
 
 def _block_lines(block: str) -> list[str]:
-    """The lines of a longer text, each harmless."""
+    """The lines of a longer text, each made harmless."""
     return [escape(line.rstrip("\r").expandtabs(4)) for line in block.rstrip("\n").split("\n")]
 
 
 def _job_style(event: Mapping[str, Any]) -> str:
-    """The colour of a job: all its lines have the same, and those of its neighbours mostly another."""
+    """The colour of a job: all its lines have the same, and those of other jobs mostly another."""
     job_id = event.get("job_id")
     if not isinstance(job_id, str):
         return ""
@@ -242,7 +244,7 @@ def _job_style(event: Mapping[str, Any]) -> str:
 
 
 def _clock_text(timestamp: object, show_date: bool) -> str:
-    """Local time of an ISO 8601 timestamp; dashes if it is none."""
+    """The local time of an ISO 8601 timestamp; dashes if it is not one."""
     try:
         local = datetime.fromisoformat(timestamp).astimezone()  # type: ignore[arg-type]
     except (ValueError, TypeError, OverflowError, OSError):
@@ -266,7 +268,7 @@ def _signal_text(value: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    """A value for key=value, in quotes where it could be mistaken for more than one."""
+    """A value for key=value, in quotes if it could be taken for more than one."""
     text = _text(value)
     if isinstance(value, str) and (not text or any(c in text for c in ' ="')):
         return '"' + text.replace('"', '\\"') + '"'
@@ -278,7 +280,7 @@ def _text(value: object) -> str:
 
 
 def _text_raw(value: object) -> str:
-    """The text of a JSON value; not escaped."""
+    """The text of a JSON value, not escaped."""
     if isinstance(value, str):
         return value
     try:

@@ -45,7 +45,7 @@ class Logger:
         self._write("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """Writes an event of something that failed."""
+        """Writes that something failed."""
         self._write("error", event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
@@ -53,7 +53,7 @@ class Logger:
         self._write("error", event, {"exc_info": True, **fields})
 
     def critical(self, event: str, **fields: Any) -> None:
-        """Writes an event after which the fleet does not go on as it is."""
+        """Writes an event after which the fleet cannot go on as it is."""
         self._write("critical", event, fields)
 
     def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
@@ -76,16 +76,16 @@ def configure(
 
     Args:
         directory: the fleet's directory; the log goes to its ``log/taskq.jsonl``.
-        log_format: what stderr gets; ``auto`` is ``console`` on a terminal, else ``json``.
+        log_format: the format on stderr; ``auto`` is ``console`` on a terminal and ``json`` otherwise.
         level: the lowest level that is written: debug, info, warning, error or critical.
-        stderr_level: the lowest level that stderr gets; by default all that is written.
-        stderr_fd: the descriptor that counts as stderr.
+        stderr_level: the lowest level that goes to stderr; by default all that is written.
+        stderr_fd: the descriptor to use as stderr.
         max_bytes: the size at which the file is rotated.
-        output_max_bytes: the same for the file that takes what jobs print; by default as large.
+        output_max_bytes: the same for the file with what jobs print; by default equal.
         keep: how many rotated files are kept.
 
     Returns:
-        The logger, and what it writes to, for `Fanout.dropped` and `Fanout.close`.
+        The logger, and what it writes to (see `Fanout.dropped` and `Fanout.close`).
     """
     file = RotatingFile(log_path(directory), max_bytes, keep)
     output = RotatingFile(output_path(directory), output_max_bytes or max_bytes, keep)

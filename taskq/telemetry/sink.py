@@ -1,11 +1,11 @@
 """The log file. A full disk, a missing directory or a meddling operator cost log lines, never the broker.
 
-    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl   (a full disk: a line that is written in part is cut)
+    write(line) -> O_APPEND, one os.write per line -> taskq.jsonl   (if the disk is full, a partial line is cut off)
                         | it would grow past max_bytes
                         v
     taskq.jsonl -> taskq.jsonl.1 -> ... -> taskq.jsonl.<keep> -> gone
 
-The log is not fsynced: a power cut may take its last seconds, while the journal holds all jobs.
+The log is not fsynced: a power cut may cost its last seconds. The journal has all jobs.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Drops:
-    """Counts lines that could not be written, until a ``log.dropped`` line could tell of them.
+    """Counts lines that could not be written, until a ``log.dropped`` line can report them.
 
     Attributes:
         total: lines lost since the start; never falls.
-        untold: those that no ``log.dropped`` line has told of.
+        unreported: those that no ``log.dropped`` line has reported yet.
     """
 
     def __init__(self) -> None:
         self.total = 0
-        self.untold = 0
+        self.unreported = 0
         self._why = ""
 
     def note(self, error: OSError) -> None:
-        """Count one line, lost because of `error`."""
+        """Count one line that was lost because of `error`."""
         self.total += 1
-        self.untold += 1
+        self.unreported += 1
         self._why = error.strerror or str(error)
 
     def notice(self) -> Event:
-        """The event that tells of the losses. Call `told` when it has been written."""
-        return compose("warning", {"event": "log.dropped", "error": self._why, "count": self.untold}, time.time())
+        """The event that reports the losses. Call `told` when it has been written."""
+        return compose("warning", {"event": "log.dropped", "error": self._why, "count": self.unreported}, time.time())
 
     def told(self) -> None:
         """The notice has been written."""
-        self.untold = 0
+        self.unreported = 0
 
 
 class RotatingFile:
@@ -74,11 +74,11 @@ class RotatingFile:
     ) -> None:
         """
         Args:
-            path: the file; it and its directory are made when missing (0600, 0700).
+            path: the file; it and its directory are made if they are missing (0600, 0700).
             max_bytes: the size at which the file is rotated. A longer line is dropped.
             keep: how many rotated files are kept.
             clock: monotonic seconds.
-            write: `os.write`, or what a test puts in its place.
+            write: `os.write`, or a test's substitute.
         """
         self.drops = Drops()
         self._path = path
@@ -89,7 +89,7 @@ class RotatingFile:
         self._fd = -1
         self._identity = (0, 0)  # device and inode of the open file
         self._size = 0
-        self._torn = False  # the file ends within a line
+        self._torn = False  # whether the file ends within a line
         self._next_check_s = -1e18
         self._why_closed = OSError(errno.ENOENT, "not open")
 
@@ -99,10 +99,10 @@ class RotatingFile:
         return self.drops.total
 
     def write(self, line: bytes) -> None:
-        """Append one line, which ends with a newline. Never raises OSError: what fails is counted."""
+        """Append one line, which ends with a newline. Never raises OSError: lines that fail are counted."""
         try:
             self._check()
-            if self.drops.untold:
+            if self.drops.unreported:
                 self._put(encode(self.drops.notice()))
                 self.drops.told()
             self._put(line)
@@ -117,7 +117,7 @@ class RotatingFile:
             os.close(fd)
 
     def _check(self) -> None:
-        """Once a second: is the open file still the one under that name, and how long is it?"""
+        """Once a second, check whether the open file still has that name, and how long it is."""
         now_s = self._clock()
         if now_s >= self._next_check_s:
             moved = self._moved()
@@ -128,14 +128,14 @@ class RotatingFile:
             raise self._why_closed
 
     def _moved(self) -> bool:
-        """Whether the name leads to another file, or to none."""
+        """Whether the name belongs to another file now, or to none."""
         if self._fd < 0:
             return True
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return True
-        except OSError:  # it cannot be told; what is open still takes lines
+        except OSError:  # nobody knows; the open file still takes lines
             return False
         self._size = found.st_size  # another process may have appended, or truncated it
         return (found.st_dev, found.st_ino) != self._identity
@@ -182,8 +182,8 @@ class RotatingFile:
     def _rotate(self) -> None:
         """Move the files up by one number and start a new one.
 
-        Only the files below the first free number move. So a rotation that failed half-way, and is tried
-        again with every line (say, the current file is append-only), does not push old files over the edge.
+        Only the files below the first free number move. So a rotation that failed half-way and is tried again with
+        every line (if the current file is append-only, say) does not push old files out.
         """
         numbers = rotated_numbers(self._path)
         for number in numbers:
@@ -240,20 +240,20 @@ def open_for_append(path: Path) -> int:
 
 
 def take_back(fd: int, written: int) -> tuple[int, bool]:
-    """Cut off what the last write on a descriptor could write of a line, so that no torn line stays.
+    """Cut off the part of a line that the last write on a descriptor could write, so that no torn line stays.
 
-    It stays if another process has appended behind it meanwhile.
+    The part stays if another process has appended something in the meantime.
 
     Returns:
         The size of the file, and whether it ends within a line.
     """
     size = os.fstat(fd).st_size
-    if size == os.lseek(fd, 0, os.SEEK_CUR):  # with O_APPEND: the end of what this descriptor wrote last
+    if size == os.lseek(fd, 0, os.SEEK_CUR):  # with O_APPEND, this is the end of what this descriptor wrote last
         size -= written
         os.ftruncate(fd, size)
     return size, ends_within_line(fd, size)
 
 
 def ends_within_line(fd: int, size: int) -> bool:
-    """Whether the last byte of a file of `size` bytes is something else than a newline."""
+    """Whether the last byte of a file of `size` bytes is not a newline."""
     return size > 0 and os.pread(fd, 1, size - 1) != b"\n"

@@ -1,11 +1,11 @@
 """The log on stderr, which may be a terminal, a pipe, a socket, full, stopped (Ctrl-S) or closed.
 
-A blocked stderr must not stop the fleet, so nothing here waits: what cannot be written at once is dropped and
-counted. The file has it anyway.
+A blocked stderr must not stop the fleet, so nothing here waits: what cannot be written at once is dropped and counted.
+The file has it anyway.
 
-Setting O_NONBLOCK on descriptor 2 would change it for the shell and everybody else who shares the open file
-description. So pipes and terminals are opened once more through /proc, non-blocking for us alone. Where that
-is not possible (sockets, somebody else's pipe) a poll comes before each piece of at most PIPE_BUF bytes.
+O_NONBLOCK on descriptor 2 would also hold for the shell and for everybody else who shares the open file description. So
+pipes and terminals are opened once more through /proc, non-blocking for us alone. Where that is not possible (sockets,
+another user's pipe), `poll` is asked before each piece of at most PIPE_BUF bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stream:
         Args:
             fd: usually 2. A private copy is made; `fd` itself is never written to, so that a file that gets
                 the number of a closed stderr (such as the journal) gets no log lines.
-            render: makes the line, newline included, of an event.
+            render: makes the line of an event, newline included.
         """
         self.drops = Drops()
         self.render = render
@@ -44,7 +44,7 @@ class Stream:
 
     @property
     def alive(self) -> bool:
-        """False once the other end is gone for good."""
+        """False once the other end has gone for good."""
         return self._fd >= 0
 
     @property
@@ -55,7 +55,7 @@ class Stream:
     def write(self, line: bytes) -> None:
         """Write one line, which ends with a newline, if that is possible at once."""
         try:
-            if self.drops.untold:
+            if self.drops.unreported:
                 self._put(self.render(self.drops.notice()))
                 self.drops.told()
             self._put(line)
@@ -83,7 +83,7 @@ class Stream:
 
 
 def _private_copy(fd: int) -> tuple[int, int]:
-    """A descriptor of our own for what `fd` is, and how many bytes it can be given without a poll before.
+    """A descriptor of our own for the file of `fd`, and how many bytes it takes without asking `poll` first.
 
     Returns:
         (-1, 0) if `fd` is closed.
@@ -94,7 +94,7 @@ def _private_copy(fd: int) -> tuple[int, int]:
             own = _reopened(fd)
             if own >= 0:
                 return own, _WHOLE
-        # at least 3: a number below would be taken for a standard stream
+        # at least 3: a lower number would be taken for a standard stream
         copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError:
         return -1, 0
@@ -102,7 +102,7 @@ def _private_copy(fd: int) -> tuple[int, int]:
 
 
 def _reopened(fd: int) -> int:
-    """A second, non-blocking open file description of a pipe or terminal; -1 if that is not to be had."""
+    """A second, non-blocking open file description of a pipe or terminal; -1 if there can be none."""
     try:
         opened = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

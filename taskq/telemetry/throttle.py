@@ -1,14 +1,13 @@
 """How many of the frequent events get a line of their own. Pure: the time comes in with each call.
 
 A fleet that runs 100,000 jobs per second cannot write a line (20 microseconds) for each. So the events of
-`HIGH_RATE` are written one by one up to a rate; above it they are counted, and once per second one
-``job.summary`` per task has the counts. All others (failures, retries, crashes, timeouts ...) always get their
-line.
+`HIGH_RATE` are written one by one up to a rate; above it they are counted, and one ``job.summary`` per task and second
+has the counts. All other events (failures, retries, crashes, timeouts ...) always get their line.
 
     job.succeeded   resize  ...   the first MAX_LINES_PER_S of each second
     job.summary     resize  succeeded 48210  mean 0.02 ms  max 1.3 ms
 
-Lines and summaries add up: no job is in both, so their sum is the number of jobs.
+No job is in a line and in a summary, so both together add up to the number of jobs.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ RESERVED_LINES_PER_S = 2
 once an hour is not hidden by one that runs all the time."""
 
 TASKS_MAX = 50
-"""The number of tasks that are told apart each second; the others share the summary of `OTHER_TASKS`."""
+"""How many tasks have a summary of their own each second; the others share that of `OTHER_TASKS`."""
 
 OTHER_TASKS = "(other tasks)"
 WINDOW_S = 1.0
 
 HIGH_RATE = {"job.enqueued": "enqueued", "job.started": "started", "job.succeeded": "succeeded"}
-"""The events that may be counted, and the field of the summary that has their number."""
+"""The events that may be counted, and the field of the summary with their number."""
 
 Source = TypeVar("Source", bound=Hashable)
 
 
 class _Counted:
-    """What was counted, not written, for one task since the last summary."""
+    """What was counted but not written for one task since the last summary."""
 
     __slots__ = ("duration_max_s", "duration_total_s", "numbers")
 
@@ -63,10 +62,10 @@ class JobLogThrottle:
         self._counted_from_s = 0.0
 
     def allow(self, event: str, task: str, now: float, duration_s: float = 0.0) -> bool:
-        """Whether this one event gets a line; if not it is counted.
+        """Whether this event gets a line; if not, it is counted.
 
         Args:
-            event: the event's name; other than those of `HIGH_RATE` always get a line.
+            event: the event's name; events that are not in `HIGH_RATE` always get a line.
             task: the task's name.
             now: monotonic seconds.
             duration_s: how long the job ran, for ``job.succeeded``.
@@ -93,8 +92,7 @@ class JobLogThrottle:
             task: the task's name.
             count: how many there are.
             now: monotonic seconds.
-            duration_total_s: the run times of all `count` jobs together. Their
-                share of it goes to the jobs that are counted.
+            duration_total_s: the run times of all `count` jobs together; jobs that are counted get their share of it.
             duration_max_s: the longest of these run times.
 
         Returns:
@@ -113,7 +111,7 @@ class JobLogThrottle:
         return lines
 
     def next_due(self) -> float | None:
-        """When (monotonic seconds) `due` has something to say; None if nothing is counted."""
+        """When (monotonic seconds) `due` will return something; None if nothing is counted."""
         return self._counted_from_s + WINDOW_S if self._counted else None
 
     def due(self, now: float, flush: bool = False) -> list[dict[str, Any]]:
@@ -125,8 +123,8 @@ class JobLogThrottle:
 
         Returns:
             Fields for ``log.info("job.summary", **fields)``, one dict per task: ``task``; ``enqueued``,
-            ``started`` and ``succeeded`` as far as they are not 0; with the latter ``duration_mean_ms``,
-            ``duration_max_ms`` and ``duration_total_ms``; and ``window_s``, the time in which it happened.
+            ``started`` and ``succeeded`` unless they are 0; with ``succeeded`` also ``duration_mean_ms``,
+            ``duration_max_ms`` and ``duration_total_ms``; and ``window_s``, the time in which all this happened.
         """
         if not self._counted or (now < self._counted_from_s + WINDOW_S and not flush):
             return []
@@ -153,7 +151,7 @@ class JobLogThrottle:
         return lines
 
     def _counted_of(self, task: str, now: float) -> _Counted:
-        """Where events of `task` are counted."""
+        """The counts of the events of `task`."""
         if not self._counted:
             self._counted_from_s = now
         counted = self._counted.get(task)
@@ -164,12 +162,12 @@ class JobLogThrottle:
 
 
 class LineLimit(Generic[Source]):
-    """Decides which lines of a flood are told: a number of each source in a second; the others are counted."""
+    """Decides which lines of a flood are reported: some of each source in a second; the others are counted."""
 
     def __init__(self, max_lines_per_s: int) -> None:
         """
         Args:
-            max_lines_per_s: lines per second that one source may have told.
+            max_lines_per_s: how many lines of one source are reported in a second.
         """
         self._max_lines = max_lines_per_s
         self._until_s = -1e18  # the end of the second in which lines are counted now
@@ -177,7 +175,7 @@ class LineLimit(Generic[Source]):
         self._dropped: dict[Source, int] = {}
 
     def allow(self, source: Source, now: float) -> bool:
-        """Whether a line of this source is told; if not it is counted.
+        """Whether a line of this source is reported; if not, it is counted.
 
         Args:
             source: whose line it is.
@@ -202,11 +200,11 @@ class LineLimit(Generic[Source]):
         return self._seen.get(source, 0) if now < self._until_s else 0
 
     def next_due(self) -> float | None:
-        """When (monotonic seconds) `take_dropped` has something to say; None if nothing is counted."""
+        """When (monotonic seconds) `take_dropped` will return something; None if nothing is counted."""
         return self._until_s if self._dropped else None
 
     def take_dropped(self, now: float, flush: bool = False) -> dict[Source, int]:
-        """How many lines of each source were not told, if their second is over.
+        """How many lines of each source were not reported, if their second is over.
 
         Args:
             now: monotonic seconds.

@@ -44,8 +44,8 @@ def queue_of(queue: DirectoryQueue) -> QueueApi:
 @pytest.mark.parametrize("protocol", [Engine, Jobs, Consumers, Events, QueueApi])
 def test_each_operation_says_what_it_is_for(protocol: Any) -> None:
     members = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
-    untold = [name for name, value in members.items() if callable(value) and not inspect.getdoc(value)]
-    assert untold == []
+    unreported = [name for name, value in members.items() if callable(value) and not inspect.getdoc(value)]
+    assert unreported == []
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def a_reload_reaches_all_or_is_told(h: History) -> Iterator[str]:
     """I47: a reload ends; what runs old code after it is told as such, and only if the reload failed."""
     if h.reload_state == "running":
         yield "a reload never ended"
-    for number in h.untold:
+    for number in h.unreported:
         yield f"consumer {number} ran old code, and was told as one with the new"
     for number, is_old, is_told_as_old in h.consumers:
         if is_old and not is_told_as_old:

@@ -1182,7 +1182,7 @@ class World:
         for consumer in supervisor.consumers.values():
             is_old = consumer.loaded < broker.asked_code  # type: ignore[attr-defined]
             if consumer.state is ProcessState.READY and is_old and not supervisor.is_old(consumer):
-                self.history.untold.append(consumer.number)
+                self.history.unreported.append(consumer.number)
 
     def _fork_server_dies(self, broker: SimBroker) -> None:
         died, self.fork_server = self.fork_server, SimForkServer()
