@@ -440,7 +440,9 @@ def test_public_methods_are_documented(name: str) -> None:
     """Every public method and property of the main classes has a description."""
     members = vars(getattr(taskq, name)).items()
     public = {member: value for member, value in members if not member.startswith("_") and hasattr(value, "__doc__")}
-    unreported = [member for member, value in public.items() if not value.__doc__ and not inspect.ismemberdescriptor(value)]
+    unreported = [
+        member for member, value in public.items() if not value.__doc__ and not inspect.ismemberdescriptor(value)
+    ]
     assert unreported == []
 
 

@@ -163,7 +163,9 @@ class History:
     made: Counter[str] = field(default_factory=Counter)  # how often each job was stored that was not there before
     broker_rests: list[tuple[float, float]] = field(default_factory=list)  # when none ran, or it was stopping
     consumers: list[Consumer] = field(default_factory=list)  # those that are ready at the end
-    unreported: list[int] = field(default_factory=list)  # numbers that ran old code meanwhile, told as ones with the new
+    unreported: list[int] = field(
+        default_factory=list
+    )  # numbers that ran old code meanwhile, told as ones with the new
     wanted_consumers: int = 0
     reload_state: str = "none"  # what the fleet says of its last reload
     interrupted: list[str] = field(default_factory=list)  # processes killed in a job, just since they were replaced

@@ -6,11 +6,10 @@
     payload := u32 CRC-32 of (job id + body), big-endian | body
     body    := one msgpack value; of a call: [arguments, keyword arguments]
 
-None, bool, int, float, str, bytes, list and dict are msgpack's own. All else is told by an extension code. A
-*leaf* is ExtType(code, bytes). What holds other values is a map of one entry whose key is the empty ExtType
-of its code, its *tag*: a tuple is {TUPLE: [...]}. So all of a payload is one flat msgpack document: no
-document is packed inside another, which would copy the inner ones again at each level, need a packer within a
-packer, and spend 40 KB of C stack for every level that is decoded.
+None, bool, int, float, str, bytes, list and dict are msgpack's own types. All others have an extension code. A *leaf*
+is ExtType(code, bytes). A value that holds others is a map of one entry whose key, its *tag*, is the empty ExtType of
+its code: a tuple is {TUPLE: [...]}. So a payload is one flat msgpack document. If documents were packed inside others,
+each level would copy the inner ones again, need a packer within a packer, and use 40 KB of C stack when it is decoded.
 
     code  leaf         bytes                                 code  tag                holds
     1     BIG_INT      signed, big-endian                    32    TUPLE              list
@@ -30,24 +29,24 @@ What arrives is equal and of the same type, with these exceptions:
 - An Enum member arrives as its value and a dataclass as a dict of its fields (one that can be hashed as a
   `FrozenFields`, so that it may be a key or a member of a set). No class is ever named in the data: the
   annotation of the receiving function converts them back (`CallCaster`). A dataclass is rebuilt by calling
-  its class, so one with InitVars that have no default cannot come back.
+  its class, so a class with InitVars that have no default cannot come back.
 - A namedtuple arrives as a tuple, unless the annotation names its class. OrderedDict, defaultdict and Counter
   arrive as dict, memoryview as bytes, a PurePath as Path, numpy.str_ and numpy.bytes_ as str and bytes,
   numpy.memmap as array.
 - An instance of a subclass of a plain scalar (str, int, float, bytes, complex, datetime, date, time,
   timedelta, UUID, Decimal) arrives as that base if the two compare equal (Markup, asyncpg's UUID, pendulum's
-  DateTime do; a pandas.Timestamp with nanoseconds does not). Other subclasses of containers are refused: what
+  DateTime do; a pandas.Timestamp with nanoseconds does not). Other subclasses of containers are refused, since what
   they add would be lost.
-- A time zone keeps its key if it is a ZoneInfo, and else its offset from UTC at that moment, without a name.
+- A time zone keeps its key if it is a ZoneInfo, and otherwise its offset from UTC at that moment, without a name.
 - A NumPy array arrives in C order and writable. Object and structured dtypes are refused.
 
-Two keys that differ only by being an Enum member or its plain value become equal; such a dict or set does not
-decode. The value of an Enum member that is used as a key must itself be hashable.
+Two keys that differ only in that one is an Enum member and the other its plain value become equal; such a dict or set
+does not decode. The value of an Enum member that is used as a key must itself be hashable.
 
-Memory and time of decoding grow with the size of a payload, with one exception that is left: keys and members whose
-hashes collide (integers beyond 61 bits, tuples of integers) take quadratic time, as in every dict that is not keyed by
-text. To refuse them would mean to hash all keys a second time. Who can send them belongs to the same user, and could as
-well enqueue a job that never ends; the broker decodes no payload, and the job's timeout ends its decoding, too.
+Memory and time of decoding grow with the size of a payload, with one exception: keys and members whose hashes collide
+(integers beyond 61 bits, tuples of integers) take quadratic time, as in every dict that is not keyed by text. Refusing
+them would mean hashing all keys twice. Only programs of the same user can send them, and these could just as well
+enqueue a job that never ends. The broker decodes no payload, and the job's timeout also ends its decoding.
 """
 
 from taskq.protocol.codec.cast import CallCaster, caster

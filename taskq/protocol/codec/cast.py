@@ -1,4 +1,4 @@
-"""Casters: from what arrived to what the annotations declare."""
+"""Casters: they convert decoded values to what annotations declare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 from taskq.protocol.codec.format import named, shown_key
 
 Caster = Callable[[Any], Any]
-#: What a list, tuple, set or frozenset may be declared as.
+#: The types as which a list, tuple, set or frozenset may be declared.
 _COLLECTIONS = (list, tuple, set, frozenset)
 _COLLECTION_HINTS = frozenset({
     *(list, set, frozenset, abc.Sequence, abc.MutableSequence, abc.Set, abc.MutableSet),
@@ -27,21 +27,20 @@ _MAPPING_HINTS = frozenset({dict, OrderedDict, defaultdict, abc.Mapping, abc.Mut
 def caster(hint: Any) -> Caster | None:
     """Makes the function that converts a decoded value to what an annotation declares.
 
-    Converted are Enum members, dataclasses and namedtuples, also inside of Optional, Union, list, tuple,
-    dict, set, frozenset, Sequence, Mapping and their like, Annotated, NewType, Literal, and the fields of
-    dataclasses. All else is left as it arrived; so is None, and a value that has not the declared shape (a
-    None for a ``list[Color]``).
+    It converts Enum members, dataclasses and namedtuples, also inside Optional, Union, list, tuple, dict, set,
+    frozenset, Sequence, Mapping and the like, Annotated, NewType, Literal, and the fields of dataclasses. It leaves all
+    other values as they arrived, and also None and values that do not have the declared shape (a None for a
+    ``list[Color]``).
 
-    In a Union, a dict with exactly the fields of a dataclass becomes that dataclass; else a value that is an
-    instance of a plain alternative stays (a str for ``Color | str``); else the first alternative that takes
-    it does.
+    In a Union, a dict with exactly the fields of a dataclass becomes that dataclass. If there is none, a value that is
+    an instance of a plain alternative stays (a str for ``Color | str``). If it is not, the first alternative that can
+    take it does.
 
     Args:
         hint: a resolved annotation, as typing.get_type_hints returns it.
 
     Returns:
-        The function, or None where nothing is to be converted. It raises ValueError, TypeError or what the
-        user's
+        The function, or None if there is nothing to convert. It raises ValueError, TypeError, or whatever the user's
         class raises if a value cannot be converted.
     """
     return _caster(hint, ())
@@ -96,7 +95,7 @@ def _enum_caster(cls: type[Enum]) -> Caster:
                     return cls(of_value(value))
                 except (ValueError, TypeError):
                     pass
-            # not the error of `cls`, which repeats the argument: arguments are not for the log
+            # not the error of `cls`, which repeats the argument: arguments must not get into the log
             raise TypeError(f"{named(type(value))} that is not a value of {cls.__qualname__}") from None
 
     return cast
@@ -104,7 +103,8 @@ def _enum_caster(cls: type[Enum]) -> Caster:
 
 @functools.lru_cache(maxsize=1024)
 def _field_casters(cls: type) -> dict[str, Caster | None]:
-    """The casters of a class' annotations, none if one cannot be resolved. Asked late: classes recur."""
+    """The casters of a class' annotations; none if one cannot be resolved. Made on demand, since classes may be
+    recursive."""
     try:
         return {name: _caster(hint, ()) for name, hint in typing.get_type_hints(cls).items()}
     except Exception:  # whatever the user's annotations raise
@@ -192,11 +192,11 @@ def _mapping_caster(of_key: Caster | None, of_value: Caster | None) -> Caster | 
 
 
 class _UnionCaster:
-    """Converts to one of several alternatives; `caster` tells the order in which they are asked."""
+    """Converts to one of several alternatives, in the order that `caster` describes."""
 
     def __init__(self, hints: Iterable[Any], aliases: tuple[Any, ...]) -> None:
         plain: set[type] = set()
-        #: Classes that a value must be an instance of for an alternative, and its caster.
+        #: The class that a value must be an instance of for each alternative, and the caster of that.
         self._casters: list[tuple[tuple[type, ...], Caster]] = []
         self._exact: list[tuple[set[str], Caster]] = []
         for hint in hints:
@@ -228,7 +228,7 @@ class _UnionCaster:
         for made in fitting:
             try:
                 return made(value)
-            except Exception:  # whatever the user's class raises, the next alternative may take the value
+            except Exception:  # the user's class may raise anything; the next alternative may take the value
                 pass
         if isinstance(value, self._plain):
             return value
@@ -241,7 +241,7 @@ def _union_caster(hints: tuple[Any, ...], aliases: tuple[Any, ...]) -> Caster | 
 
 
 def _shape(cls: Any) -> tuple[type, ...]:
-    """What arrives for an alternative that is converted."""
+    """The type that arrives for an alternative that is converted."""
     if cls in _MAPPING_HINTS:
         return (dict,)
     if cls in (list, set, frozenset):
@@ -256,9 +256,9 @@ def _shape(cls: Any) -> tuple[type, ...]:
 
 
 class CallCaster:
-    """Converts the arguments of one function to what its annotations declare.
+    """Converts the arguments of a function to what its annotations declare.
 
-    Where an annotation cannot be resolved (typing.get_type_hints raises), nothing is converted.
+    If an annotation cannot be resolved (typing.get_type_hints raises), nothing is converted.
 
     Attributes:
         return_caster: the caster of the return annotation, or None.
@@ -299,7 +299,7 @@ class CallCaster:
             kwargs: the keyword arguments.
 
         Returns:
-            Both, as new objects if a parameter of the function is ever converted, and else the very same.
+            Both: new objects if any parameter of the function can be converted, and the same objects otherwise.
 
         Raises:
             TypeError: an argument cannot be converted; the message names its parameter.
@@ -314,7 +314,7 @@ class CallCaster:
 
 
 def _signature(function: Callable[..., Any]) -> tuple[dict[str, Caster | None], list[inspect.Parameter]]:
-    """The casters of a function's annotations by name, and its parameters; neither if one is unknown."""
+    """The casters of a function's annotations by name, and its parameters; neither if either is unknown."""
     try:
         hints = typing.get_type_hints(inspect.unwrap(function))
         parameters = list(inspect.signature(function).parameters.values())

@@ -66,7 +66,7 @@ def decode_call(
     Args:
         job_id: the id it was made with.
         payload: the bytes, which may be hostile.
-        results: of the jobs in `results_in`, which are put into their places.
+        results: the results of the jobs in `results_in`, which take their places.
 
     Returns:
         The positional and the keyword arguments, not yet converted by annotations (see `CallCaster`).
@@ -102,13 +102,13 @@ _PairsHook = Callable[[list[tuple[Any, Any]]], Any]
 
 
 class _TagFound(Exception):
-    """The payload holds tags, so it needs the slower way."""
+    """The payload holds tags, so it must be decoded in the slower way."""
 
 
 def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None = None) -> Any:
     """Checks the checksum and decodes.
 
-    Most payloads hold no tag and are done by msgpack alone: a hook for maps would cost each map 100 ns.
+    Most payloads hold no tag and are decoded by msgpack alone: a hook for maps would cost 100 ns for each map.
     """
     body = payload[CRC_BYTES:]
     if zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") != payload[:CRC_BYTES]:
@@ -118,24 +118,24 @@ def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None =
             return _unpackb(body, _decode_leaf if results is None else _with(results), None)
         except _TagFound:
             return _Tagged(_decode_leaf if results is None else _with(results)).decode(body)
-    except (CorruptPayload, MemoryError):  # no payload can ask for more than a multiple of its own size
+    except (CorruptPayload, MemoryError):  # no payload can take more than a multiple of its own size
         raise
     except Exception as error:
         if is_from_signal_handler(error):
             raise
-        # msgpack alone raises seven kinds, the decoders below a few more; all of them mean the same.
+        # msgpack alone raises seven kinds of errors, and the decoders below a few more; all of them mean the same.
         raise CorruptPayload(f"the payload does not decode: {told(error)}") from error
 
 
 def _unpackb(body: bytes, ext_hook: Callable[[int, bytes], Any], pairs_hook: _PairsHook | None) -> Any:
-    # msgpack's limits for strings, arrays and maps are the size of the data: every item takes a byte at least, so a
-    # header that promises more is a lie
+    # msgpack's limits for strings, arrays and maps are the size of the data: every item takes at least a byte, so a
+    # header that promises more is wrong
     return msgpack.unpackb(
         body,
         ext_hook=ext_hook,
         object_pairs_hook=pairs_hook,
         strict_map_key=False,
-        timestamp=1,  # as float: msgpack's own Timestamp, which is never packed here, must not come out
+        timestamp=1,  # as float: msgpack's own Timestamp, which is never packed here, must not be returned
     )
 
 
@@ -160,7 +160,7 @@ def _with(results: Mapping[bytes, Any]) -> Callable[[int, bytes], Any]:
 
 
 class _Tag:
-    """Stands for a tag while its map is being decoded. ``build`` makes the value of what the tag holds."""
+    """Stands for a tag while its map is being decoded. ``build`` makes the value from what the tag holds."""
 
     __slots__ = ("build",)
 
@@ -173,7 +173,7 @@ class _Tagged:
 
     def __init__(self, decode_leaf: Callable[[int, bytes], Any]) -> None:
         self._decode_leaf = decode_leaf
-        #: Tags that were read and not yet used up; one that stands anywhere but alone in a map stays over.
+        #: How many tags were read and not used yet; a tag that is not alone in its map is never used.
         self._open = 0
 
     def decode(self, body: bytes) -> Any:
@@ -204,7 +204,7 @@ class _Tagged:
 
 
 def _zone(text: str) -> tuple[str, ZoneInfo | None]:
-    """Splits what `_stamp` made, less the fold: the ISO text, and the zone if there is one."""
+    """Splits what `_stamp` made, without the fold, into the ISO text and the zone, if there is one."""
     iso, bracket, key = text.partition("[")
     if not bracket:
         return iso, None
@@ -262,7 +262,7 @@ def _decode_ndarray(parts: Any) -> Any:
 
 
 def _array(dtype_name: Any, shape: Any, raw: Any) -> Any:
-    """Makes a writable array; checks all that NumPy would take on trust."""
+    """Makes a writable array. Checks everything that NumPy would not check."""
     if not DTYPE.fullmatch(_expect(str, dtype_name)):
         raise CorruptPayload("an array in the payload has no valid dtype")
     try:
@@ -271,13 +271,13 @@ def _array(dtype_name: Any, shape: Any, raw: Any) -> Any:
         raise CorruptPayload("the payload holds a NumPy array, and NumPy is not installed here") from error
     dtype = numpy.dtype(dtype_name)
     lengths = [_expect(int, length) for length in _expect(list, shape)]
-    # Many dimensions would be refused by NumPy too, but only after math.prod had multiplied them for minutes.
+    # NumPy would refuse many dimensions as well, but only after math.prod had multiplied them for minutes.
     if len(lengths) > _MAX_DIMENSIONS or min(lengths, default=0) < 0 or not dtype.itemsize:
         raise CorruptPayload("an array in the payload has no valid shape")
     if math.prod(lengths) * dtype.itemsize != len(_expect(bytes, raw)):
         raise CorruptPayload("an array in the payload has not the size of its shape")
-    array = numpy.ndarray(lengths, dtype, bytearray(raw))  # a bytearray, so that the array can be written
-    # Neither NumPy nor its users expect other cells than these; text would fail when it is first looked at.
+    array = numpy.ndarray(lengths, dtype, bytearray(raw))  # a bytearray, so that the array is writable
+    # Neither NumPy nor its users expect other values than these; bad text would fail when it is first looked at.
     if dtype.kind == "b" and array.size and array.view("u1").max() > 1:
         raise CorruptPayload("an array in the payload holds something that is not a boolean")
     if dtype.kind == "U" and raw and numpy.frombuffer(raw, f"{dtype_name[0]}u4").max() > sys.maxunicode:

@@ -1,4 +1,4 @@
-"""Makes payloads; if that fails, finds the part of the value that is to blame."""
+"""Makes payloads. If one cannot be made, finds the part of the value that is the reason."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def encode_result(job_id: bytes, value: Any) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Failures: where in the value is what cannot be serialized? Nothing here runs while all goes well.
+# Failures: which part of the value cannot be serialized? Nothing here runs while all goes well.
 # ------------------------------------------------------------------------------------------------------------
 
-#: Deeper than any msgpack takes: it stops at 1,024 levels (of tuples, 512), which need 400 KB of C stack.
+#: Deeper than any msgpack goes: it stops at 1,024 levels (512 of tuples), which need 400 KB of C stack.
 _TOO_DEEP = 1_100
-#: From here on, nesting may be the reason of a failure that has no other.
+#: From this depth on, nesting may be the reason of a failure for which no other is found.
 _SUSPECT_DEPTH = 100
 _SHOWN_PIECES = 12
 
 
 class _Node(NamedTuple):
-    """A value, and how it is reached: ``piece`` is what its place adds to its parent's."""
+    """A value and its place: ``piece`` is what the place adds to that of its parent."""
 
     value: Any
     piece: str
@@ -99,7 +99,7 @@ def _cause(error: Exception) -> Exception | None:
 
 
 def _explained(roots: Mapping[str, Any], error: Exception) -> PayloadError:
-    """Walks the values for the one that cannot be serialized. Iterative: they may be nested without end."""
+    """Looks for the value that cannot be serialized. Not recursive, since values may be nested without end."""
     stack = [_Node(value, name, None, 0) for name, value in reversed(list(roots.items()))]
     deepest = stack[-1]
     while stack:
@@ -133,7 +133,7 @@ def _refusal(node: _Node, found: Exception) -> PayloadError:
 
 
 def _unplaced(deepest: _Node, error: Exception) -> PayloadError:
-    """No value failed by itself: one contains itself, or they are nested too deep."""
+    """The error if no value fails by itself: one contains itself, or they are nested too deep."""
     seen: dict[int, _Node] = {}
     for node in deepest.chain() if deepest.depth > _TOO_DEEP else ():
         first = seen.setdefault(id(node.value), node)
@@ -141,14 +141,14 @@ def _unplaced(deepest: _Node, error: Exception) -> PayloadError:
             what = f"{named(type(first.value))} that contains itself (at {node.place()})"
             return PayloadError(f"{first.place()}: {what} cannot be serialized; pass a copy without it")
     text = told(error)
-    if deepest.depth < _SUSPECT_DEPTH:  # another thread changed the value meanwhile, say
+    if deepest.depth < _SUSPECT_DEPTH:  # such as when another thread has changed the value meanwhile
         return PayloadError(f"{deepest.chain()[0].piece}: cannot be serialized; {text}")
     nested = f"values nested {min(deepest.depth, _TOO_DEEP)} levels deep or more"
     return PayloadError(f"{deepest.place()}: {nested} cannot be serialized ({text}); pass them flat")
 
 
 def _children(value: Any) -> list[tuple[str, Any]] | None:
-    """What a value holds, with what its place adds; None if it is to be packed by itself."""
+    """The values that a value holds, and what their places add; None if it is packed by itself."""
     kind = type(value)
     if kind in (dict, FrozenFields, OrderedDict, defaultdict, Counter):
         keys = [("<key>", key) for key in value]

@@ -22,15 +22,14 @@ from msgpack import ExtType, Timestamp
 
 from taskq.protocol.codec.format import COMPLEX, DTYPE, LEAVES, TIMEDELTA, ZONE_KEY, Ext, FrozenFields, ResultOf
 
-# Why a pool. Packing [[1], {}] took (Python 3.11, msgpack 1.2.4, the 2-core target): msgpack.packb 780 ns,
-# since it makes a Packer and its buffer each time; one Packer kept in a threading.local 240 ns; a pool of
-# them 210 ns. (All of encode_call takes 1.1 microseconds for it, decode_call 1.0.) The kept one is also
-# wrong: a Packer is not re-entrant (a pack() from inside `default` empties the outer buffer: measured), and a
-# property of a user's dataclass, a signal handler or __del__ can well enqueue a job in there. A packer that
-# was popped is nobody else's, list.pop and append are atomic, and one that raised is dropped, although
-# msgpack 1.2 seems to leave it clean.
+# Why a pool. Packing [[1], {}] took (Python 3.11, msgpack 1.2.4, the 2-core target) 780 ns with msgpack.packb, which
+# makes a Packer and its buffer each time, 240 ns with a Packer in a threading.local, and 210 ns with a pool of packers.
+# (All of encode_call takes 1.1 microseconds for it, decode_call 1.0.) A single Packer would also be wrong: it is not
+# re-entrant (a pack() from inside `default` empties the outer buffer: measured), and a property of a user's dataclass,
+# a signal handler or __del__ may well enqueue a job in there. A packer that was popped belongs to nobody else, list.pop
+# and append are atomic, and a packer that raised is dropped, although msgpack 1.2 seems to leave it clean.
 _packers: list[msgpack.Packer] = []
-#: A packer's buffer never shrinks; those that packed something larger are not kept.
+#: A packer's buffer never shrinks, so packers that have packed something larger are not kept.
 _KEPT_BUFFER_BYTES = 256 * 1024
 
 
@@ -45,18 +44,18 @@ def _pack(value: Any) -> bytes:
     return body
 
 
-#: What msgpack packs without asking `_default`, and wrongly: a bytearray would come back as bytes, its own
-#: ExtType and Timestamp as whatever their code means here.
+#: What msgpack packs wrongly without asking `_default`: a bytearray would come back as bytes, and msgpack's own ExtType
+#: and Timestamp as whatever their code means here.
 _MISREAD = frozenset({bytearray, ExtType, Timestamp})
-#: The bytes that start a bin or an ext in msgpack. Where a body has none of them, nothing was misread; where
-#: it has, they may well be part of a text or of a number. Asking so costs a tenth of the packing, walking a
-#: list of dicts twice as much as packing it.
+#: The bytes that start a bin or an ext in msgpack. If a body has none of them, nothing was misread; if it has, they may
+#: well be part of a text or of a number. Looking for them costs a tenth of the packing; walking through a list of dicts
+#: would cost twice as much as packing it.
 _BIN_OR_EXT = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
 _Native = TypeVar("_Native", list[Any], dict[Any, Any])
 
 
 def pack_value(value: Any) -> bytes:
-    """Packs a whole value; packs it once more in the rare case that it holds what msgpack misreads."""
+    """Packs a whole value. In the rare case that it holds something that msgpack misreads, packs it once more."""
     body = _pack(value)
     if len(body.translate(None, _BIN_OR_EXT)) != len(body) and _holds_misread([value]):
         body = _pack(_wrapped(value))
@@ -64,7 +63,7 @@ def pack_value(value: Any) -> bytes:
 
 
 def _screened(container: _Native) -> _Native:
-    """Returns what an encoder made, or a copy of it in which nothing is left that msgpack misreads."""
+    """Returns what an encoder made, or a copy without anything that msgpack misreads."""
     items = container if type(container) is list else [*container, *container.values()]
     return _wrapped(container) if _holds_misread(items) else container
 
@@ -72,7 +71,7 @@ def _screened(container: _Native) -> _Native:
 def _holds_misread(level: list[Any]) -> bool:
     """Looks through values level by level.
 
-    Into lists and dicts only: all else comes by `_default`, which screens what it makes.
+    Only in lists and dicts: everything else goes through `_default`, which screens what it makes.
     """
     seen: set[int] = set()
     while not LEAVES.issuperset(map(type, level)):
@@ -109,7 +108,8 @@ class Unsupported(TypeError):
 
 
 def _default(value: Any) -> Any:
-    """Makes of a value something that msgpack packs by itself. The packer asks for what it does not know."""
+    """Makes something of a value that msgpack can pack itself. The packer calls this for types that it does not
+    know."""
     encoder = _ENCODERS.get(type(value))
     return encoder(value) if encoder is not None else _encoded_by_kind(value)
 
@@ -140,7 +140,7 @@ def _encoded_by_kind(value: Any) -> Any:
 
 
 def _encode_as_base(value: Any, base: type, plain: Any) -> Any:
-    equal = plain == value  # and not !=, which a subclass that redefines equality may have left as it was
+    equal = plain == value  # not !=, which a subclass that redefines equality may have left as it was
     if not equal:
         raise Unsupported(f"it does not equal the plain {base.__name__} that would arrive; pass str(x)")
     encoder = _ENCODERS.get(base)
@@ -148,14 +148,14 @@ def _encode_as_base(value: Any, base: type, plain: Any) -> Any:
 
 
 def _encode_int(value: int) -> Any:
-    # msgpack asks only for integers beyond 64 bits; the smaller ones are of subclasses.
+    # msgpack asks only about integers of more than 64 bits; smaller ones here are of subclasses.
     if -(1 << 63) <= value < 1 << 64:
         return value
     return ExtType(Ext.BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
 
 def _stamp(value: datetime | time) -> bytes:
-    """Fold, ISO text, a ZoneInfo's key in place of the offset: ``12024-10-27T02:30:00[Europe/Paris]``."""
+    """Fold, ISO text, and a ZoneInfo's key in place of the offset: ``12024-10-27T02:30:00[Europe/Paris]``."""
     zone, offset = value.tzinfo, value.utcoffset()
     if isinstance(zone, ZoneInfo) and zone.key is not None and ZONE_KEY.fullmatch(zone.key):
         text = f"{value.replace(tzinfo=None).isoformat()}[{zone.key}]"
@@ -183,7 +183,7 @@ def is_namedtuple(value: Any) -> bool:
 
 def _encode_dataclass(value: Any) -> Any:
     fields = _screened({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    # A class without a hash has None there. Its instances can be no keys, so a plain dict does for them.
+    # A class that cannot be hashed has None there. Its instances cannot be keys, so a plain dict is enough for them.
     return {_DATACLASS if type(value).__hash__ is None else _HASHABLE_FIELDS: fields}
 
 
@@ -200,7 +200,7 @@ def _encode_numpy(numpy: Any, value: Any) -> Any:
     return {_NDARRAY: [dtype.str, list(value.shape), value.tobytes()]}
 
 
-#: The path classes of this system. A PureWindowsPath is no path here, nor would it be one in the consumer.
+#: The path classes of this system. A PureWindowsPath is not a path here, and would not be one in the consumer.
 _OWN_PATH = type(PurePath())
 
 _TUPLE, _SET, _FROZENSET, _ENUM, _DATACLASS, _HASHABLE_FIELDS, _NDARRAY, _NUMPY_SCALAR = (
@@ -226,8 +226,8 @@ _ENCODERS: dict[type, Callable[[Any], Any]] = {
     Counter: lambda value: _screened(dict(value)),
 }
 
-#: How to make the base of a subclass' instance without running any method that the subclass may have
-#: overridden. datetime stands before date, its own base.
+#: How to make an instance of the base of a subclass without running a method that the subclass may have overridden.
+#: datetime comes before date, its own base.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     str: str.__str__,
     int: int.__int__,
