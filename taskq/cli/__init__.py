@@ -9,8 +9,9 @@ from taskq.system.launch import start_early
 def main() -> None:
     """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`.
 
-    typer takes 0.1 to 0.2 s to import. A fleet's broker starts meanwhile, and the application is looked at; should the
-    command line turn out to make no sense, both hear the end of their sockets, and end without having touched a thing.
+    typer takes 0.1 to 0.2 s to import. In the meantime a fleet's broker starts, and a process looks at the application.
+    If the command line turns out not to be valid, their sockets are closed and both end without having touched
+    anything.
     """
     command, *rest = sys.argv[1:] or [""]
     if command == "worker" and not {"--help", "-h"} & set(rest):

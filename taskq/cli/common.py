@@ -26,7 +26,7 @@ from taskq.system.directory import Directory, queue_directory
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
 
-#: APP of the commands that look at a fleet or steer it.
+#: APP of the commands that look at a fleet or control it.
 FleetArgument = Annotated[
     str | None,
     typer.Argument(
@@ -38,7 +38,7 @@ FleetArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
-#: The newest lines of the log, of which the names are taken that somebody may have meant.
+#: How many of the newest lines of the log are searched for names that somebody may have meant.
 _LINES_FOR_NAMES = 20_000
 #: The first that fits counts.
 _EXITS: tuple[tuple[type[TaskQError], Exit], ...] = (
@@ -69,35 +69,35 @@ def version() -> None:
 
 
 def tell(message: str) -> None:
-    """Says something to the person at the terminal, beside the output."""
-    from taskq.telemetry.render import escape  # `taskq worker` is to start without it
+    """Says something to the person at the terminal, apart from the output."""
+    from taskq.telemetry.render import escape  # `taskq worker` must start without it
 
     print("taskq: " + "\n".join(escape(line) for line in message.split("\n")), file=sys.stderr)
 
 
 def tell_if_stopped(app: TaskQ) -> None:
-    """Says that what was shown is that of no fleet that runs."""
+    """Says that what was shown is not of a running fleet."""
     if app.client.is_stopped:
         tell(f"no fleet runs on {app.directory.path}: start one with `taskq worker`")
 
 
 def tell_warnings() -> None:
-    """Says also what clients warn of: that no fleet answers, and what becomes of jobs then."""
+    """Shows the warnings of clients too: that no fleet answers, and what happens to jobs then."""
     handler = logging.Handler()
     handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("taskq").addHandler(handler)
 
 
 def warn_of_name(directory: Directory, field: str, name: str, others: Iterable[str] = ()) -> None:
-    """Says so if a name never stood in the log, with the nearest that did.
+    """Says so if a name has never been in the log, with the nearest name that has.
 
     Args:
-        others: names that need not have stood there: those of the application.
+        others: names that may be missing there: those of the application.
     """
-    from taskq.telemetry.reader import Filter, read  # 20 ms, which `taskq worker` can do without
+    from taskq.telemetry.reader import Filter, read  # takes 20 ms, which `taskq worker` must not pay
 
     events = read(directory.path, Filter(), last=_LINES_FOR_NAMES)
-    # that a queue was paused does not say that there is one
+    # a queue that was paused need not exist
     known = {str(event[field]) for event in events if event.get(field) and not event["event"].startswith("queue.")}
     if not known:
         return  # no fleet has run yet
@@ -107,7 +107,7 @@ def warn_of_name(directory: Directory, field: str, name: str, others: Iterable[s
 
 
 def fail(error: TaskQError) -> NoReturn:
-    """Tells an error and ends the process with its code."""
+    """Prints an error and ends the process with its exit code."""
     sys.stdout.flush()
     tell(str(error))
     if isinstance(error, UnknownTask):
@@ -116,7 +116,7 @@ def fail(error: TaskQError) -> NoReturn:
 
 
 def closed_pipe() -> NoReturn:
-    """Ends the process quietly: whoever read our output has enough."""
+    """Ends the process quietly: whoever read our output has stopped reading."""
     # the interpreter flushes once more at its end, which must not fail
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(Exit.OK)
@@ -126,10 +126,10 @@ def closed_pipe() -> NoReturn:
 
 
 def reference_of(app: str | None) -> str:
-    """APP, or what stands in TASKQ_APP or pyproject.toml for it.
+    """APP, or what TASKQ_APP or pyproject.toml says instead of it.
 
     Raises:
-        ConfigError: none of them says anything, or pyproject.toml cannot be understood.
+        ConfigError: none of them names an application, or pyproject.toml cannot be understood.
     """
     found = app_of(app)
     if found is None:
@@ -144,9 +144,9 @@ def load(reference: str) -> TaskQ:
     """Imports an application.
 
     Raises:
-        AppError: that failed, in whatever way.
+        AppError: the import failed, in whatever way.
     """
-    from taskq.client.loader import load_app  # takes 40 ms to import, which `taskq worker` can do without
+    from taskq.client.loader import load_app  # takes 40 ms to import, which `taskq worker` must not pay
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what it prints must not mix with our output
@@ -161,20 +161,20 @@ def load(reference: str) -> TaskQ:
 def _place(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
     if isinstance(error, SyntaxError) or not frames:
-        return ""  # its text names the place
+        return ""  # its message names the place
     return f" ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def find_directory(app: str | None) -> Directory:
-    """The directory of the fleet that is meant.
+    """The directory of the fleet that a command is about.
 
     Args:
         app: an application or a directory; None for TASKQ_APP, TASKQ_URL, app in pyproject.toml, or the only queue.
 
     Raises:
-        ConfigError: that says nothing, or too much.
+        ConfigError: none of these names a fleet, or there are several queues.
         AppError: the application cannot be imported.
-        DirectoryError: it is not there, or belongs to another user.
+        DirectoryError: the directory does not exist, or belongs to another user.
     """
     directory = _find_directory(app)
     directory.check_owner()
@@ -182,7 +182,7 @@ def find_directory(app: str | None) -> Directory:
 
 
 def names_in_code(app: str | None, field: str) -> set[str]:
-    """The names of the tasks or queues of an application; none if a directory is all that was named."""
+    """The names of the tasks or queues of an application; none if only a directory was named."""
     reference = app or os.environ.get("TASKQ_APP") or None
     if reference is None or _is_directory(reference):
         return set()
@@ -214,7 +214,7 @@ def _find_directory(app: str | None) -> Directory:
 
 
 def _is_directory(app: str) -> bool:
-    """Whether APP is a queue's directory rather than a package that happens to lie here."""
+    """Whether APP is a queue's directory, and not a package that happens to be here."""
     path = Path(app)
     return ":" not in app and os.path.isdir(path) and not os.path.exists(path / "__init__.py")
 
@@ -226,7 +226,7 @@ def seconds_of(text: str, option: str) -> float:
     """The seconds in a duration such as ``90``, ``10m`` or ``7d``.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a duration.
     """
     seconds = seconds_in(text)
     if seconds is None:

@@ -1,4 +1,4 @@
-"""`taskq stop` and `taskq reload`: steer a fleet that runs."""
+"""`taskq stop` and `taskq reload`: control a running fleet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stop(
     status = client.status()
     pid = status.broker.pid
     assert pid is not None, "a fleet that answers runs"
-    pidfd = _opened(pid)  # before it ends: its number may be used again
+    pidfd = _opened(pid)  # before it ends: afterwards its process id may be reused
     client.stop()
     client.close()
     running = _running(status)
@@ -89,8 +89,8 @@ def _is_new_code_up(status: FleetStatus, number: int) -> bool:
     """Whether a consumer of a reload has come up.
 
     Raises:
-        AppError: none will.
-        BrokerUnavailable: the fleet ended meanwhile.
+        AppError: none will come up.
+        BrokerUnavailable: the fleet has ended in the meantime.
     """
     if status.reload.number < number:
         raise BrokerUnavailable("the broker that was asked to reload has died; the next one starts with the new code")
@@ -124,7 +124,7 @@ def _opened(pid: int) -> int | None:
 
 
 def _wait_for_end(pid: int, pidfd: int | None, timeout_s: float | None) -> bool:
-    """Waits for the end of the broker: then its lock is free, and another fleet may start."""
+    """Waits for the broker to end: then its lock is free, and another fleet can start."""
     if pidfd is not None:
         return bool(select.select([pidfd], [], [], timeout_s)[0])
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -138,7 +138,7 @@ def _wait_for_end(pid: int, pidfd: int | None, timeout_s: float | None) -> bool:
 
 
 def _left(directory: Directory, elapsed_s: float) -> str:
-    """What the broker said at its end."""
+    """What the broker logged when it ended."""
     said = list(read(directory.path, Filter(event="fleet.stopped", since=ago(elapsed_s + 1)), last=1))
     if not said:
         return ""  # it logs warnings only

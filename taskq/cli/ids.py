@@ -1,4 +1,4 @@
-"""Ids as people give them: whole, or a part of one, such as the end that the tables show."""
+"""Ids as people type them: whole, or a part of one, such as the end that the tables show."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def is_id(word: str) -> bool:
 
 
 def whole_id(app: TaskQ, given: str) -> str:
-    """The id that is meant.
+    """The whole id that a part belongs to.
 
     Raises:
-        ConfigError: it could be that of several jobs.
-        JobNotFound: there is none among the newest jobs.
+        ConfigError: several jobs have such an id.
+        JobNotFound: none of the newest jobs has such an id.
     """
     if not _PART.fullmatch(given):
-        return given  # what is wrong with it is told where it is used
+        return given  # whoever uses it says what is wrong with it
     part = given.lower()
     ids = {info.id for info in app.jobs(limit=_NEWEST) if part in info.id}
-    # tables show the ends, and the beginnings are the time: a match inside counts only where there is no other
+    # tables show the ends, and ids begin with the time: a match in the middle counts only if there is no other
     found = {each for each in ids if each.startswith(part) or each.endswith(part)} or ids
     if not found:
         raise JobNotFound(f"{given} is not a part of the id of any of the newest {_NEWEST:,} jobs: give the whole id")

@@ -114,16 +114,16 @@ def enqueue(
 
 
 def _tell_if_paused(application: TaskQ, queue: str) -> None:
-    """Says why nothing happens, to somebody who waits."""
+    """Tells somebody who waits why nothing happens."""
     try:
         paused = application.client.status().paused
     except BrokerUnavailable:
-        return  # which is told by itself
+        return  # which is reported elsewhere
     if queue in paused:
         tell(f"queue {queue} is paused, so the job waits: `taskq resume {queue}` lets it run")
 
 
-#: Options whose value is a text as it is, and those that are spans of time.
+#: Options whose value is taken as text, and options that are durations.
 _TEXTS = ("queue", "unique", "limit_by", "ordered_by", "rate", "memory_limit", "crash_queue", "when_full")
 _SPANS = ("delay", "expires", "timeout", "cpu_timeout")
 
@@ -151,7 +151,7 @@ def _with_options(task: Task[..., Any], options: dict[str, Any]) -> Any:
 
 
 def _check_call(task: Task[..., Any], arguments: list[Any], named: dict[str, Any]) -> None:
-    """Raises ConfigError if the function cannot be called so: better said here than by a job that fails."""
+    """Raises ConfigError if the function cannot be called like this: better here than in a job that fails."""
     told = misfit(task.function, arguments, named)
     if told is not None:
         raise ConfigError(f"{task.name}{signature_of(task.function)}: {told}")
@@ -165,7 +165,7 @@ def _print_value(value: Any) -> None:
 
 
 def _split(words: list[str]) -> tuple[str, str, list[str]]:
-    """APP, TASK and ARGS. APP may be left out where another place names it: a task's name does not look like one."""
+    """APP, TASK and ARGS. APP may be left out if it is set elsewhere: the name of a task does not look like APP."""
     if ":" not in words[0] and not words[0].endswith(".py"):
         default = app_of(None)
         if default is not None:
@@ -248,7 +248,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
 
 
 def _history(history: list[Attempt]) -> list[tuple[str, str]]:
-    """A line for each attempt; the error of the last one is told above at length."""
+    """A line for each attempt. The error of the last attempt is already shown in full above."""
     rows: list[tuple[str, str]] = []
     known = 0
     for attempt in history:
@@ -299,7 +299,7 @@ def _meta(meta: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _neighbours(name: str, ids: list[str]) -> list[tuple[str, str]]:
-    """The jobs that it comes after, or that come after it."""
+    """The jobs before it or after it in a workflow."""
     return [(name if number == 0 else "", job_id) for number, job_id in enumerate(ids)]
 
 

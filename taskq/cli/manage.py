@@ -121,7 +121,7 @@ def _print_table(found: Sequence[JobInfo]) -> None:
 
 
 def _when(info: JobInfo) -> str:
-    """The time that matters most in its state."""
+    """The time that matters most in the state of the job."""
     now = time.time()
     if info.due_at is not None:
         return distance_text(info.due_at - now) if info.due_at > now else "due"
@@ -163,7 +163,7 @@ def retry(
 
 
 def _each(application: TaskQ, ids: Sequence[str], action: str, done: str) -> NoReturn:
-    """Does something to each of these jobs. Goes on after one that cannot be helped, and tells it in the exit code."""
+    """Does something to each of these jobs. Goes on after an error, which sets the exit code."""
     code = Exit.OK
     for given in ids:
         try:
@@ -222,7 +222,7 @@ def purge(
 
 
 def _confirm(question: str, yes: bool) -> None:
-    """Asks, where somebody sits; a script is taken by its word."""
+    """Asks for confirmation on a terminal. A script is not asked."""
     if not yes and sys.stdin.isatty():
         typer.confirm(f"taskq: {question}?", abort=True, err=True)
 
@@ -285,7 +285,7 @@ def _is_queue(word: str) -> bool:
 
 
 def _said(state: str | None, noun: str, task: str | None, queue: str | None) -> str:
-    """``failed jobs of task add in queue mail``, as far as that was said."""
+    """``failed jobs of task add in queue mail``, with those parts that were given."""
     parts = (
         "" if state is None else f"{state} ",
         noun,

@@ -96,7 +96,7 @@ def _headline(found: FleetStatus) -> Text:
 
 
 def _reload(found: FleetStatus) -> Text:
-    """What there is to tell of the code that the fleet runs: nothing, if all of it is new."""
+    """What to say of the code that the fleet runs: nothing if all of it is new."""
     old = sum(1 for consumer in found.consumers if consumer.has_old_code)
     consumers = f"old code in {old} of {len(found.consumers)} consumers"
     if found.reload.state == "failed":
@@ -106,14 +106,14 @@ def _reload(found: FleetStatus) -> Text:
 
 
 def _spooled(files: int) -> Text:
-    """The jobs that were handed in while the fleet did not answer, or that the disk has no room for."""
+    """The jobs that were enqueued while the fleet did not answer, or for which the disk has no room."""
     if not files:
         return Text()
     return Text(f"\n{files:,} {'file' if files == 1 else 'files'} with jobs still in the spool", style="yellow")
 
 
 def _not_started(consumers: Sequence[MissingConsumer]) -> Text:
-    """The consumers that do not come up, with the reason: mostly all have the same."""
+    """The consumers that do not come up, with the reason, which is mostly the same for all."""
     told = Text()
     numbers_of: dict[str, list[str]] = {}
     for consumer in consumers:
@@ -154,7 +154,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[T
 
 
 def _activity(consumer: ConsumerStatus) -> str:
-    """The state of a consumer, and how many of its slots are taken; the task shown beside it is that of the oldest."""
+    """The state of a consumer, and how many of its slots are taken. The task beside it is that of the oldest job."""
     return consumer.state if consumer.seats == 1 else f"{consumer.state} {consumer.running} of {consumer.seats}"
 
 
@@ -178,7 +178,7 @@ def _queues(queues: Mapping[str, QueueStatus], paused: Sequence[str], width: int
 
 
 def _totals(totals: JobTotals, width: int | None) -> list[Text]:
-    """All that ever happened in a queue, in as many lines as it takes."""
+    """The totals since the queue exists, in as many lines as needed."""
     lines = [Text()]
     for part in _counts(totals):
         if width is not None and lines[-1].cell_len and lines[-1].cell_len + len(_BETWEEN) + part.cell_len > width:
@@ -188,7 +188,7 @@ def _totals(totals: JobTotals, width: int | None) -> list[Text]:
 
 
 def totals_line(totals: JobTotals) -> Text:
-    """All that ever happened in a queue, in one line."""
+    """The totals since the queue exists, in one line."""
     return Text(_BETWEEN).join(_counts(totals))
 
 
@@ -273,7 +273,7 @@ def logs(
 
 
 def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> int:
-    """Returns how many there were."""
+    """Prints events, and returns how many there were."""
     printed = 0
     is_terminal = sys.stdout.isatty()
     colour = wants_colour(is_terminal, os.environ)
@@ -293,13 +293,14 @@ def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> 
 
 
 def _local_day(event: Event, default: str) -> str:
-    """The local date of an event; the lines themselves have only the time where a person reads."""
+    """The local date of an event; for people, the lines themselves show only the time."""
     first = render_console({"timestamp": event.get("timestamp"), "event": ""}, show_date=True)[:10]
     return first if first[:1].isdigit() else default
 
 
 def _pause(seconds: float) -> bool:
-    """Waits for more to write. Returns whether nobody reads it any more: that shows also before we write."""
+    """Waits until there is more to write. Returns whether the reader of our output has gone, which shows without
+    writing."""
     poll = select.poll()
     poll.register(1, 0)
     return bool(poll.poll(seconds * 1000))

@@ -1,4 +1,4 @@
-"""Output with rich: the only place that knows of styles."""
+"""Output with rich: the only module that knows about styles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from taskq.cli.tables import Line, width_of_terminal
 
 
 def console_of() -> Console:
-    """A console on standard output: as wide as its terminal, or as the text; NO_COLOR leaves nothing of the styles."""
+    """A console on standard output, as wide as its terminal, or as the text. With NO_COLOR there are no styles at
+    all."""
     has_style = not os.environ.get("NO_COLOR")
     return Console(highlight=False, width=width_of_terminal(), color_system="auto" if has_style else None)
 

@@ -1,4 +1,4 @@
-"""Which of the words of a command is APP: it may stand before the others or after them."""
+"""Which word of a command is APP: it may come before the others or after them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def looks_like_app(word: str) -> bool:
 
 
 def id_first(id: str, app: str | None) -> tuple[str, str | None]:
-    """A job's id and APP, from two words in either order. Where both could be either, the first is the id."""
+    """A job's id and APP, from two words in either order. If each could be either, the first is the id."""
     if app is None or is_id(id) > is_id(app):
         return id, app
     is_swapped = is_id(app) > is_id(id) or looks_like_app(id) > looks_like_app(app)
@@ -23,15 +23,15 @@ def id_first(id: str, app: str | None) -> tuple[str, str | None]:
 
 
 def name_first(name: str, app: str | None) -> tuple[str, str | None]:
-    """A schedule's name and APP, from two words in either order. Where both could be either, the first is the name."""
+    """A schedule's name and APP, from two words in either order. If each could be either, the first is the name."""
     return (app, name) if app is not None and looks_like_app(name) > looks_like_app(app) else (name, app)
 
 
 def split(words: Sequence[str] | None, is_one: Callable[[str], object]) -> tuple[list[str], str | None]:
-    """The ids or queues among the words, and APP, which does not look like one.
+    """The ids or queues among the words, and APP, which does not look like one of them.
 
     Raises:
-        ConfigError: several words do not look like one.
+        ConfigError: several words do not look like an id or a queue.
     """
     named = [word for word in words or () if is_one(word)]
     others = [word for word in words or () if not is_one(word)]

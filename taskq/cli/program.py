@@ -1,7 +1,7 @@
 """The program: one module per group of commands.
 
-Only the module of the command that is called gets imported: `taskq worker` starts a fleet in a fraction of a
-second, and needs neither rich nor the log reader.
+Only the module of the command that is called is imported: `taskq worker` starts a fleet in a fraction of a second, and
+needs neither rich nor the log reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskq.model.errors import TaskQError
 
 _RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Watch", "More"
 
-#: The commands as `taskq --help` lists them: name (also of the function): module and heading.
+#: The commands as `taskq --help` lists them. By name, which is also that of the function: the module and the heading.
 COMMANDS = {
     "worker": ("worker", _RUN),
     "stop": ("control", _RUN),
@@ -42,7 +42,7 @@ COMMANDS = {
     "version": ("common", _MORE),
 }
 
-#: Set by the script that completes command lines.
+#: Set by the completion script of the shell.
 _COMPLETION = "_TASKQ_COMPLETE"
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -73,9 +73,9 @@ def _root(_version: _VersionOption = False) -> None:
 
 
 def _words() -> list[str]:
-    """The words of the command line; while a shell completes one, those of it that are complete.
+    """The words of the command line; when a shell completes one, the words that are complete.
 
-    Typer's scripts run the program at each Tab, and hand over the line in variables.
+    Typer's scripts run the program at each Tab, and pass the line in variables.
     """
     if _COMPLETION not in os.environ:
         return sys.argv[1:]
@@ -86,7 +86,7 @@ def _words() -> list[str]:
 
 
 def build(argv: list[str]) -> typer.Typer:
-    """The program, with the one command that `argv` calls, or with all where it calls none of them."""
+    """The program with only the command that `argv` calls, or with all commands if it calls none."""
     called = argv[0] if argv else ""
     program = typer.Typer(
         help=_HELP,
@@ -107,8 +107,8 @@ def build(argv: list[str]) -> typer.Typer:
 
 
 def _leave_out_styles() -> None:
-    """Help and usage errors are drawn by typer, which leaves bold and dim where NO_COLOR is set."""
-    from typer import rich_utils  # 60 ms, for those who ask for it
+    """Removes bold and dim with NO_COLOR: typer, which draws help and usage errors, would leave them."""
+    from typer import rich_utils  # takes 60 ms, only where it is needed
 
     rich_utils.COLOR_SYSTEM = None
 
@@ -117,16 +117,16 @@ def run() -> None:
     """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
+            stream.reconfigure(errors="backslashreplace")  # not an error where a terminal cannot show a letter
     if os.environ.get("NO_COLOR"):
         _leave_out_styles()
     try:
         try:
             build(_words())(prog_name="taskq")
         finally:
-            sys.stdout.flush()  # what is left in the buffer meets a closed pipe here, and not after our last word
+            sys.stdout.flush()  # a closed pipe must raise here, not when the interpreter flushes at its end
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click takes it for an error
+        if isinstance(end.__context__, BrokenPipeError):  # click would take it for an error
             closed_pipe()
         raise
     except TaskQError as error:

@@ -88,7 +88,7 @@ def schedule(
 
 
 def _split(words: list[str]) -> tuple[str, str, str | None]:
-    """The action, the name of a schedule, and APP, which may stand anywhere."""
+    """The action, the name of a schedule, and APP, which may come anywhere."""
     action = next((word for word in words[:2] if word in _ACTIONS), None)
     if action is None:
         if len(words) > 1:

@@ -1,6 +1,6 @@
 """`taskq schema`: the JSON Schema of what the commands print with `--json`.
 
-It is made from the classes that are printed: the type of each field, and what their docstrings say of it.
+It is made from the classes that are printed: the types of their fields, and what their docstrings say about them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from taskq.telemetry.record import LEVELS
 
 Schema = dict[str, Any]
 
-#: What each command prints with `--json`; `logs` prints one such object a line, as does `status --watch`.
+#: What each command prints with `--json`. `logs` and `status --watch` print one such object per line.
 PRINTED: dict[str, Any] = {
     "status": FleetStatus,
     "job": JobInfo,
@@ -41,7 +41,7 @@ PRINTED: dict[str, Any] = {
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-#: A line of the log. Each event has fields of its own besides: the README names the events.
+#: A line of the log. Each event also has fields of its own: the README lists the events.
 _LOG_LINE: Schema = {
     "$schema": _DIALECT,
     "type": "object",
@@ -87,7 +87,7 @@ def schema(
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type, whose values are printed by `json.dumps`, dataclasses as by `asdict`."""
+    """The JSON Schema of a type. Its values are printed by `json.dumps`, dataclasses as `asdict` makes them."""
     definitions: dict[str, Schema] = {}
     found = _schema(kind, definitions)
     return {"$schema": _DIALECT, **found, **({"$defs": definitions} if definitions else {})}
@@ -113,7 +113,7 @@ def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
     assert isinstance(kind, type)
     name = kind.__name__
     if name not in definitions:
-        definitions[name] = {}  # known from now on, if it is among its own fields
+        definitions[name] = {}  # known from now on, in case it is among its own fields
         definitions[name] = _object(kind, definitions)
     return {"$ref": f"#/$defs/{name}"}
 

@@ -1,7 +1,7 @@
-"""Tables for people that fit the width of the terminal and cut nothing off.
+"""Tables for people. They fit the width of the terminal, and nothing is cut off.
 
-What does not fit gets narrower in this order: cells take their short form (as git shortens ids), the last column stands
-beneath its row, names are broken. On a terminal, columns in which nothing stands are left out.
+What does not fit is made narrower in this order: cells take their short form (as git shortens ids), the last column
+moves below its row, names are broken. On a terminal, empty columns are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import zip_longest
 from taskq.telemetry.render import escape
 
 _GAP = 2
-#: A text of several words is no column if it would be narrower than this.
+#: A text of several words does not become a column that is narrower than this.
 _STORY_WIDTH = 30
 _INDENT = "    "
 _NAME_WIDTH = 8
@@ -30,10 +30,10 @@ class Column:
 
     Attributes:
         title: its heading.
-        short: its heading where the table does not fit.
-        is_right: whether it stands flush right, as numbers do.
+        short: its heading if the table does not fit.
+        is_right: whether it is aligned right, as numbers are.
         is_name: whether its cells may be broken anywhere.
-        is_story: whether its cells are sentences, which may stand beneath the row; only the last one can be.
+        is_story: whether its cells are sentences, which may be moved below the row; only the last column can be one.
     """
 
     title: str
@@ -45,11 +45,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in a row.
+    """One cell of a row.
 
     Attributes:
         text: in full.
-        short: where that does not fit.
+        short: its short form if that does not fit.
         style: a style of rich.
     """
 
@@ -58,17 +58,17 @@ class Cell:
     style: str = ""
 
 
-#: A line of the table: texts and their styles.
+#: A line of the table: texts with their styles.
 Line = list[tuple[str, str]]
 
 
 def width_of_terminal() -> int | None:
-    """The columns of the terminal; None where the output goes elsewhere and may be as wide as it likes."""
+    """The columns of the terminal; None if the output goes elsewhere and may have any width."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def short_ids(ids: Sequence[str]) -> dict[str, str]:
-    """The ends of ids, as long as it takes to tell these from one another. Their beginnings are the time."""
+    """The ends of ids, long enough to distinguish them. Their beginnings are times."""
     length = _SHORT_ID
     while len({each[-length:] for each in ids}) < len(set(ids)):
         length += 1
@@ -81,12 +81,12 @@ def table(
     """The lines of a table with its headings.
 
     Args:
-        rows: the cells of each row; whatever is not printable in them is escaped.
+        rows: the cells of each row; what is not printable in them is escaped.
         width: in columns; None for no limit.
         gap: between two columns, if there is room.
     """
     cells = [[_cell(cell) for cell in row] for row in rows]
-    is_pipe = width is None  # where a script counts the columns
+    is_pipe = width is None  # since scripts count the columns
     used = [n for n in range(len(columns)) if is_pipe or not cells or any(row[n].text for row in cells)]
     columns = [columns[number] for number in used]
     cells = [[row[number] for number in used] for row in cells]
@@ -131,7 +131,7 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[Cell]]) -> list[
 
 
 def _narrow(columns: Sequence[Column], widths: list[int], room: int) -> bool:
-    """Takes from the widest names what is too much. Returns whether it fits then."""
+    """Makes the widest names narrower. Returns whether the table fits then."""
     while sum(widths[: len(columns)]) > room:
         able = [n for n, column in enumerate(columns) if column.is_name and widths[n] > _NAME_WIDTH]
         if not able:
@@ -175,7 +175,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """Cuts a name into parts, after a mark in it if there is one."""
+    """Breaks a name into parts, after a punctuation mark if there is one."""
     parts = []
     while _width(text) > width:
         most = _fitting(text, width)
@@ -187,16 +187,16 @@ def _broken(text: str, width: int) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """The columns that a text takes: two for each wide character of East Asia, none for one that is put on another."""
+    """The columns that a text takes: two for a wide East Asian character, none for a combining character."""
     if text.isascii():
         return len(text)
-    from rich.cells import cell_len  # most tables do without
+    from rich.cells import cell_len  # most tables have no such characters
 
     return cell_len(text)
 
 
 def _fitting(text: str, width: int) -> int:
-    """How many characters of a text fit; one at least, so that there is an end."""
+    """How many characters of a text fit; at least one, so that this ends."""
     at = min(len(text), max(width, 1))
     while at > 1 and _width(text[:at]) > width:
         at -= 1

@@ -7,7 +7,7 @@ from taskq.telemetry.render import duration_text, escape
 
 
 def distance_text(seconds: float) -> str:
-    """How far a moment is from now, as people say it: ``in 12 s``, ``3m 05s ago``, ``just now``."""
+    """How far a moment is from now: ``in 12 s``, ``3m 05s ago``, ``just now``."""
     if abs(seconds) < 1:
         return "just now" if seconds <= 0 else "in a moment"
     text = span_text(round(abs(seconds)))
@@ -23,6 +23,6 @@ def span_text(seconds: float) -> str:
 
 
 def headline_of(error: JobError) -> str:
-    """The type of an error, and the first line of its message that says something."""
+    """The type of an error, and the first line of its message that is not empty."""
     lines = [line for line in error.message.splitlines() if line.strip()]
     return escape(f"{error.type}: {lines[0].strip()}" if lines else error.type)

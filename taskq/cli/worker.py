@@ -18,7 +18,7 @@ from taskq.cli.config.sources import misspelt_variables, settings_of, values
 
 
 def _with_fleet_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command all the options of a fleet, in place of its `**given`."""
+    """Gives a command all options of a fleet in place of its `**given`."""
     own = inspect.signature(command, eval_str=True)
     first = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
     parameters = [*first, *map(_parameter, FLEET_OPTIONS)]
@@ -29,7 +29,7 @@ def _with_fleet_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(option: FleetOption) -> Parameter:
-    """The option as a parameter that is None where nobody gives it."""
+    """The option as a parameter that is None if it is not given."""
     default = "" if option.is_flag else option.in_words or option.default
     names = [f"--{option.name}/--no-{option.name}" if option.is_flag else f"--{option.name}"]
     described = Option(
@@ -78,7 +78,7 @@ def worker(
 
 
 def _texts(given: dict[str, bool | str | list[str] | None]) -> dict[str, str]:
-    """The options that were given, by name, as texts."""
+    """The options that were given: their texts by name."""
     return {
         option.name: _text(value) for option in FLEET_OPTIONS if (value := given[option.parameter]) not in (None, [])
     }

@@ -1,1 +1,1 @@
-"""`taskq bench`: the figures, and the bare skeleton that they are compared with."""
+"""`taskq bench`: figures of this machine."""

@@ -23,7 +23,7 @@ def burn(milliseconds: float) -> None:
 
 @q.task
 def pid() -> int:
-    """Tells who runs it."""
+    """Returns the process id of the consumer."""
     return os.getpid()
 
 

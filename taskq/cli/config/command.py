@@ -20,7 +20,7 @@ _OPTIONS = {option.name: option for option in FLEET_OPTIONS}
 
 @dataclass(frozen=True, slots=True)
 class OptionValue:
-    """What counts for an option of a fleet.
+    """The value of an option of a fleet.
 
     Attributes:
         value: the value, or None.
@@ -70,7 +70,7 @@ def _json(found: list[Value], settings: Settings) -> str:
 def _told(value: Value, settings: Settings) -> OptionValue:
     plain_value = _OPTIONS[value.name].plain(value.text) if value.name in _OPTIONS else value.text or None
     if value.name == "consumers":
-        plain_value = settings.consumers  # what "one per CPU" or the lanes come to
+        plain_value = settings.consumers  # the number that "one per CPU" or the lanes mean
     return OptionValue(plain_value, value.source, value.place or None)
 
 

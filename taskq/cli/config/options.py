@@ -1,7 +1,7 @@
 """The options of a fleet: one table.
 
-From it come the options of `taskq worker`, their variables (`--stop-timeout` is TASKQ_STOP_TIMEOUT) and their keys in
-`[tool.taskq]` of pyproject.toml (`stop-timeout`). All three hold texts that are read in one way.
+It gives the options of `taskq worker`, their variables (`--stop-timeout` is TASKQ_STOP_TIMEOUT) and their keys in
+`[tool.taskq]` of pyproject.toml (`stop-timeout`). The texts of all three are read in the same way.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from taskq.cli.config.project import SEPARATOR
 from taskq.model.settings import LOG_LEVELS, Durability, LogFormat
 from taskq.model.units import seconds_in
 
-#: Reads a text, and returns what it says as fields of `Settings`. Raises ValueError, which says what to write.
+#: Reads a text and returns fields of `Settings`. Raises a ValueError that says what to write instead.
 Reader = Callable[[str], Mapping[str, Any]]
 
-#: Takes back what a place of less weight says.
+#: Undoes what a place with lower precedence says.
 NONE = "none"
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -25,17 +25,17 @@ class FleetOption(NamedTuple):
     """An option of a fleet.
 
     Attributes:
-        name: as on the command line, without the dashes; also its key in pyproject.toml.
-        read: reads its text.
+        name: its name on the command line without the dashes; also its key in pyproject.toml.
+        read: the function that reads its text.
         help: what it does.
-        metavar: what its value looks like.
-        default: what counts where nobody says anything.
-        in_words: what that means, where it does not say so itself.
+        metavar: what its value looks like, for the help.
+        default: its value if nobody sets it.
+        in_words: what the default means, if the value does not say it.
         panel: its heading in `taskq worker --help`.
-        choices: the values there are, if they are few.
+        choices: the possible values, if there are few.
         is_flag: whether it is on or off.
         is_whole: whether its value is a whole number.
-        is_repeated: whether it may stand several times on the command line.
+        is_repeated: whether it may be given several times on the command line.
     """
 
     name: str
@@ -52,7 +52,7 @@ class FleetOption(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """Its variable in the environment."""
+        """The name of its variable in the environment."""
         return f"TASKQ_{self.parameter.upper()}"
 
     @property
@@ -61,7 +61,7 @@ class FleetOption(NamedTuple):
         return self.name.replace("-", "_")
 
     def plain(self, text: str) -> Any:
-        """Its value as a value of JSON."""
+        """Its value as JSON."""
         if self.is_flag:
             return text.lower() in _YES
         if self.is_whole:
@@ -258,5 +258,5 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
 
 
 def defaults() -> list[str]:
-    """Arguments of `taskq worker` that take back what the environment and pyproject.toml say."""
+    """Arguments of `taskq worker` that undo what the environment and pyproject.toml say."""
     return [f"--no-{each.name}" if each.is_flag else f"--{each.name}={each.default}" for each in FLEET_OPTIONS]

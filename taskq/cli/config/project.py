@@ -1,4 +1,4 @@
-"""What the nearest pyproject.toml says in its table [tool.taskq]; and APP, which most commands look for there, too."""
+"""The table [tool.taskq] of the nearest pyproject.toml, and APP, which most commands look for there too."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal, NamedTuple
 from taskq.model.errors import ConfigError
 
 APP_VARIABLE, APP_KEY = "TASKQ_APP", "app"
-#: Between the values of an option that may be repeated, where it stands in one text.
+#: Separates the values of an option that may be repeated when they are in one text.
 SEPARATOR = ";"
 _REPEATED = ("lane",)
 _FILE = "pyproject.toml"
 
 
 class Value(NamedTuple):
-    """What counts for an option.
+    """The text of an option, and where it comes from.
 
     Attributes:
         name: of the option, or "app".
         text: its value as a text.
         source: where it comes from.
-        place: where it stands there: an option, a variable, or a key of a file; "" for a default.
+        place: the option, the variable, or the key of a file; "" for a default.
     """
 
     name: str
@@ -36,36 +36,36 @@ class Project(NamedTuple):
     """The nearest pyproject.toml.
 
     Attributes:
-        path: where it is; None if there is none with a table [tool.taskq].
-        texts: what that table says, by key.
+        path: its path; None if there is none with a table [tool.taskq].
+        texts: the values in that table, by key.
     """
 
     path: Path | None
     texts: Mapping[str, str]
 
     def value(self, name: str) -> Value | None:
-        """What it says of an option."""
+        """What it says about an option."""
         return Value(name, self.texts[name], "file", f"{name} in {self.path}") if name in self.texts else None
 
 
 def app_of(given: str | None, project: Project | None = None) -> Value | None:
-    """APP: the one that was given, else that of TASKQ_APP, else that of pyproject.toml; None if none of them says."""
+    """APP: the one that was given, or that of TASKQ_APP, or that of pyproject.toml; None if there is none."""
     if given:
         return Value(APP_KEY, given, "command line", "APP")
     return variable(APP_KEY, APP_VARIABLE) or (project or find_project()).value(APP_KEY)
 
 
 def variable(name: str, variable: str) -> Value | None:
-    """What a variable says of an option. An empty one says nothing."""
+    """What a variable says about an option. An empty one says nothing."""
     text = os.environ.get(variable, "").strip()
     return Value(name, text, "environment", variable) if text else None
 
 
 def find_project() -> Project:
-    """The pyproject.toml of this folder, or of the nearest above it.
+    """The pyproject.toml of this folder, or of the nearest folder above it.
 
     Raises:
-        ConfigError: it cannot be understood, or is another user's.
+        ConfigError: the file cannot be understood, or belongs to another user.
     """
     folder = Path.cwd()
     path = next((path for each in (folder, *folder.parents) if (path := each / _FILE).is_file()), None)
@@ -75,7 +75,7 @@ def find_project() -> Project:
 def _read(path: Path) -> Project:
     content = path.read_bytes()
     if b"taskq" not in content:
-        return Project(None, {})  # reading TOML takes longer than all the rest of this
+        return Project(None, {})  # reading TOML takes longer than all the rest here
     table = _table(path, content)
     if table is None:
         return Project(None, {})
@@ -88,7 +88,7 @@ def _read(path: Path) -> Project:
 
 def _table(path: Path, content: bytes) -> Mapping[str, object] | None:
     """The table [tool.taskq]; None if there is none."""
-    import tomllib  # 5 ms, for those who have such a table
+    import tomllib  # takes 5 ms, only for those who have such a table
 
     try:
         tool = tomllib.loads(content.decode()).get("tool")
@@ -101,7 +101,7 @@ def _table(path: Path, content: bytes) -> Mapping[str, object] | None:
 
 
 def _check_owner(path: Path) -> None:
-    """It names code that is run: one that another user has left in a folder above must not count."""
+    """The file names code that is run: one that another user has put into a folder above must not count."""
     owner = path.stat().st_uid
     if owner not in (os.geteuid(), 0):
         raise ConfigError(
@@ -111,7 +111,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _text_of(value: object, separator: str) -> str:
-    """A value of TOML in the form that it has on the command line."""
+    """A TOML value as it would be written on the command line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -122,6 +122,6 @@ def _text_of(value: object, separator: str) -> str:
 
 
 def _from_folder(app: str, folder: Path) -> str:
-    """A path to an application is meant from where the file is."""
+    """The path of an application is relative to the folder of the file."""
     place, colon, attribute = app.partition(":")
     return f"{folder / place}{colon}{attribute}" if place.endswith(".py") or os.sep in place else app

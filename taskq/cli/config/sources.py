@@ -1,6 +1,6 @@
 """Where the options of a fleet come from.
 
-From the command line, the environment, pyproject.toml, or the default: the first that says anything counts.
+From the command line, the environment, pyproject.toml, or the default: the first that sets an option counts.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from taskq.model.errors import ConfigError
 from taskq.model.misfits import did_you_mean
 from taskq.model.settings import Settings
 
-#: A variable that is nearly as one of ours is probably meant to be it. Others may be anybody's, such as Kubernetes'.
+#: A variable whose name is almost one of ours is probably misspelt. Others may belong to anybody, such as Kubernetes.
 _NEAR = 0.8
-#: What others than these options read, and what a fleet sets for its own processes.
+#: Variables that something else than these options reads, or that a fleet sets for its own processes.
 _OTHER_VARIABLES = (APP_VARIABLE, "TASKQ_URL", "TASKQ_REPLY_TIMEOUT")
 _INNER_VARIABLES = ("TASKQ_IN_CONSUMER", "TASKQ_PRELOAD_READY", "TASKQ_PRELOAD_APP")
 
 
 def values(given: Mapping[str, str], project: Project) -> list[Value]:
-    """What counts for each option, not yet read.
+    """The text of each option that is set somewhere.
 
     Args:
         given: the options of the command line, by name.
         project: the nearest pyproject.toml.
 
     Raises:
-        ConfigError: the file has a key that there is not.
+        ConfigError: the file has an unknown key.
     """
     known = [APP_KEY, *(option.name for option in FLEET_OPTIONS)]
     for key in project.texts:
@@ -47,10 +47,10 @@ def values(given: Mapping[str, str], project: Project) -> list[Value]:
 
 
 def settings_of(found: Iterable[Value]) -> Settings:
-    """The settings that values make.
+    """The settings that these values mean.
 
     Raises:
-        ConfigError: one of them makes no sense, or several do not go together; the message says where they stand.
+        ConfigError: one of them is not valid, or several do not go together; the message says where they are set.
     """
     options = {option.name: option for option in FLEET_OPTIONS}
     said = [value for value in found if value.source != "default"]
@@ -85,7 +85,7 @@ def _given(option: FleetOption, given: Mapping[str, str]) -> Value | None:
 
 
 def misspelt_variables() -> list[str]:
-    """A sentence for each variable in the environment that is nearly the one of an option."""
+    """A sentence for each variable in the environment whose name is almost that of an option."""
     known = [*(option.variable for option in FLEET_OPTIONS), *_OTHER_VARIABLES]
     endings = [name.removeprefix("TASKQ_") for name in known]
     told = []

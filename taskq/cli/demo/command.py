@@ -47,7 +47,7 @@ _HINTS = (
     (f"taskq logs {_APP} -f", "what happened, as it happens"),
 )
 
-#: For each word, the files with it and how often they have it.
+#: For each word, the files that contain it and how often they do.
 Index = dict[str, list[tuple[int, str]]]
 
 
@@ -112,7 +112,7 @@ def _sources() -> list[str]:
 
 @contextmanager
 def _fleet(directory: Directory, consumers: int, client: QueueClient) -> Iterator[None]:
-    """Runs the very command that the demo shows. Its log is told later, so its terminal output is dropped."""
+    """Runs the command that the demo shows. Its log is shown later, so its terminal output is dropped."""
     command = [
         sys.executable,
         "-m",
@@ -168,7 +168,7 @@ def _wait_until_ready(
 
 
 def _index(console: Console, client: QueueClient, files: list[str]) -> Index:
-    """Has the files indexed, and kills a consumer on the way."""
+    """Indexes the files, and kills a consumer on the way."""
     found: Index = {}
     kill_at = int(len(files) * _KILL_AT)
     began = time.monotonic()
@@ -206,7 +206,7 @@ def _advance(console: Console, progress: Progress, bar: TaskID, done: int, total
 
 
 def _kill_one(console: Console, client: QueueClient) -> None:
-    """Kills a consumer in the middle of a job, if one is: jobs are short."""
+    """Kills a consumer in the middle of a job, if it catches one: jobs are short."""
     consumers = client.status().consumers
     victim = next((consumer for consumer in consumers if consumer.state == "running"), consumers[0])
     os.kill(victim.pid, signal.SIGKILL)
@@ -237,7 +237,7 @@ def _tell_log(console: Console, directory: Directory) -> None:
 
 
 def _excerpt(events: Iterable[Event]) -> Iterator[Event]:
-    """The events that tell the story, each kind at the most twice."""
+    """The events that tell the story, each kind at most twice."""
     told = Counter[str]()
     for event in events:
         name = str(event.get("event"))
