@@ -207,19 +207,16 @@ class RunningJob:
         rests: what it wrote of lines that have no end yet, by descriptor. Used where jobs run side by side.
         is_over: whether the job has ended.
         raised: the exception in which it ended.
+        current: the job for its own code, once that has asked for it.
     """
 
     #: Whether no other job runs in this process: then limits that the system keeps for a process are limits of the job.
     has_process = True
     #: What its times are told by.
     clock: Clock = SYSTEM_CLOCK
-    children: Sequence[tuple[Spec, Call]] = ()
     rests: dict[int, str] | None = None
-    slot = 0
-    is_over = False
     raised: BaseException | None = None
     _cpu_s = 0.0  # of the process before the job, if the job has a limit for it
-    _current: CurrentJob | None = None  # made when it is asked for: most jobs do not
 
     def __init__(
         self,
@@ -232,12 +229,16 @@ class RunningJob:
         extra: StartOptions = NO_START_OPTIONS,
     ) -> None:
         self.number = number
+        self.slot = 0
         self.started_at = started_at
         self.id = job_id
         self.task = task
         self.attempt = attempt
         self.payload = payload
         self.extra = extra
+        self.children: Sequence[tuple[Spec, Call]] = ()
+        self.current: CurrentJob | None = None
+        self.is_over = False
         if extra and "cpu_timeout_s" in extra:
             self._cpu_s = own_cpu_s()
 
@@ -246,11 +247,12 @@ class RunningJob:
         """What the lines of its output begin with, where jobs run side by side."""
         return "" if self.has_process else f"{JOB_MARK}{self.number}{JOB_MARK}"
 
-    def open(self) -> None:
-        """The job's own code begins: from here to `close` it may be interrupted."""
+    def run_code(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Runs the job's own code, ``call(job, *args)``. Nothing else of it may be interrupted."""
+        return call(self, *args)
 
     def close(self) -> None:
-        """The job's own code has ended. May be called twice."""
+        """The job's own code has ended, if it ever began."""
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
         """Does what no time limit may interrupt: half of a message would confuse the broker."""
@@ -259,14 +261,8 @@ class RunningJob:
     def end(self) -> None:
         """Notes that the job has ended."""
         self.is_over = True
-        if self._current is not None and _channel is not None:
+        if self.current is not None and _channel is not None:
             _channel.reporter.forget(self.id)
-
-    def current(self) -> CurrentJob:
-        """The job, for its own use."""
-        if self._current is None:
-            self._current = CurrentJob(self)
-        return self._current
 
     def timeout_error(self, reason: int) -> JobTimeout:
         """What to raise in the job, since it is to end: for its time, or because it was cancelled."""
@@ -278,9 +274,21 @@ class RunningJob:
         return JobTimeout(f"the job ran longer than its timeout of {self.extra.get('timeout_s', 0):g} s")
 
 
-#: The job that has this process for itself, so that all threads it starts know it. Written by the executor of a
-#: consumer with one slot, in the main thread.
-alone: RunningJob | None = None
+class Process:
+    """A process in which jobs run.
+
+    Attributes:
+        job: the job that has it for itself, so that all threads it starts know it. Written by the main thread of a
+            consumer with one slot.
+        was_forked: whether a job has forked it. Then it does not speak for the job, and is not a consumer.
+    """
+
+    def __init__(self) -> None:
+        self.job: RunningJob | None = None
+        self.was_forked = False
+
+
+this_process = Process()
 #: Which of several jobs runs in this context: its coroutines, their tasks and `asyncio.to_thread` know it.
 _of_context: ContextVar[RunningJob | None] = ContextVar("taskq_running_job", default=None)
 job_of_context = _of_context.get
@@ -289,17 +297,7 @@ set_job_of_context = _of_context.set
 
 def running_job() -> RunningJob | None:
     """The job that runs here, if one does."""
-    return _of_context.get() or alone
-
-
-#: Whether this process was forked by a job: then it does not speak for the job, and is not a consumer.
-has_forked = False
-
-
-def note_fork() -> None:
-    """Called in a process that a job has forked."""
-    global has_forked  # noqa: PLW0603
-    has_forked = True
+    return _of_context.get() or this_process.job
 
 
 def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
@@ -310,7 +308,7 @@ def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
         EnqueueError: these are too many.
     """
     job = running_job()
-    if job is None or has_forked:
+    if job is None or this_process.was_forked:
         raise TaskQError("on_success=True can only be used inside a job: no job runs here")
     kept = [*job.children, *flow]
     if len(kept) > MAX_CHILDREN or sum(len(call.payload) for _, call in kept) > MAX_CHILDREN_BYTES:
@@ -334,4 +332,11 @@ def current_job() -> CurrentJob:
     job = running_job()
     if job is None:
         raise TaskQError("current_job() was called outside a job")
-    return job.current()
+    return current_of(job)
+
+
+def current_of(job: RunningJob) -> CurrentJob:
+    """A job for its own code: made when it is asked for, which most jobs do not."""
+    if job.current is None:
+        job.current = CurrentJob(job)
+    return job.current

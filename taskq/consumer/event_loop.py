@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
 from multiprocessing.queues import SimpleQueue
@@ -48,11 +48,15 @@ class CoroutineJob(SignalledJob):
         """Whether it was told to end."""
         return self._timeout is not None
 
-    def open(self) -> None:
-        """The job's own code begins, unless it is to end already."""
+    async def await_code(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Runs the job's own code, unless it is to end already."""
         if self._timeout is not None:
             raise self._timeout
-        super().open()
+        self.is_open = True
+        try:
+            return await call(self, *args)
+        finally:
+            self.is_open = False
 
     def interrupt(self, timeout: JobTimeout) -> None:
         """Cancels the job's asyncio task, once."""
@@ -156,7 +160,7 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
     def _start_here(self, job: CoroutineJob) -> None:
         context = self._context.copy()
         context.run(set_job_of_context, job)
-        task = self._loop.create_task(self._runner.run_async(job, job.awaited), context=context)
+        task = self._loop.create_task(self._runner.run_async(job), context=context)
         job.asyncio_task = task
         task.add_done_callback(partial(self._end_here, job))
 
@@ -169,7 +173,7 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         try:
             ended = task.result()
         except BaseException as raised:  # cancelled by another job before it began
-            ended = self._runner.failure(job, raised, self._clock.time())
+            ended = self._runner.failure(job, raised, self._clock.time(), self._clock.monotonic())
         self._end(job, ended, self._plan_report)
 
     def _end(self, job: ThreadJob | CoroutineJob, ended: Ended, report: Callable[[], None]) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 
 import msgpack
 
-from taskq.client import context
 from taskq.client.app import TaskQ
-from taskq.client.context import RunningJob
+from taskq.client.context import RunningJob, this_process
 from taskq.consumer.executor import MainExecutor
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
@@ -87,23 +86,26 @@ class Consumer:
 
     def start_jobs(self) -> None:
         """Claims the jobs that wait, in their order, while a slot is free, and has each of them run."""
+        claim, new_job, start = self._counters.claim, self._executor.new_job, self._executor.start
         while self._waiting and self._free and not self.is_stopping:
             number, sent = self._waiting.popleft()
             slot = self._free[-1]
-            started_at = self._counters.claim(number, slot)
+            started_at = claim(number, slot)
             if started_at is None:
                 continue  # taken back: another consumer has it
             self._free.pop()
-            job = self._executor.new_job(number, started_at, *sent)
+            job = new_job(number, started_at, *sent)
             job.slot = slot
             self._recorder.started(job.id, job.attempt, slot)
-            self._executor.start(job)
+            start(job)
 
     def note(self, job: RunningJob, ended: Ended) -> None:
         """Makes sure that what became of a job outlives this process."""
-        if context.has_forked:
+        if this_process.was_forked:
             os._exit(0)  # the job forked, and this is the child, which is not a consumer
-        job.end()
+        job.is_over = True
+        if job.current is not None:
+            job.end()
         verdict, duration_s, outcome = ended
         if duration_s > _QUICK_S:
             self._own.end_if_lost()  # then our end is charged to this job, and to those beside it

@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from taskq.client import context
-from taskq.client.context import RunningJob
+from taskq.client.context import RunningJob, this_process
 from taskq.consumer.executor import MainExecutor
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
@@ -31,12 +30,16 @@ class SignalledJob(RunningJob):
     _is_sending = False
     _late: JobTimeout | None = None  # what waits for the end of a message
 
-    def open(self) -> None:
-        """The job's own code begins."""
+    def run_code(self, call: Callable[..., Any], task: Any, args: Any, kwargs: Any) -> Any:
+        """Runs the job's own code: the signal handler interrupts nothing else."""
         self.is_open = True
+        try:
+            return call(self, task, args, kwargs)
+        finally:
+            self.is_open = False
 
     def close(self) -> None:
-        """The job's own code has ended."""
+        """The job's own code has ended, if it ever began."""
         self.is_open = False
 
     def interrupt_code(self, timeout: JobTimeout) -> None:
@@ -82,9 +85,9 @@ class MainThread(MainExecutor[SignalledJob]):
 
     def start(self, job: SignalledJob) -> None:
         """Runs a job to its end."""
-        context.alone = job
+        this_process.job = job
         ended = self._runner.run(job)
-        context.alone = None
+        this_process.job = None
         self._consumer.note(job, ended)
         self._consumer.finish(job, ended)
 
@@ -95,7 +98,7 @@ class MainThread(MainExecutor[SignalledJob]):
 
     def interrupt_overdue(self) -> None:
         """Called by a signal handler: a job is to end."""
-        job = context.alone
+        job = this_process.job
         if isinstance(job, SignalledJob) and job.is_open:
             timeout = self._consumer.timeout_of(job)
             if timeout is not None:

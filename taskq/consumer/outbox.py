@@ -58,11 +58,10 @@ class Outbox:
         with self._lock:
             if self._items:
                 self._send_items()  # before the end of their job
-            unsent = self._unsent
-            count = unsent.add(number, verdict, duration_us, outcome)
+            count = self._unsent.add(number, verdict, duration_us, outcome)
             if count == 0:
                 self._send_unsent()
-                count = unsent.add(number, verdict, duration_us, outcome)
+                count = self._unsent.add(number, verdict, duration_us, outcome)
             if count == 0:  # it is larger than the memory
                 envelope = [Op.OUTCOMES, [number], [verdict], [duration_us], [len(outcome)]]
                 self._transmit(frames.frame(envelope, [outcome]))

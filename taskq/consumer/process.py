@@ -83,7 +83,7 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
 
     def forget_in_child() -> None:
         faulthandler.unregister(STACKS_SIGNAL)
-        context.note_fork()
+        context.this_process.was_forked = True
         # what a job forks must not speak for this consumer, nor keep its lock
         for descriptor in (boot.socket.fileno(), lock):
             try:

@@ -7,15 +7,15 @@ was refused, because running it again could not help; or it said what it wants i
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskq.client.app import TaskQ
-from taskq.client.context import CurrentJob, RunningJob, write_record
+from taskq.client.context import CurrentJob, RunningJob, current_of, write_record
 from taskq.client.options.call_options import PLAIN, CallOptions, as_delay_s
 from taskq.client.options.functions import misfit
 from taskq.client.task import Task
@@ -29,6 +29,9 @@ from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, enc
 from taskq.protocol.ops import StartOptions
 from taskq.system.usage import data_limit
 
+if TYPE_CHECKING:
+    from taskq.consumer.event_loop import CoroutineJob  # imports asyncio, which takes 40-70 ms
+
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 #: Their frames are not the user's.
 _OWN_MODULES = (__name__, "taskq.consumer.event_loop")
@@ -39,9 +42,8 @@ _RESULTS_TIMEOUT_S = 20.0
 Ended = tuple[Verdict, float, bytes]
 #: Takes what a generator yields: the job's id, the position, the encoded value.
 OnItem = Callable[[bytes, int, bytes], None]
-#: Awaits the coroutine of a job.
-Awaited = Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
-_Prepared = tuple[Task[..., Any], list[Any], dict[str, Any]]
+AnyTask = Task[..., Any]
+_Prepared = tuple[AnyTask, list[Any], dict[str, Any]]
 
 
 class Refused(Exception):
@@ -64,6 +66,8 @@ class Runner:
         self._clock = app.clock
         self._tasks = app.tasks
         self._middleware = app.hooks.middleware
+        self._code = self._call_within if self._middleware else self._call
+        self._code_async = self._call_within_async if self._middleware else self._call_async
         self._on_item = on_item
         self._event_loop: Any = None
 
@@ -73,40 +77,36 @@ class Runner:
         Returns:
             The verdict, the seconds it took, and the outcome.
         """
-        started_at = self._clock.time()
+        started_at, start = self._clock.time(), self._clock.monotonic()
         try:
             task, args, kwargs = self._prepare(job)
             if job.extra and "memory_limit_bytes" in job.extra:
                 with data_limit(job.extra["memory_limit_bytes"]):
-                    value = self._run_code(job, task, args, kwargs)
+                    value = job.run_code(self._code, task, args, kwargs)
             else:
-                value = self._run_code(job, task, args, kwargs)
+                value = job.run_code(self._code, task, args, kwargs)
             result = None if value is None else self._encode(job, value)  # most jobs are run for their effect
-            duration_s = self._clock.monotonic() - job.started_at
+            duration_s = self._clock.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
             job.close()
-            return self.failure(job, raised, started_at)
+            return self.failure(job, raised, started_at, start)
 
-    async def run_async(self, job: RunningJob, awaited: Awaited) -> Ended:
-        """The same for a job of an `async def` task, beside others on an event loop.
-
-        Args:
-            awaited: awaits the job's coroutine, in the way of its executor.
-        """
-        started_at = self._clock.time()
+    async def run_async(self, job: CoroutineJob) -> Ended:
+        """The same for a job of an `async def` task, beside others on an event loop."""
+        started_at, start = self._clock.time(), self._clock.monotonic()
         try:
             task, args, kwargs = self._prepare(job)
-            value = await self._run_code_async(job, awaited, task, args, kwargs)
+            value = await job.await_code(self._code_async, task, args, kwargs)
             result = None if value is None else self._encode(job, value)
-            duration_s = self._clock.monotonic() - job.started_at
+            duration_s = self._clock.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             job.close()
-            return self.failure(job, raised, started_at)
+            return self.failure(job, raised, started_at, start)
 
-    def failure(self, job: RunningJob, raised: BaseException, started_at: float) -> Ended:
+    def failure(self, job: RunningJob, raised: BaseException, started_at: float, start: float) -> Ended:
         """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
         job.raised = raised
         try:
@@ -114,7 +114,7 @@ class Runner:
         except BaseException as misbehaved:
             message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
             verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
-        duration_s = self._clock.monotonic() - job.started_at
+        duration_s = self._clock.monotonic() - start
         return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
 
     def _end_by(self, raised: BaseException, job: RunningJob) -> tuple[Verdict, JobError, float | None]:
@@ -140,14 +140,15 @@ class Runner:
 
     def _prepare(self, job: RunningJob) -> _Prepared:
         """Finds the task and reads the arguments."""
-        if job.extra and not job.has_process:
-            _check_limits(job.extra)
+        extra = job.extra
+        if extra and not job.has_process:
+            _check_limits(extra)
         task = self._tasks.get(job.task)
         if task is None:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise Refused("UnknownTask", f"this application has no task {job.task!r} (it has: {known:.500})")
         try:
-            results = self._results(job.payload) if job.extra and "follows" in job.extra else None
+            results = self._results(job.payload) if extra and "follows" in extra else None
             args, kwargs = decode_call(job.id, job.payload, results)
         except CorruptPayload as error:
             raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
@@ -189,18 +190,7 @@ class Runner:
             )
         return result
 
-    def _run_code(self, job: RunningJob, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Runs the job's own code, and the application's middleware around it: what a time limit may interrupt."""
-        job.open()
-        try:
-            if self._middleware:
-                with Around(self._middleware, job):
-                    return self._call(job, task, args, kwargs)
-            return self._call(job, task, args, kwargs)
-        finally:
-            job.close()
-
-    def _call(self, job: RunningJob, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def _call(self, job: RunningJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
             value = task.function(*args, **kwargs)
         except TypeError as error:
@@ -210,20 +200,24 @@ class Runner:
             return self._run_coroutine(value)
         return self._exhaust(job, value) if task.is_generator else value
 
-    async def _run_code_async(
-        self, job: RunningJob, awaited: Awaited, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        job.open()
+    def _call_within(self, job: RunningJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The call, and the application's middleware around it."""
+        with Around(self._middleware, job):
+            return self._call(job, task, args, kwargs)
+
+    async def _call_async(self, job: CoroutineJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
-            with Around(self._middleware, job) if self._middleware else nullcontext():
-                try:
-                    coroutine = task.function(*args, **kwargs)
-                except TypeError as error:
-                    _refuse_misfit(error, task, args, kwargs)
-                    raise
-                return await awaited(coroutine)
-        finally:
-            job.close()
+            coroutine = task.function(*args, **kwargs)
+        except TypeError as error:
+            _refuse_misfit(error, task, args, kwargs)
+            raise
+        return await job.awaited(coroutine)
+
+    async def _call_within_async(
+        self, job: CoroutineJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        with Around(self._middleware, job):
+            return await self._call_async(job, task, args, kwargs)
 
     def _exhaust(self, job: RunningJob, generator: Any) -> Any:
         """Runs a generator to its end, and tells what it yields. Returns what it returns."""
@@ -251,7 +245,7 @@ class Runner:
             raise
 
 
-def _refuse_misfit(error: TypeError, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+def _refuse_misfit(error: TypeError, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Raises Refused if the arguments do not fit the function: then the call itself has raised, and nothing inside."""
     if error.__traceback__ is not None and error.__traceback__.tb_next is None:
         told = misfit(task.function, args, kwargs)
@@ -266,7 +260,7 @@ def _check_limits(extra: StartOptions) -> None:
         raise Refused("NeedsOwnProcess", f"{option}= needs a fleet without --threads: put the job into a queue of such")
 
 
-def _cast(task: Task[..., Any], args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _cast(task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     try:
         return task.caster.cast(args, kwargs)
     except Exception as error:
@@ -330,7 +324,7 @@ class Around:
         with ExitStack() as stack:
             try:
                 for make in self._middleware:
-                    stack.enter_context(make(self._job.current()))
+                    stack.enter_context(make(current_of(self._job)))
             except BaseException as error:
                 raised = error
                 raise

@@ -14,8 +14,7 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
-from taskq.client import context
-from taskq.client.context import RunningJob, set_job_of_context
+from taskq.client.context import RunningJob, set_job_of_context, this_process
 from taskq.consumer.executor import Executor
 from taskq.consumer.runner import Ended, Runner
 from taskq.model.errors import JobTimeout
@@ -48,15 +47,19 @@ class ThreadJob(RunningJob):
         self._timeout: JobTimeout | None = None  # the one that interrupts it, once
         self._was_raised = False
 
-    def open(self) -> None:
-        """The job's own code begins, in this thread."""
+    def run_code(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Runs the job's own code, in this thread."""
         with self._guard:
             self._thread = threading.get_ident()
             self._is_open = True
+        try:
+            return call(self, *args)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """The job's own code has ended. From now on no exception may come from outside."""
-        if context.has_forked:
+        if this_process.was_forked:
             os._exit(0)  # the job forked, and this is the child; what it inherited may be locked
         try:
             self._close()

@@ -418,14 +418,14 @@ def test_a_message_is_sent_whole_before_the_timeout_is_raised() -> None:
     reader = threading.Thread(target=read_all)
     try:
         context.use_channel(Outbox(theirs, Unsent(multiprocessing.get_context("spawn"))))
-        context.alone = job
+        context.this_process.job = job
         reader.start()
         with pytest.raises(JobTimeout):
             for _ in range(1_000):  # more than fits into the socket: so it is in the middle of one when it is late
                 current_job().checkpoint(bytes(250_000))
     finally:
         signal.signal(signal.SIGALRM, before)
-        context.alone = None
+        context.this_process.job = None
         theirs.close()
         reader.join()
         ours.close()

@@ -38,7 +38,6 @@ LATE = {
     ("client.app", "client.fleet"): "a web application never runs a fleet",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
-    ("protocol.link.boot", "consumer.process"): "the one place that names the process which the broker starts",
     ("consumer.process", "consumer.event_loop"): "asyncio takes 40-70 ms",
     ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",

@@ -1,10 +1,11 @@
-"""How a consumer process begins. The broker imports this much of a consumer, and no more: it starts 25 ms earlier."""
+"""How a consumer process begins, and what the broker starts it with."""
 
 from __future__ import annotations
 
 import gc
 import signal
 import socket
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -15,19 +16,19 @@ from taskq.protocol.link.unsent import Unsent
 
 #: Sent in place of a batch: no more will come.
 STOP = b""
-
-
 #: The soft signal of a timeout. SIGALRM and SIGUSR1 stay free for the application.
 TIMEOUT_SIGNAL = signal.SIGXCPU
-
-
 #: Has a consumer write the stacks of all its threads, also while it hangs in C code. The broker sends it before a kill.
 STACKS_SIGNAL = signal.SIGQUIT
+
+#: Set in the environment of consumers (and of what they start), for scripts that would start a fleet when imported.
+IN_CONSUMER = "TASKQ_IN_CONSUMER"
 
 
 class Boot(NamedTuple):
     """What a consumer is started with. Written by the supervisor, handed over by inheritance."""
 
+    program: str  # the module whose `run` is the consumer; imported in its process alone
     app: str
     directory: Path
     title: str
@@ -45,10 +46,4 @@ class Boot(NamedTuple):
 def main(boot: Boot) -> None:
     """Runs a consumer: the target of its process."""
     gc.disable()  # nothing of what is imported now goes; `run` turns it on again
-    from taskq.consumer.process import run  # see above
-
-    run(boot)
-
-
-#: Set in the environment of consumers (and of what they start), for scripts that would start a fleet when imported.
-IN_CONSUMER = "TASKQ_IN_CONSUMER"
+    import_module(boot.program).run(boot)
