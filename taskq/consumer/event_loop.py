@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
-from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from taskq.client.app import TaskQ
@@ -27,6 +26,7 @@ from taskq.consumer.runner import Ended, Runner
 from taskq.consumer.threads import ThreadJob, Threads
 from taskq.model.errors import JobTimeout
 from taskq.protocol.link.boot import STOP
+from taskq.protocol.link.inbox import InboxReader
 
 if TYPE_CHECKING:
     from taskq.consumer.loop import Consumer
@@ -84,7 +84,7 @@ class CoroutineJob(SignalledJob):
 class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
     """Runs as many jobs at once as the consumer has slots."""
 
-    def __init__(self, inbox: SimpleQueue[bytes], app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
         self._inbox = inbox
         self._tasks = app.tasks
         self._outbox = outbox
@@ -106,12 +106,15 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         self._consumer = consumer
         asyncio.set_event_loop(self._loop)
         os.register_at_fork(after_in_child=self._forget_in_child)
-        self._loop.add_reader(self._inbox._reader.fileno(), self._receive)  # type: ignore[attr-defined]
+        self._loop.add_reader(self._inbox.fileno(), self._receive)
         while not self._has_ended:  # a job may stop the loop, too
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt):
                 traceback.print_exc()  # of a task that a job started; asyncio lets it through to us
+            except OSError:
+                self._own.end_if_lost()  # then the loop has lost its descriptor, too
+                raise
         self._end_leftovers()
 
     def _end_leftovers(self) -> None:
@@ -130,15 +133,20 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
     def _receive(self) -> None:
         self._own.end_if_lost()
         try:
-            batch = self._inbox.get()
+            batches = [self._inbox.get()]
+            while not self._inbox.is_empty():  # what is read already does not wake the loop
+                self._own.end_if_lost()
+                batches.append(self._inbox.get())
         except EOFError:
+            self._own.end_if_lost()  # or this was not its end
             os._exit(1)  # the broker is gone: nobody is there to take an outcome
         with self._lock:
-            if batch == STOP:
-                self._is_last = True
-            else:
-                self._consumer.take(batch)
-                self._consumer.start_jobs()
+            for batch in batches:
+                if batch == STOP:
+                    self._is_last = True
+                else:
+                    self._consumer.take(batch)
+            self._consumer.start_jobs()
         self._end_if_idle()
 
     def new_job(self, number: int, started_at: float, *sent: Any) -> ThreadJob | CoroutineJob:
@@ -176,7 +184,7 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
             ended = self._runner.failure(job, raised, self._clock.time(), self._clock.monotonic())
         self._end(job, ended, self._plan_report)
 
-    def _end(self, job: ThreadJob | CoroutineJob, ended: Ended, report: Callable[[], None]) -> None:
+    def _end(self, job: ThreadJob | CoroutineJob, ended: Ended, report: Callable[[], object]) -> None:
         """Notes the end of a job, and lets the next one begin."""
         try:
             self._consumer.note(job, ended)

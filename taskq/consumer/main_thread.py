@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from taskq.client.context import RunningJob, this_process
@@ -14,6 +13,7 @@ from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.runner import Runner
 from taskq.model.errors import JobTimeout
 from taskq.protocol.link.boot import STOP
+from taskq.protocol.link.inbox import InboxReader
 
 if TYPE_CHECKING:
     from taskq.consumer.loop import Consumer
@@ -69,7 +69,7 @@ class MainThread(MainExecutor[SignalledJob]):
 
     new_job = SignalledJob
 
-    def __init__(self, inbox: SimpleQueue[bytes], runner: Runner, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, inbox: InboxReader, runner: Runner, outbox: Outbox, own: OwnDescriptors) -> None:
         self._inbox = inbox
         self._runner = runner
         self._outbox = outbox
@@ -105,9 +105,8 @@ class MainThread(MainExecutor[SignalledJob]):
                 job.interrupt_code(timeout)
 
     def _next_batch(self) -> bytes:
-        self._own.end_if_lost()
-        if self._inbox.empty():
-            self._outbox.report()
+        if not (self._inbox.is_empty() and self._outbox.report()):  # else what reports has just looked, too
+            self._own.end_if_lost()
         try:
             self._is_waiting = True
             if self._consumer.is_stopping:

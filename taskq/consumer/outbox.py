@@ -102,12 +102,13 @@ class Outbox:
         self._check()
         self._socket.sendall(frame)
 
-    def report(self) -> None:
-        """Sends what waits."""
+    def report(self) -> bool:
+        """Sends what waits. Returns whether there was something, so that the descriptors were looked at."""
         with self._lock:
-            self._send_unsent()
+            return self._send_unsent()
 
-    def _send_unsent(self) -> None:
+    def _send_unsent(self) -> bool:
+        has_some = bool(self._items) or not self._unsent.is_empty()
         if self._items:
             self._send_items()
             self._has_some.clear()
@@ -115,6 +116,7 @@ class Outbox:
             self._transmit(self._unsent.frame())
             self._unsent.clear()
             self._has_some.clear()
+        return has_some
 
     def report_late(self) -> None:
         """A thread: sends outcomes that wait behind a long job."""

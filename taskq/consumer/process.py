@@ -26,6 +26,7 @@ from taskq.model.attempt import pack_failure
 from taskq.model.errors import AppError
 from taskq.model.job import JobError
 from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, Boot
+from taskq.protocol.link.inbox import InboxReader
 from taskq.protocol.ops import Op
 from taskq.system import descriptors
 from taskq.system.directory import Directory
@@ -39,9 +40,9 @@ def run(boot: Boot) -> None:
     descriptors.restore(boot.open_files)
     send_output_to(boot.output)
     name_process(boot.title)
-    reader = boot.inbox._reader.fileno()  # type: ignore[attr-defined]
+    inbox = InboxReader(boot.inbox)
     own = OwnDescriptors(
-        {boot.socket.fileno(): "the consumer's way to its broker", reader: "the way of jobs to their consumer"}
+        {boot.socket.fileno(): "the consumer's way to its broker", inbox.fileno(): "the way of jobs to their consumer"}
     )
     outbox = Outbox(boot.socket, boot.unsent, own.end_if_lost)
     output = OwnOutput() if boot.slots == 1 else MarkedOutput()
@@ -61,11 +62,11 @@ def run(boot: Boot) -> None:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.enable()
     context.use_channel(outbox)
-    executor: MainExecutor[Any] = MainThread(boot.inbox, Runner(app, outbox.add_item), outbox, own)
+    executor: MainExecutor[Any] = MainThread(inbox, Runner(app, outbox.add_item), outbox, own)
     if boot.slots > 1:
         from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
 
-        executor = EventLoop(boot.inbox, app, outbox, own)
+        executor = EventLoop(inbox, app, outbox, own)
     Consumer(boot, app, outbox, own, output, executor).run()
     outbox.report()
     app.hooks.run_stops()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
 from collections import Counter
@@ -454,19 +455,25 @@ def test_nothing_is_sent_to_who_has_the_number_now(start: Start, tmp_path: Path,
     assert (tmp_path / "log.foreign").read_bytes() == b""
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_consumer_that_hears_nothing_is_dead(start: Start, gate: Gate, threads: int) -> None:
-    """Its jobs run in its successor, uncharged; what has happened stands in the log."""
+@pytest.mark.parametrize(("threads", "reads_anew"), [(1, True), (1, False), (4, False)])
+def test_a_consumer_that_hears_nothing_is_dead(start: Start, gate: Gate, threads: int, reads_anew: bool) -> None:
+    """Its jobs run in its successor, uncharged; what has happened stands in the log. A read that waits goes on with the
+    right pipe, and what comes is seen to be the last; one that begins anew, after a signal, waits at another's."""
     fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
     use(misbehaved.q, fleet.home)
     pid = misbehaved.leaves_a_closer.enqueue(gate.path).result(timeout=10)
     gate.open()
     wait_until(lambda: Path(f"/proc/{pid}/fd/501").is_symlink(), "the last of the pipes")
+    if reads_anew:
+        os.kill(pid, signal.SIGHUP)
     job = misbehaved.speaks.enqueue("here I am")
     assert job.result(timeout=40) != pid
     assert job.info().attempts == 1
     event = fleet.wait_for("consumer.*", pid=pid, level="error")
-    assert threads > 1 or "ran none and said nothing" in event["reason"]
+    if reads_anew:
+        assert "ran none and said nothing" in event["reason"]
+    elif threads == 1:
+        assert event["exit_code"] == LOST_DESCRIPTORS
 
 
 def test_silence_is_counted_while_there_is_something_to_say() -> None:
