@@ -190,7 +190,7 @@ class Broker:
 
     def _reload_when_asked(self) -> int:
         if self._pool.is_stopping:
-            raise TaskQError("the fleet is stopping; the next one starts with the present code")
+            raise TaskQError("the fleet is stopping; the next one will start with the current code")
         return self._reload()
 
     def _reload(self) -> int:

@@ -132,7 +132,7 @@ class Reader:
     def answer(self, message: Message) -> None:
         """Answers one request."""
         if message[0][0] not in OPS:
-            self._client.reject(self._client, BrokerUnavailable("this takes a fleet that runs"))
+            self._client.reject(self._client, BrokerUnavailable("this needs a running fleet"))
             return
         self._client.ask(message)
         self._engine.serve(self._clock.monotonic())

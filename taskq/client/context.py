@@ -270,7 +270,7 @@ class RunningJob:
             return JobTimeout("the job was cancelled")
         if reason == Reason.CPU_TIMEOUT and "cpu_timeout_s" in self.extra:
             limit_s, used_s = self.extra["cpu_timeout_s"], own_cpu_s() - self._cpu_s
-            return CpuTimeout(f"the job may use {limit_s:g} s of CPU time, it used {used_s:.2f} s")
+            return CpuTimeout(f"the job may use {limit_s:g} s of CPU time; it used {used_s:.2f} s")
         return JobTimeout(f"the job ran longer than its timeout of {self.extra.get('timeout_s', 0):g} s")
 
 

@@ -109,7 +109,7 @@ class Schedules:
 
         Raises:
             ScheduleNotFound: there is none of this name.
-            ConfigError: it stands in the code of the application that the fleet runs.
+            ConfigError: it is declared in the code of the application that the fleet runs.
             BrokerUnavailable: no fleet answers.
         """
         self._app.client.remove_schedule(name)

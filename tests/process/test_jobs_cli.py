@@ -294,7 +294,7 @@ def test_a_paused_queue_rests_while_others_run(fleet: Fleet, gate: Gate, tmp_pat
         (lambda: q.purge("all"), "not a state"),
         (lambda: q.purge("failed", older_than=-1), "older_than=-1"),
         (q.pause, "which queues"),
-        (lambda: q.pause("a/b"), "'a/b' is not a queue's name"),
+        (lambda: q.pause("a/b"), "'a/b' is not the name of a queue"),
     ],
 )
 def test_arguments_that_make_no_sense(shared: Fleet, call: Callable[[], object], word: str) -> None:

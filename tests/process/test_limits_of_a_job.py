@@ -104,7 +104,7 @@ def test_a_job_that_computes_too_long(fleet: Fleet, tmp_path: Path, how: str) ->
     assert told["cpu_timeout_s"] == 0.3
     assert 0.3 <= told["cpu_s"] < 2.0
     event = fleet.wait_for("job.retrying", job_id=job.id)
-    assert event["error"].startswith("CpuTimeout: the job may use 0.3 s of CPU time, it used ")
+    assert event["error"].startswith("CpuTimeout: the job may use 0.3 s of CPU time; it used ")
     assert job.info().crashes == 0
 
 

@@ -201,7 +201,7 @@ def test_a_fire_is_kept_back(start: Start, declare: Any, gate: Gate, tmp_path: P
     kept_back = periodic.q.job(told["job_id"])
     assert (told["schedule"], told["after"]) == ("hold", first.job_id)
     assert kept_back.state() is JobState.WAITING
-    assert fleet.wait_for("schedule.skipped")["reason"] == "the job of the last fire is kept back already"
+    assert fleet.wait_for("schedule.skipped")["reason"] == "the job of the last fire is still kept back"
     fleet.kill_all()
     fleet.start()
     assert [line.job_id for line in starts(path, 2)] == [first.job_id] * 2, "the one that was running, again"
@@ -409,9 +409,9 @@ def test_code_that_changes(start: Start, declare: Any, tmp_path: Path) -> None:
     assert names(periodic.q) == ["added", "changes", "goes", "stays"]
     for name in ("stays", "changes"):
         schedules.pause(name)
-    with pytest.raises(ConfigError, match=r"stands in the code of periodic.*pause it"):
+    with pytest.raises(ConfigError, match=r"is declared in the code of periodic.*pause it"):
         schedules.remove("goes")
-    with pytest.raises(ConfigError, match="stands in the code"):
+    with pytest.raises(ConfigError, match="is declared in the code"):
         schedules.add("stays", "note", every=5, args=(path, "x"))
     declare(stays, {**changes, "cron": "0 4 * * *"}, {**stays, "name": "comes", "every": 3600, "cron": None})
     fleet.client.reload()

@@ -103,7 +103,7 @@ class ConsumerPool:
     def _on_confused(self, consumer: ConsumerProcess, error: Exception) -> None:
         """It does not speak as consumers do: a job may have written to its socket."""
         self._events.log.error("consumer.confused", consumer=consumer.number, pid=consumer.pid, error=str(error))
-        consumer.kill("it sent what no consumer sends")
+        consumer.kill("it sent something that consumers do not send")
 
     def _hear(self, consumer: ConsumerProcess, envelope: list[Any], body: memoryview) -> None:
         match envelope:
@@ -133,7 +133,7 @@ class ConsumerPool:
                 error, _ = failure_in(bytes(body))
                 consumer.boot_error = error.message, error.traceback
             case _:
-                raise ProtocolError(f"a message that no consumer sends: {envelope[0]}")
+                raise ProtocolError(f"a message that consumers do not send: {envelope[0]}")
 
     def _settle(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
@@ -428,7 +428,7 @@ class ConsumerPool:
             )
             if is_dead:
                 consumer.is_stopped = True  # no job is to blame: it runs none
-                why = f"it was to run jobs, ran none and said nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
+                why = f"it had jobs to run, started none and sent nothing for {SILENT_LOOKS * LOOK_EVERY_S:g} s"
                 consumer.kill(why)
                 self._events.log.error("consumer.killed", consumer=consumer.number, pid=consumer.pid, reason=why)
 

@@ -323,7 +323,7 @@ def _start_error_text(error: OSError | EOFError) -> str:
     path = error.filename or (_SHARED_MEMORY if error.errno in _OF_SHARED_MEMORY else None)
     told = f"{path}: {error.strerror}" if path else f"{error.strerror or error}"
     if str(path).startswith(_SHARED_MEMORY):
-        told += f" (the locks of consumers are there: {_SHARED_MEMORY} must be writable, with some room left)"
+        told += f" (consumers keep their locks there: {_SHARED_MEMORY} must be writable, with some room left)"
     return told
 
 

@@ -206,7 +206,7 @@ class Watchdog:
             return "signal"
         if now < watch.signalled[number]:
             return None
-        text = f"the job may use {cpu_limit_s:g} s of CPU time, it used {used_s:.2f} s and was killed"
+        text = f"the job may use {cpu_limit_s:g} s of CPU time; it used {used_s:.2f} s and was killed"
         return JobError("CpuTimeout", text)
 
 

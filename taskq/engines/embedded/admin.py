@@ -204,7 +204,7 @@ class Admin:
         self._committer.collect(self._clock.monotonic())
         self._committer.commit(self._clock.monotonic(), self._clock.time())
         if not self._committer.is_settled:
-            raise StoreFull("the disk that holds the journal is full: the job is cancelled when there is room")
+            raise StoreFull("the disk that holds the journal is full: the job will be cancelled when there is room")
         return True
 
     def _detach(self, row: JobRow) -> None:
@@ -337,7 +337,7 @@ class Admin:
         """Pauses or resumes queues; returns those for which that is a change."""
         for queue in queues:
             if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
-                raise ConfigError(f"{queue!r:.80} is not a queue's name")
+                raise ConfigError(f"{queue!r:.80} is not the name of a queue")
         paused = self._store.paused()
         changed = sorted(set(queues) - paused if is_paused else paused & set(queues or paused))
         try:
@@ -376,7 +376,7 @@ def _kept(state: str) -> StoredState:
     """Raises ProtocolError if the store knows no such state."""
     found = next((kept for kept in StoredState if kept.state == state), None)
     if found is None:
-        raise ProtocolError(f"there are no jobs that are kept as {state!r:.40}")
+        raise ProtocolError(f"{state!r:.40} is not a state in which jobs are kept")
     return found
 
 

@@ -98,7 +98,7 @@ class Admission:
         unknown = [parent for parent in parents if parent not in states]
         if unknown and not self._store.states(submission.ids):  # else it is sent again, and was checked
             raise EnqueueError(
-                f"there is no job {unknown[0].hex()} to come after: it never was, or it is no longer kept"
+                f"there is no job {unknown[0].hex()} to come after: it never existed, or it is no longer kept"
             )
         return {parent: kept for parent, kept in states.items() if kept >= FIRST_FINAL}
 

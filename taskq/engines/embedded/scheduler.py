@@ -39,7 +39,7 @@ _CLOCK_IS_SET_S = 0.5
 _SCHEDULES_AT_ONCE = 200
 _WHY_SKIPPED = {
     "skip": "the job of the last fire has not ended",
-    "buffer_one": "the job of the last fire is kept back already",
+    "buffer_one": "the job of the last fire is still kept back",
 }
 
 
@@ -212,7 +212,7 @@ class Scheduler:
         """
         known = self._rows.get(schedule.name)
         if known is not None and known.app is not None:
-            raise ConfigError(f"schedule {schedule.name} stands in the code of {known.app}: choose another name")
+            raise ConfigError(f"schedule {schedule.name} is declared in the code of {known.app}: choose another name")
         if known is None and len(self._rows) >= MAX_SCHEDULES:
             raise ConfigError(f"there are {MAX_SCHEDULES:,} schedules already: remove some first")
         row = _planned(known, schedule, None, wall)
@@ -226,13 +226,13 @@ class Scheduler:
 
         Raises:
             ScheduleNotFound: there is none.
-            ConfigError: it stands in the code of the application.
+            ConfigError: it is declared in the code of the application.
             StoreFull: it cannot be recorded.
         """
         row = self._row(name)
         if row.app is not None and row.app == self._app:
             raise ConfigError(
-                f"schedule {name} stands in the code of {row.app}: remove it there and reload, or pause it"
+                f"schedule {name} is declared in the code of {row.app}: remove it there and reload, or pause it"
             )
         self._change({name: None}, [], now, wall)
         self._log.info("schedule.removed", schedule=name)

@@ -123,7 +123,7 @@ class Server:
                 self._accept_at = self._clock.monotonic() + _ACCEPT_AGAIN_S
                 return
             if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED:
-                self._on_rejected("more clients than descriptors; raise the limit (ulimit -n, LimitNOFILE=)")
+                self._on_rejected("more clients than files may be open: raise the limit (ulimit -n, LimitNOFILE=)")
                 sock.close()
                 continue
             uid = peer_uid(sock)
@@ -274,9 +274,9 @@ class Server:
             self._resume_accepting()
         for peer in [peer for peer in self._peers if any(by <= now for by in _deadlines(peer))]:
             if peer.write_by is not None and peer.write_by <= now:
-                reason = "the client did not take what was sent to it in time"
+                reason = "the client did not read what was sent to it in time"
             else:
-                reason = "nothing, or only half a frame, came from the client in time"
+                reason = "the client sent nothing, or only a part of a frame, in time"
             self.reject(peer, ProtocolError(reason))
 
     def shut(self) -> None:

@@ -69,7 +69,7 @@ class Watchers:
             return
         readers = self._readers.setdefault(job_id, [])
         if len(readers) >= MAX_READERS:
-            raise QueueFull(f"{MAX_READERS} wait for the items of this job already")
+            raise QueueFull(f"{MAX_READERS} clients already wait for the items of this job")
         readers.append((peer, request, start))
 
     def forget(self, peer: Peer) -> None:
@@ -139,4 +139,4 @@ class Watchers:
             ProtocolError: the client does.
         """
         if self._clients.is_clogged(peer):
-            raise ProtocolError("the client asks for more, and reads nothing")
+            raise ProtocolError("the client goes on asking, but reads no answers")

@@ -23,7 +23,7 @@ class ScheduleInfo:
         overlap: what happens to a fire while the job of the fire before has not ended.
         jitter: by how many seconds each fire is delayed at the most.
         is_paused: whether it rests, until it is resumed.
-        is_declared: whether it stands in the code of an application; else it was added at run time.
+        is_declared: whether it is declared in the code of an application; else it was added at run time.
         next_at: when it fires next, in seconds since 1970; None while it is paused (or its time zone is not known).
         last_at: for which time it fired last, in seconds since 1970, or None.
         last_job_id: the id of the job of that fire, or None.
