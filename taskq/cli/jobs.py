@@ -29,7 +29,7 @@ from taskq.cli.positions import id_first
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
 from taskq.client.options.functions import misfit, signature_of
-from taskq.client.options.options import JobOptions
+from taskq.client.options.options import JobOptions, option_types
 from taskq.client.task import Task
 from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
@@ -123,24 +123,20 @@ def _tell_if_paused(application: TaskQ, queue: str) -> None:
         tell(f"queue {queue} is paused, so the job waits: `taskq resume {queue}` lets it run")
 
 
-#: Options whose value is taken as text, and options that are durations.
-_TEXTS = ("queue", "unique", "limit_by", "ordered_by", "rate", "memory_limit", "crash_queue", "when_full")
-_SPANS = ("delay", "expires", "timeout", "cpu_timeout")
-
-
 def _option(text: str) -> tuple[str, Any]:
-    """Reads NAME=VALUE."""
+    """Reads NAME=VALUE, as the type of the option says: a float is a duration."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--option {text!r}: write NAME=VALUE, such as delay=5m")
-    if name == "at":
+    types = option_types(name)
+    if float in types:
+        return name, seconds_of(value, f"--option {name}=")
+    if datetime in types:
         try:
             return name, datetime.fromisoformat(value)
         except ValueError:
             raise ConfigError(f"--option {text!r}: write a moment as 2030-12-31T23:59:00+01:00") from None
-    if name in _SPANS:
-        return name, seconds_of(value, f"--option {name}=")
-    return name, value if name in _TEXTS else _value(value)
+    return name, value if str in types else _value(value)
 
 
 def _with_options(task: Task[..., Any], options: dict[str, Any]) -> Any:

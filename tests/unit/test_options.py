@@ -10,7 +10,7 @@ import pytest
 
 from taskq import ConfigError, JobOptions, TaskQ
 from taskq.client.options.call_options import CallOptions
-from taskq.client.options.options import _OF_CALL, _OF_SPEC
+from taskq.client.options.options import _OF_CALL, _OF_SPEC, option_types
 from taskq.model.spec import Spec
 
 #: Options that only `TaskQ.task` has, beside JobOptions.
@@ -31,6 +31,17 @@ def test_each_field_has_an_option() -> None:
     of_spec = {each.name for each in fields(Spec) if each.init} - {"task"}
     assert {field for field, _ in _OF_SPEC.values()} == of_spec
     assert {field for field, _ in _OF_CALL.values()} == {each.name for each in fields(CallOptions)}
+
+
+def test_the_types_of_an_option() -> None:
+    """By which the command line reads it: durations, a moment, texts, and the rest as JSON."""
+    names = JobOptions.__annotations__
+    durations = {name for name in names if float in option_types(name)}
+    assert durations == {"delay", "expires", "timeout", "cpu_timeout"}
+    assert {name for name in names if datetime in option_types(name)} - durations == {"at"}
+    texts = {"queue", "unique", "limit_by", "ordered_by", "rate", "memory_limit", "crash_queue", "when_full"}
+    assert {name for name in names if str in option_types(name)} == texts
+    assert str not in option_types("colour")
 
 
 @pytest.mark.parametrize("field", [each.name for each in fields(Spec) if "option" in each.metadata])

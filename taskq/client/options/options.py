@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal, TypedDict
+from types import UnionType
+from typing import Any, Final, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from taskq.client.options import readers
 from taskq.client.options.call_options import PLAIN, Backoff, CallOptions, ErrorTypes, Unique
@@ -102,6 +103,13 @@ class JobOptions(TypedDict, total=False):
     resources: Mapping[str, int] | None
     max_queued: int | None
     when_full: Literal["raise", "wait"]
+
+
+def option_types(name: str) -> set[object]:
+    """The types of the values that an option of a job takes; none if there is no such option."""
+    hint = get_type_hints(JobOptions).get(name)
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType, Literal) else (hint,)
+    return {type(part) if isinstance(part, str) else part for part in parts}  # the parts of a Literal are texts
 
 
 #: Options that are fields of something: the name of the option, that of the field, and how its value is read (None: as
