@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
 from math import isfinite
+from struct import Struct
 from typing import Any, NamedTuple
 
 import msgpack
@@ -140,6 +141,18 @@ def read_outcome(outcome: bytes) -> Outcome:
     except ProtocolError as unreadable:
         told = f"the job succeeded, but what it returned cannot be read: {unreadable}"
         return Outcome(None, None, None, JobError("UnreadableOutcome", told))
+
+
+_DOUBLE = Struct(">d")
+_IS_DOUBLE = 0xCB
+
+
+def started_at_of(outcome: bytes) -> float | None:
+    """When the attempt started, in seconds since 1970, without reading the rest; None if the outcome does not tell."""
+    if len(outcome) < 2 + _DOUBLE.size or outcome[1] != _IS_DOUBLE:
+        return None
+    started_at: float = _DOUBLE.unpack_from(outcome, 2)[0]
+    return started_at if 0 <= started_at < LAST_TIME else None
 
 
 def _error_of(

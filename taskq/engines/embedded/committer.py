@@ -12,6 +12,7 @@ from itertools import groupby
 
 from taskq.engines.contract import Consumers, Events, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
+from taskq.engines.embedded.counting import Counting
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
@@ -85,6 +86,7 @@ class Committer:
         self._keep: tuple[float, int] | None = None
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers = Watchers(store, clients)
+        self.counting = Counting(store)
         self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
         self._schedules: dict[str, ScheduleRow | None] = {}  # what changes with this commit; None: removed
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
@@ -270,7 +272,9 @@ class Committer:
             if self._keep is not None:
                 self._prune(*self._keep, wall)
             self._store.keep_rates(self._jobs.changed_rates(now, wall))
+            self.counting.store(now)
             self._store.commit()
+            self.counting.stored(now)
             self._schedules = {}
         except StoreFull as error:
             self._make_room(error, submissions)
@@ -302,6 +306,7 @@ class Committer:
     def _make_room(self, error: StoreFull, submissions: list[Submission]) -> None:
         """The disk is full. What ends must still be recorded: takes in nothing new, and frees what was set aside."""
         self._store.rollback()
+        self.counting.not_stored()
         self._store.make_room()
         self._keep = None
         answered = {id(submission) for submission, _ in self._refusals}  # a second answer would be that of the next one
@@ -395,6 +400,7 @@ class Committer:
         else:
             self._accept_part(submission, taken)
         self._events.enqueued(taken.rows, now)
+        self.counting.enqueued(taken.rows, self._clock.time())
         if submission.peer is None:
             return
         self._clients.send(submission.peer, accepted_frame(submission.request, len(taken.rows), taken.earlier))
@@ -439,8 +445,11 @@ class Committer:
 
     def _tell_one(self, effects: Effects, now: float) -> None:
         self._watchers.tell(effects)
+        wall = self._clock.time()
+        self.counting.happened(effects, wall)
         for change in effects.rescheduled:
             self.next_due = _first((self.next_due, change.due_at))
+            change.row.ready_at = wall if change.due_at is None else change.due_at
         self._events.notes(effects.notes)
         self._events.successes(effects.done, now)
 

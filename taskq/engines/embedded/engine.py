@@ -214,6 +214,7 @@ class EmbeddedEngine:
         self.committer.collect(now)
         self.committer.commit(now, self._clock.time())
         self.committer.tell(now)
+        self.committer.counting.store_all()
         if self._clients is not None:
             self._clients.shut()
         self.store.close()

@@ -30,10 +30,11 @@ class Counts:
         enqueued: jobs that were taken in.
         started: attempts that ran, counted when they ended.
         succeeded, failed, cancelled, expired: jobs that ended, by their state.
-        retried: failed attempts that are followed by another, and jobs that were retried by hand.
+        retried: failed attempts that are followed by another.
         crashed: attempts whose process died.
         timed_out: attempts that ran for too long.
-        wait: from when a job could have started to when it did, so without a delay that was asked for.
+        wait: from when a job could have started to when it did, so without a delay that was asked for. Of many jobs
+            that succeed at once, a sample stands for all.
         run: how long attempts ran.
     """
 

@@ -209,11 +209,10 @@ class MemoryStore:
 
     def _reschedule(self, row: JobRow, due_at: float | None, outcome: bytes | None, now: float) -> None:
         known = self._record(row.seq)
-        row.ready_at = now if due_at is None else due_at
         self._change(
             row.seq,
             kept=StoredState.QUEUED if due_at is None else StoredState.SCHEDULED,
-            due_at=row.ready_at,
+            due_at=now if due_at is None else due_at,
             spec=row.spec,
             attempts=row.attempts,
             crashes=row.crashes,

@@ -279,11 +279,11 @@ class SQLiteStore(Dependencies, Queries):
 
     def _rescheduling(self, change: Rescheduled, now: float) -> tuple[int | float | bytes | None, ...]:
         row = change.row
-        row.ready_at = now if change.due_at is None else change.due_at
+        ready_at = now if change.due_at is None else change.due_at
         state = StoredState.QUEUED if change.due_at is None else StoredState.SCHEDULED
         counts = row.attempts, row.crashes, row.snoozes
         numbers = self._spec_number(row.spec), self._partition_number(row, is_queued=change.due_at is None)
-        return state, row.ready_at, *numbers, *counts, change.outcome, row.seq
+        return state, ready_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
         """Keeps the outcomes of attempts that are not the last: seq, number, outcome."""

@@ -1,0 +1,142 @@
+"""Counts what is told of jobs, for each task and queue, and stores the counts with commits that happen anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.attempt import read_outcome, started_at_of
+from taskq.model.effects import Effects, Success
+from taskq.model.errors import StoreFull
+from taskq.model.info.counts import Counts, CountsRow, FleetCounts
+from taskq.model.job import JobRow, enqueued_at
+from taskq.model.spec import Spec
+from taskq.model.stored import Ended, StoredState
+
+#: How often counts are stored, while there are commits. A broker that is killed forgets those of this time.
+STORE_EVERY_S = 1.0
+#: The tasks and queues whose counts one commit stores: it takes a millisecond.
+_MOST_PAIRS = 100
+#: The successes of one commit whose wait is measured; of more, a sample stands for all. A wait takes a microsecond.
+_MOST_WAITS = 64
+_TIMED_OUT = frozenset({"TimedOut", "CpuTimeout"})
+
+
+class Counting:
+    """Used by the broker's loop alone."""
+
+    def __init__(self, store: Store) -> None:
+        """Reads the counts that an earlier broker has stored."""
+        self._store = store
+        self.counts = FleetCounts(store.kept_counts())
+        self._minute = 0
+        self._store_at = 0.0  # monotonic
+        self._written: list[CountsRow] = []  # with the commit that is under way
+
+    # -- what happens
+
+    def enqueued(self, rows: Sequence[JobRow], wall: float) -> None:
+        """Jobs were taken in."""
+        self._minute = int(wall // 60)
+        spec, first = None, 0
+        for place, row in enumerate(rows):
+            if row.spec is not spec:
+                if spec is not None:
+                    self._of(spec).enqueued += place - first
+                spec, first = row.spec, place
+        if spec is not None:
+            self._of(spec).enqueued += len(rows) - first
+
+    def happened(self, effects: Effects, wall: float) -> None:
+        """Effects are committed. They are counted before the rows of jobs that run again are changed."""
+        self._minute = int(wall // 60)
+        if effects.done:
+            self._succeeded(effects.done)
+            self._waited(effects.ended)
+        if len(effects.ended) > len(effects.done):
+            for row, kept, outcome in effects.ended:
+                if kept is not StoredState.SUCCEEDED:
+                    self._ended(row, kept, outcome)
+        for change in effects.rescheduled:
+            if change.outcome:
+                self._attempted(self._of(change.row.spec), change.row, change.outcome)
+        for note in effects.notes:
+            if note.event == "job.retrying":
+                self._of(note.fields["row"].spec).retried += 1
+            elif note.event == "job.crashed":
+                self._of(note.fields["row"].spec).crashed += 1
+
+    def _of(self, spec: Spec) -> Counts:
+        return self.counts.of(spec.task, spec.queue, self._minute)
+
+    def _succeeded(self, done: Sequence[Success]) -> None:
+        spec, durations_us = None, list[int]()
+        by_spec: dict[int, tuple[Spec, list[int]]] = {}
+        for row, _, duration_us in done:
+            if row.spec is not spec:
+                spec = row.spec
+                _, durations_us = by_spec.setdefault(id(spec), (spec, []))
+            durations_us.append(duration_us)
+        for own, durations_us in by_spec.values():
+            counts = self._of(own)
+            counts.started += len(durations_us)
+            counts.succeeded += len(durations_us)
+            counts.run.add_all(durations_us)
+
+    def _waited(self, ended: Sequence[Ended]) -> None:
+        step = -(-len(ended) // _MOST_WAITS)
+        for row, kept, outcome in islice(ended, 0, None, step):
+            started_at = started_at_of(outcome) if kept is StoredState.SUCCEEDED else None
+            if started_at is not None:
+                self._of(row.spec).wait.add(_waited_us(row, started_at), step)
+
+    def _ended(self, row: JobRow, kept: StoredState, outcome: bytes) -> None:
+        counts = self._of(row.spec)
+        counts.failed += kept is StoredState.FAILED
+        counts.cancelled += kept is StoredState.CANCELLED
+        counts.expired += kept is StoredState.EXPIRED
+        self._attempted(counts, row, outcome)
+
+    def _attempted(self, counts: Counts, row: JobRow, outcome: bytes) -> None:
+        """An attempt that did not succeed; none, if the job ended before it started."""
+        started_at = started_at_of(outcome)
+        if started_at is None:
+            return
+        _, duration_s, _, error, _ = read_outcome(outcome)
+        if error is not None and error.type in _TIMED_OUT:
+            counts.timed_out += 1
+        counts.started += 1
+        counts.wait.add(_waited_us(row, started_at))
+        if duration_s is not None:
+            counts.run.add(int(duration_s * 1e6))
+
+    # -- storing
+
+    def store(self, now: float) -> None:
+        """Stores counts with the commit that is under way, if that is due."""
+        if now >= self._store_at and self.counts.is_changed:
+            self._written = self.counts.take_changed(_MOST_PAIRS)
+            self._store.keep_counts(self._written)
+
+    def stored(self, now: float) -> None:
+        """The commit is done."""
+        if self._written:
+            self._written, self._store_at = [], now + STORE_EVERY_S
+
+    def not_stored(self) -> None:
+        """The commit has failed."""
+        written, self._written = self._written, []
+        self.counts.put_back(written)
+
+    def store_all(self) -> None:
+        """Stores all counts at the end; not if the disk is full."""
+        try:
+            self._store.keep_counts(self.counts.take_changed(1 << 30))
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
+
+
+def _waited_us(row: JobRow, started_at: float) -> int:
+    return int((started_at - (enqueued_at(row.id) if row.ready_at is None else row.ready_at)) * 1e6)
