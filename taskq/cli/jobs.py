@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -321,7 +321,7 @@ def _time(at: float) -> str:
 
 
 def _error(error: JobError) -> list[tuple[str, str]]:
-    rows = [("error", headline_of(error))]
+    rows = [("error", headline_of(replace(error, type=error.dotted_type)))]
     for block in (error.traceback.splitlines(), error.output):
         rows += [("", f"| {escape(line)}") for line in block]
     return rows

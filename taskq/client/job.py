@@ -241,7 +241,7 @@ def check_ending(job_id: bytes, ending: Ending | None) -> None:
             raise JobCancelled(f"job {job_id.hex()} was cancelled: {error.message}")
         raise JobCancelled(f"job {job_id.hex()} was {error.message if error else 'cancelled'}")
     if error is not None:
-        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback)
+        raise JobFailed(job_id.hex(), error.type, error.message, error.traceback, error.module, error.causes)
 
 
 def _check_start(start: int) -> None:

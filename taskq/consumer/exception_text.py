@@ -6,14 +6,20 @@ What is asked of a class is asked of `type` itself, since a metaclass may answer
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from taskq.model.errors import CpuTimeout, JobTimeout
 from taskq.model.job import JobError
+from taskq.model.limits import MAX_CAUSES
 
 _qualname: Any = type.__dict__["__qualname__"]
+_module: Any = type.__dict__["__module__"]
 _frames: Any = BaseException.__dict__["__traceback__"]
+_cause: Any = BaseException.__dict__["__cause__"]
+_context: Any = BaseException.__dict__["__context__"]
+_hides_context: Any = BaseException.__dict__["__suppress_context__"]
 
 
 def describe(raised: BaseException, own_modules: tuple[str, ...] = ()) -> JobError:
@@ -24,15 +30,44 @@ def describe(raised: BaseException, own_modules: tuple[str, ...] = ()) -> JobErr
     """
     kind = type(raised)
     is_timeout = issubclass(kind, JobTimeout) and not issubclass(kind, CpuTimeout)
-    message = text_of(raised)
+    message, traceback_text = text_of(raised), _traceback(raised, own_modules)
     if issubclass(kind, SystemExit):
         message = f"the job called sys.exit({message}); return or raise an exception instead"
-    return JobError("TimedOut" if is_timeout else class_name(raised), message, _traceback(raised, own_modules))
+    causes = [_line_of(cause) for cause in _causes(raised)]
+    if is_timeout:
+        return JobError("TimedOut", message, traceback_text, causes=causes)
+    return JobError(class_name(raised), message, traceback_text, module=module_name(raised), causes=causes)
 
 
 def class_name(value: object) -> str:
     """The name of a value's class."""
     return str.__str__(_qualname.__get__(type(value)))
+
+
+def module_name(value: object) -> str:
+    """The name of the module of a value's class; empty if it says none."""
+    name = _module.__get__(type(value))
+    return str.__str__(name) if isinstance(name, str) else ""
+
+
+def _causes(raised: BaseException) -> Iterator[BaseException]:
+    """What an exception came from, as its traceback tells it: the nearest first."""
+    seen = {id(raised)}
+    for _ in range(MAX_CAUSES):
+        cause = _cause.__get__(raised)
+        if cause is None and not _hides_context.__get__(raised):
+            cause = _context.__get__(raised)
+        if cause is None or id(cause) in seen:
+            return
+        yield cause
+        seen.add(id(cause))
+        raised = cause
+
+
+def _line_of(raised: BaseException) -> str:
+    module = module_name(raised)
+    dotted = class_name(raised) if module in ("", "builtins") else f"{module}.{class_name(raised)}"
+    return f"{dotted}: {text_of(raised)}"
 
 
 def text_of(value: object) -> str:

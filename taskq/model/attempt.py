@@ -20,6 +20,8 @@ import msgpack
 from taskq.model.errors import ProtocolError, is_delay, is_from_signal_handler
 from taskq.model.job import LAST_TIME, JobError
 from taskq.model.limits import (
+    MAX_CAUSE_CHARS,
+    MAX_CAUSES,
     MAX_ERROR_MESSAGE_CHARS,
     MAX_FAILURE_BYTES,
     MAX_FRAME_BYTES,
@@ -104,6 +106,9 @@ def pack_failure(
     fields[1] = _clean(error.message, MAX_ERROR_MESSAGE_CHARS)
     fields[2] = _clean(error.traceback, MAX_TRACEBACK_CHARS)
     fields[5] = [_clean(line, MAX_OUTPUT_LINE_BYTES) for line in error.output]
+    if len(fields) > 6:
+        fields[6] = _clean(error.module, 200)
+        fields[7] = [_clean(cause, MAX_CAUSE_CHARS) for cause in error.causes[:MAX_CAUSES]]
     wish = () if delay_s is None else (delay_s,)
     packed: bytes = msgpack.packb((started_at, duration_s, None, fields, *wish))
     return packed
@@ -156,13 +161,20 @@ def started_at_of(outcome: bytes) -> float | None:
 
 
 def _error_of(
-    type_: str, message: str, traceback: str, exit_code: int | None, signal: str | None, output: list[str]
+    type_: str,
+    message: str,
+    traceback: str,
+    exit_code: int | None,
+    signal: str | None,
+    output: list[str],
+    module: str = "",
+    causes: Sequence[str] = (),
 ) -> JobError:
-    if not all(isinstance(text, str) for text in (type_, message, traceback, signal or "", *output)):
+    if not all(isinstance(text, str) for text in (type_, message, traceback, signal or "", *output, module, *causes)):
         raise TypeError("an error with something other than text")
     if not (exit_code is None or isinstance(exit_code, int)) or not isinstance(output, list):
         raise TypeError("an error with fields of another type")
-    return JobError(type_, message, traceback, exit_code, signal, output)
+    return JobError(type_, message, traceback, exit_code, signal, output, module, list(causes))
 
 
 def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes:
@@ -174,7 +186,8 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
         return without_result(outcome)
     output = [_clean(line, 200) for line in error.output[-5:]]
     message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
-    short = replace(error, message=message, traceback=traceback, output=output)
+    causes = [_clean(cause, most_bytes // 32) for cause in error.causes[:3]]
+    short = replace(error, message=message, traceback=traceback, output=output, causes=causes)
     return pack_failure(started_at, duration_s, short, delay_s)
 
 

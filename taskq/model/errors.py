@@ -31,6 +31,7 @@ in it by taskq, and Retry, Snooze and Cancel, which a job raises to say what is 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 from taskq.model.limits import LONGEST_DELAY_S
 
@@ -84,17 +85,30 @@ class JobFailed(TaskQError):
             ``UnknownTask``, ``BadArguments``, ``ResultTooLarge``, ``UnserializableResult``, ``CorruptPayload``).
         error_message: the remote exception's text.
         error_traceback: the remote traceback as text, empty if there was none.
+        error_module: the module of the remote exception's class, such as "requests.exceptions"; empty for taskq's own
+            reasons.
+        error_causes: what the remote exception came from, the nearest first, each as "module.Type: message".
         item: of which item of `Task.map` it is the job, counted from 0; None for other jobs.
     """
 
     item: int | None = None
 
-    def __init__(self, job_id: str, error_type: str, error_message: str, error_traceback: str = "") -> None:
-        super().__init__(job_id, error_type, error_message, error_traceback)
+    def __init__(
+        self,
+        job_id: str,
+        error_type: str,
+        error_message: str,
+        error_traceback: str = "",
+        error_module: str = "",
+        error_causes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(job_id, error_type, error_message, error_traceback, error_module, error_causes)
         self.job_id = job_id
         self.error_type = error_type
         self.error_message = error_message
         self.error_traceback = error_traceback
+        self.error_module = error_module
+        self.error_causes = tuple(error_causes)
 
     def __str__(self) -> str:
         told = f"{_item_told(self.item)}job {self.job_id} failed: {self.error_type}: {self.error_message}"

@@ -132,6 +132,9 @@ class JobError:
         exit_code: of the process, if it died by itself.
         signal: the name of the signal that killed the process, such as "SIGKILL", or None.
         output: the last lines that the process wrote.
+        module: the module of the remote exception's class, such as "requests.exceptions"; "" for taskq's own reasons.
+        causes: what the exception came from, the nearest first: `raise ... from`, or what was being handled. Each as
+            "package.module.Type: message", of at most 200 characters, and at most 10 of them.
     """
 
     type: str
@@ -140,10 +143,18 @@ class JobError:
     exit_code: int | None = None
     signal: str | None = None
     output: list[str] = field(default_factory=list)
+    module: str = ""
+    causes: list[str] = field(default_factory=list)
+
+    @property
+    def dotted_type(self) -> str:
+        """The type with its module: ``requests.exceptions.Timeout``. Built-in ones stand for themselves."""
+        return self.type if self.module in ("", "builtins") else f"{self.module}.{self.type}"
 
     def to_wire(self) -> list[object]:
-        """The fields in a fixed order, as they travel and are stored."""
-        return [self.type, self.message, self.traceback, self.exit_code, self.signal, self.output]
+        """The fields in a fixed order, as they travel and are stored; the last two if they say something."""
+        fields: list[object] = [self.type, self.message, self.traceback, self.exit_code, self.signal, self.output]
+        return [*fields, self.module, self.causes] if self.module or self.causes else fields
 
 
 @dataclass(frozen=True, slots=True)

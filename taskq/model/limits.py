@@ -42,6 +42,8 @@ SUBMIT_CHUNK_BYTES = 1 * MIB
 #: Text of an error that is kept with a job; longer text is cut in the middle.
 MAX_ERROR_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 32_000
+MAX_CAUSES = 10
+MAX_CAUSE_CHARS = 200
 #: The outcome of an attempt that failed, which the broker decodes: those texts, at six bytes a character (escaped).
 MAX_FAILURE_BYTES = 256 * 1024
 #: Ended attempts that are kept with a job, beside the last one: this many of the first and of the last; and the

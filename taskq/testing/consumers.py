@@ -160,4 +160,4 @@ def refusal_of(row: JobRow, outcome: bytes) -> JobFailed:
     """What stands for the error of an attempt that was refused before any code of the job ran, or after."""
     error = unpack(outcome).error
     assert error is not None
-    return JobFailed(row.id.hex(), error.type, error.message, error.traceback)
+    return JobFailed(row.id.hex(), error.type, error.message, error.traceback, error.module, error.causes)

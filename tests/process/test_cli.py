@@ -19,6 +19,7 @@ from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
 from terminal import NO_JOB, TASKQ, Here, Terminal, environment, here, refused, taskq, terminal
 
+from taskq import JobFailed
 from taskq.model.exits import Exit
 from taskq.telemetry.files import log_path, rotated_path
 from taskq.telemetry.reader import read
@@ -330,6 +331,20 @@ def test_status_watch_goes_on(shared: Fleet) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, errors) == (130, "")
+
+
+def test_an_error_tells_its_module_and_what_it_came_from(shared: Fleet) -> None:
+    """To whoever waits, in what is known of the job, and on the command line."""
+    job = jobs.decline.enqueue()
+    with pytest.raises(JobFailed) as raised:
+        job.result(20)
+    error = raised.value
+    assert (error.error_type, error.error_message, error.error_causes) == ("Declined", "no card", ("KeyError: 'card'",))
+    assert error.error_module.rpartition(".")[2] == "jobs"
+    told = json.loads(taskq(shared.home, "job", job.id, "--json").stdout)
+    assert (told["error"]["module"], told["error"]["causes"]) == (error.error_module, ["KeyError: 'card'"])
+    assert told["history"][0]["error"] == told["error"]
+    assert f"error     {error.error_module}.Declined: no card\n" in taskq(shared.home, "job", job.id).stdout
 
 
 def test_job(shared: Fleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -275,6 +276,16 @@ def test_job_errors_go_through_the_wire() -> None:
     """All fields, in order."""
     error = JobError("ValueError", "no", "trace", 3, "SIGKILL", ["last"])
     assert JobError(*msgpack.unpackb(msgpack.packb(error.to_wire()))) == error
+    assert len(error.to_wire()) == 6, "as earlier versions stored it"
+    full = replace(error, module="shop.errors", causes=["KeyError: 'x'"])
+    assert JobError(*msgpack.unpackb(msgpack.packb(full.to_wire()))) == full
+
+
+def test_the_dotted_type_of_an_error() -> None:
+    """With its module, but for what is built in or taskq's own."""
+    assert JobError("Declined", "no", module="shop.errors").dotted_type == "shop.errors.Declined"
+    assert JobError("ValueError", "no", module="builtins").dotted_type == "ValueError"
+    assert JobError("Crashed", "died").dotted_type == "Crashed"
 
 
 def test_job_failed_tells_all() -> None:
@@ -287,9 +298,10 @@ def test_job_failed_tells_all() -> None:
 
 def test_job_failed_can_be_pickled() -> None:
     """It may have to travel to another process."""
-    error = JobFailed("id", "ValueError", "bad", "trace")
+    error = JobFailed("id", "Declined", "bad", "trace", "shop.errors", ["KeyError: 'x'"])
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.job_id, again.error_type) == (str(error), "id", "ValueError")
+    assert (str(again), again.job_id, again.error_type) == (str(error), "id", "Declined")
+    assert (again.error_module, again.error_causes) == ("shop.errors", ("KeyError: 'x'",))
 
 
 @pytest.mark.parametrize(

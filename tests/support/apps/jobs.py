@@ -593,3 +593,16 @@ def fail_with_meta(path: str) -> None:
     """Notes its tenant, and fails."""
     append(path, current_job().meta["tenant"])
     raise LookupError("no")
+
+
+class Declined(Exception):
+    """An error of the application."""
+
+
+@q.task(retries=0)
+def decline() -> None:
+    """Raises an error that came from another."""
+    try:
+        {}["card"]
+    except KeyError as error:
+        raise Declined("no card") from error
