@@ -255,10 +255,14 @@ class TaskQ(FleetConnection):
         return self._named(task)
 
     def _named(self, task: str) -> Enqueuer[..., Any]:
-        if task not in self.tasks and task not in self._names_elsewhere:
+        known = self.tasks.get(task)
+        if known is not None:
+            return known
+        spec = Spec(task)
+        if task not in self._names_elsewhere:
             self._names_elsewhere.add(task)  # one look is enough: it takes longer than to enqueue
             self._warn_if_misspelt(task)
-        return self.tasks.get(task) or Enqueuer(self, Spec(task))
+        return Enqueuer(self, spec)
 
     def _warn_if_misspelt(self, name: str) -> None:
         from difflib import get_close_matches  # takes 2 ms to import, which few programs need

@@ -121,6 +121,12 @@ def test_a_task_that_is_not_known_here_takes_anything() -> None:
         assert len(jobs.enqueued("elsewhere")) == 1
 
 
+@pytest.mark.parametrize("name", [5, None, "no name", ""])
+def test_what_cannot_be_the_name_of_a_task_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match="task name"):
+        q.enqueue(name)
+
+
 @pytest.mark.parametrize("how", [lambda name: q.enqueue(name, 1), lambda name: q.named(name).enqueue(1)])
 def test_a_misspelt_task_gives_a_warning_where_it_is_named(how: Callable[[str], Any]) -> None:
     """And is accepted, once with a warning: it may be a task of a module that is not imported here."""
