@@ -195,27 +195,25 @@ def use_channel(channel: Channel | None) -> Channel | None:
 
 
 class RunningJob:
-    """A job that runs in this process: made by the consumer that has claimed it, and known to the job's own code as
-    `current_job()`. What a time limit or a cancel does to its code is up to the executor that runs it.
+    """A job that runs in this process. Its consumer makes one when it claims the job; the job's own code sees it as
+    `current_job()`. Each executor has a kind of its own, which says how a time limit or a cancel interrupts that code.
 
     Attributes:
-        number: of the job among those sent to this process; see `taskq.protocol.link.counters`.
+        number: counts the jobs sent to this process; see `taskq.protocol.link.counters`.
         started_at: when it was claimed (monotonic).
         slot: the slot of the consumer in which it runs.
         id, task, attempt, payload, extra: as the broker has sent them.
-        children: what it has enqueued for the case that it succeeds.
-        rests: what it wrote of lines that have no end yet, by descriptor. Used where jobs run side by side.
+        children: what it has enqueued with ``on_success=True``.
+        current: the `CurrentJob`, if the job has asked for it.
         is_over: whether the job has ended.
-        raised: the exception in which it ended.
-        current: the job for its own code, once that has asked for it.
+        has_process: whether it has the process for itself, so that limits of a process can be limits of the job.
+        clock: the clock of `started_at`.
+        rests: the beginnings of lines that it has not ended yet, by descriptor; used where jobs run side by side.
     """
 
-    #: Whether no other job runs in this process: then limits that the system keeps for a process are limits of the job.
     has_process = True
-    #: What its times are told by.
     clock: Clock = SYSTEM_CLOCK
     rests: dict[int, str] | None = None
-    raised: BaseException | None = None
     _cpu_s = 0.0  # of the process before the job, if the job has a limit for it
 
     def __init__(
@@ -244,28 +242,29 @@ class RunningJob:
 
     @property
     def mark(self) -> str:
-        """What the lines of its output begin with, where jobs run side by side."""
+        """The beginning of each line of its output, where jobs run side by side."""
         return "" if self.has_process else f"{JOB_MARK}{self.number}{JOB_MARK}"
 
     def run_code(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Runs the job's own code, ``call(job, *args)``. Nothing else of it may be interrupted."""
+        """Runs the job's own code, ``call(job, *args)``: a time limit interrupts this, and nothing else."""
         return call(self, *args)
 
     def close(self) -> None:
-        """The job's own code has ended, if it ever began."""
+        """Makes sure that nothing is interrupted any more. Called when the job has failed, in whatever way."""
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
-        """Does what no time limit may interrupt: half of a message would confuse the broker."""
+        """Does something that no time limit may interrupt: half of a message would confuse the broker."""
         action()
 
     def end(self) -> None:
-        """Notes that the job has ended."""
+        """Notes that the job has ended. To be called if it has asked for itself; else `is_over` says it all."""
         self.is_over = True
-        if self.current is not None and _channel is not None:
+        self.current = None  # they hold each other, and the arguments
+        if _channel is not None:
             _channel.reporter.forget(self.id)
 
     def timeout_error(self, reason: int) -> JobTimeout:
-        """What to raise in the job, since it is to end: for its time, or because it was cancelled."""
+        """The exception to raise in the job, which is to end: for its time, or because it was cancelled."""
         if reason == Reason.CANCELLED:
             return JobTimeout("the job was cancelled")
         if reason == Reason.CPU_TIMEOUT and "cpu_timeout_s" in self.extra:

@@ -36,22 +36,22 @@ _LEFTOVERS_S = 1.0
 
 
 class CoroutineJob(SignalledJob):
-    """A job whose code runs on the loop beside others: interrupted by a cancel, or where it does not let go of the
-    loop, by a signal. Used in the loop's thread alone."""
+    """A job whose code runs on the event loop beside others. Its asyncio task is cancelled; if it blocks the loop, so
+    that no cancel can reach it, a signal handler raises in it. Used in the loop's thread alone."""
 
     has_process = False
     asyncio_task: asyncio.Task[Ended] | None = None
-    _timeout: JobTimeout | None = None  # the one that interrupts it, once
+    _reason: str | None = None  # why it was interrupted, which happens once
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was told to end."""
-        return self._timeout is not None
+        """Whether it has been told to end."""
+        return self._reason is not None
 
     async def await_code(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Runs the job's own code, unless it is to end already."""
-        if self._timeout is not None:
-            raise self._timeout
+        if self._reason is not None:
+            raise JobTimeout(self._reason)
         self.is_open = True
         try:
             return await call(self, *args)
@@ -60,15 +60,15 @@ class CoroutineJob(SignalledJob):
 
     def interrupt(self, timeout: JobTimeout) -> None:
         """Cancels the job's asyncio task, once."""
-        if self._timeout is None:
-            self._timeout = timeout
+        if self._reason is None:
+            self._reason = str(timeout)
             if self.is_open and self.asyncio_task is not None:
                 self.asyncio_task.cancel()
 
     def interrupt_code(self, timeout: JobTimeout) -> None:
         """Raises in the job's code, which does not let go of the loop, so that it could not be cancelled."""
         if not self._is_sending:
-            self._timeout = timeout
+            self._reason = str(timeout)
         super().interrupt_code(timeout)
 
     async def awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -76,8 +76,8 @@ class CoroutineJob(SignalledJob):
         try:
             return await coroutine
         except asyncio.CancelledError as cancelled:
-            if self._timeout is not None:
-                raise self._timeout from cancelled
+            if self._reason is not None:
+                raise JobTimeout(self._reason) from cancelled
             raise
 
 

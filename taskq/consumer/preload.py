@@ -7,7 +7,7 @@ import os
 import socket
 
 from taskq.client.loader import load_app
-from taskq.consumer import loop  # noqa: F401  what every consumer needs
+from taskq.consumer import process  # noqa: F401  what every consumer needs
 from taskq.system.forkservers import PRELOADED_APP, READY_ADDRESS
 from taskq.system.platform import die_with_parent, name_process
 

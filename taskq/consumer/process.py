@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from taskq.client import context
+from taskq.client.app import TaskQ
 from taskq.client.context import write_record
 from taskq.client.hooks import StartFailed
 from taskq.client.loader import load_app
@@ -62,15 +63,20 @@ def run(boot: Boot) -> None:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.enable()
     context.use_channel(outbox)
-    executor: MainExecutor[Any] = MainThread(inbox, Runner(app, outbox.add_item), outbox, own)
-    if boot.slots > 1:
-        from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
-
-        executor = EventLoop(inbox, app, outbox, own)
-    Consumer(boot, app, outbox, own, output, executor).run()
+    Consumer(boot, app, outbox, own, output, _executor(boot.slots, inbox, app, outbox, own)).run()
     outbox.report()
     app.hooks.run_stops()
     flush_output()
+
+
+def _executor(
+    slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors
+) -> MainExecutor[Any]:
+    if slots == 1:
+        return MainThread(inbox, Runner(app, outbox.add_item), outbox, own)
+    from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
+
+    return EventLoop(inbox, app, outbox, own)
 
 
 def live_and_die_with_the_broker(boot: Boot) -> None:

@@ -108,7 +108,6 @@ class Runner:
 
     def failure(self, job: RunningJob, raised: BaseException, started_at: float, start: float) -> Ended:
         """The end of a job that raised. Never raises itself, whatever the code of that exception does."""
-        job.raised = raised
         try:
             verdict, error, delay_s = self._end_by(raised, job)
         except BaseException as misbehaved:

@@ -34,15 +34,23 @@ Progress = tuple[float, float | None, str]
 class InProcessRunner(Runner):
     """Runs jobs inside other jobs, and in threads with an event loop of their own."""
 
+    raised: BaseException | None = None  # by the last job
+
     def run(self, job: RunningJob) -> Ended:
         """Runs a job to its end; the one that asked for it goes on then."""
         before = job_of_context()
         set_job_of_context(job)
+        self.raised = None
         try:
             return super().run(job)
         finally:
             job.end()
             set_job_of_context(before)
+
+    def failure(self, job: RunningJob, raised: BaseException, started_at: float, start: float) -> Ended:
+        """The end of a job that raised; what it raised is kept for the test."""
+        self.raised = raised
+        return super().failure(job, raised, started_at, start)
 
     def _run_coroutine(self, coroutine: Any) -> Any:
         try:

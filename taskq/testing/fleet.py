@@ -208,7 +208,7 @@ class InProcessFleet:
             running = RunningJob(number, consumer.running[1], row.id, task, row.attempts + 1, row.payload, extra)
             running.clock = self.clock
         verdict, duration_s, outcome = consumer.runner.run(running)
-        raised = running.raised
+        raised = consumer.runner.raised
         with self.lock:
             attempts = Attempts([number], [verdict], [int(duration_s * 1e6)], [outcome])
             self._core.settled(consumer.key, attempts, self.clock.monotonic(), self.clock.time())
