@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Hook = Callable[[], object]
 HookT = TypeVar("HookT", bound=Hook)
 EnqueueHookT = TypeVar("EnqueueHookT", bound=EnqueueHook)
-#: A generator with one `yield`, where the job runs; or what `contextlib.contextmanager` makes of such.
+#: A generator with one `yield`, where the job runs; or what `contextlib.contextmanager` makes of one.
 MiddlewareT = TypeVar("MiddlewareT", bound="Callable[[CurrentJob], Iterator[None] | AbstractContextManager[None]]")
 
 
@@ -52,7 +52,7 @@ class Hooks:
         self.middleware = [_context_maker(source) for source in self._sources]
 
     def run_starts(self) -> None:
-        """Runs what is to run when a consumer starts, in the order of registration.
+        """Runs the functions for the start of a consumer, in the order of registration.
 
         Raises:
             StartFailed: one of them raised.
@@ -65,7 +65,8 @@ class Hooks:
                 raise StartFailed(f"on_consumer_start {name}: {type(error).__name__}: {error}") from error
 
     def run_stops(self) -> None:
-        """Runs what is to run when a consumer ends, in the reverse order; an error of one is told, and no more."""
+        """Runs the functions for the end of a consumer, in reverse order. If one raises, the traceback is printed, and
+        the next one runs."""
         for function in reversed(self._stops):
             try:
                 function()
@@ -89,7 +90,7 @@ def with_enqueue_hook(known: Sequence[EnqueueHook], function: EnqueueHook) -> Se
 
 
 def _with(known: Sequence[Any], function: Any) -> list[Any]:
-    """The functions, and this one; or in its place, if its module was imported again."""
+    """The functions with this one added, or put in the place of its older self if its module was imported again."""
     name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     others = [other for other in known if (other.__module__, getattr(other, "__qualname__", None)) != name]
     return [*others, function]

@@ -1,8 +1,8 @@
 """The executor of a consumer with several slots (`taskq worker --threads N`): its main thread has an event loop.
 
-The jobs of `async def` tasks run on it as coroutines, all others in threads. The loop is in the main thread: its jobs
-need not pass from thread to thread, and signals arrive there, so that a coroutine which blocks the loop can be
-interrupted.
+The jobs of `async def` tasks run on it as coroutines, all others in threads. The loop is in the main thread because
+batches and signals arrive there: its jobs do not pass from thread to thread, and a coroutine that blocks the loop can
+be interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from taskq.protocol.link.inbox import InboxReader
 if TYPE_CHECKING:
     from taskq.consumer.loop import Consumer
 
-#: What coroutines leave running on the loop may take so long to clean up when the consumer ends.
+#: How long tasks that jobs have left on the loop may take to clean up when the consumer ends.
 _LEFTOVERS_S = 1.0
 
 
@@ -41,7 +41,7 @@ class CoroutineJob(SignalledJob):
 
     has_process = False
     asyncio_task: asyncio.Task[Ended] | None = None
-    _reason: str | None = None  # why it was interrupted, which happens once
+    _reason: str | None = None  # why it is interrupted, which happens only once
 
     @property
     def is_interrupted(self) -> bool:
@@ -66,13 +66,13 @@ class CoroutineJob(SignalledJob):
                 self.asyncio_task.cancel()
 
     def interrupt_code(self, timeout: JobTimeout) -> None:
-        """Raises in the job's code, which does not let go of the loop, so that it could not be cancelled."""
+        """Raises in the job's code, which blocks the loop, so that a cancel cannot reach it."""
         if not self._is_sending:
             self._reason = str(timeout)
         super().interrupt_code(timeout)
 
     async def awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits the job's coroutine, which learns of a cancel by us, and ends with our reason for it."""
+        """Awaits the job's coroutine. If it ends because we have cancelled it, it ends with the reason for that."""
         try:
             return await coroutine
         except asyncio.CancelledError as cancelled:
@@ -95,25 +95,25 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         self._context = copy_context()  # each job begins with a copy
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.get_ident()
-        self._lock = threading.Lock()  # whoever calls the consumer holds it, but for `note`
+        self._lock = threading.Lock()  # held to call the consumer, except for `note`
         self._running: dict[int, ThreadJob | CoroutineJob] = {}  # by slot; written under the lock
         self._is_report_planned = False
         self._is_last = False  # no more batches will come
-        self._has_ended = False  # nothing runs, and nothing will
+        self._has_ended = False  # nothing runs, and nothing will run
 
     def run(self, consumer: Consumer) -> None:
-        """Takes batches and runs their jobs, until no more will come and the last one has ended."""
+        """Takes batches and runs their jobs until no more will come and the last job has ended."""
         self._consumer = consumer
         asyncio.set_event_loop(self._loop)
         os.register_at_fork(after_in_child=self._forget_in_child)
         self._loop.add_reader(self._inbox.fileno(), self._receive)
-        while not self._has_ended:  # a job may stop the loop, too
+        while not self._has_ended:  # a job may stop the loop as well
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt):
-                traceback.print_exc()  # of a task that a job started; asyncio lets it through to us
+                traceback.print_exc()  # raised by a task that a job has started; asyncio lets these two through
             except OSError:
-                self._own.end_if_lost()  # then the loop has lost its descriptor, too
+                self._own.end_if_lost()  # then the loop has lost its own descriptor as well
                 raise
         self._end_leftovers()
 
@@ -126,7 +126,7 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
             self._loop.run_until_complete(asyncio.wait(left, timeout=_LEFTOVERS_S))
 
     def _forget_in_child(self) -> None:
-        self._loop.call_soon(os._exit, 0)  # what a coroutine forked must not go on with the other jobs of the loop
+        self._loop.call_soon(os._exit, 0)  # a child that a coroutine has forked must not go on with the other jobs
 
     # -- jobs begin
 
@@ -134,12 +134,12 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         self._own.end_if_lost()
         try:
             batches = [self._inbox.get()]
-            while not self._inbox.is_empty():  # what is read already does not wake the loop
+            while not self._inbox.is_empty():  # a batch that is read already does not wake the loop
                 self._own.end_if_lost()
                 batches.append(self._inbox.get())
         except EOFError:
-            self._own.end_if_lost()  # or this was not its end
-            os._exit(1)  # the broker is gone: nobody is there to take an outcome
+            self._own.end_if_lost()  # or a job has closed this end of the queue
+            os._exit(1)  # the broker is gone, and nobody is left to take an outcome
         with self._lock:
             for batch in batches:
                 if batch == STOP:
@@ -150,13 +150,13 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         self._end_if_idle()
 
     def new_job(self, number: int, started_at: float, *sent: Any) -> ThreadJob | CoroutineJob:
-        """Makes the object of a job that is claimed, according to its task: those that are unknown end in a thread."""
+        """Makes the object of a job that is claimed. A job of an unknown task fails in a thread."""
         task = self._tasks.get(sent[1])
         kind = ThreadJob if task is None or not task.is_async else CoroutineJob
         return kind(number, started_at, *sent)
 
     def start(self, job: ThreadJob | CoroutineJob) -> None:
-        """Has a job run by a thread, or by the loop. The lock is held."""
+        """Has a thread or the loop run a job. The lock is held."""
         self._running[job.slot] = job
         if isinstance(job, ThreadJob):
             self._threads.start(job)
@@ -227,8 +227,8 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         self._loop.call_soon_threadsafe(self._end_if_idle)
 
     def interrupt_overdue(self) -> None:
-        """Called by a signal handler: has the loop interrupt the jobs that are to end, and if one of them holds it up,
-        interrupts that at once."""
+        """Called by a signal handler: has the loop interrupt the jobs that are to end. If one of them is running on the
+        loop at this moment, it may be blocking it, and is interrupted at once."""
         self._loop.call_soon_threadsafe(self._interrupt_overdue)
         task = asyncio.current_task(self._loop)
         for job in list(self._running.values()):

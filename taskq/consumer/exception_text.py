@@ -1,6 +1,6 @@
-"""Exceptions as text. They are code of a job: whatever their `__str__` or `__class__` does, nothing here raises.
+"""Exceptions as text. They are the job's code: whatever their `__str__` or `__class__` does, nothing here raises.
 
-What is asked of a class is asked of `type` itself, since a metaclass may answer for its classes as well.
+Attributes of a class are read through `type` itself, because a metaclass may answer for its classes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _hides_context: Any = BaseException.__dict__["__suppress_context__"]
 
 
 def describe(raised: BaseException, own_modules: tuple[str, ...] = ()) -> JobError:
-    """An exception as what is kept of it.
+    """Describes an exception, as it is stored.
 
     Args:
-        own_modules: the frames of these at the top of the traceback are left out.
+        own_modules: modules whose frames at the top of the traceback are left out.
     """
     kind = type(raised)
     is_timeout = issubclass(kind, JobTimeout) and not issubclass(kind, CpuTimeout)

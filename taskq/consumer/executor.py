@@ -26,11 +26,11 @@ class MainExecutor(Executor[JobT]):
 
     @abstractmethod
     def new_job(self, number: int, started_at: float, *sent: Any) -> JobT:
-        """Makes the object of a job that is claimed, of a kind that its executor can interrupt."""
+        """Makes the object of a job that is claimed, of the kind that this executor can interrupt."""
 
     @abstractmethod
     def run(self, consumer: Consumer) -> None:
-        """Takes batches and runs their jobs, until no more will come and the last one has ended."""
+        """Takes batches and runs their jobs until no more will come and the last job has ended."""
 
     @abstractmethod
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The way of a job through a consumer: it is claimed, run, noted and finished.
+"""The consumer: each job is claimed, run, noted and finished.
 
     broker --(multiprocessing queue: batches of numbered jobs)--> consumer --(socket: outcomes)--> broker
                        counters block: claimed, finished, valid_from      (pipe: all output)----> broker
@@ -32,15 +32,16 @@ from taskq.protocol.link.boot import TIMEOUT_SIGNAL, Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
 from taskq.system.directory import Directory
 
-#: What takes no longer than that has hardly opened a file: whether it has closed one of ours is looked up later, with
-#: the next job that took longer, or when something is sent. The look takes 0.8 microseconds.
+#: A job that took no longer than this has hardly opened a file. Whether it has closed one of ours is checked later:
+#: after the next job that took longer, or when something is sent. The check takes 0.8 microseconds.
 _QUICK_S = 20e-6
 
 
 class Consumer:
-    """Sees each job through. How many run at once, and where, is up to the executor.
+    """Takes jobs from the broker and sees each of them through: `start_jobs`, the executor's `start`, `note`, `finish`.
 
-    An executor calls `take`, `start_jobs` and `finish` in one thread at a time, `note` in any.
+    How many jobs run at once, and where, is up to the executor. It calls `note` in any thread, and everything else in
+    one thread at a time.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Consumer:
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots)
         self._free = list(range(boot.slots))
-        self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, and not claimed yet
+        self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, not claimed yet
         self.is_stopping = False  # set by a signal handler: no more jobs begin
 
     def run(self) -> None:
@@ -78,14 +79,14 @@ class Consumer:
         self._executor.run(self)
 
     def take(self, batch: bytes) -> None:
-        """Takes a batch of jobs: their numbers begin where those of the last one ended."""
+        """Takes a batch of jobs. They are numbered in a row, and the batch says with which number it begins."""
         number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
         if not jobs:
             self._outbox.answer()
         self._waiting.extend(enumerate(jobs, number))
 
     def start_jobs(self) -> None:
-        """Claims the jobs that wait, in their order, while a slot is free, and has each of them run."""
+        """Claims the jobs that wait, in their order, as long as a slot is free, and has the executor run them."""
         claim, new_job, start = self._counters.claim, self._executor.new_job, self._executor.start
         while self._waiting and self._free and not self.is_stopping:
             number, sent = self._waiting.popleft()
@@ -100,15 +101,15 @@ class Consumer:
             start(job)
 
     def note(self, job: RunningJob, ended: Ended) -> None:
-        """Makes sure that what became of a job outlives this process."""
+        """Puts the outcome of a job where it outlives this process."""
         if this_process.was_forked:
-            os._exit(0)  # the job forked, and this is the child, which is not a consumer
+            os._exit(0)  # the job forked, and this is the child: it is not a consumer
         job.is_over = True
         if job.current is not None:
             job.end()
         verdict, duration_s, outcome = ended
         if duration_s > _QUICK_S:
-            self._own.end_if_lost()  # then our end is charged to this job, and to those beside it
+            self._own.end_if_lost()  # then this job is charged with our end, and so are those beside it
             self._output.put_back()
         self._output.end_job(job)
         if job.children and verdict == Verdict.SUCCEEDED:
@@ -116,7 +117,8 @@ class Consumer:
         self._outbox.add(job.number, verdict, duration_s, outcome, job.started_at + duration_s)
 
     def finish(self, job: RunningJob, ended: Ended) -> None:
-        """Frees the slot of a job that is noted: so an attempt either ends once, or is charged with our death."""
+        """Frees the slot of a job whose outcome is noted. In this order, so that each attempt either has an outcome or
+        is charged with the death of this process."""
         self._counters.finish(job.number, ended[1], job.slot)
         self._recorder.idle(job.slot)
         self._free.append(job.slot)
@@ -132,7 +134,7 @@ class Consumer:
         return len(self._free) == self._counters.slots
 
     def timeout_of(self, job: RunningJob) -> JobTimeout | None:
-        """What to raise in a job if the broker says that it is to end; None if it does not."""
+        """The exception to raise in a job, if the broker has said that it is to end."""
         if not self._counters.is_overdue(job.number, job.slot):
             return None
         return job.timeout_error(self._counters.reason(job.slot))

@@ -1,4 +1,7 @@
-"""The executor of a consumer with one slot: the main thread waits for a batch, runs its jobs, and waits again."""
+"""The executor of a consumer with one slot: the main thread waits for a batch, runs its jobs, and waits again.
+
+A time limit or a cancel arrives as a signal, and its handler raises an exception in the job's code.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,13 @@ class _Stop(BaseException):
 class SignalledJob(RunningJob):
     """A job whose code runs in the main thread, where a signal handler can raise an exception in it."""
 
-    is_open = False  # whether its own code runs; read by the signal handler, as the next two
-    _is_sending = False
-    _late: JobTimeout | None = None  # what waits for the end of a message
+    # written by the job's thread, read by the signal handler, which runs in the same thread
+    is_open = False  # whether the job's own code runs
+    _is_sending = False  # whether it is in the middle of a message
+    _late: JobTimeout | None = None  # what the handler leaves to be raised after that message
 
     def run_code(self, call: Callable[..., Any], task: Any, args: Any, kwargs: Any) -> Any:
-        """Runs the job's own code: the signal handler interrupts nothing else."""
+        """Runs the job's own code, which alone the signal handler interrupts."""
         self.is_open = True
         try:
             return call(self, task, args, kwargs)
@@ -39,20 +43,20 @@ class SignalledJob(RunningJob):
             self.is_open = False
 
     def close(self) -> None:
-        """The job's own code has ended, if it ever began."""
+        """Makes sure that nothing is interrupted any more."""
         self.is_open = False
 
     def interrupt_code(self, timeout: JobTimeout) -> None:
-        """Raises in the job's code, from a signal handler; if it is in the middle of a message, behind that."""
+        """Raises in the job's code, from a signal handler; in the middle of a message, leaves it for after that."""
         if self._is_sending:
             self._late = timeout
         else:
             raise timeout
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
-        """Does what no time limit may interrupt; the timeout is raised behind it."""
+        """Does something that no time limit may interrupt; one that comes meanwhile is raised after it."""
         if threading.get_ident() != threading.main_thread().ident:
-            action()  # by a thread that the job has started, which is never interrupted
+            action()  # in a thread that the job has started: those are never interrupted
             return
         self._is_sending = True
         try:
@@ -77,7 +81,7 @@ class MainThread(MainExecutor[SignalledJob]):
         self._is_waiting = False
 
     def run(self, consumer: Consumer) -> None:
-        """Runs jobs until the broker says stop or is gone, or SIGTERM comes (then the running job ends first)."""
+        """Runs jobs until the broker says stop or is gone, or until SIGTERM arrives; the running job ends first."""
         self._consumer = consumer
         while (batch := self._next_batch()) != STOP:
             consumer.take(batch)
@@ -105,19 +109,19 @@ class MainThread(MainExecutor[SignalledJob]):
                 job.interrupt_code(timeout)
 
     def _next_batch(self) -> bytes:
-        if not (self._inbox.is_empty() and self._outbox.report()):  # else what reports has just looked, too
+        if not (self._inbox.is_empty() and self._outbox.report()):  # otherwise the report has just checked it
             self._own.end_if_lost()
         try:
             self._is_waiting = True
             if self._consumer.is_stopping:
                 return STOP
             batch = self._inbox.get()
-            self._own.end_if_lost()  # a thread that a job has left may have done it meanwhile: no job is to blame
+            self._own.end_if_lost()  # a thread left behind by a job may have closed one meanwhile: no job is to blame
             return batch
         except _Stop:
             return STOP
         except EOFError:  # the broker is gone
-            self._own.end_if_lost()  # or this was not its end
+            self._own.end_if_lost()  # or a job has closed this end of the queue
             return STOP
         finally:
             self._is_waiting = False

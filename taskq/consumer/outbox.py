@@ -1,8 +1,8 @@
-"""The outcomes of a consumer's attempts: collected in shared memory, sent to the broker together over a socket.
+"""The outcomes of a consumer's attempts: collected in shared memory, and sent to the broker together over a socket.
 
 Outcomes wait a moment, so that one message, one commit and one sync carry many. If the process dies meanwhile, the
-broker reads the waiting ones from the memory, which outlives its writer: no attempt that has ended runs again
-because a later one killed the process.
+broker reads the waiting ones from the memory, which outlives its writer: no attempt that has ended runs again because a
+later one killed the process.
 """
 
 from __future__ import annotations
@@ -21,26 +21,22 @@ from taskq.protocol.link.unsent import Unsent
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Flow, flow_frame, parts_of
 
-#: Outcomes are sent at the latest after this time, when this number waits or they fill their memory, and at once when
-#: there is nothing else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by
-#: one would take a tenth of a core from them.
+#: Outcomes are sent after this time at the latest, earlier when their memory is full, and at once when there is nothing
+#: else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by one would take a
+#: tenth of a core from them.
 _REPORT_AFTER_S = 0.020
-
-
-#: Items of a generator are sent at the latest when this number waits, or this number of bytes.
+#: Items of a generator are sent when this number waits, or this number of bytes.
 _ITEMS_COUNT = 500
-
-
 _ITEMS_BYTES = 256 * 1024
 
 
 class Outbox:
-    """The consumer's side. Used by its main thread and by the thread that reports late."""
+    """The consumer's side. Used by all threads that run jobs, and by the thread that reports late."""
 
     def __init__(self, connection: socket.socket, unsent: Unsent, check: Callable[[], None] = lambda: None) -> None:
         """
         Args:
-            check: asked before something is sent whether the connection is still there; does not return if it is not.
+            check: called before something is sent; it does not return if the connection is not there any more.
         """
         self._socket = connection
         self._check = check
@@ -53,7 +49,7 @@ class Outbox:
         self.reporter = Reporter(self._send_progress)
 
     def add(self, number: int, verdict: int, duration_s: float, outcome: bytes, now: float) -> None:
-        """Takes an outcome: from now on it is safe from the death of this process. It is sent now or later."""
+        """Takes an outcome, which outlives this process from now on. It is sent now or later."""
         duration_us = int(duration_s * 1e6)
         with self._lock:
             if self._items:
@@ -72,10 +68,10 @@ class Outbox:
                 self._send_unsent()
 
     def add_item(self, job_id: bytes, position: int, item: bytes) -> None:
-        """Takes what a generator has yielded. It is sent now or later, before the outcome of its job in any case."""
+        """Takes what a generator has yielded. It is sent now or later, but always before the outcome of its job."""
         with self._lock:
             if self._items_bytes + len(item) > _ITEMS_BYTES:
-                self._send_items()  # so that a frame takes one that is as large as it may be
+                self._send_items()  # so that one of the largest size still fits into a frame
             if not self._items and self._unsent.is_empty():
                 self._oldest_at = time.monotonic()
                 self._has_some.set()
@@ -86,7 +82,7 @@ class Outbox:
                 self._send_items()
 
     def add_children(self, number: int, flow: Flow) -> None:
-        """Sends what a job has enqueued for the case that it succeeds; its outcome is added after that."""
+        """Sends what a job has enqueued with ``on_success=True``. The job's outcome is added after that."""
         with self._lock:
             for part in parts_of(flow):
                 self._transmit(flow_frame([Op.CHILDREN, number], part))
@@ -103,7 +99,7 @@ class Outbox:
         self._socket.sendall(frame)
 
     def report(self) -> bool:
-        """Sends what waits. Returns whether there was something, so that the descriptors were looked at."""
+        """Sends what waits. Returns whether there was anything, so that the descriptors were checked."""
         with self._lock:
             return self._send_unsent()
 
@@ -128,24 +124,24 @@ class Outbox:
                     if time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
                         self._send_unsent()
             except OSError:
-                return  # the broker is gone, and so are we in a moment
+                return  # the broker is gone, and this process ends in a moment
 
     def announce(self, app: str, schedules: Sequence[bytes]) -> None:
-        """Tells which schedules stand in the application's code, and that jobs may come."""
+        """Tells which schedules the application's code declares, and that this consumer is ready for jobs."""
         self.send([Op.DECLARED, app, list(map(len, schedules))], schedules)
         self.send([Op.READY, os.getpid()])
 
     def answer(self) -> None:
-        """Answers an empty batch: this consumer is neither stopped nor dead."""
+        """Answers an empty batch, which shows that this consumer is alive and not stopped."""
         self.send([Op.OUTCOMES, [], [], [], []])
 
     def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
-        """Sends a message of its own."""
+        """Sends one message at once."""
         with self._lock:
             self._transmit(frames.frame(envelope, body))
 
     def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
-        """Sends what a job keeps. What the kernel has taken is heard, whatever becomes of this process."""
+        """Sends the checkpoint of a job. What the kernel has taken reaches the broker even if this process dies."""
         self.send([Op.CHECKPOINT, job_id], [checkpoint])
 
     def _send_progress(self, told: list[tuple[bytes, Progress]]) -> None:

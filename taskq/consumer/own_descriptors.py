@@ -1,7 +1,7 @@
 """The descriptors that a consumer needs, and that a job may close and open again as something else.
 
-The number alone says nothing: it may be a file of the job by now, which must not get what is meant for the broker. So
-each is compared with what it was. A consumer that has lost one cannot go on; it ends, and its broker starts another.
+A number alone says nothing: it may belong to a file of the job by now, which must not get what is meant for the broker.
+So each is compared with what it was. A consumer that has lost one cannot go on: it ends, and its broker starts another.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ _OUTPUT = 2
 
 
 class OwnDescriptors:
-    """Descriptors and what is behind them. Used by all threads: nothing of it changes."""
+    """Descriptors and what is behind them. All threads use it: nothing in it changes."""
 
     def __init__(self, descriptors: dict[int, str]) -> None:
         """
         Args:
-            descriptors: each with what it is for, in words.
+            descriptors: what each is for, in words.
         """
         self._names = descriptors
         self._identities = {descriptor: _identity(descriptor) for descriptor in descriptors}
         self._output = _identity(_OUTPUT)
 
     def lost(self) -> int | None:
-        """One that is closed, or another's, if there is one."""
+        """The first one that is closed or belongs to something else, if there is one."""
         for descriptor, (device, inode) in self._identities.items():
             try:
                 found = os.fstat(descriptor)
@@ -37,11 +37,11 @@ class OwnDescriptors:
         return None
 
     def end_if_lost(self) -> None:
-        """Ends this process, with a word to its log, if one is lost."""
+        """Ends this process if one is lost, and logs that."""
         descriptor = self.lost()
         if descriptor is not None:
             try:
-                if _identity(_OUTPUT) == self._output:  # else it is a file of somebody, perhaps
+                if _identity(_OUTPUT) == self._output:  # otherwise it may be somebody's file
                     os.write(_OUTPUT, f"{self._told(descriptor)}\n".encode())
             finally:
                 os._exit(LOST_DESCRIPTORS)

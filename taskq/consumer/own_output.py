@@ -1,7 +1,7 @@
-"""The descriptors of a consumer's standard output and error: a job may put other things in their place, or close them.
+"""The descriptors of a consumer's standard output and error. A job may close them or put something else in their place.
 
-That is a job's own business while it runs. What it leaves there is not inherited: the next job would lose what it
-prints, or hang, or fail for it.
+That is the job's own business while it runs. The next job must not inherit it: it would lose what it prints, or hang,
+or fail.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from taskq.consumer.streams import mark_output, mend_output
 from taskq.system.platform import is_unread
 
 _STDOUT, _STDERR = 1, 2
-#: Native output is heard by the broker before the next job starts, so that it is told with the right job. The wait for
-#: that is bounded, should the broker be busy.
+#: The broker reads the output of a job before the next one starts, so that it is logged with the right job. The wait
+#: for that is bounded, as the broker may be busy.
 _OUTPUT_WAIT_S = 0.25
 
 
 class OwnOutput:
-    """Copies of the two, to put back. Used by all threads: after `keep_as_it_is` nothing of it changes."""
+    """Copies of the two, to be put back. All threads use it: after `keep_as_it_is` nothing in it changes."""
 
     def __init__(self) -> None:
-        """Call it while both lead to the broker."""
+        """To be called while both lead to the broker."""
         self._copies = {number: fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3) for number in (_STDOUT, _STDERR)}
         self._kinds = {number: _identity(number) for number in self._copies}
         self._is_heard = True  # whether the broker reads standard output
 
     def keep_as_it_is(self) -> None:
-        """The application is loaded: where it has sent them, they are to stay."""
+        """The application is loaded: where it has sent the two, they are to stay."""
         for number, copy in self._copies.items():
             found = _identity(number)
             if found is None:
@@ -42,7 +42,7 @@ class OwnOutput:
                 self._is_heard &= number != _STDOUT
 
     def put_back(self) -> None:
-        """Puts back what a job has replaced or closed, and tells of it."""
+        """Puts back what a job has replaced or closed, and logs that."""
         lost = [number for number, kind in self._kinds.items() if _identity(number) != kind]
         for number in lost:
             os.dup2(self._copies[number], number)
@@ -51,21 +51,21 @@ class OwnOutput:
             write_record("warning", {"event": f"{told}, closed or opened as something else: it is put back"})
 
     def end_job(self, _job: RunningJob) -> None:
-        """A job has ended: what it wrote is heard before the next one begins."""
+        """A job has ended: has the broker read what it wrote before the next one starts."""
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
+        except BaseException:  # the job may have put anything there, and the jobs after it are not to blame
             mend_output()
         if self._is_heard:
             try:
                 if is_unread(_STDOUT):
                     self._wait_until_heard()
-            except OSError:  # a job that took no time has replaced it
+            except OSError:  # a quick job has closed or replaced it, see `Consumer.note`
                 self.put_back()
 
     def _wait_until_heard(self) -> None:
-        self.put_back()  # if a job that took no time has replaced it, the broker does not read that
+        self.put_back()  # if a quick job has replaced it, the broker does not read what is there
         give_up_at = time.monotonic() + _OUTPUT_WAIT_S
         while is_unread(_STDOUT) and time.monotonic() < give_up_at:
             time.sleep(0.0002)
@@ -79,7 +79,7 @@ class MarkedOutput(OwnOutput):
         self._streams = mark_output()
 
     def end_job(self, job: RunningJob) -> None:
-        """A job has ended: its last lines need no end."""
+        """A job has ended: writes the lines that it has begun and not ended."""
         if job.rests:
             for stream in self._streams:
                 stream.end(job)

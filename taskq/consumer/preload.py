@@ -17,9 +17,9 @@ _address = os.environ[READY_ADDRESS]
 try:
     load_app(os.environ[PRELOADED_APP])
 except BaseException:
-    pass  # each consumer meets the same error, and tells it in the way that every start-up error is told
+    pass  # each consumer meets the same error, and reports it as every error at start-up is reported
 try:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as _up:
         _up.sendto(b"up", _address)
 except OSError:
-    pass  # nobody waits any more: there is newer code
+    pass  # nobody waits any more, because there is newer code

@@ -1,4 +1,4 @@
-"""Learns an application's name and directory, for the guardian, in a process of its own: the import is user code."""
+"""Learns an application's name and directory for the guardian, in a separate process: the import runs user code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(app: str, descriptor: int) -> None:
     try:
         answer.sendall(_resolve(app).pack())
     except OSError:
-        pass  # started early, for a command line that made no sense
+        pass  # nobody reads it: this process was started early, for a command line that turned out to be wrong
     os._exit(0)  # whatever threads the application started
 
 

@@ -12,11 +12,11 @@ _Handler = Callable[[int, FrameType | None], None]
 
 
 def handle_signals(handlers: dict[int, _Handler]) -> None:
-    """Sets signal handlers for this process alone: what a job forks begins with the default ones, as elsewhere.
-    (`multiprocessing.Pool` ends its workers with SIGTERM, and waits for their end.)
+    """Sets signal handlers for this process alone: what a job forks begins with the default handlers, as usual.
+    (`multiprocessing.Pool` ends its workers with SIGTERM and waits for their end.)
 
-    A signal may reach a child before it has changed its handlers, and CPython forgets what arrives so early. So they
-    are blocked around the fork, and arrive when the handlers are right.
+    A signal may reach a child before it has changed its handlers, and CPython forgets signals that arrive so early. So
+    they are blocked around the fork, and arrive when the handlers are right.
     """
     for number, handler in handlers.items():
         signal.signal(number, handler)

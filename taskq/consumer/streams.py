@@ -1,4 +1,4 @@
-"""Standard output and error of a consumer. Where several jobs run at once, each line says which of them wrote it."""
+"""The standard output and error of a consumer. Where several jobs run at once, each line says which job wrote it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from taskq.client.context import RunningJob, job_of_context, write_record
 from taskq.consumer.exception_text import class_name, text_of
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 
-#: Writes of this size are whole, whoever else writes to the pipe (POSIX says so of PIPE_BUF, 4,096 on Linux).
+#: Writes up to this size do not mix with what others write to the pipe (POSIX: PIPE_BUF, 4,096 on Linux).
 _WHOLE_BYTES = 4_096
-
-
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
 
@@ -35,12 +33,12 @@ def flush_output() -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:  # the job may have put there what it likes, which is no fault of the jobs behind it
+    except BaseException:  # the job may have put anything there, and the jobs after it are not to blame
         mend_output()
 
 
 def mend_output() -> None:
-    """Puts new streams in the place of those that cannot be flushed, and tells of it."""
+    """Replaces the streams that cannot be flushed, and logs that."""
     broken: dict[str, BaseException] = {}
     for name in _DESCRIPTORS:
         try:
@@ -56,8 +54,8 @@ def mend_output() -> None:
 class JobStream(TextIOWrapper):
     """A text stream whose lines begin with the mark of the job that wrote them.
 
-    A line is written when it is complete, or when its job ends: lines of several jobs do not mix. What writes to the
-    descriptor itself (C code, subprocesses, `sys.stdout.buffer`) is not marked.
+    A line is written when it is complete, or when its job ends, so that lines of several jobs do not mix. Output that
+    goes to the descriptor itself (from C code, subprocesses or `sys.stdout.buffer`) is not marked.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -83,7 +81,7 @@ class JobStream(TextIOWrapper):
         return len(text)
 
     def end(self, job: RunningJob) -> None:
-        """Writes what a job left without a line end."""
+        """Writes the line that a job has begun and not ended."""
         if job.rests is not None and (rest := job.rests.pop(self._descriptor, "")):
             self._write_lines(job, [rest])
 
@@ -103,6 +101,6 @@ class JobStream(TextIOWrapper):
 
 
 def mark_output() -> list[JobStream]:
-    """Makes standard output and error tell which job wrote each line. Returns their streams."""
+    """Replaces standard output and error by streams that tell which job wrote each line. Returns the two."""
     sys.stdout, sys.stderr = streams = [JobStream(1), JobStream(2)]
     return streams

@@ -1,7 +1,7 @@
-"""The executor of sync jobs beside others: each runs in a thread, and the threads are used again.
+"""The executor of jobs that run side by side in threads. Threads are reused.
 
-A time limit interrupts a thread by an exception that Python raises in it from outside, at any point of its code. So a
-lock says for each job whether its own code runs, and whatever is not its own code cannot be hit.
+A time limit interrupts a thread with an exception that Python raises in it from outside, at any point of its code. So
+each job keeps, under a lock, whether its own code runs, and nothing but its own code can be hit.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from taskq.model.errors import JobTimeout
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in_thread.argtypes = [ctypes.c_ulong, ctypes.py_object]
-_NOTHING = ctypes.py_object()  # the null pointer: takes back what was to be raised
+_NOTHING = ctypes.py_object()  # the null pointer: takes back an exception that has not been raised yet
 _here = threading.local()  # `job` is the one that this thread runs
 
 
 class _Overdue(JobTimeout):
-    """Raised in a thread, which takes a class only; the instance is made by that thread, when it is raised."""
+    """The JobTimeout of a thread. Only a class can be raised in one: the thread makes the instance itself."""
 
     def __init__(self) -> None:
         super().__init__(_here.job.overdue())
 
 
 class ThreadJob(RunningJob):
-    """A job whose code runs in a thread beside others."""
+    """A job whose code runs in a thread of its own, beside other jobs."""
 
     has_process = False
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._guard = threading.Lock()  # for all that follows
-        self._thread = 0
-        self._is_open = False  # whether its own code runs, and may be interrupted
+        self._guard = threading.Lock()  # held to read or write what follows
+        self._thread = 0  # the one that runs the job
+        self._is_open = False  # whether the job's own code runs, and may be interrupted
         self._is_sending = False  # whether it is in the middle of a message instead
-        self._is_late = False  # whether it is to be told behind that message
-        self._timeout: JobTimeout | None = None  # the one that interrupts it, once
-        self._was_raised = False
+        self._is_late = False  # whether the timeout is to be raised after that message
+        self._timeout: JobTimeout | None = None  # the one that interrupts it; there is only one
+        self._was_raised = False  # whether the thread has raised it
 
     def run_code(self, call: Callable[..., Any], *args: Any) -> Any:
         """Runs the job's own code, in this thread."""
@@ -58,23 +58,23 @@ class ThreadJob(RunningJob):
             self.close()
 
     def close(self) -> None:
-        """The job's own code has ended. From now on no exception may come from outside."""
+        """From here on this thread runs our own code, in which no exception may be raised from outside."""
         if this_process.was_forked:
-            os._exit(0)  # the job forked, and this is the child; what it inherited may be locked
+            os._exit(0)  # the job forked, and this is the child: locks that it has inherited may be held for ever
         try:
             self._close()
-        except JobTimeout:  # it came in the last moment, and comes once
+        except JobTimeout:  # it came at the last moment, and comes only once
             self._close()
             raise
 
     def _close(self) -> None:
         with self._guard:
             if self._is_open and self._timeout is not None:
-                _raise_in_thread(self._thread, _NOTHING)  # should it not have been raised yet
+                _raise_in_thread(self._thread, _NOTHING)  # in case it has not been raised yet
             self._is_open = False
 
     def interrupt(self, timeout: JobTimeout) -> None:
-        """Raises in the job's code, once, unless that has ended. Called by the main thread."""
+        """Raises in the job's code, once, unless that has ended. Called in the main thread."""
         with self._guard:
             if self._timeout is not None or not (self._is_open or self._is_sending):
                 return
@@ -85,14 +85,14 @@ class ThreadJob(RunningJob):
                 self._is_late = True
 
     def overdue(self) -> str:
-        """The text of the timeout; asked when it is raised."""
+        """The text of the timeout. Called by the thread when it raises it."""
         self._was_raised = True
         return str(self._timeout)
 
     def uninterrupted(self, action: Callable[[], None]) -> None:
-        """Does what no time limit may interrupt; the timeout is raised behind it."""
+        """Does something that no time limit may interrupt; one that comes meanwhile is raised after it."""
         if threading.get_ident() != self._thread:
-            action()  # by another thread of the job, which is never interrupted
+            action()  # in a thread that the job has started: those are never interrupted
             return
         with self._guard:
             was_open = self._is_open
@@ -111,13 +111,13 @@ class ThreadJob(RunningJob):
 
 
 class Threads(Executor[ThreadJob]):
-    """Starts as many threads as jobs have run at once."""
+    """Runs each job in a thread. There are as many threads as jobs have ever run at once."""
 
     def __init__(self, new_runner: Callable[[], Runner], on_end: Callable[[ThreadJob, Ended], None]) -> None:
         """
         Args:
-            new_runner: makes a runner for each thread.
-            on_end: called in the thread of a job that has ended, with what became of it.
+            new_runner: makes the runner of a thread.
+            on_end: called in its thread when a job has ended, with what became of it.
         """
         self._new_runner = new_runner
         self._on_end = on_end
@@ -127,7 +127,7 @@ class Threads(Executor[ThreadJob]):
         self._threads = self._busy = 0  # under the lock
 
     def start(self, job: ThreadJob) -> None:
-        """Gives a job to a thread that has none."""
+        """Gives a job to an idle thread, or to a new one."""
         self._jobs.put(job)
         with self._lock:
             self._busy += 1

@@ -52,7 +52,8 @@ class Counters:
         self._look()
 
     def _look(self) -> None:
-        """Aligned 8-byte stores do not tear, and each has one writer: only the way of a claim needs the lock."""
+        """Makes views of the memory. Aligned 8-byte stores do not tear, and each number has one writer: only a claim
+        needs the lock."""
         self.slots = slots = (len(self._memory) - 3) // 5
         data = memoryview(self._memory).cast("B")
         self._valid_from, self._jobs_done = data[:8].cast("Q"), data[8:16].cast("Q")
@@ -63,7 +64,7 @@ class Counters:
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._own_jobs_done, self._own_busy_s = self._jobs_done[0], self._busy_s[0]  # the consumer's own
 
-    # -- the consumer's side
+    # -- what the consumer does
 
     def claim(self, number: int, slot: int = 0) -> float | None:
         """Starts a job, unless it was taken back. Returns the time of the start (monotonic), or None."""
@@ -92,10 +93,10 @@ class Counters:
         """Why the job that the soft signal means is to end."""
         return self._reason[slot]
 
-    # -- the broker's side
+    # -- what the broker does
 
     def opened(self) -> None:
-        """The consumer has its copy, so the name of the lock is of no use any more."""
+        """The consumer has its copy, so the name of the lock is not needed any more."""
         remove_name(self._lock)
 
     def take_back(self, sent: int) -> int | None:
@@ -114,7 +115,7 @@ class Counters:
             self._lock.release()
 
     def read(self) -> list[Claim]:
-        """What the consumer is running. Reads without the lock: it may be from a moment ago, but never blocks."""
+        """What the consumer is running. Reads without the lock, so it never blocks, and may be a moment old."""
         slots = zip(self._claimed, self._finished, self._started_at, strict=True)
         return [Claim(claimed, started_at) for claimed, finished, started_at in slots if claimed > finished]
 
@@ -137,7 +138,8 @@ class Counters:
 
 
 def widen_flight_records(path: Path, consumer: int, slots: int = 1) -> None:
-    """Makes room for a consumer, if there is none: a new one of a number may come while several old ones still run."""
+    """Makes room for the records of a consumer, if there is none: a new consumer may start while several old ones still
+    run."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = (consumer + 1) * slots * _RECORD_BYTES

@@ -25,8 +25,8 @@ class FlightRecorder:
     """What a consumer is running, in a file that outlives every process.
 
     The broker learns from the counters block which job a dead consumer was running. When the broker died too,
-    the block is gone; then the next broker reads this file, so that a job that takes the whole fleet down is
-    charged with its crash as well, and is parked in the end.
+    the block is gone; then the next broker reads this file, so that a job that takes the whole fleet down is charged
+    with the crash as well, and is parked in the end.
 
     Each consumer writes its own records, one for each slot, without a lock; a broker reads them all once, before it
     starts consumers.
@@ -42,7 +42,7 @@ class FlightRecorder:
         self._places = [(consumer * slots + slot) * _RECORD_BYTES for slot in range(slots)]
 
     def started(self, job_id: bytes, attempt: int, slot: int = 0) -> None:
-        """Notes a start. One copy of 20 bytes; a reader in the middle of it cannot be, for it waits for our end."""
+        """Notes a start: one copy of 20 bytes. No reader can see half of it, because readers wait for our end."""
         _write_record(self._map, self._places[slot], job_id, attempt)
 
     def idle(self, slot: int = 0) -> None:
@@ -65,8 +65,8 @@ def read_flight_records(path: Path) -> list[FlightRecord]:
 
 
 def clear_flight_records(path: Path, consumers: int, slots: int = 1) -> None:
-    """Makes an empty file with room for consumers 0 to `consumers`, in place of what was there. On a full disk what was
-    there is emptied, which takes no space, if it has that room."""
+    """Makes an empty file with room for consumers 0 to `consumers`, in place of the one that was there. On a full disk
+    the old file is emptied, which takes no space, if it is large enough."""
     empty = bytes((consumers + 1) * slots * _RECORD_BYTES)
     fresh = path.with_suffix(".new")
     try:

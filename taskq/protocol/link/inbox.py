@@ -42,17 +42,17 @@ class Inbox:
         widen_pipe(self._descriptor, room)
 
     def handed_over(self) -> None:
-        """The consumer has started, with a copy of the queue: keeps the writing end only."""
-        self._reader.close()  # else a write after the reader's death would not fail
+        """The consumer has started and has a copy of the queue: keeps the writing end only."""
+        self._reader.close()  # otherwise a write after the consumer's death would not fail
         os.set_blocking(self._descriptor, False)
 
     def opened(self) -> None:
-        """The consumer has its copy, so the names of the queue's locks are of no use any more."""
+        """The consumer has its copy, so the names of the queue's locks are not needed any more."""
         for lock in self._locks:
             remove_name(lock)
 
     def fileno(self) -> int:
-        """What to select for writing while `put` or `flush` leave something over."""
+        """The descriptor to select for writing while `put` or `flush` leave something over."""
         return self._descriptor
 
     def put(self, message: bytes) -> bool:
@@ -64,7 +64,7 @@ class Inbox:
         return self.flush()
 
     def flush(self) -> bool:
-        """Sends what waits, as far as the pipe takes it. Returns whether that was all."""
+        """Sends what is waiting, as far as the pipe takes it. Returns whether that was all."""
         while self._waiting:
             part = self._waiting[0]
             try:

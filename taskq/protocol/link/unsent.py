@@ -12,11 +12,7 @@ from taskq.protocol import frames
 from taskq.protocol.ops import Op
 
 _REPORT_COUNT = 250
-
-
 _BODY_BYTES = 256 * 1024
-
-
 _ROW = Struct("=4Q")  # number, verdict, microseconds, length of the outcome
 _ROW_BYTES, _pack_row = _ROW.size, _ROW.pack_into
 
@@ -46,7 +42,7 @@ class Unsent:
         self._written = self._end = 0  # rows, and bytes of the body; the consumer's own
 
     def add(self, number: int, verdict: int, duration_us: int, outcome: bytes) -> int:
-        """Writes an outcome. Returns how many are there now, or 0 if there is no room for it."""
+        """Writes an outcome. Returns how many there are now, or 0 if there is no room for it."""
         count = self._written
         start = self._end
         end = start + len(outcome)
@@ -67,14 +63,14 @@ class Unsent:
         return self._count[0] == 0
 
     def clear(self) -> None:
-        """Forgets what was written: it is sent."""
+        """Forgets what was written, because it is sent."""
         self._count[0] = self._written = self._end = 0
 
     def read(self) -> Attempts:
-        """The broker's side: what a dead consumer has left.
+        """Reads what a dead consumer has left. Called by the broker.
 
         Raises:
-            ProtocolError: the process has scribbled over it.
+            ProtocolError: the consumer's process has scribbled over it.
         """
         numbers, verdicts, durations_us, lengths = self._columns()
         body = self._body[: sum(lengths)]
