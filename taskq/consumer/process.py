@@ -69,9 +69,7 @@ def run(boot: Boot) -> None:
     flush_output()
 
 
-def _executor(
-    slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors
-) -> MainExecutor[Any]:
+def _executor(slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> MainExecutor[Any]:
     if slots == 1:
         return MainThread(inbox, Runner(app, outbox.add_item), outbox, own)
     from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 import weakref
@@ -11,10 +12,11 @@ import pytest
 
 from taskq import TaskQ, TaskQError, current_job
 from taskq.client.context import RunningJob, this_process
+from taskq.consumer.event_loop import CoroutineJob
 from taskq.consumer.main_thread import SignalledJob
 from taskq.consumer.runner import Runner
 from taskq.consumer.threads import ThreadJob
-from taskq.model.attempt import Verdict
+from taskq.model.attempt import Verdict, failure_in
 from taskq.protocol.codec import encode_call
 
 ID = bytes(range(16))
@@ -38,6 +40,12 @@ def fail() -> None:
     """Holds something, and raises."""
     mine = Held()
     held.append(weakref.ref(mine))
+    raise ValueError("failed")
+
+
+@q.task(name="fail_async")
+async def fail_async() -> None:
+    """Raises on an event loop."""
     raise ValueError("failed")
 
 
@@ -85,3 +93,14 @@ def test_a_job_that_has_ended_says_so() -> None:
         kept.progress(1)
     with pytest.raises(TaskQError, match="outside a job"):
         current_job()
+
+
+@pytest.mark.parametrize("kind", [RunningJob, SignalledJob, ThreadJob, CoroutineJob])
+def test_the_traceback_of_a_job_begins_with_its_own_code(kind: type[RunningJob]) -> None:
+    """Frames of ours tell its author nothing, wherever the job has run."""
+    job = kind(1, time.monotonic(), ID, "fail_async" if kind is CoroutineJob else "fail", 1, encode_call(ID, (), {}))
+    runner = Runner(q)
+    _, _, outcome = asyncio.run(runner.run_async(job)) if isinstance(job, CoroutineJob) else runner.run(job)
+    traceback = failure_in(outcome)[0].traceback
+    assert traceback.count("  File ") == 1, traceback
+    assert "test_running_job.py" in traceback
