@@ -1,4 +1,4 @@
-"""What every store must do, and what the embedded one does besides.
+"""What every store must do, and what the embedded one must do as well.
 
 The conformance suite runs for each maker in STORES: a store that joins later needs one line there.
 """
@@ -75,7 +75,7 @@ def store(opener: Opener) -> Iterator[Store]:
 
 
 def submit(store: Store, number: int, spec: Spec = SPEC, size: int = 20) -> list[JobRow]:
-    """Submits so many jobs with payloads that tell them apart, and commits."""
+    """Submits a number of jobs with different payloads, and commits."""
     ids = list(new_job_ids(number))
     rows = store.submit(spec, ids, [job_id.ljust(size, b".") for job_id in ids])
     store.commit()
@@ -161,7 +161,8 @@ class TestConformance:
         assert store.lease(Partition("mail"), 0, 1, 1)[0][0].payload == payload
 
     def test_items_of_a_job(self, store: Store) -> None:
-        """In order, from anywhere, within bounds; what stands at a position stays; they go with their job."""
+        """They are read in order, from any position, within bounds. An item at a position never changes, and items are
+        removed with their job."""
         one, other = submit(store, 2)
         assert store.items(one.seq, 0, 10, 100) == []
         store.add_items(one.seq, 0, [b"aa", b"bb"])
@@ -231,7 +232,7 @@ class TestConformance:
         assert len(leased(store)) == 2
 
     def test_an_id_with_another_payload_is_refused(self, store: Store) -> None:
-        """Nothing of that batch is taken in, and what was submitted before it still is."""
+        """No job of that batch is stored, and what was submitted before it stays."""
         [row] = submit(store, 1)
         before = store.submit(SPEC, list(new_job_ids(1)), [b"before"])
         with pytest.raises(EnqueueError, match=row.id.hex()):
@@ -370,7 +371,7 @@ class TestConformance:
             assert counts(store) == {"mail": {StoredState.QUEUED: 1}, "big": {StoredState.QUEUED: 1}}
 
     def test_due_jobs_are_limited(self, store: Store) -> None:
-        """What does not fit is still due."""
+        """Jobs that do not fit are still due."""
         rows = submit(store, 5)
         store.settle([], [Rescheduled(row, row.seq + 0.0, None) for row in rows], 0.0)
         store.commit()
@@ -866,7 +867,7 @@ def crashed_copy(path: Path, home: Path) -> Path:
 
 
 def test_marker_without_journal_is_refused(path: Path) -> None:
-    """A lost journal is never a silent empty queue: neither when it is missing, nor when it is empty."""
+    """A lost journal is never taken for an empty queue, whether it is missing or empty."""
     SQLiteStore(path).close()
     path.unlink()
     with pytest.raises(JournalError, match=r"queue\.id"):
@@ -1013,7 +1014,7 @@ def test_few_keys_are_kept(path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"not a database", bytes(8192), b"SQLite format 3\0" + b"\xff" * 9000])
 def test_garbage_is_refused_untouched(path: Path, content: bytes) -> None:
-    """A file that is no journal is an error of ours, and is left alone."""
+    """A file that is not a journal is refused with an error of our own, and is not changed."""
     path.write_bytes(content)
     with pytest.raises(JournalError, match=r"journal\.db"):
         SQLiteStore(path)
@@ -1050,7 +1051,7 @@ def test_killed_broker_loses_nothing(path: Path) -> None:
 
 
 def test_clean_end_leaves_no_findings(path: Path) -> None:
-    """Nothing is told as recovered, and the WAL is folded in."""
+    """Nothing is reported as recovered, and the WAL is merged into the journal."""
     with closing(SQLiteStore(path)) as store:
         assert store.findings == []
         submit(store, 5)
@@ -1170,7 +1171,8 @@ def test_full_disk_at_every_page(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
-    """Commits into a WAL that nobody will find again are not acknowledged: it is looked at every few milliseconds."""
+    """Commits into a WAL that no broker will find again are not acknowledged: the file is checked every few
+    milliseconds."""
     clock = SteppedClock()
     store = SQLiteStore(path, clock=clock)
     submit(store, 1)
@@ -1299,7 +1301,7 @@ def test_scheduled_jobs_are_found_by_index(path: Path) -> None:
 
 
 def test_failed_jobs_are_found_without_reading_the_others(path: Path) -> None:
-    """A few failed jobs behind many others are told at once."""
+    """A few failed jobs behind many others are found at once."""
     with closing(SQLiteStore(path)) as store:
         failed = submit(store, 2)
         submit(store, 2 * MAX_JOBS_SEEN)

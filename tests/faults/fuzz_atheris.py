@@ -4,7 +4,7 @@
     python tests/faults/fuzz_atheris.py [PROPERTY] [options of libFuzzer, such as -max_total_time=600 or a corpus folder]
 
 PROPERTY is a test's name, with or without `test_`; the first one if there is none. `-list` tells the names. pytest does
-not collect this file. What fails is told with its input as hypothesis shows it; libFuzzer writes the bytes to a file
+not collect this file. A failure is reported with its input as hypothesis shows it; libFuzzer writes the bytes to a file
 `crash-*`, which as an argument instead of a corpus runs it again.
 """
 

@@ -1,6 +1,6 @@
 """The catalogue of failures, with real processes: every fault that we know of has a test, or a reason why it has none.
 
-tests/README.md tells the method. Each test here ends with a fleet that still serves a job.
+tests/README.md describes the method. Each test here ends with a fleet that still serves a job.
 """
 
 from __future__ import annotations
@@ -444,7 +444,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Writes a file until nothing more goes onto the disk, but leaves so many bytes; returns it."""
+    """Fills the disk with a file, but leaves this many bytes. Returns the file."""
     path = disk / "filler"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with suppress(OSError):
@@ -480,7 +480,7 @@ def test_a_fleet_that_is_stopped_and_goes_on(
             wait_until(lambda: all(future.running() for future in made), "the producers at work")
             gate.open()
             if which == "broker":
-                starts(path, 2)  # the job has ended, and nobody hears of it
+                starts(path, 2)  # the job has ended, and nobody has been told
             assert not any(future.done() for future in made)
         finally:
             for pid in pids:
@@ -510,7 +510,8 @@ def test_a_stopped_consumer_is_killed_when_the_time_of_its_job_is_over(
 
 
 def test_a_job_that_holds_the_gil_is_not_taken_for_dead(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
-    """No thread of the consumer can give a sign of life: it is left alone, and only the hard timeout ends such a job."""
+    """No thread of the consumer can give a sign of life: it is left alone, and only the hard timeout ends such a
+    job."""
     shared.wait_ready()
     path, stuck_path = tmp_path / "starts", tmp_path / "stuck"
     kills = shared.count("consumer.killed")
@@ -540,7 +541,8 @@ def waits_in(pid: int) -> str:
 
 
 def test_killed_in_the_middle_of_a_large_result(shared: Fleet, tmp_path: Path) -> None:
-    """Half a frame has left the consumer when it is killed: it is dropped, and the job runs again, to a whole result."""
+    """Half a frame has left the consumer when it is killed: it is dropped, and the job runs again, to a whole
+    result."""
     path = tmp_path / "starts"
     broker = shared.broker_pid
     gate = Gate(tmp_path / "late")
@@ -579,7 +581,7 @@ def small_group() -> Iterator[Path]:
 
 
 def test_a_job_that_the_kernel_kills_for_want_of_memory(start: Start, small_group: Path) -> None:
-    """Its SIGKILL came from nobody of ours: the error and the log say where from, and the fleet goes on."""
+    """None of our processes sent that SIGKILL: the error and the log say where it came from, and the fleet goes on."""
     fleet = start(consumers=1)
     with pytest.raises(JobFailed, match="killed by SIGKILL, since memory ran out") as caught:
         jobs.outgrow_group.enqueue(str(small_group)).result(timeout=15)
@@ -602,7 +604,7 @@ def test_a_job_that_runs_out_of_memory(shared: Fleet) -> None:
     ("how", "error"), [("does not unpickle", "NeedsTwo"), ("recursive", "RecursionError"), ("huge", "ValueError")]
 )
 def test_exceptions_that_are_hard_to_tell(shared: Fleet, how: str, error: str) -> None:
-    """An error travels as text, cut where it is too long."""
+    """An error is sent as text, which is cut if it is too long."""
     before = shared.wait_ready().consumer_pids()
     with pytest.raises(JobFailed) as caught:
         jobs.raise_oddly.enqueue(how).result(timeout=15)
@@ -677,7 +679,8 @@ def test_a_broker_killed_around_the_commit_of_a_submission(
 def test_a_broker_killed_around_the_commit_of_a_result(
     start: Start, faults: Faults, gate: Gate, tmp_path: Path, point: str
 ) -> None:
-    """A result that was written is not made again, though nobody was told; one that was not, is."""
+    """A job whose result was committed does not run again, although nobody was told; one whose result was not committed
+    does."""
     fleet = start(consumers=1, environment=faults.environment)
     path = tmp_path / "starts"
     job = jobs.hold.enqueue(gate.path, str(path))
@@ -697,7 +700,8 @@ def test_a_broker_killed_around_the_commit_of_a_result(
 
 
 def test_a_sync_that_fails_acknowledges_nothing(home: Path, faults: Faults, tmp_path: Path) -> None:
-    """A commit that may be lost is not acknowledged: the fleet ends, and the job goes to the spool, once and durably."""
+    """A commit that may be lost is not acknowledged: the fleet ends, and the job goes to the spool, once and
+    durably."""
     fleet = Fleet(home, environment=faults.environment)
     fleet.expected.add("store.failed")
     fleet.start().wait_ready()
@@ -720,7 +724,8 @@ def test_a_sync_that_fails_acknowledges_nothing(home: Path, faults: Faults, tmp_
 
 
 def test_a_full_disk_and_back(disk: Path, gate: Gate, tmp_path: Path) -> None:
-    """New jobs are refused, what runs ends and is recorded, and with some space all goes on, in the same processes."""
+    """New jobs are refused, running jobs end and are recorded, and as soon as there is space all goes on, in the same
+    processes."""
     use(jobs.q, disk / "queue")
     with running(Fleet(disk / "queue")) as fleet:
         fleet.wait_ready()
@@ -814,7 +819,8 @@ def test_the_flight_recorder_needs_no_space(disk: Path) -> None:
 
 
 def test_a_job_in_the_spool_of_a_full_disk_is_known(disk: Path, tmp_path: Path) -> None:
-    """It was acknowledged: whoever waits for it waits until there is space, and whoever asks hears that it is queued."""
+    """It was acknowledged: whoever waits for it waits until there is space, and whoever asks hears that it is
+    queued."""
     use(jobs.q, disk / "queue")
     with running(Fleet(disk / "queue")):
         wait_until((disk / "queue" / "journal.ballast").exists, "space set aside")
@@ -840,7 +846,8 @@ def test_a_job_in_the_spool_of_a_full_disk_is_known(disk: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("what", ["", "spool", "log", "journal.db"])
 def test_a_directory_that_may_not_be_written(home: Path, what: str) -> None:
-    """A fleet that cannot write where it must, says which place in one line and ends; then it is mended."""
+    """A fleet that cannot write where it must says so in one line that names the place, and ends. Then the place is
+    repaired."""
     SQLiteStore(Directory(home).create().journal).close()
     spooled = jobs.add.enqueue(1)
     place = home / what
@@ -867,7 +874,7 @@ def test_a_directory_that_may_not_be_written(home: Path, what: str) -> None:
 
 
 def test_a_filesystem_that_is_read_only(disk: Path) -> None:
-    """A disk that the kernel has made read-only is told as such, to fleets and to producers."""
+    """Fleets and producers are told that the kernel has made the disk read-only."""
     home = disk / "queue"
     use(jobs.q, home)
     Directory(home).create()
@@ -914,7 +921,7 @@ def test_a_jump_of_the_wall_clock_neither_repeats_nor_loses(home: Path) -> None:
 
 
 def test_time_limits_do_not_know_the_wall_clock(home: Path) -> None:
-    """The core is told of limits in monotonic seconds alone: a job is late when these are over, not earlier."""
+    """The core knows limits in monotonic seconds only: a job is late when these are over, and not earlier."""
     directory = Directory(home).create()
     with closing(SQLiteStore(directory.journal)) as store:
         core = Core()
@@ -999,7 +1006,7 @@ def test_more_clients_than_descriptors(start: Start) -> None:
 
 
 def test_a_listener_that_was_out_of_descriptors_listens_again_without_a_client_going(start: Start) -> None:
-    """Descriptors come back in other ways, too, and perhaps there is no client that could go."""
+    """Descriptors may also become free in other ways, and perhaps there is no client that could leave."""
     fleet = start().wait_ready()
     fleet.client.close()
     pid = fleet.broker_pid
@@ -1043,7 +1050,7 @@ def test_two_hundred_clients_that_say_one_byte(shared: Fleet) -> None:
 
 
 def test_clients_of_other_versions(shared: Fleet) -> None:
-    """A client that also speaks our version is served; one that does not is told who must be upgraded."""
+    """A client that also speaks our version is served; another one is told which side must be upgraded."""
     lowest, highest = frames.VERSIONS
     with closing(connect(shared.home, frames.frame([Op.HELLO, frames.MAGIC, lowest, highest + 98, 1]))) as raw:
         assert frames.Decoder().feed(raw.recv(65536))[0][0][0] == Op.HELLO
@@ -1143,7 +1150,8 @@ def test_a_job_prints_while_nobody_reads(shared: Fleet, tmp_path: Path) -> None:
 
 
 def test_a_worker_whose_output_nobody_reads_or_has_closed(home: Path) -> None:
-    """Its standard output and error are a full pipe first, and a closed one then: jobs run, the log file has it all."""
+    """Its standard output and error are first a full pipe, and then a closed one: jobs run, and the log file has
+    everything."""
     command = [sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", "1", "--log-level", "debug"]
     environment = {**os.environ, "TASKQ_URL": str(home)}
     reader, writer = os.pipe()

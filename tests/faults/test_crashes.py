@@ -1,4 +1,4 @@
-"""Who dies, and when: what is told, what runs again, and what is left alone."""
+"""Processes that die at any point: what is reported, what runs again, and what is left alone."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_a_death_in_a_job_is_reported_and_parks_it(shared: Fleet, tmp_path: Path
         (1, 1, True),
         (2, 2, False),
     ]
-    for event in crashed:  # the last words are told once, with the process, and found by what both events have
+    for (
+        event
+    ) in crashed:  # the last words are reported once, with the process; both events have what it takes to find them
         [died] = shared.events("consumer.crashed", job_id=job.id, pid=event["pid"], consumer=event["consumer"])
         assert "my last words" in died["output"]
         assert "output" not in event
@@ -195,7 +197,7 @@ def test_a_fork_of_a_job_does_not_hide_its_death(shared: Fleet, gate: Gate, tmp_
 
 
 def test_a_daemon_of_a_job_does_not_hide_its_death(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
-    """As above, but the child has left the group: nobody kills it, and nobody waits for it."""
+    """As above, but the child has left the process group: it is neither killed nor waited for."""
     path = tmp_path / "starts"
     job = jobs.fork_sleeper.options(max_crashes=1).enqueue(str(path), gate.path, session=True)
     [first] = starts(path, 1)
@@ -384,7 +386,8 @@ def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preloa
 @pytest.mark.parametrize("preload", [False, True])
 @pytest.mark.parametrize("victim", ["broker", "consumer", "helper", "guardian"])
 def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Path, victim: str, preload: bool) -> None:
-    """multiprocessing's helper clears up names that nobody removed, and would say so where `taskq worker` runs."""
+    """multiprocessing's helper removes the names that are left, and would give a warning on the terminal of `taskq
+    worker`."""
     fleet = Fleet(home, preload=preload).start().wait_ready()
     if victim == "broker":
         fleet.kill(fleet.broker_pid)
@@ -435,7 +438,7 @@ def test_the_helper_is_killed_while_a_consumer_boots(
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has reaped does not."""
+    """Whether a process runs; a zombie does not."""
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
@@ -608,7 +611,7 @@ def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
 
 
 def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client asks for thousands of jobs that nobody knows: the loop is not held up by a listing for each."""
+    """A client asks for thousands of unknown jobs: the loop does not list the spool for each of them."""
     directory = Directory(home).create()
     store = SQLiteStore(directory.journal)
     committer = Committer(

@@ -1,4 +1,4 @@
-"""Fuzzing of all that decodes bytes from outside: what they hold is told, or refused with the error that is promised.
+"""Fuzzing of everything that decodes bytes from outside: they are decoded, or refused with the promised error.
 
 TASKQ_FUZZ says how many inputs each property gets. `tests/faults/fuzz_atheris.py` drives the same properties by coverage.
 """
@@ -229,7 +229,7 @@ anything = st.recursive(
 
 
 def with_wrong_fields(true: list[Any]) -> st.SearchStrategy[list[Any]]:
-    """A list of which some items are anything, or are missing, or which has more."""
+    """A list in which some items are arbitrary or missing, or which has more items."""
 
     def changed(changes: dict[int, Any], length: int, more: list[Any]) -> list[Any]:
         return ([changes.get(place, field) for place, field in enumerate(true)] + more)[:length]
@@ -314,7 +314,7 @@ def bombs(units: list[bytes], size: int) -> st.SearchStrategy[bytes]:
 
 
 def peak_bytes(decode: Callable[[], object]) -> int:
-    """How much memory decoding needs at the most; the errors that are promised are none."""
+    """How much memory decoding needs at most. The promised errors do not count as failures."""
     tracemalloc.start()
     try:
         with suppress(TaskQError, CorruptPayload):
@@ -359,7 +359,7 @@ def told(pieces: list[bytes]) -> Told:
 
 
 def one_by_one(stream: bytes) -> list[bytes]:
-    """A stream cut at the ends of its frames, as far as they are true: no message can be lost to a later error."""
+    """A stream cut at the ends of its valid frames, so that no message can be lost to a later error."""
     pieces, at = [], 0
     while len(stream) - at >= 8:
         end = at + max(8, 4 + int.from_bytes(stream[at : at + 4], "big"))
@@ -436,7 +436,7 @@ def test_hellos(envelope: list[Any]) -> None:
 
 @fuzz(envelope=submits, body=st.just(CALL) | st.binary(max_size=40))
 def test_submissions(envelope: list[Any], body: bytes) -> None:
-    """A submission of so many ids as payloads, or an error."""
+    """A submission with as many ids as payloads, or an error."""
     counted()
     try:
         submission = submission_of(None, envelope, memoryview(body))
@@ -946,7 +946,7 @@ def test_a_fleet_lives_on(shared_fleet: Fleet, stream: bytes) -> None:
 
 
 def test_the_fleet_is_the_one_that_was_started(shared_fleet: Fleet) -> None:
-    """After all of this the same processes run jobs, and the log tells of no bug."""
+    """After all of this the same processes run jobs, and there is no bug in the log."""
     use(jobs.q, shared_fleet.home)
     assert list(jobs.add.map(range(20), timeout=10)) == list(range(1, 21))
     assert shared_fleet.count("fleet.started") == 1

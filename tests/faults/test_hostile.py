@@ -1,4 +1,4 @@
-"""Raw bytes at the socket: each costs its sender at the most, and nobody else notices."""
+"""Raw bytes at the socket: at most their sender suffers, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def greeted(raw: socket.socket) -> socket.socket:
 
 
 def test_a_flood_of_bad_clients_does_not_fill_the_log(shared: Fleet) -> None:
-    """A few are told one by one; the others are counted."""
+    """A few are reported one by one; the others are counted."""
     floods, before = 300, rejections(shared)
     for _ in range(floods):
         with connected(shared, b"GET / HTTP/1.1\r\n\r\n") as raw:
@@ -87,7 +87,7 @@ def test_a_flood_of_bad_clients_does_not_fill_the_log(shared: Fleet) -> None:
 
 
 def rejections(fleet: Fleet) -> list[dict[str, Any]]:
-    """What the log tells of refused clients."""
+    """What the log says about refused clients."""
     return fleet.events("client.rejected")
 
 
@@ -335,7 +335,7 @@ class ServerByHand:
         self.path = str(directory.socket_path())
 
     def monotonic(self) -> float:
-        """The time that the server is told."""
+        """The time that the server sees."""
         return self.now
 
     time = monotonic

@@ -1,4 +1,5 @@
-"""There is no process for a consumer: what it needs is used up, or the system is not set up. Nobody else dies of it."""
+"""A consumer cannot be started, since a resource is used up or the system is not set up for it. Nothing else dies of
+it."""
 
 from __future__ import annotations
 

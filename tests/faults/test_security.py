@@ -83,7 +83,8 @@ def test_again_in_a_user_namespace() -> None:
 
 
 def as_user(uid: int, action: Callable[[], Any]) -> Any:
-    """What a process of another user gets from an action, as JSON; its error as text. It is forked and not started anew,
+    """What a process of another user gets from an action, as JSON; its error as text. It is forked and not started
+    anew,
     so that it needs no right to read this Python."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -244,7 +245,8 @@ def check_modes(home: Path) -> None:
 @two_users
 @pytest.mark.parametrize("mask", [0o022, 0o000], ids=oct)
 def test_another_user_gets_nowhere(place: Path, mask: int) -> None:
-    """Whatever the umask of who starts a fleet: no other user reads, lists, connects, plants or removes anything."""
+    """Whatever the umask of the user who starts a fleet, no other user can read, list, connect, add or remove
+    anything."""
     home = place / "queue"
     use(jobs.q, home)
     with umask(mask):
@@ -325,7 +327,8 @@ def test_a_fleet_that_is_not_root(place: Path, as_owner: str, monkeypatch: pytes
 
 @two_users
 def test_whose_fleet_it_is(place: Path, as_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another user is told whose it is, and is not told to start one; root may look, also while it is stopped."""
+    """Another user is told who owns the fleet, and is not advised to start one. Root may look, even while it is
+    stopped."""
     home = place / "owner" / "queue"
     home.parent.mkdir(mode=0o755)
     os.chown(home.parent, OWNER, OWNER)
@@ -400,7 +403,7 @@ def test_an_open_directory_is_refused(place: Path, mode: int) -> None:
 
 @two_users
 def test_a_directory_opened_while_the_fleet_runs(place: Path) -> None:
-    """Even then no other user reads a file, and who connects is dropped and told of."""
+    """Even then no other user can read a file, and a user who connects is disconnected and logged."""
     home = place / "queue"
     use(jobs.q, home)
     with running(Fleet(home, consumers=1)) as fleet:
@@ -427,7 +430,7 @@ def test_the_directory_of_another_user_is_refused(place: Path) -> None:
 
 
 def test_a_link_of_my_own_may_lead_to_the_directory(place: Path) -> None:
-    """What is checked is where it leads."""
+    """The directory that it leads to is checked."""
     home = Directory(place / "queue").create().path
     (place / "link").symlink_to(home)
     assert worker(place / "link").returncode == Exit.OK
@@ -677,7 +680,7 @@ EVIL = {
 
 @pytest.fixture(scope="module")
 def evil_app(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An application whose jobs write what they are told."""
+    """An application whose jobs write whatever text they get."""
     path = tmp_path_factory.mktemp("evil") / "evil_app.py"
     path.write_text(APP)
     return f"{path}:q"
@@ -705,7 +708,7 @@ def ended(fleet: Fleet, job: Job[Any]) -> dict[str, Any]:
 
 
 def log_lines(fleet: Fleet) -> list[dict[str, Any]]:
-    """The whole log, of which each line must be JSON in printable ASCII."""
+    """The whole log. Each line must be JSON in printable ASCII."""
     data = b"".join(path.read_bytes() for path in (log_path(fleet.home), output_path(fleet.home)) if path.exists())
     assert set(data) <= set(range(0x20, 0x7F)) | {0x0A}
     return [json.loads(line) for line in data.splitlines()]
@@ -778,7 +781,7 @@ def test_own_fields_are_not_forged(evil_fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("name", ["self", "method_name", "exc_info", "stack_info", "", "args", "_logger", "event_"])
 def test_no_field_disturbs_the_broker(tmp_path: Path, name: str) -> None:
-    """A field may be called as a parameter of the logger's own functions: what writes the log must not fail by it.
+    """A field may have the name of a parameter of the logger's own functions: writing the log must not fail then.
     (Without processes, since a broker that fails by each try gives up, and all tests with it.)"""
     log, fanout = configure(tmp_path, "json", stderr_fd=os.open(os.devnull, os.O_WRONLY))
     counters = SimpleNamespace(jobs_done=0)
@@ -888,7 +891,7 @@ class _Bomb:
 
 
 def test_pickles_are_opaque(evil_fleet: Fleet, tmp_path: Path) -> None:
-    """A payload that is a pickle is no payload; as an argument or a result it is bytes."""
+    """A pickle is not accepted as a payload; as an argument or a result it is just bytes."""
     bomb = pickle.dumps(_Bomb(tmp_path / "canary"))
     [job_id] = new_job_ids(1)
     client = Client(Directory(evil_fleet.home))
@@ -1035,7 +1038,8 @@ def secret_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.mark.parametrize("name", SECRET_CALLS)
 def test_arguments_are_not_logged(secret_fleet: Fleet, name: str) -> None:
-    """At the level debug: neither arguments nor results are in the log, in the status or in an error that the job did not
+    """At the level debug: neither arguments nor results are in the log, in the status or in an error that the job did
+    not
     write itself."""
     task, arguments = SECRET_CALLS[name]
     job = enqueue(secret_fleet, task, *arguments)

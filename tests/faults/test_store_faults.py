@@ -489,7 +489,7 @@ def check_refused(copy: Path, promised: Snapshot, ids: list[bytes]) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of which every part is small, so that a short life reaches all of it; and each opening reads it all."""
+    """A store whose parts are all small, so that a short life reaches every part, and each opening reads everything."""
     monkeypatch.setattr(schema_module, "_WAL_PAGES", 10)
     monkeypatch.setattr(schema_module, "_WAL_KEPT_BYTES", 32 * 1024)
     monkeypatch.setattr(schema_module, "_CACHE_KIB", 40)

@@ -1,4 +1,5 @@
-"""Unique jobs, as they are taken in: who stays, and who is told of whom. No fleet: nothing runs yet."""
+"""Unique jobs when they are admitted: which one stays, and which job each client is told of. There is no fleet: nothing
+runs."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ def test_what_is_sent_again_changes_nothing(store: SQLiteStore, replaces: bool) 
 
 
 def test_what_is_sent_again_takes_nobody_s_place(store: SQLiteStore) -> None:
-    """It gave way before its client heard of it: if the other gave way to it now, neither would run."""
+    """It was replaced before its client heard of it: if it now replaced the other in turn, neither would run."""
     ids, other, unique = list(new_job_ids(2)), *new_job_ids(1), UniqueKey("key", replaces=True)
     taken(store, ids, unique)
     assert [job.row.id for job in taken(store, [other], unique).replaced] == ids[1:]

@@ -1,4 +1,5 @@
-"""Payloads: what goes in comes out, what cannot is told with its place, and hostile bytes do no harm."""
+"""Payloads: what is encoded comes back, errors name the place of what cannot be encoded, and hostile bytes do no
+harm."""
 
 import math
 import signal
@@ -472,7 +473,7 @@ def test_an_error_of_the_user_s_own_is_chained() -> None:
 
 @pytest.mark.parametrize("levels", [100, 400])
 def test_deep_nesting_that_is_allowed_comes_back(levels: int) -> None:
-    """Lists and tuples of some hundred levels are no problem."""
+    """Lists and tuples of a few hundred levels work."""
     value = nested(levels)
     assert encode_result(ID, there_and_back(value)) == encode_result(ID, value)
     tuples = nested(levels // 2, lambda below: (below,))
@@ -675,7 +676,7 @@ def test_a_value_that_is_no_call_is_corrupt(value: Any) -> None:
     ],
 )
 def test_large_nonsense_is_refused_quickly_and_briefly(code: Ext, held: Any) -> None:
-    """Four megabytes of nonsense cost neither minutes nor a message of their own size."""
+    """Four megabytes of garbage take neither minutes nor a message of that size."""
     if isinstance(held, bytes):
         payload = packed(msgpack.ExtType(code, held))
     else:
@@ -686,7 +687,7 @@ def test_large_nonsense_is_refused_quickly_and_briefly(code: Ext, held: Any) -> 
 
 
 def test_msgpack_s_own_timestamp_decodes_to_a_number() -> None:
-    """msgpack decodes its timestamps by itself; no class of its own comes out."""
+    """msgpack decodes its own timestamps; none of its classes is returned."""
     assert decode_result(ID, packed(msgpack.Timestamp(5))) == 5.0
 
 
@@ -765,7 +766,7 @@ def test_scalars_of_numpy_come_back() -> None:
     ],
 )
 def test_other_arrays_are_refused(make: Any) -> None:
-    """Objects, structures and subclasses are told with their place."""
+    """Objects, structures and subclasses are refused, with their place."""
     with pytest.raises(PayloadError, match=r"args\[0\]\['a'\]: a numpy"):
         encode_call(ID, ({"a": make()},), {})
 
@@ -816,7 +817,7 @@ Hue = NewType("Hue", Color)
     ],
 )
 def test_nothing_to_convert_costs_nothing(hint: Any) -> None:
-    """Annotations without a class to rebuild, and things that are no annotations, have no caster."""
+    """Annotations without a class to rebuild, and things that are not annotations, have no caster."""
     assert caster(hint) is None
 
 
@@ -887,7 +888,7 @@ def test_fields_that_init_does_not_take_are_kept() -> None:
 
 
 def test_a_field_that_the_sender_did_not_know_gets_its_default() -> None:
-    """Jobs outlive the code that sent them: a new field with a default is no error, an unknown one is."""
+    """Jobs outlive the code that sent them: a new field with a default is not an error, an unknown one is."""
     cast = caster(Point)
     assert cast is not None
     assert cast({"x": 5}) == Point(5, 0)
@@ -956,7 +957,7 @@ def test_surplus_arguments_reach_the_function() -> None:
 
 
 def test_annotations_that_cannot_be_resolved_convert_nothing() -> None:
-    """A name that only a type checker sees is no error."""
+    """A name that only a type checker sees is not an error."""
 
     def unresolvable(a: "NoSuchName", color: Color) -> "Color":  # type: ignore[name-defined]  # noqa: F821
         raise NotImplementedError

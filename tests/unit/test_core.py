@@ -65,7 +65,7 @@ class Job:
         return row
 
     def failures(self, attempts: int, snoozes: int) -> int:
-        """Of so many attempts, so many of them snoozed, those that count against its retries."""
+        """How many of these attempts, some of them snoozed, count against the retries."""
         return attempts - self.crashes - snoozes - self.forgiven[0]
 
 
@@ -342,7 +342,8 @@ class World(RuleBasedStateMachine):
 
     @rule(queues=st.sets(st.sampled_from("abc")))
     def pause(self, queues: set[str]) -> None:
-        """Queues are paused, others go on; what was sent of them and has not started is taken back."""
+        """Some queues are paused, others go on. Jobs of paused queues that were sent but have not started are taken
+        back."""
         self.paused = queues
         self.core.pause(queues)
         for key in self.consumers:
@@ -501,7 +502,7 @@ class World(RuleBasedStateMachine):
                     job.snoozes,
                 )
             else:
-                # into another queue it goes by way of the store
+                # a job that changes its queue goes through the store
                 expected[seq] = self._after_crash(
                     job, StoredState.SCHEDULED if job.spec.crash_queue else StoredState.QUEUED
                 )
@@ -771,7 +772,7 @@ def test_a_consumer_is_topped_up_at_half() -> None:
 
 
 def test_a_held_up_consumer_gets_nothing(core: Core) -> None:
-    """Behind a long job waits no other, until it has ended."""
+    """No other job waits behind a long one, until that has ended."""
     core.retire(2)
     core.submitted(rows(1))
     core.dispatch(0.0, 0.0)
@@ -789,7 +790,7 @@ def test_recalls_for_one_that_idles(core: Core) -> None:
     core.submitted(rows(6))
     [batch] = core.dispatch(0.0, 0.0)
     assert len(batch.rows) == 6
-    assert core.recalls(1.0) == []  # nobody idles
+    assert core.recalls(1.0) == []  # no consumer is idle
     assert core.next_recall(0.0) is None
     core.joined(3, 0.0)
     assert core.recalls(HELD_UP_S / 2) == []  # not held up yet
@@ -894,7 +895,7 @@ def test_a_job_is_not_charged_for_the_time_of_another(core: Core) -> None:
 
 
 def test_only_the_running_job_is_charged(core: Core) -> None:
-    """Its batch-mates go back without a mark; the charged one has its place again, and nobody waits behind it."""
+    """The other jobs of its batch go back uncharged. The charged one gets its old place, and no job waits behind it."""
     core.retire(2)
     core.submitted(rows(4))
     core.dispatch(0.0, 0.0)
@@ -916,7 +917,7 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
 
 
 def test_max_crashes_parks() -> None:
-    """After so many deaths a job is parked as failed, whatever its retries."""
+    """After `max_crashes` deaths a job is parked as failed, however many retries it has left."""
     core = Core()
     core.submitted(rows(1, retries=9, max_crashes=3))
     notes: list[str] = []
@@ -948,7 +949,7 @@ def test_lost_jobs_are_charged_at_the_start() -> None:
 
 
 def test_crashes_do_not_use_up_retries(core: Core) -> None:
-    """A job whose process died may still fail as often as it allows."""
+    """A job whose process died may still fail as often as its retries allow."""
     core.submitted(rows(1, retries=1))
     core.dispatch(0.0, 0.0)
     core.died(1, [Claim(1, 0.0)], ProcessExit(signal="SIGKILL"), 1e9)
@@ -1000,7 +1001,7 @@ def test_reports_that_make_no_sense_are_noted(core: Core) -> None:
 @pytest.mark.parametrize("garbage", [b"\xc1 garbage", GOOD])
 def test_an_outcome_that_is_none_loses_no_job(core: Core, garbage: bytes) -> None:
     """A consumer that reports garbage, or a failure without an error: that is a failure of its own job, what is behind
-    it is settled as it says, and what was not reported is still there when the consumer is killed."""
+    it is settled as the consumer says, and what was not reported is still there when the consumer is killed."""
     core.retire(2)
     core.submitted(rows(3))
     core.dispatch(0.0, 0.0)
@@ -1115,7 +1116,8 @@ def slow(core: Core, seconds: float) -> None:
 
 
 def test_long_jobs_fill_all_slots_and_no_more() -> None:
-    """However long they run; behind them waits none, unless a consumer is likely to be free within the time of a batch."""
+    """However long they run; behind them waits none, unless a consumer is likely to be free within the time of a
+    batch."""
     core = concurrent(10)
     slow(core, 5.0)
     core.submitted(rows(50))
@@ -1138,7 +1140,7 @@ def test_large_payloads_fill_all_slots() -> None:
 
 
 def test_nothing_waits_behind_others_while_there_are_free_slots() -> None:
-    """Few jobs go to free consumers only, more of them to where there are more."""
+    """A few jobs go only to free consumers, and more of them to consumers with more free slots."""
     core = concurrent(4, consumers=2)
     core.retire(2)
     core.submitted(rows(3))
@@ -1153,7 +1155,7 @@ def test_recalls_for_free_slots() -> None:
     core = concurrent(2, consumers=1)
     core.submitted(rows(5))
     core.dispatch(0.0, 0.0)
-    assert core.recalls(1.0) == []  # nobody else is there
+    assert core.recalls(1.0) == []  # there is no other consumer
     core.joined(2, 0.0)
     assert core.recalls(HELD_UP_S / 2) == []
     assert core.recalls(HELD_UP_S) == [1]
@@ -1162,7 +1164,7 @@ def test_recalls_for_free_slots() -> None:
 
 
 def test_a_free_slot_is_no_reason_to_ask_its_own_consumer() -> None:
-    """There is nobody to give the jobs to."""
+    """There is no other consumer to give the jobs to."""
     core = concurrent(4)
     core.submitted(rows(2))
     core.dispatch(0.0, 0.0)
@@ -1266,7 +1268,7 @@ def test_retried_jobs_are_read_in_their_turn() -> None:
 
 
 def test_a_paused_queue_is_no_work() -> None:
-    """Its jobs wait and are not read; what a consumer has of it is work still."""
+    """Its jobs wait and are not read; jobs of it that a consumer holds still count as work."""
     core = Core()
     core.submitted([JobRow(1, b"a" * 16, Spec("t", "mail"), b"x")])
     core.found(Partition("mail"), 1, 2)
@@ -1285,7 +1287,7 @@ def test_a_paused_queue_is_no_work() -> None:
 
 
 def test_what_only_the_held_up_one_may_run_is_not_sent_and_taken_back_for_ever(core: Core) -> None:
-    """A limit lets nobody else run it: it waits where it is until the long job has ended."""
+    """A limit lets no other consumer run it: it waits where it is until the long job has ended."""
     core.submitted(rows(40, concurrency=1))
     [batch] = core.dispatch(0.0, 1e9)
     for now in (HELD_UP_S, 2 * HELD_UP_S, 1.0):

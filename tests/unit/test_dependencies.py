@@ -254,7 +254,8 @@ def test_frames(flow: list[tuple[Spec, Call]]) -> None:
 
 
 def test_unique_jobs_go_alone() -> None:
-    """One of them may be left out, so the broker takes no workflow that has some (`taskq.engines.embedded.admission`)."""
+    """One of them may be left out, so the broker takes no workflow that has some
+    (`taskq.engines.embedded.admission`)."""
     keys = [None, None, "a", "b", None]
     flow = [
         (SPECS[0], Call(job_id, b"payload", None if key is None else Constraints(unique=UniqueKey(key))))
@@ -306,7 +307,7 @@ def test_what_does_not_fit_a_frame_is_reported(jobs: int, size: int, kinds: int)
 
 
 def committer_of(store: Store, core: Core, home: Path) -> Committer:
-    """A committer with nobody to talk to."""
+    """A committer without clients and consumers."""
     deaf = cast(Any, Deaf())
     return Committer(store, core, deaf, deaf, Directory(home).create(), deaf)
 
@@ -378,7 +379,7 @@ def test_spooled_jobs_do_not_come_between_an_end_and_its_children(tmp_path: Path
 def test_the_end_of_a_unique_job_counts_for_what_comes_in_with_it(
     tmp_path: Path, verdict: Verdict, replaces: bool
 ) -> None:
-    """One that has ended keeps no other out, and none takes its place; one that waits for a retry may be replaced."""
+    """A job that has ended neither keeps others out nor is replaced; one that waits for a retry may be replaced."""
     first, second = ids = list(new_job_ids(2))
     unique = [Constraints(unique=UniqueKey("key", replaces=replaces))]
     with closing(SQLiteStore(tmp_path / "journal.db")) as store:

@@ -1,4 +1,4 @@
-"""What travels and what is told of it: frames, outcomes, and the output of consumers. Hostile bytes do no harm."""
+"""What travels between processes: frames, outcomes, and the output of consumers. Hostile bytes do no harm."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_hostile_envelopes_do_no_harm(envelope: bytes) -> None:
     ],
 )
 def test_envelopes_that_are_none(envelope: bytes) -> None:
-    """Each kind of wrong msgpack is told as such."""
+    """Each kind of wrong msgpack is reported as such."""
     data = (4 + len(envelope)).to_bytes(4, "big") + len(envelope).to_bytes(4, "big") + envelope
     with pytest.raises(ProtocolError):
         Decoder().feed(data)
@@ -202,7 +202,7 @@ def test_a_large_frame_is_held_once() -> None:
 
 
 def test_frames_over_the_limits_are_not_made() -> None:
-    """The sender is told, before the peer closes the connection."""
+    """The sender gets an error, before the peer would close the connection."""
     with pytest.raises(ProtocolError, match="larger"):
         frame([Op.OK, "x" * MAX_ENVELOPE_BYTES])
     with pytest.raises(ProtocolError, match="larger"):
@@ -225,7 +225,7 @@ def test_the_largest_submit_fits() -> None:
 @quick
 @given(payloads=st.lists(st.binary(max_size=50), max_size=10))
 def test_split_is_the_opposite_of_joining(payloads: list[bytes]) -> None:
-    """A body is cut where its payloads met."""
+    """A body is cut where its payloads were joined."""
     body = memoryview(b"".join(payloads))
     assert list(split(body, [len(payload) for payload in payloads])) == payloads
 
@@ -437,14 +437,14 @@ plain_bytes = st.lists(
 @quick
 @given(data=plain_bytes, chance=st.randoms(use_true_random=False))
 def test_lines_are_cut_as_the_reference_does(data: bytes, chance: Any) -> None:
-    """Whatever the pieces; a line that is too long is told by its beginning."""
+    """Whatever the pieces are. Of a line that is too long, the beginning is reported."""
     cutter = LineCutter()
     lines = [line for piece in cut(data, chance) for line in cutter.feed(piece)] + cutter.flush()
     assert lines == reference_lines(data)
 
 
 def test_an_endless_line_takes_no_memory() -> None:
-    """It is told once, its rest is dropped, and the next line is whole again."""
+    """It is reported once, the rest is dropped, and the next line is whole again."""
     cutter = LineCutter()
     lines = []
     for _ in range(200):

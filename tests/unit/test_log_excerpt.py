@@ -1,4 +1,5 @@
-"""How much of a job's output is told: all of a little, the beginning and the end of a flood, and what was left out."""
+"""How much of a job's output is logged: all of a little, the beginning and the end of a flood, and how much was left
+out."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def test_first_and_last_lines_of_a_flood() -> None:
 
 
 def test_what_was_held_back_is_reported_when_time_allows() -> None:
-    """A flood that goes on is told now and then; one that is over to its end, though the job goes on."""
+    """Of a flood that goes on, something is logged now and then. One that is over is logged to its end, though the job
+    goes on."""
     excerpt = Excerpt(0.0)
     excerpt.take(["x"] * 50_000, 0.0, 50_000)
     assert excerpt.due(1.0) == NOTHING
@@ -66,7 +68,8 @@ def test_what_may_not_be_reported_now_is_reported_soon() -> None:
     ),
 )
 def test_nothing_is_unaccounted_for_and_all_is_bounded(writes: list[tuple[float, int, int, int]]) -> None:
-    """Told and left out add up, in order; what is told is bounded by the time that has passed."""
+    """Logged lines and lines that were left out add up, in order. What is logged is bounded by the time that has
+    passed."""
     excerpt, now, written, told = Excerpt(0.0), 0.0, 0, []
     for pause_s, count, length, most in writes:
         now += pause_s

@@ -26,7 +26,7 @@ def line(number: int, **fields: Any) -> bytes:
 
 
 def numbers(events: Iterator[dict[str, Any]]) -> list[Any]:
-    """Which events these are; a name where there is no number."""
+    """The numbers of these events; a name if an event has no number."""
     return [event.get("n", event["event"]) for event in events]
 
 
@@ -75,7 +75,7 @@ def test_last(tmp_path: Path, file: RotatingFile, last: int) -> None:
 
 
 def test_no_log(tmp_path: Path) -> None:
-    """Where there is no log there are no events."""
+    """Without a log there are no events."""
     assert list(read(tmp_path / "missing")) == []
 
 
@@ -114,7 +114,7 @@ def test_ago() -> None:
 
 
 def test_garbage_is_shown(tmp_path: Path) -> None:
-    """Lines that are no events are told, not skipped, and cost no others."""
+    """Lines that are not events are shown, not skipped, and no other line is lost."""
     path = log_path(tmp_path)
     path.parent.mkdir()
     garbage = [b"\0" * 500, b"[1]", b"\xff\xfe", b"{" * 5000, b'{"n": ' + b"1" * 5000 + b"}"]

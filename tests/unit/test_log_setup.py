@@ -208,7 +208,7 @@ def test_terminal_gets_the_console(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_full_pipe_drops_counts_and_tells(tmp_path: Path, pipe: list[int]) -> None:
-    """A pipe that nobody reads does not hold the broker; when it is read again, the losses are told."""
+    """A pipe that nobody reads does not hold up the broker; when it is read again, the losses are reported."""
     stream = Stream(pipe[1], encode)
     fanout = fanout_of(tmp_path, stream)
     for i in range(2000):

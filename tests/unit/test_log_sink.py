@@ -27,7 +27,7 @@ class Clock:
 
 
 class FailingWrite:
-    """`os.write` that fails with `errno`, or writes only so many bytes, while told to."""
+    """An `os.write` that, if asked to, fails with `errno` or writes only a number of bytes."""
 
     def __init__(self) -> None:
         self.errno = 0
@@ -154,7 +154,7 @@ def test_full_disk_drops_counts_and_tells(path: Path) -> None:
 
 
 def test_disk_that_fills_up_within_a_line(path: Path, limit_file_size: Callable[[int], None]) -> None:
-    """A line that was written in part is taken back: nothing unreadable stays, and its loss is told."""
+    """A line that was written in part is cut off: nothing unreadable stays, and the loss is reported."""
     file = RotatingFile(path)
     file.write(line("a"))
     limit_file_size(path.stat().st_size + 10)

@@ -21,7 +21,7 @@ def test_slow_jobs_all_get_lines() -> None:
 
 
 def test_above_the_rate_events_are_counted() -> None:
-    """A batch gets lines up to the rate; a second later one summary tells of the rest, once."""
+    """A batch gets lines up to the rate; a second later one summary has the rest, once."""
     throttle = JobLogThrottle(10)
     assert throttle.succeeded_many("a", 500, 5.0, 0.3, now=100.0) == 10
     assert throttle.succeeded_many("a", 10, 0.1, 0.01, now=100.5) == 0
@@ -137,7 +137,7 @@ def test_lines_of_a_flood() -> None:
     st.integers(0, 5),
 )
 def test_every_line_of_a_flood_is_reported_or_counted(lines: list[tuple[str, float, bool]], most: int) -> None:
-    """However late the counts are taken, lines and counts add up, and a second has no more lines than it may."""
+    """However late the counts are taken, lines and counts add up, and no second has too many lines."""
     limit, now = LineLimit[str](most), 0.0
     told, counted, sent = Counter[str](), Counter[str](), Counter[str]()
     times: list[tuple[str, float]] = []

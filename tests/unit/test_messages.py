@@ -133,7 +133,7 @@ def test_frames_are_written_as_they_were_recorded(name: str) -> None:
 
 
 def test_an_error_is_read() -> None:
-    """As the class that it names, and no other than those of taskq."""
+    """As the class that it names, if that is a class of taskq."""
     with pytest.raises(QueueFull, match="no room"):
         value_of(message("error"), 7)
     assert type(frames.error_of([Op.ERROR, 7, "SystemExit", "x"])) is TaskQError
@@ -313,7 +313,7 @@ TOLD_SCHEDULE = {
 
 
 def test_schedules_travel_as_they_did() -> None:
-    """By name, field for field; what a newer broker tells besides is left out."""
+    """By name, field by field; fields of a newer broker are ignored."""
     assert schedule_value(SCHEDULE) == TOLD_SCHEDULE
     assert schedule_of({**TOLD_SCHEDULE, "calendar": "work"}) == SCHEDULE
     with pytest.raises(ProtocolError, match="not a ScheduleInfo"):

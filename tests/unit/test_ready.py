@@ -27,7 +27,7 @@ from taskq.model.partition import Limit, Partition, partition_of
 from taskq.model.spec import Spec
 
 CAPACITIES = {"gpu": 3}
-#: A rate may hold a job back a hundredth of its span longer than it must.
+#: A rate may hold a job back longer than it must, by a hundredth of its span.
 RATE_SLACK = 1.011
 
 TASKS = {
@@ -57,7 +57,7 @@ class Job:
     constraints: Constraints | None
     state: str = "waiting"  # waiting, later (scheduled), sent, ended
     sent_to: int = 0
-    is_under_way: bool = False  # it was started, and is to be run again
+    is_under_way: bool = False  # it was started, and will be run again
     was_late: bool = False  # it has lost its place, or never had one
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class World(RuleBasedStateMachine):
 
     @initialize(memory_rows=st.sampled_from([0, 2, 5, 1_000]), slots=st.sampled_from([1, 3]))
     def begin(self, memory_rows: int, slots: int) -> None:
-        """Three consumers, of which one serves one queue only."""
+        """Three consumers; one of them serves only one queue."""
         self.slots = slots
         self.memory_bytes = memory_rows * ROW_BYTES
         self.consumers = {1: None, 2: frozenset("ab"), 3: frozenset("b")}
@@ -176,7 +176,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.in_state("sent"))
     @rule(data=st.data(), leaving=st.sampled_from([Release.ENDED, Release.ENDED, Release.AGAIN]))
     def end(self, data: st.DataObject, leaving: Release) -> None:
-        """A job ends, or is to be run again later."""
+        """A job ends, or will be run again later."""
         self.leave(data.draw(st.sampled_from(self.in_state("sent"))), leaving)
 
     @precondition(lambda self: self.in_state("sent"))
@@ -233,7 +233,7 @@ class World(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from("ab"), is_paused=st.booleans())
     def pause(self, queue: str, is_paused: bool) -> None:
-        """Nothing of a queue is to be sent, or again all of it."""
+        """A queue is paused or resumed."""
         self.ready.pause(queue, is_paused)
         (self.paused.add if is_paused else self.paused.discard)(queue)
 
@@ -475,7 +475,7 @@ def take(partitions: ReadyJobs, key: int = 1, most: int = 100, free_slots: int =
 
 
 def test_starts_that_count_are_sent_to_free_slots_only() -> None:
-    """Behind others they would come later than they are counted, and many of several spans at once."""
+    """Behind other jobs they would start later than they are counted, and jobs of several spans at once."""
     partitions = ReadyJobs()
     partitions.add(rows("plain", 2))
     partitions.add(rows("rated", 3, first=3))
@@ -548,7 +548,7 @@ def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
 
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
 def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory_bytes: int) -> None:
-    """They are cancelled, or expire, and nobody ever looks whether they may go."""
+    """They are cancelled, or expire, and no consumer ever asks for them."""
     partitions = ReadyJobs(memory_bytes=memory_bytes)
     for seq in range(1, 100):
         [row] = rows("ordered", 1, first=seq, constraints=Constraints(order_key=f"k{seq}"))

@@ -1,4 +1,5 @@
-"""The start of a broker: limits of jobs that wait go on where its predecessor was killed. No fleet: no process."""
+"""The start of a broker: the limits of waiting jobs continue from where its predecessor was killed. There is no
+process."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def test_what_is_due(made: Schedule, start: float, part: float, steps: int, misf
 
 @pytest.mark.parametrize("cron", ["* * * * *", "* 3 * 1 *", "0 0 29 2 *", "*/5 * * * * *"])
 def test_years_without_a_fleet_take_no_time(cron: str) -> None:
-    """A loop that looked at each of ten million times would stand still for minutes."""
+    """A loop that looked at each of ten million times would be blocked for minutes."""
     made, first = schedule(cron, zone="Europe/Berlin"), at("2000-02-29")
     start = time.process_time()
     found = due(made, first, at("2030-06-01T12:00:59"))
@@ -468,7 +468,8 @@ def test_a_clock_set_back_fires_nothing_twice(made: Schedule, start: float, back
 
 @given(st.floats(0.1, LONGEST_INTERVAL_S), moments, st.floats(0.0, 1e9))
 def test_an_interval_waits_for_no_clock_that_was_set_back(every_s: float, start: float, back_s: float) -> None:
-    """In whole intervals it catches up with the clock; as long as that goes right, there is nothing to catch up with."""
+    """In whole intervals it catches up with the clock; as long as that goes right, there is nothing to catch up
+    with."""
     made = schedule(every_s=every_s)
     row = ScheduleRow(made, next_fire(made, start), last_at=start)
     assert ahead_s(made, row.next_at, start) == 0.0

@@ -1,4 +1,5 @@
-"""The lines of jobs that run side by side in one process: marked where they are written, told apart where they are read."""
+"""The lines of jobs that run side by side in one process: marked where they are written, told apart where they are
+read."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from taskq.protocol.link.output import (
 
 
 def told(data: bytes) -> dict[int, list[str]]:
-    """What the broker makes of it: the lines of each job; 0 stands for those of nobody."""
+    """What the broker makes of it: the lines of each job; 0 stands for lines outside of jobs."""
     cutter = LineCutter()
     lines = defaultdict(list)
     for line in cutter.feed(data) + cutter.flush():
@@ -62,7 +63,7 @@ def test_each_job_has_its_own_lines(writes: list[tuple[int, str]]) -> None:
 
 
 def test_text_of_nobody_is_not_marked(tmp_path: Path) -> None:
-    """Outside of jobs it is an ordinary stream."""
+    """Outside of jobs the stream is an ordinary one."""
     with (tmp_path / "out").open("wb") as file:
         stream = JobStream(file.fileno())
         print("no", "job", file=stream)
@@ -84,7 +85,7 @@ def test_a_line_without_an_end_is_bounded(tmp_path: Path) -> None:
 
 @given(number=st.integers(1, 2**63), text=st.text(st.characters(exclude_characters="\n")))
 def test_marks_come_back(number: int, text: str) -> None:
-    """What was marked is told apart, whatever the line itself looks like."""
+    """Marked lines are recognized, whatever the line itself looks like."""
     assert split_job_mark(f"{JOB_MARK}{number}{JOB_MARK}{text}") == (number, text)
 
 
@@ -104,7 +105,7 @@ def test_marks_come_back(number: int, text: str) -> None:
     ],
 )
 def test_other_lines_are_nobodys(line: str) -> None:
-    """Also those that begin like a marked one."""
+    """Even those that begin like a marked line."""
     assert split_job_mark(line) == (0, line)
 
 
@@ -168,7 +169,7 @@ def test_stacks_are_held_back_and_reported_without_our_own_frames() -> None:
 
 
 def test_where_a_consumer_stands_that_runs_no_job() -> None:
-    """The present thread is told, also if it is in code of ours."""
+    """The current thread is shown, even if it is in our own code."""
     dump = [
         "Current thread 0x1 (most recent call first):",
         '  File "/x/taskq/consumer/loop.py", line 9 in _next_batch',

@@ -205,7 +205,7 @@ def test_whatever_happens_each_number_has_its_consumer_in_the_end(data: st.DataO
         assert len(ours) == len(set(ours)), "two at once where one is wanted"
         assert sum(consumer.replaces in succession.consumers for consumer in succession.consumers.values()) <= 1
     has_failed = succession.reload_error is not None
-    for _ in range(20):  # from now on all goes well
+    for _ in range(20):  # from now on everything works
         places.now += LONG_S
         places.start()
         for consumer in places.consumers(ProcessState.STARTING):
