@@ -24,19 +24,19 @@ settings.load_profile("taskq")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One of several processes that test hands over what it proved."""
+    """Each of several test processes passes on what it has proved."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["proof"] = dict(proof.COUNTS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """What one of several processes has proved is added to the rest."""
+    """What one of several test processes has proved is added to the rest."""
     proof.COUNTS.update(getattr(node, "workeroutput", {}).get("proof", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Says how much was proved, if all of it was run and nothing failed."""
+    """Says how much was proved, if everything was run and nothing failed."""
     if exitstatus == pytest.ExitCode.OK and len(proof.COUNTS) == len(proof.KINDS):
         terminalreporter.write_line(proof.line())
 
@@ -81,7 +81,7 @@ def make_gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
 
     yield make
     for gate in made:
-        gate.open()  # should the test have failed: nothing must wait for ever
+        gate.open()  # in case the test has failed: nothing must wait for ever
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""A broker that is there, and does not answer: clients know it after a short time, remember it, and see the end of it."""
+"""A broker that is there, and does not answer: clients know it after a short time, remember it, and see the end of
+it."""
 
 from __future__ import annotations
 
@@ -242,7 +243,7 @@ def test_status_says_who_does_not_answer(start: Callable[..., Fleet], home: Path
 def test_a_loop_that_was_busy_does_not_take_the_broker_for_a_silent_one(
     start: Callable[..., Fleet], home: Path
 ) -> None:
-    """The answer is there when the loop comes to look, however late that is."""
+    """The answer has arrived by the time that the loop looks, however late that is."""
     start().wait_ready()
 
     async def main() -> None:

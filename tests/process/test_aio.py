@@ -26,7 +26,7 @@ from taskq.protocol.ops import Op
 from taskq.system.directory import Directory
 
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-#: Every wait in these tests has an end; one that takes so long has failed.
+#: The deadline of every wait in these tests.
 DEADLINE_S = 30.0
 
 
@@ -47,7 +47,7 @@ async def add(a: int, b: int) -> int:
 
 
 async def turns(number: int) -> None:
-    """Lets the loop turn so often."""
+    """Lets the loop turn this many times."""
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -67,7 +67,7 @@ def sockets() -> set[str]:
 
 
 async def started(path: Path, number: int = 1) -> None:
-    """Waits until so many jobs have told that they run."""
+    """Waits until this many jobs have reported that they run."""
     await asyncio.to_thread(starts, path, number)
 
 
@@ -287,7 +287,7 @@ class Told(logging.Handler):
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long outage is told after a short one."""
+    """A long outage is reported after a short one."""
     monkeypatch.setattr(absence, "_TELL_AWAY_AFTER_S", 0.2)
 
 

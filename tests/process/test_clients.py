@@ -1,4 +1,5 @@
-"""Client processes: threads, forks, the end of the interpreter, brokers that are away, directories that are no good."""
+"""Client processes: threads, forks, the end of the interpreter, brokers that are away, directories that cannot be
+used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What processes share: the counters block, the flight recorder, and the two locks. With real processes, really killed."""
+"""What processes share: the counters block, the flight recorder, and the two locks. With real processes, really
+killed."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ WAIT_S = 20.0
 
 
 def obey(pipe: Connection, counters: Counters | None) -> None:
-    """A process that does what it is told, and answers."""
+    """A process that obeys commands, and answers."""
     held: list[Any] = []
     answers: dict[str, Callable[..., Any]] = {
         "pid": os.getpid,
@@ -363,7 +364,7 @@ def test_links_are_not_followed(running_map: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_broker_is_refused(tmp_path: Path, make_other: Callable[..., Other]) -> None:
-    """While a broker lives, the next one is told its process; when it is killed, the lock is free at once."""
+    """While a broker lives, the next one learns its process id; when it is killed, the lock is free at once."""
     lock = tmp_path / "lock"
     broker = make_other()
     broker.do("take_broker_lock", str(lock), os.getpid())
@@ -504,7 +505,7 @@ def test_lock_kinds_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 def test_old_consumers_are_ended_by_a_process_with_many_files(tmp_path: Path, make_other: Callable[..., Other]) -> None:
-    """A number above what `select` knows is no obstacle."""
+    """A descriptor with a number above what `select` can take works."""
     lock = tmp_path / "consumers.lock"
     other = make_other()
     other.do("own_group")

@@ -1,4 +1,4 @@
-"""Who waits for whom: jobs behind a job that hangs, or takes long, while there is a backlog, so that no consumer idles.
+"""Which job waits for which: jobs behind one that hangs or takes long, with a backlog, so that no consumer is idle.
 
 The core decides, and the consumers here are simulated as far as that matters: they claim in order, run, report after 20
 ms at the latest, can be stopped, and die. At the end a real fleet.

@@ -207,7 +207,8 @@ def test_retry_and_purge_for_asyncio(fleet: Fleet, missing: Path) -> None:
 
 
 def test_purging_the_queued_empties_a_queue(fleet: Fleet, gate: Gate, tmp_path: Path) -> None:
-    """What runs goes on; what waits is gone, also what was sent to a consumer, and its waiters hear of it."""
+    """Running jobs go on; waiting jobs are removed, even those that were sent to a consumer, and whoever waits for them
+    is told."""
     held = jobs.hold.enqueue(str(gate.path), str(tmp_path / "held"))
     starts(tmp_path / "held", 1)
     waiting = jobs.note.enqueue_many([(str(tmp_path / "noted"), str(number)) for number in range(20)])
@@ -303,7 +304,7 @@ def test_arguments_that_make_no_sense(shared: Fleet, call: Callable[[], object],
 
 
 def test_jobs_page_by_page(shared: Fleet) -> None:
-    """The newest first, each once, whatever ends meanwhile; jobs that run are told as running."""
+    """The newest first, each once, whatever ends in the meantime. Jobs that run are shown as running."""
     made = jobs.add.options(queue="pages").enqueue_many((number,) for number in range(7))
     made[-1].wait(10)
     wait_until(lambda: len(q.jobs("succeeded", queue="pages")) == 7, "all ended")
@@ -333,7 +334,7 @@ def test_jobs_that_run(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
 
 
 def test_the_dead_letters_by_command(fleet: Fleet, missing: Path) -> None:
-    """List, page, look at one, retry all of a task, and hear that there is nothing more to do."""
+    """List them, page through them, look at one, retry all of a task, and see that nothing is left to do."""
     made = failed(missing, 3)
     listed = taskq(fleet.home, "jobs", "--state", "failed", "--limit", "2")
     head, newest, older = listed.stdout.splitlines()

@@ -16,7 +16,7 @@ from taskq.testing.fleet import InProcessFleet
 
 #: Comes and goes in one round.
 KEYS = 200
-#: Of so many it is kept that they were there.
+#: This many keys may be remembered.
 KEPT_KEYS = 100
 
 q = TaskQ("keys")
@@ -67,7 +67,7 @@ def round_of_keys(fleet: InProcessFleet, number: int) -> None:
 
 
 def drain(fleet: InProcessFleet) -> None:
-    """Runs all that there is, and lets time pass until nothing of it counts any more."""
+    """Runs all jobs, and lets time pass until none of them counts any more."""
     while fleet.run_next() is not None or fleet.next_moment(with_schedules=False) is not None:
         moment = fleet.next_moment(with_schedules=False)
         if moment is not None:

@@ -71,7 +71,7 @@ def test_a_job_within_its_limit_is_left_alone(fleet: Fleet, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("how", ["shared", "children"])
 def test_what_the_kernel_does_not_count_is_seen_and_killed(fleet: Fleet, tmp_path: Path, how: str) -> None:
-    """With the figures; by the way of a timeout, so it is no crash."""
+    """With the figures. It is handled like a timeout, so it is not a crash."""
     before = fleet.consumer_pids()
     job = limited.eats.enqueue(str(tmp_path / "log"), how, 450)
     assert job.result(timeout=20) == "enough"

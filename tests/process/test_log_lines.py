@@ -84,7 +84,7 @@ def test_an_exception_is_reported_as_a_block(one: Fleet, length: int) -> None:
         assert "\\n" not in lines[0]
 
 
-# -- how much of it is told
+# -- how much of it is reported
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -92,7 +92,7 @@ def test_an_exception_is_reported_as_a_block(one: Fleet, length: int) -> None:
 def test_a_chatty_job_is_reported_by_its_beginning_and_its_end(
     start: Start, home: Path, how: str, threads: int
 ) -> None:
-    """What is left out between is told with the job, before its last lines and its end."""
+    """The number of lines left out in between is reported with the job, before its last lines and its end."""
     use(log_lines.q, home)
     fleet = start(LOG_LINES, consumers=1, threads=threads)
     count = 30_000
@@ -182,7 +182,7 @@ def test_a_killed_job_took_as_long_as_it_took(one: Fleet, tmp_path: Path) -> Non
 
 
 def test_a_hang_has_a_stack(one: Fleet, tmp_path: Path) -> None:
-    """A kill by the broker is told as one, with the job, and where all threads stood; it is no crash."""
+    """A kill by the broker is reported as such, with the job and the stacks of all threads; it is not a crash."""
     job = log_lines.hang_in_c.enqueue(str(tmp_path / "starts"))
     with pytest.raises(JobFailed):
         job.result(timeout=15)

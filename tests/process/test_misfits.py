@@ -1,4 +1,4 @@
-"""Typos, and what a fleet lacks that its application needs, are told at once, with the nearest name."""
+"""Typos, and things that an application needs but its fleet lacks, are reported at once, with the nearest name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""However a job ends, its end is told, as one that the broker can read; and one that it cannot read harms no other job."""
+"""However a job ends, its end is reported in a form that the broker can read; one that it cannot read harms no other
+job."""
 
 from __future__ import annotations
 
@@ -105,7 +106,7 @@ def test_every_wish_is_sent_as_one_that_can_be_granted(kind: Any, delay: Any, re
 
 
 def core_with(count: int, retries: int = 0) -> Core:
-    """One consumer, which was sent so many jobs."""
+    """One consumer, to which this many jobs were sent."""
     core = Core()
     core.joined(1, 0.0)
     core.submitted(
@@ -395,7 +396,8 @@ def test_the_application_may_send_its_output_elsewhere(start: Start, tmp_path: P
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_who_goes_on_writing_does_not_hold_up_a_burial(start: Start, threads: int) -> None:
-    """What the pipe held when the consumer died is told; what others write to it, without end, is nobody's."""
+    """What was in the pipe when the consumer died is logged. What other processes go on writing to it belongs to no
+    job."""
     fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
     use(misbehaved.q, fleet.home)
     job = misbehaved.leaves_a_writer_and_dies.enqueue()
@@ -430,7 +432,7 @@ def test_a_descriptor_is_known_by_what_is_behind_it(tmp_path: Path) -> None:
 def test_who_takes_the_descriptors_of_its_consumer_is_charged(
     start: Start, tmp_path: Path, task: Any, threads: int
 ) -> None:
-    """At once, and it is told why; the jobs behind it run in the next consumer."""
+    """At once, and the reason is logged; the jobs behind it run in the next consumer."""
     fleet = start(APP, environment=_PATHS, consumers=1, threads=threads)
     use(misbehaved.q, fleet.home)
     job = task.enqueue(str(tmp_path / "log"))

@@ -1,4 +1,4 @@
-"""Schedules on real fleets: they fire on time and never twice, whatever dies, and do what they are told."""
+"""Schedules on real fleets: they fire on time and never twice, whatever dies, and obey commands."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def declare(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 @pytest.fixture
 def schedules(shared: Fleet) -> Iterator[Any]:
-    """The schedules of the shared fleet, none of which is left."""
+    """The schedules of the shared fleet. None of them is left afterwards."""
     yield jobs.q.schedules
     for info in jobs.q.schedules.list():
         jobs.q.schedules.remove(info.name)
@@ -79,7 +79,7 @@ def info_of(app: TaskQ, name: str) -> ScheduleInfo:
 
 
 def let_pass(fires: int) -> None:
-    """Waits until so many multiples of EVERY_S are over."""
+    """Waits until this many multiples of EVERY_S are over."""
     end = time.time() + fires * EVERY_S
     wait_until(lambda: time.time() > end, "time for some fires")
 
@@ -146,7 +146,7 @@ def test_fires_are_on_time(start: Start, declare: Any, tmp_path: Path) -> None:
 
 
 def test_schedules_fire_with_threads(start: Start, declare: Any, tmp_path: Path) -> None:
-    """A consumer that runs several jobs at once tells of the schedules in the code, too."""
+    """A consumer that runs several jobs at once also reports the schedules in the code."""
     path = tmp_path / "starts"
     declare({"task": "note", "every": "200ms", "args": [str(path), "x"]})
     start(PERIODIC, threads=4)
@@ -192,7 +192,7 @@ def test_overlap(start: Start, declare: Any, gate: Gate, tmp_path: Path) -> None
 
 
 def test_a_fire_is_kept_back(start: Start, declare: Any, gate: Gate, tmp_path: Path) -> None:
-    """One at the most, also across a power cut; it starts when the one before has ended."""
+    """At most one, even across a power cut; it starts when the one before has ended."""
     path = tmp_path / "starts"
     declare({"task": "hold", "every": EVERY_S, "args": [str(path), gate.path], "overlap": "buffer_one"})
     fleet = start(PERIODIC, consumers=2)

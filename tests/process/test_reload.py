@@ -1,4 +1,4 @@
-"""New code for a fleet that runs: consumers that are replaced while others die, and what the user is told of it."""
+"""New code for a running fleet: consumers that are replaced while others die, and what the user learns about it."""
 
 from __future__ import annotations
 

@@ -469,7 +469,7 @@ def test_progress(fleet: Fleet, tmp_path: Path, gate: Gate) -> None:
 
 
 def test_progress_is_that_of_the_attempt(fleet: Fleet, tmp_path: Path, make_gate: Callable[[], Gate]) -> None:
-    """What the attempt before has told is told no more."""
+    """What the previous attempt reported is no longer shown."""
     first, second = make_gate(), make_gate()
     job = retrying.tells_once.enqueue(str(tmp_path / "log"), first.path, second.path)
     wait_until(lambda: job.info().progress == Progress(1, 2), "what the first attempt tells is known")

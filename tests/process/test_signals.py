@@ -1,4 +1,5 @@
-"""What stops a fleet and what reloads it: a terminal that is closed, SIGHUP by `kill`, SIGTERM that comes twice at once."""
+"""What stops a fleet and what reloads it: a terminal that is closed, SIGHUP by `kill`, SIGTERM that comes twice at
+once."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def test_nohup_outlives_the_terminal_and_is_reloaded_by_kill(home: Path, termina
 
 
 def test_two_sigterms_at_once_are_one(home: Path, gate: Gate, tmp_path: Path) -> None:
-    """`timeout` sends one to its child and one to all of its group; systemd one to the guardian and one to the broker."""
+    """`timeout` sends one to its child and one to all of its group; systemd one to the guardian and one to the
+    broker."""
     fleet = Fleet(home, stop_timeout_s=60.0).start()
     job = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
     starts(tmp_path / "held", 1)
@@ -158,7 +160,7 @@ def test_a_broker_that_is_stopped_does_not_hold_up_the_end(
 
 
 def test_a_fleet_stops_while_its_broker_starts(home: Path) -> None:
-    """A broker that has just taken the place of one that died is told to stop before its loop runs: it stops then."""
+    """A broker that has just replaced a dead one is told to stop before its loop runs: it stops."""
     fleet = Fleet(home, consumers=1, stderr_level="critical").start().wait_ready()
     guardian, died = psutil.Process(guardian_of(fleet)), fleet.broker_pid
     fleet.kill(died)

@@ -29,7 +29,7 @@ from taskq.protocol.codec import encode_call
 from taskq.protocol.submissions import Call, Submission, submit_frame
 from taskq.system.directory import Directory
 
-#: Enough for many portions, each of which takes the broker some milliseconds.
+#: Enough for many portions; each takes the broker a few milliseconds.
 MANY = 3_000
 
 

@@ -150,7 +150,7 @@ def test_native_output_is_reported_with_the_consumer(many: Fleet) -> None:
 
 @pytest.mark.parametrize("how", ["awaits", "spins", "sleeps"])
 def test_timeout_of_a_coroutine(many: Fleet, tmp_path: Path, how: str) -> None:
-    """It is cancelled, or, if it does not let go of the loop, interrupted; the others go on."""
+    """It is cancelled, or interrupted if it blocks the loop; the others go on."""
     before = many.consumer_pids()
     beside = slots.nap.enqueue_many([(0.4,)] * 10)
     job = slots.overdue.enqueue(str(tmp_path / "starts"), how)

@@ -1,4 +1,4 @@
-"""Clients of version 1 of the protocol, by the bytes that they sent: who is refused, and what is understood."""
+"""Clients of version 1 of the protocol, by the bytes that they sent: which are refused, and what is understood."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPOOLED = bytes.fromhex(
 
 
 def test_a_client_of_version_1_is_told_to_upgrade(shared: Fleet) -> None:
-    """It could not read what is told of a job; the fleet serves others as before."""
+    """It could not read the info of a job; the fleet serves other clients as before."""
     with closing(socket.socket(socket.AF_UNIX)) as raw:
         raw.settimeout(10)
         raw.connect(str(shared.client.directory.socket_path()))

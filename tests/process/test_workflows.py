@@ -461,7 +461,7 @@ def test_children_of_several_at_once(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(150)
 def test_children_through_kills(start: Start, tmp_path: Path) -> None:
-    """A line of jobs, each of which makes the next: none is lost, none is made twice."""
+    """A sequence of jobs, each of which makes the next: none is lost, none is made twice."""
     fleet = start()
     path = tmp_path / "starts"
     lines = 4

@@ -1,4 +1,5 @@
-"""The house: rooms that import downward only, files that can be held in the head, a pure core, a light `import taskq`."""
+"""The house: rooms that import downward only, files that can be held in the head, a pure core, a light `import
+taskq`."""
 
 from __future__ import annotations
 
@@ -239,7 +240,7 @@ def test_functions_can_be_held_in_the_head() -> None:
 
 
 MAP = ROOT / "README.md"
-#: What the map announces. What has come is told as the rest, and leaves this set.
+#: What the map announces as planned. A room that has been built becomes a row of the map, and leaves this set.
 PLANNED = {"web/", "contrib/", "engines/postgres/"}
 PLANNED_CLASSES: set[str] = set()
 
@@ -335,7 +336,7 @@ PURE = {
 
 @pytest.mark.parametrize("name", [name for name in modules() if name.startswith("broker.core.")])
 def test_the_core_is_pure(name: str) -> None:
-    """It imports no clock, no chance and no system, and of taskq the model alone."""
+    """It imports no clock, no randomness and nothing of the system, and of taskq only the model."""
     tree = ast.parse(modules()[name].read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

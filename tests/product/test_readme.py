@@ -1,4 +1,5 @@
-"""The README keeps its word: its Python runs as it is pasted, its commands, options, files and links exist, and its lists
+"""The README keeps its word: its Python runs as it is pasted, its commands, options, files and links exist, and its
+lists
 are those of the code."""
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def test_shop(folder: Path) -> None:
 
 
 def test_a_fleet_for_shop_needs_nothing_else(folder: Path) -> None:
-    """Its tasks load in real consumers, and with the resources that a comment names no misfit is told."""
+    """Its tasks load in real consumers, and with the resources that a comment names no misfit is reported."""
     needs = re.search(r"taskq (worker --resources gpu=2)", snippets()["shop.py"])
     assert needs is not None
     run(folder, "-m", "taskq", *needs[1].split(), "--drain", "shop.py:q")

@@ -1,4 +1,5 @@
-"""The types of the public face, as mypy and pyright see them: right code passes, and each wrong call is an error there."""
+"""The types of the public face, as mypy and pyright see them: right code passes, and each wrong call is an error
+there."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def mypy(name: str, cache: Path) -> dict[int, str]:
 
 
 def pyright(name: str, _cache: Path) -> dict[int, str]:
-    """What pyright says of a file, by line. A wrong decorator argument is told on the decorator's line, as by mypy."""
+    """What pyright says about a file, by line. A wrong decorator argument is reported on the decorator's line, as by
+    mypy."""
     run = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, name],
         cwd=FILES,

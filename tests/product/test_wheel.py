@@ -124,7 +124,7 @@ class Installed(NamedTuple):
         return done.stdout
 
     def variables(self, home: str) -> dict[str, str]:
-        """The environment of a user who has installed nothing but this."""
+        """The environment of a user who has installed nothing else."""
         return {
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
             "HOME": str(self.project),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Of what was sent so long before the death of the broker, the rates may not be recorded yet: see `taskq.engines.embedded.committer`.
 _RECORDED_WITHIN_S = 1.1
-#: A message takes so long at the most: a start may come so much later than it was sent.
+#: A message takes at most this long: a start may come this much later than the job was sent.
 _ON_ITS_WAY_S = 0.2
 
 
@@ -60,7 +60,7 @@ def _until(h: History, start: Start, end: End | None) -> float:
 
 
 def _most_at_once(spans: Iterable[tuple[float, float, int]]) -> int:
-    """The largest sum of amounts, each of which counts from one moment to another."""
+    """The largest sum of amounts that count at the same time; each counts from one moment to another."""
     changes = [change for since, until, amount in spans for change in ((since, amount), (until, -amount))]
     most = used = 0
     for _, change in sorted(changes):  # what ends in a moment makes room for what begins in it

@@ -1,4 +1,5 @@
-"""Real fleets for the end-to-end tests: started, watched, killed and stopped, with a check that nothing of them is left.
+"""Real fleets for the end-to-end tests: started, watched, killed and stopped, with a check that nothing of them is
+left.
 
 Nothing here sleeps for a guess of a time: waits are for events of the log, ends of processes, files and answers, each
 with a deadline.
@@ -39,7 +40,7 @@ from taskq.model.settings import Settings
 from taskq.broker.guardian import Guardian
 sys.exit(Guardian(sys.argv[1], Settings(**json.loads(sys.argv[2]))).run())
 """
-#: Longer than anything here takes on a busy machine; a test that waits so long has failed.
+#: Longer than anything here takes on a busy machine; a test that waits this long has failed.
 DEADLINE_S = 20.0
 _POLL_S = 0.005
 #: Never right, in no test.
@@ -70,7 +71,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 def wait_for_file(path: Path, lines: int = 1) -> list[str]:
-    """Waits until a file has so many whole lines, and returns them."""
+    """Waits until a file has this many whole lines, and returns them."""
 
     def whole() -> list[str]:
         text = path.read_text() if path.exists() else ""
@@ -92,7 +93,7 @@ class Started(NamedTuple):
 
 
 def starts(path: Path, count: int = 0) -> list[Started]:
-    """What jobs recorded in a file, after waiting for so many lines."""
+    """What jobs recorded in a file, after waiting until it has this many lines."""
     lines = wait_for_file(path, count) if count else path.read_text().splitlines() if path.exists() else []
     fields = [line.split() for line in lines]
     return [Started(label, job_id, int(attempt), int(pid), float(at)) for label, job_id, attempt, pid, at in fields]

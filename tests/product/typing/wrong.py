@@ -41,7 +41,7 @@ add.starmap([(1, "a")])  # wrong: the second of each
 add.starmap([1, 2])  # wrong: no tuples
 add.starmap([(1, 2)], order=True)  # wrong: no such option
 add.enqueue_many([("a",)])  # wrong: the first of each
-add.enqueue_many(["ab"])  # wrong: a text is no tuple
+add.enqueue_many(["ab"])  # wrong: a text is not a tuple
 five.enqueue_many([(1, 2, 3.0, b"d", True)])  # wrong: the second of each
 texts: list[str] = list(add.map([1]))  # wrong: the results are numbers
 
@@ -49,7 +49,7 @@ texts = gather([add.enqueue(1)])  # wrong: the results are numbers
 text = chain(add.step(1), add.step()).enqueue().result()  # wrong: the result is an int
 text = chord([add.step(1)], add.step()).enqueue().result()  # wrong: the result is an int
 numbers: list[int] = gather([add.enqueue(1)], errors="return")  # wrong: errors are among them
-gather([add])  # wrong: a task is no job
+gather([add])  # wrong: a task is not a job
 gather([add.enqueue(1)], errors="ignore")  # wrong: no such choice
 for job in as_completed([add.enqueue(1)]):
     text = job.result()  # wrong: the result is an int

@@ -16,7 +16,7 @@ q = TaskQ("tests-constraints", url="/proc/nonexistent" if __name__ == "apps.cons
 
 @q.task
 def note(path: str, label: str) -> float:
-    """Tells that it ran; returns when."""
+    """Notes that it ran. Returns the time."""
     now = time.time()
     record(path, label)
     return now
@@ -59,7 +59,7 @@ def debounced(name: str, label: str) -> str:
 
 @q.task(concurrency=2)
 def two(path: str, seconds: float, gate: str = "") -> None:
-    """Two at once, whatever the number of consumers."""
+    """At most two at once, whatever the number of consumers."""
     append(path, f"+ {time.monotonic()}")
     if gate:
         pass_gate(gate)
@@ -69,7 +69,7 @@ def two(path: str, seconds: float, gate: str = "") -> None:
 
 @q.task(concurrency=1, limit_by=["account"])
 def by_account(account: str, path: str, gate: str) -> None:
-    """One at once of each account."""
+    """One at a time for each account."""
     record(path, account)
     pass_gate(gate)
 
@@ -82,7 +82,7 @@ def rated() -> float:
 
 @q.task(ordered_by=["account"], retries=2, max_crashes=3)
 def ordered(account: str, number: int, path: str, fails: bool = False) -> None:
-    """In order, also when one fails at first."""
+    """In order, even if one of them fails at first."""
     if fails and current_job().attempt == 1:
         raise ValueError("the first time")
     record(path, f"{account}-{number}")
@@ -90,7 +90,7 @@ def ordered(account: str, number: int, path: str, fails: bool = False) -> None:
 
 @q.task(resources={"gpu": 1})
 def on_gpu(path: str, seconds: float) -> None:
-    """Takes the gpu."""
+    """Needs the gpu."""
     append(path, f"+ {time.monotonic()}")
     time.sleep(seconds)
     append(path, f"- {time.monotonic()}")

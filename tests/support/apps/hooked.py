@@ -1,4 +1,4 @@
-"""An application with hooks: they tell what they do in the file of $HOOKS. See apps/jobs.py."""
+"""An application with hooks that note what they do in the file $HOOKS. See apps/jobs.py."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def work(label: str, fails: int = 0) -> str:
 
 @q.task(retries=1)
 def asks(*wishes: str) -> int:
-    """Raises in each attempt what the job wishes then; returns the number of the attempt that wishes nothing."""
+    """Raises what is given for each attempt, and returns the number of the first attempt for which nothing is given."""
     attempt = current_job().attempt
     if attempt <= len(wishes):
         raise {"retry": Retry(delay=5), "snooze": Snooze(60), "cancel": Cancel(), "late": JobTimeout()}[
@@ -63,7 +63,7 @@ def typed(day: date, path: Path, many: np.ndarray[Any, Any] | None = None) -> st
 
 @q.task(retries=0)
 def unfit() -> object:
-    """Returns what cannot travel."""
+    """Returns something that cannot be serialized."""
     return object()
 
 
@@ -83,7 +83,7 @@ def chain(left: int) -> None:
 
 @q.task
 def hurries() -> None:
-    """Enqueues something more urgent than what waits."""
+    """Enqueues a job that is more urgent than those that wait."""
     work.options(priority=9).enqueue("urgent")
 
 
@@ -96,7 +96,7 @@ def parent(label: str, fails: int = 0) -> None:
 
 @q.task(retries=2)
 def resumes(fails: int) -> list[int]:
-    """Goes on where the last attempt was."""
+    """Continues where the last attempt was."""
     job = current_job()
     done: list[int] = job.last_checkpoint or []
     done = [*done, job.attempt]
@@ -138,7 +138,7 @@ def around(_job: CurrentJob) -> Iterator[None]:
 
 @hooked.task
 def looks() -> tuple[float, float | None, str] | None:
-    """Tells how far it is, and looks what others are told."""
+    """Reports its progress, and looks at what others see of it."""
     ran.append("looks")
     current_job().progress(1, 2, "half")
     progress = hooked.job(current_job().id).info().progress

@@ -1,4 +1,4 @@
-"""The tasks of the end-to-end tests. What a job did is told by lines that it appends to a file, in one write each."""
+"""The tasks of the end-to-end tests. A job notes what it does in lines that it appends to a file, in one write each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def append(path: str, line: str) -> None:
 
 
 def record(path: str, label: object) -> None:
-    """Tells that a job reached this place."""
+    """Notes that a job has reached this place."""
     job = current_job()
     append(path, f"{label} {job.id} {job.attempt} {os.getpid()} {time.monotonic()}")
 
@@ -71,7 +71,7 @@ def die(how: str) -> None:
 
 
 def block_forever_in_c() -> None:
-    """Waits in C code that keeps the GIL and takes no notice of signals: a mutex that is locked twice."""
+    """Waits in C code that keeps the GIL and ignores signals: a mutex that is locked twice."""
     mutex = ctypes.create_string_buffer(64)
     ctypes.PyDLL(None).pthread_mutex_lock(mutex)
     ctypes.PyDLL(None).pthread_mutex_lock(mutex)
@@ -113,7 +113,7 @@ def echo(value: Any) -> Any:
 
 @q.task(result=False)
 def drop(value: int) -> Any:
-    """Returns what cannot be serialized: nobody wants it."""
+    """Returns something that cannot be serialized; the result is dropped."""
     return [value, sys.stdout]
 
 
@@ -184,7 +184,7 @@ def yield_for_ever(path: str) -> Generator[int, None, None]:
 
 @q.task(retries=0)
 def yield_after_fork() -> Generator[int, None, int]:
-    """Forks in the middle: the child goes on as well, and speaks for nobody."""
+    """Forks in the middle: the child goes on as well, and must not report anything."""
     yield 0
     parent = os.getpid()
     child = os.fork()
@@ -251,7 +251,7 @@ async def abear(path: str, how: str) -> None:
 
 @q.task
 def enqueue_next(path: str, left: int) -> None:
-    """Each job makes the next one, in the moment in which it succeeds."""
+    """Each job makes the next one when it succeeds."""
     record(path, left)
     if left:
         enqueue_next.options(on_success=True).enqueue(path, left - 1)
@@ -335,7 +335,7 @@ def nap_and_note(seconds: float, path: str, label: str) -> None:
 
 @q.task
 def hold(gate: str, path: str, label: str = "held") -> str:
-    """Tells that it runs, then waits for a gate."""
+    """Notes that it runs, then waits for a gate."""
     record(path, label)
     pass_gate(gate)
     record(path, f"{label}-end")
@@ -417,7 +417,7 @@ def fork_sleeper(path: str, gate: str, session: bool = False) -> None:
 
 @q.task(retries=0)
 def fork_and_return() -> int:
-    """Returns in two processes: one of them is no consumer."""
+    """Returns in two processes, one of which is not a consumer."""
     os.fork()
     return os.getpid()
 
@@ -458,7 +458,7 @@ def block_signals(path: str, gate: str) -> None:
 
 @q.task
 def storm(folder: str, number: int) -> int:
-    """A small job, which tells its start and its end in a file of its process."""
+    """A small job, which notes its start and its end in a file of its process."""
     path = f"{folder}/{os.getpid()}"
     record(path, "start")
     if number % 3 == 0:
@@ -524,7 +524,7 @@ def print_behind(path: str, gate: str, lines: int) -> int:
 
 @q.task(retries=0)
 def raise_oddly(how: str) -> None:
-    """Raises what is hard to tell of."""
+    """Raises an exception that is hard to describe."""
 
     class NeedsTwo(Exception):
         def __init__(self, one: object, two: object) -> None:
@@ -539,7 +539,7 @@ def raise_oddly(how: str) -> None:
 
 @q.task
 def leave_orphan(path: str) -> None:
-    """Leaves a process behind that ends after this job, as a child of whoever reaps orphans."""
+    """Leaves a process behind that ends after this job, as a child of the process that reaps orphans."""
     if os.fork() == 0:
         os.setpgid(0, 0)
         if os.fork() == 0:
@@ -551,7 +551,7 @@ def leave_orphan(path: str) -> None:
 
 @q.task(retries=0)
 def need(path: str) -> int:
-    """Fails until a file is there; tells its attempt."""
+    """Fails until a file exists. Returns its attempt."""
     with open(path):
         return current_job().attempt
 
@@ -577,7 +577,7 @@ def spin_until_told(path: str) -> None:
 
 @q.task(retries=3)
 def block_in_c(path: str) -> None:
-    """Runs for ever, and does not listen."""
+    """Runs for ever, and ignores signals."""
     record(path, "blocks")
     block_forever_in_c()
 

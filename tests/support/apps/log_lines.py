@@ -39,7 +39,7 @@ def log_behind(text: str) -> None:
 
 @q.task
 def log_exceptions(length: int = 0) -> None:
-    """Tells of an exception in the two ways that there are."""
+    """Logs an exception in both ways that there are."""
     try:
         raise LookupError("!" * length + " no such thing")
     except LookupError:

@@ -1,4 +1,5 @@
-"""Jobs that end in exceptions whose own code misbehaves, and jobs that leave a broken standard output. See apps/jobs.py."""
+"""Jobs that end in exceptions whose own code misbehaves, and jobs that leave a broken standard output. See
+apps/jobs.py."""
 
 from __future__ import annotations
 
@@ -154,7 +155,7 @@ class Wish(float):
     __ge__ = __gt__ = __lt__ = __le__
 
 
-#: What a job raises, and the type that its error is told with; None for a job that is cancelled.
+#: What a job raises, and the type of its reported error; None for a job that is cancelled.
 RAISED: dict[str, tuple[Callable[[], BaseException], str | None]] = {
     "text as delay": (lambda: TooMany("30"), "ConfigError"),
     "negative delay": (lambda: TooMany(-0.5), "ConfigError"),
@@ -200,7 +201,7 @@ def fine(path: str) -> None:
 
 @q.task(retries=0)
 def scribbles(size: int) -> str:
-    """Returns well; but what is told of that is written over, for this once."""
+    """Returns normally, but its report is overwritten, this one time."""
 
     def scribble(*_: object) -> bytes:
         runner.pack_success = pack_success
@@ -249,7 +250,7 @@ def leaves_output(path: str, how: str) -> None:
 
 @q.task(retries=0)
 def logs_with_stuck_output() -> str:
-    """The record is told all the same."""
+    """The record is logged all the same."""
     before, sys.stdout = sys.stdout, Stuck(RuntimeError)  # type: ignore[assignment]
     try:
         current_job().log.info("told all the same")
@@ -285,7 +286,7 @@ async def takes_descriptors_async(path: str) -> None:
 
 @q.task(retries=0, max_crashes=2)
 def takes_them_and_speaks(path: str) -> None:
-    """What a job keeps for its next attempt must not go to who has the number now."""
+    """What a job keeps for its next attempt must not go to the file that has the descriptor's number now."""
     record(path, "start")
     copy = os.open(path + ".foreign", os.O_RDWR | os.O_CREAT, 0o600)
     os.dup2(copy, 500)

@@ -1,4 +1,5 @@
-"""A producer of the kill storm: enqueues storms of jobs until so many are acknowledged, and notes each of these, durably.
+"""A producer of the kill storm: enqueues storms of jobs until a number of them is acknowledged, and notes each of these
+durably.
 
 Run as: producer.py DIRECTORY OUTPUT ACKNOWLEDGED COUNT SEED. Killed and started again it goes on where its notes end.
 """

@@ -1,4 +1,4 @@
-"""Tasks that say what is to become of them, and tasks that go on where they were. See apps/jobs.py."""
+"""Tasks that say what happens to them next, and tasks that continue where they were. See apps/jobs.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks of the tests of consumers that run several jobs at once. What a job did is told by lines in a file."""
+"""The tasks of the tests of consumers that run several jobs at once. A job notes what it does in lines of a file."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def doze(seconds: float) -> str:
 
 @q.task
 def largest_crowd() -> int:
-    """How many of the two above were at it at the same time, in this process."""
+    """How many of the two above ran at the same time in this process."""
     return max(_crowds)
 
 
 @q.task
 async def meet(folder: str, name: str, count: int) -> None:
-    """Returns when so many jobs have met: they must run side by side."""
+    """Returns when this many jobs have met: they must run at the same time."""
     append(f"{folder}/{name}", "here")
     while len(os.listdir(folder)) < count:
         await asyncio.sleep(0.002)
@@ -152,7 +152,7 @@ async def overdue(path: str, how: str) -> str:
 
 @q.task(timeout=0.3, retries=0)
 async def block_loop() -> None:
-    """Lets nothing else on its event loop run, no signal handler either."""
+    """Blocks its event loop, so that not even a signal handler runs."""
     block_forever_in_c()
 
 
@@ -178,7 +178,7 @@ def overdue_in_thread(path: str, how: str, gate: str = "") -> str:
 
 @q.task(timeout=0.002, retries=0)
 def just_in_time(rounds: int) -> int:
-    """Ends at about the time at which it is interrupted."""
+    """Ends at about the time when it is interrupted."""
     total = 0
     for number in range(rounds):
         total += number
@@ -215,7 +215,7 @@ def end_in_thread(path: str, how: str) -> None:
 
 @q.task(retries=0)
 async def go_wrong(how: str) -> None:
-    """Does to the loop what a job should not."""
+    """Does something to the loop that a job should not do."""
     match how:
         case "exit":
             sys.exit(3)

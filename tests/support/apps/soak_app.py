@@ -82,7 +82,7 @@ def die_once(number: int, text: str, seconds: float) -> int:
 
 
 class TooMany(Retry):
-    """A wish that nobody can read."""
+    """A request that cannot be read."""
 
     def __init__(self, after: object) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class TooMany(Retry):
 
 @q.task(retries=1)
 def unreadable(number: int, text: str, seconds: float) -> int:
-    """Ends in a way that makes no sense."""
+    """Ends in a way that cannot be understood."""
     _run(number, text, seconds, "fail_once")
     raise TooMany(("30", -0.5, float("nan"))[number % 3])
 
@@ -110,7 +110,7 @@ def hang(number: int, text: str, seconds: float) -> int:
 
 @q.task(retries=1, timeout=1)
 def hang_in_c(number: int, text: str, seconds: float) -> int:
-    """Never ends, and does not hear signals: its process is killed for it."""
+    """Never ends, and ignores signals: its process has to be killed."""
     job = current_job()
     note("start", job.id, job.attempt, digest(number, len(text)))
     note("death", job.id, job.attempt)
@@ -166,7 +166,7 @@ def rated(number: int, text: str, seconds: float) -> int:
 
 @q.task(retries=2, priority=9)
 def urgent(number: int, text: str, seconds: float) -> int:
-    """Goes before all others."""
+    """Has the highest priority."""
     return _run(number, text, seconds, "")
 
 

@@ -1,6 +1,6 @@
 """Faults for a broker, on request: Python imports this at its start wherever this folder is in PYTHONPATH.
 
-A test makes a file in the folder TASKQ_TEST_FAULTS; the next broker that passes the point of that name does as it says.
+A test makes a file in the folder TASKQ_TEST_FAULTS; the next broker that reaches the point of that name does what the name says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def is_asked_for(name: str, *, once: bool = True) -> bool:
-    """Whether the test wants this fault now."""
+    """Whether the test asks for this fault now."""
     path = Path(os.environ["TASKQ_TEST_FAULTS"]) / name
     if not path.exists():
         return False
@@ -57,7 +57,8 @@ def fail_syncs() -> None:
 
 
 def refuse_locks() -> None:
-    """Makes the locks that consumers share fail, as where /dev/shm is full or read-only: the system tells no path."""
+    """Makes the locks that consumers share fail, as if /dev/shm were full or read-only: the system's error has no
+    path."""
     from multiprocessing.synchronize import SemLock
 
     begin = SemLock.__init__
