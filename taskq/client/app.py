@@ -248,6 +248,10 @@ class TaskQ(FleetConnection):
         """
         return self._named(task).enqueue(*args, **kwargs)
 
+    async def aenqueue(self, task: str, /, *args: Any, **kwargs: Any) -> Job[Any]:
+        """`enqueue` for asyncio."""
+        return await self._named(task).aenqueue(*args, **kwargs)
+
     def named(self, task: str) -> Enqueuer[..., Any]:
         """Refers to a task by its name, whose code need not be imported here:
         ``q.named("resize").options(delay=60).enqueue("cat.jpg")``. Otherwise as `enqueue`.

@@ -196,6 +196,18 @@ class Job(ResultOf, Generic[R_co]):
         """
         self._app.client.purge(self._id)
 
+    async def astate(self) -> JobState:
+        """`state` for asyncio."""
+        return (await self.ainfo()).state
+
+    async def await_(self, timeout: float | None = None) -> bool:
+        """`wait` for asyncio (``await`` alone is a keyword)."""
+        try:
+            await self._app.async_client().wait(self._id, timeout)
+        except ResultTimeout:
+            return False
+        return True
+
     async def aresult(self, timeout: float | None = None) -> R_co:
         """`result` for asyncio: waits without blocking the loop."""
         ending = self._ending or await self._app.async_client().wait(self._id, timeout)

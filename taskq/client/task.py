@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import aclosing
 from datetime import datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from taskq.client.calls import CallMaker
 from taskq.client.job import Job
-from taskq.client.map import MappedCalls, results_of_calls
+from taskq.client.map import MappedCalls, aresults_of_calls, results_of_calls
 from taskq.client.options.call_options import PLAIN, CallOptions
 from taskq.client.options.functions import Takes
 from taskq.client.options.options import JobOptions, options_of_call
@@ -239,21 +240,83 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         timeout: float | None,
         progress: Progress,
     ) -> Iterator[Any]:
+        mapped = self._mapped(iterable, total, ordered, timeout, progress)
+        yield from results_of_calls(self._app.client, mapped)
+
+    def amap(
+        self: Takes1[A, R],
+        iterable: Iterable[A],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> AsyncGenerator[R, None]:
+        """`map` for asyncio: ``async for value in task.amap(items): ...``"""
+        task = cast(Enqueuer[..., R], self)
+        return task._amap(((item,) for item in iterable), _length(iterable), ordered, timeout, progress)
+
+    @overload
+    def astarmap(
+        self: Takes1[A, R], iterable: Iterable[tuple[A]], **options: Unpack[MapOptions]
+    ) -> AsyncGenerator[R, None]: ...
+    @overload
+    def astarmap(
+        self: Takes2[A, B, R], iterable: Iterable[tuple[A, B]], **options: Unpack[MapOptions]
+    ) -> AsyncGenerator[R, None]: ...
+    @overload
+    def astarmap(
+        self: Takes3[A, B, C, R], iterable: Iterable[tuple[A, B, C]], **options: Unpack[MapOptions]
+    ) -> AsyncGenerator[R, None]: ...
+    @overload
+    def astarmap(
+        self: Takes4[A, B, C, D, R],
+        iterable: Iterable[tuple[A, B, C, D, *tuple[Any, ...]]],
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[R, None]: ...
+    @overload
+    def astarmap(
+        self: Takes1[A, R], iterable: Iterable[tuple[A, ...] | list[Any]], **options: Unpack[MapOptions]
+    ) -> AsyncGenerator[R, None]: ...
+
+    def astarmap(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        progress: Progress = False,
+    ) -> AsyncGenerator[Any, None]:
+        """`starmap` for asyncio."""
+        return self._amap(iterable, _length(iterable), ordered, timeout, progress)
+
+    async def _amap(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        total: int | None,
+        ordered: bool,
+        timeout: float | None,
+        progress: Progress,
+    ) -> AsyncGenerator[Any, None]:
+        mapped = self._mapped(iterable, total, ordered, timeout, progress)
+        async with aclosing(aresults_of_calls(self._app.async_client(), mapped)) as results:
+            async for result in results:
+                yield result
+
+    def _mapped(
+        self,
+        iterable: Iterable[Sequence[Any]],
+        total: int | None,
+        ordered: bool,
+        timeout: float | None,
+        progress: Progress,
+    ) -> MappedCalls:
         if self._call_options.unique is not None:
             raise ConfigError(f"{self._spec.task} is unique, so items may share a job: use enqueue_many, not map")
         if self._call_options.on_success:
             raise ConfigError("on_success=True enqueues later, so there is nothing to wait for: use enqueue_many")
-        mapped = MappedCalls(
-            self._spec,
-            self._calls(iterable),
-            self._return_caster,
-            total,
-            ordered,
-            timeout,
-            progress,
-            self._call_options.waits_for_room,
-        )
-        yield from results_of_calls(self._app.client, mapped)
+        waits_for_room = self._call_options.waits_for_room
+        calls = self._calls(iterable)
+        return MappedCalls(self._spec, calls, self._return_caster, total, ordered, timeout, progress, waits_for_room)
 
 
 def _length(iterable: Iterable[Any]) -> int | None:

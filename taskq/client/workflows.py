@@ -257,9 +257,23 @@ class _Whole:
 
     def cancel_all(self, *, running: bool = True) -> int:
         """Cancels all jobs, as `Job.cancel` does. Returns how many are cancelled now."""
-        return sum(
-            [job.cancel(running=running) for job in reversed(self.all_jobs)]
-        )  # what waits cannot start meanwhile
+        # from the end: what waits cannot start meanwhile
+        return sum([job.cancel(running=running) for job in reversed(self.all_jobs)])
+
+    async def acounts(self) -> dict[JobState, int]:
+        """`counts` for asyncio."""
+        return dict(Counter([await job.astate() for job in self.all_jobs]))
+
+    async def aretry_all(self) -> int:
+        """`retry_all` for asyncio."""
+        failed = [job for job in self.all_jobs if await job.astate() is JobState.FAILED]
+        for job in failed:
+            await job.aretry()
+        return len(failed)
+
+    async def acancel_all(self, *, running: bool = True) -> int:
+        """`cancel_all` for asyncio."""
+        return sum([await job.acancel(running=running) for job in reversed(self.all_jobs)])
 
 
 class LastJob(Job[R_co], _Whole):
@@ -310,6 +324,14 @@ class GroupHandle(_Whole):
     def retry(self) -> int:
         """As `retry_all`."""
         return self.retry_all()
+
+    async def acancel(self, *, running: bool = True) -> int:
+        """`cancel` for asyncio."""
+        return await self.acancel_all(running=running)
+
+    async def aretry(self) -> int:
+        """`retry` for asyncio."""
+        return await self.aretry_all()
 
     def _filled(self, results: list[Any]) -> list[Any]:
         by_id = dict(zip((job._id for job in self.jobs), results, strict=True))

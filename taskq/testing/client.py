@@ -9,7 +9,7 @@ from taskq.client.transport.absence import Absence
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.conversation import Conversation
 from taskq.client.transport.operations import DirectoryQueue
-from taskq.client.transport.verbs import Answer, LateAnswer, Next, Open, Operation, Reach, Send, Sleep, Verb, Watch
+from taskq.client.transport.verbs import Answer, Ask, AskLate, Next, Open, Operation, Reach, Send, Sleep, Verb
 from taskq.engines.embedded.ports import Clients
 from taskq.model.errors import TaskQError
 from taskq.protocol import frames
@@ -101,17 +101,23 @@ class InProcessClient(QueueClient):
     def _do(self, verb: Verb) -> Any:
         fleet = self._fleet
         match verb:
-            case Open() | Reach():
+            case Open():
                 return InProcessLine(fleet)
+            case Reach(_, watched):
+                line = InProcessLine(fleet)
+                for frame in line.talk.watch(watched):
+                    fleet.hear(line, frame)
+                return line
+            case Ask(line, number, frame):
+                fleet.hear(line, frame)
+                return self._answer(line.talk, number, None)
+            case AskLate(line, number, frame, within_s):
+                fleet.hear(line, frame)
+                return self._answer(line.talk, number, within_s)
             case Send(line, _, frame):
-                fleet.hear(cast(InProcessLine, line), frame)
-            case Watch(line, ids):
-                for frame in line.talk.watch(ids):
-                    fleet.hear(cast(InProcessLine, line), frame)
+                fleet.hear(line, frame)
             case Answer(line, number):
                 return self._answer(line.talk, number, None)
-            case LateAnswer(line, number, within_s):
-                return self._answer(line.talk, number, within_s)
             case Next(line, within_s):
                 return self._endings(line.talk, within_s)
             case Sleep(seconds):

@@ -25,8 +25,9 @@ from taskq.client.transport.conversation import Conversation
 from taskq.client.transport.operations import DirectoryQueue
 from taskq.client.transport.verbs import (
     Answer,
+    Ask,
+    AskLate,
     EndReader,
-    LateAnswer,
     Next,
     Open,
     OpenReader,
@@ -35,7 +36,6 @@ from taskq.client.transport.verbs import (
     Send,
     Sleep,
     UseSpool,
-    Watch,
 )
 from taskq.model.errors import DirectoryError, TaskQError
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
@@ -47,7 +47,8 @@ from taskq.system.launch import Child
 
 T = TypeVar("T")
 
-_READ_BYTES = 256 * 1024
+#: More would be a mapping of its own for each call, which takes longer than to read.
+_READ_BYTES = 64 * 1024
 #: While more than this is not sent yet, new requests wait.
 _HIGH_WATER_BYTES = 1024 * 1024
 #: How often to look whether a reader of the journal has ended: it takes some milliseconds.
@@ -93,7 +94,7 @@ class AsyncClient(AsyncQueueClient):
         super().__init__(DirectoryQueue(directory, self.absence, SYSTEM_CLOCK), SYSTEM_CLOCK)
         self._directory = directory
         self._connection: _Connection | None = None
-        self._waiting: dict[bytes, set[_Line]] = {}  # who waits for the end of which job
+        self._waiting: dict[bytes, list[_Line]] = {}  # who waits for the end of which job
         self._reaching: set[asyncio.Future[None]] = set()  # who waits for a broker
         self._pauses: Iterator[float] | None = None  # of the present outage
         self._is_retrying = False  # a timer of the loop will connect
@@ -105,7 +106,8 @@ class AsyncClient(AsyncQueueClient):
             verb = operation.send(None)
             while True:
                 try:
-                    value = await _DO[type(verb)](self, verb)
+                    at_once = _AT_ONCE.get(type(verb))
+                    value = at_once(self, verb) if at_once is not None else await _DO[type(verb)](self, verb)
                 except GeneratorExit:  # the loop has ended: nothing can be waited for any more
                     operation.close()
                     raise
@@ -118,7 +120,7 @@ class AsyncClient(AsyncQueueClient):
 
     # -- lines
 
-    async def _open(self, verb: Open) -> _Line:
+    def _open(self, verb: Open) -> _Line:
         is_fresh = self._connection is None
         return _Line(self, self._connected(verb.is_looking), is_fresh)
 
@@ -133,14 +135,17 @@ class AsyncClient(AsyncQueueClient):
             reached = asyncio.get_running_loop().create_future()
             self._reaching.add(reached)
             try:
-                async with asyncio.timeout(verb.within_s):
-                    await reached
+                await _within(reached, verb.within_s)
             except TimeoutError:
-                if reached.cancelled():
-                    return None
+                return None
             finally:
                 self._reaching.discard(reached)
-        return _Line(self, self._connected(False), is_fresh)
+        line = _Line(self, self._connected(False), is_fresh)
+        if verb.watched:
+            unwatched = [job_id for job_id in verb.watched if job_id not in self._waiting]
+            self._expect(line, verb.watched)
+            line.connection.watch(unwatched)
+        return line
 
     def _connected(self, is_looking: bool) -> _Connection:
         """The connection of all.
@@ -219,40 +224,36 @@ class AsyncClient(AsyncQueueClient):
 
     # -- requests and answers
 
-    async def _send(self, verb: Send) -> None:
-        line = cast(_Line, verb.line)
-        line.numbers.add(verb.number)
-        await line.connection.request(verb.number, verb.frame)
+    def _ask(self, verb: Ask) -> Coroutine[Any, Any, Message]:
         if verb.watched:
-            self._expect(line, verb.watched)
+            self._expect(cast(_Line, verb.line), verb.watched)
+        return cast(_Line, verb.line).connection.ask(verb.number, verb.frame)
 
-    async def _watch(self, verb: Watch) -> None:
+    def _ask_late(self, verb: AskLate) -> Coroutine[Any, Any, Message]:
+        return cast(_Line, verb.line).connection.ask_late(verb.number, verb.frame, verb.within_s)
+
+    def _send(self, verb: Send) -> Coroutine[Any, Any, None]:
         line = cast(_Line, verb.line)
-        unwatched = [job_id for job_id in verb.ids if job_id not in self._waiting]
-        self._expect(line, verb.ids)
-        if line.connection.error is not None:
-            raise line.connection.error
-        line.connection.watch(unwatched)
+        line.numbers.append(verb.number)
+        return line.connection.request(verb.number, verb.frame)
+
+    def _answer(self, verb: Answer) -> Coroutine[Any, Any, Message]:
+        return cast(_Line, verb.line).connection.answer(verb.number)
 
     def _expect(self, line: _Line, ids: Iterable[bytes]) -> None:
         for job_id in ids:
-            self._waiting.setdefault(job_id, set()).add(line)
-            line.ids.add(job_id)
+            lines = self._waiting.get(job_id)
+            if lines is None:
+                self._waiting[job_id] = [line]
+            else:
+                lines.append(line)
+        line.ids.update(ids)
+        line.connection.lines.add(line)
         if not self._is_looking:
             self._look_later()
 
-    async def _answer(self, verb: Answer) -> Message:
-        line = cast(_Line, verb.line)
-        try:
-            return await line.connection.answer(verb.number, line.connection.absence.reply_timeout_s)
-        except TimeoutError:
-            raise line.connection.silent() from None
-
-    async def _late_answer(self, verb: LateAnswer) -> Message:
-        return await cast(_Line, verb.line).connection.answer(verb.number, verb.within_s)
-
-    async def _next(self, verb: Next) -> list[Message]:
-        return await cast(_Line, verb.line).endings(verb.within_s)
+    def _next(self, verb: Next) -> Coroutine[Any, Any, list[Message]]:
+        return cast(_Line, verb.line).endings(verb.within_s)
 
     async def _sleep(self, verb: Sleep) -> None:
         await asyncio.sleep(verb.seconds)
@@ -272,8 +273,9 @@ class AsyncClient(AsyncQueueClient):
     def forget(self, line: _Line) -> None:
         """Nobody waits any more for what comes on a line."""
         for job_id in line.ids:
-            lines = self._waiting.get(job_id, set())
-            lines.discard(line)
+            lines = self._waiting.get(job_id, [])
+            if line in lines:
+                lines.remove(line)
             if not lines:
                 self._waiting.pop(job_id, None)
         line.ids.clear()
@@ -293,18 +295,19 @@ class AsyncClient(AsyncQueueClient):
 
 #: How to do what an operation wants: a function of the client and the verb.
 _DO: dict[type, Callable[[AsyncClient, Any], Coroutine[Any, Any, Any]]] = {
-    Open: AsyncClient._open,
     Reach: AsyncClient._reach,
     OpenReader: AsyncClient._open_reader,
     EndReader: AsyncClient._end_reader,
+    Ask: AsyncClient._ask,
+    AskLate: AsyncClient._ask_late,
     Send: AsyncClient._send,
-    Watch: AsyncClient._watch,
     Answer: AsyncClient._answer,
-    LateAnswer: AsyncClient._late_answer,
     Next: AsyncClient._next,
     Sleep: AsyncClient._sleep,
     UseSpool: AsyncClient._use_spool,
 }
+#: What takes no time.
+_AT_ONCE: dict[type, Callable[[AsyncClient, Any], Any]] = {Open: AsyncClient._open}
 
 
 class _Line:
@@ -317,16 +320,20 @@ class _Line:
         self.connection = connection
         self.talk = connection.talk
         self.is_fresh = is_fresh
-        self.numbers: set[int] = set()  #: Of its requests.
+        self.numbers: list[int] = []  #: Of the requests that were sent without waiting.
         self.ids: set[bytes] = set()  #: The jobs whose endings are still to come.
         self._arrived: list[Message] = []
         self._bell: asyncio.Future[None] | None = None  # rings when something has arrived
-        connection.lines.add(self)
 
     def leave(self) -> None:
         """Nothing that comes on it is for anybody any more."""
-        self.connection.forget(self)
-        self._client.forget(self)
+        for number in self.numbers:
+            self.connection.forget(number)
+        if self.ids:
+            self._client.forget(self)
+        self.connection.lines.discard(self)
+        if self.connection.child is not None:
+            self.connection.close()
 
     def arrive(self, message: Message) -> None:
         """The ending of a job."""
@@ -346,11 +353,7 @@ class _Line:
                 raise self.connection.error
             self._bell = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(within_s):
-                    await self._bell
-            except TimeoutError:
-                if not self._arrived:  # else it came in the same turn of the loop
-                    raise
+                await _within(self._bell, within_s)
             finally:
                 self._bell = None
         found, self._arrived = self._arrived, []
@@ -419,28 +422,39 @@ class _Connection:
         self._answers[number] = asyncio.get_running_loop().create_future()
         self._send(frame)
 
-    async def answer(self, number: int, within_s: float | None) -> Message:
-        """The answer to a request. Raises TimeoutError: it did not come in time; ConnectionLost: it will not come."""
-        answer = self._answers[number]
-        if not answer.done():
-            try:
-                async with asyncio.timeout(within_s):
-                    await answer
-            except TimeoutError:
-                if answer.cancelled():  # else it came in the same turn of the loop, which was busy with something else
-                    raise
-        return answer.result()
+    async def ask(self, number: int, frame: bytes) -> Message:
+        """Sends a request, and waits for its answer. Raises as `request` and `answer`."""
+        try:
+            await self.request(number, frame)
+            return await self.answer(number)
+        finally:
+            self.forget(number)
 
-    def forget(self, line: _Line) -> None:
-        """An operation has ended."""
-        self.lines.discard(line)
-        for number in line.numbers:
-            self.talk.forget(number)
-            answer = self._answers.pop(number, None)
-            if answer is not None and answer.done() and not answer.cancelled():
-                answer.exception()  # seen, or asyncio complains
-        if self.child is not None:
-            self._lose(ConnectionLost("the call has ended"))
+    async def ask_late(self, number: int, frame: bytes, within_s: float | None) -> Message:
+        """`ask` for an answer that may come late. Raises TimeoutError: it did not come in time."""
+        try:
+            await self.request(number, frame)
+            return await _within(self._answers[number], within_s)
+        finally:
+            self.forget(number)
+
+    async def answer(self, number: int) -> Message:
+        """The answer to a request. Raises ConnectionLost: it will not come, or did not come in time."""
+        try:
+            return await _within(self._answers[number], self.absence.reply_timeout_s)
+        except TimeoutError:
+            raise self.silent() from None
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for an answer any more."""
+        self.talk.forget(number)
+        answer = self._answers.pop(number, None)
+        if answer is not None and answer.done() and not answer.cancelled():
+            answer.exception()  # seen, or asyncio complains
+
+    def close(self) -> None:
+        """The call for which it was made has ended."""
+        self._lose(ConnectionLost("the call has ended"))
 
     def check_greeting(self) -> None:
         """The broker has had time enough for its first word."""
@@ -552,6 +566,25 @@ def _retry(reference: weakref.ref[AsyncClient]) -> None:
     client = reference()
     if client is not None:
         client.try_again()
+
+
+async def _within(future: asyncio.Future[T], within_s: float | None) -> T:
+    """The result of a future. Raises TimeoutError: there was none in time.
+
+    What has arrived counts, however late the loop comes to look: it reads before it looks at the time.
+    """
+    if within_s is None or future.done():
+        return await future
+    timer = asyncio.get_running_loop().call_later(within_s, _expire, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 def _fail(futures: Iterable[asyncio.Future[Any]], error: TaskQError) -> None:

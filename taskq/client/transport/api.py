@@ -158,9 +158,8 @@ def arun_by(
     name = operation.__name__
 
     @wraps(operation)
-    async def call(self: AsyncQueueClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        asked: Operation[T] = getattr(self.queue, name)(*args, **kwargs)
-        return await self.run(asked)
+    def call(self: AsyncQueueClient, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        return self.run(getattr(self.queue, name)(*args, **kwargs))
 
     return call
 

@@ -6,7 +6,7 @@ interpreter (nothing is buffered).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from taskq.client.transport.absence import Absence, reconnect_pauses
@@ -15,8 +15,9 @@ from taskq.client.transport.connection import Connection, Pool, owner_to_look_at
 from taskq.client.transport.operations import DirectoryQueue
 from taskq.client.transport.verbs import (
     Answer,
+    Ask,
+    AskLate,
     EndReader,
-    LateAnswer,
     Next,
     Open,
     OpenReader,
@@ -25,9 +26,9 @@ from taskq.client.transport.verbs import (
     Send,
     Sleep,
     UseSpool,
-    Watch,
 )
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
+from taskq.protocol.frames import Message
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory, reply_timeout_s
 
@@ -105,15 +106,20 @@ class Client(QueueClient):
     def _reach(self, verb: Reach) -> Connection | None:
         clock = self.queue.clock
         deadline = None if verb.within_s is None else clock.monotonic() + verb.within_s
-        pauses = reconnect_pauses(self.absence, clock)
+        pauses: Iterator[float] | None = None
         while True:
             try:
                 left_s = None if deadline is None else max(_GREETING_S, deadline - clock.monotonic())
-                return self.connect(within_s=left_s)
+                line = self.connect(within_s=left_s)
+                if verb.watched:
+                    for frame in line.talk.watch(verb.watched):
+                        line.send(frame)
+                return line
             except ConnectionLost:
                 now = clock.monotonic()
                 if deadline is not None and now >= deadline:
                     return None
+                pauses = pauses or reconnect_pauses(self.absence, clock)
                 pause_s = next(pauses)
                 clock.sleep(pause_s if deadline is None else min(pause_s, max(0.0, deadline - now)))
 
@@ -154,9 +160,16 @@ class Client(QueueClient):
     drop_unfinished = run_by(DirectoryQueue.drop_unfinished)
 
 
-def _watch(line: Connection, ids: Any) -> None:
-    for frame in line.talk.watch(ids):
-        line.send(frame)
+def _ask(_client: Client, verb: Ask) -> Message:
+    line = cast(Connection, verb.line)
+    line.send(verb.frame)
+    return line.answer(verb.number)
+
+
+def _ask_late(_client: Client, verb: AskLate) -> Message:
+    line = cast(Connection, verb.line)
+    line.send(verb.frame)
+    return line.late_answer(verb.number, verb.within_s)
 
 
 #: How to do what an operation wants: a function of the client and the verb.
@@ -165,10 +178,10 @@ _DO: dict[type, Callable[[Client, Any], Any]] = {
     Reach: Client._reach,
     OpenReader: Client._open_reader,
     EndReader: lambda client, verb: client._end_reader(verb.line),
+    Ask: _ask,
+    AskLate: _ask_late,
     Send: lambda _, verb: verb.line.send(verb.frame),
-    Watch: lambda _, verb: _watch(verb.line, verb.ids),
     Answer: lambda _, verb: verb.line.answer(verb.number),
-    LateAnswer: lambda _, verb: verb.line.late_answer(verb.number, verb.within_s),
     Next: lambda _, verb: verb.line.endings(verb.within_s),
     Sleep: Client._sleep,
     UseSpool: lambda _, verb: verb.function(*verb.args),

@@ -21,7 +21,8 @@ from taskq.system.platform import peer_uid
 if TYPE_CHECKING:
     from taskq.system.launch import Child
 
-_READ_BYTES = 256 * 1024
+#: More would be a mapping of its own for each call, which takes longer than to read.
+_READ_BYTES = 64 * 1024
 _TIMEVAL = Struct("@ll")  # seconds, microseconds
 _MAX_IDLE_CONNECTIONS = 16
 
@@ -121,7 +122,7 @@ class Connection:
 
     def leave(self) -> None:
         """Keeps the connection for the next call, if nothing can come on it any more; else closes it."""
-        if self._pool is None or not self.talk.is_over or not self._pool.keep(self):
+        if not self.talk.is_over or self._pool is None or not self._pool.keep(self):
             self.close()
 
     def send(self, data: bytes) -> None:
@@ -236,7 +237,7 @@ class Pool:
 
     def keep(self, connection: Connection) -> bool:
         """Keeps a connection for the next call. Returns whether there is room for it."""
-        if len(self._idle) >= _MAX_IDLE_CONNECTIONS or self._pid != os.getpid() or not connection.close.alive:
+        if len(self._idle) >= _MAX_IDLE_CONNECTIONS or self._pid != os.getpid():
             return False
         self._idle.append(connection)
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from taskq.client.transport.verbs import Answer, LateAnswer, Line, Next, Operation, Reach, Send, Watch
+from taskq.client.transport.verbs import Ask, AskLate, Line, Next, Operation, Reach
 from taskq.model.errors import BehindSpool, ResultTimeout
 from taskq.model.spec import Spec
 from taskq.protocol.answers import ConnectionLost, value_of
@@ -68,8 +68,7 @@ class Endings:
             line = yield from self._connected(_Deadline(0.0, self._clock))
             if line is not None:
                 number, frame = line.talk.submit(spec, chunk, watch=True)
-                yield Send(line, number, frame, [call.id for call in chunk])
-                value_of((yield Answer(line, number)), number)
+                value_of((yield Ask(line, number, frame, [call.id for call in chunk])), number)
                 self.waiting.update((call.id, None) for call in chunk)
                 return
         except (ConnectionLost, BehindSpool):
@@ -115,12 +114,7 @@ class Endings:
     def _connected(self, deadline: _Deadline) -> Operation[Line | None]:
         """The line on which all waiting jobs are watched; None if there is no broker until the deadline."""
         if self._line is None:
-            line: Line | None = yield Reach(deadline.left_s())
-            if line is None:
-                return None
-            self._line = line
-            if self.waiting:
-                yield Watch(line, list(self.waiting))
+            self._line = yield Reach(deadline.left_s(), list(self.waiting))
         return self._line
 
     def _leave(self) -> None:
@@ -164,8 +158,7 @@ class Items:
                 if self._line is None:
                     raise TimeoutError
                 number, frame = self._line.talk.request(ReadItems(self._job_id, self._start))
-                yield Send(self._line, number, frame)
-                answer = value_of((yield LateAnswer(self._line, number, deadline.wait_s())), number)
+                answer = value_of((yield AskLate(self._line, number, frame, deadline.wait_s())), number)
             except ConnectionLost:
                 self.close()
                 continue

@@ -15,7 +15,7 @@ from typing import Any
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.endings import Endings, Items
 from taskq.client.transport.room import with_room
-from taskq.client.transport.verbs import Answer, EndReader, Line, Open, OpenReader, Operation, Send, UseSpool
+from taskq.client.transport.verbs import Answer, Ask, EndReader, Line, Open, OpenReader, Operation, Send, UseSpool
 from taskq.model.errors import (
     AlreadyRunning,
     BehindSpool,
@@ -67,6 +67,7 @@ from taskq.system.platform import is_listening
 CANCEL_AGAIN_S = 5.0
 #: Frames that are on their way while the next is made: the broker syncs one while we make another.
 _FRAMES_AHEAD = 3
+_OPEN, _RENEW = Open(), Open(must_be_fresh=True)
 #: What changes nothing.
 _LOOKS = (GetJob, ListJobs, GetStatus, ListSchedules)
 #: A fleet may start while its journal is being read, and be gone when it is asked: the most times in one call.
@@ -103,19 +104,22 @@ class DirectoryQueue:
             EnqueueError: they were not accepted.
             BrokerUnavailable: neither a broker nor the spool takes them.
         """
-        if not waits_for_room:
-            return (yield from self._submit(spec, calls))
+        return self._submit_to_room(spec, calls) if waits_for_room else self._submit(spec, calls)
+
+    def _submit_to_room(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
         ids: list[bytes] = []
         for chunk in chunks(calls, spec.max_queued):
             ids += yield from with_room(partial(self._submit, spec, chunk), True)
         return ids
 
     def _submit(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
+        if isinstance(calls, list) and len(calls) == 1:
+            return (yield from self._submit_frame(spec, calls))
         ids: list[bytes] = []
         remaining = chunks(calls)
         unanswered: deque[tuple[int, list[Call]]] = deque()
         try:
-            line: Line = yield Open()
+            line: Line = yield _OPEN
             try:
                 for chunk in remaining:
                     unanswered.append((0, chunk))
@@ -123,11 +127,9 @@ class DirectoryQueue:
                     unanswered[-1] = number, chunk
                     yield Send(line, number, frame)
                     if len(unanswered) > _FRAMES_AHEAD:
-                        ids += yield from self._accepted(line, spec, *unanswered[0])
-                        unanswered.popleft()
+                        ids += yield from self._accepted(line, spec, unanswered)
                 while unanswered:
-                    ids += yield from self._accepted(line, spec, *unanswered[0])
-                    unanswered.popleft()
+                    ids += yield from self._accepted(line, spec, unanswered)
                 return ids
             finally:
                 line.leave()
@@ -139,23 +141,36 @@ class DirectoryQueue:
             ids += yield from self._resubmit(spec, chunk)
         return ids
 
-    def _accepted(self, line: Line, spec: Spec, number: int, chunk: Sequence[Call]) -> Operation[list[bytes]]:
-        """The ids of the jobs of one frame, when they are durable: in the journal, or behind others in the spool."""
+    def _accepted(self, line: Line, spec: Spec, unanswered: deque[tuple[int, list[Call]]]) -> Operation[list[bytes]]:
+        """The ids of the jobs of the first of some frames, which are durable now."""
+        number, chunk = unanswered[0]
         try:
-            return ids_of(chunk, value_of((yield Answer(line, number)), number))
+            ids = ids_of(chunk, value_of((yield Answer(line, number)), number))
+        except BehindSpool:
+            ids = yield from self.spool(spec, chunk)
+        unanswered.popleft()
+        return ids
+
+    def _submit_frame(self, spec: Spec, chunk: Sequence[Call], resend: bool = False) -> Operation[list[bytes]]:
+        """Submits jobs of one frame."""
+        try:
+            line: Line = yield _RENEW if resend else _OPEN
+            try:
+                number, frame = line.talk.submit(spec, chunk, resend=resend)
+                return ids_of(chunk, value_of((yield Ask(line, number, frame)), number))
+            finally:
+                line.leave()
         except BehindSpool:
             return (yield from self.spool(spec, chunk))
+        except ConnectionLost:
+            if not resend:
+                return (yield from self._resubmit(spec, chunk))
+            raise
 
     def _resubmit(self, spec: Spec, chunk: Sequence[Call]) -> Operation[list[bytes]]:
         """Submits over a new connection; these may have arrived before: the broker leaves out ids that it knows."""
         try:
-            line: Line = yield Open(must_be_fresh=True)
-            try:
-                number, frame = line.talk.submit(spec, chunk, resend=True)
-                yield Send(line, number, frame)
-                return (yield from self._accepted(line, spec, number, chunk))
-            finally:
-                line.leave()
+            return (yield from self._submit_frame(spec, chunk, resend=True))
         except ConnectionLost:
             ids = yield from self.spool(spec, chunk)
             self.absence.warn_of_spool()
@@ -175,8 +190,7 @@ class DirectoryQueue:
                 line: Line = yield Open(must_be_fresh=resend)
                 try:
                     number, frame = line.talk.submit_flow(flow, resend=resend)
-                    yield Send(line, number, frame)
-                    value_of((yield Answer(line, number)), number)
+                    value_of((yield Ask(line, number, frame)), number)
                     return
                 finally:
                     line.leave()
@@ -469,8 +483,7 @@ class Requests:
             line: Line = yield Open(isinstance(request, _LOOKS), must_be_fresh)
             try:
                 number, frame = line.talk.request(request)
-                yield Send(line, number, frame)
-                return value_of((yield Answer(line, number)), number)
+                return value_of((yield Ask(line, number, frame)), number)
             except ConnectionLost as error:
                 if line.is_fresh or isinstance(error, BrokerSilent):
                     raise
@@ -483,8 +496,7 @@ class Requests:
             if self._reader is None:
                 self._reader = yield OpenReader()
             number, frame = self._reader.talk.request(request)
-            yield Send(self._reader, number, frame)
-            return value_of((yield Answer(self._reader, number)), number)
+            return value_of((yield Ask(self._reader, number, frame)), number)
         except BrokerSilent as error:
             yield from self.end()
             told = f"the journal in {self._queue.directory.path} takes too long to read"

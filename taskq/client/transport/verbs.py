@@ -52,10 +52,12 @@ class Reach(NamedTuple):
 
     Attributes:
         within_s: seconds to wait for it; None for as long as it takes.
+        watched: the jobs whose endings are to come on it.
     Result: the Line; None if there was no broker in time.
     """
 
     within_s: float | None
+    watched: Sequence[bytes] = ()
 
 
 class OpenReader(NamedTuple):
@@ -68,8 +70,8 @@ class EndReader(NamedTuple):
     line: Line
 
 
-class Send(NamedTuple):
-    """Sends a request.
+class Ask(NamedTuple):
+    """Sends a request, and waits for its answer, which a broker gives at once. Result: the Message.
 
     Attributes:
         watched: the jobs whose endings come by themselves.
@@ -81,22 +83,8 @@ class Send(NamedTuple):
     watched: Sequence[bytes] = ()
 
 
-class Watch(NamedTuple):
-    """Asks for the endings of jobs."""
-
-    line: Line
-    ids: Sequence[bytes]
-
-
-class Answer(NamedTuple):
-    """The answer to a request, which a broker gives at once. Result: the Message."""
-
-    line: Line
-    number: int
-
-
-class LateAnswer(NamedTuple):
-    """The answer to a request that the broker may answer late. Result: the Message.
+class AskLate(NamedTuple):
+    """Sends a request that the broker may answer late, and waits for its answer. Result: the Message.
 
     Raises:
         TimeoutError: none came in time.
@@ -104,7 +92,23 @@ class LateAnswer(NamedTuple):
 
     line: Line
     number: int
+    frame: bytes
     within_s: float | None
+
+
+class Send(NamedTuple):
+    """Sends a request; others may be sent before its answer is waited for."""
+
+    line: Line
+    number: int
+    frame: bytes
+
+
+class Answer(NamedTuple):
+    """The answer to a request that was sent. Result: the Message."""
+
+    line: Line
+    number: int
 
 
 class Next(NamedTuple):
@@ -131,7 +135,7 @@ class UseSpool(NamedTuple):
     args: tuple[Any, ...]
 
 
-Verb = Open | Reach | OpenReader | EndReader | Send | Watch | Answer | LateAnswer | Next | Sleep | UseSpool
+Verb = Open | Reach | OpenReader | EndReader | Ask | AskLate | Send | Answer | Next | Sleep | UseSpool
 
 #: What a call does: it yields what it wants, and returns the result of the call.
 Operation = Generator[Verb, Any, T]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, assert_type
 
 from taskq import (
     GroupHandle,
     Job,
+    JobState,
     LastJob,
     ScheduleInfo,
     Task,
@@ -184,6 +185,14 @@ async def of_asyncio(numbers: list[Job[int]]) -> None:
     assert_type(await numbers[0], int)
     assert_type(await numbers[0].aresult(timeout=3), int)
     assert_type(await add.aenqueue(1), Job[int])
+    assert_type(add.amap(range(3), progress=print), AsyncGenerator[int, None])
+    assert_type(add.astarmap([(1, 2)], ordered=False), AsyncGenerator[int, None])
+    assert_type(fetch.amap(["url"]), AsyncGenerator[bytes, None])
+    assert_type(five.astarmap([(1, "b", 2.0, b"d", True)]), AsyncGenerator[bool, None])
+    assert_type(await q.aenqueue("add", 1), Job[Any])
+    assert_type(await numbers[0].astate(), JobState)
+    assert_type(await numbers[0].await_(timeout=3), bool)
+    assert_type(await (await group([add.step(1)]).aenqueue()).acounts(), dict[JobState, int])
     assert_type(await add.aenqueue_many([(1, 2)]), list[Job[int]])
     assert_type(await agather(numbers), list[int])
     assert_type(await agather(numbers, errors="return"), list[int | TaskQError])

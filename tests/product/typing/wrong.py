@@ -62,6 +62,9 @@ async def main() -> None:
     await q.schedules.aadd("a", add, timezone=1)  # wrong: an option's type
     texts: list[str] = await agather([add.enqueue(1)])  # wrong: the results are numbers
     print(await q.job("0" * 32).aresult(), texts)
+    add.amap(["a"])  # wrong: the items are no numbers
+    add.astarmap([(1, "a")])  # wrong: the second of each
+    add.amap([1], order=True)  # wrong: no such option
 
 
 @q.task(retries="3")  # wrong: an option's type
