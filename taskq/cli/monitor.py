@@ -60,7 +60,8 @@ def status(
         while True:
             found = client.look()
             if as_json:
-                print(json.dumps(asdict(found)), flush=True)
+                tasks = [counts.as_dict() for counts in client.counts()]
+                print(json.dumps({**asdict(found), "tasks": tasks}), flush=True)
             else:
                 console.print(_picture(found, width_of_terminal()), soft_wrap=True)
             if not watch:

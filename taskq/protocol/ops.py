@@ -30,6 +30,7 @@ class Op(IntEnum):
     PURGE_ALL = 24
     PAUSE = 25
     READ_ITEMS = 26
+    COUNTS = 27
 
     SCHEDULES = 50
     PUT_SCHEDULE = 51
@@ -77,6 +78,7 @@ OPS = frozenset(
         Op.INFO,
         Op.JOBS,
         Op.STATUS,
+        Op.COUNTS,
         Op.RETRY,
         Op.RETRY_ALL,
         Op.CANCEL,

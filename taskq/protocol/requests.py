@@ -118,6 +118,16 @@ class GetStatus(NamedTuple):
     """What the fleet is doing."""
 
 
+class GetCounts(NamedTuple):
+    """What happened to the jobs of each task and queue; answered with a portion, and where it ended or None.
+
+    Attributes:
+        after: the names of the task and the queue at which the last answer ended; None: begin.
+    """
+
+    after: list[str] | None
+
+
 class StopFleet(NamedTuple):
     """Stop the fleet."""
 
@@ -172,6 +182,7 @@ _OPS: dict[type[tuple[Any, ...]], Op] = {
     PurgeJobs: Op.PURGE_ALL,
     PauseQueues: Op.PAUSE,
     GetStatus: Op.STATUS,
+    GetCounts: Op.COUNTS,
     StopFleet: Op.STOP,
     ReloadFleet: Op.RELOAD,
     ListSchedules: Op.SCHEDULES,
@@ -194,6 +205,7 @@ Request = (
     | PurgeJobs
     | PauseQueues
     | GetStatus
+    | GetCounts
     | StopFleet
     | ReloadFleet
     | ListSchedules
@@ -243,6 +255,8 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return PauseQueues(queues, is_paused, by)
         case [Op.STATUS, int()]:
             return GetStatus()
+        case [Op.COUNTS, int(), None | [str(), str()] as after]:
+            return GetCounts(after)
         case [Op.STOP, int()]:
             return StopFleet()
         case [Op.RELOAD, int()]:

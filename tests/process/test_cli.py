@@ -312,7 +312,7 @@ def test_taskq_app_stands_for_app(shared: Fleet) -> None:
 def test_status(shared: Fleet) -> None:
     told = json.loads(taskq(shared.home, "status", "--json").stdout)
     asked = asdict(shared.client.status())
-    assert told.keys() == asked.keys()
+    assert told.keys() == {*asked.keys(), "tasks"}
     assert told["broker"].keys() == asked["broker"].keys()
     assert told["broker"]["directory"] == str(shared.home)
     assert {consumer["pid"] for consumer in told["consumers"]} == set(shared.consumer_pids())
@@ -322,6 +322,28 @@ def test_status(shared: Fleet) -> None:
         assert str(shared.home) in shown
         assert all(str(pid) in shown for pid in [asked["broker"]["pid"], *shared.consumer_pids()])
         assert "\x1b" not in shown
+
+
+def test_status_counts_each_task(start: Callable[..., Fleet], home: Path) -> None:
+    """By task and queue, with percentiles; also when the fleet has stopped, and by the next one."""
+    fleet = start()
+    assert [job.result() for job in jobs.add.enqueue_many([(1, 2), (3, 4)])] == [3, 7]
+
+    def counted() -> dict[str, Any]:
+        told = json.loads(taskq(home, "status", "--json").stdout)["tasks"]
+        return {counts["task"]: counts for counts in told}
+
+    found = counted()
+    assert (found["add"]["total"]["enqueued"], found["add"]["total"]["succeeded"]) == (2, 2)
+    assert found["add"]["queue"] == "default"
+    assert found["add"]["last_hour"] == found["add"]["total"]
+    assert 0 < found["add"]["total"]["run_s"]["p50"] < 10
+    assert 0 <= found["add"]["total"]["wait_s"]["p99"] < 60
+    fleet.stop()
+    assert counted() == found
+    start()
+    assert jobs.add.enqueue(5, 6).result() == 11
+    assert counted()["add"]["total"]["succeeded"] == 3
 
 
 def test_status_watch_goes_on(shared: Fleet) -> None:

@@ -10,6 +10,7 @@ import pytest
 from taskq.model.attempt import Outcome, pack_failure, pack_success, read_outcome
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JobFailed, ProtocolError, QueueFull, TaskQError
+from taskq.model.info.counts import FleetCounts, TaskCounts
 from taskq.model.info.job import Attempt
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import (
@@ -23,8 +24,10 @@ from taskq.model.info.status import (
 )
 from taskq.model.job import JobError, JobState, Progress
 from taskq.model.spec import Spec
+from taskq.protocol import counts as counts_module
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame, value_of
+from taskq.protocol.counts import counts_of, counts_value
 from taskq.protocol.endings import Ending, ending_of, result_frame, unknown_frame, watch_frames, watched_ids
 from taskq.protocol.guardian import Failed, Notice, Ready, Resolved, Setup, Stopping, pack_notice, read_notice
 from taskq.protocol.items import items_frame, read_items_answer
@@ -32,6 +35,7 @@ from taskq.protocol.jobs import JobFields, info_of
 from taskq.protocol.ops import Op
 from taskq.protocol.requests import (
     CancelJob,
+    GetCounts,
     GetJob,
     GetStatus,
     ListJobs,
@@ -320,6 +324,36 @@ def test_schedules_travel_as_they_did() -> None:
         schedule_of({"name": "nightly"})
 
 
+def test_counts_travel_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, each of them once, with a place to go on; not so many at once that the broker is held up."""
+    monkeypatch.setattr(counts_module, "_MOST_PAIRS", 2)
+    fleet = FleetCounts()
+    for number, queue in enumerate("edcba", 1):
+        for minute in (100, 200):
+            fleet.of("add", queue, minute).enqueued += number
+    found: list[TaskCounts] = []
+    after: list[str] | None = None
+    sizes = []
+    while True:
+        portion, after = counts_of(counts_value(fleet, after))
+        sizes.append(len(portion))
+        found += portion
+        if after is None:
+            break
+    assert sizes == [2, 2, 1]
+    assert [(counts.queue, counts.total.enqueued) for counts in found] == [
+        ("a", 10),
+        ("b", 8),
+        ("c", 6),
+        ("d", 4),
+        ("e", 2),
+    ]
+    assert [counts.last_hour.enqueued for counts in found] == [5, 4, 3, 2, 1]
+    assert found[0].minutes.keys() == {200}
+    with pytest.raises(ProtocolError, match="not counts"):
+        counts_of([[["add"]], None])
+
+
 #: The requests of version 1: their envelopes, and what they are read as.
 REQUESTS: list[tuple[list[Any], Request]] = [
     ([26, 7, IDS[0], 5], ReadItems(IDS[0], 5)),
@@ -335,6 +369,8 @@ REQUESTS: list[tuple[list[Any], Request]] = [
     ([24, 7, "failed", None, "mail", 1.5, None], PurgeJobs("failed", None, "mail", 1.5, None)),
     ([25, 7, ["mail"], True, "ada"], PauseQueues(["mail"], True, "ada")),
     ([15, 7], GetStatus()),
+    ([27, 7, None], GetCounts(None)),
+    ([27, 7, ["add", "mail"]], GetCounts(["add", "mail"])),
     ([16, 7], StopFleet()),
     ([17, 7], ReloadFleet()),
     ([50, 7], ListSchedules()),

@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from taskq.client.transport.verbs import Operation
+from taskq.model.info.counts import TaskCounts
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import FleetStatus
@@ -138,6 +139,9 @@ class QueueApi(Protocol):
     def look(self) -> Operation[FleetStatus]:
         """What the fleet is doing, or what one that does not run has left."""
 
+    def counts(self) -> Operation[list[TaskCounts]]:
+        """What happened to the jobs of each task and queue, by name."""
+
 
 def run_by(operation: Callable[Concatenate[Any, P], Operation[T]]) -> Callable[Concatenate[QueueClient, P], T]:
     """A method of a client that runs the operation of this name."""
@@ -217,6 +221,7 @@ class QueueClient(ABC):
     run_schedule = run_by(QueueApi.run_schedule)
     status = run_by(QueueApi.status)
     look = run_by(QueueApi.look)
+    counts = run_by(QueueApi.counts)
 
 
 class WatchedJobs:
@@ -278,3 +283,4 @@ class AsyncQueueClient(ABC):
     run_schedule = arun_by(QueueApi.run_schedule)
     status = arun_by(QueueApi.status)
     look = arun_by(QueueApi.look)
+    counts = arun_by(QueueApi.counts)

@@ -24,6 +24,7 @@ from taskq.model.errors import (
     JobNotFound,
     ResultTimeout,
 )
+from taskq.model.info.counts import TaskCounts
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import FleetStatus
@@ -33,11 +34,13 @@ from taskq.model.schedule import Schedule
 from taskq.model.spec import Spec
 from taskq.protocol import spool
 from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
+from taskq.protocol.counts import counts_of
 from taskq.protocol.endings import Ending
 from taskq.protocol.jobs import info_of
 from taskq.protocol.ops import OPS, Op
 from taskq.protocol.requests import (
     CancelJob,
+    GetCounts,
     GetJob,
     GetStatus,
     ListJobs,
@@ -69,7 +72,7 @@ CANCEL_AGAIN_S = 5.0
 _FRAMES_AHEAD = 3
 _OPEN, _RENEW = Open(), Open(must_be_fresh=True)
 #: What changes nothing.
-_LOOKS = (GetJob, ListJobs, GetStatus, ListSchedules)
+_LOOKS = (GetJob, ListJobs, GetStatus, GetCounts, ListSchedules)
 #: A fleet may start while its journal is being read, and be gone when it is asked: the most times in one call.
 _MOST_ROUNDS = 20
 
@@ -400,6 +403,20 @@ class DirectoryQueue:
             BrokerUnavailable: there never was a fleet.
         """
         return status_of((yield from self.ask(GetStatus())))
+
+    def counts(self) -> Operation[list[TaskCounts]]:
+        """What happened to the jobs of each task and queue, by name, also of a fleet that does not run.
+
+        Raises:
+            BrokerUnavailable: there never was a fleet.
+        """
+        found: list[TaskCounts] = []
+        after: list[str] | None = None
+        while True:
+            portion, after = counts_of((yield from self.ask(GetCounts(after))))
+            found += portion
+            if after is None:
+                return found
 
     def stop(self) -> Operation[None]:
         """Asks the fleet to stop: running jobs may end first."""

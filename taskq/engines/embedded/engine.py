@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os import uname
 from selectors import BaseSelector
 from typing import Any
 
@@ -85,6 +86,7 @@ class EmbeddedEngine:
         return self.store
 
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
+        self.store.note_machine(uname().nodename, self._clock.time())
         effects = recover(self.store, jobs, running, self._clock.monotonic(), self._clock.time())
         for event, fields in self.store.findings:
             (events.log.error if event == "store.damaged" else events.log.info)(event, **fields)

@@ -19,8 +19,10 @@ from taskq.model.errors import JobStateError, ProtocolError, TaskQError
 from taskq.model.schedule import Schedule
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
+from taskq.protocol.counts import counts_value
 from taskq.protocol.requests import (
     CancelJob,
+    GetCounts,
     GetJob,
     GetStatus,
     ListJobs,
@@ -134,6 +136,8 @@ class Requests:
                 return self._admin.pause(*request)
             case GetStatus():
                 return status_value(self._fleet.status())
+            case GetCounts(after):
+                return counts_value(self._committer.counting.counts, after)
             case StopFleet():
                 self._fleet.stop("taskq stop")
                 return True

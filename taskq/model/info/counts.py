@@ -97,6 +97,43 @@ class CountsRow(NamedTuple):
     packed: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """What happened to the jobs of one task in one queue.
+
+    Attributes:
+        task, queue: their names; both empty for all that are not counted apart.
+        total: since the fleet began.
+        last_hour: in the last 60 minutes.
+        minutes: in each of them in which something happened, by minutes since 1970.
+    """
+
+    task: str
+    queue: str
+    total: Counts
+    last_hour: Counts
+    minutes: dict[int, Counts]
+
+    @classmethod
+    def of(cls, task: str, queue: str, packed: Iterable[tuple[int, bytes]]) -> TaskCounts:
+        """Makes it of what `PairCounts.packed` has told."""
+        minutes = {minute: Counts.unpack(own) for minute, own in packed}
+        total, last_hour = minutes.pop(_BEFORE, Counts()), Counts()
+        for counts in minutes.values():
+            last_hour.merge(counts)
+        total.merge(last_hour)
+        return cls(task, queue, total, last_hour, minutes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs, without the single minutes."""
+        return {
+            "task": self.task,
+            "queue": self.queue,
+            "total": self.total.as_dict(),
+            "last_hour": self.last_hour.as_dict(),
+        }
+
+
 class PairCounts:
     """The counts of one task in one queue."""
 
