@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import suppress
 from heapq import nsmallest
 from itertools import islice
@@ -130,9 +130,9 @@ def set_aside(path: Path) -> Path:
     return path.rename(path.with_suffix(".bad"))
 
 
-def has_files(spool: Path) -> bool:
-    """Whether jobs wait in the spool."""
-    return next(_names(spool), None) is not None
+def has_files(spool: Path, besides: Container[str] = ()) -> bool:
+    """Whether jobs wait in the spool, in files other than those with some names."""
+    return any(name not in besides for name in _names(spool))
 
 
 def count_files(spool: Path, most: int | None = None) -> int:

@@ -179,10 +179,11 @@ class InProcessFleet:
     def look_at_the_clock(self) -> None:
         """What is due is queued; what is late expires; limits open."""
         with self.lock:
-            wall = self.clock.time()
-            self._scheduler.fire_due(wall, wall)
+            now, wall = self.clock.monotonic(), self.clock.time()
+            self._engine.look_at_clock(now, wall)
+            self._commit()
             self._committer.come_due(wall + _NEARLY_S)
-            self._committer.expire(wall + _NEARLY_S)
+            self._committer.commit(now, wall + _NEARLY_S)
             self._core.ready.open_due(self.clock.monotonic())
             self._is_stale = True
             self._commit()

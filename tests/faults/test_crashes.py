@@ -16,6 +16,7 @@ from typing import cast
 import psutil
 import pytest
 from apps import jobs, versioned
+from asked import take_spooled
 from deaf import Deaf
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
 
@@ -600,11 +601,11 @@ def test_a_full_disk_leaves_jobs_in_the_spool(home: Path) -> None:
     [job_id] = new_job_ids(1)
     spool_one(directory, job_id)
     store.is_full = True
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     assert store.read(job_id) is None
     assert len(list(directory.spool.iterdir())) == 1, "it was acknowledged: it must not go"
     store.is_full = False
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     assert store.read(job_id) is not None
     assert list(directory.spool.iterdir()) == []
     store.close()
@@ -623,8 +624,8 @@ def test_the_spool_is_looked_into_once_for_a_frame(home: Path, monkeypatch: pyte
     here, spooled, *unknown = new_job_ids(100)
     store.submit(Spec("add"), [here], [b"payload"])
     spool_one(directory, spooled)
-    committer.take_spooled(0.0)
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
+    take_spooled(committer, 0.0)
     assert not committer.has_more_spooled
     [late] = new_job_ids(1)
     spool_one(directory, late)
@@ -653,7 +654,7 @@ def test_what_is_committed_with_spooled_jobs_is_reported(home: Path) -> None:
     core.settled(1, Attempts([1], [Verdict.FAILED], [5], [outcome]), 0.0, 1e9)
     committer.collect(0.0)
     spool_one(directory, spooled)
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     assert committer.is_settled
     assert committer.next_due is not None
     store.close()

@@ -31,6 +31,7 @@ import msgpack
 import proof
 import pytest
 from apps import jobs
+from asked import take_spooled
 from fleet import Fleet, use
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -758,7 +759,7 @@ def test_spooled_files(data: bytes) -> None:
         path.write_bytes(data)
         assert list(spool.spooled(folder)) == [(path, data)]
         assert (ID in spool.find(folder, [ID])) == (ID in data)
-        broker.broker._engine.committer.take_spooled(time.monotonic())
+        take_spooled(broker.broker._engine.committer)
         assert not list(spool.spooled(folder))
         path.with_suffix(".bad").unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from apps import constraints, jobs
+from asked import take_spooled
 from deaf import Deaf
 from fleet import APPS, Fleet, running, starts, use, wait_until
 from full_disk import Tight
@@ -148,7 +149,7 @@ def test_many_files_are_one_commit_and_not_all_of_them(tmp_path: Path, store: Ti
     store.commit = commit  # type: ignore[method-assign]
     seen = []
     while committer.has_more_spooled:
-        committer.take_spooled(0.0)
+        take_spooled(committer, 0.0)
         states = store.states(ids)
         assert list(states) == ids[: len(states)], "oldest first"
         assert len(states) + waiting(directory.path) == len(ids), "either here or there"
@@ -166,7 +167,7 @@ def test_bad_files_do_not_keep_the_others_out(tmp_path: Path, store: Tight) -> N
     (directory.spool / f"{taken[0].hex()}.jobs").write_bytes(frame)
     (directory.spool / "garbage.jobs").write_bytes(b"garbage")
     committer = committer_of(store, directory)
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     assert list(store.states(ids).values()) == [StoredState.QUEUED] * 5
     assert sorted(os.listdir(directory.spool)) == sorted(["garbage.bad", f"{taken[0].hex()}.bad"])
 
@@ -176,15 +177,15 @@ def test_a_portion_for_which_there_is_no_room_stays(tmp_path: Path, store: Tight
     directory = Directory(tmp_path / "home").create()
     ids = fill(directory.path, 250, 1)
     committer = committer_of(store, directory)
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     store.refusals = refusals
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     assert len(store.states(ids)) + waiting(directory.path) == 250
     assert not committer.has_more_spooled, "it is tried again after a while"
     store.is_full = False
-    committer.take_spooled(1.0)
+    take_spooled(committer, 1.0)
     while committer.has_more_spooled:
-        committer.take_spooled(1.0)
+        take_spooled(committer, 1.0)
     assert len(store.states(ids)) == 250
     assert waiting(directory.path) == 0
 
@@ -197,7 +198,7 @@ def test_what_must_come_after_the_spool_is_sent_there(tmp_path: Path, store: Tig
     def submission(own: Constraints) -> Submission:
         return Submission(cast(Any, Deaf()), 0, False, Spec("add"), list(new_job_ids(1)), [b"payload"], [own])
 
-    committer.take_spooled(0.0)
+    take_spooled(committer, 0.0)
     committer.take_in(submission(Constraints()))
     committer.take_in(submission(Constraints(after=((ids[0], False),))))
     for own in (Constraints(order_key="key"), Constraints(after=((ids[-1], False),))):
@@ -208,7 +209,7 @@ def test_what_must_come_after_the_spool_is_sent_there(tmp_path: Path, store: Tig
     assert committer.spec_in_spool(ids[-1]) == Spec("add")
     assert committer.find(bytes(16)) is None
     while committer.has_more_spooled:
-        committer.take_spooled(0.0)
+        take_spooled(committer, 0.0)
     for own in (Constraints(order_key="key"), Constraints(after=((ids[-1], False),))):
         committer.take_in(submission(own))
     assert committer.find(ids[-1]) is not None

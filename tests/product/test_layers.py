@@ -141,6 +141,19 @@ def test_one_place_of_the_fleet_half_knows_the_engines() -> None:
     assert knows == {"broker.parts"}
 
 
+def commits_of(path: Path) -> list[str]:
+    """Where a file commits: the calls of `commit` on something that is called a store or a journal."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    owners = [ast.unparse(call.value) for call in calls if isinstance(call, ast.Attribute) and call.attr == "commit"]
+    return [owner for owner in owners if owner.endswith(("store", "journal"))]
+
+
+def test_one_place_commits() -> None:
+    """What is to be durable is staged with the committer; a journal itself commits only when it opens and closes."""
+    engines = {name: path for name, path in modules().items() if not name.startswith("engines.embedded.journal")}
+    assert {name for name, path in engines.items() if commits_of(path)} == {"engines.embedded.committer"}
+
+
 def test_late_imports_have_a_reason() -> None:
     """Imports inside functions hide what a module needs: outside the command line they are the ones of LATE."""
     late = {(importer, imported) for importer, imported, is_late in imports() if is_late and room(importer) != "cli"}

@@ -243,6 +243,8 @@ def names_logged(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             given = list(node.args[:1]) if called in {*LOG_METHODS, "Event"} else []  # or one of two names
+            if called == "then":  # a method of the log and its arguments, to be called after the commit
+                given = list(node.args[1:2])
         elif isinstance(node, ast.Dict):
             given = [value for key, value in zip(node.keys, node.values, strict=True) if key and _text(key) == "event"]
         yield from (text for expression in given for part in ast.walk(expression) if (text := _text(part)))

@@ -134,6 +134,7 @@ class History:
     # that one does not succeed
     flows: list[tuple[str, ...]] = field(default_factory=list)  # jobs that were handed in as one piece
     refused: set[str] = field(default_factory=set)  # jobs that the fleet did not want
+    out_of_turn: list[str] = field(default_factory=list)  # that nobody knew, though they had been handed in just before
     children: list[Children] = field(default_factory=list)
     cancels: set[str] = field(default_factory=set)  # jobs that a client asked to cancel
     unwanted: list[Unwanted] = field(default_factory=list)  # running jobs that are being stopped

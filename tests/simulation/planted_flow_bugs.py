@@ -9,8 +9,8 @@ from simulation import Parts, SimPool
 
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.committer import Committer
-from taskq.engines.embedded.dependencies import Released
 from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.transaction import Transaction
 from taskq.model.attempt import Attempts
 from taskq.model.job import JobRow
 from taskq.model.stored import Edge, StoredState
@@ -20,19 +20,19 @@ from taskq.protocol.submissions import Submission
 class CommitsEndsFirst(Committer):
     """The end of a job, and its children, are two commits."""
 
-    def _submit(self, submissions: list[Submission], wall: float) -> list[tuple[Submission, Admitted]]:
+    def _take_in_children(self, tx: Transaction) -> None:
         for _ in range(100 if self._children else 0):  # the broker may die at each: it is a long moment
             self._store.commit()
-        return super()._submit(submissions, wall)
+        super()._take_in_children(tx)
 
 
 class CommitsEndsAlone(Committer):
     """The end of a job, and the start of what comes after it, are two commits."""
 
-    def _hand_over(self, wall: float, taken: list[Admitted]) -> Released:
+    def _release(self, tx: Transaction) -> None:
         for _ in range(10 if self._store.has_waiting else 0):
             self._store.commit()
-        return super()._hand_over(wall, taken)
+        super()._release(tx)
 
 
 class ForgetsWhoWaits(MemoryStore):
@@ -133,13 +133,11 @@ class TakesFlowsInParts(Admission):
         return Admitted([], {}, [], [], {})
 
 
-def with_admission(admission: type[Admission]) -> type[Committer]:
+def with_admission(kind: type[Admission]) -> type[Committer]:
     """A committer that takes jobs in like this."""
 
     class OtherCommitter(Committer):
-        def __init__(self, store: Any, core: Any, server: Any, events: Any, *others: Any) -> None:
-            super().__init__(store, core, server, events, *others)
-            self._admission = admission(store, core, self._consumers)
+        admission = kind
 
     return OtherCommitter
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -56,9 +56,11 @@ from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
 from taskq.model.earliest import Earliest
+from taskq.model.errors import StoreFull
 from taskq.model.job import JobError
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
+from taskq.model.stored import StoredJob
 from taskq.protocol import frames as frames_module
 from taskq.protocol.link.batch import jobs_to_send
 from taskq.protocol.link.flight_recorder import FlightRecord
@@ -151,6 +153,7 @@ class Parts:
     plans_schedules: bool = True
     deafness: float = 0.05  # how likely it is that a consumer goes deaf, of all misfortunes
     commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
+    full_disks: float | None = None  # how likely it is that a commit finds the disk full; None: of some lives it is
 
 
 # -- consumers
@@ -708,7 +711,8 @@ class SimPool(ConsumerPool):
 
 
 class SimStore:
-    """Puts the broker's possible death before and after each commit."""
+    """Puts the broker's possible death before and after each commit, and notes what was removed, as it was then: the
+    same commit may have ended it."""
 
     @staticmethod
     def on(world: World) -> Any:
@@ -717,10 +721,19 @@ class SimStore:
 
         def dangerous_commit() -> None:
             world.maybe_kill_broker(world.parts.commit_kills)
+            if world._is_dangerous and store._changes and world.has_faults and world.random.random() < world.full_disks:
+                raise StoreFull("the disk is full")
             commit()
             world.maybe_kill_broker(world.parts.commit_kills)
 
+        remove = store.remove
+
+        def noted_remove(jobs: Sequence[StoredJob]) -> None:
+            world.at_removal.update((job.row.id, store._jobs[job.row.id]) for job in jobs)
+            remove(jobs)
+
         store.commit = dangerous_commit  # type: ignore[method-assign]
+        store.remove = noted_remove  # type: ignore[method-assign]
         return store
 
 
@@ -756,10 +769,13 @@ class Client:
         self._cancels: dict[int, bytes] = {}
         self._unwanted: set[bytes] = set()  # running jobs that are being stopped
         self._asked: dict[int, tuple[Op, Any]] = {}
+        self._sent_again: set[int] = set()  # submit frames
+        self._right_behind: set[int] = set()  # cancels that were sent right behind the submit frame of their job
         self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
         self._peer: Peer | None = None
-        schedules = world.random.choice((0, 1, 2)) if world.parts.plans_schedules else 0
+        # a full disk makes fires late, which may be missed then: tests/simulation/test_scheduler.py
+        schedules = world.random.choice((0, 1, 2)) if world.parts.plans_schedules and not world.full_disks else 0
         self._planner = Planner(self, schedules, lambda: next(self._requests), digest)
         world.later(world.random.uniform(0.1, 0.3), self._act)
 
@@ -798,8 +814,9 @@ class Client:
                     self._enqueue_limited,
                     self._enqueue_urgent,
                     self._change_mind,
+                    self._say_many_things,
                 )
-                random.choices(kinds, (2, 2, 3, 0.5, 0.5))[0]()
+                random.choices(kinds, (2, 2, 3, 0.5, 0.5, 0.7))[0]()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)), also_running=random.random() < 0.5)
             if random.random() < 0.05 and self._unanswered:
@@ -876,6 +893,29 @@ class Client:
         (job_id,) = self._enqueue_plain(Spec("hangs", random.choice(("a", "b")), retries=random.choice((0, 2))), 1)
         self.world.later(random.uniform(0.05, 0.6), lambda: self._cancel_again(job_id))
 
+    def _say_many_things(self) -> None:
+        """Sends a lot at once, without waiting for an answer: each must find what was said before it."""
+        random = self.world.random
+        for job_id in self._enqueue_plain(Spec("ok", random.choice(("a", "b"))), random.choice((1, 5, 10))):
+            if random.random() < 0.7 and self._is_first(job_id):
+                self._right_behind.add(self._cancel(job_id, also_running=random.random() < 0.5))
+        mine = random.sample(self._mine, min(len(self._mine), 10))
+        for job_id in mine if self._left else ():
+            roll = random.random()
+            if roll < 0.4:
+                self._cancel(job_id, also_running=random.random() < 0.5)
+            elif roll < 0.5:
+                self.purge(job_id)
+            elif roll < 0.7:
+                self.world.history.retried.add(job_id.hex())
+                self._ask(Op.RETRY, job_id)
+
+    def _is_first(self, job_id: bytes) -> bool:
+        """Whether a job stands in a frame that was sent once, over the connection that there is."""
+        return all(
+            job_id not in sent.ids or request not in self._sent_again for request, sent in self._unanswered.items()
+        )
+
     def _enqueue_plain(self, spec: Spec, count: int) -> list[bytes]:
         random = self.world.random
         ids = [random.randbytes(16) for _ in range(count)]
@@ -908,8 +948,14 @@ class Client:
         self._unanswered[request] = waiting
         self._submit(request, resend=False)
 
+    def _submit_later(self, request: int) -> None:
+        if request in self._unanswered and self._connected() is not None:
+            self._submit(request, resend=True)
+
     def _submit(self, request: int, *, resend: bool) -> None:
         assert self._peer is not None
+        if resend:
+            self._sent_again.add(request)
         self._peer.send(self._unanswered[request].frame(request, resend))
 
     def _submit_again(self, request: int) -> None:
@@ -931,12 +977,13 @@ class Client:
                 history.left_out.append(LeftOut(job_id.hex(), earlier[job_id].hex(), sent.asked_at, world.now))
         self.knows([earlier.get(job_id, job_id) for job_id in sent.ids])
 
-    def _cancel(self, job_id: bytes, *, also_running: bool) -> None:
+    def _cancel(self, job_id: bytes, *, also_running: bool) -> int:
         assert self._peer is not None
         request = next(self._requests)
         self._cancels[request] = job_id
         self.world.history.cancels.add(job_id.hex())
         self._peer.send(frames_module.frame([Op.CANCEL, request, job_id, also_running]))
+        return request
 
     def _cancel_again(self, job_id: bytes) -> None:
         """A job that is to be stopped, wherever it is; a new broker does not know that it is not wanted."""
@@ -961,9 +1008,16 @@ class Client:
                 if peer is self._peer or not self._may_be_left_out(request):
                     self._taken_in(request, dict(msgpack.unpackb(body)) if body else {})
             case [Op.ERROR, request, str(), str()] if request in self._unanswered:
-                history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
+                if request in self._sent_again:  # one of these may have been taken in
+                    self.world.later(0.2, lambda: self._submit_later(request))
+                else:
+                    history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
             case [Op.OK, request, _] if request in self._cancels:
                 self._answered_cancel(self._cancels.pop(request), msgpack.unpackb(body))
+            case [Op.ERROR, request, "JobNotFound", str()] if (
+                request in self._right_behind and not self.world.full_disks
+            ):
+                history.out_of_turn.append(self._cancels.pop(request).hex())
             case [Op.OK, request, _] if request in self._asked:
                 self._answered(*self._asked.pop(request))
             case [Op.RESULT, bytes(job_id), str(state)]:
@@ -1018,6 +1072,7 @@ class World:
         self.now = 1_000.0
         self.keys = count(1)
         self.records: dict[int, FlightRecord] = {}  # the flight recorder
+        self.at_removal: dict[bytes, Record] = {}  # jobs that were purged, or were to be
         self.broker: SimBroker | None = None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -1037,6 +1092,9 @@ class World:
         self._replacements = self.random.choice((0.0, 1.0, 5.0))  # how often an operator does something, a second
         self.memory_bytes = self.random.choice((2_000, 10_000_000))
         self._danger = self.random.choice((0.0, 0.3, 1.0))
+        self.full_disks = self.random.choice((0.0, 0.0, 0.0, 0.1))
+        if self.parts.full_disks is not None:
+            self.full_disks = self.parts.full_disks
         self._links_at_once = self.random.choice((1, 3, 2_000))
         self.clients = [Client(self, number, self.random.randint(1, 12)) for number in range(self.random.randint(1, 3))]
         self._faults_until = self.now + self.random.uniform(0.5, 4.0)
@@ -1275,14 +1333,12 @@ class World:
 
     def _removed(self) -> list[Record]:
         """The last that was known of jobs that are not there any more."""
-        last: dict[bytes, Record] = {}
         gone: dict[bytes, Record] = {}
         for changes in (commit.jobs for commit in self.disk.commits):
             for job_id, record in changes.items():
                 if record is None:
-                    gone.update({job_id: last[job_id]} if job_id in last else {})
+                    gone.update({job_id: self.at_removal[job_id]} if job_id in self.at_removal else {})
                 else:
-                    last[job_id] = record
                     gone.pop(job_id, None)
         return list(gone.values())
 

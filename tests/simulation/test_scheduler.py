@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
+from asked import asked
 from history import Limits, check
 from simulation import Parts, World, digest
 
-from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.scheduler import Scheduler
-from taskq.model.errors import StoreFull, TaskQError
+from taskq.engines.embedded.transaction import Transaction
+from taskq.model.errors import StoreFull
 from taskq.model.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, payload_for
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
@@ -62,7 +64,8 @@ class PeriodicWorld(World):
             return
         try:
             for schedule in self.schedules:
-                self.broker.engine.scheduler.pause(schedule.name, True, self.now, self.wall)
+                pause = partial(self.broker.engine.scheduler.pause, name=schedule.name, is_paused=True)
+                asked(self.broker.engine.committer, pause, self.now, self.wall)
         except StoreFull:
             self.later(0.1, self._pause)
 
@@ -143,10 +146,10 @@ class NotesFires(Scheduler):
 
     fires: ClassVar[list[tuple[str, float]]]
 
-    def _fire(self, now: float, wall: float) -> None:
+    def _fire(self, tx: Transaction) -> None:
         before = {name: row.last_at for name, row in self._rows.items()}
-        super()._fire(now, wall)
-        self.fires += [(name, now) for name, row in self._rows.items() if row.last_at != before[name]]
+        super()._fire(tx)
+        self.fires += [(name, tx.now) for name, row in self._rows.items() if row.last_at != before[name]]
 
 
 class WorldOfAnHourAgo(PeriodicWorld):
@@ -253,30 +256,29 @@ def test_a_full_disk_loses_no_fire() -> None:
     assert fired > 10 * LIVES
 
 
-class PlansFirst(Committer):
+class PlansFirst(Scheduler):
     """The next time of a schedule is recorded before its jobs are."""
 
-    def plan(
-        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
-    ) -> list[tuple[Submission, TaskQError]]:
-        super().plan(schedules, [], now, wall)
-        return super().plan({}, submissions, now, wall)
+    def _fire(self, tx: Transaction) -> None:
+        late: list[Submission] = []
+        submit, tx.try_submit = tx.try_submit, late.append  # type: ignore[method-assign]
+        super()._fire(tx)
+        tx.store.commit()
+        for submission in late:
+            submit(submission)
 
 
-class FiresFirst(Committer):
+class FiresFirst(Scheduler):
     """The jobs are recorded before the next time of their schedule is."""
 
-    def plan(
-        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
-    ) -> list[tuple[Submission, TaskQError]]:
-        refusals = super().plan({}, submissions, now, wall)
-        super().plan(schedules, [], now, wall)
-        return refusals
+    def _change(self, tx: Transaction, changes: dict[str, ScheduleRow | None]) -> None:
+        tx.store.commit()
+        super()._change(tx, changes)
 
 
 def test_these_lives_find_a_fire_that_is_lost() -> None:
     for seed in range(5 * LIVES):
-        world = PeriodicWorld(seed, Parts(committer=PlansFirst, commit_kills=0.01), misfire="all")
+        world = PeriodicWorld(seed, Parts(scheduler=PlansFirst, commit_kills=0.01), misfire="all")
         world.run()
         if gaps(world):
             return
@@ -286,5 +288,5 @@ def test_these_lives_find_a_fire_that_is_lost() -> None:
 def test_a_fire_that_is_repeated_is_the_same_job() -> None:
     """Which a shared store, without such transactions, may rely on."""
     for seed in range(LIVES):
-        world = PeriodicWorld(seed, Parts(committer=FiresFirst), misfire="all")
+        world = PeriodicWorld(seed, Parts(scheduler=FiresFirst), misfire="all")
         assert check(world.run()) == [], seed

@@ -150,6 +150,7 @@ def test_counts_are_stored_now_and_then() -> None:
     assert commit(20.0) == 6
     counting.enqueued(rows_of(MAIL, 1), WALL)
     counting.store_all()
+    store.commit()
     assert total(Counting(MemoryStore(disk))).enqueued == 7
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from asked import asked
 from deaf import Deaf
 from full_disk import Tight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.broker.core.core import Core
-from taskq.engines.embedded.admin import Admin
+from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.dependencies import Fate, Released, becomes, release_dependents
 from taskq.engines.embedded.journal.memory import MemoryStore
@@ -420,8 +421,7 @@ class Wide:
     def __init__(self, store: SQLiteStore, home: Path) -> None:
         self.store, self.core = store, Core()
         self.committer = committer_of(store, self.core, home)
-        deaf = cast(Any, Deaf())
-        self.bulk = Admin(self.core, store, self.committer, deaf, deaf)
+        self.commands = Commands(Deaf(), self.committer.gone)
         self.first, *self.others = new_job_ids(3_001)
         self.committer.take_in(submission([self.first])._replace(spec=Spec("a", retries=0)))
         self.committer.take_in(submission(self.others, [self.first]))
@@ -449,7 +449,7 @@ class Wide:
 
 def test_what_is_retried_has_not_failed_for_those_who_did_not_hear_of_it(wide: Wide) -> None:
     wide.fail()
-    assert wide.bulk.retry_one(wide.first)
+    assert asked(wide.committer, lambda tx: wide.commands.retry_one(tx, wide.store.read, wide.first))
     wide.go_on()
     assert wide.found() == {StoredState.WAITING: 3_000}
 
@@ -501,7 +501,7 @@ def test_what_one_that_was_called_off_comes_after_is_kept_as_long(tmp_path: Path
 
 
 def test_the_start_knows_of_a_purge_that_not_all_heard_of(wide: Wide) -> None:
-    assert wide.bulk.purge_one(wide.first)
+    assert asked(wide.committer, lambda tx: wide.commands.purge_one(tx, wide.store.read, wide.first))
     assert wide.found() == {StoredState.CANCELLED: 2_000, StoredState.WAITING: 1_000}
     recover(wide.store, Core(), [], 0.0, 1e9)  # after a crash
     assert wide.found() == {StoredState.CANCELLED: 3_000}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, Protocol
 
-from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.contract import Jobs
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints, UniqueKey
@@ -32,18 +33,28 @@ class Admitted(NamedTuple):
     before: dict[bytes, StoredState]
 
 
-class Admission:
-    """Takes submissions into the store. Used by the committer alone."""
+class Leases(Protocol):
+    """Whoever knows which jobs consumers have."""
 
-    def __init__(self, store: Store, jobs: Jobs, consumers: Consumers) -> None:
+    def withdraw(self, job_id: bytes, /) -> bool:
+        """Takes a job back from the consumer that has it; returns False if it runs."""
+
+    def is_running(self, job_id: bytes, /) -> bool:
+        """Whether a job runs now."""
+
+
+class Admission:
+    """Takes submissions into the store, in one transaction."""
+
+    def __init__(self, store: Store, jobs: Jobs, consumers: Leases) -> None:
         self._store = store
         self._jobs = jobs
         self._consumers = consumers
-        self._taken: dict[str, int] = {}  # jobs taken into each queue that the core was not told of yet
+        self._taken: dict[str, int] = {}  # jobs more or fewer in each queue than the core was told
 
-    def begin(self) -> None:
-        """A new transaction begins: what was taken before is known to the core, or was dropped."""
-        self._taken.clear()
+    def count(self, queue: str, jobs: int) -> None:
+        """Jobs have come into a queue, or have left it, in this transaction."""
+        self._taken[queue] = self._taken.get(queue, 0) + jobs
 
     def take(self, submission: Submission, wall: float) -> Admitted:
         """Takes in the jobs of a submission, in the store's transaction.
@@ -63,8 +74,7 @@ class Admission:
             taken = Admitted(rows, {}, [], [], before)
         else:
             taken = self._take_unique(submission, constraints, wall)._replace(before=before)
-        queue = submission.spec.queue
-        self._taken[queue] = self._taken.get(queue, 0) + len(taken.rows)
+        self.count(submission.spec.queue, len(taken.rows))
         return taken
 
     def _take_parts(self, submission: Submission) -> Admitted:
@@ -78,7 +88,7 @@ class Admission:
         for part in submission.parts:
             rows = self._store.submit(part.spec, part.ids, part.payloads, part.constraints)
             taken.rows.extend(rows)
-            self._taken[part.spec.queue] = self._taken.get(part.spec.queue, 0) + len(rows)
+            self.count(part.spec.queue, len(rows))
         return taken._replace(before=before)
 
     def unknown_parents(self, submission: Submission) -> list[bytes]:
@@ -114,9 +124,17 @@ class Admission:
                 f'(max_queued=): try again later, or enqueue with when_full="wait"'
             )
 
+    def _check_arguments(self, submission: Submission, known: Collection[bytes]) -> None:
+        """Before anything is written: whether ids that are known came with the arguments that they had."""
+        for job_id, payload in zip(submission.ids, submission.payloads, strict=True) if known else ():
+            stored = self._store.read(job_id) if job_id in known else None
+            if stored is not None and stored.row.payload not in (b"", payload):
+                raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
+
     def _take_unique(self, submission: Submission, constraints: list[Constraints], wall: float) -> Admitted:
         """Takes in those that are the first of their kind; they may meet each other, too."""
         known = self._store.states(submission.ids)  # they were taken in before, and are sent again: that stands
+        self._check_arguments(submission, known)
         fresh: dict[str, int] = {  # by key: the position of the job that has it now
             own.unique.key: position
             for position, (job_id, own) in enumerate(zip(submission.ids, constraints, strict=True))

@@ -1,14 +1,16 @@
-"""The committer: what is decided but not durable yet, and who waits to hear of it. It commits once in a tick.
+"""The committer: the only place that commits. What has come in and what was decided becomes durable once in a turn.
 
-    submissions, effects of the core -> one transaction -> acknowledgements, results, log lines
+    commands and submissions, in order    -.
+    effects of the fleet, jobs' children  -+-> one transaction, one sync -> the fleet, answers, watchers, log
+    jobs that are due or late             -'
 
-Nothing is told before its commit.
+Nothing is told before its commit. It is also the only place that knows a full disk: what adds is refused then, and what
+ends is kept and tried again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 
 from taskq.engines.contract import Consumers, Events, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
@@ -17,15 +19,15 @@ from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
-from taskq.engines.embedded.spooled import SpooledJobs
+from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs
+from taskq.engines.embedded.transaction import Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
-from taskq.model.constraints import Constraints
+from taskq.model.attempt import pack_failure
 from taskq.model.effects import Effects, Event
-from taskq.model.errors import BehindSpool, EnqueueError, JobNotFound, StoreFull, TaskQError
-from taskq.model.partition import partition_of
-from taskq.model.schedule import ScheduleRow
+from taskq.model.errors import BehindSpool, JobNotFound, JournalError, StoreFull, TaskQError
+from taskq.model.job import JobError
 from taskq.model.spec import Spec
-from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol import frames
 from taskq.protocol.submissions import Submission, accepted_frame
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -36,27 +38,37 @@ from taskq.system.directory import Directory
 _COMMIT_WITHIN_S = 0.020
 _COMMIT_COUNT = 2_000
 #: What does not fit onto the disk is tried again after this time.
-_FULL_AGAIN_S = 0.5
+FULL_AGAIN_S = 0.5
 #: Ended jobs that one commit removes at the most, which takes it a millisecond or two.
 _PRUNE_JOBS = 3_000
 #: Keys that one commit looks at, whether they are to be forgotten: it takes two milliseconds.
 _TIDIED_KEYS = 1_000
 #: Scheduled jobs that become queued in one commit.
 _DUE_JOBS = 1_000
-#: Jobs that expire in one tick.
+#: Jobs that expire in one commit.
 _EXPIRED_JOBS = 1_000
+#: What is refused while the disk is full.
+NO_ROOM = "the disk that holds the journal is full: free some space there"
 
 
 class StillSpooled(Exception):
-    """A job that was asked for waits in the spool, behind many others: ask again when it was taken in."""
+    """A job that was asked for waits in the spool: ask again when what lies there was taken in."""
 
     def __init__(self, job_id: bytes) -> None:
         super().__init__(job_id)
         self.job_id = job_id
 
 
+def commit_recovery(store: Store) -> None:
+    """At the start, before there is a committer: makes durable how an earlier broker's end was brought in order."""
+    store.commit()
+
+
 class Committer:
     """Commits, and tells. Used by the broker's loop alone."""
+
+    #: How jobs are taken in; a test may have another.
+    admission: type[Admission] = Admission
 
     def __init__(
         self,
@@ -70,15 +82,12 @@ class Committer:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._consumers = consumers
-        self._admission = Admission(store, jobs, consumers)
-        self._jobs = jobs
+        self._jobs, self._consumers, self._events = jobs, consumers, events
         self._clients = clients
-        self._events = events
         self._spooled = SpooledJobs(directory.spool, events)
-        self._submissions: list[Submission] = []
+        self._staged: list[Submission | Command] = []  # in the order in which they came
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that
-        self._effects = Effects()  # decided by the core, not committed yet
+        self._effects = Effects()  # decided by the fleet, not committed yet
         self._effects_since: float | None = None
         self._left: dict[bytes, StoredState] = {}  # ends that are recorded, and not handed over to all yet
         self._would_release = False  # whether a job can go on as soon as the effects are committed
@@ -87,33 +96,35 @@ class Committer:
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers = Watchers(store, clients)
         self.counting = Counting(store)
-        self._refusals: list[tuple[Submission, TaskQError]] = []  # of the commit that is under way
-        self._schedules: dict[str, ScheduleRow | None] = {}  # what changes with this commit; None: removed
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
 
     # -- what comes in
 
+    def stage(self, command: Command) -> None:
+        """Something that is to be applied with the next commit, after what was staged before, or answered then."""
+        self._staged.append(command)
+
     def take_in(self, submission: Submission) -> None:
-        """Jobs that a client, or the spool, hands in.
+        """Jobs that a client hands in.
 
         Raises:
             BehindSpool: they must come after others, which wait in the spool.
         """
         if submission.peer is not None and self._comes_after_spooled(submission):
             raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
-        self._submissions.append(submission)
+        self._staged.append(submission)
 
     def _comes_after_spooled(self, submission: Submission) -> bool:
-        """Whether jobs come after others that are in the spool, and that cannot be taken in at once."""
+        """Whether jobs come after others that are in the spool, and that cannot be taken in with them."""
         is_ordered = any(own.order_key is not None for part in submission.each for own in part.constraints or ())
-        if is_ordered and not self._spooled.is_empty:
-            self._take_spooled_once()
-            return not self._spooled.is_empty
-        unknown = self._admission.unknown_parents(submission)
-        if unknown and self._spooled.specs(unknown):
-            self._take_spooled_once()
-            return bool(self._spooled.specs(self._admission.unknown_parents(submission)))
+        if is_ordered and self._spooled.holds_more:
+            self._stage_spooled_once()
+            return self._spooled.holds_more
+        unknown = self.admission(self._store, self._jobs, self._consumers).unknown_parents(submission)
+        if unknown and self._spooled.unread(unknown):
+            self._stage_spooled_once()
+            return bool(self._spooled.unread(unknown))
         return False
 
     def take_children(self, submissions: list[Submission]) -> None:
@@ -122,50 +133,19 @@ class Committer:
 
     @property
     def has_more_spooled(self) -> bool:
-        """Whether the spool has more than `take_spooled` has taken in, and it should be called again soon."""
+        """Whether the spool has more than `stage_spooled` has taken up, and should be looked at again soon."""
         return self._spooled.has_more
 
-    def take_spooled(self, now: float) -> None:
-        """Takes in jobs that were spooled while no broker ran, as many as one commit takes; tells what was committed
-        with them."""
+    def stage_spooled(self) -> None:
+        """Takes up jobs that were spooled while no broker ran, as many as one commit takes."""
         files = self._spooled.read()
-        if not files:
-            return
-        for _, submission in files:
-            self.take_in(submission)
-        reasons = {id(refused): reason for refused, reason in self.commit(now, self._clock.time())}
-        self.tell(now)
-        self._spooled.committed(files, reasons)
+        if files:
+            self.stage(_TakeSpooled(self._spooled, files))
 
-    def _take_spooled_once(self) -> None:
-        """Takes in what lies in the spool, unless it is being taken in, portion by portion, already."""
+    def _stage_spooled_once(self) -> None:
+        """Takes up what lies in the spool, unless it is being taken in, portion by portion, already."""
         if not self._spooled.has_more:
-            self.take_spooled(self._clock.monotonic())
-
-    def plan(
-        self, schedules: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
-    ) -> list[tuple[Submission, TaskQError]]:
-        """Makes durable, together, what changes in schedules and the jobs that they fire.
-
-        Args:
-            schedules: by name; None for one that is removed.
-
-        Returns:
-            The submissions that were refused, and why.
-
-        Raises:
-            StoreFull: nothing was changed.
-        """
-        if self._store.is_full:
-            raise StoreFull("the disk that holds the journal is full: free some space there")
-        self._schedules = schedules
-        self._submissions += submissions
-        refusals = self.commit(now, wall)
-        self.tell(now)
-        if self._schedules:
-            self._schedules = {}
-            raise StoreFull("the disk that holds the journal is full: free some space there")
-        return refusals
+            self.stage_spooled()
 
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
@@ -177,39 +157,11 @@ class Committer:
             self._effects_since = now
 
     def come_due(self, wall: float) -> None:
-        """Hands the core the scheduled jobs whose time has come."""
-        if self.next_due is None or self.next_due > wall:
-            return
-        try:
-            rows = self._store.lease_due(wall, _DUE_JOBS)
-            self._store.commit()
-        except StoreFull as error:
-            self._make_room(error, [])
-            try:
-                rows = self._store.lease_due(wall, _DUE_JOBS)
-                self._store.commit()
-            except StoreFull:
-                self._store.rollback()
-                self.next_due = wall + _FULL_AGAIN_S
-                return
-        self._jobs.came_due(rows)
-        self.next_due = self._store.next_due()
-
-    def expire(self, wall: float) -> None:
-        """Ends the jobs that were not started in time."""
-        if self.next_expiry is None or self.next_expiry > wall:
-            return
-        try:
-            jobs = self._store.expired(wall, _EXPIRED_JOBS)
-        except StoreFull:
-            self._store.rollback()
-            self.next_expiry = wall + _FULL_AGAIN_S
-            return
-        for job in jobs:
-            has_started = job.row.attempts > 0 or not self._consumers.withdraw(job.row.id)
-            if job.kept < FIRST_FINAL and not has_started:
-                self._jobs.expired(job.row, job.kept)
-        self.next_expiry = self._store.next_expiry()
+        """Stages what the clock brings: scheduled jobs whose time has come, and jobs that were not started in time."""
+        if self.next_due is not None and self.next_due <= wall:
+            self.stage(_ComeDue(self, wall))
+        if self.next_expiry is not None and self.next_expiry <= wall:
+            self.stage(_Expire(self, wall))
 
     def prune(self, now: float, keep_s: float, keep: int) -> None:
         """Removes ended jobs that need not be kept any more, with the next commit.
@@ -226,7 +178,7 @@ class Committer:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._submissions and not self._children and not self._effects
+        return not self._staged and not self._children and not self._effects
 
     @property
     def is_handing_over(self) -> bool:
@@ -235,14 +187,16 @@ class Committer:
 
     @property
     def commit_by(self) -> float | None:
-        """When the next commit is due for reasons of time (monotonic)."""
+        """When the next commit is due, for reasons of time or at once (monotonic)."""
+        if self._staged:
+            return 0.0
         return None if self._effects_since is None else self._effects_since + _COMMIT_WITHIN_S
 
     # -- commit
 
     def must_commit(self, now: float) -> bool:
-        """Whether a commit is due: for jobs that came in, for outcomes that somebody waits for, or for time."""
-        if self._submissions:
+        """Whether a commit is due: for what came in, for outcomes that somebody waits for, or for time."""
+        if self._staged:
             return True
         if self._effects_since is None:
             return False
@@ -255,113 +209,108 @@ class Committer:
             return True
         return self._watchers.wait_for(self._effects)
 
-    def commit(self, now: float, wall: float) -> list[tuple[Submission, TaskQError]]:
-        """Makes everything durable that was taken in and decided; answers those who handed in jobs.
+    def commit(self, now: float, wall: float) -> None:
+        """Makes everything durable that was staged and decided, and answers it."""
+        self.collect(now)  # with the children that were taken in, since all of a job's end is one
+        staged, self._staged = self._staged, []
+        full = StoreFull(NO_ROOM) if self._store.is_full else None
+        outcomes: list[object] = [full] * len(staged)
+        done = self._transact(staged, outcomes, now, wall, full)
+        if isinstance(done, StoreFull):
+            self._make_room(done, 0 if full is not None else _jobs_without(staged, outcomes))
+            outcomes = [outcome if isinstance(outcome, TaskQError) else done for outcome in outcomes]
+            done = self._transact(staged, outcomes, now, wall, done)
+        if isinstance(done, StoreFull):
+            # nothing was set aside: what ended is kept here, and tried again until there is room
+            self._effects_since = now + FULL_AGAIN_S
+            outcomes = [outcome if isinstance(outcome, TaskQError) else done for outcome in outcomes]
+        else:
+            self._conclude(done, now)
+        for command, outcome in zip(staged, outcomes, strict=True):
+            if isinstance(command, Submission):
+                self._answer(command, outcome)
+            else:
+                command.answer(outcome)
+
+    def _transact(
+        self,
+        staged: Sequence[Submission | Command],
+        outcomes: list[object],
+        now: float,
+        wall: float,
+        full: StoreFull | None,
+    ) -> Transaction | StoreFull:
+        """One transaction. If the disk is full already, what adds is left out: its outcome stays.
+
+        Args:
+            outcomes: of what was staged, to be filled in.
 
         Returns:
-            The submissions that were refused, and why.
+            The transaction, or why nothing was changed.
         """
-        self.collect(now)  # with the children that were taken in, since all of a job's end is one
-        submissions, self._submissions = self._submissions, []
-        if self._store.is_full:
-            self._refuse(submissions, StoreFull("the disk that holds the journal is full: free some space there"))
-            submissions = []
+        tx: Transaction | None = None
         try:
-            accepted, handed = self._write([*submissions, *self._children], wall)
-            self._put_schedules()
-            if self._keep is not None:
+            tx = Transaction(self._store, self._jobs, self._consumers, self._effects, now, wall, self.admission)
+            for position, command in enumerate(staged):
+                if full is None or not (isinstance(command, Submission) or command.adds):
+                    outcomes[position] = self._apply(tx, command)
+            self._take_in_children(tx)
+            self._release(tx)
+            if self._keep is not None and full is None:
                 self._prune(*self._keep, wall)
             self._store.keep_rates(self._jobs.changed_rates(now, wall))
-            self.counting.store(now)
+            if full is None and self._writes(staged):
+                self.counting.store(now)
             self._store.commit()
-            self.counting.stored(now)
-            self._schedules = {}
         except StoreFull as error:
-            self._make_room(error, submissions)
-            try:
-                accepted, handed = self._write(self._children, wall)
-                self._store.commit()
-            except StoreFull:
-                # nothing was set aside: what ended is kept here, and tried again until there is room
-                self._store.rollback()
-                self._effects_since = now + _FULL_AGAIN_S
-                return self._take_refusals()
-        self._committed.append(self._effects)
+            self._store.rollback()
+            self.counting.not_stored()
+            if tx is not None:
+                tx.rolled_back()
+            return error
+        return tx
+
+    def _writes(self, staged: Sequence[Submission | Command]) -> bool:
+        """Whether a commit has more to do than to answer those who look."""
+        has_more = bool(self._effects) or bool(self._children) or self._keep is not None
+        return has_more or any(isinstance(command, Submission) or command.changes for command in staged)
+
+    def _conclude(self, tx: Transaction, now: float) -> None:
+        """All of a transaction is durable: the fleet may know, and what is to be told is noted."""
+        self.counting.stored(now)
+        for rows in tx.taken:
+            self.counting.enqueued(rows, tx.wall)
+            self._events.enqueued(rows, now)
+        self._committed += [self._effects, tx.effects]
         self._effects, self._effects_since = Effects(), None if self._keep is None else now
-        self._children, self._left, self._would_release = [], {}, False
-        for submission, taken in accepted:
-            self._accept(submission, taken, now)
-        self.follow(handed)
-        return self._take_refusals()
+        self._children, self._would_release = [], False
+        self.next_due = first_of(self.next_due, tx.next_due)
+        self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
+        tx.committed()
 
-    def _prune(self, keep_s: float, keep: int, wall: float) -> None:
-        removed = self._store.prune(wall - keep_s, keep, _PRUNE_JOBS) + self._store.tidy(wall, _TIDIED_KEYS)
-        if not removed:
-            self._keep = None  # else there may be more
+    def _apply(self, tx: Transaction, command: Submission | Command) -> object:
+        """The outcome of one command, or why it is refused."""
+        try:
+            return tx.submit(command) if isinstance(command, Submission) else command.apply(tx)
+        except (StoreFull, JournalError):
+            raise
+        except (TaskQError, StillSpooled) as error:
+            return error
 
-    def _take_refusals(self) -> list[tuple[Submission, TaskQError]]:
-        refusals, self._refusals = self._refusals, []
-        return refusals
+    def _take_in_children(self, tx: Transaction) -> None:
+        for children in self._children:
+            error = tx.try_submit(children)
+            if error is not None:
+                task = children.spec.task
+                tx.then(self._events.log.error, "job.children_refused", task=task, error=str(error))
 
-    def _make_room(self, error: StoreFull, submissions: list[Submission]) -> None:
-        """The disk is full. What ends must still be recorded: takes in nothing new, and frees what was set aside."""
-        self._store.rollback()
-        self.counting.not_stored()
-        self._store.make_room()
-        self._keep = None
-        answered = {id(submission) for submission, _ in self._refusals}  # a second answer would be that of the next one
-        submissions = [submission for submission in submissions if id(submission) not in answered]
-        self._events.log.error("store.full", error=str(error), refused=sum(len(s.ids) for s in submissions))
-        self._refuse(submissions, error)
-
-    def _submit(self, submissions: list[Submission], wall: float) -> list[tuple[Submission, Admitted]]:
-        accepted = []
-        self._admission.begin()
-        for submission in submissions:
-            try:
-                accepted.append((submission, self._admission.take(submission, wall)))
-            except EnqueueError as error:
-                if isinstance(error, StoreFull):
-                    raise
-                self._refuse([submission], error)
-        return accepted
-
-    def _put_schedules(self) -> None:
-        for name, row in self._schedules.items():
-            if row is None:
-                self._store.remove_schedule(name)
-            else:
-                self._store.put_schedule(row)
-
-    def _write(self, submissions: list[Submission], wall: float) -> tuple[list[tuple[Submission, Admitted]], Released]:
-        """Records what was decided, takes in what came, and lets go what waited. In this order: a job that has ended
-        keeps none out that comes in now, and none takes its place."""
-        self._settle(wall)
-        accepted = self._submit(submissions, wall)
-        return accepted, self._hand_over(wall, [taken for _, taken in accepted])
-
-    def _settle(self, wall: float) -> None:
-        effects = self._effects
-        if effects.checkpoints:
-            self._store.keep_checkpoints(effects.checkpoints)
-        for row, first, items in effects.items:
-            self._store.add_items(row.seq, first, items)
-        if effects.ended or effects.rescheduled:
-            self._store.settle(effects.ended, effects.rescheduled, wall)
-            self._store.totals.retried += effects.retried
-            self._store.totals.crashed += effects.crashed
-
-    def _hand_over(self, wall: float, taken: list[Admitted]) -> Released:
+    def _release(self, tx: Transaction) -> None:
         """What follows from all ends for jobs that wait for others."""
-        more: list[Ended] = [ended for own in taken for ended in own.ended]
-        if more:
-            self._store.settle(more, [], wall)
-        if not self._store.has_waiting:
-            return Released()
-        ends = {**self._still_left(), **{row.id: kept for row, kept, _ in (*self._effects.ended, *more)}}
-        for own in taken:
-            ends.update(own.before)
-        return release_dependents(self._store, ends, wall)
+        handed = Released()
+        if self._store.has_waiting:
+            handed = release_dependents(self._store, {**self._still_left(), **tx.ends}, tx.wall)
+        if handed or self._left:
+            tx.then(self._follow, handed)
 
     def _still_left(self) -> dict[bytes, StoredState]:
         """What is left to hand over, but for jobs that were retried meanwhile: these have not ended any more."""
@@ -369,67 +318,53 @@ class Committer:
         left = {job_id: states.get(job_id, kept) for job_id, kept in self._left.items()}
         return {job_id: kept for job_id, kept in left.items() if kept >= FIRST_FINAL}
 
-    def follow(self, handed: Released) -> None:
+    def _follow(self, handed: Released) -> None:
         """What follows from the ends of jobs is committed."""
-        self._left.update(handed.left)
-        if not handed:
-            return
+        self._left = handed.left
+        self._would_release = bool(self._left)
         if self._left:
-            self._would_release = True
             self._effects_since = self._effects_since or self._clock.monotonic()
         self._jobs.came_due(handed.queued)
-        self.next_due = _first((self.next_due, handed.next_due))
+        self.next_due = first_of(self.next_due, handed.next_due)
         for row, _, _ in handed.ended:
             self._jobs.forget(row, StoredState.WAITING)
         self._committed.append(Effects(ended=handed.ended, notes=handed.notes))
 
-    def _refuse(self, submissions: Iterable[Submission], error: TaskQError) -> None:
-        for submission in submissions:
-            self._refusals.append((submission, error))
-            if submission.peer is not None:
-                self._clients.send(submission.peer, frames.error_frame(submission.request, error))
-            elif any(submission is children for children in self._children):
-                self._events.log.error("job.children_refused", task=submission.spec.task, error=str(error))
+    def _prune(self, keep_s: float, keep: int, wall: float) -> None:
+        removed = self._store.prune(wall - keep_s, keep, _PRUNE_JOBS) + self._store.tidy(wall, _TIDIED_KEYS)
+        if not removed:
+            self._keep = None  # else there may be more
 
-    def _accept(self, submission: Submission, taken: Admitted, now: float) -> None:
-        if submission.parts:
-            rows = {row.id: row for row in taken.rows}
-            for part in submission.parts:
-                own = [rows[job_id] for job_id in part.ids if job_id in rows]
-                self._accept_part(part, Admitted(own, {}, [], [], {}))
-        else:
-            self._accept_part(submission, taken)
-        self._events.enqueued(taken.rows, now)
-        self.counting.enqueued(taken.rows, self._clock.time())
-        if submission.peer is None:
+    def _make_room(self, error: StoreFull, refused: int) -> None:
+        """The disk is full. What ends must still be recorded: frees what was set aside for that."""
+        self._store.make_room()
+        self._keep = None
+        self._events.log.error("store.full", error=str(error), refused=refused)
+
+    def _answer(self, submission: Submission, outcome: object) -> None:
+        """Answers those who handed in jobs."""
+        peer = submission.peer
+        if peer is None:
             return
-        self._clients.send(submission.peer, accepted_frame(submission.request, len(taken.rows), taken.earlier))
+        if not isinstance(outcome, Admitted):
+            assert isinstance(outcome, TaskQError)
+            self._clients.send(peer, frames.error_frame(submission.request, outcome))
+            return
+        self._clients.send(peer, accepted_frame(submission.request, len(outcome.rows), outcome.earlier))
         if submission.watch:
-            for row in taken.rows:
-                self._watchers.add(submission.peer, row.id)
-            if len(taken.rows) < len(submission.ids):  # some were sent again: they may have ended
-                fresh = {row.id for row in taken.rows}
-                self.watch(submission.peer, [job_id for job_id in submission.ids if job_id not in fresh])
+            for row in outcome.rows:
+                self._watchers.add(peer, row.id)
+            if len(outcome.rows) < len(submission.ids):  # some were sent again: they may have ended
+                fresh = {row.id for row in outcome.rows}
+                self.watch(peer, [job_id for job_id in submission.ids if job_id not in fresh])
 
-    def _accept_part(self, submission: Submission, taken: Admitted) -> None:
-        if submission.constraints is None:
-            self._jobs.submitted(taken.rows)
-        else:
-            self._take_over(submission.ids, submission.constraints, taken)
-
-    def _take_over(self, ids: list[bytes], constraints: list[Constraints], taken: Admitted) -> None:
-        """Jobs with constraints are committed: some wait for their time, some have taken the place of others."""
-        for job in taken.replaced:
-            self._jobs.forget(job.row, job.kept)
-        effects = Effects(ended=taken.ended, notes=[Event("job.cancelled", {"row": row}) for row, _, _ in taken.ended])
-        self._committed.append(effects)
-        due = {job_id: own.due_at for job_id, own in zip(ids, constraints, strict=True) if own.due_at is not None}
-        waiting = {job_id for job_id, own in zip(ids, constraints, strict=True) if own.after}
-        self.next_due = _first((self.next_due, *(at for job_id, at in due.items() if job_id not in waiting)))
-        self.next_expiry = _first((self.next_expiry, *(own.expires_at for own in constraints)))
-        queued = [row for row in taken.rows if row.id not in due and row.id not in waiting]
-        for _, rows in groupby(queued, lambda row: partition_of(row.spec, row.constraints)):
-            self._jobs.submitted(list(rows))
+    def finish(self) -> None:
+        """At the end: makes durable what was counted since; not if the disk is full."""
+        try:
+            self.counting.store_all()
+            self._store.commit()
+        except StoreFull:
+            self._store.rollback()
 
     # -- tell
 
@@ -448,7 +383,7 @@ class Committer:
         wall = self._clock.time()
         self.counting.happened(effects, wall)
         for change in effects.rescheduled:
-            self.next_due = _first((self.next_due, change.due_at))
+            self.next_due = first_of(self.next_due, change.due_at)
             change.row.ready_at = wall if change.due_at is None else change.due_at
         self._events.notes(effects.notes)
         self._events.successes(effects.done, now)
@@ -458,15 +393,14 @@ class Committer:
         unknown = [job_id for job_id in job_ids if not self._watchers.watch(peer, job_id)]
         spooled = self._spooled.specs(unknown)
         if spooled:
-            self._take_spooled_once()
-            unknown = [job_id for job_id in unknown if not self._watchers.watch(peer, job_id)]
+            self._stage_spooled_once()
         for job_id in unknown:
             if job_id in spooled:
                 self._watchers.add(peer, job_id)
             else:
                 self._watchers.tell_unknown(peer, job_id)
 
-    def read_items(self, peer: Peer, request: int, job_id: bytes, start: int) -> None:
+    def read_items(self, peer: Peer, request: int, stored: StoredJob | None, job_id: bytes, start: int) -> None:
         """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
 
         Raises:
@@ -475,7 +409,6 @@ class Committer:
             ProtocolError: the client does not read what it is sent.
         """
         self._watchers.refuse_clogged(peer)
-        stored = self.find(job_id)
         if stored is None:
             raise JobNotFound.of(job_id)
         self._watchers.read_items(peer, request, stored, start)
@@ -485,19 +418,24 @@ class Committer:
         self._watchers.tell_removed(ids)
         self.next_due = self._store.next_due()
 
-    def find(self, job_id: bytes) -> StoredJob | None:
-        """Reads a job; one that is unknown may still wait in the spool, and is taken in now.
+    def find(self, job_id: bytes, *, is_late: bool = False) -> StoredJob | None:
+        """Reads a job.
+
+        Args:
+            is_late: what lies in the spool was taken in, as far as it can be.
 
         Raises:
-            StillSpooled: there are many before it.
+            StillSpooled: it is not known, and waits in the spool, which is taken in now.
         """
         stored = self._store.read(job_id)
-        if stored is None and self._spooled.specs([job_id]):
-            self._take_spooled_once()
-            stored = self._store.read(job_id)
-            if stored is None and self._spooled.has_more:
-                raise StillSpooled(job_id)
+        if stored is None and not is_late and self._spooled.specs([job_id]):
+            self._stage_spooled_once()
+            raise StillSpooled(job_id)
         return stored
+
+    def is_stored(self, job_id: bytes) -> bool:
+        """Whether a job is in the journal."""
+        return self._store.read(job_id) is not None
 
     def spec_in_spool(self, job_id: bytes) -> Spec | None:
         """The spec of a job that waits in the spool; None if it does not."""
@@ -508,5 +446,68 @@ class Committer:
         self._watchers.forget(peer)
 
 
-def _first(times: Iterable[float | None]) -> float | None:
-    return min((at for at in times if at is not None), default=None)
+def _jobs_without(staged: Sequence[Submission | Command], outcomes: Sequence[object]) -> int:
+    """How many jobs clients have handed in that were not refused for another reason."""
+    pairs = zip(staged, outcomes, strict=True)
+    return sum(len(c.ids) for c, outcome in pairs if isinstance(c, Submission) and not isinstance(outcome, TaskQError))
+
+
+class _TakeSpooled(Command):
+    """Jobs of some files of the spool."""
+
+    adds = True
+
+    def __init__(self, spooled: SpooledJobs, files: list[SpooledFile]) -> None:
+        self._spooled = spooled
+        self._files = files
+
+    def apply(self, tx: Transaction) -> list[TaskQError | None]:
+        return [tx.try_submit(submission) for _, submission in self._files]
+
+    def answer(self, outcome: object) -> None:
+        reasons = outcome if isinstance(outcome, list) else [outcome] * len(self._files)
+        self._spooled.committed(self._files, reasons)
+
+
+class _ComeDue(Command):
+    """Scheduled jobs whose time has come become queued."""
+
+    def __init__(self, committer: Committer, wall: float) -> None:
+        self._committer = committer
+        self._wall = wall
+
+    def apply(self, tx: Transaction) -> None:
+        rows = tx.store.lease_due(tx.wall, _DUE_JOBS)
+        tx.then(tx.jobs.came_due, rows)
+        tx.then(self._look_ahead, tx.store)
+
+    def _look_ahead(self, store: Store) -> None:
+        self._committer.next_due = store.next_due()
+
+    def answer(self, outcome: object) -> None:
+        if isinstance(outcome, StoreFull):
+            self._committer.next_due = self._wall + FULL_AGAIN_S
+
+
+class _Expire(Command):
+    """Jobs end that were not started in time."""
+
+    def __init__(self, committer: Committer, wall: float) -> None:
+        self._committer = committer
+        self._wall = wall
+
+    def apply(self, tx: Transaction) -> None:
+        for job in tx.store.expired(tx.wall, _EXPIRED_JOBS):
+            row, kept, *_ = job
+            if row.attempts or kept >= FIRST_FINAL or not tx.withdraw(row.id) or row.id in tx.ends:
+                continue
+            outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+            tx.end(job, StoredState.EXPIRED, outcome, Event("job.expired", {"row": row}))
+        tx.then(self._look_ahead, tx.store)
+
+    def _look_ahead(self, store: Store) -> None:
+        self._committer.next_expiry = store.next_expiry()
+
+    def answer(self, outcome: object) -> None:
+        if isinstance(outcome, StoreFull):
+            self._committer.next_expiry = self._wall + FULL_AGAIN_S

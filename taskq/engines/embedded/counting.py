@@ -8,7 +8,6 @@ from itertools import islice
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.attempt import read_outcome, started_at_of
 from taskq.model.effects import Effects, Success
-from taskq.model.errors import StoreFull
 from taskq.model.info.counts import Counts, CountsRow, FleetCounts
 from taskq.model.job import JobRow, enqueued_at
 from taskq.model.spec import Spec
@@ -130,12 +129,8 @@ class Counting:
         self.counts.put_back(written)
 
     def store_all(self) -> None:
-        """Stores all counts at the end; not if the disk is full."""
-        try:
-            self._store.keep_counts(self.counts.take_changed(1 << 30))
-            self._store.commit()
-        except StoreFull:
-            self._store.rollback()
+        """Stores all counts, with the last commit."""
+        self._store.keep_counts(self.counts.take_changed(1 << 30))
 
 
 def _waited_us(row: JobRow, started_at: float) -> int:

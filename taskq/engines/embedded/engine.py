@@ -13,11 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import uname
 from selectors import BaseSelector
-from typing import Any
 
 from taskq.engines.contract import Events, Figures, Fleet, Jobs
 from taskq.engines.embedded.admin import Admin
-from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.committer import Committer, commit_recovery
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.recovery import recover
@@ -78,7 +77,6 @@ class EmbeddedEngine:
         self._clock = clock
         self._clients = clients
         self._kinds = kinds
-        self._unanswered: list[tuple[Peer, list[Any]]] = []  # requests that wait for the commit of this turn
         self._timers = Timers(self._next_by_clock)
 
     @property
@@ -88,6 +86,7 @@ class EmbeddedEngine:
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
         self.store.note_machine(uname().nodename, self._clock.time())
         effects = recover(self.store, jobs, running, self._clock.monotonic(), self._clock.time())
+        commit_recovery(self.store)
         for event, fields in self.store.findings:
             (events.log.error if event == "store.damaged" else events.log.info)(event, **fields)
         events.notes(effects.notes)
@@ -102,9 +101,9 @@ class EmbeddedEngine:
             self._clients = self._listen(fleet.events, selector, max_clients, now)
         arguments = store, fleet.jobs, self._clients, fleet.events, self._directory, fleet.consumers, clock
         self.committer = self._kinds.committer(*arguments)
-        self.scheduler = self._kinds.scheduler(store, self.committer, log, clock.time())
-        admin = Admin(fleet.jobs, store, self.committer, fleet.consumers, log, clock)
-        self.requests = Requests(self._clients, self.committer, admin, self.scheduler, fleet.control, clock)
+        self.scheduler = self._kinds.scheduler(store, log, clock.time())
+        admin = Admin(fleet.jobs, store, self.committer, fleet.consumers, clock)
+        self.requests = Requests(self._clients, self.committer, admin, self.scheduler, fleet.control, log, clock)
         self._timers.every(_SPOOL_EVERY_S, self._take_spooled, now)
         self._timers.every(_PRUNE_EVERY_S, self._prune, now)
 
@@ -119,18 +118,18 @@ class EmbeddedEngine:
 
     def gather(self, now: float) -> None:
         assert self._clients is not None
-        self._unanswered += self.requests.put_off(now)
+        self.requests.take_up_again(now)
         for peer, (envelope, body) in self._clients.take_messages():
             if peer.closed:
                 continue
             if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
-                self._unanswered.append((peer, envelope))
+                self.requests.take_in(peer, envelope)
                 continue
             try:
                 self.committer.take_in(submission_of(peer, envelope, body))
             except TaskQError as error:
-                request = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
-                self._clients.send(peer, frames.error_frame(request, error))
+                number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+                self._clients.send(peer, frames.error_frame(number, error))
 
     def forget(self, peer: Peer) -> None:
         """A client is gone."""
@@ -147,30 +146,28 @@ class EmbeddedEngine:
     def step(self, now: float, *, at_once: bool = False) -> None:
         wall = self._clock.time()
         committer = self.committer
-        committer.collect(now)
-        if self._unanswered or at_once or committer.must_commit(now):
-            self._commit(now, wall)
-        committer.tell_deferred()
         self._timers.run(now)
-        committer.come_due(wall)
-        committer.expire(wall)
-        if not self._consumers.is_stopping:
-            self.scheduler.fire_due(now, wall)
+        self.look_at_clock(now, wall)
+        committer.collect(now)
+        if at_once or committer.must_commit(now):
+            committer.commit(now, wall)
+            committer.tell(now)
+        committer.tell_deferred()
+
+    def look_at_clock(self, now: float, wall: float) -> None:
+        """Stages what is due: jobs, and the fires of schedules."""
+        self.committer.come_due(wall)
+        if not self._consumers.is_stopping and (fires := self.scheduler.due(now, wall)) is not None:
+            self.committer.stage(fires)
 
     def serve(self, now: float) -> None:
         """Answers what has arrived, and makes durable all that follows from it. What only the clock brings is left
         alone: a fleet that does not run, and one whose clock stands still, do without."""
         self.gather(now)
-        self._commit(now, self._clock.time())
+        self.committer.commit(now, self._clock.time())
         while self.committer.must_commit(now):  # more come after a job than one commit releases
-            self._commit(now, self._clock.time())
-
-    def _commit(self, now: float, wall: float) -> None:
-        requests, self._unanswered = self._unanswered, []
-        self.committer.commit(now, wall)
-        for peer, envelope in requests:
-            if not peer.closed:
-                self.requests.answer(peer, envelope)
+            self.gather(now)
+            self.committer.commit(now, self._clock.time())
         self.committer.tell(now)
 
     def want(self, loads: Sequence[Load]) -> None:
@@ -178,14 +175,16 @@ class EmbeddedEngine:
             self._jobs.loaded(load.partition, *self.store.lease(*load))
 
     def _take_spooled(self, now: float) -> None:
-        self.committer.take_spooled(now)
+        self.committer.stage_spooled()
         if self.committer.has_more_spooled:
             self._timers.hurry(self._take_spooled, now)
 
     def take_all_spooled(self, now: float) -> None:
         """Takes in all jobs that lie in the spool, however long that takes."""
         while self.committer.has_more_spooled:
-            self.committer.take_spooled(now)
+            self.committer.stage_spooled()
+            self.committer.commit(now, self._clock.time())
+            self.committer.tell(now)
 
     def _prune(self, now: float) -> None:
         self.committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)
@@ -216,7 +215,7 @@ class EmbeddedEngine:
         self.committer.collect(now)
         self.committer.commit(now, self._clock.time())
         self.committer.tell(now)
-        self.committer.counting.store_all()
+        self.committer.finish()
         if self._clients is not None:
             self._clients.shut()
         self.store.close()

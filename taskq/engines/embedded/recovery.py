@@ -20,7 +20,7 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
         now, wall: monotonic seconds, and seconds since 1970.
 
     Returns:
-        What was decided, committed; it is still to be told.
+        What was decided. It is still to be committed, and then told.
     """
     for job_id, attempt in running:
         stored = store.read(job_id)
@@ -37,7 +37,6 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
         effects.ended += handed.ended
         effects.notes += handed.notes
         ends = handed.left
-    store.commit()
     jobs.restore_limits(store.rates(wall), store.retried_in_order(), now, wall)
     for partition, waiting, first_seq in store.waiting():
         jobs.found(partition, waiting, first_seq)

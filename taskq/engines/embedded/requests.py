@@ -1,22 +1,26 @@
-"""The requests of clients other than submitting jobs: each goes to the part that answers it.
+"""The requests of clients other than submitting jobs. Each is staged with the committer in the order in which it came.
 
-About jobs and queues: `taskq.engines.embedded.admin`. About schedules: `taskq.engines.embedded.scheduler`. About the
-fleet: `FleetControl`, which the fleet hands in.
+changes   applied in the transaction of the turn, and answered after it: `commands`, `scheduler`
+looks     answered after the transaction; they change nothing: `admin`, and `FleetControl` for the fleet
 """
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import Any
 
 from taskq.engines.contract import FleetControl
 from taskq.engines.embedded.admin import Admin
+from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
-from taskq.model.errors import JobStateError, ProtocolError, TaskQError
+from taskq.engines.embedded.transaction import Command, Transaction
+from taskq.model.errors import JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
 from taskq.model.schedule import Schedule
+from taskq.model.stored import StoredJob
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
 from taskq.protocol.counts import counts_value
@@ -51,8 +55,16 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 _SPOOLED_WAIT_S = 2.0
 
 
+#: What changes the journal, and of that, what adds to it.
+_CHANGES = (
+    *(CancelJob, RetryJob, RetryJobs, PurgeJob, PurgeJobs, PauseQueues),
+    *(PutSchedule, RemoveSchedule, PauseSchedule, RunSchedule),
+)
+_ADDS = (RetryJob, RetryJobs, PutSchedule, RunSchedule)
+
+
 class Requests:
-    """Answers requests. Used by the broker's loop alone, when everything before them is committed."""
+    """Applies and answers requests. Used by the broker's loop alone."""
 
     def __init__(
         self,
@@ -60,102 +72,165 @@ class Requests:
         committer: Committer,
         admin: Admin,
         scheduler: Scheduler,
-        fleet: FleetControl,
+        control: FleetControl,
+        log: Any,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
             clients: where the answers go.
+            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
         """
         self._clients = clients
         self._committer = committer
         self._admin = admin
         self._scheduler = scheduler
-        self._fleet = fleet
+        self._control = control
+        self._commands = Commands(log, committer.gone)
         self._clock = clock
-        self._put_off: list[tuple[bytes, float, Peer, list[Any]]] = []  # about jobs in the spool, and until when
+        self._put_off: list[_Asked] = []  # about jobs in the spool
 
-    def put_off(self, now: float) -> list[tuple[Peer, list[Any]]]:
-        """Requests to be answered now that the jobs which they are about have come out of the spool, or all have."""
-        waiting, self._put_off = self._put_off, []
-        ready: list[tuple[Peer, list[Any]]] = []
-        for job_id, until, peer, envelope in waiting:
-            if not self._committer.has_more_spooled or self._admin.is_stored(job_id):
-                ready.append((peer, envelope))
-            elif until > now:
-                self._put_off.append((job_id, until, peer, envelope))
-            else:
-                told = f"job {job_id.hex()} still waits in the spool, behind many others: try again in a moment"
-                self._clients.send(peer, frames.error_frame(envelope[1], JobStateError(told)))
-        return ready
+    # -- what comes in
 
-    def answer(self, peer: Peer, envelope: list[Any]) -> None:
-        """Answers one request; one about a job that waits in the spool, behind many others, later."""
-        number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+    def take_in(self, peer: Peer, envelope: list[Any]) -> None:
+        """Stages a request of a client; parts with one that asks for what there is not."""
         try:
             request = read_request(envelope)
         except ProtocolError as error:
             self._clients.reject(peer, error)
             return
-        try:
-            match request:
-                case Watch(ids):
-                    self._committer.watch(peer, ids)
-                    return
-                case ReadItems(job_id, start):
-                    self._committer.read_items(peer, number, job_id, start)
-                    return
-            value = self._value(request)
-        except StillSpooled as late:
-            wait_s = inf if isinstance(request, ReadItems) else _SPOOLED_WAIT_S
-            self._put_off.append((late.job_id, self._clock.monotonic() + wait_s, peer, envelope))
-            return
-        except TaskQError as error:
-            self._clients.send(peer, frames.error_frame(number, error))
-            return
-        self._clients.send(peer, ok_frame(number, value))
+        number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
+        self._committer.stage(_Asked(self, peer, number, request))
 
-    def _value(self, request: Request) -> Any:
+    def take_up_again(self, now: float) -> None:
+        """Stages requests again now that the jobs which they are about have come out of the spool, or all have."""
+        waiting, self._put_off = self._put_off, []
+        for asked in waiting:
+            is_late = not self._committer.has_more_spooled
+            if is_late or self._committer.is_stored(asked.waits_for):
+                asked.is_late = is_late
+                self._committer.stage(asked)
+            elif asked.until > now:
+                self._put_off.append(asked)
+            else:
+                job_id = asked.waits_for.hex()
+                reason = f"job {job_id} still waits in the spool, behind many others: try again in a moment"
+                self._clients.send(asked.peer, frames.error_frame(asked.number, JobStateError(reason)))
+
+    def put_off(self, asked: _Asked, job_id: bytes) -> None:
+        """A request is about a job that waits in the spool."""
+        wait_s = inf if isinstance(asked.request, ReadItems) else _SPOOLED_WAIT_S
+        asked.waits_for, asked.until = job_id, self._clock.monotonic() + wait_s
+        self._put_off.append(asked)
+
+    # -- in the transaction
+
+    def change(self, tx: Transaction, asked: _Asked) -> Any:
         """Does what is asked. Returns the value of the answer."""
-        match request:
-            case GetJob(job_id):
-                return self._admin.info(job_id)
-            case ListJobs():
-                return self._admin.jobs(*request)
+        commands = self._commands
+        match asked.request:
             case CancelJob():
-                return self._admin.cancel(*request)
+                return commands.cancel(tx, partial(self._find_or_full, asked), *asked.request)
             case RetryJob(job_id):
-                return self._admin.retry_one(job_id)
+                return commands.retry_one(tx, partial(self._find, asked), job_id)
             case RetryJobs():
-                return self._admin.retry(*request)
+                return commands.retry(tx, *asked.request)
             case PurgeJob(job_id):
-                return self._admin.purge_one(job_id)
+                return commands.purge_one(tx, partial(self._find, asked), job_id)
             case PurgeJobs():
-                return self._admin.purge(*request)
+                return commands.purge(tx, *asked.request)
             case PauseQueues():
-                return self._admin.pause(*request)
+                return commands.pause(tx, *asked.request)
+        return self._change_schedule(tx, asked.request)
+
+    def _change_schedule(self, tx: Transaction, request: Request) -> Any:
+        scheduler = self._scheduler
+        match request:
+            case PutSchedule(schedule):
+                return schedule_value(scheduler.put(tx, Schedule.from_wire(schedule)))
+            case RemoveSchedule(name):
+                return scheduler.remove(tx, name)
+            case PauseSchedule(name, is_paused):
+                return schedule_value(scheduler.pause(tx, name, is_paused))
+            case RunSchedule(name, job_id):
+                return scheduler.run(tx, name, job_id)
+        raise AssertionError(f"nobody answers {request}")
+
+    def _find(self, asked: _Asked, job_id: bytes) -> StoredJob | None:
+        return self._committer.find(job_id, is_late=asked.is_late)
+
+    def _find_or_full(self, asked: _Asked, job_id: bytes) -> StoredJob | None:
+        stored = self._find(asked, job_id)
+        if stored is None and self._committer.spec_in_spool(job_id) is not None:
+            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
+        return stored
+
+    # -- afterwards
+
+    def answer(self, asked: _Asked, outcome: object) -> None:
+        """Answers a request; one about a job that waits in the spool, behind many others, later."""
+        try:
+            if asked.changes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                value: Any = outcome
+            else:
+                match asked.request:
+                    case Watch(ids):
+                        self._committer.watch(asked.peer, ids)
+                        return
+                    case ReadItems(job_id, start):
+                        stored = self._find(asked, job_id)
+                        self._committer.read_items(asked.peer, asked.number, stored, job_id, start)
+                        return
+                value = self._value(asked)
+        except StillSpooled as late:
+            self.put_off(asked, late.job_id)
+        except JournalError:
+            raise
+        except TaskQError as error:
+            self._clients.send(asked.peer, frames.error_frame(asked.number, error))
+        else:
+            self._clients.send(asked.peer, ok_frame(asked.number, value))
+
+    def _value(self, asked: _Asked) -> Any:
+        """Looks at what is asked for. Returns the value of the answer."""
+        match asked.request:
+            case GetJob(job_id):
+                is_late = asked.is_late or self._committer.has_more_spooled
+                return self._admin.info(job_id, self._committer.find(job_id, is_late=is_late))
+            case ListJobs():
+                return self._admin.jobs(*asked.request)
             case GetStatus():
-                return status_value(self._fleet.status())
+                return status_value(self._control.status())
             case GetCounts(after):
                 return counts_value(self._committer.counting.counts, after)
             case StopFleet():
-                self._fleet.stop("taskq stop")
+                self._control.stop("taskq stop")
                 return True
             case ReloadFleet():
-                return self._fleet.reload()
-        return self._schedule(request)
-
-    def _schedule(self, request: Request) -> Any:
-        scheduler, now, wall = self._scheduler, self._clock.monotonic(), self._clock.time()
-        match request:
+                return self._control.reload()
             case ListSchedules():
-                return [schedule_value(info) for info in scheduler.infos()]
-            case PutSchedule(schedule):
-                return schedule_value(scheduler.put(Schedule.from_wire(schedule), now, wall))
-            case RemoveSchedule(name):
-                return scheduler.remove(name, now, wall)
-            case PauseSchedule(name, is_paused):
-                return schedule_value(scheduler.pause(name, is_paused, now, wall))
-            case RunSchedule(name, job_id):
-                return scheduler.run(name, job_id, now, wall)
-        raise AssertionError(f"nobody answers {request}")
+                return [schedule_value(info) for info in self._scheduler.infos()]
+        raise AssertionError(f"nobody answers {asked.request}")
+
+
+class _Asked(Command):
+    """A request of a client: applied if it changes something, answered afterwards."""
+
+    def __init__(self, requests: Requests, peer: Peer, number: int, request: Request) -> None:
+        self._requests = requests
+        self.peer = peer
+        self.number = number
+        self.request = request
+        self.changes = isinstance(request, _CHANGES)
+        self.adds = isinstance(request, _ADDS)
+        self.waits_for, self.until = b"", 0.0  # a job in the spool, and for how long
+        self.is_late = False  # what lies in the spool was taken in, as far as it can be
+
+    def apply(self, tx: Transaction) -> object:
+        return self._requests.change(tx, self) if self.changes else None
+
+    def answer(self, outcome: object) -> None:
+        if not self.peer.closed:
+            self._requests.answer(self, outcome)

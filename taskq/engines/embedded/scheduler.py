@@ -1,20 +1,22 @@
 """The scheduler of a queue's directory: it fires schedules when they are due, and changes them on request.
 
 The broker's clock is the only one. A fire is a submission like a client's, and the schedule's next time is recorded in
-the same transaction: after a crash either both are there or neither, and then the same job is made again.
+the same transaction: after a crash either both are there or neither, and then the same job is made again. What changes
+here in a transaction is forgotten with it, should that be rolled back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from math import inf
 from typing import Any
 
 import msgpack
 
-from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store
-from taskq.model.errors import ConfigError, ScheduleNotFound, StoreFull, TaskQError
+from taskq.engines.embedded.transaction import Command, Transaction
+from taskq.model.errors import ConfigError, EnqueueError, ScheduleNotFound, StoreFull
 from taskq.model.info.schedule import ScheduleInfo, schedule_info
 from taskq.model.limits import MAX_SCHEDULES
 from taskq.model.schedule import (
@@ -46,14 +48,13 @@ _WHY_SKIPPED = {
 class Scheduler:
     """All schedules. Used by the broker's loop alone."""
 
-    def __init__(self, store: Store, committer: Committer, log: Any, wall: float) -> None:
+    def __init__(self, store: Store, log: Any, wall: float) -> None:
         """
         Args:
             log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
             wall: the time, in seconds since 1970.
         """
         self._store = store
-        self._committer = committer
         self._log = log
         self._app: str | None = None  # whose declared schedules fire: the application that the consumers run
         self._declared: tuple[str, list[Schedule]] | None = None  # told by a consumer, to be looked at
@@ -61,13 +62,20 @@ class Scheduler:
         self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and of no other application
         self._skipping: set[str] = set()  # left out their last fire, since a job had not ended
         self._ahead_s: dict[str, float] = {}  # of those whose times run ahead of the clock, since that was set back
+        self._declares_again_at = -inf  # what is declared is not taken over before: the disk was full
         self._clock_s = inf  # what the clock was ahead of the monotonic one
         self.next_fire_at: float | None = None  # seconds since 1970
-        for row in store.schedules():
-            self._hold(row.schedule.name, row, wall)
-        self._look_ahead()
+        self._read(wall)
 
     # -- its memory
+
+    def _read(self, wall: float) -> None:
+        """Takes over what is durable."""
+        for name in list(self._rows):
+            self._hold(name, None, wall)
+        for row in self._store.schedules():
+            self._hold(row.schedule.name, row, wall)
+        self._look_ahead()
 
     def _hold(self, name: str, row: ScheduleRow | None, wall: float) -> None:
         self._fires_at.pop(name, None)
@@ -93,52 +101,56 @@ class Scheduler:
     def _look_ahead(self) -> None:
         self.next_fire_at = min(self._fires_at.values(), default=None)
 
-    def _change(
-        self, changes: dict[str, ScheduleRow | None], submissions: list[Submission], now: float, wall: float
-    ) -> list[tuple[Submission, TaskQError]]:
-        """Raises StoreFull: nothing was changed."""
-        refusals = self._committer.plan(dict(changes), submissions, now, wall)
+    def _change(self, tx: Transaction, changes: dict[str, ScheduleRow | None]) -> None:
+        """Records schedules; None for one that is removed."""
+        tx.or_else(partial(self._read, tx.wall))
         for name, row in changes.items():
-            self._hold(name, row, wall)
+            if row is None:
+                tx.store.remove_schedule(name)
+            else:
+                tx.store.put_schedule(row)
+            self._hold(name, row, tx.wall)
         self._look_ahead()
-        mine = {id(submission) for submission in submissions}
-        return [refusal for refusal in refusals if id(refusal[0]) in mine]
 
     # -- fires
 
-    def fire_due(self, now: float, wall: float) -> None:
-        """Makes the jobs whose time has come; takes over what the application declares."""
+    def due(self, now: float, wall: float) -> Command | None:
+        """What is to be done now: jobs whose time has come, and what the application declares."""
         if abs(wall - now - self._clock_s) > _CLOCK_IS_SET_S:
             self._look_again(wall)
         self._clock_s = wall - now
-        try:
-            if self._declared is not None:
-                self._take_declared(now, wall)
-            if self.next_fire_at is not None and self.next_fire_at <= wall:
-                self._fire(now, wall)
-        except StoreFull:
-            self.next_fire_at = wall + _FULL_AGAIN_S
+        is_due = self.next_fire_at is not None and self.next_fire_at <= wall
+        if not is_due and (self._declared is None or wall < self._declares_again_at):
+            return None
+        return _FireDue(self, wall)
 
-    def _fire(self, now: float, wall: float) -> None:
+    def fire_due(self, tx: Transaction) -> None:
+        """Makes the jobs whose time has come; takes over what the application declares."""
+        if self._declared is not None:
+            self._take_declared(tx, *self._declared)
+        if self.next_fire_at is not None and self.next_fire_at <= tx.wall:
+            self._fire(tx)
+
+    def put_off(self, wall: float) -> None:
+        """There is no room: it is tried again after a while."""
+        self.next_fire_at = self._declares_again_at = wall + _FULL_AGAIN_S
+
+    def _fire(self, tx: Transaction) -> None:
+        wall = tx.wall
         names = [name for name, fires_at in self._fires_at.items() if fires_at <= wall][:_SCHEDULES_AT_ONCE]
-        changes: dict[str, ScheduleRow | None] = {}
-        submissions: dict[str, Submission] = {}
-        found: dict[str, Due] = {}
         for name in names:
             row = self._rows[name]
             is_ahead = name in self._ahead_s  # then it is its turn, and not yet its time
-            found[name] = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
-            fires, after = self._without_overlap(row, found[name].fires)
-            changes[name] = row._replace(next_at=found[name].next_at)
+            found = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
+            fires, after = self._without_overlap(row, found.fires)
+            changed, submission, refusal = row._replace(next_at=found.next_at), None, None
             if fires:
                 ids = [fired_id(name, at) for at in fires]
-                submissions[name] = _submission(row.schedule, ids, wall, after)
-                changes[name] = row._replace(next_at=found[name].next_at, last_at=fires[-1], last_id=after or ids[-1])
-        refusals = self._change(changes, list(submissions.values()), now, wall)
-        reasons = {id(submission): reason for submission, reason in refusals}
-        for name in names:
-            submission = submissions.get(name)
-            self._tell(self._rows[name], found[name], submission, reasons.get(id(submission)))
+                submission = _submission(row.schedule, ids, wall, after)
+                changed = changed._replace(last_at=fires[-1], last_id=after or ids[-1])
+                refusal = tx.try_submit(submission)
+            self._change(tx, {name: changed})
+            tx.then(self._tell, changed, found, submission, refusal)
 
     def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> tuple[list[float], bytes | None]:
         """The fires that become jobs, and the job that these are kept back for."""
@@ -155,7 +167,7 @@ class Scheduler:
         stored = (self._store.read(job_id) for job_id in row.last_jobs)
         return next((job for job in stored if job is not None and job.kept < FIRST_FINAL), None)
 
-    def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: TaskQError | None) -> None:
+    def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: EnqueueError | None) -> None:
         name, policy = row.schedule.name, row.schedule.misfire
         if found.missed:
             fired = 0 if submission is None else len(submission.ids)
@@ -186,67 +198,69 @@ class Scheduler:
             next_fire(schedule, 0.0)  # raises
         self._declared = app, schedules
 
-    def _take_declared(self, now: float, wall: float) -> None:
-        app, schedules = self._declared or ("", [])
+    def _take_declared(self, tx: Transaction, app: str, schedules: list[Schedule]) -> None:
         if app != self._app:
             self._app = app
-            self._look_again(wall)
+            self._look_again(tx.wall)
         changes: dict[str, ScheduleRow | None] = {}
         for schedule in schedules:
             known = self._rows.get(schedule.name)
             if known is None or known.schedule != schedule or known.app != app:
-                changes[schedule.name] = _planned(known, schedule, app, wall)
+                changes[schedule.name] = _planned(known, schedule, app, tx.wall)
         names = {schedule.name for schedule in schedules}
         changes.update((name, None) for name, row in self._rows.items() if row.app == app and name not in names)
         if changes:
-            self._change(changes, [], now, wall)
-            self._log.info("schedule.declared", schedules=len(schedules), changed=sorted(changes)[:50])
+            self._change(tx, changes)
+            told = {"schedules": len(schedules), "changed": sorted(changes)[:50]}
+            tx.then(self._log.info, "schedule.declared", **told)
+        tx.then(self._declared_is_taken)
+
+    def _declared_is_taken(self) -> None:
         self._declared = None
 
-    def put(self, schedule: Schedule, now: float, wall: float) -> ScheduleInfo:
+    def put(self, tx: Transaction, schedule: Schedule) -> ScheduleInfo:
         """Adds a schedule, or changes the one of its name.
 
         Raises:
             ConfigError: it makes no sense, stands in an application's code, or there are too many.
-            StoreFull: it cannot be recorded.
         """
         known = self._rows.get(schedule.name)
         if known is not None and known.app is not None:
             raise ConfigError(f"schedule {schedule.name} is declared in the code of {known.app}: choose another name")
         if known is None and len(self._rows) >= MAX_SCHEDULES:
             raise ConfigError(f"there are {MAX_SCHEDULES:,} schedules already: remove some first")
-        row = _planned(known, schedule, None, wall)
+        row = _planned(known, schedule, None, tx.wall)
         if row != known:
-            self._change({schedule.name: row}, [], now, wall)
-            self._log.info("schedule.added" if known is None else "schedule.changed", schedule=schedule.name)
+            self._change(tx, {schedule.name: row})
+            event = "schedule.added" if known is None else "schedule.changed"
+            tx.then(self._log.info, event, schedule=schedule.name)
         return self._told(row)
 
-    def remove(self, name: str, now: float, wall: float) -> None:
+    def remove(self, tx: Transaction, name: str) -> None:
         """Removes a schedule that was added at run time; one of an application that the consumers do not run, too.
 
         Raises:
             ScheduleNotFound: there is none.
             ConfigError: it is declared in the code of the application.
-            StoreFull: it cannot be recorded.
         """
         row = self._row(name)
         if row.app is not None and row.app == self._app:
             raise ConfigError(
                 f"schedule {name} is declared in the code of {row.app}: remove it there and reload, or pause it"
             )
-        self._change({name: None}, [], now, wall)
-        self._log.info("schedule.removed", schedule=name)
+        self._change(tx, {name: None})
+        tx.then(self._log.info, "schedule.removed", schedule=name)
 
-    def pause(self, name: str, is_paused: bool, now: float, wall: float) -> ScheduleInfo:
-        """Lets a schedule rest, or go on. Raises ScheduleNotFound, StoreFull."""
+    def pause(self, tx: Transaction, name: str, is_paused: bool) -> ScheduleInfo:
+        """Lets a schedule rest, or go on. Raises ScheduleNotFound."""
         row = self._row(name)
         if row.is_paused != is_paused:
-            row = row._replace(is_paused=True) if is_paused else row.resumed(wall)
-            self._change({name: row}, [], now, wall)
-            self._log.info("schedule.paused" if is_paused else "schedule.resumed", schedule=name)
+            row = row._replace(is_paused=True) if is_paused else row.resumed(tx.wall)
+            self._change(tx, {name: row})
+            tx.then(self._log.info, "schedule.paused" if is_paused else "schedule.resumed", schedule=name)
         return self._told(row)
 
-    def run(self, name: str, job_id: bytes, now: float, wall: float) -> None:
+    def run(self, tx: Transaction, name: str, job_id: bytes) -> None:
         """Makes a job of a schedule at once, also while it is paused. The next fire looks whether that has ended.
 
         Raises:
@@ -255,10 +269,10 @@ class Scheduler:
         """
         row = self._row(name)
         is_counted = self._unfinished(row) is None
-        changes: dict[str, ScheduleRow | None] = {name: row._replace(last_id=job_id)} if is_counted else {}
-        for _, reason in self._change(changes, [_submission(row.schedule, [job_id], wall)], now, wall):
-            raise reason
-        self._log.info("schedule.run", schedule=name, job_id=job_id.hex())
+        tx.submit(_submission(row.schedule, [job_id], tx.wall))
+        if is_counted:
+            self._change(tx, {name: row._replace(last_id=job_id)})
+        tx.then(self._log.info, "schedule.run", schedule=name, job_id=job_id.hex())
 
     def infos(self) -> list[ScheduleInfo]:
         """All schedules, by name."""
@@ -273,6 +287,23 @@ class Scheduler:
             known = ", ".join(sorted(self._rows)[:20]) or "none at all"
             raise ScheduleNotFound(f"there is no schedule {name!r:.80}; there are: {known}")
         return row
+
+
+class _FireDue(Command):
+    """What the clock brings."""
+
+    adds = True
+
+    def __init__(self, scheduler: Scheduler, wall: float) -> None:
+        self._scheduler = scheduler
+        self._wall = wall
+
+    def apply(self, tx: Transaction) -> None:
+        self._scheduler.fire_due(tx)
+
+    def answer(self, outcome: object) -> None:
+        if isinstance(outcome, StoreFull):
+            self._scheduler.put_off(self._wall)
 
 
 def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:

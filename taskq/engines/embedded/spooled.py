@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.spec import Spec
 from taskq.protocol import frames, spool
 from taskq.protocol.submissions import Submission, submission_of
+
+#: A file, and the jobs in it.
+SpooledFile = tuple[Path, Submission]
 
 
 class SpooledJobs:
@@ -25,6 +28,7 @@ class SpooledJobs:
         self._path = path
         self._events = events
         self._backlog = spool.Backlog(path)
+        self._in_hand: dict[str, Submission] = {}  # by the names of their files: what was read, and is not committed
 
     @property
     def has_more(self) -> bool:
@@ -32,31 +36,34 @@ class SpooledJobs:
         return self._backlog.has_more
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no jobs wait in the spool."""
-        return not spool.has_files(self._path)
+    def holds_more(self) -> bool:
+        """Whether jobs wait in the spool besides those that were read."""
+        return spool.has_files(self._path, besides=self._in_hand)
 
-    def read(self) -> list[tuple[Path, Submission]]:
+    def read(self) -> list[SpooledFile]:
         """Reads the next files, as many as one commit takes; sets aside those that make no sense."""
-        files: list[tuple[Path, Submission]] = []
+        files: list[SpooledFile] = []
         for path, content in self._backlog.portion():
+            if path.name in self._in_hand:
+                continue
             try:
                 files.append((path, _submission(content)))
             except (TaskQError, ValueError) as error:
                 kept = spool.set_aside(path)
                 self._events.log.error("spool.unreadable", path=str(kept), error=str(error))
+        self._in_hand.update((path.name, submission) for path, submission in files)
         return files
 
-    def committed(self, files: Sequence[tuple[Path, Submission]], refusals: Mapping[int, TaskQError]) -> None:
+    def committed(self, files: Sequence[SpooledFile], reasons: Sequence[object]) -> None:
         """Removes the files whose jobs are committed, and sets aside those that were refused.
 
         Args:
             files: as `read` returned them.
-            refusals: why, by the identity of the submission that was refused.
+            reasons: why each was refused; None: it was not.
         """
         taken: Counter[str] = Counter()
-        for path, submission in files:
-            reason = refusals.get(id(submission))
+        for (path, submission), reason in zip(files, reasons, strict=True):
+            del self._in_hand[path.name]
             if reason is None:
                 path.unlink(missing_ok=True)
                 taken[submission.spec.task] += len(submission.ids)
@@ -67,6 +74,11 @@ class SpooledJobs:
                 self._events.log.error("spool.refused", path=str(kept), error=str(reason))
         for task, jobs in taken.items():
             self._events.log.info("spool.taken", jobs=jobs, task=task)
+
+    def unread(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of some jobs that wait in the spool, and were not read."""
+        in_hand = {job_id for submission in self._in_hand.values() for job_id in submission.ids}
+        return list(self.specs([job_id for job_id in ids if job_id not in in_hand]))
 
     def specs(self, ids: Sequence[bytes]) -> dict[bytes, Spec]:
         """The specs of those of some jobs that wait in the spool."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from taskq.model.constraints import Constraints
+from taskq.model.errors import ProtocolError
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
 from taskq.model.partition import Partition, Starts
@@ -37,6 +38,18 @@ class Wanted(NamedTuple):
     task: str | None = None
     queue: str | None = None
     before: float | None = None
+
+
+def stored_state(state: str) -> StoredState:
+    """The stored state that clients know by a name.
+
+    Raises:
+        ProtocolError: there is none: such jobs are running, or the name is not one of a state.
+    """
+    found = next((kept for kept in StoredState if kept.state == state), None)
+    if found is None:
+        raise ProtocolError(f"{state!r:.40} is not a state in which jobs are kept")
+    return found
 
 
 class Totals:

@@ -1,0 +1,197 @@
+"""What clients can change besides submitting jobs: cancel, retry and purge jobs, and pause queues.
+
+Each is decided in the transaction that writes it (`taskq.engines.embedded.transaction`), and answered afterwards. A
+command about many jobs changes as many as take a few milliseconds, and its answer says where to go on: the client asks
+again until all is done, and the fleet serves others in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
+from taskq.engines.embedded.transaction import Transaction
+from taskq.model.attempt import pack_failure
+from taskq.model.effects import Event
+from taskq.model.errors import ConfigError, JobNotFound, JobStateError
+from taskq.model.job import JobError
+from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED
+from taskq.model.spec import QUEUE_NAME
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+
+#: Who asked for a pause, as the log tells it.
+_MAX_BY_CHARS = 200
+
+#: Reads a job, also one that waits in the spool; returns None if nothing is known of it.
+Find = Callable[[bytes], StoredJob | None]
+#: Where to go on.
+Span = list[int] | None
+
+
+class Commands:
+    """Used by the broker's loop alone."""
+
+    def __init__(self, log: Any, removed: Callable[[list[bytes]], object]) -> None:
+        """
+        Args:
+            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
+            removed: told of the jobs that were removed.
+        """
+        self._log = log
+        self._removed = removed
+
+    # -- cancel
+
+    def cancel(self, tx: Transaction, find: Find, job_id: bytes, also_running: bool) -> bool | None:
+        """Cancels a job.
+
+        Args:
+            also_running: stop it if it runs.
+
+        Returns:
+            Whether it is cancelled now; None: it runs, and is being stopped.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+        """
+        stored = _known(find, job_id)
+        row, kept, *_ = stored
+        if kept == StoredState.CANCELLED and row.constraints is not None and row.constraints.follows:
+            tx.store.detach(row)  # one that was cancelled because of another would come back with that one
+        if kept >= FIRST_FINAL:
+            return kept == StoredState.CANCELLED
+        if not tx.withdraw(job_id):
+            if not also_running:
+                return False
+            tx.then(tx.consumers.cancel_running, job_id)
+            return None
+        if job_id not in tx.ends:
+            outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
+            tx.end(stored, StoredState.CANCELLED, outcome, Event("job.cancelled", {"row": row}))
+        return True
+
+    # -- retry
+
+    def retry_one(self, tx: Transaction, find: Find, job_id: bytes) -> bool:
+        """Queues a failed job again.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            JobStateError: it is not failed.
+        """
+        stored = _known(find, job_id)
+        if stored.kept != StoredState.FAILED:
+            state = "running" if tx.is_running(job_id) else stored.kept.state.value
+            raise JobStateError(f"job {job_id.hex()} is {state}: only a failed job can be retried")
+        tx.requeue([stored])
+        tx.then(self._log.info, "jobs.retried", jobs=1, job_id=job_id.hex(), queue=stored.row.spec.queue)
+        return True
+
+    def retry(self, tx: Transaction, task: str | None, queue: str | None, span: Span) -> list[Any]:
+        """Queues failed jobs again, the oldest first.
+
+        Args:
+            task, queue: only these; None for all.
+            span: where to go on, as the answer before this one said.
+
+        Returns:
+            How many it were; and where to go on, or None for the end. Jobs that fail meanwhile are not among them.
+        """
+        jobs, span = _next(tx.store, Wanted(StoredState.FAILED, task, queue), span, MAX_JOBS_RETRIED)
+        if jobs:
+            tx.requeue(jobs)
+            tx.then(self._log.info, "jobs.retried", jobs=len(jobs), task=task, queue=queue)
+        return [len(jobs), span]
+
+    # -- purge
+
+    def purge_one(self, tx: Transaction, find: Find, job_id: bytes) -> bool:
+        """Removes a job, in whatever state but running.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+            JobStateError: it runs.
+        """
+        stored = _known(find, job_id)
+        if not tx.withdraw(job_id):
+            raise JobStateError(f"job {job_id.hex()} is running: it can be purged when it has ended")
+        if job_id in tx.ends:
+            stored = _known(find, job_id)  # it is over since
+        self._remove(tx, [stored])
+        tx.then(self._log.info, "jobs.purged", jobs=1, job_id=job_id.hex(), state=stored.kept.state.value)
+        return True
+
+    def purge(
+        self,
+        tx: Transaction,
+        state: str,
+        task: str | None,
+        queue: str | None,
+        before: float | None,
+        span: Span,
+    ) -> list[Any]:
+        """Removes jobs of one state, the oldest first.
+
+        Args:
+            state: any but running.
+            task, queue: only these; None for all.
+            before: only those that ended before this time, or were enqueued before it if they wait.
+            span: where to go on, as the answer before this one said.
+
+        Returns:
+            How many it were; and where to go on, or None for the end.
+        """
+        wanted = Wanted(stored_state(state), task, queue, before)
+        if wanted.kept == StoredState.QUEUED:
+            tx.take_back_all()
+        jobs, span = _next(tx.store, wanted, span, MAX_JOBS_PURGED)
+        if wanted.kept == StoredState.QUEUED:
+            leased = {row.id for held in tx.jobs.leased().values() for _, row in held}
+            jobs = [job for job in jobs if job.row.id not in leased]
+        if jobs:
+            self._remove(tx, jobs)
+            tx.then(self._log.info, "jobs.purged", jobs=len(jobs), state=state, task=task, queue=queue)
+        return [len(jobs), span]
+
+    def _remove(self, tx: Transaction, jobs: list[StoredJob]) -> None:
+        tx.remove(jobs)
+        tx.then(self._removed, [job.row.id for job in jobs])
+
+    # -- pause
+
+    def pause(self, tx: Transaction, queues: list[Any], is_paused: bool, by: str) -> list[str]:
+        """Pauses or resumes queues; returns those for which that is a change.
+
+        Raises:
+            ConfigError: one is not a queue's name.
+        """
+        for queue in queues:
+            if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
+                raise ConfigError(f"{queue!r:.80} is not the name of a queue")
+        paused = tx.store.paused()
+        changed = sorted(set(queues) - paused if is_paused else paused & set(queues or paused))
+        if changed:
+            tx.store.pause(changed, is_paused)
+            tx.then(tx.jobs.pause, tx.store.paused())
+        if is_paused and changed:
+            tx.then(tx.consumers.take_back_all, tx.now)
+        for queue in changed:
+            tx.then(
+                self._log.info, "queue.paused" if is_paused else "queue.resumed", queue=queue, by=by[:_MAX_BY_CHARS]
+            )
+        return changed
+
+
+def _known(find: Find, job_id: bytes) -> StoredJob:
+    stored = find(job_id)
+    if stored is None:
+        raise JobNotFound.of(job_id)
+    return stored
+
+
+def _next(store: Store, wanted: Wanted, span: Span, most: int) -> tuple[list[StoredJob], Span]:
+    """The next jobs to change, and where to go on. What comes in after the first request is left alone."""
+    after, end = span or (0, store.last_seq + 1)
+    jobs, position = store.find(wanted, after, end, most, newest_first=False)
+    return jobs, None if position is None else [position, end]

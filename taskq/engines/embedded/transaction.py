@@ -1,0 +1,241 @@
+"""One transaction of the journal: what commands see in it and change by it, and what follows once it is durable.
+
+    effects of the fleet, commands in the order in which they came -> rows -> COMMIT -> follow-ups -> answers
+
+A command looks before it writes, and raises before it has written: so a refused one leaves nothing half done. Each sees
+what those before it have changed. What memory must know of it (which jobs wait, what the log tells) is put off until
+the commit, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.embedded.admission import Admission, Admitted
+from taskq.engines.embedded.journal.store import Store
+from taskq.model.effects import Effects, Event
+from taskq.model.errors import EnqueueError, StoreFull
+from taskq.model.job import JobRow
+from taskq.model.partition import partition_of
+from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.protocol.submissions import Submission
+
+
+class Command:
+    """Something that is to change the journal, or to be answered when all before it is durable."""
+
+    #: Whether it adds jobs or schedules: then it is refused while the disk is full. What ends jobs is still tried.
+    adds = False
+    #: Whether it changes anything: if not, it is only answered.
+    changes = True
+
+    def apply(self, tx: Transaction) -> object:
+        """Decides and writes, in the transaction. It may be called again after a rollback.
+
+        Returns:
+            The outcome.
+
+        Raises:
+            TaskQError: it is refused, and has changed nothing.
+            StoreFull: the disk is full.
+        """
+
+    def answer(self, outcome: object, /) -> None:
+        """The transaction is durable, or could not be made so: tells whoever asked.
+
+        Args:
+            outcome: what `apply` has returned, or the error for which it was refused.
+        """
+
+
+class Transaction:
+    """Used by the committer, and by the commands that it applies."""
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: Jobs,
+        consumers: Consumers,
+        decided: Effects,
+        now: float,
+        wall: float,
+        admission: type[Admission] = Admission,
+    ) -> None:
+        """
+        Args:
+            decided: what the fleet has decided: it is settled here, and more is added if it turns up meanwhile.
+            now, wall: monotonic seconds, and seconds since 1970.
+        """
+        self.store, self.jobs, self.consumers = store, jobs, consumers
+        self.now, self.wall = now, wall
+        self._decided = decided
+        self._admission = admission(store, jobs, self)
+        #: The jobs that are new, as they were handed in together.
+        self.taken: list[list[JobRow]] = []
+        #: What commands have ended, and lines for the log: to be told after the commit.
+        self.effects = Effects()
+        #: The jobs that have ended: those that come after them are to hear of it.
+        self.ends: dict[bytes, StoredState] = {}
+        #: When the first of the new jobs is due, and when the first of them expires.
+        self.next_due: float | None = None
+        self.next_expiry: float | None = None
+        self._follow_ups: list[Callable[[], object]] = []
+        self._undo: list[Callable[[], object]] = []
+        self._settle(decided)
+
+    # -- what the fleet has decided
+
+    def _settle(self, effects: Effects) -> None:
+        store = self.store
+        if effects.checkpoints:
+            store.keep_checkpoints(effects.checkpoints)
+        for row, first, items in effects.items:
+            store.add_items(row.seq, first, items)
+        if effects.ended or effects.rescheduled:
+            store.settle(effects.ended, effects.rescheduled, self.wall)
+            store.totals.retried += effects.retried
+            store.totals.crashed += effects.crashed
+            for row, kept, _ in effects.ended:
+                self.ends[row.id] = kept
+
+    def _settle_more(self) -> None:
+        """Jobs that a consumer gives back may be over, since they were to be stopped."""
+        effects = self.jobs.take_effects()
+        if effects:
+            self._decided.add(effects)
+            self._settle(effects)
+
+    # -- what commands ask
+
+    def withdraw(self, job_id: bytes) -> bool:
+        """Takes a job back from the consumer that has it; returns False if it runs. It may be in `ends` then."""
+        is_free = self.consumers.withdraw(job_id)
+        self._settle_more()
+        return is_free
+
+    def take_back_all(self) -> None:
+        """Takes back what no consumer has started. Some of it may be in `ends` then."""
+        self.consumers.take_back_all(self.now)
+        self._settle_more()
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether a job runs now."""
+        return self.consumers.is_running(job_id)
+
+    # -- what commands do
+
+    def submit(self, submission: Submission) -> Admitted:
+        """Takes in jobs.
+
+        Raises:
+            EnqueueError: they are refused.
+        """
+        taken = self._admission.take(submission, self.wall)
+        if taken.before:
+            self.ends.update(taken.before)
+        if taken.ended:
+            self._give_way(taken)
+        if submission.parts:
+            rows = {row.id: row for row in taken.rows}
+            for part in submission.parts:
+                self._took_in(part, [rows[job_id] for job_id in part.ids if job_id in rows])
+        else:
+            self._took_in(submission, taken.rows)
+        if taken.rows:
+            self.taken.append(taken.rows)
+        return taken
+
+    def try_submit(self, submission: Submission) -> EnqueueError | None:
+        """Takes in jobs for which nobody waits. Returns why they are refused."""
+        try:
+            self.submit(submission)
+        except StoreFull:
+            raise
+        except EnqueueError as error:
+            return error
+        return None
+
+    def _give_way(self, taken: Admitted) -> None:
+        """Jobs end since another has their unique key now."""
+        kept_before = {job.row.id: job.kept for job in taken.replaced}
+        for row, kept, outcome in taken.ended:
+            if row.id not in self.ends:
+                note = Event("job.cancelled", {"row": row})
+                self.end(
+                    StoredJob(row, kept_before.get(row.id, StoredState.WAITING), None, None, None), kept, outcome, note
+                )
+
+    def _took_in(self, submission: Submission, rows: list[JobRow]) -> None:
+        if submission.constraints is None:
+            self._follow_ups.append(partial(self.jobs.submitted, rows))
+            return
+        ids, constraints = submission.ids, submission.constraints
+        due = {job_id: own.due_at for job_id, own in zip(ids, constraints, strict=True) if own.due_at is not None}
+        waiting = {job_id for job_id, own in zip(ids, constraints, strict=True) if own.after}
+        self.next_due = first_of(self.next_due, *(at for job_id, at in due.items() if job_id not in waiting))
+        self.next_expiry = first_of(self.next_expiry, *(own.expires_at for own in constraints))
+        queued = [row for row in rows if row.id not in due and row.id not in waiting]
+        for _, alike in groupby(queued, lambda row: partition_of(row.spec, row.constraints)):
+            self._follow_ups.append(partial(self.jobs.submitted, list(alike)))
+
+    def end(self, job: StoredJob, kept: StoredState, outcome: bytes, note: Event) -> None:
+        """Ends a job that has not ended, and that no consumer has."""
+        ended = job.row, kept, outcome
+        self.store.settle([ended], [], self.wall)
+        self.ends[job.row.id] = kept
+        self.effects.ended.append(ended)
+        self.effects.notes.append(note)
+        self._forget(job)
+
+    def remove(self, jobs: list[StoredJob]) -> None:
+        """Removes jobs that no consumer has."""
+        self.store.remove(jobs)
+        for job in jobs:
+            if job.kept < FIRST_FINAL:
+                self.ends[job.row.id] = StoredState.CANCELLED
+                self._forget(job)
+
+    def _forget(self, job: StoredJob) -> None:
+        if job.kept == StoredState.QUEUED:
+            self._admission.count(job.row.spec.queue, -1)
+        self._follow_ups.append(partial(self.jobs.forget, job.row, job.kept))
+
+    def requeue(self, jobs: list[StoredJob]) -> None:
+        """Queues failed jobs again, and lets those wait again that were cancelled because of them."""
+        rows = self.store.requeue(jobs, self.wall)
+        self.store.totals.retried += len(rows)
+        revived = self.store.revive_dependents([row.id for row in rows])
+        for row in rows:
+            self.ends.pop(row.id, None)
+            self._admission.count(row.spec.queue, 1)
+        self.ends.update(revived)
+        self._follow_ups.append(partial(self.jobs.requeued, rows))
+
+    # -- afterwards
+
+    def then(self, function: Callable[..., object], *arguments: Any, **named: Any) -> None:
+        """Has a function called when all of it is durable, after those that were asked for before."""
+        self._follow_ups.append(partial(function, *arguments, **named))
+
+    def or_else(self, function: Callable[[], object]) -> None:
+        """Has a function called if the transaction is rolled back."""
+        self._undo.append(function)
+
+    def committed(self) -> None:
+        """All of it is durable."""
+        for follow_up in self._follow_ups:
+            follow_up()
+
+    def rolled_back(self) -> None:
+        """Nothing of it happened."""
+        for undo in self._undo:
+            undo()
+
+
+def first_of(*times: float | None) -> float | None:
+    """The earliest of some times; None if there is none."""
+    return min((at for at in times if at is not None), default=None)
