@@ -69,6 +69,8 @@ class EventLog:
 
     def successes(self, done: Sequence[Success], now: float) -> None:
         """Jobs that succeeded: a line each, up to the rate."""
+        if not done:
+            return
         by_task: dict[str, list[Success]] = {}
         spec, group = None, list[Success]()
         for success in done:

@@ -160,7 +160,7 @@ class Broker:
         if self._stop_at is None:
             times += [core.next_recall(now), core.next_look(now), core.ready.next_opening()]
             times += [now if core.must_load else None]
-        return min((at for at in times if at is not None), default=None)
+        return min([at for at in times if at is not None], default=None)
 
     def _check_memory(self, _now: float) -> None:
         limit_mb = self._settings.max_memory_mb

@@ -155,6 +155,10 @@ class Jobs(Protocol):
     def queued(self, queue: str, /) -> int:
         """How many jobs of a queue wait, also those that were sent and have not begun, about."""
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether `take_effects` has something to hand over."""
+
     def take_effects(self) -> Effects:
         """What became of jobs, and is to be made durable: each is told once."""
 

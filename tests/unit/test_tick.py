@@ -28,12 +28,13 @@ def turn(core: Core, job: JobRow | None, now: float) -> None:
     if job is not None:
         core.submitted([job])
     for answer in (core.dispatch(now, now), []):
-        core.take_effects()
+        if core.has_effects:
+            core.take_effects()
         for load in core.loads():
             core.loaded(load.partition, [], is_all=True)
         core.ready.open_due(now)
         core.recalls(now), core.looks(now)
-        core.time_checks(now), core.measurements(now)
+        assert not core.is_check_due(now)
         core.next_recall(now), core.next_look(now), core.next_time_check(now), core.ready.next_opening()
         assert not core.must_load
         for key, first, rows in answer:

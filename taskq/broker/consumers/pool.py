@@ -344,7 +344,9 @@ class ConsumerPool:
             self.take_back(key, now)
 
     def check_times(self, now: float) -> None:
-        """Stops the jobs whose time is over."""
+        """Stops the jobs whose time is over, or that use too much memory or CPU time."""
+        if not self._core.is_check_due(now):
+            return
         for key in self._core.time_checks(now):
             consumer = self._supervisor.consumers[key]
             for number, action in self._core.check_time(key, consumer.counters.read(), now):

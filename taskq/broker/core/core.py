@@ -66,6 +66,11 @@ class Core:
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
         self._effects = Effects()
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether there is something to be carried out."""
+        return bool(self._effects)
+
     def take_effects(self) -> Effects:
         """Hands over what is to be carried out, once."""
         effects, self._effects = self._effects, Effects()
@@ -445,23 +450,19 @@ class Core:
         if not self.ready.may_send():
             return []
         free = list(self._recalls.free.items())
-        takers = free or self._others_with_room(free, now)
+        takers = free or self._recalls.others_with_room(free, now)
         ready = self.ready.ready(len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
         slots = sum([consumer.free_slots for _, consumer in free])
         if ready > slots:
-            takers = free + self._others_with_room(free, now) if free else takers
+            takers = free + self._recalls.others_with_room(free, now) if free else takers
             return self._share_out(takers, ready, 0, now, wall)
         batches = self._share_out(free, ready, slots, now, wall)  # nothing need wait behind others
         if self.ready.may_send():  # but these do not serve its queue, or may not have it for its limits
             ready -= sum([len(batch.rows) for batch in batches])
-            batches += self._share_out(self._others_with_room(free, now), ready, 0, now, wall)
+            batches += self._share_out(self._recalls.others_with_room(free, now), ready, 0, now, wall)
         return batches
-
-    def _others_with_room(self, free: list[tuple[Key, ConsumerLeases]], now: float) -> list[tuple[Key, ConsumerLeases]]:
-        keys = {key for key, _ in free}
-        return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
 
     def _share_out(
         self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
@@ -532,6 +533,10 @@ class Core:
     def next_time_check(self, now: float) -> float | None:
         """When a job's time may be over (monotonic)."""
         return self._watchdog.next_check(now)
+
+    def is_check_due(self, now: float) -> bool:
+        """Whether `time_checks` or `measurements` have an answer."""
+        return self._watchdog.is_due(now)
 
     def time_checks(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""

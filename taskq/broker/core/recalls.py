@@ -6,7 +6,7 @@ What consumers hold is read from the core's own books: the dictionary that is ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from taskq.broker.core.leases import ConsumerLeases
 from taskq.model.earliest import Earliest
@@ -41,6 +41,13 @@ class Recalls:
         self._next_recall.bring_forward(consumer.ask_back_at())
         self._next_look.bring_forward(consumer.look_at())
         self.changed(key)
+
+    def others_with_room(
+        self, but: Sequence[tuple[Key, ConsumerLeases]], now: float
+    ) -> list[tuple[Key, ConsumerLeases]]:
+        """The consumers, but these, that are to be sent more."""
+        keys = {key for key, _ in but}
+        return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs are to be taken back, for others that are idle."""

@@ -112,10 +112,12 @@ class Watchdog:
         """When to look next, for time or for a measurement (monotonic)."""
         return self._next_check.next(now)
 
+    def is_due(self, now: float) -> bool:
+        """Whether a consumer is to be checked or measured: if not, nobody need ask which."""
+        return self._next_check.is_due(now)
+
     def to_check(self, now: float) -> list[Key]:
         """The consumers to check for a job whose time is over."""
-        if not self._next_check.is_due(now):
-            return []
         return [key for key, watch in self._watches.items() if watch.check_at is not None and watch.check_at <= now]
 
     def check(self, key: Key, claims: Sequence[Claim], now: float, notes: list[Event]) -> list[Stop]:
@@ -164,8 +166,6 @@ class Watchdog:
 
     def to_measure(self, now: float) -> list[Key]:
         """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
-        if not self._next_check.is_due(now):
-            return []
         return [key for key, watch in self._watches.items() if watch.measure_at is not None and watch.measure_at <= now]
 
     def measured(

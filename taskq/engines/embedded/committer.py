@@ -149,6 +149,8 @@ class Committer:
 
     def collect(self, now: float) -> None:
         """Takes over what the core has decided."""
+        if not self._jobs.has_effects:
+            return
         effects = self._jobs.take_effects()
         self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._would_release:

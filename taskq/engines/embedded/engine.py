@@ -199,7 +199,7 @@ class EmbeddedEngine:
         next_fire = None if self._consumers.is_stopping else self.scheduler.next_fire_at
         moments = (next_fire, committer.next_due, committer.next_expiry)
         times = [at + ahead_s for at in moments if at is not None]
-        return min((at for at in (committer.commit_by, *times) if at is not None), default=None)
+        return min([at for at in (committer.commit_by, *times) if at is not None], default=None)
 
     @property
     def is_settled(self) -> bool:
