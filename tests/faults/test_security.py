@@ -255,7 +255,8 @@ def test_another_user_gets_nowhere(place: Path, mask: int) -> None:
         assert list(home.glob("spool/*.jobs"))
         with running(Fleet(home, consumers=1)) as fleet:
             assert jobs.add.enqueue(1).result(timeout=10) == 2
-            assert fleet.client.spool(Spec("add"), [Call(next(new_job_ids(1)), b"x")]) is None
+            job_id = next(new_job_ids(1))
+            assert fleet.client.spool(Spec("add"), [Call(job_id, b"x")]) == [job_id]
             wait_until((home / "journal.ballast").exists, "the ballast")
             check_modes(home)
             found = {str(path.relative_to(home)) for path in home.rglob("*")}
@@ -339,7 +340,7 @@ def test_whose_fleet_it_is(place: Path, as_owner: str, monkeypatch: pytest.Monke
         assert f"{home} belongs to user id {OWNER}" in told
         for ask in (jobs.q.client.look, jobs.q.jobs, jobs.q.schedules.list, lambda: jobs.q.job("0" * 32).result(1)):
             assert f"{home} belongs to user id {OWNER}" in as_user(ATTACKER, ask)
-        assert jobs.q.client.look()["totals"]["succeeded"] == 1
+        assert jobs.q.client.look().totals.succeeded == 1
         [info] = jobs.q.jobs()
         assert jobs.q.job(info.id).state() == "succeeded"
         for change in (lambda: jobs.q.pause("mail"), lambda: jobs.add.enqueue(1), lambda: jobs.q.job(info.id).retry()):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -19,9 +18,9 @@ from typing import Any, TypeVar, cast
 
 from taskq.client.transport import reading
 from taskq.client.transport.absence import Absence, reconnect_pauses
+from taskq.client.transport.aio_connection import Connection, Line, fail, within
 from taskq.client.transport.api import AsyncQueueClient
-from taskq.client.transport.connection import check_broker, owner_to_look_at
-from taskq.client.transport.conversation import Conversation
+from taskq.client.transport.connection import owner_to_look_at
 from taskq.client.transport.operations import DirectoryQueue
 from taskq.client.transport.verbs import (
     Answer,
@@ -37,20 +36,14 @@ from taskq.client.transport.verbs import (
     Sleep,
     UseSpool,
 )
-from taskq.model.errors import DirectoryError, TaskQError
+from taskq.model.errors import TaskQError
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
-from taskq.protocol.endings import watch_frames
 from taskq.protocol.frames import Message
 from taskq.system.clock import SYSTEM_CLOCK
 from taskq.system.directory import Directory, reply_timeout_s
-from taskq.system.launch import Child
 
 T = TypeVar("T")
 
-#: More would be a mapping of its own for each call, which takes longer than to read.
-_READ_BYTES = 64 * 1024
-#: While more than this is not sent yet, new requests wait.
-_HIGH_WATER_BYTES = 1024 * 1024
 #: How often to look whether a reader of the journal has ended: it takes some milliseconds.
 _END_PAUSE_S = 0.005
 
@@ -93,8 +86,8 @@ class AsyncClient(AsyncQueueClient):
         self.absence = Absence(directory, reply_timeout_s(reply_timeout))
         super().__init__(DirectoryQueue(directory, self.absence, SYSTEM_CLOCK), SYSTEM_CLOCK)
         self._directory = directory
-        self._connection: _Connection | None = None
-        self._waiting: dict[bytes, list[_Line]] = {}  # who waits for the end of which job
+        self._connection: Connection | None = None
+        self._waiting: dict[bytes, list[Line]] = {}  # who waits for the end of which job
         self._reaching: set[asyncio.Future[None]] = set()  # who waits for a broker
         self._pauses: Iterator[float] | None = None  # of the present outage
         self._is_retrying = False  # a timer of the loop will connect
@@ -120,11 +113,11 @@ class AsyncClient(AsyncQueueClient):
 
     # -- lines
 
-    def _open(self, verb: Open) -> _Line:
+    def _open(self, verb: Open) -> Line:
         is_fresh = self._connection is None
-        return _Line(self, self._connected(verb.is_looking), is_fresh)
+        return Line(self, self._connected(verb.is_looking), is_fresh)
 
-    async def _reach(self, verb: Reach) -> _Line | None:
+    async def _reach(self, verb: Reach) -> Line | None:
         is_fresh = self._connection is None
         if is_fresh and not self._is_retrying:
             if self._pauses is None:
@@ -135,19 +128,19 @@ class AsyncClient(AsyncQueueClient):
             reached = asyncio.get_running_loop().create_future()
             self._reaching.add(reached)
             try:
-                await _within(reached, verb.within_s)
+                await within(reached, verb.within_s)
             except TimeoutError:
                 return None
             finally:
                 self._reaching.discard(reached)
-        line = _Line(self, self._connected(False), is_fresh)
+        line = Line(self, self._connected(False), is_fresh)
         if verb.watched:
             unwatched = [job_id for job_id in verb.watched if job_id not in self._waiting]
             self._expect(line, verb.watched)
             line.connection.watch(unwatched)
         return line
 
-    def _connected(self, is_looking: bool) -> _Connection:
+    def _connected(self, is_looking: bool) -> Connection:
         """The connection of all.
 
         Raises:
@@ -159,7 +152,7 @@ class AsyncClient(AsyncQueueClient):
                 raise BrokerSilent(self.absence.describe())
             owner = owner_to_look_at(self._directory, is_looking)
             try:
-                connection = _Connection(weakref.proxy(self), self.absence, owner=owner)  # no cycle: it closes at once
+                connection = Connection(weakref.proxy(self), self.absence, owner=owner)  # no cycle: it closes at once
             except ConnectionLost:
                 self._directory.check_owner()  # else nobody ever could answer
                 raise
@@ -171,7 +164,7 @@ class AsyncClient(AsyncQueueClient):
             owner_to_look_at(self._directory, is_looking)
         return connection
 
-    def on_lost(self, connection: _Connection, error: TaskQError) -> None:
+    def on_lost(self, connection: Connection, error: TaskQError) -> None:
         """Forgets a connection. A broker that says something and hangs up is not asked again at once."""
         if connection is self._connection:
             self._connection = None
@@ -190,7 +183,7 @@ class AsyncClient(AsyncQueueClient):
         except ConnectionLost:
             self._connect_later()
         except TaskQError as error:
-            _fail(self._reaching, error)
+            fail(self._reaching, error)
             raise
 
     def _connect_later(self) -> None:
@@ -206,13 +199,13 @@ class AsyncClient(AsyncQueueClient):
         else:
             self._is_retrying, self._pauses = False, None  # who waits next begins afresh
 
-    async def _open_reader(self, _verb: OpenReader) -> _Line:
+    async def _open_reader(self, _verb: OpenReader) -> Line:
         child = reading.start_reader(self._directory)
         absence = Absence(self._directory, reading.ANSWER_TIMEOUT_S)
-        return _Line(self, _Connection(weakref.proxy(self), absence, child=child), is_fresh=True)
+        return Line(self, Connection(weakref.proxy(self), absence, child=child), is_fresh=True)
 
     async def _end_reader(self, verb: EndReader) -> None:
-        line = cast(_Line, verb.line)
+        line = cast(Line, verb.line)
         line.leave()
         child = line.connection.child
         if child is not None:
@@ -226,21 +219,21 @@ class AsyncClient(AsyncQueueClient):
 
     def _ask(self, verb: Ask) -> Coroutine[Any, Any, Message]:
         if verb.watched:
-            self._expect(cast(_Line, verb.line), verb.watched)
-        return cast(_Line, verb.line).connection.ask(verb.number, verb.frame)
+            self._expect(cast(Line, verb.line), verb.watched)
+        return cast(Line, verb.line).connection.ask(verb.number, verb.frame)
 
     def _ask_late(self, verb: AskLate) -> Coroutine[Any, Any, Message]:
-        return cast(_Line, verb.line).connection.ask_late(verb.number, verb.frame, verb.within_s)
+        return cast(Line, verb.line).connection.ask_late(verb.number, verb.frame, verb.within_s)
 
     def _send(self, verb: Send) -> Coroutine[Any, Any, None]:
-        line = cast(_Line, verb.line)
+        line = cast(Line, verb.line)
         line.numbers.append(verb.number)
         return line.connection.request(verb.number, verb.frame)
 
     def _answer(self, verb: Answer) -> Coroutine[Any, Any, Message]:
-        return cast(_Line, verb.line).connection.answer(verb.number)
+        return cast(Line, verb.line).connection.answer(verb.number)
 
-    def _expect(self, line: _Line, ids: Iterable[bytes]) -> None:
+    def _expect(self, line: Line, ids: Iterable[bytes]) -> None:
         for job_id in ids:
             lines = self._waiting.get(job_id)
             if lines is None:
@@ -253,7 +246,7 @@ class AsyncClient(AsyncQueueClient):
             self._look_later()
 
     def _next(self, verb: Next) -> Coroutine[Any, Any, list[Message]]:
-        return cast(_Line, verb.line).endings(verb.within_s)
+        return cast(Line, verb.line).endings(verb.within_s)
 
     async def _sleep(self, verb: Sleep) -> None:
         await asyncio.sleep(verb.seconds)
@@ -270,7 +263,7 @@ class AsyncClient(AsyncQueueClient):
             line.ids.discard(job_id)
             line.arrive(message)
 
-    def forget(self, line: _Line) -> None:
+    def forget(self, line: Line) -> None:
         """Nobody waits any more for what comes on a line."""
         for job_id in line.ids:
             lines = self._waiting.get(job_id, [])
@@ -310,252 +303,6 @@ _DO: dict[type, Callable[[AsyncClient, Any], Coroutine[Any, Any, Any]]] = {
 _AT_ONCE: dict[type, Callable[[AsyncClient, Any], Any]] = {Open: AsyncClient._open}
 
 
-class _Line:
-    """What one operation has of the connection of all: a `taskq.client.transport.verbs.Line`."""
-
-    __slots__ = ("_arrived", "_bell", "_client", "connection", "ids", "is_fresh", "numbers", "talk")
-
-    def __init__(self, client: AsyncClient, connection: _Connection, is_fresh: bool) -> None:
-        self._client = client
-        self.connection = connection
-        self.talk = connection.talk
-        self.is_fresh = is_fresh
-        self.numbers: list[int] = []  #: Of the requests that were sent without waiting.
-        self.ids: set[bytes] = set()  #: The jobs whose endings are still to come.
-        self._arrived: list[Message] = []
-        self._bell: asyncio.Future[None] | None = None  # rings when something has arrived
-
-    def leave(self) -> None:
-        """Nothing that comes on it is for anybody any more."""
-        for number in self.numbers:
-            self.connection.forget(number)
-        if self.ids:
-            self._client.forget(self)
-        self.connection.lines.discard(self)
-        if self.connection.child is not None:
-            self.connection.close()
-
-    def arrive(self, message: Message) -> None:
-        """The ending of a job."""
-        self._arrived.append(message)
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
-
-    def fail(self, error: TaskQError) -> None:
-        """The connection is lost."""
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_exception(error)
-
-    async def endings(self, within_s: float | None) -> list[Message]:
-        """The next RESULT frames. Raises TimeoutError: none came in time; or why none will come."""
-        if not self._arrived:
-            if self.connection.error is not None:
-                raise self.connection.error
-            self._bell = asyncio.get_running_loop().create_future()
-            try:
-                await _within(self._bell, within_s)
-            finally:
-                self._bell = None
-        found, self._arrived = self._arrived, []
-        return found
-
-
-class _Connection:
-    """One connection to the broker. What tasks send in one turn of the loop goes out together."""
-
-    def __init__(
-        self, client: AsyncClient, absence: Absence, *, owner: int | None = None, child: Child | None = None
-    ) -> None:
-        """Connects, which on a Unix socket succeeds or fails at once. Nobody needs to wait for the greeting.
-
-        Args:
-            absence: is told if the broker does not answer.
-            owner: the id of the user whose broker it may be, besides ours.
-            child: a process that this one has started, which is spoken to in place of a broker.
-
-        Raises:
-            ConnectionLost: no broker listens there.
-        """
-        self.talk = Conversation()
-        self.absence = absence
-        self.owner = owner
-        self.child = child
-        self.error: TaskQError | None = None  #: Why it is lost.
-        self.lines: set[_Line] = set()
-        self._client = client
-        self._answers: dict[int, asyncio.Future[Message]] = {}
-        self._to_watch: list[bytes] = []  # ids to ask for with the next flush
-        self._unsent = bytearray()
-        self._is_flushing = False  # a callback will send what is unsent
-        self._has_room = asyncio.Event()
-        self._socket = child.socket if child else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._close = weakref.finalize(self, self._socket.close)  # when the loop drops us, without a warning
-        try:
-            self._socket.setblocking(False)
-            if child is None:
-                self._socket.connect(os.fspath(absence.path))
-                check_broker(self._socket, absence.path, owner)
-        except DirectoryError:
-            self._close()
-            raise
-        except OSError as error:
-            self._close()
-            raise ConnectionLost(str(error)) from error
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._socket, self._on_readable)
-        # the timer is not kept: what we keep must not lead to the loop
-        loop.call_later(absence.reply_timeout_s, _check_greeting, weakref.ref(self))
-        self._send(self.talk.hello())
-
-    # -- out
-
-    async def request(self, number: int, frame: bytes) -> None:
-        """Sends a request, when there is room.
-
-        Raises:
-            ConnectionLost: it cannot be sent.
-        """
-        while len(self._unsent) > _HIGH_WATER_BYTES:
-            await self._has_room.wait()
-        if self.error is not None:
-            raise self.error
-        self._answers[number] = asyncio.get_running_loop().create_future()
-        self._send(frame)
-
-    async def ask(self, number: int, frame: bytes) -> Message:
-        """Sends a request, and waits for its answer. Raises as `request` and `answer`."""
-        try:
-            await self.request(number, frame)
-            return await self.answer(number)
-        finally:
-            self.forget(number)
-
-    async def ask_late(self, number: int, frame: bytes, within_s: float | None) -> Message:
-        """`ask` for an answer that may come late. Raises TimeoutError: it did not come in time."""
-        try:
-            await self.request(number, frame)
-            return await _within(self._answers[number], within_s)
-        finally:
-            self.forget(number)
-
-    async def answer(self, number: int) -> Message:
-        """The answer to a request. Raises ConnectionLost: it will not come, or did not come in time."""
-        try:
-            return await _within(self._answers[number], self.absence.reply_timeout_s)
-        except TimeoutError:
-            raise self.silent() from None
-
-    def forget(self, number: int) -> None:
-        """Nobody waits for an answer any more."""
-        self.talk.forget(number)
-        answer = self._answers.pop(number, None)
-        if answer is not None and answer.done() and not answer.cancelled():
-            answer.exception()  # seen, or asyncio complains
-
-    def close(self) -> None:
-        """The call for which it was made has ended."""
-        self._lose(ConnectionLost("the call has ended"))
-
-    def check_greeting(self) -> None:
-        """The broker has had time enough for its first word."""
-        if self.error is None and not self.talk.is_greeted:
-            self.silent()
-
-    def silent(self) -> BrokerSilent:
-        """The error for a broker that did not answer in time, which is noted."""
-        self.absence.begin_silence()
-        error = BrokerSilent(self.absence.describe())
-        self._lose(error)
-        return error
-
-    def watch(self, ids: Iterable[bytes]) -> None:
-        """Asks for the RESULT frames of jobs. There is no other answer."""
-        self._to_watch.extend(ids)
-        self._send(b"")
-
-    def _send(self, frame: bytes) -> None:
-        self._unsent += frame
-        if len(self._unsent) > _HIGH_WATER_BYTES:
-            self._has_room.clear()
-        if not self._is_flushing:
-            self._is_flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self.error is not None:
-            return
-        for frame in watch_frames(self._to_watch):
-            self._unsent += frame
-        self._to_watch.clear()
-        try:
-            del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._lose(ConnectionLost(str(error)))
-            return
-        self._is_flushing = bool(self._unsent)
-        if self._is_flushing:
-            asyncio.get_running_loop().add_writer(self._socket, self._flush)
-        else:
-            asyncio.get_running_loop().remove_writer(self._socket)
-        if len(self._unsent) <= _HIGH_WATER_BYTES:
-            self._has_room.set()
-
-    # -- in
-
-    def _on_readable(self) -> None:
-        try:
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                raise ConnectionLost("the broker closed the connection")
-            try:
-                self.talk.hear(data)
-            finally:
-                self._pass_on()
-        except BlockingIOError:
-            pass
-        except TaskQError as error:  # first: some of ours are OSErrors as well
-            self._lose(error)
-        except OSError as error:
-            self._lose(ConnectionLost(str(error)))
-        except BaseException:  # of the handler of a signal: what was read is lost
-            self._lose(ConnectionLost("interrupted by a signal"))
-            raise
-
-    def _pass_on(self) -> None:
-        talk = self.talk
-        while talk.answers:
-            number, message = talk.answers.popitem()
-            answer = self._answers.get(number)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
-        endings, talk.endings = talk.endings, []
-        for message in endings:
-            self._client.on_ending(message)
-
-    def _lose(self, error: TaskQError) -> None:
-        if self.error is not None:
-            return
-        self.error = error
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket)
-        loop.remove_writer(self._socket)
-        self._close()
-        self._unsent.clear()
-        self._has_room.set()
-        self._client.on_lost(self, error)
-        _fail(self._answers.values(), error)
-        for line in self.lines:
-            line.fail(error)
-
-
-def _check_greeting(reference: weakref.ref[_Connection]) -> None:
-    connection = reference()
-    if connection is not None:
-        connection.check_greeting()
-
-
 def _look(reference: weakref.ref[AsyncClient]) -> None:
     client = reference()
     if client is not None:
@@ -566,28 +313,3 @@ def _retry(reference: weakref.ref[AsyncClient]) -> None:
     client = reference()
     if client is not None:
         client.try_again()
-
-
-async def _within(future: asyncio.Future[T], within_s: float | None) -> T:
-    """The result of a future. Raises TimeoutError: there was none in time.
-
-    What has arrived counts, however late the loop comes to look: it reads before it looks at the time.
-    """
-    if within_s is None or future.done():
-        return await future
-    timer = asyncio.get_running_loop().call_later(within_s, _expire, future)
-    try:
-        return await future
-    finally:
-        timer.cancel()
-
-
-def _expire(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
-
-
-def _fail(futures: Iterable[asyncio.Future[Any]], error: TaskQError) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)
