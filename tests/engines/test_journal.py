@@ -715,6 +715,41 @@ class TestConformance:
             assert found(limit, StoredState.QUEUED, None, None, 250.0) == []
             assert found(limit, StoredState.QUEUED, None, None, LATE) == seqs(*mail[4:], images[3])
 
+    def test_jobs_are_searched(self, store: Store) -> None:
+        """By when they were enqueued, by attempts, and by a part of their errors, their meta or their keys."""
+        early, late = (list(new_job_ids(3, now_ns=int(at * 1e9))) for at in (1e9, 1.5e9))
+        meta = [None, Constraints(meta=(("tenant", "acmé"),)), Constraints(limit_key="ada")]
+        first = store.submit(SPEC, early, [b"-"] * 3)
+        second = store.submit(OTHER, late, [b"-"] * 3, meta)
+        error = JobError("ValueError", "no such file: größe.txt", "Traceback in orders.py")
+        for row, attempts in ((first[0], 3), (second[0], 1)):
+            row.attempts = attempts
+            store.settle([(row, StoredState.FAILED, pack_failure(1.0, 1.0, error))], [], 2e9)
+        first[1].attempts = 1
+        store.settle([(first[1], StoredState.SUCCEEDED, b"\x94\xc0\xc0\xc4\x05orders")], [], 2e9)
+        store.commit()
+
+        def found(limit: int = 10, **wanted: Any) -> list[int]:
+            seqs: list[int] = []
+            place: int | None = 0
+            while place is not None:
+                jobs, place = store.find(Wanted(**wanted), place, LAST, limit, newest_first=False)
+                seqs += [job.row.seq for job in jobs]
+            return [seq - first[0].seq for seq in seqs]
+
+        for limit in (1, 10):
+            assert found(limit) == [0, 1, 2, 3, 4, 5]
+            assert found(limit, since=1.2e9) == [3, 4, 5]
+            assert found(limit, until=1.2e9, attempts=1) == [0, 1]
+            assert found(limit, since=1e9, until=1e9) == []
+            assert found(limit, attempts=2) == [0]
+            assert found(limit, text="größe") == [0, 3]
+            assert found(limit, text="orders.py", task="app.other") == [3]
+            assert found(limit, text="orders") == [0, 3], "a result is not an error"
+            assert found(limit, text="acmé") == [4]
+            assert found(limit, text="ada", kept=StoredState.QUEUED) == [5]
+            assert found(limit, text="ValueError", kept=StoredState.FAILED, attempts=2) == [0]
+
     def test_finding_looks_at_a_bounded_number_of_jobs(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is rare among many is found in several steps."""
         for module in (queries_module, memory_module):

@@ -95,7 +95,7 @@ class Committer:
         self._keep: tuple[float, int] | None = None
         self._committed: list[Effects] = []  # committed, not told yet
         self._watchers = Watchers(store, clients)
-        self.counting = Counting(store)
+        self.counting = Counting(store, clock.time())
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
 

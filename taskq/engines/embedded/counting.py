@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from os import uname
 
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.attempt import read_outcome, started_at_of
@@ -25,12 +26,17 @@ _TIMED_OUT = frozenset({"TimedOut", "CpuTimeout"})
 class Counting:
     """Used by the broker's loop alone."""
 
-    def __init__(self, store: Store) -> None:
-        """Reads the counts that an earlier broker has stored."""
+    def __init__(self, store: Store, wall: float = 0.0) -> None:
+        """Reads the counts that an earlier broker has stored.
+
+        Args:
+            wall: since when this one runs, in seconds since 1970.
+        """
         self._store = store
         self.counts = FleetCounts(store.kept_counts())
         self._minute = 0
         self._store_at = 0.0  # monotonic
+        self._machine: tuple[str, float] | None = (uname().nodename, wall)  # that is to be noted, and since when
         self._written: list[CountsRow] = []  # with the commit that is under way
 
     # -- what happens
@@ -113,13 +119,16 @@ class Counting:
     # -- storing
 
     def store(self, now: float) -> None:
-        """Stores counts with the commit that is under way, if that is due."""
+        """Stores counts with the commit that is under way, if that is due; with the first one, the machine."""
+        if self._machine is not None:
+            self._store.note_machine(*self._machine)
         if now >= self._store_at and self.counts.is_changed:
             self._written = self.counts.take_changed(_MOST_PAIRS)
             self._store.keep_counts(self._written)
 
     def stored(self, now: float) -> None:
         """The commit is done."""
+        self._machine = None
         if self._written:
             self._written, self._store_at = [], now + STORE_EVERY_S
 

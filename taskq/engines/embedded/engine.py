@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os import uname
 from selectors import BaseSelector
 
 from taskq.engines.contract import Events, Figures, Fleet, Jobs
@@ -84,7 +83,6 @@ class EmbeddedEngine:
         return self.store
 
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
-        self.store.note_machine(uname().nodename, self._clock.time())
         effects = recover(self.store, jobs, running, self._clock.monotonic(), self._clock.time())
         commit_recovery(self.store)
         for event, fields in self.store.findings:

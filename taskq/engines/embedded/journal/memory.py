@@ -13,6 +13,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import msgpack
+
 from taskq.engines.embedded.journal.memory_records import Changes, Disk, Indexes, Record
 from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Totals, Wanted
 from taskq.model.attempt import shortened
@@ -482,6 +484,10 @@ def _is_wanted(record: Record, wanted: Wanted) -> bool:
         return False
     if wanted.task not in (None, record.spec.task):
         return False
+    if record.attempts < wanted.attempts or not _first(wanted.since) <= record.id < _first(wanted.until, 1e11):
+        return False
+    if wanted.text and not _tells(record, wanted):
+        return False
     if wanted.before is None:
         return True
     is_ended = record.finished_at is not None
@@ -493,3 +499,12 @@ def _without_values(job: StoredJob) -> StoredJob:
     job.row.payload = b""
     is_large = job.kept == StoredState.SUCCEEDED and len(job.outcome or b"") >= MAX_FOUND_RESULT_BYTES
     return job._replace(outcome=None) if is_large else job
+
+
+def _first(at: float | None, default: float = 0.0) -> bytes:
+    return first_id_at(default if at is None else at)
+
+
+def _tells(record: Record, wanted: Wanted) -> bool:
+    constraints = None if record.constraints is None else msgpack.packb(record.constraints.to_wire())
+    return wanted.tells(record.kept, record.outcome, constraints)

@@ -13,7 +13,7 @@ from taskq.model.job import JobRow, first_id_at
 from taskq.model.limits import MAX_JOBS_SEEN, MIB
 from taskq.model.stored import StoredJob, StoredState
 
-#: `find` stops at payloads and outcomes of this size together.
+#: `find` stops at payloads and outcomes of this size together, also of those in which it looked for a text.
 _FIND_BYTES = 4 * MIB
 
 
@@ -61,24 +61,26 @@ class Queries(Database):
         source, seq = (
             ("failed CROSS JOIN jobs ON seq = job", "job") if wanted.kept == StoredState.FAILED else ("jobs", "seq")
         )
-        order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'} LIMIT"
+        order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'}"
         reach = f"FROM {source} WHERE {seq} > ? AND {seq} < ?"
-        sql = f"SELECT {seq} {reach.replace(source, source.split()[0])} {order} 1 OFFSET {MAX_JOBS_SEEN - 1}"
+        sql = f"SELECT {seq} {reach.replace(source, source.split()[0])} {order} LIMIT 1 OFFSET {MAX_JOBS_SEEN - 1}"
         last_seen = self._value(sql, after, before)
         if last_seen is not None:
             after, before = (last_seen - 1, before) if newest_first else (after, last_seen + 1)
         condition, bindings = self._condition(wanted)
-        sql = f"SELECT {statements.FOUND} {reach} {condition} {order} ?"
         jobs: list[StoredJob] = []
         size = 0
-        cursor = self._db.execute(sql, (after, before, *bindings, limit))
+        cursor = self._db.execute(f"SELECT {statements.FOUND} {reach} {condition} {order}", (after, before, *bindings))
         for *fields, payload_bytes in cursor:
-            jobs.append(self._stored(fields))
-            size += (payload_bytes or 0) + len(jobs[-1].outcome or b"")
-            if size >= _FIND_BYTES:
+            state, outcome = fields[-3:-1]
+            size += len(outcome or b"")
+            if not wanted.text or wanted.tells(state, outcome, fields[statements.CONSTRAINTS]):
+                jobs.append(self._stored(fields))
+                size += payload_bytes or 0
+            if len(jobs) == limit or size >= _FIND_BYTES:
                 cursor.close(True)
-                return jobs, jobs[-1].row.seq
-        return jobs, jobs[-1].row.seq if len(jobs) == limit else last_seen
+                return jobs, int(fields[0])
+        return jobs, last_seen
 
     def _condition(self, wanted: Wanted) -> tuple[str, list[object]]:
         condition = "" if wanted.kept is None else f"AND state = {wanted.kept:d} "
@@ -91,6 +93,15 @@ class Queries(Database):
             ]
             condition += "AND spec IN (SELECT value FROM json_each(?)) "
             bindings.append(str(specs))
+        if wanted.attempts:
+            condition += "AND attempts >= ? "
+            bindings.append(wanted.attempts)
+        for sign, at in ((">=", wanted.since), ("<", wanted.until)):
+            if at is not None:
+                condition += f"AND id {sign} ? "
+                bindings.append(first_id_at(at))
+        if wanted.text:  # the rest has nothing in which it might be
+            condition += f"AND (state <> {StoredState.SUCCEEDED:d} OR terms IS NOT NULL) "
         if wanted.before is not None:
             condition += "AND (finished_at < ? OR finished_at IS NULL AND id < ?) "
             bindings += [wanted.before, first_id_at(wanted.before)]

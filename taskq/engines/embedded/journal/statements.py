@@ -9,6 +9,8 @@ from taskq.model.stored import FIRST_FINAL, StoredState
 ROWS_PER_INSERT = 50
 #: What a row of a job is made from.
 ROW = "seq, id, spec, payload, attempts, crashes, terms, snoozes, checkpoint, due_at"
+#: The place of a job's packed constraints in it.
+CONSTRAINTS = 6
 INSERT_HEAD = "INSERT INTO jobs (seq, id, spec, band, payload) VALUES "
 INSERT_ONE = INSERT_HEAD + "(?, ?, ?, ?, ?)"
 INSERT_MANY = INSERT_HEAD + ", ".join(["(?, ?, ?, ?, ?)"] * ROWS_PER_INSERT)

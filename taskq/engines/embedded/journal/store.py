@@ -32,12 +32,25 @@ class Wanted(NamedTuple):
         kept: their state.
         task, queue: these names.
         before: ended before this time, or enqueued if they wait, in seconds since 1970.
+        since, until: enqueued in this span, the end excluded, in seconds since 1970.
+        attempts: at least this many attempts have ended.
+        text: a part of the error of the last attempt, of the job's meta or of its keys. Upper and lower case differ.
     """
 
     kept: StoredState | None = None
     task: str | None = None
     queue: str | None = None
     before: float | None = None
+    since: float | None = None
+    until: float | None = None
+    attempts: int = 0
+    text: str = ""
+
+    def tells(self, kept: int, outcome: bytes | None, constraints: bytes | None) -> bool:
+        """Whether a job has the text, in its packed outcome or in its packed constraints."""
+        part = self.text.encode()
+        is_error = kept != StoredState.SUCCEEDED and outcome is not None
+        return (is_error and part in (outcome or b"")) or (constraints is not None and part in constraints)
 
 
 def stored_state(state: str) -> StoredState:
