@@ -181,6 +181,12 @@ def find_directory(app: str | None) -> Directory:
     return directory
 
 
+def named_application(app: str | None) -> TaskQ | None:
+    """The application that is named, by APP or in another place; None if only a directory is."""
+    named = _named(app)
+    return None if named is None or _is_directory(named) else load(named)
+
+
 def names_in_code(app: str | None, field: str) -> set[str]:
     """The names of the tasks or queues of an application; none if only a directory was named."""
     reference = app or os.environ.get("TASKQ_APP") or None
@@ -190,11 +196,17 @@ def names_in_code(app: str | None, field: str) -> set[str]:
     return set(needs) if field == "task" else {queue for queue, _ in needs.values()}
 
 
-def _find_directory(app: str | None) -> Directory:
+def _named(app: str | None) -> str | None:
+    """APP, or what stands for it in TASKQ_APP, or in pyproject.toml unless TASKQ_URL names a directory."""
     app = app or os.environ.get("TASKQ_APP") or None
     if app is None and not os.environ.get("TASKQ_URL"):
-        found_app = app_of(None)
-        app = None if found_app is None else found_app.text
+        found = app_of(None)
+        return None if found is None else found.text
+    return app
+
+
+def _find_directory(app: str | None) -> Directory:
+    app = _named(app)
     if app is not None:
         if _is_directory(app):
             return Directory(Path(app).absolute())

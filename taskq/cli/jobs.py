@@ -17,6 +17,7 @@ from taskq.cli.common import (
     UnknownTask,
     find_directory,
     load,
+    named_application,
     reference_of,
     seconds_of,
     tell,
@@ -33,9 +34,12 @@ from taskq.client.options.options import JobOptions, option_types
 from taskq.client.task import Task
 from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
-from taskq.model.info.job import Attempt, JobInfo
+from taskq.model.info.job import Attempt, JobArguments, JobInfo
 from taskq.model.job import JobError
 from taskq.telemetry.render import duration_text, escape
+
+#: Characters of a job's arguments that are shown; --json has all.
+_MAX_SHOWN_CHARS = 2_000
 
 IdArgument = Annotated[
     str,
@@ -209,17 +213,29 @@ def _task(app: TaskQ, reference: str, name: str) -> Task[..., Any]:
 # -- job
 
 
-def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) -> None:
+def job(
+    id: IdArgument,
+    app: FleetArgument = None,
+    as_json: JsonOption = False,
+    hide_args: Annotated[bool, typer.Option("--hide-args", metavar="", help="Do not show its arguments.")] = False,
+) -> None:
     """Show everything that is known about a job.
 
+    Its arguments are shown if the application is named, which may hide some of
+    them, and until the job has succeeded or was cancelled.
+
     $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
+    $ taskq job app.py:q 019c8a1f
     """
     given, app = id_first(id, app)
     application = _application(app)
-    info = application.job(whole_id(application, given)).info()
+    job_id = whole_id(application, given)
+    owner = None if hide_args else named_application(app)
+    application.redaction = None if owner is None else owner.redaction
+    info = application.job(job_id).info(arguments=owner is not None)
     tell_if_stopped(application)
     if as_json:
-        print(json.dumps(asdict(info)))
+        print(json.dumps(asdict(info), default=repr))
         return
     rows = [
         ("job", info.id),
@@ -231,6 +247,7 @@ def job(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
             else "not known until a fleet takes the job from the spool",
         ),
         ("attempts", str(info.attempts) + (f", {info.crashes} of them crashed" if info.crashes else "")),
+        *([] if info.arguments is None else [("arguments", _arguments(info.arguments))]),
         *_meta(info.meta),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
@@ -287,6 +304,15 @@ def cancel(
 
 def _application(app: str | None) -> TaskQ:
     return TaskQ("taskq", os.fspath(find_directory(app).path))
+
+
+def _arguments(arguments: JobArguments) -> str:
+    if arguments.left_out is not None:
+        return f"({escape(arguments.left_out)})"
+    named = [f"{name}={value!r}" for name, value in arguments.kwargs.items()]
+    text = ", ".join([*map(repr, arguments.args), *named])
+    left_out = len(text) - _MAX_SHOWN_CHARS
+    return escape(text[:_MAX_SHOWN_CHARS]) + (f" ... {left_out:,} characters left out" if left_out > 0 else "")
 
 
 def _meta(meta: dict[str, str]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from math import inf
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
-from taskq.client.hooks import EnqueueHookT, Hooks, HookT, MiddlewareT, with_enqueue_hook
+from taskq.client.hooks import EnqueueHookT, Hooks, HookT, MiddlewareT, RedactionT, checked_redaction, with_enqueue_hook
 from taskq.client.job import Job
 from taskq.client.options.call_options import ErrorTypes
 from taskq.client.options.functions import full_name, is_same_function
@@ -214,6 +214,23 @@ class TaskQ(FleetConnection):
             ConfigError: it is not an ordinary function of two arguments.
         """
         self.enqueue_hooks = with_enqueue_hook(self.enqueue_hooks, function)
+        return function
+
+    def redact(self, function: RedactionT) -> RedactionT:
+        """Calls a function before arguments of jobs are shown, which hides what is secret. A decorator::
+
+            @q.redact
+            def hide(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+                if "password" in kwargs:
+                    kwargs["password"] = "***"
+
+        It changes both in place, for `Job.info` with ``arguments=True`` and for ``taskq job APP ID``. If it raises, no
+        arguments of that job are shown. The one that is given last counts.
+
+        Raises:
+            ConfigError: it is not an ordinary function of three arguments.
+        """
+        self.redaction = checked_redaction(function)
         return function
 
     def middleware(self, function: MiddlewareT) -> MiddlewareT:

@@ -7,11 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.client.options.functions import misfit
-from taskq.client.transport.clients import EnqueueHook
+from taskq.client.transport.clients import EnqueueHook, Redaction
 from taskq.model.errors import ConfigError
+from taskq.model.info.job import JobArguments, JobInfo
 
 if TYPE_CHECKING:
     from taskq.client.context import CurrentJob
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 Hook = Callable[[], object]
 HookT = TypeVar("HookT", bound=Hook)
 EnqueueHookT = TypeVar("EnqueueHookT", bound=EnqueueHook)
+RedactionT = TypeVar("RedactionT", bound=Redaction)
 #: A generator with one `yield`, where the job runs; or what `contextlib.contextmanager` makes of one.
 MiddlewareT = TypeVar("MiddlewareT", bound="Callable[[CurrentJob], Iterator[None] | AbstractContextManager[None]]")
 
@@ -87,6 +90,33 @@ def with_enqueue_hook(known: Sequence[EnqueueHook], function: EnqueueHook) -> Se
         name = getattr(function, "__qualname__", function)
         raise ConfigError(f"on_enqueue: {name} must take two arguments, the name of the task and the meta")
     return _with(known, function)
+
+
+def checked_redaction(function: RedactionT) -> RedactionT:
+    """The function of `redact`.
+
+    Raises:
+        ConfigError: it is not an ordinary function of three arguments.
+    """
+    if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise ConfigError(f"redact takes an ordinary function (task, args, kwargs), not {function!r:.100}")
+    if misfit(function, ("", [], {}), {}) is not None:
+        name = getattr(function, "__qualname__", function)
+        raise ConfigError(f"redact: {name} must take three arguments: the name of the task, args and kwargs")
+    return function
+
+
+def redacted(info: JobInfo, redaction: Redaction | None) -> JobInfo:
+    """What is known of a job, without what the application hides of its arguments."""
+    arguments = info.arguments
+    if redaction is None or arguments is None or arguments.left_out is not None:
+        return info
+    try:
+        redaction(info.task, arguments.args, arguments.kwargs)
+    except Exception as error:
+        told = f"the function that hides secrets raised {type(error).__name__}"
+        return replace(info, arguments=JobArguments(size_bytes=arguments.size_bytes, left_out=told))
+    return info
 
 
 def _with(known: Sequence[Any], function: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from typing import Any, Generic, TypeVar, cast
 
+from taskq.client.hooks import redacted
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout
 from taskq.model.info.job import JobInfo
@@ -66,14 +67,18 @@ class Job(ResultOf, Generic[R_co]):
         """
         return self.info().state
 
-    def info(self) -> JobInfo:
+    def info(self, *, arguments: bool = False) -> JobInfo:
         """All that is known of the job: state, attempts, error, times, the exit of a crash.
+
+        Args:
+            arguments: also what it was called with, as long as that is kept: until it has succeeded or was cancelled.
+                The application may hide some of it, see `TaskQ.redact`.
 
         Raises:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no fleet answers, and the job is not in the spool either.
         """
-        return self._app.client.info(self._id)
+        return redacted(self._app.client.info(self._id, arguments), self._app.redaction)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the job has ended, in whatever way.
@@ -213,9 +218,9 @@ class Job(ResultOf, Generic[R_co]):
         ending = self._ending or await self._app.async_client().wait(self._id, timeout)
         return cast(R_co, value_of_ending(self._id, ending, self._cast))
 
-    async def ainfo(self) -> JobInfo:
+    async def ainfo(self, *, arguments: bool = False) -> JobInfo:
         """`info` for asyncio."""
-        return await self._app.async_client().info(self._id)
+        return redacted(await self._app.async_client().info(self._id, arguments), self._app.redaction)
 
     async def acancel(self, *, running: bool = True) -> bool:
         """`cancel` for asyncio."""

@@ -90,6 +90,8 @@ MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
 #: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.
 MAX_KEY_CHARS = 200
+#: The arguments of a job that are shown to whoever asks, in bytes as they are stored; larger ones are left out.
+MAX_SHOWN_ARGUMENTS_BYTES = 64 * 1024
 #: What `meta=` of a job may take, its names included, as UTF-8.
 MAX_META_BYTES = 4 * 1024
 MAX_META_NAME_CHARS = 100

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskq.model.attempt import Outcome, read_outcome
-from taskq.model.info.job import Attempt, JobInfo
+from taskq.model.info.job import Attempt, JobArguments, JobInfo
 from taskq.model.job import JobState, Progress, enqueued_at
+from taskq.model.limits import MAX_SHOWN_ARGUMENTS_BYTES
+from taskq.protocol.codec import CorruptPayload, decode_call, results_in
 
 #: The fields of `JobFields` that those in a list have, unless a later one says something.
 _LISTED = 11
@@ -26,6 +28,7 @@ class JobFields(NamedTuple):
         history: the ended attempts: their numbers and outcomes.
         after, before: the ids of neighbours, as in `JobInfo`.
         meta: as in `JobInfo`; None for none.
+        payload: its arguments, if they are wanted and not too large, else their size in bytes; None: not wanted.
     """
 
     id: bytes
@@ -43,6 +46,7 @@ class JobFields(NamedTuple):
     after: Sequence[bytes] = ()
     before: Sequence[bytes] = ()
     meta: Mapping[str, str] | None = None
+    payload: bytes | int | None = None
 
     def listed(self) -> tuple[Any, ...]:
         """The fields of a job in a list."""
@@ -75,7 +79,27 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         after=[parent.hex() for parent in fields.after],
         before=[child.hex() for child in fields.before],
         meta=dict(fields.meta or {}),
+        arguments=None if fields.payload is None else _arguments(fields.id, fields.payload),
     )
+
+
+def shown_payload(payload: bytes) -> bytes | int:
+    """What is sent of the arguments of a job, as `JobFields.payload`."""
+    return payload if len(payload) <= MAX_SHOWN_ARGUMENTS_BYTES else len(payload)
+
+
+def _arguments(job_id: bytes, payload: bytes | int) -> JobArguments:
+    if isinstance(payload, int):
+        told = f"they take {payload:,} bytes; up to {MAX_SHOWN_ARGUMENTS_BYTES:,} are shown"
+        return JobArguments(size_bytes=payload, left_out=told)
+    if not payload:
+        return JobArguments(left_out="they are not kept once the job has succeeded or was cancelled")
+    try:
+        results = {parent: f"<the result of job {parent.hex()}>" for parent in results_in(payload)}
+        args, kwargs = decode_call(job_id, payload, results)
+    except CorruptPayload as error:
+        return JobArguments(size_bytes=len(payload), left_out=f"they cannot be read: {error}")
+    return JobArguments(args, kwargs, len(payload))
 
 
 def _attempt(number: int, outcome: Outcome) -> Attempt:

@@ -40,9 +40,14 @@ class ReadItems(NamedTuple):
 
 
 class GetJob(NamedTuple):
-    """All that is known of a job."""
+    """All that is known of a job.
+
+    Attributes:
+        arguments: whether its arguments are wanted, too.
+    """
 
     job_id: bytes
+    arguments: bool = False
 
 
 class ListJobs(NamedTuple):
@@ -239,6 +244,8 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return ReadItems(job_id, start)
         case [Op.INFO, int(), bytes(job_id)] if _is_id(job_id):
             return GetJob(job_id)
+        case [Op.INFO, int(), bytes(job_id), bool(arguments)] if _is_id(job_id):
+            return GetJob(job_id, arguments)
         case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if _is_id(job_id):
             return CancelJob(job_id, also_running)
         case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):

@@ -69,7 +69,7 @@ def test_a_fleet_in_full_swing(fleet: Fleet, printed: Printed, tmp_path: Path, g
     listed = printed(fleet.home, "jobs")
     assert {job["state"] for job in listed} >= {"running", "failed", "scheduled", "cancelled", "waiting"}
     for job in (held, failed, crashed, later, cancelled, after):
-        assert printed(fleet.home, "job", job.id)["id"] == job.id
+        assert printed(fleet.home, "job", job.id, JOBS)["id"] == job.id
     assert printed(fleet.home, "job", failed.id)["error"]["type"] == "LookupError"
     assert printed(fleet.home, "job", crashed.id)["history"][0]["error"]["signal"] == "SIGKILL"
     assert printed(fleet.home, "job", held.id)["before"] == [after.id]

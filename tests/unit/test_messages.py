@@ -99,12 +99,12 @@ RECORDED = {
     "items": "0000001100000004930309c09292c40161c40162c0",
     "last items": "0000004300000004930309c0929092a66661696c6564c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
     "4572726f72a3626164a27462c0c091a46c696e65",
-    "info": "0000010c0000000493030ac09fc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c65640201c0"
-    "cb3ff8000000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565457272"
-    "6f72a3626164a27462c0c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
-    "4572726f72a3626164a27462c0c091a46c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c75"
-    "654572726f72a3626164a27462c0c091a46c696e6591c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e0b7a"
-    "30a5f1d2c3b4a5968281a674656e616e74a461636d65",
+    "info": "0000010f0000000493030ac0dc0010c410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c656402"
+    "01c0cb3ff8000000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c756545"
+    "72726f72a3626164a27462c0c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c"
+    "75654572726f72a3626164a27462c0c091a46c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa5661"
+    "6c75654572726f72a3626164a27462c0c091a46c696e6591c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e"
+    "0b7a30a5f1d2c3b4a5968281a674656e616e74a461636d65c0",
     "jobs": "000000450000000493030bc092919bc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca772756e6e696e670201c0cb"
     "3ff8000000000000c0c093040aa468616c662a",
 }
@@ -357,7 +357,8 @@ def test_counts_travel_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
 #: The requests of version 1: their envelopes, and what they are read as.
 REQUESTS: list[tuple[list[Any], Request]] = [
     ([26, 7, IDS[0], 5], ReadItems(IDS[0], 5)),
-    ([13, 7, IDS[0]], GetJob(IDS[0])),
+    ([13, 7, IDS[0], False], GetJob(IDS[0])),
+    ([13, 7, IDS[0], True], GetJob(IDS[0], True)),
     ([14, 7, IDS[0], True], CancelJob(IDS[0], True)),
     ([20, 7, None, None, None, None, 50], ListJobs(None, None, None, None, 50)),
     ([20, 7, "failed", "add", "mail", IDS[0], 1], ListJobs("failed", "add", "mail", IDS[0], 1)),
@@ -390,6 +391,11 @@ def test_requests_are_written_and_read(envelope: list[Any], request_: Request) -
     assert type(read_request(envelope)) is type(request_)
 
 
+def test_requests_of_version_1_are_read() -> None:
+    """What came later has its default."""
+    assert read_request([13, 7, IDS[0]]) == GetJob(IDS[0], False)
+
+
 def test_a_watch_is_read() -> None:
     """It has no number."""
     assert read_request(message("watch")[0]) == Watch(IDS)
@@ -400,7 +406,8 @@ def test_requests_of_another_form_are_refused(envelope: list[Any], request_: Req
     """A field of another type, one that is missing, one too many."""
     strange = object()
     others = [[*envelope[:at], strange, *envelope[at + 1 :]] for at in range(1, len(envelope))]
-    for other in [*others, envelope[:-1], [*envelope, strange]]:
+    shorter = [] if isinstance(request_, GetJob) else [envelope[:-1]]
+    for other in [*others, *shorter, [*envelope, strange]]:
         with pytest.raises(ProtocolError, match="no such request"):
             read_request(other)
 

@@ -90,8 +90,8 @@ class QueueApi(Protocol):
     def wait(self, job_id: bytes, timeout_s: float | None) -> Operation[Ending]:
         """Waits for the end of a job. Raises ResultTimeout, JobNotFound."""
 
-    def info(self, job_id: bytes) -> Operation[JobInfo]:
-        """All that is known of a job. Raises JobNotFound."""
+    def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
+        """All that is known of a job; its arguments only if they are wanted. Raises JobNotFound."""
 
     def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
         """Cancels a job; if it runs and that is wanted, stops it and waits for its end. Returns whether it is

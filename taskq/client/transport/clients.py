@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
@@ -13,6 +13,9 @@ from taskq.system.directory import Directory
 
 #: Adds to the meta of jobs that are about to be enqueued: called with the name of their task, and what there is so far.
 EnqueueHook = Callable[[str, dict[str, str]], object]
+
+#: Hides what is not to be shown of a job's arguments: called with the name of its task, and both kinds of arguments.
+Redaction = Callable[[str, list[Any], dict[str, Any]], object]
 
 
 class Guard:
@@ -41,6 +44,8 @@ class FleetConnection:
         self.clock: ClientClock = SYSTEM_CLOCK
         #: What adds to the meta of jobs; see `TaskQ.on_enqueue`. Written while the application is imported.
         self.enqueue_hooks: Sequence[EnqueueHook] = ()
+        #: What hides arguments of jobs; see `TaskQ.redact`. Written while the application is imported.
+        self.redaction: Redaction | None = None
         self._client: QueueClient | None = None
         self._async_client: AsyncQueueClient | None = None  # in place of that of the event loop
 

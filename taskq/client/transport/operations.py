@@ -263,15 +263,15 @@ class DirectoryQueue:
             raise JobNotFound.of(job_id)
         return ending
 
-    def info(self, job_id: bytes) -> Operation[JobInfo]:
-        """All that is known of a job; little, if it is in the spool.
+    def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
+        """All that is known of a job; little, if it is in the spool. Its arguments only if they are wanted.
 
         Raises:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no broker answers, and the job is not in the spool either.
         """
         try:
-            return info_of((yield from self.ask(GetJob(job_id))))
+            return info_of((yield from self.ask(GetJob(job_id, arguments))))
         except BrokerUnavailable:
             if not (yield from self.is_spooled(job_id)):
                 raise

@@ -10,7 +10,7 @@ from taskq.model.errors import JobNotFound
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
-from taskq.protocol.jobs import JobFields, JobsAnswer
+from taskq.protocol.jobs import JobFields, JobsAnswer, shown_payload
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 #: Behind every sequence number.
@@ -36,17 +36,19 @@ class Admin:
         self._consumers = consumers
         self._clock = clock
 
-    def info(self, job_id: bytes, stored: StoredJob | None) -> JobFields:
+    def info(self, job_id: bytes, stored: StoredJob | None, arguments: bool) -> JobFields:
         """All that is known of one job.
 
         Args:
             stored: the job; None: it is not in the journal.
+            arguments: whether its arguments are wanted, too.
 
         Raises:
             JobNotFound: nothing is known of it.
         """
         if stored is not None:
-            return self._info(stored)
+            fields = self._info(stored)
+            return fields._replace(payload=shown_payload(stored.row.payload)) if arguments else fields
         spec = self._committer.spec_in_spool(job_id)  # the disk is full, or many are to be taken in before it
         if spec is None:
             raise JobNotFound.of(job_id)

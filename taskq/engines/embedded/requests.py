@@ -196,9 +196,9 @@ class Requests:
     def _value(self, asked: _Asked) -> Any:
         """Looks at what is asked for. Returns the value of the answer."""
         match asked.request:
-            case GetJob(job_id):
+            case GetJob(job_id, arguments):
                 is_late = asked.is_late or self._committer.has_more_spooled
-                return self._admin.info(job_id, self._committer.find(job_id, is_late=is_late))
+                return self._admin.info(job_id, self._committer.find(job_id, is_late=is_late), arguments)
             case ListJobs():
                 return self._admin.jobs(*asked.request)
             case GetStatus():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskq.model.job import JobError, JobState, Progress
 
@@ -23,6 +24,23 @@ class Attempt:
     started_at: float | None
     duration_s: float | None
     error: JobError | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobArguments:
+    """The arguments of a job.
+
+    Attributes:
+        args: the positional arguments, before they are converted as the task's annotations say.
+        kwargs: the keyword arguments.
+        size_bytes: how many bytes they take where they are stored.
+        left_out: why they are not shown, or None if they are.
+    """
+
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    size_bytes: int = 0
+    left_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,7 @@ class JobInfo:
         after: ids of jobs that it comes after (at most 100; known until it has succeeded, or was cancelled).
         before: ids of jobs that come after it and have not ended (at most 100).
         meta: the texts that travel with it, by name; see `meta=`.
+        arguments: what it was called with, if that was asked for, or None.
     """
 
     id: str
@@ -67,3 +86,4 @@ class JobInfo:
     after: list[str] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
     meta: dict[str, str] = field(default_factory=dict)
+    arguments: JobArguments | None = None
