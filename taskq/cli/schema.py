@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from inspect import getdoc
 from types import NoneType, UnionType
@@ -25,9 +25,88 @@ from taskq.telemetry.record import LEVELS
 
 Schema = dict[str, Any]
 
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long something took, in seconds; nothing is known where nothing happened.
+
+    Attributes:
+        mean: the mean of all times.
+        p50: half of them took no longer.
+        p90: 90 % of them took no longer.
+        p99: 99 % of them took no longer.
+        longest: the longest of them.
+    """
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    longest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedCounts:
+    """What happened to jobs; `taskq.model.info.counts.Counts.as_dict`.
+
+    Attributes:
+        enqueued: jobs that came in.
+        started: attempts that ran, counted when they ended.
+        succeeded: jobs that succeeded.
+        failed: jobs that failed for good.
+        cancelled: jobs that were cancelled.
+        expired: jobs that were not started in time.
+        retried: failed attempts that were followed by another.
+        crashed: attempts during which the process died.
+        timed_out: attempts that ran for too long.
+        wait_s: from when a job could have started to when it did.
+        run_s: how long attempts ran.
+    """
+
+    enqueued: int
+    started: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    retried: int
+    crashed: int
+    timed_out: int
+    wait_s: Times
+    run_s: Times
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedTask:
+    """What happened to the jobs of one task in one queue; `taskq.model.info.counts.TaskCounts.as_dict`.
+
+    Attributes:
+        task: the name of the task; empty for all that are not counted apart.
+        queue: the name of the queue; empty as `task`.
+        total: since the fleet began.
+        last_hour: in the last 60 minutes.
+    """
+
+    task: str
+    queue: str
+    total: PrintedCounts
+    last_hour: PrintedCounts
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedStatus(FleetStatus):
+    """What a fleet is doing, or what one that does not run has left.
+
+    Attributes:
+        tasks: what happened to the jobs of each task and queue.
+    """
+
+    tasks: list[PrintedTask] = field(default_factory=list)
+
+
 #: What each command prints with `--json`. `logs` and `status --watch` print one such object per line.
 PRINTED: dict[str, Any] = {
-    "status": FleetStatus,
+    "status": PrintedStatus,
     "job": JobInfo,
     "jobs": list[JobInfo],
     "schedule": list[ScheduleInfo],
@@ -119,10 +198,11 @@ def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    hints, told = get_type_hints(kind), dict(_attributes(getdoc(kind) or ""))
+    hints = get_type_hints(kind)
+    told = {name: text for base in reversed(kind.__mro__) for name, text in _attributes(getdoc(base) or "")}
     properties = {
-        field.name: {**_schema(hints[field.name], definitions), "description": _sentence(told[field.name])}
-        for field in fields(kind)
+        each.name: {**_schema(hints[each.name], definitions), "description": _sentence(told[each.name])}
+        for each in fields(kind)
     }
     return {
         "type": "object",
