@@ -117,6 +117,8 @@ class Committer:
 
     def _comes_after_spooled(self, submission: Submission) -> bool:
         """Whether jobs come after others that are in the spool, and that cannot be taken in with them."""
+        if submission.constraints is None and not submission.parts:
+            return False
         is_ordered = any(own.order_key is not None for part in submission.each for own in part.constraints or ())
         if is_ordered and self._spooled.holds_more:
             self._stage_spooled_once()
@@ -283,8 +285,12 @@ class Committer:
         for rows in tx.taken:
             self.counting.enqueued(rows, tx.wall)
             self._events.enqueued(rows, now)
-        self._committed += [self._effects, tx.effects]
-        self._effects, self._effects_since = Effects(), None if self._keep is None else now
+        if self._effects:
+            self._committed.append(self._effects)
+            self._effects = Effects()
+        if tx.effects:
+            self._committed.append(tx.effects)
+        self._effects_since = None if self._keep is None else now
         self._children, self._would_release = [], False
         self.next_due = first_of(self.next_due, tx.next_due)
         self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
