@@ -229,11 +229,18 @@ class Transaction:
         """All of it is durable."""
         for follow_up in self._follow_ups:
             follow_up()
+        self._end_cycle()
 
     def rolled_back(self) -> None:
         """Nothing of it happened."""
         for undo in self._undo:
             undo()
+        self._end_cycle()
+
+    def _end_cycle(self) -> None:
+        """Ends the cycle of references with the admission: payloads would stay until the collector looks for cycles,
+        which it does rarely here."""
+        del self._admission
 
 
 def first_of(*times: float | None) -> float | None:
