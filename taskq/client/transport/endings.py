@@ -65,7 +65,9 @@ class Endings:
     def submit(self, spec: Spec, chunk: Sequence[Call]) -> Operation[None]:
         """Submits jobs (of one frame) and watches them."""
         try:
-            line = yield from self._connected(_Deadline(0.0, self._clock))
+            if self._line is None:
+                self._line = yield self._reach(_Deadline(0.0, self._clock))
+            line = self._line
             if line is not None:
                 number, frame = line.talk.submit(spec, chunk, watch=True)
                 value_of((yield Ask(line, number, frame, [call.id for call in chunk])), number)
@@ -92,10 +94,11 @@ class Endings:
                     return job_id, ending
             deadline = deadline or _Deadline(timeout_s, self._clock)
             try:
-                line = yield from self._connected(deadline)
-                if line is None:
+                if self._line is None:
+                    self._line = yield self._reach(deadline)
+                if self._line is None:
                     raise TimeoutError
-                messages: list[Message] = yield Next(line, deadline.wait_s())
+                messages: list[Message] = yield Next(self._line, deadline.wait_s())
             except ConnectionLost:
                 self._leave()
             except TimeoutError:
@@ -111,11 +114,9 @@ class Endings:
             self.waiting.pop(job_id, None)
         return found
 
-    def _connected(self, deadline: _Deadline) -> Operation[Line | None]:
-        """The line on which all waiting jobs are watched; None if there is no broker until the deadline."""
-        if self._line is None:
-            self._line = yield Reach(deadline.left_s(), list(self.waiting))
-        return self._line
+    def _reach(self, deadline: _Deadline) -> Reach:
+        """For the line on which all waiting jobs are watched; None if there is no broker until the deadline."""
+        return Reach(deadline.left_s(), list(self.waiting))
 
     def _leave(self) -> None:
         if self._line is not None:

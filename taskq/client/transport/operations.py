@@ -107,17 +107,19 @@ class DirectoryQueue:
             EnqueueError: they were not accepted.
             BrokerUnavailable: neither a broker nor the spool takes them.
         """
-        return self._submit_to_room(spec, calls) if waits_for_room else self._submit(spec, calls)
+        if waits_for_room:
+            return self._submit_to_room(spec, calls)
+        if isinstance(calls, list) and len(calls) == 1:
+            return self._submit_frame(spec, calls)  # no generator around it: most calls are of one job
+        return self._submit(spec, calls)
 
     def _submit_to_room(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
         ids: list[bytes] = []
         for chunk in chunks(calls, spec.max_queued):
-            ids += yield from with_room(partial(self._submit, spec, chunk), True)
+            ids += yield from with_room(partial(self.submit, spec, chunk), True)
         return ids
 
     def _submit(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
-        if isinstance(calls, list) and len(calls) == 1:
-            return (yield from self._submit_frame(spec, calls))
         ids: list[bytes] = []
         remaining = chunks(calls)
         unanswered: deque[tuple[int, list[Call]]] = deque()
