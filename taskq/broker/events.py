@@ -44,7 +44,7 @@ class EventLog:
     def __init__(self, log: Any, consumer_of: Callable[[Key], ConsumerProcess | None], *, tells_enqueued: bool) -> None:
         """
         Args:
-            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
+            log: a structlog logger.
             tells_enqueued: whether debug lines are wanted.
             slot_of: finds a consumer that still has its consumer.
         """

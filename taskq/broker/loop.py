@@ -66,7 +66,7 @@ class Broker:
         Args:
             app: the application that consumers import.
             title: its name, for `ps`.
-            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
+            log: a structlog logger.
 
         Raises:
             DirectoryError, JournalError: the directory or the journal cannot be used.

@@ -1,4 +1,4 @@
-"""One event to all places: JSON to the file, and text or JSON to stderr."""
+"""One event to all places: JSON to the file, and text or JSON to stderr. Needs no structlog."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class LineSink(Protocol):
 
 
 class Fanout:
-    """Gives each event to the file and to stderr."""
+    """Gives each event to the file and to stderr. The methods have the names of the levels, since that is how
+    structlog calls the logger it wraps."""
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class Fanout:
                 stream.write(line if stream.render is encode else stream.render(event))
         except Exception:  # a bug in here must not stop the fleet
             self._failed += 1
+
+    debug = info = warning = error = critical = emit
 
     def close(self) -> None:
         """Close the files and the stream."""

@@ -116,7 +116,7 @@ def _add_others(event: Event, fields: Event) -> None:
 
 
 def _add_traceback(fields: Event) -> None:
-    """Turn `exc_info` (True, an exception or a triple, as for `logging`) into ``error`` and ``traceback``."""
+    """Turn structlog's `exc_info` (True, an exception or a triple) into ``error`` and ``traceback``."""
     told = fields.pop("exc_info")
     if isinstance(told, tuple) and len(told) == 3:
         told = told[1]

@@ -914,6 +914,7 @@ _IMPORTERS = {
     "cli/program.py": "a table of commands",
     "client/loader.py": "the application, as its owner named it on the command line",
     "protocol/codec/decode.py": "numpy, which it names itself",
+    "telemetry/slim_structlog.py": "asyncio, which it names itself",
     "testing/__init__.py": "a table of its own names",
 }
 #: multiprocessing pickles what it sends: between a broker and the consumers that it started, over their own pipes.

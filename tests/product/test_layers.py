@@ -433,8 +433,14 @@ def test_importing_taskq_is_light(code: str) -> None:
 
 
 def test_importing_the_log_is_light() -> None:
-    """A broker must start fast: its log brings nothing heavy with it."""
-    assert loaded_after("import taskq.telemetry.setup") == set()
+    """The logger brings neither rich nor asyncio with it, and both can be imported afterwards."""
+    code = (
+        "import sys, taskq.telemetry.setup, structlog;"
+        "assert not {'rich', 'asyncio', 'ssl', 'twisted'} & set(sys.modules);"
+        "import asyncio, rich.console;"
+        "assert structlog.stdlib.asyncio.sleep is asyncio.sleep"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.parametrize("name", taskq.__all__)

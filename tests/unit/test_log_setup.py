@@ -69,7 +69,7 @@ def one(directory: Path) -> dict[str, Any]:
 def test_fields_are_complete_and_ordered(tmp_path: Path, log: Logger) -> None:
     """A line has timestamp, level, event, then the contract's fields in their order, then the others."""
     given_backwards = dict.fromkeys(reversed(FIELDS), "x")
-    log.warning("job.failed", other=1, **given_backwards)
+    log.bind(other=1).warning("job.failed", **given_backwards)
     event = one(tmp_path)
     assert list(event) == ["timestamp", "level", "event", *FIELDS, "other"]
     assert (event["level"], event["event"]) == ("warning", "job.failed")

@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(self, store: Store, log: Any, wall: float) -> None:
         """
         Args:
-            log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
+            log: a structlog logger.
             wall: the time, in seconds since 1970.
         """
         self._store = store
