@@ -25,7 +25,7 @@ class JobFields(NamedTuple):
         id, task, queue, state, attempts, crashes, due_at, started_at, finished_at: as in `JobInfo`.
         outcome: of the last ended attempt, as made by `taskq.model.attempt`, without the result; or None.
         progress: done, total and note of the running attempt, if it said so.
-        history: the ended attempts: their numbers and outcomes.
+        history: the ended attempts: their numbers, outcomes, and the names of the machines on which they ran, or None.
         after, before: the ids of neighbours, as in `JobInfo`.
         meta: as in `JobInfo`; None for none.
         payload: its arguments, if they are wanted and not too large, else their size in bytes; None: not wanted.
@@ -42,7 +42,7 @@ class JobFields(NamedTuple):
     finished_at: float | None = None
     outcome: bytes | None = None
     progress: tuple[float, float | None, str] | None = None
-    history: Sequence[tuple[int, bytes]] = ()
+    history: Sequence[tuple[int, bytes, str | None]] = ()
     after: Sequence[bytes] = ()
     before: Sequence[bytes] = ()
     meta: Mapping[str, str] | None = None
@@ -75,7 +75,7 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         duration_s=last.duration_s,
         error=last.error,
         progress=None if fields.progress is None else Progress(*fields.progress),
-        history=[_attempt(number, read_outcome(outcome)) for number, outcome in fields.history],
+        history=[_attempt(number, read_outcome(outcome), machine) for number, outcome, machine in fields.history],
         after=[parent.hex() for parent in fields.after],
         before=[child.hex() for child in fields.before],
         meta=dict(fields.meta or {}),
@@ -102,5 +102,5 @@ def _arguments(job_id: bytes, payload: bytes | int) -> JobArguments:
     return JobArguments(args, kwargs, len(payload))
 
 
-def _attempt(number: int, outcome: Outcome) -> Attempt:
-    return Attempt(number, outcome.started_at, outcome.duration_s, outcome.error)
+def _attempt(number: int, outcome: Outcome, machine: str | None) -> Attempt:
+    return Attempt(number, outcome.started_at, outcome.duration_s, outcome.error, machine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -366,6 +367,7 @@ def test_an_error_tells_its_module_and_what_it_came_from(shared: Fleet) -> None:
     told = json.loads(taskq(shared.home, "job", job.id, "--json").stdout)
     assert (told["error"]["module"], told["error"]["causes"]) == (error.error_module, ["KeyError: 'card'"])
     assert told["history"][0]["error"] == told["error"]
+    assert told["history"][0]["machine"] == socket.gethostname()
     assert f"error     {error.error_module}.Declined: no card\n" in taskq(shared.home, "job", job.id).stdout
 
 

@@ -78,7 +78,7 @@ CALLS = [Call(IDS[0], b"one"), Call(IDS[1], b"two")]
 FLOW = [(Spec("add"), Call(IDS[0], b"1")), (Spec("mul"), Call(IDS[1], b"2", Constraints(after=((IDS[0], True),))))]
 FAILED = JobFields(
     *(IDS[0], "add", "mail", "failed", 2, 1, None, 1.5, 2.0, FAILURE, None),
-    *([(1, FAILURE), (2, FAILURE)], [IDS[1]], [IDS[2]], {"tenant": "acme"}),
+    *([(1, FAILURE, "db1"), (2, FAILURE, None)], [IDS[1]], [IDS[2]], {"tenant": "acme"}),
 )
 RUNNING = JobFields(IDS[0], "add", "mail", "running", 2, 1, started_at=1.5, progress=(4, 10, "half"))
 
@@ -99,12 +99,12 @@ RECORDED = {
     "items": "0000001100000004930309c09292c40161c40162c0",
     "last items": "0000004300000004930309c0929092a66661696c6564c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c7565"
     "4572726f72a3626164a27462c0c091a46c696e65",
-    "info": "0000010f0000000493030ac0dc0010c410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c656402"
+    "info": "000001140000000493030ac0dc0010c410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca66661696c656402"
     "01c0cb3ff8000000000000cb4000000000000000c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c756545"
-    "72726f72a3626164a27462c0c091a46c696e65c0929201c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c"
-    "75654572726f72a3626164a27462c0c091a46c696e659202c42f94cb3ff8000000000000cb3fd0000000000000c096aa5661"
-    "6c75654572726f72a3626164a27462c0c091a46c696e6591c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410019c8a1f2e"
-    "0b7a30a5f1d2c3b4a5968281a674656e616e74a461636d65c0",
+    "72726f72a3626164a27462c0c091a46c696e65c0929301c42f94cb3ff8000000000000cb3fd0000000000000c096aa56616c"
+    "75654572726f72a3626164a27462c0c091a46c696e65a36462319302c42f94cb3ff8000000000000cb3fd0000000000000c0"
+    "96aa56616c75654572726f72a3626164a27462c0c091a46c696e65c091c410019c8a1f2e0b7a30a5f1d2c3b4a5968191c410"
+    "019c8a1f2e0b7a30a5f1d2c3b4a5968281a674656e616e74a461636d65c0",
     "jobs": "000000450000000493030bc092919bc410019c8a1f2e0b7a30a5f1d2c3b4a59680a3616464a46d61696ca772756e6e696e670201c0cb"
     "3ff8000000000000c0c093040aa468616c662a",
 }
@@ -190,7 +190,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
     assert (told.id, told.task, told.queue, told.state) == (IDS[0].hex(), "add", "mail", JobState.FAILED)
     assert (told.attempts, told.crashes, told.started_at, told.finished_at) == (2, 1, 1.5, 2.0)
     assert (told.duration_s, told.error) == (0.25, ERROR)
-    assert told.history == [Attempt(1, 1.5, 0.25, ERROR), Attempt(2, 1.5, 0.25, ERROR)]
+    assert told.history == [Attempt(1, 1.5, 0.25, ERROR, "db1"), Attempt(2, 1.5, 0.25, ERROR)]
     assert (told.after, told.before) == ([IDS[1].hex()], [IDS[2].hex()])
     assert told.meta == {"tenant": "acme"}
     listed: Sequence[Sequence[Any]]

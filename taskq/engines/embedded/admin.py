@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
-from taskq.model.attempt import shortened, without_result
+from taskq.model.attempt import shortened, started_at_of, without_result
 from taskq.model.errors import JobNotFound
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
@@ -67,7 +70,9 @@ class Admin:
         follows = row.constraints is not None and row.constraints.follows
         after = self._store.parents(row.seq, _SHOWN_NEIGHBOURS) if follows else []
         before = self._store.followers(row.id, _SHOWN_NEIGHBOURS)
-        return self._fields(stored, self._running())._replace(history=attempts, after=after, before=before)
+        machines = self._store.machines()
+        history = [(number, kept, _machine_at(machines, started_at_of(kept))) for number, kept in attempts]
+        return self._fields(stored, self._running())._replace(history=history, after=after, before=before)
 
     def jobs(
         self, state: str | None, task: str | None, queue: str | None, before: bytes | int | None, limit: int
@@ -139,3 +144,9 @@ class Admin:
 
 def _short(job: StoredJob) -> StoredJob:
     return job if job.outcome is None else job._replace(outcome=shortened(job.outcome))
+
+
+def _machine_at(machines: Sequence[tuple[float, str]], at: float | None) -> str | None:
+    """The machine on which jobs ran at a time, if that is known."""
+    position = 0 if at is None else bisect_right(machines, at, key=lambda machine: machine[0])
+    return machines[position - 1][1] if position else None

@@ -37,6 +37,7 @@ class Counting:
         self._minute = 0
         self._store_at = 0.0  # monotonic
         self._machine: tuple[str, float] | None = (uname().nodename, wall)  # that is to be noted, and since when
+        self._is_noted = False  # with the commit that is under way
         self._written: list[CountsRow] = []  # with the commit that is under way
 
     # -- what happens
@@ -122,18 +123,21 @@ class Counting:
         """Stores counts with the commit that is under way, if that is due; with the first one, the machine."""
         if self._machine is not None:
             self._store.note_machine(*self._machine)
+            self._is_noted = True
         if now >= self._store_at and self.counts.is_changed:
             self._written = self.counts.take_changed(_MOST_PAIRS)
             self._store.keep_counts(self._written)
 
     def stored(self, now: float) -> None:
         """The commit is done."""
-        self._machine = None
+        if self._is_noted:  # the first commit may have had nothing to write
+            self._machine = None
         if self._written:
             self._written, self._store_at = [], now + STORE_EVERY_S
 
     def not_stored(self) -> None:
         """The commit has failed."""
+        self._is_noted = False
         written, self._written = self._written, []
         self.counts.put_back(written)
 

@@ -18,12 +18,14 @@ class Attempt:
         duration_s: how long it took, or None.
         error: why it did not succeed, or None if it did. Long texts are cut; the whole error of the last attempt is
             that of the job.
+        machine: the name of the machine on which it ran, or None if that is not known.
     """
 
     number: int
     started_at: float | None
     duration_s: float | None
     error: JobError | None
+    machine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
