@@ -28,6 +28,7 @@ from taskq.cli.positions import looks_like_app, split
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
 from taskq.cli.words import distance_text, headline_of
 from taskq.client.app import TaskQ
+from taskq.client.options.search import SearchOptions
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError
 from taskq.model.exits import Exit
 from taskq.model.info.job import JobInfo
@@ -64,6 +65,14 @@ def jobs(
         str | None,
         typer.Option(metavar="ID", help="List jobs enqueued before this one, such as the last of a list."),
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only jobs enqueued within this time, such as 12h or 7d.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only jobs enqueued longer ago than this, such as 30m.")
+    ] = None,
+    attempts: Annotated[int, typer.Option(min=0, metavar="N", help="Only jobs with N attempts or more.")] = 0,
+    text: Annotated[str, typer.Option(metavar="TEXT", help="Only jobs with TEXT in their error, meta or keys.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first.
@@ -73,16 +82,22 @@ def jobs(
 
     $ taskq jobs --state failed
     $ taskq jobs app.py:q --state failed --task thumbnail --json | jq .[].error
+    $ taskq jobs --since 1d --text "Connection refused"
     """
     application = _application(app)
     last = None if before is None else whole_id(application, before)
-    found = application.jobs(state, task=task, queue=queue, limit=limit, before=last)
+    search: SearchOptions = {"since": _ago("since", since), "until": _ago("until", until)}
+    if attempts or text:
+        search |= {"attempts": attempts, "text": text}
+    found = application.jobs(state, task=task, queue=queue, limit=limit, before=last, **search)
     tell_if_stopped(application)
     if as_json:
         print(json.dumps([asdict(info) for info in found]))
         return
     if not found:
-        tell(f"there is no {_said(state, 'job', task, queue)}{' before that one' if before else ''}")
+        is_search = since or until or attempts or text
+        such = " like that" if is_search else ""
+        tell(f"there is no {_said(state, 'job', task, queue)}{such}{' before that one' if before else ''}")
         for field, name in (("task", task), ("queue", queue)):
             if name is not None:
                 warn_of_name(application.directory, field, name, names_in_code(app, field))
@@ -90,6 +105,10 @@ def jobs(
     _print_table(found)
     if len(found) == limit:
         tell(f"there may be more: go on with --before {found[-1].id}")
+
+
+def _ago(name: str, span: str | None) -> float | None:
+    return None if span is None else time.time() - seconds_of(span, f"--{name}")
 
 
 _COLUMNS = (

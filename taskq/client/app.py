@@ -25,6 +25,7 @@ from taskq.client.job import Job
 from taskq.client.options.call_options import ErrorTypes
 from taskq.client.options.functions import full_name, is_same_function
 from taskq.client.options.options import JobOptions, options_of_task, refuse_for_task
+from taskq.client.options.search import SearchOptions, search_of
 from taskq.client.schedules import ScheduleOptions, Schedules
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
@@ -324,6 +325,7 @@ class TaskQ(FleetConnection):
         queue: str | None = None,
         limit: int | None = 100,
         before: str | Job[Any] | None = None,
+        **search: Unpack[SearchOptions],
     ) -> list[JobInfo]:
         """Lists jobs, the newest first: in the order in which they were enqueued, or retried by hand.
 
@@ -334,13 +336,15 @@ class TaskQ(FleetConnection):
             task, queue: only jobs of this task, of this queue.
             limit: the most jobs to return; None for all.
             before: only jobs enqueued before this one: the last job of a list leads to the next page.
+            search: `since=`, `until=`, `attempts=` and `text=`; see `taskq.client.options.search.SearchOptions`. A
+                search goes through all jobs, in small steps that do not hold up the fleet.
 
         Raises:
             ConfigError: an argument makes no sense.
             JobNotFound: nothing is known of the job in `before`.
             BrokerUnavailable: no fleet answers.
         """
-        return self.client.jobs(*self._listing(state, task, queue, limit, before))
+        return self.client.jobs(*self._listing(state, task, queue, limit, before), search_of(search))
 
     async def ajobs(
         self,
@@ -350,9 +354,10 @@ class TaskQ(FleetConnection):
         queue: str | None = None,
         limit: int | None = 100,
         before: str | Job[Any] | None = None,
+        **search: Unpack[SearchOptions],
     ) -> list[JobInfo]:
         """`jobs` for asyncio."""
-        return await self.async_client().jobs(*self._listing(state, task, queue, limit, before))
+        return await self.async_client().jobs(*self._listing(state, task, queue, limit, before), search_of(search))
 
     def _listing(
         self,

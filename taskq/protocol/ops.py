@@ -31,6 +31,7 @@ class Op(IntEnum):
     PAUSE = 25
     READ_ITEMS = 26
     COUNTS = 27
+    SEARCH = 28
 
     SCHEDULES = 50
     PUT_SCHEDULE = 51
@@ -77,6 +78,7 @@ OPS = frozenset(
     {
         Op.INFO,
         Op.JOBS,
+        Op.SEARCH,
         Op.STATUS,
         Op.COUNTS,
         Op.RETRY,

@@ -65,6 +65,20 @@ class ListJobs(NamedTuple):
     limit: int
 
 
+class SearchJobs(NamedTuple):
+    """Jobs as ListJobs tells them, but only those for which `taskq.model.info.search.JobSearch` has these fields."""
+
+    state: str | None
+    task: str | None
+    queue: str | None
+    before: bytes | int | None
+    limit: int
+    since: float | None
+    until: float | None
+    attempts: int
+    text: str
+
+
 class CancelJob(NamedTuple):
     """Cancel a job; answered with whether it is cancelled, or None while it is being stopped."""
 
@@ -180,6 +194,7 @@ _OPS: dict[type[tuple[Any, ...]], Op] = {
     ReadItems: Op.READ_ITEMS,
     GetJob: Op.INFO,
     ListJobs: Op.JOBS,
+    SearchJobs: Op.SEARCH,
     CancelJob: Op.CANCEL,
     RetryJob: Op.RETRY,
     RetryJobs: Op.RETRY_ALL,
@@ -203,6 +218,7 @@ Request = (
     | ReadItems
     | GetJob
     | ListJobs
+    | SearchJobs
     | CancelJob
     | RetryJob
     | RetryJobs
@@ -248,8 +264,12 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return GetJob(job_id, arguments)
         case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if _is_id(job_id):
             return CancelJob(job_id, also_running)
-        case [Op.JOBS, int(), str() | None, str() | None, str() | None, before, int()] if _is_place(before):
-            return ListJobs(*envelope[2:])
+        case [Op.JOBS, int(), *listing] if _is_listing(listing):
+            return ListJobs(*listing)
+        case [Op.SEARCH, int(), *listing, since, until, attempts, str()] if (
+            _is_listing(listing) and _is_time(since) and _is_time(until) and _is_seq(attempts)
+        ):
+            return SearchJobs(*envelope[2:])
         case [Op.RETRY, int(), bytes(job_id)] if _is_id(job_id):
             return RetryJob(job_id)
         case [Op.RETRY_ALL, int(), str() | None, str() | None, span] if _is_span(span):
@@ -283,6 +303,13 @@ def read_request(envelope: Sequence[Any]) -> Request:
 
 def _is_id(job_id: bytes) -> bool:
     return len(job_id) == _ID_BYTES
+
+
+def _is_listing(fields: list[object]) -> bool:
+    match fields:
+        case [str() | None, str() | None, str() | None, before, int()]:
+            return _is_place(before)
+    return False
 
 
 def _is_place(before: object) -> bool:

@@ -38,6 +38,7 @@ from taskq.model.attempt import pack_failure, unpack
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, JournalError, StoreFull
 from taskq.model.info.counts import CountsRow
+from taskq.model.info.search import JobSearch
 from taskq.model.job import JobError, JobRow, new_job_ids
 from taskq.model.limits import MAX_JOBS_SEEN, MAX_KEPT_ATTEMPT_BYTES
 from taskq.model.partition import Partition, partition_of
@@ -729,11 +730,14 @@ class TestConformance:
         store.settle([(first[1], StoredState.SUCCEEDED, b"\x94\xc0\xc0\xc4\x05orders")], [], 2e9)
         store.commit()
 
-        def found(limit: int = 10, **wanted: Any) -> list[int]:
+        def found(
+            limit: int = 10, kept: StoredState | None = None, task: str | None = None, **search: Any
+        ) -> list[int]:
             seqs: list[int] = []
             place: int | None = 0
+            wanted = Wanted(kept, task, search=JobSearch(**search))
             while place is not None:
-                jobs, place = store.find(Wanted(**wanted), place, LAST, limit, newest_first=False)
+                jobs, place = store.find(wanted, place, LAST, limit, newest_first=False)
                 seqs += [job.row.seq for job in jobs]
             return [seq - first[0].seq for seq in seqs]
 

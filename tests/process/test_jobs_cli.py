@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 
@@ -184,6 +186,34 @@ def test_many_jobs_and_queues_for_asyncio(fleet: Fleet, missing: Path) -> None:
 
     asyncio.run(all_of_it())
     assert q.jobs("succeeded", task="need") == []
+
+
+def test_jobs_are_searched(fleet: Fleet, missing: Path) -> None:
+    """From Python and the command line; a search that makes no sense says so."""
+    made = failed(missing, 3)
+    tenant = jobs.add.options(meta={"tenant": "acme"}).enqueue(1)
+    assert tenant.result(20) == 2
+    now = time.time()
+    assert {info.id for info in q.jobs(text=missing.name)} == {job.id for job in made}
+    assert [info.id for info in q.jobs(text="acme")] == [tenant.id]
+    assert q.jobs("failed", text="acme") == []
+    assert len(q.jobs(since=now - 600, attempts=1)) == 4
+    assert q.jobs(until=datetime.now(UTC) - timedelta(hours=1)) == []
+    assert [info.id for info in asyncio.run(q.ajobs(text="acme", since=now - 600))] == [tenant.id]
+    told = taskq(fleet.home, "jobs", "--text", "acme", "--since", "10m", "--attempts", "1", "--json")
+    assert [info["id"] for info in json.loads(told.stdout)] == [tenant.id]
+    assert "no job like that" in taskq(fleet.home, "jobs", "--until", "1h").stderr
+    for senseless, words in (
+        ({"since": datetime(2026, 1, 1)}, "timezone"),
+        ({"until": -1}, "seconds since 1970"),
+        ({"attempts": -1}, "attempts=-1"),
+        ({"text": 5}, "text=5"),
+        ({"text": "\ud800"}, "surrogate"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            q.jobs(**senseless)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'attempt'"):
+        q.jobs(attempt=1)  # type: ignore[call-arg]
 
 
 def test_retry_and_purge_for_asyncio(fleet: Fleet, missing: Path) -> None:

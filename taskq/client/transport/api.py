@@ -19,6 +19,7 @@ from taskq.client.transport.verbs import Operation
 from taskq.model.info.counts import TaskCounts
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
 from taskq.model.schedule import Schedule
@@ -104,7 +105,13 @@ class QueueApi(Protocol):
         """Removes a job that does not run. Raises JobNotFound, JobStateError."""
 
     def jobs(
-        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+        self,
+        state: JobState | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | None,
+        limit: int | None,
+        search: JobSearch = ALL_JOBS,
     ) -> Operation[list[JobInfo]]:
         """Lists jobs, newest first; None stands for all of them."""
 

@@ -27,6 +27,7 @@ from taskq.model.errors import (
 from taskq.model.info.counts import TaskCounts
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState, enqueued_at
 from taskq.model.limits import MAX_JOBS_LISTED
@@ -56,6 +57,7 @@ from taskq.protocol.requests import (
     RetryJob,
     RetryJobs,
     RunSchedule,
+    SearchJobs,
     StopFleet,
     op_of,
 )
@@ -72,7 +74,7 @@ CANCEL_AGAIN_S = 5.0
 _FRAMES_AHEAD = 3
 _OPEN, _RENEW = Open(), Open(must_be_fresh=True)
 #: What changes nothing.
-_LOOKS = (GetJob, ListJobs, GetStatus, GetCounts, ListSchedules)
+_LOOKS = (GetJob, ListJobs, SearchJobs, GetStatus, GetCounts, ListSchedules)
 #: A fleet may start while its journal is being read, and be gone when it is asked: the most times in one call.
 _MOST_ROUNDS = 20
 
@@ -302,7 +304,13 @@ class DirectoryQueue:
     # -- many jobs: the broker does a little for each request, and says where to go on
 
     def jobs(
-        self, state: JobState | None, task: str | None, queue: str | None, before: bytes | None, limit: int | None
+        self,
+        state: JobState | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | None,
+        limit: int | None,
+        search: JobSearch = ALL_JOBS,
     ) -> Operation[list[JobInfo]]:
         """Lists jobs, newest first."""
         infos: list[JobInfo] = []
@@ -311,7 +319,9 @@ class DirectoryQueue:
         try:
             while limit is None or len(infos) < limit:
                 most = MAX_JOBS_LISTED if limit is None else min(limit - len(infos), MAX_JOBS_LISTED)
-                found, place = yield from requests.ask(ListJobs(state and state.value, task, queue, place, most))
+                asked = state and state.value, task, queue, place, most
+                is_search = search != ALL_JOBS
+                found, place = yield from requests.ask(SearchJobs(*asked, *search) if is_search else ListJobs(*asked))
                 infos.extend(map(info_of, found))
                 if place is None:
                     break

@@ -10,6 +10,7 @@ from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
 from taskq.model.attempt import shortened, started_at_of, without_result
 from taskq.model.errors import JobNotFound
+from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
@@ -75,7 +76,13 @@ class Admin:
         return self._fields(stored, self._running())._replace(history=history, after=after, before=before)
 
     def jobs(
-        self, state: str | None, task: str | None, queue: str | None, before: bytes | int | None, limit: int
+        self,
+        state: str | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | int | None,
+        limit: int,
+        search: JobSearch = ALL_JOBS,
     ) -> JobsAnswer:
         """Lists jobs, newest first.
 
@@ -83,6 +90,7 @@ class Admin:
             state, task, queue: only these; None for all.
             before: only those enqueued before this job; or where the list before this one ended.
             limit: the most that are returned.
+            search: what else is wanted of them.
 
         Returns:
             The jobs; and where to go on, or None for the end.
@@ -97,7 +105,7 @@ class Admin:
             before = stored.row.seq
         end = _END if before is None else before
         most = max(1, min(limit, MAX_JOBS_LISTED))
-        wanted = Wanted(None if state in (None, JobState.RUNNING) else stored_state(state), task, queue)
+        wanted = Wanted(None if state in (None, JobState.RUNNING) else stored_state(state), task, queue, search=search)
         running = self._running()
         if state == JobState.RUNNING:
             found, position = self._running_jobs(running, wanted, end)[:most], None
@@ -109,13 +117,7 @@ class Admin:
 
     def _running_jobs(self, running: dict[bytes, float], wanted: Wanted, end: int) -> list[StoredJob]:
         jobs = [job for job in map(self._store.read, running) if job is not None]
-        jobs = [
-            job
-            for job in jobs
-            if job.row.seq < end
-            and wanted.task in (None, job.row.spec.task)
-            and wanted.queue in (None, job.row.spec.queue)
-        ]
+        jobs = [job for job in jobs if job.row.seq < end and wanted.fits(job)]
         return sorted(jobs, key=lambda job: -job.row.seq)
 
     def _running(self) -> dict[bytes, float]:

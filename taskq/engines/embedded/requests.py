@@ -19,6 +19,7 @@ from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.transaction import Command, Transaction
 from taskq.model.errors import JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
+from taskq.model.info.search import JobSearch
 from taskq.model.schedule import Schedule
 from taskq.model.stored import StoredJob
 from taskq.protocol import frames
@@ -43,6 +44,7 @@ from taskq.protocol.requests import (
     RetryJob,
     RetryJobs,
     RunSchedule,
+    SearchJobs,
     StopFleet,
     Watch,
     read_request,
@@ -201,6 +203,9 @@ class Requests:
                 return self._admin.info(job_id, self._committer.find(job_id, is_late=is_late), arguments)
             case ListJobs():
                 return self._admin.jobs(*asked.request)
+            case SearchJobs():
+                listing, search = asked.request[:5], asked.request[5:]
+                return self._admin.jobs(*listing, JobSearch(*search))
             case GetStatus():
                 return status_value(self._control.status())
             case GetCounts(after):

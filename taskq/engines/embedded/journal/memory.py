@@ -13,15 +13,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import msgpack
-
 from taskq.engines.embedded.journal.memory_records import Changes, Disk, Indexes, Record
 from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Totals, Wanted
 from taskq.model.attempt import shortened
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import EnqueueError
 from taskq.model.info.counts import CountsRow
-from taskq.model.job import JobRow, first_id_at
+from taskq.model.job import JobRow
 from taskq.model.limits import KEPT_ATTEMPTS_EACH_END, MAX_JOBS_SEEN
 from taskq.model.partition import Partition, Starts
 from taskq.model.schedule import ScheduleRow
@@ -359,9 +357,9 @@ class MemoryStore:
         seqs = [seq for seq in self._by_seq if after < seq < before]
         found: list[StoredJob] = []
         for seen, seq in enumerate(reversed(seqs) if newest_first else seqs, 1):
-            record = self._record(seq)
-            if _is_wanted(record, wanted):
-                found.append(_without_values(record.stored()))
+            job = self._record(seq).stored()
+            if wanted.fits(job):
+                found.append(_without_values(job))
             if len(found) == limit or seen == MAX_JOBS_SEEN:
                 return found, seq
         return found, None
@@ -479,32 +477,8 @@ def _with_attempt(record: Record, number: int, outcome: bytes | None) -> tuple[t
     return tuple(kept for kept in [*others, (number, shortened(outcome))] if not ends < kept[0] <= number - ends)
 
 
-def _is_wanted(record: Record, wanted: Wanted) -> bool:
-    if wanted.kept not in (None, record.kept) or wanted.queue not in (None, record.spec.queue):
-        return False
-    if wanted.task not in (None, record.spec.task):
-        return False
-    if record.attempts < wanted.attempts or not _first(wanted.since) <= record.id < _first(wanted.until, 1e11):
-        return False
-    if wanted.text and not _tells(record, wanted):
-        return False
-    if wanted.before is None:
-        return True
-    is_ended = record.finished_at is not None
-    return (record.finished_at or 0.0) < wanted.before if is_ended else record.id < first_id_at(wanted.before)
-
-
 def _without_values(job: StoredJob) -> StoredJob:
     """A job as it is found: without its payload, and without a large result."""
     job.row.payload = b""
     is_large = job.kept == StoredState.SUCCEEDED and len(job.outcome or b"") >= MAX_FOUND_RESULT_BYTES
     return job._replace(outcome=None) if is_large else job
-
-
-def _first(at: float | None, default: float = 0.0) -> bytes:
-    return first_id_at(default if at is None else at)
-
-
-def _tells(record: Record, wanted: Wanted) -> bool:
-    constraints = None if record.constraints is None else msgpack.packb(record.constraints.to_wire())
-    return wanted.tells(record.kept, record.outcome, constraints)

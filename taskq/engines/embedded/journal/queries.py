@@ -74,7 +74,7 @@ class Queries(Database):
         for *fields, payload_bytes in cursor:
             state, outcome = fields[-3:-1]
             size += len(outcome or b"")
-            if not wanted.text or wanted.tells(state, outcome, fields[statements.CONSTRAINTS]):
+            if not wanted.search.text or wanted.tells(state, outcome, fields[statements.CONSTRAINTS]):
                 jobs.append(self._stored(fields))
                 size += payload_bytes or 0
             if len(jobs) == limit or size >= _FIND_BYTES:
@@ -93,14 +93,14 @@ class Queries(Database):
             ]
             condition += "AND spec IN (SELECT value FROM json_each(?)) "
             bindings.append(str(specs))
-        if wanted.attempts:
+        if wanted.search.attempts:
             condition += "AND attempts >= ? "
-            bindings.append(wanted.attempts)
-        for sign, at in ((">=", wanted.since), ("<", wanted.until)):
+            bindings.append(wanted.search.attempts)
+        for sign, at in ((">=", wanted.search.since), ("<", wanted.search.until)):
             if at is not None:
                 condition += f"AND id {sign} ? "
                 bindings.append(first_id_at(at))
-        if wanted.text:  # the rest has nothing in which it might be
+        if wanted.search.text:  # the rest has nothing in which it might be
             condition += f"AND (state <> {StoredState.SUCCEEDED:d} OR terms IS NOT NULL) "
         if wanted.before is not None:
             condition += "AND (finished_at < ? OR finished_at IS NULL AND id < ?) "

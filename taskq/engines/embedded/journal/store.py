@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import msgpack
+
 from taskq.model.constraints import Constraints
 from taskq.model.errors import ProtocolError
 from taskq.model.info.counts import CountsRow
-from taskq.model.job import JobRow
+from taskq.model.info.search import ALL_JOBS, JobSearch
+from taskq.model.job import JobRow, first_id_at
 from taskq.model.partition import Partition, Starts
 from taskq.model.schedule import ScheduleRow
 from taskq.model.spec import Spec
@@ -32,23 +35,36 @@ class Wanted(NamedTuple):
         kept: their state.
         task, queue: these names.
         before: ended before this time, or enqueued if they wait, in seconds since 1970.
-        since, until: enqueued in this span, the end excluded, in seconds since 1970.
-        attempts: at least this many attempts have ended.
-        text: a part of the error of the last attempt, of the job's meta or of its keys. Upper and lower case differ.
+        search: what else is wanted of them.
     """
 
     kept: StoredState | None = None
     task: str | None = None
     queue: str | None = None
     before: float | None = None
-    since: float | None = None
-    until: float | None = None
-    attempts: int = 0
-    text: str = ""
+    search: JobSearch = ALL_JOBS
+
+    def fits(self, job: StoredJob) -> bool:
+        """Whether a job is meant."""
+        row, search = job.row, self.search
+        if self.kept not in (None, job.kept) or self.task not in (None, row.spec.task):
+            return False
+        if self.queue not in (None, row.spec.queue) or row.attempts < search.attempts:
+            return False
+        if search.since is not None and row.id < first_id_at(search.since):
+            return False
+        if search.until is not None and row.id >= first_id_at(search.until):
+            return False
+        if self.before is not None:
+            is_ended = job.finished_at is not None
+            if not (job.finished_at or 0.0) < self.before if is_ended else row.id >= first_id_at(self.before):
+                return False
+        constraints = None if row.constraints is None else msgpack.packb(row.constraints.to_wire())
+        return not search.text or self.tells(job.kept, job.outcome, constraints)
 
     def tells(self, kept: int, outcome: bytes | None, constraints: bytes | None) -> bool:
         """Whether a job has the text, in its packed outcome or in its packed constraints."""
-        part = self.text.encode()
+        part = self.search.text.encode()
         is_error = kept != StoredState.SUCCEEDED and outcome is not None
         return (is_error and part in (outcome or b"")) or (constraints is not None and part in constraints)
 

@@ -1,0 +1,23 @@
+"""What jobs may be searched for, beside their state, task and queue."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class JobSearch(NamedTuple):
+    """Which jobs are meant; the defaults mean all.
+
+    Attributes:
+        since, until: enqueued in this span, its end excluded, in seconds since 1970.
+        attempts: at least this many attempts have ended.
+        text: a part of the error of the last attempt, of the job's meta or of its keys. Upper and lower case differ.
+    """
+
+    since: float | None = None
+    until: float | None = None
+    attempts: int = 0
+    text: str = ""
+
+
+ALL_JOBS = JobSearch()
