@@ -140,12 +140,6 @@ class Jobs(Protocol):
     def forget(self, row: JobRow, kept: StoredState, /) -> None:
         """A job that was in this state, and that no consumer has, is not to run any more."""
 
-    def cancelled(self, row: JobRow, kept: StoredState, /) -> None:
-        """A job that was in this state, and that no consumer has, is cancelled. That is among the effects."""
-
-    def expired(self, row: JobRow, kept: StoredState, /) -> None:
-        """A job that was in this state, and that no consumer has, is too late. That is among the effects."""
-
     def lost(self, row: JobRow, /) -> None:
         """At the start: a job was running when the whole fleet died. What follows is among the effects."""
 

@@ -111,3 +111,7 @@ class Effects:
 
     def __bool__(self) -> bool:
         return bool(self.ended or self.rescheduled or self.checkpoints or self.notes or self.items)
+
+
+#: Nothing to carry out: most turns bring nothing, and to make one of these takes a microsecond.
+NO_EFFECTS = Effects()

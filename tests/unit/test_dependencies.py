@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.broker.core.core import Core
+from taskq.engines.dependents import Fate, becomes
 from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer
-from taskq.engines.embedded.dependencies import Fate, Released, becomes, release_dependents
+from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore

@@ -25,7 +25,7 @@ from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
 from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
-from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
+from taskq.model.effects import NO_EFFECTS, Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.job import JobError, JobRow, retry_delay_s
 from taskq.model.partition import Load, Partition, Starts
 from taskq.model.spec import Spec, spec_after_crash
@@ -72,7 +72,9 @@ class Core:
         return bool(self._effects)
 
     def take_effects(self) -> Effects:
-        """Hands over what is to be carried out, once."""
+        """Hands over what is to be carried out, once. What it returns is not to be changed."""
+        if not self._effects:
+            return NO_EFFECTS
         effects, self._effects = self._effects, Effects()
         return effects
 
@@ -411,13 +413,6 @@ class Core:
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
         self.ready.left(key, row, Release.ENDED)
-
-    def expired(self, row: JobRow, kept: StoredState) -> None:
-        """A job that the store has as queued or scheduled, and that no consumer holds, was not started in time."""
-        self.forget(row, kept)
-        outcome = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
-        self._effects.ended.append((row, StoredState.EXPIRED, outcome))
-        self._effects.notes.append(Event("job.expired", {"row": row}))
 
     def forget(self, row: JobRow, kept: StoredState) -> None:
         """A job that the store had as queued or scheduled, and that no consumer holds, is not to run any more."""

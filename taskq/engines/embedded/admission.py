@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from taskq.engines.contract import Jobs
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.unique import Leases, decide
 from taskq.model.attempt import pack_failure
-from taskq.model.constraints import Constraints, UniqueKey
+from taskq.model.constraints import Constraints
 from taskq.model.errors import EnqueueError, QueueFull
-from taskq.model.job import JobError, JobRow, enqueued_at
+from taskq.model.job import JobError, JobRow
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
 
@@ -33,23 +34,13 @@ class Admitted(NamedTuple):
     before: dict[bytes, StoredState]
 
 
-class Leases(Protocol):
-    """Whoever knows which jobs consumers have."""
-
-    def withdraw(self, job_id: bytes, /) -> bool:
-        """Takes a job back from the consumer that has it; returns False if it runs."""
-
-    def is_running(self, job_id: bytes, /) -> bool:
-        """Whether a job runs now."""
-
-
 class Admission:
     """Takes submissions into the store, in one transaction."""
 
-    def __init__(self, store: Store, jobs: Jobs, consumers: Leases) -> None:
+    def __init__(self, store: Store, jobs: Jobs, leases: Leases) -> None:
         self._store = store
         self._jobs = jobs
-        self._consumers = consumers
+        self._leases = leases
         self._taken: dict[str, int] = {}  # jobs more or fewer in each queue than the core was told
 
     def count(self, queue: str, jobs: int) -> None:
@@ -133,55 +124,15 @@ class Admission:
 
     def _take_unique(self, submission: Submission, constraints: list[Constraints], wall: float) -> Admitted:
         """Takes in those that are the first of their kind; they may meet each other, too."""
-        known = self._store.states(submission.ids)  # they were taken in before, and are sent again: that stands
+        known = self._store.states(submission.ids)
         self._check_arguments(submission, known)
-        fresh: dict[str, int] = {  # by key: the position of the job that has it now
-            own.unique.key: position
-            for position, (job_id, own) in enumerate(zip(submission.ids, constraints, strict=True))
-            if job_id in known and own.unique is not None
-        }
-        left_out: dict[int, str] = {}  # the positions of those that others stand for, and their keys
-        replaced: list[StoredJob] = []
-        released: list[JobRow] = []
         holders = self._store.with_keys([own.unique.key for own in constraints if own.unique is not None])
-        for position, (job_id, own) in enumerate(zip(submission.ids, constraints, strict=True)):
-            if own.unique is None or job_id in known:
-                continue
-            key = own.unique.key
-            before = fresh.get(key)
-            if before is not None:
-                gives_way = own.unique.replaces and submission.ids[before] not in known
-                last, fresh[key] = (before, position) if gives_way else (position, before)
-                left_out[last] = key
-                continue
-            holder = holders.get(key)
-            if holder is None:
-                fresh[key] = position
-            elif not self._counts(holder, own.unique, wall):
-                released.append(holder.row)
-                fresh[key] = position
-            elif own.unique.replaces and holder.kept < FIRST_FINAL and self._consumers.withdraw(holder.row.id):
-                replaced.append(holder)
-                fresh[key] = position
-            else:
-                left_out[position] = key
-        keep = [position for position in range(len(constraints)) if position not in left_out]
-        self._check_room(submission, len(keep) - len(replaced))  # those that are left out need none
-        if released or replaced:
-            self._store.release_keys([*released, *(job.row for job in replaced)])
-        earlier = {
-            submission.ids[position]: submission.ids[fresh[key]] if key in fresh else holders[key].row.id
-            for position, key in left_out.items()
-        }
-        return self._submit(submission, constraints, keep, earlier, replaced)
-
-    def _counts(self, holder: StoredJob, unique: UniqueKey, wall: float) -> bool:
-        """Whether a job that has the key keeps others out."""
-        if unique.period_s is not None and enqueued_at(holder.row.id) + unique.period_s > wall:
-            return True
-        if holder.kept >= FIRST_FINAL:
-            return False
-        return not (unique.until_start and self._consumers.is_running(holder.row.id))
+        decision = decide(submission.ids, constraints, known, holders, self._leases, wall)
+        taken, replaced = decision.taken, decision.replaced
+        self._check_room(submission, len(taken) - len(replaced))  # those that are left out need none
+        if decision.released or replaced:
+            self._store.release_keys([job.row for job in (*decision.released, *replaced)])
+        return self._submit(submission, constraints, taken, decision.earlier, replaced)
 
     def _submit(
         self,

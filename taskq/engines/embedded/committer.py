@@ -154,10 +154,12 @@ class Committer:
         if not self._jobs.has_effects:
             return
         effects = self._jobs.take_effects()
+        if not effects:
+            return
         self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._would_release:
             self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
-        if self._effects and self._effects_since is None:
+        if self._effects_since is None:
             self._effects_since = now
 
     def come_due(self, wall: float) -> None:
@@ -288,8 +290,8 @@ class Committer:
         if self._effects:
             self._committed.append(self._effects)
             self._effects = Effects()
-        if tx.effects:
-            self._committed.append(tx.effects)
+        if tx.ended or tx.notes:
+            self._committed.append(Effects(ended=tx.ended, notes=tx.notes))
         self._effects_since = None if self._keep is None else now
         self._children, self._would_release = [], False
         self.next_due = first_of(self.next_due, tx.next_due)
@@ -314,9 +316,9 @@ class Committer:
 
     def _release(self, tx: Transaction) -> None:
         """What follows from all ends for jobs that wait for others."""
-        handed = Released()
-        if self._store.has_waiting:
-            handed = release_dependents(self._store, {**self._still_left(), **tx.ends}, tx.wall)
+        if not self._store.has_waiting and not self._left:
+            return
+        handed = release_dependents(self._store, {**self._still_left(), **tx.ends}, tx.wall)
         if handed or self._left:
             tx.then(self._follow, handed)
 

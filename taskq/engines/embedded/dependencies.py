@@ -5,10 +5,10 @@ ended jobs -> edges -> becomes (a pure rule) -> queued | cancelled -> ended jobs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
+from taskq.engines.dependents import Fate, becomes
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.attempt import pack_failure, unpack
 from taskq.model.effects import Event
@@ -20,26 +20,6 @@ from taskq.model.stored import Edge, Ended, StoredJob, StoredState
 _EDGES = 2_000
 #: So much of a culprit's error is told with each job that is cancelled because of it.
 _TOLD_CHARS = 200
-
-
-class Fate(Enum):
-    """What becomes of a job when some of those before it have ended."""
-
-    WAITS = auto()
-    GOES = auto()
-    CANCELLED = auto()
-
-
-def becomes(ends: Iterable[tuple[StoredState, bool]], is_last: bool) -> Fate:
-    """The rule.
-
-    Args:
-        ends: how jobs before it ended, each with whether the job goes on if that one did not succeed.
-        is_last: whether no other is left that it waits for.
-    """
-    if any(kept != StoredState.SUCCEEDED and not goes_on for kept, goes_on in ends):
-        return Fate.CANCELLED  # at once: what it waits for besides cannot change that
-    return Fate.GOES if is_last else Fate.WAITS
 
 
 @dataclass(slots=True)

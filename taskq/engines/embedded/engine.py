@@ -22,6 +22,7 @@ from taskq.engines.embedded.recovery import recover
 from taskq.engines.embedded.requests import Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.embedded.transaction import first_of
 from taskq.model.errors import TaskQError
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
@@ -193,11 +194,11 @@ class EmbeddedEngine:
         return now + self._timers.timeout_s(now)
 
     def _next_by_clock(self, now: float) -> float | None:
-        committer, ahead_s = self.committer, now - self._clock.time()
+        committer = self.committer
         next_fire = None if self._consumers.is_stopping else self.scheduler.next_fire_at
-        moments = (next_fire, committer.next_due, committer.next_expiry)
-        times = [at + ahead_s for at in moments if at is not None]
-        return min([at for at in (committer.commit_by, *times) if at is not None], default=None)
+        at = first_of(next_fire, committer.next_due, committer.next_expiry)
+        by_clock = None if at is None else now + at - self._clock.time()
+        return first_of(committer.commit_by, by_clock)
 
     @property
     def is_settled(self) -> bool:

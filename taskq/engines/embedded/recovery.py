@@ -27,7 +27,8 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
         # an attempt that is counted was settled before the fleet died
         if stored is not None and stored.kept == StoredState.QUEUED and stored.row.attempts == attempt - 1:
             jobs.lost(stored.row)
-    effects = jobs.take_effects()
+    effects = Effects()
+    effects.add(jobs.take_effects())
     if effects:
         store.settle(effects.ended, effects.rescheduled, wall)
         store.totals.crashed += effects.crashed

@@ -21,7 +21,7 @@ from taskq.model.effects import Effects, Event
 from taskq.model.errors import EnqueueError, StoreFull
 from taskq.model.job import JobRow
 from taskq.model.partition import partition_of
-from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
 
 
@@ -77,7 +77,8 @@ class Transaction:
         #: The jobs that are new, as they were handed in together.
         self.taken: list[list[JobRow]] = []
         #: What commands have ended, and lines for the log: to be told after the commit.
-        self.effects = Effects()
+        self.ended: list[Ended] = []
+        self.notes: list[Event] = []
         #: The jobs that have ended: those that come after them are to hear of it.
         self.ends: dict[bytes, StoredState] = {}
         #: When the first of the new jobs is due, and when the first of them expires.
@@ -85,7 +86,8 @@ class Transaction:
         self.next_expiry: float | None = None
         self._follow_ups: list[Callable[[], object]] = []
         self._undo: list[Callable[[], object]] = []
-        self._settle(decided)
+        if decided:
+            self._settle(decided)
 
     # -- what the fleet has decided
 
@@ -187,8 +189,8 @@ class Transaction:
         ended = job.row, kept, outcome
         self.store.settle([ended], [], self.wall)
         self.ends[job.row.id] = kept
-        self.effects.ended.append(ended)
-        self.effects.notes.append(note)
+        self.ended.append(ended)
+        self.notes.append(note)
         self._forget(job)
 
     def remove(self, jobs: list[StoredJob]) -> None:
@@ -245,4 +247,5 @@ class Transaction:
 
 def first_of(*times: float | None) -> float | None:
     """The earliest of some times; None if there is none."""
-    return min((at for at in times if at is not None), default=None)
+    known = [at for at in times if at is not None]
+    return min(known) if known else None
