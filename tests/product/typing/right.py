@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from taskq import (
+    FleetStatus,
     GroupHandle,
     Job,
     JobState,
@@ -21,6 +22,7 @@ from taskq import (
     await_any,
     chain,
     chord,
+    current_job,
     gather,
     group,
     wait_any,
@@ -170,6 +172,28 @@ def of_waiting(numbers: list[Job[int]], text: Job[str]) -> None:
     assert_type(gather(both), list[int | str])
 
 
+@q.on_enqueue
+def trace(task: str, meta: dict[str, str]) -> None:
+    meta["task"] = task
+
+
+@q.redact
+def hide(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    kwargs.pop("password", None)
+
+
+@q.task(meta={"team": "billing"})
+def bill(number: int) -> str:
+    return current_job().meta["team"]
+
+
+def what_is_told(job: Job[int]) -> None:
+    assert_type(q.status(), FleetStatus)
+    assert_type(q.status().totals.succeeded, int)
+    assert_type(job.info(arguments=True).meta, dict[str, str])
+    assert_type(bill.options(meta={"tenant": "acme"}).enqueue(1), Job[str])
+
+
 async def of_asyncio(numbers: list[Job[int]]) -> None:
     assert_type(await chain(resize.step("a"), add.step()).aenqueue(), LastJob[int])
     assert_type(await group([add.step(1)]).aenqueue(), GroupHandle)
@@ -191,6 +215,7 @@ async def of_asyncio(numbers: list[Job[int]]) -> None:
     assert_type(five.astarmap([(1, "b", 2.0, b"d", True)]), AsyncGenerator[bool, None])
     assert_type(await q.aenqueue("add", 1), Job[Any])
     assert_type(await numbers[0].astate(), JobState)
+    assert_type(await q.astatus(), FleetStatus)
     assert_type(await numbers[0].await_(timeout=3), bool)
     assert_type(await (await group([add.step(1)]).aenqueue()).acounts(), dict[JobState, int])
     assert_type(await add.aenqueue_many([(1, 2)]), list[Job[int]])

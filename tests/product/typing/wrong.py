@@ -19,6 +19,7 @@ add.options(retries="2")  # wrong: an option's type
 add.options(colour="red")  # wrong: no such option
 add.options(retries=2).enqueue("1")  # wrong: options keep the arguments
 add.options(result=1)  # wrong: an option's type
+add.options(meta={"tenant": 7})  # wrong: texts only
 text: str = add.enqueue(1).result()  # wrong: the result is an int
 number: Job[int] = resize.enqueue("a")  # wrong: a job of another type
 anything.enqueue("1")  # wrong: its type, though it returns anything
