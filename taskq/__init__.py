@@ -109,16 +109,18 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-#: Where the public names are, from the top down: a module below knows fewer others.
+#: Where the public names are; they are searched from the bottom up. A module further down imports fewer others; what is
+#: above the application is what most programs do without.
 _HOMES = (
-    "taskq.client.app",
-    "taskq.model.info.schedule",
     "taskq.model.info.status",
+    "taskq.model.info.schedule",
+    "taskq.model.info.job",
+    "taskq.model.settings",
+    "taskq.client.app",
     "taskq.client.task",
     "taskq.client.workflows",
     "taskq.client.waiting",
     "taskq.client.job",
-    "taskq.model.info.job",
     "taskq.client.options.options",
     "taskq.client.options.call_options",
     "taskq.system.directory",

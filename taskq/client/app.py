@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
-from typing import Any, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
 from taskq.client.hooks import EnqueueHookT, Hooks, HookT, MiddlewareT, RedactionT, checked_redaction, with_enqueue_hook
 from taskq.client.job import Job
@@ -30,13 +30,15 @@ from taskq.client.schedules import ScheduleOptions, Schedules
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError
-from taskq.model.info.job import JobInfo
-from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.system.clock import Clock
 from taskq.system.directory import Directory, queue_directory, reply_timeout_s
+
+if TYPE_CHECKING:
+    from taskq.model.info.job import JobInfo
+    from taskq.model.info.status import FleetStatus
+    from taskq.model.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -494,9 +496,9 @@ class TaskQ(FleetConnection):
             AlreadyRunning: another fleet has this queue's directory.
             AppError: the fleet cannot import this application (it was made at a prompt, for example).
         """
-        from taskq.client.fleet import RunningFleet  # only programs that run a fleet pay for its imports
+        from taskq.client.fleet import RunningFleet, settings_in_program  # it takes long to import
 
-        return RunningFleet(self, settings or Settings(consumers=consumers, stderr_level="critical"), fresh)
+        return RunningFleet(self, settings or settings_in_program(consumers), fresh)
 
 
 def _own_name(function: Callable[..., Any]) -> str:

@@ -46,6 +46,11 @@ START_TIMEOUT_S = 60.0
 _ENDING_S = 5.0
 
 
+def settings_in_program(consumers: int) -> Settings:
+    """The settings of a fleet inside a program that names only the number of its consumers."""
+    return Settings(consumers=consumers, stderr_level="critical")
+
+
 class RunningFleet(AbstractContextManager[None]):
     """A fleet for an application, while the block runs."""
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from taskq.client.options.functions import misfit
 from taskq.client.transport.clients import EnqueueHook, Redaction
 from taskq.model.errors import ConfigError
-from taskq.model.info.job import JobArguments, JobInfo
 
 if TYPE_CHECKING:
     from taskq.client.context import CurrentJob
+    from taskq.model.info.job import JobInfo
 
 #: Called without arguments, in a consumer.
 Hook = Callable[[], object]
@@ -115,7 +115,7 @@ def redacted(info: JobInfo, redaction: Redaction | None) -> JobInfo:
         redaction(info.task, arguments.args, arguments.kwargs)
     except Exception as error:
         told = f"the function that hides secrets raised {type(error).__name__}"
-        return replace(info, arguments=JobArguments(size_bytes=arguments.size_bytes, left_out=told))
+        return replace(info, arguments=replace(arguments, args=[], kwargs={}, left_out=told))
     return info
 
 

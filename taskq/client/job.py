@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskq.client.hooks import redacted
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout
-from taskq.model.info.job import JobInfo
 from taskq.model.job import JobState
 from taskq.protocol.codec import ResultOf, decode_result
 from taskq.protocol.endings import Ending
 from taskq.protocol.submissions import EarlierId
+
+if TYPE_CHECKING:
+    from taskq.model.info.job import JobInfo
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, Unpack
 
 import msgpack
 
@@ -19,12 +19,14 @@ from taskq.client.options.options import Fields, fields_of, refuse_unknown
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
 from taskq.model.errors import ConfigError
-from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.job import new_job_ids
 from taskq.model.limits import MAX_DECLARED_BYTES, MAX_DECLARED_SCHEDULES
 from taskq.model.schedule import NO_JOB, Misfire, Overlap, Schedule, next_fire, seconds_of
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
+
+if TYPE_CHECKING:
+    from taskq.model.info.schedule import ScheduleInfo
 
 #: How often: seconds, a text such as "30s", or a timedelta.
 Every = float | str | timedelta

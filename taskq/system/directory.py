@@ -23,7 +23,6 @@ from urllib.parse import unquote, urlsplit
 
 from taskq.model.errors import ConfigError, DirectoryError
 from taskq.model.limits import MAX_SOCKET_PATH_BYTES
-from taskq.model.settings import _require
 from taskq.model.spec import QUEUE_NAME
 
 #: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, virtual machines' shares).
@@ -93,7 +92,8 @@ def reply_timeout_s(given: float | None = None) -> float:
     except (TypeError, ValueError):
         seconds = 0.0
     name = "TASKQ_REPLY_TIMEOUT" if given is None else "reply_timeout"
-    _require(0.0 < seconds <= 1e6, f"{name}={told!r}: use seconds, more than 0")
+    if not 0.0 < seconds <= 1e6:
+        raise ConfigError(f"{name}={told!r}: use seconds, more than 0")
     return seconds
 
 

@@ -8,7 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,10 @@ LATE = {
     ("client.app", "client.fleet"): "a web application never runs a fleet",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
+    ("client.transport.operations", "protocol.counts"): "who only enqueues asks nothing",
+    ("client.transport.operations", "protocol.jobs"): "who only enqueues asks nothing",
+    ("client.transport.operations", "protocol.schedules"): "who only enqueues asks nothing",
+    ("client.transport.operations", "protocol.status"): "who only enqueues asks nothing",
     ("consumer.process", "consumer.event_loop"): "asyncio takes 40-70 ms",
     ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",
@@ -412,9 +416,9 @@ def test_fast_tests_start_no_process_and_do_not_sleep(folder: str) -> None:
 HEAVY = ("asyncio", "rich", "typer", "structlog", "apsw", "psutil", "multiprocessing", "numpy", "hypothesis")
 
 
-def loaded_after(code: str) -> set[str]:
-    """The heavy modules that a fresh interpreter has loaded after running some code."""
-    program = f"{code}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+def loaded_after(code: str, names: Sequence[str] = HEAVY) -> set[str]:
+    """Those of some modules that a fresh interpreter has loaded after running some code."""
+    program = f"{code}\nimport sys\nprint(*(name for name in {names!r} if name in sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     return set(run.stdout.split())
 
@@ -430,6 +434,35 @@ def loaded_after(code: str) -> set[str]:
 def test_importing_taskq_is_light(code: str) -> None:
     """A web application that only enqueues pays for nothing that a fleet needs."""
     assert loaded_after(code) == set()
+
+
+#: What a program that only enqueues does not load.
+NOT_TO_ENQUEUE = (
+    *HEAVY,
+    "taskq.broker",
+    "taskq.cli",
+    "taskq.client.fleet",
+    "taskq.client.transport.aio",
+    "taskq.client.transport.reading",
+    "taskq.consumer",
+    "taskq.engines",
+    "taskq.model.settings",
+    "taskq.model.info.counts",
+    "taskq.model.info.job",
+    "taskq.model.info.schedule",
+    "taskq.model.info.status",
+    "taskq.protocol.jobs",
+    "taskq.protocol.status",
+    "taskq.telemetry",
+    "taskq.testing",
+)
+
+
+def test_to_enqueue_is_light(tmp_path: Path) -> None:
+    """What is about asking a fleet, running one or running jobs is not imported on the way of a job into the queue."""
+    code = f"import taskq\nq = taskq.TaskQ('light', {str(tmp_path / 'queue')!r})\n@q.task\ndef f(x: int): ...\nf.enqueue(2)"
+    assert loaded_after(code, NOT_TO_ENQUEUE) == set()
+    assert len(list((tmp_path / "queue").rglob("*.jobs"))) == 1  # in the spool, as no fleet runs
 
 
 def test_importing_the_log_is_light() -> None:

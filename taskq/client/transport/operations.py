@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.endings import Endings, Items
@@ -24,20 +24,13 @@ from taskq.model.errors import (
     JobNotFound,
     ResultTimeout,
 )
-from taskq.model.info.counts import TaskCounts
-from taskq.model.info.job import JobInfo
-from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.search import ALL_JOBS, JobSearch
-from taskq.model.info.status import FleetStatus
-from taskq.model.job import JobState, enqueued_at
+from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
-from taskq.model.schedule import Schedule
 from taskq.model.spec import Spec
 from taskq.protocol import spool
 from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
-from taskq.protocol.counts import counts_of
 from taskq.protocol.endings import Ending
-from taskq.protocol.jobs import info_of
 from taskq.protocol.ops import OPS, Op
 from taskq.protocol.requests import (
     CancelJob,
@@ -61,12 +54,17 @@ from taskq.protocol.requests import (
     StopFleet,
     op_of,
 )
-from taskq.protocol.schedules import schedule_of
-from taskq.protocol.status import status_of
 from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
 from taskq.system.clock import ClientClock
 from taskq.system.directory import Directory
 from taskq.system.platform import is_listening
+
+if TYPE_CHECKING:
+    from taskq.model.info.counts import TaskCounts
+    from taskq.model.info.job import JobInfo
+    from taskq.model.info.schedule import ScheduleInfo
+    from taskq.model.info.status import FleetStatus
+    from taskq.model.schedule import Schedule
 
 #: Longer than a running job that is cancelled may take to clean up.
 CANCEL_AGAIN_S = 5.0
@@ -274,12 +272,14 @@ class DirectoryQueue:
             JobNotFound: nothing is known of it.
             BrokerUnavailable: no broker answers, and the job is not in the spool either.
         """
+        from taskq.protocol.jobs import info_of
+
         try:
             return info_of((yield from self.ask(GetJob(job_id, arguments))))
         except BrokerUnavailable:
             if not (yield from self.is_spooled(job_id)):
                 raise
-        return JobInfo(job_id.hex(), "", "", JobState.QUEUED, 0, 0, enqueued_at(job_id))
+        return info_of((job_id, "", "", JobState.QUEUED))
 
     def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
         """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
@@ -313,6 +313,8 @@ class DirectoryQueue:
         search: JobSearch = ALL_JOBS,
     ) -> Operation[list[JobInfo]]:
         """Lists jobs, newest first."""
+        from taskq.protocol.jobs import info_of
+
         infos: list[JobInfo] = []
         place: bytes | int | None = before
         requests = Requests(self)
@@ -380,10 +382,14 @@ class DirectoryQueue:
 
     def schedules(self) -> Operation[list[ScheduleInfo]]:
         """All schedules, by name."""
+        from taskq.protocol.schedules import schedule_of
+
         return [schedule_of(value) for value in (yield from self.ask(ListSchedules()))]
 
     def put_schedule(self, schedule: Schedule) -> Operation[ScheduleInfo]:
         """Adds a schedule, or replaces the one of its name."""
+        from taskq.protocol.schedules import schedule_of
+
         return schedule_of((yield from self.ask(PutSchedule(schedule.to_wire()))))
 
     def remove_schedule(self, name: str) -> Operation[None]:
@@ -392,6 +398,8 @@ class DirectoryQueue:
 
     def pause_schedule(self, name: str, is_paused: bool) -> Operation[ScheduleInfo]:
         """Pauses or resumes a schedule."""
+        from taskq.protocol.schedules import schedule_of
+
         return schedule_of((yield from self.ask(PauseSchedule(name, is_paused))))
 
     def run_schedule(self, name: str, job_id: bytes) -> Operation[None]:
@@ -406,6 +414,8 @@ class DirectoryQueue:
         Raises:
             BrokerUnavailable: no broker answers.
         """
+        from taskq.protocol.status import status_of
+
         return status_of((yield from Requests(self, only_running=True).ask(GetStatus())))
 
     def look(self) -> Operation[FleetStatus]:
@@ -414,6 +424,8 @@ class DirectoryQueue:
         Raises:
             BrokerUnavailable: there never was a fleet.
         """
+        from taskq.protocol.status import status_of
+
         return status_of((yield from self.ask(GetStatus())))
 
     def counts(self) -> Operation[list[TaskCounts]]:
@@ -422,6 +434,8 @@ class DirectoryQueue:
         Raises:
             BrokerUnavailable: there never was a fleet.
         """
+        from taskq.protocol.counts import counts_of
+
         found: list[TaskCounts] = []
         after: list[str] | None = None
         while True:
