@@ -59,7 +59,8 @@ class TellsTheFleetFirst(Committer):
 
     def _release(self, tx: Transaction) -> None:
         super()._release(tx)
-        tx.committed()
+        for follow_up in tx._follow_ups:
+            follow_up()
         tx._follow_ups.clear()
 
 
