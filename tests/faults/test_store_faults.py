@@ -290,6 +290,11 @@ class Broker:
         """As the core: no job has a rate."""
         return []
 
+    @property
+    def has_effects(self) -> bool:
+        """As the core."""
+        return bool(self.effects)
+
     def take_effects(self) -> Effects:
         """As the core."""
         effects, self.effects = self.effects, Effects()

@@ -9,6 +9,7 @@ from itertools import filterfalse
 from typing import Any
 
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.model.info.counts import CountsRow
 from taskq.model.stored import StoredJob
 
 VARIANTS = ("none", "part", "part", "torn", "torn", "all")
@@ -32,13 +33,15 @@ class Snapshot:
 
     jobs: dict[bytes, tuple[Any, ...]]
     totals: dict[str, int]
+    counts: list[CountsRow] = field(default_factory=list)
+    paused: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, store: SQLiteStore, ids: Iterable[bytes]) -> Snapshot:
         """Reads it."""
         stored = {job_id: store.read(job_id) for job_id in ids}
         jobs = {job_id: _fields(found) for job_id, found in stored.items() if found is not None}
-        return cls(jobs, store.totals.as_dict())
+        return cls(jobs, store.totals.as_dict(), sorted(store.kept_counts()), store.paused())
 
 
 def _fields(stored: StoredJob) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
 from taskq.engines.embedded.journal import schema as schema_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow, new_job_ids
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Rescheduled, StoredState
@@ -143,6 +144,9 @@ def _work(store: SQLiteStore, life: Life, live: list[JobRow], turn: int, chance:
         1e9 + turn,
     )
     store.totals.retried += len(retried)
+    store.keep_counts([CountsRow("t", "q", turn % 5, None if turn % 9 == 8 else b"%d" % turn)])
+    if turn % 6 == 5:
+        store.pause(["mail"], turn % 12 == 5)
     if turn % 4 == 3:
         live += store.lease_due(float(turn), 10)
     if turn % 5 == 4:
