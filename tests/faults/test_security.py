@@ -912,6 +912,7 @@ _CALLS = {"eval", "exec", "compile", "__import__"}
 _IMPORTERS = {
     "__init__.py": "a table of its own names",
     "cli/program.py": "a table of commands",
+    "protocol/link/boot.py": "the consumer's program, as its broker names it",
     "client/loader.py": "the application, as its owner named it on the command line",
     "protocol/codec/decode.py": "numpy, which it names itself",
     "telemetry/slim_structlog.py": "asyncio, which it names itself",
@@ -932,6 +933,10 @@ _PICKLERS = {
 }
 
 
+#: What else may be imported, and where: with the reason in `_PICKLERS`.
+_ALLOWED = {"protocol/link/inbox.py": {"pickle"}}
+
+
 def _modules_of(node: ast.AST) -> set[str]:
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names}
@@ -946,7 +951,7 @@ def test_no_code_is_made_of_data() -> None:
         name = str(path.relative_to(SOURCES))
         for node in ast.walk(ast.parse(path.read_text())):
             modules = {module.split(".")[0] for module in _modules_of(node)}
-            assert not modules & _DANGEROUS, name
+            assert not modules & _DANGEROUS - _ALLOWED.get(name, set()), name
             if modules & {"multiprocessing", "concurrent"}:
                 picklers.add(name)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
