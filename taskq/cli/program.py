@@ -19,27 +19,28 @@ from taskq.model.errors import TaskQError
 
 _RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Watch", "More"
 
-#: The commands as `taskq --help` lists them. By name, which is also that of the function: the module and the heading.
+#: The commands as `taskq --help` lists them. By name, which is also that of the function: the module, the heading, and
+#: the first sentences of the docstring, so that the list takes none of the modules.
 COMMANDS = {
-    "worker": ("worker", _RUN),
-    "stop": ("control", _RUN),
-    "reload": ("control", _RUN),
-    "config": ("config.command", _RUN),
-    "enqueue": ("jobs", _JOBS),
-    "job": ("jobs", _JOBS),
-    "cancel": ("jobs", _JOBS),
-    "jobs": ("manage", _JOBS),
-    "retry": ("manage", _JOBS),
-    "purge": ("manage", _JOBS),
-    "pause": ("manage", _JOBS),
-    "resume": ("manage", _JOBS),
-    "schedule": ("schedule", _JOBS),
-    "status": ("monitor", _LOOK),
-    "logs": ("monitor", _LOOK),
-    "demo": ("demo.command", _MORE),
-    "bench": ("bench.command", _MORE),
-    "schema": ("schema", _MORE),
-    "version": ("common", _MORE),
+    "worker": ("worker", _RUN, "Run a fleet: a broker, and consumers that run the jobs of APP."),
+    "stop": ("control", _RUN, "Stop the fleet, and wait until it has stopped."),
+    "reload": ("control", _RUN, "Load new code: replace the consumers one by one."),
+    "config": ("config.command", _RUN, "Show the options of a fleet started here, and where each comes from."),
+    "enqueue": ("jobs", _JOBS, "Enqueue a job, and print its id. Without a fleet, it goes to the spool."),
+    "job": ("jobs", _JOBS, "Show everything that is known about a job."),
+    "cancel": ("jobs", _JOBS, "Cancel a job. A running job is told to stop, and killed 2 s later."),
+    "jobs": ("manage", _JOBS, "List jobs, the newest first."),
+    "retry": ("manage", _JOBS, "Queue failed jobs again, with all their retries."),
+    "purge": ("manage", _JOBS, "Remove jobs for good, in any state but running."),
+    "pause": ("manage", _JOBS, "Pause queues: running jobs may finish, and no other job starts."),
+    "resume": ("manage", _JOBS, "Let the jobs of paused queues run again."),
+    "schedule": ("schedule", _JOBS, "List the schedules; pause or resume one, run it now, or remove it."),
+    "status": ("monitor", _LOOK, "Show what the fleet is doing."),
+    "logs": ("monitor", _LOOK, "Show the log, even of a fleet that no longer runs."),
+    "demo": ("demo.command", _MORE, "See it work: index Python's library in parallel, and kill a consumer."),
+    "bench": ("bench.command", _MORE, "Measure speed and memory here, in part beside a process pool."),
+    "schema": ("schema", _MORE, "Print the JSON Schema of what a command prints with --json."),
+    "version": ("common", _MORE, "Show the version."),
 }
 
 #: Set by the completion script of the shell.
@@ -72,6 +73,10 @@ def _root(_version: _VersionOption = False) -> None:
     pass
 
 
+def _only_listed() -> None:
+    """In place of a command that is not called."""
+
+
 def _words() -> list[str]:
     """The words of the command line; when a shell completes one, the words that are complete.
 
@@ -86,8 +91,8 @@ def _words() -> list[str]:
 
 
 def build(argv: list[str]) -> typer.Typer:
-    """The program with only the command that `argv` calls, or with all commands if it calls none."""
-    called = argv[0] if argv else ""
+    """The program with only the command that `argv` calls; or with a list of all commands if it calls none."""
+    called = next((word for word in argv if word != "--"), "")
     program = typer.Typer(
         help=_HELP,
         no_args_is_help=True,
@@ -97,8 +102,10 @@ def build(argv: list[str]) -> typer.Typer:
         context_settings=_HELP_OPTIONS,
     )
     program.callback()(_root)
-    for name, (module, panel) in COMMANDS.items():
-        if name == called or called not in COMMANDS:
+    for name, (module, panel, summary) in COMMANDS.items():
+        if called not in COMMANDS:
+            program.command(name, rich_help_panel=panel, help=summary)(_only_listed)
+        elif name == called:
             function = getattr(import_module(f"taskq.cli.{module}"), name)
             # -1 is an argument of a task, not an option
             settings = {"ignore_unknown_options": True} if name == "enqueue" else {}

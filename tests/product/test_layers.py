@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import taskq
+from taskq.cli.program import COMMANDS
 
 ROOT = Path(taskq.__file__).parent
 
@@ -463,6 +465,27 @@ def test_to_enqueue_is_light(tmp_path: Path) -> None:
     code = f"import taskq\nq = taskq.TaskQ('light', {str(tmp_path / 'queue')!r})\n@q.task\ndef f(x: int): ...\nf.enqueue(2)"
     assert loaded_after(code, NOT_TO_ENQUEUE) == set()
     assert len(list((tmp_path / "queue").rglob("*.jobs"))) == 1  # in the spool, as no fleet runs
+
+
+def test_the_list_of_commands_is_light() -> None:
+    """`taskq --help` imports no command: only rich, which draws it."""
+    code = """
+import contextlib, io, sys
+from taskq.cli import program
+sys.argv = ["taskq", "--help"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    program.run()
+"""
+    commands = {f"taskq.cli.{module}" for module, _, _ in COMMANDS.values()} - {"taskq.cli.common"}
+    assert loaded_after(code, [*HEAVY, *commands, "taskq.client", "taskq.broker"]) <= {"rich", "typer"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
+    """Its sentences are those with which the docstring of the command begins."""
+    module, _, summary = COMMANDS[name]
+    function = getattr(import_module(f"taskq.cli.{module}"), name)
+    assert summary == (inspect.getdoc(function) or "").partition("\n\n")[0]
 
 
 def test_importing_the_log_is_light() -> None:

@@ -22,7 +22,7 @@ from fleet import Fleet, running
 
 import taskq
 from taskq import testing
-from taskq.cli.program import build
+from taskq.cli.program import COMMANDS, build
 from taskq.model.exits import Exit
 
 ROOT = Path(__file__).parents[2]
@@ -174,9 +174,8 @@ def commands_told() -> list[str]:
 @cache
 def program() -> dict[str, Any]:
     """The commands of the program, by their names."""
-    group: Any = typer.main.get_command(build([]))
-    commands: dict[str, Any] = group.commands
-    return commands
+    groups: list[Any] = [typer.main.get_command(build([name])) for name in COMMANDS]
+    return {name: command for group in groups for name, command in group.commands.items()}
 
 
 def options_of(command: Any) -> set[str]:
