@@ -6,13 +6,14 @@ The broker sends outcomes as they are stored, and does not decode them: the clie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskq.model.attempt import Outcome, read_outcome
-from taskq.model.info.job import Attempt, JobArguments, JobInfo
 from taskq.model.job import JobState, Progress, enqueued_at
 from taskq.model.limits import MAX_SHOWN_ARGUMENTS_BYTES
-from taskq.protocol.codec import CorruptPayload, decode_call, results_in
+
+if TYPE_CHECKING:
+    from taskq.model.info.job import JobArguments, JobInfo
 
 #: The fields of `JobFields` that those in a list have, unless a later one says something.
 _LISTED = 11
@@ -59,6 +60,8 @@ JobsAnswer = tuple[list[tuple[Any, ...]], int | None]
 
 def info_of(answer: Sequence[Any]) -> JobInfo:
     """Reads the answer to INFO, or one of the jobs in the answer to JOBS."""
+    from taskq.model.info.job import Attempt, JobInfo
+
     fields = JobFields(*answer)
     last = read_outcome(fields.outcome) if fields.outcome else Outcome(None, None, None, None)
     return JobInfo(
@@ -75,7 +78,11 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         duration_s=last.duration_s,
         error=last.error,
         progress=None if fields.progress is None else Progress(*fields.progress),
-        history=[_attempt(number, read_outcome(outcome), machine) for number, outcome, machine in fields.history],
+        history=[
+            Attempt(number, ended.started_at, ended.duration_s, ended.error, machine)
+            for number, outcome, machine in fields.history
+            for ended in (read_outcome(outcome),)
+        ],
         after=[parent.hex() for parent in fields.after],
         before=[child.hex() for child in fields.before],
         meta=dict(fields.meta or {}),
@@ -89,6 +96,9 @@ def shown_payload(payload: bytes) -> bytes | int:
 
 
 def _arguments(job_id: bytes, payload: bytes | int) -> JobArguments:
+    from taskq.model.info.job import JobArguments
+    from taskq.protocol.codec import CorruptPayload, decode_call, results_in
+
     if isinstance(payload, int):
         told = f"they take {payload:,} bytes; up to {MAX_SHOWN_ARGUMENTS_BYTES:,} are shown"
         return JobArguments(size_bytes=payload, left_out=told)
@@ -100,7 +110,3 @@ def _arguments(job_id: bytes, payload: bytes | int) -> JobArguments:
     except CorruptPayload as error:
         return JobArguments(size_bytes=len(payload), left_out=f"they cannot be read: {error}")
     return JobArguments(args, kwargs, len(payload))
-
-
-def _attempt(number: int, outcome: Outcome, machine: str | None) -> Attempt:
-    return Attempt(number, outcome.started_at, outcome.duration_s, outcome.error, machine)

@@ -45,6 +45,8 @@ LATE = {
     ("client.transport.operations", "protocol.jobs"): "who only enqueues asks nothing",
     ("client.transport.operations", "protocol.schedules"): "who only enqueues asks nothing",
     ("client.transport.operations", "protocol.status"): "who only enqueues asks nothing",
+    ("protocol.jobs", "model.info.job"): "a broker writes the answers, and reads none",
+    ("protocol.jobs", "protocol.codec"): "a broker does not decode the arguments of jobs",
     ("consumer.process", "consumer.event_loop"): "asyncio takes 40-70 ms",
     ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",
@@ -486,6 +488,12 @@ def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
     module, _, summary = COMMANDS[name]
     function = getattr(import_module(f"taskq.cli.{module}"), name)
     assert summary == (inspect.getdoc(function) or "").partition("\n\n")[0]
+
+
+def test_a_broker_is_light() -> None:
+    """It imports nothing of the client, and decodes no values."""
+    others = ("taskq.cli", "taskq.client", "taskq.consumer", "taskq.model.info.job", "taskq.protocol.codec", "asyncio")
+    assert loaded_after("import taskq.broker.process", others) == set()
 
 
 def test_importing_the_log_is_light() -> None:
