@@ -40,9 +40,6 @@ _ENVELOPE_LENGTH_BYTES = 4
 Message = tuple[list[Any], memoryview]
 
 
-_NO_BODY = memoryview(b"")
-
-
 def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
     """Makes one frame of an envelope and the payloads that follow it.
 
