@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
@@ -21,9 +21,7 @@ from taskq.model.settings import Settings
 from taskq.protocol.answers import ConnectionLost
 from taskq.protocol.guardian import MAX_PACKET_BYTES, Failed, Ready, read_notice
 from taskq.protocol.link.boot import IN_CONSUMER
-
-if TYPE_CHECKING:
-    from taskq.client.app import TaskQ
+from taskq.system.directory import Directory
 
 logger = logging.getLogger("taskq")
 
@@ -51,10 +49,23 @@ def settings_in_program(consumers: int) -> Settings:
     return Settings(consumers=consumers, stderr_level="critical")
 
 
+class Application(Protocol):
+    """The application whose fleet this is: what must be known of it here."""
+
+    name: str
+    #: When it was made, in seconds since 1970.
+    made_at: float
+    directory: Directory
+    reply_timeout: float | None
+
+    def check_use(self) -> None:
+        """Raises an error if its fleet must not be used: in a test that has not asked for one."""
+
+
 class RunningFleet(AbstractContextManager[None]):
     """A fleet for an application, while the block runs."""
 
-    def __init__(self, app: TaskQ, settings: Settings, fresh: bool = False) -> None:
+    def __init__(self, app: Application, settings: Settings, fresh: bool = False) -> None:
         self._running = _run_fleet(app, settings, fresh)
 
     def __enter__(self) -> None:
@@ -76,7 +87,7 @@ class RunningFleet(AbstractContextManager[None]):
 
 
 @contextmanager
-def _run_fleet(app: TaskQ, settings: Settings, fresh: bool) -> Iterator[None]:
+def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[None]:
     """Runs a fleet for an application while the block runs.
 
     Args:
@@ -110,7 +121,7 @@ def _run_fleet(app: TaskQ, settings: Settings, fresh: bool) -> Iterator[None]:
         process.wait()
 
 
-def _drop_left(app: TaskQ) -> None:
+def _drop_left(app: Application) -> None:
     """Drops the jobs that are older than this program. One that was killed may have a fleet that is still ending."""
     give_up_at = time.monotonic() + _ENDING_S
     while True:
@@ -126,7 +137,7 @@ def _drop_left(app: TaskQ) -> None:
         logger.info("dropped %d jobs of earlier runs in %s", dropped, app.directory.path)
 
 
-def _warn_of_left(app: TaskQ, left: dict[str, int]) -> None:
+def _warn_of_left(app: Application, left: dict[str, int]) -> None:
     told = ", ".join(f"{count} {state}" for state, count in left.items() if count)
     logger.warning(
         "jobs that an earlier run left in %s come first (%s); q.fleet(fresh=True) drops them", app.directory.path, told
@@ -150,7 +161,7 @@ def _wait_until_ready(host: socket.socket) -> dict[str, int]:
     raise TaskQError("the fleet stopped before it was ready; see its log")
 
 
-def reference_of(app: TaskQ) -> str:
+def reference_of(app: Application) -> str:
     """How another process finds an application: the module that made it, and the name it has there.
 
     Raises:
