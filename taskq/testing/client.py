@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.conversation import Conversation
 from taskq.client.transport.operations import DirectoryQueue
 from taskq.client.transport.verbs import Answer, Ask, AskLate, Next, Open, Operation, Reach, Send, Sleep, Verb
-from taskq.engines.embedded.ports import Clients
-from taskq.model.errors import TaskQError
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
-from taskq.system.directory import Directory, reply_timeout_s
-
-if TYPE_CHECKING:
-    from taskq.testing.fleet import InProcessFleet
+from taskq.system.directory import reply_timeout_s
+from taskq.testing.fleet import InProcessFleet
 
 T = TypeVar("T")
 
 
 class InProcessLine:
-    """A connection without a socket: a `taskq.client.transport.verbs.Line`, and the peer that the fleet knows."""
+    """A connection without a socket: a `taskq.client.transport.verbs.Line`, and the `InProcessPeer` of the fleet."""
 
     is_fresh = True
 
@@ -43,36 +39,13 @@ class InProcessLine:
         self._fleet.forget(self)
 
 
-class InProcessServer(Clients):
-    """In place of a `taskq.engines.embedded.server.Server`: clients take everything."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[Any, Message]] = []
-
-    def hear(self, peer: Any, message: Message) -> None:
-        """A client says this."""
-        self._messages.append((peer, message))
-
-    def take_messages(self) -> list[tuple[Any, Message]]:
-        """What they have said since the last call."""
-        messages, self._messages = self._messages, []
-        return messages
-
-    def send(self, peer: Any, frame: bytes) -> None:
-        """Sends a frame to a client."""
-        peer.deliver(frame)
-
-    def reject(self, peer: Any, error: TaskQError) -> None:
-        """A client that says what no client says."""
-        self.send(peer, frames.error_frame(0, error))
-
-
 class InProcessClient(QueueClient):
     """Runs operations with a fleet in this process."""
 
-    def __init__(self, directory: Directory, fleet: InProcessFleet) -> None:
-        super().__init__(DirectoryQueue(directory, Absence(directory, reply_timeout_s()), fleet.clock), fleet.clock)
-        self._fleet = fleet
+    def __init__(self, fleet: InProcessFleet) -> None:
+        absence = Absence(fleet.directory, reply_timeout_s())
+        super().__init__(DirectoryQueue(fleet.directory, absence, fleet.clock), fleet.clock)
+        self.fleet = fleet
         #: Called after each request of a client, except by one who waits.
         self.after_request: Callable[[], None] | None = None
 
@@ -99,7 +72,7 @@ class InProcessClient(QueueClient):
         """There is nothing to close."""
 
     def _do(self, verb: Verb) -> Any:
-        fleet = self._fleet
+        fleet = self.fleet
         match verb:
             case Open():
                 return InProcessLine(fleet)
@@ -128,13 +101,13 @@ class InProcessClient(QueueClient):
 
     def _answer(self, talk: Conversation, number: int, within_s: float | None) -> Message:
         if number not in talk.answers:
-            self._fleet.wait(lambda: number in talk.answers, within_s)
+            self.fleet.wait(lambda: number in talk.answers, within_s)
         return talk.answers.pop(number)
 
     def _endings(self, talk: Conversation, within_s: float | None) -> list[Message]:
         if not talk.endings:
-            self._fleet.wait(lambda: talk.endings, within_s)
-        with self._fleet.lock:  # another thread may run a job
+            self.fleet.wait(lambda: talk.endings, within_s)
+        with self.fleet.lock:  # another thread may run a job
             found, talk.endings = talk.endings, []
         return found
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time as real_time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from taskq.model.errors import TaskQError
 
-if TYPE_CHECKING:
-    from taskq.testing.fleet import InProcessFleet
 
-#: A moment is over when the clock is so near to it: sums of seconds are not exact.
-_NEARLY_S = 1e-6
+class Timed(Protocol):
+    """What the passing of time makes do something: a fleet."""
+
+    def look_at_the_clock(self) -> None:
+        """Does what is due."""
+
+    def next_moment(self, *, with_schedules: bool) -> float | None:
+        """Returns when something happens by itself next, in seconds since 1970."""
+
+    def run_next(self) -> bytes | None:
+        """Runs one job, if there is one that may start. Returns its id."""
+
+    def run_until(self, moment: float) -> None:
+        """Runs jobs until a moment, and moves the clock on to whatever comes by then."""
 
 
 class Clock:
@@ -22,7 +32,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._us = int(real_time.time()) * 1_000_000
-        self.fleets: list[InProcessFleet] = []
+        self.fleets: list[Timed] = []
 
     def time(self) -> float:
         """Seconds since 1970."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,12 +20,10 @@ from typing import Any, NamedTuple, cast
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.parts import Parts, core_of
 from taskq.client.app import TaskQ
-from taskq.client.context import RunningJob, job_of_context, use_channel
-from taskq.client.reports import Reporter
+from taskq.client.context import RunningJob, job_of_context
 from taskq.consumer import runner
 from taskq.engines.embedded.engine import EmbeddedEngine
 from taskq.engines.embedded.journal.memory import MemoryStore
-from taskq.model import job
 from taskq.model.attempt import Attempts, Verdict
 from taskq.model.effects import Key, ProcessExit
 from taskq.model.errors import TaskQError
@@ -36,8 +33,7 @@ from taskq.model.spec import Spec
 from taskq.model.stored import StoredState
 from taskq.protocol import frames
 from taskq.system.directory import Directory
-from taskq.testing.client import InProcessAsyncClient, InProcessClient, InProcessLine, InProcessServer
-from taskq.testing.clock import _NEARLY_S, Clock
+from taskq.testing.clock import Clock
 from taskq.testing.consumers import (
     FOR_THE_FLEET,
     InProcessConsumer,
@@ -47,6 +43,10 @@ from taskq.testing.consumers import (
     start_options_of,
     submissions_of,
 )
+from taskq.testing.server import InProcessPeer, InProcessServer
+
+#: A moment is over when the clock is so near to it: sums of seconds are not exact.
+_NEARLY_S = 1e-6
 
 #: How often to look again for what another thread is running.
 _LOOK_AGAIN_S = 0.05
@@ -119,14 +119,14 @@ class InProcessFleet:
         self._app = app
         self.clock = clock
         self._folder = _make_folder()
-        directory = Directory(self._folder / "queue").create()
+        self.directory = Directory(self._folder / "queue").create()
         self._store = MemoryStore()
         self._core = core_of(settings)
         self._pool = InProcessPool(self._core, clock)
         self._events = EventKeeper(self._store)
         self._server = InProcessServer()
-        self._engine = EmbeddedEngine(directory, settings, self._store, clock, self._server)
-        parts = Parts(directory, settings, self._engine, self._core, self._events, clock)
+        self._engine = EmbeddedEngine(self.directory, settings, self._store, clock, self._server)
+        parts = Parts(self.directory, settings, self._engine, self._core, self._events, clock)
         parts.start(self._pool, Succession(0), lambda _reason: None, lambda: 0)
         self._committer, self._scheduler = self._engine.committer, self._engine.scheduler
         self._engine.declare(app.name, app.schedules.declared)
@@ -135,8 +135,6 @@ class InProcessFleet:
         self._is_stale = False  # something came in that may be more urgent than what the consumers have
         self.lock = threading.RLock()
         self._settled = threading.Condition(self.lock)
-        self.client = InProcessClient(directory, self)
-        self.async_client = InProcessAsyncClient(self.client)
         #: What the last attempt of each job that failed for good has raised.
         self.raised: dict[bytes, BaseException] = {}
         self.look_at_the_clock()  # takes over the schedules in the code
@@ -158,7 +156,7 @@ class InProcessFleet:
 
     # -- what clients say
 
-    def hear(self, peer: InProcessLine, data: bytes) -> None:
+    def hear(self, peer: InProcessPeer, data: bytes) -> None:
         """Frames from a client, each answered before the next."""
         with self.lock:
             for message in frames.Decoder().feed(data):
@@ -166,7 +164,7 @@ class InProcessFleet:
                 self._server.hear(peer, message)
                 self._commit()
 
-    def forget(self, peer: InProcessLine) -> None:
+    def forget(self, peer: InProcessPeer) -> None:
         """A client is gone."""
         peer.closed = True
         self._engine.forget(cast(Any, peer))
@@ -347,49 +345,3 @@ class InProcessFleet:
         with self.lock:
             stored = self._store.read(job_id)
             return None if stored is None else stored.kept
-
-
-# -- switching
-
-
-class _Channel:
-    """How the jobs of the in-process fleets speak to their fleets, as `taskq.client.context.Channel` says."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.reporter = cast(Reporter, self)
-
-    def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
-        """Hands a checkpoint to the fleet that has the job."""
-        for fleet in self._clock.fleets:
-            fleet.keep_checkpoint(job_id, checkpoint)
-
-    def tell(self, job_id: bytes, progress: job.Progress) -> None:
-        """As `taskq.client.reports.Reporter`, but at once."""
-        for fleet in self._clock.fleets:
-            fleet.note_progress(job_id, (progress.done, progress.total, progress.note))
-
-    def forget(self, _job_id: bytes) -> None:
-        """The fleet forgets it when the job has ended."""
-
-
-_clocks: list[Clock] = []  # of the fleets in this process the last one counts
-
-
-@contextmanager
-def in_process(app: TaskQ, settings: Settings) -> Iterator[InProcessFleet]:
-    """Puts a fleet in this process in the place of an application's own while the block runs. One inside another
-    shares its clock."""
-    clock = _clocks[-1] if _clocks else Clock()
-    fleet = InProcessFleet(app, settings, clock)
-    clock.fleets.append(fleet)
-    _clocks.append(clock)
-    channel = use_channel(_Channel(clock))
-    try:
-        with app.use_client(fleet.client, cast(Any, fleet.async_client), clock):
-            yield fleet
-    finally:
-        use_channel(channel)
-        _clocks.pop()
-        clock.fleets.remove(fleet)
-        fleet.close()

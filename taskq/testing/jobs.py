@@ -39,7 +39,8 @@ from taskq.model.settings import Settings
 from taskq.model.stored import StoredState
 from taskq.protocol.codec import decode_call, encode_call
 from taskq.testing.clock import Clock
-from taskq.testing.fleet import Arrival, InProcessFleet, in_process
+from taskq.testing.fleet import Arrival, InProcessFleet
+from taskq.testing.in_process import in_process
 
 __all__ = ["Clock", "Enqueued", "Jobs", "inline", "queue"]
 
@@ -243,9 +244,9 @@ def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None =
 
     The functions of `on_consumer_start` run before the first job, those of `on_consumer_stop` at the end of the block.
     """
-    with in_process(app, settings or Settings(consumers=1)) as fleet:
-        jobs = Jobs(app, fleet, raise_errors)
-        fleet.client.after_request = jobs._run_inline
+    with in_process(app, settings or Settings(consumers=1)) as client:
+        jobs = Jobs(app, client.fleet, raise_errors)
+        client.after_request = jobs._run_inline
         yield jobs
 
 
@@ -257,8 +258,8 @@ def queue(app: TaskQ, *, raise_errors: bool = False, settings: Settings | None =
         raise_errors: what `Jobs.drain` does with errors.
         settings: of the fleet, such as its resources.
     """
-    with in_process(app, settings or Settings(consumers=1)) as fleet:
-        yield Jobs(app, fleet, raise_errors)
+    with in_process(app, settings or Settings(consumers=1)) as client:
+        yield Jobs(app, client.fleet, raise_errors)
 
 
 # -- arguments
