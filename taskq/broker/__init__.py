@@ -1,3 +1,3 @@
-"""The process that runs the fleet of a machine, and the guardian that restarts it. Only the command line and tests come
-in.
+"""The process that runs the fleet of a machine, and the guardian that restarts it. Only the command line and tests
+import it.
 """

@@ -1,7 +1,7 @@
 """The event log: turns what the broker knows into lines with the documented fields (README, "Monitor").
 
-Failures, retries and crashes get a line each. What happens thousands of times a second is counted instead above a rate
-(`taskq.telemetry.throttle`), and `job.summary` tells the counts.
+Failures, retries and crashes get a line each. Events that come thousands of times a second get a line each up to a
+rate; above it they are counted (`taskq.telemetry.throttle`), and `job.summary` reports the counts.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class EventLog:
         """
         Args:
             log: a structlog logger.
+            consumer_of: returns the process of a consumer, or None if it is gone.
             tells_enqueued: whether debug lines are wanted.
-            slot_of: finds a consumer that still has its consumer.
         """
         self.log = log
         self._consumer_of = consumer_of
@@ -58,7 +58,7 @@ class EventLog:
         self._rejections = LineLimit[None](MAX_REJECTION_LINES_PER_S)
 
     def notes(self, notes: Sequence[Event]) -> None:
-        """What the core decided."""
+        """Writes what the core decided."""
         for note in notes:
             fields = dict(note.fields)
             row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
@@ -68,7 +68,7 @@ class EventLog:
             getattr(self.log, _LEVELS[note.event])(note.event, **{**told, **fields})
 
     def successes(self, done: Sequence[Success], now: float) -> None:
-        """Jobs that succeeded: a line each, up to the rate."""
+        """Writes a line for each job that succeeded, up to the rate."""
         if not done:
             return
         by_task: dict[str, list[Success]] = {}
@@ -87,7 +87,7 @@ class EventLog:
                 self.log.info("job.succeeded", **fields, duration_ms=duration_us / 1000)
 
     def enqueued(self, rows: Sequence[JobRow], now: float) -> None:
-        """Jobs that came in: debug lines, up to the rate."""
+        """Writes a debug line for each job that came in, up to the rate."""
         if not rows or not self._tells_enqueued:
             return
         lines = self._throttle.allow_many("job.enqueued", rows[0].spec.task, len(rows), now)
@@ -95,18 +95,18 @@ class EventLog:
             self.log.debug("job.enqueued", **self._job_fields(row, None, is_ended=True))
 
     def started(self, row: JobRow, key: Key, now: float) -> None:
-        """A job that has been running for a moment."""
+        """Reports a job that has been running for a moment."""
         if self._throttle.allow("job.started", row.spec.task, now):
             self.log.info("job.started", **self._job_fields(row, key, is_ended=False))
 
     def progress(self, row: JobRow, key: Key, progress: Progress) -> None:
-        """How far a job is."""
+        """Reports how far a job is."""
         amounts = {"done": progress.done, "total": progress.total, "note": progress.note or None}
         fields = {name: value for name, value in amounts.items() if value is not None}
         self.log.info("job.progress", **self._job_fields(row, key, is_ended=False), **fields)
 
     def summaries(self, now: float, *, is_last: bool = False) -> None:
-        """What was counted and not told, once a second."""
+        """Reports, once a second, what was counted instead of written."""
         for key, lines in self._output.take_dropped(now, flush=is_last).items():
             consumer = self._consumer_of(key)
             jobs = list(self._cut_jobs.pop(key, {}).values())
@@ -120,18 +120,22 @@ class EventLog:
             self.log.info("job.summary", **summary)
 
     def rejected(self, reason: str, now: float) -> None:
-        """A client was refused or dropped: a line each, up to a rate."""
+        """Writes a line for a client that was refused or dropped, up to a rate."""
         if self._rejections.allow(None, now):
             self.log.warning("client.rejected", reason=reason)
 
     def room_for_output(self, consumer: ConsumerProcess, now: float) -> int:
-        """How many lines a consumer may have told in this second, beside the last lines of jobs."""
+        """Returns how many more lines a consumer may write in this second, besides the last lines of jobs."""
         return max(0, MAX_OUTPUT_LINES_PER_S - self._output.seen(consumer.key, now))
 
     def output(
         self, consumer: ConsumerProcess, row: JobRow | None, lines: Sequence[str], now: float, left_out: int = 0
     ) -> None:
-        """Lines that a consumer, or the job it is running, has written, and how many were left out before them."""
+        """Reports lines that a consumer, or the job it is running, has written.
+
+        Args:
+            left_out: how many lines before these were left out.
+        """
         about = (
             {"consumer": consumer.number, "pid": consumer.pid}
             if row is None
@@ -148,14 +152,14 @@ class EventLog:
                 self._cut_jobs.setdefault(consumer.key, {})[row.id] = row
 
     def stacks(self, consumer: ConsumerProcess, rows: Sequence[JobRow], lines: Sequence[str]) -> None:
-        """Where the threads of a consumer stand."""
+        """Reports where the threads of a consumer are."""
         fields = {"consumer": consumer.number, "pid": consumer.pid, **_running_fields(rows)}
         self.log.warning("consumer.stacks", **fields, output=last_words(lines))
 
     def buried(
         self, consumer: ConsumerProcess, death: ProcessExit, rows: Mapping[int, JobRow], *, was_expected: bool
     ) -> None:
-        """A consumer ended.
+        """Reports that a consumer ended.
 
         Args:
             rows: what it was running, by number.
@@ -163,7 +167,7 @@ class EventLog:
         self._gone[consumer.key] = (
             consumer.number,
             consumer.pid,
-        )  # what follows for its jobs is told once that is durable
+        )  # what follows for its jobs is reported when that is durable
         while len(self._gone) > _MAX_GONE:
             del self._gone[next(iter(self._gone))]
         fields: dict[str, Any] = {
@@ -230,7 +234,7 @@ def _words_by_job(death: ProcessExit, rows: Mapping[int, JobRow]) -> Sequence[st
 
 
 def _running_fields(rows: Sequence[JobRow]) -> dict[str, Any]:
-    """Of what a consumer is running: so that its lines are found together with those of its jobs."""
+    """Names what a consumer is running, so that its lines are found together with those of its jobs."""
     if len(rows) == 1:
         return {"queue": rows[0].spec.queue, "task": rows[0].spec.task, "job_id": rows[0].id.hex()}
     return {"job_ids": [row.id.hex() for row in rows]} if rows else {}
@@ -244,4 +248,4 @@ def _error_fields(error: JobError, *, with_traceback: bool) -> dict[str, Any]:
         fields["signal"] = error.signal
     if with_traceback and error.traceback:
         fields["traceback"] = error.traceback
-    return fields  # its output is told once, with the consumer
+    return fields  # its output is reported once, with the consumer

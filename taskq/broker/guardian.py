@@ -41,14 +41,14 @@ from taskq.telemetry.fanout import announce
 
 
 def main(app: str, settings: str, title: str, directory: str, descriptor: str) -> None:
-    """Runs the guardian of such a fleet; the target of its process."""
+    """Runs the guardian of a fleet with these settings; the target of its process."""
     host = socket.socket(fileno=int(descriptor))
     host.set_inheritable(False)
     guardian = Guardian(app, Settings(**json.loads(settings)), host, known_as=(title, Path(directory)))
     sys.exit(guardian.run())
 
 
-#: A broker may die so often in this time; then something is wrong that a restart does not mend.
+#: If a broker dies more often than this in this time, something is wrong that a restart does not repair.
 _RESTARTS = 30
 
 
@@ -62,7 +62,7 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 5.0
 
 
-#: A broker that was told to stop has this time besides its stop timeout; then it is stopped, or hangs, and is killed.
+#: A broker that was told to stop has this time besides its stop timeout. Then it is suspended or hangs, and is killed.
 _STOP_GRACE_S = 10.0
 
 
@@ -70,7 +70,7 @@ _STOP_GRACE_S = 10.0
 _FAILURES = 5
 
 
-#: The operating system's timers have an end, a stop timeout may have none.
+#: The operating system's timers are bounded; a stop timeout may be infinite.
 _LONGEST_WAIT_S = 3_600.0
 
 
@@ -159,7 +159,7 @@ class Guardian:
         self._broker.wait()
 
     def _tell_misfits(self) -> None:
-        """Once, and not before the directory is ours: another fleet may have it."""
+        """Logs the misfits once, and not before the directory is ours: another fleet may own it."""
         told, self._misfits = self._misfits, []
         for reason in told:
             self._log("fleet.misfit", "warning", reason=reason)
@@ -178,7 +178,7 @@ class Guardian:
         try:
             self._socket.send(setup.pack())
         except OSError:
-            pass  # it died already; its status tells
+            pass  # it has died already; its status says how
 
     def _wait_for_broker(self) -> int:
         """Waits for the broker's end, passing on what happens meanwhile. Returns its status, as subprocess gives it."""
@@ -227,7 +227,7 @@ class Guardian:
         self._tell_host(notice)
 
     def _after(self, status: int) -> int | None:
-        """What follows from the broker's end: an exit code, or None to start another."""
+        """Decides what follows the broker's end. Returns an exit code, or None to start another broker."""
         if status in FINAL_EXITS:
             return status
         if self._is_stopping and not self._came_up and -status in (signal.SIGTERM, signal.SIGINT):
@@ -272,7 +272,7 @@ class Guardian:
                 self._forward(signal.Signals(number))
 
     def _on_sighup(self) -> None:
-        """By `kill` it reloads, from a terminal that is closed it stops. Which of them it is shows in a moment."""
+        """Reloads if the signal came from `kill`; stops if a terminal was closed. A moment later it shows which."""
         if self._terminal.went_just_now:
             self._hang_up()
         elif self._terminal.watch is not None:
@@ -294,7 +294,7 @@ class Guardian:
             self._forward(signal.SIGTERM)
 
     def _begin_stop(self) -> None:
-        """The broker is to stop, which it does by itself, unless it is stopped, or hangs."""
+        """Notes that the broker should stop. It does so by itself, unless it is suspended or hangs."""
         if self._is_stopping:
             return
         self._is_stopping = True

@@ -53,7 +53,7 @@ class Core:
             queues: the queues that this fleet serves; empty for all.
             memory_bytes: bound of the waiting jobs held in memory.
             kill_grace_s: seconds between the soft signal of a timeout and the kill.
-            weights: the share of each queue that has not the share 1.
+            weights: the share of each queue whose share is not 1.
             capacities: the fleet's resources.
             slots: how many jobs each consumer runs at once.
         """
@@ -72,7 +72,7 @@ class Core:
         return bool(self._effects)
 
     def take_effects(self) -> Effects:
-        """Hands over what is to be carried out, once. What it returns is not to be changed."""
+        """Returns what has to be carried out, once. The caller must not change it."""
         if not self._effects:
             return NO_EFFECTS
         effects, self._effects = self._effects, Effects()
@@ -81,7 +81,7 @@ class Core:
     # -- jobs come in
 
     def found(self, partition: Partition, waiting: int, first_seq: int) -> None:
-        """At the start: the store holds `waiting` queued jobs of a partition, from `first_seq` on."""
+        """Notes at the start that the store holds `waiting` queued jobs of a partition, from `first_seq` on."""
         self.ready.found(partition, waiting, first_seq)
 
     def submitted(self, rows: Sequence[JobRow]) -> None:
@@ -100,7 +100,7 @@ class Core:
 
     @property
     def must_load(self) -> bool:
-        """Whether `loads` has more to tell: there may be very many partitions."""
+        """Whether `loads` has more to return: there may be very many partitions."""
         return self.ready.is_short
 
     def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
@@ -112,8 +112,8 @@ class Core:
         return self.ready.changed_rates(now, wall)
 
     def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
-        """At the start: what `changed_rates` told before, and the jobs with an order key that were started before.
-        `now` and `wall` are the same moment."""
+        """Takes over, at the start, what `changed_rates` returned before, and the jobs with an order key that were
+        started before. `now` and `wall` are the same moment."""
         self.ready.restore_rates(rates, now, wall)
         for row in under_way:
             self.ready.under_way(row)
@@ -126,7 +126,7 @@ class Core:
         self._recalls.changed(key)
 
     def retire(self, key: Key) -> None:
-        """A consumer is to get no more jobs."""
+        """Stops sending jobs to a consumer."""
         self._consumers[key].accepts = False
         self._recalls.changed(key)
 
@@ -135,7 +135,7 @@ class Core:
         return self._consumers[key].next_number - 1
 
     def holds(self, key: Key, number: int) -> bool:
-        """Whether a consumer was sent the job with that number, and has it still."""
+        """Whether a consumer was sent the job with that number and still has it."""
         return key in self._consumers and number in self._consumers[key].leased
 
     def holds_nothing(self, key: Key) -> bool:
@@ -143,7 +143,7 @@ class Core:
         return not self._consumers[key].leased
 
     def waits_for(self, key: Key) -> bool:
-        """Whether a consumer is to be heard of: it holds jobs, or has not answered since it did not begin some."""
+        """Whether an answer of a consumer is due: it holds jobs, or has not answered since it failed to begin some."""
         consumer = self._consumers[key]
         return bool(consumer.leased) or consumer.is_stalled
 
@@ -151,8 +151,8 @@ class Core:
         """All jobs of a consumer above number `claimed` were taken back.
 
         Returns:
-            Whether it had a free slot for them, and time: then it is to be sent an empty batch, which it answers with
-            an empty report as soon as it can, and gets no jobs until then.
+            Whether it had a free slot for them, and time. Then the caller sends it an empty batch, which it answers
+            with an empty report as soon as it can; until then it gets no jobs.
         """
         consumer = self._consumers[key]
         was_stalled = consumer.is_stalled
@@ -163,12 +163,13 @@ class Core:
         return consumer.is_stalled and not was_stalled
 
     def not_recalled(self, key: Key, now: float) -> None:
-        """A consumer was stopped while it held the lock: nothing could be taken back."""
+        """Notes that nothing could be taken back, as the consumer was suspended while it held the lock."""
         self._consumers[key].ask_again_at = now + ASK_AGAIN_S
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
-        """A consumer is gone; all that it sent was heard before. The jobs that were running are charged, no others:
-        nobody knows which of several has killed the process. A kill for the time of one is charged to that one."""
+        """Settles the jobs of a consumer that is gone; everything that it sent was read before. Only the jobs that were
+        running are charged, all of them, since nobody knows which one killed the process. A kill for the time of one
+        job is charged to that job alone."""
         consumer = self._consumers[key]
         running = [(claim, consumer.leased.pop(claim.number)) for claim in claims if claim.number in consumer.leased]
         unstarted = [row for _, row in self._unwanted(key)]
@@ -191,7 +192,8 @@ class Core:
                 self._crashed(key, row, death, death.output_of(number), wall, ran_s)
 
     def lost(self, row: JobRow) -> None:
-        """At the start, before `found`: this job was running when a whole fleet died. It stays in the store."""
+        """Charges, at the start and before `found`, a job that was running when a whole fleet died. It stays in the
+        store."""
         self._crashed(None, row, ProcessExit(), [], None, None)
 
     # -- jobs end
@@ -203,7 +205,8 @@ class Core:
         now: float,
         wall: float,
     ) -> None:
-        """A consumer reports attempts that ended. Each is settled by itself: one that cannot be read harms no other.
+        """Settles the attempts that a consumer reports as ended, each by itself: one that cannot be read does not harm
+        the others.
 
         Raises:
             ProtocolError: this is not a report; nothing of it is settled.
@@ -245,21 +248,25 @@ class Core:
         self._recalls.changed(key)
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
-        """A running job has yielded items, the first at a position. Returns whether the consumer has such a job."""
+        """Takes the items that a running job has yielded. Returns whether the consumer has such a job.
+
+        Args:
+            first: the position of the first of them.
+        """
         row = self.sent_row(key, job_id)
         if row is not None:
             self._effects.items.append((row, first, items))
         return row is not None
 
     def checkpointed(self, key: Key, job_id: bytes, checkpoint: bytes) -> None:
-        """A running job keeps something for its next attempt."""
+        """Stores what a running job keeps for its next attempt."""
         row = self.sent_row(key, job_id)
         if row is not None:  # else a thread of it has outlived the job
             row.checkpoint = checkpoint
             self._effects.checkpoints.append(row)
 
     def sent_row(self, key: Key, job_id: bytes) -> JobRow | None:
-        """The job with that id, if it was sent to that consumer and has not ended. What runs is among the first."""
+        """The job with that id, if it was sent to that consumer and has not ended. Running jobs are among the first."""
         return next((row for row in self._consumers[key].leased.values() if row.id == job_id), None)
 
     def sent_ids(self, key: Key) -> set[bytes]:
@@ -274,7 +281,7 @@ class Core:
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
     def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
-        """A consumer reports an attempt that did not succeed, its count included in `row.attempts`; what follows?"""
+        """Decides what follows an attempt that did not succeed; `row.attempts` includes it."""
         verdict, error, wish_s, outcome = failure
         fields = {"row": row, "consumer_key": key, "error": error}
         if verdict == Verdict.SNOOZED:
@@ -301,7 +308,7 @@ class Core:
         may_retry: bool = True,
         wish_s: float | None = None,
     ) -> None:
-        """An attempt failed, its count included in `row.attempts`; what follows?"""
+        """Decides what follows a failed attempt; `row.attempts` includes it."""
         fields = {"row": row, "consumer_key": key, "error": error}
         if may_retry and row.failures <= row.spec.retries:
             delay_s = retry_delay_s(row, wish_s)
@@ -317,7 +324,7 @@ class Core:
             self.ready.left(key, row, Release.ENDED)
 
     def _interrupted(self, key: Key, row: JobRow, death: ProcessExit) -> None:
-        """A job's process was killed for no fault of the job: it runs again, uncharged."""
+        """Puts back a job whose process was killed through no fault of the job: it runs again, uncharged."""
         fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1, "reason": death.why or None}
         self._effects.notes.append(Event("job.interrupted", fields))
         self.ready.put_back(key, [row], Release.AGAIN)  # it began: a rate has counted that
@@ -362,7 +369,7 @@ class Core:
                 self.ready.left(key, row, Release.ENDED)
         elif key is not None and row.spec.crash_queue is not None:
             self.ready.left(key, row, Release.AGAIN)
-            # by way of the store: when it is due, it surely stands in the other queue there too
+            # by way of the store: when it is due, it is certainly in the other queue there, too
             row.spec = spec_after_crash(row.spec)
             self._effects.rescheduled.append(Rescheduled(row, wall, outcome))
         else:
@@ -374,7 +381,7 @@ class Core:
     # -- jobs are cancelled
 
     def consumer_of(self, job_id: bytes) -> Key | None:
-        """The consumer that a job was sent to, if it was."""
+        """The consumer that a job was sent to, or None if it was sent to none."""
         for key, consumer in self._consumers.items():
             if any(row.id == job_id for row in consumer.leased.values()):
                 return key
@@ -385,49 +392,51 @@ class Core:
         return next(number for number, row in self._consumers[key].leased.items() if row.id == job_id)
 
     def cancelled(self, row: JobRow, kept: StoredState) -> None:
-        """A job that the store has as queued or scheduled, and that no consumer holds, is cancelled."""
+        """Cancels a job that the store has as queued or scheduled, and that no consumer holds."""
         self.forget(row, kept)
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row}))
 
     def cancel_running(self, key: Key, job_id: bytes, now: float) -> None:
-        """A running job is cancelled: it gets the soft signal, and its process is killed after the grace."""
+        """Cancels a running job: it gets the soft signal, and its process is killed after the grace period."""
         self._watchdog.cancelled(key, self._consumers[key].leased, self.number_of(key, job_id), now)
 
     def _unwanted(self, key: Key) -> list[tuple[int, JobRow]]:
-        """The jobs of a consumer that are to be stopped, with their numbers."""
+        """The jobs of a consumer that have to be stopped, with their numbers."""
         leased = self._consumers[key].leased
         return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
-        """Jobs that came back from a consumer which was to stop them: it had not started them after all. Nothing could
-        be taken back when they were cancelled, since the process was stopped while it held its lock."""
+        """Cancels jobs that came back from a consumer that should have stopped them: it had not started them after all.
+        Nothing could be taken back when they were cancelled, since the process was suspended while it held its
+        lock."""
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
     def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
-        """A job that was cancelled while it ran did not succeed in the meantime: it is over, however it ended. The
-        attempt is counted already."""
+        """Ends a job that was cancelled while it ran and did not succeed in the meantime, however it ended. The attempt
+        is counted already."""
         outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
         self.ready.left(key, row, Release.ENDED)
 
     def forget(self, row: JobRow, kept: StoredState) -> None:
-        """A job that the store had as queued or scheduled, and that no consumer holds, is not to run any more."""
+        """Drops a job that the store had as queued or scheduled, and that no consumer holds: it will not run."""
         if kept == StoredState.QUEUED:
             self.ready.drop(row)
         elif kept == StoredState.SCHEDULED:
             self.ready.abandoned(row)
 
     def requeued(self, rows: Iterable[JobRow]) -> None:
-        """Failed jobs are queued again, at the end of their partitions: they are read from the store in their turn."""
+        """Queues failed jobs again, at the end of their partitions: they are read from the store when their turn
+        comes."""
         for row in rows:
             self.ready.add_unread(row)
 
     def pause(self, queues: Collection[str]) -> None:
-        """From now on the jobs of exactly these queues wait. What was sent of them is for the caller to take back."""
+        """Holds back the jobs of exactly these queues from now on. The caller takes back those that were sent."""
         for name in {*self.ready.counts(), *queues}:
             self.ready.pause(name, name in queues)
 
@@ -453,8 +462,8 @@ class Core:
         if ready > slots:
             takers = free + self._recalls.others_with_room(free, now) if free else takers
             return self._share_out(takers, ready, 0, now, wall)
-        batches = self._share_out(free, ready, slots, now, wall)  # nothing need wait behind others
-        if self.ready.may_send():  # but these do not serve its queue, or may not have it for its limits
+        batches = self._share_out(free, ready, slots, now, wall)  # no job has to wait behind others
+        if self.ready.may_send():  # but these do not serve its queue, or its limits are closed for them
             ready -= sum([len(batch.rows) for batch in batches])
             batches += self._share_out(self._recalls.others_with_room(free, now), ready, 0, now, wall)
         return batches
@@ -462,8 +471,12 @@ class Core:
     def _share_out(
         self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
     ) -> list[Batch]:
-        """Shares out what is ready: by free slots, if there are so many in all that nothing need wait behind others;
-        else evenly."""
+        """Shares out what is ready: by free slots, if there are enough of them that no job has to wait behind others;
+        else evenly.
+
+        Args:
+            slots: the free slots of all takers, or 0 to share out evenly.
+        """
         if len(takers) > 1:
             takers.sort(key=lambda taker: len(taker[1].leased))
         batches = []
@@ -502,16 +515,16 @@ class Core:
         return Batch(key, first, rows)
 
     def recalls(self, now: float) -> list[Key]:
-        """The consumers whose waiting jobs are to be taken back, for others that are idle, after `dispatch`, while
-        they are held up."""
+        """The consumers that are held up and whose waiting jobs should be taken back for idle ones; ask after
+        `dispatch`."""
         return self._recalls.recalls(now)
 
     def looks(self, now: float) -> list[Key]:
-        """The consumers at which jobs may wait for too long; `waits_too_long` tells, seeing what they run."""
+        """The consumers in which jobs may be waiting for too long; `waits_too_long` decides, given what they run."""
         return self._recalls.looks(now)
 
     def waits_too_long(self, key: Key, claims: Sequence[Claim], now: float) -> bool:
-        """Whether to take back what a consumer has not begun, though nobody idles: it is held up, or stopped."""
+        """Whether to take back what a consumer has not begun, though no other is idle: it is held up or suspended."""
         consumer = self._consumers[key]
         if not consumer.waits_too_long(claims, now):
             return False
@@ -538,19 +551,20 @@ class Core:
         return self._watchdog.to_check(now)
 
     def check_time(self, key: Key, claims: Sequence[Claim], now: float) -> list[Stop]:
-        """What to do with a consumer, seeing what it is running: signal or kill it for a job, or nothing."""
+        """Decides what to do with a consumer, given what it is running: signal it or kill it for a job, or nothing."""
         return self._watchdog.check(key, claims, now, self._effects.notes)
 
     def measurements(self, now: float) -> list[Key]:
-        """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
+        """The consumers whose use of memory and CPU time should be measured, for a job that has limits."""
         return self._watchdog.to_measure(now)
 
     def measured(
         self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
     ) -> Literal["signal"] | JobError | None:
-        """What to do with a consumer that uses so much: signal it for its job, kill it for that error, or nothing.
+        """Decides what to do with a consumer, given its usage: signal it for its job, kill it for the error that this
+        returns, or nothing.
 
-        It has one slot: which of several jobs uses what, nobody can tell.
+        It has one slot: with several, nobody could tell which job uses what.
         """
         return self._watchdog.measured(key, claims, usage, now, self._effects.notes)
 
@@ -559,7 +573,7 @@ class Core:
         return number in self._watchdog.unwanted(key)
 
     def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
-        """The jobs whose process is killed before a time (monotonic) if they have not ended."""
+        """The jobs whose process is killed before a time (monotonic) unless they end before."""
         return self._watchdog.to_be_killed(by)
 
     def running(self, key: Key, number: int) -> JobRow | None:
@@ -567,11 +581,11 @@ class Core:
         return self._consumers[key].leased.get(number) if key in self._consumers else None
 
     def counts(self) -> dict[str, int]:
-        """Jobs of each queue that wait and were sent to no consumer."""
+        """The number of jobs in each queue that wait and were not sent to a consumer."""
         return self.ready.counts()
 
     def queued(self, queue: str) -> int:
-        """Jobs of one queue that wait, also those that were sent and have not begun, about."""
+        """About how many jobs of one queue wait, including those that were sent and have not begun."""
         sent = (
             row
             for consumer in self._consumers.values()
@@ -585,10 +599,10 @@ class Core:
 
     @property
     def has_work(self) -> bool:
-        """Whether a job of the served queues, but paused ones, waits or was sent to a consumer."""
+        """Whether a job of a served queue that is not paused waits or was sent to a consumer."""
         return any(consumer.leased for consumer in self._consumers.values()) or self.ready.has_some
 
 
 def _begin(wall: float | None, ran_s: float | None) -> float | None:
-    """When what ended just now began, if that is known."""
+    """When an attempt that ended just now began, if that is known."""
     return None if wall is None or ran_s is None else wall - ran_s

@@ -1,7 +1,7 @@
 """The leases of one consumer: what it holds, whether it gets more, and when jobs that wait there are taken back. Pure.
 
 A consumer is *held up* while it runs a long job, in each of its slots if it has several. Nothing is sent behind that,
-and what waits there goes back to its place in the queue, whether another consumer idles or not.
+and what waits there goes back to its place in the queue, whether another consumer is idle or not.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from taskq.model.job import JobRow
 
 #: A consumer is sent jobs worth about this much run time, and more when half of it is left.
 BATCH_S: Final = 0.050
-#: The guess for a task that was not measured yet.
+#: The estimate for a task that was not measured yet.
 UNKNOWN_RUN_S: Final = 0.002
 MAX_LEASED: Final = 3_000
-#: A consumer is held up if no job has ended there for so long, or for twice the time that its jobs are expected to
-#: take, if that is longer; but in any case if it was a whole batch's time.
+#: A consumer is held up if no job has ended there for this long, or for twice the time that its jobs are expected to
+#: take, whichever is longer; but at the latest after a whole batch's time.
 HELD_UP_S: Final = 0.005
-#: A consumer that was sent a job, has a free slot and has not begun it in this time is stopped or starved: another may
-#: have the job. Longer than the way of the largest payload.
+#: A consumer that was sent a job, has a free slot and has not begun it in this time is suspended or starved: another
+#: may have the job. Longer than it takes to send the largest payload.
 STALLED_S: Final = 0.5
-#: What was sent so long ago and has not begun goes back, though jobs end there: they take longer than was expected, so
-#: the batch is too large.
+#: A job that was sent this long ago and has not begun goes back, even if jobs end there: they take longer than was
+#: expected, so the batch is too large.
 LATE_S: Final = 4 * BATCH_S
-#: When to ask a consumer again that was stopped while it held the lock.
+#: When to ask a consumer again that was suspended while it held the lock.
 ASK_AGAIN_S: Final = 0.05
 
 
@@ -64,7 +64,7 @@ class ConsumerLeases:
 
         Args:
             now: when it joined (monotonic).
-            queues: that it serves; None for all.
+            queues: the queues that it serves; None for all.
             slots: how many jobs it runs at once.
         """
         self.slots = slots
@@ -74,16 +74,16 @@ class ConsumerLeases:
         self.accepts = True
         self.progress_at = self.sent_at = now
         self.mean_run_s = UNKNOWN_RUN_S  # of the jobs it holds, as estimated when they were sent
-        self.asked_up_to = 0  # all numbers up to this one were asked back or seen to run: nothing of them waits
-        self.unbegun: deque[Sent] = deque()  # batches of which something may wait, the oldest first
+        self.asked_up_to = 0  # all numbers up to this one were asked back or seen to run: none of them waits
+        self.unbegun: deque[Sent] = deque()  # batches with jobs that may wait, the oldest first
         self.gave_back = False  # what waited there was taken back, and no job has ended there since
         self.alone = 0  # the number of a job that nothing may wait behind
-        self.is_stalled = False  # it began none of its jobs in time (stopped?), and has not answered since
+        self.is_stalled = False  # it began none of its jobs in time (suspended?), and has not answered since
         self.ask_again_at = self.look_again_at = now
 
     @property
     def takes_jobs(self) -> bool:
-        """Whether it is sent jobs at all."""
+        """Whether it may be sent jobs at all."""
         return self.accepts and not self.is_stalled
 
     @property
@@ -92,11 +92,11 @@ class ConsumerLeases:
         return len(self.leased) < self.slots and self.takes_jobs
 
     def shares_queues(self, other: ConsumerLeases) -> bool:
-        """Whether there may be jobs that either could run."""
+        """Whether there may be jobs that either of the two could run."""
         return self.queues is None or other.queues is None or bool(self.queues & other.queues)
 
     def has_room(self, now: float) -> bool:
-        """Whether it is to be sent more."""
+        """Whether it should be sent more."""
         count, slots = len(self.leased), self.slots
         if not self.takes_jobs:
             return False
@@ -105,8 +105,8 @@ class ConsumerLeases:
         if self.is_held_up(now):
             return False
         if count == slots:
-            return self.mean_run_s < BATCH_S * slots  # else what waits there would wait for longer than it may
-        ahead = count if slots == 1 else count - slots  # of several slots, each keeps one for its whole run time
+            return self.mean_run_s < BATCH_S * slots  # else jobs would wait there for too long
+        ahead = count if slots == 1 else count - slots  # each of several slots keeps one job for its whole run time
         return count < MAX_LEASED / 2 and ahead * self.mean_run_s < BATCH_S / 2 * slots
 
     @property
@@ -116,24 +116,24 @@ class ConsumerLeases:
 
     @property
     def patience_s(self) -> float:
-        """How long no job may end there before it is held up."""
+        """How many seconds may pass without the end of a job before it counts as held up."""
         return min(max(HELD_UP_S, 2 * self.mean_run_s), BATCH_S)
 
     def is_held_up(self, now: float) -> bool:
-        """Whether nothing may wait there, since it would wait for the end of a long job."""
+        """Whether no job may wait there, since it would wait for the end of a long one."""
         if not self.leased:
             return False
         return self.gave_back or self.alone in self.leased or now - self.progress_at >= self.patience_s
 
     def send(self, rows: Sequence[JobRow], now: float) -> None:
-        """Notes jobs that it is sent now."""
+        """Notes jobs that are sent to it now."""
         first = self.next_number
         if len(self.leased) <= self.slots:
             self.unbegun.clear()
         if not self.leased:
             self.gave_back = False
         if not self.leased or (self.free_slots and self.asked_up_to == first - 1):
-            self.progress_at = now  # all that it had runs, so nothing has been waiting there
+            self.progress_at = now  # all jobs that it had are running, so none has been waiting there
         self.sent_at = now
         self._forget_begun(next(iter(self.leased), first) - 1)
         self.leased.update(enumerate(rows, first))
@@ -141,28 +141,28 @@ class ConsumerLeases:
         self.unbegun.append(Sent(self.next_number - 1, now))
 
     def _forget_begun(self, begun: int) -> None:
-        """All numbers up to one have begun."""
+        """Notes that all jobs up to a number have begun."""
         while self.unbegun and self.unbegun[0].last_number <= begun:
             self.unbegun.popleft()
 
     # -- when to take back what waits there
 
     def ask_back_at(self) -> float | None:
-        """When another that has a free slot may have what waits here."""
+        """When a consumer with a free slot may get what waits here."""
         if not self.leased or self.asked_up_to == self.next_number - 1:
             return None
         due = self.progress_at + (HELD_UP_S if len(self.leased) > self.slots else STALLED_S)
         return max(due, self.ask_again_at)
 
     def look_at(self) -> float | None:
-        """When to look at what it runs, since what waits here may have to go back, whoever is to have it then."""
+        """When to look at what it runs, since what waits here may have to go back, whoever gets it then."""
         if not self.leased or self.asked_up_to == self.next_number - 1:
             return None
         due = self._held_up_at() if len(self.leased) > self.slots else self._stalled_at()
         return max(due, self.look_again_at, self.ask_again_at)
 
     def waits_too_long(self, claims: Sequence[Claim], now: float) -> bool:
-        """Whether what waits here is to go back, seeing what runs. If not, says when to look again."""
+        """Whether what waits here should go back, given what runs. If not, sets when to look again."""
         begun = max((claim.number for claim in claims), default=0)
         self._forget_begun(begun)
         if begun == self.next_number - 1:
@@ -171,7 +171,7 @@ class ConsumerLeases:
         if len(claims) >= self.slots:
             self.progress_at = max(self.progress_at, *(claim.started_at for claim in claims))
             self.look_again_at = due = self._held_up_at()
-        else:  # it is between two jobs, or what it was sent is on its way; or it is stopped
+        else:  # it is between two jobs, or what it was sent is on its way; or it is suspended
             due = self._stalled_at()
             self.look_again_at = now + (HELD_UP_S if due > now else STALLED_S)
         return due <= now
@@ -184,7 +184,7 @@ class ConsumerLeases:
         return max(self.progress_at, self.sent_at) + STALLED_S
 
     def took_back(self, claimed: int, now: float) -> list[JobRow]:
-        """All numbers above `claimed` were taken back: returns those jobs."""
+        """Notes that all numbers above `claimed` were taken back. Returns those jobs."""
         numbers = [number for number in self.leased if number > claimed]
         begun = len(self.leased) - len(numbers)
         had_time = not begun or now - self.sent_at >= HELD_UP_S
