@@ -192,8 +192,7 @@ class Core:
                 self._crashed(key, row, death, death.output_of(number), wall, ran_s)
 
     def lost(self, row: JobRow) -> None:
-        """Charges, at the start and before `found`, a job that was running when a whole fleet died. It stays in the
-        store."""
+        """Charges, at the start and before `found`, a job that ran when a whole fleet died. It stays in the store."""
         self._crashed(None, row, ProcessExit(), [], None, None)
 
     # -- jobs end
@@ -205,8 +204,7 @@ class Core:
         now: float,
         wall: float,
     ) -> None:
-        """Settles the attempts that a consumer reports as ended, each by itself: one that cannot be read does not harm
-        the others.
+        """Settles attempts that a consumer reports as ended, each by itself: one that is unreadable harms no other.
 
         Raises:
             ProtocolError: this is not a report; nothing of it is settled.
@@ -248,11 +246,7 @@ class Core:
         self._recalls.changed(key)
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
-        """Takes the items that a running job has yielded. Returns whether the consumer has such a job.
-
-        Args:
-            first: the position of the first of them.
-        """
+        """Takes the items that a running job has yielded, from position `first` on. Returns whether it is running."""
         row = self.sent_row(key, job_id)
         if row is not None:
             self._effects.items.append((row, first, items))
@@ -409,8 +403,7 @@ class Core:
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
         """Cancels jobs that came back from a consumer that should have stopped them: it had not started them after all.
-        Nothing could be taken back when they were cancelled, since the process was suspended while it held its
-        lock."""
+        Nothing could be taken back when they were cancelled: the process was suspended while it held its lock."""
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
@@ -430,8 +423,7 @@ class Core:
             self.ready.abandoned(row)
 
     def requeued(self, rows: Iterable[JobRow]) -> None:
-        """Queues failed jobs again, at the end of their partitions: they are read from the store when their turn
-        comes."""
+        """Queues failed jobs again, at the end of their partitions: they are read from the store in their turn."""
         for row in rows:
             self.ready.add_unread(row)
 
@@ -471,12 +463,8 @@ class Core:
     def _share_out(
         self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
     ) -> list[Batch]:
-        """Shares out what is ready: by free slots, if there are enough of them that no job has to wait behind others;
-        else evenly.
-
-        Args:
-            slots: the free slots of all takers, or 0 to share out evenly.
-        """
+        """Shares out what is ready: by free slots, of which there are `slots` in all, so that no job has to wait behind
+        others; or evenly, if that is 0."""
         if len(takers) > 1:
             takers.sort(key=lambda taker: len(taker[1].leased))
         batches = []
@@ -515,8 +503,7 @@ class Core:
         return Batch(key, first, rows)
 
     def recalls(self, now: float) -> list[Key]:
-        """The consumers that are held up and whose waiting jobs should be taken back for idle ones; ask after
-        `dispatch`."""
+        """The consumers that are held up, and whose waiting jobs idle ones should have; ask after `dispatch`."""
         return self._recalls.recalls(now)
 
     def looks(self, now: float) -> list[Key]:
@@ -561,11 +548,8 @@ class Core:
     def measured(
         self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
     ) -> Literal["signal"] | JobError | None:
-        """Decides what to do with a consumer, given its usage: signal it for its job, kill it for the error that this
-        returns, or nothing.
-
-        It has one slot: with several, nobody could tell which job uses what.
-        """
+        """Decides what to do with a consumer of one slot, given its usage: signal it for its job, kill it for the error
+        that this returns, or nothing."""
         return self._watchdog.measured(key, claims, usage, now, self._effects.notes)
 
     def is_unwanted(self, key: Key, number: int) -> bool:

@@ -1,12 +1,12 @@
-"""Limits: the limits that a job passes before it runs, and their states. Pure.
+"""The limits that a job passes before it runs, and their states. Pure.
 
     concurrency  at most n jobs of a task, or of one of its keys, at once in the fleet
     rate         at most n starts in any span of a length
-    order        one at a time, and the next only when the one before has ended for good
+    order        one at a time, and the next one only when the previous one has ended for good
     resource     a share of what the fleet has (gpu=1)
 
 Jobs of one queue with the same priority and the same limits wait together, in a partition
-(`taskq.broker.core.ready`): so a closed limit holds up whole partitions, and no other job.
+(`taskq.broker.core.ready`). So a closed limit holds up whole partitions, and no other job.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from taskq.model.partition import Limit, Starts
 UNLIMITED: Final = 1 << 30
 
 
-#: A rate's span is counted in this many slots, each forgotten when the whole of it is a span ago. So what is kept of a
-#: rate is small whatever its count, and a start is held back by a hundredth of the span at the most.
+#: A rate's span is counted in this many slots, each of which is forgotten when all of it is a span ago. So a rate
+#: takes little memory, whatever its count, and a start is held back by at most a hundredth of the span.
 _SLOTS: Final = 100
 
 
@@ -32,30 +32,30 @@ class Release(Enum):
     """How a job leaves its limits."""
 
     ENDED = 1  #: it will not run again
-    AGAIN = 2  #: it is to run again, later
+    AGAIN = 2  #: it will run again, later
     UNSTARTED = 3  #: it comes back as if it had not been sent
 
 
 class Limiter(Protocol):
-    """What is known of one limit. Consumers are known by their keys; times are monotonic seconds."""
+    """The state of one limit. Consumers are identified by their keys; times are monotonic seconds."""
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
         """How many jobs of a partition, `head` the first of them, may be sent to a consumer now."""
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
-        """Jobs are sent to a consumer."""
+        """Notes that jobs are sent to a consumer."""
 
     def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        """A job that was sent is with its consumer no more."""
+        """Notes that a job that was sent has left its consumer."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing need be known of it: it may be made anew when it is needed."""
+        """Whether its state does not matter: it may be made anew when it is needed."""
 
 
 class Concurrency:
-    """Counts what consumers can run at once of the jobs that they were sent: a consumer with one slot runs one, however
-    many wait at it. So small jobs travel in batches also under a limit."""
+    """Counts how many of the jobs that they were sent consumers can run at once: a consumer with one slot runs one,
+    however many wait there. So small jobs travel in batches under a limit, too."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -88,9 +88,9 @@ class Concurrency:
 class Rate:
     """Counts the starts of the last span.
 
-    What it counts is what is sent. So that this is a start, a job with a rate goes to a free slot only (see
-    `taskq.broker.core.ready`). Two starts it cannot see: that of a job whose process was stopped comes later, and
-    what was sent in the last second before the broker was killed may not be recorded yet.
+    It counts jobs that are sent. So that this is also their start, a job with a rate goes to a free slot only (see
+    `taskq.broker.core.ready`). It cannot see two kinds of starts: a job whose process was suspended starts later, and
+    jobs that were sent in the last second before the broker was killed may not be recorded yet.
     """
 
     def __init__(self, slots: Starts = ()) -> None:
@@ -103,7 +103,7 @@ class Rate:
         return max(0, limit.amount - self._starts)
 
     def forget(self, limit: Limit, now: float) -> None:
-        """What began a span ago counts no more."""
+        """Forgets the starts that are a span ago."""
         while self._slots and self._forgotten_at(limit) <= now:
             self._starts -= self._slots.popleft()[1]
 
@@ -138,7 +138,7 @@ class Rate:
 
     @property
     def slots(self) -> Starts:
-        """What is to be kept of it, so that a new broker does not count anew."""
+        """What the store has to keep, so that a new broker goes on counting."""
         return tuple(self._slots)
 
     @property
@@ -147,8 +147,8 @@ class Rate:
 
 
 class Order:
-    """Remembers who is with a consumer, and who was and is to run again: none that is younger goes before it, though it
-    may wait in another partition, that of the queue that it crashed into."""
+    """Remembers which job is with a consumer, and which ones were and will run again: no younger job goes before those,
+    even if they wait in another partition, that of their `crash_queue`."""
 
     def __init__(self) -> None:
         self._sent: int | None = None
@@ -176,7 +176,7 @@ class Order:
 
 
 class Resource:
-    """Counts what is taken of one of the fleet's capacities."""
+    """Counts how much of one of the fleet's capacities is taken."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -197,7 +197,7 @@ class Resource:
 
 
 def new_state(limit: Limit, slots: int, capacities: Mapping[str, int]) -> Limiter:
-    """The state of a limit that nobody has passed yet."""
+    """Returns the state of a limit that no job has passed yet."""
     match limit.kind:
         case "concurrency":
             return Concurrency(slots)

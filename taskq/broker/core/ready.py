@@ -47,7 +47,7 @@ class ReadyJobs:
             memory_bytes: bound of the waiting jobs held in memory.
             slots: how many jobs a consumer runs at once.
             capacities: the fleet's resources.
-            served: the queues of which jobs are sent; None for all.
+            served: the queues whose jobs are sent; None for all.
         """
         self._served = served
         self._weights = weights or {}
@@ -62,14 +62,19 @@ class ReadyJobs:
     # -- jobs come in
 
     def found(self, partition: Partition, waiting: int, first_seq: int) -> None:
-        """At the start: the store holds queued jobs of a partition: their number, and the lowest `seq`."""
+        """Notes at the start that the store holds queued jobs of a partition.
+
+        Args:
+            waiting: how many.
+            first_seq: the lowest `seq` of them.
+        """
         found = self._partition(partition)
         found.waiting = waiting
         found.queue.waiting += waiting
         self._window.leave_on_disk(found, first_seq - 1)
 
     def add(self, rows: Sequence[JobRow]) -> None:
-        """New jobs of one partition are stored, in ascending order of `seq`."""
+        """Adds new jobs of one partition, in ascending order of `seq`. They are stored already."""
         partition = self._partition(partition_of(rows[0].spec, rows[0].constraints))
         partition.waiting += len(rows)
         partition.queue.waiting += len(rows)
@@ -79,7 +84,7 @@ class ReadyJobs:
         self._list(partition)
 
     def add_late(self, row: JobRow) -> None:
-        """A job that was stored before becomes queued now: a scheduled one, or one that is run again."""
+        """Adds a job that was stored before and becomes queued now: a scheduled one, or one that runs again."""
         partition = self._partition(partition_of(row.spec, row.constraints))
         partition.waiting += 1
         partition.queue.waiting += 1
@@ -88,10 +93,10 @@ class ReadyJobs:
             return
         self._list(partition)
         if is_ordered:
-            self._wake(partition)  # those behind it wait for it, itself need not
+            self._wake(partition)  # those behind it wait for it; it does not have to
 
     def add_unread(self, row: JobRow) -> None:
-        """A job is queued that is younger than all others, and still to be read from the store."""
+        """Notes a queued job that is younger than all others, and still has to be read from the store."""
         partition = self._partition(partition_of(row.spec, row.constraints))
         partition.waiting += 1
         partition.queue.waiting += 1
@@ -101,10 +106,10 @@ class ReadyJobs:
     def put_back(
         self, key: int, rows: Iterable[JobRow], leaving: Release = Release.UNSTARTED, each_s: float = 0.0
     ) -> None:
-        """Jobs that were sent to a consumer come back to their places.
+        """Puts jobs that were sent to a consumer back in their places.
 
         Args:
-            each_s: the run time with which each was charged to the share of its queue, which has it again.
+            each_s: the run time that was charged to the share of their queue for each job; it is given back.
         """
         by_partition: dict[Partition, list[JobRow]] = {}
         for row in rows:
@@ -122,7 +127,7 @@ class ReadyJobs:
             self._wake(partition)
 
     def drop(self, row: JobRow) -> None:
-        """A waiting job is not to be sent any more."""
+        """Removes a waiting job: it will not be sent."""
         partition = self._partition(partition_of(row.spec, row.constraints))
         partition.waiting -= 1
         partition.queue.waiting -= 1
@@ -131,11 +136,11 @@ class ReadyJobs:
         self._trim(partition)
 
     def _trim(self, partition: WaitingPartition) -> None:
-        """Forgets what was dropped, as far as it is the oldest of its partition: nothing of it may be sent for a long
-        time, and else all of an emptied queue would be skipped in the moment in which the next job is sent."""
+        """Forgets dropped jobs while they are the oldest of their partition. It may be long before a job of it is sent;
+        otherwise all jobs of an emptied queue would be skipped at once when the next job is sent."""
         self._window.skip_dropped(partition)
         if partition.is_listed and not partition.held:
-            partition.unlist()  # nobody is to ask about a job of it where it is listed or parked
+            partition.unlist()  # where it is listed or parked, nobody may ask about its first job: it has none
             drop_stale(partition.queue.listed)
             self._note_open(partition.queue)
             self._wake(partition)  # it may have been its turn at a limit
@@ -150,7 +155,7 @@ class ReadyJobs:
 
     @property
     def is_short(self) -> bool:
-        """Whether `loads` has more to tell."""
+        """Whether `loads` has more to return."""
         return bool(self._window.short)
 
     def loaded(self, name: Partition, rows: Sequence[JobRow], is_all: bool) -> None:
@@ -163,11 +168,11 @@ class ReadyJobs:
     # -- who is next
 
     def may_send(self) -> bool:
-        """Whether something is listed: if not, no job may go."""
+        """Whether anything is listed: if not, no job may be sent."""
         return bool(self._open)
 
     def ready(self, enough: int) -> int:
-        """How many jobs may go, about; those at closed limits are not among them. Counts until there are enough."""
+        """About how many jobs may be sent, without those at closed limits. Stops counting when there are enough."""
         ready = 0
         for queue in self._open.values():
             ready += max(0, len(queue.listed) - _LOOK_INTO)
@@ -220,8 +225,8 @@ class ReadyJobs:
         wall: float,
         aside: list[WaitingPartition],
     ) -> None:
-        """Takes jobs of the partition whose turn it is, as far as its limits let them; then it is listed anew, or
-        not."""
+        """Takes as many jobs of the partition whose turn it is as its limits allow, and lists it again if more may
+        go."""
         partition = queue.listed[0][-1]
         if partition.entry is not queue.listed[0]:
             heappop(queue.listed)
@@ -230,9 +235,9 @@ class ReadyJobs:
         first = len(portion.rows)
         room = self._room(partition, key, now) if partition.limits and partition.held else UNLIMITED
         if room and partition.is_rated and partition.held:
-            room = min(room, portion.at_once - first)  # what counts is the start: behind others it might be much later
+            room = min(room, portion.at_once - first)  # starts are counted: behind others it might start much later
             if room <= 0:
-                portion.close()  # with nothing more to do the consumer has a free slot soon; else that might never be
+                portion.close()  # without more to do, the consumer has a free slot soon; else it might never have one
                 return
         if room and partition.held:
             self._window.move(partition, portion, room, turn_of_next(queue.listed), run_s, wall)
@@ -260,7 +265,7 @@ class ReadyJobs:
     # -- limits
 
     def left(self, key: int, row: JobRow, leaving: Release) -> None:
-        """A job with limits is with its consumer no more, and does not come back to its place."""
+        """Notes that a job with limits has left its consumer and does not come back to its place."""
         partition = self._partition(partition_of(row.spec, row.constraints))
         for limit, shared in partition.limits:
             shared.state.leave(limit, key, row, leaving)
@@ -268,13 +273,13 @@ class ReadyJobs:
         self._forget(partition)
 
     def under_way(self, row: JobRow) -> None:
-        """At the start: this job is to be run again, and those behind it in order wait for it."""
+        """Notes at the start that this job will run again, and that those behind it in order wait for it."""
         for limit, shared in self._partition(partition_of(row.spec, row.constraints)).limits:
             if limit.kind == "order":
                 shared.state.leave(limit, 0, row, Release.AGAIN)
 
     def abandoned(self, row: JobRow) -> None:
-        """A job that no consumer holds will not run any more: those behind it in order need not wait for it."""
+        """Notes that a job that no consumer holds will not run: those behind it in order do not have to wait for it."""
         if row.constraints is None or row.constraints.order_key is None:
             return
         partition = self._partition(partition_of(row.spec, row.constraints))
@@ -288,7 +293,7 @@ class ReadyJobs:
         return min(shared.state.room(limit, key, partition.held[0], now) for limit, shared in partition.limits)
 
     def _park(self, partition: WaitingPartition, key: int, now: float, aside: list[WaitingPartition]) -> None:
-        """The partition waits at the first limit that is closed, and is listed again when that lets somebody pass."""
+        """Parks a partition at its first closed limit; it is listed again when that limit lets a job pass."""
         limit, shared = next(
             (limit, shared)
             for limit, shared in partition.limits
@@ -296,14 +301,14 @@ class ReadyJobs:
         )
         if limit.kind == "concurrency" and len(aside) < _SET_ASIDE:
             partition.heap = partition.entry = None
-            aside.append(partition)  # who runs jobs of it already may have more of them
+            aside.append(partition)  # a consumer that already runs jobs of it may get more of them
             return
         self._push(shared.parked_with(partition, limit), partition)
         self._limits.note_opening(limit, shared)
 
     def _wake(self, partition: WaitingPartition, key: int | None = None, now: float = 0.0) -> None:
-        """Lists the next partitions at each limit of this one. While jobs are taken for a consumer (`key`): only if
-        the limit is open for it, so that no partition is woken for ever by those that park after it."""
+        """Lists the next partitions at each limit of this one. While jobs are taken for a consumer (`key`), only where
+        the limit is open for it: otherwise a partition could be woken for ever by those that park after it."""
         for _, shared in partition.limits:
             if not shared.parked:
                 continue
@@ -327,7 +332,8 @@ class ReadyJobs:
                 self._limits.forget(limit, shared, now)
 
     def restore_rates(self, starts: Mapping[str, Starts], now: float, wall: float) -> None:
-        """At the start, before `found`: what `changed_rates` said before. `now` and `wall` are the same moment."""
+        """Takes over, at the start and before `found`, what `changed_rates` returned before. `now` and `wall` are the
+        same moment."""
         self._limits.restore_rates(starts, now, wall)
 
     def changed_rates(self, now: float, wall: float) -> list[tuple[str, Starts, float]]:
@@ -337,7 +343,7 @@ class ReadyJobs:
     # -- queues
 
     def counts(self) -> dict[str, int]:
-        """Jobs of each queue that wait here or in the store."""
+        """The number of jobs in each queue that wait here or in the store."""
         return {name: queue.waiting for name, queue in self._queues.items()}
 
     @property
@@ -346,23 +352,24 @@ class ReadyJobs:
         return any(queue.waiting and queue.may_send for queue in self._queues.values())
 
     def waiting(self, queue: str) -> int:
-        """Jobs of one queue that wait here or in the store."""
+        """The number of jobs in one queue that wait here or in the store."""
         found = self._queues.get(queue)
         return 0 if found is None else found.waiting
 
     def pause(self, name: str, is_paused: bool) -> None:
-        """Nothing of a paused queue is sent."""
+        """Pauses a queue, whose jobs are not sent then, or resumes it."""
         queue = self._queue(name)
         queue.is_paused = is_paused
         self._note_open(queue)
         self._window.note_short(queue)
 
     def is_paused(self, name: str) -> bool:
-        """Whether nothing of a queue is sent."""
+        """Whether a queue is paused."""
         return name in self._queues and self._queues[name].is_paused
 
     def _note_open(self, queue: WaitingQueue) -> None:
-        """Notes whether a queue has something to send, after what it lists, or whether it is paused, has changed."""
+        """Notes whether a queue has something to send. Called when its list has changed, or when it was paused or
+        resumed."""
         if queue.listed and queue.may_send:
             self._open[queue.name] = queue
         else:
@@ -387,14 +394,14 @@ class ReadyJobs:
         return partition
 
     def _forget(self, partition: WaitingPartition) -> None:
-        """There may be a partition for each key that ever was: what is empty, and idle, goes."""
+        """Removes a partition that is empty and idle: else there would be one for each key that was ever used."""
         if partition.waiting or partition.is_listed or not partition.limits or partition.held:
             return
         if self._partitions.pop(partition.partition, None) is None:
             return
         if partition.queue.short.pop(partition.partition, None) is not None:
             self._window.note_short(partition.queue)
-        partition.on_disk_after = None  # none waits there either
+        partition.on_disk_after = None  # there is none on disk either
         for limit, shared in partition.limits:
             shared.partitions -= 1
             if shared.partitions == 0:

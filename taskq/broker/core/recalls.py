@@ -1,7 +1,7 @@
-"""Which consumers are free, and from which others what waits there may be taken back for them. Pure, like the core that
+"""Which consumers are free, and from which others waiting jobs may be taken back for them. Pure, like the core that
 asks.
 
-What consumers hold is read from the core's own books: the dictionary that is handed in once stays the same one.
+What consumers hold is read from the core's own records: the dictionary that is handed in once stays the same one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Recalls:
     def __init__(self, consumers: Mapping[Key, ConsumerLeases]) -> None:
         """
         Args:
-            consumers: all that are there.
+            consumers: all consumers, by key.
         """
         self._consumers = consumers
         self.free: dict[Key, ConsumerLeases] = {}  # those that could begin a job at once
-        # only what is sent makes one of these moments earlier
+        # nothing but sending jobs makes one of these moments earlier
         self._next_recall = Earliest(lambda: [consumer.ask_back_at() for consumer in consumers.values()])
         self._next_look = Earliest(lambda: [consumer.look_at() for consumer in consumers.values()])
 
     def changed(self, key: Key) -> None:
-        """A consumer has come or gone, or what it holds has changed, or whether it gets jobs."""
+        """Notes that a consumer has come or gone, that what it holds has changed, or whether it gets jobs."""
         consumer = self._consumers.get(key)
         if consumer is not None and consumer.is_free:
             self.free[key] = consumer
@@ -36,7 +36,7 @@ class Recalls:
             self.free.pop(key, None)
 
     def sent(self, key: Key) -> None:
-        """A consumer was sent jobs."""
+        """Notes that a consumer was sent jobs."""
         consumer = self._consumers[key]
         self._next_recall.bring_forward(consumer.ask_back_at())
         self._next_look.bring_forward(consumer.look_at())
@@ -45,18 +45,18 @@ class Recalls:
     def others_with_room(
         self, but: Sequence[tuple[Key, ConsumerLeases]], now: float
     ) -> list[tuple[Key, ConsumerLeases]]:
-        """The consumers, but these, that are to be sent more."""
+        """The consumers, except these, that should be sent more."""
         keys = {key for key, _ in but}
         return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
 
     def recalls(self, now: float) -> list[Key]:
-        """The consumers whose waiting jobs are to be taken back, for others that are idle."""
+        """The consumers whose waiting jobs should be taken back, for others that are idle."""
         if not self.free or not self._next_recall.is_due(now):
             return []
         return [key for key, at in self._ask_back().items() if at <= now]
 
     def looks(self, now: float) -> list[Key]:
-        """The consumers at which jobs may wait for too long."""
+        """The consumers in which jobs may be waiting for too long."""
         if not self._next_look.is_due(now):
             return []
         return [key for key, one in self._consumers.items() if (at := one.look_at()) is not None and at <= now]
@@ -73,7 +73,7 @@ class Recalls:
         return self._next_look.next(now)
 
     def _ask_back(self) -> dict[Key, float]:
-        """The consumers that hold jobs which another with a free slot might run, and when they are to be asked."""
+        """The consumers with jobs that another with a free slot might run, and when to ask them."""
         return {
             key: at
             for key, consumer in self._consumers.items()
@@ -82,6 +82,6 @@ class Recalls:
         }
 
     def another_serves(self, consumer: ConsumerLeases) -> bool:
-        """Whether another consumer, busy or not, might run what one holds."""
+        """Whether another consumer, busy or not, might run what this one holds."""
         others = (other for other in self._consumers.values() if other is not consumer and other.takes_jobs)
         return any(consumer.shares_queues(other) for other in others)

@@ -12,7 +12,7 @@ from taskq.model.partition import Limit, Starts
 
 
 class SharedLimits:
-    """All limits of which something is known. A limit is found by its kind and name."""
+    """All limits in use. A limit is found by its kind and name."""
 
     def __init__(self, slots: int, capacities: Mapping[str, int]) -> None:
         """
@@ -24,12 +24,12 @@ class SharedLimits:
         self._capacities = capacities
         self.in_use: dict[tuple[str, str], SharedLimit] = {}
         self._openings: list[tuple[float, int, Limit]] = []  # when closed rates may open (monotonic)
-        self._rates_changed: set[Limit] = set()  # whose starts are not kept by the store yet
-        self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that nobody asked for since
+        self._rates_changed: set[Limit] = set()  # those with starts that the store does not have yet
+        self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that were not used since
         self._ties = count()
 
     def get(self, limit: Limit) -> SharedLimit:
-        """The limit of this kind and name, which is new if nothing is known of it."""
+        """Returns the limit of this kind and name; a new one if it is not in use."""
         shared = self.in_use.get((limit.kind, limit.name))
         if shared is None:
             before = self._rates_before.pop(limit.name, ()) if limit.kind == "rate" else ()
@@ -38,7 +38,7 @@ class SharedLimits:
         return shared
 
     def forget(self, limit: Limit, shared: SharedLimit, now: float = 0.0) -> None:
-        """No partition has this limit: it goes if nothing need be known of it, else later."""
+        """Removes a limit that no partition has any more: at once if its state does not matter, else later."""
         if isinstance(shared.state, Rate):
             shared.state.forget(limit, now)
         if shared.state.is_idle:
@@ -49,11 +49,11 @@ class SharedLimits:
     # -- rates
 
     def note_start(self, limit: Limit) -> None:
-        """A job of a rate has started: the store is to keep that."""
+        """Notes that a job with a rate has started, so that the store will keep that."""
         self._rates_changed.add(limit)
 
     def note_opening(self, limit: Limit, shared: SharedLimit) -> None:
-        """If it is a rate: its opening is to be waited for."""
+        """Notes when a limit opens, if it is a rate: others do not open by time."""
         if isinstance(shared.state, Rate) and not shared.is_timed:
             shared.is_timed = True
             heappush(self._openings, (shared.state.opens_at(limit), next(self._ties), limit))
@@ -63,7 +63,7 @@ class SharedLimits:
         return self._openings[0][0] if self._openings else None
 
     def take_open(self, now: float) -> Iterator[tuple[Limit, SharedLimit]]:
-        """The limits that may have opened by time."""
+        """Yields the limits that may have opened by time."""
         while self._openings and self._openings[0][0] <= now:
             _, _, limit = heappop(self._openings)
             shared = self.in_use.get((limit.kind, limit.name))
@@ -72,20 +72,20 @@ class SharedLimits:
                 yield limit, shared
 
     def restore_rates(self, starts: Mapping[str, Starts], now: float, wall: float) -> None:
-        """At the start, before `found`: what `changed_rates` told before. `now` and `wall` are the same moment. If the
-        clock was set back meanwhile, what would be yet to come has just been."""
+        """Takes over, at the start and before `found`, what `changed_rates` returned before. `now` and `wall` are the
+        same moment. If the clock was set back meanwhile, starts that would be in the future count as just now."""
         ahead_s = wall - now
         self._rates_before = {
             name: [(min(begins - ahead_s, now), count) for begins, count in slots] for name, slots in starts.items()
         }
 
     def changed_rates(self, now: float, wall: float) -> list[tuple[str, Starts, float]]:
-        """The starts that count for rates, as far as they changed: name, starts, and when they count no more, all in
-        seconds since 1970. `now` and `wall` are the same moment."""
+        """Returns the starts of the rates that have changed: the rate's name, its starts, and when they stop counting,
+        all in seconds since 1970. `now` and `wall` are the same moment."""
         changed, self._rates_changed = self._rates_changed, set()
         told: list[tuple[str, Starts, float]] = []
         for limit in changed:
-            shared = self.in_use.get((limit.kind, limit.name))  # forgotten meanwhile: its starts count no more
+            shared = self.in_use.get((limit.kind, limit.name))  # None if forgotten meanwhile: no start counts any more
             state = None if shared is None else shared.state
             if isinstance(state, Rate) and state.slots:
                 slots = [(begins + wall - now, count) for begins, count in state.slots]

@@ -1,4 +1,4 @@
-"""What is known of waiting jobs: their queues, their partitions, and the limits that partitions share."""
+"""The records of waiting jobs: their queues, their partitions, and the limits that partitions share."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class WaitingPartition:
         self.on_disk_after: int | None = None
         self.is_listed = False  # in the heap of its queue, or parked at a limit
         self.heap: Heap | None = None  # where it is listed or parked
-        self.entry: Entry | None = None  # its own there: any other has a job that is not the oldest any more
+        self.entry: Entry | None = None  # its own there: any other names a job that is not the oldest any more
 
     def put_in_front(self, rows: Sequence[JobRow]) -> None:
-        """Rows that were sent come back to where they were: before all that is younger, also what came back before."""
+        """Puts rows that were sent back where they were: before all younger ones, including those put back before."""
         youngest = max(row.seq for row in rows)
         front = list(rows)
         while self.held and self.held[0].seq < youngest:
@@ -56,7 +56,7 @@ class WaitingPartition:
         self.held.extendleft(front)
 
     def unlist(self) -> None:
-        """It has nothing to send: whatever names it in a heap is stale."""
+        """Notes that it has nothing to send: its entries in heaps are stale."""
         self.is_listed, self.heap, self.entry = False, None, None
 
     def holds(self, seq: int) -> bool:
@@ -70,7 +70,7 @@ Heap = list[Entry]
 
 
 class WaitingQueue:
-    """A queue: its listed partitions, and how much of its share it had."""
+    """A queue: its listed partitions, and how much of its share it has used."""
 
     __slots__ = ("is_paused", "is_served", "listed", "name", "short", "spent_s", "waiting", "weight")
 
@@ -78,37 +78,37 @@ class WaitingQueue:
         self.name = name
         self.is_served = is_served  # by this fleet
         self.weight = weight
-        self.spent_s = 0.0  # run time that was sent of it, divided by its weight
+        self.spent_s = 0.0  # the run time of its jobs that were sent, divided by its weight
         self.listed: Heap = []
-        self.short: dict[Partition, WaitingPartition] = {}  # memory holds little of these, and the store more
+        self.short: dict[Partition, WaitingPartition] = {}  # those with few jobs in memory and more in the store
         self.waiting = 0
         self.is_paused = False
 
     @property
     def may_send(self) -> bool:
-        """Whether jobs of it are sent at all."""
+        """Whether its jobs may be sent at all."""
         return self.is_served and not self.is_paused
 
 
 class SharedLimit:
-    """A limit, and the partitions that are parked at it. Those stand together that can go or cannot go together."""
+    """A limit, and the partitions that are parked at it, grouped by whether they can only go or stay together."""
 
     __slots__ = ("is_timed", "parked", "partitions", "state")
 
     def __init__(self, state: Limiter) -> None:
         self.state = state
-        self.partitions = 0  # that know it
+        self.partitions = 0  # how many have it
         self.parked: dict[Hashable, Heap] = {}
         self.is_timed = False  # whether the time of its opening is noted
 
     def parked_with(self, partition: WaitingPartition, limit: Limit) -> Heap:
-        """Where a partition is parked: with those that go or stay as it does."""
-        # a partition may be paused, or served by few consumers, or want much, while another of the same limit may go
+        """Returns where to park a partition: with those that go or stay as it does."""
+        # one partition may be paused, or served by few consumers, or need much, while another of the same limit may go
         alike = partition.partition if limit.kind == "order" else (partition.queue.name, limit.amount)
         return self.parked.setdefault(alike, [])
 
     def first_ones(self) -> list[tuple[Heap, WaitingPartition]]:
-        """Of those parked together the one whose turn is next, and where it is parked."""
+        """Returns the next partition of each group, with the heap in which it is parked."""
         for alike, heap in list(self.parked.items()):
             drop_stale(heap)
             if not heap:
@@ -117,14 +117,14 @@ class SharedLimit:
 
 
 def drop_stale(heap: Heap) -> None:
-    """Drops what comes first in a heap and names a partition that is not there any more."""
+    """Drops the first entries of a heap while they name partitions that are not there any more."""
     while heap and heap[0][-1].entry is not heap[0]:
         heappop(heap)
 
 
 def turn_of_next(listed: Heap) -> int:
-    """Up to which number the first partition has its turn: older jobs of the same priority in other partitions come
-    before."""
+    """Returns the last `seq` up to which the first partition has its turn: after that, older jobs of the same priority
+    in other partitions come first."""
     if len(listed) == 1:
         return 1 << 62
     following = listed[1] if len(listed) == 2 else min(listed[1], listed[2])

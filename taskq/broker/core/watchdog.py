@@ -1,6 +1,6 @@
 """Jobs that must stop: over their limit of time, CPU time or memory, or cancelled. Pure, like the core that asks.
 
-Only consumers that were sent such a job are known here, and what they hold is read from the core's own books: the
+Only consumers that were sent such a job are known here, and what they hold is read from the core's own records: the
 `leased` that is handed in once stays the same dictionary.
 """
 
@@ -31,14 +31,14 @@ class _Watch:
     def __init__(self, leased: Mapping[int, JobRow]) -> None:
         self.leased = leased  # by number: what the consumer holds
         self.check_at: float | None = None  # when a time limit may be over
-        self.measure_at: float | None = None  # when its use of memory and CPU time is to be measured
+        self.measure_at: float | None = None  # when to measure its use of memory and CPU time
         self.cpu_of = 0  # the number of the job with a limit of CPU time that was seen last
         self.cpu_before_s = 0.0  # the CPU time of the process when that job was first seen
         self.unwanted: set[int] = set()  # numbers of running jobs that were cancelled
-        self.signalled: dict[int, float] = {}  # numbers that got the soft signal: when their time to clean up is over
+        self.signalled: dict[int, float] = {}  # numbers that got the soft signal, and when their time to clean up ends
 
     def ends_at(self, claim: Claim, now: float) -> float | None:
-        """When the time of a running job is over; None if it has all the time."""
+        """When the time of a running job is over; None if it has no limit."""
         row = self.leased.get(claim.number)
         if row is None:
             return None
@@ -65,10 +65,15 @@ class Watchdog:
             lambda: [at for watch in self._watches.values() for at in (watch.check_at, watch.measure_at)]
         )
 
-    # -- what the core tells
+    # -- what the core reports
 
     def sent(self, key: Key, leased: Mapping[int, JobRow], specs: Sequence[Spec], now: float) -> None:
-        """A consumer, that holds these by number, was just sent jobs with these limits."""
+        """Notes that a consumer was just sent jobs with limits.
+
+        Args:
+            leased: what it holds, by number.
+            specs: of the jobs with limits.
+        """
         watch = self._watch(key, leased)
         limits_s = [spec.timeout_s for spec in specs if spec.timeout_s is not None]
         if limits_s:
@@ -79,7 +84,12 @@ class Watchdog:
         self._note(watch)
 
     def cancelled(self, key: Key, leased: Mapping[int, JobRow], number: int, now: float) -> None:
-        """A running job of a consumer, that holds these by number, is not wanted any more."""
+        """Notes that a running job was cancelled.
+
+        Args:
+            leased: what its consumer holds, by number.
+            number: of the job.
+        """
         watch = self._watch(key, leased)
         if number not in watch.unwanted:
             watch.unwanted = {other for other in watch.unwanted if other in leased} | {number}
@@ -87,7 +97,7 @@ class Watchdog:
             self._note(watch)
 
     def _note(self, watch: _Watch) -> None:
-        """What is to be looked at may be due earlier than anything else."""
+        """Brings the next look forward: this consumer may be due earlier than any other."""
         self._next_check.bring_forward(watch.check_at)
         self._next_check.bring_forward(watch.measure_at)
 
@@ -98,12 +108,12 @@ class Watchdog:
         return watch
 
     def unwanted(self, key: Key) -> Set[int]:
-        """The numbers of jobs of a consumer that were cancelled while they ran."""
+        """The numbers of a consumer's jobs that were cancelled while they ran."""
         watch = self._watches.get(key)
         return _NONE if watch is None else watch.unwanted
 
     def forget(self, key: Key) -> None:
-        """A consumer is gone."""
+        """Forgets a consumer that is gone."""
         self._watches.pop(key, None)
 
     # -- time
@@ -113,7 +123,7 @@ class Watchdog:
         return self._next_check.next(now)
 
     def is_due(self, now: float) -> bool:
-        """Whether a consumer is to be checked or measured: if not, nobody need ask which."""
+        """Whether a consumer has to be checked or measured: if not, there is no need to ask which."""
         return self._next_check.is_due(now)
 
     def to_check(self, now: float) -> list[Key]:
@@ -121,7 +131,7 @@ class Watchdog:
         return [key for key, watch in self._watches.items() if watch.check_at is not None and watch.check_at <= now]
 
     def check(self, key: Key, claims: Sequence[Claim], now: float, notes: list[Event]) -> list[Stop]:
-        """What to do with a consumer, seeing what it is running: signal or kill it for a job, or nothing.
+        """Decides what to do with a consumer, given what it is running: signal it or kill it for a job, or nothing.
 
         Args:
             notes: gets the lines for the log.
@@ -131,7 +141,7 @@ class Watchdog:
             return []
         signalled = watch.signalled = {n: at for n, at in watch.signalled.items() if n in watch.leased}
         limits_s = [row.spec.timeout_s for row in watch.leased.values() if row.spec.timeout_s is not None]
-        # what starts next may have the shortest limit of all, and cannot be over it before this
+        # the job that starts next may have the shortest limit of all, and cannot exceed it before this moment
         checks = [now + min(limits_s)] if limits_s else []
         stops = []
         for claim in claims:
@@ -154,7 +164,7 @@ class Watchdog:
         return stops
 
     def to_be_killed(self, by: float) -> list[tuple[Key, int]]:
-        """The jobs that have got the signal, and whose process is killed before a time if they have not ended."""
+        """The jobs that were sent the signal, and whose process is killed before a time unless they end before."""
         return [
             (key, number)
             for key, watch in self._watches.items()
@@ -165,15 +175,16 @@ class Watchdog:
     # -- memory and CPU time
 
     def to_measure(self, now: float) -> list[Key]:
-        """The consumers whose use of memory and CPU time is to be measured, for a job that has limits."""
+        """The consumers whose use of memory and CPU time should be measured, for a job that has limits."""
         return [key for key, watch in self._watches.items() if watch.measure_at is not None and watch.measure_at <= now]
 
     def measured(
         self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float, notes: list[Event]
     ) -> Literal["signal"] | JobError | None:
-        """What to do with a consumer that uses so much: signal it for its job, kill it for that error, or nothing.
+        """Decides what to do with a consumer, given its usage: signal it for its job, kill it for the error that this
+        returns, or nothing.
 
-        It has one slot: which of several jobs uses what, nobody can tell.
+        It has one slot: with several, nobody could tell which job uses what.
 
         Args:
             notes: gets the lines for the log.
@@ -212,7 +223,7 @@ class Watchdog:
 
 def _note_of_signal(key: Key, watch: _Watch, number: int) -> Event:
     row = watch.leased[number]
-    fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1}  # it may have ended before this is told
+    fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1}  # it may have ended before this is logged
     if number in watch.unwanted:
         return Event("job.cancelling", fields)
     return Event("job.timed_out", {**fields, "timeout_s": row.spec.timeout_s})

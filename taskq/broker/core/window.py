@@ -14,18 +14,18 @@ from taskq.model.partition import Load
 
 #: Memory that a waiting job takes besides its payload, measured with tracemalloc.
 ROW_BYTES: Final = 400
-#: Jobs read from the store at once, and partitions that are read at once.
+#: How many jobs are read from the store at once, and how many partitions.
 LOAD_JOBS: Final = 2_000
 LOAD_BYTES: Final = 4 * 1024 * 1024
 _LOAD_PARTITIONS: Final = 50
-#: While memory is full, this much is read of a partition of a key (there may be any number of them), once it has
-#: nothing left.
+#: While memory is full, this much is read of a partition with a key (there may be any number of them), and only when it
+#: has nothing left.
 _FEW_JOBS: Final = 20
 _FEW_BYTES: Final = 64 * 1024
 
 
 class Portion:
-    """What is taken for one batch: jobs, until one of its bounds is reached."""
+    """The jobs that are taken for one batch, until one of its bounds is reached."""
 
     __slots__ = ("at_once", "bytes", "is_closed_behind_crash", "max_bytes", "max_work_s", "most", "rows", "work_s")
 
@@ -51,7 +51,7 @@ class Portion:
         self.most = len(self.rows)
 
     def close_behind_crash(self) -> None:
-        """Takes no more: the last job is one that was running when its process died, and may hang or die again."""
+        """Takes no more: the last job was running when its process died, and may hang or crash again."""
         self.close()
         self.is_closed_behind_crash = True
 
@@ -71,14 +71,14 @@ class Window:
         """
         self._memory_bytes = memory_bytes
         self.held_bytes = 0
-        self.dropped: dict[int, int] = {}  # cancelled: by seq, how many rows in memory are skipped in their turn
-        self.short: dict[str, WaitingQueue] = {}  # by name: the queues to send of that have partitions in `short`
-        self.expired: set[int] = set()  # seqs that were passed over: they wait only for their end, by `drop`
+        self.dropped: dict[int, int] = {}  # by seq of cancelled jobs: how many rows to skip when their turn comes
+        self.short: dict[str, WaitingQueue] = {}  # by name: queues that may send and have partitions in `short`
+        self.expired: set[int] = set()  # seqs of jobs that were passed over: they only wait for their end, by `drop`
 
     # -- jobs come in
 
     def add(self, partition: WaitingPartition, rows: Sequence[JobRow]) -> None:
-        """The youngest jobs of a partition of which memory holds all others, in ascending order of `seq`."""
+        """Adds the youngest jobs of a partition, in ascending order of `seq`. Memory holds all others of it."""
         size = _bytes_of(rows)
         room = self._memory_bytes - self.held_bytes
         if size <= room:
@@ -98,13 +98,13 @@ class Window:
             self.held_bytes += size
 
     def add_late(self, partition: WaitingPartition, row: JobRow, *, in_front: bool) -> bool:
-        """A job that is older than others becomes queued.
+        """Adds a job that becomes queued though it is older than others.
 
         Args:
-            in_front: it takes its place by age; else it goes behind those that are there.
+            in_front: whether it takes its place by age; else it goes to the end.
 
         Returns:
-            Whether it is in memory; if not, it is read with the others.
+            Whether it is in memory; if not, it will be read with the others.
         """
         if not partition.holds(row.seq):
             return False
@@ -116,21 +116,21 @@ class Window:
         return True
 
     def put_back(self, partition: WaitingPartition, rows: Sequence[JobRow]) -> None:
-        """Jobs that were taken come back to their places."""
+        """Puts jobs that were taken back in their places."""
         partition.put_in_front(rows)
         self.held_bytes += _bytes_of(rows)
 
     # -- jobs go
 
     def drop(self, partition: WaitingPartition, seq: int) -> None:
-        """A job is not to be taken any more."""
+        """Marks a job that must not be taken any more."""
         if seq in self.expired:
             self.expired.discard(seq)
         elif partition.holds(seq):
-            self.dropped[seq] = self.dropped.get(seq, 0) + 1  # twice, if it was to run again meanwhile
+            self.dropped[seq] = self.dropped.get(seq, 0) + 1  # twice, if it was put back in the meantime
 
     def skip_dropped(self, partition: WaitingPartition) -> None:
-        """Forgets dropped jobs while they are the oldest: limits are asked about a job that does wait."""
+        """Forgets dropped jobs while they are the oldest: limits must be asked about a job that really waits."""
         while self.dropped and partition.held and partition.held[0].seq in self.dropped:
             self._skip(partition.held.popleft())
 
@@ -153,8 +153,8 @@ class Window:
         """Takes the oldest jobs of a partition: the hot loop.
 
         Args:
-            portion: filled until one of its bounds is reached.
-            room: how many its limits let pass.
+            portion: is filled until one of its bounds is reached.
+            room: how many jobs its limits let pass.
             turn_ends_at: the last `seq` before another partition has its turn.
             run_s: the time that a task takes.
             wall: seconds since 1970, for what expires.
@@ -197,25 +197,25 @@ class Window:
     # -- between memory and store
 
     def leave_on_disk(self, partition: WaitingPartition, after: int) -> None:
-        """The jobs of a partition after this number are to be read from the store."""
+        """Notes that the jobs of a partition after this `seq` still have to be read from the store."""
         partition.on_disk_after = after
         self.look_for_more(partition)
 
     def look_for_more(self, partition: WaitingPartition) -> None:
-        """Notes a partition of which memory runs short."""
+        """Notes a partition if it has few jobs in memory and more in the store."""
         if partition.on_disk_after is not None and len(partition.held) < LOAD_JOBS / 2:
             partition.queue.short[partition.partition] = partition
             self.note_short(partition.queue)
 
     def note_short(self, queue: WaitingQueue) -> None:
-        """Notes whether something of a queue is to be read, after it was paused or has become short."""
+        """Notes whether jobs of a queue have to be read, after it was paused or has become short."""
         if queue.short and queue.may_send:
             self.short[queue.name] = queue
         else:
             self.short.pop(queue.name, None)
 
     def loads(self) -> list[Load]:
-        """What to read from the store now, since memory runs short of it."""
+        """Returns what to read from the store now, since memory runs short of it."""
         loads: list[Load] = []
         while self.short and len(loads) < _LOAD_PARTITIONS:
             queue = next(iter(self.short.values()))
@@ -234,7 +234,11 @@ class Window:
             loads.append(Load(partition.partition, partition.on_disk_after, _FEW_JOBS, _FEW_BYTES))
 
     def loaded(self, partition: WaitingPartition, rows: Sequence[JobRow], is_all: bool) -> None:
-        """The answer to a load."""
+        """Adds the jobs that a load has read.
+
+        Args:
+            is_all: whether the store has no more of this partition.
+        """
         partition.held.extend(rows)
         self.held_bytes += _bytes_of(rows)
         if is_all:
