@@ -11,15 +11,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from taskq.client.reports import Reporter
 from taskq.model.job import Progress
-from taskq.protocol import frames
+from taskq.protocol.link.reports import (
+    checkpoint_frame,
+    children_frames,
+    declared_frame,
+    items_frame,
+    outcomes_frame,
+    progress_frame,
+    ready_frame,
+)
 from taskq.protocol.link.unsent import Unsent
-from taskq.protocol.ops import Op
-from taskq.protocol.submissions import Flow, flow_frame, parts_of
+from taskq.protocol.submissions import Flow
 
 #: Outcomes are sent after this time at the latest, earlier when their memory is full, and at once when there is nothing
 #: else to do. A commit and its sync cost the broker about 0.2 ms of CPU: reporting 2 ms jobs one by one would take a
@@ -59,8 +65,7 @@ class Outbox:
                 self._send_unsent()
                 count = self._unsent.add(number, verdict, duration_us, outcome)
             if count == 0:  # it is larger than the memory
-                envelope = [Op.OUTCOMES, [number], [verdict], [duration_us], [len(outcome)]]
-                self._transmit(frames.frame(envelope, [outcome]))
+                self._transmit(outcomes_frame([number], [verdict], [duration_us], [len(outcome)], [outcome]))
             elif count == 1:
                 self._oldest_at = now
                 self._has_some.set()
@@ -84,13 +89,12 @@ class Outbox:
     def add_children(self, number: int, flow: Flow) -> None:
         """Sends what a job has enqueued with ``on_success=True``. The job's outcome is added after that."""
         with self._lock:
-            for part in parts_of(flow):
-                self._transmit(flow_frame([Op.CHILDREN, number], part))
+            for frame in children_frames(number, flow):
+                self._transmit(frame)
 
     def _send_items(self) -> None:
         for job_id, (first, items) in self._items.items():
-            envelope = [Op.ITEMS, job_id, first, [len(item) for item in items]]
-            self._transmit(frames.frame(envelope, items))
+            self._transmit(items_frame(job_id, first, items))
         self._items.clear()
         self._items_bytes = 0
 
@@ -128,22 +132,22 @@ class Outbox:
 
     def announce(self, app: str, schedules: Sequence[bytes]) -> None:
         """Tells which schedules the application's code declares, and that this consumer is ready for jobs."""
-        self.send([Op.DECLARED, app, list(map(len, schedules))], schedules)
-        self.send([Op.READY, os.getpid()])
+        self.send(declared_frame(app, schedules))
+        self.send(ready_frame(os.getpid()))
 
     def answer(self) -> None:
         """Answers an empty batch, which shows that this consumer is alive and not stopped."""
-        self.send([Op.OUTCOMES, [], [], [], []])
+        self.send(outcomes_frame([], [], [], [], []))
 
-    def send(self, envelope: list[Any], body: Iterable[bytes] = ()) -> None:
-        """Sends one message at once."""
+    def send(self, frame: bytes) -> None:
+        """Sends one report at once."""
         with self._lock:
-            self._transmit(frames.frame(envelope, body))
+            self._transmit(frame)
 
     def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
         """Sends the checkpoint of a job. What the kernel has taken reaches the broker even if this process dies."""
-        self.send([Op.CHECKPOINT, job_id], [checkpoint])
+        self.send(checkpoint_frame(job_id, checkpoint))
 
     def _send_progress(self, told: list[tuple[bytes, Progress]]) -> None:
         if told:
-            self.send([Op.PROGRESS, [[job_id, p.done, p.total, p.note] for job_id, p in told]])
+            self.send(progress_frame(told))

@@ -23,12 +23,11 @@ from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.own_output import MarkedOutput, OwnOutput
 from taskq.consumer.runner import Runner
 from taskq.consumer.streams import flush_output, open_output
-from taskq.model.attempt import pack_failure
 from taskq.model.errors import AppError
 from taskq.model.job import JobError
 from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, Boot
 from taskq.protocol.link.inbox import InboxReader
-from taskq.protocol.ops import Op
+from taskq.protocol.link.reports import boot_failed_frame
 from taskq.system import descriptors
 from taskq.system.directory import Directory
 from taskq.system.locks import hold_consumer_lock
@@ -57,7 +56,7 @@ def run(boot: Boot) -> None:
     except BaseException as error:
         message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
         told = JobError(type(error).__name__, message, "" if isinstance(error, AppError) else traceback.format_exc())
-        outbox.send([Op.BOOT_FAILED], [pack_failure(None, None, told)])
+        outbox.send(boot_failed_frame(told))
         flush_output()
         os._exit(1)
     gc.freeze()  # what was imported stays: the collector need not look at it again

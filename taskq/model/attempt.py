@@ -43,9 +43,6 @@ class Claim(NamedTuple):
 _pack = msgpack.Packer().pack
 
 
-_WHOLE = frozenset({int})
-
-
 class Verdict(IntEnum):
     """What a consumer says of an attempt; the broker decides what follows from it."""
 
@@ -63,14 +60,6 @@ class Attempts(NamedTuple):
     verdicts: Sequence[int]  # see Verdict
     durations_us: Sequence[int]
     outcomes: Sequence[bytes]
-
-    def check(self) -> None:
-        """Raises ProtocolError unless there are rows of what is promised above, whatever verdicts and outcomes say."""
-        count = len(self.numbers)
-        if any(len(column) != count for column in self):
-            raise ProtocolError("a report whose columns differ in length")
-        if not (_WHOLE.issuperset(map(type, self.numbers)) and _WHOLE.issuperset(map(type, self.durations_us))):
-            raise ProtocolError("a report with a number or a duration that is not a whole number")
 
 
 class Outcome(NamedTuple):

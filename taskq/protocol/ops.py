@@ -8,7 +8,8 @@ from typing import Final, TypedDict
 
 class Op(IntEnum):
     """What a frame says. Numbers are never used again; what follows them in an envelope is where each is written and
-    read: greetings in `frames`, submissions in `submissions`, endings in `endings`, other requests in `requests`."""
+    read: greetings in `frames`, submissions in `submissions`, endings in `endings`, other requests in `requests`, and
+    what consumers tell their broker in `link.reports`."""
 
     HELLO = 1
     ERROR = 2
@@ -40,15 +41,15 @@ class Op(IntEnum):
     RUN_SCHEDULE = 54
 
     # from a consumer to its broker
-    READY = 30  # pid
-    BOOT_FAILED = 31  # body: the error, as an outcome
-    OUTCOMES = 32  # numbers, states, durations in microseconds, lengths; body: outcomes
-    STARTED = 33  # number
-    PROGRESS = 34  # [[id, done, total, note], ...]
-    CHECKPOINT = 35  # id; body: what the job keeps
-    ITEMS = 36  # id, position of the first, lengths; body: what a generator has yielded
-    DECLARED = 39  # application, lengths; body: the schedules in its code
-    CHILDREN = 41  # number, groups, number of edges; body: as SUBMIT_FLOW; sent before the outcome of its job
+    READY = 30
+    BOOT_FAILED = 31
+    OUTCOMES = 32
+    STARTED = 33  # not sent any more
+    PROGRESS = 34
+    CHECKPOINT = 35
+    ITEMS = 36
+    DECLARED = 39
+    CHILDREN = 41
 
 
 class StartOptions(TypedDict, total=False):

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from itertools import starmap
 from typing import Any
 
 from taskq.broker.core.core import Core
@@ -17,10 +18,11 @@ from taskq.model.attempt import Attempts, Claim, unpack
 from taskq.model.effects import Key
 from taskq.model.errors import Cancel, JobFailed, JobTimeout, Retry, Snooze
 from taskq.model.job import JobRow
-from taskq.protocol import frames
+from taskq.protocol.frames import Decoder
 from taskq.protocol.link.batch import jobs_to_send
-from taskq.protocol.ops import Op, StartOptions
-from taskq.protocol.submissions import Flow, Submission, flow_frame, flow_of, parts_of
+from taskq.protocol.link.reports import Children, children_frames, read_report
+from taskq.protocol.ops import StartOptions
+from taskq.protocol.submissions import Flow, Submission
 from taskq.testing.clock import Clock
 
 #: What a job raises for the fleet, and not for the test.
@@ -150,9 +152,8 @@ class InProcessPool:
 
 def submissions_of(children: Flow) -> list[Submission]:
     """What a job has enqueued for its success, as a broker gets it from a consumer."""
-    sent = [flow_frame([Op.CHILDREN, 0], part) for part in parts_of(children)]
-    told = [message for frame in sent for message in frames.Decoder().feed(frame)]
-    return [flow_of(None, 0, False, groups, edges, body) for (_, _, groups, edges), body in told]
+    sent = [message for frame in children_frames(0, children) for message in Decoder().feed(frame)]
+    return [report.jobs for report in starmap(read_report, sent) if isinstance(report, Children)]
 
 
 def start_options_of(row: JobRow) -> StartOptions:

@@ -39,7 +39,7 @@ from hypothesis import strategies as st
 from taskq.broker.loop import Broker
 from taskq.model import attempt
 from taskq.model import spec as spec_module
-from taskq.model.attempt import pack_failure
+from taskq.model.attempt import Attempts, pack_failure
 from taskq.model.errors import ConfigError, ProtocolError, TaskQError
 from taskq.model.job import JobError
 from taskq.model.limits import (
@@ -57,6 +57,15 @@ from taskq.protocol.codec import CorruptPayload, Ext, decode_call, decode_result
 from taskq.protocol.frames import Decoder, check_hello, frame, hello, split
 from taskq.protocol.link.flight_recorder import FlightRecord, read_flight_records
 from taskq.protocol.link.output import RECORD_MARK, LineCutter, fields_of_line
+from taskq.protocol.link.reports import (
+    BootFailed,
+    Checkpoint,
+    Children,
+    Declared,
+    Items,
+    JobsProgress,
+    read_report,
+)
 from taskq.protocol.link.unsent import Unsent
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import submission_of
@@ -192,6 +201,17 @@ FROM_OTHERS = [
     frame([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], [OUTCOMES[0], OUTCOMES[2]]),
     frame([Op.STARTED, 3]),
     frame([Op.ITEMS, ID, 0, [1, 2]], [b"a", b"bc"]),
+]
+#: What consumers send: envelopes and bodies.
+REPORTS = [
+    ([Op.READY, 99], b""),
+    ([Op.BOOT_FAILED], OUTCOMES[2]),
+    ([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], OUTCOMES[0] + OUTCOMES[2]),
+    ([Op.ITEMS, ID, 0, [1, 2]], b"abc"),
+    ([Op.PROGRESS, [[ID, 4, 10, "half"]]], b""),
+    ([Op.CHECKPOINT, ID], b"kept"),
+    ([Op.DECLARED, "shop", [1, 2]], b"abc"),
+    ([Op.CHILDREN, 1, [[SPEC, None, 1]], 0], ID + (3).to_bytes(4, "big") + b"abc"),
 ]
 
 chances = st.randoms(use_true_random=False)
@@ -447,6 +467,52 @@ def test_submissions(envelope: list[Any], body: bytes) -> None:
     assert b"".join(submission.payloads) == body
     assert len(submission.payloads) == len(submission.ids) > 0
     assert Spec.from_wire(submission.spec.to_wire()) == submission.spec
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> tuple[list[Any], bytes]:
+    """A report, and some damage: to its fields, in the columns or rows of one, or to its body."""
+    envelope, body = draw(st.sampled_from(REPORTS))
+    match draw(st.integers(0, 3)):
+        case 0:
+            envelope = draw(with_wrong_fields(envelope))
+        case 1 if columns := [place for place, field in enumerate(envelope) if isinstance(field, list)]:
+            place = draw(st.sampled_from(columns))
+            inside = draw(with_wrong_fields(envelope[place]))
+            if inside and isinstance(inside[0], list) and inside[0] and draw(st.booleans()):
+                inside = [draw(with_wrong_fields(inside[0])), *inside[1:]]
+            envelope = [*envelope[:place], inside, *envelope[place + 1 :]]
+        case 2:
+            body = draw(st.binary(max_size=60) | damaged_from(st.just(body)))
+    return envelope, body
+
+
+@fuzz(told=reports())
+def test_reports(told: tuple[list[Any], bytes]) -> None:
+    """What a consumer seems to say is a report with all that its kind promises, or refused with a short error."""
+    counted()
+    envelope, body = told
+    assume(envelope and isinstance(envelope[0], int))  # what a decoder lets pass
+    try:
+        report = read_report(envelope, memoryview(body))
+    except (ProtocolError, ConfigError) as error:
+        assert len(str(error)) < 2_000
+        return
+    match report:
+        case Attempts(numbers, verdicts, durations_us, outcomes):
+            assert len(numbers) == len(verdicts) == len(durations_us) == len(outcomes)
+            assert {type(number) for number in [*numbers, *durations_us]} <= {int}
+            assert b"".join(outcomes) == body
+        case Items(_, _, payloads) | Declared(_, payloads):
+            assert b"".join(payloads) == body
+        case JobsProgress(by_job):
+            assert all(isinstance(job_id, bytes) and progress.describe() for job_id, progress in by_job.items())
+        case Checkpoint(_, data):
+            assert data == body
+        case Children(_, jobs):
+            assert all(len(job_id) == 16 for job_id in jobs.ids)
+        case BootFailed(error):
+            assert isinstance(error.message, str)
 
 
 # -- descriptions of jobs

@@ -166,24 +166,6 @@ def test_an_unreadable_end_of_a_cancelled_job_is_its_end() -> None:
     assert (row.attempts, kept) == (1, StoredState.CANCELLED)
 
 
-MALFORMED: dict[str, Attempts] = {
-    "too few verdicts": Attempts([1, 2], [0], [5, 5], [GOOD, GOOD]),
-    "too few outcomes": Attempts([1, 2], [0, 0], [5, 5], [GOOD]),
-    "lists as numbers": Attempts([1, [2]], [0, 0], [5, 5], [GOOD, GOOD]),  # type: ignore[list-item]
-    "texts as durations": Attempts([1, 2], [0, 0], [5, "5"], [GOOD, GOOD]),  # type: ignore[list-item]
-}
-
-
-@pytest.mark.parametrize("what", MALFORMED)
-def test_a_report_that_is_none_settles_nothing(what: str) -> None:
-    """Who sends that is not to be trusted with a single row of it."""
-    core = core_with(2)
-    with pytest.raises(ProtocolError):
-        core.settled(1, MALFORMED[what], 0.0, 1e9)
-    assert not core.take_effects()
-    assert [row.seq for _, row in core.leased()[1]] == [1, 2]
-
-
 verdicts = st.sampled_from(Verdict) | st.integers(-1, 9) | st.none() | st.text(max_size=2)
 outcomes = st.sampled_from([GOOD, BAD, *(outcome for _, outcome in UNREADABLE.values())]) | st.binary(max_size=60)
 

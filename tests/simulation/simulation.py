@@ -65,6 +65,7 @@ from taskq.protocol import frames as frames_module
 from taskq.protocol.link.batch import jobs_to_send
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.link.output import Stacks
+from taskq.protocol.link.reports import boot_failed_frame, checkpoint_frame, outcomes_frame, ready_frame
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Call
 from taskq.system.directory import Directory
@@ -283,10 +284,7 @@ class SimSlot:
 
     # the process's side
 
-    def tell(self, envelope: list[Any], outcomes: list[bytes]) -> None:
-        self._put_out(frames_module.frame(envelope, outcomes))
-
-    def _put_out(self, frame: bytes) -> None:
+    def tell(self, frame: bytes) -> None:
         self._sent.extend(frames_module.Decoder().feed(frame))
         self.world.later(self.world.delay(), lambda: self.world.ready(self.socket))
 
@@ -297,10 +295,10 @@ class SimSlot:
         if self.is_paused:
             world.later(0.05, self.boot)
         elif self.is_broken:
-            self.tell([Op.BOOT_FAILED], [pack_failure(None, None, JobError("E", "this version does not work"))])
+            self.tell(boot_failed_frame(JobError("E", "this version does not work")))
             self.die(exit_code=1)
         elif not world.has_faults or world.random.random() > 0.03:  # else it hangs
-            self.tell([Op.READY, self.pid], [])
+            self.tell(ready_frame(self.pid))
             self._step()
 
     def _receive(self, message: bytes) -> None:
@@ -339,7 +337,7 @@ class SimSlot:
                 return
             job = self._queue.popleft()
             if job is None:
-                self.tell([Op.OUTCOMES, [], [], [], []], [])
+                self.tell(outcomes_frame([], [], [], [], []))
                 continue
             number, job_id, task, attempt, payload, extra = job
             if number < self.counters.valid_from:
@@ -408,7 +406,7 @@ class SimSlot:
         history.found.append(Found(start.job, self.name, start.at, found))
         kept = f"{start.attempt} in {self.name}"
         history.kept.append(Kept(start.job, start.attempt, self.name, self.world.now, kept))
-        self.tell([Op.CHECKPOINT, bytes.fromhex(start.job)], [kept.encode()])
+        self.tell(checkpoint_frame(bytes.fromhex(start.job), kept.encode()))
 
     def _enqueue_children(self, number: int, start: Start) -> None:
         """What a job enqueues for its success is sent before its end, whatever that will be."""
@@ -427,7 +425,7 @@ class SimSlot:
             return
         if self.is_paused or frames:
             if not self.is_paused:
-                self._put_out(frames[0])
+                self.tell(frames[0])
                 frames = frames[1:]
             self.world.later(self.world.delay(), lambda: self._send_children(number, start, frames, end))
         elif end == "dies":
@@ -492,7 +490,7 @@ class SimSlot:
         if self._ended:
             numbers, verdicts, durations_us, outcomes = zip(*self._ended, strict=True)
             lengths = [len(outcome) for outcome in outcomes]
-            self.tell([Op.OUTCOMES, numbers, verdicts, durations_us, lengths], list(outcomes))
+            self.tell(outcomes_frame(numbers, verdicts, durations_us, lengths, outcomes))
             self._ended.clear()
 
     def die(self, *, exit_code: int = -9, told: bool = True) -> None:

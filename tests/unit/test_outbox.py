@@ -15,8 +15,8 @@ from taskq.model.attempt import Attempts
 from taskq.model.errors import ProtocolError
 from taskq.protocol import frames
 from taskq.protocol.link import unsent as unsent_module
+from taskq.protocol.link.reports import read_report
 from taskq.protocol.link.unsent import Unsent
-from taskq.protocol.ops import Op
 
 SPAWN = multiprocessing.get_context("spawn")
 Row = tuple[int, int, int, bytes]
@@ -45,9 +45,10 @@ def told(connection: socket.socket) -> list[Row]:
             data = connection.recv(1 << 20)
         except BlockingIOError:
             return found
-        for (op, numbers, verdicts, durations_us, lengths), body in decoder.feed(data):
-            assert op == Op.OUTCOMES
-            found += rows_of(Attempts(numbers, verdicts, durations_us, frames.split(body, lengths)))
+        for envelope, body in decoder.feed(data):
+            report = read_report(envelope, body)
+            assert isinstance(report, Attempts)
+            found += rows_of(report)
 
 
 @given(rows)

@@ -18,15 +18,22 @@ from taskq.broker.consumers.silence import LOOK_EVERY_S, SILENT_LOOKS, Silences
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog, last_words
-from taskq.model.attempt import Attempts, Claim, Reason, Verdict, failure_in
+from taskq.model.attempt import Attempts, Claim, Reason, Verdict
 from taskq.model.effects import Batch, Key, ProcessExit
 from taskq.model.errors import ProtocolError, TaskQError
 from taskq.model.job import Progress
-from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
-from taskq.protocol import frames
 from taskq.protocol.frames import Message
-from taskq.protocol.ops import Op
-from taskq.protocol.submissions import flow_of
+from taskq.protocol.link.reports import (
+    BootFailed,
+    Checkpoint,
+    Children,
+    Declared,
+    Items,
+    JobsProgress,
+    Ready,
+    Report,
+    read_report,
+)
 
 if TYPE_CHECKING:  # made of this, and told of it
     from taskq.broker.parts import Parts
@@ -92,11 +99,15 @@ class ConsumerPool:
         except TaskQError as error:
             self._on_confused(consumer, error)
 
-    def _hear_each(self, consumer: ConsumerProcess, messages: list[Message]) -> None:
+    def _hear_each(
+        self, consumer: ConsumerProcess, messages: list[Message], *, failed_boots_only: bool = False
+    ) -> None:
         """Hears messages one by one: one that makes no sense takes nothing from what those behind it say."""
         for envelope, body in messages:
             try:
-                self._hear(consumer, envelope, body)
+                report = read_report(envelope, body)
+                if not failed_boots_only or isinstance(report, BootFailed):
+                    self._hear(consumer, report)
             except (TaskQError, TypeError, ValueError) as error:
                 self._on_confused(consumer, error)
 
@@ -105,35 +116,35 @@ class ConsumerPool:
         self._events.log.error("consumer.confused", consumer=consumer.number, pid=consumer.pid, error=str(error))
         consumer.kill("it sent something that consumers do not send")
 
-    def _hear(self, consumer: ConsumerProcess, envelope: list[Any], body: memoryview) -> None:
-        match envelope:
-            case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)]:
-                if consumer.counters.slots > 1 and consumer.output in self._selector.get_map():
-                    self._output.hear(consumer)  # what these jobs wrote is there, and told while they are known
-                elif consumer.lines.is_within_line and consumer.writer in numbers:
-                    self._output.tell(consumer, consumer.lines.end_line())
-                attempts = Attempts(numbers, verdicts, durations_us, frames.split(body, lengths))
-                self._settle(consumer, attempts)
-                self._after_outcomes(consumer)
-            case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
-                if not self._core.yielded(consumer.key, job_id, first, frames.split(body, lengths)):
+    def _hear(self, consumer: ConsumerProcess, report: Report) -> None:
+        match report:
+            case Attempts():
+                self._on_outcomes(consumer, report)
+            case Items(job_id, first, items):
+                if not self._core.yielded(consumer.key, job_id, first, items):
                     raise ProtocolError("items of a job that the consumer does not have")
-            case [Op.PROGRESS, list(told)]:
-                self._on_progress(consumer, told)
-            case [Op.CHECKPOINT, bytes(job_id)] if 0 < len(body) <= MAX_CHECKPOINT_BYTES:
-                self._core.checkpointed(consumer.key, job_id, bytes(body))
-            case [Op.CHILDREN, int(number), list(groups), int(edges)] if self._core.holds(consumer.key, number):
-                children = flow_of(None, 0, False, groups, edges, body)
-                consumer.children.setdefault(number, []).append(children)
-            case [Op.READY, int()]:
+            case JobsProgress(by_job):
+                self._on_progress(consumer, by_job)
+            case Checkpoint(job_id, data):
+                self._core.checkpointed(consumer.key, job_id, data)
+            case Children(number, jobs):
+                if not self._core.holds(consumer.key, number):
+                    raise ProtocolError("jobs that were enqueued by a job that the consumer does not have")
+                consumer.children.setdefault(number, []).append(jobs)
+            case Ready():
                 self._on_ready(consumer)
-            case [Op.DECLARED, str(app), list(lengths)]:
-                self._parts.declared(app, frames.split(body, lengths))
-            case [Op.BOOT_FAILED]:
-                error, _ = failure_in(bytes(body))
+            case Declared(app, schedules):
+                self._parts.declared(app, schedules)
+            case BootFailed(error):
                 consumer.boot_error = error.message, error.traceback
-            case _:
-                raise ProtocolError(f"a message that consumers do not send: {envelope[0]}")
+
+    def _on_outcomes(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
+        if consumer.counters.slots > 1 and consumer.output in self._selector.get_map():
+            self._output.hear(consumer)  # what these jobs wrote is there, and told while they are known
+        elif consumer.lines.is_within_line and consumer.writer in attempts.numbers:
+            self._output.tell(consumer, consumer.lines.end_line())
+        self._settle(consumer, attempts)
+        self._after_outcomes(consumer)
 
     def _settle(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
         """Attempts have ended; what those have enqueued that succeeded commits with that."""
@@ -167,10 +178,10 @@ class ConsumerPool:
         if self._supervisor.finish_reload():
             self._events.log.info("fleet.reloaded", consumers=self._settings.consumers)
 
-    def _on_progress(self, consumer: ConsumerProcess, told: list[Any]) -> None:
+    def _on_progress(self, consumer: ConsumerProcess, by_job: dict[bytes, Progress]) -> None:
         """Notes how far jobs are."""
         now = self._clock.monotonic()
-        consumer.progress.update((job_id, Progress(*fields)) for job_id, *fields in told if isinstance(job_id, bytes))
+        consumer.progress.update(by_job)
         self._forget_progress(consumer)
         if now - consumer.progress_told_at >= _PROGRESS_EVERY_S:
             consumer.progress_told_at = now
@@ -232,10 +243,9 @@ class ConsumerPool:
         if consumer.socket in self._selector.get_map():
             self._selector.unregister(consumer.socket)
             try:
+                is_starting = consumer.state is ProcessState.STARTING  # and not to take anybody's place any more
                 while messages := consumer.read_messages():
-                    if consumer.state is ProcessState.STARTING:  # it is not to take anybody's place any more
-                        messages = [message for message in messages if message[0][0] == Op.BOOT_FAILED]
-                    self._hear_each(consumer, messages)
+                    self._hear_each(consumer, messages, failed_boots_only=is_starting)
             except (EOFError, OSError, TaskQError):
                 pass  # the end, or a frame that it did not finish
         if consumer.counters.slots > 1:

@@ -204,12 +204,7 @@ class Core:
         now: float,
         wall: float,
     ) -> None:
-        """Settles attempts that a consumer reports as ended, each by itself: one that is unreadable harms no other.
-
-        Raises:
-            ProtocolError: this is not a report; nothing of it is settled.
-        """
-        attempts.check()
+        """Settles attempts that a consumer reports as ended, each by itself: one that is unreadable harms no other."""
         consumer = self._consumers[key]
         consumer.progress_at = now
         consumer.is_stalled = consumer.gave_back = False

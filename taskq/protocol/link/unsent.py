@@ -9,7 +9,7 @@ from typing import Any
 
 from taskq.model.attempt import Attempts
 from taskq.protocol import frames
-from taskq.protocol.ops import Op
+from taskq.protocol.link.reports import outcomes_frame
 
 _REPORT_COUNT = 250
 _BODY_BYTES = 256 * 1024
@@ -56,7 +56,8 @@ class Unsent:
 
     def frame(self) -> bytes:
         """The message that tells all that was written."""
-        return frames.frame([Op.OUTCOMES, *self._columns()], [bytes(self._body[: self._end])])
+        numbers, verdicts, durations_us, lengths = self._columns()
+        return outcomes_frame(numbers, verdicts, durations_us, lengths, [bytes(self._body[: self._end])])
 
     def is_empty(self) -> bool:
         """Whether nothing was written, or all of it was sent."""
