@@ -454,7 +454,7 @@ def test_a_consumer_that_hears_nothing_is_dead(start: Start, gate: Gate, threads
     assert job.info().attempts == 1
     event = fleet.wait_for("consumer.*", pid=pid, level="error")
     if reads_anew:
-        assert "ran none and said nothing" in event["reason"]
+        assert "started none and sent nothing" in event["reason"]
     elif threads == 1:
         assert event["exit_code"] == LOST_DESCRIPTORS
 
