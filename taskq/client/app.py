@@ -224,11 +224,13 @@ class TaskQ(FleetConnection):
 
             @q.redact
             def hide(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+                if task == "log_in":  # log_in(user, password): each call may pass it by position or by name
+                    args[1:] = ["***"] * len(args[1:])
                 if "password" in kwargs:
                     kwargs["password"] = "***"
 
-        It changes both in place, for `Job.info` with ``arguments=True`` and for ``taskq job APP ID``. If it raises, no
-        arguments of that job are shown. The one that is given last counts.
+        It changes both in place, for `Job.info` with ``arguments=True`` and for ``taskq job APP ID``. If it raises, or
+        returns anything but None, no arguments of that job are shown. The one that is given last counts.
 
         Raises:
             ConfigError: it is not an ordinary function of three arguments.

@@ -111,10 +111,15 @@ def redacted(info: JobInfo, redaction: Redaction | None) -> JobInfo:
     arguments = info.arguments
     if redaction is None or arguments is None or arguments.left_out is not None:
         return info
+    told = ""
     try:
-        redaction(info.task, arguments.args, arguments.kwargs)
+        returned = redaction(info.task, arguments.args, arguments.kwargs)
+        if returned is not None:  # it may have made others, and hidden nothing in these
+            kind = type(returned).__name__
+            told = f"the function that hides secrets returned a {kind}, not None: it must change them in place"
     except Exception as error:
         told = f"the function that hides secrets raised {type(error).__name__}"
+    if told:
         return replace(info, arguments=replace(arguments, args=[], kwargs={}, left_out=told))
     return info
 

@@ -95,6 +95,20 @@ def test_secrets_are_hidden(shared: Fleet, redaction: None) -> None:
     job.cancel()
 
 
+def test_a_function_that_returns_other_arguments_shows_none(shared: Fleet) -> None:
+    """It has changed nothing in place, so the secrets are still there."""
+    q.redact(lambda _task, args, kwargs: (args, {**kwargs, "password": "***"}))
+    try:
+        job = q.named("log_in").options(delay=600).enqueue("ann", password="hunter2")
+        found = job.info(arguments=True).arguments
+    finally:
+        q.redaction = None
+    job.cancel()
+    assert found is not None
+    assert (found.args, found.kwargs) == ([], {})
+    assert found.left_out == "the function that hides secrets returned a tuple, not None: it must change them in place"
+
+
 @pytest.mark.parametrize("function", ["hide", str.upper, lambda: None])
 def test_functions_that_hide_nothing(function: Any) -> None:
     """They are refused where they are given."""
