@@ -15,8 +15,6 @@ from collections import deque
 from types import FrameType
 from typing import Any
 
-import msgpack
-
 from taskq.client.app import TaskQ
 from taskq.client.context import RunningJob, this_process
 from taskq.consumer.executor import MainExecutor
@@ -27,7 +25,7 @@ from taskq.consumer.runner import Ended
 from taskq.consumer.signals import handle_signals, ignore
 from taskq.model.attempt import Verdict
 from taskq.model.errors import JobTimeout
-from taskq.model.limits import MAX_FRAME_BYTES
+from taskq.protocol.link.batch import read_batch
 from taskq.protocol.link.boot import TIMEOUT_SIGNAL, Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
 from taskq.system.directory import Directory
@@ -80,7 +78,7 @@ class Consumer:
 
     def take(self, batch: bytes) -> None:
         """Takes a batch of jobs. They are numbered in a row, and the batch says with which number it begins."""
-        number, jobs = msgpack.unpackb(batch, max_bin_len=MAX_FRAME_BYTES)
+        number, jobs = read_batch(batch)
         if not jobs:
             self._outbox.answer()
         self._waiting.extend(enumerate(jobs, number))

@@ -62,7 +62,7 @@ from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredJob
 from taskq.protocol import frames as frames_module
-from taskq.protocol.link.batch import jobs_to_send
+from taskq.protocol.link.batch import pack_batch, read_batch
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.link.output import Stacks
 from taskq.protocol.link.reports import boot_failed_frame, checkpoint_frame, outcomes_frame, ready_frame
@@ -241,7 +241,7 @@ class SimSlot:
     def send(self, batch: Any) -> bool:
         if self.world.parts.forgets_what_it_sends:
             self.world.broker.store.forget(batch.rows)  # type: ignore[union-attr]
-        return self.put(msgpack.packb((batch.first, jobs_to_send(batch.rows))))
+        return self.put(pack_batch(batch))
 
     def read_messages(self) -> list[tuple[list[Any], memoryview]]:
         if not self._sent and not self.is_alive:
@@ -307,7 +307,7 @@ class SimSlot:
         if message == b"":
             self._retires = True
         else:
-            first, jobs = msgpack.unpackb(message)
+            first, jobs = read_batch(message)
             if not jobs:
                 self._queue.append(None)
             self._queue.extend(

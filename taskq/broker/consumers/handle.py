@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import msgpack
-
 from taskq.broker.consumers.excerpt import Excerpt
 from taskq.broker.consumers.succession import ProcessState
 from taskq.model.attempt import Reason, Usage
 from taskq.model.effects import Batch, Key
 from taskq.model.job import JobError, Progress
 from taskq.protocol.frames import Decoder, Message
-from taskq.protocol.link.batch import jobs_to_send
+from taskq.protocol.link.batch import pack_batch
 from taskq.protocol.link.boot import STACKS_SIGNAL, TIMEOUT_SIGNAL
 from taskq.protocol.link.counters import Counters
 from taskq.protocol.link.inbox import Inbox
@@ -80,7 +78,7 @@ class ConsumerProcess:
 
     def send(self, batch: Batch) -> bool:
         """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
-        return self.inbox.put(msgpack.packb((batch.first, jobs_to_send(batch.rows))))
+        return self.inbox.put(pack_batch(batch))
 
     def read_messages(self) -> list[Message]:
         """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""

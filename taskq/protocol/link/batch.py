@@ -1,13 +1,34 @@
-"""A batch of jobs, as it travels to a consumer."""
+"""A batch of jobs, as it travels to a consumer.
+
+batch := [number of the first, jobs]    the others are numbered in a row; without jobs it is a question: alive?
+job   := [id, task, attempt, payload]   or with its StartOptions behind that
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import msgpack
+
+from taskq.model.effects import Batch
 from taskq.model.job import JobRow
+from taskq.model.limits import MAX_FRAME_BYTES
 from taskq.model.spec import Spec
 from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
+
+
+def pack_batch(batch: Batch) -> bytes:
+    """Makes the message that carries a batch."""
+    packed: bytes = msgpack.packb((batch.first, jobs_to_send(batch.rows)))
+    return packed
+
+
+def read_batch(message: bytes) -> tuple[int, list[list[Any]]]:
+    """Reads the number of the first job of a batch, and the jobs: each as `RunningJob` takes it, behind its number and
+    the time of its start. It comes from the broker, and is not checked."""
+    number, jobs = msgpack.unpackb(message, max_bin_len=MAX_FRAME_BYTES)
+    return number, jobs
 
 
 def jobs_to_send(rows: Iterable[JobRow]) -> list[tuple[Any, ...]]:
