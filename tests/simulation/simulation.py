@@ -45,6 +45,7 @@ from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.consumers.succession import Start as SlotStart
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.core.core import Core
+from taskq.broker.core.earliest import Earliest
 from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.operations import CANCEL_AGAIN_S
@@ -55,7 +56,6 @@ from taskq.engines.embedded.journal.memory_records import Record
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
-from taskq.model.earliest import Earliest
 from taskq.model.errors import StoreFull
 from taskq.model.job import JobError
 from taskq.model.settings import Settings

@@ -24,7 +24,7 @@ from typing import Any
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Start, Succession
 from taskq.broker.core.core import MAX_BATCH_BYTES
-from taskq.model.earliest import Earliest
+from taskq.broker.core.earliest import Earliest
 from taskq.model.effects import ProcessExit
 from taskq.model.errors import DirectoryError
 from taskq.model.settings import Settings

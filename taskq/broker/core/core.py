@@ -13,7 +13,6 @@ many jobs at once as it has slots; they start in the order of their numbers, and
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import Final, Literal
@@ -22,14 +21,15 @@ from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_R
 from taskq.broker.core.limiters import Release
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.recalls import Recalls
-from taskq.broker.core.watchdog import MEMORY_LIMIT_ERROR, Watchdog
+from taskq.broker.core.watchdog import Watchdog
 from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
 from taskq.model.effects import NO_EFFECTS, Batch, Effects, Event, Key, ProcessExit, Stop
-from taskq.model.job import JobError, JobRow, retry_delay_s
+from taskq.model.job import JobError, JobRow
 from taskq.model.partition import Load, Partition, Starts
-from taskq.model.spec import Spec, spec_after_crash
+from taskq.model.spec import Spec
 from taskq.model.stored import Rescheduled, StoredState
+from taskq.model.verdicts import Consequence, after_crash, after_failure, crash_error, limit_error
 
 #: Also a job that takes no time that can be measured uses up its queue's share.
 SHORTEST_RUN_S: Final = 1e-6
@@ -187,13 +187,16 @@ class Core:
             elif death.stopped or death.timed_out not in (None, number):
                 self._interrupted(key, row, death)
             elif death.timed_out == number:
-                self._timed_out(key, row, death, death.output_of(number), wall, ran_s)
+                row.attempts += 1
+                error = limit_error(row.spec, death, death.output_of(number), ran_s)
+                outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
+                self._did_not_succeed(key, row, Failure(Verdict.FAILED, error, None, outcome), wall)
             else:
-                self._crashed(key, row, death, death.output_of(number), wall, ran_s)
+                self._crashed(key, row, crash_error(death, death.output_of(number)), wall, ran_s)
 
     def lost(self, row: JobRow) -> None:
         """Charges, at the start and before `found`, a job that ran when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, ProcessExit(), [], None, None)
+        self._crashed(None, row, crash_error(None, []))
 
     # -- jobs end
 
@@ -269,103 +272,56 @@ class Core:
             weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
-    def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
-        """Decides what follows an attempt that did not succeed; `row.attempts` includes it."""
-        verdict, error, wish_s, outcome = failure
-        fields = {"row": row, "consumer_key": key, "error": error}
-        if verdict == Verdict.SNOOZED:
-            delay_s = wish_s or 0.0
-            row.snoozes += 1
-            self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
-            self._effects.notes.append(Event("job.snoozed", {**fields, "delay_s": round(delay_s, 3)}))
-            self.ready.left(key, row, Release.AGAIN)
-        elif verdict == Verdict.CANCELLED:
-            self._effects.ended.append((row, StoredState.CANCELLED, outcome))
-            self._effects.notes.append(Event("job.cancelled", fields))
-            self.ready.left(key, row, Release.ENDED)
-        else:
-            self._failed(key, row, error, outcome, wall, may_retry=verdict == Verdict.FAILED, wish_s=wish_s)
-
-    def _failed(
-        self,
-        key: Key,
-        row: JobRow,
-        error: JobError,
-        outcome: bytes,
-        wall: float,
-        *,
-        may_retry: bool = True,
-        wish_s: float | None = None,
-    ) -> None:
-        """Decides what follows a failed attempt; `row.attempts` includes it."""
-        fields = {"row": row, "consumer_key": key, "error": error}
-        if may_retry and row.failures <= row.spec.retries:
-            delay_s = retry_delay_s(row, wish_s)
-            self._effects.rescheduled.append(Rescheduled(row, wall + delay_s, outcome))
-            self._effects.retried += 1
-            self._effects.notes.append(Event("job.retrying", {**fields, "delay_s": round(delay_s, 3)}))
-            self.ready.left(key, row, Release.AGAIN)
-            if error.type == MEMORY_LIMIT_ERROR:
-                row.spec = spec_after_crash(row.spec)
-        else:
-            self._effects.ended.append((row, StoredState.FAILED, outcome))
-            self._effects.notes.append(Event("job.failed", fields))
-            self.ready.left(key, row, Release.ENDED)
-
     def _interrupted(self, key: Key, row: JobRow, death: ProcessExit) -> None:
         """Puts back a job whose process was killed through no fault of the job: it runs again, uncharged."""
         fields = {"row": row, "consumer_key": key, "attempt": row.attempts + 1, "reason": death.why or None}
         self._effects.notes.append(Event("job.interrupted", fields))
         self.ready.put_back(key, [row], Release.AGAIN)  # it began: a rate has counted that
 
-    def _timed_out(
-        self, key: Key, row: JobRow, death: ProcessExit, output: list[str], wall: float, ran_s: float | None
-    ) -> None:
-        row.attempts += 1
-        error = death.over_limit
-        if error is None:
-            after = "" if ran_s is None else f" after {ran_s:.2f} s"
-            limit = f"its timeout of {row.spec.timeout_s:g} s" if row.spec.timeout_s is not None else "it may"
-            error = JobError("TimedOut", f"the job ran longer than {limit} and was killed{after}")
-        error = replace(error, output=output)
-        self._failed(key, row, error, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
+    def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
+        """Settles an attempt that did not succeed; `row.attempts` includes it."""
+        follows = after_failure(row, failure)
+        fields = {"row": row, "consumer_key": key, "error": failure.error}
+        if follows.delay_s is not None:
+            fields["delay_s"] = round(follows.delay_s, 3)
+        if failure.verdict == Verdict.SNOOZED:
+            row.snoozes += 1
+        elif follows.state is None:
+            self._effects.retried += 1
+        self._effects.notes.append(Event(follows.event, fields))
+        self._carry_out(key, row, follows, failure.outcome, wall)
 
     def _crashed(
-        self,
-        key: Key | None,
-        row: JobRow,
-        death: ProcessExit,
-        output: list[str],
-        wall: float | None,
-        ran_s: float | None,
+        self, key: Key | None, row: JobRow, error: JobError, wall: float | None = None, ran_s: float | None = None
     ) -> None:
+        """Charges a job whose process died. Without a consumer and a time, its whole fleet died with it."""
         row.attempts += 1
         row.crashes += 1
         self._effects.crashed += 1
-        if key is None:
-            reason = "the whole fleet died while the job ran"
-        else:
-            reason = f"the process that ran the job {death.describe()}"
-        error = JobError("Crashed", reason, "", death.exit_code, death.signal, output)
-        outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
-        is_last = row.charged_crashes >= row.spec.max_crashes
+        follows = after_crash(row)
         fields = {"row": row, "consumer_key": key, "error": error, "crashes": row.crashes}
-        self._effects.notes.append(Event("job.crashed", {**fields, "runs_again": not is_last}))
-        if is_last:
-            self._effects.ended.append((row, StoredState.FAILED, outcome))
-            self._effects.notes.append(Event("job.failed", fields))
+        self._effects.notes.append(Event("job.crashed", {**fields, "runs_again": follows.state is None}))
+        if follows.state is not None:
+            self._effects.notes.append(Event(follows.event, fields))
+        self._carry_out(key, row, follows, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
+
+    def _carry_out(
+        self, key: Key | None, row: JobRow, follows: Consequence, outcome: bytes, wall: float | None
+    ) -> None:
+        """Ends a job, or lets it run again. At the start there is no consumer: the job is only in the store."""
+        if follows.state is not None:
+            self._effects.ended.append((row, follows.state, outcome))
             if key is not None:
                 self.ready.left(key, row, Release.ENDED)
-        elif key is not None and row.spec.crash_queue is not None:
-            self.ready.left(key, row, Release.AGAIN)
-            # by way of the store: when it is due, it is certainly in the other queue there, too
-            row.spec = spec_after_crash(row.spec)
-            self._effects.rescheduled.append(Rescheduled(row, wall, outcome))
-        else:
-            row.spec = spec_after_crash(row.spec)
+        elif key is None or wall is None or follows.delay_s is None:
+            row.spec = follows.spec
             self._effects.rescheduled.append(Rescheduled(row, None, outcome))
             if key is not None:
                 self.ready.put_back(key, [row], Release.AGAIN)
+        else:
+            self.ready.left(key, row, Release.AGAIN)  # while it is still in the queue that it was sent from
+            row.spec = follows.spec
+            self._effects.rescheduled.append(Rescheduled(row, wall + follows.delay_s, outcome))
 
     # -- jobs are cancelled
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from taskq.broker.core.earliest import Earliest
 from taskq.broker.core.leases import ConsumerLeases
-from taskq.model.earliest import Earliest
 from taskq.model.effects import Key
 
 

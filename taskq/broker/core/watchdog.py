@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Final, Literal
 
+from taskq.broker.core.earliest import Earliest
 from taskq.model.attempt import Claim, Usage
-from taskq.model.earliest import Earliest
 from taskq.model.effects import Event, Key, Stop
 from taskq.model.job import JobError, JobRow
 from taskq.model.spec import Spec
 from taskq.model.units import text_of_bytes
+from taskq.model.verdicts import MEMORY_LIMIT_ERROR
 
 #: How often the memory and the CPU time of a consumer are measured, while its job has limits for them.
 MEASURE_EVERY_S: Final = 0.05
-#: The name of the error of a job that used too much memory.
-MEMORY_LIMIT_ERROR: Final = "MemoryLimit"
 _NONE: Final[frozenset[int]] = frozenset()
 
 
