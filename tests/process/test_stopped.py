@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -130,6 +131,33 @@ def test_many_jobs_are_read_by_one_reader(
     assert len(children) == 2
     assert all(child.process.returncode == 0 for child in children)
     q.resume("default")
+
+
+@pytest.mark.parametrize("crowd", ["threads", "tasks"])
+def test_a_crowd_reads_one_after_the_other(
+    home: Path, left: tuple[Job[int], Job[int]], monkeypatch: pytest.MonkeyPatch, crowd: str
+) -> None:
+    """A process for each would only keep the others, and a fleet that starts, from the journal."""
+    bad, _ = left
+    children: list[Child] = []
+    together: list[int] = []
+
+    def start(path: str) -> Child:
+        together.append(1 + sum(child.process.poll() is None for child in children))
+        children.append(spawn_reader(path))
+        return children[-1]
+
+    async def ask_all() -> list[JobState]:
+        return await asyncio.gather(*[bad.astate() for _ in range(8)])
+
+    monkeypatch.setattr(reading, "spawn_reader", start)
+    if crowd == "threads":
+        with ThreadPoolExecutor(8) as pool:
+            states = list(pool.map(lambda _: bad.state(), range(8)))
+    else:
+        states = asyncio.run(ask_all())
+    assert states == [JobState.FAILED] * 8
+    assert together == [1] * 8
 
 
 def test_jobs_in_the_spool_are_reported(home: Path, here: Here) -> None:

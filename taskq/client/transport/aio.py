@@ -41,6 +41,7 @@ from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.frames import Message
 from taskq.system.clock import SYSTEM_CLOCK
 from taskq.system.directory import Directory, reply_timeout_s
+from taskq.system.platform import is_listening
 
 T = TypeVar("T")
 
@@ -92,6 +93,7 @@ class AsyncClient(AsyncQueueClient):
         self._pauses: Iterator[float] | None = None  # of the present outage
         self._is_retrying = False  # a timer of the loop will connect
         self._is_looking = False  # a timer of the loop will look whether the broker answers
+        self._is_reading = False  # a task has a reader
 
     async def run(self, operation: Operation[T]) -> T:
         """Runs an operation to its end."""
@@ -200,20 +202,41 @@ class AsyncClient(AsyncQueueClient):
             self._is_retrying, self._pauses = False, None  # who waits next begins afresh
 
     async def _open_reader(self, _verb: OpenReader) -> Line:
-        child = reading.start_reader(self._directory)
-        absence = Absence(self._directory, reading.ANSWER_TIMEOUT_S)
-        return Line(self, Connection(weakref.proxy(self), absence, child=child), is_fresh=True)
+        await self._turn_to_read()
+        try:
+            child = reading.start_reader(self._directory)
+            absence = Absence(self._directory, reading.ANSWER_TIMEOUT_S)
+            return Line(self, Connection(weakref.proxy(self), absence, child=child), is_fresh=True)
+        except BaseException:
+            self._is_reading = False
+            raise
+
+    async def _turn_to_read(self) -> None:
+        """Waits until no other task has a reader, as `taskq.client.transport.blocking.Client` does.
+
+        Raises:
+            ConnectionLost: a fleet has come up meanwhile, and can be asked.
+        """
+        has_waited = self._is_reading
+        while self._is_reading:
+            await asyncio.sleep(_END_PAUSE_S)
+        if has_waited and is_listening(self.absence.path):
+            raise ConnectionLost("a fleet has come up")
+        self._is_reading = True
 
     async def _end_reader(self, verb: EndReader) -> None:
         line = cast(Line, verb.line)
-        line.leave()
-        child = line.connection.child
-        if child is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(reading.END_TIMEOUT_S):
-                    while child.process.poll() is None:
-                        await asyncio.sleep(_END_PAUSE_S)
-            reading.end_reader(child, 0.0)
+        try:
+            line.leave()
+            child = line.connection.child
+            if child is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(reading.END_TIMEOUT_S):
+                        while child.process.poll() is None:
+                            await asyncio.sleep(_END_PAUSE_S)
+                reading.end_reader(child, 0.0)
+        finally:
+            self._is_reading = False
 
     # -- requests and answers
 

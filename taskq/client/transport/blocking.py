@@ -6,7 +6,9 @@ interpreter (nothing is buffered).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from threading import RLock
 from typing import Any, TypeVar, cast
 
 from taskq.client.transport.absence import Absence, reconnect_pauses
@@ -31,6 +33,7 @@ from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.frames import Message
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory, reply_timeout_s
+from taskq.system.platform import is_listening
 
 T = TypeVar("T")
 
@@ -54,6 +57,8 @@ class Client(QueueClient):
         super().__init__(DirectoryQueue(directory, self.absence, clock), clock)
         self.directory = directory
         self._pool = Pool()
+        self._reading = RLock()  # held by the thread that has a reader; replaced in a forked child
+        self._reading_pid = os.getpid()
 
     @property
     def is_stopped(self) -> bool:  # type: ignore[override]  # only read
@@ -126,21 +131,46 @@ class Client(QueueClient):
     def _open_reader(self, _verb: OpenReader) -> Connection:
         from taskq.client.transport import reading  # what starts a process takes a few ms to import
 
-        child = reading.start_reader(self.directory)
+        turn = self._turn_to_read()
         try:
-            absence = Absence(self.directory, reading.ANSWER_TIMEOUT_S)
-            return Connection(self.directory.path, absence, child=child)
+            child = reading.start_reader(self.directory)
+            try:
+                absence = Absence(self.directory, reading.ANSWER_TIMEOUT_S)
+                return Connection(self.directory.path, absence, child=child)
+            except BaseException:
+                reading.end_reader(child)
+                raise
         except BaseException:
-            reading.end_reader(child)
+            turn.release()
             raise
 
-    @staticmethod
-    def _end_reader(line: Connection) -> None:
+    def _turn_to_read(self) -> RLock:
+        """Waits until no other thread has a reader: only one can have the journal, and a crowd of them would keep a
+        fleet that starts from it, and from the processor.
+
+        Raises:
+            ConnectionLost: a fleet has come up meanwhile, and can be asked.
+        """
+        if self._reading_pid != os.getpid():
+            self._reading, self._reading_pid = RLock(), os.getpid()
+        turn = self._reading
+        if not turn.acquire(blocking=False):
+            turn.acquire()
+            if is_listening(self.absence.path):
+                turn.release()
+                raise ConnectionLost("a fleet has come up")
+        return turn
+
+    def _end_reader(self, verb: EndReader) -> None:
         from taskq.client.transport import reading
 
-        line.leave()
-        if line.child is not None:
-            reading.end_reader(line.child)
+        line = cast(Connection, verb.line)
+        try:
+            line.leave()
+            if line.child is not None:
+                reading.end_reader(line.child)
+        finally:
+            self._reading.release()
 
     def _sleep(self, verb: Sleep) -> None:
         self.queue.clock.sleep(verb.seconds)
@@ -177,7 +207,7 @@ _DO: dict[type, Callable[[Client, Any], Any]] = {
     Open: Client._open,
     Reach: Client._reach,
     OpenReader: Client._open_reader,
-    EndReader: lambda client, verb: client._end_reader(verb.line),
+    EndReader: Client._end_reader,
     Ask: _ask,
     AskLate: _ask_late,
     Send: lambda _, verb: verb.line.send(verb.frame),
