@@ -30,11 +30,13 @@ SPEC = Spec("t")
 
 
 class Counting(Tight):
-    """Counts its transactions, and tells what it was asked for."""
+    """Counts its transactions, and how often it was asked to end one."""
 
     commits = 0
+    asked = 0
 
     def commit(self) -> None:
+        self.asked += 1
         self.commits += self._db.in_transaction
         super().commit()
 

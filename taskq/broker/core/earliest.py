@@ -35,5 +35,6 @@ class Earliest:
 
     def next(self, now: float) -> float | None:
         """When the first comes, or a moment before that; None if none does. One that has come is told exactly."""
-        self.is_due(now)
+        if now >= self._at:
+            self.is_due(now)
         return None if self._at == inf else self._at

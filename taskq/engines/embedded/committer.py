@@ -154,8 +154,6 @@ class Committer:
         if not self._jobs.has_effects:
             return
         effects = self._jobs.take_effects()
-        if not effects:
-            return
         self._effects.add(effects)
         if effects.ended and self._store.has_waiting and not self._would_release:
             self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
@@ -216,9 +214,23 @@ class Committer:
         return self._watchers.wait_for(self._effects)
 
     def commit(self, now: float, wall: float) -> None:
-        """Makes everything durable that was staged and decided, and answers it."""
+        """Makes everything durable that was staged and decided, and answers it. If clients only look, it begins no
+        transaction."""
         self.collect(now)  # with the children that were taken in, since all of a job's end is one
         staged, self._staged = self._staged, []
+        outcomes: Sequence[object] = [None] * len(staged)
+        if self._writes(staged):
+            outcomes = self._commit(staged, now, wall)
+        else:
+            self._effects_since = None
+        for command, outcome in zip(staged, outcomes, strict=True):
+            if isinstance(command, Submission):
+                self._answer(command, outcome)
+            else:
+                command.answer(outcome)
+
+    def _commit(self, staged: Sequence[Submission | Command], now: float, wall: float) -> list[object]:
+        """Makes everything durable, as far as the disk has room. Returns the outcomes of what was staged."""
         full = StoreFull(NO_ROOM) if self._store.is_full else None
         outcomes: list[object] = [full] * len(staged)
         done = self._transact(staged, outcomes, now, wall, full)
@@ -232,11 +244,7 @@ class Committer:
             outcomes = [outcome if isinstance(outcome, TaskQError) else done for outcome in outcomes]
         else:
             self._conclude(done, now)
-        for command, outcome in zip(staged, outcomes, strict=True):
-            if isinstance(command, Submission):
-                self._answer(command, outcome)
-            else:
-                command.answer(outcome)
+        return outcomes
 
     def _transact(
         self,
@@ -264,8 +272,9 @@ class Committer:
             self._release(tx)
             if self._keep is not None and full is None:
                 self._prune(*self._keep, wall)
-            self._store.keep_rates(self._jobs.changed_rates(now, wall))
-            if full is None and self._writes(staged):
+            if rates := self._jobs.changed_rates(now, wall):
+                self._store.keep_rates(rates)
+            if full is None:
                 self.counting.store(now)
             self._store.commit()
         except StoreFull as error:
@@ -277,9 +286,10 @@ class Committer:
         return tx
 
     def _writes(self, staged: Sequence[Submission | Command]) -> bool:
-        """Whether a commit has more to do than to answer those who look."""
-        has_more = bool(self._effects) or bool(self._children) or self._keep is not None
-        return has_more or any(isinstance(command, Submission) or command.changes for command in staged)
+        """Whether there is more to do than to answer those who look."""
+        if self._effects or self._children or self._left or self._keep is not None:
+            return True
+        return any(isinstance(command, Submission) or command.changes for command in staged)
 
     def _conclude(self, tx: Transaction, now: float) -> None:
         """All of a transaction is durable: the fleet may know, and what is to be told is noted."""

@@ -35,6 +35,8 @@ class Counting:
         self._store = store
         self.counts = FleetCounts(store.kept_counts())
         self._minute = 0
+        self._spec: Spec | None = None  # the last one of which something was counted, in this minute,
+        self._cell = Counts()  # and its counts: found once for all that comes in a row
         self._store_at = 0.0  # monotonic
         self._machine: tuple[str, float] | None = (uname().nodename, wall)  # that is to be noted, and since when
         self._is_noted = False  # with the commit that is under way
@@ -44,7 +46,7 @@ class Counting:
 
     def enqueued(self, rows: Sequence[JobRow], wall: float) -> None:
         """Jobs were taken in."""
-        self._minute = int(wall // 60)
+        self._turn_to(wall)
         spec, first = None, 0
         for place, row in enumerate(rows):
             if row.spec is not spec:
@@ -56,7 +58,7 @@ class Counting:
 
     def happened(self, effects: Effects, wall: float) -> None:
         """Effects are committed. They are counted before the rows of jobs that run again are changed."""
-        self._minute = int(wall // 60)
+        self._turn_to(wall)
         if effects.done:
             self._succeeded(effects.done)
             self._waited(effects.ended)
@@ -73,8 +75,15 @@ class Counting:
             elif note.event == "job.crashed":
                 self._of(note.fields["row"].spec).crashed += 1
 
+    def _turn_to(self, wall: float) -> None:
+        minute = int(wall // 60)
+        if minute != self._minute:
+            self._minute, self._spec = minute, None
+
     def _of(self, spec: Spec) -> Counts:
-        return self.counts.of(spec.task, spec.queue, self._minute)
+        if spec is not self._spec:
+            self._spec, self._cell = spec, self.counts.of(spec.task, spec.queue, self._minute)
+        return self._cell
 
     def _succeeded(self, done: Sequence[Success]) -> None:
         spec, durations_us = None, list[int]()
@@ -125,7 +134,7 @@ class Counting:
             self._store.note_machine(*self._machine)
             self._is_noted = True
         if now >= self._store_at and self.counts.is_changed:
-            self._written = self.counts.take_changed(_MOST_PAIRS)
+            self._written = self._take_changed(_MOST_PAIRS)
             self._store.keep_counts(self._written)
 
     def stored(self, now: float) -> None:
@@ -143,7 +152,11 @@ class Counting:
 
     def store_all(self) -> None:
         """Stores all counts, with the last commit."""
-        self._store.keep_counts(self.counts.take_changed(1 << 30))
+        self._store.keep_counts(self._take_changed(1 << 30))
+
+    def _take_changed(self, most_pairs: int) -> list[CountsRow]:
+        self._spec = None  # what is counted from now on has changed again
+        return self.counts.take_changed(most_pairs)
 
 
 def _waited_us(row: JobRow, started_at: float) -> int:

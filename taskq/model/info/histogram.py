@@ -46,7 +46,7 @@ class Histogram:
         if not times_us:
             return
         longest_us = max(times_us)
-        if longest_us > _LONGEST_US or min(times_us) < 0:
+        if len(times_us) == 1 or longest_us > _LONGEST_US or min(times_us) < 0:
             for time_us in times_us:
                 self.add(time_us)
             return

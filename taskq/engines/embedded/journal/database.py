@@ -168,19 +168,20 @@ class Database:
         if not self._db.in_transaction:
             return
         unseen = self._rows.unseen_of(self.totals)
-        is_other = self._changes() == self._committed
+        changes = self._changes()
+        is_other = changes == self._committed
         if is_other or unseen != self._unseen:
             self._others += is_other
             self._unseen = unseen
             self._db.execute(statements.TOTALS, (*unseen, self._others))
         self._db.execute("COMMIT")
-        self._committed = self._changes()
+        self._committed = changes + is_other
         self._files.committed(self._committed, self._survives_power_loss, self._clock.monotonic())
 
     def _changes(self) -> int:
         """A number that grows with each commit, and follows from what the journal has: what happened to jobs, and the
         number of commits in which nothing did."""
-        return sum(self.totals.as_dict().values()) + self._others
+        return self.totals.all() + self._others
 
     @trusted
     def rollback(self) -> None:

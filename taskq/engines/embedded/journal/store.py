@@ -108,6 +108,11 @@ class Totals:
         """The totals by name, in a fixed order."""
         return {name: getattr(self, name) for name in TOTAL_NAMES}
 
+    def all(self) -> int:
+        """The number of all that happened."""
+        ended = self.succeeded + self.failed + self.cancelled + self.expired
+        return self.enqueued + ended + self.retried + self.crashed
+
 
 TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled", "expired")
 
