@@ -284,7 +284,7 @@ def test_the_map_names_what_is_there() -> None:
 
 def test_the_map_names_what_the_code_defines() -> None:
     """Each class, function or constant that it names is there, and what it calls planned is not."""
-    defined = {"TaskQ", "STORES"}
+    defined = {"TaskQ", "STORES", "ENGINES"}  # the last two are those of tests
     for path in modules().values():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -13,7 +13,7 @@ from turns import SPEC, Peer, Turns
 from taskq.client.transport.blocking import Client
 from taskq.model.attempt import Attempts, Verdict, pack_failure, pack_success
 from taskq.model.constraints import Constraints, UniqueKey
-from taskq.model.errors import EnqueueError, JobNotFound, JobStateError, QueueFull, ScheduleNotFound, StoreFull
+from taskq.model.errors import EnqueueError, JobNotFound, JobStateError, ScheduleNotFound, StoreFull
 from taskq.model.job import JobError, new_job_ids
 from taskq.model.schedule import NO_JOB, Schedule
 from taskq.model.spec import Spec
@@ -156,32 +156,6 @@ def test_what_a_client_says_takes_effect_in_its_order(turns: Turns) -> None:
     assert turns.store.commits == 1
     turns.core.joined(1, 0.0)
     assert [row.id for batch in turns.core.dispatch(turns.now, turns.now) for row in batch.rows] == [second]
-
-
-def test_a_place_that_a_cancel_frees_can_be_had_in_the_same_turn(turns: Turns) -> None:
-    spec, peer, [first, second, third] = Spec("t", max_queued=1), Peer(), list(new_job_ids(3))
-    turns.submit(peer, [first], spec)
-    turns.submit(peer, [second], spec)
-    turns.ask(peer, CancelJob(first, False))
-    turns.submit(peer, [third], spec)
-    turns.turn()
-    taken, refused, cancelled, taken_too = peer.values()
-    assert (taken, cancelled, taken_too) == (1, True, 1)
-    assert isinstance(refused, QueueFull)
-
-
-def test_a_job_is_retried_once_and_runs_once(turns: Turns) -> None:
-    """Two clients retry it in one turn, and one of them cancels it then."""
-    [first, second], peers = failed(turns, 2), [Peer(), Peer()]
-    for peer in peers:
-        turns.ask(peer, RetryJob(first))
-        turns.ask(peer, RetryJob(second))
-    turns.ask(peers[0], CancelJob(second, False))
-    turns.turn()
-    assert peers[0].values() == [True, True, True]
-    assert [type(value) for value in peers[1].values()] == [JobStateError, JobStateError]
-    assert states(turns, [first, second]) == [StoredState.QUEUED, StoredState.CANCELLED]
-    assert settle(turns, Verdict.SUCCEEDED, pack_success(0.0, 0.0, None)) == 1
 
 
 def test_nothing_is_half_done_when_a_command_is_refused(turns: Turns) -> None:
