@@ -70,7 +70,7 @@ __all__ = [
     "await_any",
     "gather",
     "wait_any",
-    # what a job raises to say what is to become of it
+    # what a job raises to say what should happen to it
     "Cancel",
     "Retry",
     "Snooze",

@@ -90,21 +90,21 @@ class Broker:
     # -- the beginning
 
     def _begin(self, parts: Parts) -> None:
-        """Takes over what it runs."""
+        """Takes over the parts that it runs."""
         self._directory, self._settings = parts.directory, parts.settings
         self._log, self._clock = parts.log, parts.clock
         self._core = parts.core
         self._engine: Engine = parts.engine
         self._timers = Timers(self._engine.next_at, self._next_at)
-        self._left: dict[str, int] = {}  # jobs that it found
-        self._sigterm_until = 0.0  # another one that comes by then says nothing new
+        self._left: dict[str, int] = {}  # jobs that it found at the start
+        self._sigterm_until = 0.0  # another SIGTERM before this moment is the same one
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
 
     def run(self, guardian: socket.socket, signals: socket.socket) -> None:
         """Runs until the fleet has stopped.
 
         Args:
-            guardian: the socket to the guardian; its end is the guardian's end.
+            guardian: the socket to the guardian; when it ends, the guardian is gone.
             signals: where the signals arrive that stop or reload the fleet, one byte each.
         """
         self._guardian = guardian
@@ -154,7 +154,7 @@ class Broker:
         self._end_in_time(now)
 
     def _next_at(self, now: float) -> float | None:
-        """When jobs are to be sent, taken back or stopped, and consumers are to be started or killed."""
+        """When jobs have to be sent, taken back or stopped, or consumers have to be started or killed."""
         core = self._core
         times = [core.next_time_check(now), self._supervisor.next_due(now), self._stop_at]
         if self._stop_at is None:
@@ -186,7 +186,7 @@ class Broker:
         try:
             self._guardian.send(pack_notice(notice))
         except OSError:
-            pass  # its end is heard in the loop
+            pass  # the loop sees its end
 
     def _reload_when_asked(self) -> int:
         if self._pool.is_stopping:
@@ -208,8 +208,8 @@ class Broker:
                 self._stop(signal.Signals(number).name)
 
     def _is_first_sigterm(self) -> bool:
-        """Whether it is not that of a moment ago, which reached us in two ways: `timeout` sends one to its child and
-        one to all, systemd one to the guardian and one to us."""
+        """Whether it is not the one of a moment ago, which reached us in two ways: `timeout` sends one to its child and
+        one to the whole group, systemd one to the guardian and one to us."""
         now = self._clock.monotonic()
         if now < self._sigterm_until:
             return False
@@ -223,13 +223,13 @@ class Broker:
             self._stop_at = self._clock.monotonic()
 
     def _stop(self, reason: str) -> None:
-        """Begins to stop; asked twice, it does not wait for running jobs."""
+        """Begins to stop. The second time, it does not wait for running jobs."""
         if self._stop_at is not None:
             self._stop_at = self._clock.monotonic()
             return
         timeout_s = self._settings.stop_timeout_s
         self._stop_at = self._clock.monotonic() + timeout_s
-        self._tell_guardian(Stopping())  # should we die on the way, no other broker is wanted
+        self._tell_guardian(Stopping())  # if we die before the end, no other broker is needed
         running = self._pool.stop()
         self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)
 
@@ -237,7 +237,7 @@ class Broker:
         if self._settings.drain and self._stop_at is None and self._pool.is_ready and not self._has_work():
             self._stop("drained")
         if self._stop_at is not None and now >= self._stop_at:
-            self._stop_at = now + 1.0  # again, should one have come up meanwhile
+            self._stop_at = now + 1.0  # again, if another has come up meanwhile
             self._pool.kill_all()
 
     def _has_work(self) -> bool:
@@ -253,7 +253,7 @@ class Broker:
         self._log.info("fleet.stopped", **backlog, **totals)
 
     def _backlog(self) -> dict[str, int]:
-        """How many jobs there are to run, now or later, by state; none of them was sent to a consumer."""
+        """How many jobs there are to run, now or later, by state, without those that were sent to consumers."""
         later = {
             kept.state.value: sum(self._engine.figures.counts(kept).values())
             for kept in (StoredState.SCHEDULED, StoredState.WAITING)

@@ -1,12 +1,12 @@
-"""A broker is put together here, in the same way for its process, for the reader of a fleet that does not run, for
+"""A broker is put together here, in the same way for its process, for the reader of a stopped fleet, for
 `taskq.testing`, and for the simulator of the tests.
 
-    engine, core, events, clock     what a broker is made of
-    recover                         the engine brings in order what is there, the core learns what waits
+    engine, core, events, clock     the parts of a broker
+    recover                         the engine tidies up what an earlier broker left, the core learns what waits
     consumers                       processes, or what a test has in their place
     start                           each half is handed the other
 
-It is the only place of the fleet half that knows which engines there are.
+It is the only place in the fleet half that knows which engines there are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from taskq.system.directory import Directory
 
 
 class Parts:
-    """What decides, and what makes durable. Those who hold it run it: it does nothing by itself."""
+    """The parts that decide, and those that make things durable. Whoever holds them runs them: they do nothing by
+    themselves."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Parts:
         self._status = status
 
     def recover(self, running: Iterable[FlightRecord]) -> None:
-        """Brings in order what an earlier broker has left, and tells what was found.
+        """Tidies up what an earlier broker has left, and logs what was found.
 
         Args:
             running: the jobs that ran when it died.
@@ -68,27 +69,27 @@ class Parts:
         selector: BaseSelector | None = None,
         max_clients: int = 0,
     ) -> None:
-        """Hands the fleet to the engine, which begins to hear clients.
+        """Hands the fleet to the engine, which begins to serve clients.
 
         Args:
             processes: the consumers, and how a reload goes.
-            on_stop: stops the fleet; told who asked.
+            on_stop: stops the fleet; called with the name of who asked.
             on_reload: replaces the consumers; returns the number of that reload.
-            selector: of the loop; None: its clients are handed to the engine by other ways.
-            max_clients: one more is refused.
+            selector: of the loop; None: clients reach the engine in other ways.
+            max_clients: how many clients are served at once; more are refused.
         """
         status = self._status(self.directory, self.core, self.engine.figures, consumers, processes, self.clock)
         control = FleetControl(status.draw, on_stop, on_reload)
         self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 
-    # -- what consumers tell, besides the outcomes of jobs
+    # -- what consumers send, besides the outcomes of jobs
 
     def declared(self, app: str, schedules: list[bytes]) -> None:
-        """A consumer tells of the schedules in its code. Raises ConfigError if they make no sense."""
+        """Takes the schedules in the code of a consumer. Raises ConfigError if they make no sense."""
         self.engine.declare(app, schedules)
 
     def take_children(self, children: list[Submission]) -> None:
-        """A job that has just succeeded has enqueued others."""
+        """Takes the jobs that a job which has just succeeded has enqueued."""
         self.engine.enqueued(children)
 
 
@@ -98,7 +99,7 @@ def open_engine(
     """Opens the engine of a directory.
 
     Args:
-        clients: those whom it answers; None: those who connect to the directory's socket.
+        clients: the clients that it answers; None for those that connect to the directory's socket.
 
     Raises:
         JournalError: the journal cannot be used.
@@ -111,7 +112,7 @@ def core_of(settings: Settings, slots: int = 1) -> Core:
     """The core of a fleet.
 
     Args:
-        slots: the jobs that a consumer runs at once.
+        slots: how many jobs a consumer runs at once.
     """
     return Core(
         settings.queues,

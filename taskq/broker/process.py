@@ -30,15 +30,15 @@ def main(descriptor: int, clock: Clock = SYSTEM_CLOCK) -> None:
 
     Args:
         descriptor: of the socket to the guardian.
-        clock: the broker looks at the time here alone.
+        clock: the only one that the broker uses.
     """
-    # at once: the guardian passes on what it gets also to a broker that starts, whose loop reads it later
+    # at once: the guardian forwards signals to a broker that is still starting, too; its loop reads them later
     signals = signals_as_bytes((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     guardian = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     packet = guardian.recv(MAX_PACKET_BYTES)
     if not packet:
-        os._exit(Exit.OK)  # the application could not be imported, and the guardian has told so
+        os._exit(Exit.OK)  # the application could not be imported, and the guardian has said so
     code, message = _run(guardian, signals, Setup.read(packet), clock)
     if message:
         print(f"taskq: {message}", file=sys.stderr)
@@ -74,7 +74,7 @@ def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: C
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)
         except ConfigError:
-            raise  # told below: another broker would fare no better
+            raise  # reported below: another broker would fail in the same way
         except Exception as error:
             # a bug: the guardian starts another broker, on a journal that has all that was acknowledged
             log.critical("broker.failed", exc_info=True)

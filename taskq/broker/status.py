@@ -29,7 +29,7 @@ _MOST_SPOOLED = 10_000
 
 
 class StatusView:
-    """Draws the status, from what its parts know at the moment."""
+    """Makes the status from what the parts know at the moment."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class StatusView:
         Args:
             figures: of the engine.
             processes: the consumers, and how a reload goes.
-            clock: tells since when the broker runs, which is from now on.
+            clock: the broker's; its uptime counts from now on.
         """
         self._directory = directory
         self._core = core
@@ -55,7 +55,7 @@ class StatusView:
         self._started_at = clock.time()
 
     def draw(self) -> FleetStatus:
-        """The status at this moment."""
+        """Returns the status at this moment."""
         consumers = [self._consumer(consumer) for consumer in self._processes.consumers.values()]
         return FleetStatus(
             broker=self._broker(),

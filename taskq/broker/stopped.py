@@ -46,14 +46,14 @@ class _NoConsumers:
         return False
 
     def withdraw(self, _job_id: bytes) -> bool:
-        """Nobody was sent the job."""
+        """No consumer was sent the job."""
         return True
 
     def cancel_running(self, _job_id: bytes) -> None:
         """Nothing runs."""
 
     def take_back_all(self, _now: float) -> None:
-        """Nobody was sent any job."""
+        """No consumer was sent any job."""
 
     def progress_of(self, _job_id: bytes) -> None:
         """Nothing runs."""
@@ -64,7 +64,7 @@ class _NoConsumers:
 
 
 class _Client:
-    """The one client, which stands for its peer, too. It waits for each answer, and takes it at once."""
+    """The only client, and the peer that requests name. It waits for each answer, and reads it at once."""
 
     closed = False
 
@@ -73,11 +73,11 @@ class _Client:
         self._messages: list[tuple[Any, Message]] = []
 
     def ask(self, message: Message) -> None:
-        """The client has said this."""
+        """Takes a message of the client."""
         self._messages.append((self, message))
 
     def take_messages(self) -> list[tuple[Any, Message]]:
-        """What it has said since the last call."""
+        """Returns its messages since the last call."""
         messages, self._messages = self._messages, []
         return messages
 
@@ -89,12 +89,12 @@ class _Client:
             self.closed = True
 
     def reject(self, peer: object, error: TaskQError) -> None:
-        """Tells the client one error and hears it no more."""
+        """Sends the client one error, and reads nothing more from it."""
         self.send(peer, frames.error_frame(0, error))
         self.closed = True
 
     def is_clogged(self, _peer: object) -> bool:
-        """It takes what it is sent."""
+        """It always reads what it is sent."""
         return False
 
     def defer(self, _peer: object, _job_id: bytes) -> None:
@@ -109,14 +109,14 @@ class _Client:
 
 
 class _Status(StatusView):
-    """Of a fleet that does not run."""
+    """The status of a fleet that does not run."""
 
     def _broker(self) -> BrokerStatus:
         return BrokerStatus(None, None, str(self._directory.path), None, "stopped")
 
 
 class Reader:
-    """The journal of a directory, and what answers from it. The caller holds the lock."""
+    """The journal of a directory, and the engine that answers from it. The caller holds the lock."""
 
     def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
         settings = Settings()
@@ -143,7 +143,7 @@ class Reader:
 
 
 def main(descriptor: int, path: str) -> None:
-    """Answers a client until it has heard enough, or a fleet starts; the target of the process.
+    """Answers a client until it leaves, or a fleet starts; the target of the process.
 
     Args:
         descriptor: of the socket to the client.
@@ -152,8 +152,8 @@ def main(descriptor: int, path: str) -> None:
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the client hears them, and its end is ours
-    # then there is nothing more to read, whatever it is doing
+        signal.signal(number, signal.SIG_IGN)  # the client gets them, and when it ends, so do we
+    # after that there is nothing more to read, whatever the client is doing
     signal.signal(signal.SIGTERM, lambda _number, _frame: sock.shutdown(socket.SHUT_RD))
     directory = Directory(Path(path))
     client = _Client(sock)
@@ -165,14 +165,14 @@ def main(descriptor: int, path: str) -> None:
         client.reject(client, error)
     except OSError as error:
         client.reject(client, DirectoryError(f"{error.filename or directory.path}: {error.strerror or error}"))
-    except Exception as error:  # a bug: whoever asks is to hear of it
+    except Exception as error:  # a bug: the client should hear of it
         client.reject(client, TaskQError(f"the journal could not be read: {type(error).__name__}: {error}"))
     # nothing is left to clean up, and the client waits for our end
     os._exit(0)
 
 
 def _become_owner(directory: Directory) -> None:
-    """Root reads as the user whose directory it is, so that all that is written there stays theirs."""
+    """Has root read as the owner of the directory, so that everything written there stays the owner's."""
     status = os.stat(directory.path)
     if os.geteuid() == 0 and status.st_uid != 0:
         _load_everything()
@@ -182,7 +182,7 @@ def _become_owner(directory: Directory) -> None:
 
 
 def _load_everything() -> None:
-    """Reads, of our code, what would be read later: the owner of the directory may not be allowed to."""
+    """Loads all of our code that would be loaded later: the owner of the directory may not be allowed to read it."""
     from tempfile import TemporaryDirectory  # others do without
 
     ours, theirs = socket.socketpair()

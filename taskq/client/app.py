@@ -65,11 +65,11 @@ class TaskQ(FleetConnection):
         self.name = name
         place = queue_directory(name, None if url is None else os.fspath(url))
         super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
-        #: When it was made, in seconds since 1970: jobs that are older are not this program's.
+        #: When it was made, in seconds since 1970: older jobs are not this program's.
         self.made_at = self.clock.time()
         #: The tasks, by their names and by those that they had before.
         self.tasks: dict[str, Task[..., Any]] = {}
-        #: The schedules, to look at and to change.
+        #: The schedules, to list and to change.
         self.schedules = Schedules(self, self.tasks)
         self.hooks = Hooks()
         self._names_elsewhere: set[str] = set()  # tasks that were named and are not registered here
@@ -109,9 +109,12 @@ class TaskQ(FleetConnection):
             aliases: earlier names of the task: it also runs the jobs and schedules that were made under them. Limits
                 and order (`concurrency=`, `ordered_by=`, `unique=` ...) count for each name separately.
             retry_on: the exceptions after which a job is retried; all others end it. Default: all exceptions.
-            give_up_on: exceptions that end the job at once; this goes before `retry_on`. Neither applies to timeouts,
-                crashes, and to `Retry`, `Snooze` and `Cancel`.
+            give_up_on: exceptions that end the job at once; this takes precedence over `retry_on`. Neither applies to
+                timeouts, to crashes, or to `Retry`, `Snooze` and `Cancel`.
             options: the options of all its jobs; `taskq.client.options.options.JobOptions` lists them.
+
+        Returns:
+            The `Task`, which can still be called as a function.
 
         Raises:
             ConfigError: an option makes no sense, or a name is taken.
@@ -148,12 +151,12 @@ class TaskQ(FleetConnection):
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Enqueues a task on a schedule while a fleet runs; a decorator, above `task` or in place of it.
 
-        A schedule that is changed or removed in the code changes in the fleet when its consumers load the code: at a
-        start or by `taskq reload`. No fire happens twice, whatever dies.
+        A schedule that is changed or removed in the code changes in the fleet when its consumers load the code: at the
+        start or by `taskq reload`. No fire happens twice, whichever process dies.
 
         Args:
             cron: a cron expression, such as ``"*/5 * * * *"`` (also ``@daily``, six fields with seconds first, ``L``
-                and ``#``). In zones with daylight saving time it behaves as Debian's cron, see `cronsim`.
+                and ``#``). In zones with daylight saving time it behaves like Debian's cron; see `cronsim`.
             name: the name of the schedule, by default the task's.
             options: ``every="30s"`` in place of a cron expression, and other options;
                 `taskq.client.schedules.ScheduleOptions` lists them.
@@ -204,7 +207,7 @@ class TaskQ(FleetConnection):
         return function
 
     def on_enqueue(self, function: EnqueueHookT) -> EnqueueHookT:
-        """Calls a function when this application enqueues jobs, which may add to their `meta=`. A decorator::
+        """Calls a function when this application enqueues jobs; it may add to their `meta=`. A decorator::
 
             @q.on_enqueue
             def trace(task: str, meta: dict[str, str]) -> None:
@@ -220,7 +223,7 @@ class TaskQ(FleetConnection):
         return function
 
     def redact(self, function: RedactionT) -> RedactionT:
-        """Calls a function before arguments of jobs are shown, which hides what is secret. A decorator::
+        """Calls a function that removes secrets before the arguments of a job are shown. A decorator::
 
             @q.redact
             def hide(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -229,8 +232,9 @@ class TaskQ(FleetConnection):
                 if "password" in kwargs:
                     kwargs["password"] = "***"
 
-        It changes both in place, for `Job.info` with ``arguments=True`` and for ``taskq job APP ID``. If it raises, or
-        returns anything but None, no arguments of that job are shown. The one that is given last counts.
+        The function changes both in place, for `Job.info` with ``arguments=True`` and for ``taskq job APP ID``. If it
+        raises, or returns anything but None, no arguments of that job are shown. If several are registered, the last
+        one counts.
 
         Raises:
             ConfigError: it is not an ordinary function of three arguments.
@@ -263,7 +267,14 @@ class TaskQ(FleetConnection):
         """Enqueues a job by the name of its task, whose code need not be imported here.
 
         If the task is registered here, its own options apply; otherwise the defaults do. A name that is not registered
-        here but nearly one that is gives a warning: it may be misspelt, which only the fleet would notice.
+        here, but is close to one that is, gives a warning: it may be misspelt, which only the fleet would notice.
+
+        Args:
+            task: the name of the task.
+            args, kwargs: the arguments of the call.
+
+        Returns:
+            The handle of the job.
 
         Raises:
             The same as `Task.enqueue`.
@@ -275,7 +286,7 @@ class TaskQ(FleetConnection):
         return await self._named(task).aenqueue(*args, **kwargs)
 
     def named(self, task: str) -> Enqueuer[..., Any]:
-        """Refers to a task by its name, whose code need not be imported here:
+        """Returns a task by its name, whose code need not be imported here:
         ``q.named("resize").options(delay=60).enqueue("cat.jpg")``. Otherwise as `enqueue`.
         """
         return self._named(task)
@@ -306,7 +317,10 @@ class TaskQ(FleetConnection):
         return {name: (spec.queue, [resource for resource, _ in spec.resources]) for name, spec in specs.items()}
 
     def job(self, id: str) -> Job[Any]:
-        """Returns the handle of a job, from its id.
+        """Returns the handle of a job, from its id. It does not ask the fleet.
+
+        Args:
+            id: the 32 hexadecimal digits of `Job.id`.
 
         Raises:
             ConfigError: this is not a job id.
@@ -331,14 +345,14 @@ class TaskQ(FleetConnection):
         before: str | Job[Any] | None = None,
         **search: Unpack[SearchOptions],
     ) -> list[JobInfo]:
-        """Lists jobs, the newest first: in the order in which they were enqueued, or retried by hand.
+        """Returns jobs, the newest first: in the order in which they were enqueued, or retried by hand.
 
-        Long errors are shortened, and `history` is empty: `Job.info` returns the whole.
+        Long errors are shortened, and `history` is empty: `Job.info` returns everything.
 
         Args:
             state: only jobs in this state, such as "failed" (the dead-letter list).
             task, queue: only jobs of this task, of this queue.
-            limit: the most jobs to return; None for all.
+            limit: return at most this many jobs; None for all.
             before: only jobs enqueued before this one: the last job of a list leads to the next page.
             search: `since=`, `until=`, `attempts=` and `text=`; see `taskq.client.options.search.SearchOptions`. A
                 search goes through all jobs, in small steps that do not hold up the fleet.
@@ -378,9 +392,12 @@ class TaskQ(FleetConnection):
         return None if state is None else _state(state), task, queue, place, limit
 
     def retry_failed(self, *, task: str | None = None, queue: str | None = None) -> int:
-        """Queues all failed jobs again, as `Job.retry` does; or only those of a task, of a queue.
+        """Queues all failed jobs again, as `Job.retry` does.
 
         Jobs that fail in the meantime are left alone. If it is interrupted, the jobs queued so far stay queued.
+
+        Args:
+            task, queue: only jobs of this task, of this queue.
 
         Returns:
             The number of jobs.
@@ -408,7 +425,7 @@ class TaskQ(FleetConnection):
         Jobs that are enqueued in the meantime are left alone. If it is interrupted, removed jobs stay removed.
 
         Args:
-            state: any state but "running".
+            state: any state except "running".
             task, queue: only jobs of this task, of this queue.
             older_than: only jobs that ended (or, if they are pending, were enqueued) more than this many seconds ago.
 
@@ -437,6 +454,9 @@ class TaskQ(FleetConnection):
         """Pauses queues: running jobs may finish, no other job starts, new jobs are accepted. The pause lasts until
         `resume`, also across restarts of the fleet. A queue need not have jobs yet.
 
+        Args:
+            queues: the names of the queues, at least one.
+
         Returns:
             The queues that were not paused before.
 
@@ -453,11 +473,14 @@ class TaskQ(FleetConnection):
     def resume(self, *queues: str) -> list[str]:
         """Lets the jobs of paused queues run again.
 
+        Args:
+            queues: the names of the queues, at least one.
+
         Returns:
-            The queues that were paused.
+            The queues that were paused before.
 
         Raises:
-            As `pause`.
+            The same as `pause`.
         """
         return self.client.pause(*_pausing(queues, False))
 
@@ -466,8 +489,8 @@ class TaskQ(FleetConnection):
         return await self.async_client().pause(*_pausing(queues, False))
 
     def status(self) -> FleetStatus:
-        """What the fleet is doing: its queues, its consumers, and what has happened so far. If none runs, what is left
-        in the queue's directory; the state of the broker is "stopped" then.
+        """Returns what the fleet is doing: its queues, its consumers, and what has happened so far. If no fleet runs,
+        returns what is left in the queue's directory; the state of the broker is "stopped" then.
 
         Raises:
             BrokerUnavailable: no fleet has run there yet.
@@ -497,6 +520,7 @@ class TaskQ(FleetConnection):
         Raises:
             AlreadyRunning: another fleet has this queue's directory.
             AppError: the fleet cannot import this application (it was made at a prompt, for example).
+            DirectoryError, JournalError: the directory or the journal cannot be used.
         """
         from taskq.client.fleet import RunningFleet, settings_in_program  # it takes long to import
 

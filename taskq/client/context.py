@@ -1,4 +1,4 @@
-"""What a job can know and say about itself: `current_job()`."""
+"""What a job can learn and report about itself: `current_job()`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class CurrentJob:
-    """The job that this process is running.
+    """The job that is running: `taskq.current_job()`.
 
     Attributes:
         id: the job's id, 32 hexadecimal digits.
         task: the name of its task.
-        attempt: 1 for the first start, 2 for the next ... Starts that crashed or snoozed count as well.
+        attempt: 1 for the first start, 2 for the second, and so on. Starts that crashed or snoozed count, too.
     """
 
     def __init__(self, job: RunningJob) -> None:
@@ -57,18 +57,19 @@ class CurrentJob:
 
     @cached_property
     def deadline(self) -> datetime | None:
-        """When ``timeout=`` is over, in UTC; None for a job without. For a wait, `time_left_s` is what you want."""
+        """When ``timeout=`` is over, in UTC; None for a job without a timeout. For a wait, use `time_left_s`."""
         left_s = self.time_left_s()
         return None if left_s is None else datetime.fromtimestamp(self._job.clock.time() + left_s, UTC)
 
     def time_left_s(self) -> float | None:
-        """The seconds until ``timeout=`` is over, less than 0 once it is; None for a job without."""
+        """Returns the seconds until ``timeout=`` is over, negative after that; None for a job without a timeout."""
         return None if self._over_at is None else self._over_at - self._job.clock.monotonic()
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Tells how far the job is: seen in `Job.info`, ``taskq job``, ``taskq status`` and the log while it runs.
+        """Reports how far the job is: shown by `Job.info`, ``taskq job``, ``taskq status`` and the log while it runs.
 
-        Costs a microsecond or two, so call it as often as you like: ten times a second the latest is sent.
+        A call takes a microsecond or two, so call it as often as you like: the latest report is sent ten times a
+        second.
 
         Args:
             done: how much is done, in whatever unit.
@@ -77,17 +78,17 @@ class CurrentJob:
 
         Raises:
             ConfigError: these are not amounts, or the note is too long.
-            TaskQError: the job has ended, or this is another process than the job's.
+            TaskQError: the job has ended, or this is not the job's own process.
         """
         self._check_is_running("progress")
         if _channel is not None:
             _channel.reporter.tell(self._job.id, Progress(done, total, note))
 
     def checkpoint(self, data: Any) -> None:
-        """Keeps something for the next attempt, which finds it in `last_checkpoint`: where to go on, for example.
+        """Keeps a value for the next attempt, which finds it in `last_checkpoint`: where to go on, for example.
 
-        When this returns, it survives the death of this process in whatever way; it is in the journal within 20 ms.
-        It is kept until the job has succeeded or was cancelled; each call replaces what was kept before.
+        When this returns, the value survives any death of this process; it is in the journal within 20 ms. It is kept
+        until the job has succeeded or was cancelled. Each call replaces the value before.
 
         Args:
             data: any value that a job can return, up to 256 KiB when serialized.
@@ -95,7 +96,7 @@ class CurrentJob:
         Raises:
             PayloadError: it cannot be serialized; the message names the place.
             PayloadTooLarge: it is larger than that.
-            TaskQError: the job has ended, or this is another process than the job's.
+            TaskQError: the job has ended, or this is not the job's own process.
         """
         self._check_is_running("checkpoint")
         packed = encode_result(self._job.id, data)
@@ -110,7 +111,7 @@ class CurrentJob:
 
     @cached_property
     def last_checkpoint(self) -> Any:
-        """What `checkpoint` kept last, in this attempt or one before; None if nothing was kept."""
+        """The value that `checkpoint` kept last, in this attempt or an earlier one; None if there is none."""
         packed = self._job.extra.get("checkpoint")
         return None if packed is None else decode_result(self._job.id, packed)
 
@@ -162,13 +163,13 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
     try:
         sys.stdout.flush()
     except Exception:
-        pass  # what a job has put there; it is told when the job ends
+        pass  # the job has put something there; that is reported when the job ends
     job = running_job()
     os.write(2, f"{job.mark if job else ''}{RECORD_MARK}{line}\n".encode())
 
 
 def _shortened(value: Any) -> Any:
-    """A long text without its middle: a traceback begins with where it was, and ends with what it was."""
+    """Cuts the middle out of a long text: a traceback begins with the place, and ends with the error."""
     each_end = MAX_OUTPUT_LINE_BYTES // 8
     if not isinstance(value, str) or len(value) <= 2 * each_end:
         return value
@@ -181,14 +182,14 @@ class Channel(Protocol):
     reporter: Reporter
 
     def send_checkpoint(self, job_id: bytes, checkpoint: bytes) -> None:
-        """Sends a checkpoint: it is in the broker's hands, whatever becomes of this process, when this returns."""
+        """Sends a checkpoint. When this returns, the broker will get it, whatever happens to this process."""
 
 
 _channel: Channel | None = None  # written by `use_channel` alone: a consumer's, or that of a fleet in this process
 
 
 def use_channel(channel: Channel | None) -> Channel | None:
-    """Says how the jobs of this process speak to the broker. Returns what they used before."""
+    """Sets how the jobs of this process speak to the broker. Returns what they used before."""
     global _channel
     before, _channel = _channel, channel
     return before
@@ -242,7 +243,7 @@ class RunningJob:
 
     @property
     def mark(self) -> str:
-        """The beginning of each line of its output, where jobs run side by side."""
+        """The text that begins each line of its output, where jobs run side by side."""
         return "" if self.has_process else f"{JOB_MARK}{self.number}{JOB_MARK}"
 
     def run_code(self, call: Callable[..., Any], *args: Any) -> Any:
@@ -257,14 +258,15 @@ class RunningJob:
         action()
 
     def end(self) -> None:
-        """Notes that the job has ended. To be called if it has asked for itself; else `is_over` says it all."""
+        """Notes that the job has ended. Called only if the job has used `current_job`; otherwise setting `is_over` is
+        enough."""
         self.is_over = True
         self.current = None  # they hold each other, and the arguments
         if _channel is not None:
             _channel.reporter.forget(self.id)
 
     def timeout_error(self, reason: int) -> JobTimeout:
-        """The exception to raise in the job, which is to end: for its time, or because it was cancelled."""
+        """Returns the exception to raise in a job that has to end: for its time, or because it was cancelled."""
         if reason == Reason.CANCELLED:
             return JobTimeout("the job was cancelled")
         if reason == Reason.CPU_TIMEOUT and "cpu_timeout_s" in self.extra:
@@ -295,7 +297,7 @@ set_job_of_context = _of_context.set
 
 
 def running_job() -> RunningJob | None:
-    """The job that runs here, if one does."""
+    """Returns the job that runs here, or None."""
     return _of_context.get() or this_process.job
 
 
@@ -319,11 +321,11 @@ def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
 
 
 def current_job() -> CurrentJob:
-    """The job that is running: its id, attempt, deadline and a bound logger; it tells of progress and keeps
+    """Returns the job that is running: its id, attempt, deadline and a bound logger. It reports progress and keeps
     checkpoints.
 
-    With `--threads` a thread that the job itself has started does not know it, unless by `asyncio.to_thread` or
-    `contextvars.copy_context().run`.
+    With `--threads`, a thread that the job itself has started does not know the job, unless it was started through
+    `asyncio.to_thread` or `contextvars.copy_context().run`.
 
     Raises:
         TaskQError: called outside a job.
@@ -335,7 +337,7 @@ def current_job() -> CurrentJob:
 
 
 def current_of(job: RunningJob) -> CurrentJob:
-    """A job for its own code: made when it is asked for, which most jobs do not."""
+    """Returns a job as its own code sees it. It is made when the job asks for it, which most jobs do not."""
     if job.current is None:
         job.current = CurrentJob(job)
     return job.current

@@ -45,12 +45,12 @@ _ENDING_S = 5.0
 
 
 def settings_in_program(consumers: int) -> Settings:
-    """The settings of a fleet inside a program that names only the number of its consumers."""
+    """Returns the settings of a fleet inside a program that gives only the number of its consumers."""
     return Settings(consumers=consumers, stderr_level="critical")
 
 
 class Application(Protocol):
-    """The application whose fleet this is: what must be known of it here."""
+    """What this module must know of the application whose fleet it runs."""
 
     name: str
     #: When it was made, in seconds since 1970.
@@ -69,7 +69,7 @@ class RunningFleet(AbstractContextManager[None]):
         self._running = _run_fleet(app, settings, fresh)
 
     def __enter__(self) -> None:
-        """Starts it. Raises AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started."""
+        """Starts the fleet. Raises AppError, AlreadyRunning, DirectoryError or JournalError if it cannot start."""
         self._running.__enter__()
 
     def __exit__(
@@ -77,7 +77,7 @@ class RunningFleet(AbstractContextManager[None]):
     ) -> None:
         self._running.__exit__(kind, error, frames)
 
-    # for the interpreter, not for type checkers, which are to refuse `async with`
+    # for the interpreter, not for type checkers, which should refuse `async with`
     if not TYPE_CHECKING:
 
         async def __aenter__(self) -> None:
@@ -117,7 +117,7 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[No
             _warn_of_left(app, left)
         yield
     finally:
-        ours.close()  # the guardian hears the end, and stops the fleet in its orderly way
+        ours.close()  # the guardian sees the end, and stops the fleet in its orderly way
         process.wait()
 
 
@@ -162,10 +162,10 @@ def _wait_until_ready(host: socket.socket) -> dict[str, int]:
 
 
 def reference_of(app: Application) -> str:
-    """How another process finds an application: the module that made it, and the name it has there.
+    """Returns how another process finds an application: the module that made it, and the name that it has there.
 
     Raises:
-        AppError: it is in no module that can be imported.
+        AppError: it is not in a module that can be imported.
     """
     modules = sorted(sys.modules.items(), key=lambda item: item[0] in ("__main__", "__mp_main__"))
     for module_name, module in modules:  # a module of its own is better than the script that imported the name

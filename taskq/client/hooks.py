@@ -79,7 +79,7 @@ class Hooks:
 
 
 def with_enqueue_hook(known: Sequence[EnqueueHook], function: EnqueueHook) -> Sequence[EnqueueHook]:
-    """The functions of `on_enqueue` with one more.
+    """Returns the functions of `on_enqueue` with one more.
 
     Raises:
         ConfigError: it is not an ordinary function of two arguments.
@@ -93,7 +93,7 @@ def with_enqueue_hook(known: Sequence[EnqueueHook], function: EnqueueHook) -> Se
 
 
 def checked_redaction(function: RedactionT) -> RedactionT:
-    """The function of `redact`.
+    """Returns the function of `redact`, checked.
 
     Raises:
         ConfigError: it is not an ordinary function of three arguments.
@@ -107,7 +107,7 @@ def checked_redaction(function: RedactionT) -> RedactionT:
 
 
 def redacted(info: JobInfo, redaction: Redaction | None) -> JobInfo:
-    """What is known of a job, without what the application hides of its arguments."""
+    """Returns what is known of a job, without the arguments that the application hides."""
     arguments = info.arguments
     if redaction is None or arguments is None or arguments.left_out is not None:
         return info
@@ -125,7 +125,7 @@ def redacted(info: JobInfo, redaction: Redaction | None) -> JobInfo:
 
 
 def _with(known: Sequence[Any], function: Any) -> list[Any]:
-    """The functions with this one added, or put in the place of its older self if its module was imported again."""
+    """Returns the functions with this one added. If its module was imported again, it replaces its older self."""
     name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     others = [other for other in known if (other.__module__, getattr(other, "__qualname__", None)) != name]
     return [*others, function]

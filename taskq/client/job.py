@@ -21,9 +21,9 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Job(ResultOf, Generic[R_co]):
-    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id and come back.
+    """The handle of one job. It holds an id and no connection: make as many as you like, keep the id, and come back.
 
-    Among the arguments of another job it stands for the result: that job waits for this one.
+    As an argument of another job it stands for its result: that job waits for this one.
     """
 
     __slots__ = ("_app", "_cast", "_ending")
@@ -61,23 +61,23 @@ class Job(ResultOf, Generic[R_co]):
         return hash(self._id)
 
     def state(self) -> JobState:
-        """Where the job is in its life.
+        """Returns the state of the job, such as `JobState.QUEUED`.
 
         Raises:
-            JobNotFound: nothing is known of it.
+            JobNotFound: nothing is known of the job.
             BrokerUnavailable: no fleet answers, and the job is not in the spool either.
         """
         return self.info().state
 
     def info(self, *, arguments: bool = False) -> JobInfo:
-        """All that is known of the job: state, attempts, error, times, the exit of a crash.
+        """Returns all that is known of the job: its state, attempts, error, times, and how its process died.
 
         Args:
-            arguments: also what it was called with, as long as that is kept: until it has succeeded or was cancelled.
-                The application may hide some of it, see `TaskQ.redact`.
+            arguments: whether to return what it was called with, too. That is kept until the job has succeeded or was
+                cancelled. The application may hide some of it; see `TaskQ.redact`.
 
         Raises:
-            JobNotFound: nothing is known of it.
+            JobNotFound: nothing is known of the job.
             BrokerUnavailable: no fleet answers, and the job is not in the spool either.
         """
         return redacted(self._app.client.info(self._id, arguments), self._app.redaction)
@@ -86,13 +86,13 @@ class Job(ResultOf, Generic[R_co]):
         """Waits until the job has ended, in whatever way.
 
         Args:
-            timeout: seconds to wait at the most; None for as long as it takes.
+            timeout: wait for at most this many seconds; None for as long as it takes.
 
         Returns:
             Whether it has ended.
 
         Raises:
-            JobNotFound: nothing is known of it.
+            JobNotFound: nothing is known of the job.
         """
         try:
             self._app.client.wait(self._id, timeout)
@@ -104,36 +104,37 @@ class Job(ResultOf, Generic[R_co]):
         """Waits for the job to end and returns what the function returned. The broker pushes it; nothing is polled.
 
         Args:
-            timeout: seconds to wait at the most; None for as long as it takes.
+            timeout: wait for at most this many seconds; None for as long as it takes.
 
         Raises:
             JobFailed: the job failed for good; the remote error is in it.
             JobCancelled: the job was cancelled, or raised `Cancel`; the reason is in it.
-            ResultTimeout: it has not ended in time; it goes on.
-            JobNotFound: nothing is known of it.
+            ResultTimeout: the job has not ended in time; it goes on.
+            JobNotFound: nothing is known of the job.
         """
         ending = self._ending or self._app.client.wait(self._id, timeout)
         return cast(R_co, value_of_ending(self._id, ending, self._cast))
 
     def _with(self, ending: Ending) -> Job[R_co]:
-        """A handle of the same job that knows its ending, if that is for good (a failed job may be run again)."""
+        """Returns a handle of the same job that knows its ending, if that is final (a failed job may be retried)."""
         return Job(self._app, self._id, self._cast, ending if ending.state == JobState.SUCCEEDED else None)
 
     def items(self, *, start: int = 0, timeout: float | None = None) -> Iterator[Any]:
-        """Iterates what a generator task yields, while it runs or later; `result` is what it returns in the end.
+        """Yields what a generator task yields, while it runs or later; `result` is what it returns in the end.
 
-        Items are numbered, and stored as they come: one that was shown is shown again to whoever asks, also after
-        the death of any process. A retry begins the generator anew, but what stands at a number stays: readers see
-        each number once, the ones that failed attempts have reached as those made them.
+        Items are numbered, and stored as they come: an item that was yielded once is yielded again to every reader,
+        even after the death of any process. A retry starts the generator again, but stored items stay: readers see each
+        number once, with the item of the first attempt that reached it.
 
         Args:
-            start: the number of the first item: a reader that was interrupted goes on where it was.
-            timeout: seconds to wait for the next item at the most.
+            start: the number of the first item, counted from 0: an interrupted reader can go on where it was.
+            timeout: wait for the next item for at most this many seconds; None for as long as it takes.
 
         Raises:
             JobFailed, JobCancelled: after the last item, if the job did not succeed.
             ResultTimeout: the next item did not come in time; the job goes on.
-            JobNotFound: nothing is known of it.
+            JobNotFound: nothing is known of the job.
+            ConfigError: `start` is not the number of an item.
         """
         _check_start(start)
         return self._items(start, timeout)
@@ -157,47 +158,46 @@ class Job(ResultOf, Generic[R_co]):
         check_ending(self._id, stream.ending)
 
     def cancel(self, *, running: bool = True) -> bool:
-        """Cancels the job. One that waits never starts. In one that runs `JobTimeout` is raised, and 2 s later its
-        process is killed, also in the middle of C code; this waits for its end.
+        """Cancels the job. A pending job never starts. In a running job `JobTimeout` is raised, and 2 s later its
+        process is killed, even in the middle of C code; this waits for its end.
 
         Args:
-            running: False: if it runs, let it.
+            running: whether to cancel it if it runs; False lets a running job go on.
 
         Returns:
-            Whether it is cancelled now, which is durable. False: it has ended otherwise, or runs and may.
+            Whether it is cancelled now, which is durable. False: it has ended in another way, or runs and goes on.
 
         Raises:
-            JobNotFound: nothing is known of it.
+            JobNotFound: nothing is known of the job.
             BrokerUnavailable: no fleet answers.
         """
         return self._app.client.cancel(self._id, running)
 
     def retry(self) -> None:
-        """Queues the job again, which has failed: at the end of its queue, with all its retries, while its attempts
-        are counted on. When this returns that is durable. It does not expire any more, and others may have its
-        `unique=` key.
+        """Queues a failed job again: at the end of its queue, with all its retries. Its attempts are counted on. When
+        this returns, that is durable. The job no longer expires, and another may have its `unique=` key.
 
-        What was cancelled because it failed (see `taskq.chain`) waits for it again; but not what was cancelled by hand,
-        nor what comes after another that must succeed and was purged.
+        Jobs that were cancelled because it failed (see `taskq.chain`) wait for it again, unless they were cancelled by
+        hand, or also come after another job that must succeed and was purged.
 
-        A result once stored never changes, but for this: who waits for the job from now on hears of its new end.
+        This is the only way in which a stored end changes: whoever waits for the job from now on gets its new end.
 
         Raises:
-            JobStateError: it is not failed. Other jobs have lost their arguments when they ended, or go on.
-            JobNotFound: nothing is known of it.
+            JobStateError: the job has not failed: it is pending or running, or has ended in another way.
+            JobNotFound: nothing is known of the job.
             StoreFull: the disk is full.
             BrokerUnavailable: no fleet answers.
         """
         self._app.client.retry(self._id)
 
     def purge(self) -> None:
-        """Removes the job and all that is known of it, unless it runs. Who waits for its end gets `JobNotFound`.
+        """Removes the job and all that is known of it, unless it runs. Whoever waits for its end gets `JobNotFound`.
 
-        A job that had not ended is counted as cancelled in the totals.
+        A pending job is counted as cancelled in the totals.
 
         Raises:
-            JobStateError: it runs.
-            JobNotFound: nothing is known of it.
+            JobStateError: the job is running.
+            JobNotFound: nothing is known of the job.
             StoreFull: the disk is full.
             BrokerUnavailable: no fleet answers.
         """
@@ -241,7 +241,7 @@ class Job(ResultOf, Generic[R_co]):
 
 
 def value_of_ending(job_id: bytes, ending: Ending | None, caster: Callable[[Any], Any] | None) -> Any:
-    """The returned value in an ending, or its error as an exception."""
+    """Returns the value in an ending, or raises its error."""
     check_ending(job_id, ending)
     assert ending is not None
     if ending.outcome.result is None:

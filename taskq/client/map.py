@@ -1,6 +1,6 @@
 """`map` and `starmap`: calls are submitted while the results of earlier ones come in, with a bounded number unfinished.
 
-calls -> submitted in chunks, endings heard in between -> counted -> in the order of the calls, or as they come
+calls -> submitted in chunks, endings read in between -> counted -> in the order of the calls, or as they come
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _Numbered = tuple[int, bytes, Ending]
 
 
 class MappedCalls(NamedTuple):
-    """The calls of a `map`, and what is wanted of them.
+    """The calls of a `map`, and its options.
 
     Attributes:
         spec, calls: of the jobs.
-        caster: makes what the task returns of what a result holds; None leaves it as it is.
-        total: the number of calls, None if nobody knows.
+        caster: converts a decoded result to what the task returns; None leaves it as it is.
+        total: the number of calls, or None if it is not known.
         ordered, timeout, progress: as for `Task.map`.
         waits_for_room: whether to wait while the queue is full.
     """
@@ -80,12 +80,12 @@ def _value(numbered: _Numbered, caster: Callable[[Any], Any] | None) -> Any:
 
 
 class _Mapping:
-    """Submits calls and hears of endings in turn: a `taskq.client.transport.api.Stream` of jobs that have ended."""
+    """Submits calls and reads endings in turn: a `taskq.client.transport.api.Stream` of jobs that have ended."""
 
     def __init__(self, queue: QueueApi, mapped: MappedCalls, tell: Callable[[int], object]) -> None:
         """
         Args:
-            tell: is told the number of jobs that have ended so far.
+            tell: is called with the number of jobs that have ended so far.
         """
         self._mapped = mapped
         self._tell = tell
@@ -96,7 +96,7 @@ class _Mapping:
         self._done = 0
 
     def next(self) -> Operation[list[_Numbered]]:
-        """The jobs whose turn has come; none when all have ended."""
+        """Returns the jobs whose turn has come; an empty list when all have ended."""
         while True:
             yield from self._submit_more()
             if not self._endings.waiting:
@@ -123,7 +123,7 @@ class _Mapping:
             self._turns.submitted([call.id for call in chunk])
             self._chunk_size = min(self._chunk_size * 2, _LARGEST_CHUNK)
             if len(waiting) >= self._chunk_size:
-                break  # hear of results in between
+                break  # read results in between
 
     def close(self) -> None:
         """Ends the stream."""
@@ -137,7 +137,7 @@ class _Turns(Protocol):
         """Jobs were submitted, in the order of the calls."""
 
     def ended(self, job_id: bytes, ending: Ending) -> list[_Numbered]:
-        """A job has ended. Returns the jobs whose turn comes by that."""
+        """Takes the end of a job. Returns the jobs whose turn comes with it."""
 
 
 class _InOrder(_Turns):

@@ -75,7 +75,7 @@ class _Declared(NamedTuple):
 
 
 class Schedules:
-    """What an application fires by the clock. Get it as `TaskQ.schedules`; all but `declared` asks the fleet."""
+    """The schedules of an application: `TaskQ.schedules`. All methods except `declared` ask the fleet."""
 
     def __init__(self, app: FleetConnection, tasks: Mapping[str, Task[..., Any]]) -> None:
         self._app = app
@@ -92,13 +92,16 @@ class Schedules:
         """Adds a schedule to the fleet. It replaces an earlier one of this name, and stays paused if that was paused.
 
         Args:
-            name: names the schedule.
+            name: the name of the schedule.
             task: the task, with options if you like, or its name.
             cron: a cron expression, as for `TaskQ.periodic`.
             options: other options; `taskq.client.schedules.ScheduleOptions` lists them.
 
+        Returns:
+            The schedule, with the time of its next fire.
+
         Raises:
-            ConfigError: it makes no sense, or a schedule of this name stands in the code.
+            ConfigError: the schedule makes no sense, or one of this name is declared in the code.
             TypeError: there is no such option.
             PayloadError: an argument cannot be serialized.
             BrokerUnavailable: no fleet answers.
@@ -107,28 +110,38 @@ class Schedules:
         return self._app.client.put_schedule(schedule)
 
     def remove(self, name: str) -> None:
-        """Removes a schedule that was added at run time, or of an application that the fleet does not run.
+        """Removes a schedule that was added at run time, or that belongs to an application that the fleet does not run.
 
         Raises:
-            ScheduleNotFound: there is none of this name.
+            ScheduleNotFound: there is no schedule of this name.
             ConfigError: it is declared in the code of the application that the fleet runs.
             BrokerUnavailable: no fleet answers.
         """
         self._app.client.remove_schedule(name)
 
     def pause(self, name: str) -> ScheduleInfo:
-        """Pauses a schedule until `resume`, also across restarts. Raises as `remove`, except about code."""
+        """Pauses a schedule until `resume`, also across restarts. Returns the schedule.
+
+        Raises:
+            ScheduleNotFound: there is no schedule of this name.
+            BrokerUnavailable: no fleet answers.
+        """
         return self._app.client.pause_schedule(name, True)
 
     def resume(self, name: str) -> ScheduleInfo:
-        """Resumes a schedule. The fires of the meantime are left out. Raises as `pause`."""
+        """Resumes a schedule; the fires during the pause are left out. Returns the schedule. Raises the same as
+        `pause`."""
         return self._app.client.pause_schedule(name, False)
 
     def run(self, name: str) -> Job[Any]:
-        """Makes a job of a schedule now, in addition to its times, even if it is paused.
+        """Enqueues a job of a schedule now, in addition to its times, even if it is paused.
+
+        Returns:
+            The handle of the job.
 
         Raises:
-            ScheduleNotFound: there is none of this name.
+            ScheduleNotFound: there is no schedule of this name.
+            EnqueueError: the job was not accepted.
             BrokerUnavailable: no fleet answers.
         """
         job_id = next(new_job_ids(1, self._app.clock.time_ns()))
@@ -136,7 +149,7 @@ class Schedules:
         return Job(self._app, job_id)
 
     def list(self) -> Sequence[ScheduleInfo]:
-        """All schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
+        """Returns all schedules of the queue's directory, by name. Raises BrokerUnavailable if no fleet answers."""
         return self._app.client.schedules()
 
     # -- for asyncio
@@ -178,19 +191,19 @@ class Schedules:
 
     @property
     def declared(self) -> Sequence[bytes]:
-        """The schedules that stand in the code, as they travel."""
+        """The schedules that are declared in the code, as they travel."""
         return [declared.packed for declared in self._declared.values()]
 
     def function_of(self, name: str) -> Callable[..., Any] | None:
-        """The function whose schedule has that name in the code."""
+        """Returns the function whose schedule has this name in the code, or None."""
         known = self._declared.get(name)
         return None if known is None else known.function
 
     def declare(self, name: str, task: Task[..., Any], cron: str | None, options: ScheduleOptions) -> None:
-        """Notes a schedule that stands in the code, in place of the one of its name: `TaskQ.periodic`.
+        """Notes a schedule that is declared in the code, in place of an earlier one of its name: `TaskQ.periodic`.
 
         Raises:
-            ConfigError: it makes no sense, or there are too many.
+            ConfigError: the schedule makes no sense, or there are too many.
             TypeError: there is no such option.
         """
         packed: bytes = msgpack.packb(self._made(name, task, cron, options).to_wire())

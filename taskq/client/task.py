@@ -1,4 +1,4 @@
-"""The tasks of an application, and the ways to make jobs of them: one, many, like `Pool.map`, or as a step."""
+"""The tasks of an application, and the ways to enqueue them: one job, many, like `Pool.map`, or as a step."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
 
     @property
     def call_options(self) -> CallOptions:
-        """The options that stay on this side."""
+        """The options that do not travel with its jobs."""
         return self._call_options
 
     def for_schedule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Spec, Constraints | None]:
-        """What the jobs of a schedule are made with; times in their constraints are seconds after the fire.
+        """Returns the options of a schedule's jobs; times in their constraints are seconds after the fire.
 
         Raises:
             ConfigError: the task cannot be called with these arguments, or has a fixed time.
@@ -84,7 +84,13 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R_co]: ...
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
-        """Enqueues a job; when this returns it survives `kill -9` of any process, and power loss.
+        """Enqueues a job. When this returns, the job survives `kill -9` of any process, and power loss.
+
+        Args:
+            args, kwargs: the arguments of the call.
+
+        Returns:
+            The handle of the job; of an earlier one, if the task is unique and that has the key (see `unique=`).
 
         Raises:
             BadArguments: the task's function cannot be called with these arguments.
@@ -105,9 +111,9 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     def step(self, *args: Any, **kwargs: Any) -> Step[R_co]: ...
 
     def step(self, *args: Any, **kwargs: Any) -> Step[Any]:
-        """Makes a call that is to be part of a workflow, see `taskq.chain`; nothing is sent.
+        """Returns a call that can be part of a workflow, see `taskq.chain`. Nothing is sent.
 
-        In a chain, the function gets the result of the step before as its first argument, before these.
+        In a chain, the function gets the result of the previous step as its first argument, before these.
 
         Raises:
             ConfigError: the task's jobs are unique, or come after others already.
@@ -135,8 +141,11 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         Args:
             arguments: for each job the positional arguments, such as ``[(1,), (2,)]``.
 
+        Returns:
+            The handles of the jobs, in the order of the arguments.
+
         Raises:
-            As `enqueue`. The jobs that were sent before an error are enqueued.
+            The same as `enqueue`. The jobs that were sent before an error are enqueued.
         """
         ids = submit(self._app, self._spec, self._call_options, self._calls(arguments))
         return [self._job(job_id) for job_id in ids]
@@ -183,19 +192,19 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     ) -> Iterator[R]:
         """Runs the task for each item, across the fleet, and yields the results, like `Pool.map`.
 
-        Submits while it yields, with a bounded number of jobs unfinished, so the iterable may be endless.
+        It submits while it yields, with a bounded number of unfinished jobs, so the iterable may be endless.
 
         Args:
-            iterable: for each job its one argument.
-            ordered: yield in the order of the items; False: as they come.
-            timeout: the most seconds to wait for the next result.
+            iterable: the only argument of each job.
+            ordered: whether to yield in the order of the items; False: as the results come.
+            timeout: seconds to wait for the next result; None for as long as it takes.
             progress: True shows a bar on standard error, if that is a terminal. Or a function `progress(done, total)`
                 (the total is None if the iterable does not know its length), such as tqdm's:
                 ``with tqdm() as bar: list(task.map(items, progress=lambda n, _: bar.update(n - bar.n)))``
 
         Raises:
-            As `Job.result` and `enqueue`, when the result's turn comes.
-            ConfigError: the jobs are unique, so there may not be one for each item.
+            The same as `Job.result` and `enqueue`, when the turn of that result comes.
+            ConfigError: the jobs are unique, so items could share a job.
         """
         task = cast(Enqueuer[..., R], self)
         return task._map(((item,) for item in iterable), _length(iterable), ordered, timeout, progress)
@@ -229,7 +238,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
         timeout: float | None = None,
         progress: Progress = False,
     ) -> Iterator[Any]:
-        """`map` for tuples of positional arguments."""
+        """The same as `map`, with a tuple of positional arguments for each job."""
         return self._map(iterable, _length(iterable), ordered, timeout, progress)
 
     def _map(
@@ -324,7 +333,7 @@ def _length(iterable: Iterable[Any]) -> int | None:
 
 
 class Task(Enqueuer[P, R_co]):
-    """A registered function. Calling it runs it here; its other methods make jobs of it."""
+    """A registered function. Calling it runs it in this process; its other methods enqueue it."""
 
     def __init__(
         self,

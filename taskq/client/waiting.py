@@ -23,8 +23,8 @@ from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound
 from taskq.protocol.endings import Ending
 from taskq.system.clock import Clock
 
-#: True for a bar on standard error if that is a terminal; or a function, told how many are done, of how many (None if
-#: that is not known), at the start and after each job that ended:
+#: True for a bar on standard error, if that is a terminal; or a function that is called with the number of jobs done,
+#: and of all jobs (None if that is not known), at the start and after each end of a job:
 #: ``with tqdm(total=len(jobs)) as bar: gather(jobs, progress=lambda done, total: bar.update(done - bar.n))``
 Progress = bool | Callable[[int, int | None], object]
 
@@ -35,7 +35,7 @@ _SHOW_EVERY_S = 0.05
 
 @contextmanager
 def reporting(progress: Progress, total: int | None, title: str) -> Iterator[Callable[[int], object]]:
-    """Yields what is to be called with the number of jobs that have ended, after each."""
+    """Yields a function to call with the number of jobs that have ended, after each end."""
     if callable(progress):
         progress(0, total)
         yield lambda done: progress(done, total)
@@ -88,7 +88,8 @@ R = TypeVar("R")
 Errors = Literal["raise", "return"]
 
 
-#: Even `timeout=0` waits so much longer for each job, for the answer that it ended already (it takes a tenth of it).
+#: Even `timeout=0` waits this much longer for each job: for the answer that it has already ended (it takes a tenth of
+#: that).
 _ANSWER_S = 0.0005
 
 
@@ -114,17 +115,17 @@ def gather(
     """Waits for all jobs and returns their results, in the order of the jobs.
 
     Args:
-        jobs: handles, of one queue's directory. One that is there twice has its result there twice.
-        timeout: seconds to wait for all of them at the most; None for as long as it takes.
+        jobs: handles of jobs in one directory. One that is given twice has its result in both places.
+        timeout: wait for at most this many seconds in all; None for as long as it takes.
         errors: "raise": the first job that does not succeed ends the wait, and its error is raised (the others go
-            on); "return": errors stand among the results, in the places of their jobs.
+            on); "return": errors are among the results, in the places of their jobs.
         progress: True shows a bar on standard error, if that is a terminal. Or a function `progress(done, total)`,
             such as tqdm's:
             ``with tqdm(total=len(jobs)) as bar: gather(jobs, progress=lambda n, _: bar.update(n - bar.n))``
 
     Raises:
         JobFailed, JobCancelled, JobNotFound: as `Job.result`.
-        ResultTimeout: some have not ended in time, the message says how many; they go on.
+        ResultTimeout: some jobs have not ended in time; the message says how many. They go on.
         ConfigError: the jobs belong to different directories, or `errors` is neither.
     """
     gathering = _Gathering(jobs, errors)
@@ -167,17 +168,18 @@ async def agather(
 
 
 def as_completed(jobs: Iterable[Job[R]], *, timeout: float | None = None) -> Generator[Job[R], None, None]:
-    """Yields the handles of jobs in the order in which they end, however that is.
+    """Yields the handles of jobs in the order in which they end, in whatever way.
 
-    A handle of a job that succeeded brings its result along: `result()` does not ask again.
+    The handle of a job that succeeded has its result: `result()` does not ask again.
 
     Args:
-        jobs: handles, of one queue's directory. One that is there twice is yielded once.
-        timeout: seconds to wait for all of them at the most, from the first that is asked for.
+        jobs: handles of jobs in one directory. One that is given twice is yielded once.
+        timeout: wait for at most this many seconds in all, counted from the first `next()`; None for as long as it
+            takes.
 
     Raises:
         JobNotFound: nothing is known of one of them.
-        ResultTimeout: some have not ended in time, the message says how many; they go on.
+        ResultTimeout: some jobs have not ended in time; the message says how many. They go on.
         ConfigError: the jobs belong to different directories.
     """
     by_id = _by_id(jobs)
@@ -195,11 +197,11 @@ async def aas_completed(jobs: Iterable[Job[R]], *, timeout: float | None = None)
 
 
 def wait_any(jobs: Iterable[Job[R]], *, timeout: float | None = None) -> Job[R]:
-    """Waits for the first of some jobs to end, however that is, and returns its handle.
+    """Waits for the first of some jobs to end, in whatever way, and returns its handle.
 
     Args:
-        jobs: handles, of one queue's directory.
-        timeout: seconds to wait at the most; None for as long as it takes.
+        jobs: handles of jobs in one directory.
+        timeout: wait for at most this many seconds; None for as long as it takes.
 
     Raises:
         JobNotFound: nothing is known of one of them.
@@ -216,7 +218,7 @@ async def await_any(jobs: Iterable[Job[R]], *, timeout: float | None = None) -> 
         return await anext(ended)
 
 
-# -- what both worlds share
+# -- shared by the blocking and the asyncio functions
 
 
 class _Gathering(Generic[R]):
@@ -232,7 +234,7 @@ class _Gathering(Generic[R]):
         self.jobs = _by_id(listed)
 
     def take(self, job: Job[R], ending: Ending | None) -> None:
-        """A job ended."""
+        """Takes the end of a job."""
         try:
             self._values[job._id] = _value(job, ending)
         except (JobFailed, JobCancelled, JobNotFound) as error:
@@ -297,7 +299,7 @@ class _Deadline:
         return left_s
 
     def missed(self, waiting: int) -> ResultTimeout:
-        """The error that tells how many have not ended."""
+        """Returns the error that says how many jobs have not ended."""
         verb = "has" if waiting == 1 else "have"
         text = f"{waiting:,} of {self._jobs:,} jobs {verb} not ended within {self._timeout_s:g} s"
         return ResultTimeout(f"{text}; {'it goes' if waiting == 1 else 'they go'} on")
@@ -312,7 +314,7 @@ class _Ends(Generic[R]):
         self._endings = queue.watching(by_id)
 
     def next(self) -> Operation[list[tuple[Job[R], Ending | None]]]:
-        """The next ones; none when all have ended."""
+        """Returns the next ones; an empty list when all have ended."""
         waiting = len(self._endings.waiting)
         if not waiting:
             return []

@@ -5,8 +5,8 @@
     chord(group(...), c.step())                 c gets the list of their results
 
 All of these nest. `enqueue()` hands in all jobs in one piece: they are durable together, or none is accepted. Each next
-step is released in the transaction that records the end of the one before, so none is lost or done twice by a crash. If
-a step does not succeed, what comes after it ends as cancelled, and says which one it was.
+step is released in the transaction that records the end of the previous one, so a crash cannot lose or repeat a step.
+If a step does not succeed, the jobs after it end as cancelled, with an error that names it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _MANY_IDS = 1 << 40
 
 
 class _Out(NamedTuple):
-    """What comes out of a part: the jobs to wait for, and their results as the next part gets them."""
+    """The output of a part: the jobs to wait for, and their results as the next part gets them."""
 
     jobs: list[Job[Any]]
     value: Any
 
 
 class _Plan:
-    """The jobs of a workflow, in the making."""
+    """The jobs of a workflow while it is being put together."""
 
     def __init__(self) -> None:
         self.flow: list[tuple[Spec, Call]] = []
@@ -56,7 +56,7 @@ class _Plan:
         self._ids: Iterator[bytes] | None = None
 
     def next_id(self, clock: ClientClock) -> bytes:
-        """They ascend, so that a job's id is larger than those that it comes after."""
+        """Returns an id. Ids ascend, so that the id of a job is larger than those of the jobs that it comes after."""
         self._ids = self._ids or new_job_ids(_MANY_IDS, clock.time_ns())
         return next(self._ids)
 
@@ -71,8 +71,8 @@ class _Plan:
 
 
 class Workflow(ABC, Generic[H_co]):
-    """Steps, and what they come after. Nothing is sent before `enqueue`, which may be called again. Generic in the
-    handle that `enqueue` returns."""
+    """Steps and their order. Nothing is sent before `enqueue`, which may be called several times. Generic in the handle
+    that `enqueue` returns."""
 
     @abstractmethod
     def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
@@ -85,7 +85,8 @@ class Workflow(ABC, Generic[H_co]):
             The handle of the last job, or of the group that comes last.
 
         Raises:
-            As `Task.enqueue`; PayloadTooLarge: all together they are too many, or too large.
+            PayloadTooLarge: together, the jobs are too many or too large.
+            Others: the same as `Task.enqueue`.
         """
         plan, out = self._planned()
         if plan.on_success:
@@ -121,7 +122,7 @@ class Workflow(ABC, Generic[H_co]):
 
 
 class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
-    """One call. Made by `Task.step`."""
+    """One call in a workflow. Made by `Task.step`."""
 
     def __init__(
         self, task: CallMaker[R_co], args: Sequence[Any], kwargs: dict[str, Any], takes_result: bool = True
@@ -137,7 +138,7 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
         self._takes_result = takes_result
 
     def without_input(self) -> Step[R_co]:
-        """The same, but it does not get the result of what it comes after."""
+        """Returns the same step, but without the result of the previous one as its first argument."""
         return Step(self._task, self._args, self._kwargs, takes_result=False)
 
     def _plan(self, plan: _Plan, before: _Out | None) -> _Out:
@@ -192,9 +193,10 @@ def chain(*parts: Workflow[H]) -> Chain[H]: ...
 
 
 def chain(*parts: Workflow[Any]) -> Chain[Any]:  # type: ignore[misc]  # mypy 2.4 compares no unpacked tuple with it
-    """Steps, groups and chains that run one after the other: ``chain(fetch.step(url), parse.step(), store.step())``.
+    """Returns a chain of steps, groups and chains that run one after the other:
+    ``chain(fetch.step(url), parse.step(), store.step())``.
 
-    Each gets the result of the one before as its first argument (a list of results, if that is a group).
+    Each gets the result of the previous one as its first argument (a list of results, if that is a group).
 
     Raises:
         ConfigError: one of these is not a part of a workflow.
@@ -203,7 +205,7 @@ def chain(*parts: Workflow[Any]) -> Chain[Any]:  # type: ignore[misc]  # mypy 2.
 
 
 def group(*parts: Workflow[Any] | Iterable[Workflow[Any]]) -> Group:
-    """Steps, chains and groups that run at once: ``group(resize.step(path) for path in paths)``.
+    """Returns a group of steps, chains and groups that run at once: ``group(resize.step(path) for path in paths)``.
 
     Raises:
         ConfigError: one of these is not a part of a workflow.
@@ -214,7 +216,11 @@ def group(*parts: Workflow[Any] | Iterable[Workflow[Any]]) -> Group:
 
 
 def chord(members: Workflow[Any] | Iterable[Workflow[Any]], callback: Workflow[H]) -> Chain[H]:
-    """A group and what follows when all of it has succeeded, which gets the list of the results.
+    """Returns a group and the part that follows when all of it has succeeded, and gets the list of the results.
+
+    Args:
+        members: the group, or the parts to make one of.
+        callback: the part that follows.
 
     Raises:
         ConfigError: one of these is not a part of a workflow.
@@ -235,20 +241,23 @@ def _checked(parts: Iterable[Any]) -> list[Workflow[Any]]:
 
 
 class _Whole:
-    """All jobs of a workflow."""
+    """What the handles of workflows have in common: all jobs of the workflow."""
 
     all_jobs: list[Job[Any]]
 
     def counts(self) -> dict[JobState, int]:
-        """How many of all jobs are in each state."""
+        """Returns how many of the workflow's jobs are in each state. Raises the same as `Job.state`."""
         return dict(Counter(job.state() for job in self.all_jobs))
 
     def retry_all(self) -> int:
-        """Queues again all that have failed; what was cancelled because of them comes back as well, and what has
-        succeeded is not done again. Returns how many had failed.
+        """Queues all failed jobs again. The jobs that were cancelled because of them come back, too; those that have
+        succeeded do not run again.
+
+        Returns:
+            How many jobs had failed.
 
         Raises:
-            As `Job.retry`.
+            The same as `Job.retry`.
         """
         failed = [job for job in self.all_jobs if job.state() is JobState.FAILED]
         for job in failed:
@@ -256,7 +265,7 @@ class _Whole:
         return len(failed)
 
     def cancel_all(self, *, running: bool = True) -> int:
-        """Cancels all jobs, as `Job.cancel` does. Returns how many are cancelled now."""
+        """Cancels all jobs, as `Job.cancel` does. Returns how many of them are cancelled now."""
         # from the end: what waits cannot start meanwhile
         return sum([job.cancel(running=running) for job in reversed(self.all_jobs)])
 
@@ -279,7 +288,10 @@ class _Whole:
 class LastJob(Job[R_co], _Whole):
     """The handle of the last job of a workflow: its result is that of the whole.
 
-    If another fails, this one is cancelled, and the error says which one it was.
+    If another job fails, this one is cancelled, with an error that names the failed one.
+
+    Attributes:
+        all_jobs: the handles of all jobs of the workflow.
     """
 
     __slots__ = ("all_jobs",)
@@ -293,8 +305,8 @@ class GroupHandle(_Whole):
     """The handle of a group of jobs.
 
     Attributes:
-        jobs: the last jobs of its parts, in order.
-        all_jobs: these, and all that are before them.
+        jobs: the handles of the last jobs of its parts, in order.
+        all_jobs: these, and the handles of all jobs before them.
     """
 
     def __init__(self, jobs: list[Job[Any]], all_jobs: list[Job[Any]], value: list[Any]) -> None:
@@ -306,10 +318,13 @@ class GroupHandle(_Whole):
         return f"<GroupHandle of {len(self.jobs)} jobs>"
 
     def results(self, timeout: float | None = None) -> list[Any]:
-        """Waits for all, and returns their results in order; those of a group within are a list.
+        """Waits for all jobs, and returns their results in order; those of a nested group are a list.
+
+        Args:
+            timeout: wait for at most this many seconds in all; None for as long as it takes.
 
         Raises:
-            As `taskq.gather`.
+            The same as `taskq.gather`.
         """
         return self._filled(gather(self.jobs, timeout=timeout))
 
@@ -318,11 +333,11 @@ class GroupHandle(_Whole):
         return self._filled(await agather(self.jobs, timeout=timeout))
 
     def cancel(self, *, running: bool = True) -> int:
-        """Cancels all jobs, also those before the last ones. Returns how many are cancelled now."""
+        """Cancels all jobs, including those before the last ones. Returns how many of them are cancelled now."""
         return self.cancel_all(running=running)
 
     def retry(self) -> int:
-        """As `retry_all`."""
+        """The same as `retry_all`."""
         return self.retry_all()
 
     async def acancel(self, *, running: bool = True) -> int:

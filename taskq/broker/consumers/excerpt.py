@@ -1,7 +1,7 @@
-"""What the log tells of one job's output, so that a chatty job costs the log no more than its share. Pure.
+"""What the log keeps of one job's output, so that a chatty job does not take more than its share of the log. Pure.
 
-All of it, if it is little or comes slowly. Of a flood the first lines, then, as time passes, the lines written last,
-and the last lines of all when the job ends; between them it is told how many were left out.
+If it is little or comes slowly, all of it. Of a flood: the first lines; as time passes, the lines written last; and the
+last lines of all when the job ends. Between them, the log says how many were left out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from taskq.model.limits import MAX_LAST_LINES
 FIRST_BYTES: Final = 512 * 1024
 BYTES_PER_S: Final = 4 * 1024
 LAST_BYTES: Final = 32 * 1024
-#: What a line takes in the log beside its text.
+#: What a line takes in the log besides its text.
 _LINE_BYTES: Final = 300
 
 
 class Portion(NamedTuple):
-    """Lines to tell now, and how many were left out before them."""
+    """Lines to log now, and how many were left out before them."""
 
     left_out: int
     lines: list[str]
@@ -38,7 +38,7 @@ class Excerpt:
         self._held: deque[str] | None = None  # made when it is needed: most jobs print little
         self._held_bytes = 0
         self._left_out = 0
-        self.last: Sequence[str] = ()  # told or not: for the case that the process dies
+        self.last: Sequence[str] = ()  # logged or not: for the case that the process dies
 
     def take(self, lines: Sequence[str], now: float, most: int) -> Portion:
         """Takes lines that were written.
@@ -46,10 +46,10 @@ class Excerpt:
         Args:
             lines: the lines.
             now: monotonic seconds.
-            most: how many may be told now; the others are held back.
+            most: how many may be logged now; the others are held back.
 
         Returns:
-            What is to be told now.
+            The lines to log now.
         """
         self.last = [*self.last, *lines[-MAX_LAST_LINES:]][-MAX_LAST_LINES:]
         told: list[str] = []
@@ -65,7 +65,7 @@ class Excerpt:
         return Portion(0, told)
 
     def due(self, now: float) -> Portion:
-        """What was held back, once time allows to tell it. To be asked for from time to time."""
+        """Returns what was held back, once enough time has passed. Call it from time to time."""
         if not self._held:
             return Portion(0, [])
         self._grow(now)
@@ -75,7 +75,7 @@ class Excerpt:
         return self.end()
 
     def end(self) -> Portion:
-        """The job has ended: the last lines."""
+        """Returns the last lines of a job that has ended."""
         portion = Portion(self._left_out, list(self._held or ()))
         self._held = None
         self._held_bytes = self._left_out = 0

@@ -46,25 +46,25 @@ class ConsumerProcess:
     pidfd: int | None
     started_at: float
     replaces: Key | None  # the one that retires when this one is ready
-    code: int  # which code it runs, as `Succession.code`
+    code: int  # the number of the code that it runs, as `Succession.code`
     state: ProcessState = ProcessState.STARTING
     kill_at: float | None = None  # when it is killed if it has not ended by itself
-    messages: int = 0  # how often something was heard of it
-    timed_out: int | None = None  # the number of the job it was killed for
-    over_limit: JobError | None = None  # why, if it was not for its time
+    messages: int = 0  # how often something arrived from it
+    timed_out: int | None = None  # the number of the job for which it was killed
+    over_limit: JobError | None = None  # why, if it was not for the job's time
     killed_for: str = ""  # why the broker killed it, in words
-    is_stopped: bool = False  # killed for reasons of ours: nobody is to blame
-    server: ForkServer | None = None  # that it was forked from
-    progress: dict[bytes, Progress] = field(default_factory=dict)  # of the jobs that run and have told of it
-    progress_told_at: float = -1e9  # when the log was told of it last
+    is_stopped: bool = False  # killed for reasons of ours: no job is to blame
+    server: ForkServer | None = None  # the one that it was forked from
+    progress: dict[bytes, Progress] = field(default_factory=dict)  # of the running jobs that have reported it
+    progress_told_at: float = -1e9  # when it was logged last
 
     def __post_init__(self) -> None:
         self.children: dict[int, list[Any]] = {}  # by number: what running jobs will have enqueued if they succeed
-        self.announced: set[int] = set()  # numbers told as started in the log, of those that run
+        self.announced: set[int] = set()  # numbers of running jobs whose start was logged
         self.decoder = Decoder()
         self.lines = LineCutter()
         self.writer = 0  # the number of the job whose output was read last; 0 if none or several run
-        self.excerpts: dict[int, Excerpt] = {}  # by number: how much is told of what running jobs print; 0 for nobody
+        self.excerpts: dict[int, Excerpt] = {}  # by number of the running job that printed it; 0 for none
         self.stacks = Stacks()
         self.stacks_at = 0.0  # when lines of them came last (monotonic)
         self.stacks_asked_for = 0  # the number of the job for which they were asked for last
@@ -81,7 +81,7 @@ class ConsumerProcess:
         return self.inbox.put(pack_batch(batch))
 
     def read_messages(self) -> list[Message]:
-        """The messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
+        """Returns the messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
         try:
             data = self.socket.recv(_READ_BYTES)
         except BlockingIOError:
@@ -91,7 +91,7 @@ class ConsumerProcess:
         return self.decoder.feed(data)
 
     def read_output(self) -> list[str]:
-        """The lines of output that have arrived: all that the pipe holds now, and no more, since who writes to it, such
+        """Returns the lines of output that have arrived: all that the pipe holds now, and no more, since a writer, such
         as a program that a job has started, may go on without end."""
         try:
             data = os.read(self.output, _READ_BYTES)
@@ -100,7 +100,7 @@ class ConsumerProcess:
         return self.lines.feed(data)
 
     def usage(self) -> Usage | None:
-        """The memory and CPU time that the process and its descendants use; None if it is gone."""
+        """Returns the memory and CPU time that the process and its descendants use; None if it is gone."""
         return usage_of(self.pid)
 
     def signal_timeout(self, number: int, reason: Reason) -> None:
@@ -109,7 +109,7 @@ class ConsumerProcess:
         self._signal(TIMEOUT_SIGNAL)
 
     def ask_for_stacks(self, number: int) -> None:
-        """Has the process write where all its threads stand, once for a job: it is about to be killed for that."""
+        """Has the process write the stacks of all its threads, once for each job for which it is about to be killed."""
         if self.stacks_asked_for != number:
             self.stacks_asked_for = number
             self._signal(STACKS_SIGNAL)
@@ -118,7 +118,7 @@ class ConsumerProcess:
         """Kills the process and its children, now.
 
         Args:
-            why: told in the log, and with its jobs.
+            why: the reason, for the log and for the errors of its jobs.
         """
         self.killed_for = self.killed_for or why
         kill_group(self.pid)

@@ -1,4 +1,4 @@
-"""What jobs print: told to the log with the job that wrote it, and not more of it than the log can bear."""
+"""What jobs print: logged with the job that wrote it, and no more of it than the log has room for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from taskq.model.job import JobRow
 from taskq.protocol.link.output import split_job_mark, whole_lines
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
-#: Stacks without a death are told when no line of them has come for so long.
+#: Stacks without a death are logged when no line of them has come for this long.
 _STACKS_WAIT_S = 1.0
 
 
 class JobOutput:
-    """The lines that consumers write. Used by their pool alone; what is not told yet is kept with each consumer."""
+    """The lines that consumers write. Used by their pool alone; what is not logged yet is kept with each consumer."""
 
     def __init__(self, core: Core, events: EventLog, clock: Clock = SYSTEM_CLOCK) -> None:
         self._core = core
@@ -28,7 +28,7 @@ class JobOutput:
         self._clock = clock
 
     def hear(self, consumer: ConsumerProcess) -> None:
-        """Reads what a consumer has written, and tells it."""
+        """Reads what a consumer has written, and logs it."""
         claims = consumer.counters.read()  # before the lines: they cannot be from a later job
         self.begin(consumer, claims)
         try:
@@ -38,7 +38,8 @@ class JobOutput:
         self.tell(consumer, lines)
 
     def begin(self, consumer: ConsumerProcess, claims: list[Claim]) -> None:
-        """Notes whose output is read next. What another job has left without a line end is a line of that job."""
+        """Notes whose output is read next. If another job has left a line without an end, it becomes a line of that
+        job."""
         writer = claims[0].number if claims and consumer.counters.slots == 1 else 0
         if writer != consumer.writer:
             if consumer.lines.is_within_line:
@@ -46,7 +47,7 @@ class JobOutput:
             consumer.writer = writer
 
     def tell(self, consumer: ConsumerProcess, lines: list[str]) -> None:
-        """Tells lines that a consumer wrote, each with the job that wrote it."""
+        """Logs lines that a consumer wrote, each with the job that wrote it."""
         lines = self._hold_stacks_back(consumer, whole_lines(lines))
         if consumer.counters.slots > 1:
             self._tell_marked(consumer, lines)
@@ -55,14 +56,14 @@ class JobOutput:
             self._tell_lines(consumer, consumer.writer, lines, self._clock.monotonic())
 
     def _tell_marked(self, consumer: ConsumerProcess, lines: list[str]) -> None:
-        """Tells lines of a consumer that runs several jobs: each says whose it is, or is told with the consumer."""
+        """Logs lines of a consumer that runs several jobs: each with the job that it names, or with the consumer."""
         now = self._clock.monotonic()
         for number, group in groupby(map(split_job_mark, lines), key=itemgetter(0)):
             plain = [line for _, line in group]
             self._tell_lines(consumer, number, plain, now)
 
     def _tell_lines(self, consumer: ConsumerProcess, number: int, lines: list[str], now: float) -> None:
-        """Tells lines of a job, or of nobody, as far as they are not too many."""
+        """Logs lines of a job, or of none, up to its limit."""
         row = self._core.running(consumer.key, number)
         writer = 0 if row is None else number
         excerpt = consumer.excerpts.get(writer)
@@ -75,25 +76,25 @@ class JobOutput:
             self._events.output(consumer, row, portion.lines, now, portion.left_out)
 
     def end(self, consumer: ConsumerProcess, numbers: Iterable[int]) -> None:
-        """Tells the last lines of jobs that have ended."""
+        """Logs the last lines of jobs that have ended."""
         for number in numbers:
             portion = consumer.excerpts.pop(number).end()
             self._tell_portion(consumer, self._core.running(consumer.key, number), portion, self._clock.monotonic())
 
     def tell_held_back(self, consumer: ConsumerProcess, now: float) -> None:
-        """Tells lines of chatty jobs that still run, when enough time has passed."""
+        """Logs lines of chatty jobs that still run, when enough time has passed."""
         for number, excerpt in consumer.excerpts.items():
             self._tell_portion(consumer, self._core.running(consumer.key, number), excerpt.due(now), now)
 
     def _hold_stacks_back(self, consumer: ConsumerProcess, lines: list[str]) -> list[str]:
-        """Stacks of threads are told as one, with the death that mostly follows."""
+        """Holds back stacks of threads, to log them as one event, with the death that usually follows."""
         others = consumer.stacks.hold_back(lines)
         if len(others) < len(lines):
             consumer.stacks_at = self._clock.monotonic()
         return others
 
     def tell_stacks(self, consumer: ConsumerProcess, claims: list[Claim], now: float) -> None:
-        """Tells stacks that no death has followed: somebody sent the signal, or the job ended at the last moment."""
+        """Logs stacks that no death has followed: somebody sent the signal, or the job ended at the last moment."""
         if consumer.stacks.lines and now - consumer.stacks_at >= _STACKS_WAIT_S:
             self._events.stacks(consumer, self._rows(consumer, claims), consumer.stacks.take())
 

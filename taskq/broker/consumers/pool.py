@@ -1,7 +1,7 @@
 """The broker's side of its consumers: reads what they send and print, sees them die, sends jobs, takes jobs back.
 
-It is to consumers what `taskq.engines.embedded.server` is to clients. The supervisor starts and ends the processes; the
-core decides.
+It is for consumers what `taskq.engines.embedded.server` is for clients. The supervisor starts and ends the processes;
+the core decides.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from taskq.protocol.link.reports import (
     read_report,
 )
 
-if TYPE_CHECKING:  # made of this, and told of it
+if TYPE_CHECKING:  # the pool uses the parts, and is handed to them
     from taskq.broker.parts import Parts
 
-#: A job is told as started in the log if it is still running after this time.
+#: The start of a job is logged if the job is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
-#: The log is told of the progress of a consumer's jobs at most so often.
+#: The progress of a consumer's jobs is logged at most once in this time.
 _PROGRESS_EVERY_S = 1.0
 
 
-#: A process that is to be killed for a job is asked so long before where its threads stand.
+#: This long before a process is killed for a job, it is asked for the stacks of its threads.
 _STACKS_BEFORE_KILL_S = 0.5
 
 
@@ -64,8 +64,8 @@ class ConsumerPool:
         Args:
             parts: of the broker; the pool is handed to them in turn.
             selector: with callables as data, called with the mask of events.
-            on_first_ready: told once, when the first consumer is ready.
-            on_boot_failed: told why a consumer could not start.
+            on_first_ready: called once, when the first consumer is ready.
+            on_boot_failed: called with the reason when a consumer could not start.
         """
         self._parts = parts
         self._core = parts.core
@@ -83,7 +83,7 @@ class ConsumerPool:
         self.is_ready = False  # whether a consumer was ever ready
         self.is_stopping = False
 
-    # -- hearing
+    # -- messages
 
     def _register(self, consumer: ConsumerProcess) -> None:
         self._selector.register(consumer.socket, selectors.EVENT_READ, partial(self._on_consumer, consumer))
@@ -95,14 +95,14 @@ class ConsumerPool:
         try:
             self._hear_each(consumer, consumer.read_messages())
         except (EOFError, OSError):
-            self._selector.unregister(consumer.socket)  # its death is told by its own descriptor
+            self._selector.unregister(consumer.socket)  # its death is seen at its own descriptor
         except TaskQError as error:
             self._on_confused(consumer, error)
 
     def _hear_each(
         self, consumer: ConsumerProcess, messages: list[Message], *, failed_boots_only: bool = False
     ) -> None:
-        """Hears messages one by one: one that makes no sense takes nothing from what those behind it say."""
+        """Reads messages one by one: one that makes no sense does not affect those behind it."""
         for envelope, body in messages:
             try:
                 report = read_report(envelope, body)
@@ -112,7 +112,7 @@ class ConsumerPool:
                 self._on_confused(consumer, error)
 
     def _on_confused(self, consumer: ConsumerProcess, error: Exception) -> None:
-        """It does not speak as consumers do: a job may have written to its socket."""
+        """Kills a consumer that does not speak as consumers do: a job may have written to its socket."""
         self._events.log.error("consumer.confused", consumer=consumer.number, pid=consumer.pid, error=str(error))
         consumer.kill("it sent something that consumers do not send")
 
@@ -140,14 +140,14 @@ class ConsumerPool:
 
     def _on_outcomes(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
         if consumer.counters.slots > 1 and consumer.output in self._selector.get_map():
-            self._output.hear(consumer)  # what these jobs wrote is there, and told while they are known
+            self._output.hear(consumer)  # what these jobs wrote has arrived: log it while they are known
         elif consumer.lines.is_within_line and consumer.writer in attempts.numbers:
             self._output.tell(consumer, consumer.lines.end_line())
         self._settle(consumer, attempts)
         self._after_outcomes(consumer)
 
     def _settle(self, consumer: ConsumerProcess, attempts: Attempts) -> None:
-        """Attempts have ended; what those have enqueued that succeeded commits with that."""
+        """Settles attempts that have ended. Jobs that the successful ones have enqueued commit together with that."""
         if consumer.excerpts:
             self._output.end(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
         self._core.settled(consumer.key, attempts, self._clock.monotonic(), self._clock.time())
@@ -191,12 +191,12 @@ class ConsumerPool:
                     self._events.progress(row, consumer.key, progress)
 
     def _forget_progress(self, consumer: ConsumerProcess) -> None:
-        """Of jobs that have ended."""
+        """Forgets the progress of jobs that have ended."""
         held = self._core.sent_ids(consumer.key)
         consumer.progress = {job_id: progress for job_id, progress in consumer.progress.items() if job_id in held}
 
     def progress_of(self, job_id: bytes) -> tuple[float, float | None, str] | None:
-        """How far a running job is, if it said so: done, total, note."""
+        """How far a running job is, if it reported that: done, total, note."""
         consumers = self._supervisor.consumers.values()
         told = next((consumer.progress[job_id] for consumer in consumers if job_id in consumer.progress), None)
         return None if told is None else (told.done, told.total, told.note)
@@ -236,7 +236,7 @@ class ConsumerPool:
             self._buried.append(consumer)
 
     def _hear_last_words(self, consumer: ConsumerProcess) -> None:
-        """Takes in all that a dead consumer sent: results outlive their writer."""
+        """Reads everything that a dead consumer sent: results outlive their writer."""
         claims = consumer.counters.read()
         if consumer.inbox in self._selector.get_map():
             self._selector.unregister(consumer.inbox)
@@ -247,7 +247,7 @@ class ConsumerPool:
                 while messages := consumer.read_messages():
                     self._hear_each(consumer, messages, failed_boots_only=is_starting)
             except (EOFError, OSError, TaskQError):
-                pass  # the end, or a frame that it did not finish
+                pass  # its end, or a frame that it did not finish
         if consumer.counters.slots > 1:
             self._output.hear(consumer)
         self._settle_unsent(consumer)
@@ -261,7 +261,7 @@ class ConsumerPool:
         self._output.end(consumer, list(consumer.excerpts))
 
     def _settle_unsent(self, consumer: ConsumerProcess) -> None:
-        """Takes over the outcomes that a dead consumer had not sent, or not to the end."""
+        """Takes over the outcomes that a dead consumer had not sent, or not completely."""
         try:
             unsent = [
                 row for row in zip(*consumer.unsent.read(), strict=True) if self._core.holds(consumer.key, row[0])
@@ -291,7 +291,7 @@ class ConsumerPool:
     # -- jobs
 
     def dispatch(self, now: float, wall: float) -> None:
-        """Moves jobs to where they can run: out to those with room, and back from those that are held up."""
+        """Moves jobs to where they can run: to consumers with room, and back from those that are held up."""
         self._send(self._core.dispatch(now, wall))
         held_up = self._core.recalls(now)
         held_up += [key for key in self._core.looks(now) if key not in held_up and self._waits_too_long(key, now)]
@@ -327,7 +327,7 @@ class ConsumerPool:
             self._send([Batch(key, sent + 1, [])])
 
     def withdraw(self, job_id: bytes) -> bool:
-        """Takes a job back from the consumer it was sent to, if it was; returns False if it runs."""
+        """Takes a job back from the consumer that it was sent to, if any. Returns False if it runs."""
         key = self._core.consumer_of(job_id)
         if key is None:
             return True
@@ -335,7 +335,7 @@ class ConsumerPool:
         return self._core.consumer_of(job_id) is None
 
     def cancel_running(self, job_id: bytes) -> None:
-        """Has a running job stopped: softly at first."""
+        """Stops a running job, softly at first."""
         key = self._core.consumer_of(job_id)
         if key is not None:
             self._core.cancel_running(key, job_id, self._clock.monotonic())
@@ -386,7 +386,7 @@ class ConsumerPool:
         return "a job" if row is None else f"job {row.id.hex()}"
 
     def announce(self, now: float) -> None:
-        """Tells the log of the jobs that have been running for a moment, and where those stand that do not end."""
+        """Logs the jobs that have been running for a moment, and asks for the stacks of those that do not end."""
         for key, number in self._core.to_be_killed(now + _STACKS_BEFORE_KILL_S):
             self._supervisor.consumers[key].ask_for_stacks(number)
         for consumer in self._supervisor.consumers.values():
@@ -425,7 +425,7 @@ class ConsumerPool:
             )
 
     def end_the_silent(self, _now: float) -> None:
-        """Kills the consumers that are to run jobs, run none, and of which nothing is heard."""
+        """Kills the consumers that should run jobs, run none, and send nothing."""
         consumers = self._supervisor.consumers
         self._silences.forget_others(set(consumers))
         for key, consumer in consumers.items():
@@ -459,7 +459,7 @@ class ConsumerPool:
         return running
 
     def kill_all(self) -> None:
-        """Ends all consumers now; what they are running goes back uncharged."""
+        """Kills all consumers now; the jobs that they are running go back uncharged."""
         for consumer in self._supervisor.consumers.values():
             self._kill(consumer)
 
@@ -473,7 +473,7 @@ class ConsumerPool:
         return bool(self._buried)
 
     def forget_buried(self) -> None:
-        """The deaths are committed: their records of what was running are of no use any more."""
+        """Clears the records of what dead consumers were running: their deaths are committed."""
         for consumer in self._buried:
             self._supervisor.clear_record(consumer)
         self._buried.clear()

@@ -3,7 +3,7 @@
 Each number (1, 2, 3 ...) is a place in the fleet. It has one consumer, or two while that one is replaced, because of a
 reload or because it has run its share of jobs: the successor is started first, and the old one retires when the
 successor is ready. Either or both may die at any moment. So a successor knows the key of the consumer that it replaces,
-and leaves it alone if that one is gone or retires already.
+and does nothing to it if that one is gone or already retiring.
 
 Code is numbered: the fleet starts with 0, and after each reload consumers import the next one.
 """
@@ -16,13 +16,13 @@ from zlib import crc32
 
 from taskq.model.effects import Key
 
-#: Pauses before the next start after a consumer died young, doubling. They become long for what does not even come up;
-#: what dies in a job has that one charged, and others wait.
+#: Pauses before the next start after a consumer died young, doubling. They become long for consumers that do not even
+#: come up. If one dies in a job, that job is charged, and other jobs wait for a successor.
 _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 30.0
 _PAUSE_LONGEST_IN_JOBS_S = 0.2
 _PAUSE_LONGEST_WITHOUT_PROCESS_S = 5.0
-#: One that lived so long, or ended a job, was healthy: its successor starts at once.
+#: A consumer that lived this long, or ended a job, was healthy: its successor starts at once.
 _HEALTHY_S = 2.0
 
 
@@ -35,7 +35,7 @@ class ProcessState(Enum):
 
 
 class Incarnation(Protocol):
-    """What there is to know of a consumer here."""
+    """What this module needs to know of a consumer."""
 
     key: Key
     number: int
@@ -56,24 +56,24 @@ class Start(NamedTuple):
 
 
 class Succession(Generic[S]):
-    """The places of a fleet, and who has them."""
+    """The places of a fleet, and the consumers that have them."""
 
     def __init__(self, consumers: int) -> None:
         self.consumers: dict[Key, S] = {}
         self.restarts = 0
-        self.code = 0  # what consumers are to run
+        self.code = 0  # the number of the code that new consumers run
         self.reload_error: str | None = None  # why the last reload was given up
         self.is_reloading = False
         self._is_stopping = False
         self._start_at = dict.fromkeys(range(1, consumers + 1), 0.0)  # numbers without a consumer, and when to start it
         self._replace_at: dict[Key, float] = {}  # consumers that have done their share, and when to start a successor
         self._failures = dict.fromkeys(self._start_at, 0)  # early deaths in a row
-        self.boot_errors: dict[int, str] = {}  # numbers of consumers that did not come up since, and why
+        self.boot_errors: dict[int, str] = {}  # numbers of consumers that did not come up at the last attempt, and why
 
     # -- beginnings
 
     def due(self, now: float) -> list[Start]:
-        """The consumers to start now. Each is to be in `slots` when this is asked again."""
+        """Returns the consumers to start now. Each must be in `consumers` before the next call."""
         if self._is_stopping:
             return []
         numbers = [number for number, at in self._start_at.items() if at <= now]
@@ -87,7 +87,7 @@ class Succession(Generic[S]):
         return starts
 
     def not_started(self, start: Start, now: float, *, is_failure: bool = False) -> None:
-        """What was due could not be started: it is tried again after a moment, which grows with each failure."""
+        """Notes that a consumer could not be started: it is tried again after a pause that grows with each failure."""
         pause_s = 0.0
         if is_failure:
             self._failures[start.number] += 1
@@ -100,7 +100,7 @@ class Succession(Generic[S]):
 
     @property
     def _has_starts(self) -> bool:
-        """Whether a consumer is to be started, now or later."""
+        """Whether a consumer has to be started, now or later."""
         return bool(self._start_at or self._replace_at or self.is_reloading)
 
     def next_start(self) -> float | None:
@@ -113,7 +113,7 @@ class Succession(Generic[S]):
         return min(times, default=None)
 
     def ready(self, consumer: S) -> S | None:
-        """A consumer has come up. Returns the one that it replaces, which is to retire now."""
+        """Notes that a consumer has come up. Returns the one that it replaces, which the caller retires now."""
         consumer.state = ProcessState.READY
         self.boot_errors.pop(consumer.number, None)
         replaced = None if consumer.replaces is None else self.consumers.get(consumer.replaces)
@@ -125,7 +125,7 @@ class Succession(Generic[S]):
         return any(consumer.replaces in self.consumers for consumer in self.consumers.values())
 
     def _next_to_replace(self, now: float) -> S | None:
-        """One after the other, by number."""
+        """Returns the next consumer to replace: one after the other, by number."""
         if self._is_replacing:
             return None
         waiting = [
@@ -142,18 +142,18 @@ class Succession(Generic[S]):
     # -- reasons to replace
 
     def replace(self, consumer: S) -> None:
-        """A consumer has done its share."""
+        """Has a consumer that has done its share of jobs replaced."""
         has_successor = any(other.replaces == consumer.key for other in self.consumers.values())
         if consumer.state is ProcessState.READY and not has_successor:
             self._replace_at.setdefault(consumer.key, 0.0)
 
     def reload(self) -> list[S]:
-        """All consumers are to be replaced by ones with the present code. Returns those to kill: they were starting
-        with what was there before, and have no jobs."""
+        """Has all consumers replaced by ones with the present code. Returns those to kill: they were starting with the
+        previous code, and have no jobs."""
         self.code += 1
         self.reload_error = None
         self.is_reloading = True
-        self._start_at = dict.fromkeys(self._start_at, 0.0)  # the new code may mend what made them pause
+        self._start_at = dict.fromkeys(self._start_at, 0.0)  # the new code may repair what made them pause
         self._failures = dict.fromkeys(self._failures, 0)
         return [consumer for consumer in self.consumers.values() if consumer.state is ProcessState.STARTING]
 
@@ -171,7 +171,7 @@ class Succession(Generic[S]):
         return "failed" if self.reload_error is not None and any(map(self.is_old, self.consumers.values())) else "done"
 
     def finish_reload(self) -> bool:
-        """Whether a reload is over, since all consumers run its code. Says so once."""
+        """Whether a reload is over, since all consumers run its code. Returns True once."""
         staying = [consumer for consumer in self.consumers.values() if consumer.state is not ProcessState.RETIRING]
         is_over = (
             self.is_reloading and not self._start_at and all(self._is_new_and_ready(consumer) for consumer in staying)
@@ -183,8 +183,8 @@ class Succession(Generic[S]):
         return consumer.state is ProcessState.READY and not self.is_old(consumer)
 
     def boot_failed(self, code: int, error: str) -> bool:
-        """A consumer with that code did not come up. Returns whether that ends a reload: those that run the old code
-        stay then."""
+        """Notes that a consumer with that code did not come up. Returns whether that ends a reload; then the consumers
+        that run the old code stay."""
         if not self.is_reloading or code < self.code or self._is_stopping:
             return False
         self.is_reloading = False
@@ -192,18 +192,18 @@ class Succession(Generic[S]):
         return True
 
     def missing(self) -> list[tuple[int, str]]:
-        """The numbers for which no consumer is up, since the last one did not come up, and why."""
+        """The numbers that have no consumer since the last one did not come up, and why it did not."""
         present = {one.number for one in self.consumers.values() if one.state is not ProcessState.STARTING}
         return [(number, error) for number, error in sorted(self.boot_errors.items()) if number not in present]
 
     # -- ends
 
     def stop(self) -> None:
-        """No consumer is started any more."""
+        """Stops starting consumers."""
         self._is_stopping = True
 
     def ended(self, consumer: S, now: float, *, did_jobs: bool) -> None:
-        """A consumer is dead and gone: plans its successor."""
+        """Removes a consumer that is dead, and plans its successor."""
         del self.consumers[consumer.key]
         self._replace_at.pop(consumer.key, None)
         was_healthy = did_jobs or (consumer.state is ProcessState.READY and now - consumer.started_at > _HEALTHY_S)
@@ -212,7 +212,7 @@ class Succession(Generic[S]):
         again_at = now + self._pause_s(consumer.number, longest_s)
         if consumer.replaces in self.consumers:
             if not self.is_reloading:
-                self._replace_at[consumer.replaces] = again_at  # a reload asks of its own accord, if it is not given up
+                self._replace_at[consumer.replaces] = again_at  # a reload tries again by itself, unless it was given up
         elif consumer.state is not ProcessState.RETIRING and not self._is_taken(consumer.number):
             self.restarts += 1
             self._start_at[consumer.number] = again_at

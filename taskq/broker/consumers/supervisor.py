@@ -2,9 +2,9 @@
 
 A `ConsumerProcess` is one process and everything that the broker shares with it alone: a queue, a counters block, a
 socket, a pipe for its output. When the process ends, all of it is thrown away; the successor gets a new set. The order
-of a burial matters: first read what the process has still sent, then look how it ended, then close the ends.
+of a burial matters: first read what the process has still sent, then see how it ended, then close the ends.
 
-When a consumer is started, and which one it replaces, is decided in `taskq.broker.consumers.succession`.
+`taskq.broker.consumers.succession` decides when a consumer is started, and which one it replaces.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _CONSUMER = "taskq.consumer.process"
 BOOT_TIMEOUT_S = 120.0
 
 
-#: A consumer that was told to stop has ended within this time after its last job, or is killed.
+#: A consumer that was told to stop must end within this time after its last job, or is killed.
 _EXIT_TIMEOUT_S = 5.0
 
-#: What nothing but a change of the set-up will mend.
+#: Errors that only a change of the set-up will repair.
 _LASTING = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSYS})
-#: Errors of the system without a path that are those of the folder of shared memory.
+#: Errors of the system without a path that concern the folder of shared memory.
 _OF_SHARED_MEMORY = _LASTING | {errno.ENOSPC, errno.EDQUOT}
 _SHARED_MEMORY = "/dev/shm"
 
@@ -71,21 +71,20 @@ class Supervisor(Succession[ConsumerProcess]):
         self._keys = count(1)
         self._has_started = False  # any consumer
         self._next_kill = Earliest(self._kill_moments)
-        self.not_startable: list[tuple[int, str]] = []  # numbers of consumers, and why there is no process for them
+        self.not_startable: list[tuple[int, str]] = []  # numbers of consumers without a process, and why
         self._oom_kills = oom_kills()
-        # twice the room: while one is replaced, two have its number
+        # twice the room: while a consumer is replaced, two have its number
         clear_flight_records(directory.running, 2 * settings.consumers, settings.threads)
 
     # -- starting
 
     def look_after_servers(self, now: float) -> str | None:
-        """Has a process at hand that consumers are forked from, with `--preload`. Returns what became of it, once, if
-        it died."""
+        """With `--preload`, keeps a process from which consumers are forked. If it died, returns how, once."""
         return None if self._servers is None or self._is_stopping else self._servers.look_after(self.code, now)
 
     def start_due(self, now: float) -> Iterator[ConsumerProcess]:
-        """Starts the consumers whose time has come; yields them. What could not be started is tried again later, and
-        stands in `not_startable` until it is taken from there.
+        """Starts the consumers whose time has come, and yields them. Those that could not be started are tried again
+        later, and are in `not_startable` until somebody takes them from there.
 
         Raises:
             DirectoryError: the first one of the fleet could not be started, for a reason that lasts.
@@ -105,9 +104,10 @@ class Supervisor(Succession[ConsumerProcess]):
                 yield consumer
 
     def _not_started_for(self, start: Start, error: OSError | EOFError, now: float) -> None:
-        """Whatever is missing is missed by all of them, so nobody who runs a job is to die for it."""
+        """Notes why a consumer could not be started. Whatever is missing, all of them lack it, so no consumer that runs
+        a job should die for it."""
         if self._servers is not None and isinstance(error, (EOFError, ConnectionError)):
-            self.not_started(start, now)  # the fork server has just died, which is told by itself
+            self.not_started(start, now)  # the fork server has just died, which is reported by itself
             return
         self.not_started(start, now, is_failure=True)
         told = _start_error_text(error)
@@ -190,7 +190,8 @@ class Supervisor(Succession[ConsumerProcess]):
         return next(record for record in count() if record not in taken)
 
     def ready(self, consumer: ConsumerProcess) -> ConsumerProcess | None:
-        """A consumer has imported the application. Returns the one that it replaces, which is to retire now."""
+        """Notes that a consumer has imported the application. Returns the one that it replaces, which the caller
+        retires now."""
         consumer.kill_at = None
         consumer.inbox.opened()
         consumer.counters.opened()
@@ -199,7 +200,7 @@ class Supervisor(Succession[ConsumerProcess]):
         return super().ready(consumer)
 
     def boot_failed(self, code: int, error: str) -> bool:
-        """See `Succession.boot_failed`. With `--preload`, also those that are started later run the old code then."""
+        """As `Succession.boot_failed`. With `--preload`, consumers that are started later run the old code, too."""
         ends_reload = super().boot_failed(code, error)
         if ends_reload and self._servers is not None:
             self._servers.go_back()
@@ -209,7 +210,7 @@ class Supervisor(Succession[ConsumerProcess]):
 
     def reload(self) -> list[ConsumerProcess]:
         """Has all consumers replaced, one by one, by ones that run the present code. Returns those that it kills: they
-        were starting with the code of before."""
+        were starting with the previous code."""
         superseded = super().reload()
         if self._servers is not None:
             self._servers.renew(self.code)
@@ -219,12 +220,13 @@ class Supervisor(Succession[ConsumerProcess]):
         return superseded
 
     def retire(self, consumer: ConsumerProcess) -> bool:
-        """Tells a consumer to stop after what it is running; all else was taken back before. Returns as `Slot.send`."""
+        """Tells a consumer to stop after what it is running; all other jobs were taken back before. Returns the same as
+        `ConsumerProcess.send`."""
         consumer.state = ProcessState.RETIRING
         return consumer.inbox.put(STOP)
 
     def expect_exit(self, consumer: ConsumerProcess, now: float) -> None:
-        """A retiring consumer has no job any more: it must end soon."""
+        """Notes that a retiring consumer has no job any more: it must end soon."""
         if consumer.kill_at is None:
             consumer.kill_at = now + _EXIT_TIMEOUT_S
             self._next_kill.bring_forward(consumer.kill_at)
@@ -248,10 +250,10 @@ class Supervisor(Succession[ConsumerProcess]):
         return overdue
 
     def bury(self, consumer: ConsumerProcess, now: float) -> ProcessExit:
-        """Clears away what a dead consumer left, after all that it sent was heard. Plans its successor."""
+        """Clears away what a dead consumer left, after everything that it sent was read. Plans its successor."""
         code = self._clear_away(consumer)
         if consumer.server is not None and consumer.server.has_died() and consumer.timed_out is None:
-            code, consumer.is_stopped = None, True  # the kernel killed it for that
+            code, consumer.is_stopped = None, True  # the kernel killed it when its parent died
             consumer.killed_for = consumer.killed_for or f"the process that it was forked from {consumer.server.ending}"
         self.ended(consumer, now, did_jobs=consumer.counters.jobs_done > 0)
         stacks = consumer.stacks.take()
@@ -269,12 +271,12 @@ class Supervisor(Succession[ConsumerProcess]):
         )
 
     def _clear_away(self, consumer: ConsumerProcess) -> int | None:
-        """Returns the exit code of the process, negative for a signal; None if nobody knows it."""
+        """Returns the exit code of the process, negative for a signal; None if it is not known."""
         kill_group(consumer.pid)  # what its job started must not outlive it; its number is not reused before the join
         code = consumer.process.exitcode
         if code is None and not (
             consumer.server is not None and consumer.server.is_stopped
-        ):  # the fork server has not told it yet
+        ):  # the fork server has not reported it yet
             consumer.process.join(timeout=1.0)
             code = consumer.process.exitcode
         consumer.socket.close()
@@ -290,22 +292,22 @@ class Supervisor(Succession[ConsumerProcess]):
         return code
 
     def _has_memory_run_out(self) -> bool:
-        """Whether the kernel has killed a process for want of memory since the last time that we asked."""
+        """Whether the kernel has killed a process for lack of memory since the last call."""
         before, self._oom_kills = self._oom_kills, oom_kills()
         return self._oom_kills > before
 
     def clear_record(self, consumer: ConsumerProcess) -> None:
-        """Forgets what a buried consumer was running: all of it is settled, and durable."""
+        """Clears the record of what a buried consumer was running: all of it is settled and durable."""
         clear_flight_record(self._directory.running, consumer.record, self._settings.threads)
 
     # -- time
 
     def is_idle(self, now: float) -> bool:
-        """Whether nothing is to be started, replaced or killed now, and no process to fork from needs a look."""
+        """Whether no consumer has to be started, replaced or killed now, and no fork server needs a look."""
         return self._servers is None and not self._has_starts and not self._next_kill.is_due(now)
 
     def next_due(self, now: float) -> float | None:
-        """When something is to be started or killed (monotonic)."""
+        """When a consumer has to be started or killed (monotonic)."""
         if self._servers is None and not self._has_starts:
             return self._next_kill.next(now)
         times = [self._next_kill.next(now)]
@@ -317,7 +319,7 @@ class Supervisor(Succession[ConsumerProcess]):
 
 
 def _start_error_text(error: OSError | EOFError) -> str:
-    """Why a consumer could not be started, with the path that is to blame."""
+    """Says why a consumer could not be started, with the path that is to blame."""
     if not isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
     path = error.filename or (_SHARED_MEMORY if error.errno in _OF_SHARED_MEMORY else None)
@@ -328,7 +330,7 @@ def _start_error_text(error: OSError | EOFError) -> str:
 
 
 def _read_without_waiting(reader: Connection) -> int:
-    """The descriptor behind a connection, for a reader that never waits; the connection is closed."""
+    """Returns a descriptor for a connection, for a reader that never waits; closes the connection."""
     descriptor = os.dup(reader.fileno())
     reader.close()
     os.set_blocking(descriptor, False)
