@@ -2,10 +2,10 @@
 
     queue half   Engine     what waits, in which order, unique keys, schedules, workflows, results
                    |  orders go in, and jobs come out by way of the fleet; nothing here waits
-    fleet half   Fleet      this machine's consumers: they run jobs, and tell what became of them
+    fleet half   Fleet      this machine's consumers: they run jobs, and report what became of them
 
 Both halves run in the broker's loop, so nothing in either may block it. An engine with a database elsewhere sends, and
-hears the answer in a later turn.
+reads the answer in a later turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Figures(Protocol):
 
     @property
     def totals(self) -> Totals:
-        """What ever happened to jobs here."""
+        """What has happened to jobs here since the directory was made."""
 
     def paused(self) -> frozenset[str]:
         """The queues that are paused."""
@@ -58,103 +58,103 @@ class Engine(Protocol):
         """What it counts."""
 
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
-        """Brings in order what an earlier broker has left, and tells the fleet what waits. Called before any consumer
-        starts.
+        """Tidies up what an earlier broker has left, and tells the fleet what waits. Called before any consumer starts.
 
         Args:
             running: the attempts that were running when that broker died: they are charged, unless they are settled.
         """
 
     def start(self, fleet: Fleet, selector: BaseSelector | None, max_clients: int) -> None:
-        """Begins to hear clients.
+        """Begins to serve clients.
 
         Args:
-            fleet: to be asked and told from now on.
-            selector: with callables as data, called with the mask of events; None: there is no loop to hear in.
-            max_clients: one more is refused.
+            fleet: the fleet half, to ask and to inform from now on.
+            selector: with callables as data, called with the mask of events; None if there is no loop that selects.
+            max_clients: how many clients are served at once; more are refused.
         """
 
     def gather(self, now: float) -> None:
         """Takes up what has arrived since the last turn. Decides nothing, and changes nothing that others can see."""
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
-        """A consumer tells of the schedules in the code of its application: the next `step` takes them over.
+        """Takes the schedules in the code of a consumer's application: the next `step` applies them.
 
         Raises:
             ConfigError: one of them makes no sense.
         """
 
     def enqueued(self, children: list[Submission]) -> None:
-        """A job that has just succeeded has enqueued others: they become durable with that success, or not at all."""
+        """Takes the jobs that a job which has just succeeded has enqueued: they become durable with that success, or
+        not at all."""
 
     def step(self, now: float, *, at_once: bool = False) -> None:
-        """Takes what the fleet has decided (`Jobs.take_effects`), makes durable what is due for it, and then tells
-        clients, the log and the fleet of it. When the disk is full it keeps what ended, and tries again later.
+        """Takes what the fleet has decided (`Jobs.take_effects`), makes durable what is due for it, and then informs
+        clients, the log and the fleet. When the disk is full, it keeps what ended, and tries again later.
 
         Args:
             at_once: do not wait for more to commit together: processes have died.
         """
 
     def want(self, loads: Sequence[Load]) -> None:
-        """The fleet has room for these jobs: hands it what there is by `Jobs.loaded`, now or later."""
+        """Hands the fleet the jobs that it has room for, by `Jobs.loaded`, now or later."""
 
     def next_at(self, now: float) -> float | None:
-        """When `step` is wanted (monotonic), if nothing is heard meanwhile; None: never."""
+        """When `step` must be called next (monotonic), if nothing arrives before; None: never."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that the fleet has decided is durable: what it keeps for the case of its death may go."""
+        """Whether everything that the fleet has decided is durable: its records for the case of its death may go."""
 
     @property
     def has_work(self) -> bool:
-        """Whether jobs will come of their own: scheduled or spooled ones, or those that wait for others."""
+        """Whether jobs will come by themselves: scheduled or spooled ones, or those that wait for others."""
 
     def close(self, now: float) -> None:
-        """Makes durable what is left, tells of it, and lets go of everything."""
+        """Makes durable what is still open, reports it, and releases everything."""
 
 
 # -- the fleet half
 
 
 class Jobs(Protocol):
-    """What an engine tells the fleet of jobs, and hears of them; see `taskq.broker.core.core.Core`.
+    """What an engine tells the fleet about jobs, and learns about them; see `taskq.broker.core.core.Core`.
 
-    All is told after it is durable, in the order in which it became so.
+    An engine reports only what is durable, in the order in which it became so.
     """
 
     def found(self, partition: Partition, waiting: int, first_seq: int, /) -> None:
-        """At the start: there are queued jobs of a partition, from a sequence number on, to be asked for by `Load`."""
+        """Reports at the start that a partition has queued jobs, from a sequence number on; a `Load` asks for them."""
 
     def submitted(self, rows: Sequence[JobRow], /) -> None:
-        """New jobs of one partition are ours to run, in ascending order of `seq`."""
+        """Hands over new jobs of one partition to run, in ascending order of `seq`."""
 
     def came_due(self, rows: Iterable[JobRow], /) -> None:
-        """Jobs are ours to run that may be older than others: scheduled ones, and those that waited for others."""
+        """Hands over jobs to run that may be older than others: scheduled ones, and those that waited for others."""
 
     def loaded(self, partition: Partition, rows: Sequence[JobRow], is_all: bool, /) -> None:
-        """Jobs that were asked for, and whether there are no more."""
+        """Hands over jobs that a `Load` asked for, and whether these are all."""
 
     def requeued(self, rows: Iterable[JobRow], /) -> None:
-        """Failed jobs are queued again, at the end of their partitions, to be asked for."""
+        """Reports that failed jobs are queued again, at the end of their partitions; a `Load` asks for them."""
 
     def forget(self, row: JobRow, kept: StoredState, /) -> None:
-        """A job that was in this state, and that no consumer has, is not to run any more."""
+        """Removes a job that was in this state, and that no consumer has: it will not run."""
 
     def lost(self, row: JobRow, /) -> None:
-        """At the start: a job was running when the whole fleet died. What follows is among the effects."""
+        """Reports at the start that a job was running when the whole fleet died. What follows is among the effects."""
 
     def pause(self, queues: frozenset[str], /) -> None:
-        """Jobs of exactly these queues wait from now on."""
+        """Holds back the jobs of exactly these queues from now on."""
 
     def queued(self, queue: str, /) -> int:
-        """How many jobs of a queue wait, also those that were sent and have not begun, about."""
+        """About how many jobs of a queue wait, including those that were sent and have not begun."""
 
     @property
     def has_effects(self) -> bool:
-        """Whether `take_effects` has something to hand over."""
+        """Whether `take_effects` has something to return."""
 
     def take_effects(self) -> Effects:
-        """What became of jobs, and is to be made durable: each is told once."""
+        """Returns what became of jobs and has to be made durable, each once."""
 
     def consumer_of(self, job_id: bytes, /) -> Key | None:
         """The consumer that has a job, if one has."""
@@ -166,12 +166,13 @@ class Jobs(Protocol):
         """The jobs that each consumer has, with their numbers."""
 
     def changed_rates(self, now: float, wall: float, /) -> list[tuple[str, Starts, float]]:
-        """The starts that count for rates, as far as they have changed: name, starts, and until when they count."""
+        """Returns the starts of the rates that have changed: the rate's name, its starts, and until when they count."""
 
     def restore_limits(
         self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float, /
     ) -> None:
-        """At the start: the starts that still count, and jobs with an order key that were started before."""
+        """Takes over, at the start, the starts that still count, and jobs with an order key that were started
+        before."""
 
 
 class Consumers(Protocol):
@@ -186,7 +187,7 @@ class Consumers(Protocol):
         """Whether a job runs now."""
 
     def withdraw(self, job_id: bytes, /) -> bool:
-        """Takes a job back from the consumer that it was sent to; returns False if it runs."""
+        """Takes a job back from the consumer that it was sent to. Returns False if it runs."""
 
     def cancel_running(self, job_id: bytes, /) -> None:
         """Stops a job that runs, softly at first; how it ends is among the effects."""
@@ -198,34 +199,34 @@ class Consumers(Protocol):
         """What each consumer is running."""
 
     def progress_of(self, job_id: bytes, /) -> tuple[float, float | None, str] | None:
-        """How far a running job is, if it said so: done, total, note."""
+        """How far a running job is, if it reported that: done, total, note."""
 
 
 class Events(Protocol):
-    """The log, told of what is durable; see `taskq.broker.events.EventLog`."""
+    """The log of what is durable; see `taskq.broker.events.EventLog`."""
 
     log: Any
 
     def enqueued(self, rows: Sequence[JobRow], now: float, /) -> None:
-        """Jobs that came in."""
+        """Reports jobs that came in."""
 
     def notes(self, notes: Sequence[Event], /) -> None:
-        """What was decided."""
+        """Reports what was decided."""
 
     def successes(self, done: Sequence[Success], now: float, /) -> None:
-        """Jobs that succeeded."""
+        """Reports jobs that succeeded."""
 
     def rejected(self, reason: str, now: float, /) -> None:
-        """A client was refused, or dropped."""
+        """Reports that a client was refused or dropped."""
 
 
 class FleetControl(NamedTuple):
-    """What clients may ask of this machine's fleet around the queue, whatever its engine is.
+    """What clients may ask of this machine's fleet besides its queue, whatever the engine is.
 
     Attributes:
-        status: draws its status.
-        stop: stops it; told who asked.
-        reload: replaces the consumers; returns the number of that reload. Raises TaskQError if it stops already.
+        status: returns its status.
+        stop: stops it; called with the name of who asked.
+        reload: replaces the consumers; returns the number of that reload. Raises TaskQError if the fleet is stopping.
     """
 
     status: Callable[[], FleetStatus]
@@ -234,7 +235,7 @@ class FleetControl(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """The fleet half, as an engine sees it: it is told of jobs, has them run, and hands back what became of them."""
+    """The fleet half, as an engine sees it: it gets jobs, has them run, and hands back what became of them."""
 
     jobs: Jobs
     consumers: Consumers

@@ -17,12 +17,12 @@ class Fate(Enum):
 
 
 def becomes(ends: Iterable[tuple[StoredState, bool]], is_last: bool) -> Fate:
-    """The rule.
+    """Returns what becomes of a job.
 
     Args:
         ends: how jobs before it ended, each with whether the job goes on if that one did not succeed.
-        is_last: whether no other is left that it waits for.
+        is_last: whether it waits for no other job.
     """
     if any(kept != StoredState.SUCCEEDED and not goes_on for kept, goes_on in ends):
-        return Fate.CANCELLED  # at once: what it waits for besides cannot change that
+        return Fate.CANCELLED  # at once: the other jobs that it waits for cannot change that
     return Fate.GOES if is_last else Fate.WAITS

@@ -1,4 +1,4 @@
-"""Unique jobs: which of some that come in stay, and which jobs that are there give way. A pure rule for any engine."""
+"""Unique jobs: which of the jobs that come in stay, and which existing ones give way. A pure rule for any engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from taskq.model.stored import FIRST_FINAL, StoredJob
 
 
 class Leases(Protocol):
-    """Whoever knows which jobs consumers have."""
+    """Knows which jobs consumers have."""
 
     def withdraw(self, job_id: bytes, /) -> bool:
-        """Takes a job back from the consumer that has it; returns False if it runs."""
+        """Takes a job back from the consumer that has it. Returns False if it runs."""
 
     def is_running(self, job_id: bytes, /) -> bool:
         """Whether a job runs now."""
@@ -24,10 +24,10 @@ class Decision(NamedTuple):
     """What becomes of jobs that come in together.
 
     Attributes:
-        taken: the positions of those that are taken in, in order; also of those that are known already.
-        earlier: of each that is left out, its id and that of the job which stands for it.
-        released: jobs that are there, and keep others out no more.
-        replaced: jobs that are there, and give way.
+        taken: the positions of those that are taken in, in order, including those that are known already.
+        earlier: for each job that is left out, its id and that of the job in its place.
+        released: existing jobs that no longer keep others out.
+        replaced: existing jobs that give way.
     """
 
     taken: list[int]
@@ -44,11 +44,12 @@ def decide(
     leases: Leases,
     wall: float,
 ) -> Decision:
-    """The rule. Jobs that come in together may meet each other, too: then the first stays, or the last if it replaces.
+    """Decides what becomes of jobs that come in together. They may have the same key among themselves, too: then the
+    first stays, or the last if it replaces.
 
     Args:
         ids, constraints: of the jobs that come in.
-        known: those of them that were taken in before, and are sent again: that stands.
+        known: those of them that were taken in before, and are sent again: they stay.
         holders: by unique key, the jobs that have it.
         wall: seconds since 1970.
     """
@@ -56,7 +57,7 @@ def decide(
     for position, (job_id, own) in enumerate(zip(ids, constraints, strict=True)):
         if job_id in known and own.unique is not None:
             stands[own.unique.key] = position
-    left_out: dict[int, str] = {}  # positions, and the keys for which others stand
+    left_out: dict[int, str] = {}  # positions, and the keys that other jobs have
     decision = Decision([], {}, [], [])
     for position, (job_id, own) in enumerate(zip(ids, constraints, strict=True)):
         unique = own.unique
@@ -80,7 +81,7 @@ def decide(
 def _may_have_the_key(
     unique: UniqueKey, holder: StoredJob | None, leases: Leases, wall: float, decision: Decision
 ) -> bool:
-    """Whether a job gets its key; notes what becomes of the job that has it."""
+    """Whether a job gets its key. Notes what becomes of the job that has it."""
     if holder is None:
         return True
     if not keeps_others_out(holder, unique, leases, wall):
@@ -93,7 +94,7 @@ def _may_have_the_key(
 
 
 def keeps_others_out(holder: StoredJob, unique: UniqueKey, leases: Leases, wall: float) -> bool:
-    """Whether a job that has the key counts for another that wants it."""
+    """Whether the job that has the key keeps out another that wants it."""
     if unique.period_s is not None and enqueued_at(holder.row.id) + unique.period_s > wall:
         return True
     if holder.kept >= FIRST_FINAL:

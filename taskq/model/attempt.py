@@ -44,13 +44,13 @@ _pack = msgpack.Packer().pack
 
 
 class Verdict(IntEnum):
-    """What a consumer says of an attempt; the broker decides what follows from it."""
+    """How a consumer judges an attempt; the broker decides what follows from it."""
 
     SUCCEEDED = 0
     FAILED = 1  #: the job raised or ran out of time: retried as the job allows
     REFUSED = 2  #: running it again cannot help (unknown task, wrong arguments, an error of `give_up_on`)
-    SNOOZED = 3  #: the job wants to be run later, and did not fail
-    CANCELLED = 4  #: the job wants to be no more
+    SNOOZED = 3  #: the job asked to run later, and did not fail
+    CANCELLED = 4  #: the job cancelled itself
 
 
 class Attempts(NamedTuple):
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 class Reason(IntEnum):
-    """Why a job that runs is to end."""
+    """Why a running job has to end."""
 
     TIMEOUT = 0
     CPU_TIMEOUT = 1

@@ -68,7 +68,7 @@ class ProcessExit(NamedTuple):
     why: str = ""
 
     def output_of(self, number: int) -> list[str]:
-        """What is kept of it with a job: not what the jobs beside it wrote."""
+        """The output of one job: not what the jobs beside it wrote."""
         if not self.writers:
             return list(self.output[-MAX_TOLD_LINES:])
         pairs = zip(self.output, self.writers, strict=True)
@@ -87,7 +87,7 @@ class ProcessExit(NamedTuple):
 
 @dataclass(slots=True)
 class Effects:
-    """What the broker is to carry out: settle in the store, then tell clients and the log."""
+    """What the broker has to carry out: settle in the store, then report to clients and the log."""
 
     ended: list[Ended] = field(default_factory=list)
     rescheduled: list[Rescheduled] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Effects:
     crashed: int = 0
 
     def add(self, more: Effects) -> None:
-        """Takes over what is to be carried out together with this."""
+        """Adds what has to be carried out together with this."""
         self.ended += more.ended
         self.rescheduled += more.rescheduled
         self.checkpoints += more.checkpoints

@@ -22,10 +22,11 @@
     |-- AlreadyRunning            another fleet holds the directory
     `-- JournalError              the journal cannot be trusted or written
 
-Apart stand, under BaseException, those that are meant for taskq and pass through the code of a job: JobTimeout, raised
-in it by taskq, and Retry, Snooze and Cancel, which a job raises to say what is to become of it. They are no errors: the
-`except Exception` of the job, or of a library that it calls, must neither swallow them nor turn them into failures.
-(What cleans up with `finally`, `with` or `except BaseException: ... raise` sees them as any exception.)
+Four derive from BaseException instead, since they are meant for taskq and pass through the code of a job: JobTimeout,
+which taskq raises in the job, and Retry, Snooze and Cancel, which a job raises to say what should happen to it. They
+are not errors: the `except Exception` of the job, or of a library that it calls, must neither swallow them nor turn
+them into failures. (Code that cleans up with `finally`, `with` or `except BaseException: ... raise` sees them like any
+exception.)
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class EnqueueError(TaskQError):
 
 
 class BadArguments(EnqueueError, TypeError):
-    """The task's function cannot be called with these arguments. The message tells its signature."""
+    """The task's function cannot be called with these arguments. The message shows its signature."""
 
 
 class PayloadError(EnqueueError, TypeError):
@@ -57,7 +58,7 @@ class PayloadTooLarge(EnqueueError, ValueError):
 
 
 class QueueFull(EnqueueError):
-    """The fleet takes no more jobs for now."""
+    """The fleet accepts no more jobs for now."""
 
 
 class StoreFull(EnqueueError):
@@ -65,7 +66,7 @@ class StoreFull(EnqueueError):
 
 
 class BehindSpool(EnqueueError):
-    """For the clients of taskq alone, which hand such jobs in through the spool: they come after others there."""
+    """These jobs come after others in the spool. Only taskq's own clients see this: they spool such jobs, too."""
 
 
 class BrokerUnavailable(TaskQError, ConnectionError):
@@ -88,7 +89,7 @@ class JobFailed(TaskQError):
         error_module: the module of the remote exception's class, such as "requests.exceptions"; empty for taskq's own
             reasons.
         error_causes: what the remote exception came from, the nearest first, each as "module.Type: message".
-        item: of which item of `Task.map` it is the job, counted from 0; None for other jobs.
+        item: the number of its item in `Task.map`, counted from 0; None for other jobs.
     """
 
     item: int | None = None
@@ -121,7 +122,7 @@ class JobCancelled(TaskQError):
     """The job was cancelled, so it has no result.
 
     Attributes:
-        item: as of `JobFailed`.
+        item: the same as in `JobFailed`.
     """
 
     item: int | None = None
@@ -135,16 +136,16 @@ def _item_told(item: int | None) -> str:
 
 
 class JobNotFound(TaskQError, LookupError):
-    """No job with this id is known: it never was, or its retention time is over."""
+    """No job with this id is known: there never was one, or it is no longer kept."""
 
     @classmethod
     def of(cls, job_id: bytes) -> JobNotFound:
-        """The error for one job, in the same words wherever it is found out."""
+        """Returns the error for one job, with the same text wherever it occurs."""
         return cls(f"job {job_id.hex()} is not known here: it never was, or it is no longer kept")
 
 
 class JobStateError(TaskQError):
-    """The job's state does not allow what was asked for. The message says which state it is in, and what would do."""
+    """The job's state does not allow what was asked for. The message says which state it is in, and which is needed."""
 
 
 class ScheduleNotFound(TaskQError, LookupError):
@@ -156,7 +157,7 @@ class ProtocolError(TaskQError):
 
 
 class ConfigError(TaskQError, ValueError):
-    """A setting, an option or a name that makes no sense. The message says what would."""
+    """A setting, an option or a name makes no sense. The message says what would."""
 
 
 class AppError(ConfigError):
@@ -168,7 +169,7 @@ class DirectoryError(ConfigError):
 
 
 class TooFewDescriptors(ConfigError):
-    """The limit on open files is too low for so many consumers. The message says how many are needed."""
+    """The limit on open files is too low for this number of consumers. The message says how many are needed."""
 
 
 class AlreadyRunning(TaskQError):
@@ -180,20 +181,20 @@ class JournalError(TaskQError):
 
 
 class JobTimeout(BaseException):
-    """Raised inside a job when its ``timeout=`` is over, or when it is cancelled. The job may catch it to clean up;
-    then it is killed."""
+    """Raised inside a job when its ``timeout=`` is over, or when it is cancelled. The job may catch it to clean up, for
+    2 s; then its process is killed."""
 
 
 class CpuTimeout(JobTimeout):
-    """The same for ``cpu_timeout=``."""
+    """Raised inside a job when its ``cpu_timeout=`` is used up. Otherwise the same as `JobTimeout`."""
 
 
 class Retry(BaseException):
-    """Raised by a job: this attempt failed, run it again. Counts against ``retries=``, as any failure does.
+    """Raised by a job: this attempt failed; run the job again. It counts against ``retries=``, like any failure.
 
     Attributes:
         delay: seconds to wait, or None for the task's ``backoff=``.
-        reason: what stands in the log and in `JobInfo.error`.
+        reason: the text for the log and `JobInfo.error`.
     """
 
     def __init__(self, delay: float | None = None, reason: str = "") -> None:
@@ -209,11 +210,11 @@ class Retry(BaseException):
 
 
 class Snooze(BaseException):
-    """Raised by a job: not now, run it again after a while. No failure: it spends none of ``retries=``.
+    """Raised by a job: not now; run the job again after a while. This is not a failure: no retry is spent.
 
     Attributes:
         delay: seconds to wait.
-        reason: what stands in the log and in `JobInfo.error`.
+        reason: the text for the log and `JobInfo.error`.
     """
 
     def __init__(self, delay: float, reason: str = "") -> None:
@@ -229,10 +230,10 @@ class Snooze(BaseException):
 
 
 class Cancel(BaseException):
-    """Raised by a job: it is not wanted any more, and ends as cancelled. `Job.result` raises JobCancelled.
+    """Raised by a job that is not wanted any more: it ends as cancelled. `Job.result` raises JobCancelled.
 
     Attributes:
-        reason: what stands in the log, in `JobInfo.error` and in JobCancelled.
+        reason: the text for the log, `JobInfo.error` and JobCancelled.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -246,7 +247,7 @@ def is_delay(value: object) -> bool:
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
-    """Whether an exception was raised by the handler of a signal: then it says nothing of what ran just then."""
+    """Whether an exception was raised by a signal handler: then it says nothing about the code that was running."""
     handlers = [handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))]
     codes = [getattr(handler, "__code__", getattr(type(handler).__call__, "__code__", None)) for handler in handlers]
     place = error.__traceback__

@@ -11,7 +11,7 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1  #: something that is none of the others
     USAGE = 2  #: the command line makes no sense (typer)
-    APP = 3  #: the application cannot be imported, or is no TaskQ
+    APP = 3  #: the application cannot be imported, or is not a TaskQ
     NO_FLEET = 4  #: no fleet answers
     ALREADY_RUNNING = 5  #: another fleet has the directory
     DIRECTORY = 6  #: the directory cannot be used

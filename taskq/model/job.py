@@ -1,4 +1,4 @@
-"""Jobs: their states, their ids, and the row that stands for one everywhere. Imports errors and limits only.
+"""Jobs: their states, their ids, and the row that represents a job everywhere.
 
           submit            claim              outcome
 (client) -------> queued ----------> running ----------> succeeded
@@ -26,7 +26,7 @@ from taskq.model.spec import Spec
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job: where it is in its life."""
 
     WAITING = "waiting"
     SCHEDULED = "scheduled"
@@ -55,12 +55,12 @@ BACKOFF_LONGEST_S = 600.0
 class JobRow:
     """A job as the store keeps it and the broker holds it: the persistent fields only.
 
-    Written by the broker alone. `attempts` counts the starts that ended (in an outcome or a death), `crashes` the
-    deaths among them, and `snoozes` those that ended with the wish to run later; the running start is attempt number
-    `attempts + 1`. The number of an attempt is never used again, whatever became of it: so a record of a start
-    (`taskq.protocol.link.counters`) tells whether it has been counted. `checkpoint` is what the last attempt kept for
-    the next one (`taskq.protocol.codec`), or None. `ready_at` is when it could start, in seconds since 1970, if that
-    was not when it came in: it had to wait for its time, for another job, or for a retry.
+    Written by the broker alone. `attempts` counts the starts that ended (with an outcome or a death), `crashes` the
+    deaths among them, and `snoozes` those that asked to run later; the running start is attempt number `attempts + 1`.
+    The number of an attempt is never used again, whatever became of it, so a record of a start
+    (`taskq.protocol.link.counters`) shows whether it was counted. `checkpoint` is the value that the last attempt kept
+    for the next one (`taskq.protocol.codec`), or None. `ready_at` is when it could start, in seconds since 1970, if
+    that was not when it came in: it had to wait for its time, for another job, or for a retry.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class JobRow:
 
     @property
     def failures(self) -> int:
-        """How often it raised or ran out of time, as far as that counts against its retries."""
+        """How often it raised or ran out of time since it was last retried by hand: this counts against its retries."""
         failures = self._all_failures
         return failures if self.constraints is None else failures - self.constraints.forgiven[0]
 
@@ -109,11 +109,11 @@ class JobRow:
 
     @property
     def charged_crashes(self) -> int:
-        """How often its process died, as far as that counts against its `max_crashes`."""
+        """How often its process died since it was last retried by hand: this counts against its `max_crashes`."""
         return self.crashes if self.constraints is None else self.crashes - self.constraints.forgiven[1]
 
     def forgive(self) -> None:
-        """Gives the job all its retries and crashes again, and all its time: its attempts are counted on."""
+        """Gives the job all its retries and crashes again, and no time to expire: its attempts are counted on."""
         forgiven = self._all_failures, self.crashes
         self.constraints = replace(self.constraints or NO_CONSTRAINTS, expires_at=None, forgiven=forgiven)
 
@@ -129,7 +129,7 @@ class JobError:
         type: the remote exception's class name, or taskq's own reason (see `taskq.model.errors.JobFailed`).
         message: the remote exception's text.
         traceback: the remote traceback, or "".
-        exit_code: of the process, if it died by itself.
+        exit_code: the exit code of the process, if it died by itself, or None.
         signal: the name of the signal that killed the process, such as "SIGKILL", or None.
         output: the last lines that the process wrote.
         module: the module of the remote exception's class, such as "requests.exceptions"; "" for taskq's own reasons.
@@ -148,11 +148,11 @@ class JobError:
 
     @property
     def dotted_type(self) -> str:
-        """The type with its module: ``requests.exceptions.Timeout``. Built-in ones stand for themselves."""
+        """The type with its module: ``requests.exceptions.Timeout``. Built-in ones have no module."""
         return self.type if self.module in ("", "builtins") else f"{self.module}.{self.type}"
 
     def to_wire(self) -> list[object]:
-        """The fields in a fixed order, as they travel and are stored; the last two if they say something."""
+        """Returns the fields in a fixed order, as they travel and are stored; the last two only if one is set."""
         fields: list[object] = [self.type, self.message, self.traceback, self.exit_code, self.signal, self.output]
         return [*fields, self.module, self.causes] if self.module or self.causes else fields
 
@@ -180,7 +180,7 @@ class Progress:
             raise ConfigError(f"progress(note=...): use a text of up to {MAX_PROGRESS_NOTE_CHARS} characters")
 
     def describe(self) -> str:
-        """``40 of 100 (40 %): resizing``."""
+        """Returns a text such as ``40 of 100 (40 %): resizing``."""
         parts = [f"{self.done:,g}" if isinstance(self.done, float) else f"{self.done:,}"]
         if self.total is not None:
             parts.append(f" of {self.total:,g}" if isinstance(self.total, float) else f" of {self.total:,}")
@@ -194,13 +194,14 @@ def _is_amount(value: object) -> bool:
 
 
 def new_job_ids(count: int, now_ns: int | None = None) -> Iterator[bytes]:
-    """Makes ids that are unique, and sort by time, in the layout of UUID version 7 (RFC 9562).
+    """Yields ids that are unique and sort by time, in the layout of UUID version 7 (RFC 9562).
 
-    The consecutive ids of one call differ by one in the random part, which keeps a batch's rows side by side in the
-    journal's index (the insert of a batch costs a third less than with ids all random).
+    Consecutive ids of one call differ by one in the random part, which keeps the rows of a batch side by side in the
+    journal's index (inserting a batch takes a third less time than with random ids).
 
     Args:
-        now_ns: nanoseconds since 1970, if another clock than that of the system counts.
+        count: how many.
+        now_ns: nanoseconds since 1970; by default from the system's clock.
 
     Raises:
         ConfigError: the clock is wrong; see `check_clock`.
@@ -214,7 +215,7 @@ def new_job_ids(count: int, now_ns: int | None = None) -> Iterator[bytes]:
 
 
 def enqueued_at(job_id: bytes) -> float:
-    """The time in an id, in seconds since 1970."""
+    """Returns the time in an id, in seconds since 1970."""
     return int.from_bytes(job_id[:6], "big") / 1000
 
 
@@ -223,25 +224,26 @@ LAST_TIME = 2**48 / 1000
 
 
 def check_clock(now: float) -> None:
-    """
+    """Checks that ids can be made at a time (seconds since 1970).
+
     Raises:
-        ConfigError: the clock on the wall shows a time for which there are no ids.
+        ConfigError: they cannot: the clock is wrong.
     """
     if not 0 <= now < LAST_TIME:
         raise ConfigError(f"the clock of this machine is wrong: it shows {now:.0f} s since 1970; set it, and try again")
 
 
 def first_id_at(at: float) -> bytes:
-    """The ids made before a time (seconds since 1970) sort before this one, the others behind it."""
+    """Returns the id that separates those made before a time (seconds since 1970) from the others."""
     return min(int(max(at, 0.0) * 1000), (1 << 48) - 1).to_bytes(6, "big").ljust(16, b"\0")
 
 
 def backoff_s(job_id: bytes, failures: int) -> float:
-    """The seconds to wait before the retry that follows failure number `failures` (1 for the first).
+    """Returns the seconds to wait before the retry that follows failure number `failures` (1 for the first).
 
-    Doubles from 1 s up to 10 minutes, then is cut by a jitter of up to a half, so that jobs that failed together do
-    not come back together. The jitter comes from the id: the same job always gets the same delays, which keeps
-    the core free of randomness.
+    The wait doubles from 1 s up to 10 minutes, less a jitter of up to a half, so that jobs that failed together do not
+    come back together. The jitter comes from the id: the same job always gets the same delays, which keeps the core
+    free of randomness.
     """
     longest: float = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LONGEST_S)
     jitter = crc32(job_id + failures.to_bytes(4, "big")) / 2**32
@@ -249,10 +251,10 @@ def backoff_s(job_id: bytes, failures: int) -> float:
 
 
 def retry_delay_s(row: JobRow, wish_s: float | None) -> float:
-    """The seconds to wait before the retry of a job that has just failed, its failure counted.
+    """Returns the seconds to wait before the retry of a job that has just failed; its failure is already counted.
 
     Args:
-        wish_s: what the attempt asked for, by `Retry` or its task's own function; it goes first.
+        wish_s: what the attempt asked for, with `Retry` or the task's own function; this takes precedence.
     """
     if wish_s is not None:
         return wish_s

@@ -58,8 +58,8 @@ MAX_STACK_LINES = 1_000
 MAX_TOLD_LINES = 100
 #: One line of a job's output; the rest of a longer line is dropped.
 MAX_OUTPUT_LINE_BYTES = 8 * 1024
-#: Of one job's output `taskq.broker.consumers.excerpt` says how much is told. The log of events, and that of output,
-#: take so much on disk at the least: six files each, which must take the longest line.
+#: `taskq.broker.consumers.excerpt` limits how much of one job's output is logged. This is the least disk space that the
+#: log of events, and that of output, may have: six files each, which must take the longest line.
 MIN_LOG_MB = 2
 #: Lines of output that one consumer may have logged in a second; more are counted and dropped.
 MAX_OUTPUT_LINES_PER_S = 2_000
@@ -97,7 +97,7 @@ MAX_META_BYTES = 4 * 1024
 MAX_META_NAME_CHARS = 100
 #: Keys without a queued job that the journal still knows: a key that comes again soon costs nothing then.
 KEPT_KEYS = 1_000
-#: Schedules of a queue's directory: what is told of all must fit one frame.
+#: Schedules of a queue's directory: the answer about all of them must fit one frame.
 MAX_SCHEDULES = 4_000
 #: Schedules in the code of one application, which a consumer tells in one frame, and their size together.
 MAX_DECLARED_SCHEDULES = 1_000

@@ -24,7 +24,7 @@ _OPTIONAL = ("max_jobs", "max_memory_mb")
 
 
 def default_consumers() -> int:
-    """The number of CPUs that this process may use."""
+    """Returns the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -35,30 +35,30 @@ class Settings:
     """How a fleet runs. Made once at the start and never changed.
 
     Attributes:
-        consumers: how many consumer processes; by default as many as this process may use CPUs.
-        threads: how many jobs each consumer runs at once. With more than 1 sync tasks run in threads and `async def`
-            tasks side by side on an event loop: for jobs that wait for the network most of the time.
-        queues: the queues this fleet serves; empty for all.
-        weights: the shares of queues, by name, where they are not 1: with 3 and 1 the first gets three quarters of the
-            time of the consumers while jobs wait in both.
-        lanes: consumers that serve certain queues only: for each lane its queues (none for all) and its consumers, in
-            place of `consumers`.
-        resources: the fleet's capacities, by name; jobs take of them with their option of the same name.
+        consumers: how many consumer processes; by default one for each CPU that this process may use.
+        threads: how many jobs each consumer runs at once. With more than 1, ordinary tasks run in threads, and
+            `async def` tasks on an event loop: for jobs that wait for the network most of the time.
+        queues: the queues that this fleet serves; empty for all.
+        weights: the shares of queues, by name, where they are not 1: with 3 and 1, the first gets three quarters of the
+            consumers' time while jobs wait in both.
+        lanes: consumers that serve certain queues only: for each lane its queues (none for all) and the number of its
+            consumers, in place of `consumers`.
+        resources: the fleet's capacities, by name; jobs take parts of them with their option `resources`.
         drain: stop as soon as no job is pending or running.
         preload: start consumers by fork from a process that has imported the application.
         max_jobs: replace a consumer after this number of jobs.
-        max_memory_mb: replace a consumer whose resident memory is larger, after its job.
+        max_memory_mb: replace a consumer after its job if its resident memory is larger than this, in MiB.
         stop_timeout_s: seconds that running jobs may take when the fleet stops.
         durability: what an accepted job survives. "power": loss of power. "os": the death of any process; a crash of
             the system may lose the last commits. "memory": as "os", and such a crash may damage the journal.
-        memory_mb: the most memory in which the broker holds pending jobs; the others stay on disk.
-        keep_results_s: seconds that ended jobs and their results are kept.
-        keep_results: how many ended jobs are kept at the most. Failed jobs do not count and are kept.
-        log_level: "debug", "info", "warning" or "error".
-        stderr_level: the lowest level that standard error gets as well; None for all.
-        log_mb: the most that the log of events takes on disk, in MiB; the oldest are dropped.
+        memory_mb: how much memory the broker may use for pending jobs, in MiB; the others stay on disk.
+        keep_results_s: how many seconds ended jobs and their results are kept.
+        keep_results: how many ended jobs are kept. Failed jobs do not count, and are kept.
+        log_level: the lowest level that is logged: "debug", "info", "warning" or "error".
+        stderr_level: the lowest level that standard error gets, too; None for all.
+        log_mb: how much disk space the log of events may take, in MiB; the oldest events are dropped.
         output_mb: the same for what jobs print and log.
-        log_format: of standard error: "console", "json", or "auto" (console if it is a terminal).
+        log_format: the format of standard error: "console", "json", or "auto" (console if it is a terminal).
     """
 
     consumers: int = 0
@@ -113,7 +113,7 @@ class Settings:
         _require(self.log_level in LOG_LEVELS, f"log level {self.log_level!r}: use one of {', '.join(LOG_LEVELS)}")
 
     def _read_lanes(self) -> None:
-        """Brings what is told in pairs into form, also if it came as lists; what follows from the lanes is set."""
+        """Turns the settings that are pairs into tuples, even if they came as lists, and applies the lanes."""
         weights = tuple((str(name), float(weight)) for name, weight in self.weights)
         lanes = tuple((tuple(queues), int(consumers)) for queues, consumers in self.lanes)
         resources = tuple((str(name), int(amount)) for name, amount in self.resources)
@@ -135,7 +135,7 @@ class Settings:
         object.__setattr__(self, "queues", queues)
 
     def queues_of(self, consumer: int) -> tuple[str, ...]:
-        """The queues that a consumer serves, by its number (1, 2 ...); none for all that the fleet serves."""
+        """Returns the queues that a consumer serves, by its number (1, 2 ...); none for all that the fleet serves."""
         for queues, count in self.lanes:
             consumer -= count
             if consumer <= 0:
@@ -143,7 +143,7 @@ class Settings:
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain data, for the way from the guardian to the broker."""
+        """Returns the settings as plain data, which the guardian sends to the broker."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""The ends of jobs: a client asks to be told of them, and the broker tells each when it comes.
+"""The ends of jobs: a client asks for them, and the broker sends each when it comes.
 
 WATCH   [op, ids]               ids of 16 bytes each, one after the other; there is no other answer than RESULT frames
 RESULT  [op, id, state] | outcome   the state is "" if nothing is known of the job

@@ -22,7 +22,7 @@ def items_frame(request: int, items: Sequence[bytes], state: JobState, outcome: 
 
     Args:
         items: from the position that was asked for on; if there are none, the job has ended.
-        state, outcome: of the job; told if there are no items.
+        state, outcome: of the job; sent if there are no items.
     """
     return ok_frame(request, (items, None if items else (state.value, outcome)))
 

@@ -1,4 +1,4 @@
-"""What is told of jobs: the answers to INFO (one job, all that is known) and JOBS (a list, and where to go on).
+"""What clients learn about jobs: the answers to INFO (all about one job) and JOBS (a list, and where to go on).
 
 The broker sends outcomes as they are stored, and does not decode them: the client does, and makes a `JobInfo` of it.
 """

@@ -53,7 +53,7 @@ class Op(IntEnum):
 
 
 class StartOptions(TypedDict, total=False):
-    """What a consumer is told of a job that it starts, besides its id, task, attempt and arguments: of most, nothing.
+    """What a consumer gets with a job that it starts, besides its id, task, attempt and arguments: mostly nothing.
 
     Attributes:
         timeout_s, cpu_timeout_s, memory_limit_bytes: as in `taskq.model.spec.Spec`.

@@ -9,7 +9,7 @@ from taskq.model.errors import TaskQError
 
 
 class Timed(Protocol):
-    """What the passing of time makes do something: a fleet."""
+    """Something that acts as time passes: a fleet."""
 
     def look_at_the_clock(self) -> None:
         """Does what is due."""
@@ -47,30 +47,41 @@ class Clock:
         return self._us / 1_000_000
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass for one who waits, while the fleets run what is there."""
+        """Lets time pass for whoever waits, while the fleets run their jobs.
+
+        Args:
+            seconds: how long.
+        """
         until = self.time() + seconds
         for fleet in self.fleets:
             fleet.run_until(until)
         self.move_to(until)
 
     def advance(self, seconds: float) -> None:
-        """Lets so much time pass, in which no job is started: what becomes due is queued, what is late expires."""
+        """Lets time pass, in which no job starts: jobs that become due are queued, and late ones expire.
+
+        Args:
+            seconds: how long; 0 or more.
+
+        Raises:
+            TaskQError: it is negative.
+        """
         if not seconds >= 0:
             raise TaskQError(f"advance({seconds!r}): time goes forward only")
         self.move_to(self.time() + seconds)
 
     def next_moment(self, *, with_schedules: bool = True) -> float | None:
-        """When something happens by itself next, in seconds since 1970.
+        """Returns when something happens by itself next, in seconds since 1970; None if nothing does.
 
         Args:
-            with_schedules: whether the fires of periodic schedules count, of which there is no end.
+            with_schedules: whether the fires of periodic schedules count, which never end.
         """
         found = (fleet.next_moment(with_schedules=with_schedules) for fleet in self.fleets)
         moments = [at for at in found if at is not None]
         return max(min(moments), self.time()) if moments else None
 
     def move_to(self, moment: float) -> None:
-        """Moves on to a moment, and stops on the way wherever something happens."""
+        """Moves on to a moment (seconds since 1970), and stops on the way wherever something happens."""
         while True:
             stop = self.next_moment()
             if stop is None or stop >= moment:

@@ -8,12 +8,12 @@
         assert jobs.drain() == {"succeeded": 1}
         jobs.clock.advance(86_400)               # what was delayed by a day is due
 
-Both run the real code of fleets, consumers and clients (`taskq.testing.fleet`): arguments and results travel through
-the codec and are cast, and priorities, `unique=`, limits, retries and expiry behave as in production. What they do
-not do is what needs a process: `timeout=` does not interrupt a job, and a job that kills its process kills the test.
+Both run the real code of fleets, consumers and clients (`taskq.testing.fleet`): arguments and results go through the
+codec and are cast, and priorities, `unique=`, limits, retries and expiry behave as in production. They do not do what
+needs a process: `timeout=` does not interrupt a job, and a job that kills its process kills the test.
 
-Job handles work as usual. Whoever waits for a job (`result`, `wait`, `gather`, `await job` ...) has it run, and all
-that is before it; the time that such a wait takes passes on the clock of the test alone.
+Job handles work as usual. To wait for a job (`result`, `wait`, `gather`, `await job` ...) runs it and all jobs before
+it; the time of such a wait passes only on the clock of the test.
 
 With pytest there are fixtures: `taskq.testing.pytest_plugin`.
 """
@@ -62,7 +62,7 @@ class Enqueued:
         task, queue, priority: of the job.
         arguments: what the function gets, by the names of its parameters, after the codec and the cast; if the task is
             not known here, or the arguments do not fit it: by position.
-        delay: the seconds that it is to wait, or None.
+        delay: the seconds for which it waits before it may start, or None.
     """
 
     job: Job[Any]
@@ -74,7 +74,7 @@ class Enqueued:
 
     @property
     def state(self) -> JobState:
-        """Where it is in its life now."""
+        """The present state of the job."""
         return self.job.state()
 
     def __str__(self) -> str:
@@ -101,17 +101,17 @@ class Jobs:
     # -- what was enqueued
 
     def enqueued(self, task: Task[..., Any] | Enqueuer[..., Any] | str | None = None) -> list[Enqueued]:
-        """The jobs that were enqueued in the block, in order, whatever became of them.
+        """Returns the jobs that were enqueued in the block, in order, whatever became of them.
 
         Args:
-            task: only those of this task (or of the task with this name).
+            task: only jobs of this task, or of the task with this name.
         """
         arrivals = self._fleet.arrivals[self._cleared :]
         name = None if task is None else _name(self._app, task)
         return [self._enqueued(arrival) for arrival in arrivals if name in (None, _name(self._app, arrival.spec.task))]
 
     def clear(self) -> None:
-        """Forgets what was enqueued so far: `enqueued` and the asserts see only what comes now. The jobs stay."""
+        """Forgets what was enqueued so far: `enqueued` and the asserts see only what comes later. The jobs stay."""
         self._cleared = len(self._fleet.arrivals)
 
     def assert_enqueued(
@@ -120,7 +120,7 @@ class Jobs:
         """Fails unless there is a job of the task with these arguments among those that were enqueued in the block.
 
         Only the arguments that are given are compared, with what the function would get; `unittest.mock.ANY` and the
-        like work. These keywords are about the job, unless the task has parameters of such names:
+        like work. These keywords are about the job, unless the task has parameters with these names:
 
             queue (str), priority (int), delay (seconds), state (such as "queued" or "succeeded"),
             count (int): how many such jobs there must be; by default one or more
@@ -144,7 +144,11 @@ class Jobs:
     def assert_not_enqueued(
         self, task: Task[..., Any] | Enqueuer[..., Any] | str, /, *args: Any, **kwargs: Any
     ) -> None:
-        """Fails if there is a job that `assert_enqueued` would find."""
+        """Fails if there is a job that `assert_enqueued` would find.
+
+        Raises:
+            AssertionError: there is one; the message lists what was enqueued.
+        """
         __tracebackhide__ = True  # pytest shows the test, not this
         wanted = _Wanted(self._app, task, args, kwargs)
         if wanted.count is not None:
@@ -175,18 +179,18 @@ class Jobs:
     def drain(
         self, seconds: float = 0.0, *, raise_errors: bool | None = None, limit: int = _MAX_DRAINED
     ) -> Counter[str]:
-        """Runs what is queued, and what that enqueues, until nothing is left to run.
+        """Runs the queued jobs, and those that they enqueue, until there is nothing left to run.
 
         Args:
-            seconds: go on for so much time of the test's clock, with the retries, delayed jobs and so on that become
-                due meanwhile, and the fires of schedules; `math.inf` until nothing but schedules is left.
-            raise_errors: raise what the first job that failed for good has raised, when all is done. By default what
-                was said to `queue` (False) or `inline` (True).
-            limit: when more jobs than this have run, they are taken for ones that enqueue each other without an end.
+            seconds: go on for this many seconds of the test's clock, with the retries, delayed jobs and fires of
+                schedules that become due in that time; `math.inf`: until nothing but schedules is left.
+            raise_errors: at the end, raise what the first job that failed for good has raised. The default is what was
+                given to `queue` (False) or `inline` (True).
+            limit: the most jobs to run: more are taken for jobs that enqueue each other without an end.
 
         Returns:
-            How many jobs were run, by the state in which they are now: ``{"succeeded": 2, "scheduled": 1}``, where
-            scheduled are those that are to be retried.
+            The number of jobs that ran, by their present state: ``{"succeeded": 2, "scheduled": 1}``, where the
+            scheduled ones will be retried.
 
         Raises:
             TaskQError: there were more than `limit`.
@@ -219,7 +223,7 @@ class Jobs:
                 raise self._fleet.raised[job_id]
 
     def _run_inline(self) -> None:
-        """After each request of a client: all that is there runs, whenever it would be due."""
+        """Runs all jobs, whenever they would be due. Called after each request of a client."""
         if not self._fleet.is_in_job:
             self.drain(inf)
 
@@ -233,14 +237,16 @@ class Jobs:
 def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None = None) -> Iterator[Jobs]:
     """Runs each job at once where it is enqueued, while the block runs.
 
-    Delays and the waits before retries pass on the clock of the test alone. `enqueue_many` runs its jobs when all are
-    in; those of `map` run as their results are asked for; what a job enqueues runs when the job waits for it, or ends.
+    Delays and the waits before retries pass only on the clock of the test. `enqueue_many` runs its jobs when all are
+    in; those of `map` run when their results are asked for; the jobs that a job enqueues run when it waits for them, or
+    ends.
 
     Args:
-        raise_errors: `enqueue` raises what a job raises (after its last retry), so that no failure of a job stays
-            unseen in a test. False: as in production, where only the job's handle tells (`Job.result` raises
+        app: the application.
+        raise_errors: whether `enqueue` raises what a job raises (after its last retry), so that no failure of a job
+            stays unseen in a test. False: as in production, where only the job's handle shows it (`Job.result` raises
             JobFailed).
-        settings: of the fleet, such as its resources.
+        settings: the settings of the fleet, such as its resources.
 
     The functions of `on_consumer_start` run before the first job, those of `on_consumer_stop` at the end of the block.
     """
@@ -252,11 +258,12 @@ def inline(app: TaskQ, *, raise_errors: bool = True, settings: Settings | None =
 
 @contextmanager
 def queue(app: TaskQ, *, raise_errors: bool = False, settings: Settings | None = None) -> Iterator[Jobs]:
-    """Keeps jobs in memory, while the block runs; they run when the test says so, or waits for one.
+    """Keeps jobs in memory while the block runs; they run when the test says so, or waits for one.
 
     Args:
-        raise_errors: what `Jobs.drain` does with errors.
-        settings: of the fleet, such as its resources.
+        app: the application.
+        raise_errors: whether `Jobs.drain` raises what jobs raise.
+        settings: the settings of the fleet, such as its resources.
     """
     with in_process(app, settings or Settings(consumers=1)) as client:
         yield Jobs(app, client.fleet, raise_errors)
@@ -266,7 +273,7 @@ def queue(app: TaskQ, *, raise_errors: bool = False, settings: Settings | None =
 
 
 def _name(app: TaskQ, task: Task[..., Any] | Enqueuer[..., Any] | str) -> str:
-    """The name that a task has now."""
+    """Returns the name that a task has now."""
     if isinstance(task, Enqueuer):
         return task._spec.task
     if isinstance(task, str):
@@ -282,7 +289,7 @@ def _arguments(task: Task[..., Any] | None, arrival: Arrival) -> dict[str | int,
         if task.caster.converts:
             args, kwargs = task.caster.cast(args, kwargs)
         return _named(inspect.signature(task.function).bind(*args, **kwargs).arguments)
-    except Exception:  # the job will fail for it; here it is only told
+    except Exception:  # the job will fail because of it; here it is only shown
         return _by_position(args, kwargs)
 
 
@@ -331,7 +338,7 @@ class _Wanted:
         return f"{self.task}({told}{', ' if told else ''}...){options}"
 
     def matches(self, job: Enqueued) -> bool:
-        """Whether a job is one of them."""
+        """Whether a job matches."""
         if _name(self._app, job.task) != self.task:
             return False
         if not all(self._option_fits(job, *option) for option in self._options.items()):

@@ -1,12 +1,12 @@
-"""Fixtures for pytest, there by themselves once taskq is installed. Name your application in pytest's settings,
+"""Fixtures for pytest, which finds them as soon as taskq is installed. Name your application in pytest's settings,
 
     [tool.pytest.ini_options]
     taskq_app = "shop.tasks:q"
 
-or override the fixture `taskq_app` in a conftest.py. What the fixtures give is described in `taskq.testing`.
+or override the fixture `taskq_app` in a conftest.py. `taskq.testing` describes what the fixtures return.
 
-Once the setting names an application, a test that uses the queue of its users fails: it has forgotten its fixture, and
-the next fleet would run its jobs. `taskq_real_queue = true` allows that.
+With that setting, a test that uses the real queue of the application fails: it has forgotten its fixture, and the next
+fleet would run its jobs. `taskq_real_queue = true` allows it.
 """
 
 # pytest loads this in every run: nothing is imported here that is not used in every run
@@ -67,7 +67,7 @@ def _reference(config: pytest.Config) -> str:
 
 @pytest.fixture
 def taskq_inline(taskq_app: TaskQ) -> Iterator[Jobs]:
-    """Jobs run at once where they are enqueued: `taskq.testing.inline`."""
+    """Runs jobs at once where they are enqueued: `taskq.testing.inline`."""
     from taskq import testing
 
     with testing.inline(taskq_app) as jobs:
@@ -76,7 +76,7 @@ def taskq_inline(taskq_app: TaskQ) -> Iterator[Jobs]:
 
 @pytest.fixture
 def taskq_queue(taskq_app: TaskQ) -> Iterator[Jobs]:
-    """Jobs are kept until the test runs them: `taskq.testing.queue`."""
+    """Keeps jobs until the test runs them: `taskq.testing.queue`."""
     from taskq import testing
 
     with testing.queue(taskq_app) as jobs:
@@ -85,7 +85,7 @@ def taskq_queue(taskq_app: TaskQ) -> Iterator[Jobs]:
 
 @pytest.fixture
 def taskq_fleet(taskq_app: TaskQ, tmp_path: Path) -> Iterator[TaskQ]:
-    """A real fleet of two consumers, in a directory of this test alone; gives the application."""
+    """Runs a real fleet of two consumers, in a directory of this test alone. Returns the application."""
     from taskq.system.directory import Directory
 
     before = taskq_app.directory
@@ -102,7 +102,7 @@ def taskq_fleet(taskq_app: TaskQ, tmp_path: Path) -> Iterator[TaskQ]:
 
 class _Guard:
     """Refuses the use of the application's own queue, and remembers it: whatever the test does with the error, and in
-    whatever thread it was raised, the test is to fail."""
+    whatever thread it was raised, the test has to fail."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -111,7 +111,7 @@ class _Guard:
         self._refused: list[str] = []
 
     def check(self, app: FleetConnection) -> None:
-        """Raises unless that is another application, or it is sent to another directory."""
+        """Fails the test unless this is another application, or it uses another directory."""
         __tracebackhide__ = True
         if app.directory.path != self._own_path(app):
             return
@@ -139,7 +139,7 @@ class _Guard:
         return self._home
 
     def take(self) -> str | None:
-        """What was refused first since the last time, if anything was."""
+        """Returns the first refusal since the last call; None if there was none."""
         told = self._refused[0] if self._refused else None
         self._refused.clear()
         return told
@@ -188,7 +188,7 @@ def _watched(item: pytest.Item) -> Generator[None, T, T]:
         told = None if guard is None else guard.take()
         if told is None or str(raised) == told:
             raise
-        pytest.fail(told)  # what the test made of the error is told with it
+        pytest.fail(told)  # pytest shows what the test made of the error with it
     told = None if guard is None else guard.take()
     if told is not None:
         pytest.fail(told, pytrace=False)
@@ -197,7 +197,7 @@ def _watched(item: pytest.Item) -> Generator[None, T, T]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Threads that tests have left may use a queue after the last of them."""
+    """Fails the run if threads that tests have left use a queue after the last test."""
     guard = session.config.stash.get(_GUARD, None)
     told = None if guard is None else guard.take()
     if told is None:
@@ -210,7 +210,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _place(frame: FrameType | None, root: Path) -> str:
-    """The innermost line of code on the stack that is the user's own; else the innermost that is not ours."""
+    """Returns the innermost line on the stack that is the user's own; else the innermost that is not ours."""
     innermost = ""
     while frame is not None:
         path, line = frame.f_code.co_filename, frame.f_lineno

@@ -1,4 +1,4 @@
-"""What clients are told of jobs: of one, and of many in a list."""
+"""What clients learn about jobs: about one, and about many in a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 #: Behind every sequence number.
 _END = 1 << 62
-#: Jobs before and after one that are told with it.
+#: How many jobs before and after one are shown with it.
 _SHOWN_NEIGHBOURS = 100
 
 
@@ -41,11 +41,11 @@ class Admin:
         self._clock = clock
 
     def info(self, job_id: bytes, stored: StoredJob | None, arguments: bool) -> JobFields:
-        """All that is known of one job.
+        """Returns all that is known of one job.
 
         Args:
-            stored: the job; None: it is not in the journal.
-            arguments: whether its arguments are wanted, too.
+            stored: the job, or None if it is not in the journal.
+            arguments: whether to return its arguments, too.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -53,7 +53,7 @@ class Admin:
         if stored is not None:
             fields = self._info(stored)
             return fields._replace(payload=shown_payload(stored.row.payload)) if arguments else fields
-        spec = self._committer.spec_in_spool(job_id)  # the disk is full, or many are to be taken in before it
+        spec = self._committer.spec_in_spool(job_id)  # the disk is full, or many are taken in before it
         if spec is None:
             raise JobNotFound.of(job_id)
         return JobFields(job_id, spec.task, spec.queue, JobState.QUEUED.value)
@@ -87,10 +87,10 @@ class Admin:
         """Lists jobs, newest first.
 
         Args:
-            state, task, queue: only these; None for all.
-            before: only those enqueued before this job; or where the list before this one ended.
-            limit: the most that are returned.
-            search: what else is wanted of them.
+            state, task, queue: only jobs with these; None for all.
+            before: only those enqueued before this job; or where the previous list ended.
+            limit: return at most this many.
+            search: further conditions.
 
         Returns:
             The jobs; and where to go on, or None for the end.
@@ -149,6 +149,6 @@ def _short(job: StoredJob) -> StoredJob:
 
 
 def _machine_at(machines: Sequence[tuple[float, str]], at: float | None) -> str | None:
-    """The machine on which jobs ran at a time, if that is known."""
+    """Returns the machine on which jobs ran at a time, or None if it is not known."""
     position = 0 if at is None else bisect_right(machines, at, key=lambda machine: machine[0])
     return machines[position - 1][1] if position else None

@@ -21,8 +21,8 @@ class Admitted(NamedTuple):
 
     Attributes:
         rows: the jobs that are new, in order.
-        earlier: for each job that is left out, its id and that of the job that was there before.
-        replaced: jobs that had to give way, as they were, with the outcome that they get.
+        earlier: for each job that is left out, its id and that of the earlier job in its place.
+        replaced: jobs that had to give way, as they were before.
         ended: all jobs that end with this submission.
         before: jobs that ended before, and that new ones come after.
     """
@@ -41,10 +41,10 @@ class Admission:
         self._store = store
         self._jobs = jobs
         self._leases = leases
-        self._taken: dict[str, int] = {}  # jobs more or fewer in each queue than the core was told
+        self._taken: dict[str, int] = {}  # how many more (or fewer) jobs each queue has than the core knows
 
     def count(self, queue: str, jobs: int) -> None:
-        """Jobs have come into a queue, or have left it, in this transaction."""
+        """Counts jobs that have come into a queue (or left it, if negative) in this transaction."""
         self._taken[queue] = self._taken.get(queue, 0) + jobs
 
     def take(self, submission: Submission, wall: float) -> Admitted:
@@ -83,13 +83,13 @@ class Admission:
         return taken._replace(before=before)
 
     def unknown_parents(self, submission: Submission) -> list[bytes]:
-        """The jobs that new ones come after, and that are not known."""
+        """Returns the jobs that new ones come after, and that are not known."""
         parents = _parents(submission)
         known = self._store.states(parents)
         return [parent for parent in parents if parent not in known]
 
     def _before(self, submission: Submission) -> dict[bytes, StoredState]:
-        """The jobs that new ones come after and that have ended already.
+        """Returns the jobs that new ones come after and that have already ended.
 
         Raises:
             EnqueueError: one of them is not known.
@@ -97,7 +97,7 @@ class Admission:
         parents = _parents(submission)
         states = self._store.states(parents)
         unknown = [parent for parent in parents if parent not in states]
-        if unknown and not self._store.states(submission.ids):  # else it is sent again, and was checked
+        if unknown and not self._store.states(submission.ids):  # otherwise it is sent again, and was checked before
             raise EnqueueError(
                 f"there is no job {unknown[0].hex()} to come after: it never existed, or it is no longer kept"
             )
@@ -116,14 +116,14 @@ class Admission:
             )
 
     def _check_arguments(self, submission: Submission, known: Collection[bytes]) -> None:
-        """Before anything is written: whether ids that are known came with the arguments that they had."""
+        """Checks, before anything is written, that known ids came with the same arguments as before."""
         for job_id, payload in zip(submission.ids, submission.payloads, strict=True) if known else ():
             stored = self._store.read(job_id) if job_id in known else None
             if stored is not None and stored.row.payload not in (b"", payload):
                 raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
 
     def _take_unique(self, submission: Submission, constraints: list[Constraints], wall: float) -> Admitted:
-        """Takes in those that are the first of their kind; they may meet each other, too."""
+        """Takes in the jobs that get their unique keys; they may have the same key among themselves, too."""
         known = self._store.states(submission.ids)
         self._check_arguments(submission, known)
         holders = self._store.with_keys([own.unique.key for own in constraints if own.unique is not None])
@@ -157,7 +157,8 @@ class Admission:
         return Admitted(rows, earlier, replaced, ended, {})
 
     def _note_spooled(self, submission: Submission, earlier: dict[bytes, bytes]) -> list[Ended]:
-        """Whoever spooled a job that is left out has only its own id: it ends as cancelled, and says why."""
+        """Stores spooled jobs that are left out, as cancelled and with the reason: their producers know only their
+        ids."""
         payload_of = dict(zip(submission.ids, submission.payloads, strict=True))
         rows = self._store.submit(submission.spec, list(earlier), [payload_of[job_id] for job_id in earlier])
         return [
@@ -171,7 +172,7 @@ class Admission:
 
 
 def _parents(submission: Submission) -> list[bytes]:
-    """The jobs, not of this submission, that those of it come after."""
+    """Returns the jobs that those of this submission come after, without those that are part of it."""
     parts = [part.constraints for part in submission.each if part.constraints is not None]
     parents = {parent for constraints in parts for own in constraints for parent, _ in own.after}
     return list(parents.difference(submission.ids)) if parents else []

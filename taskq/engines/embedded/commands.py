@@ -1,8 +1,8 @@
 """What clients can change besides submitting jobs: cancel, retry and purge jobs, and pause queues.
 
 Each is decided in the transaction that writes it (`taskq.engines.embedded.transaction`), and answered afterwards. A
-command about many jobs changes as many as take a few milliseconds, and its answer says where to go on: the client asks
-again until all is done, and the fleet serves others in between.
+command about many jobs changes as many as it can in a few milliseconds, and its answer says where to go on: the client
+asks again until all are done, and the fleet serves others in between.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED
 from taskq.model.spec import QUEUE_NAME
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 
-#: Who asked for a pause, as the log tells it.
+#: The most characters of who asked for a pause, in the log.
 _MAX_BY_CHARS = 200
 
-#: Reads a job, also one that waits in the spool; returns None if nothing is known of it.
+#: Reads a job, even one that waits in the spool; returns None if nothing is known of it.
 Find = Callable[[bytes], StoredJob | None]
 #: Where to go on.
 Span = list[int] | None
@@ -36,7 +36,7 @@ class Commands:
         """
         Args:
             log: the log of the fleet, a `taskq.telemetry.setup.Logger`.
-            removed: told of the jobs that were removed.
+            removed: called with the ids of jobs that were removed.
         """
         self._log = log
         self._removed = removed
@@ -47,10 +47,10 @@ class Commands:
         """Cancels a job.
 
         Args:
-            also_running: stop it if it runs.
+            also_running: whether to stop it if it runs.
 
         Returns:
-            Whether it is cancelled now; None: it runs, and is being stopped.
+            Whether it is cancelled now; None if it runs and is being stopped.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -78,7 +78,7 @@ class Commands:
 
         Raises:
             JobNotFound: nothing is known of it.
-            JobStateError: it is not failed.
+            JobStateError: it has not failed.
         """
         stored = _known(find, job_id)
         if stored.kept != StoredState.FAILED:
@@ -92,11 +92,11 @@ class Commands:
         """Queues failed jobs again, the oldest first.
 
         Args:
-            task, queue: only these; None for all.
-            span: where to go on, as the answer before this one said.
+            task, queue: only jobs of these; None for all.
+            span: where to go on, from the previous answer.
 
         Returns:
-            How many it were; and where to go on, or None for the end. Jobs that fail meanwhile are not among them.
+            How many there were; and where to go on, or None for the end. Jobs that fail meanwhile are left alone.
         """
         jobs, span = _next(tx.store, Wanted(StoredState.FAILED, task, queue), span, MAX_JOBS_RETRIED)
         if jobs:
@@ -107,7 +107,7 @@ class Commands:
     # -- purge
 
     def purge_one(self, tx: Transaction, find: Find, job_id: bytes) -> bool:
-        """Removes a job, in whatever state but running.
+        """Removes a job in any state except running.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -134,13 +134,13 @@ class Commands:
         """Removes jobs of one state, the oldest first.
 
         Args:
-            state: any but running.
-            task, queue: only these; None for all.
-            before: only those that ended before this time, or were enqueued before it if they wait.
-            span: where to go on, as the answer before this one said.
+            state: any state except running.
+            task, queue: only jobs of these; None for all.
+            before: only those that ended before this time or, if they are pending, were enqueued before it.
+            span: where to go on, from the previous answer.
 
         Returns:
-            How many it were; and where to go on, or None for the end.
+            How many there were; and where to go on, or None for the end.
         """
         wanted = Wanted(stored_state(state), task, queue, before)
         if wanted.kept == StoredState.QUEUED:
@@ -161,7 +161,7 @@ class Commands:
     # -- pause
 
     def pause(self, tx: Transaction, queues: list[Any], is_paused: bool, by: str) -> list[str]:
-        """Pauses or resumes queues; returns those for which that is a change.
+        """Pauses or resumes queues. Returns those that were not paused, or paused, before.
 
         Raises:
             ConfigError: one is not a queue's name.
@@ -191,7 +191,7 @@ def _known(find: Find, job_id: bytes) -> StoredJob:
 
 
 def _next(store: Store, wanted: Wanted, span: Span, most: int) -> tuple[list[StoredJob], Span]:
-    """The next jobs to change, and where to go on. What comes in after the first request is left alone."""
+    """Returns the next jobs to change, and where to go on. Jobs that come in after the first request are left alone."""
     after, end = span or (0, store.last_seq + 1)
     jobs, position = store.find(wanted, after, end, most, newest_first=False)
     return jobs, None if position is None else [position, end]

@@ -4,8 +4,8 @@
     effects of the fleet, jobs' children  -+-> one transaction, one sync -> the fleet, answers, watchers, log
     jobs that are due or late             -'
 
-Nothing is told before its commit. It is also the only place that knows a full disk: what adds is refused then, and what
-ends is kept and tried again.
+Nothing is reported before its commit. This is also the only place that handles a full disk: what adds jobs is refused
+then, and what ends them is kept and tried again.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from taskq.protocol.submissions import Submission, accepted_frame
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 
-#: Outcomes that nobody waits for may ride with the next commit, this much later at the most. It halves the commits of
-#: a producer that enqueues one job at a time while they run.
+#: Outcomes that nobody waits for may go with a later commit, after at most this time. It halves the commits of a
+#: producer that enqueues one job at a time while they run.
 _COMMIT_WITHIN_S = 0.020
 _COMMIT_COUNT = 2_000
-#: What does not fit onto the disk is tried again after this time.
+#: When the disk is full, the next try is after this time.
 FULL_AGAIN_S = 0.5
-#: Ended jobs that one commit removes at the most, which takes it a millisecond or two.
+#: The most ended jobs that one commit removes, which takes a millisecond or two.
 _PRUNE_JOBS = 3_000
-#: Keys that one commit looks at, whether they are to be forgotten: it takes two milliseconds.
+#: The keys that one commit checks for being unused: it takes two milliseconds.
 _TIDIED_KEYS = 1_000
 #: Scheduled jobs that become queued in one commit.
 _DUE_JOBS = 1_000
 #: Jobs that expire in one commit.
 _EXPIRED_JOBS = 1_000
-#: What is refused while the disk is full.
+#: The reason for which jobs are refused while the disk is full.
 NO_ROOM = "the disk that holds the journal is full: free some space there"
 
 
 class StillSpooled(Exception):
-    """A job that was asked for waits in the spool: ask again when what lies there was taken in."""
+    """A job that was asked for waits in the spool: ask again when the spool was taken in."""
 
     def __init__(self, job_id: bytes) -> None:
         super().__init__(job_id)
@@ -60,12 +60,12 @@ class StillSpooled(Exception):
 
 
 def commit_recovery(store: Store) -> None:
-    """At the start, before there is a committer: makes durable how an earlier broker's end was brought in order."""
+    """Commits what recovery has done, at the start, before there is a committer."""
     store.commit()
 
 
 class Committer:
-    """Commits, and tells. Used by the broker's loop alone."""
+    """Commits, then reports. Used by the broker's loop alone."""
 
     #: How jobs are taken in; a test may have another.
     admission: type[Admission] = Admission
@@ -86,14 +86,14 @@ class Committer:
         self._clients = clients
         self._spooled = SpooledJobs(directory.spool, events)
         self._staged: list[Submission | Command] = []  # in the order in which they came
-        self._children: list[Submission] = []  # of jobs that succeeded: they commit with that
+        self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
         self._effects = Effects()  # decided by the fleet, not committed yet
         self._effects_since: float | None = None
-        self._left: dict[bytes, StoredState] = {}  # ends that are recorded, and not handed over to all yet
+        self._left: dict[bytes, StoredState] = {}  # ends that are recorded, but not yet seen by all jobs after them
         self._would_release = False  # whether a job can go on as soon as the effects are committed
-        #: Ended jobs that the next commit is to keep: for how long, and how many; None: it removes none.
+        #: How long and how many ended jobs the next commit keeps; None: it removes none.
         self._keep: tuple[float, int] | None = None
-        self._committed: list[Effects] = []  # committed, not told yet
+        self._committed: list[Effects] = []  # committed, not reported yet
         self._watchers = Watchers(store, clients)
         self.counting = Counting(store, clock.time())
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
@@ -102,11 +102,11 @@ class Committer:
     # -- what comes in
 
     def stage(self, command: Command) -> None:
-        """Something that is to be applied with the next commit, after what was staged before, or answered then."""
+        """Notes a command that is applied with the next commit, after those staged before, and answered then."""
         self._staged.append(command)
 
     def take_in(self, submission: Submission) -> None:
-        """Jobs that a client hands in.
+        """Stages jobs that a client hands in.
 
         Raises:
             BehindSpool: they must come after others, which wait in the spool.
@@ -130,7 +130,7 @@ class Committer:
         return False
 
     def take_children(self, submissions: list[Submission]) -> None:
-        """Jobs that a job has enqueued, which succeeded: the core has just been told of that."""
+        """Takes the jobs that a job which succeeded has enqueued: the core has just been told of that."""
         self._children += submissions
 
     @property
@@ -145,7 +145,7 @@ class Committer:
             self.stage(_TakeSpooled(self._spooled, files))
 
     def _stage_spooled_once(self) -> None:
-        """Takes up what lies in the spool, unless it is being taken in, portion by portion, already."""
+        """Takes up what is in the spool, unless it is already being taken in, portion by portion."""
         if not self._spooled.has_more:
             self.stage_spooled()
 
@@ -168,10 +168,10 @@ class Committer:
             self.stage(_Expire(self, wall))
 
     def prune(self, now: float, keep_s: float, keep: int) -> None:
-        """Removes ended jobs that need not be kept any more, with the next commit.
+        """Removes ended jobs that are no longer kept, with the next commit.
 
         Args:
-            keep_s: for how long an ended job is kept.
+            keep_s: how many seconds an ended job is kept.
             keep: how many ended jobs are kept.
         """
         self._store.keep_room()
@@ -186,12 +186,12 @@ class Committer:
 
     @property
     def is_handing_over(self) -> bool:
-        """Whether more jobs come after some that ended than were looked at: the next commits let them go."""
+        """Whether jobs after some that ended were not looked at yet: the next commits release them."""
         return bool(self._left)
 
     @property
     def commit_by(self) -> float | None:
-        """When the next commit is due, for reasons of time or at once (monotonic)."""
+        """When the next commit is due (monotonic): at once, or by time."""
         if self._staged:
             return 0.0
         return None if self._effects_since is None else self._effects_since + _COMMIT_WITHIN_S
@@ -199,7 +199,7 @@ class Committer:
     # -- commit
 
     def must_commit(self, now: float) -> bool:
-        """Whether a commit is due: for what came in, for outcomes that somebody waits for, or for time."""
+        """Whether a commit is due: for what came in, for outcomes that somebody waits for, or by time."""
         if self._staged:
             return True
         if self._effects_since is None:
@@ -254,10 +254,10 @@ class Committer:
         wall: float,
         full: StoreFull | None,
     ) -> Transaction | StoreFull:
-        """One transaction. If the disk is full already, what adds is left out: its outcome stays.
+        """Runs one transaction. If the disk is already full, commands that add jobs are left out: their outcomes stay.
 
         Args:
-            outcomes: of what was staged, to be filled in.
+            outcomes: of what was staged; filled in here.
 
         Returns:
             The transaction, or why nothing was changed.
@@ -292,7 +292,7 @@ class Committer:
         return any(isinstance(command, Submission) or command.changes for command in staged)
 
     def _conclude(self, tx: Transaction, now: float) -> None:
-        """All of a transaction is durable: the fleet may know, and what is to be told is noted."""
+        """Informs the fleet of a transaction that is durable, and notes what has to be reported."""
         self.counting.stored(now)
         for rows in tx.taken:
             self.counting.enqueued(rows, tx.wall)
@@ -309,7 +309,7 @@ class Committer:
         tx.committed()
 
     def _apply(self, tx: Transaction, command: Submission | Command) -> object:
-        """The outcome of one command, or why it is refused."""
+        """Applies one command. Returns its outcome, or the error for which it is refused."""
         try:
             return tx.submit(command) if isinstance(command, Submission) else command.apply(tx)
         except (StoreFull, JournalError):
@@ -325,7 +325,7 @@ class Committer:
                 tx.then(self._events.log.error, "job.children_refused", task=task, error=str(error))
 
     def _release(self, tx: Transaction) -> None:
-        """What follows from all ends for jobs that wait for others."""
+        """Releases or cancels the jobs that waited for those that end in this transaction."""
         if not self._store.has_waiting and not self._left:
             return
         handed = release_dependents(self._store, {**self._still_left(), **tx.ends}, tx.wall)
@@ -333,13 +333,13 @@ class Committer:
             tx.then(self._follow, handed)
 
     def _still_left(self) -> dict[bytes, StoredState]:
-        """What is left to hand over, but for jobs that were retried meanwhile: these have not ended any more."""
+        """Returns the ends that jobs after them have not seen yet, without jobs that were retried in the meantime."""
         states = self._store.states(list(self._left)) if self._left else {}
         left = {job_id: states.get(job_id, kept) for job_id, kept in self._left.items()}
         return {job_id: kept for job_id, kept in left.items() if kept >= FIRST_FINAL}
 
     def _follow(self, handed: Released) -> None:
-        """What follows from the ends of jobs is committed."""
+        """Informs the fleet of released and cancelled jobs: that is committed."""
         self._left = handed.left
         self._would_release = bool(self._left)
         if self._left:
@@ -356,13 +356,13 @@ class Committer:
             self._keep = None  # else there may be more
 
     def _make_room(self, error: StoreFull, refused: int) -> None:
-        """The disk is full. What ends must still be recorded: frees what was set aside for that."""
+        """Frees the space that was set aside for a full disk: the ends of jobs must still be recorded."""
         self._store.make_room()
         self._keep = None
         self._events.log.error("store.full", error=str(error), refused=refused)
 
     def _answer(self, submission: Submission, outcome: object) -> None:
-        """Answers those who handed in jobs."""
+        """Answers the client that handed in jobs."""
         peer = submission.peer
         if peer is None:
             return
@@ -379,21 +379,21 @@ class Committer:
                 self.watch(peer, [job_id for job_id in submission.ids if job_id not in fresh])
 
     def finish(self) -> None:
-        """At the end: makes durable what was counted since; not if the disk is full."""
+        """Stores, at the end, what was counted since the last time, unless the disk is full."""
         try:
             self.counting.store_all()
             self._store.commit()
         except StoreFull:
             self._store.rollback()
 
-    # -- tell
+    # -- reports
 
     def tell_deferred(self) -> None:
-        """Goes on telling clients that have read what they were sent."""
+        """Goes on informing clients that have read what they were sent."""
         self._watchers.tell_deferred()
 
     def tell(self, now: float) -> None:
-        """Tells clients and the log what is durable now."""
+        """Informs clients and the log of what is durable now."""
         committed, self._committed = self._committed, []
         for effects in committed:
             self._tell_one(effects, now)
@@ -409,7 +409,8 @@ class Committer:
         self._events.successes(effects.done, now)
 
     def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
-        """Has a client told of the ends of jobs: now, of those that have ended. Looks into the spool once."""
+        """Sends a client the ends of jobs: now for those that have ended, else when they end. Looks into the spool
+        once."""
         unknown = [job_id for job_id in job_ids if not self._watchers.watch(peer, job_id)]
         spooled = self._spooled.specs(unknown)
         if spooled:
@@ -421,7 +422,8 @@ class Committer:
                 self._watchers.tell_unknown(peer, job_id)
 
     def read_items(self, peer: Peer, request: int, stored: StoredJob | None, job_id: bytes, start: int) -> None:
-        """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
+        """Answers with items of a job from a position on, or with its end; if there is neither yet, as soon as there
+        is.
 
         Raises:
             JobNotFound: nothing is known of the job.
@@ -434,7 +436,7 @@ class Committer:
         self._watchers.read_items(peer, request, stored, start)
 
     def gone(self, ids: Iterable[bytes]) -> None:
-        """Jobs were removed: tells those who wait for their end that there is none, and looks again what is due."""
+        """Tells clients that wait for jobs which were removed, and looks again which job is due next."""
         self._watchers.tell_removed(ids)
         self.next_due = self._store.next_due()
 
@@ -442,7 +444,7 @@ class Committer:
         """Reads a job.
 
         Args:
-            is_late: what lies in the spool was taken in, as far as it can be.
+            is_late: whether everything in the spool that can be taken in now was taken in.
 
         Raises:
             StillSpooled: it is not known, and waits in the spool, which is taken in now.
@@ -458,22 +460,22 @@ class Committer:
         return self._store.read(job_id) is not None
 
     def spec_in_spool(self, job_id: bytes) -> Spec | None:
-        """The spec of a job that waits in the spool; None if it does not."""
+        """Returns the spec of a job that waits in the spool; None if it does not."""
         return self._spooled.specs([job_id]).get(job_id)
 
     def forget(self, peer: Peer) -> None:
-        """A client is gone."""
+        """Forgets a client that is gone."""
         self._watchers.forget(peer)
 
 
 def _jobs_without(staged: Sequence[Submission | Command], outcomes: Sequence[object]) -> int:
-    """How many jobs clients have handed in that were not refused for another reason."""
+    """Counts the jobs handed in that were not refused for another reason."""
     pairs = zip(staged, outcomes, strict=True)
     return sum(len(c.ids) for c, outcome in pairs if isinstance(c, Submission) and not isinstance(outcome, TaskQError))
 
 
 class _TakeSpooled(Command):
-    """Jobs of some files of the spool."""
+    """Takes in the jobs of some files in the spool."""
 
     adds = True
 
@@ -490,7 +492,7 @@ class _TakeSpooled(Command):
 
 
 class _ComeDue(Command):
-    """Scheduled jobs whose time has come become queued."""
+    """Queues scheduled jobs whose time has come."""
 
     def __init__(self, committer: Committer, wall: float) -> None:
         self._committer = committer
@@ -510,7 +512,7 @@ class _ComeDue(Command):
 
 
 class _Expire(Command):
-    """Jobs end that were not started in time."""
+    """Ends jobs that were not started in time."""
 
     def __init__(self, committer: Committer, wall: float) -> None:
         self._committer = committer

@@ -1,4 +1,4 @@
-"""Counts what is told of jobs, for each task and queue, and stores the counts with commits that happen anyway."""
+"""Counts what happens to jobs, for each task and queue, and stores the counts with commits that happen anyway."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from taskq.model.job import JobRow, enqueued_at
 from taskq.model.spec import Spec
 from taskq.model.stored import Ended, StoredState
 
-#: How often counts are stored, while there are commits. A broker that is killed forgets those of this time.
+#: How often counts are stored, while there are commits. A broker that is killed loses the counts of this time.
 STORE_EVERY_S = 1.0
-#: The tasks and queues whose counts one commit stores: it takes a millisecond.
+#: For how many tasks and queues one commit stores counts: it takes a millisecond.
 _MOST_PAIRS = 100
-#: The successes of one commit whose wait is measured; of more, a sample stands for all. A wait takes a microsecond.
+#: For how many successes of one commit the wait is measured, which takes a microsecond each; of more, a sample stands
+#: for all.
 _MOST_WAITS = 64
 _TIMED_OUT = frozenset({"TimedOut", "CpuTimeout"})
 
@@ -38,7 +39,7 @@ class Counting:
         self._spec: Spec | None = None  # the last one of which something was counted, in this minute,
         self._cell = Counts()  # and its counts: found once for all that comes in a row
         self._store_at = 0.0  # monotonic
-        self._machine: tuple[str, float] | None = (uname().nodename, wall)  # that is to be noted, and since when
+        self._machine: tuple[str, float] | None = (uname().nodename, wall)  # still to be noted, and since when
         self._is_noted = False  # with the commit that is under way
         self._written: list[CountsRow] = []  # with the commit that is under way
 
@@ -114,7 +115,7 @@ class Counting:
         self._attempted(counts, row, outcome)
 
     def _attempted(self, counts: Counts, row: JobRow, outcome: bytes) -> None:
-        """An attempt that did not succeed; none, if the job ended before it started."""
+        """Counts an attempt that did not succeed; nothing, if the job ended before it started."""
         started_at = started_at_of(outcome)
         if started_at is None:
             return
@@ -129,7 +130,7 @@ class Counting:
     # -- storing
 
     def store(self, now: float) -> None:
-        """Stores counts with the commit that is under way, if that is due; with the first one, the machine."""
+        """Stores counts with the commit that is under way, if they are due; with the first one, the machine."""
         if self._machine is not None:
             self._store.note_machine(*self._machine)
             self._is_noted = True
@@ -138,14 +139,14 @@ class Counting:
             self._store.keep_counts(self._written)
 
     def stored(self, now: float) -> None:
-        """The commit is done."""
+        """Notes that the commit is done."""
         if self._is_noted:  # the first commit may have had nothing to write
             self._machine = None
         if self._written:
             self._written, self._store_at = [], now + STORE_EVERY_S
 
     def not_stored(self) -> None:
-        """The commit has failed."""
+        """Notes that the commit has failed."""
         self._is_noted = False
         written, self._written = self._written, []
         self.counts.put_back(written)

@@ -16,9 +16,9 @@ from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError, JobRow
 from taskq.model.stored import Edge, Ended, StoredJob, StoredState
 
-#: Links that one commit looks at: it takes some 50 ms. What is left is done in the next ones, or at the next start.
+#: How many links one commit looks at: it takes some 50 ms. The others follow with the next ones, or at the next start.
 _EDGES = 2_000
-#: So much of a culprit's error is told with each job that is cancelled because of it.
+#: How many characters of the failed job's error each job has that is cancelled because of it.
 _TOLD_CHARS = 200
 
 
@@ -28,10 +28,10 @@ class Released:
 
     Attributes:
         queued: jobs that run now.
-        next_due: when the first of those is due that were to come later.
+        next_due: when the first of the released jobs with a later time is due.
         ended: jobs that do not run, since one before them did not succeed.
         notes: lines for the log.
-        left: jobs that have ended, and that more come after than were looked at: to be handed over in the next commit.
+        left: ended jobs that have more jobs after them than were looked at: the next commit goes on with them.
     """
 
     queued: list[JobRow] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Released:
 
 
 def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: float, limit: int = _EDGES) -> Released:
-    """Lets jobs go that waited for these, or cancels them, and those that waited for them in turn. Commits nothing."""
+    """Releases or cancels the jobs that waited for these, and those that waited for them in turn. Commits nothing."""
     handed = Released(left=dict(ends))
     reasons: dict[bytes, JobError] = {}  # why jobs were cancelled here: the first that did not succeed
     while handed.left and store.has_waiting:
@@ -90,7 +90,7 @@ def _cancel(
     handed: Released,
     wall: float,
 ) -> dict[bytes, StoredState]:
-    """Returns the ends of these jobs."""
+    """Cancels jobs. Returns their ends."""
     ended: list[Ended] = []
     for job in store.read_waiting(seqs):
         parent = next(e.parent for e in edges[job.row.seq] if ends[e.parent] != StoredState.SUCCEEDED and not e.goes_on)
@@ -105,7 +105,8 @@ def _cancel(
 
 
 def _reason(store: Store, culprit: bytes, kept: StoredState) -> JobError:
-    """Why jobs are cancelled that come after this one. One that was cancelled because of another hands that on."""
+    """Returns why the jobs after this one are cancelled. If it was itself cancelled because of another, that is the
+    reason for them, too."""
     job = store.read(culprit)  # None: it was purged
     error = None if job is None else _error_in(job)
     if error is not None and error.type == "ParentFailed":
@@ -118,7 +119,7 @@ def _error_in(job: StoredJob) -> JobError | None:
     try:
         return None if job.outcome is None else unpack(job.outcome).error
     except ProtocolError:
-        return None  # it is told where the outcome itself is read; here it must not hold up those that come after
+        return None  # reported where the outcome itself is read; here it must not hold up the jobs after it
 
 
 def _told(kept: StoredState, error: JobError | None) -> str:

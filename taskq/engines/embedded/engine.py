@@ -34,8 +34,8 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.timers import Timers
 
-#: How often to look for spooled jobs, for ended jobs to prune, for clients that are late, and whether the socket is
-#: still there.
+#: How often to look for spooled jobs, for ended jobs to prune, for clients that are late, and for the socket, which may
+#: be gone.
 _SPOOL_EVERY_S = 0.5
 _PRUNE_EVERY_S = 1.0
 _LATE_EVERY_S = 0.1
@@ -44,7 +44,7 @@ _REACHABLE_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The classes of some of its parts: a test may have others."""
+    """The classes of some of its parts: a test may use others."""
 
     committer: type[Committer] = Committer
     scheduler: type[Scheduler] = Scheduler
@@ -69,7 +69,7 @@ class EmbeddedEngine:
         """
         Args:
             store: the journal, open.
-            clients: those whom it answers; None: those who connect to the directory's socket.
+            clients: the clients that it answers; None for those that connect to the directory's socket.
         """
         self.store = store
         self._directory = directory
@@ -113,7 +113,7 @@ class EmbeddedEngine:
         self._timers.every(_REACHABLE_EVERY_S, server.stay_reachable, now)
         return server
 
-    # -- what is heard
+    # -- what comes in
 
     def gather(self, now: float) -> None:
         assert self._clients is not None
@@ -131,7 +131,7 @@ class EmbeddedEngine:
                 self._clients.send(peer, frames.error_frame(number, error))
 
     def forget(self, peer: Peer) -> None:
-        """A client is gone."""
+        """Forgets a client that is gone."""
         self.committer.forget(peer)
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
@@ -160,8 +160,8 @@ class EmbeddedEngine:
             self.committer.stage(fires)
 
     def serve(self, now: float) -> None:
-        """Answers what has arrived, and makes durable all that follows from it. What only the clock brings is left
-        alone: a fleet that does not run, and one whose clock stands still, do without."""
+        """Answers what has arrived, and makes durable everything that follows from it. What only the clock brings is
+        left alone: for a fleet that does not run, and for one whose clock stands still."""
         self.gather(now)
         self.committer.commit(now, self._clock.time())
         while self.committer.must_commit(now):  # more come after a job than one commit releases
@@ -179,7 +179,7 @@ class EmbeddedEngine:
             self._timers.hurry(self._take_spooled, now)
 
     def take_all_spooled(self, now: float) -> None:
-        """Takes in all jobs that lie in the spool, however long that takes."""
+        """Takes in all jobs in the spool, however long that takes."""
         while self.committer.has_more_spooled:
             self.committer.stage_spooled()
             self.committer.commit(now, self._clock.time())

@@ -1,5 +1,5 @@
-"""Those whom the embedded engine answers: the clients of a socket, or what a stopped fleet, `taskq.testing` and the
-simulator of the tests have in their place."""
+"""The clients of the embedded engine: those of a socket, or what a stopped fleet, `taskq.testing` and the simulator of
+the tests have in their place."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from taskq.protocol.frames import Message
 
 
 class Clients(Protocol):
-    """Those who ask; see `taskq.engines.embedded.server.Server`. Ones that take whatever they are sent, at once, are
-    described by the first three: the others have an answer here."""
+    """The clients; see `taskq.engines.embedded.server.Server`. Clients that always read at once need only the first
+    three methods: the others are defined here."""
 
     def take_messages(self) -> list[tuple[Peer, Message]]:
-        """What they have said since the last call, in order of arrival."""
+        """Returns their messages since the last call, in order of arrival."""
 
     def send(self, peer: Peer, frame: bytes, /) -> None:
         """Sends a frame to a client."""
 
     def reject(self, peer: Peer, error: TaskQError, /) -> None:
-        """Tells a client why it is heard no more."""
+        """Sends a client one error, and reads nothing more from it."""
 
     def is_clogged(self, _peer: Peer, /) -> bool:
         """Whether a client does not read what it is sent."""
         return False
 
     def defer(self, _peer: Peer, _job_id: bytes, /) -> None:
-        """Keeps in mind that a client is to hear of the end of a job, when it has read what it was sent."""
+        """Notes that a client has to be told of the end of a job when it has read what it was sent."""
         raise AssertionError("none of these clients is ever clogged")
 
     def shut(self) -> None:
-        """Parts with all of them."""
+        """Disconnects all of them."""
         return
 
     def take_deferred(self) -> Iterable[tuple[Peer, bytes]]:
-        """The ends of jobs that clients can hear of now."""
+        """Returns the deferred ends of jobs, for the clients that can be told now."""
         return ()

@@ -1,4 +1,4 @@
-"""Recovery: when a broker starts, the journal is brought in line with how the broker before it ended."""
+"""Recovery: when a broker starts, the journal is brought in line with how the previous broker ended."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from taskq.protocol.link.flight_recorder import FlightRecord
 
 
 def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: float, wall: float) -> Effects:
-    """At the start: charges the jobs that were running when a whole fleet died; then counts what waits.
+    """Charges, at the start, the jobs that were running when a whole fleet died; then counts what waits.
 
     Args:
-        running: what the flight recorder says.
+        running: the attempts in the flight recorder.
         now, wall: monotonic seconds, and seconds since 1970.
 
     Returns:
-        What was decided. It is still to be committed, and then told.
+        What was decided. The caller commits it, and then reports it.
     """
     for job_id, attempt in running:
         stored = store.read(job_id)

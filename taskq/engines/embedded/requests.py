@@ -53,11 +53,11 @@ from taskq.protocol.schedules import schedule_value
 from taskq.protocol.status import status_value
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 
-#: What is asked about a job that waits in the spool is put off so long; clients wait for an answer a little longer.
+#: A request about a job that waits in the spool is put off for this long; clients wait a little longer for an answer.
 _SPOOLED_WAIT_S = 2.0
 
 
-#: What changes the journal, and of that, what adds to it.
+#: The requests that change the journal, and those of them that add to it.
 _CHANGES = (
     *(CancelJob, RetryJob, RetryJobs, PurgeJob, PurgeJobs, PauseQueues),
     *(PutSchedule, RemoveSchedule, PauseSchedule, RunSchedule),
@@ -95,7 +95,7 @@ class Requests:
     # -- what comes in
 
     def take_in(self, peer: Peer, envelope: list[Any]) -> None:
-        """Stages a request of a client; parts with one that asks for what there is not."""
+        """Stages a request of a client; disconnects a client whose request does not exist."""
         try:
             request = read_request(envelope)
         except ProtocolError as error:
@@ -105,7 +105,7 @@ class Requests:
         self._committer.stage(_Asked(self, peer, number, request))
 
     def take_up_again(self, now: float) -> None:
-        """Stages requests again now that the jobs which they are about have come out of the spool, or all have."""
+        """Stages requests again when their jobs have come out of the spool, or when the spool is empty."""
         waiting, self._put_off = self._put_off, []
         for asked in waiting:
             is_late = not self._committer.has_more_spooled
@@ -120,7 +120,7 @@ class Requests:
                 self._clients.send(asked.peer, frames.error_frame(asked.number, JobStateError(reason)))
 
     def put_off(self, asked: _Asked, job_id: bytes) -> None:
-        """A request is about a job that waits in the spool."""
+        """Puts off a request about a job that waits in the spool."""
         wait_s = inf if isinstance(asked.request, ReadItems) else _SPOOLED_WAIT_S
         asked.waits_for, asked.until = job_id, self._clock.monotonic() + wait_s
         self._put_off.append(asked)
@@ -128,7 +128,7 @@ class Requests:
     # -- in the transaction
 
     def change(self, tx: Transaction, asked: _Asked) -> Any:
-        """Does what is asked. Returns the value of the answer."""
+        """Makes the change that is requested. Returns the value of the answer."""
         commands = self._commands
         match asked.request:
             case CancelJob():
@@ -170,7 +170,7 @@ class Requests:
     # -- afterwards
 
     def answer(self, asked: _Asked, outcome: object) -> None:
-        """Answers a request; one about a job that waits in the spool, behind many others, later."""
+        """Answers a request; later, if it is about a job that waits in the spool behind many others."""
         try:
             if asked.changes:
                 if isinstance(outcome, Exception):
@@ -196,7 +196,7 @@ class Requests:
             self._clients.send(asked.peer, ok_frame(asked.number, value))
 
     def _value(self, asked: _Asked) -> Any:
-        """Looks at what is asked for. Returns the value of the answer."""
+        """Looks up what is requested. Returns the value of the answer."""
         match asked.request:
             case GetJob(job_id, arguments):
                 is_late = asked.is_late or self._committer.has_more_spooled
@@ -231,7 +231,7 @@ class _Asked(Command):
         self.changes = isinstance(request, _CHANGES)
         self.adds = isinstance(request, _ADDS)
         self.waits_for, self.until = b"", 0.0  # a job in the spool, and for how long
-        self.is_late = False  # what lies in the spool was taken in, as far as it can be
+        self.is_late = False  # whether everything in the spool that can be taken in now was taken in
 
     def apply(self, tx: Transaction) -> object:
         return self._requests.change(tx, self) if self.changes else None

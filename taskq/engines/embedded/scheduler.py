@@ -1,8 +1,8 @@
 """The scheduler of a queue's directory: it fires schedules when they are due, and changes them on request.
 
 The broker's clock is the only one. A fire is a submission like a client's, and the schedule's next time is recorded in
-the same transaction: after a crash either both are there or neither, and then the same job is made again. What changes
-here in a transaction is forgotten with it, should that be rolled back.
+the same transaction: after a crash either both are there or neither, and then the same job is made again. If a
+transaction is rolled back, the changes in memory are undone with it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from taskq.model.schedule import (
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
 
-#: What does not fit onto the disk is tried again after this time.
+#: When the disk is full, the next try is after this time.
 _FULL_AGAIN_S = 0.5
-#: If the clocks differ by so much more or less than a moment ago, somebody has set one.
+#: If the difference of the clocks has changed by more than this since the last look, somebody has set one.
 _CLOCK_IS_SET_S = 0.5
 #: Schedules that fire in one commit; the others in the next turn of the loop.
 _SCHEDULES_AT_ONCE = 200
@@ -56,14 +56,14 @@ class Scheduler:
         """
         self._store = store
         self._log = log
-        self._app: str | None = None  # whose declared schedules fire: the application that the consumers run
-        self._declared: tuple[str, list[Schedule]] | None = None  # told by a consumer, to be looked at
+        self._app: str | None = None  # the application that the consumers run: its declared schedules fire
+        self._declared: tuple[str, list[Schedule]] | None = None  # from a consumer, not applied yet
         self._rows: dict[str, ScheduleRow] = {}
-        self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and of no other application
-        self._skipping: set[str] = set()  # left out their last fire, since a job had not ended
-        self._ahead_s: dict[str, float] = {}  # of those whose times run ahead of the clock, since that was set back
-        self._declares_again_at = -inf  # what is declared is not taken over before: the disk was full
-        self._clock_s = inf  # what the clock was ahead of the monotonic one
+        self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and not of another application
+        self._skipping: set[str] = set()  # those that left out their last fire, since a job had not ended
+        self._ahead_s: dict[str, float] = {}  # of those whose times are ahead of the clock, since it was set back
+        self._declares_again_at = -inf  # declared schedules are not applied before this: the disk was full
+        self._clock_s = inf  # how far the clock was ahead of the monotonic one
         self.next_fire_at: float | None = None  # seconds since 1970
         self._read(wall)
 
@@ -115,7 +115,7 @@ class Scheduler:
     # -- fires
 
     def due(self, now: float, wall: float) -> Command | None:
-        """What is to be done now: jobs whose time has come, and what the application declares."""
+        """Returns the command for what is due now: fires, and what the application declares; None if nothing is."""
         if abs(wall - now - self._clock_s) > _CLOCK_IS_SET_S:
             self._look_again(wall)
         self._clock_s = wall - now
@@ -132,7 +132,7 @@ class Scheduler:
             self._fire(tx)
 
     def put_off(self, wall: float) -> None:
-        """There is no room: it is tried again after a while."""
+        """Tries again after a while, since the disk is full."""
         self.next_fire_at = self._declares_again_at = wall + _FULL_AGAIN_S
 
     def _fire(self, tx: Transaction) -> None:
@@ -140,7 +140,7 @@ class Scheduler:
         names = [name for name, fires_at in self._fires_at.items() if fires_at <= wall][:_SCHEDULES_AT_ONCE]
         for name in names:
             row = self._rows[name]
-            is_ahead = name in self._ahead_s  # then it is its turn, and not yet its time
+            is_ahead = name in self._ahead_s  # then its turn has come, but not its time
             found = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
             fires, after = self._without_overlap(row, found.fires)
             changed, submission, refusal = row._replace(next_at=found.next_at), None, None
@@ -153,7 +153,7 @@ class Scheduler:
             tx.then(self._tell, changed, found, submission, refusal)
 
     def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> tuple[list[float], bytes | None]:
-        """The fires that become jobs, and the job that these are kept back for."""
+        """Returns the fires that become jobs, and the job for which these are kept back."""
         overlap = row.schedule.overlap
         before = self._unfinished(row) if fires and overlap != "allow" else None
         if before is None:
@@ -163,7 +163,7 @@ class Scheduler:
         return fires[-1:], before.row.id
 
     def _unfinished(self, row: ScheduleRow) -> StoredJob | None:
-        """The last job of a schedule that has not ended."""
+        """Returns the last job of a schedule if it has not ended."""
         stored = (self._store.read(job_id) for job_id in row.last_jobs)
         return next((job for job in stored if job is not None and job.kept < FIRST_FINAL), None)
 
@@ -188,7 +188,7 @@ class Scheduler:
     # -- changes
 
     def declared(self, app: str, packed: Iterable[bytes]) -> None:
-        """A consumer tells the schedules in the code of its application.
+        """Takes the schedules in the code of a consumer's application.
 
         Raises:
             ConfigError: one makes no sense.
@@ -222,7 +222,7 @@ class Scheduler:
         """Adds a schedule, or changes the one of its name.
 
         Raises:
-            ConfigError: it makes no sense, stands in an application's code, or there are too many.
+            ConfigError: it makes no sense or is declared in an application's code, or there are too many.
         """
         known = self._rows.get(schedule.name)
         if known is not None and known.app is not None:
@@ -237,7 +237,8 @@ class Scheduler:
         return self._told(row)
 
     def remove(self, tx: Transaction, name: str) -> None:
-        """Removes a schedule that was added at run time; one of an application that the consumers do not run, too.
+        """Removes a schedule that was added at run time, or that belongs to an application that the consumers do not
+        run.
 
         Raises:
             ScheduleNotFound: there is none.
@@ -252,7 +253,7 @@ class Scheduler:
         tx.then(self._log.info, "schedule.removed", schedule=name)
 
     def pause(self, tx: Transaction, name: str, is_paused: bool) -> ScheduleInfo:
-        """Lets a schedule rest, or go on. Raises ScheduleNotFound."""
+        """Pauses or resumes a schedule. Raises ScheduleNotFound if there is none."""
         row = self._row(name)
         if row.is_paused != is_paused:
             row = row._replace(is_paused=True) if is_paused else row.resumed(tx.wall)
@@ -261,7 +262,7 @@ class Scheduler:
         return self._told(row)
 
     def run(self, tx: Transaction, name: str, job_id: bytes) -> None:
-        """Makes a job of a schedule at once, also while it is paused. The next fire looks whether that has ended.
+        """Makes a job of a schedule at once, even while it is paused. The next fire checks whether that job has ended.
 
         Raises:
             ScheduleNotFound: there is none.
@@ -275,7 +276,7 @@ class Scheduler:
         tx.then(self._log.info, "schedule.run", schedule=name, job_id=job_id.hex())
 
     def infos(self) -> list[ScheduleInfo]:
-        """All schedules, by name."""
+        """Returns all schedules, by name."""
         return [self._told(row) for _, row in sorted(self._rows.items())[:MAX_SCHEDULES]]
 
     def _told(self, row: ScheduleRow) -> ScheduleInfo:
@@ -290,7 +291,7 @@ class Scheduler:
 
 
 class _FireDue(Command):
-    """What the clock brings."""
+    """Fires the schedules that are due."""
 
     adds = True
 
@@ -307,7 +308,7 @@ class _FireDue(Command):
 
 
 def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:
-    """Raises ConfigError if the schedule never fires."""
+    """Returns the row of a new or changed schedule. Raises ConfigError if it never fires."""
     if known is not None:
         return known.redefined(schedule, app, wall)
     return ScheduleRow(schedule, next_fire(schedule, wall), app)

@@ -1,7 +1,8 @@
 """The broker's side of the client connections: bytes in, bytes out, and what no client may do to the others.
 
-A bad frame costs only its sender; the broker stops reading from a client that does not read; a client that sends half a
-frame and falls silent is disconnected. What the frames mean is the broker's business (`taskq.broker.loop`).
+A bad frame harms only its sender; the broker stops reading from a client that does not read; a client that sends half a
+frame and falls silent is disconnected. What the frames mean is the engine's business
+(`taskq.engines.embedded.engine`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from taskq.system.platform import peer_uid
 _READ_BYTES = 256 * 1024
 #: Frames of one client that are handled in one tick, so that a flood from one does not delay the others.
 _READS_PER_TICK = 4
-#: A listener that was out of descriptors tries again after this time: they may come back without a client going.
+#: A listener that was out of descriptors tries again after this time: they may be free again without a client leaving.
 _ACCEPT_AGAIN_S = 0.25
 
 
@@ -64,7 +65,7 @@ class Peer:
         self.read_by: float | None = now + HELLO_DEADLINE_S  # when what it began to send must be whole
         self.write_by: float | None = None  # when it must have taken some of what waits for it
         self.watched: set[bytes] = set()  # ids whose end it waits for
-        self.deferred: deque[bytes] = deque()  # ids that ended, to be told when it has read what it was sent
+        self.deferred: deque[bytes] = deque()  # ids of ended jobs, to send when it has read what it was sent
         self.closed = False
 
 
@@ -83,9 +84,9 @@ class Server:
         """
         Args:
             selector: with callables as data, called with the mask of events.
-            on_rejected: told why a client was refused or dropped.
-            on_closed: told of each client that is gone.
-            max_clients: one more is refused.
+            on_rejected: called with the reason when a client was refused or dropped.
+            on_closed: called with each client that is gone.
+            max_clients: how many clients are served at once; more are refused.
         """
         self._selector = selector
         self._on_rejected = on_rejected
@@ -106,7 +107,7 @@ class Server:
     # -- input
 
     def take_messages(self) -> list[tuple[Peer, Message]]:
-        """What the clients have said since the last call, in order of arrival."""
+        """Returns the messages of clients since the last call, in order of arrival."""
         messages, self._messages = self._messages, []
         return messages
 
@@ -170,7 +171,7 @@ class Server:
         if peer.is_greeted and not peer.decoder.has_unfinished_frame:
             peer.read_by = None
         elif peer.is_greeted and (completed or peer.read_by is None):
-            # from the frame's first byte; more bytes do not put it off
+            # counted from the first byte of the frame; further bytes do not extend it
             peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S
         return None
 
@@ -183,7 +184,7 @@ class Server:
     # -- output
 
     def send(self, peer: Peer, frame: bytes) -> None:
-        """Sends a frame to a client: at once as far as its socket takes it, the rest when it does."""
+        """Sends a frame to a client: what fits into its socket at once, the rest when there is room."""
         if peer.closed:
             return
         if not peer.output:
@@ -203,16 +204,16 @@ class Server:
         return None
 
     def is_clogged(self, peer: Peer) -> bool:
-        """Whether a client leaves so much unread that nothing that can wait should be sent to it."""
+        """Whether a client has too much unread: then it is sent nothing that can wait."""
         return peer.output_bytes >= MAX_CLIENT_OUTPUT_BYTES
 
     def defer(self, peer: Peer, job_id: bytes) -> None:
-        """Notes the end of a job, to be told when the client has read what it was sent."""
+        """Notes the end of a job, to send it when the client has read what it was sent."""
         peer.deferred.append(job_id)
         self._deferring.add(peer)
 
     def take_deferred(self) -> Iterator[tuple[Peer, bytes]]:
-        """What was deferred for clients that have room again."""
+        """Yields what was deferred for clients that have room again."""
         for peer in list(self._deferring):
             while peer.deferred and not peer.closed and not self.is_clogged(peer):
                 yield peer, peer.deferred.popleft()
@@ -238,10 +239,10 @@ class Server:
         return None
 
     def _select(self, peer: Peer) -> None:
-        """Waits for what is to be done: to write if something waits, to read unless too much does."""
+        """Sets what to wait for: to write if output waits, to read unless too much output waits."""
         was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
         if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
-            peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S  # we did not listen meanwhile
+            peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S  # we did not read in the meantime
         events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:
@@ -252,7 +253,7 @@ class Server:
     # -- ends
 
     def reject(self, peer: Peer, error: TaskQError) -> None:
-        """Tells a client one clear error and disconnects it."""
+        """Sends a client one clear error and disconnects it."""
         self._on_rejected(str(error))
         self.send(peer, frames.error_frame(0, error))
         self.close(peer)
@@ -289,7 +290,7 @@ class Server:
             self.close(peer)
 
     def stay_reachable(self, _now: float) -> None:
-        """Listens anew if the socket was removed, by a cleaner of old files or by hand: nobody would find us."""
+        """Listens again if the socket was removed, by a cleaner of old files or by hand: no client would find us."""
         try:
             if os.stat(self._path).st_ino == self._inode:
                 return
@@ -319,13 +320,14 @@ class Server:
 
 
 def _deadlines(peer: Peer) -> list[float]:
-    """When a client is disconnected if it does not do what it must. What is not read for our own sake is not late."""
+    """When a client is disconnected unless it reads or sends before. While we do not read from it, it is not late."""
     read_by = peer.read_by if peer.is_reading else None
     return [by for by in (read_by, peer.write_by) if by is not None]
 
 
 def _listen(path: Path, directory: Directory) -> socket.socket:
-    """The listening socket. Made under a umask, so that it is never open to others, not even for a moment."""
+    """Returns the listening socket. It is made under a umask, so that it is never open to others, not even for a
+    moment."""
     if path.parent != directory.path:
         private_directory(path.parent)
     path.unlink(missing_ok=True)  # stale: we hold the directory's lock

@@ -1,4 +1,4 @@
-"""Jobs that lie in the spool, since no broker ran when they were handed in, or since they were to stay in order."""
+"""Jobs in the spool, since no broker ran when they were handed in, or since they must stay in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SpooledJobs:
         self._path = path
         self._events = events
         self._backlog = spool.Backlog(path)
-        self._in_hand: dict[str, Submission] = {}  # by the names of their files: what was read, and is not committed
+        self._in_hand: dict[str, Submission] = {}  # by the names of their files: what was read, but not committed
 
     @property
     def has_more(self) -> bool:
@@ -59,7 +59,7 @@ class SpooledJobs:
 
         Args:
             files: as `read` returned them.
-            reasons: why each was refused; None: it was not.
+            reasons: why each was refused, or None if it was not.
         """
         taken: Counter[str] = Counter()
         for (path, submission), reason in zip(files, reasons, strict=True):
@@ -76,15 +76,15 @@ class SpooledJobs:
             self._events.log.info("spool.taken", jobs=jobs, task=task)
 
     def unread(self, ids: Sequence[bytes]) -> list[bytes]:
-        """Those of some jobs that wait in the spool, and were not read."""
+        """Returns those of these jobs that wait in the spool and were not read."""
         in_hand = {job_id for submission in self._in_hand.values() for job_id in submission.ids}
         return list(self.specs([job_id for job_id in ids if job_id not in in_hand]))
 
     def specs(self, ids: Sequence[bytes]) -> dict[bytes, Spec]:
-        """The specs of those of some jobs that wait in the spool."""
+        """Returns the specs of those of these jobs that wait in the spool."""
         found: dict[bytes, Spec] = {}
         for content in set(spool.find(self._path, ids).values()) if ids else ():
-            with suppress(TaskQError, ValueError):  # told, and set aside, when it is taken in
+            with suppress(TaskQError, ValueError):  # reported, and set aside, when it is taken in
                 for part in _submission(content).each:
                     found.update((job_id, part.spec) for job_id in part.ids)
         return {job_id: found[job_id] for job_id in ids if job_id in found}

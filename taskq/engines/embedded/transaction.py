@@ -1,10 +1,10 @@
-"""One transaction of the journal: what commands see in it and change by it, and what follows once it is durable.
+"""One transaction of the journal: what commands see and change in it, and what follows once it is durable.
 
     effects of the fleet, commands in the order in which they came -> rows -> COMMIT -> follow-ups -> answers
 
-A command looks before it writes, and raises before it has written: so a refused one leaves nothing half done. Each sees
-what those before it have changed. What memory must know of it (which jobs wait, what the log tells) is put off until
-the commit, in the same order.
+A command looks before it writes, and raises before it has written, so a refused one leaves nothing half done. Each sees
+the changes of those before it. What follows in memory (which jobs wait, what is logged) is put off until the commit, in
+the same order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from taskq.protocol.submissions import Submission
 
 
 class Command:
-    """Something that is to change the journal, or to be answered when all before it is durable."""
+    """Something that changes the journal, or is answered when everything before it is durable."""
 
     #: Whether it adds jobs or schedules: then it is refused while the disk is full. What ends jobs is still tried.
     adds = False
@@ -45,7 +45,7 @@ class Command:
         """
 
     def answer(self, outcome: object, /) -> None:
-        """The transaction is durable, or could not be made so: tells whoever asked.
+        """Answers whoever asked: the transaction is durable, or could not be made so.
 
         Args:
             outcome: what `apply` has returned, or the error for which it was refused.
@@ -67,7 +67,7 @@ class Transaction:
     ) -> None:
         """
         Args:
-            decided: what the fleet has decided: it is settled here, and more is added if it turns up meanwhile.
+            decided: what the fleet has decided. It is settled here, and extended by what it decides in the meantime.
             now, wall: monotonic seconds, and seconds since 1970.
         """
         self.store, self.jobs, self.consumers = store, jobs, consumers
@@ -76,10 +76,10 @@ class Transaction:
         self._admission = admission(store, jobs, self)
         #: The jobs that are new, as they were handed in together.
         self.taken: list[list[JobRow]] = []
-        #: What commands have ended, and lines for the log: to be told after the commit.
+        #: What commands have ended, and lines for the log: reported after the commit.
         self.ended: list[Ended] = []
         self.notes: list[Event] = []
-        #: The jobs that have ended: those that come after them are to hear of it.
+        #: The jobs that have ended, for those that come after them.
         self.ends: dict[bytes, StoredState] = {}
         #: When the first of the new jobs is due, and when the first of them expires.
         self.next_due: float | None = None
@@ -105,7 +105,7 @@ class Transaction:
                 self.ends[row.id] = kept
 
     def _settle_more(self) -> None:
-        """Jobs that a consumer gives back may be over, since they were to be stopped."""
+        """Settles jobs that a consumer gave back and that are over, since they had to be stopped."""
         effects = self.jobs.take_effects()
         if effects:
             self._decided.add(effects)
@@ -114,13 +114,13 @@ class Transaction:
     # -- what commands ask
 
     def withdraw(self, job_id: bytes) -> bool:
-        """Takes a job back from the consumer that has it; returns False if it runs. It may be in `ends` then."""
+        """Takes a job back from the consumer that has it. Returns False if it runs. It may be in `ends` afterwards."""
         is_free = self.consumers.withdraw(job_id)
         self._settle_more()
         return is_free
 
     def take_back_all(self) -> None:
-        """Takes back what no consumer has started. Some of it may be in `ends` then."""
+        """Takes back the jobs that no consumer has started. Some of them may be in `ends` afterwards."""
         self.consumers.take_back_all(self.now)
         self._settle_more()
 
@@ -162,7 +162,7 @@ class Transaction:
         return None
 
     def _give_way(self, taken: Admitted) -> None:
-        """Jobs end since another has their unique key now."""
+        """Ends jobs whose unique key another has now."""
         kept_before = {job.row.id: job.kept for job in taken.replaced}
         for row, kept, outcome in taken.ended:
             if row.id not in self.ends:
@@ -207,7 +207,7 @@ class Transaction:
         self._follow_ups.append(partial(self.jobs.forget, job.row, job.kept))
 
     def requeue(self, jobs: list[StoredJob]) -> None:
-        """Queues failed jobs again, and lets those wait again that were cancelled because of them."""
+        """Queues failed jobs again, and has the jobs that were cancelled because of them wait again."""
         rows = self.store.requeue(jobs, self.wall)
         self.store.totals.retried += len(rows)
         revived = self.store.revive_dependents([row.id for row in rows])
@@ -220,7 +220,7 @@ class Transaction:
     # -- afterwards
 
     def then(self, function: Callable[..., object], *arguments: Any, **named: Any) -> None:
-        """Has a function called when all of it is durable, after those that were asked for before."""
+        """Has a function called when the transaction is durable, in the order of these calls."""
         self._follow_ups.append(partial(function, *arguments, **named))
 
     def or_else(self, function: Callable[[], object]) -> None:
@@ -228,24 +228,24 @@ class Transaction:
         self._undo.append(function)
 
     def committed(self) -> None:
-        """All of it is durable."""
+        """Runs what follows: the transaction is durable."""
         for follow_up in self._follow_ups:
             follow_up()
         self._end_cycle()
 
     def rolled_back(self) -> None:
-        """Nothing of it happened."""
+        """Undoes what was changed in memory: the transaction did not happen."""
         for undo in self._undo:
             undo()
         self._end_cycle()
 
     def _end_cycle(self) -> None:
-        """Ends the cycle of references with the admission: payloads would stay until the collector looks for cycles,
-        which it does rarely here."""
+        """Breaks the cycle of references with the admission: otherwise payloads would stay in memory until the garbage
+        collector runs, which is rare here."""
         del self._admission
 
 
 def first_of(*times: float | None) -> float | None:
-    """The earliest of some times; None if there is none."""
+    """Returns the earliest of some times; None if there is none."""
     known = [at for at in times if at is not None]
     return min(known) if known else None

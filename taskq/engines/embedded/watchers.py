@@ -17,7 +17,7 @@ from taskq.protocol.items import items_frame
 
 
 class Watchers:
-    """Who waits for what. What is told here is durable already."""
+    """Who waits for what. What is reported here is already durable."""
 
     def __init__(self, store: Store, clients: Clients) -> None:
         self._store = store
@@ -40,13 +40,14 @@ class Watchers:
     # -- who waits
 
     def add(self, peer: Peer, job_id: bytes) -> None:
-        """A client waits for the end of a job, which has not ended."""
+        """Notes that a client waits for the end of a job that has not ended."""
         if not peer.closed:
             self._watchers.setdefault(job_id, set()).add(peer)
             peer.watched.add(job_id)
 
     def watch(self, peer: Peer, job_id: bytes) -> bool:
-        """Has a client told of the end of a job of the store: now, if it has ended. Returns whether it is there."""
+        """Sends a client the end of a job in the store: now if it has ended, else when it does. Returns whether the job
+        is there."""
         stored = self._store.read(job_id)
         if stored is None:
             return False
@@ -57,7 +58,8 @@ class Watchers:
         return True
 
     def read_items(self, peer: Peer, request: int, stored: StoredJob, start: int) -> None:
-        """Answers with items of a job from a position on, or with its end; if there is neither, when there is.
+        """Answers with items of a job from a position on, or with its end; if there is neither yet, as soon as there
+        is.
 
         Raises:
             QueueFull: too many wait already.
@@ -73,7 +75,7 @@ class Watchers:
         readers.append((peer, request, start))
 
     def forget(self, peer: Peer) -> None:
-        """A client is gone."""
+        """Forgets a client that is gone."""
         for job_id, readers in list(self._readers.items()):
             readers[:] = [reader for reader in readers if reader[0] is not peer]
             if not readers:
@@ -85,10 +87,10 @@ class Watchers:
                 if not watchers:
                     del self._watchers[job_id]
 
-    # -- tell
+    # -- reports
 
     def tell(self, effects: Effects) -> None:
-        """Tells of ends and items, which are committed, those who wait for them."""
+        """Sends ends and items, which are committed, to the clients that wait for them."""
         if self._watchers:
             for row, kept, outcome in effects.ended:
                 for peer in self._watchers.pop(row.id, ()):
@@ -100,13 +102,13 @@ class Watchers:
                     self._answer_reader(peer, request, job_id, start)
 
     def tell_deferred(self) -> None:
-        """Goes on telling clients that have read what they were sent."""
+        """Goes on informing clients that have read what they were sent."""
         for peer, job_id in self._clients.take_deferred():
             if not self.watch(peer, job_id):
                 self.tell_unknown(peer, job_id)  # pruned meanwhile
 
     def tell_removed(self, ids: Iterable[bytes]) -> None:
-        """Jobs were removed: tells those who wait for their end that there is none."""
+        """Tells the clients that wait for jobs which were removed."""
         for job_id in ids:
             for peer in self._watchers.pop(job_id, ()):
                 peer.watched.discard(job_id)
@@ -133,10 +135,10 @@ class Watchers:
             self._clients.send(peer, frames.error_frame(request, error))
 
     def refuse_clogged(self, peer: Peer) -> None:
-        """Nobody may ask for more without reading what was sent.
+        """Refuses a client that asks for more without reading what it was sent.
 
         Raises:
-            ProtocolError: the client does.
+            ProtocolError: it does.
         """
         if self._clients.is_clogged(peer):
             raise ProtocolError("the client goes on asking, but reads no answers")

@@ -1,1 +1,1 @@
-"""What clients are told: about a job, a schedule, a fleet. The broker makes it, `--json` prints it."""
+"""What clients learn about a job, a schedule, a fleet. The broker makes it, and `--json` prints it."""

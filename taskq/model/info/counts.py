@@ -1,8 +1,8 @@
 """What happened to the jobs of each task and queue: counts and times, by minutes of the last hour and since the fleet
 began.
 
-Each event is counted once, in the minute in which it is told. A minute that is over is packed, and an hour later added
-to all that was before.
+Each event is counted once, in the minute in which it is reported. A minute that is over is packed, and an hour later
+added to everything before.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgpack
 
 from taskq.model.info.histogram import Histogram
 
-#: The minutes that are told one by one.
+#: How many minutes are kept one by one.
 MINUTES: Final = 60
-#: Pairs of a task and a queue that are counted apart. The others are counted together, with empty names.
+#: How many pairs of a task and a queue are counted apart. The others are counted together, with empty names.
 MAX_PAIRS: Final = 1_000
-_BEFORE = 0  # in place of a minute: all before the last hour
+_BEFORE = 0  # in place of a minute: everything before the last hour
 
 
 @dataclass(slots=True)
@@ -51,28 +51,28 @@ class Counts:
     run: Histogram = field(default_factory=Histogram)
 
     def merge(self, other: Counts) -> None:
-        """Adds what others counted."""
+        """Adds other counts to these."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.wait.merge(other.wait)
         self.run.merge(other.run)
 
     def pack(self) -> bytes:
-        """The counts as they travel and are stored. New fields go to the end."""
+        """Returns the counts as they travel and are stored. New fields go to the end."""
         numbers = [getattr(self, name) for name in NUMBERS]
         packed: bytes = msgpack.packb([self.wait.to_wire(), self.run.to_wire(), *numbers])
         return packed
 
     @classmethod
     def unpack(cls, packed: bytes) -> Counts:
-        """The opposite of `pack`, also for counts of another version of taskq."""
+        """Reads what `pack` has written, even in another version of taskq."""
         wait, run, *numbers = msgpack.unpackb(packed)
         counts = cls(**dict(zip(NUMBERS, numbers, strict=False)))
         counts.wait, counts.run = Histogram.from_wire(wait), Histogram.from_wire(run)
         return counts
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts by name, for people and programs: times in seconds, as percentiles."""
+        """Returns the counts by name, for people and programs: times in seconds, as percentiles."""
         numbers = {name: getattr(self, name) for name in NUMBERS}
         return {**numbers, "wait_s": _times(self.wait), "run_s": _times(self.run)}
 
@@ -88,8 +88,8 @@ def _times(histogram: Histogram) -> dict[str, float | None]:
 
 
 class CountsRow(NamedTuple):
-    """Counts as they are stored: of one task in one queue, in one minute since 1970, or before the last hour if that is
-    0. `packed` is None if there are none any more."""
+    """Counts as they are stored: of one task in one queue, in one minute since 1970, or before the last hour if the
+    minute is 0. `packed` is None if there are none any more."""
 
     task: str
     queue: str
@@ -102,10 +102,10 @@ class TaskCounts:
     """What happened to the jobs of one task in one queue.
 
     Attributes:
-        task, queue: their names; both empty for all that are not counted apart.
-        total: since the fleet began.
-        last_hour: in the last 60 minutes.
-        minutes: in each of them in which something happened, by minutes since 1970.
+        task, queue: their names; both are empty for all that are not counted apart.
+        total: the counts since the queue's directory was made.
+        last_hour: the counts of the last 60 minutes.
+        minutes: the counts of each of these minutes in which something happened, by minutes since 1970.
     """
 
     task: str
@@ -116,7 +116,7 @@ class TaskCounts:
 
     @classmethod
     def of(cls, task: str, queue: str, packed: Iterable[tuple[int, bytes]]) -> TaskCounts:
-        """Makes it of what `PairCounts.packed` has told."""
+        """Makes one from what `PairCounts.packed` has returned."""
         minutes = {minute: Counts.unpack(own) for minute, own in packed}
         total, last_hour = minutes.pop(_BEFORE, Counts()), Counts()
         for counts in minutes.values():
@@ -125,7 +125,7 @@ class TaskCounts:
         return cls(task, queue, total, last_hour, minutes)
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs, without the single minutes."""
+        """Returns the counts by name, for programs, without the single minutes."""
         return {
             "task": self.task,
             "queue": self.queue,
@@ -147,8 +147,8 @@ class PairCounts:
         self._dirty: set[int] = set()  # the minutes that are not stored as they are
 
     def at(self, minute: int) -> Counts:
-        """Returns the counts of a minute since 1970, to be changed now. Minutes go forward, but for a clock that
-        somebody sets back."""
+        """Returns the counts of a minute since 1970, for the caller to change now. Minutes go forward, unless somebody
+        sets the clock back."""
         if minute != self._minute:
             self._turn_to(minute)
         self._dirty.add(minute)
@@ -171,12 +171,12 @@ class PairCounts:
             self._closed[minute] = packed
 
     def packed(self) -> list[tuple[int, bytes]]:
-        """What there is, by minutes; 0 stands for all before the last hour."""
+        """Returns all counts, by minutes; 0 stands for everything before the last hour."""
         now = [(self._minute, self._now.pack())] if self._minute else []
         return [(_BEFORE, self.before.pack()), *sorted(self._closed.items()), *now]
 
     def take_changed(self) -> list[tuple[int, bytes | None]]:
-        """Returns the minutes that changed since the last call, as they are to be stored."""
+        """Returns the minutes that changed since the last call, as they are stored."""
         dirty, self._dirty = self._dirty, set()
         return [(minute, self._packed(minute)) for minute in sorted(dirty)]
 
@@ -186,7 +186,7 @@ class PairCounts:
         return self._now.pack() if minute == self._minute else self._closed.get(minute)
 
     def put_back(self, minutes: Iterable[int]) -> None:
-        """What `take_changed` returned was not stored."""
+        """Notes that what `take_changed` returned was not stored."""
         self._dirty.update(minutes)
 
 
@@ -196,7 +196,7 @@ class FleetCounts:
     def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
         """
         Args:
-            rows: as they were stored.
+            rows: the counts as they were stored.
         """
         self._pairs: dict[tuple[str, str], PairCounts] = {}
         self._changed: dict[tuple[str, str], None] = {}
@@ -205,7 +205,7 @@ class FleetCounts:
                 self._pairs.setdefault((task, queue), PairCounts()).load(minute, packed)
 
     def of(self, task: str, queue: str, minute: int) -> Counts:
-        """Returns the counts of a task in a queue in a minute since 1970, to be changed now."""
+        """Returns the counts of a task in a queue in a minute since 1970, for the caller to change now."""
         key = task, queue
         pair = self._pairs.get(key)
         if pair is None:
@@ -217,11 +217,11 @@ class FleetCounts:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is something to be stored."""
+        """Whether there is anything to store."""
         return bool(self._changed)
 
     def take_changed(self, most_pairs: int) -> list[CountsRow]:
-        """Returns rows to be stored, of some pairs: those that have waited longest."""
+        """Returns the rows to store of at most this many pairs: those that have waited longest."""
         rows: list[CountsRow] = []
         for task, queue in list(self._changed)[:most_pairs]:
             del self._changed[task, queue]
@@ -230,11 +230,11 @@ class FleetCounts:
         return rows
 
     def put_back(self, rows: Iterable[CountsRow]) -> None:
-        """Rows that `take_changed` returned were not stored."""
+        """Notes that rows which `take_changed` returned were not stored."""
         for task, queue, minute, _ in rows:
             self._pairs[task, queue].put_back([minute])
             self._changed[task, queue] = None
 
     def __iter__(self) -> Iterator[tuple[str, str, PairCounts]]:
-        """The pairs of a task and a queue, by name."""
+        """Yields the pairs of a task and a queue, by name."""
         return ((task, queue, self._pairs[task, queue]) for task, queue in sorted(self._pairs))

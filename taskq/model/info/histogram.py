@@ -16,7 +16,7 @@ _LONGEST_US: Final = (1 << 60) - 1
 
 
 class Histogram:
-    """How often times of which length were seen, in microseconds.
+    """Counts times by their length, in microseconds.
 
     Buckets are spaced by the fourth root of two. The bucket of a time is the number of bits of its fourth power, so
     that a whole batch is counted by functions in C: 80 ns for each time, where a loop takes 170.
@@ -33,8 +33,8 @@ class Histogram:
         """Counts one time.
 
         Args:
-            time_us: microseconds; below 0 counts as 0.
-            times: for how many it stands.
+            time_us: microseconds; a negative time counts as 0.
+            times: how many times it stands for.
         """
         time_us = min(max(time_us, 0), _LONGEST_US)
         self._counts[(time_us**_PER_DOUBLING).bit_length()] += times
@@ -55,7 +55,7 @@ class Histogram:
         self.longest_us = max(self.longest_us, longest_us)
 
     def merge(self, other: Histogram) -> None:
-        """Adds what another histogram has seen."""
+        """Adds the times of another histogram."""
         self._counts.update(other._counts)
         self.sum_us += other.sum_us
         self.longest_us = max(self.longest_us, other.longest_us)
@@ -72,13 +72,11 @@ class Histogram:
         return self.sum_us / seen if seen else None
 
     def percentile_us(self, share: float) -> float | None:
-        """Returns the time below which a share of all lies, in microseconds, wrong by at most `WORST_ERROR`.
+        """Returns the time below which a share of all times lies, in microseconds, to within `WORST_ERROR`; None if
+        nothing was counted.
 
         Args:
-            share: from 0 to 1: 0.5 for the median.
-
-        Returns:
-            None if nothing was counted.
+            share: from 0 to 1; 0.5 for the median.
         """
         left = max(1.0, share * self.seen)
         for bucket, count in sorted(self._counts.items()):
@@ -88,13 +86,13 @@ class Histogram:
         return float(self.longest_us) if self._counts else None
 
     def to_wire(self) -> list[int]:
-        """The fields as they travel and are stored: sum, longest, then each bucket and its count."""
+        """Returns the fields as they travel and are stored: sum, longest, then each bucket and its count."""
         counted = (value for pair in sorted(self._counts.items()) for value in pair)
         return [self.sum_us, self.longest_us, *counted]
 
     @classmethod
     def from_wire(cls, fields: Sequence[int]) -> Histogram:
-        """The opposite of `to_wire`."""
+        """Reads what `to_wire` has returned."""
         histogram = cls()
         histogram.sum_us, histogram.longest_us, *counted = fields
         histogram._counts.update(dict(zip(counted[::2], counted[1::2], strict=True)))

@@ -1,4 +1,4 @@
-"""What clients are told about a job. The broker does without."""
+"""What clients learn about a job. The broker does not use it."""
 
 from __future__ import annotations
 

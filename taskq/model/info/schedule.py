@@ -1,4 +1,4 @@
-"""What clients are told about a schedule."""
+"""What clients learn about a schedule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ScheduleInfo:
 
 
 def schedule_info(row: ScheduleRow, ahead_s: float = 0.0) -> ScheduleInfo:
-    """What is told about a schedule.
+    """Returns what clients learn about a schedule.
 
     Args:
         ahead_s: how many seconds its times run ahead of the clock (`taskq.model.schedule.ahead_s`).

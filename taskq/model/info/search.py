@@ -1,4 +1,4 @@
-"""What jobs may be searched for, beside their state, task and queue."""
+"""The conditions of a search for jobs, besides their state, task and queue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class JobSearch(NamedTuple):
-    """Which jobs are meant; the defaults mean all.
+    """The conditions that jobs must meet; with the defaults, all do.
 
     Attributes:
         since, until: enqueued in this span, its end excluded, in seconds since 1970.
