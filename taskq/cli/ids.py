@@ -25,11 +25,13 @@ def whole_id(app: TaskQ, given: str) -> str:
     """The whole id that a part belongs to.
 
     Raises:
-        ConfigError: several jobs have such an id.
+        ConfigError: several jobs have such an id, or it is not a part of one.
         JobNotFound: none of the newest jobs has such an id.
     """
+    if _WHOLE.fullmatch(given):
+        return given
     if not _PART.fullmatch(given):
-        return given  # whoever uses it says what is wrong with it
+        raise ConfigError(f"{given!r} is not a job id: give its 32 hexadecimal digits, or at least 6 of them in a row")
     part = given.lower()
     ids = {info.id for info in app.jobs(limit=_NEWEST) if part in info.id}
     # tables show the ends, and ids begin with the time: a match in the middle counts only if there is no other

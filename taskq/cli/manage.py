@@ -86,7 +86,10 @@ def jobs(
     """
     application = _application(app)
     last = None if before is None else whole_id(application, before)
-    search: SearchOptions = {"since": _ago("since", since), "until": _ago("until", until)}
+    first, end = _ago("since", since), _ago("until", until)
+    if first is not None and end is not None and first >= end:
+        raise ConfigError(f"--since {since} must be longer ago than --until {until}: no job is in both")
+    search: SearchOptions = {"since": first, "until": end}
     if attempts or text:
         search |= {"attempts": attempts, "text": text}
     found = application.jobs(state, task=task, queue=queue, limit=limit, before=last, **search)

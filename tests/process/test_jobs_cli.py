@@ -203,9 +203,12 @@ def test_jobs_are_searched(fleet: Fleet, missing: Path) -> None:
     told = taskq(fleet.home, "jobs", "--text", "acme", "--since", "10m", "--attempts", "1", "--json")
     assert [info["id"] for info in json.loads(told.stdout)] == [tenant.id]
     assert "no job like that" in taskq(fleet.home, "jobs", "--until", "1h").stderr
+    done = taskq(fleet.home, "jobs", "--since", "1m", "--until", "1h")
+    assert (done.returncode, "--since 1m must be longer ago than --until 1h" in done.stderr) == (Exit.USAGE, True)
     for senseless, words in (
         ({"since": datetime(2026, 1, 1)}, "timezone"),
         ({"until": -1}, "seconds since 1970"),
+        ({"since": now, "until": now - 1}, "since= must be earlier than until="),
         ({"attempts": -1}, "attempts=-1"),
         ({"text": 5}, "text=5"),
         ({"text": "\ud800"}, "surrogate"),

@@ -40,9 +40,10 @@ def search_of(options: SearchOptions) -> JobSearch:
         raise ConfigError(f"attempts={attempts!r:.80}: use a number of attempts")
     if not isinstance(text, str):
         raise ConfigError(f"text={text!r:.80}: use a text that the error, the meta or a key of the job has in it")
-    return JobSearch(
-        _moment("since", options.get("since")), _moment("until", options.get("until")), attempts, _packable(text)
-    )
+    since, until = _moment("since", options.get("since")), _moment("until", options.get("until"))
+    if since is not None and until is not None and since >= until:
+        raise ConfigError("since= must be earlier than until=: no job was enqueued after the one and before the other")
+    return JobSearch(since, until, attempts, _packable(text))
 
 
 def _packable(text: str) -> str:
