@@ -41,7 +41,11 @@ class CallMaker(Generic[R_co]):
             function: of the task, for the names of its parameters; None if it is not known here.
             return_caster: turns the value in a result into what the task returns; None leaves it as it is.
             takes: the arguments that the function takes.
+
+        Raises:
+            ConfigError: the application's engine does not support one of the options.
         """
+        app.engine.check(spec, call_options)
         self._app = app
         self._spec = spec
         self._call_options = call_options
@@ -58,6 +62,8 @@ class CallMaker(Generic[R_co]):
         meta = dict(options.meta)
         for hook in hooks:
             hook(self._spec.task, meta)
+        if meta:
+            self._app.engine.check_option(self._spec.task, "meta")
         return replace(options, meta=meta_of(meta))
 
     def _job(self, job_id: bytes) -> Job[Any]:
@@ -71,7 +77,7 @@ class CallMaker(Generic[R_co]):
         payload = self._payload(job_id, args, kwargs)
         is_plain = self._is_plain and not self._app.enqueue_hooks
         constraints = None if is_plain else self._constraints(self._options_of_call(), args, kwargs)
-        return _call_of(job_id, payload, constraints)
+        return self._call_of(job_id, payload, constraints)
 
     def _constraints(self, options: CallOptions, args: Sequence[Any], kwargs: dict[str, Any]) -> Constraints:
         return options.constraints(self._spec.task, self._function, args, kwargs, self._app.clock.time())
@@ -95,7 +101,7 @@ class CallMaker(Generic[R_co]):
             payload = self._payload(job_id, args, {})
             if has_own_constraints:
                 constraints = self._constraints(options, args, {})
-            yield _call_of(job_id, payload, constraints)
+            yield self._call_of(job_id, payload, constraints)
 
     def _check_is_sequence(self, args: object) -> None:
         if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
@@ -117,11 +123,13 @@ class CallMaker(Generic[R_co]):
             )
         return payload
 
-
-def _call_of(job_id: bytes, payload: bytes, constraints: Constraints | None) -> Call:
-    """A call, which comes after the jobs whose results are among its arguments."""
-    if RESULT_OF_MARK in payload:
-        own = constraints or NO_CONSTRAINTS
-        after = {**dict(own.after), **dict.fromkeys(results_in(payload), False)}
-        constraints = replace(own, after=tuple(after.items()))
-    return Call(job_id, payload, constraints)
+    def _call_of(self, job_id: bytes, payload: bytes, constraints: Constraints | None) -> Call:
+        """A call, which comes after the jobs whose results are among its arguments."""
+        if RESULT_OF_MARK in payload:
+            own = constraints or NO_CONSTRAINTS
+            parents = results_in(payload)
+            if parents:
+                self._app.engine.check_option(self._spec.task, "after")
+            after = {**dict(own.after), **dict.fromkeys(parents, False)}
+            constraints = replace(own, after=tuple(after.items()))
+        return Call(job_id, payload, constraints)

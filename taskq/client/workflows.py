@@ -147,6 +147,7 @@ class Step(Workflow["LastJob[R_co]"], Generic[R_co]):
         args = (before.value, *self._args) if before is not None and takes else self._args
         call = task._call(args, self._kwargs, plan.next_id(task._app.clock))
         if before is not None and before.jobs:
+            task._app.engine.check_option(task._spec.task, "after")
             constraints = call.constraints or NO_CONSTRAINTS
             after = {**dict(constraints.after), **dict.fromkeys((job._id for job in before.jobs), False)}
             call = call._replace(constraints=replace(constraints, after=tuple(after.items())))

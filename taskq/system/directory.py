@@ -62,8 +62,15 @@ def _path_of_url(url: str, source: str) -> Path:
         path = Path(url).expanduser()
     else:
         parts = urlsplit(url)
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"{source}{url!r}: this version knows a directory's path or a file:///path URL")
+        if parts.scheme != "file":  # not the whole of it, which may have a password
+            raise ConfigError(
+                f"{source}{parts.scheme}://...: there is no such engine; the only one is that of a directory of this "
+                "machine: use its absolute path, or a file:///path URL"
+            )
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(
+                f"{source}{url!r}: a queue cannot be reached on another machine: use a file:///path URL without a host"
+            )
         path = Path(unquote(parts.path))
     if not path.is_absolute():
         raise ConfigError(

@@ -94,12 +94,23 @@ def test_a_directory_with_a_null_byte_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://localhost/0", "postgres://x/y", "http://x", "file://otherhost/srv", "sqlite:///x"]
+    "url", ["redis://u:secret@localhost/0", "postgresql://u:secret@x/y", "http://x", "sqlite:///x"]
 )
-def test_urls_of_other_kinds(url: str) -> None:
-    """They are refused, with what is known."""
-    with pytest.raises(ConfigError, match="file:///path"):
+def test_urls_of_other_engines(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused, with the engine that exists, and without the password that such a URL may have."""
+    scheme = url.partition("://")[0]
+    expected = f"{scheme}://...: there is no such engine; the only one is .* file:///path URL"
+    with pytest.raises(ConfigError, match=f"^url={expected}") as refused:
         queue_directory("q", url)
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("TASKQ_URL", url)
+    with pytest.raises(ConfigError, match=f"^TASKQ_URL={expected}"):
+        TaskQ("q")
+
+
+def test_a_directory_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"another machine.*file:///path"):
+        queue_directory("q", "file://otherhost/srv")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "x" * 65, "ä", "a\n", None, 3])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from taskq.client.options.support import EMBEDDED, EngineSupport
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
@@ -37,6 +38,8 @@ class FleetConnection:
             reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
         """
         self.directory = directory
+        #: What its engine cannot do: tasks are checked when they are declared.
+        self.engine: EngineSupport = EMBEDDED
         #: The directory with which it was made.
         self.home = directory
         self.reply_timeout = reply_timeout
