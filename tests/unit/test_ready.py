@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskq.broker.core import ready as ready_module
 from taskq.broker.core import window as window_module
-from taskq.broker.core.limiters import Release
+from taskq.broker.core.limiters import Release, new_state, unpack
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.window import LOAD_BYTES, ROW_BYTES, Portion
 from taskq.model.constraints import Constraints
@@ -99,6 +99,7 @@ class World(RuleBasedStateMachine):
         self.jobs: dict[int, Job] = {}
         self.consumers: dict[int, frozenset[str] | None] = {}
         self.starts: dict[Limit, list[tuple[float, int]]] = {}
+        self.grants: dict[tuple[str, str], int] = {}
         self.paused: set[str] = set()
         self.wall = 1e9
 
@@ -112,7 +113,10 @@ class World(RuleBasedStateMachine):
 
     def new_partitions(self) -> ReadyJobs:
         """Nothing waits yet."""
-        return ReadyJobs({"a": 3.0}, self.memory_bytes, self.slots, CAPACITIES)
+        ready = ReadyJobs({"a": 3.0}, self.memory_bytes, self.slots, CAPACITIES)
+        for (kind, name), amount in self.grants.items():
+            ready.grant(kind, name, amount)
+        return ready
 
     def teardown(self) -> None:
         """When all ends well, everything runs, and nothing is remembered but for plain partitions."""
@@ -121,6 +125,9 @@ class World(RuleBasedStateMachine):
             return
         for queue in set(self.paused):
             self.pause(queue, False)
+        for kind, name in self.grants:
+            self.ready.grant(kind, name, None)
+        self.grants.clear()
         for _ in range(10 + 3 * len(self.jobs)):
             for job in self.in_state("sent"):
                 self.leave(job, Release.ENDED)
@@ -317,15 +324,17 @@ class World(RuleBasedStateMachine):
         ]
         match limit.kind:
             case "concurrency":
-                return self.running(limit, key) <= limit.amount
+                return self.running(limit, key) <= self.amount(limit)
             case "resource":
-                return sum(own.amount for _, own in through) + limit.amount <= CAPACITIES[limit.name]
+                return sum(own.amount for _, own in through) + limit.amount <= self.amount(limit)
             case "rate":
                 if not self.free_slots(key):
                     return False
                 since = self.wall - limit.period_s * RATE_SLACK
-                return sum(at > since for at, _ in self.starts.get(limit, ())) < limit.amount
+                return sum(at > since for at, _ in self.starts.get(limit, ())) < self.amount(limit)
         same = [other for other in self.jobs.values() if other.name == job.name]
+        if self.amount(limit) == 0:
+            return False
         if any(other.state == "sent" or (other.is_under_way and other.seq < job.seq) for other in same):
             return False
         return not any(o.state == "waiting" and o.partition == job.partition and o.seq < job.seq for o in same)
@@ -369,11 +378,13 @@ class World(RuleBasedStateMachine):
                     starts = self.starts.setdefault(limit, [])
                     starts.append((self.wall, job.seq))
                     recent = [at for at, _ in starts if at > self.wall - limit.period_s]
-                    assert len(recent) <= limit.amount, "more starts than the rate allows"
+                    assert len(recent) <= self.amount(limit), "more starts than the rate allows"
                 if limit.kind == "concurrency":
-                    assert self.running(limit) <= limit.amount, "more at once than allowed"
-        used = sum(dict(job.spec.resources).get("gpu", 0) for job in self.in_state("sent"))
-        assert used <= CAPACITIES["gpu"]
+                    assert self.running(limit) <= self.amount(limit), "more at once than allowed"
+                if limit.kind == "resource":
+                    used = sum(dict(job.spec.resources).get(limit.name, 0) for job in self.in_state("sent"))
+                    assert used <= self.amount(limit)
+                assert limit.kind != "order" or self.amount(limit)
         return [self.jobs[row.seq] for row in portion.rows]
 
     def check_turn(self, key: int, job: Job) -> None:
@@ -392,6 +403,30 @@ class World(RuleBasedStateMachine):
                 assert not self.may_go(key, other), "a higher priority goes first"
             if other.spec.priority == job.spec.priority and not other.was_late and not job.was_late:
                 assert other.seq >= job.seq or not self.may_go(key, other), f"{other} before {job}"
+
+    @rule(which=st.integers(0, 1_000), amount=st.sampled_from([None, 0, 1, 2, 3]))
+    def grant(self, which: int, amount: int | None) -> None:
+        """Others that share a limit let this fleet use less of it, or more."""
+        names = sorted({limit[:2] for job in self.jobs.values() for limit in job.partition.limits})
+        if names:
+            kind, name = names[which % len(names)]
+            self.grants.pop((kind, name), None)
+            if amount is not None:
+                self.grants[kind, name] = amount
+            self.ready.grant(kind, name, amount)
+
+    @rule()
+    def pack(self) -> None:
+        """What is made of a packed state behaves as that state."""
+        for (kind, _), shared in self.ready._limits.in_use.items():
+            granted = shared.state.granted
+            shared.state = unpack(kind, shared.state.pack())
+            shared.state.granted = granted
+
+    def amount(self, limit: Limit) -> int:
+        """How much of a limit may be used now."""
+        most = CAPACITIES[limit.name] if limit.kind == "resource" else limit.amount
+        return min(most, self.grants.get(limit[:2], most))
 
     # -- what always holds
 
@@ -568,3 +603,76 @@ def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back(
     partitions.open_due(1e9 + 20.0)
     assert partitions.changed_rates(1e9, 1e9) == []
     assert partitions._limits.in_use == {}
+
+
+@pytest.mark.parametrize("task", ["two", "rated", "ordered", "gpu"])
+def test_a_grant_that_grows_wakes_who_waits(task: str) -> None:
+    """Nothing of the limit may be used at first; no time is waited for then."""
+    partitions = ReadyJobs(capacities=CAPACITIES)
+    constraints = Constraints(order_key="k") if task == "ordered" else None
+    waiting = rows(task, 3, constraints=constraints)
+    [limit] = partition_of(waiting[0].spec, constraints).limits
+    partitions.grant(limit.kind, limit.name, 0)
+    partitions.add(waiting)
+    assert take(partitions, free_slots=5) == []
+    assert partitions.next_opening() is None
+
+    partitions.grant(limit.kind, limit.name, 1)
+    assert len(take(partitions, free_slots=1, most=1)) == 1
+    assert take(partitions, key=2, free_slots=5) == []
+    partitions.grant(limit.kind, limit.name, 0)
+    partitions.left(1, waiting[0], Release.ENDED)
+    assert take(partitions, key=2, free_slots=5) == []
+    if task != "rated":
+        partitions.grant(limit.kind, limit.name, None)
+        assert take(partitions, key=2, free_slots=5)
+
+
+def test_an_overdrawn_limit_sends_nothing_behind_a_job_that_runs() -> None:
+    """It would start when that one ends, while the job of another consumer is one too many still."""
+    partitions = ReadyJobs()
+    waiting = rows("two", 5)
+    partitions.add(waiting)
+    assert take(partitions, key=1, most=1) == [1]
+    assert take(partitions, key=2, most=1) == [2]
+    partitions.grant("concurrency", "two", 1)
+    assert take(partitions, key=1) == []
+    partitions.left(2, waiting[1], Release.ENDED)
+    assert take(partitions, key=2) == []
+    assert take(partitions, key=1) == [3, 4, 5]
+
+
+LIMITS = [
+    Limit("concurrency", "t", 3),
+    Limit("rate", "t", 3, 10.0),
+    Limit("order", "t k", 1),
+    Limit("resource", "gpu", 1),
+]
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.kind)
+@given(data=st.data())
+def test_a_packed_state_behaves_as_that_state(limit: Limit, data: st.DataObject) -> None:
+    """Jobs enter and leave in any order; now and then a twin is made by way of `pack`, which then goes the same way."""
+    state = new_state(limit, 2, CAPACITIES)
+    twin = unpack(limit.kind, state.pack())
+    jobs = {row.seq: row for row in rows("plain", 8)}
+    sent: dict[int, int] = {}
+    now = 100.0
+    for _ in range(data.draw(st.integers(1, 20))):
+        now += data.draw(st.sampled_from([0.0, 0.2, 5.0]))
+        if data.draw(st.booleans()):
+            twin = unpack(limit.kind, state.pack())
+        key, seq = data.draw(st.integers(1, 2)), data.draw(st.sampled_from(sorted(jobs)))
+        if seq in sent:
+            leaving = data.draw(st.sampled_from(Release))
+            for each in (state, twin):
+                each.leave(limit, sent[seq], jobs[seq], leaving)
+            del sent[seq]
+        elif state.room(limit, key, jobs[seq], now):
+            for each in (state, twin):
+                each.enter(limit, key, [jobs[seq]], now)
+            sent[seq] = key
+        rooms = [[each.room(limit, key, row, now) for key in (1, 2) for row in jobs.values()] for each in (state, twin)]
+        assert rooms[0] == rooms[1]
+        assert state.is_idle == twin.is_idle

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Starts
 
+#: A state as plain values; which, only the limiter of its kind knows.
+Packed = tuple[Any, ...]
 #: More than are ever sent at once.
 UNLIMITED: Final = 1 << 30
 
@@ -37,7 +39,14 @@ class Release(Enum):
 
 
 class Limiter(Protocol):
-    """The state of one limit. Consumers are identified by their keys; times are monotonic seconds."""
+    """The state of one limit. Consumers are identified by their keys; times are monotonic seconds.
+
+    Attributes:
+        granted: how much of the limit this fleet may use now, if it shares the limit with others; None: all of it. It
+            may change at any time. If it shrinks, what was sent already is not stopped, and nothing more is sent.
+    """
+
+    granted: int | None
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
         """How many jobs of a partition, `head` the first of them, may be sent to a consumer now."""
@@ -52,18 +61,24 @@ class Limiter(Protocol):
     def is_idle(self) -> bool:
         """Whether its state does not matter: it may be made anew when it is needed."""
 
+    def pack(self) -> Packed:
+        """Returns the state, without what is granted, as plain values: `unpack` makes the same state of them."""
+
 
 class Concurrency:
     """Counts how many of the jobs that they were sent consumers can run at once: a consumer with one slot runs one,
     however many wait there. So small jobs travel in batches under a limit, too."""
 
     def __init__(self, slots: int) -> None:
+        self.granted: int | None = None
         self._slots = slots
         self._sent: dict[int, int] = {}
         self._used = 0
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
-        free = limit.amount - self._used
+        free = _amount(limit, self.granted) - self._used
+        if free < 0:
+            return 0  # also behind a job that runs: it would start while others are too many still
         unused_slots = self._slots - self._sent.get(key, 0)
         return UNLIMITED if unused_slots <= 0 or free >= unused_slots else max(0, free)
 
@@ -84,6 +99,17 @@ class Concurrency:
     def is_idle(self) -> bool:
         return not self._sent
 
+    def pack(self) -> Packed:
+        return self._slots, tuple(self._sent.items())
+
+    @classmethod
+    def unpack(cls, slots: int, sent: Sequence[tuple[int, int]]) -> Concurrency:
+        """Makes the state that `pack` returned."""
+        state = cls(slots)
+        for key, count in sent:
+            state._count(key, count)
+        return state
+
 
 class Rate:
     """Counts the starts of the last span.
@@ -93,14 +119,15 @@ class Rate:
     jobs that were sent in the last second before the broker was killed may not be recorded yet.
     """
 
-    def __init__(self, slots: Starts = ()) -> None:
+    def __init__(self, slots: Starts = (), slot_of: Sequence[tuple[int, float]] = ()) -> None:
+        self.granted: int | None = None
         self._slots = deque(slots)  # (when it begins, starts), ascending
         self._starts = sum(starts for _, starts in slots)
-        self._slot_of: dict[int, float] = {}  # by seq, of the jobs that consumers have
+        self._slot_of: dict[int, float] = dict(slot_of)  # by seq, of the jobs that consumers have
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
         self.forget(limit, now)
-        return max(0, limit.amount - self._starts)
+        return max(0, _amount(limit, self.granted) - self._starts)
 
     def forget(self, limit: Limit, now: float) -> None:
         """Forgets the starts that are a span ago."""
@@ -137,24 +164,25 @@ class Rate:
                 return
 
     @property
-    def slots(self) -> Starts:
-        """What the store has to keep, so that a new broker goes on counting."""
-        return tuple(self._slots)
-
-    @property
     def is_idle(self) -> bool:
         return not self._slots
+
+    def pack(self) -> Packed:
+        return tuple(self._slots), tuple(self._slot_of.items())
 
 
 class Order:
     """Remembers which job is with a consumer, and which ones were and will run again: no younger job goes before those,
     even if they wait in another partition, that of their `crash_queue`."""
 
-    def __init__(self) -> None:
-        self._sent: int | None = None
-        self._again: set[int] = set()
+    def __init__(self, sent: int | None = None, again: Sequence[int] = ()) -> None:
+        self.granted: int | None = None
+        self._sent = sent
+        self._again = set(again)
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        if self.granted == 0:
+            return 0
         return 1 if self._sent is None and (not self._again or head.seq <= min(self._again)) else 0
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
@@ -174,16 +202,21 @@ class Order:
     def is_idle(self) -> bool:
         return self._sent is None and not self._again
 
+    def pack(self) -> Packed:
+        return self._sent, tuple(sorted(self._again))
+
 
 class Resource:
     """Counts how much of one of the fleet's capacities is taken."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, used: int = 0) -> None:
+        self.granted: int | None = None
         self._capacity = capacity
-        self._used = 0
+        self._used = used
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
-        return max(0, self._capacity - self._used) // limit.amount
+        capacity = self._capacity if self.granted is None else min(self._capacity, self.granted)
+        return max(0, capacity - self._used) // limit.amount
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._used += limit.amount * len(rows)
@@ -194,6 +227,14 @@ class Resource:
     @property
     def is_idle(self) -> bool:
         return self._used == 0
+
+    def pack(self) -> Packed:
+        return self._capacity, self._used
+
+
+def _amount(limit: Limit, granted: int | None) -> int:
+    """Returns how much of a limit may be used now."""
+    return limit.amount if granted is None else min(limit.amount, granted)
 
 
 def new_state(limit: Limit, slots: int, capacities: Mapping[str, int]) -> Limiter:
@@ -208,3 +249,17 @@ def new_state(limit: Limit, slots: int, capacities: Mapping[str, int]) -> Limite
         case "resource":
             return Resource(capacities.get(limit.name, 0))
     raise ValueError(f"unknown kind of limit: {limit.kind}")
+
+
+def unpack(kind: str, packed: Packed) -> Limiter:
+    """Makes the state of a limit of a kind that `Limiter.pack` returned."""
+    match kind:
+        case "concurrency":
+            return Concurrency.unpack(*packed)
+        case "rate":
+            return Rate(*packed)
+        case "order":
+            return Order(*packed)
+        case "resource":
+            return Resource(*packed)
+    raise ValueError(f"unknown kind of limit: {kind}")

@@ -272,6 +272,15 @@ class ReadyJobs:
         self._wake(partition)
         self._forget(partition)
 
+    def grant(self, kind: str, name: str, amount: int | None) -> None:
+        """Sets how much of a limit this fleet may use from now on, if it shares the limit with others; None for all of
+        it. If that is less than before, what was sent is for the caller to take back."""
+        shared = self._limits.grant(kind, name, amount)
+        if shared is not None:
+            for heap, parked in shared.first_ones():
+                heappop(heap)
+                self._list_again(parked)
+
     def under_way(self, row: JobRow) -> None:
         """Notes at the start that this job will run again, and that those behind it in order wait for it."""
         for limit, shared in self._partition(partition_of(row.spec, row.constraints)).limits:

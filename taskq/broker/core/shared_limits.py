@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import count
 
-from taskq.broker.core.limiters import Rate, new_state
+from taskq.broker.core.limiters import Rate, new_state, unpack
 from taskq.broker.core.waiting import SharedLimit
 from taskq.model.partition import Limit, Starts
 
@@ -23,6 +23,7 @@ class SharedLimits:
         self._slots = slots
         self._capacities = capacities
         self.in_use: dict[tuple[str, str], SharedLimit] = {}
+        self._granted: dict[tuple[str, str], int] = {}  # what this fleet may use of those that it shares with others
         self._openings: list[tuple[float, int, Limit]] = []  # when closed rates may open (monotonic)
         self._rates_changed: set[Limit] = set()  # those with starts that the store does not have yet
         self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that were not used since
@@ -33,7 +34,9 @@ class SharedLimits:
         shared = self.in_use.get((limit.kind, limit.name))
         if shared is None:
             before = self._rates_before.pop(limit.name, ()) if limit.kind == "rate" else ()
-            shared = SharedLimit(Rate(before) if before else new_state(limit, self._slots, self._capacities))
+            state = unpack("rate", (before,)) if before else new_state(limit, self._slots, self._capacities)
+            state.granted = self._granted.get((limit.kind, limit.name))
+            shared = SharedLimit(state)
             self.in_use[limit.kind, limit.name] = shared
         return shared
 
@@ -46,6 +49,18 @@ class SharedLimits:
         else:
             self.note_opening(limit, shared)
 
+    def grant(self, kind: str, name: str, amount: int | None) -> SharedLimit | None:
+        """Sets how much of a limit this fleet may use from now on; None for all of it. Returns the limit if it is in
+        use: partitions that are parked at it may go now."""
+        if amount is None:
+            self._granted.pop((kind, name), None)
+        else:
+            self._granted[kind, name] = amount
+        shared = self.in_use.get((kind, name))
+        if shared is not None:
+            shared.state.granted = amount
+        return shared
+
     # -- rates
 
     def note_start(self, limit: Limit) -> None:
@@ -54,7 +69,7 @@ class SharedLimits:
 
     def note_opening(self, limit: Limit, shared: SharedLimit) -> None:
         """Notes when a limit opens, if it is a rate: others do not open by time."""
-        if isinstance(shared.state, Rate) and not shared.is_timed:
+        if isinstance(shared.state, Rate) and not shared.is_timed and not shared.state.is_idle:
             shared.is_timed = True
             heappush(self._openings, (shared.state.opens_at(limit), next(self._ties), limit))
 
@@ -87,7 +102,8 @@ class SharedLimits:
         for limit in changed:
             shared = self.in_use.get((limit.kind, limit.name))  # None if forgotten meanwhile: no start counts any more
             state = None if shared is None else shared.state
-            if isinstance(state, Rate) and state.slots:
-                slots = [(begins + wall - now, count) for begins, count in state.slots]
+            if isinstance(state, Rate) and not state.is_idle:
+                starts, _ = state.pack()  # a new broker has none of the jobs that consumers have now
+                slots = [(begins + wall - now, count) for begins, count in starts]
                 told.append((limit.name, slots, slots[-1][0] + 2 * limit.period_s))
         return told
