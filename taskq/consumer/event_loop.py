@@ -11,99 +11,49 @@ import asyncio
 import os
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskq.client.app import TaskQ
 from taskq.client.context import set_job_of_context
-from taskq.consumer.executor import MainExecutor
-from taskq.consumer.main_thread import SignalledJob
+from taskq.consumer.coroutines import CoroutineJob, CoroutineRunner
+from taskq.consumer.leases import Leases
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.runner import Ended, Runner
 from taskq.consumer.threads import ThreadJob, Threads
-from taskq.model.errors import JobTimeout
 from taskq.protocol.link.boot import STOP
 from taskq.protocol.link.inbox import InboxReader
-
-if TYPE_CHECKING:
-    from taskq.consumer.loop import Consumer
 
 #: How long tasks that jobs have left on the loop may take to clean up when the consumer ends.
 _LEFTOVERS_S = 1.0
 
 
-class CoroutineJob(SignalledJob):
-    """A job whose code runs on the event loop beside others. Its asyncio task is cancelled; if it blocks the loop, so
-    that no cancel can reach it, a signal handler raises in it. Used in the loop's thread alone."""
-
-    has_process = False
-    asyncio_task: asyncio.Task[Ended] | None = None
-    _reason: str | None = None  # why it is interrupted, which happens only once
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether it has been told to end."""
-        return self._reason is not None
-
-    async def await_code(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Runs the job's own code, unless it is to end already."""
-        if self._reason is not None:
-            raise JobTimeout(self._reason)
-        self.is_open = True
-        try:
-            return await call(self, *args)
-        finally:
-            self.is_open = False
-
-    def interrupt(self, timeout: JobTimeout) -> None:
-        """Cancels the job's asyncio task, once."""
-        if self._reason is None:
-            self._reason = str(timeout)
-            if self.is_open and self.asyncio_task is not None:
-                self.asyncio_task.cancel()
-
-    def interrupt_code(self, timeout: JobTimeout) -> None:
-        """Raises in the job's code, which blocks the loop, so that a cancel cannot reach it."""
-        if not self._is_sending:
-            self._reason = str(timeout)
-        super().interrupt_code(timeout)
-
-    async def awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits the job's coroutine. If it ends because we have cancelled it, it ends with the reason for that."""
-        try:
-            return await coroutine
-        except asyncio.CancelledError as cancelled:
-            if self._reason is not None:
-                raise JobTimeout(self._reason) from cancelled
-            raise
-
-
-class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
+class EventLoop:
     """Runs as many jobs at once as the consumer has slots."""
 
-    def __init__(self, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, leases: Leases, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+        self._leases = leases
         self._inbox = inbox
         self._tasks = app.tasks
         self._outbox = outbox
         self._own = own
         self._clock = app.clock
-        self._runner = Runner(app, outbox.add_item)
+        self._runner = CoroutineRunner(app, outbox.add_item)
         self._threads = Threads(lambda: Runner(app, outbox.add_item), self._end_in_thread)
         self._context = copy_context()  # each job begins with a copy
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.get_ident()
-        self._lock = threading.Lock()  # held to call the consumer, except for `note`
+        self._lock = threading.Lock()  # held to use the leases, except for `note`
         self._running: dict[int, ThreadJob | CoroutineJob] = {}  # by slot; written under the lock
         self._is_report_planned = False
         self._is_last = False  # no more batches will come
         self._has_ended = False  # nothing runs, and nothing will run
 
-    def run(self, consumer: Consumer) -> None:
+    def run(self) -> None:
         """Takes batches and runs their jobs until no more will come and the last job has ended."""
-        self._consumer = consumer
         asyncio.set_event_loop(self._loop)
         os.register_at_fork(after_in_child=self._forget_in_child)
         self._loop.add_reader(self._inbox.fileno(), self._receive)
@@ -145,25 +95,26 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
                 if batch == STOP:
                     self._is_last = True
                 else:
-                    self._consumer.take(batch)
-            self._consumer.start_jobs()
+                    self._leases.take(batch)
+            self._start_jobs()
         self._end_if_idle()
 
-    def new_job(self, number: int, started_at: float, *sent: Any) -> ThreadJob | CoroutineJob:
+    def _start_jobs(self) -> None:
+        """Has a thread or the loop run each job that waits and for which a slot is free. The lock is held."""
+        for job in self._leases.claim(self._new_job):
+            self._running[job.slot] = job
+            if isinstance(job, ThreadJob):
+                self._threads.start(job)
+            elif threading.get_ident() == self._loop_thread:
+                self._start_here(job)
+            else:
+                self._loop.call_soon_threadsafe(self._start_here, job)
+
+    def _new_job(self, number: int, started_at: float, *sent: Any) -> ThreadJob | CoroutineJob:
         """Makes the object of a job that is claimed. A job of an unknown task fails in a thread."""
         task = self._tasks.get(sent[1])
         kind = ThreadJob if task is None or not task.is_async else CoroutineJob
         return kind(number, started_at, *sent)
-
-    def start(self, job: ThreadJob | CoroutineJob) -> None:
-        """Has a thread or the loop run a job. The lock is held."""
-        self._running[job.slot] = job
-        if isinstance(job, ThreadJob):
-            self._threads.start(job)
-        elif threading.get_ident() == self._loop_thread:
-            self._start_here(job)
-        else:
-            self._loop.call_soon_threadsafe(self._start_here, job)
 
     def _start_here(self, job: CoroutineJob) -> None:
         context = self._context.copy()
@@ -187,15 +138,15 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
     def _end(self, job: ThreadJob | CoroutineJob, ended: Ended, report: Callable[[], object]) -> None:
         """Notes the end of a job, and lets the next one begin."""
         try:
-            self._consumer.note(job, ended)
+            self._leases.note(job, ended)
             with self._lock:
                 del self._running[job.slot]
-                self._consumer.finish(job, ended)
-                self._consumer.start_jobs()
-                is_short_of_work = not self._consumer.has_waiting
+                self._leases.finish(job, ended)
+                self._start_jobs()
+                is_short_of_work = not self._leases.has_waiting
             if is_short_of_work:
                 report()
-            if self._is_last or self._consumer.is_stopping:
+            if self._is_last or self._leases.is_stopping:
                 self._loop.call_soon_threadsafe(self._end_if_idle)
         except BaseException:  # most likely, the job has closed our descriptors
             try:
@@ -215,8 +166,8 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
 
     def _end_if_idle(self) -> None:
         with self._lock:
-            is_done = self._consumer.is_stopping or (self._is_last and not self._consumer.has_waiting)
-            if is_done and self._consumer.is_idle:
+            is_done = self._leases.is_stopping or (self._is_last and not self._leases.has_waiting)
+            if is_done and self._leases.is_idle:
                 self._has_ended = True
                 self._loop.stop()
 
@@ -224,6 +175,7 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
 
     def stop(self) -> None:
         """Called by a signal handler: the consumer is to end."""
+        self._leases.is_stopping = True
         self._loop.call_soon_threadsafe(self._end_if_idle)
 
     def interrupt_overdue(self) -> None:
@@ -233,12 +185,12 @@ class EventLoop(MainExecutor["ThreadJob | CoroutineJob"]):
         task = asyncio.current_task(self._loop)
         for job in list(self._running.values()):
             if task is not None and isinstance(job, CoroutineJob) and job.asyncio_task is task:
-                timeout = self._consumer.timeout_of(job) if job.is_open and not job.is_interrupted else None
+                timeout = self._leases.timeout_of(job) if job.is_open and not job.is_interrupted else None
                 if timeout is not None:
                     job.interrupt_code(timeout)
 
     def _interrupt_overdue(self) -> None:
         for job in list(self._running.values()):
-            timeout = self._consumer.timeout_of(job)
+            timeout = self._leases.timeout_of(job)
             if timeout is not None:
                 job.interrupt(timeout)

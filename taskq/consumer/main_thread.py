@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskq.client.context import RunningJob, this_process
-from taskq.consumer.executor import MainExecutor
+from taskq.consumer.leases import Leases
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.runner import Runner
 from taskq.model.errors import JobTimeout
 from taskq.protocol.link.boot import STOP
 from taskq.protocol.link.inbox import InboxReader
-
-if TYPE_CHECKING:
-    from taskq.consumer.loop import Consumer
 
 
 class _Stop(BaseException):
@@ -68,35 +65,36 @@ class SignalledJob(RunningJob):
                 self.interrupt_code(late)
 
 
-class MainThread(MainExecutor[SignalledJob]):
+class MainThread:
     """Runs one job at a time."""
 
-    new_job = SignalledJob
-
-    def __init__(self, inbox: InboxReader, runner: Runner, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(self, leases: Leases, inbox: InboxReader, runner: Runner, outbox: Outbox, own: OwnDescriptors) -> None:
+        self._leases = leases
         self._inbox = inbox
         self._runner = runner
         self._outbox = outbox
         self._own = own
         self._is_waiting = False
 
-    def run(self, consumer: Consumer) -> None:
+    def run(self) -> None:
         """Runs jobs until the broker says stop or is gone, or until SIGTERM arrives; the running job ends first."""
-        self._consumer = consumer
         while (batch := self._next_batch()) != STOP:
-            consumer.take(batch)
-            consumer.start_jobs()
+            self._leases.take(batch)
+            self._run_jobs()
 
-    def start(self, job: SignalledJob) -> None:
-        """Runs a job to its end."""
-        this_process.job = job
-        ended = self._runner.run(job)
-        this_process.job = None
-        self._consumer.note(job, ended)
-        self._consumer.finish(job, ended)
+    def _run_jobs(self) -> None:
+        run, note, finish = self._runner.run, self._leases.note, self._leases.finish
+        for job in self._leases.claim(SignalledJob):
+            this_process.job = job
+            ended = run(job)
+            this_process.job = None
+            note(job, ended)
+            finish(job, ended)
+            del ended  # its result may be large: it goes before the next job runs
 
     def stop(self) -> None:
         """Called by a signal handler: the broker has nothing more for this consumer."""
+        self._leases.is_stopping = True
         if self._is_waiting:
             raise _Stop
 
@@ -104,7 +102,7 @@ class MainThread(MainExecutor[SignalledJob]):
         """Called by a signal handler: a job is to end."""
         job = this_process.job
         if isinstance(job, SignalledJob) and job.is_open:
-            timeout = self._consumer.timeout_of(job)
+            timeout = self._leases.timeout_of(job)
             if timeout is not None:
                 job.interrupt_code(timeout)
 
@@ -113,7 +111,7 @@ class MainThread(MainExecutor[SignalledJob]):
             self._own.end_if_lost()
         try:
             self._is_waiting = True
-            if self._consumer.is_stopping:
+            if self._leases.is_stopping:
                 return STOP
             batch = self._inbox.get()
             self._own.end_if_lost()  # a thread left behind by a job may have closed one meanwhile: no job is to blame

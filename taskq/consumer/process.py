@@ -6,32 +6,48 @@ import faulthandler
 import gc
 import logging
 import os
+import signal
+import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from taskq.client import context
 from taskq.client.app import TaskQ
 from taskq.client.context import write_record
 from taskq.client.hooks import StartFailed
 from taskq.client.loader import load_app
-from taskq.consumer.executor import MainExecutor
-from taskq.consumer.loop import Consumer
+from taskq.consumer.leases import Leases
 from taskq.consumer.main_thread import MainThread
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.own_output import MarkedOutput, OwnOutput
 from taskq.consumer.runner import Runner
+from taskq.consumer.signals import handle_signals, ignore
 from taskq.consumer.streams import flush_output, open_output
 from taskq.model.errors import AppError
 from taskq.model.job import JobError
-from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, Boot
+from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, TIMEOUT_SIGNAL, Boot
 from taskq.protocol.link.inbox import InboxReader
 from taskq.protocol.link.reports import boot_failed_frame
 from taskq.system import descriptors
 from taskq.system.directory import Directory
 from taskq.system.locks import hold_consumer_lock
 from taskq.system.platform import die_with_parent, name_process
+
+
+class Executor(Protocol):
+    """What has the main thread of the consumer, where batches arrive and signals are handled. It claims jobs from the
+    consumer's `Leases`, runs them, and hands back what became of each of them."""
+
+    def run(self) -> None:
+        """Takes batches and runs their jobs until no more will come and the last job has ended."""
+
+    def stop(self) -> None:
+        """Called by a signal handler: no more jobs begin, and `run` returns when the running ones have ended."""
+
+    def interrupt_overdue(self) -> None:
+        """Called by a signal handler: a job is to end, for its time or because it was cancelled."""
 
 
 def run(boot: Boot) -> None:
@@ -62,18 +78,35 @@ def run(boot: Boot) -> None:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.enable()
     context.use_channel(outbox)
-    Consumer(boot, app, outbox, own, output, _executor(boot.slots, inbox, app, outbox, own)).run()
+    executor = _executor(Leases(boot, outbox, own, output), boot.slots, inbox, app, outbox, own)
+    _obey_signals(executor)
+    threading.Thread(target=outbox.report_late, name="taskq-report", daemon=True).start()
+    outbox.announce(app.name, app.schedules.declared)
+    executor.run()
     outbox.report()
     app.hooks.run_stops()
     flush_output()
 
 
-def _executor(slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> MainExecutor[Any]:
+def _executor(
+    leases: Leases, slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors
+) -> Executor:
     if slots == 1:
-        return MainThread(inbox, Runner(app, outbox.add_item), outbox, own)
+        return MainThread(leases, inbox, Runner(app, outbox.add_item), outbox, own)
     from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
 
-    return EventLoop(inbox, app, outbox, own)
+    return EventLoop(leases, inbox, app, outbox, own)
+
+
+def _obey_signals(executor: Executor) -> None:
+    handle_signals(
+        {
+            signal.SIGINT: ignore,  # not SIG_IGN, which the programs that jobs run would inherit
+            signal.SIGHUP: ignore,
+            signal.SIGTERM: lambda _signal, _frame: executor.stop(),
+            TIMEOUT_SIGNAL: lambda _signal, _frame: executor.interrupt_overdue(),
+        }
+    )
 
 
 def live_and_die_with_the_broker(boot: Boot) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskq.client.app import TaskQ
 from taskq.client.context import CurrentJob, RunningJob, current_of, write_record
@@ -29,9 +29,6 @@ from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, enc
 from taskq.protocol.ops import StartOptions
 from taskq.system.usage import data_limit
 
-if TYPE_CHECKING:
-    from taskq.consumer.event_loop import CoroutineJob  # imports asyncio, which takes 40-70 ms
-
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 #: The way from here to the user's code: these frames are left out of what a job's error tells.
 _OWN_MODULES = (
@@ -39,6 +36,7 @@ _OWN_MODULES = (
     "taskq.client.context",
     "taskq.consumer.main_thread",
     "taskq.consumer.threads",
+    "taskq.consumer.coroutines",
     "taskq.consumer.event_loop",
 )
 
@@ -61,7 +59,7 @@ class Refused(Exception):
 
 
 class Runner:
-    """Runs jobs to their ends, in the thread or on the event loop of an executor."""
+    """Runs jobs to their ends, each in the thread that asks for it."""
 
     def __init__(self, app: TaskQ, on_item: OnItem | None = None) -> None:
         """
@@ -73,7 +71,6 @@ class Runner:
         self._tasks = app.tasks
         self._middleware = app.hooks.middleware
         self._code = self._call_within if self._middleware else self._call
-        self._code_async = self._call_within_async if self._middleware else self._call_async
         self._on_item = on_item
         self._event_loop: Any = None
 
@@ -96,19 +93,6 @@ class Runner:
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
-            job.close()
-            return self.failure(job, raised, started_at, start)
-
-    async def run_async(self, job: CoroutineJob) -> Ended:
-        """The same for a job of an `async def` task, beside others on an event loop."""
-        started_at, start = self._clock.time(), self._clock.monotonic()
-        try:
-            task, args, kwargs = self._prepare(job)
-            value = await job.await_code(self._code_async, task, args, kwargs)
-            result = None if value is None else self._encode(job, value)
-            duration_s = self._clock.monotonic() - start
-            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
-        except BaseException as raised:
             job.close()
             return self.failure(job, raised, started_at, start)
 
@@ -199,7 +183,7 @@ class Runner:
         try:
             value = task.function(*args, **kwargs)
         except TypeError as error:
-            _refuse_misfit(error, task, args, kwargs)
+            refuse_misfit(error, task, args, kwargs)
             raise
         if task.is_async:
             return self._run_coroutine(value)
@@ -209,20 +193,6 @@ class Runner:
         """The call, and the application's middleware around it."""
         with Around(self._middleware, job):
             return self._call(job, task, args, kwargs)
-
-    async def _call_async(self, job: CoroutineJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        try:
-            coroutine = task.function(*args, **kwargs)
-        except TypeError as error:
-            _refuse_misfit(error, task, args, kwargs)
-            raise
-        return await job.awaited(coroutine)
-
-    async def _call_within_async(
-        self, job: CoroutineJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        with Around(self._middleware, job):
-            return await self._call_async(job, task, args, kwargs)
 
     def _exhaust(self, job: RunningJob, generator: Any) -> Any:
         """Runs a generator to its end, and tells what it yields. Returns what it returns."""
@@ -250,7 +220,7 @@ class Runner:
             raise
 
 
-def _refuse_misfit(error: TypeError, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> None:
+def refuse_misfit(error: TypeError, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Raises Refused if the arguments do not fit the function: then the call itself has raised, and nothing inside."""
     if error.__traceback__ is not None and error.__traceback__.tb_next is None:
         told = misfit(task.function, args, kwargs)

@@ -1,4 +1,4 @@
-"""The executor of jobs that run side by side in threads. Threads are reused.
+"""Jobs that run side by side in threads. Threads are reused.
 
 A time limit interrupts a thread with an exception that Python raises in it from outside, at any point of its code. So
 each job keeps, under a lock, whether its own code runs, and nothing but its own code can be hit.
@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from taskq.client.context import RunningJob, set_job_of_context, this_process
-from taskq.consumer.executor import Executor
 from taskq.consumer.runner import Ended, Runner
 from taskq.model.errors import JobTimeout
 
@@ -110,7 +109,7 @@ class ThreadJob(RunningJob):
             raise _Overdue
 
 
-class Threads(Executor[ThreadJob]):
+class Threads:
     """Runs each job in a thread. There are as many threads as jobs have ever run at once."""
 
     def __init__(self, new_runner: Callable[[], Runner], on_end: Callable[[ThreadJob, Ended], None]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from taskq import TaskQ, TaskQError, current_job
 from taskq.client.context import RunningJob, this_process
-from taskq.consumer.event_loop import CoroutineJob
+from taskq.consumer.coroutines import CoroutineJob, CoroutineRunner
 from taskq.consumer.main_thread import SignalledJob
 from taskq.consumer.runner import Runner
 from taskq.consumer.threads import ThreadJob
@@ -99,8 +99,10 @@ def test_a_job_that_has_ended_says_so() -> None:
 def test_the_traceback_of_a_job_begins_with_its_own_code(kind: type[RunningJob]) -> None:
     """Frames of ours tell its author nothing, wherever the job has run."""
     job = kind(1, time.monotonic(), ID, "fail_async" if kind is CoroutineJob else "fail", 1, encode_call(ID, (), {}))
-    runner = Runner(q)
-    _, _, outcome = asyncio.run(runner.run_async(job)) if isinstance(job, CoroutineJob) else runner.run(job)
+    if isinstance(job, CoroutineJob):
+        _, _, outcome = asyncio.run(CoroutineRunner(q).run_async(job))
+    else:
+        _, _, outcome = Runner(q).run(job)
     traceback = failure_in(outcome)[0].traceback
     assert traceback.count("  File ") == 1, traceback
     assert "test_running_job.py" in traceback

@@ -1,4 +1,4 @@
-"""The consumer: each job is claimed, run, noted and finished.
+"""The jobs that a consumer holds: each is claimed, run by the executor, noted and finished.
 
     broker --(multiprocessing queue: batches of numbered jobs)--> consumer --(socket: outcomes)--> broker
                        counters block: claimed, finished, valid_from      (pipe: all output)----> broker
@@ -9,24 +9,19 @@ Nothing here is shared with another consumer. A consumer ends with its broker.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections import deque
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-from taskq.client.app import TaskQ
 from taskq.client.context import RunningJob, this_process
-from taskq.consumer.executor import MainExecutor
 from taskq.consumer.outbox import Outbox
 from taskq.consumer.own_descriptors import OwnDescriptors
 from taskq.consumer.own_output import OwnOutput
 from taskq.consumer.runner import Ended
-from taskq.consumer.signals import handle_signals, ignore
 from taskq.model.attempt import Verdict
 from taskq.model.errors import JobTimeout
 from taskq.protocol.link.batch import read_batch
-from taskq.protocol.link.boot import TIMEOUT_SIGNAL, Boot
+from taskq.protocol.link.boot import Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
 from taskq.system.directory import Directory
 
@@ -34,47 +29,25 @@ from taskq.system.directory import Directory
 #: after the next job that took longer, or when something is sent. The check takes 0.8 microseconds.
 _QUICK_S = 20e-6
 
+JobT = TypeVar("JobT", bound=RunningJob)
 
-class Consumer:
-    """Takes jobs from the broker and sees each of them through: `start_jobs`, the executor's `start`, `note`, `finish`.
 
-    How many jobs run at once, and where, is up to the executor. It calls `note` in any thread, and everything else in
-    one thread at a time.
+class Leases:
+    """The jobs that the broker has leased to this process: those that wait for a slot, and those that run in one.
+
+    How a job runs, and where, is up to the executor. It calls `note` in any thread, and everything else in one thread
+    at a time.
     """
 
-    def __init__(
-        self,
-        boot: Boot,
-        app: TaskQ,
-        outbox: Outbox,
-        own: OwnDescriptors,
-        output: OwnOutput,
-        executor: MainExecutor[Any],
-    ) -> None:
-        self._app = app
+    def __init__(self, boot: Boot, outbox: Outbox, own: OwnDescriptors, output: OwnOutput) -> None:
         self._outbox = outbox
         self._own = own
         self._output = output
-        self._executor = executor
         self._counters = boot.counters
         self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots)
         self._free = list(range(boot.slots))
         self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, not claimed yet
-        self.is_stopping = False  # set by a signal handler: no more jobs begin
-
-    def run(self) -> None:
-        """Runs jobs until the broker says stop, or SIGTERM does (after the running jobs)."""
-        handle_signals(
-            {
-                signal.SIGINT: ignore,  # not SIG_IGN, which the programs that jobs run would inherit
-                signal.SIGHUP: ignore,
-                signal.SIGTERM: self._on_stop,
-                TIMEOUT_SIGNAL: self._on_timeout,
-            }
-        )
-        threading.Thread(target=self._outbox.report_late, name="taskq-report", daemon=True).start()
-        self._outbox.announce(self._app.name, self._app.schedules.declared)
-        self._executor.run(self)
+        self.is_stopping = False  # set by the executor, in a signal handler: no more jobs begin
 
     def take(self, batch: bytes) -> None:
         """Takes a batch of jobs. They are numbered in a row, and the batch says with which number it begins."""
@@ -83,9 +56,13 @@ class Consumer:
             self._outbox.answer()
         self._waiting.extend(enumerate(jobs, number))
 
-    def start_jobs(self) -> None:
-        """Claims the jobs that wait, in their order, as long as a slot is free, and has the executor run them."""
-        claim, new_job, start = self._counters.claim, self._executor.new_job, self._executor.start
+    def claim(self, new_job: Callable[..., JobT]) -> Iterator[JobT]:
+        """Claims the jobs that wait, in their order, as long as a slot is free: each when the caller asks for the next.
+
+        Args:
+            new_job: makes the object of a job: called with its number, when it was claimed, and what was sent of it.
+        """
+        claim = self._counters.claim
         while self._waiting and self._free and not self.is_stopping:
             number, sent = self._waiting.popleft()
             slot = self._free[-1]
@@ -96,7 +73,7 @@ class Consumer:
             job = new_job(number, started_at, *sent)
             job.slot = slot
             self._recorder.started(job.id, job.attempt, slot)
-            start(job)
+            yield job
 
     def note(self, job: RunningJob, ended: Ended) -> None:
         """Puts the outcome of a job where it outlives this process."""
@@ -136,10 +113,3 @@ class Consumer:
         if not self._counters.is_overdue(job.number, job.slot):
             return None
         return job.timeout_error(self._counters.reason(job.slot))
-
-    def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_stopping = True
-        self._executor.stop()
-
-    def _on_timeout(self, _signal: int, _frame: FrameType | None) -> None:
-        self._executor.interrupt_overdue()
