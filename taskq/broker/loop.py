@@ -93,7 +93,7 @@ class Broker:
         """Takes over the parts that it runs."""
         self._directory, self._settings = parts.directory, parts.settings
         self._log, self._clock = parts.log, parts.clock
-        self._core = parts.core
+        self._core, self._turns = parts.core, parts.turns
         self._engine: Engine = parts.engine
         self._timers = Timers(self._engine.next_at, self._next_at)
         self._left: dict[str, int] = {}  # jobs that it found at the start
@@ -136,7 +136,11 @@ class Broker:
     # -- the loop
 
     def _tick(self) -> None:
-        for key, mask in self._selector.select(self._timers.timeout_s(self._clock.monotonic())):
+        now = self._clock.monotonic()
+        self._turns.ended(now)
+        ready = self._selector.select(self._timers.timeout_s(now))
+        self._turns.began(self._clock.monotonic())
+        for key, mask in ready:
             key.data(mask)
         now, wall = self._clock.monotonic(), self._clock.time()
         self._engine.gather(now)

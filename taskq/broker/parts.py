@@ -27,6 +27,7 @@ from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+from taskq.system.turns import TurnTimes
 
 
 class Parts:
@@ -50,6 +51,7 @@ class Parts:
         self.events = events
         self.log = events.log
         self.clock = clock
+        self.turns = TurnTimes()  # of the loop that runs these parts
         self._status = status
 
     def recover(self, running: Iterable[FlightRecord]) -> None:
@@ -78,7 +80,8 @@ class Parts:
             selector: of the loop; None: clients reach the engine in other ways.
             max_clients: how many clients are served at once; more are refused.
         """
-        status = self._status(self.directory, self.core, self.engine.figures, consumers, processes, self.clock)
+        figures = self.engine.figures
+        status = self._status(self.directory, self.core, figures, consumers, processes, self.turns, self.clock)
         control = FleetControl(status.draw, on_stop, on_reload)
         self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 

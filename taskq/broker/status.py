@@ -23,6 +23,7 @@ from taskq.model.stored import StoredState
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+from taskq.system.turns import TurnTimes
 
 #: Files in the spool are counted up to here: it takes 5 ms.
 _MOST_SPOOLED = 10_000
@@ -38,12 +39,14 @@ class StatusView:
         figures: Figures,
         pool: Consumers,
         processes: Succession[ConsumerProcess],
+        turns: TurnTimes,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """
         Args:
             figures: of the engine.
             processes: the consumers, and how a reload goes.
+            turns: of the broker's loop.
             clock: the broker's; its uptime counts from now on.
         """
         self._directory = directory
@@ -51,6 +54,7 @@ class StatusView:
         self._figures = figures
         self._pool = pool
         self._processes = processes
+        self._turns = turns
         self._clock = clock
         self._started_at = clock.time()
 
@@ -69,6 +73,7 @@ class StatusView:
         )
 
     def _broker(self) -> BrokerStatus:
+        longest = self._turns.longest(self._clock.monotonic())
         return BrokerStatus(
             pid=os.getpid(),
             uptime_s=round(self._clock.time() - self._started_at, 3),
@@ -76,6 +81,8 @@ class StatusView:
             rss_bytes=rss_bytes(os.getpid()),
             state="stopping" if self._pool.is_stopping else "running",
             restarts_of_consumers=self._processes.restarts,
+            longest_turn_s=round(longest.ever, 6),
+            longest_turn_last_minute_s=round(longest.last_minute, 6),
         )
 
     def _queues(self) -> dict[str, QueueStatus]:

@@ -90,6 +90,10 @@ def _headline(found: FleetStatus) -> Text:
     if broker.pid is not None:
         line.append(f"  broker {broker.pid}, {_megabytes(broker.rss_bytes or 0)}, up {_span(broker.uptime_s or 0.0)}")
     line.append(f"  {broker.directory}", style="dim")
+    if broker.longest_turn_s is not None:
+        recently_s = broker.longest_turn_last_minute_s or 0.0
+        told = f"{broker.longest_turn_s * 1e3:,.1f} ms, in the last minute {recently_s * 1e3:,.1f} ms"
+        line.append(f"\nlongest turn of the broker: {told}", style="dim")
     line.append_text(_reload(found))
     line.append_text(_not_started(found.not_started))
     line.append_text(_spooled(found.spooled_files))

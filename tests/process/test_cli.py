@@ -316,11 +316,13 @@ def test_status(shared: Fleet) -> None:
     assert told.keys() == {*asked.keys(), "tasks"}
     assert told["broker"].keys() == asked["broker"].keys()
     assert told["broker"]["directory"] == str(shared.home)
+    assert told["broker"]["longest_turn_s"] >= told["broker"]["longest_turn_last_minute_s"] > 0
     assert {consumer["pid"] for consumer in told["consumers"]} == set(shared.consumer_pids())
     assert told["totals"].keys() == asked["totals"].keys()
     for app in (JOBS, str(shared.home)):
         shown = taskq(shared.home, "status", app).stdout
         assert str(shared.home) in shown
+        assert "longest turn of the broker: " in shown
         assert all(str(pid) in shown for pid in [asked["broker"]["pid"], *shared.consumer_pids()])
         assert "\x1b" not in shown
 

@@ -23,7 +23,7 @@ from taskq.broker.core.core import Core
 from taskq.engines.dependents import Fate, becomes
 from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer
-from taskq.engines.embedded.dependencies import Released, release_dependents
+from taskq.engines.embedded.dependencies import _EDGES, Released, release_dependents
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
@@ -435,7 +435,7 @@ class Wide:
         outcome = pack_failure(0.0, 0.0, JobError("ValueError", "no"))
         self.core.settled(1, Attempts([1], [Verdict.FAILED], [5], [outcome]), 0.0, 1e9)
         self.committer.commit(1.0, 1e9)
-        assert self.found() == {StoredState.CANCELLED: 2_000, StoredState.WAITING: 1_000}
+        assert self.found() == {StoredState.CANCELLED: _EDGES, StoredState.WAITING: 3_000 - _EDGES}
 
     def go_on(self) -> None:
         """Commits, until all heard of it."""
@@ -503,7 +503,7 @@ def test_what_one_that_was_called_off_comes_after_is_kept_as_long(tmp_path: Path
 
 def test_the_start_knows_of_a_purge_that_not_all_heard_of(wide: Wide) -> None:
     assert asked(wide.committer, lambda tx: wide.commands.purge_one(tx, wide.store.read, wide.first))
-    assert wide.found() == {StoredState.CANCELLED: 2_000, StoredState.WAITING: 1_000}
+    assert wide.found() == {StoredState.CANCELLED: _EDGES, StoredState.WAITING: 3_000 - _EDGES}
     recover(wide.store, Core(), [], 0.0, 1e9)  # after a crash
     assert wide.found() == {StoredState.CANCELLED: 3_000}
 

@@ -202,7 +202,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
 
 
 STATUS = FleetStatus(
-    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4),
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25),
     ReloadStatus(1, "failed", "no module"),
     [MissingConsumer(2, "no module")],
     {"mail": QueueStatus(1, 2, 3, 4)},
@@ -223,6 +223,8 @@ TOLD = {
         "rss_bytes": 3,
         "state": "stopping",
         "restarts_of_consumers": 4,
+        "longest_turn_s": 0.5,
+        "longest_turn_last_minute_s": 0.25,
     },
     "reload": {"number": 1, "state": "failed", "error": "no module"},
     "not_started": [{"number": 2, "error": "no module"}],

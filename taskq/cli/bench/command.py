@@ -38,6 +38,7 @@ ROUND_TRIPS = 1_000
 BURN_MS = 2.0
 BURN_JOBS = 2_500
 SMALL_BACKLOG, LARGE_BACKLOG = 10_000, 300_000
+WAITING_JOBS = 100_000
 
 
 @dataclass
@@ -218,6 +219,25 @@ def _drain(count: int) -> tuple[float, int]:
     return count / timed(lambda: _finish(jobs)), rss
 
 
+def longest_turn() -> Figure:
+    """For how long a broker with many waiting jobs answers nobody, while they come in, are cancelled, purged, listed
+    and worked off. It has a fleet of its own, since a broker keeps that figure from its start on."""
+    with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
+        q.use_directory(Directory(Path(path)))
+        with q.fleet(settings=Settings(consumers=CONSUMERS, stderr_level="critical")):
+            q.pause("default")
+            jobs = noop.enqueue_many((number,) for number in range(WAITING_JOBS))
+            for job in jobs[:SINGLE_JOBS]:
+                job.cancel()
+            q.purge("cancelled")
+            q.jobs(task="none")
+            q.resume("default")
+            _finish(jobs[SINGLE_JOBS:])
+            longest_s = q.client.status().broker.longest_turn_s or 0.0
+    name = f"longest turn of the broker, {WAITING_JOBS:,} jobs waiting"
+    return Figure(name, f"{longest_s * 1e3:.1f} ms", "", None, "<= 10 ms")
+
+
 def start_up(rounds: int) -> Figure:
     """From the `taskq worker` command to the first job done, for a small application."""
     seconds = []
@@ -286,6 +306,7 @@ def report(rounds: int, rival: Rival | None = None) -> None:
     """
     print(f"{'':<54}{'taskq':>14}{'compared':>18}{'ratio':>8}  wanted")
     _print(start_up(rounds))
+    _print(longest_turn())
     with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
         os.environ["TASKQ_URL"] = path
         q.use_directory(Directory(Path(path)))

@@ -45,8 +45,8 @@ _PRUNE_JOBS = 3_000
 _TIDIED_KEYS = 1_000
 #: Scheduled jobs that become queued in one commit.
 _DUE_JOBS = 1_000
-#: Jobs that expire in one commit.
-_EXPIRED_JOBS = 1_000
+#: Jobs that expire in one commit, which takes it some 10 ms.
+_EXPIRED_JOBS = 200
 #: The reason for which jobs are refused while the disk is full.
 NO_ROOM = "the disk that holds the journal is full: free some space there"
 
@@ -194,7 +194,9 @@ class Committer:
         """When the next commit is due (monotonic): at once, or by time."""
         if self._staged:
             return 0.0
-        return None if self._effects_since is None else self._effects_since + _COMMIT_WITHIN_S
+        if self._effects_since is None or self._would_release:
+            return self._effects_since
+        return self._effects_since + _COMMIT_WITHIN_S
 
     # -- commit
 

@@ -16,8 +16,8 @@ from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError, JobRow
 from taskq.model.stored import Edge, Ended, StoredJob, StoredState
 
-#: How many links one commit looks at: it takes some 50 ms. The others follow with the next ones, or at the next start.
-_EDGES = 2_000
+#: How many links one commit looks at: it takes some 10 ms. The others follow with the next ones, or at the next start.
+_EDGES = 400
 #: How many characters of the failed job's error each job has that is cancelled because of it.
 _TOLD_CHARS = 200
 

@@ -19,6 +19,9 @@ class BrokerStatus:
         rss_bytes: its resident memory, or None.
         state: "stopping" while running jobs finish, "stopped" if no fleet runs.
         restarts_of_consumers: how many consumer processes were started in place of ones that died.
+        longest_turn_s: the longest time, in seconds, for which its loop was busy since it started, so that it answered
+            nobody; or None.
+        longest_turn_last_minute_s: the same in the last minute.
     """
 
     pid: int | None
@@ -27,6 +30,8 @@ class BrokerStatus:
     rss_bytes: int | None
     state: Literal["running", "stopping", "stopped"] = "running"
     restarts_of_consumers: int = 0
+    longest_turn_s: float | None = None
+    longest_turn_last_minute_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
