@@ -76,6 +76,8 @@ _WALL_S = 1_700_000_000.0
 _QUIET_S = 300.0
 #: Shorter than in a real fleet: a consumer that hangs at its start is killed within the patience of a life.
 _BOOT_TIMEOUT_S = 2.0
+#: How often a client hands in jobs that are refused, of which it cannot know whether an earlier broker took them in.
+_MOST_TRIES = 100
 
 TASKS = (
     *("ok", "ok", "ok", "ok", "slow", "fails", "fails_once", "poison", "poison_once", "times_out", "stubborn"),
@@ -767,7 +769,7 @@ class Client:
         self._cancels: dict[int, bytes] = {}
         self._unwanted: set[bytes] = set()  # running jobs that are being stopped
         self._asked: dict[int, tuple[Op, Any]] = {}
-        self._sent_again: set[int] = set()  # submit frames
+        self._sent_again: Counter[int] = Counter()  # submit frames: how many times
         self._right_behind: set[int] = set()  # cancels that were sent right behind the submit frame of their job
         self._mine: list[bytes] = []  # acknowledged
         self._watched: set[bytes] = set()
@@ -953,7 +955,7 @@ class Client:
     def _submit(self, request: int, *, resend: bool) -> None:
         assert self._peer is not None
         if resend:
-            self._sent_again.add(request)
+            self._sent_again[request] += 1
         self._peer.send(self._unanswered[request].frame(request, resend))
 
     def _submit_again(self, request: int) -> None:
@@ -1006,7 +1008,9 @@ class Client:
                 if peer is self._peer or not self._may_be_left_out(request):
                     self._taken_in(request, dict(msgpack.unpackb(body)) if body else {})
             case [Op.ERROR, request, str(), str()] if request in self._unanswered:
-                if request in self._sent_again:  # one of these may have been taken in
+                if self._sent_again[request] >= _MOST_TRIES:
+                    del self._unanswered[request]  # it will never know what became of these
+                elif request in self._sent_again:  # one of these may have been taken in
                     self.world.later(0.2, lambda: self._submit_later(request))
                 else:
                     history.refused.update(job_id.hex() for job_id in self._unanswered.pop(request).ids)
