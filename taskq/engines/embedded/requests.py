@@ -18,7 +18,7 @@ from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.transaction import Command, Transaction
-from taskq.model.errors import JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
+from taskq.model.errors import JobNotFound, JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
 from taskq.model.info.search import JobSearch
 from taskq.model.schedule import Schedule
 from taskq.model.stored import StoredJob
@@ -55,7 +55,7 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 
 #: A request about a job that waits in the spool is put off for this long; clients wait a little longer for an answer.
 _SPOOLED_WAIT_S = 2.0
-
+_CANCEL_LATER = "the disk that holds the journal is full: the job can be cancelled when there is room"
 
 #: The requests that change the journal, and those of them that add to it.
 _CHANGES = (
@@ -131,8 +131,13 @@ class Requests:
         """Makes the change that is requested. Returns the value of the answer."""
         commands = self._commands
         match asked.request:
-            case CancelJob():
-                return commands.cancel(tx, partial(self._find_or_full, asked), *asked.request)
+            case CancelJob(job_id):
+                try:
+                    return commands.cancel(tx, partial(self._find, asked), *asked.request)
+                except JobNotFound:
+                    if self._committer.spec_in_spool(job_id) is None:
+                        raise
+                    return StoreFull(_CANCEL_LATER)  # not raised: the other commands of this transaction go on
             case RetryJob(job_id):
                 return commands.retry_one(tx, partial(self._find, asked), job_id)
             case RetryJobs():
@@ -160,12 +165,6 @@ class Requests:
 
     def _find(self, asked: _Asked, job_id: bytes) -> StoredJob | None:
         return self._committer.find(job_id, is_late=asked.is_late)
-
-    def _find_or_full(self, asked: _Asked, job_id: bytes) -> StoredJob | None:
-        stored = self._find(asked, job_id)
-        if stored is None and self._committer.spec_in_spool(job_id) is not None:
-            raise StoreFull("the disk that holds the journal is full: the job can be cancelled when there is room")
-        return stored
 
     # -- afterwards
 
