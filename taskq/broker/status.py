@@ -111,7 +111,7 @@ class StatusView:
             state=_state_of(consumer, row is not None),
             has_old_code=self._processes.is_old(consumer),
             running=len(told),
-            seats=consumer.counters.slots,
+            slots=consumer.counters.slots,
             job_id=row.id.hex() if row else None,
             task=row.spec.task if row else None,
             running_s=round(now - claim.started_at, 3) if claim else None,

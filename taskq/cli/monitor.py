@@ -160,7 +160,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[T
 
 def _activity(consumer: ConsumerStatus) -> str:
     """The state of a consumer, and how many of its slots are taken. The task beside it is that of the oldest job."""
-    return consumer.state if consumer.seats == 1 else f"{consumer.state} {consumer.running} of {consumer.seats}"
+    return consumer.state if consumer.slots == 1 else f"{consumer.state} {consumer.running} of {consumer.slots}"
 
 
 def _queues(queues: Mapping[str, QueueStatus], paused: Sequence[str], width: int | None) -> list[Text]:

@@ -48,7 +48,7 @@ STATUS: dict[str, Any] = {
             "number": number,
             "pid": 1234567 + number,
             "state": "running",
-            "seats": 1,
+            "slots": 1,
             "running": 1,
             "task": "shop.mails.send_confirmation",
             "progress": (3, 10, "mails sent"),

@@ -100,7 +100,7 @@ def test_status_tells_all_that_runs(start: Start, gate: Gate, tmp_path: Path) ->
     others = [task.enqueue(gate.path, str(path), "other") for task in (slots.hold, slots.hold_in_thread)]
     starts(path, 3)
     [consumer] = fleet.status()["consumers"]
-    assert (consumer["state"], consumer["running"], consumer["seats"]) == ("running", 3, 4)
+    assert (consumer["state"], consumer["running"], consumer["slots"]) == ("running", 3, 4)
     assert (consumer["job_id"], consumer["task"]) == (first.id, "hold")
     assert fleet.status()["queues"]["default"]["running"] == 3
     for job in (first, *others):

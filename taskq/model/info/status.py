@@ -112,7 +112,7 @@ class ConsumerStatus:
         state: what it does; "retiring" if it ends after the jobs that it runs.
         has_old_code: whether it was started before the last reload.
         running: how many jobs it runs.
-        seats: how many it may run at once.
+        slots: how many it may run at once.
         job_id: the job that has been running for the longest time, or None.
         task: the task of that job.
         running_s: for how many seconds it has been running.
@@ -127,7 +127,7 @@ class ConsumerStatus:
     state: Literal["starting", "idle", "running", "retiring"]
     has_old_code: bool
     running: int
-    seats: int = 1
+    slots: int = 1
     job_id: str | None = None
     task: str | None = None
     running_s: float | None = None
