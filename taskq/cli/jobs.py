@@ -326,14 +326,11 @@ def _neighbours(name: str, ids: list[str]) -> list[tuple[str, str]]:
 
 
 def _times(info: JobInfo) -> list[tuple[str, str]]:
-    finished_at = info.finished_at
-    if finished_at is not None and info.started_at is not None and info.duration_s is not None:
-        finished_at = info.started_at + info.duration_s  # to the millisecond; the journal keeps whole seconds
     times = [
         ("enqueued", info.enqueued_at),
         ("due", info.due_at),
         ("started", info.started_at),
-        ("ended", finished_at),
+        ("ended", info.finished_at),
     ]
     rows = [(name, _time(at)) for name, at in times if at is not None]
     if info.duration_s is not None:

@@ -481,3 +481,13 @@ def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
 @pytest.mark.parametrize("command", ["jobs", "retry", "purge", "pause", "resume"])
 def test_help_with_an_example(home: Path, here: Here, command: str) -> None:
     assert f"$ taskq {command}" in here(home, command, "--help").stdout
+
+
+def test_the_end_of_a_job_is_one_moment(shared: Fleet, here: Here) -> None:
+    """What is shown to people, and what `--json` prints."""
+    for number in range(3):
+        job = jobs.add.enqueue(number)
+        job.result(10)
+        at = json.loads(here(shared.home, "job", job.id, "--json").stdout)["finished_at"]
+        ended = datetime.fromtimestamp(at).isoformat(" ", "milliseconds")
+        assert f"ended {ended}" in " ".join(here(shared.home, "job", job.id).stdout.split())
