@@ -72,7 +72,13 @@ def jobs(
         str | None, typer.Option(metavar="TIME", help="Only jobs enqueued longer ago than this, such as 30m.")
     ] = None,
     attempts: Annotated[int, typer.Option(min=0, metavar="N", help="Only jobs with N attempts or more.")] = 0,
-    text: Annotated[str, typer.Option(metavar="TEXT", help="Only jobs with TEXT in their error, meta or keys.")] = "",
+    text: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Only jobs with TEXT in their error, meta or keys; upper and lower case are distinguished.",
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first.

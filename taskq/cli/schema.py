@@ -6,6 +6,7 @@ It is made from the classes that are printed: the types of their fields, and wha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -47,7 +48,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class PrintedCounts:
-    """What happened to jobs; `taskq.model.info.counts.Counts.as_dict`.
+    """What happened to jobs.
 
     Attributes:
         enqueued: jobs that came in.
@@ -78,7 +79,7 @@ class PrintedCounts:
 
 @dataclass(frozen=True, slots=True)
 class PrintedTask:
-    """What happened to the jobs of one task in one queue; `taskq.model.info.counts.TaskCounts.as_dict`.
+    """What happened to the jobs of one task in one queue.
 
     Attributes:
         task: the name of the task; empty for all that are not counted apart.
@@ -118,6 +119,7 @@ PRINTED: dict[str, Any] = {
 }
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+_NONE = re.compile(r"\bNone\b")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 #: A line of the log. Each event also has fields of its own: the README lists the events.
@@ -206,13 +208,15 @@ def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
     }
     return {
         "type": "object",
-        "description": (getdoc(kind) or "").partition("\n")[0],
+        "description": _sentence((getdoc(kind) or "").partition("\n")[0]),
         "properties": properties,
         "required": list(properties),
     }
 
 
 def _sentence(text: str) -> str:
+    """What a docstring says in Python's words, as a sentence about JSON."""
+    text = _NONE.sub("null", text)
     return text[:1].upper() + text[1:]
 
 

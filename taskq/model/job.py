@@ -126,7 +126,7 @@ class JobError:
     """Why an attempt did not succeed, in text only: nothing here is ever imported or called.
 
     Attributes:
-        type: the remote exception's class name, or taskq's own reason (see `taskq.model.errors.JobFailed`).
+        type: the remote exception's class name, or taskq's own reason, such as "Crashed" or "TimedOut".
         message: the remote exception's text.
         traceback: the remote traceback, or "".
         exit_code: the exit code of the process, if it died by itself, or None.

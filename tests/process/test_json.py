@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def test_each_field_is_described(here: Here, home: Path) -> None:
     described = [each for schema in objects for each in schema.get("properties", {}).values()]
     assert len(described) > 80
     assert all(len(each["description"]) > 10 for each in described), described
+    for text in (each["description"] for each in (*described, *objects) if "description" in each):
+        assert not re.search(r"\bNone\b|\btaskq\.|\bTaskQ\b", text), f"this is not about JSON: {text}"
 
 
 def test_commands_without_json(here: Here, home: Path) -> None:

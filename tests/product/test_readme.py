@@ -85,7 +85,16 @@ def run(folder: Path, *command: str) -> str:
 
 
 def test_each_snippet_is_run_by_a_test_below() -> None:
-    pasted = {"thumbs.py", "client.py", "shop.py", "printing.py", "pages.py", "nightly.py", "test_shop.py"}
+    pasted = {
+        "thumbs.py",
+        "client.py",
+        "shop.py",
+        "printing.py",
+        "pages.py",
+        "nightly.py",
+        "test_shop.py",
+        "private.py",
+    }
     assert set(snippets()) == {*pasted, "tracing.py"}
 
 
@@ -138,6 +147,16 @@ def test_tracing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert job.meta == {"team": "billing", "tenant": "acme", "request": "42"}
         assert tracing.q.job(job.id).result() == "42"
     del sys.modules["tracing"]
+
+
+def test_private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    shop, private = importlib.import_module("shop"), importlib.import_module("private")
+    with testing.queue(private.q):
+        arguments = shop.send_mail.enqueue("ann@example.org").info(arguments=True).arguments
+        assert (arguments.args, arguments.left_out) == (["***"], None)
+    for name in ("shop", "private"):
+        del sys.modules[name]
 
 
 def test_shop(folder: Path) -> None:

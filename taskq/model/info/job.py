@@ -63,8 +63,8 @@ class JobInfo:
         duration_s: how long the last ended attempt took.
         error: why the last ended attempt did not succeed, with the exit code or signal of a crash.
         progress: how far the running attempt is, if it said so.
-        history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in the lists
-            that `TaskQ.jobs` returns.
+        history: the ended attempts, oldest first; of more than 40 the first 20 and the last 20. Empty in lists of
+            jobs.
         after: ids of jobs that it comes after (at most 100; known until it has succeeded, or was cancelled).
         before: ids of jobs that come after it and have not ended (at most 100).
         meta: the texts that travel with it, by name; see `meta=`.
