@@ -214,7 +214,8 @@ class TaskQ(FleetConnection):
                 meta["request_id"] = request_id.get()
 
         It is called once for each call of `enqueue`, `enqueue_many`, `map` and the like, for each step of a workflow,
-        and not for the jobs of schedules. What it raises is raised by that call, and nothing is enqueued.
+        and not for the jobs of schedules. What it raises is raised by that call, and nothing is
+        enqueued. It must return None, otherwise the call raises ConfigError.
 
         Raises:
             ConfigError: it is not an ordinary function of two arguments.

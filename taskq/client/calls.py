@@ -61,7 +61,9 @@ class CallMaker(Generic[R_co]):
             return options
         meta = dict(options.meta)
         for hook in hooks:
-            hook(self._spec.task, meta)
+            if hook(self._spec.task, meta) is not None:
+                name = getattr(hook, "__qualname__", hook)
+                raise ConfigError(f"on_enqueue: {name} must change the meta in place and return None")
         if meta:
             self._app.engine.check_option(self._spec.task, "meta")
         return replace(options, meta=meta_of(meta))

@@ -119,6 +119,16 @@ def test_a_hook_that_raises(shared: Fleet) -> None:
     assert q.status().totals.enqueued == before
 
 
+def test_a_hook_that_returns_a_meta(shared: Fleet) -> None:
+    """It has added nothing: an error says how to."""
+    q.on_enqueue(lambda _task, _meta: {"request": "1"})
+    try:
+        with pytest.raises(ConfigError, match="must change the meta in place"):
+            jobs.add.enqueue(1)
+    finally:
+        q.enqueue_hooks = ()
+
+
 def test_schedules_have_that_of_their_task(shared: Fleet, hook: list[str]) -> None:
     """Hooks are for calls."""
     q.schedules.add("told", jobs.tell_meta.options(meta={"by": "clock"}), every="1h")
