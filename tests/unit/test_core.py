@@ -1331,3 +1331,74 @@ def test_a_queue_of_jobs_too_short_to_measure_starves_no_other() -> None:
         settle(core, 1, range(batch.first, batch.first + len(batch.rows)), 0)
         rounds.append(batch.rows[0].spec.queue)
     assert set(rounds[3:]) == {"first", "second"}
+
+
+#: What a consumer's death may be when it is due to the job that ran there since 0.0, and the job had run for 1 s.
+DEADLY = {
+    "a crash": ProcessExit(signal="SIGSEGV", at=1.0),
+    "its time limit": ProcessExit(signal="SIGKILL", timed_out=1, at=1.0),
+    "its memory limit": ProcessExit(signal="SIGKILL", timed_out=1, over_limit=JobError("E", "too much"), at=1.0),
+}
+
+
+@pytest.mark.parametrize("death", DEADLY.values(), ids=DEADLY.keys())
+def test_nothing_is_sent_behind_a_job_whose_task_is_known_to_run_long_before_its_process_dies(
+    death: ProcessExit,
+) -> None:
+    """Such a job never reports, but its run time is known: others would wait behind it in vain, again and again."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(10, task="deadly", max_crashes=1))
+    core.dispatch(0.0, 1e9)
+    core.died(1, [Claim(1, 0.0)], death, 1e9)
+    core.joined(2, 1.0)
+    [batch] = core.dispatch(1.0, 1e9)
+    assert len(batch.rows) == 1
+
+
+def test_a_queue_whose_jobs_kill_their_process_has_no_more_than_its_share() -> None:
+    """The time that they ran counts, as if they had reported their end."""
+    core = Core()
+    core.submitted(rows(500, task="deadly", queue="deadly"))
+    core.submitted(rows(500, first=1_000, task="well", queue="well"))
+    ran_s = {"deadly": 0.0, "well": 0.0}
+    for key in range(1, 21):
+        core.joined(key, 0.0)
+        [batch] = core.dispatch(0.0, 1e9)
+        queue = batch.rows[0].spec.queue
+        ran_s[queue] += 1.0
+        if queue == "well":
+            settle(core, key, [1], 1_000_000)
+            core.retire(key)
+        else:
+            core.died(key, [Claim(1, 0.0)], ProcessExit(signal="SIGSEGV", at=1.0), 1e9)
+    assert min(ran_s.values()) >= 8.0
+
+
+def test_jobs_that_kill_their_process_at_once_are_not_taken_for_short_ones() -> None:
+    """Each costs the start of another process: a batch of them is as cautious as one of an unknown task."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(500))
+    core.dispatch(0.0, 1e9)
+    core.died(1, [Claim(1, 0.0)], ProcessExit(signal="SIGSEGV", at=0.0), 1e9)
+    core.joined(2, 0.0)
+    core.dispatch(0.0, 1e9)
+    core.died(2, [Claim(1, 0.0)], ProcessExit(signal="SIGSEGV", at=0.0), 1e9)
+    core.submitted(rows(500, first=1_000, queue="other"))
+    core.pause(["default"])
+    core.joined(3, 0.0)
+    [batch] = core.dispatch(0.0, 1e9)
+    assert len(batch.rows) == pytest.approx(BATCH_S / UNKNOWN_RUN_S, abs=1)
+
+
+def test_a_job_that_was_interrupted_tells_nothing_of_how_long_its_task_runs() -> None:
+    """A fleet that stops ends it after any time."""
+    core = Core()
+    core.joined(1, 0.0)
+    core.submitted(rows(500))
+    core.dispatch(0.0, 1e9)
+    core.died(1, [Claim(1, 0.0)], ProcessExit(signal="SIGKILL", stopped=True, at=1.0), 1e9)
+    core.joined(2, 1.0)
+    [batch] = core.dispatch(1.0, 1e9)
+    assert len(batch.rows) == pytest.approx(BATCH_S / UNKNOWN_RUN_S, abs=1)

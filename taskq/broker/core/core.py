@@ -181,6 +181,7 @@ class Core:
         self._watchdog.forget(key)
         for (number, started_at), row in running:
             ran_s = None if death.at is None else max(0.0, death.at - started_at)
+            self._measure_dead(row.spec.task, number, ran_s, death)
             if number in unwanted:
                 row.attempts += 1
                 self._stopped(key, row, _begin(wall, ran_s), ran_s)
@@ -271,6 +272,13 @@ class Core:
             known_s = self._run_s.get(task)
             weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
+
+    def _measure_dead(self, task: str, number: int, ran_s: float | None, death: ProcessExit) -> None:
+        """Measures an attempt that ended with its process: it reported nothing, but it used its queue's share. It
+        counts as no shorter than an unknown task, since another process has to start. One that was interrupted says
+        nothing about its task."""
+        if ran_s is not None and not death.stopped and death.timed_out in (None, number):
+            self._measure({task: [round(max(UNKNOWN_RUN_S, ran_s) * 1e6)]})
 
     def _interrupted(self, key: Key, row: JobRow, death: ProcessExit) -> None:
         """Puts back a job whose process was killed through no fault of the job: it runs again, uncharged."""
