@@ -12,6 +12,7 @@ It is the only place in the fleet half that knows which engines there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from selectors import BaseSelector
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -20,6 +21,7 @@ from taskq.broker.core.core import Core
 from taskq.broker.status import StatusView
 from taskq.engines.contract import Consumers, Engine, Events, Fleet, FleetControl
 from taskq.engines.embedded.engine import EmbeddedEngine
+from taskq.engines.embedded.journal import older
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.ports import Clients
 from taskq.model.settings import Settings
@@ -109,6 +111,23 @@ def open_engine(
     """
     store = SQLiteStore(directory.journal, settings.durability, clock=clock)
     return EmbeddedEngine(directory, settings, store, clock, clients)
+
+
+def is_older(directory: Directory) -> bool:
+    """Whether the engine would upgrade what an older taskq left in a directory. The caller holds the lock."""
+    return older.is_older(directory.journal)
+
+
+def copy_directory(directory: Directory, place: Path) -> Directory:
+    """Copies what the engine needs for a look at a directory. The caller holds the lock.
+
+    Args:
+        place: an empty, private directory for the copy.
+
+    Raises:
+        JournalError: the copy cannot be made.
+    """
+    return older.copy_directory(directory, place)
 
 
 def core_of(settings: Settings, slots: int = 1) -> Core:

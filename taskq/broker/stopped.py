@@ -5,6 +5,8 @@
 It holds the lock that a broker holds, so only one process has the journal open, and opens it as a broker does: a kill
 at any moment leaves what a killed broker leaves. No job is started here. A fleet that starts tells it to go (SIGTERM):
 it finishes its answer, which takes milliseconds, and closes the journal.
+
+A look does not upgrade the journal of an older taskq, which may be the next to start there: it is answered from a copy.
 """
 
 from __future__ import annotations
@@ -12,21 +14,22 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from taskq.broker.consumers.succession import Succession
 from taskq.broker.events import EventLog
-from taskq.broker.parts import Parts, core_of, open_engine
+from taskq.broker.parts import Parts, copy_directory, core_of, is_older, open_engine
 from taskq.broker.status import StatusView
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
-from taskq.model.errors import BrokerUnavailable, DirectoryError, TaskQError
+from taskq.model.errors import BrokerUnavailable, DirectoryError, JournalError, TaskQError
 from taskq.model.info.status import BrokerStatus
 from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
-from taskq.protocol.ops import OPS, Op
+from taskq.protocol.ops import LOOKS, OPS, Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.locks import ReaderLock
@@ -116,12 +119,19 @@ class _Status(StatusView):
 
 
 class Reader:
-    """The journal of a directory, and the engine that answers from it. The caller holds the lock."""
+    """A journal, and the engine that answers from it. The caller holds the lock."""
 
-    def __init__(self, directory: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, directory: Directory, place: Directory, client: _Client, log: Any, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """
+        Args:
+            directory: which the client asks about.
+            place: where the journal is opened: the same, or a copy.
+        """
         settings = Settings()
         self._clock = clock
-        self._engine = open_engine(directory, settings, clock, client)
+        self._engine = open_engine(place, settings, clock, client)
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
         parts = Parts(directory, settings, self._engine, core_of(settings), events, clock, _Status)
         parts.recover(())  # what ran when a fleet died stays uncharged: the next broker has its records
@@ -131,15 +141,60 @@ class Reader:
 
     def answer(self, message: Message) -> None:
         """Answers one request."""
-        if message[0][0] not in OPS:
-            self._client.reject(self._client, BrokerUnavailable("this needs a running fleet"))
-            return
         self._client.ask(message)
         self._engine.serve(self._clock.monotonic())
 
     def close(self) -> None:
         """Closes the journal cleanly."""
         self._engine.close(self._clock.monotonic())
+
+
+class Reading:
+    """Opens the journal when the first request comes, and answers. The caller holds the lock.
+
+    As long as nothing is to be changed, the journal of an older taskq is not upgraded either: a copy of it is.
+    """
+
+    def __init__(self, directory: Directory, client: _Client) -> None:
+        self._directory = directory
+        self._client = client
+        self._reader: Reader | None = None
+        self._is_copy = False
+        self._opened = ExitStack()
+
+    def answer(self, message: Message) -> None:
+        """Answers one request. Raises JournalError: the journal cannot be used."""
+        op = message[0][0]
+        if op not in OPS:
+            self._client.reject(self._client, BrokerUnavailable("this needs a running fleet"))
+            return
+        if self._reader is None or (self._is_copy and op not in LOOKS):
+            self.close()
+            self._is_copy = op in LOOKS and is_older(self._directory)
+            self._reader = self._open_copy() if self._is_copy else self._open(self._directory)
+        self._reader.answer(message)
+
+    def _open_copy(self) -> Reader:
+        from tempfile import TemporaryDirectory  # others do without
+
+        path = Path(self._opened.enter_context(TemporaryDirectory(prefix="taskq-")))
+        try:
+            return self._open(copy_directory(self._directory, path))
+        except JournalError as error:  # it is the original that has this fault
+            raise JournalError(str(error).replace(f"{path}/", f"{self._directory.path}/")) from error
+
+    def _open(self, place: Directory) -> Reader:
+        quiet = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._opened.callback(os.close, quiet)
+        log, fanout = configure(place.path, "json", stderr_level="critical", stderr_fd=quiet)
+        self._opened.callback(fanout.close)
+        reader = Reader(self._directory, place, self._client, log)
+        self._opened.callback(reader.close)
+        return reader
+
+    def close(self) -> None:
+        """Closes the journal cleanly, and removes a copy."""
+        self._opened.close()
 
 
 def main(descriptor: int, path: str) -> None:
@@ -196,25 +251,19 @@ def _serve(directory: Directory, client: _Client, sock: socket.socket) -> None:
     directory.create()
     lock = ReaderLock(directory.lock, directory.socket_path())
     try:
-        quiet = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        log, fanout = configure(directory.path, "json", stderr_level="critical", stderr_fd=quiet)
-        reader = Reader(directory, client, log)
-        try:
-            _answer_all(reader, client, sock)
-        finally:
-            reader.close()
-            fanout.close()
+        with closing(Reading(directory, client)) as reading:
+            _answer_all(reading, client, sock)
     finally:
         lock.release()
 
 
-def _answer_all(reader: Reader, client: _Client, sock: socket.socket) -> None:
+def _answer_all(reading: Reading, client: _Client, sock: socket.socket) -> None:
     decoder = frames.Decoder()
     is_greeted = False
     while not client.closed and (data := sock.recv(_READ_BYTES)):
         for message in decoder.feed(data):
             if is_greeted:
-                reader.answer(message)
+                reading.answer(message)
             else:
                 frames.check_hello(message[0], peer="client")
                 client.send(client, frames.hello(os.getpid()))

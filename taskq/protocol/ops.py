@@ -74,24 +74,18 @@ class StartOptions(TypedDict, total=False):
 
 NO_START_OPTIONS: Final[StartOptions] = {}
 
+#: What changes nothing.
+LOOKS = frozenset({Op.INFO, Op.JOBS, Op.SEARCH, Op.STATUS, Op.COUNTS, Op.SCHEDULES})
 #: What can be asked of a stopped fleet.
-OPS = frozenset(
-    {
-        Op.INFO,
-        Op.JOBS,
-        Op.SEARCH,
-        Op.STATUS,
-        Op.COUNTS,
-        Op.RETRY,
-        Op.RETRY_ALL,
-        Op.CANCEL,
-        Op.PURGE,
-        Op.PURGE_ALL,
-        Op.PAUSE,
-        Op.SCHEDULES,
-        Op.PUT_SCHEDULE,
-        Op.REMOVE_SCHEDULE,
-        Op.PAUSE_SCHEDULE,
-        Op.RUN_SCHEDULE,
-    }
-)
+OPS = LOOKS | {
+    Op.RETRY,
+    Op.RETRY_ALL,
+    Op.CANCEL,
+    Op.PURGE,
+    Op.PURGE_ALL,
+    Op.PAUSE,
+    Op.PUT_SCHEDULE,
+    Op.REMOVE_SCHEDULE,
+    Op.PAUSE_SCHEDULE,
+    Op.RUN_SCHEDULE,
+}

@@ -31,7 +31,7 @@ from taskq.model.spec import Spec
 from taskq.protocol import spool
 from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
 from taskq.protocol.endings import Ending
-from taskq.protocol.ops import OPS, Op
+from taskq.protocol.ops import LOOKS, OPS, Op
 from taskq.protocol.requests import (
     CancelJob,
     GetCounts,
@@ -71,8 +71,6 @@ CANCEL_AGAIN_S = 5.0
 #: Frames that are on their way while the next is made: the broker syncs one while we make another.
 _FRAMES_AHEAD = 3
 _OPEN, _RENEW = Open(), Open(must_be_fresh=True)
-#: What changes nothing.
-_LOOKS = (GetJob, ListJobs, SearchJobs, GetStatus, GetCounts, ListSchedules)
 #: A fleet may start while its journal is being read, and be gone when it is asked: the most times in one call.
 _MOST_ROUNDS = 20
 
@@ -523,7 +521,7 @@ class Requests:
     def _ask_fleet(request: Request) -> Operation[Any]:
         must_be_fresh = False
         while True:
-            line: Line = yield Open(isinstance(request, _LOOKS), must_be_fresh)
+            line: Line = yield Open(op_of(request) in LOOKS, must_be_fresh)
             try:
                 number, frame = line.talk.request(request)
                 return value_of((yield Ask(line, number, frame)), number)
