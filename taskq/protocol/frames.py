@@ -11,6 +11,7 @@ Requests carry a number, chosen by the client, which the answer repeats; RESULT 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, pairwise
 from struct import Struct
@@ -29,6 +30,8 @@ MAGIC = "taskq"
 #: The versions of this protocol that this code speaks, lowest and highest. Version 2 tells more of jobs and of failed
 #: attempts than a client of version 1 can read; what such a client has left in the spool is understood.
 VERSIONS = (2, 2)
+#: How fleets name their own versions when they refuse a client: those of protocol 1, and later ones.
+_FLEETS_VERSIONS = re.compile(r"protocol .*, (?:this taskq up to|this taskq from|the fleet) (\d+)(?: to (\d+))?:")
 
 
 _HEADER = Struct("!II")
@@ -189,6 +192,25 @@ def check_hello(envelope: list[Any], peer: Literal["client", "fleet"] = "fleet")
             f"upgrade taskq in the {older}, and restart it"
         )
     return min(highest, VERSIONS[1])
+
+
+def refusal_of(error: TaskQError, directory: str) -> TaskQError:
+    """What a client tells of the error with which a fleet refused it before any hello.
+
+    The fleet wrote that from its side, and older ones (of protocol 1) without saying which sides there are.
+
+    Args:
+        directory: the fleet's.
+    """
+    told = _FLEETS_VERSIONS.search(str(error)) if isinstance(error, ProtocolError) else None
+    if told is None:
+        return error
+    lowest, highest = int(told[1]), int(told[2] or told[1])
+    remedy = "restart the fleet with this version of taskq" if highest < VERSIONS[0] else "upgrade this taskq"
+    return ProtocolError(
+        f"the fleet of {directory} speaks protocol {_span(lowest, highest)}, this taskq {_span(*VERSIONS)}: {remedy}; "
+        "until then it takes no jobs from here"
+    )
 
 
 def _span(lowest: int, highest: int) -> str:

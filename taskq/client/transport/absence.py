@@ -42,7 +42,7 @@ class Absence:
             reply_timeout_s: a broker that says nothing for so long is silent.
         """
         self.reply_timeout_s = reply_timeout_s
-        self._directory = directory
+        self.directory = directory
         self.path = directory.socket_path()  #: Of the socket of its broker.
         self._is_silent = False
         self._probe: socket.socket | None = None  # has said hello
@@ -116,11 +116,11 @@ class Absence:
         """Who does not answer, and what to do."""
         if not self._is_silent:
             return (
-                f"no fleet answers on {self._directory.path}: start one with `taskq worker module:app` "
+                f"no fleet answers on {self.directory.path}: start one with `taskq worker module:app` "
                 "(or set TASKQ_URL to the directory of the one that runs)"
             )
         pid = self._broker_pid()
-        told = f"broker {pid} holds {self._directory.path} but does not answer"
+        told = f"broker {pid} holds {self.directory.path} but does not answer"
         if is_stopped(pid):
             return f"{told}: it is stopped, and `kill -CONT {pid}` lets it go on"
         return (
@@ -130,12 +130,12 @@ class Absence:
 
     def _broker_pid(self) -> int:
         with suppress(OSError, ValueError, IndexError):
-            return int(self._directory.lock.read_text().split()[0])
+            return int(self.directory.lock.read_text().split()[0])
         return 0
 
     def warn_of_spool(self) -> None:
         """Tells, once in a process, that jobs go to the spool. It is no error: they are as safe there."""
-        told = str(self._directory.path), self._is_silent
+        told = str(self.directory.path), self._is_silent
         if told not in _told:
             _told.add(told)
             logger.warning("%s; until then jobs are kept in its spool", self.describe())

@@ -105,7 +105,7 @@ class Connection:
         Raises:
             ConnectionLost: no broker listens there.
         """
-        self.talk = Conversation()
+        self.talk = Conversation(str(absence.directory.path))
         self.absence = absence
         self.owner = owner
         self.child = child

@@ -85,7 +85,7 @@ class Connection:
         """
         self._absence = absence or Absence(Directory(Path(path).parent), reply_timeout_s())
         self._pool = pool
-        self.talk = Conversation()
+        self.talk = Conversation(str(self._absence.directory.path))
         self.is_fresh = True
         self._poll = select.poll()
         self.child = child

@@ -22,9 +22,14 @@ from taskq.protocol.submissions import Call, Flow, flow_frame, submit_frame
 class Conversation:
     """One conversation with a broker. For one thread at a time."""
 
-    __slots__ = ("_decoder", "_last", "answers", "endings", "is_greeted", "unanswered", "watched")
+    __slots__ = ("_decoder", "_directory", "_last", "answers", "endings", "is_greeted", "unanswered", "watched")
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str = "") -> None:
+        """
+        Args:
+            directory: the fleet's, for messages.
+        """
+        self._directory = directory
         self._decoder = frames.Decoder()
         self._last = 0  # the number of the last request
         self.is_greeted = False  #: Whether the broker has said hello.
@@ -101,7 +106,8 @@ class Conversation:
     def _hear_answer(self, message: Message) -> None:
         op, number = message[0][:2]
         if op == Op.ERROR and number == 0:  # about the connection, not about a request
-            raise frames.error_of(message[0])
+            error = frames.error_of(message[0])
+            raise error if self.is_greeted else frames.refusal_of(error, self._directory)
         if not self.is_greeted or type(number) is not int or not 0 < number <= self._last:
             raise ProtocolError(f"an answer out of turn: {message[0][:2]}")
         if number in self.unanswered:  # else nobody waits for it any more
