@@ -166,7 +166,11 @@ class Jobs(Protocol):
         """The jobs that each consumer has, with their numbers."""
 
     def changed_rates(self, now: float, wall: float, /) -> list[tuple[str, Starts, float]]:
-        """Returns the starts of the rates that have changed: the rate's name, its starts, and until when they count."""
+        """Returns the starts of the rates that have changed: the rate's name, its starts, and until when they count.
+        They are returned again until `rates_stored` is called."""
+
+    def rates_stored(self) -> None:
+        """What `changed_rates` has just returned is durable."""
 
     def restore_limits(
         self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float, /

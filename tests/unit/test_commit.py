@@ -214,3 +214,20 @@ def test_a_disk_without_any_room_refuses_all_and_forgets_nothing(turns: Turns) -
     turns.turn()
     assert peer.values() == [True]
     assert settle(turns, Verdict.SUCCEEDED, pack_success(0.0, 0.0, None)) == 1, "the other one runs, once"
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_starts_of_a_rate_outlive_a_full_disk(turns: Turns, refusals: int) -> None:
+    """They are stored with the first commit that has room: a successor that does not know them would start too many."""
+    rated, peer, [plain] = Spec("rated", rate=(1, 3600.0)), Peer(), new_job_ids(1)
+    turns.submit(peer, list(new_job_ids(1)), rated)
+    turns.submit(peer, [plain], Spec("plain", "elsewhere"))
+    turns.turn()
+    turns.core.joined(1, 0.0, ["default"])
+    assert len(turns.core.dispatch(turns.now, turns.now)) == 1
+    turns.store.refusals = refusals
+    turns.ask(peer, CancelJob(plain, False))
+    turns.turn()
+    turns.ask(peer, PauseQueues(["elsewhere"], True, "me"))
+    turns.turn()
+    assert len(turns.store.rates(turns.now)) == 1

@@ -605,6 +605,19 @@ def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back(
     assert partitions._limits.in_use == {}
 
 
+def test_starts_of_a_rate_are_told_until_they_are_stored() -> None:
+    """The disk may be full when they are to be: a successor that does not know them would start too many."""
+    partitions = ReadyJobs()
+    [row] = rows("rated", 1, constraints=Constraints(limit_key="key"))
+    partitions.add([row])
+    assert take(partitions, free_slots=1) == [1]
+    told = partitions.changed_rates(1e9, 1e9)
+    assert len(told) == 1
+    assert partitions.changed_rates(1e9, 1e9) == told
+    partitions.rates_stored()
+    assert partitions.changed_rates(1e9, 1e9) == []
+
+
 @pytest.mark.parametrize("task", ["two", "rated", "ordered", "gpu"])
 def test_a_grant_that_grows_wakes_who_waits(task: str) -> None:
     """Nothing of the limit may be used at first; no time is waited for then."""

@@ -111,6 +111,10 @@ class Core:
         """The starts that count for rates and are not stored yet; see `SharedLimits.changed_rates`."""
         return self.ready.changed_rates(now, wall)
 
+    def rates_stored(self) -> None:
+        """What `changed_rates` has just returned is durable."""
+        self.ready.rates_stored()
+
     def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
         """Takes over, at the start, what `changed_rates` returned before, and the jobs with an order key that were
         started before. `now` and `wall` are the same moment."""

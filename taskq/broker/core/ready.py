@@ -349,6 +349,10 @@ class ReadyJobs:
         """The starts that count for rates and are not stored yet; see `SharedLimits.changed_rates`."""
         return self._limits.changed_rates(now, wall)
 
+    def rates_stored(self) -> None:
+        """What `changed_rates` has just returned is durable."""
+        self._limits.rates_stored()
+
     # -- queues
 
     def counts(self) -> dict[str, int]:

@@ -96,7 +96,8 @@ class SharedLimits:
 
     def changed_rates(self, now: float, wall: float) -> list[tuple[str, Starts, float]]:
         """Returns the starts of the rates that have changed: the rate's name, its starts, and when they stop counting,
-        all in seconds since 1970. `now` and `wall` are the same moment."""
+        all in seconds since 1970. They are returned again until `rates_stored` says that they are durable. `now` and
+        `wall` are the same moment."""
         changed, self._rates_changed = self._rates_changed, set()
         told: list[tuple[str, Starts, float]] = []
         for limit in changed:
@@ -106,4 +107,9 @@ class SharedLimits:
                 starts, _ = state.pack()  # a new broker has none of the jobs that consumers have now
                 slots = [(begins + wall - now, count) for begins, count in starts]
                 told.append((limit.name, slots, slots[-1][0] + 2 * limit.period_s))
+                self._rates_changed.add(limit)
         return told
+
+    def rates_stored(self) -> None:
+        """What `changed_rates` has just returned is durable."""
+        self._rates_changed.clear()

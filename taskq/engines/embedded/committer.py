@@ -276,6 +276,7 @@ class Committer:
                 self._prune(*self._keep, wall)
             if rates := self._jobs.changed_rates(now, wall):
                 self._store.keep_rates(rates)
+                tx.then(self._jobs.rates_stored)
             if full is None:
                 self.counting.store(now)
             self._store.commit()
