@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -483,11 +485,20 @@ def test_help_with_an_example(home: Path, here: Here, command: str) -> None:
     assert f"$ taskq {command}" in here(home, command, "--help").stdout
 
 
-def test_the_end_of_a_job_is_one_moment(shared: Fleet, here: Here) -> None:
-    """What is shown to people, and what `--json` prints."""
-    for number in range(3):
-        job = jobs.add.enqueue(number)
-        job.result(10)
-        at = json.loads(here(shared.home, "job", job.id, "--json").stdout)["finished_at"]
-        ended = datetime.fromtimestamp(at).isoformat(" ", "milliseconds")
-        assert f"ended {ended}" in " ".join(here(shared.home, "job", job.id).stdout.split())
+def test_the_end_of_a_job_is_one_moment(fleet: Fleet, here: Here, tmp_path: Path, gate: Gate) -> None:
+    """What is shown to people is what `--json` prints: when the broker committed it, here long after the job's end."""
+    log = tmp_path / "log"
+    job = jobs.hold.enqueue(gate.path, str(log))
+    starts(log, 1)
+    broker = fleet.broker_pid
+    os.kill(broker, signal.SIGSTOP)
+    try:
+        gate.open()
+        [_, ended] = starts(log, 2)
+        wait_until(lambda: time.monotonic() > ended.at + 0.05, "a moment later")
+    finally:
+        os.kill(broker, signal.SIGCONT)
+    job.result(20)
+    info = json.loads(here(fleet.home, "job", job.id, "--json").stdout)
+    told = datetime.fromtimestamp(info["finished_at"]).isoformat(" ", "milliseconds")
+    assert f"ended {told}" in " ".join(here(fleet.home, "job", job.id).stdout.split())
