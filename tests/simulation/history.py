@@ -179,6 +179,8 @@ class History:
     in_order: bool = False  # one consumer, no faults, no retries: jobs start in the order of their acknowledgement
     restart_within_s: float = inf  # after the death of its process a job is running again, the broker living
     told_within_s: float = 0.25  # of an attempt that ended, the outcome may be lost if the broker dies so soon after
+    full_at: list[float] = field(default_factory=list)  # when a commit found the disk full
+    full_again_s: float = 0.0  # ... after which what ended is to be stored again
     sees_every_start: bool = False  # no process dies between a start and the note of it
     noted_within_s: float = 0.0  # a job's last act comes so long before its process notes its end
     leaks: list[str] = field(default_factory=list)
@@ -207,11 +209,14 @@ class History:
         return process in self.blameless and not any(died_at <= at <= died_at + 0.5 for at in self.broker_deaths)
 
     def is_told_by(self, end: End) -> float:
-        """When the outcome of an attempt is durable: soon, unless its process was stopped meanwhile."""
+        """When the outcome of an attempt is durable: soon, unless its process was stopped, or the disk full, meanwhile."""
         at = end.at + self.told_within_s
         for process, since, until in sorted(self.stops, key=lambda stop: stop[1]):
             if process in (end.process, "*") and since <= at and until >= end.at:
                 at = max(at, until + self.told_within_s)
+        for full_at in self.full_at:
+            if end.at <= full_at <= at:
+                at = full_at + self.full_again_s + self.told_within_s
         return at
 
 

@@ -49,7 +49,7 @@ from taskq.broker.core.earliest import Earliest
 from taskq.broker.events import EventLog
 from taskq.broker.loop import Broker
 from taskq.client.transport.operations import CANCEL_AGAIN_S
-from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.committer import FULL_AGAIN_S, Committer
 from taskq.engines.embedded.engine import EmbeddedEngine, Kinds
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Record
@@ -722,6 +722,7 @@ class SimStore:
         def dangerous_commit() -> None:
             world.maybe_kill_broker(world.parts.commit_kills)
             if world._is_dangerous and store._changes and world.has_faults and world.random.random() < world.full_disks:
+                world.history.full_at.append(world.now)
                 raise StoreFull("the disk is full")
             commit()
             world.maybe_kill_broker(world.parts.commit_kills)
@@ -1067,7 +1068,9 @@ class World:
     def __init__(self, seed: int, parts: Parts | None = None) -> None:
         self.random = Random(seed)
         self.parts = parts or Parts()
-        self.history = History(restart_within_s=60.0)  # retried by hand, it may wait behind a hundred that time out
+        self.history = History(
+            restart_within_s=60.0, full_again_s=FULL_AGAIN_S
+        )  # retried by hand, it may wait behind a hundred that time out
         self.history.sees_every_start = True
         self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = RecordedDisk()
