@@ -60,8 +60,10 @@ def test_a_fleet_tells_at_its_start(home: Path) -> None:
 
 
 def test_commands_tell(home: Path, here: Here) -> None:
-    with running(Fleet(home, consumers=1)):
-        assert jobs.echo.enqueue(1).result(10) == 1
+    with running(Fleet(home, consumers=1)) as fleet:
+        job = jobs.echo.enqueue(1)
+        assert job.result(10) == 1
+        fleet.wait_for("job.succeeded", job_id=job.id)  # the names are those in the log
         assert "did you mean default?" in here(home, "pause", "defualt").stderr
         assert here(home, "resume", "defualt").stderr == ""
         assert here(home, "pause", "default").stderr == ""
