@@ -97,6 +97,8 @@ class Constraints:
         """The most bytes that it takes in a frame."""
         keys = (self.limit_key or "") + (self.order_key or "") + ("" if self.unique is None else self.unique.key)
         size = 50 + len(keys) * (1 if keys.isascii() else 4)
+        if not self.meta:  # nearly all: it is asked of each job
+            return size
         return size + sum(10 + len(text) * (1 if text.isascii() else 4) for pair in self.meta for text in pair)
 
     def is_over(self, wall: float) -> bool:

@@ -237,7 +237,7 @@ class Core:
             if verdict == succeeded:
                 effects.ended.append((row, kept, outcome))
                 effects.done.append((row, key, duration_us))
-                if is_limited or row.constraints is not None:
+                if is_limited or (row.constraints is not None and row.constraints.is_keyed):  # else nobody waits for it
                     self.ready.left(key, row, Release.ENDED)
                 continue
             failure = read_failure(verdict, outcome, duration_us)
