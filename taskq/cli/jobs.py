@@ -251,6 +251,7 @@ def job(
         *_meta(info.meta),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
+        *_ran_on(info.history),
         *_neighbours("after", info.after),
         *_neighbours("before", info.before),
         *(_error(info.error) if info.error is not None else ()),
@@ -258,6 +259,14 @@ def job(
     ]
     for name, text in rows:
         print(f"{name:<10}{text}")
+
+
+def _ran_on(history: list[Attempt]) -> list[tuple[str, str]]:
+    """Where the last ended attempt ran."""
+    last = history[-1] if history else None
+    if last is None or last.consumer is None:
+        return []
+    return [("consumer", str(last.consumer) if last.machine is None else f"{last.consumer} on {escape(last.machine)}")]
 
 
 def _history(history: list[Attempt]) -> list[tuple[str, str]]:
@@ -274,8 +283,9 @@ def _history(history: list[Attempt]) -> list[tuple[str, str]]:
             "" if attempt.started_at is None else datetime.fromtimestamp(attempt.started_at).isoformat(" ", "seconds")
         )
         told = "succeeded" if error is None else headline_of(error)
+        ran_on = "" if attempt.consumer is None else f"consumer {attempt.consumer}"
         name = "history" if not rows else ""
-        rows.append((name, "  ".join(part for part in (f"{attempt.number:>2}", began, told, took) if part)))
+        rows.append((name, "  ".join(part for part in (f"{attempt.number:>2}", began, ran_on, told, took) if part)))
     return rows
 
 

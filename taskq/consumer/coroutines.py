@@ -64,12 +64,12 @@ class CoroutineJob(SignalledJob):
 class CoroutineRunner(Runner):
     """Runs jobs to their ends as coroutines, beside others on the event loop of the caller."""
 
-    def __init__(self, app: TaskQ, on_item: OnItem | None = None) -> None:
+    def __init__(self, app: TaskQ, on_item: OnItem | None = None, consumer: int | None = None) -> None:
         """
         Args:
-            on_item: takes what generators yield.
+            on_item, consumer: as for `Runner`.
         """
-        super().__init__(app, on_item)
+        super().__init__(app, on_item, consumer)
         self._code_async = self._call_within_async if self._middleware else self._call_async
 
     async def run_async(self, job: CoroutineJob) -> Ended:
@@ -84,7 +84,7 @@ class CoroutineRunner(Runner):
             value = await job.await_code(self._code_async, task, args, kwargs)
             result = None if value is None else self._encode(job, value)
             duration_s = self._clock.monotonic() - start
-            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
+            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:
             job.close()
             return self.failure(job, raised, started_at, start)

@@ -34,15 +34,17 @@ _LEFTOVERS_S = 1.0
 class EventLoop:
     """Runs as many jobs at once as the consumer has slots."""
 
-    def __init__(self, leases: Leases, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors) -> None:
+    def __init__(
+        self, leases: Leases, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors, number: int
+    ) -> None:
         self._leases = leases
         self._inbox = inbox
         self._tasks = app.tasks
         self._outbox = outbox
         self._own = own
         self._clock = app.clock
-        self._runner = CoroutineRunner(app, outbox.add_item)
-        self._threads = Threads(lambda: Runner(app, outbox.add_item), self._end_in_thread)
+        self._runner = CoroutineRunner(app, outbox.add_item, number)
+        self._threads = Threads(lambda: Runner(app, outbox.add_item, number), self._end_in_thread)
         self._context = copy_context()  # each job begins with a copy
         self._loop = asyncio.new_event_loop()
         self._loop_thread = threading.get_ident()

@@ -44,7 +44,7 @@ class Leases:
         self._own = own
         self._output = output
         self._counters = boot.counters
-        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots)
+        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots, boot.number)
         self._free = list(range(boot.slots))
         self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, not claimed yet
         self.is_stopping = False  # set by the executor, in a signal handler: no more jobs begin

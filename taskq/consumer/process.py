@@ -78,7 +78,7 @@ def run(boot: Boot) -> None:
     gc.freeze()  # what was imported stays: the collector need not look at it again
     gc.enable()
     context.use_channel(outbox)
-    executor = _executor(Leases(boot, outbox, own, output), boot.slots, inbox, app, outbox, own)
+    executor = _executor(Leases(boot, outbox, own, output), boot, inbox, app, outbox, own)
     _obey_signals(executor)
     threading.Thread(target=outbox.report_late, name="taskq-report", daemon=True).start()
     outbox.announce(app.name, app.schedules.declared)
@@ -89,13 +89,14 @@ def run(boot: Boot) -> None:
 
 
 def _executor(
-    leases: Leases, slots: int, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors
+    leases: Leases, boot: Boot, inbox: InboxReader, app: TaskQ, outbox: Outbox, own: OwnDescriptors
 ) -> Executor:
-    if slots == 1:
-        return MainThread(leases, inbox, Runner(app, outbox.add_item), outbox, own)
+    number = boot.number
+    if boot.slots == 1:
+        return MainThread(leases, inbox, Runner(app, outbox.add_item, number), outbox, own)
     from taskq.consumer.event_loop import EventLoop  # imports asyncio, which takes 40-70 ms
 
-    return EventLoop(leases, inbox, app, outbox, own)
+    return EventLoop(leases, inbox, app, outbox, own, number)
 
 
 def _obey_signals(executor: Executor) -> None:

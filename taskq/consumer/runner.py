@@ -61,10 +61,11 @@ class Refused(Exception):
 class Runner:
     """Runs jobs to their ends, each in the thread that asks for it."""
 
-    def __init__(self, app: TaskQ, on_item: OnItem | None = None) -> None:
+    def __init__(self, app: TaskQ, on_item: OnItem | None = None, consumer: int | None = None) -> None:
         """
         Args:
             on_item: takes what generators yield.
+            consumer: the number of this consumer, which its outcomes tell.
         """
         self._app = app
         self._clock = app.clock
@@ -72,6 +73,7 @@ class Runner:
         self._middleware = app.hooks.middleware
         self._code = self._call_within if self._middleware else self._call
         self._on_item = on_item
+        self._consumer = consumer
         self._event_loop: Any = None
 
     def run(self, job: RunningJob) -> Ended:
@@ -90,7 +92,7 @@ class Runner:
                 value = job.run_code(self._code, task, args, kwargs)
             result = None if value is None else self._encode(job, value)  # most jobs are run for their effect
             duration_s = self._clock.monotonic() - start
-            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result)
+            return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
             job.close()
@@ -104,7 +106,7 @@ class Runner:
             message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
             verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
         duration_s = self._clock.monotonic() - start
-        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s)
+        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s, self._consumer)
 
     def _end_by(self, raised: BaseException, job: RunningJob) -> tuple[Verdict, JobError, float | None]:
         """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""

@@ -140,8 +140,9 @@ class Jobs(Protocol):
     def forget(self, row: JobRow, kept: StoredState, /) -> None:
         """Removes a job that was in this state, and that no consumer has: it will not run."""
 
-    def lost(self, row: JobRow, /) -> None:
-        """Reports at the start that a job was running when the whole fleet died. What follows is among the effects."""
+    def lost(self, row: JobRow, consumer: int | None, /) -> None:
+        """Reports at the start that a job was running when the whole fleet died, and the number of the consumer that
+        ran it, if that is known. What follows is among the effects."""
 
     def pause(self, queues: frozenset[str], /) -> None:
         """Holds back the jobs of exactly these queues from now on."""

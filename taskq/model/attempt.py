@@ -1,9 +1,10 @@
 """The outcome of an attempt: made by the consumer, or by the broker after a crash; stored as it is; read by clients.
 
-    outcome := msgpack [started_at, duration_s, result, error]  or  [started_at, duration_s, result, error, delay_s]
+    outcome := msgpack [started_at, duration_s, result, error, delay_s, consumer]
 
 `result` is an opaque payload (taskq.protocol.codec), or nil for None; `error` the fields of a JobError, or nil;
-`delay_s` is how long the attempt wants the job to wait, if it said so.
+`delay_s` is how long the attempt wants the job to wait, or nil if it did not say; `consumer` is the number of the
+consumer that ran it. What is not known at the end is left out.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Outcome(NamedTuple):
     result: bytes | None
     error: JobError | None
     delay_s: float | None = None
+    consumer: int | None = None
 
 
 class Reason(IntEnum):
@@ -80,14 +82,21 @@ class Reason(IntEnum):
     CANCELLED = 2
 
 
-def pack_success(started_at: float, duration_s: float, result: bytes | None) -> bytes:
-    """Makes the outcome of an attempt that returned; None for the result None."""
-    packed: bytes = _pack((started_at, duration_s, result, None))
+def pack_success(started_at: float, duration_s: float, result: bytes | None, consumer: int | None = None) -> bytes:
+    """Makes the outcome of an attempt that returned; None for the result None. The consumer takes two bytes."""
+    if consumer is None:
+        packed: bytes = _pack((started_at, duration_s, result, None))
+    else:
+        packed = _pack((started_at, duration_s, result, None, None, consumer))
     return packed
 
 
 def pack_failure(
-    started_at: float | None, duration_s: float | None, error: JobError, delay_s: float | None = None
+    started_at: float | None,
+    duration_s: float | None,
+    error: JobError,
+    delay_s: float | None = None,
+    consumer: int | None = None,
 ) -> bytes:
     """Makes the outcome of an attempt that did not; long texts are cut."""
     fields = error.to_wire()
@@ -98,8 +107,14 @@ def pack_failure(
     if len(fields) > 6:
         fields[6] = _clean(error.module, 200)
         fields[7] = [_clean(cause, MAX_CAUSE_CHARS) for cause in error.causes[:MAX_CAUSES]]
-    wish = () if delay_s is None else (delay_s,)
-    packed: bytes = msgpack.packb((started_at, duration_s, None, fields, *wish))
+    return _packed(started_at, duration_s, fields, delay_s, consumer)
+
+
+def _packed(
+    started_at: float | None, duration_s: float | None, error: Any, delay_s: float | None, consumer: int | None
+) -> bytes:
+    later = (delay_s, consumer) if consumer is not None else () if delay_s is None else (delay_s,)
+    packed: bytes = msgpack.packb((started_at, duration_s, None, error, *later))
     return packed
 
 
@@ -111,16 +126,20 @@ def unpack(outcome: bytes) -> Outcome:
     """
     try:
         fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
-        started_at, duration_s, result, error, *wish = fields
+        if not 4 <= len(fields) <= 6:
+            raise TypeError(f"it has {len(fields)} fields")
+        started_at, duration_s, result, error, delay_s, consumer = [*fields, None, None][:6]
         if result is not None and not isinstance(result, bytes):
             raise TypeError("its result is not a payload")
-        if wish and not (len(wish) == 1 and is_delay(wish[0])):
+        if delay_s is not None and not is_delay(delay_s):
             raise TypeError("its delay is not a number of seconds")
+        if consumer is not None and type(consumer) is not int:
+            raise TypeError("its consumer is not a number")
         if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
             raise TypeError("its times are not numbers of seconds")
         if not (abs(started_at or 0) < LAST_TIME and isfinite(duration_s or 0)):
             raise ValueError("its times are out of range")
-        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), *wish)
+        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), delay_s, consumer)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
@@ -170,20 +189,22 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
     """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
     if len(outcome) <= most_bytes:
         return outcome
-    started_at, duration_s, _, error, delay_s = read_outcome(outcome)
+    started_at, duration_s, _, error, delay_s, consumer = read_outcome(outcome)
     if error is None:
         return without_result(outcome)
     output = [_clean(line, 200) for line in error.output[-5:]]
     message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
     causes = [_clean(cause, most_bytes // 32) for cause in error.causes[:3]]
     short = replace(error, message=message, traceback=traceback, output=output, causes=causes)
-    return pack_failure(started_at, duration_s, short, delay_s)
+    return pack_failure(started_at, duration_s, short, delay_s, consumer)
 
 
 def without_result(outcome: bytes) -> bytes:
     """The outcome without what the job returned, which may be large."""
-    started_at, duration_s, result, error, _ = read_outcome(outcome)
-    return outcome if result is None else msgpack.packb((started_at, duration_s, None, error and error.to_wire()))
+    started_at, duration_s, result, error, delay_s, consumer = read_outcome(outcome)
+    if result is None:
+        return outcome
+    return _packed(started_at, duration_s, error and error.to_wire(), delay_s, consumer)
 
 
 def failure_in(outcome: bytes) -> tuple[JobError, float | None]:
@@ -195,10 +216,10 @@ def failure_in(outcome: bytes) -> tuple[JobError, float | None]:
     """
     if len(outcome) > MAX_FAILURE_BYTES:  # before a byte of it is decoded: it holds the broker's loop
         raise ProtocolError(f"a failure of {len(outcome):,} bytes, which is larger than a consumer makes them")
-    *_, error, delay_s = unpack(outcome)
-    if error is None:
+    found = unpack(outcome)
+    if found.error is None:
         raise ProtocolError("a failure without an error")
-    return error, delay_s
+    return found.error, found.delay_s
 
 
 class Failure(NamedTuple):
@@ -210,8 +231,12 @@ class Failure(NamedTuple):
     outcome: bytes
 
 
-def read_failure(verdict: int, outcome: bytes, duration_us: int) -> Failure:
-    """Reads how an attempt ended that did not succeed. What cannot be read is a failure as well, of that job alone."""
+def read_failure(verdict: int, outcome: bytes, duration_us: int, consumer: int | None = None) -> Failure:
+    """Reads how an attempt ended that did not succeed. What cannot be read is a failure as well, of that job alone.
+
+    Args:
+        consumer: the number of the consumer that reports it.
+    """
     try:
         error, wish_s = failure_in(outcome)
         known = Verdict(verdict)
@@ -220,7 +245,8 @@ def read_failure(verdict: int, outcome: bytes, duration_us: int) -> Failure:
         return Failure(known, error, wish_s, outcome)
     except (ProtocolError, ValueError) as unreadable:
         error = JobError("UnreadableOutcome", f"the consumer reported an end that cannot be read: {unreadable}")
-        return Failure(Verdict.FAILED, error, None, pack_failure(None, duration_us / 1e6, error))
+        made = pack_failure(None, duration_us / 1e6, error, consumer=consumer)
+        return Failure(Verdict.FAILED, error, None, made)
 
 
 def _clean(text: str, most: int) -> str:

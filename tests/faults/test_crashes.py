@@ -97,6 +97,7 @@ def test_a_death_in_a_job_is_reported_and_parks_it(shared: Fleet, tmp_path: Path
         [died] = shared.events("consumer.crashed", job_id=job.id, pid=event["pid"], consumer=event["consumer"])
         assert "my last words" in died["output"]
         assert "output" not in event
+    assert [attempt.consumer for attempt in info.history] == [event["consumer"] for event in crashed]
     failed = shared.wait_for("job.failed", job_id=job.id)
     assert failed.get("signal") == name
     assert failed.get("exit_code") == code
@@ -303,6 +304,8 @@ def test_the_broker_dies_while_jobs_run(start: Start, gate: Gate, tmp_path: Path
         job.result(timeout=10)
     for job in running:
         assert (job.info().attempts, job.info().crashes) == (2, 1)
+    for number in (0, 1):  # also that of the dead fleet, from the flight recorder
+        assert sorted(job.info().history[number].consumer or 0 for job in running) == [1, 2]
     counted = labels(path)
     assert all(counted[f"note{number}"] == 1 for number in range(100))
     assert all(job.info().crashes == 0 for job in waiting)

@@ -174,6 +174,8 @@ OUTCOMES = [
     attempt.pack_success(1.5, 0.25, None),
     attempt.pack_failure(1.5, 0.25, ERROR),
     attempt.pack_failure(None, None, ERROR),
+    attempt.pack_success(1.5, 0.25, None, 3),
+    attempt.pack_failure(1.5, 0.25, ERROR, 2.5, 3),
 ]
 CALL = encode_call(ID, [1], {"b": "two"})
 SUBMIT = [Op.SUBMIT, 7, SPEC, False, True, ID, [len(CALL)]]
@@ -565,6 +567,7 @@ def is_proper(found: attempt.Outcome) -> bool:
     data=st.binary(max_size=80)
     | damaged_from(st.sampled_from(OUTCOMES))
     | with_wrong_fields([1.5, 0.2, b"r", ERROR.to_wire()]).map(msgpack.packb)
+    | with_wrong_fields([1.5, 0.2, b"r", ERROR.to_wire(), 2.5, 3]).map(msgpack.packb)
 )
 def test_outcomes(data: bytes) -> None:
     """An outcome that packs to the same, or a ProtocolError; `failure_in` says the same of it."""

@@ -370,6 +370,9 @@ def test_an_error_tells_its_module_and_what_it_came_from(shared: Fleet) -> None:
     assert (told["error"]["module"], told["error"]["causes"]) == (error.error_module, ["KeyError: 'card'"])
     assert told["history"][0]["error"] == told["error"]
     assert told["history"][0]["machine"] == socket.gethostname()
+    consumer = wait_for_event(shared.home, "job.failed", job_id=job.id)["consumer"]
+    assert told["history"][0]["consumer"] == consumer
+    assert f"consumer  {consumer} on {socket.gethostname()}\n" in taskq(shared.home, "job", job.id).stdout
     assert f"error     {error.error_module}.Declined: no card\n" in taskq(shared.home, "job", job.id).stdout
 
 

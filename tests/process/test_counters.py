@@ -314,6 +314,19 @@ def test_records_of_several_consumers(running_map: Path) -> None:
     ]
 
 
+def test_a_record_tells_the_number_of_its_consumer(running_map: Path) -> None:
+    """Which is not that of the record: while one consumer replaces another, both have the same number."""
+    for place, number in ((0, 2), (3, 2)):
+        recorder = FlightRecorder(running_map, place, number=number)
+        recorder.started(b"x" * 16, 1)
+        recorder.idle()
+        recorder.started(bytes([place + 1]) * 16, 1)
+    found = read_flight_records(running_map)
+    assert found == [FlightRecord(bytes([1]) * 16, 1, 2), FlightRecord(bytes([4]) * 16, 1, 2)]
+    clear_flight_record(running_map, 3)
+    assert read_flight_records(running_map) == found[:1]
+
+
 def test_one_record_is_cleared(running_map: Path) -> None:
     """The broker clears the record of a job that it has charged; the others stay."""
     for number in (1, 2):

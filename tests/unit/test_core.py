@@ -939,13 +939,44 @@ def test_lost_jobs_are_charged_at_the_start() -> None:
     """A job that took a whole fleet down is charged, and stays in the store until `found` and a load."""
     core = Core()
     [row] = rows(1)
-    core.lost(row)
+    core.lost(row, 3)
     effects = core.take_effects()
     assert [(change.row.crashes, change.due_at) for change in effects.rescheduled] == [(1, None)]
+    assert [unpack(change.outcome or b"").consumer for change in effects.rescheduled] == [3]
     core.joined(1, 0.0)
     assert core.dispatch(0.0, 0.0) == []
     core.found(Partition("default"), 1, 1)
     assert [load.after for load in core.loads()] == [0]
+
+
+@pytest.mark.parametrize(
+    "death",
+    [ProcessExit(signal="SIGSEGV", at=1.0), ProcessExit(signal="SIGKILL", timed_out=1, at=1.0), None],
+    ids=["a crash", "its time limit", "cancelled"],
+)
+def test_an_attempt_that_died_tells_its_consumer(death: ProcessExit | None) -> None:
+    """By number, as the log does: the process could not say so itself."""
+    core = Core()
+    core.submitted(rows(1, retries=0, max_crashes=1))
+    core.joined(1, 0.0, (), 7)
+    [batch] = core.dispatch(0.0, 0.0)
+    if death is None:
+        core.cancel_running(1, batch.rows[0].id, 0.0)
+        death = ProcessExit(signal="SIGKILL")
+    core.died(1, [Claim(1, 0.0)], death, 1e9)
+    [(_, _, outcome)] = core.take_effects().ended
+    assert unpack(outcome).consumer == 7
+
+
+def test_an_outcome_that_cannot_be_read_tells_the_consumer_that_reported_it() -> None:
+    """As the outcome itself does not."""
+    core = Core()
+    core.submitted(rows(1, retries=0))
+    core.joined(1, 0.0, (), 7)
+    core.dispatch(0.0, 0.0)
+    core.settled(1, Attempts([1], [Verdict.FAILED], [5], [b"junk"]), 0.0, 1e9)
+    [(_, _, outcome)] = core.take_effects().ended
+    assert unpack(outcome).consumer == 7
 
 
 def test_crashes_do_not_use_up_retries(core: Core) -> None:

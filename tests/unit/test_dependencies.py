@@ -36,6 +36,7 @@ from taskq.model.job import JobError, JobRow, new_job_ids
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Ended, StoredState
 from taskq.protocol.frames import Decoder
+from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Call, Submission, flow_frame, parts_of, read_flow
 from taskq.system.directory import Directory
 
@@ -515,6 +516,6 @@ def test_the_start_ends_what_comes_after_a_job_that_took_the_fleet_down(tmp_path
         for parent, child in ((first, second), (second, third)):
             store.submit(SPECS[0], [child], [b"payload"], [Constraints(after=((parent, False),))])
         store.commit()
-        effects = recover(store, Core(), [(first, 1)], 0.0, 1e9)
+        effects = recover(store, Core(), [FlightRecord(first, 1)], 0.0, 1e9)
         assert [row.id for row, _, _ in effects.ended] == ids
         assert states(store, ids) == [StoredState.FAILED, StoredState.CANCELLED, StoredState.CANCELLED]

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskq.model.attempt import Outcome, failure_in, pack_failure, pack_success, unpack
+from taskq.model.attempt import (
+    Outcome,
+    failure_in,
+    pack_failure,
+    pack_success,
+    shortened,
+    unpack,
+    without_result,
+)
 from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError
 from taskq.model.limits import (
@@ -19,6 +27,7 @@ from taskq.model.limits import (
     MAX_FAILURE_BYTES,
     MAX_FRAME_BYTES,
     MAX_JOBS_PER_FRAME,
+    MAX_KEPT_ATTEMPT_BYTES,
     MAX_OUTPUT_LINE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_TRACEBACK_CHARS,
@@ -339,10 +348,43 @@ def test_later_versions_may_say_more() -> None:
 
 
 @quick
-@given(started=st.floats(0, 2e9), duration=st.floats(0, 1e6), result=st.none() | st.binary(max_size=100))
-def test_successes_round_trip(started: float, duration: float, result: bytes | None) -> None:
+@given(
+    started=st.floats(0, 2e9),
+    duration=st.floats(0, 1e6),
+    result=st.none() | st.binary(max_size=100),
+    consumer=st.none() | st.integers(1, 10_000),
+)
+def test_successes_round_trip(started: float, duration: float, result: bytes | None, consumer: int | None) -> None:
     """What was made is read."""
-    assert unpack(pack_success(started, duration, result)) == Outcome(started, duration, result, None)
+    packed = pack_success(started, duration, result, consumer)
+    assert unpack(packed) == Outcome(started, duration, result, None, None, consumer)
+    assert unpack(without_result(packed)) == Outcome(started, duration, None, None, None, consumer)
+
+
+def test_outcomes_of_earlier_builds_tell_no_consumer() -> None:
+    """They have four fields, or five, and are in journals."""
+    error = JobError("E", "why")
+    assert unpack(msgpack.packb([1.0, 2.0, b"r", None])) == Outcome(1.0, 2.0, b"r", None)
+    assert unpack(msgpack.packb([1.0, 2.0, None, error.to_wire(), 3.5])) == Outcome(1.0, 2.0, None, error, 3.5)
+    for wrong in (True, 1.0, "1", b"1"):
+        with pytest.raises(ProtocolError, match="not an outcome"):
+            unpack(msgpack.packb([1.0, 2.0, None, None, None, wrong]))
+    with pytest.raises(ProtocolError, match="not an outcome"):
+        unpack(msgpack.packb([1.0, 2.0, None, None, None, 1, 1]))
+
+
+def test_a_success_tells_its_consumer_in_two_bytes() -> None:
+    """Each success of a bulk is stored with this."""
+    before = len(msgpack.packb([1.0, 2.0, None, None]))
+    assert len(pack_success(1.0, 2.0, None, 64)) == before + 2
+
+
+def test_a_shortened_outcome_tells_its_consumer_and_delay() -> None:
+    """So it is in the list of attempts."""
+    error = JobError("E", "m" * 10_000, "t" * 10_000)
+    short = shortened(pack_failure(1.0, 2.0, error, 3.5, 7))
+    assert len(short) <= MAX_KEPT_ATTEMPT_BYTES
+    assert (unpack(short).delay_s, unpack(short).consumer) == (3.5, 7)
 
 
 error_texts = st.text(st.characters(), max_size=60)  # lone surrogates included

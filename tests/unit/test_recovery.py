@@ -16,6 +16,7 @@ from taskq.engines.embedded.recovery import recover
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow, new_job_ids
 from taskq.model.spec import Spec
+from taskq.protocol.link.flight_recorder import FlightRecord
 
 NOW = 1_000.0
 WALL = 1e9
@@ -37,7 +38,7 @@ def submitted(store: Store, spec: Spec, count: int, constraints: Constraints | N
 def recovered(store: Store, running: list[tuple[bytes, int]], now: float = NOW, wall: float = WALL) -> Core:
     """The core of a new broker, with consumers."""
     core = Core()
-    recover(store, core, running, now, wall)  # type: ignore[arg-type]
+    recover(store, core, [FlightRecord(*record) for record in running], now, wall)
     for key in (1, 2):
         core.joined(key, 0.0)
     return core

@@ -161,7 +161,7 @@ class ConsumerPool:
     def _on_ready(self, consumer: ConsumerProcess) -> None:
         now = self._clock.monotonic()
         replaced = self._supervisor.ready(consumer)
-        self._core.joined(consumer.key, now, self._settings.queues_of(consumer.number))
+        self._core.joined(consumer.key, now, self._settings.queues_of(consumer.number), consumer.number)
         self._events.log.info(
             "consumer.started",
             consumer=consumer.number,

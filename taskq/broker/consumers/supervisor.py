@@ -136,6 +136,7 @@ class Supervisor(Succession[ConsumerProcess]):
                 app=self._app,
                 directory=self._directory.path,
                 title=f"consumer {number} [{self._title}]",
+                number=number,
                 record=record,
                 slots=self._settings.threads,
                 parent_pid=0 if self._settings.preload else os.getpid(),

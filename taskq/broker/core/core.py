@@ -124,9 +124,10 @@ class Core:
 
     # -- consumers come and go
 
-    def joined(self, key: Key, now: float, queues: Iterable[str] = ()) -> None:
-        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none."""
-        self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots)
+    def joined(self, key: Key, now: float, queues: Iterable[str] = (), number: int | None = None) -> None:
+        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none. The outcomes
+        of attempts that die with it tell its number."""
+        self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots, number)
         self._recalls.changed(key)
 
     def retire(self, key: Key) -> None:
@@ -188,20 +189,27 @@ class Core:
             self._measure_dead(row.spec.task, number, ran_s, death)
             if number in unwanted:
                 row.attempts += 1
-                self._stopped(key, row, _begin(wall, ran_s), ran_s)
+                self._stopped(key, row, _begin(wall, ran_s), ran_s, consumer.number)
             elif death.stopped or death.timed_out not in (None, number):
                 self._interrupted(key, row, death)
             elif death.timed_out == number:
                 row.attempts += 1
                 error = limit_error(row.spec, death, death.output_of(number), ran_s)
-                outcome = pack_failure(_begin(wall, ran_s), ran_s, error)
+                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, consumer=consumer.number)
                 self._did_not_succeed(key, row, Failure(Verdict.FAILED, error, None, outcome), wall)
             else:
-                self._crashed(key, row, crash_error(death, death.output_of(number)), wall, ran_s)
+                error = crash_error(death, death.output_of(number))
+                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, consumer=consumer.number)
+                self._crashed(key, row, error, outcome, wall)
 
-    def lost(self, row: JobRow) -> None:
-        """Charges, at the start and before `found`, a job that ran when a whole fleet died. It stays in the store."""
-        self._crashed(None, row, crash_error(None, []))
+    def lost(self, row: JobRow, consumer: int | None = None) -> None:
+        """Charges, at the start and before `found`, a job that ran when a whole fleet died. It stays in the store.
+
+        Args:
+            consumer: the number of the consumer that ran it.
+        """
+        error = crash_error(None, [])
+        self._crashed(None, row, error, pack_failure(None, None, error, consumer=consumer))
 
     # -- jobs end
 
@@ -240,9 +248,9 @@ class Core:
                 if is_limited or (row.constraints is not None and row.constraints.is_keyed):  # else nobody waits for it
                     self.ready.left(key, row, Release.ENDED)
                 continue
-            failure = read_failure(verdict, outcome, duration_us)
+            failure = read_failure(verdict, outcome, duration_us, consumer.number)
             if number in self._watchdog.unwanted(key):
-                self._stopped(key, row, *unpack(failure.outcome)[:2])
+                self._stopped(key, row, *unpack(failure.outcome)[:2], consumer.number)
             else:
                 self._did_not_succeed(key, row, failure, wall)
         self._measure(durations_of)
@@ -304,7 +312,7 @@ class Core:
         self._carry_out(key, row, follows, failure.outcome, wall)
 
     def _crashed(
-        self, key: Key | None, row: JobRow, error: JobError, wall: float | None = None, ran_s: float | None = None
+        self, key: Key | None, row: JobRow, error: JobError, outcome: bytes, wall: float | None = None
     ) -> None:
         """Charges a job whose process died. Without a consumer and a time, its whole fleet died with it."""
         row.attempts += 1
@@ -315,7 +323,7 @@ class Core:
         self._effects.notes.append(Event("job.crashed", {**fields, "runs_again": follows.state is None}))
         if follows.state is not None:
             self._effects.notes.append(Event(follows.event, fields))
-        self._carry_out(key, row, follows, pack_failure(_begin(wall, ran_s), ran_s, error), wall)
+        self._carry_out(key, row, follows, outcome, wall)
 
     def _carry_out(
         self, key: Key | None, row: JobRow, follows: Consequence, outcome: bytes, wall: float | None
@@ -370,10 +378,13 @@ class Core:
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
-    def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None) -> None:
+    def _stopped(
+        self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, consumer: int | None
+    ) -> None:
         """Ends a job that was cancelled while it ran and did not succeed in the meantime, however it ended. The attempt
         is counted already."""
-        outcome = pack_failure(started_at, duration_s, JobError("Cancelled", "cancelled while it ran"))
+        error = JobError("Cancelled", "cancelled while it ran")
+        outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
         self.ready.left(key, row, Release.ENDED)

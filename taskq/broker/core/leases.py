@@ -52,6 +52,7 @@ class ConsumerLeases:
         "look_again_at",
         "mean_run_s",
         "next_number",
+        "number",
         "progress_at",
         "queues",
         "sent_at",
@@ -59,15 +60,17 @@ class ConsumerLeases:
         "unbegun",
     )
 
-    def __init__(self, now: float, queues: frozenset[str] | None, slots: int) -> None:
+    def __init__(self, now: float, queues: frozenset[str] | None, slots: int, number: int | None = None) -> None:
         """A consumer that is ready, and holds nothing.
 
         Args:
             now: when it joined (monotonic).
             queues: the queues that it serves; None for all.
             slots: how many jobs it runs at once.
+            number: its number, for the outcomes of attempts that died with it.
         """
         self.slots = slots
+        self.number = number
         self.queues = queues
         self.leased: dict[int, JobRow] = {}  # by number, ascending; one dictionary for life, since others look into it
         self.next_number = 1

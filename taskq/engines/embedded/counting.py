@@ -119,7 +119,7 @@ class Counting:
         started_at = started_at_of(outcome)
         if started_at is None:
             return
-        _, duration_s, _, error, _ = read_outcome(outcome)
+        _, duration_s, _, error, *_ = read_outcome(outcome)
         if error is not None and error.type in _TIMED_OUT:
             counts.timed_out += 1
         counts.started += 1

@@ -22,11 +22,11 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
     Returns:
         What was decided. The caller commits it, and then reports it.
     """
-    for job_id, attempt in running:
+    for job_id, attempt, consumer in running:
         stored = store.read(job_id)
         # an attempt that is counted was settled before the fleet died
         if stored is not None and stored.kept == StoredState.QUEUED and stored.row.attempts == attempt - 1:
-            jobs.lost(stored.row)
+            jobs.lost(stored.row, consumer)
     effects = Effects()
     effects.add(jobs.take_effects())
     if effects:

@@ -19,6 +19,8 @@ class Attempt:
         error: why it did not succeed, or None if it did. Long texts are cut; the whole error of the last attempt is
             that of the job.
         machine: the name of the machine on which it ran, or None if that is not known.
+        consumer: the number of the consumer that ran it, as in `taskq status` and the log, or None if that is not
+            known. A consumer that takes the place of another has the same number.
     """
 
     number: int
@@ -26,6 +28,7 @@ class Attempt:
     duration_s: float | None
     error: JobError | None
     machine: str | None = None
+    consumer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ class Boot(NamedTuple):
     app: str
     directory: Path
     title: str
-    record: int
+    number: int  # of the consumer; one that takes the place of another has the same
+    record: int  # its place in the flight recorder, which it shares with no other process
     slots: int  # how many jobs it runs at once
     parent_pid: int  # 0 if not known
     counters: Counters

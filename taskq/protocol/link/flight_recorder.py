@@ -9,8 +9,9 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-_RECORD = Struct(">16sI")  # id, attempt
+_RECORD = Struct(">16sI")  # id, attempt: written at each start
 _write_record = _RECORD.pack_into
+_NUMBER = Struct(">I")  # of the consumer: written once, behind that
 _RECORD_BYTES = 32  # with room; one cache line holds two
 
 
@@ -19,6 +20,7 @@ class FlightRecord(NamedTuple):
 
     job_id: bytes
     attempt: int
+    consumer: int | None = None  # its number
 
 
 class FlightRecorder:
@@ -32,14 +34,21 @@ class FlightRecorder:
     starts consumers.
     """
 
-    def __init__(self, path: Path, consumer: int, slots: int = 1) -> None:
-        """Opens the records of a consumer; its file must have been prepared by `clear_flight_records`."""
+    def __init__(self, path: Path, consumer: int, slots: int = 1, number: int = 0) -> None:
+        """Opens the records of a consumer; its file must have been prepared by `clear_flight_records`.
+
+        Args:
+            consumer: which records these are; 0 for the first.
+            number: the number of the consumer in the log, or 0.
+        """
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             self._map = mmap.mmap(descriptor, 0)
         finally:
             os.close(descriptor)
         self._places = [(consumer * slots + slot) * _RECORD_BYTES for slot in range(slots)]
+        for place in self._places:
+            _NUMBER.pack_into(self._map, place + _RECORD.size, number)
 
     def started(self, job_id: bytes, attempt: int, slot: int = 0) -> None:
         """Notes a start: one copy of 20 bytes. No reader can see half of it, because readers wait for our end."""
@@ -60,7 +69,8 @@ def read_flight_records(path: Path) -> list[FlightRecord]:
     for start in range(0, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
         job_id, attempt = _RECORD.unpack_from(data, start)
         if any(job_id) and attempt:
-            records.append(FlightRecord(job_id, attempt))
+            (number,) = _NUMBER.unpack_from(data, start + _RECORD.size)
+            records.append(FlightRecord(job_id, attempt, number or None))
     return records
 
 
