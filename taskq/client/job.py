@@ -36,7 +36,7 @@ class Job(ResultOf, Generic[R_co]):
         ending: Ending | None = None,
         has_result: bool = True,
     ) -> None:
-        super().__init__(job_id, has_result)
+        self._id, self._has_result = job_id, has_result  # no call of the base: there is a handle for each job
         self._app = app
         self._cast = cast
         self._ending = ending  # of a job that succeeded, which never changes; else None

@@ -148,7 +148,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
             The same as `enqueue`. The jobs that were sent before an error are enqueued.
         """
         ids = submit(self._app, self._spec, self._call_options, self._calls(arguments))
-        return [self._job(job_id) for job_id in ids]
+        return self._jobs(ids)
 
     @overload
     async def aenqueue(self: Enqueuer[P, Generator[Any, Any, A]], *args: P.args, **kwargs: P.kwargs) -> Job[A]: ...
@@ -180,7 +180,7 @@ class Enqueuer(CallMaker[R_co], Generic[P, R_co]):
     async def aenqueue_many(self, arguments: Iterable[Sequence[Any]]) -> list[Job[Any]]:
         """`enqueue_many` for asyncio."""
         ids = await asubmit(self._app, self._spec, self._call_options, self._calls(arguments))
-        return [self._job(job_id) for job_id in ids]
+        return self._jobs(ids)
 
     def map(
         self: Takes1[A, R],

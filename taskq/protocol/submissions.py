@@ -46,19 +46,18 @@ def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call
     last: Constraints | None = None
     is_shared = True  # all of the chunk have the same constraints, which travel once
     for call in calls:
-        own = call.constraints
+        _, payload, own = call
         if own is not last:
             own_bytes = 0 if own is None else own.max_wire_bytes
             is_shared = not chunk
             last = own
         constraints_bytes += own_bytes
+        size += len(payload)
         told_bytes = own_bytes if is_shared else constraints_bytes
-        is_full = size + len(call.payload) > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES
-        if chunk and (is_full or len(chunk) == most):
+        if (size > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES or len(chunk) == most) and chunk:
             yield chunk
-            chunk, size, constraints_bytes, is_shared = [], 0, own_bytes, True
+            chunk, size, constraints_bytes, is_shared = [], len(payload), own_bytes, True
         chunk.append(call)
-        size += len(call.payload)
     if chunk:
         yield chunk
 

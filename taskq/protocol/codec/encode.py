@@ -31,7 +31,7 @@ def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if kwargs and not ONLY_STR.issuperset(map(type, kwargs)):
         raise PayloadError("kwargs: the name of a keyword argument is a str, and of no subclass")
     try:
-        body = pack_value([list(args), dict(kwargs)])
+        body = pack_value([list(args), dict(kwargs) if kwargs else {}])
     except Exception as error:
         if is_from_signal_handler(error):
             raise
