@@ -1,17 +1,23 @@
-"""The spool: jobs enqueued while no broker answers, one file per submit frame.
+"""The spool: jobs enqueued while no broker answers.
 
-A client writes a file under a temporary name, syncs it, gives it its name and syncs the folder: then the job is as safe
-as in the journal. The broker takes the files in when it starts, and looks for new ones while it runs. A file that was
-taken in but not yet removed when the broker died does no harm: known ids are left out.
+Clients write it (`taskq.protocol.spooler`), and what is there is as safe as in the journal. The broker takes it in when
+it starts, and looks for more while it runs. A file that was taken in but not yet removed when the broker died does no
+harm: known ids are left out. There are two kinds of files, whose names begin with an id, so that they sort by time:
 
-The name says which jobs a file may hold, so that one is found without reading them all:
+    ID.jobs            one submit frame, of one job
+    FIRST-LAST.jobs    one submit frame, of several jobs, whose ids are between these
+    ID.frames          submit frames of one client, each appended with one sync, up to a size that one commit takes in
 
-    ID.jobs            one job
-    FIRST-LAST.jobs    several, whose ids are between these
+    ID.frames := record* zero*            record := u32 CRC-32 of the frame | frame
+
+A client appends to a file under a lock, and only while its owner may write the file. The broker makes it read-only,
+under the same lock, before it reads what it takes in: whoever wants to append after that begins another file. What
+follows the last complete record was never acknowledged: the power failed, or its writer died, in the middle of it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from bisect import bisect_left
 from collections import deque
@@ -20,73 +26,77 @@ from contextlib import suppress
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
+from stat import S_IWUSR
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
 
-from taskq.model.errors import BrokerUnavailable, StoreFull
-from taskq.system.platform import sync_directory
-
-_SUFFIX = ".jobs"
+SINGLE = ".jobs"
+SERIES = ".frames"
+_SUFFIXES = (SINGLE, SERIES)
 #: What one commit takes in at the most: some 20 ms, in which clients wait. At least one file, whatever its size.
-_PORTION_FILES = 100
+_PORTION_FRAMES = 100
 _PORTION_BYTES = 1024 * 1024
 #: Names that are kept from one listing of the folder, for the portions to come.
 _NAMES = 10_000
+#: The checksum of a record, and the length with which its frame begins.
+_RECORD = Struct("!II")
+_CHECKSUM = Struct("!I")
 
 
-def spool_frame(spool: Path, ids: Collection[bytes], frame: bytes, reason: str = "no fleet answers") -> None:
-    """Writes a submit frame to the spool; it is durable when this returns.
+class SpoolFile(NamedTuple):
+    """A file in the spool.
 
-    Args:
-        ids: of the jobs in the frame.
-        reason: why they go to the spool.
-
-    Raises:
-        StoreFull: the disk is full.
-        BrokerUnavailable: the spool cannot be written.
+    Attributes:
+        frames: what it holds, in order; one frame may be garbage, in a file of one.
+        is_damaged: whether it holds more, which cannot be read.
     """
-    first, last = min(ids).hex(), max(ids).hex()
-    name = first if first == last else f"{first}-{last}"
-    temporary = spool / f"{name}.{os.getpid()}.tmp"
-    try:
-        try:
-            _write(temporary, frame)
-            os.replace(temporary, spool / f"{name}{_SUFFIX}")
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_directory(spool)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise StoreFull(f"{reason}, and the disk of {spool} is full") from error
-        raise BrokerUnavailable(
-            f"{reason}, and the job cannot be spooled to {spool} ({error.strerror}): "
-            "make that folder writable, or start a fleet with `taskq worker module:app`"
-        ) from error
+
+    path: Path
+    frames: list[bytes]
+    is_damaged: bool = False
 
 
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def record_of(frame: bytes) -> bytes:
+    """Makes a record of a file of several frames."""
+    return _CHECKSUM.pack(crc32(frame)) + frame
 
 
-def spooled(spool: Path) -> Iterator[tuple[Path, bytes]]:
-    """The files in the spool and their content, oldest first: names begin with an id, and ids sort by time."""
-    return _contents(spool, sorted(_names(spool)))
+def split_records(content: bytes) -> tuple[list[bytes], bool]:
+    """Returns the frames in a file of several, and whether it is damaged: whether more follows than one record that
+    its writer did not finish. The file was as long as it is before the second record was written."""
+    frames: list[bytes] = []
+    view, position = memoryview(content), 0
+    while True:
+        end = position + _RECORD.size
+        checksum, length = _RECORD.unpack_from(content, position) if end <= len(content) else (0, 0)
+        frame = view[position + _CHECKSUM.size : end + length]
+        if length == 0 or end + length > len(content) or crc32(frame) != checksum:
+            break
+        frames.append(bytes(frame))
+        position = end + length
+    is_cut_off = position > 0 and end + length > len(content)
+    return frames, is_cut_off or bool(content[end + length :].lstrip(b"\0"))
+
+
+def spooled(spool: Path) -> Iterator[SpoolFile]:
+    """The files in the spool, oldest first. They are only looked at."""
+    return _read_all(spool, sorted(_names(spool)))
+
+
+def files(spool: Path) -> list[Path]:
+    """The paths of the files in the spool."""
+    return [spool / name for name in _names(spool)]
 
 
 def _names(spool: Path) -> Iterator[str]:
     with suppress(OSError), os.scandir(spool) as entries:  # out of descriptors, perhaps: it is looked at again soon
         for entry in entries:
-            if entry.name.endswith(_SUFFIX):
+            if entry.name.endswith(_SUFFIXES):
                 yield entry.name
 
 
-def _contents(spool: Path, names: Iterable[str]) -> Iterator[tuple[Path, bytes]]:
+def _read_all(spool: Path, names: Iterable[str]) -> Iterator[SpoolFile]:
     for name in names:
         path = spool / name
         try:
@@ -95,7 +105,36 @@ def _contents(spool: Path, names: Iterable[str]) -> Iterator[tuple[Path, bytes]]
             continue
         except OSError:
             content = b""  # a folder, or a file that is not ours: as unreadable as one full of garbage
-        yield path, content
+        if name.endswith(SERIES):
+            yield SpoolFile(path, *(split_records(content) if content else ([], True)))
+        else:
+            yield SpoolFile(path, [content])
+
+
+def close_series(path: Path) -> bool:
+    """Makes a file of several frames read-only. Returns whether nobody appends to it now, or will."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return True  # it is read-only since another broker wanted it, or it cannot be read either
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fchmod(descriptor, 0o400)
+        return True
+    except OSError:
+        return False  # its writer is appending, or it is not ours
+    finally:
+        os.close(descriptor)
+
+
+def lock_series(descriptor: int) -> bool:
+    """Locks a file of several frames that is open, until it is closed. Returns whether it can be appended to."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    status = os.fstat(descriptor)
+    return status.st_nlink > 0 and bool(status.st_mode & S_IWUSR)
 
 
 class Backlog:
@@ -106,16 +145,21 @@ class Backlog:
         self._names: deque[str] = deque()
         self.has_more = True  #: Whether there may be more than was returned; nobody has looked yet.
 
-    def portion(self) -> list[tuple[Path, bytes]]:
-        """The next files and their content; they are to be removed, or set aside."""
+    def portion(self) -> list[SpoolFile]:
+        """Returns the next files; they are to be removed, or set aside. One to which a client is appending at this
+        moment is left for the next look."""
         if not self._names:
             self._names.extend(nsmallest(_NAMES, _names(self._spool)))
-        files: list[tuple[Path, bytes]] = []
-        size = 0
-        while self._names and len(files) < _PORTION_FILES and size < _PORTION_BYTES:
-            for path, content in _contents(self._spool, [self._names.popleft()]):
-                files.append((path, content))
-                size += len(content)
+        files: list[SpoolFile] = []
+        frames = size = 0
+        while self._names and frames < _PORTION_FRAMES and size < _PORTION_BYTES:
+            name = self._names.popleft()
+            if name.endswith(SERIES) and not close_series(self._spool / name):
+                continue
+            for file in _read_all(self._spool, [name]):
+                files.append(file)
+                frames += len(file.frames)
+                size += sum(map(len, file.frames))
         self.has_more = bool(files)  # one that was empty a moment ago is looked at again soon
         return files
 
@@ -141,19 +185,22 @@ def count_files(spool: Path, most: int | None = None) -> int:
 
 
 def find(spool: Path, ids: Collection[bytes]) -> dict[bytes, bytes]:
-    """Looks for jobs in the spool. Returns, for each that is there, the content of its file."""
+    """Looks for jobs in the spool. Returns, for each that is there, its frame."""
     wanted = sorted(job_id.hex() for job_id in ids)
-    names = [f"{one}{_SUFFIX}" for one in wanted if (spool / f"{one}{_SUFFIX}").exists()]
+    names = [f"{one}{SINGLE}" for one in wanted if (spool / f"{one}{SINGLE}").exists()]
     if len(names) < len(wanted):
         names += [name for name in _names(spool) if _may_hold(name, wanted)]
     found: dict[bytes, bytes] = {}
-    for _, content in _contents(spool, names):
-        found.update((job_id, content) for job_id in ids if job_id in content)
+    for file in _read_all(spool, names):
+        for frame in file.frames:
+            found.update((job_id, frame) for job_id in ids if job_id in frame)
     return found
 
 
 def _may_hold(name: str, wanted: list[str]) -> bool:
-    """Whether one of the ids, in order, is between those in a file's name."""
-    first, dash, last = name.removesuffix(_SUFFIX).partition("-")
+    """Whether one of the ids, in order, may be in a file of this name that is not named by it."""
+    if name.endswith(SERIES):
+        return True
+    first, dash, last = name.removesuffix(SINGLE).partition("-")
     position = bisect_left(wanted, first)
     return bool(dash) and position < len(wanted) and wanted[position] <= last

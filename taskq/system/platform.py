@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import setproctitle
@@ -143,6 +144,10 @@ def name_of_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+#: Makes what was written to a file durable, but not, say, its times (macOS has only the sync of everything).
+sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 def sync_directory(path: Path) -> None:

@@ -826,7 +826,7 @@ def test_spooled_files(data: bytes) -> None:
         folder = broker.directory.spool
         path = folder / f"{ID.hex()}.jobs"
         path.write_bytes(data)
-        assert list(spool.spooled(folder)) == [(path, data)]
+        assert list(spool.spooled(folder)) == [(path, [data], False)]
         assert (ID in spool.find(folder, [ID])) == (ID in data)
         take_spooled(broker.broker._engine.committer)
         assert not list(spool.spooled(folder))

@@ -26,7 +26,7 @@ from taskq.client.transport import absence
 from taskq.client.transport.absence import Absence
 from taskq.model.errors import BrokerUnavailable, ConfigError, ResultTimeout
 from taskq.model.exits import Exit
-from taskq.protocol import frames
+from taskq.protocol import frames, spool
 from taskq.system.directory import Directory, reply_timeout_s
 
 #: Calls that would each wait for an answer, if it were not remembered that none comes.
@@ -43,8 +43,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spooled(home: Path) -> int:
-    """Files in the spool."""
-    return len(list((home / "spool").iterdir()))
+    """Frames in the spool."""
+    return sum(len(file.frames) for file in spool.spooled(home / "spool"))
 
 
 def enqueue(count: int, is_async: bool) -> list[Job[int]]:

@@ -215,12 +215,18 @@ def test_what_must_come_after_the_spool_is_sent_there(tmp_path: Path, store: Tig
     assert committer.find(ids[-1]) is not None
 
 
-def test_a_job_among_several_in_a_file_is_found_by_its_name(tmp_path: Path) -> None:
+def test_a_job_among_several_in_a_file_is_found(tmp_path: Path) -> None:
+    """By the name of a file with one frame; in a file of several; of a client that died in the middle of one."""
     ids = list(new_job_ids(30))
-    for chunk in (ids[:10], ids[10:20], ids[20:21]):
-        calls = [Call(job_id, b"payload") for job_id in chunk]
-        spool.spool_frame(tmp_path, chunk, submit_frame(0, Spec("add"), calls, resend=True, watch=False))
-    assert set(spool.find(tmp_path, ids)) == set(ids[:21])
-    assert set(spool.find(tmp_path, [ids[25], ids[15], bytes(16), b"\xff" * 16])) == {ids[15]}
+    first, second, third, fourth = chunks = ids[:10], ids[10:20], ids[20:21], ids[21:24]
+    calls = [[Call(job_id, b"payload") for job_id in chunk] for chunk in chunks]
+    frames = [submit_frame(0, Spec("add"), of_chunk, resend=True, watch=False) for of_chunk in calls]
+    (tmp_path / f"{first[0].hex()}-{first[-1].hex()}.jobs").write_bytes(frames[0])
+    (tmp_path / f"{third[0].hex()}.jobs").write_bytes(frames[2])
+    records = spool.record_of(frames[1]) + spool.record_of(frames[3])[:-1]
+    (tmp_path / f"{second[0].hex()}.frames").write_bytes(records.ljust(1_000, b"\0"))
+    assert set(spool.find(tmp_path, ids)) == {*first, *second, *third}
+    assert set(spool.find(tmp_path, [ids[25], ids[5], bytes(16), b"\xff" * 16])) == {ids[5]}
+    assert not spool.find(tmp_path, fourth)
     assert spool.has_files(tmp_path)
     assert not spool.has_files(tmp_path / "nowhere")

@@ -29,6 +29,8 @@ _LOOK_EVERY_S = 30.0
 _RECONNECT_FIRST_S = 0.01
 _RECONNECT_LONGEST_S = 0.25
 _TELL_AWAY_AFTER_S = 3.0
+#: A client whose connection was refused does not try again to hand in jobs for so long: it spools them.
+_REFUSED_S = 0.05
 #: The directories of which this process has told that their jobs go to the spool, and why.
 _told: set[tuple[str, bool]] = set()
 
@@ -45,9 +47,23 @@ class Absence:
         self.directory = directory
         self.path = directory.socket_path()  #: Of the socket of its broker.
         self._is_silent = False
+        self._refused_until = -inf  # any thread writes it
         self._probe: socket.socket | None = None  # has said hello
         self._asked_at = -inf  # when it did that for somebody who waits
         self._is_told = False  # those who wait know of this silence
+
+    def refused(self) -> None:
+        """Nobody listens: a connection was refused."""
+        self._refused_until = SYSTEM_CLOCK.monotonic() + _REFUSED_S
+
+    def connected(self) -> None:
+        """Somebody listens."""
+        self._refused_until = -inf
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether the last connection was refused, a moment ago."""
+        return SYSTEM_CLOCK.monotonic() < self._refused_until
 
     def begin_silence(self) -> None:
         """The broker did not answer in time."""

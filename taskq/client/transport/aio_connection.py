@@ -123,12 +123,15 @@ class Connection:
             self._socket.setblocking(False)
             if child is None:
                 self._socket.connect(os.fspath(absence.path))
+                absence.connected()
                 check_broker(self._socket, absence.path, owner)
         except DirectoryError:
             self._close()
             raise
         except OSError as error:
             self._close()
+            if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+                absence.refused()
             raise ConnectionLost(str(error)) from error
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket, self._on_readable)

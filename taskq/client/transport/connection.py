@@ -112,6 +112,10 @@ class Connection:
     def _connect(self, path: os.PathLike[str]) -> None:
         try:
             self._socket.connect(os.fspath(path))
+            self._absence.connected()
+        except (ConnectionRefusedError, FileNotFoundError):
+            self._absence.refused()
+            raise
         except BlockingIOError:  # SO_SNDTIMEO is over: so many wait that the kernel takes no more of them
             raise self._silent() from None
 

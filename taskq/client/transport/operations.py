@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
+from errno import EDQUOT, ENOSPC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from taskq.model.errors import (
     DirectoryError,
     JobNotFound,
     ResultTimeout,
+    StoreFull,
 )
 from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState
@@ -54,6 +56,7 @@ from taskq.protocol.requests import (
     StopFleet,
     op_of,
 )
+from taskq.protocol.spooler import spooler_of
 from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
 from taskq.system.clock import ClientClock
 from taskq.system.directory import Directory
@@ -156,6 +159,8 @@ class DirectoryQueue:
 
     def _submit_frame(self, spec: Spec, chunk: Sequence[Call], resend: bool = False) -> Operation[list[bytes]]:
         """Submits jobs of one frame."""
+        if self.absence.was_refused:
+            return (yield from self._spool_instead(spec, chunk))
         try:
             line: Line = yield _RENEW if resend else _OPEN
             try:
@@ -175,9 +180,12 @@ class DirectoryQueue:
         try:
             return (yield from self._submit_frame(spec, chunk, resend=True))
         except ConnectionLost:
-            ids = yield from self.spool(spec, chunk)
-            self.absence.warn_of_spool()
-            return ids
+            return (yield from self._spool_instead(spec, chunk))
+
+    def _spool_instead(self, spec: Spec, chunk: Sequence[Call]) -> Operation[list[bytes]]:
+        ids = yield from self.spool(spec, chunk)
+        self.absence.warn_of_spool()
+        return ids
 
     def submit_flow(self, flow: Flow, waits_for_room: bool = False) -> Operation[None]:
         """Submits jobs of several kinds together: all are durable when this returns, or none is accepted.
@@ -189,6 +197,8 @@ class DirectoryQueue:
 
     def _submit_flow(self, flow: Flow) -> Operation[None]:
         for resend in (False, True):
+            if self.absence.was_refused:
+                break
             try:
                 line: Line = yield Open(must_be_fresh=resend)
                 try:
@@ -225,11 +235,18 @@ class DirectoryQueue:
 
     def _spool(self, ids: Sequence[bytes], frame: bytes) -> None:
         try:
-            self.directory.create()
+            spooler_of(self.directory).add(ids, frame)
         except DirectoryError as error:
             told = f"{self.absence.describe_briefly()}, and the job cannot be spooled: {error}"
             raise BrokerUnavailable(told) from error
-        spool.spool_frame(self.directory.spool, ids, frame, self.absence.describe_briefly())
+        except OSError as error:
+            reason, folder = self.absence.describe_briefly(), self.directory.spool
+            if error.errno in (ENOSPC, EDQUOT):
+                raise StoreFull(f"{reason}, and the disk of {folder} is full") from error
+            raise BrokerUnavailable(
+                f"{reason}, and the job cannot be spooled to {folder} ({error.strerror}): "
+                "make that folder writable, or start a fleet with `taskq worker module:app`"
+            ) from error
 
     def is_spooled(self, job_id: bytes) -> Operation[bool]:
         """Whether a job waits in the spool."""
@@ -480,7 +497,7 @@ class DirectoryQueue:
             return False
         if os.path.exists(self.directory.journal):
             return True
-        return op in (Op.JOBS, Op.STATUS) and any(self.directory.spool.glob("*.jobs"))
+        return op in (Op.JOBS, Op.STATUS) and spool.has_files(self.directory.spool)
 
 
 class FleetIsThere(ConnectionLost):

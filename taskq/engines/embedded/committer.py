@@ -486,11 +486,11 @@ class _TakeSpooled(Command):
         self._spooled = spooled
         self._files = files
 
-    def apply(self, tx: Transaction) -> list[TaskQError | None]:
-        return [tx.try_submit(submission) for _, submission in self._files]
+    def apply(self, tx: Transaction) -> list[list[TaskQError | None]]:
+        return [[tx.try_submit(submission) for submission in file.submissions] for file in self._files]
 
     def answer(self, outcome: object) -> None:
-        reasons = outcome if isinstance(outcome, list) else [outcome] * len(self._files)
+        reasons = outcome if isinstance(outcome, list) else [[outcome] * len(file.submissions) for file in self._files]
         self._spooled.committed(self._files, reasons)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from taskq.engines.contract import Events
 from taskq.model.errors import StoreFull, TaskQError
@@ -13,8 +14,17 @@ from taskq.model.spec import Spec
 from taskq.protocol import frames, spool
 from taskq.protocol.submissions import Submission, submission_of
 
-#: A file, and the jobs in it.
-SpooledFile = tuple[Path, Submission]
+
+class SpooledFile(NamedTuple):
+    """A file in the spool, and the jobs in it.
+
+    Attributes:
+        errors: why parts of it make no sense.
+    """
+
+    path: Path
+    submissions: list[Submission]
+    errors: list[str]
 
 
 class SpooledJobs:
@@ -28,7 +38,7 @@ class SpooledJobs:
         self._path = path
         self._events = events
         self._backlog = spool.Backlog(path)
-        self._in_hand: dict[str, Submission] = {}  # by the names of their files: what was read, but not committed
+        self._in_hand: dict[str, SpooledFile] = {}  # by their names: what was read, but not committed
 
     @property
     def has_more(self) -> bool:
@@ -43,58 +53,83 @@ class SpooledJobs:
     def read(self) -> list[SpooledFile]:
         """Reads the next files, as many as one commit takes; sets aside those that make no sense."""
         files: list[SpooledFile] = []
-        for path, content in self._backlog.portion():
-            if path.name in self._in_hand:
+        for found in self._backlog.portion():
+            if found.path.name in self._in_hand:
                 continue
-            try:
-                files.append((path, _submission(content)))
-            except (TaskQError, ValueError) as error:
-                kept = spool.set_aside(path)
-                self._events.log.error("spool.unreadable", path=str(kept), error=str(error))
-        self._in_hand.update((path.name, submission) for path, submission in files)
+            file = _spooled_file(found)
+            if file.submissions:
+                files.append(file)
+            elif file.errors:
+                self._set_aside(file, [])
+            else:
+                file.path.unlink(missing_ok=True)  # its writer died before the first record was complete
+        self._in_hand.update((file.path.name, file) for file in files)
         return files
 
-    def committed(self, files: Sequence[SpooledFile], reasons: Sequence[object]) -> None:
-        """Removes the files whose jobs are committed, and sets aside those that were refused.
+    def committed(self, files: Sequence[SpooledFile], reasons: Sequence[Sequence[object]]) -> None:
+        """Removes the files whose jobs are committed, and sets aside those of which something was refused or makes no
+        sense.
 
         Args:
             files: as `read` returned them.
-            reasons: why each was refused, or None if it was not.
+            reasons: for each submission of each file, why it was refused, or None if it was not.
         """
         taken: Counter[str] = Counter()
-        for (path, submission), reason in zip(files, reasons, strict=True):
-            del self._in_hand[path.name]
-            if reason is None:
-                path.unlink(missing_ok=True)
-                taken[submission.spec.task] += len(submission.ids)
-            elif isinstance(reason, StoreFull):
+        for file, of_file in zip(files, reasons, strict=True):
+            del self._in_hand[file.path.name]
+            if any(isinstance(reason, StoreFull) for reason in of_file):
                 self._backlog.pause()  # it stays there until there is room
+                continue
+            for submission, reason in zip(file.submissions, of_file, strict=True):
+                if reason is None:
+                    taken[submission.spec.task] += len(submission.ids)
+            refused = [str(reason) for reason in of_file if reason is not None]
+            if refused or file.errors:
+                self._set_aside(file, refused)
             else:
-                kept = spool.set_aside(path)
-                self._events.log.error("spool.refused", path=str(kept), error=str(reason))
+                file.path.unlink(missing_ok=True)
         for task, jobs in taken.items():
             self._events.log.info("spool.taken", jobs=jobs, task=task)
 
+    def _set_aside(self, file: SpooledFile, refused: list[str]) -> None:
+        kept = str(spool.set_aside(file.path))
+        for error in file.errors:
+            self._events.log.error("spool.unreadable", path=kept, error=error)
+        for error in refused:
+            self._events.log.error("spool.refused", path=kept, error=error)
+
     def unread(self, ids: Sequence[bytes]) -> list[bytes]:
         """Returns those of these jobs that wait in the spool and were not read."""
-        in_hand = {job_id for submission in self._in_hand.values() for job_id in submission.ids}
+        read = [submission for file in self._in_hand.values() for submission in file.submissions]
+        in_hand = {job_id for submission in read for job_id in submission.ids}
         return list(self.specs([job_id for job_id in ids if job_id not in in_hand]))
 
     def specs(self, ids: Sequence[bytes]) -> dict[bytes, Spec]:
         """Returns the specs of those of these jobs that wait in the spool."""
         found: dict[bytes, Spec] = {}
-        for content in set(spool.find(self._path, ids).values()) if ids else ():
+        for frame in set(spool.find(self._path, ids).values()) if ids else ():
             with suppress(TaskQError, ValueError):  # reported, and set aside, when it is taken in
-                for part in _submission(content).each:
+                for part in _submission(frame).each:
                     found.update((job_id, part.spec) for job_id in part.ids)
         return {job_id: found[job_id] for job_id in ids if job_id in found}
 
 
-def _submission(content: bytes) -> Submission:
-    """Reads a file of the spool.
+def _spooled_file(found: spool.SpoolFile) -> SpooledFile:
+    errors = ["a part of it is damaged"] if found.is_damaged else []
+    submissions: list[Submission] = []
+    for frame in found.frames:
+        try:
+            submissions.append(_submission(frame))
+        except (TaskQError, ValueError) as error:
+            errors.append(str(error))
+    return SpooledFile(found.path, submissions, errors)
+
+
+def _submission(frame: bytes) -> Submission:
+    """Reads a frame in the spool.
 
     Raises:
         TaskQError, ValueError: it makes no sense.
     """
-    [(envelope, body)] = frames.Decoder().feed(content)
+    [(envelope, body)] = frames.Decoder().feed(frame)
     return submission_of(None, envelope, body)

@@ -12,6 +12,7 @@ import apsw
 
 from taskq.engines.embedded.journal.schema import SCHEMA_VERSION
 from taskq.model.errors import JournalError
+from taskq.protocol import spool
 from taskq.system.directory import Directory
 
 
@@ -60,7 +61,7 @@ def copy_directory(directory: Directory, place: Path) -> Directory:
     try:
         copy.spool.mkdir()
         copy.log.mkdir()
-        for path in (*map(directory.path.joinpath, names), *directory.spool.glob("*.jobs")):
+        for path in (*map(directory.path.joinpath, names), *spool.files(directory.spool)):
             if path.exists():
                 shutil.copy(path, place / os.path.relpath(path, directory.path))
     except OSError as error:
