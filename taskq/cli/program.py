@@ -38,7 +38,7 @@ COMMANDS = {
     "status": ("monitor", _LOOK, "Show what the fleet is doing."),
     "logs": ("monitor", _LOOK, "Show the log, even of a fleet that no longer runs."),
     "demo": ("demo.command", _MORE, "See it work: index Python's library in parallel, and kill a consumer."),
-    "bench": ("bench.command", _MORE, "Measure speed and memory here, in part beside a process pool."),
+    "bench": ("bench.command", _MORE, "Measure speed and memory here, each figure beside its limit."),
     "schema": ("schema", _MORE, "Print the JSON Schema of what a command prints with --json."),
     "version": ("common", _MORE, "Show the version."),
 }

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from taskq.cli.bench.figures import Report
 from taskq.cli.config.command import OptionValue
 from taskq.cli.schedule import RemovedSchedule, StartedJob
 from taskq.model.errors import ConfigError
@@ -116,6 +117,7 @@ PRINTED: dict[str, Any] = {
     "schedule run": StartedJob,
     "schedule remove": RemovedSchedule,
     "config": dict[str, OptionValue],
+    "bench": Report,
 }
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

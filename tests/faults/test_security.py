@@ -922,7 +922,7 @@ _IMPORTERS = {
 _PICKLERS = {
     "broker/consumers/handle.py": "the types of a process and of its output pipe",
     "broker/consumers/supervisor.py": "starts consumers",
-    "cli/bench/command.py": "a pool to compare with (concurrent.futures)",
+    "cli/bench/limits/pool.py": "a pool to compare with (concurrent.futures)",
     "consumer/process.py": "the types of its pipes",
     "protocol/link/boot.py": "Boot goes from the broker to its child",
     "protocol/link/counters.py": "the type of the context; Lock and Value",

@@ -1,40 +1,140 @@
-"""What the skeleton of the benchmark leaves behind. Figures are not tested: they depend on the machine."""
+"""`taskq bench`: what it prints, and that it leaves nothing behind. Its figures are not tested: they depend on the
+machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import psutil
 import pytest
+from json_schema import misfits
+from terminal import TASKQ, environment, taskq
 
-_PROGRAM = f"""
-import sys
-sys.path.append({str(Path(__file__).parents[1] / "bench")!r})
-from skeleton import Skeleton
-if __name__ == "__main__":
-    with Skeleton(2) as skeleton:
-        skeleton.run(2_000)
-        print("up", flush=True)
-        sys.stdin.readline()
-"""
+from taskq.cli.bench.catalogue import CASES
+from taskq.cli.schema import PRINTED, schema_of
+from taskq.model.exits import Exit
+
+SKELETON = Path(__file__).parent / "bench" / "skeleton.py"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder for the benchmark, which must be empty again in the end."""
+    path = tmp_path / "place"
+    path.mkdir()
+    yield path
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("part", CASES)
+def test_each_part_has_its_figures(part: str, place: Path, tmp_path: Path) -> None:
+    """All rows of the case are measured, as JSON that fits its schema, and drawn."""
+    picture = tmp_path / "figures.svg"
+    done = subprocess.run(
+        [*TASKQ, "bench", part, "--quick", "--rounds", "1", "--json", "--directory", str(place), "--svg", str(picture)],
+        env=environment(None),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    report = json.loads(done.stdout)
+    assert misfits(report, schema_of(PRINTED["bench"])) == []
+    left_out = {each["what"] for each in report["left_out"]}
+    measured = {figure["name"] for figure in report["figures"]}
+    assert measured <= {row.name for row in CASES[part].rows}
+    assert {row.name for row in CASES[part].rows if row.limits} - measured <= left_out | _NOT_QUICK
+    for figure in report["figures"]:
+        assert figure["value"]["low"] <= figure["value"]["median"] <= figure["value"]["high"]
+    assert measured <= {text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")}
+
+
+#: What takes too long for a quick run.
+_NOT_QUICK = {"64 processes", "20 MB there and back", "100 MB there and back"}
+
+
+def test_the_table_fits_a_narrow_terminal(place: Path) -> None:
+    """In a pipe it has no colours; both sides of a comparison are there."""
+    done = taskq(None, "bench", "idle", "start", "--quick", "--rounds", "1", "--directory", str(place))
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert "\x1b" not in done.stdout
+    assert "memory of the broker" in done.stdout
+    assert "process pool" in done.stdout
+
+
+def test_what_it_refuses(place: Path, tmp_path: Path) -> None:
+    """A part that does not exist, and folders that are not there, before anything is measured."""
+    for words, code, told in (
+        (["rountrip"], Exit.USAGE, "did you mean roundtrip?"),
+        (["--directory", str(tmp_path / "none")], Exit.DIRECTORY, "--directory: there is no directory"),
+        (["--svg", str(tmp_path / "none" / "a.svg")], Exit.DIRECTORY, "--svg: there is no directory"),
+    ):
+        done = taskq(None, "bench", *words)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_in_the_middle_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
+    """Fleets, limits and producers end with it; after Ctrl-C and SIGTERM its files are gone, too."""
+    program = subprocess.Popen(
+        [*TASKQ, "bench", "producers", "roundtrip", "--rounds", "1000", "--directory", str(tmp_path)],
+        env=environment(None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    family = _family_of(program, at_least=6)
+    program.send_signal(how)
+    _, told = program.communicate(timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    if how != signal.SIGKILL:  # after that, a process that was just starting may complain
+        assert told == ""
+        assert program.returncode in (130, 143)
+        assert list(tmp_path.iterdir()) == []
+
+
+def _family_of(program: subprocess.Popen[str], at_least: int) -> list[psutil.Process]:
+    """The processes below one, when there are enough."""
+    while program.poll() is None:
+        family: list[psutil.Process] = psutil.Process(program.pid).children(recursive=True)
+        if len(family) >= at_least:
+            return family
+    raise AssertionError(program.communicate())
 
 
 @pytest.mark.parametrize("victim", ["nobody", "leader", "worker", "program"])
 def test_the_skeleton_leaves_no_process_and_no_complaint(victim: str, tmp_path: Path) -> None:
     """It ends by SIGKILL; multiprocessing would complain of its semaphores as leaked."""
     path = tmp_path / "program.py"
-    path.write_text(_PROGRAM)
+    path.write_text(
+        f"""
+import sys
+from pathlib import Path
+from taskq.cli.bench.limits.service import Service, ServiceClient
+service = Service([{str(SKELETON)!r}, "2"], Path({str(tmp_path)!r}))
+ServiceClient(service.path).run(2_000)
+print(service.pid, flush=True)
+sys.stdin.readline()
+service.close()
+"""
+    )
     program = subprocess.Popen(
         [sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert program.stdout is not None
-    assert program.stdout.readline() == "up\n"
-    leader = next(child for child in psutil.Process(program.pid).children() if os.getpgid(child.pid) == child.pid)
-    workers = leader.children()
+    leader = psutil.Process(int(program.stdout.readline()))
+    workers = [child for child in leader.children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     victims = {"leader": leader.pid, "worker": workers[0].pid, "program": program.pid}
     if victim in victims:

@@ -1,38 +1,58 @@
-"""The jobs of `taskq bench`."""
+"""The jobs that `taskq bench` measures."""
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 from taskq import TaskQ
 
-q = TaskQ("bench")
 
-
-@q.task
 def noop(_number: int) -> None:
     """Does nothing."""
 
 
-@q.task
 def burn(milliseconds: float) -> None:
-    """Keeps a core busy."""
-    burn_here(milliseconds)
-
-
-@q.task
-def pid() -> int:
-    """Returns the process id of the consumer."""
-    return os.getpid()
-
-
-def burn_here(milliseconds: float) -> None:
-    """The same for a process pool."""
-    end = time.perf_counter() + milliseconds / 1000
-    while time.perf_counter() < end:
+    """Uses a core for some time, by the clock of its own thread: what others take of the core does not count."""
+    end = time.thread_time() + milliseconds / 1000
+    while time.thread_time() < end:
         pass
 
 
-def nothing(_number: int) -> None:
-    """Does nothing, for a process pool."""
+def echo(data: bytes) -> bytes:
+    """Returns what it got."""
+    return data
+
+
+def take(_data: bytes) -> None:
+    """Gets something, and returns nothing."""
+
+
+def mark(path: str) -> None:
+    """Makes a file: whoever looks for it learns of the job sooner than from a broker that has just started."""
+    Path(path).touch()
+
+
+def fail() -> None:
+    """Fails."""
+    raise RuntimeError("as it was told to")
+
+
+class BenchApp:
+    """A TaskQ with these jobs.
+
+    Args:
+        path: its directory; None for that of the environment, as in the consumers of a fleet.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.q = TaskQ("bench", url=None if path is None else str(path))
+        self.noop = self.q.task(noop)
+        self.burn = self.q.task(burn)
+        self.echo = self.q.task(echo)
+        self.take = self.q.task(take)
+        self.mark = self.q.task(mark)
+        self.fail = self.q.task(retries=0)(fail)
+
+
+q = BenchApp().q

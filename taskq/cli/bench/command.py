@@ -1,326 +1,138 @@
-"""`taskq bench`: speed and memory on this machine.
+"""`taskq bench`: figures of this machine, each beside its limit.
 
-Absolute figures say little on a shared machine. Where something is compared, each round measures both sides, one after
-the other, and the ratio in the report is the median over the rounds.
+Absolute figures say little on a shared machine. So each turn measures taskq and its limits one after the other, and a
+ratio in the report is the median of those of the turns.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import shutil
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
-import psutil
 import typer
+from rich.text import Text
 
-from taskq.cli.bench import app
-from taskq.cli.bench.app import burn, noop, pid, q
-from taskq.cli.config.options import defaults
-from taskq.client.job import Job
-from taskq.model.settings import Settings
-from taskq.system.directory import Directory
+from taskq.cli.bench.catalogue import CASES
+from taskq.cli.bench.figures import Report
+from taskq.cli.bench.machine import describe
+from taskq.cli.bench.plot import svg_of
+from taskq.cli.bench.runner import run
+from taskq.cli.bench.stage import Stage
+from taskq.cli.bench.table import lines_of, machine_lines
+from taskq.cli.common import JsonOption
+from taskq.cli.pictures import console_of, styled
+from taskq.cli.tables import width_of_terminal
+from taskq.model.errors import ConfigError, DirectoryError
+from taskq.model.misfits import did_you_mean
+from taskq.model.settings import default_consumers
 
-CONSUMERS = 2
-BULK_JOBS = 60_000
-SINGLE_JOBS = 1_500
-ROUND_TRIPS = 1_000
-BURN_MS = 2.0
-BURN_JOBS = 2_500
-SMALL_BACKLOG, LARGE_BACKLOG = 10_000, 300_000
-WAITING_JOBS = 100_000
-
-
-@dataclass
-class Figure:
-    """A measurement: what, ours, the others', and the ratio wanted."""
-
-    name: str
-    ours: str
-    other: str = ""
-    ratio: float | None = None
-    wanted: str = ""
-
-
-Action = Callable[[], object]
-
-
-class Rival(Protocol):
-    """Something else that runs jobs that do nothing; `python tests/bench` in the repository compares with one."""
-
-    def run(self, count: int) -> None:
-        """Enqueues jobs and waits until all are done."""
-
-    def enqueue(self) -> None:
-        """Enqueues one job, durable on return."""
-
-    def round_trip(self) -> None:
-        """Enqueues one job and waits for its end."""
-
-
-def timed(action: Action) -> float:
-    """The seconds that something takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def _enqueue_and_finish(count: int) -> None:
-    _finish(noop.enqueue_many((number,) for number in range(count)))
-
-
-def _finish(jobs: Sequence[Job[Any]]) -> None:
-    jobs[-1].wait()  # asking for the status all the time would cost what is measured
-    while any(queue.queued or queue.running for queue in q.client.status().queues.values()):
-        time.sleep(0.005)
-
-
-def _percentile_ms(values: list[float], percent: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)] * 1e3
-
-
-def _in_turns(count: int, rounds: int, ours: Action, others: Action | None) -> tuple[list[float], list[float]]:
-    """Measures in turns how often in a second each does something that it does `count` times when it is called."""
-    rates: tuple[list[float], list[float]] = [], []
-    for _ in range(rounds):
-        rates[0].append(count / timed(ours))
-        if others is not None:
-            rates[1].append(count / timed(others))
-    return rates
-
-
-def bulk(rival: Rival | None, rounds: int) -> Figure:
-    """Jobs that do nothing, enqueued many at a time, to their end."""
-    others = None if rival is None else partial(rival.run, BULK_JOBS)
-    rates = _in_turns(BULK_JOBS, rounds, lambda: _enqueue_and_finish(BULK_JOBS), others)
-    return _rates("no-op jobs, enqueue_many, end to end", *rates, ">= 0.55")
-
-
-def single(rival: Rival | None, rounds: int) -> Figure:
-    """Single durable enqueues from one thread, while the jobs run."""
-    others = None if rival is None else partial(_repeat, rival.enqueue)
-    rates = _in_turns(SINGLE_JOBS, rounds, partial(_repeat, lambda: noop.enqueue(1)), others)
-    return _rates("single enqueue(), durable on return", *rates, ">= 0.60")
-
-
-def _repeat(enqueue: Action) -> None:
-    for _ in range(SINGLE_JOBS):
-        enqueue()
-
-
-def producers(rounds: int, count: int = 8) -> Figure:
-    """Several producers, each enqueueing one job at a time, against one."""
-    one, many = [], []
-    for _ in range(rounds):
-        one.append(SINGLE_JOBS / timed(partial(_repeat, lambda: noop.enqueue(1))))
-        many.append(count * SINGLE_JOBS / _run_producers(count))
-    return _rates(f"{count} producer processes against one", many, one, ">= 3")
-
-
-def _run_producers(count: int) -> float:
-    code = (
-        "import sys; from taskq.cli.bench.app import noop; noop.enqueue(1); print(flush=True); sys.stdin.readline();"
-        f"[noop.enqueue(1) for _ in range({SINGLE_JOBS})]"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.readline()
-    start = time.perf_counter()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate()
-    return time.perf_counter() - start
-
-
-def round_trip(rival: Rival | None) -> list[Figure]:
-    """enqueue() and result() on an idle fleet."""
-    ours, others = [], []
-    for _ in range(ROUND_TRIPS):
-        ours.append(timed(lambda: noop.enqueue(1).result(timeout=10)))
-        if rival is not None:
-            others.append(timed(rival.round_trip))
-    mine, other = _percentile_ms(ours, 50), _percentile_ms(others, 50) if others else None
-    return [
-        Figure("round trip, median", f"{mine:.2f} ms")
-        if other is None
-        else Figure("round trip, median", f"{mine:.2f} ms", f"{other:.2f} ms", mine / other, "<= 1.6"),
-        Figure(
-            "round trip, 99th percentile",
-            f"{_percentile_ms(ours, 99):.2f} ms",
-            f"{_percentile_ms(others, 99):.2f} ms" if others else "",
-            None,
-            "<= 3 ms",
-        ),
-    ]
-
-
-def _burn_all() -> None:
-    _finish(burn.enqueue_many((BURN_MS,) for _ in range(BURN_JOBS)))
-
-
-def cpu_bound(rounds: int) -> list[Figure]:
-    """2 ms jobs: how much of both cores is user code; the same in a process pool."""
-    ours_s = statistics.median([timed(_burn_all) for _ in range(rounds)])
-    with ProcessPoolExecutor(CONSUMERS) as pool:
-        list(pool.map(app.nothing, range(10)))
-        burn_in_pool = partial(pool.map, app.burn_here, [BURN_MS] * BURN_JOBS)
-        pool_s = statistics.median([timed(lambda: list(burn_in_pool())) for _ in range(rounds)])
-        noop_rate = 5_000 / timed(lambda: [f.result() for f in [pool.submit(app.nothing, n) for n in range(5_000)]])
-    busy = [BURN_JOBS * BURN_MS / 1000 / CONSUMERS / seconds for seconds in (ours_s, pool_s)]
-    return [
-        Figure("2 ms jobs: cores in user code", f"{busy[0]:.1%}", f"{busy[1]:.1%} (pool)", None, ">= 95 %"),
-        Figure("ProcessPoolExecutor, no-op submit", "", f"{noop_rate:,.0f}/s"),
-    ]
-
-
-def backlog(rounds: int) -> list[Figure]:
-    """The rate at which waiting jobs drain, for a small and a large backlog, and the broker's memory."""
-    small, large = [], []
-    peak = 0
-    for _ in range(rounds):
-        # a small one takes a tenth of a second only, so it is measured more often
-        small.append(statistics.median([_drain(SMALL_BACKLOG)[0] for _ in range(7)]))
-        rate, rss = _drain(LARGE_BACKLOG)
-        large.append(rate)
-        peak = max(peak, rss)
-    figure = _rates(f"drain {LARGE_BACKLOG:,} waiting jobs, against {SMALL_BACKLOG:,}", large, small, ">= 0.75")
-    return [figure, Figure("broker memory with the large backlog", f"{peak / 1e6:.0f} MB")]
-
-
-def _drain(count: int) -> tuple[float, int]:
-    """Lets jobs wait behind consumers that are stopped (SIGSTOP), then times how they drain."""
-    status = q.client.status()
-    pids = [consumer.pid for consumer in status.consumers]
-    for number in pids:
-        os.kill(number, signal.SIGSTOP)
-    try:
-        jobs = noop.enqueue_many((number,) for number in range(count))
-        rss = psutil.Process(status.broker.pid).memory_info().rss
-    finally:
-        for number in pids:
-            os.kill(number, signal.SIGCONT)
-    return count / timed(lambda: _finish(jobs)), rss
-
-
-def longest_turn() -> Figure:
-    """For how long a broker with many waiting jobs answers nobody, while they come in, are cancelled, purged, listed
-    and worked off. It has a fleet of its own, since a broker keeps that figure from its start on."""
-    with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
-        q.use_directory(Directory(Path(path)))
-        with q.fleet(settings=Settings(consumers=CONSUMERS, stderr_level="critical")):
-            q.pause("default")
-            jobs = noop.enqueue_many((number,) for number in range(WAITING_JOBS))
-            for job in jobs[:SINGLE_JOBS]:
-                job.cancel()
-            q.purge("cancelled")
-            q.jobs(task="none")
-            q.resume("default")
-            _finish(jobs[SINGLE_JOBS:])
-            longest_s = q.client.status().broker.longest_turn_s or 0.0
-    name = f"longest turn of the broker, {WAITING_JOBS:,} jobs waiting"
-    return Figure(name, f"{longest_s * 1e3:.1f} ms", "", None, "<= 10 ms")
-
-
-def start_up(rounds: int) -> Figure:
-    """From the `taskq worker` command to the first job done, for a small application."""
-    seconds = []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
-            q.use_directory(Directory(Path(path)))
-            job = pid.enqueue()  # waits in the spool
-            start = time.perf_counter()
-            command = [sys.executable, "-m", "taskq", "worker", "taskq.cli.bench.app:q", *defaults()]
-            environment = {**os.environ, "TASKQ_URL": path}
-            options = ["--consumers", str(CONSUMERS), "--log-level", "error"]
-            process = subprocess.Popen([*command, *options], env=environment)
-            job.result(timeout=30)
-            seconds.append(time.perf_counter() - start)
-            process.terminate()
-            process.wait()
-    return Figure("first job done after `taskq worker`", f"{statistics.median(seconds):.2f} s", "", None, "<= 0.5 s")
-
-
-def replacement(rounds: int) -> Figure:
-    """From the kill of a consumer to a job done by its successor."""
-    seconds = []
-    for _ in range(rounds):
-        before = {consumer.pid for consumer in q.client.status().consumers}
-        victim = before.pop()
-        blocker = burn.enqueue(1_500.0) if before else None  # keeps the other one busy
-        threading.Event().wait(0.05)
-        running = {c.pid for c in q.client.status().consumers if c.state == "running"}
-        victim = next(p for p in {victim, *before} if p not in running)
-        start = time.perf_counter()
-        os.kill(victim, signal.SIGKILL)
-        pid.enqueue().result(timeout=30)
-        seconds.append(time.perf_counter() - start)
-        if blocker is not None:
-            blocker.wait()
-    return Figure("a killed consumer replaced and working", f"{statistics.median(seconds):.2f} s", "", None, "<= 0.3 s")
-
-
-def _rates(name: str, ours: list[float], others: list[float], wanted: str) -> Figure:
-    if not others:
-        return Figure(name, f"{statistics.median(ours):,.0f}/s")
-    ratio = statistics.median(mine / other for mine, other in zip(ours, others, strict=True))
-    return Figure(name, f"{statistics.median(ours):,.0f}/s", f"{statistics.median(others):,.0f}/s", ratio, wanted)
+#: Two are needed for anything to run at once. More only start more slowly.
+_CONSUMERS = min(8, max(2, default_consumers()))
 
 
 def bench(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PART]...", help=f"What to measure: {', '.join(CASES)}.", show_default="all"),
+    ] = None,
+    is_quick: Annotated[
+        bool, typer.Option("--quick", metavar="", help="Half a minute instead of five; less exact.")
+    ] = False,
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Measure each ratio N times, and show the median.")
-    ] = 3,
+        int | None,
+        typer.Option(min=1, metavar="N", help="Measure each figure N times, and show the median.", show_default="1-5"),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Work in a new folder below this one.", show_default="temporary files"),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the ratios, as an SVG file.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure speed and memory here, in part beside a process pool.
+    """Measure speed and memory here, each figure beside its limit.
 
-    It takes a minute or two.
+    The limits are measured in turns with taskq: a bare socket with one SQLite
+    commit and its sync, a process pool, files, and, in a clone of the
+    repository, the skeleton of a queue without features. It runs fleets of its
+    own in a temporary directory, and leaves nothing behind.
 
-    $ taskq bench --rounds 5
+    $ taskq bench --quick
+    $ taskq bench single roundtrip --rounds 9
+    $ taskq bench --svg figures.svg --json > figures.json
     """
-    report(rounds)
+    chosen = _chosen(parts or ())
+    parent = directory or Path(tempfile.gettempdir())
+    for path, option in ((parent, "--directory"), (svg.absolute().parent if svg else parent, "--svg")):
+        if not path.is_dir():
+            raise DirectoryError(f"{option}: there is no directory {path}")
+    logging.getLogger("taskq").addHandler(logging.NullHandler())  # that no fleet runs is part of what is measured
+    signal.signal(signal.SIGTERM, _end)
+    report = _measure(chosen, parent.absolute(), is_quick, rounds, as_json)
+    if svg:
+        svg.write_text(svg_of(report), encoding="utf-8")
+    if as_json:
+        print(json.dumps(asdict(report)))
 
 
-def report(rounds: int, rival: Rival | None = None) -> None:
-    """Measures everything and prints the figures.
-
-    Args:
-        rounds: how often each ratio is measured.
-        rival: measured in turns with taskq.
-    """
-    print(f"{'':<54}{'taskq':>14}{'compared':>18}{'ratio':>8}  wanted")
-    _print(start_up(rounds))
-    _print(longest_turn())
-    with tempfile.TemporaryDirectory(prefix="taskq-bench-") as path:
-        os.environ["TASKQ_URL"] = path
-        q.use_directory(Directory(Path(path)))
-        with q.fleet(settings=Settings(consumers=CONSUMERS, stderr_level="critical")):
-            noop.enqueue(1).result(timeout=30)
-            _print(bulk(rival, rounds))
-            _print(single(rival, rounds))
-            for figure in round_trip(rival):
-                _print(figure)
-            _print(producers(rounds))
-            for figure in [*cpu_bound(rounds), *backlog(max(1, rounds // 2)), replacement(rounds)]:
-                _print(figure)
+def _chosen(parts: Sequence[str]) -> list[str]:
+    for part in parts:
+        if part not in CASES:
+            raise ConfigError(
+                f"{part!r} is not a part of the benchmark{did_you_mean(part, CASES)}: use {', '.join(CASES)}"
+            )
+    return [part for part in CASES if not parts or part in parts]
 
 
-def _print(figure: Figure) -> None:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-    print(f"{figure.name:<54}{figure.ours:>14}{figure.other:>18}{ratio:>8}  {figure.wanted}", flush=True)
+def _measure(parts: Sequence[str], parent: Path, is_quick: bool, rounds: int | None, as_json: bool) -> Report:
+    began, at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe(parent)
+    console = console_of()
+    if not as_json:
+        console.print(Text("\n".join(machine_lines(machine, _CONSUMERS)), style="dim"), soft_wrap=True)
+    figures = []
+    progress = _Progress()
+    with Stage(parent, _CONSUMERS, is_quick) as stage:
+        for part in parts:
+            found = run(CASES[part], stage, rounds, progress.tell)
+            progress.tell("")
+            figures += found
+            if not as_json:
+                console.print(Text(f"\n{CASES[part].title}", style="bold"), soft_wrap=True)
+                for line in styled(lines_of(found, width_of_terminal())):
+                    console.print(line, soft_wrap=True)
+        left_out = stage.left_out
+    report = Report(at, round(time.monotonic() - began, 1), is_quick, _CONSUMERS, machine, figures, left_out)
+    if not as_json:
+        for missing in left_out:
+            console.print(Text(f"left out: {missing.part}, {missing.what}: {missing.reason}"), soft_wrap=True)
+        console.print(Text(f"\n{report.duration_s:.0f} s", style="dim"))
+    return report
+
+
+class _Progress:
+    """Says on the terminal what is measured now, in one line that is replaced; nothing if there is no terminal."""
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def tell(self, text: str) -> None:
+        """Replaces the line; an empty text removes it."""
+        if self._is_shown:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """SIGTERM ends it as Ctrl-C does: fleets are stopped and files removed."""
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,5 +1,7 @@
-"""The same shape as taskq with no features at all: what the benchmark compares with, so that the machine's own speed,
-and its noise, cancel out. It is a `taskq.cli.bench.command.Rival`.
+"""The same shape as taskq with no features at all: what `taskq bench` compares with in a checkout, so that the machine's
+own speed, and its noise, cancel out. It is a `taskq.cli.bench.limits.service.Service`.
+
+python tests/product/bench/skeleton.py WORKERS DIRECTORY SOCKET
 
 socket -> one SQLite transaction a round (WAL, FULL) -> a multiprocessing queue for each worker -> done lists back.
 No ids of its own, no errors, no retries, no results, no leases, no logs, no recovery: a bound, not an alternative.
@@ -8,16 +10,13 @@ No ids of its own, no errors, no retries, no results, no leases, no logs, no rec
 from __future__ import annotations
 
 import multiprocessing
-import os
 import selectors
-import signal
 import socket
 import sqlite3
-import tempfile
+import sys
 from collections import deque
 from multiprocessing.queues import Queue, SimpleQueue
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgpack
 
@@ -26,8 +25,6 @@ from taskq.system.semaphores import remove_name
 
 _BATCH = 100
 _LEASED = 400
-_FRAMES_AHEAD = 8
-_FRAME = 500
 
 
 def _work(inbox: Queue[bytes], outbox: SimpleQueue[bytes]) -> None:
@@ -38,7 +35,7 @@ def _work(inbox: Queue[bytes], outbox: SimpleQueue[bytes]) -> None:
         outbox.put(msgpack.packb(done))
 
 
-def _serve(directory: str, workers: int) -> None:
+def _serve(workers: int, directory: str, path: str) -> None:
     context = multiprocessing.get_context("spawn")
     store = sqlite3.connect(f"{directory}/skeleton.db", isolation_level=None)
     store.execute("PRAGMA journal_mode = WAL")
@@ -59,8 +56,9 @@ def _serve(directory: str, workers: int) -> None:
             remove_name(lock)
         inboxes.append(inbox)
         selector.register(outbox._reader, selectors.EVENT_READ, (number, outbox))  # type: ignore[attr-defined]
-    listener.bind(f"{directory}/skeleton.sock")
+    listener.bind(path)
     listener.listen()
+    print("up", flush=True)
     selector.register(listener, selectors.EVENT_READ, None)
     ready: deque[tuple[int, bytes]] = deque()
     waiting: list[tuple[socket.socket, int]] = []
@@ -102,9 +100,9 @@ def _serve(directory: str, workers: int) -> None:
             total_done += len(done)
             ready.extend((row, payload) for row, _, payload in rows)
             for client in answers:
-                client.sendall(msgpack.packb(True))
+                client.sendall(b"\1")
         for client, wanted in [entry for entry in waiting if entry[1] <= total_done]:
-            client.sendall(msgpack.packb(True))
+            client.sendall(b"\1")
             waiting.remove((client, wanted))
         for number, inbox in enumerate(inboxes):
             while ready and leased[number] < _LEASED:
@@ -113,67 +111,6 @@ def _serve(directory: str, workers: int) -> None:
                 inbox.put(msgpack.packb(batch))
 
 
-class Skeleton:
-    """A running skeleton: `with Skeleton(workers=2) as skeleton`."""
-
-    def __init__(self, workers: int) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="taskq-bench-")
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_lead, args=(self._directory.name, workers))
-        self.enqueued = 0
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        self._socket = socket.socket(socket.AF_UNIX)
-        path = Path(self._directory.name, "skeleton.sock")
-        while True:
-            try:
-                self._socket.connect(str(path))
-                break
-            except OSError:
-                multiprocessing.connection.wait([self._process.sentinel], timeout=0.01)
-        self.round_trip()
-        return self
-
-    def enqueue(self) -> None:
-        """Enqueues one job, durable on return."""
-        self._send(1)
-        self._socket.recv(1)
-
-    def run(self, count: int) -> None:
-        """Enqueues jobs in frames, with some frames under way, and waits until all are done."""
-        frames = count // _FRAME
-        for number in range(frames):
-            self._send(_FRAME)
-            if number >= _FRAMES_AHEAD:
-                self._socket.recv(1)
-        for _ in range(min(frames, _FRAMES_AHEAD)):
-            self._socket.recv(1)
-        self._wait()
-
-    def _send(self, count: int) -> None:
-        payloads = [msgpack.packb(("noop", [number], {})) for number in range(count)]
-        self._socket.sendall(msgpack.packb(("enqueue", payloads)))
-        self.enqueued += count
-
-    def _wait(self) -> None:
-        self._socket.sendall(msgpack.packb(("wait", self.enqueued)))
-        self._socket.recv(1)
-
-    def round_trip(self) -> None:
-        """Enqueues one job and waits for its end."""
-        self.enqueue()
-        self._wait()
-
-    def __exit__(self, *_: object) -> None:
-        pid = self._process.pid
-        assert pid is not None
-        os.killpg(pid, signal.SIGKILL)
-        self._process.join()
-        self._directory.cleanup()
-
-
-def _lead(directory: str, workers: int) -> None:
-    os.setpgid(0, 0)
+if __name__ == "__main__":
     die_with_parent()
-    _serve(directory, workers)
+    _serve(int(sys.argv[1]), sys.argv[2], sys.argv[3])

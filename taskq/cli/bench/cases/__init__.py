@@ -1,0 +1,1 @@
+"""What `taskq bench` measures: each file has one `CASE`, or several that belong together."""

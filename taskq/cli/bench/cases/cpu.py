@@ -1,0 +1,69 @@
+"""Jobs that compute: how much of the CPU time that others leave is theirs.
+
+Each job uses a known time of its own thread's CPU clock, so neither the speed of the machine nor what else runs on it
+is taken for overhead: 100 % is all the CPU time that the consumers could have had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from taskq.cli.bench.app import burn
+from taskq.cli.bench.case import TASKQ, Case, Limit, Row, Values, at_least
+from taskq.cli.bench.machine import CpuMeter
+from taskq.cli.bench.stage import Stage
+
+_POOL = "process pool"
+_MS = (0.2, 2.0, 20.0)
+#: What the jobs of one measurement take together on each consumer, and how many there are at most.
+_SECONDS, _QUICK_SECONDS = 1.0, 0.3
+_MOST_JOBS, _MOST_QUICK_JOBS = 6_000, 1_500
+_BULK_GOALS = {0.2: at_least(92, " %"), 2.0: at_least(97, " %")}
+_SINGLE_GOALS = {2.0: at_least(90, " %")}
+
+
+def _efficiency(stage: Stage, milliseconds: float, run: Callable[[float, int], object]) -> float:
+    """The CPU time of the jobs, in percent of what was there for them."""
+    seconds = _QUICK_SECONDS if stage.is_quick else _SECONDS
+    most = stage.amount(_MOST_JOBS, _MOST_QUICK_JOBS)
+    count = min(most, round(seconds * stage.consumers / milliseconds * 1000))
+    with CpuMeter() as meter:
+        run(milliseconds, count)
+    left_s = min(stage.consumers * meter.wall_s, (os.cpu_count() or 1) * meter.wall_s - meter.others_s)
+    return count * milliseconds / 1000 / left_s * 100
+
+
+def _taskq(stage: Stage) -> Values:
+    fleet = stage.fleet
+
+    def bulk(milliseconds: float, count: int) -> None:
+        fleet.finish(fleet.app.burn.enqueue_many((milliseconds,) for _ in range(count))[-1])
+
+    def single(milliseconds: float, count: int) -> None:
+        fleet.finish([fleet.app.burn.enqueue(milliseconds) for _ in range(count)][-1])
+
+    found = {f"bulk_{each}": _efficiency(stage, each, bulk) for each in _MS}
+    return found | {f"single_{each}": _efficiency(stage, each, single) for each in _MS}
+
+
+def _pool(stage: Stage) -> Values:
+    def run(milliseconds: float, count: int) -> None:
+        stage.pool.run(burn, [milliseconds] * count)
+
+    found = {each: _efficiency(stage, each, run) for each in _MS}
+    return {f"{how}_{each}": value for how in ("bulk", "single") for each, value in found.items()}
+
+
+CASE = Case(
+    part="cpu",
+    title="Jobs that compute: their share of the CPU time that others leave",
+    rows=tuple(
+        Row(f"{how}_{each}", f"{each:g} ms, {words}", "%", (Limit(_POOL),), goals.get(each))
+        for how, words, goals in (("bulk", "enqueue_many()", _BULK_GOALS), ("single", "one by one", _SINGLE_GOALS))
+        for each in _MS
+    ),
+    sides={_POOL: _pool, TASKQ: _taskq},
+    turns=3,
+    quick_turns=1,
+)
