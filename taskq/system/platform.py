@@ -150,6 +150,12 @@ def name_of_signal(number: int) -> str:
 sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
+def free_bytes(directory: Path) -> int:
+    """The free space of the file system that a directory is on, without what is reserved for root."""
+    space = os.statvfs(directory)
+    return space.f_bavail * space.f_frsize
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

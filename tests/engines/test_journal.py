@@ -29,11 +29,11 @@ from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import memory as memory_module
 from taskq.engines.embedded.journal import partition_numbers, statements
 from taskq.engines.embedded.journal import queries as queries_module
-from taskq.engines.embedded.journal.files import LOOK_EVERY_S
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
+from taskq.engines.embedded.journal.wal import LOOK_EVERY_S
 from taskq.model.attempt import pack_failure, unpack
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import EnqueueError, JournalError, StoreFull
@@ -1128,7 +1128,7 @@ def with_a_cut_wal(path: Path, durability: str) -> Path:
         copy = crashed_copy(path, path.parent / "copy")
     wal = Path(f"{copy}-wal")
     content = bytearray(wal.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    content[len(content.rstrip(b"\0")) // 2] ^= 0xFF  # zeros are written behind the last frame
     wal.write_bytes(content)
     return copy
 
@@ -1224,6 +1224,7 @@ def test_wal_replaced_under_the_broker(path: Path, how: str) -> None:
     with pytest.raises(JournalError, match="removed or replaced"):
         store.commit()
     store._db.close()
+    store._wal.close()
     store._files.close()
 
 

@@ -38,6 +38,7 @@ from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
 from taskq.engines.embedded.journal import schema as schema_module
+from taskq.engines.embedded.journal import wal as wal_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
 from taskq.model.effects import Effects
@@ -399,6 +400,7 @@ class Broker:
         """Lets go of the files. Those that count were copied before."""
         if hasattr(self.store, "_db"):
             self.store._db.close()
+        self.store._wal.close()
         self.store._files.close()
 
 
@@ -504,9 +506,11 @@ def check_refused(copy: Path, promised: Snapshot, ids: list[bytes]) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose parts are all small, so that a short life reaches every part, and each opening reads everything."""
-    monkeypatch.setattr(schema_module, "_WAL_PAGES", 10)
+    monkeypatch.setattr(schema_module, "WAL_PAGES", 10)
     monkeypatch.setattr(schema_module, "_WAL_KEPT_BYTES", 32 * 1024)
     monkeypatch.setattr(schema_module, "_CACHE_KIB", 40)
+    monkeypatch.setattr(wal_module, "AHEAD_FRAMES", 6)
+    monkeypatch.setattr(wal_module, "LEFT_FRAMES", 2)
     monkeypatch.setattr(files_module, "BALLAST_BYTES", 4096)
     boots = count()
     monkeypatch.setattr(database_module, "boot_id", lambda: f"boot {next(boots)}")

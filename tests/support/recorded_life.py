@@ -18,6 +18,7 @@ from power import DIRECTORY, Entry, Files, Life, Snapshot, Sweep
 from taskq.engines.embedded.journal import database as database_module
 from taskq.engines.embedded.journal import files as files_module
 from taskq.engines.embedded.journal import schema as schema_module
+from taskq.engines.embedded.journal import wal as wal_module
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow, new_job_ids
@@ -25,7 +26,6 @@ from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, Rescheduled, StoredState
 
 SPECS = (Spec("app.work", "mail", 3, None, 3), Spec("app.work", "images", 0, 1.5, 2))
-HIGH = "journal.high"
 
 
 class _File(apsw.VFSFile):
@@ -75,8 +75,10 @@ def live_once(path: Path, durability: str, commits: int) -> Life:
     chance = random.Random(7)
     live: list[JobRow] = []
     with pytest.MonkeyPatch.context() as patch, own_files_in(life.log, patch):
-        patch.setattr(schema_module, "_WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
+        patch.setattr(schema_module, "WAL_PAGES", 40)  # so that the WAL is folded in and used again, many times
         patch.setattr(schema_module, "_WAL_KEPT_BYTES", 32 * 1024)
+        patch.setattr(wal_module, "AHEAD_FRAMES", 8)
+        patch.setattr(wal_module, "LEFT_FRAMES", 2)
         store = SQLiteStore(path, durability, vfs="recorder")
         life.acknowledge(store)
         for turn in range(commits):
@@ -94,12 +96,13 @@ def live_once(path: Path, durability: str, commits: int) -> Life:
 def abandon(store: SQLiteStore) -> None:
     """Lets go of the files without a clean end."""
     store._db.close()
+    store._wal.close()
     store._files.close()
 
 
 @contextmanager
 def own_files_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Writes down what the store does to files that SQLite knows nothing of: the marker, and the high-water file."""
+    """Writes down what the store does to files by itself: the marker, the high-water file, and space in the log."""
     write_durably, pwrite, fsync = files_module.write_durably, os.pwrite, os.fsync
 
     def write(path: Path, data: bytes) -> None:
@@ -109,16 +112,21 @@ def own_files_in(log: list[Entry], patch: pytest.MonkeyPatch) -> Iterator[None]:
     def sync(descriptor: int) -> None:
         fsync(descriptor)
         is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        log.append(("sync", DIRECTORY if is_directory else Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        log.append(("sync", DIRECTORY if is_directory else name_of(descriptor)))
 
-    def write_high(descriptor: int, data: bytes, offset: int) -> int:
-        log.append(("write", HIGH, offset, data))  # it is never synced
+    def write_at(descriptor: int, data: bytes, offset: int) -> int:
+        log.append(("write", name_of(descriptor), offset, data))  # of these SQLite syncs the write-ahead log
         return pwrite(descriptor, data, offset)
 
     patch.setattr(files_module, "write_durably", write)
-    patch.setattr(os, "pwrite", write_high)
+    patch.setattr(os, "pwrite", write_at)
     patch.setattr(os, "fsync", sync)
     yield
+
+
+def name_of(descriptor: int) -> str:
+    """The name of an open file, without its directory."""
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
 
 
 def _work(store: SQLiteStore, life: Life, live: list[JobRow], turn: int, chance: random.Random) -> None:

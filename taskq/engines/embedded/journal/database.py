@@ -20,6 +20,7 @@ from taskq.engines.embedded.journal.files import FilesBeside, boot_id
 from taskq.engines.embedded.journal.partition_numbers import PartitionNumbers
 from taskq.engines.embedded.journal.row_counts import RowCounts
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
+from taskq.engines.embedded.journal.wal import WriteAheadLog
 from taskq.model.constraints import Constraints
 from taskq.model.errors import JournalError, StoreFull
 from taskq.model.job import JobRow
@@ -77,6 +78,7 @@ class Database:
         self._path = path
         self._clock = clock
         self._files = FilesBeside(path)
+        self._wal = WriteAheadLog(Path(f"{path}-wal"))
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}
         self._next_seq = 1
@@ -117,6 +119,8 @@ class Database:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('open_since_boot', ?)", (boot_id(),))
         self._db.execute("COMMIT")
         self._files.open()
+        page_bytes = self._value("PRAGMA page_size")
+        self._wal.open(self._db, schema.WAL_PAGES, page_bytes, writes_ahead=self._survives_power_loss)
 
     def _check_pages(self) -> None:
         """Looks for damage. A process that died leaves none; only after a crash of the system is all of it read."""
@@ -155,6 +159,7 @@ class Database:
         self._db.execute("DELETE FROM meta WHERE name = 'open_since_boot'")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
+        self._wal.close()
         self._files.close()
 
     # -- transactions
@@ -176,7 +181,8 @@ class Database:
             self._db.execute(statements.TOTALS, (*unseen, self._others))
         self._db.execute("COMMIT")
         self._committed = changes + is_other
-        self._files.committed(self._committed, self._survives_power_loss, self._clock.monotonic())
+        self._wal.check(self._clock.monotonic())
+        self._files.committed(self._committed, self._survives_power_loss)
 
     def _changes(self) -> int:
         """A number that grows with each commit, and follows from what the journal has: what happened to jobs, and the

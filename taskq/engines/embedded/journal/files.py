@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 from taskq.model.errors import JournalError
-from taskq.system.platform import sync_directory
+from taskq.system.platform import free_bytes, sync_directory
 
 #: Set aside in a file, and given up when the disk is full: with no space left not even a job's end can be recorded.
 BALLAST_BYTES = 8 * 1024 * 1024
-#: How often a commit looks whether the write-ahead log is still there.
-LOOK_EVERY_S = 0.010
 #: Whether the commits that are counted survive a crash of the system: follows their number.
 _SURE, _UNSURE = b"s", b"u"
 
@@ -29,9 +27,6 @@ class FilesBeside:
         self._marker = journal.with_name("queue.id")
         self._high_water = journal.with_suffix(".high")
         self._ballast = journal.with_suffix(".ballast")
-        self._wal = Path(f"{journal}-wal")
-        self._wal_inode = 0
-        self._look_at = 0.0  # when the write-ahead log is looked at again (monotonic)
         self._high = -1  # its descriptor, while it is open
 
     # -- while the journal is opened
@@ -79,8 +74,7 @@ class FilesBeside:
         return missing
 
     def open(self) -> None:
-        """The journal is open: takes note of its write-ahead log, and opens what is written with each commit."""
-        self._wal_inode = os.stat(self._wal).st_ino
+        """The journal is open: opens what is written with each commit."""
         self._high = os.open(self._high_water, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def close(self) -> None:
@@ -91,31 +85,17 @@ class FilesBeside:
 
     # -- while it is used
 
-    def committed(self, changes: int, is_sure: bool, now: float) -> None:
-        """Says how many changes the journal has. Looks at it now and then: a write-ahead log that somebody removes
-        takes what was committed with it, before and after the look.
+    def committed(self, changes: int, is_sure: bool) -> None:
+        """Says how many changes the journal has.
 
         Args:
             changes: as for `expect_changes`.
             is_sure: whether they survive a crash of the system.
-            now: monotonic seconds.
-
-        Raises:
-            JournalError: its write-ahead log is not the one that it was opened with.
         """
-        if now >= self._look_at and self._is_other_wal(now):
-            raise JournalError(
-                f"{self._wal} was removed or replaced while the broker ran: the last commit may be lost. "
-                "Nothing but the broker may open the journal"
-            )
         try:
             os.pwrite(self._high, changes.to_bytes(8, "big") + (_SURE if is_sure else _UNSURE), 0)
         except OSError:
             pass  # a canary that is behind does no harm, and the commit is done
-
-    def _is_other_wal(self, now: float) -> bool:
-        self._look_at = now + LOOK_EVERY_S
-        return _inode(self._wal) != self._wal_inode
 
     # -- a full disk
 
@@ -131,11 +111,11 @@ class FilesBeside:
     @property
     def has_room_for_ballast(self) -> bool:
         """Whether as much as is to be set aside is free."""
-        return self._free_bytes() >= BALLAST_BYTES
+        return free_bytes(self._journal.parent) >= BALLAST_BYTES
 
     def set_aside_ballast(self) -> None:
         """Sets space aside if there is much of it, and leaves it to the jobs where the disk is small or nearly full."""
-        if self._free_bytes() < 4 * BALLAST_BYTES:
+        if free_bytes(self._journal.parent) < 4 * BALLAST_BYTES:
             return
         descriptor = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -144,10 +124,6 @@ class FilesBeside:
             self._ballast.unlink()
         finally:
             os.close(descriptor)
-
-    def _free_bytes(self) -> int:
-        space = os.statvfs(self._journal.parent)
-        return space.f_bavail * space.f_frsize
 
 
 def boot_id() -> str:
@@ -179,10 +155,3 @@ def _allocate(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.write(descriptor, bytes(size))
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return None

@@ -15,7 +15,8 @@ SCHEMA_VERSION = 4
 _SCRIPTS = {1: "schema.sql", 2: "upgrade_2.sql", 3: "upgrade_3.sql", 4: "upgrade_4.sql"}
 _SYNCHRONOUS = {"power": "FULL", "os": "NORMAL", "memory": "OFF"}
 _CACHE_KIB = 32 * 1024
-_WAL_PAGES = 4_000
+#: The write-ahead log is folded into the journal when it has so many pages: 16 MB.
+WAL_PAGES = 4_000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
 
 
@@ -37,7 +38,7 @@ def configure(db: apsw.Connection, durability: str, path: Path) -> None:
         "fullfsync=1",
         "checkpoint_fullfsync=1",
         f"cache_size=-{_CACHE_KIB}",
-        f"wal_autocheckpoint={_WAL_PAGES}",
+        f"wal_autocheckpoint={WAL_PAGES}",
         f"journal_size_limit={_WAL_KEPT_BYTES}",
         "temp_store=MEMORY",
     ):
