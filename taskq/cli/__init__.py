@@ -3,8 +3,6 @@
 import os
 import sys
 
-from taskq.system.launch import start_early
-
 
 def main() -> None:
     """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`.
@@ -15,8 +13,14 @@ def main() -> None:
     """
     command, *rest = sys.argv[1:] or [""]
     if command == "worker" and not {"--help", "-h"} & set(rest):
+        from taskq.system.launch import start_early
+
         has_app = rest and not rest[0].startswith("-")
         start_early(rest[0] if has_app else os.environ.get("TASKQ_APP") if not rest else None)
+    if command == "health":
+        from taskq.cli.health.probe import answer_quickly
+
+        answer_quickly(rest)
     from taskq.cli.program import run
 
     run()

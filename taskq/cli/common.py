@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 import taskq
+from taskq.cli.config.places import default_directory
 from taskq.cli.config.project import app_of
 from taskq.model import errors
 from taskq.model.errors import AppError, ConfigError, DirectoryError, TaskQError
 from taskq.model.exits import Exit
 from taskq.model.misfits import did_you_mean
 from taskq.model.units import seconds_in
-from taskq.system.directory import Directory, queue_directory
+from taskq.system.directory import Directory
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -213,16 +214,7 @@ def _find_directory(app: str | None) -> Directory:
         if os.sep in app and ":" not in app and not app.endswith(".py"):
             raise DirectoryError(f"there is no directory {Path(app).absolute()}")
         return load(app).directory
-    if os.environ.get("TASKQ_URL"):
-        return Directory(queue_directory("taskq"))
-    home = queue_directory("taskq").parent
-    found = sorted(marker.parent for marker in home.glob("*/lock"))
-    if len(found) == 1:
-        return Directory(found[0])
-    if found:
-        choices = "  ".join(map(str, found))
-        raise ConfigError(f"which queue? name one of these, or its application, or set TASKQ_URL: {choices}")
-    raise ConfigError(f"there is no queue in {home}: name an application or a directory, or set TASKQ_APP or TASKQ_URL")
+    return default_directory()
 
 
 def _is_directory(app: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MIB = 1024 * 1024
 
 #: One job's serialized arguments, and one job's serialized result.
@@ -88,6 +90,7 @@ MAX_CONSUMERS = 512
 MAX_THREADS = 1_000
 MAX_TASK_NAME_CHARS = 200
 MAX_QUEUE_NAME_CHARS = 64
+QUEUE_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_QUEUE_NAME_CHARS}}}\Z")
 #: A key of `unique=`, `limit_by=` or `ordered_by=`; longer ones are used as their digest.
 MAX_KEY_CHARS = 200
 #: The arguments of a job that are shown to whoever asks, in bytes as they are stored; larger ones are left out.

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from taskq.model.errors import ConfigError
-from taskq.model.limits import MAX_CONSUMERS, MAX_THREADS, MIN_LOG_MB
-from taskq.model.spec import QUEUE_NAME
+from taskq.model.limits import MAX_CONSUMERS, MAX_THREADS, MIN_LOG_MB, QUEUE_NAME
 
 Durability = Literal["power", "os", "memory"]
 

@@ -13,14 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from taskq.model.errors import ConfigError
-from taskq.model.limits import MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS
+from taskq.model.limits import MAX_QUEUE_NAME_CHARS, MAX_TASK_NAME_CHARS, QUEUE_NAME
 
 DEFAULT_QUEUE = "default"
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_CRASHES = 3
 LARGEST_PRIORITY = 1_000
 TASK_NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{MAX_TASK_NAME_CHARS}}}\Z")
-QUEUE_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_QUEUE_NAME_CHARS}}}\Z")
 
 
 def _whole(least: int, most: int) -> Callable[[object], bool]:

@@ -22,8 +22,7 @@ from typing import Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from taskq.model.errors import ConfigError, DirectoryError
-from taskq.model.limits import MAX_SOCKET_PATH_BYTES
-from taskq.model.spec import QUEUE_NAME
+from taskq.model.limits import MAX_SOCKET_PATH_BYTES, QUEUE_NAME
 
 #: Filesystems on which SQLite's locks or syncs were seen to fail without an error (NFS, SMB, virtual machines' shares).
 UNSAFE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "afs", "ceph", "glusterfs"})

@@ -14,8 +14,6 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 
-import setproctitle
-
 IS_LINUX: bool = sys.platform.startswith("linux")
 
 
@@ -30,6 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _unread = array("i", [0] * 512)
 
 
+_TIMEVAL = struct.Struct("@ll")  # seconds, microseconds
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -71,6 +70,11 @@ def peer_uid(connection: socket.socket) -> int | None:
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         return int(_PEER_CREDENTIALS.unpack(data)[1])
     return None
+
+
+def timeval(seconds: float) -> bytes:
+    """A time limit as the options of a socket take it."""
+    return _TIMEVAL.pack(*divmod(max(1, int(seconds * 1e6)), 1_000_000))  # 0 would be no limit
 
 
 def is_listening(path: Path) -> bool:
@@ -135,6 +139,8 @@ def oom_kills() -> int:
 
 def name_process(title: str) -> None:
     """Names this process in `ps` and `top`."""
+    import setproctitle  # it imports logging, which a process without a name can do without
+
     setproctitle.setproctitle(f"taskq: {title}")
 
 

@@ -7,7 +7,6 @@ import select
 import socket
 import weakref
 from pathlib import Path
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from taskq.client.transport.absence import Absence
@@ -16,19 +15,14 @@ from taskq.model.errors import DirectoryError, TaskQError
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.frames import Message
 from taskq.system.directory import Directory, reply_timeout_s, user_of
-from taskq.system.platform import peer_uid
+from taskq.system.platform import peer_uid, timeval
 
 if TYPE_CHECKING:
     from taskq.system.launch import Child
 
 #: More would be a mapping of its own for each call, which takes longer than to read.
 _READ_BYTES = 64 * 1024
-_TIMEVAL = Struct("@ll")  # seconds, microseconds
 _MAX_IDLE_CONNECTIONS = 16
-
-
-def _timeval(seconds: float) -> bytes:
-    return _TIMEVAL.pack(*divmod(max(1, int(seconds * 1e6)), 1_000_000))  # 0 would be no limit
 
 
 def check_broker(connection: socket.socket, path: os.PathLike[str], owner: int | None = None) -> None:
@@ -93,7 +87,7 @@ class Connection:
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
             # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self._absence.reply_timeout_s))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._absence.reply_timeout_s))
             if child is None:
                 self._connect(path)
                 check_broker(self._socket, path, owner)

@@ -16,8 +16,7 @@ from taskq.model.attempt import pack_failure
 from taskq.model.effects import Event
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError
 from taskq.model.job import JobError
-from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED
-from taskq.model.spec import QUEUE_NAME
+from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED, QUEUE_NAME
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 
 #: The most characters of who asked for a pause, in the log.

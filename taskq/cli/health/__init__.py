@@ -1,0 +1,1 @@
+"""`taskq health`: a probe, which has to be quick."""
