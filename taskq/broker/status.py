@@ -96,7 +96,8 @@ class StatusView:
         for key, jobs in self._core.leased().items():
             running = {claim.number for claim in claims[key]}
             for number, row in jobs:
-                queues[row.spec.queue]["running" if number in running else "queued"] += 1
+                counts = queues.setdefault(row.spec.queue, none.copy())
+                counts["running" if number in running else "queued"] += 1
         return {name: QueueStatus(**counts) for name, counts in queues.items()}
 
     def _consumer(self, consumer: ConsumerProcess) -> ConsumerStatus:

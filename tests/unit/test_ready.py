@@ -141,6 +141,7 @@ class World(RuleBasedStateMachine):
         self.wall += 11.0
         self.ready.open_due(self.wall)
         assert [partition for partition in self.ready._partitions if partition.limits] == []
+        assert len(self.ready._partitions) <= len(self.ready._queues)
         assert self.ready._limits.in_use == {}
         assert self.ready._window.dropped == {}
         assert self.ready._window.expired == set()
@@ -592,6 +593,50 @@ def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory
         window = partitions._window
         assert (partitions._partitions, partitions._limits.in_use, window.dropped, window.held_bytes) == ({}, {}, {}, 0)
     assert not partitions.is_short
+
+
+def test_queues_and_priorities_that_are_empty_are_forgotten() -> None:
+    """All but some: what they have used of their shares still counts, and a status shows them."""
+    partitions = ReadyJobs()
+    for seq in range(1, 5_001):
+        partitions.add(rows("plain", 1, first=seq, queue=f"q{seq % 2_500}", priority=seq % 7))
+        assert take(partitions) == [seq]
+    assert len(partitions.counts()) == len(partitions._partitions) == 1_000
+    for seq in range(5_001, 6_001):
+        partitions.add(rows("plain", 1, first=seq, priority=seq % 1_000))
+        partitions.add(rows("plain", 1, first=seq + 1_000, queue="z"))
+        assert sorted(take(partitions)) == [seq, seq + 1_000]
+    assert len(partitions._partitions) == 1_000
+
+
+def test_a_queue_that_is_empty_now_and_then_has_no_more_than_its_share() -> None:
+    """It gets one job whenever the other one is sent; and the more so if it was forgotten in the meantime."""
+    partitions = ReadyJobs()
+    partitions.add(rows("plain", 100, queue="full"))
+    sent = []
+    for seq in range(101, 151):
+        partitions.add(rows("plain", 1, first=seq, queue="often"))
+        sent += take(partitions, most=1)
+        sent += take(partitions, most=1)
+    assert sum(seq > 100 for seq in sent) == pytest.approx(50, abs=2)
+
+
+def test_a_line_in_which_nobody_takes_anything_does_not_grow() -> None:
+    """Its consumers are busy, and others serve the same queues."""
+    partitions = ReadyJobs()
+    assert not partitions.may_send_of(frozenset("ab"))
+    line = partitions._open.line(frozenset("ab"))
+    for seq in range(1, 1_001):
+        partitions.add(rows("plain", 1, first=seq, queue="a"))
+        assert partitions.may_send_of(frozenset("ab"))
+        assert take(partitions) == [seq]
+    assert line is not None
+    assert len(line._places) < 50
+    partitions.add(rows("plain", 2, first=1_001, queue="a"))
+    partitions.add(rows("plain", 1, first=1_003, queue="c"))
+    portion = Portion(100, 1e9, 1 << 30)
+    partitions.take(1, frozenset("ab"), portion, lambda _task: 0.001, 1e9, 1e9)
+    assert [row.seq for row in portion.rows] == [1_001, 1_002]
 
 
 def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back() -> None:

@@ -403,7 +403,7 @@ class Core:
 
     def pause(self, queues: Collection[str]) -> None:
         """Holds back the jobs of exactly these queues from now on. The caller takes back those that were sent."""
-        for name in {*self.ready.counts(), *queues}:
+        for name in sorted(self.ready.paused ^ set(queues)):
             self.ready.pause(name, name in queues)
 
     # -- what to do next
@@ -420,18 +420,20 @@ class Core:
         if not self.ready.may_send():
             return []
         free = list(self._recalls.free.items())
-        takers = free or self._recalls.others_with_room(free, now)
+        takers = free or self._recalls.others_with_room(now)
         ready = self.ready.ready(len(self._consumers) * MAX_LEASED) if takers else 0
         if not ready:
             return []
-        slots = sum([consumer.free_slots for _, consumer in free])
+        slots = len(free) if self._slots == 1 else sum([consumer.free_slots for _, consumer in free])
         if ready > slots:
-            takers = free + self._recalls.others_with_room(free, now) if free else takers
+            takers = free + self._recalls.others_with_room(now) if free else takers
             return self._share_out(takers, ready, 0, now, wall)
         batches = self._share_out(free, ready, slots, now, wall)  # no job has to wait behind others
         if self.ready.may_send():  # but these do not serve its queue, or its limits are closed for them
             ready -= sum([len(batch.rows) for batch in batches])
-            batches += self._share_out(self._recalls.others_with_room(free, now), ready, 0, now, wall)
+            asked = {key for key, _ in free}
+            others = [taker for taker in self._recalls.others_with_room(now) if taker[0] not in asked]
+            batches += self._share_out(others, ready, 0, now, wall)
         return batches
 
     def _share_out(
@@ -439,12 +441,14 @@ class Core:
     ) -> list[Batch]:
         """Shares out what is ready: by free slots, of which there are `slots` in all, so that no job has to wait behind
         others; or evenly, if that is 0."""
-        if len(takers) > 1:
+        if len(takers) > 1 and not (slots and self._slots == 1):  # else all of them hold nothing
             takers.sort(key=lambda taker: len(taker[1].leased))
-        batches = []
+        batches: list[Batch] = []
         for position, (key, consumer) in enumerate(takers):
             if not self.ready.may_send():
                 break
+            if consumer.queues is not None and not self.ready.may_send_of(consumer.queues):
+                continue
             free_slots = consumer.free_slots
             if slots:
                 share = ceil(ready * free_slots / slots)
@@ -488,6 +492,7 @@ class Core:
         """Whether to take back what a consumer has not begun, though no other is idle: it is held up or suspended."""
         consumer = self._consumers[key]
         if not consumer.waits_too_long(claims, now):
+            self._recalls.changed(key)  # what it runs began later than was known
             return False
         return len(claims) >= consumer.slots or self._recalls.another_serves(consumer)
 

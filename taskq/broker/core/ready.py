@@ -9,25 +9,27 @@ oldest jobs are in memory and the rest in the store (`taskq.broker.core.window`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from heapq import heappop, heappush, heapreplace
 from itertools import count
-from operator import attrgetter
 from typing import Final
 
 from taskq.broker.core.limiters import UNLIMITED, Release
+from taskq.broker.core.open_queues import OpenQueues
 from taskq.broker.core.shared_limits import SharedLimits
-from taskq.broker.core.waiting import Entry, Heap, WaitingPartition, WaitingQueue, drop_stale, turn_of_next
+from taskq.broker.core.waiting import Entry, Heap, Line, WaitingPartition, WaitingQueue, drop_stale, turn_of_next
 from taskq.broker.core.window import Portion, Window
 from taskq.model.job import JobRow
 from taskq.model.partition import Load, Partition, Starts, partition_of
 
-#: How many listed partitions are looked into to see how many jobs may go.
+#: How many open queues, and listed partitions of each, are looked into to see how many jobs may go: each of the others
+#: has at least one.
+_LOOK_INTO_QUEUES: Final = 8
 _LOOK_INTO: Final = 32
 #: How many partitions stay listed though their concurrency is used up by other consumers than the one that asks.
 _SET_ASIDE: Final = 8
-
-_spent_s = attrgetter("spent_s")
+#: How many queues without jobs are remembered, with what they have used of their shares.
+_EMPTY_QUEUES: Final = 1_000
 
 
 class ReadyJobs:
@@ -54,10 +56,11 @@ class ReadyJobs:
         self._window = Window(memory_bytes)
         self._limits = SharedLimits(slots, capacities or {})
         self._queues: dict[str, WaitingQueue] = {}
-        self._open: dict[str, WaitingQueue] = {}  # those that may send, and have something listed
+        self._empty: dict[str, WaitingPartition] = {}  # queues that were emptied, the first one in front, with the last
+        self._paused: set[str] = set()
+        self._open = OpenQueues(served)
         self._partitions: dict[Partition, WaitingPartition] = {}
         self._ties = count()
-        self._spent_s = 0.0  # of the queue whose turn was last
 
     # -- jobs come in
 
@@ -124,6 +127,7 @@ class ReadyJobs:
                 for row in back:
                     shared.state.leave(limit, key, row, leaving)
             self._list(partition)
+            self._open.note(partition.queue)
             self._wake(partition)
 
     def drop(self, row: JobRow) -> None:
@@ -142,7 +146,7 @@ class ReadyJobs:
         if partition.is_listed and not partition.held:
             partition.unlist()  # where it is listed or parked, nobody may ask about its first job: it has none
             drop_stale(partition.queue.listed)
-            self._note_open(partition.queue)
+            self._open.note(partition.queue)
             self._wake(partition)  # it may have been its turn at a limit
         self._window.look_for_more(partition)
         self._forget(partition)
@@ -169,13 +173,20 @@ class ReadyJobs:
 
     def may_send(self) -> bool:
         """Whether anything is listed: if not, no job may be sent."""
-        return bool(self._open)
+        return self._open.all.open > 0
+
+    def may_send_of(self, queues: Collection[str]) -> bool:
+        """Whether anything of these queues is listed."""
+        return self._line(queues).open > 0
+
+    def _line(self, queues: Collection[str] | None) -> Line:
+        return self._open.line(queues) or self._open.new_line(queues, self._queues.values())
 
     def ready(self, enough: int) -> int:
         """About how many jobs may be sent, without those at closed limits. Stops counting when there are enough."""
-        ready = 0
-        for queue in self._open.values():
-            ready += max(0, len(queue.listed) - _LOOK_INTO)
+        ready = self._open.all.open
+        for queue in self._open.all.some(_LOOK_INTO_QUEUES):
+            ready += max(0, len(queue.listed) - _LOOK_INTO) - 1
             for entry in queue.listed[:_LOOK_INTO]:
                 ready += len(entry[-1].held)
                 if ready >= enough:
@@ -200,20 +211,25 @@ class ReadyJobs:
             now: monotonic seconds, for rates.
             wall: seconds since 1970, for what expires.
         """
-        found = self._open.values() if queues is None else [self._open[name] for name in queues if name in self._open]
-        for queue in sorted(found, key=_spent_s):
-            if not portion.has_room:
-                break
-            queue.spent_s = max(queue.spent_s, self._spent_s)  # who had nothing to send for a while saved nothing
-            self._spent_s = queue.spent_s
+        line = self._line(queues)
+        visited: dict[WaitingQueue, None] = {}
+        aside: list[WaitingPartition] = []
+        while (queue := line.pop()) is not None:
+            if queue in visited:
+                continue  # it was opened again meanwhile
+            visited[queue] = None
+            self._open.begin_turn(queue)
             work_s = portion.work_s
-            aside: list[WaitingPartition] = []
             while queue.listed and portion.has_room:
                 self._take_from_partition(key, queue, portion, run_s, now, wall, aside)
-            for partition in aside:
-                self._push(queue.listed, partition)
             queue.spent_s += (portion.work_s - work_s) / queue.weight
-            self._note_open(queue)
+            if not portion.has_room:
+                break
+        for partition in aside:
+            self._push(partition.queue.listed, partition)
+        for queue in visited:
+            drop_stale(queue.listed)
+            self._open.end_turn(queue)
 
     def _take_from_partition(
         self,
@@ -260,7 +276,7 @@ class ReadyJobs:
             self._window.look_for_more(partition)
         if partition.limits:
             self._wake(partition, key, now)
-            self._forget(partition)
+        self._forget(partition)
 
     # -- limits
 
@@ -369,30 +385,31 @@ class ReadyJobs:
         found = self._queues.get(queue)
         return 0 if found is None else found.waiting
 
+    @property
+    def paused(self) -> Set[str]:
+        """The queues that are paused."""
+        return self._paused
+
     def pause(self, name: str, is_paused: bool) -> None:
         """Pauses a queue, whose jobs are not sent then, or resumes it."""
-        queue = self._queue(name)
-        queue.is_paused = is_paused
-        self._note_open(queue)
-        self._window.note_short(queue)
+        (self._paused.add if is_paused else self._paused.discard)(name)
+        queue = self._queues.get(name)
+        if queue is not None:
+            queue.is_paused = is_paused
+            self._open.note(queue)
+            self._window.note_short(queue)
 
     def is_paused(self, name: str) -> bool:
         """Whether a queue is paused."""
-        return name in self._queues and self._queues[name].is_paused
-
-    def _note_open(self, queue: WaitingQueue) -> None:
-        """Notes whether a queue has something to send. Called when its list has changed, or when it was paused or
-        resumed."""
-        if queue.listed and queue.may_send:
-            self._open[queue.name] = queue
-        else:
-            self._open.pop(queue.name, None)
+        return name in self._paused
 
     def _queue(self, name: str) -> WaitingQueue:
         queue = self._queues.get(name)
         if queue is None:
             is_served = self._served is None or name in self._served
-            queue = self._queues[name] = WaitingQueue(name, self._weights.get(name, 1.0), is_served=is_served)
+            weight, is_paused = self._weights.get(name, 1.0), name in self._paused
+            queue = self._queues[name] = WaitingQueue(name, weight, is_served=is_served, is_paused=is_paused)
+            self._open.enter(queue)
         return queue
 
     # -- partitions
@@ -403,18 +420,40 @@ class ReadyJobs:
             limits = [(limit, self._limits.get(limit)) for limit in name.limits]
             for _, shared in limits:
                 shared.partitions += 1
-            partition = self._partitions[name] = WaitingPartition(name, self._queue(name.queue), limits)
+            queue = self._queue(name.queue)
+            queue.partitions += 1
+            partition = self._partitions[name] = WaitingPartition(name, queue, limits)
         return partition
 
     def _forget(self, partition: WaitingPartition) -> None:
-        """Removes a partition that is empty and idle: else there would be one for each key that was ever used."""
-        if partition.waiting or partition.is_listed or not partition.limits or partition.held:
+        """Removes a partition that is empty and idle: else there would be one for each key and priority that was ever
+        used. The last one of a queue is remembered for a while."""
+        if partition.waiting or partition.is_listed or partition.held:
             return
-        if self._partitions.pop(partition.partition, None) is None:
-            return
-        if partition.queue.short.pop(partition.partition, None) is not None:
-            self._window.note_short(partition.queue)
+        queue = partition.queue
+        if queue.short.pop(partition.partition, None) is not None:
+            self._window.note_short(queue)
         partition.on_disk_after = None  # there is none on disk either
+        if partition.limits or queue.partitions > 1:
+            self._remove(partition)
+        if queue.partitions <= 1:
+            self._empty[queue.name] = partition
+            if len(self._empty) > _EMPTY_QUEUES:
+                self._forget_queue(self._empty.pop(next(iter(self._empty))))
+
+    def _forget_queue(self, last: WaitingPartition) -> None:
+        """Forgets a queue that was emptied long ago, unless it is in use again."""
+        queue = last.queue
+        if not (last.waiting or last.is_listed or last.held):
+            self._remove(last)
+        if not queue.partitions:
+            self._queues.pop(queue.name, None)
+
+    def _remove(self, partition: WaitingPartition) -> None:
+        if self._partitions.get(partition.partition) is not partition:
+            return  # it is gone already
+        del self._partitions[partition.partition]
+        partition.queue.partitions -= 1
         for limit, shared in partition.limits:
             shared.partitions -= 1
             if shared.partitions == 0:
@@ -433,7 +472,7 @@ class ReadyJobs:
         if not partition.is_listed:
             partition.is_listed = True
             self._push(partition.queue.listed, partition)
-            self._note_open(partition.queue)
+            self._open.note(partition.queue)
         elif partition.heap is not None and partition.entry is not None and partition.held[0].seq < partition.entry[1]:
             self._push(partition.heap, partition)  # what came back has its old place in the queue, too
 

@@ -6,7 +6,7 @@ What consumers hold is read from the core's own records: the dictionary that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from taskq.broker.core.earliest import Earliest
 from taskq.broker.core.leases import ConsumerLeases
@@ -23,6 +23,7 @@ class Recalls:
         """
         self._consumers = consumers
         self.free: dict[Key, ConsumerLeases] = {}  # those that could begin a job at once
+        self._others: dict[Key, ConsumerLeases] = {}  # of those that are not, the ones that may have room for more
         # nothing but sending jobs makes one of these moments earlier
         self._next_recall = Earliest(lambda: [consumer.ask_back_at() for consumer in consumers.values()])
         self._next_look = Earliest(lambda: [consumer.look_at() for consumer in consumers.values()])
@@ -30,10 +31,15 @@ class Recalls:
     def changed(self, key: Key) -> None:
         """Notes that a consumer has come or gone, that what it holds has changed, or whether it gets jobs."""
         consumer = self._consumers.get(key)
-        if consumer is not None and consumer.is_free:
+        if consumer is None:
+            self.free.pop(key, None)
+            self._others.pop(key, None)
+        elif consumer.is_free:
             self.free[key] = consumer
+            self._others.pop(key, None)
         else:
             self.free.pop(key, None)
+            self._others[key] = consumer
 
     def sent(self, key: Key) -> None:
         """Notes that a consumer was sent jobs."""
@@ -42,12 +48,12 @@ class Recalls:
         self._next_look.bring_forward(consumer.look_at())
         self.changed(key)
 
-    def others_with_room(
-        self, but: Sequence[tuple[Key, ConsumerLeases]], now: float
-    ) -> list[tuple[Key, ConsumerLeases]]:
-        """The consumers, except these, that should be sent more."""
-        keys = {key for key, _ in but}
-        return [(key, one) for key, one in self._consumers.items() if key not in keys and one.has_room(now)]
+    def others_with_room(self, now: float) -> list[tuple[Key, ConsumerLeases]]:
+        """The consumers that are not free, and should be sent more all the same."""
+        with_room = [(key, one) for key, one in self._others.items() if one.has_room(now)]
+        if len(with_room) < len(self._others):
+            self._others = dict(with_room)  # time alone makes room nowhere: the others need no look until they change
+        return with_room
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs should be taken back, for others that are idle."""

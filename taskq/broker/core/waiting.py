@@ -1,17 +1,23 @@
-"""The records of waiting jobs: their queues, their partitions, and the limits that partitions share."""
+"""The records of waiting jobs: their queues, their partitions, the lines in which queues stand, and the limits that
+partitions share."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
-from heapq import heappop
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from operator import attrgetter
+from typing import Final
 
 from taskq.broker.core.limiters import Limiter
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition
 
 _seq = attrgetter("seq")
+
+#: A line is tidied when more of its places are stale than are not, and more than this number.
+_MOST_STALE: Final = 16
 
 
 class WaitingPartition:
@@ -67,14 +73,28 @@ class WaitingPartition:
 #: Partitions in the order in which their turn comes: (-priority, seq of the oldest job, tie-breaker, partition).
 Entry = tuple[int, int, int, WaitingPartition]
 Heap = list[Entry]
+#: Queues in the order in which their turn comes: (what it has used of its share, tie-breaker, queue).
+Turn = tuple[float, int, "WaitingQueue"]
 
 
 class WaitingQueue:
     """A queue: its listed partitions, and how much of its share it has used."""
 
-    __slots__ = ("is_paused", "is_served", "listed", "name", "short", "spent_s", "waiting", "weight")
+    __slots__ = (
+        "is_paused",
+        "is_served",
+        "lines",
+        "listed",
+        "name",
+        "partitions",
+        "short",
+        "spent_s",
+        "turn",
+        "waiting",
+        "weight",
+    )
 
-    def __init__(self, name: str, weight: float, *, is_served: bool) -> None:
+    def __init__(self, name: str, weight: float, *, is_served: bool, is_paused: bool) -> None:
         self.name = name
         self.is_served = is_served  # by this fleet
         self.weight = weight
@@ -82,12 +102,58 @@ class WaitingQueue:
         self.listed: Heap = []
         self.short: dict[Partition, WaitingPartition] = {}  # those with few jobs in memory and more in the store
         self.waiting = 0
-        self.is_paused = False
+        self.is_paused = is_paused
+        self.partitions = 0  # how many it has
+        self.turn: Turn | None = None  # while it is open: its own in the lines that it stands in
+        self.lines: tuple[Line, ...] = ()
 
     @property
     def may_send(self) -> bool:
         """Whether its jobs may be sent at all."""
         return self.is_served and not self.is_paused
+
+
+class Line:
+    """The open queues that some consumers serve. A place is stale if it is not the latest one of its queue."""
+
+    __slots__ = ("_places", "open", "served")
+
+    def __init__(self, served: Collection[str] | None) -> None:
+        """
+        Args:
+            served: the names of the queues that may stand here; None for all.
+        """
+        self.served = served
+        self.open = 0  # how many queues stand here
+        self._places: list[Turn] = []
+
+    def push(self, turn: Turn) -> None:
+        """Gives a queue its place. Its earlier one is stale from now on."""
+        heappush(self._places, turn)
+        if len(self._places) > 2 * self.open + _MOST_STALE:
+            self._tidy()
+
+    def closed(self) -> None:
+        """One of its queues has nothing to send any more: its place is stale."""
+        self.open -= 1
+        if len(self._places) > 2 * self.open + _MOST_STALE:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        self._places = [turn for turn in self._places if turn[-1].turn is turn]
+        heapify(self._places)
+
+    def pop(self) -> WaitingQueue | None:
+        """Takes out the queue whose turn it is; None if there is none."""
+        while self._places:
+            turn = heappop(self._places)
+            if turn[-1].turn is turn:
+                return turn[-1]
+        return None
+
+    def some(self, most: int) -> Iterator[WaitingQueue]:
+        """Yields some of its queues, not in their order."""
+        return (turn[-1] for turn in islice(self._places, most) if turn[-1].turn is turn)
 
 
 class SharedLimit:
