@@ -1358,3 +1358,52 @@ def test_finding_stops_at_large_jobs(path: Path) -> None:
         jobs, position = store.find(Wanted(), 0, LAST, 10, newest_first=False)
         assert len(jobs) == 3
         assert position == rows[2].seq
+
+
+class TickingClock:
+    """On which each look at it takes the same time."""
+
+    def __init__(self, tick_s: float) -> None:
+        self.tick_s = tick_s
+        self.looks = 0
+
+    def time(self) -> float:
+        return 1e9
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.looks * self.tick_s
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize(
+    ("wanted", "is_found"),
+    [
+        (Wanted(StoredState.FAILED, search=JobSearch(text="outcome of")), True),
+        (Wanted(StoredState.FAILED, search=JobSearch(text="nowhere")), False),
+        (Wanted(search=JobSearch(text="nowhere")), False),
+        (Wanted(search=JobSearch(attempts=9)), False),
+        (Wanted(StoredState.CANCELLED), False),
+    ],
+    ids=["text", "text, none", "text in all, none", "attempts, none", "state, none"],
+)
+def test_finding_stops_after_a_while(path: Path, wanted: Wanted, is_found: bool, newest_first: bool) -> None:
+    """Also where a few jobs take long to look at, and nothing is found. All are found in the end, each once."""
+    clock = TickingClock(0.0)
+    with closing(SQLiteStore(path, clock=clock)) as store:
+        rows = submit(store, 350)
+        end(store, rows, StoredState.FAILED)
+        clock.tick_s = 0.004
+        seqs: list[int] = []
+        after, before, place = 0, LAST, 0
+        requests = 0
+        while place is not None:
+            clock.looks = 0
+            jobs, place = store.find(wanted, after, before, 1_000, newest_first=newest_first)
+            assert clock.looks <= 1 + 3, "it goes on for 10 ms"
+            after, before = (after, place or 0) if newest_first else (place or 0, before)
+            seqs += [job.row.seq for job in jobs]
+            requests += 1
+    expected = [row.seq for row in rows] if is_found else []
+    assert seqs == (expected[::-1] if newest_first else expected)
+    assert requests > 1

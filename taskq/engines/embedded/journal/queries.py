@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from taskq.engines.embedded.journal import statements
@@ -15,6 +16,10 @@ from taskq.model.stored import StoredJob, StoredState
 
 #: `find` stops at payloads and outcomes of this size together, also of those in which it looked for a text.
 _FIND_BYTES = 4 * MIB
+#: It also stops after this time: of jobs with large payloads, each may take a millisecond to look at.
+_FIND_S = 0.010
+#: It looks at the clock after each job that may be meant, and after this many that are not.
+_STEP_JOBS = 100
 
 
 class Queries(Database):
@@ -58,29 +63,53 @@ class Queries(Database):
     def find(
         self, wanted: Wanted, after: int, before: int, limit: int, *, newest_first: bool
     ) -> tuple[list[StoredJob], int | None]:
+        until = self._clock.monotonic() + _FIND_S
+        jobs: list[StoredJob] = []
+        size = seen = 0
+        step = min(_STEP_JOBS, MAX_JOBS_SEEN)
+        with closing(self._look_at(wanted, after, before, step, newest_first=newest_first)) as looked_at:
+            for place, fields in looked_at:
+                if fields is None:
+                    seen += step
+                else:
+                    *own, payload_bytes = fields
+                    state, outcome = own[-3:-1]
+                    size += len(outcome or b"")
+                    if not wanted.search.text or wanted.tells(state, outcome, own[statements.CONSTRAINTS]):
+                        jobs.append(self._stored(own))
+                        size += payload_bytes or 0
+                is_full = len(jobs) == limit or size >= _FIND_BYTES or seen >= MAX_JOBS_SEEN
+                if is_full or self._clock.monotonic() >= until:
+                    return jobs, place
+        return jobs, None
+
+    def _look_at(
+        self, wanted: Wanted, after: int, before: int, step: int, *, newest_first: bool
+    ) -> Generator[tuple[int, Sequence[Any] | None], None, None]:
+        """Yields the jobs that may be meant, each with its sequence number. After each step of so many jobs, meant or
+        not, it yields None with the last of their numbers. Whoever iterates can stop at any of them, and go on
+        there."""
         source, seq = (
             ("failed CROSS JOIN jobs ON seq = job", "job") if wanted.kept == StoredState.FAILED else ("jobs", "seq")
         )
         order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'}"
-        reach = f"FROM {source} WHERE {seq} > ? AND {seq} < ?"
-        sql = f"SELECT {seq} {reach.replace(source, source.split()[0])} {order} LIMIT 1 OFFSET {MAX_JOBS_SEEN - 1}"
-        last_seen = self._value(sql, after, before)
-        if last_seen is not None:
-            after, before = (last_seen - 1, before) if newest_first else (after, last_seen + 1)
+        last_of_step = f"SELECT {seq} FROM {source.split()[0]} WHERE {seq} > ? AND {seq} < ? {order} LIMIT 1 OFFSET ?"
         condition, bindings = self._condition(wanted)
-        jobs: list[StoredJob] = []
-        size = 0
-        cursor = self._db.execute(f"SELECT {statements.FOUND} {reach} {condition} {order}", (after, before, *bindings))
-        for *fields, payload_bytes in cursor:
-            state, outcome = fields[-3:-1]
-            size += len(outcome or b"")
-            if not wanted.search.text or wanted.tells(state, outcome, fields[statements.CONSTRAINTS]):
-                jobs.append(self._stored(fields))
-                size += payload_bytes or 0
-            if len(jobs) == limit or size >= _FIND_BYTES:
+        meant = f"SELECT {statements.FOUND} FROM {source} WHERE {seq} > ? AND {seq} < ? {condition} {order}"
+        while True:
+            last = self._value(last_of_step, after, before, step - 1)
+            low = after if last is None or not newest_first else last - 1
+            high = before if last is None or newest_first else last + 1
+            cursor = self._db.execute(meant, (low, high, *bindings))
+            try:
+                for fields in cursor:
+                    yield int(fields[0]), fields
+            finally:
                 cursor.close(True)
-                return jobs, int(fields[0])
-        return jobs, last_seen
+            if last is None:
+                return
+            yield last, None
+            after, before = (after, last) if newest_first else (last, before)
 
     def _condition(self, wanted: Wanted) -> tuple[str, list[object]]:
         condition = "" if wanted.kept is None else f"AND state = {wanted.kept:d} "

@@ -270,7 +270,7 @@ class Store(Protocol):
     ) -> tuple[list[StoredJob], int | None]:
         """Reads jobs between two sequence numbers, these excluded, without payloads and large results.
 
-        Looks at a bounded number of jobs, so that it takes a few milliseconds.
+        Looks at a bounded number of jobs, and at fewer if that takes longer than some milliseconds.
 
         Returns:
             The jobs that are wanted, in order; and the sequence number where to go on, as `after` or as `before`, or
