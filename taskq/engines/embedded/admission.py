@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from taskq.engines.contract import Jobs
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.room import check_room
 from taskq.engines.unique import Leases, decide
 from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints
-from taskq.model.errors import EnqueueError, QueueFull
+from taskq.model.errors import EnqueueError
 from taskq.model.job import JobError, JobRow
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
@@ -104,16 +105,10 @@ class Admission:
         return {parent: kept for parent, kept in states.items() if kept >= FIRST_FINAL}
 
     def _check_room(self, submission: Submission, jobs: int) -> None:
-        most = submission.spec.max_queued
-        if most is None or submission.peer is None:
+        spec = submission.spec
+        if spec.max_queued is None or submission.peer is None:
             return  # what was spooled was accepted
-        queue = submission.spec.queue
-        waiting = self._jobs.queued(queue) + self._taken.get(queue, 0)
-        if jobs > 0 and waiting + jobs > most:
-            raise QueueFull(
-                f"{waiting} jobs wait in the queue {queue!r}, and {submission.spec.task} allows {most} there "
-                f'(max_queued=): try again later, or enqueue with when_full="wait"'
-            )
+        check_room(spec, self._jobs.queued(spec.queue) + self._taken.get(spec.queue, 0), jobs)
 
     def _check_arguments(self, submission: Submission, known: Collection[bytes]) -> None:
         """Checks, before anything is written, that known ids came with the same arguments as before."""
