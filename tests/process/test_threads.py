@@ -122,6 +122,7 @@ def test_current_job(many: Fleet, task: Any) -> None:
     """Each job sees itself, in its tasks and in `asyncio.to_thread` too."""
     for job in task.enqueue_many([(0.001 * (number % 7),) for number in range(100)]):
         assert set(job.result(timeout=10)) == {job.id}
+    assert [attempt.consumer for attempt in job.info().history] == [1], "its outcome tells who ran it, here as well"
     with pytest.raises(TaskQError, match="outside a job"):
         slots.current_job()
 
