@@ -177,7 +177,7 @@ def find_directory(app: str | None) -> Directory:
         AppError: the application cannot be imported.
         DirectoryError: the directory does not exist, or belongs to another user.
     """
-    directory = _find_directory(app)
+    directory = locate_directory(app)
     directory.check_owner()
     return directory
 
@@ -206,7 +206,8 @@ def _named(app: str | None) -> str | None:
     return app
 
 
-def _find_directory(app: str | None) -> Directory:
+def locate_directory(app: str | None) -> Directory:
+    """`find_directory` without a look at whose directory it is."""
     app = _named(app)
     if app is not None:
         if _is_directory(app):

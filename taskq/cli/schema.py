@@ -18,6 +18,7 @@ import typer
 
 from taskq.cli.bench.figures import Report
 from taskq.cli.config.command import OptionValue
+from taskq.cli.doctor.checks import Finding
 from taskq.cli.schedule import RemovedSchedule, StartedJob
 from taskq.model.errors import ConfigError
 from taskq.model.info.job import JobInfo
@@ -118,6 +119,7 @@ PRINTED: dict[str, Any] = {
     "schedule remove": RemovedSchedule,
     "config": dict[str, OptionValue],
     "bench": Report,
+    "doctor": list[Finding],
 }
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

@@ -150,12 +150,12 @@ class Directory:
                 f"cannot make the directory {error.filename}: {error.strerror}; "
                 f"choose another with TASKQ_URL or url=, or make it writable for {_user()}"
             ) from error
-        self._check_content()
+        self.check_content()
         return self
 
-    def _check_content(self) -> None:
-        """Refuses what other users may have put here while the directory was open to them."""
-        for folder in (self.path, self.log):
+    def check_content(self) -> None:
+        """Refuses what other users may have put here while the directory was open to them. Raises DirectoryError."""
+        for folder in filter(Path.is_dir, (self.path, self.log)):
             for entry in os.scandir(folder):
                 try:
                     status = entry.stat(follow_symlinks=False)

@@ -79,6 +79,23 @@ def _has_fleet(descriptor: int, guardian_pid: int) -> bool:
     return len(holder) == 2 and int(holder[1]) != guardian_pid and all(_is_alive(int(pid)) for pid in holder)
 
 
+def holder_of(path: Path) -> int | None:
+    """The broker that holds its lock; None if there is none. It only asks: a broker that starts at this moment tries
+    again."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = _broker_of(descriptor)
+        return int(pid) if pid.isdecimal() and _is_alive(int(pid)) else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _broker_of(descriptor: int) -> str:
     holder = os.pread(descriptor, 64, 0).split()
     return holder[0].decode() if holder else "unknown"

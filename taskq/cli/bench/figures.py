@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A limit, measured in turns with taskq.
+    """A limit, measured in the same turns.
 
     Attributes:
         name: what was measured: "socket + sync", for example.
@@ -58,7 +58,7 @@ class Figure:
         part: the part of the benchmark, as the command line takes it.
         name: what was measured.
         unit: the unit of the values. "/s" and "%" are better when they are larger, the others when they are smaller.
-        value: the figure of taskq.
+        value: what was measured.
         turns: how many times it was measured.
         goal: the value that taskq is to reach; empty if there is none.
         is_met: whether the median of the value reaches the goal; None if there is no goal.
@@ -82,7 +82,7 @@ class LeftOut:
     Attributes:
         part: the part of the benchmark.
         what: what is missing.
-        reason: why.
+        reason: why it was left out.
     """
 
     part: str
@@ -95,7 +95,7 @@ class Machine:
     """Where the figures were measured.
 
     Attributes:
-        taskq: the version of taskq.
+        taskq: the version of this program.
         python: the version of Python.
         sqlite: the version of SQLite.
         kernel: the name and version of the operating system.
