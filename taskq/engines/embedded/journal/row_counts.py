@@ -8,7 +8,7 @@ nothing but their rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -31,12 +31,12 @@ class RowCounts:
         self.jobs, *ended = counted[0]
         self.ended: Counter[StoredState] = Counter(dict(zip(_FINAL, ended, strict=True)))
 
-    def removed(self, states: Iterable[StoredState]) -> None:
-        """Jobs in these states are gone."""
-        for state in states:
-            self.jobs -= 1
-            if state >= FIRST_FINAL:
-                self.ended[state] -= 1
+    def removed(self, states: Sequence[int]) -> None:
+        """Jobs in these states, given by their numbers, are gone."""
+        self.jobs -= len(states)
+        gone = Counter(states)
+        for state in _FINAL:
+            self.ended[state] -= gone[state]
 
     @property
     def prunable(self) -> int:

@@ -325,7 +325,7 @@ class SQLiteStore(Dependencies, Queries):
         self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
         if self._has_edges:
             self._look_at_edges()
-        self._rows.removed(job.kept for job in jobs)
+        self._rows.removed([job.kept for job in jobs])
         self.totals.cancelled += sum(1 for job in jobs if job.kept < FIRST_FINAL)
 
     @trusted
@@ -410,13 +410,14 @@ class SQLiteStore(Dependencies, Queries):
         if before - self._pruning_since > _PRUNE_AGAIN_S:
             self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
         first = last = seen = 0
-        removed: list[StoredState] = []
+        removed: list[int] = []
+        prunable = self._rows.prunable
         is_kept = False
         sql = statements.JOBS_AFTER_SPARED if self._has_edges else statements.JOBS_AFTER
         cursor = self._db.execute(sql, (self._prune_after, limit))
         for seen, (seq, state, finished_at) in enumerate(cursor, 1):  # noqa: B007  used after the loop
             if state in PRUNABLE:
-                is_kept = finished_at >= before and self._rows.prunable - len(removed) <= keep
+                is_kept = finished_at >= before and prunable - len(removed) <= keep
                 if is_kept:
                     break  # what is behind it ended later, nearly always
                 first = first or seq
@@ -428,7 +429,7 @@ class SQLiteStore(Dependencies, Queries):
             prune = statements.PRUNE_SPARING if self._has_edges else statements.PRUNE
             self._db.execute(prune, (first, last))  # one by one takes twice as long
             self._db.execute(statements.PRUNE_ATTEMPTS, (first, last))
-            self._rows.removed(map(StoredState, removed))
+            self._rows.removed(removed)
         is_at_end = seen < limit and not is_kept
         self._prune_after = 0 if is_at_end else last or self._prune_after
         return len(removed)
