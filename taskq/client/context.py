@@ -165,6 +165,7 @@ def write_record(level: str, fields: dict[str, Any]) -> None:
     except Exception:
         pass  # the job has put something there; that is reported when the job ends
     job = running_job()
+    this_process.has_written = True
     os.write(2, f"{job.mark if job else ''}{RECORD_MARK}{line}\n".encode())
 
 
@@ -282,11 +283,14 @@ class Process:
         job: the job that has it for itself, so that all threads it starts know it. Written by the main thread of a
             consumer with one slot.
         was_forked: whether a job has forked it. Then it does not speak for the job, and is not a consumer.
+        has_written: whether Python's standard streams, or our own log, have written something since this was set to
+            False, as a consumer does when a job has ended. Written by whatever thread writes.
     """
 
     def __init__(self) -> None:
         self.job: RunningJob | None = None
         self.was_forked = False
+        self.has_written = False
 
 
 this_process = Process()

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from taskq.client.context import RunningJob, write_record
+from taskq.client.context import RunningJob, this_process, write_record
 from taskq.consumer.streams import mark_output, mend_output
 from taskq.system.platform import is_unread
 
@@ -50,13 +50,20 @@ class OwnOutput:
             told = f"a job left descriptor {number}, its standard {'output' if number == _STDOUT else 'error'}"
             write_record("warning", {"event": f"{told}, closed or opened as something else: it is put back"})
 
-    def end_job(self, _job: RunningJob) -> None:
-        """A job has ended: has the broker read what it wrote before the next one starts."""
+    def end_job(self, _job: RunningJob, may_have_written: bool) -> None:
+        """A job has ended: has the broker read what it wrote before the next one starts.
+
+        Args:
+            may_have_written: also without Python's streams, which note it.
+        """
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except BaseException:  # the job may have put anything there, and the jobs after it are not to blame
             mend_output()
+        if not (may_have_written or this_process.has_written):
+            return
+        this_process.has_written = False
         if self._is_heard:
             try:
                 if is_unread(_STDOUT):
@@ -78,7 +85,7 @@ class MarkedOutput(OwnOutput):
         super().__init__()
         self._streams = mark_output()
 
-    def end_job(self, job: RunningJob) -> None:
+    def end_job(self, job: RunningJob, _may_have_written: bool) -> None:
         """A job has ended: writes the lines that it has begun and not ended."""
         if job.rests:
             for stream in self._streams:

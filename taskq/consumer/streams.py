@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from io import FileIO, TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any
 
-from taskq.client.context import RunningJob, job_of_context, write_record
+from taskq.client.context import RunningJob, job_of_context, this_process, write_record
 from taskq.consumer.exception_text import class_name, text_of
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 
 #: Writes up to this size do not mix with what others write to the pipe (POSIX: PIPE_BUF, 4,096 on Linux).
 _WHOLE_BYTES = 4_096
 _DESCRIPTORS = {"stdout": 1, "stderr": 2}
+
+
+class _Noted(FileIO):
+    """Standard output or error. Notes that something was written, so that nobody has to ask the system after a job."""
+
+    def write(self, data: Any) -> int:
+        """Writes bytes. Returns how many."""
+        this_process.has_written = True
+        return super().write(data)
 
 
 def open_output() -> None:
@@ -22,10 +32,8 @@ def open_output() -> None:
 
 
 def _open(name: str) -> None:
-    stream = open(  # noqa: SIM115
-        _DESCRIPTORS[name], "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
-    )
-    setattr(sys, name, stream)
+    raw = BufferedWriter(_Noted(_DESCRIPTORS[name], "w", closefd=False))
+    setattr(sys, name, TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True))
 
 
 def flush_output() -> None:

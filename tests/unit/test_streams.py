@@ -4,7 +4,9 @@ read."""
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.client.context import set_job_of_context
-from taskq.consumer.streams import JobStream
+from taskq.client.context import set_job_of_context, this_process, write_record
+from taskq.consumer.streams import JobStream, open_output
 from taskq.consumer.threads import ThreadJob
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 from taskq.protocol.link.output import (
@@ -176,3 +178,35 @@ def test_where_a_consumer_stands_that_runs_no_job() -> None:
         "  x",
     ]
     assert without_own_frames(dump, "/x/taskq") == dump[:2]
+
+
+def flush_both() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: print("a line"),
+        lambda: print("no end", end=""),
+        lambda: print("an error", file=sys.stderr),
+        lambda: sys.stdout.buffer.write(b"bytes"),
+        lambda: sys.stdout.buffer.raw.write(b"at once"),  # type: ignore[attr-defined]
+        lambda: write_record("info", {"event": "a record"}),
+    ],
+)
+def test_a_consumer_knows_that_a_quick_job_has_written(
+    write: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not ask the system after a job that took two microseconds: the streams have noted what they wrote."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
+    open_output()
+    this_process.has_written = False
+    flush_both()
+    assert not this_process.has_written
+    write()
+    flush_both()
+    assert this_process.has_written
+    assert any(capfd.readouterr())
