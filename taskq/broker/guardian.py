@@ -1,42 +1,31 @@
-"""The guardian: the process of `taskq worker` itself. Small on purpose: it touches no data and imports no user code.
+"""The guardian: the process of `taskq worker` itself. It touches no data and imports no user code.
 
-It starts the broker, starts it again when it dies (within a budget), and forwards signals. When the guardian dies, the
-broker notices it by the end of their socket, ends its consumers and then itself.
+It starts the broker, and starts it again when it dies (within a budget); meanwhile it passes on signals (`watch.py`).
+Soon after the fleet is ready it goes on as a smaller program (`small.py`), which has the same process id. When the
+guardian dies, the broker notices it by the end of their socket, ends its consumers and then itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from taskq.broker.watch import SIGNALS, STOP_GRACE_S, Watch
 from taskq.model.exits import FINAL_EXITS, Exit
 from taskq.model.misfits import misfits
 from taskq.model.settings import Settings
-from taskq.protocol.guardian import (
-    MAX_PACKET_BYTES,
-    Failed,
-    Notice,
-    Ready,
-    Resolved,
-    Setup,
-    Stopping,
-    pack_notice,
-    read_notice,
-)
+from taskq.protocol.guardian import Failed, Notice, Ready, Resolved, Setup, Stopping, pack_notice, read_notice
 from taskq.system.directory import Directory
-from taskq.system.launch import take_broker, take_resolver
-from taskq.system.platform import adopt_orphans, is_stopped, name_of_signal, name_process
-from taskq.system.signals import signals_as_bytes
-from taskq.system.terminal import CLOSING_S, Terminal
+from taskq.system.launch import become_small, take_broker, take_resolver
+from taskq.system.platform import adopt_orphans, name_of_signal, name_process
 from taskq.telemetry.fanout import announce
 
 
@@ -62,16 +51,12 @@ _PAUSE_FIRST_S = 0.1
 _PAUSE_LONGEST_S = 5.0
 
 
-#: A broker that was told to stop has this time besides its stop timeout. Then it is suspended or hangs, and is killed.
-_STOP_GRACE_S = 10.0
-
-
 #: The fleet is given up after this many brokers in a row that never came up.
 _FAILURES = 5
 
 
-#: The operating system's timers are bounded; a stop timeout may be infinite.
-_LONGEST_WAIT_S = 3_600.0
+#: A guardian becomes small when its fleet has been ready for so long: the start of a program takes processor time.
+_BECOMES_SMALL_AFTER_S = 1.0
 
 
 #: How long to wait at the end for processes that end after their broker.
@@ -87,6 +72,8 @@ class Guardian:
         settings: Settings,
         host: socket.socket | None = None,
         known_as: tuple[str, Path] | None = None,
+        watch: Watch | None = None,
+        deaths: Sequence[float] = (),
     ) -> None:
         """
         Args:
@@ -95,45 +82,82 @@ class Guardian:
             host: a socket to a program whose fleet this is (`TaskQ.fleet`): it hears when the fleet is ready or why
                 not, and its end ends the fleet.
             known_as: the application's name and directory, if the host knows them; else they are looked up.
+            watch: of a broker that runs already; one of its own if left out.
+            deaths: when brokers have died (monotonic).
         """
         self._app = app
         self._settings = settings
-        self._host = host
-        self._selector = selectors.DefaultSelector()
-        self._broker: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._is_stopping = False
-        self._kill_at: float | None = None  # when a broker that is to stop is killed
-        self._came_up = False  # the present broker
+        self._watch = watch or Watch(settings.stop_timeout_s, host)
+        self._came_up = watch is not None  # the present broker
         self._failures = 0
-        self._deaths: deque[float] = deque()
-        self._terminal = Terminal()
-        self._outlives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
-        self._reload_at: float | None = None  # when a SIGHUP was none of the terminal, which is still there
+        self._deaths = deque(deaths)
+        self._small_at: float | None = None  # when this process becomes small
         self._title, path = known_as or ("", None)
         self._directory = None if path is None else Directory(path)
         self._misfits: list[str] = []  # not told yet
+
+    @classmethod
+    def grown(cls, watch: Watch, kept: Mapping[str, Any]) -> Self:
+        """Makes the guardian again that has become small.
+
+        Args:
+            watch: of its broker, which runs.
+            kept: as `_become_small` has passed it on.
+        """
+        known_as = kept["title"], Path(kept["directory"])
+        return cls(kept["app"], Settings(**kept["settings"]), known_as=known_as, watch=watch, deaths=kept["deaths"])
 
     def run(self) -> int:
         """Runs the fleet. Returns the exit code."""
         name_process(f"guardian [{self._app}]")
         adopt_orphans()
-        self._wake_on_signals()
-        if self._host is not None:
-            self._selector.register(self._host, selectors.EVENT_READ, self._on_host_gone)
         self._start_broker()  # it imports while the application is resolved
         code, message = (Exit.OK, "") if self._directory else self._resolve()
         if code != Exit.OK:
             self._abandon(message, code)
             return code
+        self._send_setup()
+        return self.go_on(self._watch.wait())
+
+    def go_on(self, packet: bytes | None) -> int:
+        """Runs a fleet whose broker was started. Returns the exit code.
+
+        Args:
+            packet: what its watch has returned.
+        """
         while True:
-            self._send_setup()
-            status = self._wait_for_broker()
+            status = self._look_after_broker(packet)
             final = self._after(status)
             _reap_orphans(_ORPHANS_S if final is not None else 0.0)
             if final is not None:
                 return final
             self._start_broker()
+            self._send_setup()
+            packet = self._watch.wait()
+
+    # -- most of the time
+
+    def _become_small(self) -> None:
+        """Goes on as a smaller program, unless something is happening just now."""
+        self._small_at = time.monotonic() + _BECOMES_SMALL_AFTER_S  # again, if it does not succeed
+        assert self._directory is not None
+        kept = {
+            "app": self._app,
+            "settings": self._settings.to_dict(),
+            "title": self._title,
+            "directory": str(self._directory.path),
+            "deaths": list(self._deaths),
+        }
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # those that come meanwhile wait for the new program
+        try:
+            if self._watch.is_idle:
+                passed_on = self._watch.passed_on()
+                become_small(json.dumps((passed_on, kept)), passed_on["sockets"])
+        except OSError as error:
+            self._small_at = None
+            print(f"taskq: the guardian stays as large as it is: {error.strerror or error}", file=sys.stderr)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     # -- the application
 
@@ -153,10 +177,7 @@ class Guardian:
     def _abandon(self, message: str, code: int) -> None:
         print(f"taskq: {message}", file=sys.stderr)
         self._tell_host(Failed(code, message))
-        assert self._socket is not None
-        assert self._broker is not None
-        self._socket.close()
-        self._broker.wait()
+        self._watch.end()
 
     def _tell_misfits(self) -> None:
         """Logs the misfits once, and not before the directory is ours: another fleet may own it."""
@@ -168,61 +189,40 @@ class Guardian:
 
     def _start_broker(self) -> None:
         broker = take_broker()
-        self._broker, self._socket = broker.process, broker.socket
-        self._came_up = False
+        self._watch.begin(broker.process.pid, broker.socket)
+        self._came_up, self._small_at = False, None
 
     def _send_setup(self) -> None:
-        assert self._socket is not None
         assert self._directory is not None
         setup = Setup(self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid())
         try:
-            self._socket.send(setup.pack())
+            self._watch.broker_socket.send(setup.pack())
         except OSError:
             pass  # it has died already; its status says how
 
-    def _wait_for_broker(self) -> int:
-        """Waits for the broker's end, passing on what happens meanwhile. Returns its status, as subprocess gives it."""
-        assert self._socket is not None
-        assert self._broker is not None
-        self._selector.register(self._socket, selectors.EVENT_READ, self._on_broker)
-        while not self._is_broker_gone():
-            for key, _ in self._selector.select(self._timeout_s()):
-                key.data()
-            if self._reload_at is not None and time.monotonic() >= self._reload_at:
-                self._reload_at = None
-                self._forward(signal.SIGHUP)
-            if self._kill_at is not None and time.monotonic() >= self._kill_at:
-                self._kill_at = None
+    def _look_after_broker(self, packet: bytes | None) -> int:
+        """Waits for the broker's end, and does what is to be done meanwhile. Returns its status."""
+        watch = self._watch
+        while packet != b"":
+            if packet is not None:
+                self._on_notice(read_notice(packet))
+            elif watch.kill_at is not None and time.monotonic() >= watch.kill_at:
+                watch.kill_at = None
                 self._kill_broker()
-        return self._broker.wait()
-
-    def _timeout_s(self) -> float | None:
-        times = [at for at in (self._reload_at, self._kill_at) if at is not None]
-        return min(max(0.0, min(times) - time.monotonic()), _LONGEST_WAIT_S) if times else None
-
-    def _is_broker_gone(self) -> bool:
-        return self._socket is None
-
-    def _on_broker(self) -> None:
-        assert self._socket is not None
-        try:
-            data = self._socket.recv(MAX_PACKET_BYTES)
-        except OSError:
-            data = b""
-        if data:
-            self._on_notice(read_notice(data))
-            return
-        self._selector.unregister(self._socket)
-        self._socket.close()
-        self._socket = None
+            elif self._small_at is not None:
+                self._become_small()
+            packet = watch.wait(self._small_at)
+        return watch.end()
 
     def _on_notice(self, notice: Notice) -> None:
         if isinstance(notice, Ready):
             self._came_up = True
             self._failures = 0
+            self._small_at = time.monotonic() + _BECOMES_SMALL_AFTER_S
             self._tell_misfits()
         elif isinstance(notice, Stopping):
-            self._begin_stop()
+            self._small_at = None
+            self._watch.begin_stop()
             return
         self._tell_host(notice)
 
@@ -230,10 +230,10 @@ class Guardian:
         """Decides what follows the broker's end. Returns an exit code, or None to start another broker."""
         if status in FINAL_EXITS:
             return status
-        if self._is_stopping and not self._came_up and -status in (signal.SIGTERM, signal.SIGINT):
+        if self._watch.is_stopping and not self._came_up and -status in (signal.SIGTERM, signal.SIGINT):
             return Exit.OK  # it was told so before it could handle that
         self._log("broker.died", "error", **_ending(status), came_up=self._came_up)
-        if self._is_stopping:
+        if self._watch.is_stopping:
             return Exit.OK  # what it had not finished is in the journal
         now = time.monotonic()
         self._deaths.append(now)
@@ -250,95 +250,17 @@ class Guardian:
             time.sleep(min(_PAUSE_FIRST_S * 2 ** (self._failures - 1), _PAUSE_LONGEST_S))
         return None
 
-    # -- signals and the host
-
-    def _wake_on_signals(self) -> None:
-        self._signals = signals_as_bytes((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD))
-        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
-        if self._terminal.watch is not None:
-            self._selector.register(self._terminal.watch, selectors.EVENT_READ, self._on_terminal_gone)
-
-    def _on_signals(self) -> None:
-        for number in self._signals.recv(64):
-            if number == signal.SIGHUP:
-                self._on_sighup()
-            elif number == signal.SIGCHLD:
-                self._reap_adopted()
-            elif number in (signal.SIGTERM, signal.SIGINT):
-                is_again = number == signal.SIGINT and self._kill_at is not None
-                self._begin_stop()
-                if is_again:  # it does not wait for running jobs any more
-                    self._kill_at = min(self._kill_at or 0.0, time.monotonic() + _STOP_GRACE_S)
-                self._forward(signal.Signals(number))
-
-    def _on_sighup(self) -> None:
-        """Reloads if the signal came from `kill`; stops if a terminal was closed. A moment later it shows which."""
-        if self._terminal.went_just_now:
-            self._hang_up()
-        elif self._terminal.watch is not None:
-            self._reload_at = time.monotonic() + CLOSING_S
-        else:
-            self._forward(signal.SIGHUP)
-
-    def _on_terminal_gone(self) -> None:
-        assert self._terminal.watch is not None
-        self._selector.unregister(self._terminal.watch)
-        self._terminal.gone()
-        if self._reload_at is not None:
-            self._reload_at = None
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        if not self._outlives_terminal and not self._is_stopping:
-            self._begin_stop()
-            self._forward(signal.SIGTERM)
-
-    def _begin_stop(self) -> None:
-        """Notes that the broker should stop. It does so by itself, unless it is suspended or hangs."""
-        if self._is_stopping:
-            return
-        self._is_stopping = True
-        wait_s = self._settings.stop_timeout_s + _STOP_GRACE_S
-        self._kill_at = time.monotonic() + wait_s
-        if self._broker is not None and is_stopped(self._broker.pid):
-            told = f"broker {self._broker.pid} is stopped: it is killed in {wait_s:g} s"
-            print(f"taskq: {told}, unless `kill -CONT {self._broker.pid}` lets it go on", file=sys.stderr)
-
     def _kill_broker(self) -> None:
         """Kills a broker that does not stop; all that it has answered is in the journal."""
-        assert self._broker is not None
-        how = "it is stopped" if is_stopped(self._broker.pid) else "it hangs"
-        late = f"it did not end within {_STOP_GRACE_S:g} s after the stop timeout"
-        self._log("broker.killed", "error", pid=self._broker.pid, reason=f"{late}: {how}")
-        self._broker.kill()
-
-    def _reap_adopted(self) -> None:
-        """Reaps what jobs left to us, while the broker lives; its own end is waited for elsewhere."""
-        while self._broker is not None:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None or ended.si_pid == self._broker.pid:
-                return
-            os.waitpid(ended.si_pid, 0)
-
-    def _forward(self, number: signal.Signals) -> None:
-        if self._broker is not None:
-            self._broker.send_signal(number)
-
-    def _on_host_gone(self) -> None:
-        assert self._host is not None
-        if not self._host.recv(1):
-            self._selector.unregister(self._host)
-            self._host = None
-            self._begin_stop()
-            self._forward(signal.SIGTERM)
+        how = "it is stopped" if self._watch.is_suspended else "it hangs"
+        late = f"it did not end within {STOP_GRACE_S:g} s after the stop timeout"
+        self._log("broker.killed", "error", pid=self._watch.pid, reason=f"{late}: {how}")
+        self._watch.kill()
 
     def _tell_host(self, notice: Notice) -> None:
-        if self._host is not None:
+        if self._watch.host is not None:
             try:
-                self._host.send(pack_notice(notice))
+                self._watch.host.send(pack_notice(notice))
             except OSError:
                 pass  # its end is heard in the loop
 

@@ -4,14 +4,17 @@ This module imports next to nothing, so that `taskq worker` has both at work whi
 Each process reads from a socket what it is to do, and ends if the socket is closed first.
 """
 
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 #: When a broker is killed, multiprocessing's helper process removes its semaphores, and would give a warning of it.
 _QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import gc, sys; gc.disable(); from taskq.broker.process import main; main(int(sys.argv[1]))"
 _READER = "import sys; from taskq.broker.stopped import main; main(int(sys.argv[1]), sys.argv[2])"
+_SMALL_GUARDIAN = "import sys; from taskq.broker.small import main; main(sys.argv[1])"
 _RESOLVER = "import sys; from taskq.consumer.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
 
 #: Keeps messages whole. macOS has only streams here, in which the few short messages arrive whole as well.
@@ -68,3 +71,22 @@ def take_broker() -> Child:
 def take_resolver(app: str) -> Child:
     """The resolver that was started early for this application, or a new one."""
     return _early_resolvers.pop(app, None) or spawn_resolver(app)
+
+
+def become_small(told: str, descriptors: Sequence[int]) -> None:
+    """Has this process, a guardian, go on as a smaller program; it does not return then.
+
+    Args:
+        told: what that program needs to know.
+        descriptors: what it inherits.
+
+    Raises:
+        OSError: this program goes on.
+    """
+    try:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        os.execv(sys.executable, [sys.executable, "-c", _SMALL_GUARDIAN, told])
+    finally:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)

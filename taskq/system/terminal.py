@@ -22,12 +22,18 @@ class Terminal:
         watch: becomes readable when the terminal goes; None if there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, was_there: bool = False) -> None:
+        """
+        Args:
+            was_there: whether this process had a terminal a moment ago.
+        """
         self.watch: int | None = None
         self._gone_at: float | None = None
         try:
             self._descriptor = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError:
+            if was_there:
+                self._gone_at = time.monotonic()
             return  # a service has none
         if not hasattr(select, "epoll"):
             os.close(self._descriptor)

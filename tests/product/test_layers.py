@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
 }
 #: Imports inside functions, outside the command line, and why each is late.
 LATE = {
+    ("broker.small", "broker.guardian"): "the guardian is small most of the time",
     ("client.app", "client.fleet"): "a web application never runs a fleet",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
@@ -385,7 +386,8 @@ def imported_names(path: Path) -> set[str]:
 
 #: In the rooms where time is simulated, these alone look at that of the system, and why.
 LOOKS_AT_THE_TIME = {
-    "broker.guardian": "it waits for processes, and for the terminal",
+    "broker.guardian": "it waits for processes",
+    "broker.watch": "it waits for a process, and for the terminal",
     "testing.clock": "it begins with the present",
 }
 
