@@ -105,6 +105,11 @@ class EventLog:
         fields = {name: value for name, value in amounts.items() if value is not None}
         self.log.info("job.progress", **self._job_fields(row, key, is_ended=False), **fields)
 
+    def has_summaries(self, _now: float) -> bool:
+        """Whether anything was counted instead of written."""
+        counts = self._output.next_due(), self._rejections.next_due(), self._throttle.next_due()
+        return any(at is not None for at in counts)
+
     def summaries(self, now: float, *, is_last: bool = False) -> None:
         """Reports, once a second, what was counted instead of written."""
         for key, lines in self._output.take_dropped(now, flush=is_last).items():

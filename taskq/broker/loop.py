@@ -112,13 +112,13 @@ class Broker:
         self._signals = signals
         self._selector.register(signals, selectors.EVENT_READ, self._on_signals)
         now = self._clock.monotonic()
-        for every_s, function in (
-            (_ANNOUNCE_EVERY_S, self._pool.announce),
-            (_MEMORY_EVERY_S, self._check_memory),
-            (LOOK_EVERY_S, self._pool.end_the_silent),
-            (_SUMMARIES_EVERY_S, self._events.summaries),
+        for every_s, function, is_needed in (
+            (_ANNOUNCE_EVERY_S, self._pool.announce, self._pool.has_to_announce),
+            (_MEMORY_EVERY_S, self._check_memory, lambda _now: self._settings.max_memory_mb is not None),
+            (LOOK_EVERY_S, self._pool.end_the_silent, self._pool.waits_for_some),
+            (_SUMMARIES_EVERY_S, self._events.summaries, self._events.has_summaries),
         ):
-            self._timers.every(every_s, function, now)
+            self._timers.every(every_s, function, now, is_needed)
         self._left = self._backlog()
         self._log.info(
             "fleet.started",

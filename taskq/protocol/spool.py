@@ -114,11 +114,11 @@ def _read_all(spool: Path, names: Iterable[str]) -> Iterator[SpoolFile]:
 def close_series(path: Path) -> bool:
     """Makes a file of several frames read-only. Returns whether nobody appends to it now, or will."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return True  # it is read-only since another broker wanted it, or it cannot be read either
+        return True  # it cannot be read either
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # its writer needs an exclusive one
         os.fchmod(descriptor, 0o400)
         return True
     except OSError:
@@ -144,6 +144,7 @@ class Backlog:
         self._spool = spool
         self._names: deque[str] = deque()
         self.has_more = True  #: Whether there may be more than was returned; nobody has looked yet.
+        self.has_left_some = False  #: Whether the last look has left files there, which are to be tried again soon.
 
     def portion(self) -> list[SpoolFile]:
         """Returns the next files; they are to be removed, or set aside. One to which a client is appending at this
@@ -152,9 +153,11 @@ class Backlog:
             self._names.extend(nsmallest(_NAMES, _names(self._spool)))
         files: list[SpoolFile] = []
         frames = size = 0
+        self.has_left_some = False
         while self._names and frames < _PORTION_FRAMES and size < _PORTION_BYTES:
             name = self._names.popleft()
             if name.endswith(SERIES) and not close_series(self._spool / name):
+                self.has_left_some = True
                 continue
             for file in _read_all(self._spool, [name]):
                 files.append(file)
@@ -167,6 +170,7 @@ class Backlog:
         """Begins anew next time: what was returned last stays where it is."""
         self._names.clear()
         self.has_more = False
+        self.has_left_some = True
 
 
 def set_aside(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from taskq.system.timers import Timers
 
 
@@ -21,6 +23,22 @@ def test_functions_are_called_again_and_again() -> None:
         timers.run(now)
     assert calls == [10.0, 17.0, 22.0], "the span counts from the call before, which may have been late"
     assert timers.timeout_s(22.0) == 5.0
+
+
+def test_what_has_nothing_to_do_does_not_wake_the_loop() -> None:
+    calls: list[float] = []
+    has_work = False
+    timers = Timers()
+    timers.every(5.0, calls.append, 10.0, lambda _now: has_work)
+    timers.run(10.0)
+    assert (calls, timers.timeout_s(10.0)) == ([], inf)
+    has_work = True
+    assert timers.timeout_s(30.0) == 5.0, "from the turn on in which there is something"
+    for now in (34.9, 35.0, 40.0):
+        timers.run(now)
+    has_work = False
+    timers.run(45.0)
+    assert (calls, timers.timeout_s(45.0)) == ([35.0, 40.0], inf)
 
 
 def test_who_is_in_a_hurry_is_called_in_the_next_turn() -> None:

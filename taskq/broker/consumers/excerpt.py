@@ -64,6 +64,11 @@ class Excerpt:
                 self._hold(line, cost)
         return Portion(0, told)
 
+    @property
+    def holds_some(self) -> bool:
+        """Whether lines are held back."""
+        return bool(self._held)
+
     def due(self, now: float) -> Portion:
         """Returns what was held back, once enough time has passed. Call it from time to time."""
         if not self._held:

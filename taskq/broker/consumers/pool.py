@@ -385,6 +385,17 @@ class ConsumerPool:
         row = self._core.running(consumer.key, number)
         return "a job" if row is None else f"job {row.id.hex()}"
 
+    def has_to_announce(self, now: float) -> bool:
+        """Whether a consumer has jobs, or has printed what is not logged yet."""
+        return self.waits_for_some(now) or any(
+            consumer.stacks.lines or any(excerpt.holds_some for excerpt in consumer.excerpts.values())
+            for consumer in self._supervisor.consumers.values()
+        )
+
+    def waits_for_some(self, _now: float) -> bool:
+        """Whether an answer of a consumer is due."""
+        return self._core.waits_for_some
+
     def announce(self, now: float) -> None:
         """Logs the jobs that have been running for a moment, and asks for the stacks of those that do not end."""
         for key, number in self._core.to_be_killed(now + _STACKS_BEFORE_KILL_S):

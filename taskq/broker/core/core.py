@@ -152,6 +152,11 @@ class Core:
         consumer = self._consumers[key]
         return bool(consumer.leased) or consumer.is_stalled
 
+    @property
+    def waits_for_some(self) -> bool:
+        """Whether an answer of any consumer is due."""
+        return any(consumer.leased or consumer.is_stalled for consumer in self._consumers.values())
+
     def recalled(self, key: Key, claimed: int, now: float) -> bool:
         """All jobs of a consumer above number `claimed` were taken back.
 

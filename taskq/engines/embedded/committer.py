@@ -138,6 +138,11 @@ class Committer:
         """Whether the spool has more than `stage_spooled` has taken up, and should be looked at again soon."""
         return self._spooled.has_more
 
+    @property
+    def has_left_spooled(self) -> bool:
+        """Whether something in the spool could not be taken up the last time: it is to be tried again soon."""
+        return self._spooled.has_left_some
+
     def stage_spooled(self) -> None:
         """Takes up jobs that were spooled while no broker ran, as many as one commit takes."""
         files = self._spooled.read()

@@ -9,9 +9,9 @@ It is the only user of its journal, and knows at once what is durable. What it d
 
 from __future__ import annotations
 
+import selectors
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from selectors import BaseSelector
 
 from taskq.engines.contract import Events, Figures, Fleet, Jobs
 from taskq.engines.embedded.admin import Admin
@@ -32,14 +32,20 @@ from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, submission_of
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+from taskq.system.folders import FolderWatch
 from taskq.system.timers import Timers
 
-#: How often to look for spooled jobs, for ended jobs to prune, for clients that are late, and for the socket, which may
-#: be gone.
+#: How often to look for spooled jobs, where the system does not tell of them or some were left there; for ended jobs
+#: to prune, while there are new ones; and for clients that are late, while one could be.
 _SPOOL_EVERY_S = 0.5
 _PRUNE_EVERY_S = 1.0
 _LATE_EVERY_S = 0.1
-_REACHABLE_EVERY_S = 1.0
+#: The same when nothing happens; and how often to look for the socket, which may be gone.
+_SPOOL_ANYHOW_EVERY_S = 10.0
+_PRUNE_ANYHOW_EVERY_S = 30.0
+_REACHABLE_EVERY_S = 5.0
+#: Ended jobs that are kept for a shorter time are pruned as soon as it is over, longer ones some seconds later.
+_PRUNE_SOON_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class EmbeddedEngine:
         self._clients = clients
         self._kinds = kinds
         self._timers = Timers(self._next_by_clock)
+        self._changed_at = 0.0  # when something was committed last (monotonic), besides what time brings
+        self._watch: FolderWatch | None = None  # of the spool
 
     @property
     def figures(self) -> Figures:
@@ -91,7 +99,7 @@ class EmbeddedEngine:
         events.notes(effects.notes)
         jobs.pause(self.store.paused())
 
-    def start(self, fleet: Fleet, selector: BaseSelector | None = None, max_clients: int = 0) -> None:
+    def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:
         self._jobs, self._consumers = fleet.jobs, fleet.consumers
         store, clock, log = self.store, self._clock, fleet.events.log
         now = clock.monotonic()
@@ -103,13 +111,20 @@ class EmbeddedEngine:
         self.scheduler = self._kinds.scheduler(store, log, clock.time())
         admin = Admin(fleet.jobs, store, self.committer, fleet.consumers, clock)
         self.requests = Requests(self._clients, self.committer, admin, self.scheduler, fleet.control, log, clock)
-        self._timers.every(_SPOOL_EVERY_S, self._take_spooled, now)
-        self._timers.every(_PRUNE_EVERY_S, self._prune, now)
+        if selector is not None:
+            self._watch = FolderWatch(self._directory.spool)
+            if self._watch.descriptor is not None:
+                selector.register(self._watch.descriptor, selectors.EVENT_READ, self._on_spool)
+        self._changed_at = now
+        self._timers.every(_SPOOL_EVERY_S, self._take_spooled, now, self._must_look_into_spool)
+        self._timers.every(_SPOOL_ANYHOW_EVERY_S, self._take_spooled_anyhow, now)
+        self._timers.every(_PRUNE_EVERY_S, self._prune, now, self._has_new_ends)
+        self._timers.every(_PRUNE_ANYHOW_EVERY_S, self._prune_anyhow, now + _PRUNE_ANYHOW_EVERY_S)
 
-    def _listen(self, events: Events, selector: BaseSelector, max_clients: int, now: float) -> Server:
+    def _listen(self, events: Events, selector: selectors.BaseSelector, max_clients: int, now: float) -> Server:
         rejected = lambda reason: events.rejected(reason, self._clock.monotonic())  # noqa: E731
         server = Server(self._directory, selector, rejected, self.forget, self._clock, max_clients)
-        self._timers.every(_LATE_EVERY_S, server.drop_late, now)
+        self._timers.every(_LATE_EVERY_S, server.drop_late, now, server.may_be_late)
         self._timers.every(_REACHABLE_EVERY_S, server.stay_reachable, now)
         return server
 
@@ -149,6 +164,8 @@ class EmbeddedEngine:
         self.look_at_clock(now, wall)
         committer.collect(now)
         if at_once or committer.must_commit(now):
+            if not committer.is_settled:
+                self._changed_at = now
             committer.commit(now, wall)
             committer.tell(now)
         committer.tell_deferred()
@@ -178,6 +195,21 @@ class EmbeddedEngine:
         if self.committer.has_more_spooled:
             self._timers.hurry(self._take_spooled, now)
 
+    def _take_spooled_anyhow(self, now: float) -> None:
+        """Takes in what nobody has told us of."""
+        if self._watch is not None:
+            self._watch.renew()
+        self._take_spooled(now)
+
+    def _on_spool(self, _mask: int) -> None:
+        assert self._watch is not None
+        self._watch.forget()
+        self._timers.hurry(self._take_spooled_anyhow, self._clock.monotonic())
+
+    def _must_look_into_spool(self, _now: float) -> bool:
+        is_told = self._watch is not None and self._watch.descriptor is not None
+        return not is_told or self.committer.has_left_spooled or self.committer.has_more_spooled
+
     def take_all_spooled(self, now: float) -> None:
         """Takes in all jobs in the spool, however long that takes."""
         while self.committer.has_more_spooled:
@@ -187,6 +219,14 @@ class EmbeddedEngine:
 
     def _prune(self, now: float) -> None:
         self.committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)
+
+    def _prune_anyhow(self, now: float) -> None:
+        self._prune(now)
+
+    def _has_new_ends(self, now: float) -> bool:
+        """Whether jobs may have ended that are to be pruned soon."""
+        keep_s = self._settings.keep_results_s
+        return now - self._changed_at < (keep_s if keep_s <= _PRUNE_SOON_S else 0.0) + 2 * _PRUNE_EVERY_S
 
     # -- when, and whether
 
@@ -217,4 +257,6 @@ class EmbeddedEngine:
         self.committer.finish()
         if self._clients is not None:
             self._clients.shut()
+        if self._watch is not None:
+            self._watch.close()
         self.store.close()

@@ -101,6 +101,7 @@ class Server:
         self._listener = _listen(self._path, directory)
         self._inode = os.stat(self._path).st_ino
         self._is_accepting = False
+        self._has_deadlines = False  # whether a client may have one
         self._accept_at: float | None = None  # when to try again
         self._resume_accepting()
 
@@ -138,6 +139,7 @@ class Server:
                 continue
             sock.setblocking(False)
             peer = Peer(sock, self._clock.monotonic())
+            self._has_deadlines = True
             self._peers.add(peer)
             self._selector.register(sock, selectors.EVENT_READ, partial(self._on_event, peer))
 
@@ -173,6 +175,7 @@ class Server:
         elif peer.is_greeted and (completed or peer.read_by is None):
             # counted from the first byte of the frame; further bytes do not extend it
             peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S
+            self._has_deadlines = True
         return None
 
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
@@ -198,6 +201,7 @@ class Server:
                 return None
             frame = frame[sent:]
             peer.write_by = self._clock.monotonic() + STALLED_CLIENT_S
+            self._has_deadlines = True
         peer.output.append(memoryview(frame))
         peer.output_bytes += len(frame)
         self._select(peer)
@@ -243,6 +247,7 @@ class Server:
         was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
         if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
             peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S  # we did not read in the meantime
+            self._has_deadlines = True
         events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:
@@ -269,11 +274,17 @@ class Server:
         self._on_closed(peer)
         self._resume_accepting()
 
+    def may_be_late(self, _now: float) -> bool:
+        """Whether a client has a deadline, or others wait to be accepted."""
+        return self._has_deadlines or self._accept_at is not None
+
     def drop_late(self, now: float) -> None:
         """Disconnects clients that broke a deadline."""
         if self._accept_at is not None and self._accept_at <= now:
             self._resume_accepting()
-        for peer in [peer for peer in self._peers if any(by <= now for by in _deadlines(peer))]:
+        deadlines = [(peer, by) for peer in self._peers for by in _deadlines(peer)]
+        self._has_deadlines = bool(deadlines)
+        for peer in {peer for peer, by in deadlines if by <= now}:
             if peer.write_by is not None and peer.write_by <= now:
                 reason = "the client did not read what was sent to it in time"
             else:

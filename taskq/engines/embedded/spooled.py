@@ -46,6 +46,11 @@ class SpooledJobs:
         return self._backlog.has_more
 
     @property
+    def has_left_some(self) -> bool:
+        """Whether `read` has left files there, or files were not committed, which are to be tried again soon."""
+        return self._backlog.has_left_some
+
+    @property
     def holds_more(self) -> bool:
         """Whether jobs wait in the spool besides those that were read."""
         return spool.has_files(self._path, besides=self._in_hand)
