@@ -22,6 +22,7 @@ from taskq.cli.schema import PRINTED, schema_of
 from taskq.model.exits import Exit
 
 SKELETON = Path(__file__).parent / "bench" / "skeleton.py"
+PEERS = Path(__file__).parent / "bench" / "peers"
 
 
 @pytest.fixture
@@ -111,6 +112,20 @@ def _family_of(program: subprocess.Popen[str], at_least: int) -> list[psutil.Pro
         if len(family) >= at_least:
             return family
     raise AssertionError(program.communicate())
+
+
+@pytest.mark.parametrize("module", ["peer_taskq", "peer_executor", "peer_pool"])
+def test_a_peer_is_measured(module: str, tmp_path: Path) -> None:
+    """Those that need neither packages nor a server; the figures that each can have are there."""
+    variables = {"PEERS_DIRECTORY": str(tmp_path), "PEERS_BOARD": str(tmp_path / "board"), "PYTHONPATH": str(PEERS)}
+    command = [sys.executable, str(PEERS / "measure.py"), module, "0.05"]
+    # a fleet that inherited the descriptors, and outlived the measurement, would keep this from ending
+    done = subprocess.run(command, env={**environment(None), **variables}, capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = json.loads(done.stdout)
+    assert {"single", "round_trip_p50", "start_s", "memory_mb"} <= set(found)
+    assert ("enqueue" in found) == (module == "peer_taskq")
+    assert all(value > 0 for key, value in found.items() if key not in ("versions", "cpu_us"))
 
 
 @pytest.mark.parametrize("victim", ["nobody", "leader", "worker", "program"])

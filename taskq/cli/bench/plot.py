@@ -81,10 +81,11 @@ def _rows_of(figure: Figure, scale: _Scale, y: float) -> Iterator[str]:
     if not figure.limits:
         yield name + _text(_RIGHT + 16, y + 10, own + own_goal, colour=_COLOURS[figure.is_met])
         return
+    colour = _COLOURS[figure.is_met] if figure.goal else _INK
     for number, limit in enumerate(figure.limits):
         told = f"{own}{own_goal}; {number_text(limit.value.median, figure.unit)} {limit.name}"
         mark = _mark(limit, figure.unit, scale, y + number * _ROW + 6)
-        yield (name if not number else "") + mark + _text(_RIGHT + 16, y + number * _ROW + 10, told)
+        yield (name if not number else "") + mark + _text(_RIGHT + 16, y + number * _ROW + 10, told, colour=colour)
 
 
 def _mark(limit: Comparison, unit: Unit, scale: _Scale, y: float) -> str:

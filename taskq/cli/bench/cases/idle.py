@@ -19,7 +19,7 @@ def _taskq(stage: Stage) -> Values:
     fleet.q.client.close()  # nobody asks, and nobody is connected
     of_consumers = {consumer.pid for consumer in status.consumers}
     processes = family([fleet.pid])
-    seconds = stage.amount(5, 2)
+    seconds = stage.amount(5, 1)
     before = cpu_s(processes)
     time.sleep(seconds)
     values = {"cpu": (cpu_s(processes) - before) / seconds * 100, "total": memory_mb(processes)}

@@ -12,7 +12,7 @@ def _taskq(stage: Stage) -> Values:
     fleet = stage.stopped_fleet()  # a broker keeps that figure from its start on
     fleet.start()
     fleet.q.pause("default")
-    jobs = fleet.app.noop.enqueue_many((n,) for n in range(stage.amount(100_000, 30_000)))
+    jobs = fleet.app.noop.enqueue_many((n,) for n in range(stage.amount(100_000, 20_000)))
     for job in jobs[:_CANCELS]:
         job.cancel()
     fleet.q.purge("cancelled")
@@ -25,7 +25,7 @@ def _taskq(stage: Stage) -> Values:
 
 CASE = Case(
     part="loop",
-    title="The broker's loop, with 100,000 waiting jobs (with --quick 30,000)",
+    title="The broker's loop, with 100,000 waiting jobs (with --quick 20,000)",
     rows=(Row("longest", "longest turn", "ms", (), at_most(10, " ms")),),
     sides={TASKQ: _taskq},
     turns=3,

@@ -17,7 +17,7 @@ _IDLE_S = 1.0
 
 
 def _jobs(stage: Stage) -> int:
-    return stage.amount(800, 300)
+    return stage.amount(800, 200)
 
 
 def _spread(stage: Stage, fleet: BenchFleet) -> None:

@@ -16,9 +16,9 @@ from taskq.client.job import Job
 _FEW = 10_000
 _SLICE = 100_000
 _FEW_WAIT = "10,000 waiting"
-_SINGLE_JOBS = 500
+_SINGLE_JOBS = 300
 #: A small backlog takes a tenth of a second only, so it is measured more often.
-_REPEATS = 5
+_REPEATS, _QUICK_REPEATS = 5, 2
 
 
 def _many(stage: Stage) -> int:
@@ -58,11 +58,12 @@ def _taskq(stage: Stage) -> Values:
 def _few(stage: Stage) -> Values:
     fleet = stage.own_fleet("few")
     enqueue_s = drain_s = 0.0
-    for _ in range(_REPEATS):
+    repeats = stage.amount(_REPEATS, _QUICK_REPEATS)
+    for _ in range(repeats):
         enqueue_s += timed(lambda: _fill(fleet, _FEW - 1))
         memory, single = _broker_mb(fleet), _beside(fleet)
         drain_s += fleet.drain("default", fleet.app.noop.enqueue(1))
-    done = _FEW * _REPEATS
+    done = _FEW * repeats
     return {"enqueue": done / enqueue_s, "memory": memory, "single": single, "drain": done / drain_s}
 
 
