@@ -6,13 +6,14 @@ import importlib
 import math
 import os
 import sys
-import zlib
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
+from struct import Struct
 from typing import Any, TypeVar
 from uuid import UUID
+from zlib import crc32
 from zoneinfo import ZoneInfo
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]  # it ships no types
@@ -35,6 +36,8 @@ from taskq.protocol.codec.format import (
 
 #: NumPy's own limit, since 2.0; it was 32 before.
 _MAX_DIMENSIONS = 64
+#: Compared as a number: to cut it out and compare the bytes took a twentieth of a consumer's time for a small job.
+_read_crc = Struct("!I").unpack_from
 
 
 def results_in(payload: bytes) -> list[bytes]:
@@ -110,10 +113,10 @@ def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None =
 
     Most payloads hold no tag and are decoded by msgpack alone: a hook for maps would cost 100 ns for each map.
     """
-    body = payload[CRC_BYTES:]
-    if zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") != payload[:CRC_BYTES]:
-        raise CorruptPayload("the checksum of the payload is wrong")
     try:
+        body = payload[CRC_BYTES:]
+        if crc32(body, crc32(job_id)) != _read_crc(payload)[0]:
+            raise CorruptPayload("the checksum of the payload is wrong")
         try:
             return _unpackb(body, _decode_leaf if results is None else _with(results), None)
         except _TagFound:
