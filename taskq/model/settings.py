@@ -72,7 +72,7 @@ class Settings:
     max_memory_mb: int | None = None
     stop_timeout_s: float = 30.0
     durability: Durability = "power"
-    memory_mb: int = 256
+    memory_mb: int = 160
     keep_results_s: float = 86_400.0
     keep_results: int = 100_000
     log_level: str = "info"

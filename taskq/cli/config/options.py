@@ -228,7 +228,7 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
         _whole("memory_mb"),
         "Memory for pending jobs; the others stay on disk.",
         "MB",
-        "256",
+        "160",
         panel=_JOURNAL,
         is_whole=True,
     ),
