@@ -140,7 +140,8 @@ class Broker:
         self._turns.ended(now)
         ready = self._selector.select(self._timers.timeout_s(now))
         self._turns.began(self._clock.monotonic())
-        for key, mask in ready:
+        first = self._turns.number % len(ready) if ready else 0  # each is the first one now and then: a turn may not
+        for key, mask in ready[first:] + ready[:first]:  # have room for all of them
             key.data(mask)
         now, wall = self._clock.monotonic(), self._clock.time()
         self._engine.gather(now)

@@ -70,6 +70,7 @@ class _Client:
     """The only client, and the peer that requests name. It waits for each answer, and reads it at once."""
 
     closed = False
+    may_read: bool = True
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock

@@ -154,8 +154,15 @@ class Jobs(Protocol):
     def has_effects(self) -> bool:
         """Whether `take_effects` has something to return."""
 
+    @property
+    def next_effects_us(self) -> float:
+        """About how long it takes to make durable what `take_some_effects` returns, in microseconds."""
+
     def take_effects(self) -> Effects:
         """Returns what became of jobs and has to be made durable, each once."""
+
+    def take_some_effects(self) -> Effects:
+        """Returns the first of that, as much as a turn of the loop does; all of what became of a job comes at once."""
 
     def consumer_of(self, job_id: bytes, /) -> Key | None:
         """The consumer that has a job, if one has."""

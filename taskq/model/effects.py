@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from taskq.model.exits import LOST_DESCRIPTORS
 from taskq.model.job import JobError, JobRow
-from taskq.model.limits import MAX_TOLD_LINES
+from taskq.model.limits import CHECKPOINT_US, ENDED_US, ITEM_US, MAX_TOLD_LINES, NOTE_US, RESCHEDULED_US
 from taskq.model.stored import Ended, Rescheduled
 
 #: A consumer's key: unique for each consumer process.
@@ -108,6 +108,14 @@ class Effects:
         self.items += more.items
         self.retried += more.retried
         self.crashed += more.crashed
+
+    @property
+    def work_us(self) -> float:
+        """About how long it takes to carry this out, in microseconds; see `taskq.model.limits.TURN_US`."""
+        work_us = ENDED_US * len(self.ended) + RESCHEDULED_US * len(self.rescheduled) + NOTE_US * len(self.notes)
+        if self.items:
+            work_us += ITEM_US * sum([len(items) for _, _, items in self.items])
+        return work_us + CHECKPOINT_US * len(self.checkpoints)
 
     def __bool__(self) -> bool:
         return bool(self.ended or self.rescheduled or self.checkpoints or self.notes or self.items)

@@ -27,11 +27,14 @@ import msgpack
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import PayloadTooLarge, ProtocolError
 from taskq.model.limits import (
+    CONSTRAINED_US,
+    EDGE_US,
     MAX_CONSTRAINTS_BYTES,
     MAX_FLOW_JOBS,
     MAX_FRAME_BYTES,
     MAX_JOBS_PER_FRAME,
     SUBMIT_CHUNK_BYTES,
+    SUBMITTED_US,
 )
 from taskq.model.spec import Spec
 from taskq.protocol import frames
@@ -244,6 +247,18 @@ class Submission(NamedTuple):
     def each(self) -> tuple[Submission, ...]:
         """The parts, or itself."""
         return self.parts or (self,)
+
+    @property
+    def work_us(self) -> float:
+        """About how long it takes to take it in, in microseconds."""
+        work_us = 0.0
+        for part in self.each:
+            if part.constraints is None:
+                work_us += SUBMITTED_US * len(part.ids)
+            else:
+                edges = sum([len(own.after) for own in part.constraints])
+                work_us += CONSTRAINED_US * len(part.ids) + EDGE_US * edges
+        return work_us
 
 
 def submission_of(peer: Any, envelope: list[Any], body: memoryview) -> Submission:

@@ -26,6 +26,7 @@ class TurnTimes:
     """Measures the turns of a loop; the time in which it sleeps does not count. Used by that loop alone."""
 
     def __init__(self) -> None:
+        self.number = 0  # of the turns that have begun
         self._began_at = inf  # no turn has begun
         self._ever_s = 0.0
         self._span_s = 0.0  # the longest turn in this span
@@ -35,6 +36,7 @@ class TurnTimes:
     def began(self, now: float) -> None:
         """The loop has woken up."""
         self._began_at = now
+        self.number += 1
 
     def ended(self, now: float) -> None:
         """The loop is about to sleep."""

@@ -296,6 +296,12 @@ class Broker:
         """As the core."""
         return bool(self.effects)
 
+    next_effects_us = 0.0
+
+    def take_some_effects(self) -> Effects:
+        """As the core."""
+        return self.take_effects()
+
     def take_effects(self) -> Effects:
         """As the core."""
         effects, self.effects = self.effects, Effects()

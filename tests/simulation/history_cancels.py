@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: What a job may take to end that is being stopped: the soft signal, the grace, the kill.
 STOPPED_WITHIN_S = 1.0
+#: What an answer may take to its client.
+TOLD_WITHIN_S = 0.1
 
 
 class Unwanted(NamedTuple):
@@ -34,7 +36,8 @@ def the_unwanted_end_soon(h: History) -> Iterator[str]:
         for start, last in attempts.get(job, ()):
             until = last.at if last is not None else h.deaths.get(start.process, inf)
             if start.at > at:
-                was_stuck = any(name == start.process and begin <= at <= end for name, begin, end in h.stops)
+                stops = [(begin, end) for name, begin, end in h.stops if name == start.process]
+                was_stuck = any(begin <= at <= end + TOLD_WITHIN_S for begin, end in stops)
                 if start.at < broken_at and job in known and not known[job].requeued and not was_stuck:
                     yield f"job {job} was being stopped, and started again in {start.process}"
             elif until > at + STOPPED_WITHIN_S and broken_at > at + STOPPED_WITHIN_S:

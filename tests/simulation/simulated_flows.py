@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
 
 from history import History, Limits
 
-from taskq.engines.embedded import admin, committer, recovery
-from taskq.engines.embedded.dependencies import release_dependents
 from taskq.model.attempt import unpack
 from taskq.model.constraints import Constraints
 from taskq.model.spec import Spec
@@ -102,16 +97,3 @@ def was_called_off(state: str, outcome: bytes) -> bool:
         return False
     error = unpack(outcome).error
     return error is not None and error.type == "ParentFailed"
-
-
-@contextmanager
-def links_at_once(limit: int) -> Iterator[None]:
-    """Has a commit look at so few links that what is left for the next ones is tried, too."""
-    modules: tuple[Any, ...] = (admin, committer, recovery)
-    for module in modules:
-        module.release_dependents = partial(release_dependents, limit=limit)
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.release_dependents = release_dependents

@@ -34,9 +34,10 @@ from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_limits import LeftOut
 from recorded_disk import RecordedDisk
-from simulated_flows import SentFlow, children_frames, flow_of_chance, links_at_once, note_intents, was_called_off
+from simulated_flows import SentFlow, children_frames, flow_of_chance, note_intents, was_called_off
 from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
 from simulated_schedules import Planner, note_fires
+from simulated_turns import small_turns
 
 from taskq.broker import parts as broker_parts
 from taskq.broker.consumers.pool import ConsumerPool
@@ -58,6 +59,7 @@ from taskq.engines.embedded.scheduler import Scheduler
 from taskq.model.attempt import Attempts, Claim, Reason, Usage, Verdict, pack_failure, pack_success
 from taskq.model.errors import StoreFull
 from taskq.model.job import JobError
+from taskq.model.limits import TURN_US
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredJob
@@ -245,7 +247,7 @@ class SimSlot:
             self.world.broker.store.forget(batch.rows)  # type: ignore[union-attr]
         return self.put(pack_batch(batch))
 
-    def read_messages(self) -> list[tuple[list[Any], memoryview]]:
+    def read_messages(self, _most_bytes: int = 0) -> list[tuple[list[Any], memoryview]]:
         if not self._sent and not self.is_alive:
             raise EOFError
         messages = list(self._sent)
@@ -700,6 +702,11 @@ class SimPool(ConsumerPool):
 
     parts: Parts
 
+    def _on_consumer(self, consumer: Any, mask: int) -> None:
+        super()._on_consumer(consumer, mask)
+        if consumer._sent:  # it was not read: then a real selector has it again in the next turn
+            consumer.world.ready(consumer.socket)
+
     def _hear_last_words(self, consumer: Any) -> None:
         if self.parts.reads_words_of_predecessor:
             self._supervisor.keep_last_words(consumer)  # type: ignore[attr-defined]
@@ -1100,7 +1107,7 @@ class World:
         self.full_disks = self.random.choice((0.0, 0.0, 0.0, 0.1))
         if self.parts.full_disks is not None:
             self.full_disks = self.parts.full_disks
-        self._links_at_once = self.random.choice((1, 3, 2_000))
+        self.turn_us = self.random.choice((30.0, 300.0, TURN_US))  # what a turn of the broker takes on
         self.clients = [Client(self, number, self.random.randint(1, 12)) for number in range(self.random.randint(1, 3))]
         self._faults_until = self.now + self.random.uniform(0.5, 4.0)
 
@@ -1277,7 +1284,7 @@ class World:
 
     def run(self) -> History:
         """Lives to the end of all jobs, or of patience."""
-        with links_at_once(self._links_at_once):
+        with small_turns(self.turn_us):
             self._broker_starts()
             if self._danger:
                 self.later(0.2, self._misfortune)

@@ -31,9 +31,9 @@ def asked(committer: Committer, change: Callable[[Transaction], object], now: fl
     """Stages, commits and tells. Returns the outcome, or raises the error for which it was refused."""
     command = Asked(change)
     committer.stage(command)
-    committer.commit(now, wall)
-    committer.tell(now)
-    assert command.is_answered
+    while not command.is_answered:
+        committer.commit(now, wall)
+        committer.tell(now)
     if isinstance(command.outcome, Exception):
         raise command.outcome
     return command.outcome

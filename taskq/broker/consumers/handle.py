@@ -80,10 +80,18 @@ class ConsumerProcess:
         """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""
         return self.inbox.put(pack_batch(batch))
 
-    def read_messages(self) -> list[Message]:
-        """Returns the messages that have arrived. Raises ProtocolError on garbage; OSError or EOFError at its end."""
+    def read_messages(self, most_bytes: int = _READ_BYTES) -> list[Message]:
+        """Returns the messages that have arrived.
+
+        Args:
+            most_bytes: how much is read; by default all that the socket holds.
+
+        Raises:
+            ProtocolError: it sends garbage.
+            OSError, EOFError: this is its end.
+        """
         try:
-            data = self.socket.recv(_READ_BYTES)
+            data = self.socket.recv(most_bytes)
         except BlockingIOError:
             return []
         if not data:

@@ -19,12 +19,13 @@ from typing import Final, Literal
 
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
 from taskq.broker.core.limiters import Release
+from taskq.broker.core.pending_effects import PendingEffects
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.watchdog import Watchdog
 from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
-from taskq.model.effects import NO_EFFECTS, Batch, Effects, Event, Key, ProcessExit, Stop
+from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.job import JobError, JobRow
 from taskq.model.partition import Load, Partition, Starts
 from taskq.model.spec import Spec
@@ -64,19 +65,34 @@ class Core:
         self._recalls = Recalls(self._consumers)
         self._watchdog = Watchdog(kill_grace_s, slots)
         self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
-        self._effects = Effects()
+        self._pending = PendingEffects()
+
+    @property
+    def _effects(self) -> Effects:
+        return self._pending.current
 
     @property
     def has_effects(self) -> bool:
         """Whether there is something to be carried out."""
-        return bool(self._effects)
+        return self._pending.has_some
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether a turn has enough to do with what has to be carried out."""
+        return self._pending.has_enough
+
+    @property
+    def next_effects_us(self) -> float:
+        """About how long it takes to carry out what `take_some_effects` returns, in microseconds."""
+        return self._pending.next_us
 
     def take_effects(self) -> Effects:
-        """Returns what has to be carried out, once. The caller must not change it."""
-        if not self._effects:
-            return NO_EFFECTS
-        effects, self._effects = self._effects, Effects()
-        return effects
+        """Returns all that has to be carried out, once. The caller must not change it."""
+        return self._pending.take_all()
+
+    def take_some_effects(self) -> Effects:
+        """Returns the first of that, as much as a turn does, with all that belongs to a job."""
+        return self._pending.take_some()
 
     # -- jobs come in
 
@@ -206,6 +222,7 @@ class Core:
                 error = crash_error(death, death.output_of(number))
                 outcome = pack_failure(_begin(wall, ran_s), ran_s, error, consumer=consumer.number)
                 self._crashed(key, row, error, outcome, wall)
+            self._pending.cut()
 
     def lost(self, row: JobRow, consumer: int | None = None) -> None:
         """Charges, at the start and before `found`, a job that ran when a whole fleet died. It stays in the store.
@@ -229,6 +246,7 @@ class Core:
         consumer = self._consumers[key]
         consumer.progress_at = now
         consumer.is_stalled = consumer.gave_back = False
+        self._pending.cut()
         leased, effects = consumer.leased, self._effects
         succeeded, kept = Verdict.SUCCEEDED, StoredState.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
@@ -258,6 +276,8 @@ class Core:
                 self._stopped(key, row, *unpack(failure.outcome)[:2], consumer.number)
             else:
                 self._did_not_succeed(key, row, failure, wall)
+            self._pending.cut()
+            effects = self._effects
         self._measure(durations_of)
         self._recalls.changed(key)
 

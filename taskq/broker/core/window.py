@@ -14,8 +14,8 @@ from taskq.model.partition import Load
 
 #: Memory that a waiting job takes besides its payload, measured with tracemalloc.
 ROW_BYTES: Final = 400
-#: How many jobs are read from the store at once, and how many partitions.
-LOAD_JOBS: Final = 2_000
+#: How many jobs are read from the store at once, which takes 3 ms, and from how many partitions.
+LOAD_JOBS: Final = 500
 LOAD_BYTES: Final = 4 * 1024 * 1024
 _LOAD_PARTITIONS: Final = 50
 #: While memory is full, this much is read of a partition with a key (there may be any number of them), and only when it
@@ -203,7 +203,7 @@ class Window:
 
     def look_for_more(self, partition: WaitingPartition) -> None:
         """Notes a partition if it has few jobs in memory and more in the store."""
-        if partition.on_disk_after is not None and len(partition.held) < LOAD_JOBS / 2:
+        if partition.on_disk_after is not None and len(partition.held) < 2 * LOAD_JOBS:
             partition.queue.short[partition.partition] = partition
             self.note_short(partition.queue)
 
@@ -217,11 +217,13 @@ class Window:
     def loads(self) -> list[Load]:
         """Returns what to read from the store now, since memory runs short of it."""
         loads: list[Load] = []
-        while self.short and len(loads) < _LOAD_PARTITIONS:
+        jobs = 0  # that these may bring
+        while self.short and len(loads) < _LOAD_PARTITIONS and jobs < LOAD_JOBS:
             queue = next(iter(self.short.values()))
-            while queue.short and len(loads) < _LOAD_PARTITIONS:
+            while queue.short and len(loads) < _LOAD_PARTITIONS and jobs < LOAD_JOBS:
                 _, partition = queue.short.popitem()
                 self._load(partition, loads)
+                jobs += min(partition.waiting, LOAD_JOBS)
             self.note_short(queue)
         return loads
 

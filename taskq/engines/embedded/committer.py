@@ -10,6 +10,7 @@ then, and what ends them is kept and tried again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from taskq.engines.contract import Consumers, Events, Jobs
@@ -22,6 +23,7 @@ from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs
 from taskq.engines.embedded.transaction import Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
+from taskq.model import limits
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import Effects, Event
 from taskq.model.errors import BehindSpool, JobNotFound, JournalError, StoreFull, TaskQError
@@ -36,17 +38,8 @@ from taskq.system.directory import Directory
 #: Outcomes that nobody waits for may go with a later commit, after at most this time. It halves the commits of a
 #: producer that enqueues one job at a time while they run.
 _COMMIT_WITHIN_S = 0.020
-_COMMIT_COUNT = 2_000
 #: When the disk is full, the next try is after this time.
 FULL_AGAIN_S = 0.5
-#: The most ended jobs that one commit removes, which takes a millisecond or two.
-_PRUNE_JOBS = 3_000
-#: The keys that one commit checks for being unused: it takes two milliseconds.
-_TIDIED_KEYS = 1_000
-#: Scheduled jobs that become queued in one commit.
-_DUE_JOBS = 1_000
-#: Jobs that expire in one commit, which takes it some 10 ms.
-_EXPIRED_JOBS = 200
 #: The reason for which jobs are refused while the disk is full.
 NO_ROOM = "the disk that holds the journal is full: free some space there"
 
@@ -85,7 +78,9 @@ class Committer:
         self._jobs, self._consumers, self._events = jobs, consumers, events
         self._clients = clients
         self._spooled = SpooledJobs(directory.spool, events)
-        self._staged: list[Submission | Command] = []  # in the order in which they came
+        self._staged: deque[Submission | Command] = deque()  # in the order in which they came
+        self._staged_us = 0.0  # about how long it takes to commit and answer them
+        self._room_us = limits.TURN_US  # what the turn has room for beside what it commits
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
         self._effects = Effects()  # decided by the fleet, not committed yet
         self._effects_since: float | None = None
@@ -98,12 +93,25 @@ class Committer:
         self.counting = Counting(store, clock.time())
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
+        self._due_is_staged = self._expiry_is_staged = False
 
     # -- what comes in
 
     def stage(self, command: Command) -> None:
-        """Notes a command that is applied with the next commit, after those staged before, and answered then."""
+        """Notes a command that is applied after those staged before, with the next commit that has room for it, and
+        answered then."""
         self._staged.append(command)
+        self._staged_us += command.work_us
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next commit has room for more than is staged."""
+        return self._staged_us < limits.TURN_US
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last commit has left something for the next one, as it was more than a turn of the loop does."""
+        return bool(self._staged) or self._jobs.has_effects
 
     def take_in(self, submission: Submission) -> None:
         """Stages jobs that a client hands in.
@@ -114,6 +122,7 @@ class Committer:
         if submission.peer is not None and self._comes_after_spooled(submission):
             raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
         self._staged.append(submission)
+        self._staged_us += submission.work_us
 
     def _comes_after_spooled(self, submission: Submission) -> bool:
         """Whether jobs come after others that are in the spool, and that cannot be taken in with them."""
@@ -144,8 +153,13 @@ class Committer:
         return self._spooled.has_left_some
 
     def stage_spooled(self) -> None:
-        """Takes up jobs that were spooled while no broker ran, as many as one commit takes."""
-        files = self._spooled.read()
+        """Takes up the next jobs that were spooled while no broker ran."""
+        files: list[SpooledFile] = []
+        for file in self._spooled.read():
+            files.append(file)
+            if sum(file.work_us for file in files) >= limits.TURN_US / 2:
+                self.stage(_TakeSpooled(self._spooled, files))
+                files = []
         if files:
             self.stage(_TakeSpooled(self._spooled, files))
 
@@ -155,21 +169,30 @@ class Committer:
             self.stage_spooled()
 
     def collect(self, now: float) -> None:
-        """Takes over what the core has decided."""
-        if not self._jobs.has_effects:
+        """Takes over what the core has decided, as much as one commit takes. All of it, if a job that ended has
+        children, which commit with its end, and while the disk is full, as nothing is answered before it is settled."""
+        jobs = self._jobs
+        if not jobs.has_effects:
             return
-        effects = self._jobs.take_effects()
-        self._effects.add(effects)
-        if effects.ended and self._store.has_waiting and not self._would_release:
-            self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
-        if self._effects_since is None:
-            self._effects_since = now
+        is_full = self._store.is_full or now < (self._effects_since or now)
+        takes_all = is_full or bool(self._children)
+        while jobs.has_effects and (
+            takes_all or not self._effects or self._effects.work_us + jobs.next_effects_us <= limits.TURN_US
+        ):
+            effects = jobs.take_some_effects()
+            self._effects.add(effects)
+            if effects.ended and self._store.has_waiting and not self._would_release:
+                self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
+            if self._effects_since is None:
+                self._effects_since = now
 
     def come_due(self, wall: float) -> None:
         """Stages what the clock brings: scheduled jobs whose time has come, and jobs that were not started in time."""
-        if self.next_due is not None and self.next_due <= wall:
+        if self.next_due is not None and self.next_due <= wall and not self._due_is_staged:
+            self._due_is_staged = True
             self.stage(_ComeDue(self, wall))
-        if self.next_expiry is not None and self.next_expiry <= wall:
+        if self.next_expiry is not None and self.next_expiry <= wall and not self._expiry_is_staged:
+            self._expiry_is_staged = True
             self.stage(_Expire(self, wall))
 
     def prune(self, now: float, keep_s: float, keep: int) -> None:
@@ -187,7 +210,7 @@ class Committer:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._staged and not self._children and not self._effects
+        return not self.is_behind and not self._children and not self._effects
 
     @property
     def is_handing_over(self) -> bool:
@@ -199,7 +222,7 @@ class Committer:
         """When the next commit is due (monotonic): at once, or by time."""
         if self._staged:
             return 0.0
-        if self._effects_since is None or self._would_release:
+        if self._effects_since is None or self._would_release or self._jobs.has_effects:
             return self._effects_since
         return self._effects_since + _COMMIT_WITHIN_S
 
@@ -213,18 +236,17 @@ class Committer:
             return False
         if now < self._effects_since:
             return False  # the disk was full a moment ago
-        if self._would_release or self._children:
+        if self._would_release or self._children or self._jobs.has_effects:
             return True
-        ended = self._effects.ended
-        if now - self._effects_since >= _COMMIT_WITHIN_S or len(ended) >= _COMMIT_COUNT:
+        if now - self._effects_since >= _COMMIT_WITHIN_S or self._effects.work_us >= limits.TURN_US:
             return True
         return self._watchers.wait_for(self._effects)
 
     def commit(self, now: float, wall: float) -> None:
-        """Makes everything durable that was staged and decided, and answers it. If clients only look, it begins no
-        transaction."""
+        """Makes durable what was decided and staged, as much as a turn of the loop does, and answers it. If clients
+        only look, it begins no transaction."""
         self.collect(now)  # with the children that were taken in, since all of a job's end is one
-        staged, self._staged = self._staged, []
+        staged = self._take_staged()
         outcomes: Sequence[object] = [None] * len(staged)
         if self._writes(staged):
             outcomes = self._commit(staged, now, wall)
@@ -235,6 +257,22 @@ class Committer:
                 self._answer(command, outcome)
             else:
                 command.answer(outcome)
+
+    def _take_staged(self) -> list[Submission | Command]:
+        """Takes what was staged first, as much as the turn has room for, and at least one; but nothing while more was
+        decided than this commit settles, as commands must see the ends of all jobs that have ended."""
+        taken: list[Submission | Command] = []
+        self._room_us = limits.TURN_US - self._effects.work_us
+        while self._staged and not self._jobs.has_effects:
+            next_us = self._staged[0].work_us
+            if taken and next_us > self._room_us:
+                break
+            self._room_us -= next_us
+            self._staged_us -= next_us
+            taken.append(self._staged.popleft())
+        if not self._staged:
+            self._staged_us = 0.0
+        return taken
 
     def _commit(self, staged: Sequence[Submission | Command], now: float, wall: float) -> list[object]:
         """Makes everything durable, as far as the disk has room. Returns the outcomes of what was staged."""
@@ -272,13 +310,14 @@ class Committer:
         tx: Transaction | None = None
         try:
             tx = Transaction(self._store, self._jobs, self._consumers, self._effects, now, wall, self.admission)
+            tx.room_us = self._room_us
             for position, command in enumerate(staged):
                 if full is None or not (isinstance(command, Submission) or command.adds):
                     outcomes[position] = self._apply(tx, command)
             self._take_in_children(tx)
             self._release(tx)
             if self._keep is not None and full is None:
-                self._prune(*self._keep, wall)
+                self._prune(tx, *self._keep)
             if rates := self._jobs.changed_rates(now, wall):
                 self._store.keep_rates(rates)
                 tx.then(self._jobs.rates_stored)
@@ -310,7 +349,7 @@ class Committer:
             self._effects = Effects()
         if tx.ended or tx.notes:
             self._committed.append(Effects(ended=tx.ended, notes=tx.notes))
-        self._effects_since = None if self._keep is None else now
+        self._effects_since = None if self._keep is None and not self._jobs.has_effects else now
         self._children, self._would_release = [], False
         self.next_due = first_of(self.next_due, tx.next_due)
         self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
@@ -336,7 +375,8 @@ class Committer:
         """Releases or cancels the jobs that waited for those that end in this transaction."""
         if not self._store.has_waiting and not self._left:
             return
-        handed = release_dependents(self._store, {**self._still_left(), **tx.ends}, tx.wall)
+        ends = {**self._still_left(), **tx.ends}
+        handed = release_dependents(self._store, ends, tx.wall, tx.portion(limits.LINK_US))
         if handed or self._left:
             tx.then(self._follow, handed)
 
@@ -358,8 +398,9 @@ class Committer:
             self._jobs.forget(row, StoredState.WAITING)
         self._committed.append(Effects(ended=handed.ended, notes=handed.notes))
 
-    def _prune(self, keep_s: float, keep: int, wall: float) -> None:
-        removed = self._store.prune(wall - keep_s, keep, _PRUNE_JOBS) + self._store.tidy(wall, _TIDIED_KEYS)
+    def _prune(self, tx: Transaction, keep_s: float, keep: int) -> None:
+        most = tx.portion(limits.PRUNED_US)
+        removed = self._store.prune(tx.wall - keep_s, keep, most) + self._store.tidy(tx.wall, most)
         if not removed:
             self._keep = None  # else there may be more
 
@@ -490,6 +531,7 @@ class _TakeSpooled(Command):
     def __init__(self, spooled: SpooledJobs, files: list[SpooledFile]) -> None:
         self._spooled = spooled
         self._files = files
+        self.work_us = sum(file.work_us for file in files)
 
     def apply(self, tx: Transaction) -> list[list[TaskQError | None]]:
         return [[tx.try_submit(submission) for submission in file.submissions] for file in self._files]
@@ -507,7 +549,8 @@ class _ComeDue(Command):
         self._wall = wall
 
     def apply(self, tx: Transaction) -> None:
-        rows = tx.store.lease_due(tx.wall, _DUE_JOBS)
+        rows = tx.store.lease_due(tx.wall, tx.portion(limits.DUE_US))
+        tx.room_us -= limits.DUE_US * len(rows)
         tx.then(tx.jobs.came_due, rows)
         tx.then(self._look_ahead, tx.store)
 
@@ -515,6 +558,7 @@ class _ComeDue(Command):
         self._committer.next_due = store.next_due()
 
     def answer(self, outcome: object) -> None:
+        self._committer._due_is_staged = False
         if isinstance(outcome, StoreFull):
             self._committer.next_due = self._wall + FULL_AGAIN_S
 
@@ -527,7 +571,9 @@ class _Expire(Command):
         self._wall = wall
 
     def apply(self, tx: Transaction) -> None:
-        for job in tx.store.expired(tx.wall, _EXPIRED_JOBS):
+        jobs = tx.store.expired(tx.wall, tx.portion(limits.EXPIRED_US))
+        tx.room_us -= limits.EXPIRED_US * len(jobs)
+        for job in jobs:
             row, kept, *_ = job
             if row.attempts or kept >= FIRST_FINAL or not tx.withdraw(row.id) or row.id in tx.ends:
                 continue
@@ -539,5 +585,6 @@ class _Expire(Command):
         self._committer.next_expiry = store.next_expiry()
 
     def answer(self, outcome: object) -> None:
+        self._committer._expiry_is_staged = False
         if isinstance(outcome, StoreFull):
             self._committer.next_expiry = self._wall + FULL_AGAIN_S

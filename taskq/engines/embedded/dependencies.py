@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from taskq.engines.dependents import Fate, becomes
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.transaction import portion
 from taskq.model.attempt import pack_failure, unpack
 from taskq.model.effects import Event
 from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError, JobRow
+from taskq.model.limits import LINK_US
 from taskq.model.stored import Edge, Ended, StoredJob, StoredState
 
-#: How many links one commit looks at: it takes some 10 ms. The others follow with the next ones, or at the next start.
-_EDGES = 400
+#: So many jobs that ended are looked up in the time that a link takes.
+_ENDS_PER_LINK = 5
 #: How many characters of the failed job's error each job has that is cancelled because of it.
 _TOLD_CHARS = 200
 
@@ -44,15 +47,26 @@ class Released:
         return bool(self.queued or self.ended or self.next_due or self.left)
 
 
-def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: float, limit: int = _EDGES) -> Released:
-    """Releases or cancels the jobs that waited for these, and those that waited for them in turn. Commits nothing."""
+def release_dependents(
+    store: Store, ends: Mapping[bytes, StoredState], wall: float, limit: int | None = None
+) -> Released:
+    """Releases or cancels the jobs that waited for these, and those that waited for them in turn. Commits nothing.
+
+    Args:
+        limit: how many links are looked at; None: as many as fit into a turn. What is left follows with the next
+            commits, or at the next start.
+    """
+    limit = portion(LINK_US) if limit is None else limit
     handed = Released(left=dict(ends))
     reasons: dict[bytes, JobError] = {}  # why jobs were cancelled here: the first that did not succeed
     while handed.left and store.has_waiting:
-        ends = handed.left
+        ends = dict(islice(handed.left.items(), _ENDS_PER_LINK * limit))
+        later = dict(islice(handed.left.items(), len(ends), None))
         by_child: dict[int, list[Edge]] = {}
         edges = store.close_edges(list(ends), limit)
-        limit -= len(edges)
+        if len(edges) == limit:
+            later = {**ends, **later}  # they may have more
+        limit -= len(edges) + len(ends) // _ENDS_PER_LINK
         for edge in edges:
             by_child.setdefault(edge.child, []).append(edge)
         decided = {
@@ -62,7 +76,7 @@ def release_dependents(store: Store, ends: Mapping[bytes, StoredState], wall: fl
         _release(store, [child for child, what in decided.items() if what is Fate.GOES], handed, wall)
         stopped = [child for child, what in decided.items() if what is Fate.CANCELLED]
         more = _cancel(store, stopped, by_child, ends, reasons, handed, wall) if stopped else {}
-        handed.left = more if limit > 0 else {**ends, **more}
+        handed.left = {**later, **more}
         if limit <= 0:
             return handed
     handed.left = {}

@@ -10,6 +10,7 @@ It is the only user of its journal, and knows at once what is durable. What it d
 from __future__ import annotations
 
 import selectors
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from taskq.model.errors import TaskQError
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
 from taskq.protocol import frames
+from taskq.protocol.frames import Message
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Submission, submission_of
@@ -86,6 +88,7 @@ class EmbeddedEngine:
         self._timers = Timers(self._next_by_clock)
         self._changed_at = 0.0  # when something was committed last (monotonic), besides what time brings
         self._watch: FolderWatch | None = None  # of the spool
+        self._messages: deque[tuple[Peer, Message]] = deque()  # of clients, not taken up yet
 
     @property
     def figures(self) -> Figures:
@@ -133,7 +136,10 @@ class EmbeddedEngine:
     def gather(self, now: float) -> None:
         assert self._clients is not None
         self.requests.take_up_again(now)
-        for peer, (envelope, body) in self._clients.take_messages():
+        messages = self._messages
+        messages.extend(self._clients.take_messages())
+        while messages and self.committer.has_room:
+            peer, (envelope, body) = messages.popleft()
             if peer.closed:
                 continue
             if envelope[0] not in (Op.SUBMIT, Op.SUBMIT_FLOW):
@@ -144,6 +150,7 @@ class EmbeddedEngine:
             except TaskQError as error:
                 number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
                 self._clients.send(peer, frames.error_frame(number, error))
+        self._clients.may_read = not messages
 
     def forget(self, peer: Peer) -> None:
         """Forgets a client that is gone."""
@@ -181,7 +188,7 @@ class EmbeddedEngine:
         left alone: for a fleet that does not run, and for one whose clock stands still."""
         self.gather(now)
         self.committer.commit(now, self._clock.time())
-        while self.committer.must_commit(now):  # more come after a job than one commit releases
+        while self._messages or self.committer.must_commit(now):  # it was more than one commit does
             self.gather(now)
             self.committer.commit(now, self._clock.time())
         self.committer.tell(now)
@@ -191,8 +198,10 @@ class EmbeddedEngine:
             self._jobs.loaded(load.partition, *self.store.lease(*load))
 
     def _take_spooled(self, now: float) -> None:
-        self.committer.stage_spooled()
-        if self.committer.has_more_spooled:
+        has_room = self.committer.has_room
+        if has_room:
+            self.committer.stage_spooled()
+        if not has_room or self.committer.has_more_spooled:
             self._timers.hurry(self._take_spooled, now)
 
     def _take_spooled_anyhow(self, now: float) -> None:
@@ -214,8 +223,14 @@ class EmbeddedEngine:
         """Takes in all jobs in the spool, however long that takes."""
         while self.committer.has_more_spooled:
             self.committer.stage_spooled()
+            self._commit_all(now)
+
+    def _commit_all(self, now: float) -> None:
+        """Makes durable all that was decided and staged, however long that takes."""
+        self.committer.commit(now, self._clock.time())
+        while self.committer.is_behind:
             self.committer.commit(now, self._clock.time())
-            self.committer.tell(now)
+        self.committer.tell(now)
 
     def _prune(self, now: float) -> None:
         self.committer.prune(now, self._settings.keep_results_s, self._settings.keep_results)
@@ -235,6 +250,8 @@ class EmbeddedEngine:
 
     def _next_by_clock(self, now: float) -> float | None:
         committer = self.committer
+        if self._messages:
+            return now
         next_fire = None if self._consumers.is_stopping else self.scheduler.next_fire_at
         at = first_of(next_fire, committer.next_due, committer.next_expiry)
         by_clock = None if at is None else now + at - self._clock.time()
@@ -247,13 +264,14 @@ class EmbeddedEngine:
     @property
     def has_work(self) -> bool:
         committer = self.committer
-        has_more = committer.is_handing_over or committer.has_more_spooled
+        has_more = committer.is_handing_over or committer.has_more_spooled or bool(self._messages)
         return committer.next_due is not None or not committer.is_settled or has_more
 
     def close(self, now: float) -> None:
-        self.committer.collect(now)
-        self.committer.commit(now, self._clock.time())
-        self.committer.tell(now)
+        self._commit_all(now)
+        while self._messages:
+            self.gather(now)
+            self._commit_all(now)
         self.committer.finish()
         if self._clients is not None:
             self._clients.shut()

@@ -15,6 +15,9 @@ class Clients(Protocol):
     """The clients; see `taskq.engines.embedded.server.Server`. Clients that always read at once need only the first
     three methods: the others are defined here."""
 
+    #: Whether it may read from them: not while the engine has more of their messages than it takes up in a turn.
+    may_read: bool = True
+
     def take_messages(self) -> list[tuple[Peer, Message]]:
         """Returns their messages since the last call, in order of arrival."""
 

@@ -6,6 +6,7 @@ looks     answered after the transaction; they change nothing: `admin`, and `Fle
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from math import inf
 from typing import Any
@@ -17,7 +18,8 @@ from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
-from taskq.engines.embedded.transaction import Command, Transaction
+from taskq.engines.embedded.transaction import Command, Transaction, portion
+from taskq.model import limits
 from taskq.model.errors import JobNotFound, JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
 from taskq.model.info.search import JobSearch
 from taskq.model.schedule import Schedule
@@ -63,6 +65,8 @@ _CHANGES = (
     *(PutSchedule, RemoveSchedule, PauseSchedule, RunSchedule),
 )
 _ADDS = (RetryJob, RetryJobs, PutSchedule, RunSchedule)
+#: Those about many jobs, or whose answers are long.
+_LONG = (RetryJobs, PurgeJobs, ListJobs, SearchJobs, ReadItems, GetStatus, GetCounts, ListSchedules)
 
 
 class Requests:
@@ -102,7 +106,8 @@ class Requests:
             self._clients.reject(peer, error)
             return
         number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
-        self._committer.stage(_Asked(self, peer, number, request))
+        for part in _parts(request):
+            self._committer.stage(_Asked(self, peer, number, part))
 
     def take_up_again(self, now: float) -> None:
         """Stages requests again when their jobs have come out of the spool, or when the spool is empty."""
@@ -229,6 +234,7 @@ class _Asked(Command):
         self.request = request
         self.changes = isinstance(request, _CHANGES)
         self.adds = isinstance(request, _ADDS)
+        self.work_us = _work_us(request)
         self.waits_for, self.until = b"", 0.0  # a job in the spool, and for how long
         self.is_late = False  # whether everything in the spool that can be taken in now was taken in
 
@@ -238,3 +244,20 @@ class _Asked(Command):
     def answer(self, outcome: object) -> None:
         if not self.peer.closed:
             self._requests.answer(self, outcome)
+
+
+def _parts(request: Request) -> Iterator[Request]:
+    """Cuts a request that needs no answer of its own into parts that take a part of a turn each."""
+    if not isinstance(request, Watch):
+        yield request
+        return
+    most = portion(limits.WATCHED_US, limits.TURN_US / 2)
+    for start in range(0, len(request.ids), most):
+        yield Watch(request.ids[start : start + most])
+
+
+def _work_us(request: Request) -> float:
+    """Returns about how long a request takes, in microseconds."""
+    if isinstance(request, Watch):
+        return limits.WATCHED_US * len(request.ids)
+    return limits.LONG_REQUEST_US if isinstance(request, _LONG) else limits.REQUEST_US

@@ -18,7 +18,7 @@ from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.transaction import Command, Transaction
 from taskq.model.errors import ConfigError, EnqueueError, ScheduleNotFound, StoreFull
 from taskq.model.info.schedule import ScheduleInfo, schedule_info
-from taskq.model.limits import MAX_SCHEDULES
+from taskq.model.limits import FIRED_US, MAX_SCHEDULES
 from taskq.model.schedule import (
     Due,
     Schedule,
@@ -37,8 +37,6 @@ from taskq.protocol.submissions import Submission
 _FULL_AGAIN_S = 0.5
 #: If the difference of the clocks has changed by more than this since the last look, somebody has set one.
 _CLOCK_IS_SET_S = 0.5
-#: Schedules that fire in one commit; the others in the next turn of the loop.
-_SCHEDULES_AT_ONCE = 200
 _WHY_SKIPPED = {
     "skip": "the job of the last fire has not ended",
     "buffer_one": "the job of the last fire is still kept back",
@@ -63,6 +61,7 @@ class Scheduler:
         self._skipping: set[str] = set()  # those that left out their last fire, since a job had not ended
         self._ahead_s: dict[str, float] = {}  # of those whose times are ahead of the clock, since it was set back
         self._declares_again_at = -inf  # declared schedules are not applied before this: the disk was full
+        self._is_staged = False  # whether what `due` returned last still waits for its commit
         self._clock_s = inf  # how far the clock was ahead of the monotonic one
         self.next_fire_at: float | None = None  # seconds since 1970
         self._read(wall)
@@ -120,9 +119,14 @@ class Scheduler:
             self._look_again(wall)
         self._clock_s = wall - now
         is_due = self.next_fire_at is not None and self.next_fire_at <= wall
-        if not is_due and (self._declared is None or wall < self._declares_again_at):
+        if self._is_staged or (not is_due and (self._declared is None or wall < self._declares_again_at)):
             return None
+        self._is_staged = True
         return _FireDue(self, wall)
+
+    def was_staged(self) -> None:
+        """What `due` returned last is done."""
+        self._is_staged = False
 
     def fire_due(self, tx: Transaction) -> None:
         """Makes the jobs whose time has come; takes over what the application declares."""
@@ -137,7 +141,9 @@ class Scheduler:
 
     def _fire(self, tx: Transaction) -> None:
         wall = tx.wall
-        names = [name for name, fires_at in self._fires_at.items() if fires_at <= wall][:_SCHEDULES_AT_ONCE]
+        due_now = [name for name, fires_at in self._fires_at.items() if fires_at <= wall]
+        names = due_now[: tx.portion(FIRED_US)]  # the others in the next turn of the loop
+        tx.room_us -= FIRED_US * len(names)
         for name in names:
             row = self._rows[name]
             is_ahead = name in self._ahead_s  # then its turn has come, but not its time
@@ -303,6 +309,7 @@ class _FireDue(Command):
         self._scheduler.fire_due(tx)
 
     def answer(self, outcome: object) -> None:
+        self._scheduler.was_staged()
         if isinstance(outcome, StoreFull):
             self._scheduler.put_off(self._wall)
 

@@ -103,6 +103,7 @@ class Server:
         self._is_accepting = False
         self._has_deadlines = False  # whether a client may have one
         self._accept_at: float | None = None  # when to try again
+        self.may_read = True  # set by the engine; see `taskq.engines.embedded.ports.Clients`
         self._resume_accepting()
 
     # -- input
@@ -150,6 +151,8 @@ class Server:
             self._read(peer)
 
     def _read(self, peer: Peer) -> None:
+        if not self.may_read:
+            return None  # it is ready again in the next turn
         completed = False
         for _ in range(_READS_PER_TICK):
             try:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from taskq.engines.contract import Events
 from taskq.model.errors import StoreFull, TaskQError
+from taskq.model.limits import SPOOLED_US
 from taskq.model.spec import Spec
 from taskq.protocol import frames, spool
 from taskq.protocol.submissions import Submission, submission_of
@@ -25,6 +26,11 @@ class SpooledFile(NamedTuple):
     path: Path
     submissions: list[Submission]
     errors: list[str]
+
+    @property
+    def work_us(self) -> float:
+        """About how long it takes to take them in, in microseconds."""
+        return sum(SPOOLED_US + submission.work_us for submission in self.submissions)
 
 
 class SpooledJobs:

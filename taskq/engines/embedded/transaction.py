@@ -17,9 +17,11 @@ from typing import Any
 from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.journal.store import Store
+from taskq.model import limits
 from taskq.model.effects import Effects, Event
 from taskq.model.errors import EnqueueError, StoreFull
 from taskq.model.job import JobRow
+from taskq.model.limits import REQUEST_US
 from taskq.model.partition import partition_of
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
@@ -32,6 +34,8 @@ class Command:
     adds = False
     #: Whether it changes anything: if not, it is only answered.
     changes = True
+    #: About how long it takes, with its answer, in microseconds; see `taskq.model.limits.TURN_US`.
+    work_us: float = REQUEST_US
 
     def apply(self, tx: Transaction) -> object:
         """Decides and writes, in the transaction. It may be called again after a rollback.
@@ -50,6 +54,16 @@ class Command:
         Args:
             outcome: what `apply` has returned, or the error for which it was refused.
         """
+
+
+def portion(each_us: float, room_us: float | None = None) -> int:
+    """Returns how many pieces of work fit into a turn of the loop; at least one.
+
+    Args:
+        each_us: what each takes, in microseconds.
+        room_us: what is left of the turn, in microseconds; None: all of it.
+    """
+    return max(1, int((limits.TURN_US if room_us is None else room_us) // each_us))
 
 
 class Transaction:
@@ -84,6 +98,8 @@ class Transaction:
         #: When the first of the new jobs is due, and when the first of them expires.
         self.next_due: float | None = None
         self.next_expiry: float | None = None
+        #: What the turn still has room for, in microseconds.
+        self.room_us = limits.TURN_US
         self._follow_ups: list[Callable[[], object]] = []
         self._undo: list[Callable[[], object]] = []
         if decided:
@@ -129,6 +145,14 @@ class Transaction:
         return self.consumers.is_running(job_id)
 
     # -- what commands do
+
+    def portion(self, each_us: float) -> int:
+        """How many pieces of work that nobody waits for the turn has room for; some, even if it is full.
+
+        Args:
+            each_us: what each takes, in microseconds.
+        """
+        return portion(each_us, max(self.room_us, limits.TURN_US / 8))
 
     def submit(self, submission: Submission) -> Admitted:
         """Takes in jobs.
