@@ -23,7 +23,6 @@ from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog
 from taskq.broker.parts import Parts, core_of, open_engine
-from taskq.broker.status import rss_bytes
 from taskq.engines.contract import Engine
 from taskq.model.effects import Key
 from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
@@ -39,6 +38,7 @@ from taskq.system.descriptors import room_for_clients
 from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
 from taskq.system.locks import end_old_consumers
 from taskq.system.timers import Timers
+from taskq.system.usage import rss_bytes
 
 #: How often to look for long-running jobs to announce, for fat consumers, and for lines of the log that were counted
 #: instead of written.

@@ -24,6 +24,7 @@ from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.turns import TurnTimes
+from taskq.system.usage import rss_bytes
 
 #: Files in the spool are counted up to here: it takes 5 ms.
 _MOST_SPOOLED = 10_000
@@ -130,13 +131,3 @@ def _state_of(consumer: ConsumerProcess, runs: bool) -> Literal["starting", "idl
         case ProcessState.RETIRING:
             return "retiring"
     return "running" if runs else "idle"
-
-
-def rss_bytes(pid: int) -> int:
-    """The resident memory of a process; 0 if it is gone."""
-    import psutil  # takes 17 ms: a fleet starts without it
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0

@@ -52,6 +52,21 @@ def _portable_usage(pid: int) -> Usage | None:
     return Usage(cpu_s, rss_bytes)
 
 
+def rss_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 if it is gone."""
+    if IS_LINUX:
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return 0
+    import psutil  # takes 17 ms, in which a broker that is asked for its status for the first time answers nobody
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def own_cpu_s() -> float:
     """The CPU time of this process and of its children that have ended."""
     return sum(os.times()[:4])

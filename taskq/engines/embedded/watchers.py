@@ -10,10 +10,14 @@ from taskq.engines.embedded.server import Peer
 from taskq.model.effects import Effects
 from taskq.model.errors import JobNotFound, ProtocolError, QueueFull, TaskQError
 from taskq.model.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS
-from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol import frames
 from taskq.protocol.endings import result_frame, unknown_frame
 from taskq.protocol.items import items_frame
+
+#: So many ends are sent together, up to one with a larger result.
+_ENDS_TOGETHER = 100
+_LARGE_BYTES = 16 * 1024
 
 
 class Watchers:
@@ -92,14 +96,29 @@ class Watchers:
     def tell(self, effects: Effects) -> None:
         """Sends ends and items, which are committed, to the clients that wait for them."""
         if self._watchers:
-            for row, kept, outcome in effects.ended:
-                for peer in self._watchers.pop(row.id, ()):
-                    peer.watched.discard(row.id)
-                    self._push(peer, row.id, kept, outcome)
+            self._tell_ends(effects.ended)
         if self._readers:
             for job_id in {row.id for row, *_ in (*effects.items, *effects.ended)}:
                 for peer, request, start in self._readers.pop(job_id, ()):
                     self._answer_reader(peer, request, job_id, start)
+
+    def _tell_ends(self, ended: Iterable[Ended]) -> None:
+        """Sends many ends to a client in one call of the system, which takes longer than all else."""
+        told: dict[Peer, list[bytes]] = {}
+        for row, kept, outcome in ended:
+            for peer in self._watchers.pop(row.id, ()):
+                peer.watched.discard(row.id)
+                if self._clients.is_clogged(peer):
+                    self._clients.defer(peer, row.id)
+                    continue
+                together = told.setdefault(peer, [])
+                together.append(result_frame(row.id, kept.state, outcome))
+                if len(together) == _ENDS_TOGETHER or len(outcome) > _LARGE_BYTES:
+                    self._clients.send(peer, b"".join(together))
+                    together.clear()
+        for peer, together in told.items():
+            if together:
+                self._clients.send(peer, b"".join(together))
 
     def tell_deferred(self) -> None:
         """Goes on informing clients that have read what they were sent."""
