@@ -130,9 +130,12 @@ CONSTRAINED_US = 8.0
 EDGE_US = 8.0
 #: A submission from the spool, besides its jobs.
 SPOOLED_US = 25.0
-#: A request about one job, and one about many or with a long answer.
+#: A request about one job, and one with a long answer.
 REQUEST_US = 70.0
 LONG_REQUEST_US = 3_000.0
+#: A job that is run again, or removed, together with others.
+RETRIED_US = 40.0
+PURGED_US = 15.0
 #: A job whose end a client asks to be told.
 WATCHED_US = 20.0
 #: A job that comes due, one that expires, and one that goes since it is no longer kept.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from scripted_fleet import ScriptedClock, ScriptedFleet, SQLitePlace
@@ -14,6 +14,10 @@ from scripted_fleet import ScriptedClock, ScriptedFleet, SQLitePlace
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
+from taskq.protocol.answers import value_of
+from taskq.protocol.jobs import info_of
+from taskq.protocol.requests import GetJob, Request, RetryJob
+from taskq.testing.client import InProcessLine
 
 JOBS = 3_000
 MOST_ROWS = 1_500
@@ -79,7 +83,17 @@ def are_purged(fleet: Counted) -> Callable[[], object]:
     return lambda: fleet.client.purge_all(JobState.QUEUED, None, None, None)
 
 
-@pytest.mark.parametrize("prepare", [expire, come_due, are_released, are_cancelled_with_another, are_purged])
+def are_retried(fleet: Counted) -> Callable[[], object]:
+    fleet.add(JOBS // 3, ONE_TRY)
+    consumer = fleet.consumer()
+    while consumer.begin() is not None:
+        consumer.fail()
+    return lambda: fleet.client.retry_all(None, None)
+
+
+@pytest.mark.parametrize(
+    "prepare", [expire, come_due, are_released, are_cancelled_with_another, are_purged, are_retried]
+)
 def test_a_turn_changes_a_bounded_number_of_rows(
     fleet: Counted, prepare: Callable[[Counted], Callable[[], object]]
 ) -> None:
@@ -90,3 +104,60 @@ def test_a_turn_changes_a_bounded_number_of_rows(
     left = {name: counts for name, counts in fleet.client.status().queues.items() if counts.scheduled or counts.waiting}
     assert left == {}, "all of it is done in the end"
     assert JOBS / 100 < fleet.most_rows <= MOST_ROWS
+
+
+def test_a_retry_revives_many_in_portions_and_others_are_served_meanwhile(fleet: Counted) -> None:
+    """Its answer comes when all of them wait again; what its own client says waits for that."""
+    [parent] = fleet.add(1, ONE_TRY)
+    waiting = fleet.add(JOBS, IDLE, after=((parent, False),))
+    end_one(fleet, has_failed=True)
+    fleet.turn(60)
+    assert fleet.client.info(waiting[-1]).state is JobState.CANCELLED
+    fleet.most_rows = 0
+    mine, other = RawClient(fleet), RawClient(fleet)
+    mine.ask(RetryJob(parent))
+    mine.ask(GetJob(waiting[-1]))
+    other.ask(GetJob(parent))
+    fleet.turn()
+    assert other.take_states() == [JobState.QUEUED]
+    assert mine.take_states() == []
+    fleet.turn(60)
+    assert mine.take_states() == [True, JobState.WAITING]
+    assert fleet.client.status().queues["idle"].waiting == JOBS
+    assert fleet.most_rows <= MOST_ROWS
+
+
+def test_a_retry_goes_on_after_the_death_of_its_broker(fleet: Counted) -> None:
+    [parent] = fleet.add(1, ONE_TRY)
+    waiting = fleet.add(JOBS, IDLE, after=((parent, False),))
+    end_one(fleet, has_failed=True)
+    fleet.turn(60)
+    client = RawClient(fleet)
+    client.ask(RetryJob(parent))
+    fleet.turn(2)
+    assert client.take_states() == []
+    assert fleet.client.info(waiting[-1]).state is JobState.CANCELLED
+    successor = fleet.die()
+    assert successor.client.status().queues["idle"].waiting == JOBS
+    assert successor.client.info(parent).state is JobState.QUEUED
+
+
+class RawClient:
+    """Asks without waiting for the answers."""
+
+    def __init__(self, fleet: Counted) -> None:
+        self._fleet = fleet
+        self._line = InProcessLine(cast(Any, fleet))
+        self._numbers: list[int] = []
+
+    def ask(self, request: Request) -> None:
+        number, frame = self._line.talk.request(request)
+        self._numbers.append(number)
+        self._fleet.hear(self._line, frame)
+
+    def take_states(self) -> list[Any]:
+        """The values of the answers that have come, in the order of the requests; of an info, the state."""
+        came = [number for number in self._numbers if number in self._line.talk.answers]
+        self._numbers = [number for number in self._numbers if number not in came]
+        values = [value_of(self._line.talk.answers.pop(number), number) for number in came]
+        return [info_of(value).state if isinstance(value, list) else value for value in values]

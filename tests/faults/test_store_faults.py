@@ -370,7 +370,7 @@ class Broker:
     def tick(self, now: float, refuses: bool = True) -> None:
         """Commits what came: what was accepted and decided is there, and what was refused is not."""
         effects = self.effects
-        submissions = [staged for staged in self.committer._staged if isinstance(staged, Submission)]
+        submissions = [staged for staged in self.committer._staged._waiting if isinstance(staged, Submission)]
         self.committer.collect(now)
         self.committer.commit(now, now)
         self.committer.tell(now)

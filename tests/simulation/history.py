@@ -23,11 +23,13 @@ import history_fairness
 import history_flows
 import history_limits
 import history_schedules
+import history_turns
 from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_flows import Children
 from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan
+from history_turns import NO_TURN, Turn
 
 from taskq.model.constraints import UniqueKey
 
@@ -183,6 +185,7 @@ class History:
     full_again_s: float = 0.0  # ... after which what ended is to be stored again
     sees_every_start: bool = False  # no process dies between a start and the note of it
     noted_within_s: float = 0.0  # a job's last act comes so long before its process notes its end
+    longest_turn: Turn = NO_TURN  # of the broker
     leaks: list[str] = field(default_factory=list)
     bad_exits: list[str] = field(default_factory=list)
 
@@ -514,6 +517,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     *history_flows.INVARIANTS,
     *history_limits.INVARIANTS,
     *history_schedules.INVARIANTS,
+    *history_turns.INVARIANTS,
 )
 
 

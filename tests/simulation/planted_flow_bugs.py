@@ -10,6 +10,8 @@ from simulation import Parts, SimPool
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.memory import MemoryStore
+from taskq.engines.embedded.journal.memory_records import Record
+from taskq.engines.embedded.journal.store import Place, Revival
 from taskq.engines.embedded.transaction import Transaction
 from taskq.model.attempt import Attempts
 from taskq.model.job import JobRow
@@ -84,16 +86,19 @@ class WaitsForTheFirst(MemoryStore):
 class CallsNobodyBack(MemoryStore):
     """What was called off because of a job that is retried stays so."""
 
-    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
-        return super().revive_dependents(ids[:0])
+    def revive_dependents(self, places: Sequence[Place], limit: int) -> Revival:
+        return super().revive_dependents(places[:0], limit)
 
 
 class CallsEverybodyBack(MemoryStore):
     """A retry calls back what was called off because of others."""
 
-    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def _is_revived(self, record: Record, parent: bytes) -> bool:
+        return record.kept == StoredState.CANCELLED and bool(record.payload) and bool(record.after or parent)
+
+    def revive_dependents(self, places: Sequence[Place], limit: int) -> Revival:
         failed = [record.id for record in self._jobs.values() if record.kept == StoredState.FAILED]
-        return super().revive_dependents([*ids, *failed])
+        return super().revive_dependents([*places, *((job_id, 0) for job_id in failed)], limit)
 
 
 class CallsBackWhatWasCancelled(MemoryStore):

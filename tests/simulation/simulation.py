@@ -33,6 +33,7 @@ from history import Children, End, Final, Found, History, Kept, Read, Start, che
 from history_cancels import Unwanted
 from history_consumers import Consumer
 from history_limits import LeftOut
+from history_turns import Turn
 from recorded_disk import RecordedDisk
 from simulated_flows import SentFlow, children_frames, flow_of_chance, note_intents, was_called_off
 from simulated_limits import CAPACITIES, SentLimited, act_of, note_limits
@@ -724,7 +725,15 @@ class SimStore:
     @staticmethod
     def on(world: World) -> Any:
         store = world.parts.store(world.disk)
-        commit = store.commit
+        commit, put, drop = store.commit, store._put, store._drop
+
+        def counted_put(record: Record) -> None:
+            world.rows_of_turn += 1
+            put(record)
+
+        def counted_drop(record: Record) -> None:
+            world.rows_of_turn += 1
+            drop(record)
 
         def dangerous_commit() -> None:
             world.maybe_kill_broker(world.parts.commit_kills)
@@ -740,6 +749,7 @@ class SimStore:
             world.at_removal.update((job.row.id, store._jobs[job.row.id]) for job in jobs)
             remove(jobs)
 
+        store._put, store._drop = counted_put, counted_drop  # type: ignore[method-assign]
         store.commit = dangerous_commit  # type: ignore[method-assign]
         store.remove = noted_remove  # type: ignore[method-assign]
         return store
@@ -1082,6 +1092,7 @@ class World:
         self.history.capacities, self.history.wall_offset_s = CAPACITIES, _WALL_S
         self.disk = RecordedDisk()
         self.now = 1_000.0
+        self.rows_of_turn = 0  # that the broker has written
         self.keys = count(1)
         self.records: dict[int, FlightRecord] = {}  # the flight recorder
         self.at_removal: dict[bytes, Record] = {}  # jobs that were purged, or were to be
@@ -1158,7 +1169,9 @@ class World:
         self._tick_at = float("inf")
         try:
             self._is_dangerous = True
+            self.rows_of_turn = 0
             broker._tick()
+            self._note_turn()
             if broker._stop_at is not None and not broker.supervisor.consumers:
                 self._broker_stops()
             self._is_dangerous = False
@@ -1168,6 +1181,10 @@ class World:
             return
         if broker.is_alive:
             self._plan_tick(self.now + max(0.0002, min(broker._timers.timeout_s(self.now), 5.0)))
+
+    def _note_turn(self) -> None:
+        if self.now not in self.history.full_at:
+            self.history.longest_turn = max(self.history.longest_turn, Turn(self.turn_us, self.rows_of_turn))
 
     # faults
 

@@ -16,11 +16,13 @@ from history import Children, End, Final, Found, History, Kept, Limits, Read, St
 from history_cancels import Unwanted
 from history_limits import LeftOut, Limited, Place
 from history_schedules import Fire, Plan, Rest
+from history_turns import Turn
 from planted_cancel_bugs import CANCEL_BUGS
 from planted_commit_bugs import COMMIT_BUGS
 from planted_flow_bugs import FLOW_BUGS
 from planted_outcome_bugs import OUTCOME_BUGS
 from planted_supervision_bugs import BREAKS_THE_BROKER, SUPERVISION_BUGS
+from planted_turn_bugs import TURN_BUGS
 from recorded_disk import RecordedDisk
 from simulation import Parts, World, judge
 
@@ -422,6 +424,7 @@ BUGS.update(COMMIT_BUGS)
 BUGS.update(FLOW_BUGS)
 BUGS.update(OUTCOME_BUGS)
 BUGS.update(SUPERVISION_BUGS)
+BUGS.update(TURN_BUGS)
 
 
 @pytest.mark.timeout(180)
@@ -555,6 +558,7 @@ WRONG: dict[str, History] = {
     "what_was_kept_is_found": changed(kept=[Kept("b", 1, "p1", 4.5, "half")], found=[Found("b", "p2", 5.5, "nothing")]),
     "attempts_are_numbered_once": changed(starts=[*good_history().starts, Start("b", 2, "p2", 7.0, "digest b")]),
     "recovery_changes_nothing": changed(final_after_restart={}),
+    "turns_are_bounded": changed(longest_turn=Turn(30.0, 100)),
     "nothing_is_left_over": changed(leaks=["a process is left"]),
 }
 

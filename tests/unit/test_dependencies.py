@@ -24,11 +24,11 @@ from taskq.engines.dependents import Fate, becomes
 from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.dependencies import Released, release_dependents
+from taskq.engines.embedded.engine import recover
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.recovery import recover
 from taskq.model.attempt import Attempts, Verdict, pack_failure, pack_success, unpack
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints, UniqueKey
 from taskq.model.errors import ConfigError, PayloadTooLarge, ProtocolError
@@ -126,9 +126,13 @@ class Life:
         stored = self.store.read(self.ids[position])
         assert stored is not None
         [row] = self.store.requeue([stored], 1e9)
-        handed = self.release_dependents(self.store.revive_dependents([row.id]))
+        self.ready.append(row)
+        left = [(row.id, 0)]
+        while left:
+            ends, left = self.store.revive_dependents(left, self.draw.draw(st.integers(1, 6)))
+            self.ready += self.release_dependents(ends).queued
         self.store.commit()
-        self.ready += [row, *handed.queued]
+        assert self.store.unrevived() == []
         for other in range(len(self.graph)):
             found = self.store.read(self.ids[other])
             assert found is not None
@@ -459,9 +463,34 @@ class Wide:
 
 def test_what_is_retried_has_not_failed_for_those_who_did_not_hear_of_it(wide: Wide) -> None:
     wide.fail()
-    assert asked(wide.committer, lambda tx: wide.commands.retry_one(tx, wide.store.read, wide.first))
+    _, left = asked(wide.committer, lambda tx: wide.commands.retry_one(tx, wide.store.read, wide.first))
+    while left:
+        left = asked(wide.committer, lambda tx: tx.revive(left))  # noqa: B023  used at once
     wide.go_on()
     assert wide.found() == {StoredState.WAITING: 3_000}
+
+
+@pytest.mark.parametrize("how", ["waits", "succeeds", "fails"])
+def test_the_start_revives_what_a_broker_that_died_has_not(wide: Wide, how: str) -> None:
+    """Whatever became meanwhile of the job that was retried."""
+    wide.fail()
+    wide.go_on()
+    assert wide.found() == {StoredState.CANCELLED: 3_000}
+    _, left = asked(wide.committer, lambda tx: wide.commands.retry_one(tx, wide.store.read, wide.first))
+    assert asked(wide.committer, lambda tx: tx.revive(left)), "there is more"
+    found = wide.found()
+    assert 0 < found[StoredState.WAITING] < 500
+    assert found.total() == 3_000
+    retried = wide.store.read(wide.first)
+    assert retried is not None
+    if how != "waits":
+        state = StoredState.SUCCEEDED if how == "succeeds" else StoredState.FAILED
+        wide.store.settle([(retried.row, state, b"")], [], 1e9)
+        wide.store.commit()
+    recover(wide.store, Core(), [], 0.0, 1e9)  # after a crash
+    expected = {"waits": StoredState.WAITING, "succeeds": StoredState.QUEUED, "fails": StoredState.CANCELLED}
+    assert wide.found() == {expected[how]: 3_000}
+    assert wide.store.unrevived() == []
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "memory"])
@@ -487,7 +516,8 @@ def test_what_comes_after_one_that_is_no_longer_there_is_not_called_back(tmp_pat
         again = store.read(failed)
         assert again is not None
         store.requeue([again], 1e9)
-        assert store.revive_dependents([failed]) == {}
+        assert store.revive_dependents([(failed, 0)], 10) == ({}, [])
+        assert store.unrevived() == []
         assert states(store, ids) == [None, StoredState.QUEUED, StoredState.CANCELLED, StoredState.WAITING]
 
 

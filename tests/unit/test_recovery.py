@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from taskq.broker.core.core import Core
+from taskq.engines.embedded.engine import recover
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.embedded.recovery import recover
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow, new_job_ids
 from taskq.model.spec import Spec

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
+from taskq.engines.embedded.journal.store import Place, Store, Wanted, stored_state
 from taskq.engines.embedded.transaction import Transaction
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import Event
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError
 from taskq.model.job import JobError
-from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED, QUEUE_NAME
+from taskq.model.limits import MAX_JOBS_PURGED, MAX_JOBS_RETRIED, PURGED_US, QUEUE_NAME, RETRIED_US
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 
 #: The most characters of who asked for a pause, in the log.
@@ -72,8 +72,11 @@ class Commands:
 
     # -- retry
 
-    def retry_one(self, tx: Transaction, find: Find, job_id: bytes) -> bool:
+    def retry_one(self, tx: Transaction, find: Find, job_id: bytes) -> tuple[bool, list[Place]]:
         """Queues a failed job again.
+
+        Returns:
+            True, and what to revive: see `Transaction.revive`.
 
         Raises:
             JobNotFound: nothing is known of it.
@@ -83,11 +86,11 @@ class Commands:
         if stored.kept != StoredState.FAILED:
             state = "running" if tx.is_running(job_id) else stored.kept.state.value
             raise JobStateError(f"job {job_id.hex()} is {state}: only a failed job can be retried")
-        tx.requeue([stored])
+        places = tx.requeue([stored])
         tx.then(self._log.info, "jobs.retried", jobs=1, job_id=job_id.hex(), queue=stored.row.spec.queue)
-        return True
+        return True, places
 
-    def retry(self, tx: Transaction, task: str | None, queue: str | None, span: Span) -> list[Any]:
+    def retry(self, tx: Transaction, task: str | None, queue: str | None, span: Span) -> tuple[list[Any], list[Place]]:
         """Queues failed jobs again, the oldest first.
 
         Args:
@@ -95,13 +98,16 @@ class Commands:
             span: where to go on, from the previous answer.
 
         Returns:
-            How many there were; and where to go on, or None for the end. Jobs that fail meanwhile are left alone.
+            How many there were, and where to go on, or None for the end: jobs that fail meanwhile are left alone; and
+            what to revive.
         """
-        jobs, span = _next(tx.store, Wanted(StoredState.FAILED, task, queue), span, MAX_JOBS_RETRIED)
+        most = min(MAX_JOBS_RETRIED, tx.portion(RETRIED_US))
+        jobs, span = _next(tx.store, Wanted(StoredState.FAILED, task, queue), span, most)
+        places = tx.requeue(jobs) if jobs else []
+        tx.room_us -= RETRIED_US * len(jobs)
         if jobs:
-            tx.requeue(jobs)
             tx.then(self._log.info, "jobs.retried", jobs=len(jobs), task=task, queue=queue)
-        return [len(jobs), span]
+        return [len(jobs), span], places
 
     # -- purge
 
@@ -144,7 +150,8 @@ class Commands:
         wanted = Wanted(stored_state(state), task, queue, before)
         if wanted.kept == StoredState.QUEUED:
             tx.take_back_all()
-        jobs, span = _next(tx.store, wanted, span, MAX_JOBS_PURGED)
+        jobs, span = _next(tx.store, wanted, span, min(MAX_JOBS_PURGED, tx.portion(PURGED_US)))
+        tx.room_us -= PURGED_US * len(jobs)
         if wanted.kept == StoredState.QUEUED:
             leased = {row.id for held in tx.jobs.leased().values() for _, row in held}
             jobs = [job for job in jobs if job.row.id not in leased]

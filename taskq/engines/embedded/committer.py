@@ -10,7 +10,6 @@ then, and what ends them is kept and tried again.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 from taskq.engines.contract import Consumers, Events, Jobs
@@ -21,7 +20,8 @@ from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs
-from taskq.engines.embedded.transaction import Command, Transaction, first_of
+from taskq.engines.embedded.staged import FULL_AGAIN_S, HELD, Staged
+from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
 from taskq.model import limits
 from taskq.model.attempt import pack_failure
@@ -38,8 +38,6 @@ from taskq.system.directory import Directory
 #: Outcomes that nobody waits for may go with a later commit, after at most this time. It halves the commits of a
 #: producer that enqueues one job at a time while they run.
 _COMMIT_WITHIN_S = 0.020
-#: When the disk is full, the next try is after this time.
-FULL_AGAIN_S = 0.5
 #: The reason for which jobs are refused while the disk is full.
 NO_ROOM = "the disk that holds the journal is full: free some space there"
 
@@ -78,8 +76,7 @@ class Committer:
         self._jobs, self._consumers, self._events = jobs, consumers, events
         self._clients = clients
         self._spooled = SpooledJobs(directory.spool, events)
-        self._staged: deque[Submission | Command] = deque()  # in the order in which they came
-        self._staged_us = 0.0  # about how long it takes to commit and answer them
+        self._staged = Staged()
         self._room_us = limits.TURN_US  # what the turn has room for beside what it commits
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
         self._effects = Effects()  # decided by the fleet, not committed yet
@@ -100,18 +97,17 @@ class Committer:
     def stage(self, command: Command) -> None:
         """Notes a command that is applied after those staged before, with the next commit that has room for it, and
         answered then."""
-        self._staged.append(command)
-        self._staged_us += command.work_us
+        self._staged.add(command)
 
     @property
     def has_room(self) -> bool:
         """Whether the next commit has room for more than is staged."""
-        return self._staged_us < limits.TURN_US
+        return self._staged.has_room
 
     @property
     def is_behind(self) -> bool:
         """Whether the last commit has left something for the next one, as it was more than a turn of the loop does."""
-        return bool(self._staged) or self._jobs.has_effects
+        return self._staged.due_at is not None or self._jobs.has_effects
 
     def take_in(self, submission: Submission) -> None:
         """Stages jobs that a client hands in.
@@ -121,8 +117,7 @@ class Committer:
         """
         if submission.peer is not None and self._comes_after_spooled(submission):
             raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
-        self._staged.append(submission)
-        self._staged_us += submission.work_us
+        self._staged.add(submission)
 
     def _comes_after_spooled(self, submission: Submission) -> bool:
         """Whether jobs come after others that are in the spool, and that cannot be taken in with them."""
@@ -215,13 +210,13 @@ class Committer:
     @property
     def is_handing_over(self) -> bool:
         """Whether jobs after some that ended were not looked at yet: the next commits release them."""
-        return bool(self._left)
+        return bool(self._left) or self._staged.has_unfinished
 
     @property
     def commit_by(self) -> float | None:
         """When the next commit is due (monotonic): at once, or by time."""
-        if self._staged:
-            return 0.0
+        if (due_at := self._staged.due_at) is not None:
+            return due_at
         if self._effects_since is None or self._would_release or self._jobs.has_effects:
             return self._effects_since
         return self._effects_since + _COMMIT_WITHIN_S
@@ -230,7 +225,7 @@ class Committer:
 
     def must_commit(self, now: float) -> bool:
         """Whether a commit is due: for what came in, for outcomes that somebody waits for, or by time."""
-        if self._staged:
+        if (due_at := self._staged.due_at) is not None and due_at <= now:
             return True
         if self._effects_since is None:
             return False
@@ -246,32 +241,27 @@ class Committer:
         """Makes durable what was decided and staged, as much as a turn of the loop does, and answers it. If clients
         only look, it begins no transaction."""
         self.collect(now)  # with the children that were taken in, since all of a job's end is one
-        staged = self._take_staged()
+        staged = self._take_staged(now)
         outcomes: Sequence[object] = [None] * len(staged)
         if self._writes(staged):
             outcomes = self._commit(staged, now, wall)
         else:
             self._effects_since = None
         for command, outcome in zip(staged, outcomes, strict=True):
+            if self._staged.keeps(command, outcome, now):
+                continue
             if isinstance(command, Submission):
                 self._answer(command, outcome)
             else:
                 command.answer(outcome)
 
-    def _take_staged(self) -> list[Submission | Command]:
-        """Takes what was staged first, as much as the turn has room for, and at least one; but nothing while more was
-        decided than this commit settles, as commands must see the ends of all jobs that have ended."""
-        taken: list[Submission | Command] = []
+    def _take_staged(self, now: float) -> list[Submission | Command]:
+        """Takes what this commit applies; nothing, while more was decided than it settles, as commands must see the
+        ends of all jobs that have ended."""
         self._room_us = limits.TURN_US - self._effects.work_us
-        while self._staged and not self._jobs.has_effects:
-            next_us = self._staged[0].work_us
-            if taken and next_us > self._room_us:
-                break
-            self._room_us -= next_us
-            self._staged_us -= next_us
-            taken.append(self._staged.popleft())
-        if not self._staged:
-            self._staged_us = 0.0
+        if self._jobs.has_effects:
+            return []
+        taken, self._room_us = self._staged.take(self._room_us, now)
         return taken
 
     def _commit(self, staged: Sequence[Submission | Command], now: float, wall: float) -> list[object]:
@@ -311,9 +301,14 @@ class Committer:
         try:
             tx = Transaction(self._store, self._jobs, self._consumers, self._effects, now, wall, self.admission)
             tx.room_us = self._room_us
+            busy: list[object] = []  # who has asked for something that is unfinished
             for position, command in enumerate(staged):
-                if full is None or not (isinstance(command, Submission) or command.adds):
+                if command.peer in busy:
+                    outcomes[position] = HELD
+                elif full is None or not (isinstance(command, Submission) or command.adds):
                     outcomes[position] = self._apply(tx, command)
+                    if outcomes[position] is UNFINISHED:
+                        busy.append(command.peer)
             self._take_in_children(tx)
             self._release(tx)
             if self._keep is not None and full is None:

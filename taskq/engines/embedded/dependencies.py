@@ -64,8 +64,9 @@ def release_dependents(
         later = dict(islice(handed.left.items(), len(ends), None))
         by_child: dict[int, list[Edge]] = {}
         edges = store.close_edges(list(ends), limit)
-        if len(edges) == limit:
-            later = {**ends, **later}  # they may have more
+        if len(edges) == limit:  # the last of these may have more, and those behind it were not looked at
+            parents = list(ends)
+            later = {parent: ends[parent] for parent in parents[parents.index(edges[-1].parent) :]} | later
         limit -= len(edges) + len(ends) // _ENDS_PER_LINK
         for edge in edges:
             by_child.setdefault(edge.child, []).append(edge)
@@ -76,7 +77,7 @@ def release_dependents(
         _release(store, [child for child, what in decided.items() if what is Fate.GOES], handed, wall)
         stopped = [child for child, what in decided.items() if what is Fate.CANCELLED]
         more = _cancel(store, stopped, by_child, ends, reasons, handed, wall) if stopped else {}
-        handed.left = {**later, **more}
+        handed.left = more | later  # those after them first: then it stays small, however many come after one job
         if limit <= 0:
             return handed
     handed.left = {}

@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from taskq.engines.contract import Events, Figures, Fleet, Jobs
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer, commit_recovery
+from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
-from taskq.engines.embedded.recovery import recover
 from taskq.engines.embedded.requests import Requests
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
-from taskq.engines.embedded.transaction import first_of
+from taskq.engines.embedded.transaction import first_of, portion
+from taskq.model.effects import Effects
 from taskq.model.errors import TaskQError
+from taskq.model.limits import LINK_US
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
+from taskq.model.stored import StoredState
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
 from taskq.protocol.link.flight_recorder import FlightRecord
@@ -278,3 +281,38 @@ class EmbeddedEngine:
         if self._watch is not None:
             self._watch.close()
         self.store.close()
+
+
+def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: float, wall: float) -> Effects:
+    """Charges, at the start, the jobs that were running when a whole fleet died; then counts what waits.
+
+    Args:
+        running: the attempts in the flight recorder.
+        now, wall: monotonic seconds, and seconds since 1970.
+
+    Returns:
+        What was decided. The caller commits it, and then reports it.
+    """
+    for job_id, attempt, consumer in running:
+        stored = store.read(job_id)
+        # an attempt that is counted was settled before the fleet died
+        if stored is not None and stored.kept == StoredState.QUEUED and stored.row.attempts == attempt - 1:
+            jobs.lost(stored.row, consumer)
+    effects = Effects()
+    effects.add(jobs.take_effects())
+    if effects:
+        store.settle(effects.ended, effects.rescheduled, wall)
+        store.totals.crashed += effects.crashed
+    places = store.unrevived()
+    while places:
+        places = store.revive_dependents(places, portion(LINK_US)).left
+    ends = {**dict(store.unfinished_releases()), **{row.id: kept for row, kept, _ in effects.ended}}
+    while ends:
+        handed = release_dependents(store, ends, wall)
+        effects.ended += handed.ended
+        effects.notes += handed.notes
+        ends = handed.left
+    jobs.restore_limits(store.rates(wall), store.retried_in_order(), now, wall)
+    for partition, waiting, first_seq in store.waiting():
+        jobs.found(partition, waiting, first_seq)
+    return effects

@@ -15,10 +15,11 @@ from taskq.engines.contract import FleetControl
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.commands import Commands
 from taskq.engines.embedded.committer import Committer, StillSpooled
+from taskq.engines.embedded.journal.store import Place
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer
-from taskq.engines.embedded.transaction import Command, Transaction, portion
+from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, portion
 from taskq.model import limits
 from taskq.model.errors import JobNotFound, JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
 from taskq.model.info.search import JobSearch
@@ -65,8 +66,8 @@ _CHANGES = (
     *(PutSchedule, RemoveSchedule, PauseSchedule, RunSchedule),
 )
 _ADDS = (RetryJob, RetryJobs, PutSchedule, RunSchedule)
-#: Those about many jobs, or whose answers are long.
-_LONG = (RetryJobs, PurgeJobs, ListJobs, SearchJobs, ReadItems, GetStatus, GetCounts, ListSchedules)
+#: Those with long answers.
+_LONG = (ListJobs, SearchJobs, ReadItems, GetStatus, GetCounts, ListSchedules)
 
 
 class Requests:
@@ -133,7 +134,9 @@ class Requests:
     # -- in the transaction
 
     def change(self, tx: Transaction, asked: _Asked) -> Any:
-        """Makes the change that is requested. Returns the value of the answer."""
+        """Makes the change that is requested, or goes on with it. Returns the value of the answer, or UNFINISHED."""
+        if asked.to_revive:
+            return asked.revive(tx, asked.value, asked.to_revive)
         commands = self._commands
         match asked.request:
             case CancelJob(job_id):
@@ -144,9 +147,9 @@ class Requests:
                         raise
                     return StoreFull(_CANCEL_LATER)  # not raised: the other commands of this transaction go on
             case RetryJob(job_id):
-                return commands.retry_one(tx, partial(self._find, asked), job_id)
+                return asked.revive(tx, *commands.retry_one(tx, partial(self._find, asked), job_id))
             case RetryJobs():
-                return commands.retry(tx, *asked.request)
+                return asked.revive(tx, *commands.retry(tx, *asked.request))
             case PurgeJob(job_id):
                 return commands.purge_one(tx, partial(self._find, asked), job_id)
             case PurgeJobs():
@@ -235,11 +238,22 @@ class _Asked(Command):
         self.changes = isinstance(request, _CHANGES)
         self.adds = isinstance(request, _ADDS)
         self.work_us = _work_us(request)
+        self.value: object = None  # of the answer, while jobs are still to be revived
+        self.to_revive: list[Place] = []
         self.waits_for, self.until = b"", 0.0  # a job in the spool, and for how long
         self.is_late = False  # whether everything in the spool that can be taken in now was taken in
 
     def apply(self, tx: Transaction) -> object:
         return self._requests.change(tx, self) if self.changes else None
+
+    def revive(self, tx: Transaction, value: object, places: list[Place]) -> object:
+        """Goes on to revive jobs that come after others. Returns the value of the answer, or UNFINISHED."""
+        left = tx.revive(places)
+        tx.then(self._revived, value, left)
+        return UNFINISHED if left else value
+
+    def _revived(self, value: object, left: list[Place]) -> None:
+        self.value, self.to_revive = value, left
 
     def answer(self, outcome: object) -> None:
         if not self.peer.closed:

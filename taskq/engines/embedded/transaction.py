@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
-from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.journal.store import Place, Store
 from taskq.model import limits
 from taskq.model.effects import Effects, Event
 from taskq.model.errors import EnqueueError, StoreFull
@@ -25,6 +25,9 @@ from taskq.model.limits import REQUEST_US
 from taskq.model.partition import partition_of
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
+
+#: What a command returns that has done a part of its work: see `Command.apply`.
+UNFINISHED: Final = object()
 
 
 class Command:
@@ -36,12 +39,16 @@ class Command:
     changes = True
     #: About how long it takes, with its answer, in microseconds; see `taskq.model.limits.TURN_US`.
     work_us: float = REQUEST_US
+    #: Who asked. While a command of somebody is unfinished, what else the same one has asked for waits.
+    peer: Any = None
 
     def apply(self, tx: Transaction) -> object:
         """Decides and writes, in the transaction. It may be called again after a rollback.
 
         Returns:
-            The outcome.
+            The outcome; or UNFINISHED, if this part is to be committed, and the rest to be done in later turns: then it
+            is applied again and again, while other clients are served, and answered with its last part. What it has
+            done, and where to go on, it notes with `Transaction.then`.
 
         Raises:
             TaskQError: it is refused, and has changed nothing.
@@ -230,16 +237,24 @@ class Transaction:
             self._admission.count(job.row.spec.queue, -1)
         self._follow_ups.append(partial(self.jobs.forget, job.row, job.kept))
 
-    def requeue(self, jobs: list[StoredJob]) -> None:
-        """Queues failed jobs again, and has the jobs that were cancelled because of them wait again."""
+    def requeue(self, jobs: list[StoredJob]) -> list[Place]:
+        """Queues failed jobs again. Returns what to `revive`."""
         rows = self.store.requeue(jobs, self.wall)
         self.store.totals.retried += len(rows)
-        revived = self.store.revive_dependents([row.id for row in rows])
         for row in rows:
             self.ends.pop(row.id, None)
             self._admission.count(row.spec.queue, 1)
-        self.ends.update(revived)
         self._follow_ups.append(partial(self.jobs.requeued, rows))
+        return [(row.id, 0) for row in rows]
+
+    def revive(self, places: list[Place]) -> list[Place]:
+        """Has jobs that were cancelled because of others, which are run again, wait again, as many as the turn has room
+        for. Returns where to go on. A broker that dies goes on at its start."""
+        revival = self.store.revive_dependents(places, self.portion(limits.LINK_US))
+        self.ends.update(revival.ends)
+        if revival.left:
+            self.room_us = 0.0
+        return revival.left
 
     # -- afterwards
 

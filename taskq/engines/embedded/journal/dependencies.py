@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from taskq.engines.embedded.journal import statements
 from taskq.engines.embedded.journal.database import Database, trusted
+from taskq.engines.embedded.journal.store import Place, Revival
 from taskq.model.job import JobRow
 from taskq.model.stored import Edge, Ended, StoredJob, StoredState
+
+#: So many jobs are asked for those after them in the time that it takes to revive one.
+_LOOKS_PER_JOB = 5
 
 
 class Dependencies(Database):
@@ -38,6 +43,8 @@ class Dependencies(Database):
     def close_edges(self, parents: Sequence[bytes], limit: int) -> list[Edge]:
         edges: list[tuple[bytes, int, int]] = []
         for parent in parents:
+            if len(edges) == limit:
+                break
             edges += [
                 (parent, *fields) for fields in self._db.execute(statements.OPEN_EDGES, (parent, limit - len(edges)))
             ]
@@ -87,29 +94,40 @@ class Dependencies(Database):
     # -- a parent is run again, and the start of the broker
 
     @trusted
-    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def revive_dependents(self, places: Sequence[Place], limit: int) -> Revival:
         if not self._has_edges:
-            return {}
+            return Revival({}, [])
         self._begin()
         found: list[tuple[int]] = []
-        parents = list(ids)
-        while parents:
-            children = [
-                tuple(child) for parent in parents for child in self._db.execute(statements.REVIVABLE, (parent,))
+        left = deque(places)
+        looked_at = 0
+        while left and limit > 0:
+            parent, after = left.popleft()
+            children: list[tuple[int, bytes]] = [
+                (seq, job_id) for seq, job_id in self._db.execute(statements.REVIVABLE, (parent, after, limit))
             ]
-            found += [(seq,) for seq, _ in children]
-            self._db.executemany(statements.REVIVE, [(seq,) for seq, _ in children])
-            parents = list(dict.fromkeys(job_id for _, job_id in children))
-        found = list(dict.fromkeys(found))
+            if len(children) == limit:
+                left.appendleft((parent, children[-1][0]))
+            left.extend((job_id, 0) for _, job_id in children)
+            seqs = [(seq,) for seq, _ in children]
+            self._db.executemany(statements.REVIVE, seqs)  # before those after them are looked at
+            found += seqs
+            looked_at += 1
+            limit -= len(children) + (looked_at % _LOOKS_PER_JOB == 0)
         self._db.executemany(statements.REOPEN, found)
         self._look_at_edges()
         self._rows.ended[StoredState.CANCELLED] -= len(found)
         self.totals.retried += len(found)
-        return {
+        ends = {
             parent: StoredState(state)
             for child in found
             for parent, state in self._db.execute(statements.ENDED_PARENTS, child)
         }
+        return Revival(ends, list(left))
+
+    @trusted
+    def unrevived(self) -> list[Place]:
+        return [(parent, 0) for (parent,) in self._db.execute(statements.UNREVIVED)] if self._has_edges else []
 
     @trusted
     def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:

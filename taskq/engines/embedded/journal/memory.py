@@ -7,14 +7,14 @@ journal in SQLite.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from taskq.engines.embedded.journal.memory_records import Changes, Disk, Indexes, Record
-from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Totals, Wanted
+from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Place, Revival, Totals, Wanted
 from taskq.model.attempt import shortened
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
 from taskq.model.errors import EnqueueError
@@ -276,36 +276,49 @@ class MemoryStore:
     def detach(self, row: JobRow) -> None:
         self._change(row.seq, payload=b"", after=())
 
-    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
+    def revive_dependents(self, places: Sequence[Place], limit: int) -> Revival:
         found: list[Record] = []
-        parents = set(ids)
-        while parents:
-            cancelled = [
+        left = deque(places)
+        while left and limit > 0:
+            parent, after = left.popleft()
+            children = [
                 record
-                for record in self._records({child for parent in parents for child in self._indexes.children(parent)})
-                if self._is_revived(record, parents)
-            ]
-            for record in cancelled:
+                for record in self._records(self._indexes.children(parent))
+                if record.seq > after and self._is_revived(record, parent)
+            ][:limit]
+            if len(children) == limit:
+                left.appendleft((parent, children[-1].seq))
+            for record in children:
                 changes = {"kept": StoredState.WAITING, "finished_at": None, "outcome": None}
                 self._change(record.seq, **changes, revived=record.revived + 1)
                 self.totals.retried += 1
-            found += cancelled
-            parents = {record.id for record in cancelled}
+                left.append((record.id, 0))
+            found += children
+            limit -= len(children)
         ends: dict[bytes, StoredState] = {}
         for record in found:
-            states = {parent: self._jobs[parent].kept for parent, _, _ in record.after if parent in self._jobs}
-            bad = {parent: kept for parent, kept in states.items() if kept != StoredState.SUCCEEDED}
-            self._change(record.seq, after=tuple((p, goes_on, p in bad) for p, goes_on, _ in record.after))
-            ends.update((parent, kept) for parent, kept in bad.items() if kept >= FIRST_FINAL)
-        return ends
+            self._change(record.seq, after=tuple((p, goes_on, p in self._jobs) for p, goes_on, _ in record.after))
+            ends.update((p, kept) for p, kept in self.states([p for p, _, _ in record.after]).items())
+        return Revival({parent: kept for parent, kept in ends.items() if kept >= FIRST_FINAL}, list(left))
 
-    def _is_revived(self, record: Record, parents: set[bytes]) -> bool:
-        """Whether a job was cancelled because of one of these, and all that it needs is still there."""
+    def unrevived(self) -> list[Place]:
+        parents = {
+            parent: None
+            for record in self._jobs.values()
+            for parent, _, _ in record.after
+            if self._is_revived(record, parent)
+        }
+        return [(parent, 0) for parent in parents]
+
+    def _is_revived(self, record: Record, parent: bytes) -> bool:
+        """Whether a job was cancelled because of this one, and all that it needs is still there and may succeed."""
+        needs = [before for before, goes_on, _ in record.after if not goes_on]
+        states = self.states(needs)
         return (
             record.kept == StoredState.CANCELLED
             and bool(record.payload)
-            and any(parent in parents and not goes_on for parent, goes_on, _ in record.after)
-            and all(parent in self._jobs or goes_on for parent, goes_on, _ in record.after)
+            and parent in needs
+            and all(states.get(before, StoredState.CANCELLED) <= StoredState.SUCCEEDED for before in needs)
         )
 
     def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:

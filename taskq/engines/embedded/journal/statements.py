@@ -70,15 +70,18 @@ CANCEL_DEPENDENT = (
     f"UPDATE jobs SET state = {StoredState.CANCELLED}, finished_at = ?, outcome = ?, "
     "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"
 )
-# not if another that it needs is no longer there: whether that had succeeded, nobody knows any more
-REVIVABLE = f"""SELECT DISTINCT seq, id FROM edges CROSS JOIN jobs ON seq = child
-    WHERE parent = ? AND goes_on = 0 AND state = {StoredState.CANCELLED} AND payload IS NOT NULL AND NOT EXISTS
-    (SELECT 1 FROM edges AS own WHERE child = jobs.seq AND goes_on = 0 AND NOT EXISTS
-    (SELECT 1 FROM jobs AS before WHERE before.id = own.parent))"""
+# not if another that it needs did not succeed, or is no longer there: then nobody knows whether that had succeeded
+_REVIVABLE = f"""FROM edges CROSS JOIN jobs ON seq = child
+    WHERE goes_on = 0 AND state = {StoredState.CANCELLED} AND payload IS NOT NULL AND NOT EXISTS
+    (SELECT 1 FROM edges AS own LEFT JOIN jobs AS before ON before.id = own.parent
+    WHERE own.child = jobs.seq AND own.goes_on = 0
+    AND coalesce(before.state, {StoredState.CANCELLED}) > {StoredState.SUCCEEDED})"""
+REVIVABLE = f"SELECT seq, jobs.id {_REVIVABLE} AND parent = ? AND child > ? ORDER BY child LIMIT ?"
+UNREVIVED = f"SELECT DISTINCT parent {_REVIVABLE}"
 DETACH = f"UPDATE jobs SET payload = NULL WHERE seq = ? AND state = {StoredState.CANCELLED}"
 REVIVE = f"UPDATE jobs SET state = {StoredState.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
-REOPEN = f"""UPDATE edges SET is_open = 1 WHERE child = ?
-    AND EXISTS (SELECT 1 FROM jobs WHERE id = parent AND state <> {StoredState.SUCCEEDED})"""
+# also those that have ended: one that is run again may have succeeded before all after it were revived
+REOPEN = "UPDATE edges SET is_open = 1 WHERE child = ? AND EXISTS (SELECT 1 FROM jobs WHERE id = parent)"
 ENDED_PARENTS = f"""SELECT parent, state FROM edges CROSS JOIN jobs ON id = parent
     WHERE child = ? AND is_open = 1 AND state >= {FIRST_FINAL}"""
 # one that is not there was purged before all heard of it

@@ -114,6 +114,23 @@ class Totals:
         return self.enqueued + ended + self.retried + self.crashed
 
 
+#: A job, and the sequence number of the last one after it that was looked at.
+Place = tuple[bytes, int]
+
+
+class Revival(NamedTuple):
+    """What came of the revival of jobs.
+
+    Attributes:
+        ends: among all jobs that the revived ones come after, those that have ended, whose ends must be handed over
+            again.
+        left: where to go on; nothing, if all were revived.
+    """
+
+    ends: dict[bytes, StoredState]
+    left: list[Place]
+
+
 TOTAL_NAMES = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled", "expired")
 
 
@@ -218,14 +235,18 @@ class Store(Protocol):
     def detach(self, row: JobRow) -> None:
         """Cuts a cancelled job off from the jobs that it came after: it is not revived with them."""
 
-    def revive_dependents(self, ids: Sequence[bytes]) -> dict[bytes, StoredState]:
-        """Makes the jobs wait again that `cancel_dependents` ended because of these, and the jobs after them in turn.
-        A job stays cancelled if another job that it needs is no longer there.
+    def revive_dependents(self, places: Sequence[Place], limit: int) -> Revival:
+        """Makes jobs wait again that `cancel_dependents` ended because of jobs which are run again now, and the jobs
+        after them in turn. A job stays cancelled if another job that it needs is no longer there, or did not succeed.
 
-        Returns:
-            Among all jobs that the revived ones come after, those that have ended without success: their ends must be
-            handed over again.
+        Args:
+            places: of the jobs that are run again.
+            limit: how many jobs are revived at the most.
         """
+
+    def unrevived(self) -> list[Place]:
+        """At the start: the jobs because of which others are still cancelled that should wait again, since the broker
+        died before it had revived all of them."""
 
     def unfinished_releases(self) -> list[tuple[bytes, StoredState]]:
         """At the start: the ended jobs that others still wait for, since the broker died before it handed their ends
