@@ -35,6 +35,7 @@ from taskq.model.limits import (
     MAX_JOBS_PER_FRAME,
     SUBMIT_CHUNK_BYTES,
     SUBMITTED_US,
+    TURN_US,
 )
 from taskq.model.spec import Spec
 from taskq.protocol import frames
@@ -42,24 +43,29 @@ from taskq.protocol.ops import Op
 
 
 def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
-    """Cuts calls into chunks that fit one frame, of at most `most` calls."""
+    """Cuts calls into chunks that fit one frame and one turn of the broker, of at most `most` calls."""
     most = min(most or MAX_JOBS_PER_FRAME, MAX_JOBS_PER_FRAME)
     chunk: list[Call] = []
     size = own_bytes = constraints_bytes = 0
+    work_us, own_us = 0.0, SUBMITTED_US
     last: Constraints | None = None
     is_shared = True  # all of the chunk have the same constraints, which travel once
     for call in calls:
         _, payload, own = call
         if own is not last:
             own_bytes = 0 if own is None else own.max_wire_bytes
+            own_us = SUBMITTED_US if own is None else CONSTRAINED_US + EDGE_US * len(own.after)
             is_shared = not chunk
             last = own
         constraints_bytes += own_bytes
         size += len(payload)
+        work_us += own_us
         told_bytes = own_bytes if is_shared else constraints_bytes
-        if (size > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES or len(chunk) == most) and chunk:
+        is_full = size > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES or len(chunk) == most
+        if (is_full or work_us > TURN_US) and chunk:
             yield chunk
             chunk, size, constraints_bytes, is_shared = [], len(payload), own_bytes, True
+            work_us = own_us
         chunk.append(call)
     if chunk:
         yield chunk

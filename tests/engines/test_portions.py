@@ -12,11 +12,15 @@ import pytest
 from scripted_fleet import ScriptedClock, ScriptedFleet, SQLitePlace
 
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.model.job import JobState
+from taskq.model.constraints import Constraints
+from taskq.model.job import JobState, new_job_ids
+from taskq.model.limits import TURN_US
 from taskq.model.spec import Spec
 from taskq.protocol.answers import value_of
+from taskq.protocol.frames import Decoder
 from taskq.protocol.jobs import info_of
 from taskq.protocol.requests import GetJob, Request, RetryJob
+from taskq.protocol.submissions import Call, chunks, submission_of, submit_frame
 from taskq.testing.client import InProcessLine
 
 JOBS = 3_000
@@ -140,6 +144,17 @@ def test_a_retry_goes_on_after_the_death_of_its_broker(fleet: Counted) -> None:
     successor = fleet.die()
     assert successor.client.status().queues["idle"].waiting == JOBS
     assert successor.client.info(parent).state is JobState.QUEUED
+
+
+def test_a_client_sends_no_more_in_a_frame_than_a_turn_takes_on() -> None:
+    parent, *ids = new_job_ids(3_001)
+    plain = [Call(job_id, b"payload") for job_id in ids]
+    linked = [call._replace(constraints=Constraints(after=((parent, False),))) for call in plain]
+    assert [len(chunk) for chunk in chunks(plain)] == [1_000] * 3
+    for chunk in chunks(linked):
+        [message] = Decoder().feed(submit_frame(1, IDLE, chunk, resend=False, watch=False))
+        assert submission_of(None, *message).work_us <= TURN_US
+    assert sum(map(len, chunks(linked))) == 3_000
 
 
 class RawClient:

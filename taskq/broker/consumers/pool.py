@@ -40,8 +40,8 @@ if TYPE_CHECKING:  # the pool uses the parts, and is handed to them
 
 #: The start of a job is logged if the job is still running after this time.
 _ANNOUNCE_AFTER_S = 0.1
-#: What is read of a consumer at once: some 1,000 successes, or 200 failures, which take longer.
-_READ_BYTES = 64 * 1024
+#: What is read of a consumer at once: some 1,000 successes, or 100 failures, which take longer.
+_READ_BYTES = 32 * 1024
 #: The progress of a consumer's jobs is logged at most once in this time.
 _PROGRESS_EVERY_S = 1.0
 

@@ -23,7 +23,7 @@ class PendingEffects:
     @property
     def has_enough(self) -> bool:
         """Whether a turn has enough to do."""
-        return bool(self._full)
+        return bool(self._full) or self.current.work_us >= limits.TURN_US
 
     @property
     def next_us(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from taskq.engines.embedded.journal import statements
 from taskq.engines.embedded.journal.database import Database, trusted
@@ -103,13 +104,11 @@ class Dependencies(Database):
         looked_at = 0
         while left and limit > 0:
             parent, after = left.popleft()
-            children: list[tuple[int, bytes]] = [
-                (seq, job_id) for seq, job_id in self._db.execute(statements.REVIVABLE, (parent, after, limit))
-            ]
+            children: list[Any] = self._db.execute(statements.REVIVABLE, (parent, after, limit)).fetchall()
             if len(children) == limit:
                 left.appendleft((parent, children[-1][0]))
-            left.extend((job_id, 0) for _, job_id in children)
-            seqs = [(seq,) for seq, _ in children]
+            left.extend((job_id, 0) for _, job_id, has_more in children if has_more)
+            seqs = [(seq,) for seq, _, _ in children]
             self._db.executemany(statements.REVIVE, seqs)  # before those after them are looked at
             found += seqs
             looked_at += 1

@@ -76,7 +76,8 @@ _REVIVABLE = f"""FROM edges CROSS JOIN jobs ON seq = child
     (SELECT 1 FROM edges AS own LEFT JOIN jobs AS before ON before.id = own.parent
     WHERE own.child = jobs.seq AND own.goes_on = 0
     AND coalesce(before.state, {StoredState.CANCELLED}) > {StoredState.SUCCEEDED})"""
-REVIVABLE = f"SELECT seq, jobs.id {_REVIVABLE} AND parent = ? AND child > ? ORDER BY child LIMIT ?"
+_HAS_MORE = "EXISTS (SELECT 1 FROM edges AS more WHERE more.parent = jobs.id)"  # jobs that come after it in turn
+REVIVABLE = f"SELECT seq, jobs.id, {_HAS_MORE} {_REVIVABLE} AND parent = ? AND child > ? ORDER BY child LIMIT ?"
 UNREVIVED = f"SELECT DISTINCT parent {_REVIVABLE}"
 DETACH = f"UPDATE jobs SET payload = NULL WHERE seq = ? AND state = {StoredState.CANCELLED}"
 REVIVE = f"UPDATE jobs SET state = {StoredState.WAITING}, finished_at = NULL, outcome = NULL WHERE seq = ?"
