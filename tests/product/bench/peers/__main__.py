@@ -38,12 +38,12 @@ def environment_for(entries: list[PeerEntry], folder: Path) -> dict[str, Path]:
         pythons[entry.name] = folder / entry.environment / "bin" / "python"
     for name, wanted in requirements.items():
         place, stamp = folder / name, folder / name / "requirements.txt"
-        text = "\n".join(sorted(wanted))
-        if not stamp.exists() or stamp.read_text() != text:
+        installed = set(stamp.read_text().split()) if stamp.exists() else set()
+        if wanted - installed:
             print(f"installing {', '.join(sorted(wanted))}", file=sys.stderr)
             subprocess.run([sys.executable, "-m", "venv", place], check=True)
             subprocess.run([place / "bin" / "pip", "install", "-q", "--upgrade", *wanted], check=True)
-            stamp.write_text(text)
+            stamp.write_text("\n".join(sorted(installed | wanted)))
         if any(entry.environment == name and entry.is_ours for entry in entries):
             subprocess.run([place / "bin" / "pip", "install", "-q", CHECKOUT], check=True)
     return pythons
@@ -90,8 +90,14 @@ def machine() -> str:
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
 
 
+def _end(_signal: int, _frame: object) -> None:
+    """SIGTERM ends it as Ctrl-C does: servers and workers are stopped."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Measures, and prints the table of all rounds."""
+    signal.signal(signal.SIGTERM, _end)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("peers", nargs="*", help=f"some of: {', '.join(PEERS)}; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="how often each peer is measured; 0 only prints")
