@@ -7,9 +7,8 @@ import sys
 def main() -> None:
     """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`.
 
-    typer takes 0.1 to 0.2 s to import. In the meantime a fleet's broker starts, and a process looks at the application.
-    If the command line turns out not to be valid, their sockets are closed and both end without having touched
-    anything.
+    While a guardian imports what it needs, its broker starts, and a process looks at the application. If the command
+    line turns out not to be valid, their sockets are closed and both end without having touched anything.
     """
     command, *rest = sys.argv[1:] or [""]
     if command == "worker" and not {"--help", "-h"} & set(rest):
@@ -17,6 +16,9 @@ def main() -> None:
 
         has_app = rest and not rest[0].startswith("-")
         start_early(rest[0] if has_app else os.environ.get("TASKQ_APP") if not rest else None)
+        from taskq.cli.worker.start import start_quickly
+
+        start_quickly(rest)
     if command == "health":
         from taskq.cli.health.probe import answer_quickly
 

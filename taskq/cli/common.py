@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 import taskq
 from taskq.cli.config.places import default_directory
@@ -26,18 +25,6 @@ from taskq.system.directory import Directory
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
-
-#: APP of the commands that look at a fleet or control it.
-FleetArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="APP",
-        help="The application, or its directory. Default: TASKQ_APP, then TASKQ_URL, then app in pyproject.toml, "
-        "then the only queue that you have.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 
 #: How many of the newest lines of the log are searched for names that somebody may have meant.
 _LINES_FOR_NAMES = 20_000
@@ -105,6 +92,33 @@ def warn_of_name(directory: Directory, field: str, name: str, others: Iterable[s
     known |= {"default", *others} if field == "queue" else {*others}
     if name not in known and not (field == "event" and any(fnmatchcase(each, name) for each in known)):
         tell(f"there is no {field} {name!r} in the log of {directory.path}{did_you_mean(name, known)}")
+
+
+def guard(command: Callable[[], object]) -> None:
+    """Runs a command, and ends the process with one of the codes of `taskq.model.exits` if it fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not an error where a terminal cannot show a letter
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # a closed pipe must raise here, not when the interpreter flushes at its end
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click would take it for an error
+            closed_pipe()
+        raise
+    except TaskQError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        closed_pipe()
+    except OSError as error:
+        if not isinstance(error, TaskQError) and error.filename is None:
+            raise
+        print(f"taskq: {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 def fail(error: TaskQError) -> NoReturn:

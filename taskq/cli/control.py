@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from taskq.cli.common import FleetArgument, count_of, find_directory, seconds_of, tell
+from taskq.cli.arguments import FleetArgument
+from taskq.cli.common import count_of, find_directory, seconds_of, tell
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus

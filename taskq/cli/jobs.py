@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from taskq.cli.arguments import FleetArgument, JsonOption
 from taskq.cli.common import (
-    FleetArgument,
-    JsonOption,
     UnknownTask,
     find_directory,
     load,

@@ -12,17 +12,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from taskq.cli.common import (
-    FleetArgument,
-    JsonOption,
-    count_of,
-    find_directory,
-    names_in_code,
-    seconds_of,
-    tell,
-    tell_if_stopped,
-    warn_of_name,
-)
+from taskq.cli.arguments import FleetArgument, JsonOption
+from taskq.cli.common import count_of, find_directory, names_in_code, seconds_of, tell, tell_if_stopped, warn_of_name
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.positions import looks_like_app, split
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal

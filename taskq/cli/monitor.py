@@ -17,7 +17,8 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from taskq.cli.common import FleetArgument, JsonOption, closed_pipe, find_directory, seconds_of, tell, warn_of_name
+from taskq.cli.arguments import FleetArgument, JsonOption
+from taskq.cli.common import closed_pipe, find_directory, seconds_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client.transport.blocking import Client

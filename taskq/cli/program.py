@@ -6,7 +6,6 @@ needs neither rich nor the log reader.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from importlib import import_module
@@ -14,15 +13,14 @@ from typing import Annotated
 
 import typer
 
-from taskq.cli.common import closed_pipe, fail, version
-from taskq.model.errors import TaskQError
+from taskq.cli.common import guard, version
 
 _RUN, _JOBS, _LOOK, _MORE = "Run a fleet", "Jobs", "Watch", "More"
 
 #: The commands as `taskq --help` lists them. By name, which is also that of the function: the module, the heading, and
 #: the first sentences of the docstring, so that the list takes none of the modules.
 COMMANDS = {
-    "worker": ("worker", _RUN, "Run a fleet: a broker, and consumers that run the jobs of APP."),
+    "worker": ("worker.command", _RUN, "Run a fleet: a broker, and consumers that run the jobs of APP."),
     "stop": ("control", _RUN, "Stop the fleet, and wait until it has stopped."),
     "reload": ("control", _RUN, "Load new code: replace the consumers one by one."),
     "config": ("config.command", _RUN, "Show the options of a fleet started here, and where each comes from."),
@@ -124,28 +122,6 @@ def _leave_out_styles() -> None:
 
 def run() -> None:
     """Runs the command line, and ends the process with one of the codes of `taskq.model.exits`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not an error where a terminal cannot show a letter
     if os.environ.get("NO_COLOR"):
         _leave_out_styles()
-    try:
-        try:
-            build(_words())(prog_name="taskq")
-        finally:
-            sys.stdout.flush()  # a closed pipe must raise here, not when the interpreter flushes at its end
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click would take it for an error
-            closed_pipe()
-        raise
-    except TaskQError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        closed_pipe()
-    except OSError as error:
-        if not isinstance(error, TaskQError) and error.filename is None:
-            raise
-        print(f"taskq: {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
+    guard(lambda: build(_words())(prog_name="taskq"))

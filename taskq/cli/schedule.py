@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from taskq.cli.common import JsonOption, find_directory, tell_if_stopped
+from taskq.cli.arguments import JsonOption
+from taskq.cli.common import find_directory, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.positions import name_first
 from taskq.cli.tables import Cell, Column, table, width_of_terminal

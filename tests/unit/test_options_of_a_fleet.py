@@ -12,7 +12,7 @@ from taskq import ConfigError
 from taskq.cli.config.options import FLEET_OPTIONS, FleetOption
 from taskq.cli.config.project import Value, app_of, find_project
 from taskq.cli.config.sources import misspelt_variables, settings_of, values
-from taskq.cli.worker import worker
+from taskq.cli.worker.command import worker
 from taskq.model.settings import Settings
 from taskq.protocol.link.boot import IN_CONSUMER
 

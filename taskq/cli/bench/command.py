@@ -23,6 +23,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from taskq.cli.arguments import JsonOption
 from taskq.cli.bench.catalogue import CASES
 from taskq.cli.bench.figures import Report
 from taskq.cli.bench.machine import describe
@@ -30,7 +31,6 @@ from taskq.cli.bench.plot import svg_of
 from taskq.cli.bench.runner import run
 from taskq.cli.bench.stage import Stage
 from taskq.cli.bench.table import lines_of, machine_lines
-from taskq.cli.common import JsonOption
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import width_of_terminal
 from taskq.model.errors import ConfigError, DirectoryError

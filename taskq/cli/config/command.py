@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from taskq.cli.common import JsonOption, tell
+from taskq.cli.arguments import JsonOption
+from taskq.cli.common import tell
 from taskq.cli.config.options import FLEET_OPTIONS, NONE
 from taskq.cli.config.project import APP_KEY, Value, app_of, find_project
 from taskq.cli.config.sources import misspelt_variables, settings_of, values

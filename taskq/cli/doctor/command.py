@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from taskq.cli.common import FleetArgument, JsonOption, locate_directory
+from taskq.cli.arguments import FleetArgument, JsonOption
+from taskq.cli.common import locate_directory
 from taskq.cli.doctor.checks import Finding, examine
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal

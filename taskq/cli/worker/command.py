@@ -1,4 +1,4 @@
-"""`taskq worker`: runs a fleet."""
+"""`taskq worker`, as typer reads it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from taskq.broker.guardian import Guardian
-from taskq.cli.common import reference_of, tell
 from taskq.cli.config.options import FLEET_OPTIONS, FleetOption
-from taskq.cli.config.project import SEPARATOR, find_project
-from taskq.cli.config.sources import misspelt_variables, settings_of, values
+from taskq.cli.config.project import SEPARATOR
+from taskq.cli.worker.start import run_fleet
 
 
 def _with_fleet_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,11 +68,7 @@ def worker(
     $ taskq worker app.py:q
     $ taskq worker shop.tasks:q --consumers 8 --queues mail,images
     """
-    reference = reference_of(app)
-    for sentence in misspelt_variables():
-        tell(sentence)
-    settings = settings_of(values(_texts(given), find_project()))
-    raise typer.Exit(Guardian(reference, settings).run())
+    raise typer.Exit(run_fleet(app, _texts(given)))
 
 
 def _texts(given: dict[str, bool | str | list[str] | None]) -> dict[str, str]:
