@@ -1407,3 +1407,15 @@ def test_finding_stops_after_a_while(path: Path, wanted: Wanted, is_found: bool,
     expected = [row.seq for row in rows] if is_found else []
     assert seqs == (expected[::-1] if newest_first else expected)
     assert requests > 1
+
+
+@pytest.mark.parametrize("queues", [1, 2, 3, 5])
+def test_what_waits_is_counted_by_partition(opener: Opener, queues: int) -> None:
+    """Whether they are few or many, and without those of which nothing waits."""
+    with closing(opener()) as store:
+        for number in range(queues):
+            submit(store, number + 1, Spec("task", queue=f"queue{number}"))
+        end(store, store.lease(Partition("queue0"), 0, 10, 1 << 20)[0])
+        firsts = [1 + sum(range(1, number + 1)) for number in range(queues)]
+        found = sorted(store.waiting(), key=lambda row: row[2])
+        assert found == [(Partition(f"queue{n}"), n + 1, firsts[n]) for n in range(1, queues)]

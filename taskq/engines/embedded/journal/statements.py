@@ -21,6 +21,7 @@ INSERT_WITH_CONSTRAINTS = (
 )
 QUEUED = f"SELECT {ROW} FROM jobs WHERE state = 0 AND band = ? AND seq > ? ORDER BY seq LIMIT ?"
 QUEUED_KEYED = QUEUED.replace("state = 0", "state = 0 AND is_keyed = 1")
+WAITING_IN = "SELECT ?1, count(*), min(seq) FROM jobs WHERE state = 0 AND band = ?1"
 WAITING = "SELECT band, count(*), min(seq) FROM jobs WHERE state = 0 GROUP BY band"
 _RETRIED_KEYED = f"SELECT {ROW} FROM jobs WHERE state = 1 AND is_keyed = 1 AND attempts > 0"
 RETRIED = f"{_RETRIED_KEYED} UNION ALL {_RETRIED_KEYED.replace('state = 1', 'state = 0')}"  # each has an index
