@@ -189,6 +189,7 @@ class Guardian:
 
     def _start_broker(self) -> None:
         broker = take_broker()
+        broker.process.returncode = 0  # the watch reaps it: subprocess would do so when it starts another process
         self._watch.begin(broker.process.pid, broker.socket)
         self._came_up, self._small_at = False, None
 
