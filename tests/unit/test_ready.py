@@ -96,6 +96,7 @@ class World(RuleBasedStateMachine):
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(window_module, "LOAD_JOBS", 4)
         self.patches.setattr(ready_module, "_SET_ASIDE", 1)
+        self.patches.setattr(ready_module, "_WOKEN", 1)
         self.jobs: dict[int, Job] = {}
         self.consumers: dict[int, frozenset[str] | None] = {}
         self.starts: dict[Limit, list[tuple[float, int]]] = {}
@@ -103,12 +104,12 @@ class World(RuleBasedStateMachine):
         self.paused: set[str] = set()
         self.wall = 1e9
 
-    @initialize(memory_rows=st.sampled_from([0, 2, 5, 1_000]), slots=st.sampled_from([1, 3]))
-    def begin(self, memory_rows: int, slots: int) -> None:
-        """Three consumers; one of them serves only one queue."""
+    @initialize(memory_rows=st.sampled_from([0, 2, 5, 1_000]), slots=st.sampled_from([1, 3]), has_lanes=st.booleans())
+    def begin(self, memory_rows: int, slots: int, has_lanes: bool) -> None:
+        """Three consumers; one of them may serve only one queue."""
         self.slots = slots
         self.memory_bytes = memory_rows * ROW_BYTES
-        self.consumers = {1: None, 2: frozenset("ab"), 3: frozenset("b")}
+        self.consumers = {1: None, 2: frozenset("ab"), 3: frozenset("b")} if has_lanes else dict.fromkeys((1, 2, 3))
         self.ready = self.new_partitions()
 
     def new_partitions(self) -> ReadyJobs:
@@ -151,7 +152,7 @@ class World(RuleBasedStateMachine):
 
     @rule(
         task=st.sampled_from(sorted(TASKS)),
-        queue=st.sampled_from("ab"),
+        queue=st.sampled_from("aabbcd"),
         priority=st.sampled_from([0, 0, 1]),
         key=st.sampled_from("xy"),
         count=st.integers(1, 4),
@@ -239,7 +240,7 @@ class World(RuleBasedStateMachine):
             self.ready.drop(job.row())
             job.state, job.is_under_way = "ended", False
 
-    @rule(queue=st.sampled_from("ab"), is_paused=st.booleans())
+    @rule(queue=st.sampled_from("abcd"), is_paused=st.booleans())
     def pause(self, queue: str, is_paused: bool) -> None:
         """A queue is paused or resumed."""
         self.ready.pause(queue, is_paused)

@@ -26,6 +26,11 @@ class OpenQueues:
         self._spent_s = 0.0  # of the queue whose turn was last
         self._turns = 0
 
+    @property
+    def has_one_line(self) -> bool:
+        """Whether all consumers serve the same queues, as far as is known."""
+        return all(line is self.all for line in self._lines.values())
+
     def enter(self, queue: WaitingQueue) -> None:
         """Notes a new queue."""
         lines = {id(line): line for line in self._lines.values()}

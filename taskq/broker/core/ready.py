@@ -17,10 +17,19 @@ from typing import Final
 from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.open_queues import OpenQueues
 from taskq.broker.core.shared_limits import SharedLimits
-from taskq.broker.core.waiting import Entry, Heap, Line, WaitingPartition, WaitingQueue, drop_stale, turn_of_next
+from taskq.broker.core.waiting import (
+    Entry,
+    Heap,
+    Line,
+    SharedLimit,
+    WaitingPartition,
+    WaitingQueue,
+    drop_stale,
+    turn_of_next,
+)
 from taskq.broker.core.window import Portion, Window
 from taskq.model.job import JobRow
-from taskq.model.partition import Load, Partition, Starts, partition_of
+from taskq.model.partition import Limit, Load, Partition, Starts, partition_of
 
 #: How many open queues, and listed partitions of each, are looked into to see how many jobs may go: each of the others
 #: has at least one.
@@ -28,6 +37,8 @@ _LOOK_INTO_QUEUES: Final = 8
 _LOOK_INTO: Final = 32
 #: How many partitions stay listed though their concurrency is used up by other consumers than the one that asks.
 _SET_ASIDE: Final = 8
+#: Of how many queues partitions are listed at once when a limit opens.
+_WOKEN: Final = 4
 #: How many queues without jobs are remembered, with what they have used of their shares.
 _EMPTY_QUEUES: Final = 1_000
 
@@ -180,7 +191,12 @@ class ReadyJobs:
         return self._line(queues).open > 0
 
     def _line(self, queues: Collection[str] | None) -> Line:
-        return self._open.line(queues) or self._open.new_line(queues, self._queues.values())
+        line = self._open.line(queues)
+        if line is None:
+            line = self._open.new_line(queues, self._queues.values())
+            for shared in self._limits.in_use.values():
+                self._wake_at(shared)
+        return line
 
     def ready(self, enough: int) -> int:
         """About how many jobs may be sent, without those at closed limits. Stops counting when there are enough."""
@@ -293,9 +309,7 @@ class ReadyJobs:
         it. If that is less than before, what was sent is for the caller to take back."""
         shared = self._limits.grant(kind, name, amount)
         if shared is not None:
-            for heap, parked in shared.first_ones():
-                heappop(heap)
-                self._list_again(parked)
+            self._wake_at(shared)
 
     def under_way(self, row: JobRow) -> None:
         """Notes at the start that this job will run again, and that those behind it in order wait for it."""
@@ -335,13 +349,25 @@ class ReadyJobs:
         """Lists the next partitions at each limit of this one. While jobs are taken for a consumer (`key`), only where
         the limit is open for it: otherwise a partition could be woken for ever by those that park after it."""
         for _, shared in partition.limits:
-            if not shared.parked:
-                continue
-            for heap, parked in shared.first_ones():
+            if shared.parked:
+                self._wake_at(shared, key, now)
+
+    def _wake_at(self, shared: SharedLimit, key: int | None = None, now: float = 0.0) -> None:
+        """Lists the next partitions at a limit, of some queues: each wakes others when it is tried, while the limit is
+        open. Where consumers serve different queues, it lists those of all queues: nobody might try these for long."""
+        most = _WOKEN if self._open.has_one_line else UNLIMITED
+        limit: Limit | None = None
+        for alike in list(shared.parked):
+            woken = 0
+            while woken < most and (parked := shared.next_of(alike)) is not None:
                 limit = next(limit for limit, other in parked.limits if other is shared)
-                if key is None or shared.state.room(limit, key, parked.held[0], now):
-                    heappop(heap)
-                    self._list_again(parked)
+                if key is not None and not shared.state.room(limit, key, parked.held[0], now):
+                    break
+                shared.unpark(alike)
+                self._list_again(parked)
+                woken += parked.queue.may_send  # a paused one does not hand the turn on
+        if limit is not None and shared.parked:
+            self._limits.note_opening(limit, shared)
 
     def next_opening(self) -> float | None:
         """When a limit may open by time (monotonic)."""
@@ -350,9 +376,7 @@ class ReadyJobs:
     def open_due(self, now: float) -> None:
         """Lists the partitions whose time at a limit is over."""
         for limit, shared in self._limits.take_open(now):
-            for heap, parked in shared.first_ones():
-                heappop(heap)
-                self._list_again(parked)
+            self._wake_at(shared)
             if shared.partitions == 0:
                 self._limits.forget(limit, shared, now)
 
@@ -398,6 +422,8 @@ class ReadyJobs:
             queue.is_paused = is_paused
             self._open.note(queue)
             self._window.note_short(queue)
+            for partition in [entry[-1] for entry in queue.listed if is_paused and entry[-1].entry is entry]:
+                self._wake(partition)  # it may have been its turn at a limit
 
     def is_paused(self, name: str) -> bool:
         """Whether a queue is paused."""

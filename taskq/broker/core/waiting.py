@@ -3,7 +3,7 @@ partitions share."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -157,29 +157,40 @@ class Line:
 
 
 class SharedLimit:
-    """A limit, and the partitions that are parked at it, grouped by whether they can only go or stay together."""
+    """A limit, and the partitions that are parked at it: by whether the limit treats them alike, and by queue. The one
+    that has waited longest is in front."""
 
     __slots__ = ("is_timed", "parked", "partitions", "state")
 
     def __init__(self, state: Limiter) -> None:
         self.state = state
         self.partitions = 0  # how many have it
-        self.parked: dict[Hashable, Heap] = {}
+        self.parked: dict[Hashable, OrderedDict[str, Heap]] = {}
         self.is_timed = False  # whether the time of its opening is noted
 
     def parked_with(self, partition: WaitingPartition, limit: Limit) -> Heap:
         """Returns where to park a partition: with those that go or stay as it does."""
-        # one partition may be paused, or served by few consumers, or need much, while another of the same limit may go
-        alike = partition.partition if limit.kind == "order" else (partition.queue.name, limit.amount)
-        return self.parked.setdefault(alike, [])
+        alike = partition.partition if limit.kind == "order" else limit.amount
+        return self.parked.setdefault(alike, OrderedDict()).setdefault(partition.queue.name, [])
 
-    def first_ones(self) -> list[tuple[Heap, WaitingPartition]]:
-        """Returns the next partition of each group, with the heap in which it is parked."""
-        for alike, heap in list(self.parked.items()):
+    def next_of(self, alike: Hashable) -> WaitingPartition | None:
+        """Returns the next one of the partitions that the limit treats alike; None if none is parked any more."""
+        by_queue = self.parked[alike]
+        while by_queue:
+            heap = next(iter(by_queue.values()))
             drop_stale(heap)
-            if not heap:
-                del self.parked[alike]
-        return [(heap, heap[0][-1]) for heap in self.parked.values()]
+            if heap:
+                return heap[0][-1]
+            by_queue.popitem(last=False)
+        del self.parked[alike]
+        return None
+
+    def unpark(self, alike: Hashable) -> None:
+        """Takes out the partition that `next_of` has returned. The next one is of another queue, if there is one."""
+        name, heap = self.parked[alike].popitem(last=False)
+        heappop(heap)
+        if heap:
+            self.parked[alike][name] = heap
 
 
 def drop_stale(heap: Heap) -> None:
