@@ -2,8 +2,9 @@
 
 sockets, pipes, process deaths, signals, time
     -> gather   what has arrived, into the engine and the core
-    -> step     the engine makes durable what was decided, all in one transaction, and tells of it
+    -> step     the engine makes durable what was decided, all in one transaction, and answers clients
     -> dispatch jobs to consumers, and take back what waits in the wrong place
+    -> report   to the log, and everything else that nobody waits for
 
 queue half  the engine: engines/contract.py      fleet half  core/core.py decides, consumers/pool.py has the processes
 """
@@ -14,6 +15,7 @@ import os
 import selectors
 import signal
 import socket
+from math import inf
 from typing import Any
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -148,24 +150,26 @@ class Broker:
         self._pool.bury_dead(now, wall)
         self._pool.check_times(now)
         self._engine.step(now, at_once=self._pool.has_buried)
+        if self._stop_at is None:
+            if self._core.must_load:
+                self._engine.want(self._core.loads())
+            self._core.ready.open_due(now)
+            self._pool.dispatch(now, wall)
+        self._engine.report(now)
         if self._pool.has_buried and self._engine.is_settled:
             self._pool.forget_buried()
         self._timers.run(now)
-        if self._stop_at is None:
-            self._engine.want(self._core.loads())
-            self._core.ready.open_due(now)
-            self._pool.dispatch(now, wall)
         self._pool.supervise(now)
         self._end_in_time(now)
 
-    def _next_at(self, now: float) -> float | None:
+    def _next_at(self, now: float) -> float:
         """When jobs have to be sent, taken back or stopped, or consumers have to be started or killed."""
-        core = self._core
-        times = [core.next_time_check(now), self._supervisor.next_due(now), self._stop_at]
+        core, due = self._core, self._supervisor.next_due(now)
+        at = inf if due is None else due
         if self._stop_at is None:
-            times += [core.next_recall(now), core.next_look(now), core.ready.next_opening()]
-            times += [now if core.must_load else None]
-        return min([at for at in times if at is not None], default=None)
+            return now if core.must_load else min(at, core.next_moment(now))
+        check = core.next_time_check(now)
+        return min(at, self._stop_at, inf if check is None else check)
 
     def _check_memory(self, _now: float) -> None:
         limit_mb = self._settings.max_memory_mb
@@ -251,6 +255,7 @@ class Broker:
     def _close(self) -> None:
         now = self._clock.monotonic()
         self._engine.step(now, at_once=True)
+        self._engine.report(now)
         self._pool.forget_buried()
         self._events.summaries(now, is_last=True)
         backlog, totals = self._backlog(), self._engine.figures.totals.as_dict()

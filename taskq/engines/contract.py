@@ -49,8 +49,8 @@ class Engine(Protocol):
     """The queue half, as the broker's loop sees it.
 
     The loop calls `recover` and `start` once, and then in each turn, in this order: `gather`; its own looks at
-    consumers, which may call `declare` and `enqueued`; `step`; `want`, unless the fleet stops. An engine that cannot go
-    on raises JournalError, which ends the broker: the next one begins with what is durable.
+    consumers, which may call `declare` and `enqueued`; `step`; `want`, unless the fleet stops; `report`. An engine that
+    cannot go on raises JournalError, which ends the broker: the next one begins with what is durable.
     """
 
     @property
@@ -89,7 +89,7 @@ class Engine(Protocol):
 
     def step(self, now: float, *, at_once: bool = False) -> None:
         """Takes what the fleet has decided (`Jobs.take_effects`), makes durable what is due for it, and then informs
-        clients, the log and the fleet. When the disk is full, it keeps what ended, and tries again later.
+        clients and the fleet. When the disk is full, it keeps what ended, and tries again later.
 
         Args:
             at_once: do not wait for more to commit together: processes have died.
@@ -98,8 +98,11 @@ class Engine(Protocol):
     def want(self, loads: Sequence[Load]) -> None:
         """Hands the fleet the jobs that it has room for, by `Jobs.loaded`, now or later."""
 
-    def next_at(self, now: float) -> float | None:
-        """When `step` must be called next (monotonic), if nothing arrives before; None: never."""
+    def report(self, now: float) -> None:
+        """Counts what has become durable, and writes it to the log: clients and consumers need not wait for that."""
+
+    def next_at(self, now: float) -> float:
+        """When `step` must be called next (monotonic), if nothing arrives before; infinity: never."""
 
     @property
     def is_settled(self) -> bool:

@@ -128,6 +128,7 @@ class Spec:
     is_limited: bool = field(init=False, repr=False, compare=False)  # whether there are limits before its jobs
     is_metered: bool = field(init=False, repr=False, compare=False)  # whether CPU time or memory is watched
     is_watched: bool = field(init=False, repr=False, compare=False)  # whether anything is, time included
+    _hash: int = field(init=False, repr=False, compare=False)  # of all that is compared
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, str) or not TASK_NAME.match(self.task):
@@ -146,6 +147,13 @@ class Spec:
         is_metered = self.cpu_timeout_s is not None or self.memory_limit_bytes is not None
         object.__setattr__(self, "is_metered", is_metered)
         object.__setattr__(self, "is_watched", is_metered or self.timeout_s is not None)
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, name) for name in _COMPARED)))
+
+    def __hash__(self) -> int:
+        return self._hash  # of 16 fields: several tables are asked for each job's spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Spec, tuple(getattr(self, name) for name in _COMPARED)  # texts have other hashes in another process
 
     def to_wire(self) -> list[object]:
         """The fields in a fixed order, as they travel and are stored; those that few jobs use go by name."""
@@ -174,6 +182,7 @@ class Spec:
 _OPTIONS = {f.name: f.default for f in fields(Spec)[5:] if f.init}
 #: The options of callers that are fields here: the name of the field, by that of the option.
 SPEC_FIELDS = {f.metadata["option"]: f.name for f in fields(Spec) if "option" in f.metadata}
+_COMPARED = [f.name for f in fields(Spec) if f.compare]
 _CHECKS = [(f.name, f.default, f.metadata["check"]) for f in fields(Spec) if "check" in f.metadata]
 
 

@@ -7,11 +7,13 @@ from math import inf
 
 #: A function that is called with the time (monotonic).
 Timed = Callable[[float], object]
-#: Returns when a part has something to do for which nothing else wakes the loop (monotonic); None: never. It is called
-#: with the time.
-Moment = Callable[[float], float | None]
+#: Returns when a part has something to do for which nothing else wakes the loop (monotonic); infinity: never. It is
+#: called with the time.
+Moment = Callable[[float], float]
 #: Tells whether a function has anything to do at a time.
 Needed = Callable[[float], bool]
+#: A loop that turns often asks only now and then whether there is something to do for functions that had nothing to do.
+_ASK_EVERY_S = 0.02
 
 
 class Timers:
@@ -24,6 +26,7 @@ class Timers:
         self._needed: dict[Timed, Needed] = {}
         self._resting: list[Timed] = []  # there was nothing for them to do when they were due
         self._next = inf  # when the first of the functions is due
+        self._ask_at = -inf  # when to ask again whether these are needed
 
     def every(self, seconds: float, function: Timed, first: float, is_needed: Needed | None = None) -> None:
         """Calls a function at a moment (monotonic), and again and again with this pause in seconds.
@@ -59,12 +62,26 @@ class Timers:
                 self._resting.append(function)
         self._next = min(self._due.values(), default=inf)
 
+    def next_at(self, now: float) -> float:
+        """When the first of all is due (monotonic), or before now; infinity: never."""
+        first = self._next
+        if self._resting:
+            if now >= self._ask_at:
+                self._ask_at = now + _ASK_EVERY_S
+                self._end_rests(now)
+                first = self._next
+            else:
+                first = min(first, self._ask_at)
+        for moment in self._moments:
+            at = moment(now)
+            if at < first:
+                first = at
+        return first
+
     def timeout_s(self, now: float) -> float:
         """How long the loop may sleep if nothing arrives meanwhile."""
-        if self._resting:
-            self._end_rests(now)
-        times = [at for moment in self._moments if (at := moment(now)) is not None]
-        return max(0.0, min([*times, self._next]) - now)
+        at = self.next_at(now)
+        return at - now if at > now else 0.0
 
     def _end_rests(self, now: float) -> None:
         for function in [each for each in self._resting if self._needed[each](now)]:

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from apps import jobs
 from fleet import Fleet, wait_until
+from steps import steps
 
 from taskq.engines.embedded.server import Peer, Server
 from taskq.model.job import new_job_ids
@@ -385,6 +387,23 @@ def test_the_deadline_of_a_frame(server: ServerByHand) -> None:
         server.turn()
         server.at(FRAME_DEADLINE_S)
         assert len(server.closed) == 1
+
+
+def test_clients_that_are_idle_are_not_looked_at(server: ServerByHand) -> None:
+    """However many there are: only those that owe something have a deadline."""
+    with ExitStack() as clients:
+        for _ in range(200):
+            clients.enter_context(server.connect(HELLO))
+        half = clients.enter_context(server.connect(HELLO + frames.frame([Op.STATUS, 1])[:6]))
+        server.at(0.1)
+        among_many = steps(partial(server.server.drop_late, 0.2))
+        assert among_many <= 200
+        half.sendall(frames.frame([Op.STATUS, 1])[6:])
+        server.turn()
+        server.at(0.3)
+        assert steps(partial(server.server.drop_late, 0.4)) < among_many
+        server.at(FRAME_DEADLINE_S)
+        assert not server.closed
 
 
 def test_the_deadline_of_a_client_that_does_not_read(server: ServerByHand) -> None:

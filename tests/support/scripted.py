@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -172,8 +173,11 @@ class ScriptedEngine:
     def want(self, loads: Sequence[Load]) -> None:
         assert not loads, "it has handed over all that it has"
 
-    def next_at(self, now: float) -> float | None:
-        return now if self._unsent else None
+    def report(self, now: float) -> None:
+        pass
+
+    def next_at(self, now: float) -> float:
+        return now if self._unsent else inf
 
     @property
     def is_settled(self) -> bool:

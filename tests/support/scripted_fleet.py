@@ -226,6 +226,7 @@ class ScriptedFleet:
             self.core.ready.open_due(now)
             for key, first, rows in self.core.dispatch(now, self.clock.time()):
                 self.by_key[key].sent.extend(enumerate(rows, first))
+            self.engine.report(now)
 
     def let_pass(self, seconds: float) -> None:
         """Lets time pass."""

@@ -19,6 +19,7 @@ from taskq.model.errors import TaskQError
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol.answers import error_of
+from taskq.protocol.endings import watch_frames
 from taskq.protocol.frames import Decoder, Message
 from taskq.protocol.ops import Op
 from taskq.protocol.requests import Request, request_frame
@@ -142,6 +143,11 @@ class Turns:
         """A client asks for something."""
         self._hear(peer, request_frame(next(self._numbers), request))
 
+    def watch(self, peer: Peer, ids: list[bytes]) -> None:
+        """A client asks for the ends of jobs."""
+        for frame in watch_frames(ids):
+            self._hear(peer, frame)
+
     def _hear(self, peer: Peer, frame: bytes) -> None:
         self.clients.messages += [(peer, message) for message in Decoder().feed(frame)]
 
@@ -150,3 +156,4 @@ class Turns:
         self.engine.gather(self.now)
         self.engine.step(self.now)
         self.engine.want(self.core.loads())
+        self.engine.report(self.now)

@@ -735,3 +735,101 @@ def test_a_packed_state_behaves_as_that_state(limit: Limit, data: st.DataObject)
         rooms = [[each.room(limit, key, row, now) for key in (1, 2) for row in jobs.values()] for each in (state, twin)]
         assert rooms[0] == rooms[1]
         assert state.is_idle == twin.is_idle
+
+
+# -- a limit that partitions of several queues share
+
+
+@pytest.fixture
+def one_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a limit opens, a partition of one queue is listed."""
+    monkeypatch.setattr(ready_module, "_WOKEN", 1)
+
+
+def with_waiting(task: str, gpus: int, queues: str = "abc") -> tuple[ReadyJobs, JobRow]:
+    """One job of a task in each queue, that of the first one at a consumer, the others parked."""
+    partitions = ReadyJobs(capacities={"gpu": gpus})
+    waiting = [row for seq, queue in enumerate(queues, 1) for row in rows(task, 1, first=seq, queue=queue)]
+    partitions.add(waiting[:1])
+    assert take(partitions, free_slots=1) == [1]
+    for row in waiting[1:]:
+        partitions.add([row])
+    assert take(partitions, key=2, free_slots=1) == []
+    return partitions, waiting[0]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_who_is_woken_and_paused_hands_the_turn_on() -> None:
+    partitions, first = with_waiting("gpu", 1)
+    partitions.left(1, first, Release.ENDED)
+    partitions.pause("b", True)
+    assert take(partitions, free_slots=1) == [3]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_paused_queues_are_not_counted_among_those_that_are_woken() -> None:
+    partitions, first = with_waiting("gpu", 1, "abcd")
+    partitions.pause("b", True)
+    partitions.pause("c", True)
+    partitions.left(1, first, Release.ENDED)
+    assert take(partitions, free_slots=1) == [4]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_each_one_that_goes_wakes_the_next_while_the_limit_is_open() -> None:
+    partitions, first = with_waiting("gpus", 2, "a")
+    for seq, queue in enumerate("bc", 2):
+        partitions.add(rows("gpu", 1, first=seq, queue=queue))
+    assert take(partitions, key=2, free_slots=1) == []
+    partitions.left(1, first, Release.ENDED)
+    assert take(partitions, free_slots=5) == [2, 3]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_who_is_parked_at_another_limit_wakes_the_next() -> None:
+    partitions, first = with_waiting("gpu", 1, "a")
+    partitions.grant("order", "ordered key", 0)
+    spec = Spec("ordered", "b", resources=(("gpu", 1),))
+    ordered = JobRow(2, (2).to_bytes(16, "big"), spec, b"", constraints=Constraints(order_key="key"))
+    partitions.add([ordered])
+    partitions.add(rows("gpu", 1, first=3, queue="c"))
+    assert take(partitions, key=2, free_slots=1) == []
+    partitions.left(1, first, Release.ENDED)
+    assert take(partitions, free_slots=1) == [3]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_who_waits_behind_a_rate_is_woken_at_its_next_opening() -> None:
+    partitions = ReadyJobs()
+    for seq, queue in enumerate("abcdef", 1):
+        partitions.add(rows("rated", 1, first=seq, queue=queue))
+    sent, wall = [], 1e9
+    for _ in range(3):
+        sent += take(partitions, key=len(sent) + 1, free_slots=5, wall=wall)
+        opening = partitions.next_opening()
+        if opening is not None:
+            wall = opening
+            partitions.open_due(wall)
+    assert sorted(sent) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_consumers_of_other_queues_that_come_later_find_who_waits() -> None:
+    partitions, first = with_waiting("gpu", 1)
+    partitions.left(1, first, Release.ENDED)
+    portion = Portion(5, 1e9, 1 << 30, 1)
+    partitions.take(3, frozenset("c"), portion, lambda _task: 0.001, 1e9, 1e9)
+    assert [row.seq for row in portion.rows] == [3]
+
+
+@pytest.mark.usefixtures("one_is_woken")
+def test_queues_take_turns_at_a_limit() -> None:
+    partitions = ReadyJobs(capacities={"gpu": 1})
+    for seq in range(1, 31):
+        partitions.add(rows("gpu", 1, first=seq, queue="abc"[seq % 3]))
+    sent: list[int] = []
+    for _ in range(30):
+        [seq] = take(partitions, most=1, free_slots=1)
+        partitions.left(1, rows("gpu", 1, first=seq, queue="abc"[seq % 3])[0], Release.ENDED)
+        sent.append(seq)
+    assert all(len({seq % 3 for seq in sent[start : start + 3]}) == 3 for start in range(0, 27, 3))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from steps import steps
+from turns import WALL, Peer, Turns
 
 from taskq.broker.core.core import Core
 from taskq.model.attempt import Attempts, Verdict, pack_success
 from taskq.model.constraints import Constraints
-from taskq.model.job import JobRow
+from taskq.model.job import JobRow, new_job_ids
+from taskq.model.schedule import NO_JOB, Schedule
 from taskq.model.spec import Spec
+from taskq.protocol.codec import encode_call
+from taskq.protocol.ops import Op
+from taskq.protocol.requests import PutSchedule
 
 GOOD = pack_success(1.0, 0.001, None)
 MANY = 5_000
@@ -146,7 +153,7 @@ def with_closed_rates() -> Core:
 
 #: And how many steps more may be taken where it exists: to make a queue anew that was forgotten, or to look whether a
 #: rate opens by now. A hundred take two microseconds.
-MANIES = {
+MANIES: dict[Callable[[], Core], int] = {
     with_empty_queues: 350,
     with_paused_queues: 0,
     with_emptied_queues: 350,
@@ -166,26 +173,152 @@ def test_a_turn_does_not_cost_more_where_more_exists(many: Callable[[], Core], j
     assert among_many <= alone * 1.02 + MANIES[many]
 
 
-def backlog(queues: int) -> Core:
-    """Two busy consumers, and long jobs that wait in some queues."""
+def backlog(queues: int, **options: Any) -> Core:
+    """Busy consumers, and long jobs that wait in some queues."""
     core = few()
     core._measure({"t": [1_000_000]})
     for number in range(3 * MANY):
-        core.submitted([row(2 + number, f"q{number % queues}")])
-    assert len(core.dispatch(0.0, 0.0)) == 2
+        core.submitted([row(2 + number, f"q{number % queues}", **options)])
+    assert core.dispatch(0.0, 0.0)
+    while core.dispatch(0.0, 0.0):
+        pass
     return core
 
 
-def exchange(core: Core, now: float) -> None:
+def exchange(core: Core, now: float, **options: Any) -> None:
     """Another job comes in; one ends, and the next one takes its place."""
-    core.submitted([row(1_000_000, "q7")])
+    core.submitted([row(1_000_000, "q7", **options)])
     assert core.dispatch(now, now) == []
-    number = core.sent(1)
-    core.settled(1, Attempts([number], [Verdict.SUCCEEDED], [1_000_000], [GOOD]), now, now)
+    key = next(key for key in (1, 2) if not core.holds_nothing(key))
+    core.settled(key, Attempts([core.sent(key)], [Verdict.SUCCEEDED], [1_000_000], [GOOD]), now, now)
     [batch] = core.dispatch(now, now)
     assert len(batch.rows) == 1
 
 
-def test_a_turn_costs_the_same_however_many_queues_have_jobs() -> None:
-    among_some, among_many = (steps(partial(exchange, backlog(queues), 0.001)) for queues in (100, MANY))
-    assert among_many <= among_some * 1.02
+@pytest.mark.parametrize("options", [{}, {"resources": (("gpu", 1),)}, {"concurrency": 1}])
+def test_a_turn_costs_the_same_however_many_queues_have_jobs(options: dict[str, Any]) -> None:
+    """Also if they share a limit, at which most of them wait."""
+    counted = [steps(partial(exchange, backlog(queues, **options), 0.001, **options)) for queues in (100, MANY)]
+    assert counted[1] <= counted[0] * 1.02
+
+
+# -- the engine
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> Iterator[Turns]:
+    turns = Turns(tmp_path / "home")
+    turns.core.joined(1, 0.0)
+    with closing(turns.store):
+        yield turns
+
+
+def job_of_a_turn(turns: Turns, peer: Peer) -> None:
+    """A job comes in, and ends."""
+    turns.submit(peer, list(new_job_ids(1)))
+    turns.turn()
+    [batch] = turns.core.dispatch(turns.now, turns.now)
+    turns.core.settled(1, Attempts([batch.first], [Verdict.SUCCEEDED], [10], [GOOD]), turns.now, turns.now)
+    turns.now += 0.05
+    turns.turn()
+
+
+def cost(turns: Turns) -> int:
+    """The steps of a turn in which nothing is due by time; what was is done before."""
+    for _ in range(15):  # counts are stored of a hundred tasks at a time
+        turns.now += 3.0
+        job_of_a_turn(turns, Peer())
+    return steps(partial(job_of_a_turn, turns, Peer()))
+
+
+def in_some_turns(turns: Turns) -> None:
+    """Each takes on a bounded amount of work."""
+    for _ in range(500):
+        turns.turn()
+
+
+def hourly(turns: Turns) -> None:
+    """Schedules, each with its own time."""
+    fields = encode_call(NO_JOB, (), {})
+    for number in range(1_000):
+        schedule = Schedule(f"s{number}", Spec("t", "q"), fields, every_s=3_600.0, jitter_s=3_000.0)
+        turns.ask(Peer(), PutSchedule(schedule.to_wire()))
+    in_some_turns(turns)
+
+
+def watched(turns: Turns) -> None:
+    """Clients that wait for jobs."""
+    turns.core.pause({"q"})
+    ids = list(new_job_ids(1_000))
+    turns.submit(Peer(), ids, Spec("t", "q"))
+    turns.turn()
+    for job_id in ids:
+        turns.watch(Peer(), [job_id])
+    in_some_turns(turns)
+
+
+def counted(turns: Turns) -> None:
+    """Tasks of which something was counted."""
+    turns.core.pause({"q"})
+    for number in range(1_000):
+        turns.submit(Peer(), list(new_job_ids(1)), Spec(f"t{number}", "q"))
+    in_some_turns(turns)
+    turns.now += 2.0
+    turns.turn()
+
+
+@pytest.mark.parametrize("more", [hourly, watched, counted])
+def test_a_turn_of_the_engine_does_not_cost_more_where_more_exists(turns: Turns, more: Callable[[Turns], None]) -> None:
+    alone = cost(turns)
+    more(turns)
+    assert cost(turns) <= alone * 1.02 + 100
+
+
+def test_a_fire_of_a_schedule_does_not_cost_more_where_there_are_more(turns: Turns) -> None:
+    fields = encode_call(NO_JOB, (), {})
+    turns.ask(Peer(), PutSchedule(Schedule("often", Spec("t", "q"), fields, every_s=10.0).to_wire()))
+    turns.turn()
+
+    def fire() -> int:
+        turns.now += 10.0
+        turns.turn()  # prunes, and looks into the spool
+        scheduler, due = turns.engine.scheduler, turns.engine.scheduler.next_fire_at
+        assert due is not None
+        turns.now = due - WALL
+        count = steps(turns.turn)
+        assert scheduler.next_fire_at is not None
+        assert scheduler.next_fire_at >= due
+        return count
+
+    fire()
+    alone = fire()
+    hourly(turns)
+    fire()
+    assert fire() <= alone * 1.05
+
+
+def test_producers_are_answered_before_the_fleet_and_the_log_are_informed(turns: Turns) -> None:
+    """They wait for the disk alone."""
+    peer, answered = Peer(), []
+    turns.core.submitted = lambda _rows: answered.append(len(peer.answers))  # type: ignore[method-assign]
+    turns.submit(peer, list(new_job_ids(1)))
+    turns.turn()
+    assert answered == [1]
+
+
+def test_who_waits_for_a_job_is_informed_before_the_log(turns: Turns) -> None:
+    """And in between, the next jobs are sent."""
+    peer, ids = Peer(), list(new_job_ids(1))
+    turns.submit(peer, ids)
+    turns.turn()
+    turns.watch(peer, ids)
+    turns.turn()
+    [batch] = turns.core.dispatch(turns.now, turns.now)
+    turns.core.settled(1, Attempts([batch.first], [Verdict.SUCCEEDED], [10], [GOOD]), turns.now, turns.now)
+    peer.answers.clear()
+    turns.engine.step(turns.now)
+    assert [envelope[0] for envelope, _ in peer.answers] == [Op.RESULT]
+    counts = {task: pair for task, _, pair in turns.engine.committer.counting.counts}
+    assert counts["t"].at(int((WALL + turns.now) // 60)).succeeded == 0
+    turns.engine.report(turns.now)
+    assert counts["t"].at(int((WALL + turns.now) // 60)).succeeded == 1

@@ -8,7 +8,7 @@ from taskq.system.timers import Timers
 
 
 def test_the_first_moment_ends_the_sleep() -> None:
-    timers = Timers(lambda _now: None, lambda now: now + 3.0, lambda _now: 12.0)
+    timers = Timers(lambda _now: inf, lambda now: now + 3.0, lambda _now: 12.0)
     assert timers.timeout_s(10.0) == 2.0
     timers.every(5.0, lambda _now: None, 11.5)
     assert timers.timeout_s(10.0) == 1.5
@@ -59,3 +59,16 @@ def test_who_is_in_a_hurry_is_called_in_the_next_turn() -> None:
     assert timers.timeout_s(1.0) == 0.5
     timers.run(1.5)
     assert calls[3:] == ["other"]
+
+
+def test_a_loop_that_turns_often_does_not_ask_each_time_who_has_something_to_do() -> None:
+    asked: list[float] = []
+    timers = Timers()
+    timers.every(5.0, lambda _now: None, 10.0, lambda now: asked.append(now) or now > 11.0)  # type: ignore[func-returns-value]
+    timers.run(10.0)
+    asked.clear()
+    assert timers.timeout_s(10.5) == inf
+    for turn in range(1_000):
+        assert turn == 0 or timers.timeout_s(10.5 + turn * 1e-5) <= 0.021, "it must ask before it sleeps for long"
+    assert len(asked) == 1
+    assert timers.timeout_s(12.0) == 5.0

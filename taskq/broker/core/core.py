@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from math import ceil
+from math import ceil, inf
 from typing import Final, Literal
 
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
@@ -532,6 +532,10 @@ class Core:
     def next_time_check(self, now: float) -> float | None:
         """When a job's time may be over (monotonic)."""
         return self._watchdog.next_check(now)
+
+    def next_moment(self, now: float) -> float:
+        """When any of these three, or a limit that opens by time, is due (monotonic); infinity: never."""
+        return min(self._watchdog.moment(now), self._recalls.moment(now), self.ready.next_opening() or inf)
 
     def is_check_due(self, now: float) -> bool:
         """Whether `time_checks` or `measurements` have an answer."""

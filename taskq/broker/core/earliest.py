@@ -33,8 +33,13 @@ class Earliest:
         self._at = min((at for at in self._moments() if at is not None), default=inf)
         return self._at <= now
 
-    def next(self, now: float) -> float | None:
-        """When the first comes, or a moment before that; None if none does. One that has come is told exactly."""
+    def moment(self, now: float) -> float:
+        """When the first comes, or a moment before that; infinity if none does. One that has come is told exactly."""
         if now >= self._at:
             self.is_due(now)
-        return None if self._at == inf else self._at
+        return self._at
+
+    def next(self, now: float) -> float | None:
+        """The same; None if none comes."""
+        at = self.moment(now)
+        return None if at == inf else at

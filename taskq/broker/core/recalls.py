@@ -7,6 +7,7 @@ What consumers hold is read from the core's own records: the dictionary that is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from taskq.broker.core.earliest import Earliest
 from taskq.broker.core.leases import ConsumerLeases
@@ -73,6 +74,17 @@ class Recalls:
         if at is None or at > now:
             return at
         return max(now, min(waits)) if (waits := self._ask_back().values()) else None
+
+    def moment(self, now: float) -> float:
+        """The earlier one of `next_recall` and `next_look`; infinity if there is neither."""
+        look_at = self._next_look.moment(now)
+        if not self.free:
+            return look_at
+        recall_at = self._next_recall.moment(now)
+        if recall_at <= now:
+            exactly = self.next_recall(now)
+            recall_at = inf if exactly is None else exactly
+        return min(look_at, recall_at)
 
     def next_look(self, now: float) -> float | None:
         """When `looks` may have an answer that it does not have now, if nothing else happens (monotonic)."""

@@ -121,6 +121,10 @@ class Watchdog:
         """When to look next, for time or for a measurement (monotonic)."""
         return self._next_check.next(now)
 
+    def moment(self, now: float) -> float:
+        """The same; infinity for never."""
+        return self._next_check.moment(now)
+
     def is_due(self, now: float) -> bool:
         """Whether a consumer has to be checked or measured: if not, there is no need to ask which."""
         return self._next_check.is_due(now)

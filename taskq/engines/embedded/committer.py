@@ -11,10 +11,11 @@ then, and what ends them is kept and tried again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from taskq.engines.contract import Consumers, Events, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
-from taskq.engines.embedded.counting import Counting
+from taskq.engines.embedded.counting import Counting, Record
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
@@ -40,6 +41,8 @@ from taskq.system.directory import Directory
 _COMMIT_WITHIN_S = 0.020
 #: The reason for which jobs are refused while the disk is full.
 NO_ROOM = "the disk that holds the journal is full: free some space there"
+
+_Staged = Submission | Command
 
 
 class StillSpooled(Exception):
@@ -85,9 +88,10 @@ class Committer:
         self._would_release = False  # whether a job can go on as soon as the effects are committed
         #: How long and how many ended jobs the next commit keeps; None: it removes none.
         self._keep: tuple[float, int] | None = None
-        self._committed: list[Effects] = []  # committed, not reported yet
+        self._committed: list[Effects] = []  # committed, and clients were not informed yet
         self._watchers = Watchers(store, clients)
         self.counting = Counting(store, clock.time())
+        self._record = Record(self.counting, events, clock)
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
         self._due_is_staged = self._expiry_is_staged = False
@@ -243,17 +247,20 @@ class Committer:
         self.collect(now)  # with the children that were taken in, since all of a job's end is one
         staged = self._take_staged(now)
         outcomes: Sequence[object] = [None] * len(staged)
+        done: Transaction | None = None
         if self._writes(staged):
-            outcomes = self._commit(staged, now, wall)
+            outcomes, done = self._commit(staged, now, wall)
         else:
             self._effects_since = None
-        for command, outcome in zip(staged, outcomes, strict=True):
-            if self._staged.keeps(command, outcome, now):
-                continue
-            if isinstance(command, Submission):
-                self._answer(command, outcome)
-            else:
-                command.answer(outcome)
+        told = zip(staged, outcomes, strict=True)
+        answers = [(command, outcome) for command, outcome in told if not self._staged.keeps(command, outcome, now)]
+        first = list(takewhile(lambda answer: isinstance(answer[0], Submission), answers))
+        for command, outcome in first:  # producers wait for nothing but the disk
+            self._answer(command, outcome)
+        if done is not None:
+            self._conclude(done, now)
+        for command, outcome in answers[len(first) :]:
+            self._answer(command, outcome)
 
     def _take_staged(self, now: float) -> list[Submission | Command]:
         """Takes what this commit applies; nothing, while more was decided than it settles, as commands must see the
@@ -264,8 +271,8 @@ class Committer:
         taken, self._room_us = self._staged.take(self._room_us, now)
         return taken
 
-    def _commit(self, staged: Sequence[Submission | Command], now: float, wall: float) -> list[object]:
-        """Makes everything durable, as far as the disk has room. Returns the outcomes of what was staged."""
+    def _commit(self, staged: Sequence[_Staged], now: float, wall: float) -> tuple[list[object], Transaction | None]:
+        """Makes everything durable, as far as the disk has room. Returns the outcomes, and what was done."""
         full = StoreFull(NO_ROOM) if self._store.is_full else None
         outcomes: list[object] = [full] * len(staged)
         done = self._transact(staged, outcomes, now, wall, full)
@@ -276,10 +283,8 @@ class Committer:
         if isinstance(done, StoreFull):
             # nothing was set aside: what ended is kept here, and tried again until there is room
             self._effects_since = now + FULL_AGAIN_S
-            outcomes = [outcome if isinstance(outcome, TaskQError) else done for outcome in outcomes]
-        else:
-            self._conclude(done, now)
-        return outcomes
+            return [outcome if isinstance(outcome, TaskQError) else done for outcome in outcomes], None
+        return outcomes, done
 
     def _transact(
         self,
@@ -405,15 +410,16 @@ class Committer:
         self._keep = None
         self._events.log.error("store.full", error=str(error), refused=refused)
 
-    def _answer(self, submission: Submission, outcome: object) -> None:
-        """Answers the client that handed in jobs."""
+    def _answer(self, submission: Submission | Command, outcome: object) -> None:
+        """Answers the client that handed in jobs, or a command."""
+        if not isinstance(submission, Submission):
+            return submission.answer(outcome)
         peer = submission.peer
         if peer is None:
-            return
+            return None
         if not isinstance(outcome, Admitted):
             assert isinstance(outcome, TaskQError)
-            self._clients.send(peer, frames.error_frame(submission.request, outcome))
-            return
+            return self._clients.send(peer, frames.error_frame(submission.request, outcome))
         self._clients.send(peer, accepted_frame(submission.request, len(outcome.rows), outcome.earlier))
         if submission.watch:
             for row in outcome.rows:
@@ -421,6 +427,7 @@ class Committer:
             if len(outcome.rows) < len(submission.ids):  # some were sent again: they may have ended
                 fresh = {row.id for row in outcome.rows}
                 self.watch(peer, [job_id for job_id in submission.ids if job_id not in fresh])
+        return None
 
     def finish(self) -> None:
         """Stores, at the end, what was counted since the last time, unless the disk is full."""
@@ -438,19 +445,20 @@ class Committer:
 
     def tell(self, now: float) -> None:
         """Informs clients and the log of what is durable now."""
+        self.tell_clients()
+        self.report(now)
+
+    def tell_clients(self) -> None:
+        """Informs clients of what is durable now; `report` follows."""
         committed, self._committed = self._committed, []
         for effects in committed:
-            self._tell_one(effects, now)
+            self._watchers.tell(effects)
+            self.next_due = first_of(self.next_due, *(change.due_at for change in effects.rescheduled))
+        self._record.note(committed)
 
-    def _tell_one(self, effects: Effects, now: float) -> None:
-        self._watchers.tell(effects)
-        wall = self._clock.time()
-        self.counting.happened(effects, wall)
-        for change in effects.rescheduled:
-            self.next_due = first_of(self.next_due, change.due_at)
-            change.row.ready_at = wall if change.due_at is None else change.due_at
-        self._events.notes(effects.notes)
-        self._events.successes(effects.done, now)
+    def report(self, now: float) -> None:
+        """Counts, and writes to the log, what clients know by now."""
+        self._record.write(now)
 
     def watch(self, peer: Peer, job_ids: Iterable[bytes]) -> None:
         """Sends a client the ends of jobs: now for those that have ended, else when they end. Looks into the spool

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from os import uname
 
+from taskq.engines.contract import Events
 from taskq.engines.embedded.journal.store import Store
 from taskq.model.attempt import read_outcome, started_at_of
 from taskq.model.effects import Effects, Success
@@ -13,6 +14,7 @@ from taskq.model.info.counts import Counts, CountsRow, FleetCounts
 from taskq.model.job import JobRow, enqueued_at
 from taskq.model.spec import Spec
 from taskq.model.stored import Ended, StoredState
+from taskq.system.clock import Clock
 
 #: How often counts are stored, while there are commits. A broker that is killed loses the counts of this time.
 STORE_EVERY_S = 1.0
@@ -162,3 +164,27 @@ class Counting:
 
 def _waited_us(row: JobRow, started_at: float) -> int:
     return int((started_at - (enqueued_at(row.id) if row.ready_at is None else row.ready_at)) * 1e6)
+
+
+class Record:
+    """The record of what has become durable: counts, and lines of the log, made when nobody waits for that. Used by the
+    committer alone."""
+
+    def __init__(self, counting: Counting, events: Events, clock: Clock) -> None:
+        self._counting, self._events, self._clock = counting, events, clock
+        self._told: list[Effects] = []  # durable, and not in the record yet
+
+    def note(self, told: Iterable[Effects]) -> None:
+        """Takes what is durable, and what clients know by now."""
+        self._told += told
+
+    def write(self, now: float) -> None:
+        """Counts what was noted, and writes it to the log."""
+        told, self._told = self._told, []
+        for effects in told:
+            wall = self._clock.time()
+            self._counting.happened(effects, wall)
+            for change in effects.rescheduled:
+                change.row.ready_at = wall if change.due_at is None else change.due_at
+            self._events.notes(effects.notes)
+            self._events.successes(effects.done, now)

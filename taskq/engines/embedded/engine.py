@@ -13,6 +13,7 @@ import selectors
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from taskq.engines.contract import Events, Figures, Fleet, Jobs
 from taskq.engines.embedded.admin import Admin
@@ -177,8 +178,11 @@ class EmbeddedEngine:
             if not committer.is_settled:
                 self._changed_at = now
             committer.commit(now, wall)
-            committer.tell(now)
+            committer.tell_clients()
         committer.tell_deferred()
+
+    def report(self, now: float) -> None:
+        self.committer.report(now)
 
     def look_at_clock(self, now: float, wall: float) -> None:
         """Stages what is due: jobs, and the fires of schedules."""
@@ -248,17 +252,20 @@ class EmbeddedEngine:
 
     # -- when, and whether
 
-    def next_at(self, now: float) -> float | None:
-        return now + self._timers.timeout_s(now)
+    def next_at(self, now: float) -> float:
+        return self._timers.next_at(now)
 
-    def _next_by_clock(self, now: float) -> float | None:
+    def _next_by_clock(self, now: float) -> float:
         committer = self.committer
         if self._messages:
             return now
+        commit_by = committer.commit_by
+        at = inf if commit_by is None else commit_by
         next_fire = None if self._consumers.is_stopping else self.scheduler.next_fire_at
-        at = first_of(next_fire, committer.next_due, committer.next_expiry)
-        by_clock = None if at is None else now + at - self._clock.time()
-        return first_of(committer.commit_by, by_clock)
+        if next_fire is None and committer.next_due is None and committer.next_expiry is None:
+            return at
+        by_clock = first_of(next_fire, committer.next_due, committer.next_expiry)
+        return at if by_clock is None else min(at, now + by_clock - self._clock.time())
 
     @property
     def is_settled(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
@@ -37,6 +38,8 @@ from taskq.protocol.submissions import Submission
 _FULL_AGAIN_S = 0.5
 #: If the difference of the clocks has changed by more than this since the last look, somebody has set one.
 _CLOCK_IS_SET_S = 0.5
+#: The heap of fires is tidied when more of its entries are stale than are not, and more than this number.
+_MOST_STALE = 16
 _WHY_SKIPPED = {
     "skip": "the job of the last fire has not ended",
     "buffer_one": "the job of the last fire is still kept back",
@@ -58,6 +61,7 @@ class Scheduler:
         self._declared: tuple[str, list[Schedule]] | None = None  # from a consumer, not applied yet
         self._rows: dict[str, ScheduleRow] = {}
         self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and not of another application
+        self._fires: list[tuple[float, str]] = []  # a heap of these; some are stale
         self._skipping: set[str] = set()  # those that left out their last fire, since a job had not ended
         self._ahead_s: dict[str, float] = {}  # of those whose times are ahead of the clock, since it was set back
         self._declares_again_at = -inf  # declared schedules are not applied before this: the disk was full
@@ -86,7 +90,8 @@ class Scheduler:
         if not row.is_paused and row.app in (None, self._app):
             try:
                 ahead = ahead_s(row.schedule, row.next_at, wall)
-                self._fires_at[name] = row.fires_at - ahead
+                self._fires_at[name] = fires_at = row.fires_at - ahead
+                heappush(self._fires, (fires_at, name))
                 if ahead:
                     self._ahead_s[name] = ahead
             except ConfigError as error:  # its time zone is not on this system any more
@@ -98,7 +103,24 @@ class Scheduler:
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        self.next_fire_at = min(self._fires_at.values(), default=None)
+        fires = self._fires
+        while fires and self._fires_at.get(fires[0][1]) != fires[0][0]:
+            heappop(fires)
+        if len(fires) > 2 * len(self._fires_at) + _MOST_STALE:
+            fires[:] = [(fires_at, name) for name, fires_at in self._fires_at.items()]
+            heapify(fires)
+        self.next_fire_at = fires[0][0] if fires else None
+
+    def _due_names(self, wall: float, most: int) -> list[str]:
+        """Returns the schedules that are due, at most this many, those that are due first in front."""
+        due: dict[str, float] = {}
+        while self._fires and self._fires[0][0] <= wall and len(due) < most:
+            fires_at, name = heappop(self._fires)
+            if self._fires_at.get(name) == fires_at:
+                due[name] = fires_at
+        for name, fires_at in due.items():  # until they have fired: that may fail
+            heappush(self._fires, (fires_at, name))
+        return list(due)
 
     def _change(self, tx: Transaction, changes: dict[str, ScheduleRow | None]) -> None:
         """Records schedules; None for one that is removed."""
@@ -141,8 +163,7 @@ class Scheduler:
 
     def _fire(self, tx: Transaction) -> None:
         wall = tx.wall
-        due_now = [name for name, fires_at in self._fires_at.items() if fires_at <= wall]
-        names = due_now[: tx.portion(FIRED_US)]  # the others in the next turn of the loop
+        names = self._due_names(wall, tx.portion(FIRED_US))  # the others in the next turn of the loop
         tx.room_us -= FIRED_US * len(names)
         for name in names:
             row = self._rows[name]

@@ -95,13 +95,13 @@ class Server:
         self._max_clients = max_clients
         self._path = directory.socket_path()
         self._peers: set[Peer] = set()
+        self._pressed: dict[Peer, None] = {}  # those that must read or send something by some time
         self._deferring: set[Peer] = set()
         self._messages: list[tuple[Peer, Message]] = []
         self._directory = directory
         self._listener = _listen(self._path, directory)
         self._inode = os.stat(self._path).st_ino
         self._is_accepting = False
-        self._has_deadlines = False  # whether a client may have one
         self._accept_at: float | None = None  # when to try again
         self.may_read = True  # set by the engine; see `taskq.engines.embedded.ports.Clients`
         self._resume_accepting()
@@ -140,8 +140,8 @@ class Server:
                 continue
             sock.setblocking(False)
             peer = Peer(sock, self._clock.monotonic())
-            self._has_deadlines = True
             self._peers.add(peer)
+            self._pressed[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, partial(self._on_event, peer))
 
     def _on_event(self, peer: Peer, mask: int) -> None:
@@ -178,7 +178,7 @@ class Server:
         elif peer.is_greeted and (completed or peer.read_by is None):
             # counted from the first byte of the frame; further bytes do not extend it
             peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S
-            self._has_deadlines = True
+            self._pressed[peer] = None
         return None
 
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
@@ -204,7 +204,7 @@ class Server:
                 return None
             frame = frame[sent:]
             peer.write_by = self._clock.monotonic() + STALLED_CLIENT_S
-            self._has_deadlines = True
+            self._pressed[peer] = None
         peer.output.append(memoryview(frame))
         peer.output_bytes += len(frame)
         self._select(peer)
@@ -250,7 +250,7 @@ class Server:
         was_reading, peer.is_reading = peer.is_reading, not self.is_clogged(peer)
         if peer.is_reading and not was_reading and peer.decoder.has_unfinished_frame:
             peer.read_by = self._clock.monotonic() + FRAME_DEADLINE_S  # we did not read in the meantime
-            self._has_deadlines = True
+            self._pressed[peer] = None
         events = (selectors.EVENT_READ if peer.is_reading else 0) | (selectors.EVENT_WRITE if peer.output else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:
@@ -274,20 +274,21 @@ class Server:
         self._selector.unregister(peer.sock)
         peer.sock.close()
         self._peers.discard(peer)
+        self._pressed.pop(peer, None)
         self._on_closed(peer)
         self._resume_accepting()
 
     def may_be_late(self, _now: float) -> bool:
         """Whether a client has a deadline, or others wait to be accepted."""
-        return self._has_deadlines or self._accept_at is not None
+        return bool(self._pressed) or self._accept_at is not None
 
     def drop_late(self, now: float) -> None:
         """Disconnects clients that broke a deadline."""
         if self._accept_at is not None and self._accept_at <= now:
             self._resume_accepting()
-        deadlines = [(peer, by) for peer in self._peers for by in _deadlines(peer)]
-        self._has_deadlines = bool(deadlines)
-        for peer in {peer for peer, by in deadlines if by <= now}:
+        deadlines = {peer: _deadlines(peer) for peer in self._pressed}
+        self._pressed = {peer: None for peer, own in deadlines.items() if own}
+        for peer in [peer for peer, own in deadlines.items() if any(by <= now for by in own)]:
             if peer.write_by is not None and peer.write_by <= now:
                 reason = "the client did not read what was sent to it in time"
             else:

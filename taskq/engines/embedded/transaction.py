@@ -286,5 +286,8 @@ class Transaction:
 
 def first_of(*times: float | None) -> float | None:
     """Returns the earliest of some times; None if there is none."""
-    known = [at for at in times if at is not None]
-    return min(known) if known else None
+    first: float | None = None
+    for at in times:
+        if at is not None and (first is None or at < first):
+            first = at
+    return first

@@ -28,6 +28,7 @@ class Watchers:
         self._clients = clients
         self._watchers: dict[bytes, set[Peer]] = {}
         self._readers: dict[bytes, list[tuple[Peer, int, int]]] = {}  # who waits for items: the request, the start
+        self._read_by: dict[Peer, set[bytes]] = {}  # the jobs for whose items each of them waits
 
     def of(self, job_id: bytes) -> Collection[Peer]:
         """The clients that wait for the end of a job."""
@@ -52,13 +53,13 @@ class Watchers:
     def watch(self, peer: Peer, job_id: bytes) -> bool:
         """Sends a client the end of a job in the store: now if it has ended, else when it does. Returns whether the job
         is there."""
-        stored = self._store.read(job_id)
-        if stored is None:
+        kept = self._store.states([job_id]).get(job_id)
+        if kept is None:
             return False
-        if stored.kept >= FIRST_FINAL:
-            self._push(peer, job_id, stored.kept, stored.outcome or b"")
-        else:
+        if kept < FIRST_FINAL:  # most have not: their arguments are not read for this
             self.add(peer, job_id)
+        elif (stored := self._store.read(job_id)) is not None:
+            self._push(peer, job_id, stored.kept, stored.outcome or b"")
         return True
 
     def read_items(self, peer: Peer, request: int, stored: StoredJob, start: int) -> None:
@@ -77,12 +78,13 @@ class Watchers:
         if len(readers) >= MAX_READERS:
             raise QueueFull(f"{MAX_READERS} clients already wait for the items of this job")
         readers.append((peer, request, start))
+        self._read_by.setdefault(peer, set()).add(job_id)
 
     def forget(self, peer: Peer) -> None:
         """Forgets a client that is gone."""
-        for job_id, readers in list(self._readers.items()):
-            readers[:] = [reader for reader in readers if reader[0] is not peer]
-            if not readers:
+        for job_id in self._read_by.pop(peer, ()):
+            self._readers[job_id] = [reader for reader in self._readers[job_id] if reader[0] is not peer]
+            if not self._readers[job_id]:
                 del self._readers[job_id]
         for job_id in peer.watched:
             watchers = self._watchers.get(job_id)
@@ -99,7 +101,10 @@ class Watchers:
             self._tell_ends(effects.ended)
         if self._readers:
             for job_id in {row.id for row, *_ in (*effects.items, *effects.ended)}:
-                for peer, request, start in self._readers.pop(job_id, ()):
+                readers = self._readers.pop(job_id, ())
+                for peer, _, _ in readers:
+                    self._reads_no_more(peer, job_id)
+                for peer, request, start in readers:
                     self._answer_reader(peer, request, job_id, start)
 
     def _tell_ends(self, ended: Iterable[Ended]) -> None:
@@ -119,6 +124,13 @@ class Watchers:
         for peer, together in told.items():
             if together:
                 self._clients.send(peer, b"".join(together))
+
+    def _reads_no_more(self, peer: Peer, job_id: bytes) -> None:
+        read = self._read_by.get(peer)
+        if read is not None:
+            read.discard(job_id)
+            if not read:
+                del self._read_by[peer]
 
     def tell_deferred(self) -> None:
         """Goes on informing clients that have read what they were sent."""
