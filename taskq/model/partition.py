@@ -54,7 +54,7 @@ def partition_of(spec: Spec, constraints: Constraints | None) -> Partition:
     return _partition(spec, constraints.limit_key, constraints.order_key)
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=16_384)
 def _partition(spec: Spec, limit_key: str | None, order_key: str | None) -> Partition:
     subject = spec.task if limit_key is None else f"{spec.task} {limit_key}"
     limits = []

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from taskq.model.errors import ConfigError
@@ -147,13 +148,13 @@ class Spec:
         is_metered = self.cpu_timeout_s is not None or self.memory_limit_bytes is not None
         object.__setattr__(self, "is_metered", is_metered)
         object.__setattr__(self, "is_watched", is_metered or self.timeout_s is not None)
-        object.__setattr__(self, "_hash", hash(tuple(getattr(self, name) for name in _COMPARED)))
+        object.__setattr__(self, "_hash", hash(_compared(self)))
 
     def __hash__(self) -> int:
         return self._hash  # of 16 fields: several tables are asked for each job's spec
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Spec, tuple(getattr(self, name) for name in _COMPARED)  # texts have other hashes in another process
+        return Spec, _compared(self)  # texts have other hashes in another process
 
     def to_wire(self) -> list[object]:
         """The fields in a fixed order, as they travel and are stored; those that few jobs use go by name."""
@@ -182,11 +183,11 @@ class Spec:
 _OPTIONS = {f.name: f.default for f in fields(Spec)[5:] if f.init}
 #: The options of callers that are fields here: the name of the field, by that of the option.
 SPEC_FIELDS = {f.metadata["option"]: f.name for f in fields(Spec) if "option" in f.metadata}
-_COMPARED = [f.name for f in fields(Spec) if f.compare]
+_compared = attrgetter(*(f.name for f in fields(Spec) if f.compare))
 _CHECKS = [(f.name, f.default, f.metadata["check"]) for f in fields(Spec) if "check" in f.metadata]
 
 
-@lru_cache(maxsize=1_024, typed=True)  # else 1, 1.0 and True would be the same
+@lru_cache(maxsize=16_384, typed=True)  # for as many queues; typed: else 1, 1.0 and True would be the same
 def _spec(task: Any, queue: Any, retries: Any, timeout_s: Any, max_crashes: Any, *options: tuple[str, Any]) -> Spec:
     """Every frame of a producer has the same fields: they are checked once, and the jobs share the result."""
     return Spec(task, queue, retries, timeout_s, max_crashes, **dict(options))

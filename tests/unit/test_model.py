@@ -327,3 +327,12 @@ def test_errors_can_be_caught_by_their_usual_names(error: type[Exception], bases
 def test_a_job_does_not_swallow_its_timeout() -> None:
     """`except Exception` lets it through."""
     assert not issubclass(JobTimeout, Exception)
+
+
+def test_the_hash_of_a_spec_does_not_travel() -> None:
+    """Texts have other hashes in another process."""
+    spec = Spec("t", "mail", timeout_s=3.0, resources=(("gpu", 1),))
+    again = pickle.loads(pickle.dumps(spec))
+    assert again in {spec}
+    assert hash(spec) not in spec.__reduce__()[1]
+    assert Spec("t", "mail") not in {spec}
