@@ -119,13 +119,13 @@ MAX_SOCKET_PATH_BYTES = 103
 TURN_US = 4_000.0
 #: An attempt that ended; what comes on top of that if it did not succeed (an error, and a line in the log), if the job
 #: runs again, and for each item that it has yielded; and a checkpoint.
-ENDED_US = 2.5
+ENDED_US = 2.0
 NOTE_US = 35.0
 RESCHEDULED_US = 10.0
 ITEM_US = 3.0
 CHECKPOINT_US = 10.0
 #: A job that is handed in; one with constraints; and each job that it comes after.
-SUBMITTED_US = 2.5
+SUBMITTED_US = 2.0
 CONSTRAINED_US = 8.0
 EDGE_US = 8.0
 #: A submission from the spool, besides its jobs.

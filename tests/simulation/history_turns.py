@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from history import History
 
 #: What a row takes at the least, of the work that a turn takes on.
-_ROW_US = 2.5
+_ROW_US = 2.0
 #: What cannot be cut: one submission, one workflow, or the children of one job.
 _ONE_PIECE = 25
 
