@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -84,12 +85,19 @@ def test_what_it_refuses(place: Path, tmp_path: Path) -> None:
         assert told in done.stderr
 
 
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="taskq-") as path:
+        yield Path(path)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_end_in_the_middle_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
+def test_an_end_in_the_middle_leaves_no_process(how: signal.Signals, tmp_path: Path, short_tmp: Path) -> None:
     """Fleets, limits and producers end with it; after Ctrl-C and SIGTERM its files are gone, too."""
     program = subprocess.Popen(
         [*TASKQ, "bench", "producers", "roundtrip", "--rounds", "1000", "--directory", str(tmp_path)],
-        env=environment(None),
+        env=environment(None, TMPDIR=str(short_tmp)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -102,7 +110,7 @@ def test_an_end_in_the_middle_leaves_no_process(how: signal.Signals, tmp_path: P
     if how != signal.SIGKILL:  # after that, a process that was just starting may complain
         assert told == ""
         assert program.returncode in (130, 143)
-        assert list(tmp_path.iterdir()) == []
+        assert [*tmp_path.iterdir(), *short_tmp.iterdir()] == []
 
 
 def _family_of(program: subprocess.Popen[str], at_least: int) -> list[psutil.Process]:
