@@ -12,11 +12,12 @@ It is the only place in the fleet half that knows which engines there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from selectors import BaseSelector
 
 from taskq.broker.consumers.handle import ConsumerProcess
-from taskq.broker.consumers.succession import Succession
+from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.core.core import Core
 from taskq.broker.status import StatusView
 from taskq.engines.contract import Consumers, Engine, Events, Fleet, FleetControl
@@ -84,7 +85,7 @@ class Parts:
         """
         figures = self.engine.figures
         status = self._status(self.directory, self.core, figures, consumers, processes, self.turns, self.clock)
-        control = FleetControl(status.draw, on_stop, on_reload)
+        control = FleetControl(status.draw, on_stop, on_reload, partial(write_stacks, processes))
         self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 
     # -- what consumers send, besides the outcomes of jobs
@@ -96,6 +97,18 @@ class Parts:
     def take_children(self, children: list[Submission]) -> None:
         """Takes the jobs that a job which has just succeeded has enqueued."""
         self.engine.enqueued(children)
+
+
+def write_stacks(processes: Succession[ConsumerProcess], number: int | None) -> list[tuple[int, int]]:
+    """See `taskq.engines.contract.FleetControl`. A consumer that starts is left out: the signal would end it."""
+    asked = [
+        consumer
+        for consumer in processes.consumers.values()
+        if consumer.state != ProcessState.STARTING and number in (None, consumer.number)
+    ]
+    for consumer in asked:
+        consumer.write_stacks()
+    return [(consumer.number, consumer.pid) for consumer in asked]
 
 
 def open_engine(

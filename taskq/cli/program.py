@@ -36,6 +36,7 @@ COMMANDS = {
     "status": ("monitor", _LOOK, "Show what the fleet is doing."),
     "health": ("health.command", _LOOK, "Say by the exit code whether the fleet is well: a probe, which is quick."),
     "doctor": ("doctor.command", _LOOK, "Look for what is wrong with the place of a queue, and say what to do."),
+    "stack": ("stack.command", _LOOK, "Show where consumers are in their code, while their jobs go on."),
     "logs": ("monitor", _LOOK, "Show the log, even of a fleet that no longer runs."),
     "demo": ("demo.command", _MORE, "See it work: index Python's library in parallel, and kill a consumer."),
     "bench": ("bench.command", _MORE, "Measure speed and memory here, each figure beside its limit."),

@@ -20,6 +20,7 @@ from taskq.cli.bench.figures import Report
 from taskq.cli.config.command import OptionValue
 from taskq.cli.doctor.checks import Finding
 from taskq.cli.schedule import RemovedSchedule, StartedJob
+from taskq.cli.stack.command import ConsumerStack
 from taskq.model.errors import ConfigError
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
@@ -120,6 +121,7 @@ PRINTED: dict[str, Any] = {
     "config": dict[str, OptionValue],
     "bench": Report,
     "doctor": list[Finding],
+    "stack": list[ConsumerStack],
 }
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

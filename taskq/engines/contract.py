@@ -242,11 +242,14 @@ class FleetControl(NamedTuple):
         status: returns its status.
         stop: stops it; called with the name of who asked.
         reload: replaces the consumers; returns the number of that reload. Raises TaskQError if the fleet is stopping.
+        write_stacks: has a consumer, or all of them, write the stacks of its threads to the log; called with its number
+            or None. Returns the number and the process id of each that was asked.
     """
 
     status: Callable[[], FleetStatus]
     stop: Callable[[str], None]
     reload: Callable[[], int]
+    write_stacks: Callable[[int | None], list[tuple[int, int]]]
 
 
 class Fleet(NamedTuple):

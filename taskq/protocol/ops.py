@@ -24,6 +24,7 @@ class Op(IntEnum):
     STATUS = 15
     STOP = 16
     RELOAD = 17
+    STACKS = 18
     JOBS = 20
     RETRY = 21
     RETRY_ALL = 22

@@ -155,6 +155,16 @@ class ReloadFleet(NamedTuple):
     """Replace the consumers; answered with the number of that reload."""
 
 
+class WriteStacks(NamedTuple):
+    """Have consumers write the stacks of their threads to the log; answered with [number, pid] of each of them.
+
+    Attributes:
+        number: which consumer; None for all.
+    """
+
+    number: int | None
+
+
 class ListSchedules(NamedTuple):
     """All schedules, by name."""
 
@@ -205,6 +215,7 @@ _OPS: dict[type[tuple[Any, ...]], Op] = {
     GetCounts: Op.COUNTS,
     StopFleet: Op.STOP,
     ReloadFleet: Op.RELOAD,
+    WriteStacks: Op.STACKS,
     ListSchedules: Op.SCHEDULES,
     PutSchedule: Op.PUT_SCHEDULE,
     RemoveSchedule: Op.REMOVE_SCHEDULE,
@@ -229,6 +240,7 @@ Request = (
     | GetCounts
     | StopFleet
     | ReloadFleet
+    | WriteStacks
     | ListSchedules
     | PutSchedule
     | RemoveSchedule
@@ -288,6 +300,8 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return StopFleet()
         case [Op.RELOAD, int()]:
             return ReloadFleet()
+        case [Op.STACKS, int(), int() | None as number]:
+            return WriteStacks(number)
         case [Op.SCHEDULES, int()]:
             return ListSchedules()
         case [Op.PUT_SCHEDULE, int(), list(schedule)]:

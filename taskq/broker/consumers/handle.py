@@ -120,7 +120,11 @@ class ConsumerProcess:
         """Has the process write the stacks of all its threads, once for each job for which it is about to be killed."""
         if self.stacks_asked_for != number:
             self.stacks_asked_for = number
-            self._signal(STACKS_SIGNAL)
+            self.write_stacks()
+
+    def write_stacks(self) -> None:
+        """Has the process write the stacks of all its threads. Its jobs go on."""
+        self._signal(STACKS_SIGNAL)
 
     def kill(self, why: str = "") -> None:
         """Kills the process and its children, now.

@@ -185,6 +185,7 @@ class Client(QueueClient):
     ask = run_by(DirectoryQueue.ask)
     stop = run_by(DirectoryQueue.stop)
     reload = run_by(DirectoryQueue.reload)
+    write_stacks = run_by(DirectoryQueue.write_stacks)
     spool = run_by(DirectoryQueue.spool)
     is_spooled = run_by(DirectoryQueue.is_spooled)
     drop_unfinished = run_by(DirectoryQueue.drop_unfinished)

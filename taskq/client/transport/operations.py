@@ -54,6 +54,7 @@ from taskq.protocol.requests import (
     RunSchedule,
     SearchJobs,
     StopFleet,
+    WriteStacks,
     op_of,
 )
 from taskq.protocol.spooler import spooler_of
@@ -471,6 +472,15 @@ class DirectoryQueue:
         """
         number: int = yield from self.ask(ReloadFleet())
         return number
+
+    def write_stacks(self, number: int | None) -> Operation[list[tuple[int, int]]]:
+        """Has a consumer (None: all) write the stacks of its threads to the log, while its jobs go on.
+
+        Returns:
+            The number and the process id of each that was asked; none if there is no consumer with that number.
+        """
+        told = yield from self.ask(WriteStacks(number))
+        return [(number, pid) for number, pid in told]
 
     # -- asking
 

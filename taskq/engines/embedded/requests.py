@@ -50,6 +50,7 @@ from taskq.protocol.requests import (
     SearchJobs,
     StopFleet,
     Watch,
+    WriteStacks,
     read_request,
 )
 from taskq.protocol.schedules import schedule_value
@@ -222,6 +223,8 @@ class Requests:
                 return True
             case ReloadFleet():
                 return self._control.reload()
+            case WriteStacks(number):
+                return self._control.write_stacks(number)
             case ListSchedules():
                 return [schedule_value(info) for info in self._scheduler.infos()]
         raise AssertionError(f"nobody answers {asked.request}")

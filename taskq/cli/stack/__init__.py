@@ -1,0 +1,1 @@
+"""`taskq stack`: where the consumers are in their code."""
