@@ -14,9 +14,10 @@ from taskq.client.transport.clients import FleetConnection
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints, meta_of
 from taskq.model.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.model.job import new_job_ids
-from taskq.model.limits import MAX_PAYLOAD_BYTES
+from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
 from taskq.model.spec import Spec
 from taskq.protocol.codec import RESULT_OF_MARK, encode_call, results_in
+from taskq.protocol.payloads.filed import size_of, snapshot
 from taskq.protocol.submissions import Call
 
 R_co = TypeVar("R_co", covariant=True)
@@ -50,6 +51,7 @@ class CallMaker(Generic[R_co]):
         """
         app.engine.check(spec, call_options)
         self._app = app
+        self._may_have_file = app.engine.has_payload_files
         self._spec = spec
         self._call_options = call_options
         self._is_plain = call_options.is_plain
@@ -104,6 +106,8 @@ class CallMaker(Generic[R_co]):
             if not fewest <= len(args) <= most:
                 self._check_fits(args, {})
             payload = self._payload(job_id, args, {})
+            if type(payload) is not bytes:
+                payload = snapshot(payload)  # whoever makes the arguments may use their memory for the next ones
             if has_own_constraints:
                 constraints = self._constraints(options, args, {})
             yield self._call_of(job_id, payload, constraints)
@@ -125,21 +129,27 @@ class CallMaker(Generic[R_co]):
             raise BadArguments(f"{self._spec.task}{self._takes.signature} does not take these arguments: {told}")
 
     def _payload(self, job_id: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
-        payload = encode_call(job_id, args, kwargs)
-        if len(payload) > MAX_PAYLOAD_BYTES:
+        payload = encode_call(job_id, args, kwargs, may_have_file=self._may_have_file)
+        if len(payload) > MAX_INLINE_PAYLOAD_BYTES or type(payload) is not bytes:
+            self._check_size(size_of(payload))
+        return payload
+
+    def _check_size(self, size: int) -> None:
+        limit = self._app.engine.max_payload_bytes
+        if size > limit:
             raise PayloadTooLarge(
-                f"the arguments of {self._spec.task} take {len(payload):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                f"the arguments of {self._spec.task} take {size:,} bytes, the limit is {limit:,}: "
                 "pass the path of a file instead"
             )
-        return payload
 
     def _call_of(self, job_id: bytes, payload: bytes, constraints: Constraints | None) -> Call:
         """A call, which comes after the jobs whose results are among its arguments."""
-        if _MARK_BEGIN in payload and RESULT_OF_MARK in payload:
-            own = constraints or NO_CONSTRAINTS
+        if type(payload) is not bytes or (_MARK_BEGIN in payload and RESULT_OF_MARK in payload):
             parents = results_in(payload)
-            if parents:
-                self._app.engine.check_option(self._spec.task, "after")
+            if not parents:
+                return Call(job_id, payload, constraints)
+            self._app.engine.check_option(self._spec.task, "after")
+            own = constraints or NO_CONSTRAINTS
             after = {**dict(own.after), **dict.fromkeys(parents, False)}
             constraints = replace(own, after=tuple(after.items()))
         return Call(job_id, payload, constraints)

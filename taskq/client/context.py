@@ -19,6 +19,7 @@ from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_CHILDREN, MAX_CHILDREN_
 from taskq.protocol.codec import decode_result, encode_result
 from taskq.protocol.link.output import JOB_MARK, RECORD_MARK
 from taskq.protocol.ops import NO_START_OPTIONS, StartOptions
+from taskq.protocol.payloads.filed import size_of, snapshot
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.usage import own_cpu_s
 
@@ -316,11 +317,13 @@ def keep_back(flow: Sequence[tuple[Spec, Call]]) -> None:
     if job is None or this_process.was_forked:
         raise TaskQError("on_success=True can only be used inside a job: no job runs here")
     kept = [*job.children, *flow]
-    if len(kept) > MAX_CHILDREN or sum(len(call.payload) for _, call in kept) > MAX_CHILDREN_BYTES:
+    if len(kept) > MAX_CHILDREN or sum(size_of(call.payload) for _, call in kept) > MAX_CHILDREN_BYTES:
         raise EnqueueError(
             f"one job may enqueue {MAX_CHILDREN:,} jobs and {MAX_CHILDREN_BYTES:,} bytes of arguments with "
             "on_success=True: enqueue some that enqueue the others"
         )
+    for _, call in flow:
+        snapshot(call.payload)
     job.children = kept
 
 

@@ -12,6 +12,7 @@ from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound
 from taskq.model.job import JobState
 from taskq.protocol.codec import ResultOf, decode_result
 from taskq.protocol.endings import Ending
+from taskq.protocol.payloads.files import PayloadFiles, PayloadLost
 from taskq.protocol.submissions import EarlierId
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Job(ResultOf, Generic[R_co]):
             JobNotFound: nothing is known of the job.
         """
         ending = self._ending or self._app.client.wait(self._id, timeout)
-        return cast(R_co, value_of_ending(self._id, ending, self._cast))
+        return cast(R_co, value_of_ending(self._app.payloads, self._id, ending, self._cast))
 
     def _with(self, ending: Ending) -> Job[R_co]:
         """Returns a handle of the same job that knows its ending, if that is final (a failed job may be retried)."""
@@ -218,7 +219,7 @@ class Job(ResultOf, Generic[R_co]):
     async def aresult(self, timeout: float | None = None) -> R_co:
         """`result` for asyncio: waits without blocking the loop."""
         ending = self._ending or await self._app.async_client().wait(self._id, timeout)
-        return cast(R_co, value_of_ending(self._id, ending, self._cast))
+        return cast(R_co, value_of_ending(self._app.payloads, self._id, ending, self._cast))
 
     async def ainfo(self, *, arguments: bool = False) -> JobInfo:
         """`info` for asyncio."""
@@ -240,14 +241,28 @@ class Job(ResultOf, Generic[R_co]):
         return self.aresult().__await__()
 
 
-def value_of_ending(job_id: bytes, ending: Ending | None, caster: Callable[[Any], Any] | None) -> Any:
-    """Returns the value in an ending, or raises its error."""
+def value_of_ending(
+    payloads: PayloadFiles, job_id: bytes, ending: Ending | None, caster: Callable[[Any], Any] | None
+) -> Any:
+    """Returns the value in an ending, or raises its error.
+
+    Args:
+        payloads: the files of large results.
+    """
     check_ending(job_id, ending)
     assert ending is not None
     if ending.outcome.result is None:
         return None
-    value = decode_result(job_id, ending.outcome.result)
+    value = decode_result(job_id, content_of(payloads, job_id, ending.outcome.result))
     return value if caster is None else caster(value)
+
+
+def content_of(payloads: PayloadFiles, job_id: bytes, result: bytes | memoryview) -> bytes | memoryview:
+    """Returns the result of a job, or the content of its file. Raises JobNotFound if that is gone."""
+    try:
+        return payloads.read(job_id, result)
+    except PayloadLost as error:
+        raise JobNotFound(f"the result of job {job_id.hex()} is not kept any more: {error}") from error
 
 
 def check_ending(job_id: bytes, ending: Ending | None) -> None:

@@ -12,14 +12,17 @@ from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
-from taskq.client.job import value_of_ending
+from taskq.client.job import content_of, value_of_ending
 from taskq.client.transport.api import AsyncQueueClient, QueueApi, QueueClient
-from taskq.client.transport.room import with_room
+from taskq.client.transport.handing_in import with_room
 from taskq.client.transport.verbs import Operation
 from taskq.client.waiting import Progress, reporting
 from taskq.model.errors import JobCancelled, JobFailed, JobNotFound
+from taskq.model.limits import SUBMIT_CHUNK_BYTES
 from taskq.model.spec import Spec
 from taskq.protocol.endings import Ending
+from taskq.protocol.payloads.filed import is_reference, size_of
+from taskq.protocol.payloads.files import PayloadFiles
 from taskq.protocol.submissions import Call, chunks
 
 #: Calls are submitted in chunks that grow from the first to the second; the third is the most unfinished jobs.
@@ -59,7 +62,7 @@ def results_of_calls(client: QueueClient, mapped: MappedCalls) -> Generator[Any,
         closing(client.each(_Mapping(client.queue, mapped, tell))) as ended,
     ):
         for numbered in ended:
-            yield _value(numbered, mapped.caster)
+            yield _value(client.queue.payloads, numbered, mapped.caster)
 
 
 async def aresults_of_calls(client: AsyncQueueClient, mapped: MappedCalls) -> AsyncGenerator[Any, None]:
@@ -67,13 +70,13 @@ async def aresults_of_calls(client: AsyncQueueClient, mapped: MappedCalls) -> As
     with reporting(mapped.progress, mapped.total, mapped.spec.task) as tell:
         async with aclosing(client.each(_Mapping(client.queue, mapped, tell))) as ended:
             async for numbered in ended:
-                yield _value(numbered, mapped.caster)
+                yield _value(client.queue.payloads, numbered, mapped.caster)
 
 
-def _value(numbered: _Numbered, caster: Callable[[Any], Any] | None) -> Any:
+def _value(payloads: PayloadFiles, numbered: _Numbered, caster: Callable[[Any], Any] | None) -> Any:
     number, job_id, ending = numbered
     try:
-        return value_of_ending(job_id, ending, caster)
+        return value_of_ending(payloads, job_id, ending, caster)
     except (JobFailed, JobCancelled) as error:
         error.item = number
         raise
@@ -88,6 +91,7 @@ class _Mapping:
             tell: is called with the number of jobs that have ended so far.
         """
         self._mapped = mapped
+        self._payloads = queue.payloads
         self._tell = tell
         self._endings = queue.watching()
         self._turns: _Turns = _InOrder() if mapped.ordered else _AsTheyCome()
@@ -106,18 +110,32 @@ class _Mapping:
             for job_id, ending in (first, *self._endings.arrived()):
                 if ending is None:
                     raise JobNotFound(f"job {job_id.hex()} is no longer known: was the queue's directory replaced?")
+                ending = self._with_result(job_id, ending)
                 self._done += 1
                 self._tell(self._done)
                 found += self._turns.ended(job_id, ending)
             if found:
                 return found
 
+    def _with_result(self, job_id: bytes, ending: Ending) -> Ending:
+        """Opens the file of a large result: it may be long until its turn comes, and the job may be pruned before."""
+        result = ending.outcome.result
+        if result is None or not is_reference(result):
+            return ending
+        return ending._replace(outcome=ending.outcome._replace(result=content_of(self._payloads, job_id, result)))
+
     def _submit_more(self) -> Operation[None]:
         spec, calls, waits_for_room = self._mapped.spec, self._mapped.calls, self._mapped.waits_for_room
         waiting = self._endings.waiting
         while not self._is_exhausted and len(waiting) <= _WINDOW - self._chunk_size:
-            chunk = list(islice(calls, self._chunk_size))
-            self._is_exhausted = len(chunk) < self._chunk_size
+            chunk, size = [], 0
+            for call in islice(calls, self._chunk_size):
+                chunk.append(call)
+                size += size_of(call.payload)
+                if size > SUBMIT_CHUNK_BYTES:
+                    break
+            else:
+                self._is_exhausted = len(chunk) < self._chunk_size
             for part in chunks(chunk, spec.max_queued if waits_for_room else None):
                 yield from with_room(partial(self._endings.submit, spec, part), waits_for_room)
             self._turns.submitted([call.id for call in chunk])

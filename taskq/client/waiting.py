@@ -250,7 +250,7 @@ class _Gathering(Generic[R]):
 def _value(job: Job[R], ending: Ending | None) -> R:
     if ending is None:
         raise JobNotFound.of(job._id)
-    return cast(R, value_of_ending(job._id, ending, job._cast))
+    return cast(R, value_of_ending(job._app.payloads, job._id, ending, job._cast))
 
 
 def _ended(job: Job[R], ending: Ending | None) -> Job[R]:

@@ -83,6 +83,8 @@ class CoroutineRunner(Runner):
             task, args, kwargs = self._prepare(job)
             value = await job.await_code(self._code_async, task, args, kwargs)
             result = None if value is None else self._encode(job, value)
+            if job.children:
+                self._write_children(job)
             duration_s = self._clock.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:

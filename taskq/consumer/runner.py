@@ -23,10 +23,13 @@ from taskq.consumer.exception_text import class_name, describe, text_of
 from taskq.model.attempt import Verdict, pack_failure, pack_success
 from taskq.model.errors import Cancel, ConfigError, PayloadError, Retry, Snooze
 from taskq.model.job import JobError, JobState
-from taskq.model.limits import MAX_ITEMS, MAX_ITEMS_BYTES, MAX_PAYLOAD_BYTES
+from taskq.model.limits import MAX_ITEM_BYTES, MAX_ITEMS, MAX_ITEMS_BYTES
 from taskq.model.units import text_of_bytes
 from taskq.protocol.codec import CorruptPayload, decode_call, decode_result, encode_result, results_in
 from taskq.protocol.ops import StartOptions
+from taskq.protocol.payloads.filed import REFERENCE_BYTES, FiledPayload, size_of
+from taskq.protocol.payloads.files import PayloadLost
+from taskq.protocol.submissions import filed_among
 from taskq.system.usage import data_limit
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
@@ -70,6 +73,7 @@ class Runner:
         self._app = app
         self._clock = app.clock
         self._tasks = app.tasks
+        self._engine = app.engine
         self._middleware = app.hooks.middleware
         self._code = self._call_within if self._middleware else self._call
         self._on_item = on_item
@@ -91,6 +95,8 @@ class Runner:
             else:
                 value = job.run_code(self._code, task, args, kwargs)
             result = None if value is None else self._encode(job, value)  # most jobs are run for their effect
+            if job.children:
+                self._write_children(job)
             duration_s = self._clock.monotonic() - start
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:
@@ -139,15 +145,20 @@ class Runner:
             known = ", ".join(sorted(self._tasks)) or "none"
             raise Refused("UnknownTask", f"this application has no task {job.task!r} (it has: {known:.500})")
         try:
-            results = self._results(job.payload) if extra and "follows" in extra else None
-            args, kwargs = decode_call(job.id, job.payload, results)
+            payload = (
+                job.payload if len(job.payload) != REFERENCE_BYTES else self._app.payloads.read(job.id, job.payload)
+            )
+            results = self._results(payload) if extra and "follows" in extra else None
+            args, kwargs = decode_call(job.id, payload, results)
+        except PayloadLost as error:
+            raise Refused("ArgumentsLost", f"the file with the arguments cannot be read: {error}") from error
         except CorruptPayload as error:
             raise Refused("CorruptPayload", f"the arguments were damaged on their way or on disk: {error}") from error
         if task.caster.converts:
             args, kwargs = _cast(task, args, kwargs)
         return task, args, kwargs
 
-    def _results(self, payload: bytes) -> dict[bytes, Any]:
+    def _results(self, payload: bytes | memoryview) -> dict[bytes, Any]:
         """The results of other jobs that are among the arguments, from the broker."""
         results: dict[bytes, Any] = {}
         ids = results_in(payload)
@@ -163,23 +174,39 @@ class Runner:
                     told = f"job {job_id.hex()}, whose result is an argument, has none that can be read"
                     raise Refused("ParentFailed", told)
                 result = ending.outcome.result
-                results[job_id] = None if result is None else decode_result(job_id, result)
+                results[job_id] = None if result is None else self._decode(job_id, result)
         return results
+
+    def _decode(self, job_id: bytes, result: bytes | memoryview) -> Any:
+        """The result of another job."""
+        try:
+            return decode_result(job_id, self._app.payloads.read(job_id, result))
+        except PayloadLost as error:
+            told = f"the result of job {job_id.hex()}, which is an argument, cannot be read: {error}"
+            raise Refused("ParentFailed", told) from error
 
     def _encode(self, job: RunningJob, value: Any) -> bytes | None:
         if job.extra and "drop_result" in job.extra:
             return None
         try:
-            result = encode_result(job.id, value)
+            result = encode_result(job.id, value, may_have_file=self._engine.has_payload_files)
         except PayloadError as error:
             raise Refused("UnserializableResult", str(error)) from error
-        if len(result) > MAX_PAYLOAD_BYTES:
+        if type(result) is bytes and len(result) <= MAX_ITEM_BYTES:
+            return result
+        if size_of(result) > self._engine.max_payload_bytes:
             raise Refused(
                 "ResultTooLarge",
-                f"the result takes {len(result):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}: "
+                f"the result takes {size_of(result):,} bytes, the limit is {self._engine.max_payload_bytes:,}: "
                 "write it to a file and return the path",
             )
-        return result
+        if isinstance(result, FiledPayload):
+            self._app.payloads.write([result])
+        return bytes(result)
+
+    def _write_children(self, job: RunningJob) -> None:
+        """Writes the large arguments of the jobs that the job has enqueued for the case that it succeeds."""
+        self._app.payloads.write(filed_among(call for _, call in job.children))
 
     def _call(self, job: RunningJob, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> Any:
         try:
@@ -337,11 +364,11 @@ class Items:
         except PayloadError as error:
             raise Refused("UnserializableItem", f"item {self._count}: {error}") from error
         self._bytes += len(item)
-        if self._count == MAX_ITEMS or self._bytes > MAX_ITEMS_BYTES or len(item) > MAX_PAYLOAD_BYTES:
+        if self._count == MAX_ITEMS or self._bytes > MAX_ITEMS_BYTES or len(item) > MAX_ITEM_BYTES:
             raise Refused(
                 "TooManyItems",
                 f"item {self._count} takes {len(item):,} bytes, all so far {self._bytes:,}; the limits of a job are "
-                f"{MAX_ITEMS:,} items, {MAX_PAYLOAD_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
+                f"{MAX_ITEMS:,} items, {MAX_ITEM_BYTES:,} bytes each and {MAX_ITEMS_BYTES:,} together",
             )
         on_item(self._job.id, self._count, item)
         self._count += 1

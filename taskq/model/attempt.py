@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
     started_at: float | None
     duration_s: float | None
-    result: bytes | None
+    result: bytes | memoryview | None
     error: JobError | None
     delay_s: float | None = None
     consumer: int | None = None

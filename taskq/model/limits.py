@@ -7,8 +7,12 @@ import re
 MIB = 1024 * 1024
 
 #: One job's serialized arguments, and one job's serialized result.
-MAX_PAYLOAD_BYTES = 4 * MIB
-#: What one job's generator may yield, in number and, serialized, in size; one item is bounded as a result is.
+MAX_PAYLOAD_BYTES = 1024 * MIB
+#: Those that take more than this have a file of their own: see `taskq.protocol.payloads.files`.
+MAX_INLINE_PAYLOAD_BYTES = 64 * 1024
+#: One serialized item of a generator, which the journal keeps.
+MAX_ITEM_BYTES = 4 * MIB
+#: What one job's generator may yield, in number and, serialized, in size.
 MAX_ITEMS = 100_000
 MAX_ITEMS_BYTES = 64 * MIB
 #: Items in one answer to a reader (or a single larger one).
@@ -16,8 +20,8 @@ ITEMS_ANSWER_BYTES = 1 * MIB
 ITEMS_ANSWER = 1_000
 #: Readers that wait for the next item of one job.
 MAX_READERS = 1_000
-#: One frame on a socket: a payload of full size and its envelope.
-MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 128 * 1024
+#: One frame on a socket: an item of full size and its envelope.
+MAX_FRAME_BYTES = MAX_ITEM_BYTES + 128 * 1024
 #: The part of a frame that is decoded (operation, ids, lengths). Payloads travel behind it as opaque bytes, so the
 #: worst that hostile msgpack can make of a frame is this much times about 70 (measured: a megabyte of empty maps
 #: decodes to 65-73 MB).

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskq.model.attempt import Outcome, read_outcome
 from taskq.model.job import JobState, Progress, enqueued_at
 from taskq.model.limits import MAX_SHOWN_ARGUMENTS_BYTES
+from taskq.protocol.payloads.filed import is_reference, size_of
 
 if TYPE_CHECKING:
     from taskq.model.info.job import JobArguments, JobInfo
@@ -92,7 +93,8 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
 
 def shown_payload(payload: bytes) -> bytes | int:
     """What is sent of the arguments of a job, as `JobFields.payload`."""
-    return payload if len(payload) <= MAX_SHOWN_ARGUMENTS_BYTES else len(payload)
+    is_shown = len(payload) <= MAX_SHOWN_ARGUMENTS_BYTES and not is_reference(payload)
+    return payload if is_shown else size_of(payload)
 
 
 def _arguments(job_id: bytes, payload: bytes | int) -> JobArguments:

@@ -34,6 +34,7 @@ from zlib import crc32
 SINGLE = ".jobs"
 SERIES = ".frames"
 _SUFFIXES = (SINGLE, SERIES)
+_SET_ASIDE = ".bad"
 #: What one commit takes in at the most: some 20 ms, in which clients wait. At least one file, whatever its size.
 _PORTION_FRAMES = 100
 _PORTION_BYTES = 1024 * 1024
@@ -175,7 +176,7 @@ class Backlog:
 
 def set_aside(path: Path) -> Path:
     """Renames a file that cannot be understood, so that it is kept but not read again. Returns its new name."""
-    return path.rename(path.with_suffix(".bad"))
+    return path.rename(path.with_suffix(_SET_ASIDE))
 
 
 def has_files(spool: Path, besides: Container[str] = ()) -> bool:
@@ -199,6 +200,13 @@ def find(spool: Path, ids: Collection[bytes]) -> dict[bytes, bytes]:
         for frame in file.frames:
             found.update((job_id, frame) for job_id in ids if job_id in frame)
     return found
+
+
+def holds(spool: Path, job_id: bytes) -> bool:
+    """Whether a job is in the spool, or in a file that was set aside there."""
+    if find(spool, [job_id]):
+        return True
+    return any(job_id in path.read_bytes() for path in spool.glob(f"*{_SET_ASIDE}") if path.is_file())
 
 
 def _may_hold(name: str, wanted: list[str]) -> bool:

@@ -40,6 +40,7 @@ from taskq.model.limits import (
 from taskq.model.spec import Spec
 from taskq.protocol import frames
 from taskq.protocol.ops import Op
+from taskq.protocol.payloads.filed import REFERENCE_BYTES, FiledPayload, size_of
 
 
 def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call]]:
@@ -58,17 +59,25 @@ def chunks(calls: Iterable[Call], most: int | None = None) -> Iterator[list[Call
             is_shared = not chunk
             last = own
         constraints_bytes += own_bytes
-        size += len(payload)
+        payload_bytes = len(payload)
+        if payload_bytes == REFERENCE_BYTES:
+            payload_bytes = size_of(payload)  # until it is written to its file, it takes memory
+        size += payload_bytes
         work_us += own_us
         told_bytes = own_bytes if is_shared else constraints_bytes
         is_full = size > SUBMIT_CHUNK_BYTES or told_bytes > MAX_CONSTRAINTS_BYTES or len(chunk) == most
         if (is_full or work_us > TURN_US) and chunk:
             yield chunk
-            chunk, size, constraints_bytes, is_shared = [], len(payload), own_bytes, True
+            chunk, size, constraints_bytes, is_shared = [], payload_bytes, own_bytes, True
             work_us = own_us
         chunk.append(call)
     if chunk:
         yield chunk
+
+
+def filed_among(calls: Iterable[Call]) -> list[FiledPayload]:
+    """The arguments of calls that have files of their own."""
+    return [call.payload for call in calls if isinstance(call.payload, FiledPayload)]
 
 
 def submit_frame(request: int, spec: Spec, calls: Sequence[Call], *, resend: bool, watch: bool) -> bytes:

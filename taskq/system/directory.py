@@ -9,6 +9,7 @@ A queue's directory holds everything it has:
     journal.db       the journal (SQLite, with -wal and -shm); only the holder of the lock ever opens it
     running.map      what each consumer is running (see `taskq.protocol.link.flight_recorder.FlightRecorder`)
     spool/           jobs enqueued while no broker ran
+    payloads/        large arguments and results, each in a file (see `taskq.protocol.payloads.files`)
     log/             the structured log
 """
 
@@ -130,6 +131,7 @@ class Directory:
         self.journal = path / "journal.db"
         self.running = path / "running.map"
         self.spool = path / "spool"
+        self.payloads = path / "payloads"
         self.log = path / "log"
 
     def create(self) -> Self:
@@ -143,7 +145,7 @@ class Directory:
                 if not path.exists():
                     path.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would leave those above to the umask
             self.check()
-            for path in (self.spool, self.log):
+            for path in (self.spool, self.payloads, self.log):
                 path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise DirectoryError(
@@ -179,7 +181,7 @@ class Directory:
             raise DirectoryError(told)
         if status.st_mode & 0o077:
             raise DirectoryError(f"{self.path} is open to other users; close it with: chmod 700 {self.path}")
-        for path in (self.path, self.spool, self.journal):
+        for path in (self.path, self.spool, self.payloads, self.journal):
             needed = os.W_OK if path == self.journal else os.W_OK | os.X_OK
             if path.exists() and not os.access(path, needed):
                 raise DirectoryError(f"{path} cannot be written by {_user()}; make it writable: chmod u+rwX {path}")

@@ -9,7 +9,7 @@ from taskq.client.transport.absence import Absence
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.conversation import Conversation
 from taskq.client.transport.operations import DirectoryQueue
-from taskq.client.transport.verbs import Answer, Ask, AskLate, Next, Open, Operation, Reach, Send, Sleep, Verb
+from taskq.client.transport.verbs import Answer, Ask, AskLate, Next, Open, Operation, Reach, Send, Sleep, UseDisk, Verb
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
 from taskq.system.directory import reply_timeout_s
@@ -95,6 +95,8 @@ class InProcessClient(QueueClient):
                 return self._endings(line.talk, within_s)
             case Sleep(seconds):
                 fleet.clock.sleep(seconds)
+            case UseDisk(function, arguments):
+                return function(*arguments)
             case _:
                 raise AssertionError(f"a fleet in this process is never away: {verb}")
         return None

@@ -32,6 +32,7 @@ from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredState
 from taskq.protocol import frames
+from taskq.protocol.payloads.files import PayloadFiles
 from taskq.system.directory import Directory
 from taskq.testing.clock import Clock
 from taskq.testing.consumers import (
@@ -76,23 +77,25 @@ class Arrival(NamedTuple):
 
     id: bytes
     spec: Spec
-    payload: bytes
+    payload: bytes | memoryview
     due_at: float | None
 
 
 class EventKeeper:
     """In place of a `taskq.broker.events.EventLog`: keeps what came in."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, directory: Directory) -> None:
         self.log = _Silent()
         self.arrivals: list[Arrival] = []
         self._store = store
+        self._payloads = PayloadFiles(directory)
 
     def enqueued(self, rows: Sequence[JobRow], _now: float) -> None:
         """Jobs that came in."""
         for row in rows:
             stored = self._store.read(row.id)
-            self.arrivals.append(Arrival(row.id, row.spec, row.payload, None if stored is None else stored.due_at))
+            payload = self._payloads.read(row.id, row.payload)  # large ones go with the end of the job
+            self.arrivals.append(Arrival(row.id, row.spec, payload, None if stored is None else stored.due_at))
 
     def notes(self, _notes: object) -> None:
         """Nobody reads a log."""
@@ -123,7 +126,7 @@ class InProcessFleet:
         self._store = MemoryStore()
         self._core = core_of(settings)
         self._pool = InProcessPool(self._core, clock)
-        self._events = EventKeeper(self._store)
+        self._events = EventKeeper(self._store, self.directory)
         self._server = InProcessServer()
         self._engine = EmbeddedEngine(self.directory, settings, self._store, clock, self._server)
         parts = Parts(self.directory, settings, self._engine, self._core, self._events, clock)

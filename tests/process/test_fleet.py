@@ -14,6 +14,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from apps import jobs, versioned
@@ -33,7 +34,7 @@ from taskq import (
 from taskq.client.job import Job
 from taskq.model.errors import AlreadyRunning, AppError
 from taskq.model.job import new_job_ids
-from taskq.model.limits import MAX_PAYLOAD_BYTES
+from taskq.model.limits import MAX_PAYLOAD_BYTES, MIB
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol.submissions import Call
@@ -197,7 +198,7 @@ REFUSED = {
     "UnknownTask": lambda: jobs.q.enqueue("no_such_task", 1),
     "BadArguments": lambda: TaskQ("elsewhere", jobs.q.directory.path).enqueue("add", 1, 2, 3),
     "UnserializableResult": jobs.unserializable.enqueue,
-    "ResultTooLarge": lambda: jobs.big.enqueue(MAX_PAYLOAD_BYTES + 1),
+    "ResultTooLarge": lambda: jobs.huge.enqueue(MAX_PAYLOAD_BYTES),
     "SystemExit": lambda: jobs.raise_system_exit.enqueue(0),
     "KeyboardInterrupt": jobs.raise_keyboard_interrupt.enqueue,
     "Nasty": jobs.nasty.enqueue,
@@ -227,14 +228,14 @@ def test_arguments_that_cannot_travel(shared: Fleet) -> None:
     with pytest.raises(PayloadError, match=r"args\[0\]\['x'\]"):
         jobs.echo.enqueue({"x": object()})
     with pytest.raises(PayloadTooLarge):
-        jobs.echo.enqueue(bytes(MAX_PAYLOAD_BYTES + 1))
+        jobs.echo.enqueue(np.zeros(MAX_PAYLOAD_BYTES, "u1"))
     with pytest.raises(PayloadTooLarge):
-        jobs.echo.enqueue_many([(bytes(MAX_PAYLOAD_BYTES + 1),)])
+        jobs.echo.enqueue_many([(np.zeros(MAX_PAYLOAD_BYTES, "u1"),)])
     assert shared.totals()["enqueued"] == enqueued
 
 
 def test_large_payloads_travel(shared: Fleet) -> None:
-    data = os.urandom(MAX_PAYLOAD_BYTES - 1000)
+    data = os.urandom(16 * MIB)
     assert jobs.echo.enqueue(data).result(timeout=20) == data
 
 

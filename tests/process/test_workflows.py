@@ -286,7 +286,7 @@ def test_errors_in_the_producer(shared: Fleet) -> None:
     with pytest.raises(ConfigError, match="is not a job"):
         jobs.add.options(after=["00" * 16])
     with pytest.raises(PayloadTooLarge, match="let a job of the workflow enqueue the rest"):
-        group(jobs.echo.step(bytes(1_000_000)) for _ in range(5)).enqueue()
+        group(jobs.echo.step(bytes(60_000)) for _ in range(80)).enqueue()
     with pytest.raises(ConfigError, match="give them with options"):
         jobs.q.task(after=[])
     with pytest.raises(TaskQError, match="no job runs here"):

@@ -26,10 +26,10 @@ from taskq.model.limits import (
     MAX_ERROR_MESSAGE_CHARS,
     MAX_FAILURE_BYTES,
     MAX_FRAME_BYTES,
+    MAX_ITEM_BYTES,
     MAX_JOBS_PER_FRAME,
     MAX_KEPT_ATTEMPT_BYTES,
     MAX_OUTPUT_LINE_BYTES,
-    MAX_PAYLOAD_BYTES,
     MAX_TRACEBACK_CHARS,
 )
 from taskq.protocol.frames import MAGIC, VERSIONS, Decoder, check_hello, frame, hello, split
@@ -199,7 +199,7 @@ def test_strangers_are_refused_at_their_header(start: bytes, pieces: int) -> Non
 
 def test_a_large_frame_is_held_once() -> None:
     """While it is not complete, no more than the frame itself is kept, and it arrives whole."""
-    body = bytes(range(256)) * (MAX_PAYLOAD_BYTES // 256)
+    body = bytes(range(256)) * (MAX_ITEM_BYTES // 256)
     data = frame([Op.RESULT, bytes(16), "succeeded"], [body])
     decoder = Decoder()
     for at in range(0, len(data) - 65_536, 65_536):
@@ -221,9 +221,9 @@ def test_frames_over_the_limits_are_not_made() -> None:
 def test_the_largest_submit_fits() -> None:
     """A full batch of jobs, and a payload of full size, are within the limits of a frame."""
     ids = bytes(16 * MAX_JOBS_PER_FRAME)
-    lengths = [MAX_PAYLOAD_BYTES] + [0] * (MAX_JOBS_PER_FRAME - 1)
+    lengths = [MAX_ITEM_BYTES] + [0] * (MAX_JOBS_PER_FRAME - 1)
     spec = ["t" * 200, "q" * 64, 1_000_000, 1e9, 1_000_000]
-    data = frame([Op.SUBMIT, 2**63, spec, True, True, ids, lengths], [bytes(MAX_PAYLOAD_BYTES)])
+    data = frame([Op.SUBMIT, 2**63, spec, True, True, ids, lengths], [bytes(MAX_ITEM_BYTES)])
     [(envelope, body)] = Decoder().feed(data)
     assert [len(payload) for payload in split(body, envelope[6])] == lengths
 

@@ -11,7 +11,7 @@ import pytest
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.conversation import Conversation
 from taskq.client.transport.operations import DirectoryQueue
-from taskq.client.transport.verbs import Answer, Ask, Next, Open, Operation, Reach, Send, Sleep, UseSpool
+from taskq.client.transport.verbs import Answer, Ask, Next, Open, Operation, Reach, Send, Sleep, UseDisk
 from taskq.model.attempt import pack_success
 from taskq.model.errors import BehindSpool, BrokerUnavailable, ProtocolError, QueueFull, ResultTimeout
 from taskq.model.job import JobState, new_job_ids
@@ -126,8 +126,8 @@ def test_without_a_broker_jobs_go_to_the_spool(queue: DirectoryQueue) -> None:
     submitting.send(None)
     assert submitting.throw(ConnectionLost("refused")) == Open(must_be_fresh=True)
     spooling = submitting.throw(ConnectionLost("refused"))
-    assert isinstance(spooling, UseSpool)
-    assert spooling.args[0] == [call.id]
+    assert isinstance(spooling, UseDisk)
+    assert spooling.args[0] == [call]
     assert finish(submitting, None) == [call.id]
 
 
@@ -138,7 +138,7 @@ def test_a_broker_that_is_behind_its_spool_leaves_jobs_to_that(queue: DirectoryQ
     asked = submitting.send(Line())
     assert isinstance(asked, Ask)
     spooling = submitting.send(message(error_frame(asked.number, BehindSpool("older jobs first"))))
-    assert isinstance(spooling, UseSpool)
+    assert isinstance(spooling, UseDisk)
     assert finish(submitting, None) == [call.id]
 
 

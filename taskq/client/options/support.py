@@ -12,6 +12,7 @@ from typing import Final
 
 from taskq.client.options.call_options import PLAIN, CallOptions
 from taskq.model.errors import ConfigError
+from taskq.model.limits import MAX_ITEM_BYTES, MAX_PAYLOAD_BYTES
 from taskq.model.spec import SPEC_FIELDS, Spec
 
 _PLAIN_SPEC: Final = Spec("any")
@@ -26,11 +27,19 @@ class EngineSupport:
         scheme: of its URLs.
         unsupported: the options of `JobOptions` that it does not support; for each, the reason and what to do instead,
             in words that follow a colon.
+        has_payload_files: whether large arguments and results have files of their own. If not, they go inline, and may
+            take as much as an item of a generator.
     """
 
     name: str
     scheme: str
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    has_payload_files: bool = True
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """What the arguments, or the result, of one job may take."""
+        return MAX_PAYLOAD_BYTES if self.has_payload_files else MAX_ITEM_BYTES
 
     def check(self, spec: Spec, call_options: CallOptions) -> None:
         """Checks the options of a task, or of some of its jobs.

@@ -34,7 +34,7 @@ from taskq.client.transport.verbs import (
     Reach,
     Send,
     Sleep,
-    UseSpool,
+    UseDisk,
 )
 from taskq.model.errors import TaskQError
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
@@ -274,7 +274,7 @@ class AsyncClient(AsyncQueueClient):
     async def _sleep(self, verb: Sleep) -> None:
         await asyncio.sleep(verb.seconds)
 
-    async def _use_spool(self, verb: UseSpool) -> Any:
+    async def _use_disk(self, verb: UseDisk) -> Any:
         return await asyncio.to_thread(verb.function, *verb.args)
 
     # -- who waits for what
@@ -320,7 +320,7 @@ _DO: dict[type, Callable[[AsyncClient, Any], Coroutine[Any, Any, Any]]] = {
     Answer: AsyncClient._answer,
     Next: AsyncClient._next,
     Sleep: AsyncClient._sleep,
-    UseSpool: AsyncClient._use_spool,
+    UseDisk: AsyncClient._use_disk,
 }
 #: What takes no time.
 _AT_ONCE: dict[type, Callable[[AsyncClient, Any], Any]] = {Open: AsyncClient._open}

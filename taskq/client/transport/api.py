@@ -20,6 +20,7 @@ from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
 from taskq.protocol.endings import Ending
+from taskq.protocol.payloads.files import PayloadFiles
 from taskq.protocol.submissions import Call, Flow
 from taskq.system.clock import ClientClock
 
@@ -75,7 +76,12 @@ class QueueApi(Protocol):
     What returns is durable. An operation that raised may have been carried out all the same if its answer was lost; it
     is safe to repeat it, since jobs are known by ids that their clients have made. Two things are not part of this,
     since they concern the fleet of this machine: to stop it, and to reload it.
+
+    Attributes:
+        payloads: the files of large arguments and results.
     """
+
+    payloads: PayloadFiles
 
     def submit(self, spec: Spec, calls: Iterable[Call], waits_for_room: bool = False) -> Operation[list[bytes]]:
         """Submits jobs of one kind. Returns the ids of the jobs that stand for them: an earlier one may stand for a job

@@ -27,7 +27,7 @@ from taskq.client.transport.verbs import (
     Reach,
     Send,
     Sleep,
-    UseSpool,
+    UseDisk,
 )
 from taskq.protocol.answers import BrokerSilent, ConnectionLost
 from taskq.protocol.frames import Message
@@ -215,5 +215,5 @@ _DO: dict[type, Callable[[Client, Any], Any]] = {
     Answer: lambda _, verb: verb.line.answer(verb.number),
     Next: lambda _, verb: verb.line.endings(verb.within_s),
     Sleep: Client._sleep,
-    UseSpool: lambda _, verb: verb.function(*verb.args),
+    UseDisk: lambda _, verb: verb.function(*verb.args),
 }

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from taskq.client.options.support import EMBEDDED, EngineSupport
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
+from taskq.protocol.payloads.files import PayloadFiles
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
 
@@ -60,6 +61,11 @@ class FleetConnection:
         if self._client is None:
             self._client = Client(self.directory, self.reply_timeout, self.clock)
         return self._client
+
+    @property
+    def payloads(self) -> PayloadFiles:
+        """The files of large arguments and results."""
+        return self.client.queue.payloads
 
     def async_client(self) -> AsyncQueueClient:
         """The asyncio client of the running event loop."""

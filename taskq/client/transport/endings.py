@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from taskq.client.transport.handing_in import CallFiles
 from taskq.client.transport.verbs import Ask, AskLate, Line, Next, Operation, Reach
-from taskq.model.errors import BehindSpool, ResultTimeout
+from taskq.model.errors import BehindSpool, EnqueueError, ResultTimeout
 from taskq.model.spec import Spec
 from taskq.protocol.answers import ConnectionLost, value_of
 from taskq.protocol.endings import Ending, ending_of
@@ -50,14 +51,20 @@ class Endings:
     """A stream of the endings of jobs. Its methods are operations, except `close`."""
 
     def __init__(
-        self, clock: Clock, ids: Iterable[bytes], submit: Callable[[Spec, Sequence[Call]], Operation[list[bytes]]]
+        self,
+        clock: Clock,
+        ids: Iterable[bytes],
+        submit: Callable[[Spec, Sequence[Call]], Operation[list[bytes]]],
+        files: CallFiles,
     ) -> None:
         """
         Args:
             submit: submits jobs in another way, where that over this connection fails.
+            files: of their large arguments.
         """
         self._clock = clock
         self._submit = submit
+        self._files = files
         self._line: Line | None = None
         self._arrived: deque[tuple[bytes, Ending | None]] = deque()
         self.waiting: dict[bytes, None] = dict.fromkeys(ids)  #: The jobs whose ending was not returned yet, in order.
@@ -69,12 +76,16 @@ class Endings:
                 self._line = yield self._reach(_Deadline(0.0, self._clock))
             line = self._line
             if line is not None:
+                yield from self._files.write(chunk)
                 number, frame = line.talk.submit(spec, chunk, watch=True)
                 value_of((yield Ask(line, number, frame, [call.id for call in chunk])), number)
                 self.waiting.update((call.id, None) for call in chunk)
                 return
         except (ConnectionLost, BehindSpool):
             self._leave()
+        except EnqueueError:
+            yield from self._files.remove(chunk)
+            raise
         yield from self._submit(spec, chunk)
         self.waiting.update((call.id, None) for call in chunk)
         self._leave()  # the next connection is asked for these as well

@@ -9,22 +9,20 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
-from errno import EDQUOT, ENOSPC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskq.client.transport.absence import Absence
 from taskq.client.transport.endings import Endings, Items
-from taskq.client.transport.room import with_room
-from taskq.client.transport.verbs import Answer, Ask, EndReader, Line, Open, OpenReader, Operation, Send, UseSpool
+from taskq.client.transport.handing_in import CallFiles, ToSpool, with_room
+from taskq.client.transport.verbs import Answer, Ask, EndReader, Line, Open, OpenReader, Operation, Send, UseDisk
 from taskq.model.errors import (
     AlreadyRunning,
     BehindSpool,
     BrokerUnavailable,
-    DirectoryError,
+    EnqueueError,
     JobNotFound,
     ResultTimeout,
-    StoreFull,
 )
 from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState
@@ -34,6 +32,7 @@ from taskq.protocol import spool
 from taskq.protocol.answers import BrokerSilent, ConnectionLost, value_of
 from taskq.protocol.endings import Ending
 from taskq.protocol.ops import LOOKS, OPS, Op
+from taskq.protocol.payloads.files import PayloadFiles
 from taskq.protocol.requests import (
     CancelJob,
     GetCounts,
@@ -57,8 +56,7 @@ from taskq.protocol.requests import (
     WriteStacks,
     op_of,
 )
-from taskq.protocol.spooler import spooler_of
-from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, ids_of, submit_frame
+from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, submit_frame
 from taskq.system.clock import ClientClock
 from taskq.system.directory import Directory
 from taskq.system.platform import is_listening
@@ -91,6 +89,10 @@ class DirectoryQueue:
         self.directory = directory
         self.absence = absence
         self.clock = clock
+        #: The files of large arguments and results.
+        self.payloads = PayloadFiles(directory)
+        self._files = CallFiles(self.payloads)
+        self._to_spool = ToSpool(directory, absence, self.payloads)
         #: Whether the last answer came from the journal of a fleet that does not run. Any thread writes it.
         self.is_stopped = False
 
@@ -130,6 +132,7 @@ class DirectoryQueue:
             try:
                 for chunk in remaining:
                     unanswered.append((0, chunk))
+                    yield from self._files.write(chunk)
                     number, frame = line.talk.submit(spec, chunk)
                     unanswered[-1] = number, chunk
                     yield Send(line, number, frame)
@@ -138,6 +141,9 @@ class DirectoryQueue:
                 while unanswered:
                     ids += yield from self._accepted(line, spec, unanswered)
                 return ids
+            except EnqueueError:
+                yield from self._files.remove_refused(line, unanswered)
+                raise
             finally:
                 line.leave()
         except ConnectionLost:
@@ -152,9 +158,13 @@ class DirectoryQueue:
         """The ids of the jobs of the first of some frames, which are durable now."""
         number, chunk = unanswered[0]
         try:
-            ids = ids_of(chunk, value_of((yield Answer(line, number)), number))
+            ids = yield from self._files.ids_of(chunk, (yield Answer(line, number)), number)
         except BehindSpool:
             ids = yield from self.spool(spec, chunk)
+        except EnqueueError:
+            unanswered.popleft()
+            yield from self._files.remove(chunk)
+            raise
         unanswered.popleft()
         return ids
 
@@ -163,14 +173,19 @@ class DirectoryQueue:
         if self.absence.was_refused:
             return (yield from self._spool_instead(spec, chunk))
         try:
+            yield from self._files.write(chunk)
             line: Line = yield _RENEW if resend else _OPEN
             try:
                 number, frame = line.talk.submit(spec, chunk, resend=resend)
-                return ids_of(chunk, value_of((yield Ask(line, number, frame)), number))
+                return (yield from self._files.ids_of(chunk, (yield Ask(line, number, frame)), number))
             finally:
                 line.leave()
         except BehindSpool:
             return (yield from self.spool(spec, chunk))
+        except EnqueueError:
+            if not resend:  # else the first answer was lost, and may have said that they are accepted
+                yield from self._files.remove(chunk)
+            raise
         except ConnectionLost:
             if not resend:
                 return (yield from self._resubmit(spec, chunk))
@@ -197,10 +212,12 @@ class DirectoryQueue:
         yield from with_room(partial(self._submit_flow, flow), waits_for_room)
 
     def _submit_flow(self, flow: Flow) -> Operation[None]:
+        calls = [call for _, call in flow]
         for resend in (False, True):
             if self.absence.was_refused:
                 break
             try:
+                yield from self._files.write(calls)
                 line: Line = yield Open(must_be_fresh=resend)
                 try:
                     number, frame = line.talk.submit_flow(flow, resend=resend)
@@ -211,6 +228,10 @@ class DirectoryQueue:
             except BehindSpool:
                 yield from self.spool_flow(flow)
                 return
+            except EnqueueError:
+                if not resend:
+                    yield from self._files.remove(calls)
+                raise
             except ConnectionLost:
                 pass
         yield from self.spool_flow(flow)
@@ -225,39 +246,24 @@ class DirectoryQueue:
             StoreFull: the disk is full.
             BrokerUnavailable: the spool cannot be written.
         """
-        ids = [call.id for call in chunk]
-        yield UseSpool(self._spool, (ids, submit_frame(0, spec, chunk, resend=True, watch=False)))
-        return ids
+        frame = submit_frame(0, spec, chunk, resend=True, watch=False)
+        yield UseDisk(self._to_spool.write, (chunk, frame))
+        return [call.id for call in chunk]
 
     def spool_flow(self, flow: Flow) -> Operation[None]:
         """Writes jobs of several kinds to the spool, in one file. Raises as `spool`."""
         frame = flow_frame([Op.SUBMIT_FLOW, 0, True, False], flow)
-        yield UseSpool(self._spool, ([call.id for _, call in flow], frame))
-
-    def _spool(self, ids: Sequence[bytes], frame: bytes) -> None:
-        try:
-            spooler_of(self.directory).add(ids, frame)
-        except DirectoryError as error:
-            told = f"{self.absence.describe_briefly()}, and the job cannot be spooled: {error}"
-            raise BrokerUnavailable(told) from error
-        except OSError as error:
-            reason, folder = self.absence.describe_briefly(), self.directory.spool
-            if error.errno in (ENOSPC, EDQUOT):
-                raise StoreFull(f"{reason}, and the disk of {folder} is full") from error
-            raise BrokerUnavailable(
-                f"{reason}, and the job cannot be spooled to {folder} ({error.strerror}): "
-                "make that folder writable, or start a fleet with `taskq worker module:app`"
-            ) from error
+        yield UseDisk(self._to_spool.write, ([call for _, call in flow], frame))
 
     def is_spooled(self, job_id: bytes) -> Operation[bool]:
         """Whether a job waits in the spool."""
-        return job_id in (yield UseSpool(spool.find, (self.directory.spool, [job_id])))
+        return job_id in (yield UseDisk(spool.find, (self.directory.spool, [job_id])))
 
     # -- one job
 
     def watching(self, ids: Iterable[bytes] = ()) -> Endings:
         """Opens a stream of the endings of jobs, to be closed."""
-        return Endings(self.clock, ids, self._submit)
+        return Endings(self.clock, ids, self._submit, self._files)
 
     def items(self, job_id: bytes, start: int, timeout_s: float | None) -> Items:
         """Opens a stream of the items that a job yields, from a number on, to be closed."""

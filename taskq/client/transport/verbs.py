@@ -128,14 +128,14 @@ class Sleep(NamedTuple):
     seconds: float
 
 
-class UseSpool(NamedTuple):
-    """Calls a function that reads or writes the spool, which may take the time of a sync. Result: what it returns."""
+class UseDisk(NamedTuple):
+    """Calls a function that reads or writes files, which may take the time of a sync. Result: what it returns."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
 
 
-Verb = Open | Reach | OpenReader | EndReader | Ask | AskLate | Send | Answer | Next | Sleep | UseSpool
+Verb = Open | Reach | OpenReader | EndReader | Ask | AskLate | Send | Answer | Next | Sleep | UseDisk
 
 #: What a call does: it yields what it wants, and returns the result of the call.
 Operation = Generator[Verb, Any, T]

@@ -24,10 +24,11 @@ from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs
 from taskq.engines.embedded.staged import FULL_AGAIN_S, HELD, Staged
 from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
+from taskq.engines.payloads import Payloads
 from taskq.model import limits
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import Effects, Event
-from taskq.model.errors import BehindSpool, JobNotFound, JournalError, StoreFull, TaskQError
+from taskq.model.errors import BehindSpool, EnqueueError, JobNotFound, JournalError, StoreFull, TaskQError
 from taskq.model.job import JobError
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
@@ -78,7 +79,8 @@ class Committer:
         self._clock = clock
         self._jobs, self._consumers, self._events = jobs, consumers, events
         self._clients = clients
-        self._spooled = SpooledJobs(directory.spool, events)
+        self.payloads = Payloads(directory, store)
+        self._spooled = SpooledJobs(directory.spool, events, self.payloads)
         self._staged = Staged()
         self._room_us = limits.TURN_US  # what the turn has room for beside what it commits
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
@@ -118,7 +120,9 @@ class Committer:
 
         Raises:
             BehindSpool: they must come after others, which wait in the spool.
+            EnqueueError: the file of their arguments is gone.
         """
+        self.payloads.check(submission)
         if submission.peer is not None and self._comes_after_spooled(submission):
             raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
         self._staged.add(submission)
@@ -139,7 +143,12 @@ class Committer:
 
     def take_children(self, submissions: list[Submission]) -> None:
         """Takes the jobs that a job which succeeded has enqueued: the core has just been told of that."""
-        self._children += submissions
+        for children in submissions:
+            try:
+                self.payloads.check(children)
+                self._children.append(children)
+            except EnqueueError as error:
+                self._events.log.error("job.children_refused", task=children.spec.task, error=str(error))
 
     @property
     def has_more_spooled(self) -> bool:
@@ -344,6 +353,8 @@ class Committer:
         for rows in tx.taken:
             self.counting.enqueued(rows, tx.wall)
             self._events.enqueued(rows, now)
+        if self.payloads.has_some:
+            self._remove_payloads(tx)
         if self._effects:
             self._committed.append(self._effects)
             self._effects = Effects()
@@ -354,6 +365,13 @@ class Committer:
         self.next_due = first_of(self.next_due, tx.next_due)
         self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
         tx.committed()
+
+    def _remove_payloads(self, tx: Transaction) -> None:
+        """Removes the files that nobody needs since a transaction that is durable."""
+        self.payloads.ended(self._effects.ended)
+        self.payloads.ended(tx.ended)
+        self.payloads.removed(tx.removed)
+        self.payloads.pruned(tx.pruned)
 
     def _apply(self, tx: Transaction, command: Submission | Command) -> object:
         """Applies one command. Returns its outcome, or the error for which it is refused."""
@@ -400,7 +418,8 @@ class Committer:
 
     def _prune(self, tx: Transaction, keep_s: float, keep: int) -> None:
         most = tx.portion(limits.PRUNED_US)
-        removed = self._store.prune(tx.wall - keep_s, keep, most) + self._store.tidy(tx.wall, most)
+        pruned = tx.pruned if self.payloads.has_some else None
+        removed = self._store.prune(tx.wall - keep_s, keep, most, pruned) + self._store.tidy(tx.wall, most)
         if not removed:
             self._keep = None  # else there may be more
 

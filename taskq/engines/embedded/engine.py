@@ -42,9 +42,11 @@ from taskq.system.folders import FolderWatch
 from taskq.system.timers import Timers
 
 #: How often to look for spooled jobs, where the system does not tell of them or some were left there; for ended jobs
-#: to prune, while there are new ones; and for clients that are late, while one could be.
+#: to prune, while there are new ones; for files that crashes left behind; and for clients that are late, while one
+#: could be.
 _SPOOL_EVERY_S = 0.5
 _PRUNE_EVERY_S = 1.0
+_SWEEP_EVERY_S = 10.0
 _LATE_EVERY_S = 0.1
 #: The same when nothing happens; and how often to look for the socket, which may be gone.
 _SPOOL_ANYHOW_EVERY_S = 10.0
@@ -127,6 +129,7 @@ class EmbeddedEngine:
         self._timers.every(_SPOOL_ANYHOW_EVERY_S, self._take_spooled_anyhow, now)
         self._timers.every(_PRUNE_EVERY_S, self._prune, now, self._has_new_ends)
         self._timers.every(_PRUNE_ANYHOW_EVERY_S, self._prune_anyhow, now + _PRUNE_ANYHOW_EVERY_S)
+        self._timers.every(_SWEEP_EVERY_S, self._sweep, now)
 
     def _listen(self, events: Events, selector: selectors.BaseSelector, max_clients: int, now: float) -> Server:
         rejected = lambda reason: events.rejected(reason, self._clock.monotonic())  # noqa: E731
@@ -249,6 +252,9 @@ class EmbeddedEngine:
         """Whether jobs may have ended that are to be pruned soon."""
         keep_s = self._settings.keep_results_s
         return now - self._changed_at < (keep_s if keep_s <= _PRUNE_SOON_S else 0.0) + 2 * _PRUNE_EVERY_S
+
+    def _sweep(self, _now: float) -> None:
+        self.committer.payloads.sweep(self._clock.time())
 
     # -- when, and whether
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskq.engines.contract import Events
+from taskq.engines.payloads import Payloads
 from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.limits import SPOOLED_US
 from taskq.model.spec import Spec
@@ -36,11 +37,13 @@ class SpooledFile(NamedTuple):
 class SpooledJobs:
     """The spool, as the committer takes it in. A file stays there until its jobs are committed."""
 
-    def __init__(self, path: Path, events: Events) -> None:
+    def __init__(self, path: Path, events: Events, payloads: Payloads) -> None:
         """
         Args:
             path: the directory of the spool.
+            payloads: the files of large arguments.
         """
+        self._payloads = payloads
         self._path = path
         self._events = events
         self._backlog = spool.Backlog(path)
@@ -67,7 +70,7 @@ class SpooledJobs:
         for found in self._backlog.portion():
             if found.path.name in self._in_hand:
                 continue
-            file = _spooled_file(found)
+            file = self._spooled_file(found)
             if file.submissions:
                 files.append(file)
             elif file.errors:
@@ -76,6 +79,18 @@ class SpooledJobs:
                 file.path.unlink(missing_ok=True)  # its writer died before the first record was complete
         self._in_hand.update((file.path.name, file) for file in files)
         return files
+
+    def _spooled_file(self, found: spool.SpoolFile) -> SpooledFile:
+        errors = ["a part of it is damaged"] if found.is_damaged else []
+        submissions: list[Submission] = []
+        for frame in found.frames:
+            try:
+                submission = _submission(frame)
+                self._payloads.check(submission)
+                submissions.append(submission)
+            except (TaskQError, ValueError) as error:
+                errors.append(str(error))
+        return SpooledFile(found.path, submissions, errors)
 
     def committed(self, files: Sequence[SpooledFile], reasons: Sequence[Sequence[object]]) -> None:
         """Removes the files whose jobs are committed, and sets aside those of which something was refused or makes no
@@ -123,17 +138,6 @@ class SpooledJobs:
                 for part in _submission(frame).each:
                     found.update((job_id, part.spec) for job_id in part.ids)
         return {job_id: found[job_id] for job_id in ids if job_id in found}
-
-
-def _spooled_file(found: spool.SpoolFile) -> SpooledFile:
-    errors = ["a part of it is damaged"] if found.is_damaged else []
-    submissions: list[Submission] = []
-    for frame in found.frames:
-        try:
-            submissions.append(_submission(frame))
-        except (TaskQError, ValueError) as error:
-            errors.append(str(error))
-    return SpooledFile(found.path, submissions, errors)
 
 
 def _submission(frame: bytes) -> Submission:

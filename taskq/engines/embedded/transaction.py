@@ -99,6 +99,10 @@ class Transaction:
         self.taken: list[list[JobRow]] = []
         #: What commands have ended, and lines for the log: reported after the commit.
         self.ended: list[Ended] = []
+        #: The jobs that commands have removed.
+        self.removed: list[StoredJob] = []
+        #: The ids and outcomes of jobs that were pruned and may have a result in a file.
+        self.pruned: list[tuple[bytes, bytes]] = []
         self.notes: list[Event] = []
         #: The jobs that have ended, for those that come after them.
         self.ends: dict[bytes, StoredState] = {}
@@ -227,6 +231,7 @@ class Transaction:
     def remove(self, jobs: list[StoredJob]) -> None:
         """Removes jobs that no consumer has."""
         self.store.remove(jobs)
+        self.removed += jobs
         for job in jobs:
             if job.kept < FIRST_FINAL:
                 self.ends[job.row.id] = StoredState.CANCELLED

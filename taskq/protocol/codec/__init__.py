@@ -2,6 +2,7 @@
 
     encode_call, encode_result   encode.py -> pack.py        decode_call, decode_result   decode.py
     CallCaster, caster           cast.py                     shared by all                format.py
+    large payloads, in files of their own: filed.py
 
     payload := u32 CRC-32 of (job id + body), big-endian | body
     body    := one msgpack value; of a call: [arguments, keyword arguments]
@@ -23,6 +24,7 @@ each level would copy the inner ones again, need a packer within a packer, and u
     9     BYTEARRAY    bytes
     10    COMPLEX      f64 real, imaginary
     11    RESULT_OF    a job's id, for its result
+    12    ARRAY        u32 position of an array behind the body, in place of its bytes (see filed.py)
 
 What arrives is equal and of the same type, with these exceptions:
 
@@ -38,7 +40,8 @@ What arrives is equal and of the same type, with these exceptions:
   DateTime do; a pandas.Timestamp with nanoseconds does not). Other subclasses of containers are refused, since what
   they add would be lost.
 - A time zone keeps its key if it is a ZoneInfo, and otherwise its offset from UTC at that moment, without a name.
-- A NumPy array arrives in C order and writable. Object and structured dtypes are refused.
+- A NumPy array arrives in C order and writable. Object and structured dtypes are refused. One of more than 64 KiB is
+  read where it lies in its file, without a copy; what is written to it stays in the process.
 
 Two keys that differ only in that one is an Enum member and the other its plain value become equal; such a dict or set
 does not decode. The value of an Enum member that is used as a key must itself be hashable.
@@ -52,7 +55,8 @@ enqueue a job that never ends. The broker decodes no payload, and the job's time
 from taskq.protocol.codec.cast import CallCaster, caster
 from taskq.protocol.codec.decode import decode_call, decode_result, results_in
 from taskq.protocol.codec.encode import encode_call, encode_result
-from taskq.protocol.codec.format import RESULT_OF_MARK, CorruptPayload, Ext, FrozenFields, ResultOf
+from taskq.protocol.codec.format import RESULT_OF_MARK, Ext, FrozenFields, ResultOf
+from taskq.protocol.payloads.filed import CorruptPayload
 
 __all__ = [
     "RESULT_OF_MARK",

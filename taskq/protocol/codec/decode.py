@@ -20,19 +20,19 @@ import msgpack  # type: ignore[import-untyped, unused-ignore]  # it ships no typ
 
 from taskq.model.errors import is_from_signal_handler
 from taskq.protocol.codec.format import (
+    ARRAY_POSITION_BYTES,
     COMPLEX,
-    CRC_BYTES,
     DTYPE,
     ONLY_STR,
     RESULT_OF_MARK,
     TIMEDELTA,
     ZONE_KEY,
-    CorruptPayload,
     Ext,
     FrozenFields,
     named,
     told,
 )
+from taskq.protocol.payloads.filed import CRC_BYTES, MARK, CorruptPayload, body_and_arrays
 
 #: NumPy's own limit, since 2.0; it was 32 before.
 _MAX_DIMENSIONS = 64
@@ -40,14 +40,15 @@ _MAX_DIMENSIONS = 64
 _read_crc = Struct("!I").unpack_from
 
 
-def results_in(payload: bytes) -> list[bytes]:
+def results_in(payload: bytes | memoryview) -> list[bytes]:
     """The ids of the jobs whose results are among the arguments of a call.
 
     Raises:
         CorruptPayload: these bytes are not a call.
     """
     found: list[bytes] = []
-    if RESULT_OF_MARK not in payload:
+    body = bytes(body_and_arrays(payload)[0])
+    if RESULT_OF_MARK not in body:
         return found
 
     def look(code: int, data: bytes) -> None:
@@ -55,20 +56,20 @@ def results_in(payload: bytes) -> list[bytes]:
             found.append(data)
 
     try:
-        _unpackb(payload[CRC_BYTES:], look, lambda _: None)
+        _unpackb(body, look, lambda _: None)
     except Exception as error:
         raise CorruptPayload(f"the payload does not decode: {told(error)}") from error
     return list(dict.fromkeys(found))
 
 
 def decode_call(
-    job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None = None
+    job_id: bytes, payload: bytes | memoryview, results: Mapping[bytes, Any] | None = None
 ) -> tuple[list[Any], dict[str, Any]]:
     """Reads a payload that `encode_call` made.
 
     Args:
         job_id: the id it was made with.
-        payload: the bytes, which may be hostile.
+        payload: the bytes, which may be hostile; of one that has a file, the file's content.
         results: the results of the jobs in `results_in`, which take their places.
 
     Returns:
@@ -85,12 +86,12 @@ def decode_call(
     raise CorruptPayload("the payload is not a call")
 
 
-def decode_result(job_id: bytes, payload: bytes) -> Any:
+def decode_result(job_id: bytes, payload: bytes | memoryview) -> Any:
     """Reads a payload that `encode_result` made.
 
     Args:
         job_id: the id it was made with.
-        payload: the bytes, which may be hostile.
+        payload: the bytes, which may be hostile; of one that has a file, the file's content.
 
     Returns:
         The value, not yet converted by the return annotation (see `CallCaster.return_caster`).
@@ -108,7 +109,7 @@ class _TagFound(Exception):
     """The payload holds tags, so it must be decoded in the slower way."""
 
 
-def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None = None) -> Any:
+def _unpack(job_id: bytes, payload: bytes | memoryview, results: Mapping[bytes, Any] | None = None) -> Any:
     """Checks the checksum and decodes.
 
     Most payloads hold no tag and are decoded by msgpack alone: a hook for maps would cost 100 ns for each map.
@@ -117,10 +118,14 @@ def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None =
         body = payload[CRC_BYTES:]
         if crc32(body, crc32(job_id)) != _read_crc(payload)[0]:
             raise CorruptPayload("the checksum of the payload is wrong")
+        decode_leaf = _decode_leaf if results is None else _with(results)
+        if payload[CRC_BYTES] == MARK:
+            body, arrays = body_and_arrays(payload)
+            decode_leaf = _with_arrays(arrays, decode_leaf)
         try:
-            return _unpackb(body, _decode_leaf if results is None else _with(results), None)
+            return _unpackb(body, decode_leaf, None)
         except _TagFound:
-            return _Tagged(_decode_leaf if results is None else _with(results)).decode(body)
+            return _Tagged(decode_leaf).decode(body)
     except (CorruptPayload, MemoryError):  # no payload can take more than a multiple of its own size
         raise
     except Exception as error:
@@ -130,7 +135,7 @@ def _unpack(job_id: bytes, payload: bytes, results: Mapping[bytes, Any] | None =
         raise CorruptPayload(f"the payload does not decode: {told(error)}") from error
 
 
-def _unpackb(body: bytes, ext_hook: Callable[[int, bytes], Any], pairs_hook: _PairsHook | None) -> Any:
+def _unpackb(body: bytes | memoryview, ext_hook: Callable[[int, bytes], Any], pairs_hook: _PairsHook | None) -> Any:
     # msgpack's limits for strings, arrays and maps are the size of the data: every item takes at least a byte, so a
     # header that promises more is wrong
     return msgpack.unpackb(
@@ -162,6 +167,18 @@ def _with(results: Mapping[bytes, Any]) -> Callable[[int, bytes], Any]:
     return decode_leaf
 
 
+def _with_arrays(arrays: list[memoryview], otherwise: Callable[[int, bytes], Any]) -> Callable[[int, bytes], Any]:
+    def decode_leaf(code: int, data: bytes) -> Any:
+        if code != Ext.ARRAY:
+            return otherwise(code, data)
+        position = int.from_bytes(data, "big")
+        if len(data) != ARRAY_POSITION_BYTES or position >= len(arrays):
+            raise CorruptPayload("the payload refers to an array that is not there")
+        return arrays[position]
+
+    return decode_leaf
+
+
 class _Tag:
     """Stands for a tag while its map is being decoded. ``build`` makes the value from what the tag holds."""
 
@@ -179,7 +196,7 @@ class _Tagged:
         #: How many tags were read and not used yet; a tag that is not alone in its map is never used.
         self._open = 0
 
-    def decode(self, body: bytes) -> Any:
+    def decode(self, body: bytes | memoryview) -> Any:
         value = _unpackb(body, self._ext, self._map)
         if self._open:
             raise CorruptPayload("a tag in the payload stands alone")
@@ -277,9 +294,13 @@ def _array(dtype_name: Any, shape: Any, raw: Any) -> Any:
     # NumPy would refuse many dimensions as well, but only after math.prod had multiplied them for minutes.
     if len(lengths) > _MAX_DIMENSIONS or min(lengths, default=0) < 0 or not dtype.itemsize:
         raise CorruptPayload("an array in the payload has no valid shape")
-    if math.prod(lengths) * dtype.itemsize != len(_expect(bytes, raw)):
+    if type(raw) is not memoryview:
+        raw = bytearray(_expect(bytes, raw))  # so that the array is writable
+    elif raw.readonly:
+        raw = bytearray(raw)
+    if math.prod(lengths) * dtype.itemsize != len(raw):
         raise CorruptPayload("an array in the payload has not the size of its shape")
-    array = numpy.ndarray(lengths, dtype, bytearray(raw))  # a bytearray, so that the array is writable
+    array = numpy.ndarray(lengths, dtype, raw)
     # Neither NumPy nor its users expect other values than these; bad text would fail when it is first looked at.
     if dtype.kind == "b" and array.size and array.view("u1").max() > 1:
         raise CorruptPayload("an array in the payload holds something that is not a boolean")

@@ -10,17 +10,20 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from taskq.model.errors import PayloadError, is_from_signal_handler
-from taskq.protocol.codec.format import CRC_BYTES, ONLY_STR, FrozenFields, named, shown_key, told
+from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
+from taskq.protocol.codec.format import ONLY_STR, FrozenFields, named, shown_key, told
 from taskq.protocol.codec.pack import Unsupported, is_namedtuple, pack_value
+from taskq.protocol.payloads.filed import CRC_BYTES, FiledPayload, Kind
 
 
-def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any], *, may_have_file: bool = False) -> bytes:
     """Makes the payload of a call.
 
     Args:
         job_id: the job's id; the checksum covers it, so a payload cannot pass for another job's.
         args: the positional arguments.
         kwargs: the keyword arguments.
+        may_have_file: whether a payload of more than MAX_INLINE_PAYLOAD_BYTES becomes a `FiledPayload`.
 
     Returns:
         The payload. Its size is not limited here.
@@ -30,21 +33,25 @@ def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """
     if kwargs and not ONLY_STR.issuperset(map(type, kwargs)):
         raise PayloadError("kwargs: the name of a keyword argument is a str, and of no subclass")
+    arrays: list[memoryview] | None = [] if may_have_file else None
     try:
-        body = pack_value([list(args), dict(kwargs) if kwargs else {}])
+        body = pack_value([list(args), dict(kwargs) if kwargs else {}], arrays)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
         raise _explained({"args": tuple(args), "kwargs": dict(kwargs)}, error) from _cause(error)
+    if may_have_file and (arrays or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
+        return FiledPayload.of(job_id, Kind.ARGUMENTS, body, arrays or [])
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
 
-def encode_result(job_id: bytes, value: Any) -> bytes:
+def encode_result(job_id: bytes, value: Any, *, may_have_file: bool = False) -> bytes:
     """Makes the payload of a result.
 
     Args:
         job_id: the job's id, as for `encode_call`.
         value: what the task returned.
+        may_have_file: as for `encode_call`.
 
     Returns:
         The payload. Its size is not limited here.
@@ -52,12 +59,15 @@ def encode_result(job_id: bytes, value: Any) -> bytes:
     Raises:
         PayloadError: something cannot be serialized; the message names the place and the type.
     """
+    arrays: list[memoryview] | None = [] if may_have_file else None
     try:
-        body = pack_value(value)
+        body = pack_value(value, arrays)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
         raise _explained({"result": value}, error) from _cause(error)
+    if may_have_file and (arrays or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
+        return FiledPayload.of(job_id, Kind.RESULT, body, arrays or [])
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
 

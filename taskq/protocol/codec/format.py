@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum
 from typing import Any
 
-CRC_BYTES = 4
+ARRAY_POSITION_BYTES = 4
 ONLY_STR = frozenset({str})
 #: These, and whatever is inside them, can be packed by msgpack without being looked at first.
 LEAVES = frozenset({type(None), bool, int, float, str, bytes})
@@ -19,10 +19,6 @@ ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-/]{1,100}")
 DTYPE = re.compile(r"[<>|=](?:[biufc]\d{1,2}|[SU]\d{1,9}|[mM]8(?:\[\d{0,9}(?:[YMWDhms]|[munpfa]s)\])?)")
 _SHOWN_KEY_CHARS = 60
 _SHOWN_ERROR_CHARS = 200
-
-
-class CorruptPayload(Exception):
-    """A payload whose checksum is wrong, or that does not decode to values."""
 
 
 class Ext(IntEnum):
@@ -39,6 +35,7 @@ class Ext(IntEnum):
     BYTEARRAY = 9
     COMPLEX = 10
     RESULT_OF = 11
+    ARRAY = 12
 
     TUPLE = 32
     SET = 33

@@ -20,7 +20,18 @@ from zoneinfo import ZoneInfo
 import msgpack  # type: ignore[import-untyped, unused-ignore]  # it ships no types
 from msgpack import ExtType, Timestamp
 
-from taskq.protocol.codec.format import COMPLEX, DTYPE, LEAVES, TIMEDELTA, ZONE_KEY, Ext, FrozenFields, ResultOf
+from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
+from taskq.protocol.codec.format import (
+    ARRAY_POSITION_BYTES,
+    COMPLEX,
+    DTYPE,
+    LEAVES,
+    TIMEDELTA,
+    ZONE_KEY,
+    Ext,
+    FrozenFields,
+    ResultOf,
+)
 
 # Why a pool. Packing [[1], {}] took (Python 3.11, msgpack 1.2.4, the 2-core target) 780 ns with msgpack.packb, which
 # makes a Packer and its buffer each time, 240 ns with a Packer in a threading.local, and 210 ns with a pool of packers.
@@ -28,17 +39,39 @@ from taskq.protocol.codec.format import COMPLEX, DTYPE, LEAVES, TIMEDELTA, ZONE_
 # re-entrant (a pack() from inside `default` empties the outer buffer: measured), and a property of a user's dataclass,
 # a signal handler or __del__ may well enqueue a job in there. A packer that was popped belongs to nobody else, list.pop
 # and append are atomic, and a packer that raised is dropped, although msgpack 1.2 seems to leave it clean.
-_packers: list[msgpack.Packer] = []
+_packers: list[_Packer] = []
 #: A packer's buffer never shrinks, so packers that have packed something larger are not kept.
 _KEPT_BUFFER_BYTES = 256 * 1024
 
 
-def _pack(value: Any) -> bytes:
+class _Packer:
+    """A packer, and what the values in its hands need.
+
+    Attributes:
+        arrays: takes the arrays that stay outside the packed value; None if all are packed.
+    """
+
+    __slots__ = ("arrays", "pack")
+
+    def __init__(self) -> None:
+        self.arrays: list[memoryview] | None = None
+        self.pack = msgpack.Packer(default=self._default, strict_types=True, autoreset=True).pack
+
+    def _default(self, value: Any) -> Any:
+        """Makes something of a value that msgpack can pack itself. The packer calls this for types that it does not
+        know."""
+        encoder = _ENCODERS.get(type(value))
+        return encoder(value) if encoder is not None else _encoded_by_kind(value, self.arrays)
+
+
+def _pack(value: Any, arrays: list[memoryview] | None) -> bytes:
     try:
         packer = _packers.pop()
     except IndexError:
-        packer = msgpack.Packer(default=_default, strict_types=True, autoreset=True)
+        packer = _Packer()
+    packer.arrays = arrays
     body: bytes = packer.pack(value)
+    packer.arrays = None
     if len(body) <= _KEPT_BUFFER_BYTES:
         _packers.append(packer)
     return body
@@ -54,11 +87,18 @@ _BIN_OR_EXT = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
 _Native = TypeVar("_Native", list[Any], dict[Any, Any])
 
 
-def pack_value(value: Any) -> bytes:
-    """Packs a whole value. In the rare case that it holds something that msgpack misreads, packs it once more."""
-    body = _pack(value)
+def pack_value(value: Any, arrays: list[memoryview] | None = None) -> bytes:
+    """Packs a whole value. In the rare case that it holds something that msgpack misreads, packs it once more.
+
+    Args:
+        arrays: takes NumPy arrays of more than MAX_INLINE_PAYLOAD_BYTES, as bytes and without a copy; the value refers
+            to them by their positions in it. None: all arrays are packed.
+    """
+    body = _pack(value, arrays)
     if len(body.translate(None, _BIN_OR_EXT)) != len(body) and _holds_misread([value]):
-        body = _pack(_wrapped(value))
+        if arrays is not None:
+            arrays.clear()
+        body = _pack(_wrapped(value), arrays)
     return body
 
 
@@ -107,14 +147,7 @@ class Unsupported(TypeError):
     type."""
 
 
-def _default(value: Any) -> Any:
-    """Makes something of a value that msgpack can pack itself. The packer calls this for types that it does not
-    know."""
-    encoder = _ENCODERS.get(type(value))
-    return encoder(value) if encoder is not None else _encoded_by_kind(value)
-
-
-def _encoded_by_kind(value: Any) -> Any:
+def _encoded_by_kind(value: Any, arrays: list[memoryview] | None) -> Any:
     """The values whose exact type is not in the table: Enum members, dataclasses, subclasses, NumPy, jobs."""
     if isinstance(value, Enum):
         return {_ENUM: _screened([value._value_])[0]}
@@ -132,7 +165,7 @@ def _encoded_by_kind(value: Any) -> Any:
         return ExtType(Ext.PATH, os.fsencode(str(value)))
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        return _encode_numpy(numpy, value)
+        return _encode_numpy(numpy, value, arrays)
     for base, plain in _PLAIN.items():
         if isinstance(value, base):
             return _encode_as_base(value, base, plain(value))
@@ -187,7 +220,7 @@ def _encode_dataclass(value: Any) -> Any:
     return {_DATACLASS if type(value).__hash__ is None else _HASHABLE_FIELDS: fields}
 
 
-def _encode_numpy(numpy: Any, value: Any) -> Any:
+def _encode_numpy(numpy: Any, value: Any, arrays: list[memoryview] | None) -> Any:
     dtype = value.dtype
     if isinstance(value, (numpy.str_, numpy.bytes_)):
         return value.item()
@@ -197,7 +230,12 @@ def _encode_numpy(numpy: Any, value: Any) -> Any:
         return {_NUMPY_SCALAR: [dtype.str, value.tobytes()]}
     if type(value) is not numpy.ndarray and type(value) is not numpy.memmap:
         raise Unsupported("pass a plain array, as numpy.asarray(x) makes it")
-    return {_NDARRAY: [dtype.str, list(value.shape), value.tobytes()]}
+    if arrays is None or value.nbytes <= MAX_INLINE_PAYLOAD_BYTES:
+        return {_NDARRAY: [dtype.str, list(value.shape), value.tobytes()]}
+    # as numbers of a byte, since memoryview does not know all dtypes; copied only if it is not in C order
+    arrays.append(memoryview(numpy.ascontiguousarray(value).reshape(-1).view("u1")))
+    position = (len(arrays) - 1).to_bytes(ARRAY_POSITION_BYTES, "big")
+    return {_NDARRAY: [dtype.str, list(value.shape), ExtType(Ext.ARRAY, position)]}
 
 
 #: The path classes of this system. A PureWindowsPath is not a path here, and would not be one in the consumer.

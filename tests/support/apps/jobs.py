@@ -323,6 +323,13 @@ def big(count: int) -> bytes:
 
 
 @q.task
+def huge(count: int) -> Any:
+    import numpy as np
+
+    return np.zeros(count, "u1")  # the kernel gives no memory for what is not written
+
+
+@q.task
 def nap(seconds: float) -> None:
     time.sleep(seconds)
 

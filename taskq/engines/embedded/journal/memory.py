@@ -459,7 +459,7 @@ class MemoryStore:
 
     # -- what is needed no more
 
-    def prune(self, before: float, keep: int, limit: int) -> int:
+    def prune(self, before: float, keep: int, limit: int, with_files: list[tuple[bytes, bytes]] | None = None) -> int:
         ended = [r for r in map(self._record, self._by_seq) if r.kept >= FIRST_FINAL and r.kept != StoredState.FAILED]
         surplus = len(ended) - keep
         needy = [r for r in self._jobs.values() if r.kept < FIRST_FINAL or r.kept == StoredState.FAILED or r.payload]
@@ -470,6 +470,8 @@ class MemoryStore:
             if removed < limit and ((record.finished_at or 0.0) < before or removed < surplus):
                 self._drop(record)
                 removed += 1
+                if with_files is not None and record.kept == StoredState.SUCCEEDED and record.outcome is not None:
+                    with_files.append((record.id, record.outcome))
         return removed
 
     def tidy(self, now: float, limit: int) -> int:

@@ -413,7 +413,7 @@ class SQLiteStore(Dependencies, Queries):
     # -- what is needed no more
 
     @trusted
-    def prune(self, before: float, keep: int, limit: int) -> int:
+    def prune(self, before: float, keep: int, limit: int, with_files: list[tuple[bytes, bytes]] | None = None) -> int:
         if before - self._pruning_since > _PRUNE_AGAIN_S:
             self._prune_after, self._pruning_since = 0, before  # jobs that waited when it passed may have ended since
         first = last = seen = 0
@@ -434,6 +434,9 @@ class SQLiteStore(Dependencies, Queries):
         if removed:
             self._begin()
             prune = statements.PRUNE_SPARING if self._has_edges else statements.PRUNE
+            if with_files is not None:
+                found: list[Any] = self._db.execute(statements.with_files(prune), (first, last)).fetchall()
+                with_files += found
             self._db.execute(prune, (first, last))  # one by one takes twice as long
             self._db.execute(statements.PRUNE_ATTEMPTS, (first, last))
             self._rows.removed(removed)

@@ -124,6 +124,17 @@ IS_PARENT = (
 JOBS_AFTER_SPARED = JOBS_AFTER.replace("state,", f"iif({IS_PARENT}, 0, state),")
 PRUNE_SPARING = f"{PRUNE} AND NOT {IS_PARENT}"
 
+#: An outcome whose result is in a file is not larger than this.
+_MAX_FILED_OUTCOME_BYTES = 100
+
+
+def with_files(prune: str) -> str:
+    """What finds the jobs that PRUNE or PRUNE_SPARING removes and whose results may be in files."""
+    return (
+        f"{prune.replace('DELETE', 'SELECT id, outcome')} AND state = {StoredState.SUCCEEDED} "
+        f"AND length(outcome) <= {_MAX_FILED_OUTCOME_BYTES}"
+    )
+
 
 KEYS_AT_ONCE = 50
 

@@ -348,9 +348,13 @@ class Store(Protocol):
         """Counts the jobs of each queue in one state. Fast for scheduled and waiting ones; for others it looks at every
         job."""
 
-    def prune(self, before: float, keep: int, limit: int) -> int:
+    def prune(self, before: float, keep: int, limit: int, with_files: list[tuple[bytes, bytes]] | None = None) -> int:
         """Removes ended jobs, but failed ones and those that others come after, that ended before a time or are more
-        than `keep`; at most `limit` of them, so that it takes a few milliseconds. Returns how many were removed."""
+        than `keep`; at most `limit` of them, so that it takes a few milliseconds. Returns how many were removed.
+
+        Args:
+            with_files: takes the id and the outcome of each removed job whose result may be in a file.
+        """
 
     def tidy(self, now: float, limit: int) -> int:
         """Forgets keys that no queued job has and rates that count no more (seconds since 1970). It looks at so many

@@ -1,0 +1,205 @@
+"""The files of large payloads, in the folder `payloads` of a queue's directory: the one place that writes and maps
+them.
+
+    who                    does                                          before it
+    client, or consumer    writes the file, syncs it and the folder      sends or spools the job; notes the outcome
+    broker                 sees that the file is there                   commits, and acknowledges
+    consumer, or client    maps the file, and reads in place             runs the job; returns the result
+    broker                 commits the end or the removal of the job     removes the file
+
+So what is durable never refers to a file that is not. The broker opens none of them. What a crash leaves behind is
+found and removed by `taskq.engines.payloads`. A file is written once, under a name that nobody used before,
+and is read through a private mapping: whoever changes an array that lies in it changes a copy.
+
+Files are of the directory's owner alone (mode 0600, in a folder of mode 0700); links are not followed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from taskq.model.errors import DirectoryError, StoreFull
+from taskq.protocol.payloads.filed import CRC_BYTES, CorruptPayload, FiledPayload, Kind, Reference, reference_in
+from taskq.system.directory import Directory
+from taskq.system.platform import sync_directory
+
+#: ENOSPC, EDQUOT, and EFBIG, for a limit on the size of files.
+_IS_FULL = (28, 122, 27)
+#: Buffers in one system call, of the 1,024 that the kernel takes.
+_BUFFERS_AT_ONCE = 512
+#: The end of the name of a file that is about to be removed: see `taskq.engines.payloads`.
+DOOMED = ".gone"
+
+
+class PayloadLost(Exception):
+    """The file of a payload is not there any more, or cannot be opened."""
+
+
+class FileName(NamedTuple):
+    """What the name of a payload's file says."""
+
+    job_id: bytes
+    kind: Kind
+    nonce: bytes
+
+    @classmethod
+    def read(cls, name: str) -> FileName | None:
+        """Reads the name of a file; None if it is not one of a payload."""
+        try:
+            job_id, kind, nonce = name.split("-")
+            return cls(bytes.fromhex(job_id), Kind[kind.upper()], bytes.fromhex(nonce))
+        except (ValueError, KeyError):
+            return None
+
+    def is_of(self, reference: Reference | None) -> bool:
+        """Whether a reference in the job's row leads to this file."""
+        return reference is not None and (reference.kind, reference.nonce) == (self.kind, self.nonce)
+
+
+class PayloadFiles:
+    """The files of one directory. Used by clients, consumers and the broker; it holds nothing open."""
+
+    def __init__(self, directory: Directory, is_synced: bool = True) -> None:
+        """
+        Args:
+            is_synced: whether files survive a loss of power.
+        """
+        self._directory = directory
+        self.folder = directory.payloads
+        self.is_synced = is_synced
+
+    # -- whoever makes a payload
+
+    def write(self, payloads: Sequence[FiledPayload]) -> None:
+        """Writes the files of some payloads, those that are not there yet. They are durable when this returns; if it
+        raises, none of those that it has written is left.
+
+        Raises:
+            StoreFull: the disk is full.
+            DirectoryError: the folder cannot be written.
+        """
+        written: list[FiledPayload] = []
+        try:
+            for payload in payloads:
+                if payload.is_written and self.keep(payload.job_id, payload.reference):
+                    continue  # it is sent again
+                self._write(payload)
+                written.append(payload)
+            if written and self.is_synced:
+                sync_directory(self.folder)
+        except OSError as error:
+            self.remove(written)
+            size = f"{payload.reference.size:,} bytes"
+            if error.errno in _IS_FULL:
+                raise StoreFull(f"a payload of {size} does not fit on the disk of {self.folder}: {error}") from error
+            raise DirectoryError(f"cannot write a payload of {size} to {self.folder}: {error.strerror}") from error
+
+    def _write(self, payload: FiledPayload) -> None:
+        path = self._path(payload.job_id, payload.reference)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            self._directory.create()
+            descriptor = os.open(path, flags, 0o600)
+        try:
+            _write_all(descriptor, payload.parts)
+            if self.is_synced:
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+        payload.is_written = True
+
+    def remove(self, payloads: Iterable[FiledPayload]) -> None:
+        """Removes the files of payloads that were refused."""
+        for payload in payloads:
+            self.unlink(payload.reference.file_name(payload.job_id))
+            payload.is_written = False
+
+    # -- whoever reads it
+
+    def read(self, job_id: bytes, payload: bytes | memoryview) -> bytes | memoryview:
+        """Returns a payload, or, if that is a reference, the content of its file, mapped. Its checksum is for whoever
+        decodes it.
+
+        Raises:
+            PayloadLost: the file is not there, or cannot be opened.
+            CorruptPayload: the file is not the one that was written.
+        """
+        reference = reference_in(job_id, payload)
+        if reference is None:
+            return payload
+        path = self._path(job_id, reference)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise PayloadLost(f"{path}: {error.strerror}") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.stat(self.folder).st_uid:
+                raise PayloadLost(f"{path} is not a file of the owner of its folder")
+            if status.st_size != reference.size:
+                raise CorruptPayload(
+                    f"{path} has {status.st_size:,} bytes, not the {reference.size:,} that were written"
+                )
+            content = memoryview(mmap.mmap(descriptor, reference.size, access=mmap.ACCESS_COPY))
+        finally:
+            os.close(descriptor)
+        if content[:CRC_BYTES] != reference.checksum.to_bytes(CRC_BYTES, "big"):
+            raise CorruptPayload(f"{path} is not the file that was written")
+        return content
+
+    # -- the broker
+
+    def keep(self, job_id: bytes, reference: Reference) -> bool:
+        """Notes that a file is wanted, so that it does not count as left behind for a while. Returns False if it is not
+        there."""
+        try:
+            os.utime(self._path(job_id, reference), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """The entries of the folder, in no order."""
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            yield from entries
+
+    def doom(self, name: str) -> str | None:
+        """Takes a file's name away, so that nobody finds it. Returns the name that it has now; None if it is gone."""
+        doomed = name.removesuffix(DOOMED) + DOOMED
+        try:
+            os.rename(self.folder / name, self.folder / doomed)
+        except FileNotFoundError:
+            return None
+        return doomed
+
+    def restore(self, doomed: str) -> None:
+        """Gives a file its name back."""
+        os.rename(self.folder / doomed, self.folder / doomed.removesuffix(DOOMED))
+
+    def unlink(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.folder / name)
+
+    def _path(self, job_id: bytes, reference: Reference) -> str:
+        return os.path.join(self.folder, reference.file_name(job_id))
+
+
+def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
+    views = [memoryview(part) for part in parts if len(part)]
+    while views:
+        written = os.writev(descriptor, views[:_BUFFERS_AT_ONCE])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
