@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgpack
@@ -754,3 +755,54 @@ def test_a_job_that_ran_when_the_fleet_died_is_charged_once(fleet: ScriptedFleet
     again = fleet.die()
     assert [again.client.info(job_id).crashes for job_id in (first, second)] == [1, 0]
     assert sorted(again.run_all()) == sorted([first, second])
+
+
+# -- large payloads
+
+
+def large_call(fleet: ScriptedFleet) -> Call:
+    """A call whose arguments have a file of their own."""
+    [job_id] = new_job_ids(1, fleet.clock.time_ns())
+    return Call(job_id, encode_call(job_id, (bytes(100_000),), {}, may_have_file=True))
+
+
+def files_of(fleet: ScriptedFleet) -> list[str]:
+    """The files of large payloads."""
+    return sorted(os.listdir(fleet.client.queue.payloads.folder))
+
+
+def test_large_arguments_are_there_until_the_job_has_succeeded(fleet: ScriptedFleet) -> None:
+    call = large_call(fleet)
+    fleet.client.submit(SPEC, [call])
+    [name] = files_of(fleet)
+    assert name.startswith(f"{call.id.hex()}-arguments-")
+    consumer = fleet.consumer()
+    assert consumer.begin() == call.id
+    consumer.fail()
+    consumer.leave()
+    assert files_of(fleet) == [name]
+    fleet.let_pass(60.0)
+    assert fleet.run_all() == [call.id]
+    assert files_of(fleet) == []
+
+
+def test_a_job_without_its_large_arguments_is_refused(fleet: ScriptedFleet) -> None:
+    call = large_call(fleet)
+    with pytest.raises(EnqueueError, match="is gone"):
+        fleet.client.submit(SPEC, [Call(call.id, bytes(call.payload)), *fleet.calls(1)])
+    assert fleet.run_all() == []
+
+
+def test_large_payloads_go_with_their_job(fleet: ScriptedFleet) -> None:
+    calls = [large_call(fleet) for _ in range(2)]
+    fleet.client.submit(ONE_TRY, calls)
+    consumer = fleet.consumer()
+    for _ in calls:
+        consumer.begin()
+        consumer.fail()
+    assert len(files_of(fleet)) == 2
+    fleet.client.purge(calls[0].id)
+    assert [name[:32] for name in files_of(fleet)] == [calls[1].id.hex()]
+    fleet.client.retry(calls[1].id)
+    fleet.client.cancel(calls[1].id, False)
+    assert files_of(fleet) == []

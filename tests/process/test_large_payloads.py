@@ -20,7 +20,7 @@ from apps import large
 from fleet import APPS, Fleet, running, use, wait_until
 
 import taskq
-from taskq import JobState
+from taskq import JobState, testing
 from taskq.engines.payloads import SUBMITTED_WITHIN_S
 from taskq.model.errors import JobFailed, JobNotFound, PayloadTooLarge, QueueFull
 from taskq.model.limits import MAX_PAYLOAD_BYTES
@@ -239,6 +239,16 @@ def test_a_stopped_fleet_is_asked_for_results(own_home: Path) -> None:
     assert not files(own_home, failed)
     with running(Fleet(own_home, APP)):
         assert np.array_equal(large.q.job(job.id).result(timeout=20), VALUES)
+
+
+def test_in_tests_without_a_fleet() -> None:
+    with testing.queue(large.q) as jobs:
+        assert np.array_equal(large.echo.enqueue(VALUES).result(), VALUES)
+        large.enqueue_others.enqueue(2)
+        jobs.drain()
+        assert [job.arguments["values"][0] for job in jobs.enqueued(large.total)] == [0.0, 1.0]
+        jobs.assert_enqueued(large.echo, VALUES)
+        assert list(large.total.map([VALUES] * 3)) == [np.sum(VALUES)] * 3
 
 
 # -- crashes
