@@ -48,7 +48,7 @@ def results_in(payload: bytes | memoryview) -> list[bytes]:
     """
     found: list[bytes] = []
     body = bytes(body_and_arrays(payload)[0])
-    if RESULT_OF_MARK not in body:
+    if RESULT_OF_MARK[:1] not in body or RESULT_OF_MARK not in body:  # one byte is found 20 times as fast as two
         return found
 
     def look(code: int, data: bytes) -> None:
