@@ -286,6 +286,7 @@ class Broker:
     # what the committer uses
 
     spool = None
+    payloads = Path("/nowhere")
 
     def changed_rates(self, _now: float, _wall: float) -> list[Any]:
         """As the core: no job has a rate."""

@@ -24,8 +24,10 @@ from fleet import APPS, Fleet, running
 from taskq.broker.core.core import Core
 from taskq.client.transport import absence
 from taskq.engines.embedded.committer import Committer
+from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.spooled import SpooledJobs
+from taskq.engines.payloads import Payloads
 from taskq.model.errors import StoreFull
 from taskq.protocol import spool, spooler
 from taskq.system.directory import Directory
@@ -206,7 +208,7 @@ def test_what_is_taken_in_while_clients_append_is_taken_in_once(home: Path, stor
     while any(writer.poll() is None for writer in writers) or spool.has_files(home / "spool"):
         looks += 1
         if looks % 3 == 0:
-            dying = SpooledJobs(home / "spool", cast(Any, Deaf()))
+            dying = SpooledJobs(home / "spool", cast(Any, Deaf()), Payloads(Directory(home), MemoryStore()))
             dying.read()
         if looks % 3 == 1:
             committer = committer_of(store, Directory(home))
