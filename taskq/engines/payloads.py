@@ -118,22 +118,24 @@ class Payloads:
                 f"than {SUBMITTED_WITHIN_S / 60:g} minutes passed before the job was handed in; enqueue it again"
             )
 
-    # -- what goes: all of this is durable
+    # -- what goes
 
-    def ended(self, ended: Iterable[Ended]) -> None:
-        """Removes the arguments of jobs that have ended, unless they failed, and may be retried."""
+    def remove(
+        self, ended: Iterable[Ended], removed: Iterable[StoredJob], pruned: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Removes the files that nobody needs any more after a transaction that is durable.
+
+        Args:
+            ended: the jobs that it has ended: their arguments go, unless they failed, and may be retried.
+            removed: the jobs that it has removed, with all their files.
+            pruned: the ids and outcomes of those that it has pruned, and whose results may have files.
+        """
         for row, kept, _ in ended:
             if len(row.payload) == REFERENCE_BYTES and kept is not StoredState.FAILED:
                 self._remove(row.id, _reference(row.id, row.payload))
-
-    def removed(self, jobs: Iterable[StoredJob]) -> None:
-        """Removes the files of jobs that were removed."""
-        for job in jobs:
+        for job in removed:
             self._remove(job.row.id, references_of(job))
-
-    def pruned(self, outcomes: Sequence[tuple[bytes, bytes]]) -> None:
-        """Removes the results of jobs that were pruned: their ids and outcomes."""
-        for job_id, outcome in outcomes:
+        for job_id, outcome in pruned:
             self._remove(job_id, _result_reference(job_id, outcome))
 
     def _remove(self, job_id: bytes, references: Iterable[Reference]) -> None:

@@ -390,7 +390,7 @@ class Lives(RuleBasedStateMachine):
         self.store.settle([(row, how, outcome)], [], 1.0)
         self.store.commit()
         if data.draw(st.booleans()):  # else the broker dies before it removes the file
-            self.broker.ended([(row, how, outcome)])
+            self.broker.remove([(row, how, outcome)], [], [])
         if how is not StoredState.FAILED:
             del self.accepted[job_id]
         if how is StoredState.SUCCEEDED:

@@ -354,7 +354,7 @@ class Committer:
             self.counting.enqueued(rows, tx.wall)
             self._events.enqueued(rows, now)
         if self.payloads.has_some:
-            self._remove_payloads(tx)
+            self.payloads.remove((*self._effects.ended, *tx.ended), tx.removed, tx.pruned)
         if self._effects:
             self._committed.append(self._effects)
             self._effects = Effects()
@@ -365,13 +365,6 @@ class Committer:
         self.next_due = first_of(self.next_due, tx.next_due)
         self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
         tx.committed()
-
-    def _remove_payloads(self, tx: Transaction) -> None:
-        """Removes the files that nobody needs since a transaction that is durable."""
-        self.payloads.ended(self._effects.ended)
-        self.payloads.ended(tx.ended)
-        self.payloads.removed(tx.removed)
-        self.payloads.pruned(tx.pruned)
 
     def _apply(self, tx: Transaction, command: Submission | Command) -> object:
         """Applies one command. Returns its outcome, or the error for which it is refused."""
