@@ -28,7 +28,7 @@ from taskq.engines.payloads import Payloads
 from taskq.model import limits
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import Effects, Event
-from taskq.model.errors import BehindSpool, EnqueueError, JobNotFound, JournalError, StoreFull, TaskQError
+from taskq.model.errors import BehindSpool, JobNotFound, JournalError, StoreFull, TaskQError
 from taskq.model.job import JobError
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
@@ -120,9 +120,7 @@ class Committer:
 
         Raises:
             BehindSpool: they must come after others, which wait in the spool.
-            EnqueueError: the file of their arguments is gone.
         """
-        self.payloads.check(submission)
         if submission.peer is not None and self._comes_after_spooled(submission):
             raise BehindSpool("these jobs come after others that wait in the spool: hand them in there")
         self._staged.add(submission)
@@ -143,12 +141,7 @@ class Committer:
 
     def take_children(self, submissions: list[Submission]) -> None:
         """Takes the jobs that a job which succeeded has enqueued: the core has just been told of that."""
-        for children in submissions:
-            try:
-                self.payloads.check(children)
-                self._children.append(children)
-            except EnqueueError as error:
-                self._events.log.error("job.children_refused", task=children.spec.task, error=str(error))
+        self._children += submissions
 
     @property
     def has_more_spooled(self) -> bool:

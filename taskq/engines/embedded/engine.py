@@ -26,7 +26,7 @@ from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.server import Peer, Server
 from taskq.engines.embedded.transaction import first_of, portion
 from taskq.model.effects import Effects
-from taskq.model.errors import TaskQError
+from taskq.model.errors import EnqueueError, TaskQError
 from taskq.model.limits import LINK_US
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
@@ -109,7 +109,7 @@ class EmbeddedEngine:
         jobs.pause(self.store.paused())
 
     def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:
-        self._jobs, self._consumers = fleet.jobs, fleet.consumers
+        self._jobs, self._consumers, self._log = fleet.jobs, fleet.consumers, fleet.events.log
         store, clock, log = self.store, self._clock, fleet.events.log
         now = clock.monotonic()
         if self._clients is None:
@@ -153,7 +153,9 @@ class EmbeddedEngine:
                 self.requests.take_in(peer, envelope)
                 continue
             try:
-                self.committer.take_in(submission_of(peer, envelope, body))
+                submission = submission_of(peer, envelope, body)
+                self.committer.payloads.check(submission)
+                self.committer.take_in(submission)
             except TaskQError as error:
                 number = envelope[1] if len(envelope) > 1 and isinstance(envelope[1], int) else 0
                 self._clients.send(peer, frames.error_frame(number, error))
@@ -167,7 +169,13 @@ class EmbeddedEngine:
         self.scheduler.declared(app, schedules)
 
     def enqueued(self, children: list[Submission]) -> None:
-        self.committer.take_children(children)
+        for submission in children:
+            try:
+                self.committer.payloads.check(submission)
+            except EnqueueError as error:
+                self._log.error("job.children_refused", task=submission.spec.task, error=str(error))
+            else:
+                self.committer.take_children([submission])
 
     # -- what is done
 
