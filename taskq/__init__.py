@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from taskq.model.info.job import Attempt, JobInfo
     from taskq.model.info.schedule import ScheduleInfo
     from taskq.model.info.status import FleetStatus
+    from taskq.model.info.why import WhyInfo
     from taskq.model.job import JobError, JobState, Progress
     from taskq.model.settings import Settings
 
@@ -62,6 +63,7 @@ __all__ = [
     "Task",
     "TaskQ",
     "Unique",
+    "WhyInfo",
     "current_job",
     # waiting for many jobs
     "aas_completed",
@@ -114,6 +116,7 @@ __version__ = "0.1.0"
 _HOMES = (
     "taskq.model.info.status",
     "taskq.model.info.schedule",
+    "taskq.model.info.why",
     "taskq.model.info.job",
     "taskq.model.settings",
     "taskq.client.app",

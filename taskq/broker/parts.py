@@ -85,7 +85,7 @@ class Parts:
         """
         figures = self.engine.figures
         status = self._status(self.directory, self.core, figures, consumers, processes, self.turns, self.clock)
-        control = FleetControl(status.draw, on_stop, on_reload, partial(write_stacks, processes))
+        control = FleetControl(status.draw, on_stop, on_reload, partial(write_stacks, processes), status.why)
         self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 
     # -- what consumers send, besides the outcomes of jobs

@@ -8,6 +8,7 @@ from typing import Literal
 from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.core.core import Core
+from taskq.broker.core.reasons import FleetFacts
 from taskq.engines.contract import Consumers, Figures
 from taskq.model.info.status import (
     BrokerStatus,
@@ -18,7 +19,8 @@ from taskq.model.info.status import (
     QueueStatus,
     ReloadStatus,
 )
-from taskq.model.job import Progress
+from taskq.model.info.why import Obstacle
+from taskq.model.job import JobRow, Progress
 from taskq.model.stored import StoredState
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -80,11 +82,27 @@ class StatusView:
             uptime_s=round(self._clock.time() - self._started_at, 3),
             directory=str(self._directory.path),
             rss_bytes=rss_bytes(os.getpid()),
-            state="stopping" if self._pool.is_stopping else "running",
+            state=self._state,
             restarts_of_consumers=self._processes.restarts,
             longest_turn_s=round(longest.ever, 6),
             longest_turn_last_minute_s=round(longest.last_minute, 6),
         )
+
+    @property
+    def _state(self) -> Literal["running", "stopping", "stopped"]:
+        return "stopping" if self._pool.is_stopping else "running"
+
+    def why(self, row: JobRow, is_queued: bool) -> list[Obstacle]:
+        """Returns why a job does not run, as far as the fleet half knows it.
+
+        Args:
+            is_queued: whether it waits for nothing but the fleet, or runs.
+        """
+        consumers = self._processes.consumers.values()
+        without_task = frozenset(each.key for each in consumers if not each.has_task(row.spec.task))
+        boot_error = next((error for _, error in self._processes.missing()), None)
+        facts = FleetFacts(self._state, self._pool.claims(), boot_error, without_task)
+        return self._core.why(row, is_queued, facts, self._clock.monotonic(), self._clock.time())
 
     def _queues(self) -> dict[str, QueueStatus]:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""

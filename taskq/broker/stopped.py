@@ -115,8 +115,10 @@ class _Client:
 class _Status(StatusView):
     """The status of a fleet that does not run."""
 
+    _state = "stopped"
+
     def _broker(self) -> BrokerStatus:
-        return BrokerStatus(None, None, str(self._directory.path), None, "stopped")
+        return BrokerStatus(None, None, str(self._directory.path), None, self._state)
 
 
 class Reader:

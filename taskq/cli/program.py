@@ -34,6 +34,7 @@ COMMANDS = {
     "resume": ("manage", _JOBS, "Let the jobs of paused queues run again."),
     "schedule": ("schedule", _JOBS, "List the schedules; pause or resume one, run it now, or remove it."),
     "status": ("monitor", _LOOK, "Show what the fleet is doing."),
+    "why": ("watch.why", _LOOK, "Say why a job does not run, and what lets it run."),
     "health": ("health.command", _LOOK, "Say by the exit code whether the fleet is well: a probe, which is quick."),
     "doctor": ("doctor.command", _LOOK, "Look for what is wrong with the place of a queue, and say what to do."),
     "stack": ("stack.command", _LOOK, "Show where consumers are in their code, while their jobs go on."),

@@ -25,6 +25,7 @@ from taskq.model.errors import ConfigError
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import FleetStatus
+from taskq.model.info.why import WhyInfo
 from taskq.telemetry.record import LEVELS
 
 Schema = dict[str, Any]
@@ -112,6 +113,7 @@ class PrintedStatus(FleetStatus):
 PRINTED: dict[str, Any] = {
     "status": PrintedStatus,
     "job": JobInfo,
+    "why": WhyInfo,
     "jobs": list[JobInfo],
     "schedule": list[ScheduleInfo],
     "schedule pause": ScheduleInfo,

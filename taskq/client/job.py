@@ -17,6 +17,7 @@ from taskq.protocol.submissions import EarlierId
 
 if TYPE_CHECKING:
     from taskq.model.info.job import JobInfo
+    from taskq.model.info.why import WhyInfo
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -82,6 +83,16 @@ class Job(ResultOf, Generic[R_co]):
             BrokerUnavailable: no fleet answers, and the job is not in the spool either.
         """
         return redacted(self._app.client.info(self._id, arguments), self._app.redaction)
+
+    def why(self) -> WhyInfo:
+        """Returns why the job does not run: a paused queue, a limit and the jobs that hold it, its time, jobs that it
+        waits for, or what is wrong with the fleet. Also says if it runs, or has ended.
+
+        Raises:
+            JobNotFound: nothing is known of the job.
+            BrokerUnavailable: no fleet answers, and the job is not in the spool either.
+        """
+        return self._app.client.why(self._id)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the job has ended, in whatever way.
@@ -224,6 +235,10 @@ class Job(ResultOf, Generic[R_co]):
     async def ainfo(self, *, arguments: bool = False) -> JobInfo:
         """`info` for asyncio."""
         return redacted(await self._app.async_client().info(self._id, arguments), self._app.redaction)
+
+    async def awhy(self) -> WhyInfo:
+        """`why` for asyncio."""
+        return await self._app.async_client().why(self._id)
 
     async def acancel(self, *, running: bool = True) -> bool:
         """`cancel` for asyncio."""

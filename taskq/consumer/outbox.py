@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from taskq.client.reports import Reporter
 from taskq.model.job import Progress
@@ -130,10 +130,10 @@ class Outbox:
             except OSError:
                 return  # the broker is gone, and this process ends in a moment
 
-    def announce(self, app: str, schedules: Sequence[bytes]) -> None:
-        """Tells which schedules the application's code declares, and that this consumer is ready for jobs."""
+    def announce(self, app: str, schedules: Sequence[bytes], tasks: Iterable[str]) -> None:
+        """Tells which schedules and tasks the application's code has, and that this consumer is ready for jobs."""
         self.send(declared_frame(app, schedules))
-        self.send(ready_frame(os.getpid()))
+        self.send(ready_frame(os.getpid(), tasks))
 
     def answer(self) -> None:
         """Answers an empty batch, which shows that this consumer is alive and not stopped."""

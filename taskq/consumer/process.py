@@ -81,7 +81,7 @@ def run(boot: Boot) -> None:
     executor = _executor(Leases(boot, outbox, own, output), boot, inbox, app, outbox, own)
     _obey_signals(executor)
     threading.Thread(target=outbox.report_late, name="taskq-report", daemon=True).start()
-    outbox.announce(app.name, app.schedules.declared)
+    outbox.announce(app.name, app.schedules.declared, app.tasks)
     executor.run()
     outbox.report()
     app.hooks.run_stops()

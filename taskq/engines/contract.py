@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from taskq.model.attempt import Claim
 from taskq.model.effects import Effects, Event, Key, Success
 from taskq.model.info.status import FleetStatus
+from taskq.model.info.why import Obstacle
 from taskq.model.job import JobRow
 from taskq.model.partition import Load, Partition, Starts
 from taskq.model.stored import StoredState
@@ -244,12 +245,15 @@ class FleetControl(NamedTuple):
         reload: replaces the consumers; returns the number of that reload. Raises TaskQError if the fleet is stopping.
         write_stacks: has a consumer, or all of them, write the stacks of its threads to the log; called with its number
             or None. Returns the number and the process id of each that was asked.
+        why: returns why a job does not run, as far as the fleet half knows it. Called with the job, and with whether it
+            is queued: it waits for nothing but the fleet, or runs.
     """
 
     status: Callable[[], FleetStatus]
     stop: Callable[[str], None]
     reload: Callable[[], int]
     write_stacks: Callable[[int | None], list[tuple[int, int]]]
+    why: Callable[[JobRow, bool], list[Obstacle]]
 
 
 class Fleet(NamedTuple):

@@ -109,6 +109,8 @@ MAX_SCHEDULES = 4_000
 #: Schedules in the code of one application, which a consumer tells in one frame, and their size together.
 MAX_DECLARED_SCHEDULES = 1_000
 MAX_DECLARED_BYTES = 2 * MIB
+#: The names of an application's tasks, which a consumer tells when it starts; the broker keeps them for each.
+MAX_TOLD_TASKS_BYTES = 256 * 1024
 #: The serialized arguments of a schedule: they travel in an envelope.
 MAX_SCHEDULE_PAYLOAD_BYTES = 32 * 1024
 MAX_CRON_CHARS = 200

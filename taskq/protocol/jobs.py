@@ -1,4 +1,5 @@
-"""What clients learn about jobs: the answers to INFO (all about one job) and JOBS (a list, and where to go on).
+"""What clients learn about jobs: the answers to INFO (all about one job), WHY (why one does not run), and JOBS (a
+list, and where to go on).
 
 The broker sends outcomes as they are stored, and does not decode them: the client does, and makes a `JobInfo` of it.
 """
@@ -6,11 +7,15 @@ The broker sends outcomes as they are stored, and does not decode them: the clie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskq.model.attempt import Outcome, read_outcome
+from taskq.model.errors import ProtocolError
+from taskq.model.info.why import LimitState, OtherJob, Reason, WhyInfo
 from taskq.model.job import JobState, Progress, enqueued_at
 from taskq.model.limits import MAX_SHOWN_ARGUMENTS_BYTES
+from taskq.protocol.answers import known
 from taskq.protocol.payloads.filed import is_reference, size_of
 
 if TYPE_CHECKING:
@@ -89,6 +94,31 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         meta=dict(fields.meta or {}),
         arguments=None if fields.payload is None else _arguments(fields.id, fields.payload),
     )
+
+
+def why_value(info: WhyInfo) -> dict[str, Any]:
+    """Why a job does not run, as it travels."""
+    return asdict(info)
+
+
+def why_of(value: Any) -> WhyInfo:
+    """Reads the answer to WHY.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    try:
+        reasons = [_reason(told) for told in value["reasons"]]
+        return replace(known(WhyInfo, value), state=JobState(value["state"]), reasons=reasons)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"this does not say why a job waits: {type(error).__name__}: {error}") from error
+
+
+def _reason(told: Mapping[str, Any]) -> Reason:
+    limit = told.get("limit")
+    jobs = [known(OtherJob, other) for other in told.get("jobs", ())]
+    states = [other if other.state is None else replace(other, state=JobState(other.state)) for other in jobs]
+    return known(Reason, {**told, "jobs": states, "limit": None if limit is None else known(LimitState, limit)})
 
 
 def shown_payload(payload: bytes) -> bytes | int:

@@ -34,6 +34,7 @@ class Op(IntEnum):
     READ_ITEMS = 26
     COUNTS = 27
     SEARCH = 28
+    WHY = 29
 
     SCHEDULES = 50
     PUT_SCHEDULE = 51
@@ -76,7 +77,7 @@ class StartOptions(TypedDict, total=False):
 NO_START_OPTIONS: Final[StartOptions] = {}
 
 #: What changes nothing.
-LOOKS = frozenset({Op.INFO, Op.JOBS, Op.SEARCH, Op.STATUS, Op.COUNTS, Op.SCHEDULES})
+LOOKS = frozenset({Op.INFO, Op.JOBS, Op.SEARCH, Op.STATUS, Op.COUNTS, Op.SCHEDULES, Op.WHY})
 #: What can be asked of a stopped fleet.
 OPS = LOOKS | {
     Op.RETRY,

@@ -50,6 +50,12 @@ class GetJob(NamedTuple):
     arguments: bool = False
 
 
+class ExplainJob(NamedTuple):
+    """Why a job does not run."""
+
+    job_id: bytes
+
+
 class ListJobs(NamedTuple):
     """Jobs, newest first; each of the first three may be None for all.
 
@@ -203,6 +209,7 @@ class RunSchedule(NamedTuple):
 _OPS: dict[type[tuple[Any, ...]], Op] = {
     ReadItems: Op.READ_ITEMS,
     GetJob: Op.INFO,
+    ExplainJob: Op.WHY,
     ListJobs: Op.JOBS,
     SearchJobs: Op.SEARCH,
     CancelJob: Op.CANCEL,
@@ -228,6 +235,7 @@ Request = (
     Watch
     | ReadItems
     | GetJob
+    | ExplainJob
     | ListJobs
     | SearchJobs
     | CancelJob
@@ -274,6 +282,8 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return GetJob(job_id)
         case [Op.INFO, int(), bytes(job_id), bool(arguments)] if _is_id(job_id):
             return GetJob(job_id, arguments)
+        case [Op.WHY, int(), bytes(job_id)] if _is_id(job_id):
+            return ExplainJob(job_id)
         case [Op.CANCEL, int(), bytes(job_id), bool(also_running)] if _is_id(job_id):
             return CancelJob(job_id, also_running)
         case [Op.JOBS, int(), *listing] if _is_listing(listing):

@@ -184,6 +184,7 @@ FROM_CLIENTS = [
     frame([Op.SUBMIT, 8, SPEC, True, False, ID + ID[::-1], [len(CALL), 2]], [CALL, b"xx"]),
     frame([Op.WATCH, ID * 3]),
     frame([Op.INFO, 9, ID]),
+    frame([Op.WHY, 9, ID]),
     frame([Op.CANCEL, 10, ID]),
     frame([Op.READ_ITEMS, 12, ID, 0]),
     frame([Op.STATUS, 11]),
@@ -198,7 +199,7 @@ FROM_OTHERS = [
     frame([Op.ERROR, 1, "ConfigError", "it makes no sense"]),
     frame([Op.OK, 2, None], [msgpack.packb({"broker": {"pid": 1}})]),
     *(frame([Op.RESULT, ID, "succeeded"], [one]) for one in OUTCOMES),
-    frame([Op.READY, 99]),
+    frame([Op.READY, 99, []]),
     frame([Op.BOOT_FAILED], [pack_failure(None, None, JobError("ImportError", "no module", "Traceback ..."))]),
     frame([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], [OUTCOMES[0], OUTCOMES[2]]),
     frame([Op.STARTED, 3]),
@@ -206,7 +207,7 @@ FROM_OTHERS = [
 ]
 #: What consumers send: envelopes and bodies.
 REPORTS = [
-    ([Op.READY, 99], b""),
+    ([Op.READY, 99, [8]], b"add\nsend"),
     ([Op.BOOT_FAILED], OUTCOMES[2]),
     ([Op.OUTCOMES, [1, 2], [0, 1], [250, 7], [len(OUTCOMES[0]), len(OUTCOMES[2])]], OUTCOMES[0] + OUTCOMES[2]),
     ([Op.ITEMS, ID, 0, [1, 2]], b"abc"),

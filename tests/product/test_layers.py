@@ -42,6 +42,7 @@ LATE = {
     ("client.app", "client.fleet"): "a web application never runs a fleet",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
+    ("client.transport.operations", "model.info.why"): "who only enqueues asks nothing",
     ("client.transport.operations", "protocol.counts"): "who only enqueues asks nothing",
     ("client.transport.operations", "protocol.jobs"): "who only enqueues asks nothing",
     ("client.transport.operations", "protocol.schedules"): "who only enqueues asks nothing",

@@ -120,7 +120,7 @@ class Turns:
         self.engine = EmbeddedEngine(self.directory, Settings(), self.store, clock, self.clients)
         self.core, self.consumers, self.events = Core(), Idle(), cast(Any, Deaf())
         self.engine.recover(self.core, self.events, ())
-        control = FleetControl(cast(Any, dict), lambda _by: None, lambda: 0, lambda _number: [])
+        control = FleetControl(cast(Any, dict), lambda _by: None, lambda: 0, lambda _number: [], lambda *_job: [])
         self.engine.start(Fleet(self.core, self.consumers, self.events, control))
         self.turn()  # it looks into the spool, and prunes
         self.now += 0.01

@@ -60,7 +60,8 @@ REPORTS: dict[str, tuple[bytes, Report]] = {
         b"".join(children_frames(7, [(SPEC, Call(IDS[0], b"one")), (SPEC, Call(IDS[1], b"two"))])),
         Children(7, SUBMITTED),
     ),
-    "ready": (ready_frame(99), Ready(99)),
+    "ready": (ready_frame(99, ["add", "send"]), Ready(99, b"add\nsend")),
+    "ready, with too many tasks": (ready_frame(99, ["x" * 200] * 2_000), Ready(99)),
     "declared": (declared_frame("shop", [b"one", b"two"]), Declared("shop", [b"one", b"two"])),
     "boot failed": (boot_failed_frame(ERROR), BootFailed(ERROR)),
 }

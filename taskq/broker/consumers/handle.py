@@ -57,6 +57,7 @@ class ConsumerProcess:
     server: ForkServer | None = None  # the one that it was forked from
     progress: dict[bytes, Progress] = field(default_factory=dict)  # of the running jobs that have reported it
     progress_told_at: float = -1e9  # when it was logged last
+    tasks: bytes = b""  # the names of its application's tasks, one a line; empty if it did not tell them
 
     def __post_init__(self) -> None:
         self.children: dict[int, list[Any]] = {}  # by number: what running jobs will have enqueued if they succeed
@@ -75,6 +76,10 @@ class ConsumerProcess:
     def death_fd(self) -> int:
         """Becomes readable when the process has ended."""
         return self.process.sentinel if self.pidfd is None else self.pidfd
+
+    def has_task(self, name: str) -> bool:
+        """Whether its application has a task, as far as it told."""
+        return not self.tasks or name.encode() in self.tasks.split(b"\n")
 
     def send(self, batch: Batch) -> bool:
         """Sends jobs. Returns whether all of it is sent; else the inbox is to be flushed when it has room."""

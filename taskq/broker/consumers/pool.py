@@ -136,6 +136,7 @@ class ConsumerPool:
                     raise ProtocolError("jobs that were enqueued by a job that the consumer does not have")
                 consumer.children.setdefault(number, []).append(jobs)
             case Ready():
+                consumer.tasks = report.tasks
                 self._on_ready(consumer)
             case Declared(app, schedules):
                 self._parts.declared(app, schedules)

@@ -21,11 +21,13 @@ from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_R
 from taskq.broker.core.limiters import Release
 from taskq.broker.core.pending_effects import PendingEffects
 from taskq.broker.core.ready import ReadyJobs
+from taskq.broker.core.reasons import Fleet, FleetFacts, obstacles
 from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.watchdog import Watchdog
 from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
 from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
+from taskq.model.info.why import Obstacle
 from taskq.model.job import JobError, JobRow
 from taskq.model.partition import Load, Partition, Starts
 from taskq.model.spec import Spec
@@ -235,13 +237,7 @@ class Core:
 
     # -- jobs end
 
-    def settled(
-        self,
-        key: Key,
-        attempts: Attempts,
-        now: float,
-        wall: float,
-    ) -> None:
+    def settled(self, key: Key, attempts: Attempts, now: float, wall: float) -> None:
         """Settles attempts that a consumer reports as ended, each by itself: one that is unreadable harms no other."""
         consumer = self._consumers[key]
         consumer.progress_at = now
@@ -584,6 +580,10 @@ class Core:
             for row in islice(consumer.leased.values(), consumer.slots, None)
         )
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
+
+    def why(self, row: JobRow, is_queued: bool, facts: FleetFacts, now: float, wall: float) -> list[Obstacle]:
+        """Why a job does not run; see `taskq.broker.core.reasons.obstacles`."""
+        return obstacles(Fleet(self.ready, self._consumers, facts, now, wall), row, is_queued)
 
     def leased(self) -> dict[Key, list[tuple[int, JobRow]]]:
         """The jobs sent to each consumer, with their numbers."""

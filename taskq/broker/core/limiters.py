@@ -57,6 +57,9 @@ class Limiter(Protocol):
     def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
         """Notes that a job that was sent has left its consumer."""
 
+    def usage(self, limit: Limit) -> tuple[int, int]:
+        """How much of it is taken, and how much of it there is, for whoever asks why a job waits."""
+
     @property
     def is_idle(self) -> bool:
         """Whether its state does not matter: it may be made anew when it is needed."""
@@ -94,6 +97,9 @@ class Concurrency:
         self._used += min(after, self._slots) - min(before, self._slots)
         if after == 0:
             del self._sent[key]
+
+    def usage(self, limit: Limit) -> tuple[int, int]:
+        return self._used, _amount(limit, self.granted)
 
     @property
     def is_idle(self) -> bool:
@@ -163,6 +169,9 @@ class Rate:
                 self._starts -= 1
                 return
 
+    def usage(self, limit: Limit) -> tuple[int, int]:
+        return self._starts, _amount(limit, self.granted)
+
     @property
     def is_idle(self) -> bool:
         return not self._slots
@@ -199,6 +208,14 @@ class Order:
             self._again.discard(row.seq)
 
     @property
+    def first(self) -> int | None:
+        """The sequence number of the job that the others of its key wait for."""
+        return self._sent if self._sent is not None else min(self._again, default=None)
+
+    def usage(self, limit: Limit) -> tuple[int, int]:
+        return int(not self.is_idle), _amount(limit, self.granted)
+
+    @property
     def is_idle(self) -> bool:
         return self._sent is None and not self._again
 
@@ -215,8 +232,14 @@ class Resource:
         self._used = used
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
-        capacity = self._capacity if self.granted is None else min(self._capacity, self.granted)
-        return max(0, capacity - self._used) // limit.amount
+        return max(0, self._granted_capacity - self._used) // limit.amount
+
+    @property
+    def _granted_capacity(self) -> int:
+        return self._capacity if self.granted is None else min(self._capacity, self.granted)
+
+    def usage(self, limit: Limit) -> tuple[int, int]:
+        return self._used, self._granted_capacity
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._used += limit.amount * len(rows)

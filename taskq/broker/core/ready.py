@@ -39,6 +39,8 @@ _LOOK_INTO: Final = 32
 _SET_ASIDE: Final = 8
 #: Of how many queues partitions are listed at once when a limit opens.
 _WOKEN: Final = 4
+#: How many jobs or partitions are looked at to see how many jobs are before one.
+_LOOK_AHEAD: Final = 2_000
 #: How many queues without jobs are remembered, with what they have used of their shares.
 _EMPTY_QUEUES: Final = 1_000
 
@@ -408,6 +410,28 @@ class ReadyJobs:
         """The number of jobs in one queue that wait here or in the store."""
         found = self._queues.get(queue)
         return 0 if found is None else found.waiting
+
+    def serves(self, queue: str) -> bool:
+        """Whether the fleet serves a queue."""
+        return self._served is None or queue in self._served
+
+    def limits_of(self, row: JobRow) -> Sequence[tuple[Limit, SharedLimit]]:
+        """The limits of a job that waits."""
+        partition = self._partitions.get(partition_of(row.spec, row.constraints))
+        return () if partition is None else partition.limits
+
+    def ahead(self, row: JobRow) -> int:
+        """About how many jobs of its queue go before a job that waits, without those at closed limits."""
+        own = self._partitions.get(partition_of(row.spec, row.constraints))
+        if own is None:
+            return 0
+        before = own.before(row.seq, _LOOK_AHEAD)
+        for entry in own.queue.listed[:_LOOK_AHEAD]:
+            other = entry[-1]
+            if other.entry is entry and other is not own and other.partition.priority >= own.partition.priority:
+                is_first = other.partition.priority > own.partition.priority
+                before += other.waiting if is_first else other.before(row.seq, _LOOK_AHEAD // len(own.queue.listed))
+        return before
 
     @property
     def paused(self) -> Set[str]:

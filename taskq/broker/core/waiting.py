@@ -65,6 +65,17 @@ class WaitingPartition:
         """Notes that it has nothing to send: its entries in heaps are stale."""
         self.is_listed, self.heap, self.entry = False, None, None
 
+    def before(self, seq: int, most: int) -> int:
+        """About how many of its jobs are older than one.
+
+        Args:
+            most: how many of the jobs in memory to look at; the rest is estimated from the sequence numbers.
+        """
+        older = sum(1 for row in islice(self.held, most) if row.seq < seq)
+        if older < most or not self.held:
+            return min(older, self.waiting)
+        return min(self.waiting, max(older, seq - self.held[0].seq))
+
     def holds(self, seq: int) -> bool:
         """Whether memory holds this job, if it waits."""
         return self.on_disk_after is None or seq <= self.on_disk_after

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # only who asks for these imports them, in `operations`: to e
     from taskq.model.info.job import JobInfo
     from taskq.model.info.schedule import ScheduleInfo
     from taskq.model.info.status import FleetStatus
+    from taskq.model.info.why import WhyInfo
     from taskq.model.schedule import Schedule
 
 P = ParamSpec("P")
@@ -101,6 +102,9 @@ class QueueApi(Protocol):
 
     def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
         """All that is known of a job; its arguments only if they are wanted. Raises JobNotFound."""
+
+    def why(self, job_id: bytes) -> Operation[WhyInfo]:
+        """Why a job does not run. Raises JobNotFound."""
 
     def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
         """Cancels a job; if it runs and that is wanted, stops it and waits for its end. Returns whether it is
@@ -222,6 +226,7 @@ class QueueClient(ABC):
     submit_flow = run_by(QueueApi.submit_flow)
     wait = run_by(QueueApi.wait)
     info = run_by(QueueApi.info)
+    why = run_by(QueueApi.why)
     cancel = run_by(QueueApi.cancel)
     retry = run_by(QueueApi.retry)
     purge = run_by(QueueApi.purge)
@@ -284,6 +289,7 @@ class AsyncQueueClient(ABC):
     submit_flow = arun_by(QueueApi.submit_flow)
     wait = arun_by(QueueApi.wait)
     info = arun_by(QueueApi.info)
+    why = arun_by(QueueApi.why)
     cancel = arun_by(QueueApi.cancel)
     retry = arun_by(QueueApi.retry)
     purge = arun_by(QueueApi.purge)

@@ -35,6 +35,7 @@ from taskq.protocol.ops import LOOKS, OPS, Op
 from taskq.protocol.payloads.files import PayloadFiles
 from taskq.protocol.requests import (
     CancelJob,
+    ExplainJob,
     GetCounts,
     GetJob,
     GetStatus,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from taskq.model.info.job import JobInfo
     from taskq.model.info.schedule import ScheduleInfo
     from taskq.model.info.status import FleetStatus
+    from taskq.model.info.why import WhyInfo
     from taskq.model.schedule import Schedule
 
 #: Longer than a running job that is cancelled may take to clean up.
@@ -303,6 +305,18 @@ class DirectoryQueue:
                 raise
         return info_of((job_id, "", "", JobState.QUEUED))
 
+    def why(self, job_id: bytes) -> Operation[WhyInfo]:
+        """Why a job does not run. Raises as `info`."""
+        from taskq.model.info.why import Reason, WhyInfo
+        from taskq.protocol.jobs import why_of
+
+        try:
+            return why_of((yield from self.ask(ExplainJob(job_id))))
+        except BrokerUnavailable:
+            if not (yield from self.is_spooled(job_id)):
+                raise
+        return WhyInfo(job_id.hex(), "", "", JobState.QUEUED, [Reason("no_fleet"), Reason("spooled")])
+
     def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
         """Cancels a job; if it runs, waits for its end. Returns whether it is cancelled now."""
         while True:
@@ -431,11 +445,7 @@ class DirectoryQueue:
     # -- the fleet
 
     def status(self) -> Operation[FleetStatus]:
-        """What the fleet is doing.
-
-        Raises:
-            BrokerUnavailable: no broker answers.
-        """
+        """What the fleet is doing. Raises BrokerUnavailable: no broker answers."""
         from taskq.protocol.status import status_of
 
         return status_of((yield from Requests(self, only_running=True).ask(GetStatus())))
@@ -451,11 +461,8 @@ class DirectoryQueue:
         return status_of((yield from self.ask(GetStatus())))
 
     def counts(self) -> Operation[list[TaskCounts]]:
-        """What happened to the jobs of each task and queue, by name, also of a fleet that does not run.
-
-        Raises:
-            BrokerUnavailable: there never was a fleet.
-        """
+        """What happened to the jobs of each task and queue, by name, also of a fleet that does not run. Raises as
+        `look`."""
         from taskq.protocol.counts import counts_of
 
         found: list[TaskCounts] = []

@@ -1,17 +1,19 @@
-"""What clients learn about jobs: about one, and about many in a list."""
+"""What clients learn about jobs: about one, why it does not run, and about many in a list."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.contract import Consumers, FleetControl, Jobs
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
-from taskq.model.attempt import shortened, started_at_of, without_result
+from taskq.model.attempt import read_outcome, shortened, started_at_of, without_result
 from taskq.model.errors import JobNotFound
 from taskq.model.info.search import ALL_JOBS, JobSearch
-from taskq.model.job import JobState
+from taskq.model.info.why import MOST_JOBS_TOLD, Obstacle, OtherJob, Reason, WhyInfo
+from taskq.model.job import JobRow, JobState
 from taskq.model.limits import MAX_JOBS_LISTED
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 from taskq.protocol.jobs import JobFields, JobsAnswer, shown_payload
@@ -74,6 +76,69 @@ class Admin:
         machines = self._store.machines()
         history = [(number, kept, _machine_at(machines, started_at_of(kept))) for number, kept in attempts]
         return self._fields(stored, self._running())._replace(history=history, after=after, before=before)
+
+    # -- why one does not run
+
+    def why(self, job_id: bytes, stored: StoredJob | None, control: FleetControl) -> WhyInfo:
+        """Returns why a job does not run, the nearest obstacle first.
+
+        Args:
+            stored: the job, or None if it is not in the journal.
+            control: knows what is in its way in the fleet.
+
+        Raises:
+            JobNotFound: nothing is known of it.
+        """
+        if stored is None:
+            spec = self._committer.spec_in_spool(job_id)
+            if spec is None:
+                raise JobNotFound.of(job_id)
+            return WhyInfo(job_id.hex(), spec.task, spec.queue, JobState.QUEUED, [Reason("spooled")])
+        row, kept, _, _, _ = stored
+        own = self._own_reason(stored)
+        reasons = [] if own is None else [own]
+        if kept < FIRST_FINAL:
+            reasons += [self._completed(obstacle) for obstacle in control.why(row, kept == StoredState.QUEUED)]
+        state = JobState.RUNNING if reasons[:1] and reasons[0].kind == "running" else kept.state
+        return WhyInfo(job_id.hex(), row.spec.task, row.spec.queue, state, reasons)
+
+    def _own_reason(self, stored: StoredJob) -> Reason | None:
+        """The reason that the journal knows; None if the job waits for nothing but the fleet."""
+        row, kept, due_at, outcome, finished_at = stored
+        error = None if outcome is None else read_outcome(outcome).error
+        told = None if error is None else f"{error.dotted_type}: {error.message}".rstrip(": ")
+        if kept == StoredState.WAITING:
+            return self._waits_for(row)
+        if kept == StoredState.SCHEDULED:
+            return Reason("scheduled", until=due_at, attempt=row.attempts or None, error=told)
+        if kept >= FIRST_FINAL:
+            return Reason("ended", since=finished_at, attempt=row.attempts or None, error=told)
+        return None
+
+    def _waits_for(self, row: JobRow) -> Reason:
+        parents = self._store.parents(row.seq, _SHOWN_NEIGHBOURS)
+        states = self._store.states(parents)
+        running = self._running()
+        left = [each for each in parents if each not in states or states[each] < FIRST_FINAL]
+        jobs = [self._other(self._store.read(each), each, running) for each in left[:MOST_JOBS_TOLD]]
+        return Reason("waiting", jobs=jobs, others=len(left) - len(jobs))
+
+    def _completed(self, obstacle: Obstacle) -> Reason:
+        """A reason of the fleet, with the job that only the journal knows."""
+        reason, seq = obstacle
+        if seq is None:
+            return reason
+        found, _ = self._store.find(Wanted(), seq - 1, seq + 1, 1, newest_first=True)
+        return replace(reason, jobs=[self._other(job, job.row.id, {}) for job in found])
+
+    @staticmethod
+    def _other(job: StoredJob | None, job_id: bytes, running: Mapping[bytes, float]) -> OtherJob:
+        if job is None:
+            return OtherJob(job_id.hex())
+        state = JobState.RUNNING if job_id in running else job.kept.state
+        return OtherJob(job_id.hex(), job.row.spec.task, state)
+
+    # -- many
 
     def jobs(
         self,

@@ -28,8 +28,10 @@ from taskq.model.stored import StoredJob
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame
 from taskq.protocol.counts import counts_value
+from taskq.protocol.jobs import why_value
 from taskq.protocol.requests import (
     CancelJob,
+    ExplainJob,
     GetCounts,
     GetJob,
     GetStatus,
@@ -209,6 +211,10 @@ class Requests:
             case GetJob(job_id, arguments):
                 is_late = asked.is_late or self._committer.has_more_spooled
                 return self._admin.info(job_id, self._committer.find(job_id, is_late=is_late), arguments)
+            case ExplainJob(job_id):
+                is_late = asked.is_late or self._committer.has_more_spooled
+                stored = self._committer.find(job_id, is_late=is_late)
+                return why_value(self._admin.why(job_id, stored, self._control))
             case ListJobs():
                 return self._admin.jobs(*asked.request)
             case SearchJobs():

@@ -5,7 +5,7 @@
     PROGRESS     [op, [[job id, done, total, note], ...]]
     CHECKPOINT   [op, job id]                                                   body: what the job keeps
     CHILDREN     [op, number, groups, number of edges]                          body: as that of SUBMIT_FLOW
-    READY        [op, process id]
+    READY        [op, process id, lengths]                                      body: the names of its tasks
     DECLARED     [op, application, lengths]                                     body: the schedules in its code
     BOOT_FAILED  [op]                                                           body: the error, as an outcome
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from taskq.model.attempt import Attempts, failure_in, pack_failure
 from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError, Progress
-from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS
+from taskq.model.limits import MAX_CHECKPOINT_BYTES, MAX_ITEMS, MAX_TOLD_TASKS_BYTES
 from taskq.protocol.frames import frame, split
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Flow, Submission, flow_frame, flow_of, parts_of
@@ -66,9 +66,14 @@ class Children(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The consumer has imported the application, and takes jobs from now on."""
+    """The consumer has imported the application, and takes jobs from now on.
+
+    Attributes:
+        tasks: the names of the application's tasks, one a line; empty if they are too many.
+    """
 
     pid: int
+    tasks: bytes = b""
 
 
 class Declared(NamedTuple):
@@ -123,9 +128,15 @@ def children_frames(number: int, jobs: Flow) -> Iterator[bytes]:
     return (flow_frame([Op.CHILDREN, number], part) for part in parts_of(jobs))
 
 
-def ready_frame(pid: int) -> bytes:
-    """Makes the report that a consumer takes jobs."""
-    return frame([Op.READY, pid])
+def ready_frame(pid: int, tasks: Iterable[str] = ()) -> bytes:
+    """Makes the report that a consumer takes jobs.
+
+    Args:
+        tasks: the names of the application's tasks.
+    """
+    names = "\n".join(tasks).encode()
+    told = [names] if len(names) <= MAX_TOLD_TASKS_BYTES else []
+    return frame([Op.READY, pid, list(map(len, told))], told)
 
 
 def declared_frame(app: str, schedules: Sequence[bytes]) -> bytes:
@@ -159,8 +170,8 @@ def read_report(envelope: Sequence[Any], body: memoryview) -> Report:
             return Checkpoint(job_id, bytes(body))
         case [Op.CHILDREN, int(number), list(groups), int(edges)]:
             return Children(number, flow_of(None, 0, False, groups, edges, body))
-        case [Op.READY, int(pid)]:
-            return Ready(pid)
+        case [Op.READY, int(pid), list(lengths)]:
+            return Ready(pid, b"".join(split(body, lengths)))
         case [Op.DECLARED, str(app), list(lengths)]:
             return Declared(app, split(body, lengths))
         case [Op.BOOT_FAILED]:

@@ -1,0 +1,1 @@
+"""`taskq why`, `taskq errors`, `taskq tasks`: what jobs of a fleet do, fail of, and wait for."""
