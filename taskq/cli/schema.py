@@ -22,6 +22,7 @@ from taskq.cli.doctor.checks import Finding
 from taskq.cli.schedule import RemovedSchedule, StartedJob
 from taskq.cli.stack.command import ConsumerStack
 from taskq.model.errors import ConfigError
+from taskq.model.info.failures import Failures
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.status import FleetStatus
@@ -39,6 +40,7 @@ class Times:
         mean: the mean of all times.
         p50: half of them took no longer.
         p90: 90 % of them took no longer.
+        p95: 95 % of them took no longer.
         p99: 99 % of them took no longer.
         longest: the longest of them.
     """
@@ -46,6 +48,7 @@ class Times:
     mean: float | None
     p50: float | None
     p90: float | None
+    p95: float | None
     p99: float | None
     longest: float | None
 
@@ -114,6 +117,8 @@ PRINTED: dict[str, Any] = {
     "status": PrintedStatus,
     "job": JobInfo,
     "why": WhyInfo,
+    "errors": Failures,
+    "tasks": list[PrintedTask],
     "jobs": list[JobInfo],
     "schedule": list[ScheduleInfo],
     "schedule pause": ScheduleInfo,

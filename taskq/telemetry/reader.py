@@ -72,7 +72,9 @@ class Filter:
 
     def needles(self) -> tuple[bytes, ...]:
         """Bytes that each wanted line contains. Looking for them is much cheaper than decoding the line."""
-        return tuple(json.dumps(text)[1:-1].encode() for text in (self.task, self.job_id) if text)
+        is_whole = self.event is not None and not set(self.event) & set("*?[") and self.event != "log.unreadable"
+        event = self.event if is_whole else None
+        return tuple(json.dumps(text)[1:-1].encode() for text in (self.task, self.job_id, event) if text)
 
 
 EVERYTHING = Filter()

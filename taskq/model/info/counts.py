@@ -81,7 +81,7 @@ NUMBERS: Final = tuple(each.name for each in fields(Counts) if each.name not in 
 
 
 def _times(histogram: Histogram) -> dict[str, float | None]:
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    shares = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
     times_us = {"mean": histogram.mean_us, **{name: histogram.percentile_us(share) for name, share in shares.items()}}
     times_us["longest"] = histogram.longest_us if histogram.seen else None
     return {name: None if time_us is None else round(time_us / 1e6, 6) for name, time_us in times_us.items()}
