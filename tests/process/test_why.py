@@ -26,7 +26,8 @@ q = jobs.q
 
 
 def only(job: Job[object]) -> Reason:
-    """The one reason of a job."""
+    """The one reason of a job. A consumer may have it for a moment, behind a job that turns out to be long."""
+    wait_until(lambda: job.why().reasons[0].kind != "sent", "it is where it stays")
     [reason] = job.why().reasons
     return reason
 
@@ -36,6 +37,7 @@ def told(here: Here) -> Callable[[Fleet, Job[object]], str]:
     """What the command says, also as JSON that fits its schema."""
 
     def run(fleet: Fleet, job: Job[object]) -> str:
+        wait_until(lambda: job.why().reasons[0].kind != "sent", "it is where it stays")
         printed = json.loads(here(fleet.home, "why", job.id, "--json").stdout)
         assert misfits(printed, schema_of(WhyInfo)) == []
         assert printed["reasons"]
