@@ -101,15 +101,15 @@ def _read_all(spool: Path, names: Iterable[str]) -> Iterator[SpoolFile]:
     for name in names:
         path = spool / name
         try:
-            content = path.read_bytes() if path.lstat().st_uid == os.geteuid() else b""
+            content = path.read_bytes() if path.lstat().st_uid == os.geteuid() else None
         except FileNotFoundError:
             continue
         except OSError:
-            content = b""  # a folder, or a file that is not ours: as unreadable as one full of garbage
+            content = None  # a folder, or a file that is not ours: as unreadable as one full of garbage
         if name.endswith(SERIES):
-            yield SpoolFile(path, *(split_records(content) if content else ([], True)))
+            yield SpoolFile(path, *([], True) if content is None else split_records(content))
         else:
-            yield SpoolFile(path, [content])
+            yield SpoolFile(path, [content or b""])
 
 
 def close_series(path: Path) -> bool:
@@ -129,11 +129,19 @@ def close_series(path: Path) -> bool:
 
 
 def lock_series(descriptor: int) -> bool:
-    """Locks a file of several frames that is open, until it is closed. Returns whether it can be appended to."""
+    """Locks a file of several frames. Returns whether it can be appended to.
+
+    The lock ends when this process closes any descriptor of the file: another thread may read it. And a broker may have
+    closed a new file before its writer could lock it. So a writer asks `is_open_series` again after it has written."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
+    return is_open_series(descriptor)
+
+
+def is_open_series(descriptor: int) -> bool:
+    """Whether a file of several frames is still in the spool, and no broker has made it read-only."""
     status = os.fstat(descriptor)
     return status.st_nlink > 0 and bool(status.st_mode & S_IWUSR)
 

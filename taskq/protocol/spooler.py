@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import RLock
 
-from taskq.protocol.spool import SERIES, SINGLE, lock_series, record_of
+from taskq.protocol.spool import SERIES, SINGLE, is_open_series, lock_series, record_of
 from taskq.system.directory import Directory
 from taskq.system.platform import sync_data, sync_directory
 
@@ -63,9 +63,11 @@ class Spooler:
                 return
             self._is_adding = True
             try:
-                self._append(min(ids).hex(), record_of(frame))
+                is_appended = self._append(min(ids).hex(), record_of(frame))
             finally:
                 self._is_adding = False
+            if not is_appended:
+                self._write_single(min(ids).hex(), max(ids).hex(), frame)
 
     def _write_single(self, first: str, last: str, frame: bytes) -> None:
         self._directory.create()
@@ -80,52 +82,65 @@ class Spooler:
         sync_directory(self._directory.spool)
         self._last = max(self._last, last)
 
-    def _append(self, first: str, record: bytes) -> None:
+    def _append(self, first: str, record: bytes) -> bool:
+        """Appends a record to a file of several, if need be a new one. Returns False if a broker has even that one."""
         series, self._series = self._series, None  # it is not used again if this is interrupted
         if series is None or not series.append(record):
             self._directory.create()
             name = max(first, f"{int(self._last, 16) + 1:032x}")  # after all that this process has written before
             self._last = name
-            series = _Series(self._directory.spool / f"{name}{SERIES}", record)
+            series = _Series(self._directory.spool / f"{name}{SERIES}")
+            if not series.append(record):
+                return False
         self._series = series
+        return True
 
 
 class _Series:
-    """A file of several frames that this process has begun."""
+    """A file of several frames that this process writes. The first record makes it."""
 
-    def __init__(self, path: Path, record: bytes) -> None:
-        """Makes the file, with its first record."""
+    def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            _write_new(path, record.ljust(_SERIES_BYTES, b"\0"))
-            sync_directory(path.parent)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        self._end = len(record)
+        self._end = 0
 
     def append(self, record: bytes) -> bool:
         """Appends a record. Returns False if it must go to another file: this one is full, or a broker has it."""
         if self._end + len(record) > _SERIES_BYTES:
             return False
+        is_new = self._end == 0
+        create = os.O_CREAT | os.O_EXCL if is_new else 0
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | create, 0o600)
         except OSError:
+            if is_new:
+                raise
             return False
         try:
             if not lock_series(descriptor):
                 return False
-            try:
-                _write(descriptor, record, self._end)
-                sync_data(descriptor)
-            except OSError:
-                with suppress(OSError):  # its client will be told that it was not accepted
-                    _write(descriptor, bytes(len(record)), self._end)
-                raise
+            self._write(descriptor, record, is_new)
+            if not is_open_series(descriptor):
+                return False  # a broker has it after all, since the lock was lost, and may have read it too early
         finally:
             os.close(descriptor)
         self._end += len(record)
         return True
+
+    def _write(self, descriptor: int, record: bytes, is_new: bool) -> None:
+        try:
+            if is_new:
+                _write(descriptor, record.ljust(_SERIES_BYTES, b"\0"), 0)
+                os.fsync(descriptor)
+                sync_directory(self._path.parent)
+            else:
+                _write(descriptor, record, self._end)
+                sync_data(descriptor)
+        except OSError:  # its client will be told that it was not accepted
+            with suppress(OSError):
+                _write(descriptor, bytes(len(record)), self._end)
+            if is_new:
+                self._path.unlink(missing_ok=True)
+            raise
 
 
 def _write_new(path: Path, data: bytes) -> None:

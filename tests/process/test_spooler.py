@@ -249,6 +249,27 @@ def test_what_a_client_is_appending_to_is_left_for_the_next_look(home: Path, sto
     assert store.totals.as_dict()["enqueued"] == 2
 
 
+def test_a_broker_that_looks_in_the_middle_of_a_write_does_not_take_the_file_away(
+    home: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks before the first byte of each frame is written. Locks do not hold within one process: it is as if
+    another thread of the client had just read the file, which ends its lock."""
+    ids = [jobs.add.enqueue(0).id]
+    committer = committer_of(store, Directory(home))
+    write = spooler._write
+
+    def write_late(descriptor: int, data: bytes, position: int) -> None:
+        take_spooled(committer)
+        write(descriptor, data, position)
+
+    monkeypatch.setattr(spooler, "_write", write_late)
+    ids += [jobs.add.enqueue(number).id for number in range(5)]
+    take_spooled(committer)
+    told = [bytes.fromhex(job_id) for job_id in ids]
+    assert list(store.states(told)) == told
+    assert os.listdir(home / "spool") == []
+
+
 def test_a_directory_that_is_removed_is_made_anew(home: Path) -> None:
     before = [jobs.add.enqueue(number) for number in range(3)]
     shutil.rmtree(home)
