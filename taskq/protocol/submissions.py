@@ -266,6 +266,8 @@ class Submission(NamedTuple):
     @property
     def work_us(self) -> float:
         """About how long it takes to take it in, in microseconds."""
+        if self.constraints is None and not self.parts:
+            return SUBMITTED_US * len(self.ids)
         work_us = 0.0
         for part in self.each:
             if part.constraints is None:

@@ -70,8 +70,8 @@ class Timers:
                 self._ask_at = now + _ASK_EVERY_S
                 self._end_rests(now)
                 first = self._next
-            else:
-                first = min(first, self._ask_at)
+            elif self._ask_at < first:
+                first = self._ask_at
         for moment in self._moments:
             at = moment(now)
             if at < first:

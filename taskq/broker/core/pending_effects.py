@@ -18,7 +18,7 @@ class PendingEffects:
     @property
     def has_some(self) -> bool:
         """Whether there is something to be carried out."""
-        return bool(self.current or self._full)
+        return bool(self._full or self.current)
 
     @property
     def has_enough(self) -> bool:

@@ -11,7 +11,6 @@ then, and what ends them is kept and tried again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 
 from taskq.engines.contract import Consumers, Events, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
@@ -254,20 +253,23 @@ class Committer:
             outcomes, done = self._commit(staged, now, wall)
         else:
             self._effects_since = None
-        told = zip(staged, outcomes, strict=True)
-        answers = [(command, outcome) for command, outcome in told if not self._staged.keeps(command, outcome, now)]
-        first = list(takewhile(lambda answer: isinstance(answer[0], Submission), answers))
-        for command, outcome in first:  # producers wait for nothing but the disk
-            self._answer(command, outcome)
+        later: list[tuple[_Staged, object]] = []
+        for command, outcome in zip(staged, outcomes, strict=True):
+            if self._staged.keeps(command, outcome, now):
+                continue
+            if later or not isinstance(command, Submission):
+                later.append((command, outcome))
+            else:  # producers wait for nothing but the disk
+                self._answer(command, outcome)
         if done is not None:
             self._conclude(done, now)
-        for command, outcome in answers[len(first) :]:
+        for command, outcome in later:
             self._answer(command, outcome)
 
     def _take_staged(self, now: float) -> list[Submission | Command]:
         """Takes what this commit applies; nothing, while more was decided than it settles, as commands must see the
         ends of all jobs that have ended."""
-        self._room_us = limits.TURN_US - self._effects.work_us
+        self._room_us = limits.TURN_US - self._effects.work_us if self._effects else limits.TURN_US
         if self._jobs.has_effects:
             return []
         taken, self._room_us = self._staged.take(self._room_us, now)

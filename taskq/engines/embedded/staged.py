@@ -71,16 +71,19 @@ class Staged:
             self._waiting.extendleft(reversed(self._behind))
             self._behind = []
         going_on = self._unfinished if now >= self._go_on_at else []
-        busy = [command.peer for command in going_on]
+        busy = [command.peer for command in going_on] if going_on else ()
         taken: list[Submission | Command] = []
-        while self._waiting and (not taken or self._waiting[0].work_us <= room_us):
+        while self._waiting:
+            work_us = self._waiting[0].work_us
+            if taken and work_us > room_us:
+                break
             asked = self._waiting.popleft()
             if asked.peer in busy:
                 self._behind.append(asked)
                 continue
             taken.append(asked)
-            room_us -= asked.work_us
-        self._waiting_us = sum([asked.work_us for asked in self._waiting])
+            room_us -= work_us
+        self._waiting_us = sum([asked.work_us for asked in self._waiting]) if self._waiting else 0.0
         return [*going_on[:1], *taken], room_us
 
     def keeps(self, command: Submission | Command, outcome: object, now: float) -> bool:
