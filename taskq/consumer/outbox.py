@@ -111,24 +111,43 @@ class Outbox:
         has_some = bool(self._items) or not self._unsent.is_empty()
         if self._items:
             self._send_items()
-            self._has_some.clear()
         if not self._unsent.is_empty():
             self._transmit(self._unsent.frame())
             self._unsent.clear()
-            self._has_some.clear()
         return has_some
 
     def report_late(self) -> None:
         """A thread: sends outcomes that wait behind a long job."""
-        while True:
-            self._has_some.wait()
-            time.sleep(_REPORT_AFTER_S)
-            try:
-                with self._lock:
-                    if time.monotonic() - self._oldest_at >= _REPORT_AFTER_S:
-                        self._send_unsent()
-            except OSError:
-                return  # the broker is gone, and this process ends in a moment
+        try:
+            while True:
+                self._has_some.wait()
+                while wait_s := self.send_overdue(time.monotonic()):
+                    time.sleep(wait_s)
+        except OSError:
+            return  # the broker is gone, and this process ends in a moment
+
+    def send_overdue(self, now: float) -> float:
+        """Sends what has waited for long enough.
+
+        While jobs end one after the other, only its own sleep wakes the thread that calls this: being woken for each
+        report, too, would take Python's lock from the running job once more.
+
+        Args:
+            now: the time (monotonic).
+
+        Returns:
+            In how many seconds to call this again; 0 for when there is something to send again.
+        """
+        with self._lock:
+            if self._items or not self._unsent.is_empty():
+                due_at = self._oldest_at + _REPORT_AFTER_S
+                if now < due_at:
+                    return due_at - now
+                self._send_unsent()
+            if now < self._oldest_at + 2 * _REPORT_AFTER_S:
+                return _REPORT_AFTER_S  # what comes meanwhile is not due before that
+            self._has_some.clear()
+            return 0.0
 
     def announce(self, app: str, schedules: Sequence[bytes], tasks: Iterable[str]) -> None:
         """Tells which schedules and tasks the application's code has, and that this consumer is ready for jobs."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -94,6 +96,51 @@ def test_a_late_outcome_takes_those_before_along(unsent: Unsent) -> None:
     assert told(ours) == []
     box.add(3, 0, 0.0, b"", now=10.0 + 2 * outbox._REPORT_AFTER_S)
     assert [number for number, *_ in told(ours)] == [1, 2, 3]
+
+
+def test_what_waits_behind_a_long_job_is_sent_in_time_whatever_was_sent_before(unsent: Unsent) -> None:
+    """The broker commits it 20 ms later at the latest, so a job that ended 40 ms before it dies does not run again."""
+    after_s = outbox._REPORT_AFTER_S
+    ours, theirs = socket.socketpair()
+    box = Outbox(theirs, unsent)
+    box.add(1, 0, 0.0, b"", now=10.0)
+    assert box.send_overdue(10.0) == pytest.approx(after_s)
+    box.report()
+    box.add(2, 0, 0.0, b"", now=10.0 + after_s / 2)  # and a long job begins
+    assert [number for number, *_ in told(ours)] == [1]
+    assert box.send_overdue(10.0 + after_s) == pytest.approx(after_s / 2)
+    assert told(ours) == []
+    box.send_overdue(10.0 + 1.5 * after_s)
+    assert [number for number, *_ in told(ours)] == [2]
+
+
+def test_who_sends_what_is_overdue_sleeps_when_nothing_comes_any_more(unsent: Unsent) -> None:
+    ours, theirs = socket.socketpair()
+    box = Outbox(theirs, unsent)
+    box.add(1, 0, 0.0, b"", now=10.0)
+    now, looks = 10.0, 0
+    while wait_s := box.send_overdue(now):
+        now, looks = now + wait_s, looks + 1
+    assert looks <= 3
+    assert not box._has_some.is_set()
+    assert [number for number, *_ in told(ours)] == [1]
+    box.add(2, 0, 0.0, b"", now=now + 100.0)
+    assert box._has_some.is_set()
+
+
+def test_a_thread_sends_what_is_overdue_again_and_again(unsent: Unsent) -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30.0)
+    box = Outbox(theirs, unsent)
+    thread = threading.Thread(target=box.report_late, daemon=True)
+    thread.start()
+    for number in range(1, 4):
+        box.add(number, 0, 0.0, b"", time.monotonic())
+        assert ours.recv(1 << 16)
+    theirs.close()  # the broker is gone
+    box.add(4, 0, 0.0, b"", time.monotonic())
+    thread.join(30.0)
+    assert not thread.is_alive()
 
 
 def test_what_a_job_scribbles_there_is_no_outcome(unsent: Unsent) -> None:
