@@ -76,7 +76,8 @@ def split_records(content: bytes) -> tuple[list[bytes], bool]:
             break
         frames.append(bytes(frame))
         position = end + length
-    is_cut_off = position > 0 and end + length > len(content)
+    is_full = not content[position:].lstrip(b"\0")  # but for a few bytes, perhaps, in which no record fits
+    is_cut_off = position > 0 and end + length > len(content) and not is_full
     return frames, is_cut_off or bool(content[end + length :].lstrip(b"\0"))
 
 

@@ -179,6 +179,13 @@ def test_a_record_that_ends_at_any_byte_is_left_out_and_those_before_it_are_not(
         assert (len(frames), is_damaged) == (1, True), "what follows a damaged record is not forgotten"
 
 
+@pytest.mark.parametrize("left", range(12))
+def test_a_file_that_is_full_to_its_last_bytes_is_not_damaged(left: int) -> None:
+    records = [spool.record_of((length - 4).to_bytes(4, "big") + b"x" * (length - 4)) for length in (100, 60)]
+    found, is_damaged = spool.split_records(b"".join(records) + bytes(left))
+    assert (found, is_damaged) == ([record[4:] for record in records], False)
+
+
 def test_clients_that_are_killed_lose_nothing_that_they_were_told_is_safe(home: Path, store: SQLiteStore) -> None:
     told: list[list[str]] = []
     for life in range(6):
