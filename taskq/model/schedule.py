@@ -331,17 +331,22 @@ def fire_time(schedule: Schedule, nominal: float) -> float:
     return min(nominal + late_s, nextafter(nominal + room_s, nominal))  # the sum may be rounded up
 
 
-def due(schedule: Schedule, next_at: float, now: float) -> Due:
+def due(schedule: Schedule, next_at: float, now: float, most: int = MAX_FIRES_AT_ONCE) -> Due:
     """What is to be done at a time for a schedule whose next nominal time is `next_at`.
 
     Of the times that are due all but the last are missed, and the last one too if it is late by more than
     MISSED_AFTER_S. `misfire` says what becomes of those.
+
+    Args:
+        most: at most this many jobs are made, where each time becomes a job: the others in the next go.
     """
+    makes_all = schedule.misfire == "all"
+    most = min(most, MAX_FIRES_AT_ONCE) if makes_all and schedule.overlap == "allow" else MAX_FIRES_AT_ONCE
     times: list[float] = []
     at = next_at
     while fire_time(schedule, at) <= now:
-        if len(times) == MAX_FIRES_AT_ONCE:
-            if schedule.misfire == "all":
+        if len(times) == most:
+            if makes_all:
                 break  # the others in the next go
             at = _last_due(schedule, at, now)
         times.append(at)
@@ -350,7 +355,7 @@ def due(schedule: Schedule, next_at: float, now: float) -> Due:
         return Due([], next_at, 0, next_at)
     is_late = now - fire_time(schedule, times[-1]) > MISSED_AFTER_S
     missed = len(times) - (not is_late)
-    if schedule.misfire == "all":
+    if makes_all:
         return Due(times, at, missed, next_at)
     fires = [] if is_late and schedule.misfire == "skip" else times[-1:]
     return Due(fires, at, missed, next_at)

@@ -19,7 +19,7 @@ from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.transaction import Command, Transaction
 from taskq.model.errors import ConfigError, EnqueueError, ScheduleNotFound, StoreFull
 from taskq.model.info.schedule import ScheduleInfo, schedule_info
-from taskq.model.limits import FIRED_US, MAX_SCHEDULES
+from taskq.model.limits import CONSTRAINED_US, FIRED_US, MAX_SCHEDULES
 from taskq.model.schedule import (
     Due,
     Schedule,
@@ -163,13 +163,16 @@ class Scheduler:
 
     def _fire(self, tx: Transaction) -> None:
         wall = tx.wall
-        names = self._due_names(wall, tx.portion(FIRED_US))  # the others in the next turn of the loop
-        tx.room_us -= FIRED_US * len(names)
+        names = self._due_names(wall, tx.portion(FIRED_US))
         for name in names:
+            if name != names[0] and tx.room_us < FIRED_US:
+                break  # the others in the next turn of the loop
             row = self._rows[name]
             is_ahead = name in self._ahead_s  # then its turn has come, but not its time
-            found = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall)
+            most = tx.portion(CONSTRAINED_US)
+            found = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall, most)
             fires, after = self._without_overlap(row, found.fires)
+            tx.room_us -= FIRED_US + CONSTRAINED_US * len(fires)
             changed, submission, refusal = row._replace(next_at=found.next_at), None, None
             if fires:
                 ids = [fired_id(name, at) for at in fires]
