@@ -15,6 +15,7 @@ from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.scheduler import Scheduler
 from taskq.engines.embedded.transaction import Transaction
 from taskq.model.errors import StoreFull
+from taskq.model.limits import TURN_US
 from taskq.model.schedule import NO_JOB, Schedule, ScheduleRow, fired_id, next_fire, payload_for
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
@@ -220,6 +221,7 @@ def test_no_fire_meets_the_job_of_the_one_before(overlap: Any) -> None:
 def test_of_the_missed_fires_the_last_is_left_unless_they_may_overlap(overlap: Any) -> None:
     for seed in range(LIVES):
         world = PeriodicWorld(seed, missed_s=MISSED_S, misfire="all", overlap=overlap)
+        world.turn_us = TURN_US  # in turns of a few jobs it takes longer than such a life to make up for all
         started_at = world.wall
         assert check(world.run()) == [], seed
         for schedule in world.schedules:
