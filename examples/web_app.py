@@ -20,7 +20,7 @@ from contextlib import suppress
 from io import BytesIO
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps
 
@@ -30,11 +30,13 @@ from taskq import (
     EnqueueError,
     JobFailed,
     JobNotFound,
-    PayloadTooLarge,
     ResultTimeout,
     TaskQ,
     TaskQError,
 )
+
+#: taskq itself takes up to 1 GiB.
+MAX_IMAGE_BYTES = 4_000_000
 
 q = TaskQ("web_app")
 app = FastAPI(title="Thumbnails")
@@ -53,7 +55,10 @@ def thumbnail(image: bytes, size: int = 256) -> bytes:
 @app.post("/thumbnails", status_code=202)
 async def upload(request: Request, size: int = 256) -> dict[str, str]:
     """Accepts an image. When this answers, the job is on disk."""
-    job = await thumbnail.aenqueue(await request.body(), size=size)
+    image = await request.body()
+    if len(image) > MAX_IMAGE_BYTES:
+        raise HTTPException(413, f"the image has more than {MAX_IMAGE_BYTES:,} bytes")
+    job = await thumbnail.aenqueue(image, size=size)
     return {"job": job.id, "state": "queued"}
 
 
@@ -74,7 +79,6 @@ async def result(job_id: str, wait: float = 10) -> Response:
 STATUS_OF = {
     JobNotFound: 404,
     ConfigError: 404,  # this is not a job id
-    PayloadTooLarge: 413,
     JobFailed: 422,
     EnqueueError: 503,  # the queue or the disk is full
     BrokerUnavailable: 503,

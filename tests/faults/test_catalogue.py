@@ -33,7 +33,7 @@ CATALOGUE = {
     3: Row(
         "SIGKILL while a result is written",
         (
-            "test_catalogue_processes::test_killed_in_the_middle_of_a_large_result",
+            "test_catalogue_processes::test_killed_in_the_middle_of_a_large_item",
             "test_unsent::test_whatever_a_kill_interrupts_only_whole_outcomes_are_read",
             "test_crashes::test_batch_mates_that_ended_just_before_do_not_run_again",
         ),

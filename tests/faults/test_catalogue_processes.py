@@ -110,13 +110,13 @@ def waits_in(pid: int) -> str:
     return place
 
 
-def test_killed_in_the_middle_of_a_large_result(shared: Fleet, tmp_path: Path) -> None:
-    """Half a frame has left the consumer when it is killed: it is dropped, and the job runs again, to a whole
-    result."""
+def test_killed_in_the_middle_of_a_large_item(shared: Fleet, tmp_path: Path) -> None:
+    """Half a frame has left the consumer when it is killed: it is dropped, and the job runs again, to a whole item.
+    (A result of this size is in a file.)"""
     path = tmp_path / "starts"
     broker = shared.broker_pid
     gate = Gate(tmp_path / "late")
-    job = jobs.large_result.enqueue(str(path), gate.path, 3_000_000)
+    job = jobs.large_item.enqueue(str(path), gate.path, 3_000_000)
     [first] = starts(path, 1)
     stop_process(shared, broker)
     try:
@@ -125,7 +125,7 @@ def test_killed_in_the_middle_of_a_large_result(shared: Fleet, tmp_path: Path) -
         shared.kill(first.pid)
     finally:
         shared.kill(broker, signal.SIGCONT)
-    assert job.result(timeout=15) == bytes(3_000_000)
+    assert [len(item) for item in job.items(timeout=15)] == [3_000_000]
     assert (job.info().attempts, job.info().crashes) == (2, 1)
     assert shared.broker_pid == broker
     assert serves()

@@ -113,9 +113,17 @@ def test_what_is_put_into_the_spool_is_seen_at_once(start: Start, home: Path) ->
         assert time.monotonic() - began < 9, "not only when it looks anyhow"
 
 
+def is_guardian(process: psutil.Process) -> bool:
+    """Whether it is a guardian, and lives."""
+    try:
+        return "guardian [" in " ".join(process.cmdline())
+    except psutil.ZombieProcess:
+        return False
+
+
 def test_the_fleet_of_a_program_has_a_small_guardian_too(home: Path) -> None:
     with jobs.q.fleet(consumers=1):
-        [guardian] = [each for each in psutil.Process().children() if "guardian [" in " ".join(each.cmdline())]
+        [guardian] = filter(is_guardian, psutil.Process().children())
         wait_until(lambda: is_small(guardian.pid), "the guardian became small")
         assert jobs.add.enqueue(1).result(timeout=10) == 2
     assert not guardian.is_running()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 #: What a row takes at the least, of the work that a turn takes on; a few, such as those of successes, take a little less.
 _ROW_US = 2.5
 #: What cannot be cut: one submission, one workflow, or the children of one job.
-_ONE_PIECE = 20
+_ONE_PIECE = 24
 
 
 class Turn(NamedTuple):

@@ -9,7 +9,7 @@ from simulation import Parts
 
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.memory import MemoryStore
-from taskq.engines.embedded.transaction import Command, Transaction
+from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction
 from taskq.model.effects import Effects
 from taskq.model.errors import StoreFull
 from taskq.protocol.submissions import Submission
@@ -20,7 +20,7 @@ class AnswersBeforeCommit(Committer):
 
     def _apply(self, tx: Transaction, command: Submission | Command) -> object:
         outcome = super()._apply(tx, command)
-        if not isinstance(command, Submission):
+        if not isinstance(command, Submission) and outcome is not UNFINISHED:
             command.answer(outcome)
             command.answer = lambda _outcome: None  # type: ignore[method-assign]
         return outcome

@@ -512,12 +512,12 @@ def run_out_of_memory() -> None:
 
 
 @q.task
-def large_result(path: str, gate: str, size: int) -> bytes:
-    """Waits for a gate, at its first start only, then returns a large result."""
+def large_item(path: str, gate: str, size: int) -> Generator[bytes, None, None]:
+    """Waits for a gate, at its first start only, then yields a large item."""
     record(path, "start")
     if current_job().attempt == 1:
         pass_gate(gate)
-    return bytes(size)
+    yield bytes(size)
 
 
 @q.task
