@@ -86,13 +86,12 @@ class Connection:
         self._socket = child.socket if child else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.close = weakref.finalize(self, self._socket.close)  #: Closes it; what was watched is forgotten.
         try:
-            # it blocks, with times of its own: one with a timeout of Python's is refused at once when too many others
-            # knock, and takes another system call for each answer
-            for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                self._socket.setsockopt(socket.SOL_SOCKET, limit, timeval(self._absence.reply_timeout_s))
+            # connected while it blocks: a Unix socket with a timeout is refused at once when too many others knock
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self._absence.reply_timeout_s))
             if child is None:
                 self._connect(path)
                 check_broker(self._socket, path, owner)
+            self._socket.setblocking(False)
             self._poll.register(self._socket, select.POLLIN)
             self.send(self.talk.hello())
             while not self.talk.is_greeted:
@@ -131,7 +130,7 @@ class Connection:
             ConnectionLost: the broker is gone, or does not read.
         """
         try:
-            sent = self._socket.send(data, socket.MSG_DONTWAIT)
+            sent = self._socket.send(data)
             if sent < len(data):
                 self._send_rest(memoryview(data)[sent:])
         except BlockingIOError:
@@ -144,7 +143,7 @@ class Connection:
             while rest:
                 self._wait_for_room()
                 try:
-                    rest = rest[self._socket.send(rest, socket.MSG_DONTWAIT) :]
+                    rest = rest[self._socket.send(rest) :]
                 except BlockingIOError:
                     pass
         except OSError as error:
@@ -158,7 +157,7 @@ class Connection:
         if not events:
             raise self._silent()
         if events[0][1] & select.POLLIN:
-            self._hear(socket.MSG_DONTWAIT)
+            self._hear()
 
     def answer(self, number: int) -> Message:
         """Waits for the answer to a request. Raises ConnectionLost, or what the broker says."""
@@ -182,39 +181,37 @@ class Connection:
         return found
 
     def _hear_in_time(self, within_s: float | None = None) -> None:
-        if within_s is None or within_s >= self._absence.reply_timeout_s:
-            if not self._hear():
-                raise self._silent()
-        elif self._poll.poll(within_s * 1000):
-            self._hear(socket.MSG_DONTWAIT)
-        else:
-            raise ConnectionLost(f"the broker did not answer within {within_s:g} s")
+        longest_s = self._absence.reply_timeout_s
+        if not self._poll.poll((longest_s if within_s is None else min(within_s, longest_s)) * 1000):
+            if within_s is not None and within_s < longest_s:
+                raise ConnectionLost(f"the broker did not answer within {within_s:g} s")
+            raise self._silent()
+        self._hear()
 
     def _hear_within(self, within_s: float | None) -> None:
         """Hears what comes next. Whoever waits for longer than for an answer is told if the broker answers nobody."""
         longest_s = self._absence.reply_timeout_s
         while within_s is None or within_s > longest_s:
-            if self._hear():
+            if self._poll.poll(longest_s * 1000):
+                self._hear()
                 return
             self._absence.look_while_waiting()
             if within_s is not None:
                 within_s -= longest_s
         if not self._poll.poll(within_s * 1000):
             raise TimeoutError
-        self._hear(socket.MSG_DONTWAIT)
+        self._hear()
 
-    def _hear(self, flags: int = 0) -> bool:
-        """Takes in what comes. Returns whether something came, within the time for an answer if it may wait."""
+    def _hear(self) -> None:
         try:
-            data = self._socket.recv(_READ_BYTES, flags)
+            data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             raise ConnectionLost(str(error)) from error
         if not data:
             raise ConnectionLost("the broker closed the connection")
         self.talk.hear(data)
-        return True
 
 
 class Pool:
