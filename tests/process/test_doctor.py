@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -138,7 +137,6 @@ def test_too_few_open_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     finding = found(Directory(home).create(), "open files")
     assert finding.state == "look"
     assert "LimitNOFILE=" in finding.remedy
-    assert resource.RLIM_INFINITY not in (256, 256)
 
 
 @pytest.mark.parametrize(("ahead_s", "state"), [(3_600.0, "look"), (0.0, "ok")])
