@@ -13,6 +13,7 @@ import pytest
 from apps import jobs, versioned
 from fleet import JOBS, Fleet, Gate, running, use
 from hypothesis import HealthCheck, settings
+from postgres import Server, running_server
 
 # A shell without job control starts what is in the background with SIGINT ignored, and what is started here inherits it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -98,3 +99,18 @@ def version(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("TASKQ_TEST_VERSION", str(version))
     use(versioned.q, home)
     return version
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """The PostgreSQL server of this session. Tests that stop it start it again."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Server) -> Iterator[str]:
+    """The name of an empty database of that server."""
+    name = postgres.create_database()
+    yield name
+    postgres.drop_database(name)
