@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from taskq.broker.watch import SIGNALS, STOP_GRACE_S, Watch
@@ -23,8 +22,8 @@ from taskq.model.exits import FINAL_EXITS, Exit
 from taskq.model.misfits import misfits
 from taskq.model.settings import Settings
 from taskq.protocol.guardian import Failed, Notice, Ready, Resolved, Setup, Stopping, pack_notice, read_notice
-from taskq.system.directory import Directory
 from taskq.system.launch import become_small, take_broker, take_resolver
+from taskq.system.place import Place, place_of_fleet, set_database_of_fleet
 from taskq.system.platform import adopt_orphans, name_of_signal, name_process
 from taskq.telemetry.fanout import announce
 
@@ -33,7 +32,7 @@ def main(app: str, settings: str, title: str, directory: str, descriptor: str) -
     """Runs the guardian of a fleet with these settings; the target of its process."""
     host = socket.socket(fileno=int(descriptor))
     host.set_inheritable(False)
-    guardian = Guardian(app, Settings(**json.loads(settings)), host, known_as=(title, Path(directory)))
+    guardian = Guardian(app, Settings(**json.loads(settings)), host, known_as=(title, place_of_fleet(directory)))
     sys.exit(guardian.run())
 
 
@@ -71,7 +70,7 @@ class Guardian:
         app: str,
         settings: Settings,
         host: socket.socket | None = None,
-        known_as: tuple[str, Path] | None = None,
+        known_as: tuple[str, Place] | None = None,
         watch: Watch | None = None,
         deaths: Sequence[float] = (),
     ) -> None:
@@ -81,7 +80,7 @@ class Guardian:
             settings: of the fleet.
             host: a socket to a program whose fleet this is (`TaskQ.fleet`): it hears when the fleet is ready or why
                 not, and its end ends the fleet.
-            known_as: the application's name and directory, if the host knows them; else they are looked up.
+            known_as: the application's name and place, if the host knows them; else they are looked up.
             watch: of a broker that runs already; one of its own if left out.
             deaths: when brokers have died (monotonic).
         """
@@ -92,8 +91,10 @@ class Guardian:
         self._failures = 0
         self._deaths = deque(deaths)
         self._small_at: float | None = None  # when this process becomes small
-        self._title, path = known_as or ("", None)
-        self._directory = None if path is None else Directory(path)
+        self._title = ""
+        self._place: Place | None = None
+        if known_as is not None:
+            self._title, self._place = known_as
         self._misfits: list[str] = []  # not told yet
 
     @classmethod
@@ -104,7 +105,7 @@ class Guardian:
             watch: of its broker, which runs.
             kept: as `_become_small` has passed it on.
         """
-        known_as = kept["title"], Path(kept["directory"])
+        known_as = kept["title"], place_of_fleet(kept["directory"])
         return cls(kept["app"], Settings(**kept["settings"]), known_as=known_as, watch=watch, deaths=kept["deaths"])
 
     def run(self) -> int:
@@ -112,7 +113,7 @@ class Guardian:
         name_process(f"guardian [{self._app}]")
         adopt_orphans()
         self._start_broker()  # it imports while the application is resolved
-        code, message = (Exit.OK, "") if self._directory else self._resolve()
+        code, message = (Exit.OK, "") if self._place else self._resolve()
         if code != Exit.OK:
             self._abandon(message, code)
             return code
@@ -140,12 +141,13 @@ class Guardian:
     def _become_small(self) -> None:
         """Goes on as a smaller program, unless something is happening just now."""
         self._small_at = time.monotonic() + _BECOMES_SMALL_AFTER_S  # again, if it does not succeed
-        assert self._directory is not None
+        assert self._place is not None
+        set_database_of_fleet(self._place.database)  # anyone may see the arguments of a process
         kept = {
             "app": self._app,
             "settings": self._settings.to_dict(),
             "title": self._title,
-            "directory": str(self._directory.path),
+            "directory": str(self._place.directory.path),
             "deaths": list(self._deaths),
         }
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # those that come meanwhile wait for the new program
@@ -169,7 +171,7 @@ class Guardian:
         if not answer:
             return Exit.APP, f"importing {self._app} ended the process ({_describe(resolver.process.returncode)})"
         resolved = Resolved.read(answer)
-        self._title, self._directory = resolved.title, Directory(Path(resolved.path))
+        self._title, self._place = resolved.title, resolved.place
         self._misfits = misfits(resolved.needs, self._settings) if resolved.exit_code == Exit.OK else []
         name_process(f"guardian [{self._title}]")
         return resolved.exit_code, resolved.message
@@ -194,8 +196,9 @@ class Guardian:
         self._came_up, self._small_at = False, None
 
     def _send_setup(self) -> None:
-        assert self._directory is not None
-        setup = Setup(self._app, self._title, str(self._directory.path), self._settings.to_dict(), os.getpid())
+        assert self._place is not None
+        path, database = self._place.to_wire()
+        setup = Setup(self._app, self._title, path, database, self._settings.to_dict(), os.getpid())
         try:
             self._watch.broker_socket.send(setup.pack())
         except OSError:
@@ -266,8 +269,8 @@ class Guardian:
                 pass  # its end is heard in the loop
 
     def _log(self, event: str, level: str, **fields: Any) -> None:
-        if self._directory is not None:
-            announce(self._directory.path, self._settings.log_format, level, event, **fields)
+        if self._place is not None:
+            announce(self._place.directory.path, self._settings.log_format, level, event, **fields)
 
 
 def _reap_orphans(wait_s: float) -> None:

@@ -39,6 +39,7 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import room_for_clients
 from taskq.system.directory import UNSAFE_FILESYSTEMS, Directory
 from taskq.system.locks import end_old_consumers
+from taskq.system.place import Place
 from taskq.system.timers import Timers
 from taskq.system.usage import rss_bytes
 
@@ -56,16 +57,17 @@ class Broker:
 
     def __init__(
         self,
-        directory: Directory,
+        place: Place,
         app: str,
         title: str,
         settings: Settings,
         log: Any,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Opens the directory's journal and brings it in order. Nothing runs yet.
+        """Opens the engine and brings what it has in order. Nothing runs yet.
 
         Args:
+            place: where the queue is kept.
             app: the application that consumers import.
             title: its name, for `ps`.
             log: a structlog logger.
@@ -74,14 +76,15 @@ class Broker:
             DirectoryError, JournalError: the directory or the journal cannot be used.
         """
         self._selector = selectors.DefaultSelector()
+        directory = place.directory
         _check_filesystem(directory)
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
         self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
-        engine = open_engine(directory, settings, clock)
+        engine = open_engine(place, settings, clock)
         parts = Parts(directory, settings, engine, core_of(settings, settings.threads), self._events, clock)
         parts.recover(read_flight_records(directory.running))
-        self._supervisor = Supervisor(app, title, directory, settings)  # clears these records
+        self._supervisor = Supervisor(app, title, place, settings)  # clears these records
         self._pool = ConsumerPool(
             parts, self._events, self._supervisor, self._selector, self._on_first_ready, self._on_boot_failed
         )

@@ -30,6 +30,7 @@ from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+from taskq.system.place import Place
 from taskq.system.turns import TurnTimes
 
 
@@ -112,9 +113,9 @@ def write_stacks(processes: Succession[ConsumerProcess], number: int | None) -> 
 
 
 def open_engine(
-    directory: Directory, settings: Settings, clock: Clock = SYSTEM_CLOCK, clients: Clients | None = None
+    place: Place, settings: Settings, clock: Clock = SYSTEM_CLOCK, clients: Clients | None = None
 ) -> EmbeddedEngine:
-    """Opens the engine of a directory.
+    """Opens the engine of a queue.
 
     Args:
         clients: the clients that it answers; None for those that connect to the directory's socket.
@@ -122,6 +123,7 @@ def open_engine(
     Raises:
         JournalError: the journal cannot be used.
     """
+    directory = place.directory
     store = SQLiteStore(directory.journal, settings.durability, clock=clock)
     return EmbeddedEngine(directory, settings, store, clock, clients)
 

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from taskq.broker.loop import Broker
 from taskq.model.errors import AlreadyRunning, ConfigError, JournalError, StoreFull, TooFewDescriptors
@@ -17,7 +16,6 @@ from taskq.model.settings import Settings
 from taskq.protocol.guardian import MAX_PACKET_BYTES, Failed, Setup, pack_notice
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.descriptors import provide
-from taskq.system.directory import Directory
 from taskq.system.locks import take_broker_lock
 from taskq.system.platform import name_process
 from taskq.system.signals import signals_as_bytes
@@ -49,7 +47,8 @@ def main(descriptor: int, clock: Clock = SYSTEM_CLOCK) -> None:
 
 
 def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: Clock) -> tuple[Exit, str]:
-    directory, settings = Directory(Path(setup.path)), Settings(**setup.settings)
+    place, settings = setup.place, Settings(**setup.settings)
+    directory = place.directory
     name_process(f"broker [{setup.title}]")
     # Thousands of rows live here at a time, none in a cycle: at the default threshold the collector looks at all of
     # them again and again. A look at the 5,000 new ones takes a millisecond.
@@ -69,7 +68,7 @@ def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: C
             output_max_bytes=settings.output_mb * MIB // files,
         )
         try:
-            Broker(directory, setup.app, setup.title, settings, log, clock).run(guardian, signals)
+            Broker(place, setup.app, setup.title, settings, log, clock).run(guardian, signals)
         except (JournalError, StoreFull) as error:
             log.critical("store.failed", error=str(error))
             return Exit.JOURNAL, str(error)

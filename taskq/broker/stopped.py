@@ -33,6 +33,7 @@ from taskq.protocol.ops import LOOKS, OPS, Op
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.locks import ReaderLock
+from taskq.system.place import Place
 from taskq.system.platform import name_process
 from taskq.telemetry.setup import configure
 
@@ -134,7 +135,7 @@ class Reader:
         """
         settings = Settings()
         self._clock = clock
-        self._engine = open_engine(place, settings, clock, client)
+        self._engine = open_engine(Place(place), settings, clock, client)
         events = EventLog(log, lambda _key: None, tells_enqueued=False)
         parts = Parts(directory, settings, self._engine, core_of(settings), events, clock, _Status)
         parts.recover(())  # what ran when a fleet died stays uncharged: the next broker has its records

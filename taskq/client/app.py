@@ -33,7 +33,8 @@ from taskq.model.errors import ConfigError
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
 from taskq.system.clock import Clock
-from taskq.system.directory import Directory, queue_directory, reply_timeout_s
+from taskq.system.directory import reply_timeout_s
+from taskq.system.place import place_of
 
 if TYPE_CHECKING:
     from taskq.model.info.job import JobInfo
@@ -63,8 +64,10 @@ class TaskQ(FleetConnection):
             ConfigError: the name, the URL or the time makes no sense.
         """
         self.name = name
-        place = queue_directory(name, None if url is None else os.fspath(url))
-        super().__init__(Directory(place), None if reply_timeout is None else reply_timeout_s(reply_timeout))
+        place = place_of(name, None if url is None else os.fspath(url))
+        if place.database is not None:
+            raise ConfigError("postgresql://...: this engine is not complete yet: use the path of a directory")
+        super().__init__(place, None if reply_timeout is None else reply_timeout_s(reply_timeout))
         #: When it was made, in seconds since 1970: older jobs are not this program's.
         self.made_at = self.clock.time()
         #: The tasks, by their names and by those that they had before.

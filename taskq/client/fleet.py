@@ -21,7 +21,7 @@ from taskq.model.settings import Settings
 from taskq.protocol.answers import ConnectionLost
 from taskq.protocol.guardian import MAX_PACKET_BYTES, Failed, Ready, read_notice
 from taskq.protocol.link.boot import IN_CONSUMER
-from taskq.system.directory import Directory
+from taskq.system.place import Place, set_database_of_fleet
 
 logger = logging.getLogger("taskq")
 
@@ -55,7 +55,7 @@ class Application(Protocol):
     name: str
     #: When it was made, in seconds since 1970.
     made_at: float
-    directory: Directory
+    place: Place
     reply_timeout: float | None
 
     def check_use(self) -> None:
@@ -102,13 +102,14 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[No
             "the script starts a fleet while a consumer imports it: put that under `if __name__ == '__main__':`"
         )
     reference = reference_of(app)
-    app.directory.create()
+    app.place.directory.create()
     if fresh:
         _drop_left(app)
     ours, theirs = socket.socketpair()
     arguments = [sys.executable, "-c", _GUARDIAN, reference, json.dumps(settings.to_dict())]
-    arguments += [app.name, str(app.directory.path), str(theirs.fileno())]
+    arguments += [app.name, str(app.place.directory.path), str(theirs.fileno())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    set_database_of_fleet(app.place.database, environment)
     process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
     theirs.close()
     try:
@@ -126,7 +127,7 @@ def _drop_left(app: Application) -> None:
     give_up_at = time.monotonic() + _ENDING_S
     while True:
         try:
-            dropped = Client(app.directory, app.reply_timeout).drop_unfinished(app.made_at)
+            dropped = Client(app.place.directory, app.reply_timeout).drop_unfinished(app.made_at)
         except ConnectionLost as error:
             if time.monotonic() > give_up_at:
                 raise AlreadyRunning(str(error)) from error
@@ -134,13 +135,15 @@ def _drop_left(app: Application) -> None:
         else:
             break
     if dropped:
-        logger.info("dropped %d jobs of earlier runs in %s", dropped, app.directory.path)
+        logger.info("dropped %d jobs of earlier runs in %s", dropped, app.place.directory.path)
 
 
 def _warn_of_left(app: Application, left: dict[str, int]) -> None:
     told = ", ".join(f"{count} {state}" for state, count in left.items() if count)
     logger.warning(
-        "jobs that an earlier run left in %s come first (%s); q.fleet(fresh=True) drops them", app.directory.path, told
+        "jobs that an earlier run left in %s come first (%s); q.fleet(fresh=True) drops them",
+        app.place.shown,
+        told,
     )
 
 

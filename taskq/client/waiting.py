@@ -115,7 +115,7 @@ def gather(
     """Waits for all jobs and returns their results, in the order of the jobs.
 
     Args:
-        jobs: handles of jobs in one directory. One that is given twice has its result in both places.
+        jobs: handles of jobs in one queue. One that is given twice has its result in both places.
         timeout: wait for at most this many seconds in all; None for as long as it takes.
         errors: "raise": the first job that does not succeed ends the wait, and its error is raised (the others go
             on); "return": errors are among the results, in the places of their jobs.
@@ -126,7 +126,7 @@ def gather(
     Raises:
         JobFailed, JobCancelled, JobNotFound: as `Job.result`.
         ResultTimeout: some jobs have not ended in time; the message says how many. They go on.
-        ConfigError: the jobs belong to different directories, or `errors` is neither.
+        ConfigError: the jobs belong to different queues, or `errors` is neither.
     """
     gathering = _Gathering(jobs, errors)
     with reporting(progress, len(gathering.jobs), "gather") as tell, closing(_endings(gathering.jobs, timeout)) as ends:
@@ -173,14 +173,14 @@ def as_completed(jobs: Iterable[Job[R]], *, timeout: float | None = None) -> Gen
     The handle of a job that succeeded has its result: `result()` does not ask again.
 
     Args:
-        jobs: handles of jobs in one directory. One that is given twice is yielded once.
+        jobs: handles of jobs in one queue. One that is given twice is yielded once.
         timeout: wait for at most this many seconds in all, counted from the first `next()`; None for as long as it
             takes.
 
     Raises:
         JobNotFound: nothing is known of one of them.
         ResultTimeout: some jobs have not ended in time; the message says how many. They go on.
-        ConfigError: the jobs belong to different directories.
+        ConfigError: the jobs belong to different queues.
     """
     by_id = _by_id(jobs)
     with closing(_endings(by_id, timeout)) as ends:
@@ -200,13 +200,13 @@ def wait_any(jobs: Iterable[Job[R]], *, timeout: float | None = None) -> Job[R]:
     """Waits for the first of some jobs to end, in whatever way, and returns its handle.
 
     Args:
-        jobs: handles of jobs in one directory.
+        jobs: handles of jobs in one queue.
         timeout: wait for at most this many seconds; None for as long as it takes.
 
     Raises:
         JobNotFound: nothing is known of one of them.
         ResultTimeout: none has ended in time; they go on.
-        ConfigError: there are no jobs, or they belong to different directories.
+        ConfigError: there are no jobs, or they belong to different queues.
     """
     with closing(as_completed(_some(jobs), timeout=timeout)) as ended:
         return next(ended)
@@ -261,12 +261,10 @@ def _ended(job: Job[R], ending: Ending | None) -> Job[R]:
 
 def _by_id(jobs: Iterable[Job[R]]) -> dict[bytes, Job[R]]:
     by_id = {job._id: job for job in jobs}
-    paths = {app.directory.path for app in {id(job._app): job._app for job in by_id.values()}.values()}
-    if len(paths) > 1:
-        told = ", ".join(sorted(map(str, paths)))
-        raise ConfigError(
-            f"these jobs belong to different directories ({told}): wait for those of each directory separately"
-        )
+    places = {app.place.shown for app in {id(job._app): job._app for job in by_id.values()}.values()}
+    if len(places) > 1:
+        told = ", ".join(sorted(places))
+        raise ConfigError(f"these jobs belong to different queues ({told}): wait for those of each queue separately")
     return by_id
 
 

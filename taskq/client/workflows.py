@@ -64,9 +64,9 @@ class _Plan:
     def app(self) -> FleetConnection:
         """The application of all jobs."""
         apps = {id(job._app): job._app for job in self.jobs}
-        paths = {str(app.directory.path) for app in apps.values()}
-        if len(paths) > 1:
-            raise ConfigError(f"the steps belong to different directories ({', '.join(sorted(paths))})")
+        places = {app.place.shown for app in apps.values()}
+        if len(places) > 1:
+            raise ConfigError(f"the steps belong to different queues ({', '.join(sorted(places))})")
         return self.jobs[0]._app
 
 

@@ -23,7 +23,6 @@ from taskq.model.errors import JobTimeout
 from taskq.protocol.link.batch import read_batch
 from taskq.protocol.link.boot import Boot
 from taskq.protocol.link.flight_recorder import FlightRecorder
-from taskq.system.directory import Directory
 
 #: A job that took no longer than this has hardly opened a file. Whether it has closed one of ours is checked later:
 #: after the next job that took longer, or when something is sent. The check takes 0.8 microseconds.
@@ -47,7 +46,7 @@ class Leases:
         self._own = own
         self._output = output
         self._counters = boot.counters
-        self._recorder = FlightRecorder(Directory(boot.directory).running, boot.record, boot.slots, boot.number)
+        self._recorder = FlightRecorder(boot.place.directory.running, boot.record, boot.slots, boot.number)
         self._free = list(range(boot.slots))
         self._waiting: deque[tuple[int, list[Any]]] = deque()  # sent to this process, not claimed yet
         self.is_stopping = False  # set by the executor, in a signal handler: no more jobs begin

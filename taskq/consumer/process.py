@@ -31,7 +31,6 @@ from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, TIMEOUT_SIGNAL,
 from taskq.protocol.link.inbox import InboxReader
 from taskq.protocol.link.reports import boot_failed_frame
 from taskq.system import descriptors
-from taskq.system.directory import Directory
 from taskq.system.locks import hold_consumer_lock
 from taskq.system.platform import die_with_parent, name_process
 
@@ -65,7 +64,7 @@ def run(boot: Boot) -> None:
     os.environ[IN_CONSUMER] = str(os.getpid())
     try:
         app = load_app(boot.app)
-        app.use_directory(Directory(boot.directory))
+        app.use_place(boot.place)
         log_to_output_unless_the_application_does()
         app.hooks.run_starts()
         output.keep_as_it_is()
@@ -117,7 +116,7 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     if boot.parent_pid and os.getppid() != boot.parent_pid:
         os._exit(1)  # the broker died before we asked
     boot.inbox._writer.close()  # type: ignore[attr-defined]  # else our own end keeps the queue from ending with the broker
-    lock = hold_consumer_lock(Directory(boot.directory).consumers_lock)
+    lock = hold_consumer_lock(boot.place.directory.consumers_lock)
 
     def forget_in_child() -> None:
         faulthandler.unregister(STACKS_SIGNAL)

@@ -27,15 +27,15 @@ def _resolve(reference: str) -> Resolved:
     try:
         app = load_app(reference)
     except AppError as error:
-        return Resolved(Exit.APP, str(error), "", "", {})
+        return Resolved(Exit.APP, str(error), "", "", None, {})
     except BaseException as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
         is_told = isinstance(error, SyntaxError) or not frames  # a SyntaxError names its own place
         place = "" if is_told else f" ({frames[-1].filename}, line {frames[-1].lineno})"
         told = f"importing {reference} failed: {type(error).__name__}: {error}{place}"
-        return Resolved(Exit.APP, told, "", "", {})
+        return Resolved(Exit.APP, told, "", "", None, {})
     try:
         app.directory.create()
     except ConfigError as error:
-        return Resolved(Exit.DIRECTORY, str(error), app.name, str(app.directory.path), {})
-    return Resolved(Exit.OK, "", app.name, str(app.directory.path), app.needs)
+        return Resolved(Exit.DIRECTORY, str(error), app.name, "", None, {})
+    return Resolved(Exit.OK, "", app.name, *app.place.to_wire(), app.needs)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from taskq.model.misfits import Needs
+from taskq.system.place import Place
 
 #: At least as large as any of these packets.
 MAX_PACKET_BYTES = 1 << 20
@@ -28,6 +29,7 @@ class Resolved(NamedTuple):
         message: the reason for that, or "".
         title: its name.
         path: the queue's directory.
+        database: its database, as `Place.to_wire` makes it, or None.
         needs: of each task: its queue, and the resources that it takes.
     """
 
@@ -35,7 +37,13 @@ class Resolved(NamedTuple):
     message: str
     title: str
     path: str
+    database: list[str] | None
     needs: Needs
+
+    @property
+    def place(self) -> Place:
+        """Where the queue is kept."""
+        return Place.from_wire(self.path, self.database)
 
     def pack(self) -> bytes:
         """The packet."""
@@ -54,6 +62,7 @@ class Setup(NamedTuple):
         app: where the application is: module:attribute.
         title: its name.
         path: the queue's directory.
+        database: its database, as `Place.to_wire` makes it, or None.
         settings: as `Settings.to_dict` makes them.
         guardian_pid: the process that starts brokers.
     """
@@ -61,8 +70,14 @@ class Setup(NamedTuple):
     app: str
     title: str
     path: str
+    database: list[str] | None
     settings: Mapping[str, Any]
     guardian_pid: int
+
+    @property
+    def place(self) -> Place:
+        """Where the queue is kept."""
+        return Place.from_wire(self.path, self.database)
 
     def pack(self) -> bytes:
         """The packet."""

@@ -33,7 +33,7 @@ _SHORT_PATHS = Path("/tmp")
 
 
 def queue_directory(name: str, url: str | None = None) -> Path:
-    """Finds the directory of a queue.
+    """Finds the directory of a queue that is kept in one.
 
     Args:
         name: the name of the TaskQ.
@@ -42,17 +42,27 @@ def queue_directory(name: str, url: str | None = None) -> Path:
     Raises:
         ConfigError: the name or the URL is not valid.
     """
-    if not isinstance(name, str) or not QUEUE_NAME.match(name) or name in (".", ".."):
-        raise ConfigError(f"TaskQ name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    check_name(name)
     if url:
         return _path_of_url(url, "url=")
     url = os.environ.get("TASKQ_URL")
     if url:
         return _path_of_url(url, "TASKQ_URL=")
+    return state_directory() / name
+
+
+def check_name(name: str) -> None:
+    """Checks the name of a TaskQ. Raises ConfigError."""
+    if not isinstance(name, str) or not QUEUE_NAME.match(name) or name in (".", ".."):
+        raise ConfigError(f"TaskQ name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+
+
+def state_directory() -> Path:
+    """Where queues are kept that have no URL, each in a directory of its name."""
     state_home = Path(os.environ.get("XDG_STATE_HOME") or "")
     if not state_home.is_absolute():  # to be ignored, as its specification says
         state_home = Path.home() / ".local" / "state"
-    return state_home.absolute() / "taskq" / name
+    return state_home.absolute() / "taskq"
 
 
 def _path_of_url(url: str, source: str) -> Path:

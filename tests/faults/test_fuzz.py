@@ -70,6 +70,7 @@ from taskq.protocol.link.unsent import Unsent
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import submission_of
 from taskq.system.directory import Directory
+from taskq.system.place import Place
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import Filter, read
 from taskq.telemetry.setup import configure
@@ -883,7 +884,9 @@ class BrokerByHand:
     def __init__(self, home: Path) -> None:
         self.directory = Directory(home).create()
         self.log, self._fanout = configure(home, "json", "debug", stderr_fd=-1)
-        self.broker = Broker(self.directory, "none:q", "fuzz", Settings(consumers=1, durability="memory"), self.log)
+        self.broker = Broker(
+            Place(self.directory), "none:q", "fuzz", Settings(consumers=1, durability="memory"), self.log
+        )
         self.broker._guardian, self._guardian = socket.socketpair()
         self.broker._timers.timeout_s = lambda _now: 0.0  # type: ignore[method-assign]
         self.broker._pool.supervise = lambda _now: None  # type: ignore[method-assign]

@@ -251,7 +251,7 @@ def test_the_first_of_some(wait_any: Any, gate: Gate, tmp_path: Path) -> None:
 @gathers
 def test_jobs_of_other_directories(home: Path, tmp_path: Path, gather: Any) -> None:
     other = TaskQ("other", url=tmp_path / "other")
-    with pytest.raises(ConfigError, match="different directories"):
+    with pytest.raises(ConfigError, match="different queues"):
         gather([jobs.q.job(NOBODY), other.job("11" * 16)])
 
 

@@ -16,6 +16,7 @@ from taskq.model.errors import ConfigError, DirectoryError
 from taskq.model.limits import MAX_CONSUMERS, MAX_SOCKET_PATH_BYTES
 from taskq.model.settings import Settings, default_consumers
 from taskq.system.directory import Directory, private_directory, queue_directory
+from taskq.system.place import Place, place_of
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +94,7 @@ def test_a_directory_with_a_null_byte_is_refused() -> None:
         Directory(Path("/srv/q\0"))
 
 
-@pytest.mark.parametrize(
-    "url", ["redis://u:secret@localhost/0", "postgresql://u:secret@x/y", "http://x", "sqlite:///x"]
-)
+@pytest.mark.parametrize("url", ["redis://u:secret@localhost/0", "mysql://u:secret@x/y", "http://x", "sqlite:///x"])
 def test_urls_of_other_engines(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are refused, with the engine that exists, and without the password that such a URL may have."""
     scheme = url.partition("://")[0]
@@ -111,6 +110,64 @@ def test_urls_of_other_engines(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_directory_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"another machine.*file:///path"):
         queue_directory("q", "file://otherhost/srv")
+
+
+def test_a_database_has_a_directory_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Socket, lock and log of this machine's fleet are there: one for each database and schema."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TASKQ_URL", "postgresql://ann:secret@db.example:5432/shop?sslmode=require")
+    place = place_of("shop")
+    assert place.database is not None
+    assert place.database.schema == "taskq_shop"
+    assert place.directory.path.parent == tmp_path / "taskq"
+    assert place.directory.path.name.startswith("taskq_shop@")
+    assert place_of("other").directory.path != place.directory.path
+    named = place_of("x", "postgres://bob@db.example:5432/shop?schema=taskq_shop")
+    assert named.directory.path == place.directory.path
+    assert place_of("shop", "/srv/q").database is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "conninfo"),
+    [
+        (
+            "postgresql://ann:s%40cret@db:5432/shop?sslmode=require&schema=s",
+            "postgresql://ann@db:5432/shop?sslmode=require&schema=s",
+            "postgresql://ann:s%40cret@db:5432/shop?sslmode=require",
+        ),
+        ("postgres://ann@/shop?host=/run/pg&password=secret", "postgresql://ann@/shop?host=/run/pg", None),
+        ("postgresql:///shop?sslpassword=secret", "postgresql:///shop", None),
+        ("postgresql://db1:1,db2:2/shop?target_session_attrs=read-write", None, None),
+    ],
+)
+def test_a_url_of_a_database_is_shown_without_its_password(url: str, shown: str | None, conninfo: str | None) -> None:
+    database = place_of("shop", url).database
+    assert database is not None
+    assert str(database) == repr(database) == database.shown == (shown or url)
+    assert database.conninfo == (conninfo or url.replace("postgres:", "postgresql:"))
+    path, wire = place_of("shop", url).to_wire()
+    assert Place.from_wire(path, wire).database == database
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://ann:sec@ret@db/shop", "write @ as %40"),
+        ("postgresql://ann:sec#ret@db/shop", "write @ as %40"),
+        ("postgresql://ann:secret@db/shop?schema=pg_secrets", "the schema 'pg_secrets' cannot be used"),
+        ("postgresql://ann:secret@db/shop?schema=" + "x" * 49, "of 1 to 48"),
+        ("postgresql://ann:secret@db/shop?schema", "not a URL"),
+        ("postgresql://ann:secret@[db/shop", "not a URL"),
+    ],
+)
+def test_urls_of_a_database_that_make_no_sense(url: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error does not show the password."""
+    monkeypatch.setenv("TASKQ_URL", url)
+    with pytest.raises(ConfigError, match=told) as refused:
+        place_of("shop")
+    assert str(refused.value).startswith("TASKQ_URL=postgresql://...: ")
+    assert "secret" not in str(refused.value).replace("pg_secrets", "")
+    assert "sec@" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "x" * 65, "ä", "a\n", None, 3])

@@ -448,7 +448,7 @@ def test_notices_are_read(notice: Notice) -> None:
 
 def test_what_a_guardian_hears_and_says_is_read() -> None:
     """What the application is, and what the broker is to run."""
-    resolved = Resolved(0, "", "shop", "/srv/q", {"add": ["default", ["gpu"]]})  # type: ignore[dict-item]
+    resolved = Resolved(0, "", "shop", "/srv/q", None, {"add": ["default", ["gpu"]]})  # type: ignore[dict-item]
     assert Resolved.read(resolved.pack()) == resolved
-    setup = Setup("shop:q", "shop", "/srv/q", {"consumers": 2}, 7)
+    setup = Setup("shop:q", "shop", "/srv/q", ["postgresql:///db", "taskq_shop"], {"consumers": 2}, 7)
     assert Setup.read(setup.pack()) == setup

@@ -34,8 +34,8 @@ from taskq.protocol.link.flight_recorder import clear_flight_record, clear_fligh
 from taskq.protocol.link.inbox import Inbox
 from taskq.protocol.link.unsent import Unsent
 from taskq.system import descriptors
-from taskq.system.directory import Directory
 from taskq.system.forkservers import ForkServers
+from taskq.system.place import Place
 from taskq.system.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 
 #: The module that a consumer process runs. The broker never imports it, and so starts 25 ms earlier.
@@ -57,11 +57,12 @@ _SHARED_MEMORY = "/dev/shm"
 class Supervisor(Succession[ConsumerProcess]):
     """Keeps the wanted number of consumers alive: starts, replaces and kills them."""
 
-    def __init__(self, app: str, title: str, directory: Directory, settings: Settings) -> None:
+    def __init__(self, app: str, title: str, place: Place, settings: Settings) -> None:
         super().__init__(settings.consumers)
         self._app = app
         self._title = title
-        self._directory = directory
+        self._place = place
+        self._directory = directory = place.directory
         self._settings = settings
         self._servers: ForkServers | None = None
         self._context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -134,7 +135,7 @@ class Supervisor(Succession[ConsumerProcess]):
             boot = Boot(
                 program=_CONSUMER,
                 app=self._app,
-                directory=self._directory.path,
+                place=self._place,
                 title=f"consumer {number} [{self._title}]",
                 number=number,
                 record=record,

@@ -12,6 +12,7 @@ from taskq.client.transport.blocking import Client
 from taskq.protocol.payloads.files import PayloadFiles
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
+from taskq.system.place import Place
 
 #: Adds to the meta of jobs that are about to be enqueued: called with the name of their task, and what there is so far.
 EnqueueHook = Callable[[str, dict[str, str]], object]
@@ -31,18 +32,20 @@ class Guard:
 
 
 class FleetConnection:
-    """What talks to the fleet of a directory. Tasks and job handles know of their application no more than this."""
+    """What talks to the fleet of a queue. Tasks and job handles know of their application no more than this."""
 
-    def __init__(self, directory: Directory, reply_timeout: float | None = None) -> None:
+    def __init__(self, place: Place, reply_timeout: float | None = None) -> None:
         """
         Args:
+            place: where the queue is kept.
             reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
         """
-        self.directory = directory
+        #: Where its queue is kept.
+        self.place = place
         #: What its engine cannot do: tasks are checked when they are declared.
         self.engine: EngineSupport = EMBEDDED
         #: The directory with which it was made.
-        self.home = directory
+        self.home = place.directory
         self.reply_timeout = reply_timeout
         #: What tells the time to all that is done in its name.
         self.clock: ClientClock = SYSTEM_CLOCK
@@ -52,6 +55,11 @@ class FleetConnection:
         self.redaction: Redaction | None = None
         self._client: QueueClient | None = None
         self._async_client: AsyncQueueClient | None = None  # in place of that of the event loop
+
+    @property
+    def directory(self) -> Directory:
+        """The directory of the queue, or of what this machine's fleet has beside it."""
+        return self.place.directory
 
     @property
     def client(self) -> QueueClient:
@@ -94,6 +102,10 @@ class FleetConnection:
             self._client, self._async_client, self.clock = before
 
     def use_directory(self, directory: Directory) -> None:
-        """Makes this application talk to the fleet of a directory: a consumer's own, whatever its URL says."""
-        self.directory = directory
+        """Makes this application use the queue in a directory, whatever its URL says."""
+        self.use_place(Place(directory))
+
+    def use_place(self, place: Place) -> None:
+        """Makes this application use the queue in a place, whatever its URL says."""
+        self.place = place
         self._client = None

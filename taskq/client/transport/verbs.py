@@ -137,5 +137,6 @@ class UseDisk(NamedTuple):
 
 Verb = Open | Reach | OpenReader | EndReader | Ask | AskLate | Send | Answer | Next | Sleep | UseDisk
 
-#: What a call does: it yields what it wants, and returns the result of the call.
-Operation = Generator[Verb, Any, T]
+#: What a call does: it yields what it wants, and returns the result of the call. Each engine has verbs of its own, and
+#: shells that know them: `Verb` are those of a directory.
+Operation = Generator[Any, Any, T]

@@ -8,11 +8,11 @@ import socket
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 from typing import NamedTuple
 
 from taskq.protocol.link.counters import Counters
 from taskq.protocol.link.unsent import Unsent
+from taskq.system.place import Place
 
 #: Sent in place of a batch: no more will come.
 STOP = b""
@@ -30,7 +30,7 @@ class Boot(NamedTuple):
 
     program: str  # the module whose `run` is the consumer; imported in its process alone
     app: str
-    directory: Path
+    place: Place
     title: str
     number: int  # of the consumer; one that takes the place of another has the same
     record: int  # its place in the flight recorder, which it shares with no other process
