@@ -81,8 +81,9 @@ CREATE TABLE taskq.fleets (
 CREATE UNLOGGED TABLE taskq.beats (
     fleet   bigint PRIMARY KEY,
     seen_at timestamptz NOT NULL,
-    running bytea,                      -- ids (16 bytes each) and numbers (4 bytes) of the attempts that run; see `beats.py`
-    status  bytea                       -- its status as msgpack, as it answers STATUS
+    running  uuid[] NOT NULL,           -- the jobs that it was running,
+    attempts int[] NOT NULL,            -- and the numbers of these attempts
+    status   bytea                      -- its status as msgpack, as it answers STATUS
 ) WITH (fillfactor = 50);
 
 -- Who waits for the end, or the next items, of a job: a client listens on channel SCHEMA_cCLIENT.
