@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "max_worker_processes": "2",
+    "deadlock_timeout": "50ms",
 }
 
 
@@ -77,11 +78,14 @@ def _lives(process: psutil.Process) -> bool:
 class Server:
     """A PostgreSQL server with a folder of its own, reached by a Unix socket in it."""
 
-    def __init__(self, *, is_safe: bool = False, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, is_safe: bool = False, settings: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         """
         Args:
             is_safe: whether what is committed outlives a kill of the machine; a kill of the server it outlives anyway.
             settings: of the server, besides those that all have.
+            prefix: what stands before its command, as a `hosts.Host` has it.
         """
         programs = find_programs()
         assert programs is not None, missing()
@@ -90,15 +94,15 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="taskq-pg-", dir="/tmp"))  # short: the path of a socket has a limit
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
-        self._as: dict[str, Any] = {}
+        self._prefix = [*prefix, "setpriv", "--pdeathsig", "QUIT"]  # it stops at once when the test process is killed
         if os.geteuid() == 0:
             servant = _servant()
             assert servant is not None
             os.chown(self.folder, servant.pw_uid, servant.pw_gid)
-            self._as = {"user": servant.pw_uid, "group": servant.pw_gid, "extra_groups": []}
+            self._prefix += [f"--reuid={servant.pw_uid}", f"--regid={servant.pw_gid}", "--clear-groups"]
         arguments = ["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-        command = [self._programs / "initdb", *arguments]
-        made = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, **self._as)
+        command = [*self._prefix, self._programs / "initdb", *arguments]
+        made = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
 
     # -- its life
@@ -108,7 +112,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *("setpriv", "--pdeathsig", "QUIT"),  # it stops at once when the test process is killed
+                    *self._prefix,
                     self._programs / "postgres",
                     *("-D", "data", "-k", str(self.folder)),
                     *(part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")),
@@ -118,7 +122,6 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **self._as,
             )
         give_up_at = time.monotonic() + _START_S
         while not self._answers():
@@ -191,6 +194,13 @@ class Server:
     def log(self) -> str:
         """The end of what the server has written."""
         return (self.folder / "log").read_text(errors="replace")[-4_000:]
+
+    def allow_network(self) -> None:
+        """Lets anyone in who reaches it: with the setting `listen_addresses`."""
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all all trust\n")
+        with self.connect() as connection:
+            connection.execute("SELECT pg_reload_conf()")
 
     # -- its databases
 
