@@ -65,8 +65,6 @@ class TaskQ(FleetConnection):
         """
         self.name = name
         place = place_of(name, None if url is None else os.fspath(url))
-        if place.database is not None:
-            raise ConfigError("postgresql://...: this engine is not complete yet: use the path of a directory")
         super().__init__(place, None if reply_timeout is None else reply_timeout_s(reply_timeout))
         #: When it was made, in seconds since 1970: older jobs are not this program's.
         self.made_at = self.clock.time()
@@ -177,6 +175,7 @@ class TaskQ(FleetConnection):
             task: Task[P, R] = function if isinstance(function, Task) else self.task(function)
             if self.tasks.get(task.name) is not task:
                 raise ConfigError(f"{task!r} is a task of another application: declare its schedule there")
+            self.engine.check_option(task.name, "periodic")
             own_name = name or task.name
             known = self.schedules.function_of(own_name)
             if known is not None and (known is task.function or not is_same_function(known, task.function)):

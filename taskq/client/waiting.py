@@ -17,11 +17,10 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from taskq.client.job import Job, value_of_ending
 from taskq.client.transport.api import QueueApi
 from taskq.client.transport.clients import FleetConnection
-from taskq.client.transport.endings import SHORTEST_WAIT_S
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout, TaskQError
 from taskq.protocol.endings import Ending
-from taskq.system.clock import Clock
+from taskq.system.clock import SHORTEST_WAIT_S, Clock
 
 #: True for a bar on standard error, if that is a terminal; or a function that is called with the number of jobs done,
 #: and of all jobs (None if that is not known), at the start and after each end of a job:

@@ -23,6 +23,7 @@ from taskq.protocol.answers import known
 def status_value(status: FleetStatus) -> dict[str, Any]:
     """The status as it travels. The progress of a job is a list there: done, total, note."""
     value = asdict(status)
+    del value["machines"]  # clients of a database make them
     for consumer in value["consumers"]:
         progress = consumer["progress"]
         consumer["progress"] = None if progress is None else list(progress.values())

@@ -112,7 +112,10 @@ class Place(NamedTuple):
     @property
     def shown(self) -> str:
         """The queue, for people: a path, or a URL without a password."""
-        return str(self.directory.path) if self.database is None else self.database.shown
+        if self.database is None:
+            return str(self.directory.path)
+        told = "" if self.database.names_schema else f" (schema {self.database.schema})"
+        return f"{self.database.shown}{told}"
 
     def to_wire(self) -> tuple[str, list[str] | None]:
         """The path of the directory, and the database. This has the password: no other user may see it."""

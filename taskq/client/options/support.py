@@ -67,6 +67,27 @@ class EngineSupport:
 #: A directory of this machine. It supports all options.
 EMBEDDED: Final = EngineSupport("embedded", "file")
 
+_NO_LIMITS: Final = "limits that hold over several machines are not there yet; use a queue in a directory"
+_NO_FLOWS: Final = "jobs that follow others are not there yet; enqueue the next job at the end of the one before"
+#: A PostgreSQL database, which the fleets of several machines share.
+POSTGRES: Final = EngineSupport(
+    "PostgreSQL",
+    "postgresql",
+    unsupported={
+        "after": _NO_FLOWS,
+        "on_success": "it is not there yet; enqueue the job at the end of this one",
+        "unique": "unique keys are not there yet; let the job look whether its work is done",
+        "concurrency": _NO_LIMITS,
+        "limit_by": _NO_LIMITS,
+        "rate": _NO_LIMITS,
+        "ordered_by": _NO_LIMITS,
+        "max_queued": _NO_LIMITS,
+        "when_full": _NO_LIMITS,
+        "periodic": "schedules are not there yet; let cron call `taskq enqueue`",
+    },
+    has_payload_files=False,
+)
+
 
 def is_used(option: str, spec: Spec, call_options: CallOptions) -> bool:
     """Whether an option has another value than its default."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from taskq.client.options.support import EMBEDDED, EngineSupport
+from taskq.client.options.support import EMBEDDED, POSTGRES, EngineSupport
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
 from taskq.client.transport.blocking import Client
+from taskq.model.errors import ConfigError
 from taskq.protocol.payloads.files import PayloadFiles
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
@@ -43,7 +44,7 @@ class FleetConnection:
         #: Where its queue is kept.
         self.place = place
         #: What its engine cannot do: tasks are checked when they are declared.
-        self.engine: EngineSupport = EMBEDDED
+        self.engine: EngineSupport = EMBEDDED if place.database is None else POSTGRES
         #: The directory with which it was made.
         self.home = place.directory
         self.reply_timeout = reply_timeout
@@ -67,7 +68,10 @@ class FleetConnection:
         if Guard.check is not None:
             self.check_use()
         if self._client is None:
-            self._client = Client(self.directory, self.reply_timeout, self.clock)
+            if self.place.database is None:
+                self._client = Client(self.directory, self.reply_timeout, self.clock)
+            else:
+                self._client = _client_of_database(self.place, self.reply_timeout, self.clock)
         return self._client
 
     @property
@@ -77,13 +81,17 @@ class FleetConnection:
 
     def async_client(self) -> AsyncQueueClient:
         """The asyncio client of the running event loop."""
+        if Guard.check is not None:
+            self.check_use()
+        if self._async_client is not None:
+            return self._async_client
+        if self.place.database is not None:
+            return _async_client_of_database(self.place, self.reply_timeout)
         from taskq.client.transport.aio import (
             async_client,  # asyncio takes 40-70 ms to import; a consumer must start fast
         )
 
-        if Guard.check is not None:
-            self.check_use()
-        return self._async_client or async_client(self.directory, self.reply_timeout)
+        return async_client(self.directory, self.reply_timeout)
 
     def check_use(self) -> None:
         """Raises what the guard does, unless other clients are in place of those that go to a fleet."""
@@ -109,3 +117,26 @@ class FleetConnection:
         """Makes this application use the queue in a place, whatever its URL says."""
         self.place = place
         self._client = None
+
+
+def _client_of_database(place: Place, reply_timeout: float | None, clock: ClientClock) -> QueueClient:
+    """A blocking client. Raises ConfigError: the driver is not installed."""
+    try:
+        from taskq.client.transport.postgres.blocking import PostgresClient  # only who has a database needs its driver
+    except ImportError as error:
+        raise _driver_is_missing(place, error) from error
+    return PostgresClient(place, reply_timeout, clock)
+
+
+def _async_client_of_database(place: Place, reply_timeout: float | None) -> AsyncQueueClient:
+    """The client of the running event loop. Raises ConfigError: the driver is not installed."""
+    try:
+        from taskq.client.transport.postgres.aio import async_client  # only who has a database needs its driver
+    except ImportError as error:
+        raise _driver_is_missing(place, error) from error
+    return async_client(place, reply_timeout)
+
+
+def _driver_is_missing(place: Place, error: ImportError) -> ConfigError:
+    told = str(error).partition("\n")[0]
+    return ConfigError(f"{place.shown}: the driver is missing: pip install 'taskq-fleet[postgres]' ({told})")

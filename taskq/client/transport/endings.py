@@ -21,30 +21,7 @@ from taskq.protocol.frames import Message
 from taskq.protocol.items import read_items_answer
 from taskq.protocol.requests import ReadItems
 from taskq.protocol.submissions import Call
-from taskq.system.clock import Clock
-
-#: Even `timeout=0` waits so long, for the answer that the job ended already.
-SHORTEST_WAIT_S = 0.05
-#: The operating system's timers end at some hundred years.
-_FOREVER_S = 1e9
-
-
-class _Deadline:
-    """When a wait is over."""
-
-    __slots__ = ("_at", "_clock")
-
-    def __init__(self, timeout_s: float | None, clock: Clock) -> None:
-        self._clock = clock
-        self._at = None if timeout_s is None or timeout_s > _FOREVER_S else clock.monotonic() + timeout_s
-
-    def left_s(self) -> float | None:
-        """The seconds that are left; None for no end."""
-        return None if self._at is None else max(0.0, self._at - self._clock.monotonic())
-
-    def wait_s(self) -> float | None:
-        """The seconds to wait for an answer that may be there already."""
-        return None if self._at is None else max(SHORTEST_WAIT_S, self._at - self._clock.monotonic())
+from taskq.system.clock import SHORTEST_WAIT_S, Clock, Deadline
 
 
 class Endings:
@@ -73,7 +50,7 @@ class Endings:
         """Submits jobs (of one frame) and watches them."""
         try:
             if self._line is None:
-                self._line = yield self._reach(_Deadline(0.0, self._clock))
+                self._line = yield self._reach(Deadline(0.0, self._clock))
             line = self._line
             if line is not None:
                 yield from self._files.write(chunk)
@@ -96,14 +73,14 @@ class Endings:
         Raises:
             ResultTimeout: none ended in time.
         """
-        deadline: _Deadline | None = None
+        deadline: Deadline | None = None
         while True:
             while self._arrived:
                 job_id, ending = self._arrived.popleft()
                 if job_id in self.waiting:  # else it came twice, or is not ours
                     del self.waiting[job_id]
                     return job_id, ending
-            deadline = deadline or _Deadline(timeout_s, self._clock)
+            deadline = deadline or Deadline(timeout_s, self._clock)
             try:
                 if self._line is None:
                     self._line = yield self._reach(deadline)
@@ -125,7 +102,7 @@ class Endings:
             self.waiting.pop(job_id, None)
         return found
 
-    def _reach(self, deadline: _Deadline) -> Reach:
+    def _reach(self, deadline: Deadline) -> Reach:
         """For the line on which all waiting jobs are watched; None if there is no broker until the deadline."""
         return Reach(deadline.left_s(), list(self.waiting))
 
@@ -162,7 +139,7 @@ class Items:
             JobNotFound: nothing is known of the job.
         """
         timeout_s = self._timeout_s
-        deadline = _Deadline(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s), self._clock)
+        deadline = Deadline(None if timeout_s is None else max(SHORTEST_WAIT_S, timeout_s), self._clock)
         while self.ending is None:
             try:
                 if self._line is None:

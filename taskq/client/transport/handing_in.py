@@ -111,7 +111,7 @@ class ToSpool:
 
 def with_room(submit: Callable[[], Operation[T]], waits_for_room: bool) -> Operation[T]:
     """Submits jobs; tries again while the queue is full, if that is wanted."""
-    for pause_s in _pauses():
+    for pause_s in pauses_s():
         try:
             return (yield from submit())
         except QueueFull:
@@ -121,7 +121,7 @@ def with_room(submit: Callable[[], Operation[T]], waits_for_room: bool) -> Opera
     raise AssertionError  # pauses have no end
 
 
-def _pauses() -> Iterator[float]:
+def pauses_s() -> Iterator[float]:
     """The pauses of one who waits for room in a queue: from 5 ms to 0.25 s."""
     pause_s = _FIRST_PAUSE_S
     while True:

@@ -138,6 +138,27 @@ class ConsumerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """One of the fleets that share a database.
+
+    Attributes:
+        host: the name of its machine.
+        pid: the id of its broker's process.
+        state: of its broker.
+        seen_s: how many seconds ago it was heard of.
+        consumers: how many processes run jobs there.
+        running: how many jobs run there.
+    """
+
+    host: str
+    pid: int
+    state: str
+    seen_s: float
+    consumers: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class FleetStatus:
     """What a fleet is doing, or what one that does not run has left.
 
@@ -150,6 +171,7 @@ class FleetStatus:
         paused: the names of the paused queues.
         totals: what has happened to jobs so far.
         consumers: the processes that run jobs, by number.
+        machines: the fleets that share a database; none if the queue is in a directory.
     """
 
     broker: BrokerStatus
@@ -160,3 +182,4 @@ class FleetStatus:
     paused: list[str] = field(default_factory=list)
     totals: JobTotals = field(default_factory=JobTotals)
     consumers: list[ConsumerStatus] = field(default_factory=list)
+    machines: list[MachineStatus] = field(default_factory=list)

@@ -1,0 +1,307 @@
+"""The asyncio client of a database: runs operations on an event loop, without a thread and without blocking the loop.
+
+One for each event loop and queue. What is heard comes by callbacks of the loop, so that no task of ours is left when it
+ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from random import SystemRandom
+from typing import Any, Final, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+
+from taskq.client.transport.api import AsyncQueueClient
+from taskq.client.transport.postgres.queue import PostgresQueue
+from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
+from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
+from taskq.client.transport.verbs import Operation
+from taskq.model.errors import TaskQError
+from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.watching import channel_of, ids_in
+from taskq.system.clock import SYSTEM_CLOCK
+from taskq.system.directory import reply_timeout_s
+from taskq.system.place import Place
+
+T = TypeVar("T")
+
+#: Connections of a loop at once: calls take a millisecond, and each costs the server a process.
+_MOST_SESSIONS: Final = 4
+_WAIT_INTERVAL_S: Final = 0.1
+
+_Clients = dict[tuple[int, Place, float | None], "AsyncPostgresClient"]
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+
+
+def async_client(place: Place, reply_timeout: float | None = None) -> AsyncPostgresClient:
+    """The client of the running event loop for the queue in a database.
+
+    Args:
+        reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
+
+    Raises:
+        RuntimeError: no event loop runs.
+    """
+    loop = asyncio.get_running_loop()
+    key = os.getpid(), place, reply_timeout  # what was connected before a fork belongs to the parent
+    client = _clients.get(loop, {}).get(key)
+    if client is None:
+        _drop_closed_loops()
+        client = _clients.setdefault(loop, {})[key] = AsyncPostgresClient(place, reply_timeout)
+    return client
+
+
+def _drop_closed_loops() -> None:
+    """Frees the clients of loops that were closed; their locks may refer to the loop."""
+    for reference in _clients.keyrefs():  # a copy: other threads add theirs
+        loop = reference()
+        if loop is not None and loop.is_closed():
+            _clients.pop(loop, None)
+
+
+class AsyncPostgresClient(AsyncQueueClient):
+    """The calls of all tasks of one event loop to the queue in a database. Get it from `async_client`."""
+
+    queue: PostgresQueue
+
+    def __init__(self, place: Place, reply_timeout: float | None = None) -> None:
+        super().__init__(PostgresQueue(place, SYSTEM_CLOCK), SYSTEM_CLOCK)
+        self._timeout_s = reply_timeout_s(reply_timeout)
+        self._idle: list[AsyncSession] = []
+        self._room = asyncio.Semaphore(_MOST_SESSIONS)
+        self._listener = AsyncListener(self._connect, self.queue.database.schema)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Runs an operation to its end."""
+        try:
+            verb = operation.send(None)
+            while True:
+                try:
+                    value = await _DO[type(verb)](self, verb)
+                except GeneratorExit:  # the loop has ended: nothing can be waited for any more
+                    operation.close()
+                    raise
+                except BaseException as error:
+                    verb = operation.throw(error)
+                else:
+                    verb = operation.send(value)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    async def _run_plan(self, verb: Run) -> Any:
+        return await self._patiently(verb.within_s, lambda: self._run_once(verb.make))
+
+    async def _listen(self, verb: Listen) -> AsyncEar:
+        ear: AsyncEar = await self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
+        return ear
+
+    async def _patiently(self, within_s: float | None, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Tries it until it succeeds, or there is no more time."""
+        patience: Patience | None = None
+        while True:
+            try:
+                return await attempt()
+            except TaskQError:
+                raise
+            except (psycopg.Error, *LOST) as error:
+                if patience is None:
+                    own_s = self._timeout_s if within_s is not None and within_s < 0 else within_s
+                    patience = Patience(self.queue.database, own_s, self.clock)
+                pause_s = patience.pause_after(error)
+            await asyncio.sleep(pause_s)
+
+    async def _run_once(self, make: Callable[[], Plan[T]]) -> T:
+        """Runs a plan with one of the connections."""
+        async with self._room:
+            session = self._idle.pop() if self._idle else await self._connect()
+            try:
+                result = await session.run(make())
+            except BaseException as error:
+                session.drop()
+                if isinstance(error, LOST):
+                    while self._idle:  # the others are lost, too
+                        self._idle.pop().drop()
+                raise
+            self._idle.append(session)
+            return result
+
+    async def _connect(self) -> AsyncSession:
+        options = options_of(self.queue.database, self._timeout_s)
+        session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
+        session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
+        return session
+
+    async def _hear(self, verb: Hear) -> list[bytes] | None:
+        return await cast(AsyncEar, verb.ear).hear(verb.within_s)
+
+
+class AsyncSession(psycopg.AsyncConnection[Any]):
+    """A connection whose server has to answer in time."""
+
+    answer_s = 5.0  #: Seconds.
+    schema = ""  #: Of the tables.
+
+    async def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
+        """Waits for the server. Raises TimeoutError if it does not answer."""
+        return await super().wait(within(gen, timeout or self.answer_s), interval)
+
+    async def run(self, plan: Plan[T]) -> T:
+        """Runs a plan in a transaction."""
+        is_open = False
+        try:
+            step = next(plan)
+            while True:
+                rows = await self._do(step, is_open)
+                is_open = not step.commits
+                step = plan.send(rows)
+        except StopIteration as end:
+            if is_open:
+                await self.execute("COMMIT")
+            return cast(T, end.value)
+
+    async def _do(self, step: Step, is_open: bool) -> list[Rows]:
+        """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
+        if len(step) == 1 and step.commits and not step.after and not is_open:
+            return [await rows_of_async(await self._send(step[0]))]
+        async with self.pipeline() as pipeline:
+            if not is_open and not step.commits:
+                await self.execute("BEGIN")
+            cursors = [await self._send(query) for query in step]
+            if is_open and step.commits:
+                await self.execute("COMMIT")
+            if step.after:
+                await pipeline.sync()
+                cursors += [await self._send(query) for query in step.after]
+        return [await rows_of_async(cursor) for cursor in cursors]
+
+    async def _send(self, query: Query) -> psycopg.AsyncCursor[Any]:
+        cursor = self.cursor(binary=True)
+        await cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=True)
+        return cursor
+
+    def drop(self) -> None:
+        """Closes it, without waiting for the server."""
+        self.pgconn.finish()
+
+    def __del__(self, *_: Any) -> None:
+        """It goes with its loop: psycopg would warn of that."""
+
+
+async def rows_of_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
+    """The rows that a statement has returned."""
+    return await cursor.fetchall() if cursor.description else []
+
+
+class AsyncListener:
+    """One connection on which a loop hears when jobs end, for all its tasks that wait."""
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, AsyncSession]], schema: str) -> None:
+        """
+        Args:
+            connect: makes a connection, in autocommit mode.
+        """
+        self._connect = connect
+        self._schema = schema
+        self._client = SystemRandom().getrandbits(62)
+        self._session: AsyncSession | None = None
+        self._connecting = asyncio.Lock()
+        self._ears: set[AsyncEar] = set()
+
+    async def ear(self, waiting: Mapping[bytes, Any]) -> AsyncEar:
+        """An ear of its own, for one who waits. Raises psycopg.Error: the database is away."""
+        async with self._connecting:
+            if self._session is None:
+                session = await self._connect()
+                try:
+                    await session.execute(f'LISTEN "{channel_of(self._schema, self._client)}"'.encode())
+                except BaseException:
+                    session.drop()
+                    raise
+                self._session = session
+        ear = AsyncEar(self, self._client, waiting)
+        if not self._ears:  # a loop that ends has no reader then, unless somebody waits
+            asyncio.get_running_loop().add_reader(self._session.fileno(), self._on_readable)
+        self._ears.add(ear)
+        return ear
+
+    def _on_readable(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        try:
+            session.pgconn.consume_input()
+            while (notify := session.pgconn.notifies()) is not None:
+                self._pass_on(ids_in(notify.extra.decode()))
+        except (psycopg.Error, ValueError):
+            self._lost()
+
+    def _pass_on(self, ids: list[bytes]) -> None:
+        for ear in self._ears:
+            ear.told([job_id for job_id in ids if job_id in ear.waiting], not ids)
+
+    def _lost(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(OSError, ValueError, psycopg.Error):
+                asyncio.get_running_loop().remove_reader(session.fileno())
+            session.drop()
+        ears, self._ears = self._ears, set()  # each listens again
+        for ear in ears:
+            ear.told([], True)
+
+    def forget(self, ear: AsyncEar) -> None:
+        """Nobody listens with it any more."""
+        if ear in self._ears:
+            self._ears.discard(ear)
+            session = self._session
+            if not self._ears and session is not None:
+                with suppress(OSError, ValueError, RuntimeError, psycopg.Error):  # the loop may have ended
+                    asyncio.get_running_loop().remove_reader(session.fileno())
+
+
+class AsyncEar:
+    """Hears for a task that waits: an `Ear`."""
+
+    def __init__(self, listener: AsyncListener, client: int, waiting: Mapping[bytes, Any]) -> None:
+        self._listener = listener
+        self.client = client
+        self.waiting = waiting
+        self._heard: list[bytes] = []
+        self._has_missed = False
+        self._is_told = asyncio.Event()
+
+    def told(self, ids: list[bytes], has_missed: bool) -> None:
+        """Some jobs may have ended."""
+        if ids or has_missed:
+            self._heard += ids
+            self._has_missed |= has_missed
+            self._is_told.set()
+
+    async def hear(self, within_s: float) -> list[bytes] | None:
+        """See `verbs.Hear`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._is_told.wait()
+        self._is_told.clear()
+        heard, self._heard = self._heard, []
+        has_missed, self._has_missed = self._has_missed, False
+        return None if has_missed else heard
+
+    def close(self) -> None:
+        """Hears no more."""
+        self._listener.forget(self)
+
+
+_DO: dict[type, Callable[[AsyncPostgresClient, Any], Coroutine[Any, Any, Any]]] = {
+    Run: AsyncPostgresClient._run_plan,
+    Listen: AsyncPostgresClient._listen,
+    Hear: AsyncPostgresClient._hear,
+    Sleep: lambda _, verb: asyncio.sleep(verb.seconds),
+}

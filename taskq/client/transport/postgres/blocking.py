@@ -1,0 +1,200 @@
+"""The blocking client of a database: runs operations with connections of its own.
+
+Safe across threads (each call borrows a connection), `fork` (a child opens new ones) and the end of the interpreter
+(nothing is buffered).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from threading import BoundedSemaphore
+from typing import Any, Final, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+
+from taskq.client.transport.api import QueueClient
+from taskq.client.transport.postgres.listener import BlockingEar, Listener
+from taskq.client.transport.postgres.queue import PostgresQueue
+from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
+from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
+from taskq.client.transport.verbs import Operation
+from taskq.model.errors import TaskQError
+from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.system.clock import SYSTEM_CLOCK, ClientClock
+from taskq.system.directory import reply_timeout_s
+from taskq.system.place import Place
+
+T = TypeVar("T")
+
+#: Connections of a process at once: calls take a millisecond, and each costs the server a process.
+_MOST_SESSIONS: Final = 4
+#: psycopg lets the interpreter see to signals so often while it waits.
+_WAIT_INTERVAL_S: Final = 0.1
+
+
+class PostgresClient(QueueClient):
+    """The calls of one application to the queue in a database."""
+
+    queue: PostgresQueue
+
+    def __init__(self, place: Place, reply_timeout: float | None = None, clock: ClientClock = SYSTEM_CLOCK) -> None:
+        """
+        Args:
+            reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
+        """
+        super().__init__(PostgresQueue(place, clock), clock)
+        self._timeout_s = reply_timeout_s(reply_timeout)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._sessions = Sessions(self._connect)
+        self._listener = Listener(self._connect, self.queue.database.schema)
+
+    def run(self, operation: Operation[T]) -> T:
+        """Runs an operation to its end."""
+        if self._pid != os.getpid():  # what was connected before a fork belongs to the parent
+            self._left = self._sessions, self._listener  # to drop them would be to close them
+            self._begin()
+        try:
+            verb = operation.send(None)
+            while True:
+                try:
+                    value = _DO[type(verb)](self, verb)
+                except BaseException as error:
+                    verb = operation.throw(error)
+                else:
+                    verb = operation.send(value)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    def _run_plan(self, verb: Run) -> Any:
+        return self._patiently(verb.within_s, lambda: self._sessions.run(verb.make))
+
+    def _listen(self, verb: Listen) -> BlockingEar:
+        ear: BlockingEar = self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
+        return ear
+
+    def _patiently(self, within_s: float | None, attempt: Callable[[], Any]) -> Any:
+        """Tries it until it succeeds, or there is no more time."""
+        patience: Patience | None = None
+        while True:
+            try:
+                return attempt()
+            except TaskQError:
+                raise
+            except (psycopg.Error, *LOST) as error:
+                patience = patience or self._patience(within_s)
+                self.clock.sleep(patience.pause_after(error))
+
+    def _patience(self, within_s: float | None) -> Patience:
+        own_s = self._timeout_s if within_s is not None and within_s < 0 else within_s
+        return Patience(self.queue.database, own_s, self.clock)
+
+    def _connect(self) -> Session:
+        session = Session.connect(cursor_factory=psycopg.RawCursor, **options_of(self.queue.database, self._timeout_s))
+        session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
+        return session
+
+    def _hear(self, verb: Hear) -> list[bytes] | None:
+        return cast(BlockingEar, verb.ear).hear(verb.within_s)
+
+    def close(self) -> None:
+        """Closes the connections that nobody uses at the moment; the next call opens another."""
+        self._sessions.clear()
+        self._listener.close()
+
+
+class Session(psycopg.Connection[Any]):
+    """A connection whose server has to answer in time."""
+
+    answer_s = 5.0  #: Seconds.
+    schema = ""  #: Of the tables.
+
+    def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
+        """Waits for the server. Raises TimeoutError if it does not answer."""
+        return super().wait(within(gen, timeout or self.answer_s), interval)
+
+    def run(self, plan: Plan[T]) -> T:
+        """Runs a plan in a transaction."""
+        is_open = False
+        try:
+            step = next(plan)
+            while True:
+                rows = self._do(step, is_open)
+                is_open = not step.commits
+                step = plan.send(rows)
+        except StopIteration as end:
+            if is_open:
+                self.execute("COMMIT")
+            return cast(T, end.value)
+
+    def _do(self, step: Step, is_open: bool) -> list[Rows]:
+        """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
+        if len(step) == 1 and step.commits and not step.after and not is_open:
+            return [rows_of(self._send(step[0]))]
+        with self.pipeline() as pipeline:
+            if not is_open and not step.commits:
+                self.execute("BEGIN")
+            cursors = [self._send(query) for query in step]
+            if is_open and step.commits:
+                self.execute("COMMIT")
+            if step.after:
+                pipeline.sync()
+                cursors += [self._send(query) for query in step.after]
+        return list(map(rows_of, cursors))
+
+    def __del__(self, *_: Any) -> None:
+        """It goes with its client: psycopg would warn of that."""
+
+    def _send(self, query: Query) -> psycopg.Cursor[Any]:
+        cursor = self.cursor(binary=True)
+        cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=True)
+        return cursor
+
+
+def rows_of(cursor: psycopg.Cursor[Any]) -> Rows:
+    """The rows that a statement has returned."""
+    return cursor.fetchall() if cursor.description else []
+
+
+class Sessions:
+    """The connections of a client. Each is used by one call at a time."""
+
+    def __init__(self, connect: Callable[[], Session]) -> None:
+        self._connect = connect
+        self._idle: list[Session] = []
+        self._room = BoundedSemaphore(_MOST_SESSIONS)
+
+    def run(self, make: Callable[[], Plan[T]]) -> T:
+        """Runs a plan with one of them."""
+        with self._room:
+            try:
+                session = self._idle.pop()
+            except IndexError:
+                session = self._connect()
+            try:
+                result = session.run(make())
+            except BaseException as error:
+                session.close()
+                if isinstance(error, LOST):
+                    self.clear()  # the others are lost, too
+                raise
+            self._idle.append(session)
+            return result
+
+    def clear(self) -> None:
+        """Closes those that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+_DO: dict[type, Callable[[PostgresClient, Any], Any]] = {
+    Run: PostgresClient._run_plan,
+    Listen: PostgresClient._listen,
+    Hear: PostgresClient._hear,
+    Sleep: lambda client, verb: client.clock.sleep(verb.seconds),
+}

@@ -1,0 +1,183 @@
+"""What a client changes in the tables besides submitting jobs: cancel, retry and purge jobs, and pause queues.
+
+A job that no fleet has is changed here, under the lock of its row in `queue`; a fleet that has it is asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from taskq.model.attempt import pack_failure
+from taskq.model.errors import JobNotFound, JobStateError
+from taskq.model.job import JobError, JobRow
+from taskq.model.partition import Partition, partition_of
+from taskq.model.spec import Spec
+from taskq.model.stored import StoredState
+from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
+from taskq.protocol.postgres.kinds import read_spec
+from taskq.protocol.postgres.plans import Plan, Query, Step
+from taskq.protocol.postgres.submitting import notify, pack_constraints, read_constraints, ready_word
+from taskq.protocol.postgres.watching import LIVES, tell
+
+_LOCK = """
+    SELECT q.seq, q.lease, coalesce(q.id = ANY(b.running), false) FROM taskq.queue q
+    LEFT JOIN taskq.beats b ON b.fleet = q.lease
+    WHERE q.seq = (SELECT seq FROM taskq.jobs WHERE id = $1 AND state = 3) FOR UPDATE OF q"""
+_STATE = "SELECT state FROM taskq.jobs WHERE id = $1"
+_CANCEL = """
+    WITH gone AS (DELETE FROM taskq.queue WHERE seq = $1 RETURNING id)
+    UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL, checkpoint = NULL,
+        settled_by = 0 FROM gone WHERE j.id = gone.id"""
+_ASK_TO_CANCEL = "UPDATE taskq.queue SET cancel = greatest(cancel, $2::smallint) WHERE seq = $1"
+_CANCELLING = "SELECT q.lease, q.cancel FROM taskq.queue q JOIN taskq.jobs j USING (seq) WHERE j.id = $1"
+
+
+def cancel(job_id: bytes, also_running: bool, channel: str) -> Plan[bool | None]:
+    """Cancels a job, or asks the fleet that has it to. Returns whether it is cancelled; None if the fleet was asked.
+
+    Args:
+        channel: of the brokers.
+
+    Raises:
+        JobNotFound: nothing is known of it.
+    """
+    key = UUID(bytes=bytes(job_id))
+    locked, states = yield Step(Query(_LOCK, (key,)), Query(_STATE, (key,)))
+    if not states:
+        raise JobNotFound.of(job_id)
+    if states[0][0] != LIVES:
+        return bool(states[0][0] == StoredState.CANCELLED)
+    if not locked:
+        return None  # it has just gone elsewhere: look again
+    [(seq, lease, _)] = locked
+    if lease is None:
+        outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
+        yield Step(Query(_CANCEL, (seq, outcome)), commits=True, after=(tell([job_id], channel),))
+        return True
+    word = notify(channel, [f"c {lease}"])
+    yield Step(Query(_ASK_TO_CANCEL, (seq, 2 if also_running else 1)), commits=True, after=(word,))
+    return None
+
+
+def is_being_cancelled(job_id: bytes) -> Plan[bool | None]:
+    """What has become of the wish to cancel a job that a fleet has. None: it is still wanted; False: it runs and goes
+    on; True: ask again."""
+    [found] = yield Step(Query(_CANCELLING, (UUID(bytes=bytes(job_id)),)), commits=True)
+    if not found or found[0][0] is None:
+        return True
+    return False if found[0][1] == 0 else None
+
+
+# -- retry
+
+_FAILED_ONE = """
+    SELECT uuid_send(j.id), s.fields, j.spec, j.attempts, j.crashes, j.snoozes, j.constraints FROM taskq.jobs j
+    JOIN taskq.specs s USING (spec) WHERE j.id = ANY($1::uuid[]) AND j.state = 11 FOR UPDATE OF j"""
+_RETRY = """
+    WITH again AS MATERIALIZED (
+        SELECT id, partition, constraints, nextval('taskq.queue_seq_seq') AS seq
+        FROM unnest($1::uuid[], $2::int[], $3::bytea[]) AS n(id, partition, constraints)),
+    history AS (
+        INSERT INTO taskq.attempts (id, number, outcome) SELECT j.id, j.attempts, j.outcome
+        FROM taskq.jobs j JOIN again USING (id) WHERE j.outcome IS NOT NULL ON CONFLICT DO NOTHING),
+    living AS (
+        UPDATE taskq.jobs j SET state = 3, seq = again.seq, constraints = again.constraints, finished_at = NULL,
+            settled_by = NULL
+        FROM again WHERE j.id = again.id AND j.state = 11
+        RETURNING j.id, j.seq, j.spec, j.attempts, j.crashes, j.snoozes, again.partition),
+    alive AS (DELETE FROM taskq.failed f USING living WHERE f.id = living.id)
+    INSERT INTO taskq.queue (seq, id, partition, spec, state, attempts, crashes, snoozes, ready_at)
+    SELECT seq, id, partition, spec, 0, attempts, crashes, snoozes, taskq.now_() FROM living RETURNING partition"""
+_FAILED_NEXT = """
+    SELECT uuid_send(f.id), s.fields FROM (
+        SELECT id FROM taskq.failed WHERE id > $1 ORDER BY id LIMIT $2) f
+    JOIN taskq.jobs j USING (id) JOIN taskq.specs s USING (spec) ORDER BY f.id"""
+
+
+class Failed(NamedTuple):
+    """A failed job that is to be queued again."""
+
+    row: JobRow
+    partition: Partition
+
+
+def read_failed(ids: Sequence[bytes]) -> Plan[list[Failed]]:
+    """Those of some jobs that have failed."""
+    [found] = yield Step(Query(_FAILED_ONE, (uuids(ids),)), commits=True)
+    jobs: list[Failed] = []
+    for job_id, fields, _, attempts, crashes, snoozes, packed in found:
+        spec = read_spec(bytes(fields))
+        row = JobRow(0, bytes(job_id), spec, b"", attempts, crashes, read_constraints(packed))
+        row.snoozes = snoozes
+        row.forgive()
+        jobs.append(Failed(row, partition_of(spec, row.constraints)))
+    return jobs
+
+
+def retry(jobs: Sequence[Failed], numbers: Sequence[int], channel: str) -> Plan[int]:
+    """Queues failed jobs again. Returns how many of them still had failed.
+
+    Args:
+        numbers: of their partitions.
+        channel: of the brokers.
+    """
+    columns = (
+        uuids([job.row.id for job in jobs]),
+        ints(numbers),
+        byteas([pack_constraints(job.row.constraints) for job in jobs]),
+    )
+    word = notify(channel, map(ready_word, set(numbers)))
+    queued, _ = yield Step(Query(_RETRY, columns), commits=True, after=(word,))
+    return len(queued)
+
+
+def next_failed(fits: Callable[[Spec], bool], after: bytes, seen: int) -> Plan[tuple[list[bytes], bytes | None]]:
+    """The next failed jobs, the oldest first, of specs that are meant; and where to go on, or None for the end."""
+    [found] = yield Step(Query(_FAILED_NEXT, (UUID(bytes=after), seen)), commits=True)
+    ids = [bytes(job_id) for job_id, fields in found if fits(read_spec(bytes(fields)))]
+    return ids, bytes(found[-1][0]) if len(found) == seen else None
+
+
+# -- purge
+
+_LOCK_MANY = """
+    SELECT uuid_send(q.id), q.seq, q.lease FROM taskq.queue q JOIN taskq.jobs j USING (seq)
+    WHERE j.id = ANY($1::uuid[]) AND j.state = 3 ORDER BY q.seq FOR UPDATE OF q"""
+_PURGE = """
+    WITH ended AS (DELETE FROM taskq.queue WHERE seq = ANY($2::bigint[])),
+    gone AS (DELETE FROM taskq.jobs WHERE id = ANY($1::uuid[]) RETURNING id),
+    f AS (DELETE FROM taskq.failed WHERE id = ANY($1::uuid[])),
+    a AS (DELETE FROM taskq.attempts WHERE id = ANY($1::uuid[])),
+    i AS (DELETE FROM taskq.items WHERE id = ANY($1::uuid[]))
+    SELECT uuid_send(id) FROM gone"""
+
+
+def purge(ids: Sequence[bytes], channel: str) -> Plan[list[bytes]]:
+    """Removes jobs that no fleet has. Returns those that were removed."""
+    [locked] = yield Step(Query(_LOCK_MANY, (uuids(ids),)))
+    leased = {bytes(job_id) for job_id, _, lease in locked if lease is not None}
+    free = [job_id for job_id in ids if job_id not in leased]
+    seqs = [seq for _, seq, lease in locked if lease is None]
+    query = Query(_PURGE, (uuids(free), bigints(seqs)))
+    gone, _ = yield Step(query, commits=True, after=(tell(free, channel),))
+    return [bytes(job_id) for (job_id,) in gone]
+
+
+def refuse_purge(job_id: bytes, state: str) -> JobStateError:
+    """The error for a job that a fleet has."""
+    return JobStateError(f"job {job_id.hex()} is {state}: it can be purged when it has ended")
+
+
+# -- pause
+
+_PAUSE = "INSERT INTO taskq.paused SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING queue"
+_RESUME = "DELETE FROM taskq.paused WHERE queue = ANY($1::text[]) OR cardinality($1::text[]) = 0 RETURNING queue"
+
+
+def pause(queues: Sequence[str], is_paused: bool, channel: str) -> Plan[list[str]]:
+    """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
+    query = Query(_PAUSE if is_paused else _RESUME, (texts(list(queues)),))
+    changed, _ = yield Step(query, commits=True, after=(notify(channel, ["p"]),))
+    return sorted(queue for (queue,) in changed)

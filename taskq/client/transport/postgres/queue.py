@@ -1,0 +1,318 @@
+"""The calls of a client to the queue in a database, each written once, as operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from taskq.client.transport.handing_in import pauses_s, with_room
+from taskq.client.transport.operations import CANCEL_AGAIN_S
+from taskq.client.transport.postgres.changing import (
+    cancel,
+    is_being_cancelled,
+    next_failed,
+    pause,
+    purge,
+    read_failed,
+    retry,
+)
+from taskq.client.transport.postgres.endings import Endings
+from taskq.client.transport.postgres.looking import Wanted, read_one, read_portion, read_row
+from taskq.client.transport.postgres.refused import Refused
+from taskq.client.transport.postgres.verbs import Run, Sleep
+from taskq.client.transport.verbs import Operation
+from taskq.model.errors import BrokerUnavailable, ConfigError, JobNotFound, JobStateError, ResultTimeout
+from taskq.model.info.search import ALL_JOBS, JobSearch
+from taskq.model.job import JobState, first_id_at
+from taskq.model.limits import QUEUE_NAME
+from taskq.model.partition import Partition, partition_of
+from taskq.model.spec import Spec
+from taskq.model.stored import FIRST_FINAL
+from taskq.protocol.endings import Ending
+from taskq.protocol.payloads.files import PayloadFiles
+from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
+from taskq.protocol.postgres.plans import Plan, Query, Step
+from taskq.protocol.postgres.submitting import (
+    DUE_WORD,
+    SOON_S,
+    NewJob,
+    notify,
+    ready_word,
+    submit_constrained,
+    submit_plain,
+)
+from taskq.protocol.submissions import Call, chunks
+from taskq.system.clock import ClientClock
+from taskq.system.place import Place
+
+if TYPE_CHECKING:
+    from taskq.model.info.counts import TaskCounts
+    from taskq.model.info.job import JobInfo
+    from taskq.model.info.status import FleetStatus
+    from taskq.model.info.why import WhyInfo
+
+T = TypeVar("T")
+
+#: Jobs that one statement looks at.
+_MOST_SEEN = 1_000
+#: Ids are made by the clocks of clients.
+_CLOCKS_DIFFER_S = 60.0
+
+#: Brokers are told of new jobs of one partition so often at most: they look by themselves after activity.
+_TELL_EVERY_S = 0.01
+
+
+class PostgresQueue(Refused):
+    """The queue in a database: a `taskq.client.transport.api.QueueApi`."""
+
+    def __init__(self, place: Place, clock: ClientClock) -> None:
+        """
+        Args:
+            place: with a database.
+            clock: tells the time, and lets it pass where an operation sleeps.
+        """
+        assert place.database is not None
+        self._place = place
+        self._channel = place.database.schema  # of brokers
+        self.database = place.database
+        self.clock = clock
+        self.kinds = Kinds()
+        #: Of no use here: arguments and results are in the database.
+        self.payloads = PayloadFiles(place.directory)
+        self._told_at: dict[int, float] = {}  # when brokers were told of a partition
+
+    # -- submitting
+
+    def submit(self, spec: Spec, calls: Iterable[Call], waits_for_room: bool = False) -> Operation[list[bytes]]:
+        """Submits jobs of one kind; each is durable when this returns."""
+        return with_room(partial(self._submit, spec, calls), waits_for_room)
+
+    def _submit(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
+        ids: list[bytes] = []
+        for chunk in chunks(calls):
+            yield from self.submit_chunk(spec, chunk)
+            ids += [call.id for call in chunk]
+        return ids
+
+    def submit_chunk(self, spec: Spec, chunk: Sequence[Call], *before: Query) -> Operation[None]:
+        """Submits jobs that fit one statement.
+
+        Args:
+            before: is sent before that, in the same transaction.
+        """
+        if all(call.constraints is None for call in chunk):
+            number, (partition,) = yield from self._numbers(spec, [partition_of(spec, None)])
+            query = submit_plain(number, partition, [call.id for call in chunk], [call.payload for call in chunk])
+            words = self._words({partition})
+        else:
+            query, words = yield from self._constrained(spec, chunk)
+        after = (notify(self._channel, words),) if words else ()
+        yield Run(partial(_alone, query, before, after), joins=True)
+
+    def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
+        of_calls = [partition_of(spec, call.constraints) for call in chunk]
+        number, numbers = yield from self._numbers(spec, of_calls)
+        jobs = [NewJob(*call, partition) for call, partition in zip(chunk, numbers, strict=True)]
+        wall = self.clock.time()
+        ready = {job.partition for job in jobs if job.constraints is None or job.constraints.due_at is None}
+        words = self._words(ready)
+        if any(job.constraints is not None and (job.constraints.due_at or wall) - wall < SOON_S for job in jobs):
+            words.append(DUE_WORD)
+        return submit_constrained(number, jobs, wall), words
+
+    def _words(self, partitions: Iterable[int]) -> list[str]:
+        """What brokers are told, unless they have just been told that."""
+        now, told_at = self.clock.monotonic(), self._told_at
+        due = [number for number in partitions if now - told_at.get(number, -1.0) >= _TELL_EVERY_S]
+        told_at.update(dict.fromkeys(due, now))
+        return [ready_word(number) for number in due]
+
+    def _numbers(self, spec: Spec, partitions: Sequence[Partition]) -> Operation[tuple[int, list[int]]]:
+        """The numbers of a spec and of partitions, which are looked up once, on a connection of ours."""
+        number = self.kinds.specs.get(spec)
+        if number is None:
+            found = yield Run(partial(number_specs, [spec]))
+            self.kinds.specs |= found
+            number = found[spec]
+        return number, (yield from self._partitions(partitions))
+
+    def _partitions(self, partitions: Sequence[Partition]) -> Operation[list[int]]:
+        known = self.kinds.partitions
+        missing = list({partition: None for partition in partitions if partition not in known})
+        if missing:
+            found = yield Run(partial(number_partitions, missing))
+            self.kinds.partitions |= found
+            known = {**known, **found}  # another thread may have had to forget what is known
+        return [known[partition] for partition in partitions]
+
+    # -- one job
+
+    def watching(self, ids: Iterable[bytes] = ()) -> Endings:
+        """Opens a stream of the endings of jobs, to be closed."""
+        return Endings(self.clock, ids, self.submit_chunk)
+
+    def wait(self, job_id: bytes, timeout_s: float | None) -> Operation[Ending]:
+        """Waits for the end of a job.
+
+        Raises:
+            ResultTimeout: it did not end in time.
+            JobNotFound: nothing is known of the job.
+        """
+        endings = self.watching([job_id])
+        try:
+            _, ending = yield from endings.next(timeout_s)
+        except ResultTimeout:
+            raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
+        finally:
+            endings.close()
+        if ending is None:
+            raise JobNotFound.of(job_id)
+        return ending
+
+    def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
+        """All that is known of a job; its arguments only if they are wanted. Raises JobNotFound."""
+        from taskq.protocol.jobs import info_of
+
+        return info_of((yield Run(partial(read_one, job_id, arguments))))
+
+    def why(self, job_id: bytes) -> Operation[WhyInfo]:
+        """Why a job does not run. Raises JobNotFound."""
+        from taskq.client.transport.postgres.reasons import read_reasons
+
+        return cast("WhyInfo", (yield Run(partial(read_reasons, job_id))))
+
+    def cancel(self, job_id: bytes, also_running: bool) -> Operation[bool]:
+        """Cancels a job; if it runs and that is wanted, stops it and waits for its end. Returns whether it is
+        cancelled."""
+        while True:
+            is_cancelled = yield Run(partial(cancel, job_id, also_running, self._channel))
+            if is_cancelled is not None:
+                return bool(is_cancelled)
+            try:
+                ending = yield from self.wait(job_id, CANCEL_AGAIN_S if also_running else next(pauses_s()))
+                return ending.state == JobState.CANCELLED
+            except ResultTimeout:
+                pass
+            if not also_running and (yield from self._goes_on(job_id)):
+                return False
+
+    def _goes_on(self, job_id: bytes) -> Operation[bool]:
+        """Waits until the fleet that has a job has looked whether it runs. Returns whether it does."""
+        for pause_s in pauses_s():
+            is_wanted = yield Run(partial(is_being_cancelled, job_id))
+            if is_wanted is not None:
+                return not is_wanted
+            yield Sleep(pause_s)
+        raise AssertionError  # pauses have no end
+
+    def retry(self, job_id: bytes) -> Operation[None]:
+        """Queues a failed job again. Raises JobNotFound, JobStateError."""
+        if not (yield from self._retry([job_id])):
+            row = yield Run(partial(read_row, job_id))
+            raise JobStateError(f"job {job_id.hex()} is {row.state.value}: only a failed job can be retried")
+
+    def _retry(self, ids: Sequence[bytes]) -> Operation[int]:
+        jobs = yield Run(partial(read_failed, ids))
+        if not jobs:
+            return 0
+        numbers = yield from self._partitions([job.partition for job in jobs])
+        return int((yield Run(partial(retry, jobs, numbers, self._channel))))
+
+    def purge(self, job_id: bytes) -> Operation[None]:
+        """Removes a job that does not run. Raises JobNotFound, JobStateError."""
+        while not (yield Run(partial(purge, [job_id], self._channel))):
+            row = yield Run(partial(read_row, job_id))
+            if row.kept < FIRST_FINAL and not (yield from self.cancel(job_id, False)):
+                row = yield Run(partial(read_row, job_id))
+                if row.kept < FIRST_FINAL:
+                    raise JobStateError(f"job {job_id.hex()} is running: it can be purged when it has ended")
+
+    # -- many jobs, in portions
+
+    def jobs(
+        self,
+        state: JobState | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | None,
+        limit: int | None,
+        search: JobSearch = ALL_JOBS,
+    ) -> Operation[list[JobInfo]]:
+        """Lists jobs, newest first: by their ids, or in the order of the queue if they have not ended."""
+        from taskq.protocol.jobs import info_of
+
+        wanted = Wanted(state, task, queue, search)
+        place: bytes | int | None = before
+        if before is not None:
+            row = yield Run(partial(read_row, before))
+            place = row.seq if wanted.is_of_living else before
+        infos: list[JobInfo] = []
+        while limit is None or len(infos) < limit:
+            rows, place = yield Run(partial(read_portion, wanted, place, _MOST_SEEN))
+            infos += [info_of(row.fields()) for row in (rows if limit is None else rows[: limit - len(infos)])]
+            if place is None:
+                break
+        return infos
+
+    def retry_all(self, task: str | None, queue: str | None) -> Operation[int]:
+        """Queues all failed jobs again, or those of a task or queue. Returns their number."""
+
+        def fits(spec: Spec) -> bool:
+            return task in (None, spec.task) and queue in (None, spec.queue)
+
+        until = first_id_at(self.clock.time() + _CLOCKS_DIFFER_S)
+        after, retried = bytes(16), 0
+        while True:
+            ids, place = yield Run(partial(next_failed, fits, after, _MOST_SEEN))
+            if ids:
+                retried += yield from self._retry(ids)
+            if place is None or place >= until:
+                return retried
+            after = place
+
+    def purge_all(self, state: JobState, task: str | None, queue: str | None, before: float | None) -> Operation[int]:
+        """Removes the jobs in a state that ended before a time. Returns their number."""
+        wanted = Wanted(state, task, queue)
+        place: bytes | int | None = None
+        removed = 0
+        while True:
+            rows, place = yield Run(partial(read_portion, wanted, place, _MOST_SEEN))
+            old = [row.id for row in rows if before is None or row.is_before(before)]
+            if old:
+                removed += len((yield Run(partial(purge, old, self._channel))))
+            if place is None:
+                return removed
+
+    def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> Operation[list[str]]:  # noqa: ARG002
+        """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
+        for queue in queues:
+            if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
+                raise ConfigError(f"{queue!r:.80} is not the name of a queue")
+        return cast("list[str]", (yield Run(partial(pause, queues, is_paused, self._channel))))
+
+    # -- the fleets
+
+    def status(self) -> Operation[FleetStatus]:
+        """What the fleets are doing. Raises BrokerUnavailable: none runs."""
+        status = yield from self.look()
+        if status.broker.state == "stopped":
+            raise BrokerUnavailable(f"no fleet runs on {self._place.shown}: start one with `taskq worker module:app`")
+        return status
+
+    def look(self) -> Operation[FleetStatus]:
+        """What the fleets are doing; the state of the broker is "stopped" if none runs."""
+        from taskq.client.transport.postgres.fleets import read_status
+
+        return cast("FleetStatus", (yield Run(partial(read_status, self._place))))
+
+    def counts(self) -> Operation[list[TaskCounts]]:
+        """What happened to the jobs of each task and queue, by name."""
+        from taskq.client.transport.postgres.fleets import read_counts
+
+        return cast("list[TaskCounts]", (yield Run(read_counts)))
+
+
+def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Plan[None]:
+    """A plan of one statement."""
+    yield Step(*before, query, commits=True, after=after)

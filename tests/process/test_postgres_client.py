@@ -1,0 +1,461 @@
+"""The client of a PostgreSQL database, without a fleet: a test does by hand what a broker would do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+import pytest
+from postgres import Server
+
+from taskq import (
+    BrokerUnavailable,
+    ConfigError,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobState,
+    JobStateError,
+    ResultTimeout,
+    TaskQ,
+    agather,
+    as_completed,
+    chain,
+    gather,
+)
+from taskq.engines.postgres.migrate import migrate
+from taskq.model.attempt import pack_failure, pack_success
+from taskq.model.job import JobError
+from taskq.model.stored import StoredState
+from taskq.protocol.codec import encode_result
+
+SCHEMA = "taskq_shop"
+
+
+class Hand(NamedTuple):
+    """Does what a broker would do."""
+
+    connection: psycopg.Connection[Any]
+
+    def lease(self, job: Job[Any], fleet: int = 1) -> None:
+        """A fleet takes a job."""
+        self.execute("UPDATE taskq.queue SET lease = %s WHERE id = %s", fleet, UUID(job.id))
+
+    def run(self, job: Job[Any], fleet: int = 1) -> None:
+        """A fleet takes a job, and says that it runs."""
+        self.lease(job, fleet)
+        sql = "INSERT INTO taskq.beats (fleet, seen_at, running, attempts) VALUES (%s, now(), %s, '{1}')"
+        self.execute(sql, fleet, [UUID(job.id)])
+
+    def end(self, job: Job[Any], state: StoredState, outcome: bytes) -> None:
+        """A job has ended."""
+        self.execute("DELETE FROM taskq.queue WHERE id = %s", UUID(job.id))
+        sql = (
+            "UPDATE taskq.jobs SET state = %s, outcome = %s, attempts = 1, finished_at = now(), "
+            "payload = CASE WHEN %s = 11 THEN payload END WHERE id = %s"
+        )
+        self.execute(sql, int(state), outcome, int(state), UUID(job.id))
+        if state is StoredState.FAILED:
+            self.execute("INSERT INTO taskq.failed VALUES (%s)", UUID(job.id))
+        self.tell(job)
+
+    def tell(self, *jobs: Job[Any]) -> None:
+        """Tells those who wait."""
+        ids = [UUID(job.id) for job in jobs]
+        found = self.execute("DELETE FROM taskq.watches WHERE id = ANY(%s) RETURNING id, client", ids)
+        for job_id, client in found:
+            self.execute("SELECT pg_notify(%s, %s)", f"{SCHEMA}_c{client}", job_id.hex)
+
+    def succeed(self, job: Job[Any], value: Any = None) -> None:
+        """A job has returned something."""
+        result = encode_result(bytes.fromhex(job.id), value)
+        self.end(job, StoredState.SUCCEEDED, pack_success(time.time(), 0.5, result, 1))
+
+    def fail(self, job: Job[Any]) -> None:
+        """A job has failed for good."""
+        outcome = pack_failure(time.time(), 0.5, JobError("ValueError", "no such cat"), consumer=1)
+        self.end(job, StoredState.FAILED, outcome)
+
+    def execute(self, sql: str, *parameters: Any) -> list[Any]:
+        """Sends a statement."""
+        cursor = self.connection.execute(sql.replace("taskq.", f"{SCHEMA}.").encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def url(postgres: Server, database: str) -> str:
+    """Of an empty database."""
+    return postgres.url(database)
+
+
+@pytest.fixture
+def hand(url: str) -> Iterator[Hand]:
+    """The tables of the application, and somebody who works on them."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        migrate(connection, SCHEMA)
+        yield Hand(connection)
+
+
+@pytest.fixture
+def q(url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskQ]:
+    """The application."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    app = TaskQ("shop", url, reply_timeout=2)
+    app.task(name="add")(lambda a, b: a + b)
+    yield app
+    app.client.close()
+
+
+def eventually(is_so: Callable[[], Any]) -> None:
+    """Waits until something is so."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def watched(hand: Hand) -> int:
+    """How many jobs are watched."""
+    return int(hand.execute("SELECT count(*) FROM taskq.watches")[0][0])
+
+
+# -- submitting and waiting
+
+
+def test_a_job_comes_in_and_its_result_goes_back(q: TaskQ, hand: Hand) -> None:
+    """It stands in both tables, and who waits is woken."""
+    job = q.enqueue("add", 1, b=2)
+    assert hand.execute("SELECT id, state, lease FROM taskq.queue") == [(UUID(job.id), 0, None)]
+    assert job.state() == JobState.QUEUED
+    assert not job.wait(0.05)
+    waiter = threading.Thread(target=lambda: results.append(job.result(30)))
+    results: list[Any] = []
+    waiter.start()
+    eventually(lambda: watched(hand))
+    hand.succeed(job, 3)
+    waiter.join()
+    assert results == [3] == [job.result(0)]
+
+
+def test_many_jobs_come_in_order(q: TaskQ, hand: Hand) -> None:
+    jobs = q.named("add").enqueue_many([(number, 1) for number in range(2_500)])
+    ids = [row[0] for row in hand.execute("SELECT id FROM taskq.queue ORDER BY seq")]
+    assert ids == [UUID(job.id) for job in jobs]
+    for job in jobs[:20]:
+        hand.succeed(job, int(job.id[-4:], 16))
+    assert gather(jobs[:20], timeout=30) == [int(job.id[-4:], 16) for job in jobs[:20]]
+
+
+def test_what_is_sent_again_comes_in_once(q: TaskQ, hand: Hand) -> None:
+    """As after a commit whose answer was lost."""
+    from taskq.protocol.submissions import Call
+
+    q.enqueue("add", 1, 2)
+    [(payload,)] = hand.execute("SELECT payload FROM taskq.jobs")
+    call = Call(os.urandom(16), payload)
+    spec = q.tasks["add"].spec
+    for _ in range(2):
+        assert q.client.submit(spec, [call]) == [call.id]
+    assert hand.execute("SELECT count(*) FROM taskq.jobs UNION ALL SELECT count(*) FROM taskq.queue") == [(2,), (2,)]
+
+
+def test_brokers_are_told_behind_the_commit(q: TaskQ, hand: Hand) -> None:
+    hand.execute(f'LISTEN "{SCHEMA}"')
+    q.enqueue("add", 1, 2)
+    [(partition,)] = hand.execute("SELECT partition FROM taskq.queue")
+    told = next(hand.connection.notifies(timeout=10))
+    assert told.payload == f"q {partition}"
+    q.named("add").options(delay=0.5).enqueue(1, 2)
+    assert [told.payload for told in hand.connection.notifies(timeout=10, stop_after=1)] == ["d"]
+
+
+def test_delays_and_expiry_are_those_of_the_databases_clock(q: TaskQ, hand: Hand) -> None:
+    job = q.named("add").options(delay=60, expires=600).enqueue(1, 2)
+    sql = "SELECT state, extract(epoch FROM due_at - now()), extract(epoch FROM expires_at - now()) FROM taskq.queue"
+    [(state, due_s, expires_s)] = hand.execute(sql)
+    assert state == StoredState.SCHEDULED
+    assert 30 < due_s <= 60
+    assert 500 < expires_s <= 600
+    info = job.info()
+    assert info.state == JobState.SCHEDULED
+    assert info.due_at is not None
+
+
+def test_jobs_with_different_constraints_come_in_together(q: TaskQ, hand: Hand) -> None:
+    task = q.tasks["add"]
+    jobs = [task.options(priority=number, meta={"n": str(number)}).enqueue(1, 2) for number in range(3)]
+    assert [job.info().meta for job in jobs] == [{"n": str(number)} for number in range(3)]
+    assert hand.execute("SELECT count(DISTINCT partition) FROM taskq.queue") == [(3,)]
+
+
+def test_several_threads_wait_on_one_connection(q: TaskQ, hand: Hand) -> None:
+    jobs = [q.enqueue("add", number, 1) for number in range(8)]
+    results: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda n=number: results.update({n: jobs[n].result(30)})) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: watched(hand) == 8)
+    assert hand.execute("SELECT count(DISTINCT client) FROM taskq.watches") == [(1,)]
+    for number in (3, 1, 0, 2, 7, 6, 5, 4):
+        hand.succeed(jobs[number], number + 1)
+    for thread in threads:
+        thread.join()
+    assert results == {number: number + 1 for number in range(8)}
+
+
+def test_a_lost_notification_delays_and_no_more(q: TaskQ, hand: Hand) -> None:
+    """Who waits looks by itself after 2 s."""
+    job = q.enqueue("add", 1, 2)
+    results: list[Any] = []
+    waiter = threading.Thread(target=lambda: results.append(job.result(30)))
+    waiter.start()
+    eventually(lambda: watched(hand))
+    hand.execute("TRUNCATE taskq.watches")
+    hand.succeed(job, 3)
+    waiter.join()
+    assert results == [3]
+
+
+def test_an_ended_job_is_not_waited_for(q: TaskQ, hand: Hand) -> None:
+    jobs = [q.enqueue("add", number, 1) for number in range(3)]
+    hand.succeed(jobs[0])
+    hand.fail(jobs[1])
+    hand.end(jobs[2], StoredState.CANCELLED, pack_failure(None, None, JobError("Cancelled", "cancelled")))
+    assert jobs[0].result(0) is None
+    with pytest.raises(JobFailed, match="no such cat"):
+        jobs[1].result(0)
+    with pytest.raises(JobCancelled):
+        jobs[2].result(0)
+    assert len(list(as_completed(jobs, timeout=10))) == 3
+    with pytest.raises(JobNotFound):
+        q.job("00" * 16).result(5)
+    with pytest.raises(ResultTimeout):
+        q.enqueue("add", 1, 2).result(0)
+
+
+# -- asyncio
+
+
+def test_asyncio(q: TaskQ, hand: Hand) -> None:
+    """The same for tasks of a loop, with many at once and with one that is cancelled."""
+
+    async def main() -> None:
+        jobs = await asyncio.gather(*(q.aenqueue("add", number, 1) for number in range(20)))
+        waiting = [asyncio.create_task(job.aresult(30)) for job in jobs]
+        while watched(hand) < 20:
+            await asyncio.sleep(0.01)
+        waiting[0].cancel()
+        for job in jobs:
+            hand.succeed(job, job.id)
+        assert await asyncio.gather(*waiting[1:]) == [job.id for job in jobs[1:]]
+        assert await agather(jobs, timeout=30) == [job.id for job in jobs]
+        assert await jobs[0].astate() == JobState.SUCCEEDED
+        late = await q.aenqueue("add", 1, 2)
+        assert not await late.await_(0.05)
+        assert await late.acancel()
+        assert [info.id for info in await q.ajobs("cancelled")] == [late.id]
+
+    for _ in range(2):  # a loop that has ended leaves nothing that disturbs the next one
+        asyncio.run(main(), debug=True)
+        hand.execute("TRUNCATE taskq.jobs, taskq.queue, taskq.watches")
+
+
+# -- what is asked, and what is changed
+
+
+def test_cancel(q: TaskQ, hand: Hand) -> None:
+    """One that waits ends at once, and whoever waits for it is told."""
+    job = q.enqueue("add", 1, 2)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            job.result(30)
+        except JobCancelled as error:
+            errors.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    eventually(lambda: watched(hand))
+    assert job.cancel()
+    waiter.join()
+    assert len(errors) == 1
+    assert job.cancel()
+    assert job.state() == JobState.CANCELLED
+    assert hand.execute("SELECT count(*) FROM taskq.queue") == [(0,)]
+    done = q.enqueue("add", 1, 2)
+    hand.succeed(done)
+    assert not done.cancel()
+    with pytest.raises(JobNotFound):
+        q.job("00" * 16).cancel()
+
+
+def test_a_fleet_is_asked_to_cancel_what_it_has(q: TaskQ, hand: Hand) -> None:
+    hand.execute(f'LISTEN "{SCHEMA}"')
+    job = q.enqueue("add", 1, 2)
+    hand.run(job, fleet=7)
+    results: list[bool] = []
+    canceller = threading.Thread(target=lambda: results.append(job.cancel()))
+    canceller.start()
+    eventually(lambda: hand.execute("SELECT cancel FROM taskq.queue") == [(2,)])
+    assert "c 7" in [told.payload for told in hand.connection.notifies(timeout=10, stop_after=2)]
+    hand.end(job, StoredState.CANCELLED, pack_failure(None, None, JobError("Cancelled", "cancelled")))
+    canceller.join()
+    assert results == [True]
+
+
+def test_a_running_job_that_may_go_on(q: TaskQ, hand: Hand) -> None:
+    job = q.enqueue("add", 1, 2)
+    hand.run(job)
+    results: list[bool] = []
+    canceller = threading.Thread(target=lambda: results.append(job.cancel(running=False)))
+    canceller.start()
+    eventually(lambda: hand.execute("SELECT cancel FROM taskq.queue") == [(1,)])
+    hand.execute("UPDATE taskq.queue SET cancel = 0")
+    canceller.join()
+    assert results == [False]
+    assert job.state() == JobState.RUNNING
+
+
+def test_retry_gives_all_retries_again(q: TaskQ, hand: Hand) -> None:
+    jobs = [q.enqueue("add", number, 2) for number in range(3)]
+    for job in jobs:
+        hand.fail(job)
+    assert [info.id for info in q.jobs("failed")] == [job.id for job in reversed(jobs)]
+    jobs[0].retry()
+    assert jobs[0].state() == JobState.QUEUED
+    info = jobs[0].info(arguments=True)
+    assert (info.attempts, len(info.history)) == (1, 1)
+    assert info.arguments is not None
+    assert info.arguments.args == [0, 2]
+    with pytest.raises(JobStateError, match="queued"):
+        jobs[0].retry()
+    assert q.retry_failed(task="other") == 0
+    assert q.retry_failed() == 2
+    assert q.jobs("failed") == []
+    assert len(q.jobs("queued")) == 3
+
+
+def test_purge(q: TaskQ, hand: Hand) -> None:
+    jobs = [q.enqueue("add", number, 2) for number in range(4)]
+    hand.fail(jobs[0])
+    hand.succeed(jobs[1])
+    hand.run(jobs[2])
+    jobs[0].purge()
+    with pytest.raises(JobNotFound):
+        jobs[0].info()
+    assert q.purge("succeeded", older_than=3_600) == 0
+    assert q.purge("succeeded") == 1
+    assert q.purge("queued", task="other") == 0
+    assert q.purge("queued") == 1
+    assert hand.execute("SELECT id FROM taskq.jobs") == [(UUID(jobs[2].id),)]
+    errors: list[Exception] = []
+
+    def purge() -> None:
+        try:
+            jobs[2].purge()
+        except JobStateError as error:
+            errors.append(error)
+
+    purger = threading.Thread(target=purge)
+    purger.start()
+    eventually(lambda: hand.execute("SELECT cancel FROM taskq.queue") == [(1,)])
+    hand.execute("UPDATE taskq.queue SET cancel = 0")
+    purger.join()
+    assert len(errors) == 1
+
+
+def test_lists_and_searches(q: TaskQ, hand: Hand) -> None:
+    add, mul = q.tasks["add"], q.task(name="mul", queue="slow")(lambda a: a)
+    jobs = [add.enqueue(number, 1) for number in range(5)] + [mul.options(meta={"cat": "tom"}).enqueue(1)]
+    hand.fail(jobs[1])
+    hand.succeed(jobs[2])
+    hand.run(jobs[3])
+
+    def ids(*arguments: Any, **conditions: Any) -> list[int]:
+        return [[job.id for job in jobs].index(info.id) for info in q.jobs(*arguments, **conditions)]
+
+    assert ids() == [5, 4, 3, 2, 1, 0]
+    assert ids(limit=2, before=jobs[4]) == [3, 2]
+    assert ids("queued") == [5, 4, 0]
+    assert ids("queued", before=jobs[5]) == [4, 0]
+    assert ids("running") == [3]
+    assert ids("failed") == [1]
+    assert ids("succeeded") == [2]
+    assert ids(task="mul") == ids(queue="slow") == ids(text="tom") == [5]
+    assert ids(text="no such cat") == [1]
+    assert ids(attempts=1) == [2, 1]
+
+
+def test_pause_and_status(q: TaskQ, hand: Hand) -> None:
+    job = q.enqueue("add", 1, 2)
+    assert q.pause("default", "mail") == ["default", "mail"]
+    assert q.pause("default") == []
+    assert [reason.kind for reason in job.why().reasons] == ["no_fleet", "paused"]
+    status = q.status()
+    assert status.broker.state == "stopped"
+    assert status.paused == ["default", "mail"]
+    assert status.queues["default"].queued == 1
+    assert q.resume("mail", "default") == ["default", "mail"]
+
+
+def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
+    """When a task is declared, before anything is sent."""
+    for options in ({"concurrency": 1}, {"unique": True}, {"rate": "1/s"}, {"max_queued": 3}):
+        with pytest.raises(ConfigError, match=rf"the PostgreSQL engine \(postgresql://...\) .*{next(iter(options))}="):
+            q.task(name="x", **options)(lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="periodic="):
+        q.periodic(every=5)(q.tasks["add"])
+    with pytest.raises(ConfigError, match="after="):
+        chain(q.tasks["add"].step(1, 2), q.tasks["add"].step(1)).enqueue()
+    with pytest.raises(ConfigError, match="does not support schedules yet"):
+        q.schedules.list()
+
+
+# -- a database that is not there
+
+
+def test_a_server_that_comes_back(q: TaskQ, hand: Hand) -> None:
+    """Connections that were lost are replaced; who waits goes on to wait."""
+    job = q.enqueue("add", 1, 2)
+    results: list[Any] = []
+    waiter = threading.Thread(target=lambda: results.append(job.result(60)))
+    waiter.start()
+    eventually(lambda: watched(hand))
+    hand.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    q.enqueue("add", 3, 4)
+    hand.succeed(job, 3)
+    waiter.join()
+    assert results == [3]
+
+
+def test_errors_that_say_what_to_do(url: str) -> None:
+    """None of them shows the password."""
+    with pytest.raises(BrokerUnavailable, match=r"no tables of taskq in the schema 'taskq_shop'.*taskq migrate"):
+        TaskQ("shop", url).enqueue("add", 1, 2)
+    head, _, rest = url.partition("postgres@")
+    with pytest.raises(BrokerUnavailable, match="role .*nobody.* does not exist"):
+        TaskQ("shop", f"{head}nobody:secret@{rest}").enqueue("add", 1, 2)
+    with pytest.raises(BrokerUnavailable, match="refused") as refused:
+        TaskQ("shop", "postgresql://ann:secret@127.0.0.1:1/db", reply_timeout=0.2).enqueue("add", 1, 2)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_forked_child_has_connections_of_its_own(q: TaskQ, hand: Hand) -> None:
+    q.enqueue("add", 1, 2)
+    pid = os.fork()
+    if not pid:
+        try:
+            q.enqueue("add", 3, 4)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    q.enqueue("add", 5, 6)
+    assert hand.execute("SELECT count(*) FROM taskq.queue") == [(3,)]
