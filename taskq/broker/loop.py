@@ -24,7 +24,7 @@ from taskq.broker.consumers.silence import LOOK_EVERY_S
 from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog
-from taskq.broker.parts import Parts, core_of, open_engine
+from taskq.broker.parts import Parts, core_of, engine_of
 from taskq.engines.contract import Engine
 from taskq.model.effects import Key
 from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
@@ -81,7 +81,7 @@ class Broker:
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
         self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
-        engine = open_engine(place, settings, clock)
+        engine = engine_of(place, settings, clock)
         parts = Parts(directory, settings, engine, core_of(settings, settings.threads), self._events, clock)
         parts.recover(read_flight_records(directory.running))
         self._supervisor = Supervisor(app, title, place, settings)  # clears these records

@@ -128,6 +128,19 @@ def open_engine(
     return EmbeddedEngine(directory, settings, store, clock, clients)
 
 
+def engine_of(place: Place, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> Engine:
+    """Opens the engine of a fleet: that of its directory, or the one that it shares with others.
+
+    Raises:
+        JournalError: the journal cannot be used.
+    """
+    if place.database is None:
+        return open_engine(place, settings, clock)
+    from taskq.engines.postgres.engine import PostgresEngine  # with psycopg, which most do not need
+
+    return PostgresEngine(place.directory, place.database, settings, clock)
+
+
 def is_older(directory: Directory) -> bool:
     """Whether the engine would upgrade what an older taskq left in a directory. The caller holds the lock."""
     return older.is_older(directory.journal)

@@ -154,6 +154,9 @@ class Jobs(Protocol):
     def queued(self, queue: str, /) -> int:
         """About how many jobs of a queue wait, including those that were sent and have not begun."""
 
+    def slots(self, queue: str, /) -> int:
+        """How many jobs of a queue the consumers can run at once."""
+
     @property
     def has_effects(self) -> bool:
         """Whether `take_effects` has something to return."""

@@ -23,7 +23,7 @@ class Driven:
 
     def __init__(self, server: Server, conninfo: str = "") -> None:
         self.now = 1_000.0
-        self.link = Link(conninfo or server.dsn(), "public", "taskq link of a test", None)
+        self.link = Link(conninfo or server.dsn(), "public", "taskq link of a test")
 
     def turn(self) -> None:
         self.link.turn(self.now)

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
 }
 #: Imports inside functions, outside the command line, and why each is late.
 LATE = {
+    ("broker.parts", "engines.postgres.engine"): "it needs psycopg, which is an extra",
     ("broker.small", "broker.guardian"): "the guardian is small most of the time",
     ("client.app", "client.fleet"): "a web application never runs a fleet",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",

@@ -134,8 +134,8 @@ class Core:
         self.ready.rates_stored()
 
     def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
-        """Takes over, at the start, what `changed_rates` returned before, and the jobs with an order key that were
-        started before. `now` and `wall` are the same moment."""
+        """Takes over, at the start, what `changed_rates` returned before, and jobs with an order key that were started.
+        `now` and `wall` are the same moment."""
         self.ready.restore_rates(rates, now, wall)
         for row in under_way:
             self.ready.under_way(row)
@@ -143,8 +143,8 @@ class Core:
     # -- consumers come and go
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = (), number: int | None = None) -> None:
-        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none. The outcomes
-        of attempts that die with it tell its number."""
+        """A consumer is ready for jobs of these queues; of all that the fleet serves, if there are none. Outcomes of
+        attempts that die with it tell its number."""
         self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots, number)
         self._recalls.changed(key)
 
@@ -195,9 +195,8 @@ class Core:
         self._consumers[key].ask_again_at = now + ASK_AGAIN_S
 
     def died(self, key: Key, claims: Sequence[Claim], death: ProcessExit, wall: float) -> None:
-        """Settles the jobs of a consumer that is gone; everything that it sent was read before. Only the jobs that were
-        running are charged, all of them, since nobody knows which one killed the process. A kill for the time of one
-        job is charged to that job alone."""
+        """Settles the jobs of a consumer that is gone, all of whose messages were read. All that ran are charged, since
+        nobody knows which one killed the process; a kill for the time of one job is charged to that job alone."""
         consumer = self._consumers[key]
         running = [(claim, consumer.leased.pop(claim.number)) for claim in claims if claim.number in consumer.leased]
         unstarted = [row for _, row in self._unwanted(key)]
@@ -307,9 +306,8 @@ class Core:
             self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
 
     def _measure_dead(self, task: str, number: int, ran_s: float | None, death: ProcessExit) -> None:
-        """Measures an attempt that ended with its process: it reported nothing, but it used its queue's share. It
-        counts as no shorter than an unknown task, since another process has to start. One that was interrupted says
-        nothing about its task."""
+        """Measures an attempt that ended with its process: it used its queue's share. It counts as no shorter than an
+        unknown task, since another process has to start. One that was interrupted says nothing about its task."""
         if ran_s is not None and not death.stopped and death.timed_out in (None, number):
             self._measure({task: [round(max(UNKNOWN_RUN_S, ran_s) * 1e6)]})
 
@@ -394,16 +392,14 @@ class Core:
         return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
-        """Cancels jobs that came back from a consumer that should have stopped them: it had not started them after all.
-        Nothing could be taken back when they were cancelled: the process was suspended while it held its lock."""
+        """Cancels jobs that were to be stopped and come back unstarted: their process was suspended, with its lock."""
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
     def _stopped(
         self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, consumer: int | None
     ) -> None:
-        """Ends a job that was cancelled while it ran and did not succeed in the meantime, however it ended. The attempt
-        is counted already."""
+        """Ends a job that was cancelled while it ran, and did not succeed. The attempt is counted already."""
         error = JobError("Cancelled", "cancelled while it ran")
         outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
@@ -580,6 +576,10 @@ class Core:
             for row in islice(consumer.leased.values(), consumer.slots, None)
         )
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
+
+    def slots(self, queue: str) -> int:
+        """How many jobs of a queue the consumers can run at once."""
+        return sum([each.slots for each in self._consumers.values() if each.serves(queue)])
 
     def why(self, row: JobRow, is_queued: bool, facts: FleetFacts, now: float, wall: float) -> list[Obstacle]:
         """Why a job does not run; see `taskq.broker.core.reasons.obstacles`."""

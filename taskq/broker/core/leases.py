@@ -94,6 +94,10 @@ class ConsumerLeases:
         """Whether it could begin a job at once."""
         return len(self.leased) < self.slots and self.takes_jobs
 
+    def serves(self, queue: str) -> bool:
+        """Whether it may be sent jobs of a queue."""
+        return self.takes_jobs and (self.queues is None or queue in self.queues)
+
     def shares_queues(self, other: ConsumerLeases) -> bool:
         """Whether there may be jobs that either of the two could run."""
         return self.queues is None or other.queues is None or bool(self.queues & other.queues)

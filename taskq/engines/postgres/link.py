@@ -83,17 +83,18 @@ class Exchange(Generic[T]):
         self.error: LinkError | None = None
         self.tries = 0
         self.commits = False  # its last step was sent
+        self.is_over = False
 
     def begin(self) -> Step | None:
         """Begins, again if need be. Returns the first step; None: there is nothing to do."""
         self.tries += 1
         self.commits = False
-        self._plan = self._make()
-        return self._go_on(lambda: next(self._plan))
+        self._under_way = self._make()
+        return self._go_on(lambda: next(self._under_way))
 
     def go_on(self, rows: list[Rows]) -> Step | None:
         """Goes on with the answer to a step. Returns the next one; None: the plan is over."""
-        return self._go_on(lambda: self._plan.send(rows))
+        return self._go_on(lambda: self._under_way.send(rows))
 
     def _go_on(self, move: Callable[[], Step]) -> Step | None:
         try:
@@ -114,7 +115,6 @@ class Link:
         conninfo: str,
         schema: str,
         name: str,
-        selector: selectors.BaseSelector | None,
         first: Sequence[Query] = (),
     ) -> None:
         """
@@ -122,12 +122,11 @@ class Link:
             conninfo: of the database, for libpq.
             schema: where the tables are.
             name: what the server calls its sessions.
-            selector: with callables as data; None if there is no loop that selects.
             first: what each session does first.
         """
         self._conninfo = conninfo_for(conninfo, name)
         self._prefix = f'"{schema}".'
-        self._selector = selector
+        self._selector: selectors.BaseSelector | None = None
         self._first = tuple(first)
         self._waiting: deque[Exchange[Any]] = deque()
         self._over: list[Exchange[Any]] = []
@@ -156,6 +155,18 @@ class Link:
         self._names = 0
         self._is_flushed = True
         self._transformer = Transformer()
+
+    def select_with(self, selector: selectors.BaseSelector | None) -> None:
+        """Has a loop wait for it.
+
+        Args:
+            selector: with callables as data; None if there is no loop that selects.
+        """
+        if selector is None:
+            self._unwatch()
+        self._selector = selector
+        if self._pg is not None and self._is_ready:
+            self._watch(selectors.EVENT_READ | (0 if self._is_flushed else selectors.EVENT_WRITE))
 
     # -- what is asked
 
@@ -233,6 +244,16 @@ class Link:
             return now
         return self._deadline
 
+    def wait(self, timeout_s: float) -> None:
+        """Waits until something arrives, or there is something to do; for those who have no loop."""
+        descriptor = self.descriptor
+        reads = self._is_ready or self._wants == PollingStatus.READING
+        writes = not (self._is_flushed if self._is_ready else reads)
+        if descriptor is None:
+            select.select([], [], [], timeout_s)
+        else:
+            select.select([descriptor] if reads else [], [descriptor] if writes else [], [], timeout_s)
+
     # -- a session begins and ends
 
     def _connect(self, now: float) -> None:
@@ -287,6 +308,7 @@ class Link:
             if isinstance(exchange, _Ending):
                 exchange = exchange.ended()
             exchange.error = LinkError(reason, is_unknown=exchange.commits)
+            exchange.is_over = True
             self._over.append(exchange)
 
     def close(self) -> None:
@@ -418,6 +440,7 @@ class Link:
         assert exchange is not None
         if isinstance(exchange, _Ending):
             exchange = exchange.ended()
+        exchange.is_over = True
         if exchange is not self._setup:
             self._over.append(exchange)
         elif exchange.error is not None:

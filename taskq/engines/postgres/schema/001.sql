@@ -66,7 +66,8 @@ CREATE TABLE taskq.queue (
 CREATE INDEX queue_ready   ON taskq.queue (partition, seq) WHERE state = 0 AND lease IS NULL;
 CREATE INDEX queue_leased  ON taskq.queue (lease, seq) WHERE lease IS NOT NULL;
 CREATE INDEX queue_due     ON taskq.queue (due_at) WHERE state = 1;
-CREATE INDEX queue_expires ON taskq.queue (expires_at) WHERE expires_at IS NOT NULL AND lease IS NULL;
+CREATE INDEX queue_expires ON taskq.queue (expires_at)
+    WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2;
 
 -- One row for each life of a broker. Its number fences what that broker writes: a deleted one leases nothing.
 CREATE TABLE taskq.fleets (

@@ -1,0 +1,470 @@
+"""The engine that several machines share: jobs wait in a PostgreSQL database, which clients ask without us.
+
+    work link      rounds: outcomes go, leased jobs come                 (round.py)
+    control link   beats, what the clock brings, what others notify      (exchanges.py)
+    local socket   stop, reload, status of this machine's fleet          (local.py)
+
+Nothing here waits for the database but the start. While it is away, consumers go on with what they have, and what
+becomes of jobs is kept until it is back.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any, Final
+
+import msgpack
+
+from taskq.engines.contract import Events, Fleet, Jobs
+from taskq.engines.postgres.demand import Demand
+from taskq.engines.postgres.exchanges import (
+    Audit,
+    Beat,
+    Beaten,
+    Look,
+    Prune,
+    ReadCancels,
+    ReadPartitions,
+    ReadPaused,
+    ReadSpecs,
+    Reap,
+    Reaped,
+    Reclaim,
+    Reclaimed,
+    RefuseCancels,
+    Register,
+    Registered,
+    Seen,
+    Unregister,
+    running_attempts,
+)
+from taskq.engines.postgres.figures import PostgresFigures
+from taskq.engines.postgres.identity import host_name, machine_of
+from taskq.engines.postgres.leases import FleetLeases
+from taskq.engines.postgres.link import Exchange, Link
+from taskq.engines.postgres.local import LocalServer
+from taskq.engines.postgres.opening import drive, open_database
+from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
+from taskq.model.effects import Effects
+from taskq.model.partition import Load
+from taskq.model.settings import Settings
+from taskq.protocol.link.flight_recorder import FlightRecord
+from taskq.protocol.postgres.kinds import Kinds
+from taskq.protocol.postgres.plans import Query, Rows
+from taskq.protocol.status import status_value
+from taskq.protocol.submissions import Submission
+from taskq.system.clock import SYSTEM_CLOCK, Clock
+from taskq.system.directory import Directory
+from taskq.system.place import DatabaseUrl
+
+#: A fleet of which nobody has heard for so long is taken for dead; it says so often in this time that it lives.
+LEASE_S: Final = 30.0
+_BEATS: Final = 6
+_LOOK_EVERY_S: Final = 1.0
+_RELEASE_EVERY_S: Final = 0.25
+#: A round that the database has refused is tried again after this time.
+_AGAIN_S: Final = 0.5
+#: How often a fleet, of all, prunes ended jobs.
+_PRUNE_EVERY_S: Final = 5.0
+#: How long a fleet that stops tries to hand over what it has.
+_CLOSES_WITHIN_S: Final = 10.0
+
+
+class PostgresEngine:
+    """See `taskq.engines.contract.Engine`. Used by the broker's loop alone."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        database: DatabaseUrl,
+        settings: Settings,
+        clock: Clock = SYSTEM_CLOCK,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """
+        Args:
+            directory: what belongs to the fleet of this machine.
+            lease_s: a fleet of which nobody has heard for so many seconds is taken for dead.
+        """
+        self._directory, self._database, self._settings = directory, database, settings
+        self._clock = clock
+        self._lease_s = lease_s
+        self._host = host_name()
+        schema = self._schema = database.schema
+        self._work = Link(database.conninfo, schema, f"taskq {schema} work")
+        listen = Query(f'LISTEN "{schema}"')
+        self._control = Link(database.conninfo, schema, f"taskq {schema} control", (listen,))
+        self._demand = Demand(settings.queues)
+        self._kinds = Kinds()
+        self.figures = PostgresFigures()
+        self._is_reading_specs = self._is_reading_partitions = False
+        self._round: Round | None = None  # under way
+        self._round_at = -inf  # when the next one may be tried
+        self._is_fenced = False
+        self._audited = 0  # the session of the work link in which the fleet's jobs were last compared
+        self._durable: list[Effects] = []  # and not reported yet
+        self._unbroken_at = inf  # since when each beat was answered (monotonic)
+        self._beaten_at = self._look_at = -inf
+        self._reap_at = self._prune_at = self._release_at = -inf
+        self._prune_place = b"\0" * 16
+        self._seen: Seen | None = None
+        self._local: LocalServer | None = None
+        self._stepped_at = -inf
+        self._is_starting = True
+
+    # -- the beginning
+
+    def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
+        self._jobs, self._events = jobs, events
+        records = list(running)
+        machine = self._machine = machine_of(self._directory)
+        open_database(self._database, events.log)
+        register = Register(machine, self._host, os.getpid(), records)
+        registered: Registered = drive(self._work, register, self._clock)
+        self.fleet = registered.fleet
+        self._audited = self._work.sessions
+        leases = self._leases = FleetLeases(jobs)
+        if unknown := leases.specs.unknown(registered.orphans):
+            leases.specs.learn(drive(self._work, ReadSpecs(unknown), self._clock))
+        were_running = {each.job_id: (each.attempt, each.consumer) for each in records}
+        leases.charge(registered.orphans, were_running, self._clock.monotonic())
+        self._demand.learn(drive(self._work, ReadPartitions([]), self._clock))
+        self._set_paused(drive(self._work, ReadPaused(), self._clock))
+
+    def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:
+        self._consumers, self._fleet_control = fleet.consumers, fleet.control
+        self._leases.consumers = fleet.consumers
+        self._is_starting = False
+        self._work.select_with(selector)
+        self._control.select_with(selector)
+        if selector is not None:
+            self._local = LocalServer(self._directory, selector, fleet, self._clock, max_clients)
+
+    # -- what comes in
+
+    def gather(self, now: float) -> None:
+        if self._local is not None:
+            self._local.gather(now)
+        self._work.turn(now)
+        self._control.turn(now)
+        for exchange in self._work.take():
+            self._finish(exchange, now)
+        for exchange in self._control.take():
+            self._finish(exchange, now)
+        for word in self._control.take_words():
+            self._hear(word)
+        if self._leases.has_arrived:
+            self._take_arrived(now)
+
+    def _finish(self, exchange: Exchange[Any], now: float) -> None:
+        """Takes what an exchange has brought."""
+        error = exchange.error
+        if error is not None and error.sqlstate:
+            self._events.log.error("database.refused", error=str(error), what=type(exchange).__name__)
+        match exchange:
+            case Round():
+                self._finish_round(exchange, now)
+            case Audit() if error is None:
+                self._finish_audit(exchange.value or [], now)
+            case Reclaim() if exchange.value is not None:
+                self._finish_reclaim(exchange.value)
+            case Beat():
+                self._finish_beat(exchange.value, now)
+            case Look():
+                self._finish_look(exchange.value, now)
+            case Reap() if exchange.value is not None:
+                self._finish_reap(exchange.value, now)
+            case Numbers() if exchange.value is not None:
+                exchange.learn(self._kinds)
+            case ReadSpecs():
+                self._is_reading_specs = False
+                self._leases.specs.learn(exchange.value or [])
+            case ReadPartitions():
+                self._is_reading_partitions = False
+                self._demand.learn(exchange.value or [])
+            case ReadPaused() if exchange.value is not None:
+                self._set_paused(exchange.value)
+            case ReadCancels():
+                self._refuse_cancels(self._leases.cancel(exchange.value or []))
+            case Prune() if exchange.value is not None:
+                self._prune_place = exchange.value.place or b"\0" * 16
+                if exchange.value.place is not None:
+                    self._prune_at = now
+
+    def _hear(self, word: str) -> None:
+        """Hears what others have notified."""
+        kind, _, number = word.partition(" ")
+        match kind:
+            case "q" | "r" if number.isdecimal() and not self._demand.knows(int(number)):
+                self._read_partitions()
+            case "q":
+                self._demand.tell()
+            case "r":
+                self._demand.tell_of_returned()
+            case "d":
+                self._look_at = -inf
+            case "p":
+                self._control.ask(ReadPaused())
+            case "c" if number == str(self.fleet):
+                self._control.ask(ReadCancels(self.fleet))
+
+    def _read_partitions(self) -> None:
+        if not self._is_reading_partitions:
+            self._is_reading_partitions = True
+            self._control.ask(ReadPartitions(self._demand.known))
+
+    # -- rounds
+
+    def _finish_round(self, round_: Round, now: float) -> None:
+        self._round = None
+        outcomes, asked, answer = round_.outcomes, round_.asked, round_.value
+        if round_.error is not None or answer is None:
+            self._leases.outcomes.put_before(outcomes, is_unknown=round_.error is None or round_.error.is_unknown)
+            if asked is not None:
+                self._demand.failed(now)
+            if round_.error is not None and round_.error.sqlstate:
+                self._round_at = now + _AGAIN_S
+            return
+        effects = outcomes.effects
+        if answer.lost:
+            if not outcomes.is_repeated:
+                self._tell_lost(effects, answer.lost)
+            effects = without(effects, answer.lost)
+        if effects:
+            self._durable.append(effects)
+        self._is_fenced |= answer.is_fenced
+        delays = [change.due_at for change in effects.rescheduled if change.due_at is not None]
+        if delays:
+            self._look_at = min(self._look_at, now + max(0.0, min(delays) - self._clock.time()))
+        if asked is None:
+            return
+        last: dict[int, tuple[int, int]] = {}
+        size = 0
+        for columns in answer.leased:
+            partition = columns[13]
+            last[partition] = last.get(partition, (0, 0))[0] + 1, columns[0]
+            size += len(columns[11] or b"")
+        self._demand.answered(asked, last, size / len(answer.leased) if last else 0.0, now)
+        self._leases.arrive(answer.leased)
+
+    def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
+        """Logs the jobs that were not the fleet's any more when they ended."""
+        for row in [row for row, *_ in (*effects.ended, *effects.rescheduled) if row.seq in lost]:
+            self._events.log.warning("job.lost", job=row.id.hex(), task=row.spec.task, attempt=row.attempts)
+
+    def _take_arrived(self, now: float) -> None:
+        """Hands leased jobs to the fleet, as soon as their specs are known."""
+        if unknown := self._leases.unknown_specs():
+            if not self._is_reading_specs:
+                self._is_reading_specs = True
+                self._control.ask(ReadSpecs(unknown))
+        else:
+            self._refuse_cancels(self._leases.take_arrived(now))
+
+    def _next_exchange(self, now: float) -> None:
+        """Asks the work link for what is to be done next."""
+        if self._is_fenced:
+            self._work.ask(Reclaim(self._machine, self._host, os.getpid(), self._leases.rows()))
+            return
+        if self._audited != self._work.sessions:
+            self._work.ask(Audit(self.fleet))
+            return
+        if now < self._round_at:
+            return
+        if now >= self._reap_at and now - self._unbroken_at > self._lease_s:
+            self._reap_at = now + self._lease_s / _BEATS
+            self._work.ask(Reap(self.fleet, self._schema, self._lease_s))
+            return
+        self._leases.take_effects(self._demand)
+        outcomes = self._leases.outcomes
+        if missing := missing_numbers(outcomes, self._kinds):
+            self._work.ask(missing)
+            return
+        asked = None
+        if not self._consumers.is_stopping:
+            self._demand.measure(now)
+            asked = self._demand.ask(now, self._jobs.slots, self._leases.held.of_queue, self.figures.paused())
+        if outcomes or asked is not None:
+            self._leases.outcomes = Outcomes()
+            place = self.fleet, self._schema, self._host
+            self._round = Round(place, outcomes, asked, self._clock.time(), self._kinds)
+            self._work.ask(self._round)
+
+    # -- which jobs are the fleet's
+
+    def _finish_audit(self, rows: Rows, now: float) -> None:
+        self._audited = self._work.sessions
+        self._leases.compare(rows)
+        self._take_arrived(now)
+
+    def _finish_reclaim(self, reclaimed: Reclaimed) -> None:
+        self._events.log.warning("fleet.was_taken_for_dead", fleet=self.fleet, now=reclaimed.fleet)
+        self._is_fenced = False
+        self.fleet = reclaimed.fleet
+        self._leases.keep_only(reclaimed.seqs)
+        self._beaten_at = -inf
+
+    def _refuse_cancels(self, seqs: Sequence[int]) -> None:
+        if seqs:
+            self._control.ask(RefuseCancels(self.fleet, seqs))
+
+    def _set_paused(self, paused: frozenset[str]) -> None:
+        is_more = bool(paused - self.figures.paused())
+        if paused == self.figures.paused():
+            return
+        self.figures.set_paused(paused)
+        self._jobs.pause(paused)
+        if is_more and not self._is_starting:
+            self._consumers.take_back_all(self._clock.monotonic())
+        self._demand.tell_of_returned()
+
+    # -- beats and chores
+
+    def _finish_beat(self, beaten: Beaten | None, now: float) -> None:
+        if beaten is None:
+            self._unbroken_at = inf
+            return
+        self._unbroken_at = min(self._unbroken_at, now)
+        self._is_fenced |= beaten.is_fenced
+        self._set_paused(beaten.paused)
+        if beaten.cancels:
+            self._refuse_cancels(self._leases.cancel(beaten.cancels))
+
+    def _finish_look(self, seen: Seen | None, now: float) -> None:
+        self._seen = seen
+        if seen is None:
+            return
+        if seen.due_s is not None:
+            self._look_at = min(self._look_at, now + max(0.0, seen.due_s))
+        if seen.expires_s is not None:
+            self._look_at = min(self._look_at, now + max(0.0, seen.expires_s))
+        if seen.last_partition > self._demand.last_partition:
+            self._read_partitions()
+        if seen.queued:
+            self._demand.tell_of_returned()
+        self.figures.totals.expired += len(seen.expired)
+
+    def _finish_reap(self, reaped: Reaped, now: float) -> None:
+        for lost in reaped.lost:
+            self._events.log.warning("fleet.lost", fleet=lost.fleet, host=lost.host, running=len(lost.running))
+        self._leases.arrive_orphaned(reaped.orphans, reaped.lost)
+        self._take_arrived(now)
+        if reaped.lost:
+            self._demand.tell_of_returned()
+
+    def _chores(self, now: float) -> None:
+        """Asks the control link for what time brings."""
+        control = self._control
+        if not control.is_free:
+            return
+        if now >= self._beaten_at + self._lease_s / _BEATS:
+            self._beaten_at = now
+            status: bytes = msgpack.packb(status_value(self._fleet_control.status()))
+            control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), status))
+        elif now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            control.ask(Look(self._schema, {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}))
+            self._leases.expire(self._clock.time())
+        elif self._seen is not None and "prune" in self._seen.chores:
+            self._seen = self._seen._replace(chores=frozenset())
+            self._prune_at = now + _PRUNE_EVERY_S
+            control.ask(Prune(self._prune_place, self._settings.keep_results_s, self._clock.time()))
+
+    def declare(self, app: str, schedules: Sequence[bytes]) -> None:
+        if schedules:
+            self._events.log.error("schedule.refused", app=app, error="the PostgreSQL engine has no schedules yet")
+
+    def enqueued(self, children: list[Submission]) -> None:
+        for submission in children:
+            self._events.log.error(
+                "job.children_refused", task=submission.spec.task, error="the PostgreSQL engine has no on_success= yet"
+            )
+
+    # -- what is done
+
+    def step(self, now: float, *, at_once: bool = False) -> None:
+        self._stepped_at = now
+        if at_once:
+            self._round_at = now
+        if now >= self._release_at and len(self._leases.held):
+            self._release_at = now + _RELEASE_EVERY_S
+            self._leases.release(now, self.figures.paused())
+        if self._work.is_free:
+            self._next_exchange(now)
+        self._chores(now)
+        self._work.turn(now)
+        self._control.turn(now)
+
+    def want(self, loads: Sequence[Load]) -> None:
+        raise AssertionError(f"all jobs that are leased are in memory: {loads}")
+
+    def report(self, now: float) -> None:
+        durable, self._durable = self._durable, []
+        for effects in durable:
+            self.figures.count(effects)
+            wall = self._clock.time()
+            for change in effects.rescheduled:
+                change.row.ready_at = wall if change.due_at is None else change.due_at
+            self._events.notes(effects.notes)
+            self._events.successes(effects.done, now)
+
+    # -- when, and whether
+
+    def next_at(self, now: float) -> float:
+        at = min(self._work.next_at(now), self._control.next_at(now))
+        if self._control.is_free:
+            at = min(at, self._beaten_at + self._lease_s / _BEATS, self._look_at)
+        if len(self._leases.held):
+            at = min(at, self._release_at)
+        if self._work.is_free:
+            if self._leases.has_effects or self._leases.outcomes or self._is_fenced:
+                return max(now, self._round_at)
+            if self._demand.next_at > self._stepped_at:  # else it has looked, and the fleet wants nothing
+                at = min(at, self._demand.next_at)
+        if self._local is not None:
+            at = min(at, self._local.next_at(now))
+        return at
+
+    @property
+    def is_settled(self) -> bool:
+        under_way = self._round is not None and bool(self._round.outcomes.effects)
+        return not (under_way or self._leases.has_effects or self._leases.outcomes.effects)
+
+    @property
+    def has_work(self) -> bool:
+        return self._seen is None or not self._seen.is_empty or not self.is_settled or len(self._leases.held) > 0
+
+    @property
+    def owes(self) -> bool:
+        """Whether an answer of the database is due."""
+        return self._work.owes or self._control.owes
+
+    def link_descriptors(self) -> list[int]:
+        """The descriptors of its connections."""
+        return [each for link in (self._work, self._control) if (each := link.descriptor) is not None]
+
+    def close(self, now: float) -> None:
+        """Hands over what is left, waiting for the database for some seconds."""
+        self._work.select_with(None)
+        self._control.select_with(None)
+        until = now + _CLOSES_WITHIN_S
+        while not self.is_settled or self._leases.outcomes.releases:
+            now = self._clock.monotonic()
+            if now >= until:
+                self._events.log.error(
+                    "database.away", error=self._work.error, unsettled=len(self._leases.outcomes.effects.ended)
+                )
+                break
+            self._work.wait(0.05)
+            self.gather(now)
+            self.step(now)
+        self.report(now)
+        if self._work.is_free:
+            drive(self._work, Unregister(self.fleet, self._schema), self._clock)
+        self._work.close()
+        self._control.close()
+        if self._local is not None:
+            self._local.shut()

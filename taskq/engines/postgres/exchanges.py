@@ -1,0 +1,361 @@
+"""What a broker asks of the database besides its rounds: who it is, how it is, and what time brings. No I/O.
+
+Register, Reclaim, Audit    which jobs are the fleet's
+Beat, Reap                  which fleets live
+Look, chores                scheduled jobs, late ones, old ones
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.postgres import statements
+from taskq.engines.postgres.link import Exchange
+from taskq.model.attempt import pack_failure
+from taskq.model.job import JobError, JobRow, first_id_at
+from taskq.protocol.link.flight_recorder import FlightRecord
+from taskq.protocol.postgres.arrays import bigints, floats, ints, texts, uuids
+from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+
+#: Jobs that one statement queues, ends or looks at.
+_DUE_AT_ONCE = 1_000
+_EXPIRED_AT_ONCE = 500
+_PRUNED_AT_ONCE = 3_000
+#: Dead rows from which on the broker has the queue vacuumed: the server's own does it at most once a minute.
+_DEAD_ROWS = 20_000
+#: The outcome of a job that was not started in time.
+EXPIRED = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+
+
+class Registered(NamedTuple):
+    """A fleet that is known from now on.
+
+    Attributes:
+        fleet: its number.
+        orphans: the columns of jobs that were running when its predecessor died.
+        released: whether other jobs of that one went back.
+    """
+
+    fleet: int
+    orphans: Rows
+    released: bool
+
+
+class Register(Exchange[Registered]):
+    """Makes a fleet known, and takes over what earlier ones in its directory had."""
+
+    def __init__(self, machine: UUID, host: str, pid: int, running: Iterable[FlightRecord]) -> None:
+        super().__init__(self._plan)
+        self._machine, self._host, self._pid = machine, host, pid
+        self._running = [record.job_id for record in running]
+
+    def _plan(self) -> Plan[Registered]:
+        [[(fleet,)]] = yield Step(Query(statements.REGISTER, (self._machine, self._host, self._pid)))
+        [predecessors] = yield Step(Query(statements.PREDECESSORS, (self._machine, fleet)))
+        if not predecessors:
+            return Registered(fleet, [], False)
+        dead = bigints([number for (number,) in predecessors])
+        *_, orphans = yield Step(
+            Query(statements.TAKE_OVER, (fleet, dead, uuids(self._running))),
+            Query(statements.FORGET_FLEETS, (dead,)),
+            Query(statements.FORGET_BEATS, (dead,)),
+            Query(statements.LEASED, (fleet,)),
+            commits=True,
+        )
+        return Registered(fleet, orphans, True)
+
+
+class Audit(Exchange[Rows]):
+    """Reads all jobs that the fleet has: with a new session, as the last one may have leased some unheard."""
+
+    def __init__(self, fleet: int) -> None:
+        super().__init__(self._plan)
+        self._fleet = fleet
+
+    def _plan(self) -> Plan[Rows]:
+        [rows] = yield Step(Query(statements.LEASED, (self._fleet,)), commits=True)
+        return rows
+
+
+class Reclaimed(NamedTuple):
+    """A fleet that was taken for dead, and goes on with another number: the jobs that it has got back."""
+
+    fleet: int
+    seqs: frozenset[int]
+
+
+class Reclaim(Exchange[Reclaimed]):
+    """Makes a fleet known that was taken for dead, and gets back the jobs that nobody has touched since."""
+
+    def __init__(self, machine: UUID, host: str, pid: int, rows: Sequence[JobRow]) -> None:
+        super().__init__(self._plan)
+        self._machine, self._host, self._pid = machine, host, pid
+        self._rows = rows
+
+    def _plan(self) -> Plan[Reclaimed]:
+        [[(fleet,)]] = yield Step(Query(statements.REGISTER, (self._machine, self._host, self._pid)))
+        rows = self._rows
+        columns = bigints([r.seq for r in rows]), ints([r.attempts for r in rows]), ints([r.crashes for r in rows])
+        [found] = yield Step(Query(statements.RECLAIM, (fleet, *columns)), commits=True)
+        return Reclaimed(fleet, frozenset(seq for (seq,) in found))
+
+
+class Beaten(NamedTuple):
+    """The answer to a beat.
+
+    Attributes:
+        is_fenced: whether the fleet is none any more.
+        cancels: jobs of it that somebody wants cancelled, each with 1 (unless it runs) or 2.
+        paused: the paused queues.
+    """
+
+    is_fenced: bool
+    cancels: Rows
+    paused: frozenset[str]
+
+
+def running_attempts(consumers: Consumers, jobs: Jobs) -> dict[bytes, int]:
+    """The numbers of the attempts that run in this fleet, by id of their jobs."""
+    claims = [(key, claim.number) for key, own in consumers.claims().items() for claim in own]
+    rows = [jobs.running(key, number) for key, number in claims]
+    return {row.id: row.attempts + 1 for row in rows if row is not None}
+
+
+class Beat(Exchange[Beaten]):
+    """Says that the fleet lives, and what it is doing."""
+
+    def __init__(self, fleet: int, running: Mapping[bytes, int], status: bytes | None) -> None:
+        """
+        Args:
+            running: the numbers of the attempts that run, by id of their jobs.
+        """
+        super().__init__(self._plan)
+        self._fleet, self._running, self._status = fleet, running, status
+
+    def _plan(self) -> Plan[Beaten]:
+        ids, numbers = uuids(list(self._running)), ints(list(self._running.values()))
+        beaten, cancels, paused = yield Step(
+            Query(statements.BEAT, (self._fleet, ids, numbers, self._status)),
+            Query(statements.CANCELS, (self._fleet,)),
+            Query(statements.PAUSED),
+            commits=True,
+        )
+        return Beaten(not beaten, cancels, frozenset(queue for (queue,) in paused))
+
+
+class Lost(NamedTuple):
+    """A fleet that is lost with its machine: its number and host, and what it was running, by id."""
+
+    fleet: int
+    host: str
+    running: dict[bytes, int]
+
+
+class Reaped(NamedTuple):
+    """The fleets that were lost, and the columns of the jobs that they were running, which this one has now."""
+
+    lost: list[Lost]
+    orphans: Rows
+
+
+class Reap(Exchange[Reaped]):
+    """Takes over the jobs of fleets of which nobody has heard for a while."""
+
+    def __init__(self, fleet: int, schema: str, lease_s: float) -> None:
+        super().__init__(self._plan)
+        self._fleet, self._schema, self._lease_s = fleet, schema, lease_s
+
+    def _plan(self) -> Plan[Reaped]:
+        _, silent = yield Step(
+            Query(statements.FIRST_BEATS), Query(statements.SILENT, (self._fleet, float(self._lease_s)))
+        )
+        if not silent:
+            return Reaped([], [])
+        lost = [
+            Lost(fleet, host, {bytes(job_id): number for job_id, number in zip(ids, attempts, strict=True)})
+            for fleet, ids, attempts, host in silent
+        ]
+        running = [job_id for fleet in lost for job_id in fleet.running]
+        dead = bigints([fleet.fleet for fleet in lost])
+        *_, orphans = yield Step(
+            Query(statements.TAKE_OVER_LOST, (self._fleet, dead, uuids(running))),
+            Query(statements.FORGET_FLEETS, (dead,)),
+            Query(statements.FORGET_BEATS, (dead,)),
+            Query(statements.LEASED, (self._fleet,)),
+            commits=True,
+            after=(Query(statements.NOTIFY, (self._schema, "r")),),
+        )
+        wanted = set(running)
+        return Reaped(lost, [columns for columns in orphans if columns[1] in wanted])
+
+
+class Seen(NamedTuple):
+    """What a look has found.
+
+    Attributes:
+        due_s, expires_s: in how many seconds the next scheduled job is due, and the next one expires; None: none.
+        is_empty: whether there is no job that has not ended.
+        last_partition: the highest number of a partition.
+        queued: how many scheduled jobs became queued.
+        expired: the ids of jobs that have ended since they were not started in time.
+        chores: what is to be done now, by this fleet.
+    """
+
+    due_s: float | None
+    expires_s: float | None
+    is_empty: bool
+    last_partition: int
+    queued: int
+    expired: list[bytes]
+    chores: frozenset[str]
+
+
+class Look(Exchange[Seen]):
+    """Looks what the clock brings, and does what is due."""
+
+    def __init__(self, schema: str, chores: Mapping[str, float]) -> None:
+        """
+        Args:
+            chores: what may be due, by name, each with the seconds until the next time.
+        """
+        super().__init__(self._plan)
+        self._schema, self._chores = schema, chores
+
+    def _plan(self) -> Plan[Seen]:
+        look = Query(statements.LOOK)
+        if self._chores:
+            claim = Query(statements.CLAIM_CHORES, (texts(list(self._chores)), floats(list(self._chores.values()))))
+            [(due_s, expires_s, *_)], claimed = yield Step(look, claim)
+        else:
+            [[(due_s, expires_s, *_)]], claimed = (yield Step(look)), []
+        queued, expired, after = 0, list[bytes](), list[Query]()
+        if due_s is not None and due_s <= 0:
+            [rows] = yield Step(Query(statements.PROMOTE, (_DUE_AT_ONCE,)))
+            queued = sum(count for _, count in rows)
+            after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition, _ in rows]
+        if expires_s is not None and expires_s <= 0:
+            [rows] = yield Step(Query(statements.EXPIRE, (_EXPIRED_AT_ONCE, EXPIRED)))
+            expired = [job_id for (job_id,) in rows]
+            if expired:
+                after.append(Query(statements.TELL, (uuids(expired), self._schema)))
+        [[(due_s, expires_s, has_some, last_partition)]] = yield Step(look, commits=True, after=after)
+        chores = frozenset(name for (name,) in claimed)
+        return Seen(due_s, expires_s, not has_some, last_partition or 0, queued, expired, chores)
+
+
+class Pruned(NamedTuple):
+    """How far a look at old jobs has come: None when it has seen all, and how many it has removed."""
+
+    place: bytes | None
+    removed: int
+
+
+class Prune(Exchange[Pruned]):
+    """Removes ended jobs that are no longer kept, some at a time."""
+
+    def __init__(self, place: bytes, keep_s: float, wall: float) -> None:
+        """
+        Args:
+            place: where to go on: the id of the last job that was looked at.
+            keep_s: how many seconds an ended job is kept.
+            wall: seconds since 1970.
+        """
+        super().__init__(self._plan)
+        self._place, self._keep_s = place, keep_s
+        self._before = first_id_at(wall - keep_s)
+
+    def _plan(self) -> Plan[Pruned]:
+        params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=self._before), _PRUNED_AT_ONCE
+        [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
+        return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed)
+
+
+class Vacuum(Exchange[None]):
+    """Has the queue vacuumed, if it needs that."""
+
+    def __init__(self) -> None:
+        super().__init__(self._plan)
+        self.is_outside = True
+
+    def _plan(self) -> Plan[None]:
+        [rows] = yield Step(Query(statements.DEAD_ROWS), commits=True)
+        self.is_needed = bool(rows) and rows[0][0] >= _DEAD_ROWS
+
+
+class ReadSpecs(Exchange[Rows]):
+    """Reads specs by their numbers."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__(self._plan)
+        self._numbers = numbers
+
+    def _plan(self) -> Plan[Rows]:
+        [rows] = yield Step(Query(statements.SPECS, (ints(self._numbers),)), commits=True)
+        return rows
+
+
+class ReadPartitions(Exchange[Rows]):
+    """Reads the partitions that are not known."""
+
+    def __init__(self, known: Sequence[int]) -> None:
+        super().__init__(self._plan)
+        self._known = known
+
+    def _plan(self) -> Plan[Rows]:
+        [rows] = yield Step(Query(statements.PARTITIONS, (ints(self._known),)), commits=True)
+        return rows
+
+
+class ReadPaused(Exchange[frozenset[str]]):
+    """Reads which queues are paused."""
+
+    def __init__(self) -> None:
+        super().__init__(self._plan)
+
+    def _plan(self) -> Plan[frozenset[str]]:
+        [rows] = yield Step(Query(statements.PAUSED), commits=True)
+        return frozenset(queue for (queue,) in rows)
+
+
+class ReadCancels(Exchange[Rows]):
+    """Reads which jobs of the fleet somebody wants cancelled."""
+
+    def __init__(self, fleet: int) -> None:
+        super().__init__(self._plan)
+        self._fleet = fleet
+
+    def _plan(self) -> Plan[Rows]:
+        [rows] = yield Step(Query(statements.CANCELS, (self._fleet,)), commits=True)
+        return rows
+
+
+class RefuseCancels(Exchange[None]):
+    """Says that jobs run, which were to be cancelled only if they do not."""
+
+    def __init__(self, fleet: int, seqs: Sequence[int]) -> None:
+        super().__init__(self._plan)
+        self._fleet, self._seqs = fleet, seqs
+
+    def _plan(self) -> Plan[None]:
+        yield Step(Query(statements.NOT_CANCELLED, (self._fleet, bigints(self._seqs))), commits=True)
+
+
+class Unregister(Exchange[None]):
+    """A fleet stops in good order: what it has left goes back, and nobody waits for its beats."""
+
+    def __init__(self, fleet: int, schema: str) -> None:
+        super().__init__(self._plan)
+        self._fleet, self._schema = fleet, schema
+
+    def _plan(self) -> Plan[None]:
+        own = bigints([self._fleet])
+        yield Step(
+            Query(statements.TAKE_OVER, (self._fleet, own, uuids([]))),
+            Query(statements.FORGET_FLEETS, (own,)),
+            Query(statements.FORGET_BEATS, (own,)),
+            commits=True,
+            after=(Query(statements.NOTIFY, (self._schema, "r")),),
+        )

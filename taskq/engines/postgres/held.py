@@ -1,0 +1,77 @@
+"""The jobs that this fleet has leased and that have not ended, in the order in which they came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from taskq.model.job import JobRow
+
+
+class Held(NamedTuple):
+    """A job that the fleet has.
+
+    Attributes:
+        row: the job.
+        queue: the one from which it was leased.
+        at: when that was (monotonic).
+    """
+
+    row: JobRow
+    queue: str
+    at: float
+
+
+class HeldJobs:
+    """Used by the engine alone."""
+
+    def __init__(self) -> None:
+        self._by_seq: dict[int, Held] = {}
+        #: How many there are of each queue.
+        self.of_queue: dict[str, int] = {}
+        #: Those that ran when an earlier fleet died: no consumer has them, they only wait to be charged.
+        self.orphans: set[int] = set()
+
+    def __contains__(self, seq: object) -> bool:
+        return seq in self._by_seq
+
+    def __len__(self) -> int:
+        return len(self._by_seq)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._by_seq.values())
+
+    def get(self, seq: int) -> JobRow | None:
+        """A job, if the fleet has it."""
+        held = self._by_seq.get(seq)
+        return None if held is None else held.row
+
+    def add(self, rows: Iterable[JobRow], now: float) -> None:
+        """Adds jobs that were leased."""
+        by_seq, of_queue = self._by_seq, self.of_queue
+        for row in rows:
+            queue = row.spec.queue
+            by_seq[row.seq] = Held(row, queue, now)
+            of_queue[queue] = of_queue.get(queue, 0) + 1
+
+    def remove(self, seq: int) -> str | None:
+        """Removes a job. Returns the queue from which it was leased; None if the fleet does not have it."""
+        held = self._by_seq.pop(seq, None)
+        self.orphans.discard(seq)
+        if held is None:
+            return None
+        queue = held.queue
+        if self.of_queue[queue] > 1:
+            self.of_queue[queue] -= 1
+        else:
+            del self.of_queue[queue]
+        return queue
+
+    def older_than(self, at: float) -> list[Held]:
+        """Those that were leased before a moment."""
+        older: list[Held] = []
+        for held in self._by_seq.values():
+            if held.at > at:
+                break
+            older.append(held)
+        return older

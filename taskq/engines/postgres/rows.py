@@ -1,0 +1,61 @@
+"""Jobs as the database returns them, and what of them is cached: the specs, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import msgpack
+
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.job import JobRow
+from taskq.model.spec import Spec
+from taskq.protocol.postgres.kinds import read_spec
+from taskq.protocol.postgres.plans import Rows
+
+
+class LeasedJob(NamedTuple):
+    """A job that this fleet has leased.
+
+    Attributes:
+        row: the job.
+        losses: how often a fleet was lost that had it.
+        cancel: whether somebody wants it cancelled: 1 unless it runs, 2 even if it runs.
+    """
+
+    row: JobRow
+    losses: int
+    cancel: int
+
+
+class Specs:
+    """The specs that are known, by number. They never change."""
+
+    def __init__(self) -> None:
+        self._by_number: dict[int, Spec] = {}
+
+    def unknown(self, rows: Iterable[Sequence[Any]]) -> list[int]:
+        """The numbers among jobs whose specs have to be read."""
+        return list({row[2] for row in rows} - self._by_number.keys())
+
+    def learn(self, rows: Rows) -> None:
+        """Takes specs that were read."""
+        for number, fields in rows:
+            self._by_number[number] = read_spec(fields)
+
+    def job(self, columns: Sequence[Any]) -> LeasedJob:
+        """Makes a job of its columns; see `statements._COLUMNS`."""
+        seq, job_id, spec, attempts, crashes, snoozes, losses, cancel = columns[:8]
+        expires_at, ready_at, packed, payload, checkpoint = columns[8:13]
+        constraints = None if packed is None else Constraints.from_wire(msgpack.unpackb(packed))
+        if expires_at is not None:  # by the database's clock: that of the client does not count
+            constraints = replace(constraints or NO_CONSTRAINTS, expires_at=expires_at)
+        row = JobRow(seq, job_id, self._by_number[spec], payload or b"", attempts, crashes, constraints)
+        if snoozes:
+            row.snoozes = snoozes
+        if checkpoint is not None:
+            row.checkpoint = checkpoint
+        if ready_at is not None:
+            row.ready_at = ready_at
+        return LeasedJob(row, losses, cancel)

@@ -1,0 +1,205 @@
+"""The statements of a broker. `taskq.` stands for the application's schema; $1 is the number of the fleet in each that
+has one.
+
+A job belongs to a fleet while `queue.lease` is the fleet's number, and every statement that changes a job of the fleet
+says so: what a fleet writes about a job that it has lost changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: The columns of a job that a fleet gets; see `rows.job_row`. Of `queue` as q and `jobs` as j.
+_COLUMNS: Final = (
+    "q.seq, uuid_send(q.id), q.spec, q.attempts, q.crashes, q.snoozes, q.losses, q.cancel, "
+    "extract(epoch FROM q.expires_at)::float8, extract(epoch FROM q.ready_at)::float8, "
+    "j.constraints, j.payload, j.checkpoint"
+)
+
+# -- leases
+
+#: Whether the fleet is still one: it stays one until this transaction ends.
+FENCE: Final = "SELECT 1 FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE"
+
+#: $2, $3, $4: partitions, the lowest seq to look at in each, and the queue of each (1, 2 ...), in order of priority;
+#: $5: how many jobs to take of each queue.
+LEASE: Final = f"""
+WITH picked AS MATERIALIZED (
+    SELECT of_queue.seq FROM unnest($5::int[]) WITH ORDINALITY AS wanted (most, queue), LATERAL (
+        SELECT ready.seq FROM unnest($2::int[], $3::bigint[], $4::int[]) AS p (partition, low, queue), LATERAL (
+            SELECT seq FROM taskq.queue
+            WHERE partition = p.partition AND state = 0 AND lease IS NULL AND seq >= p.low
+                AND (expires_at IS NULL OR expires_at > taskq.now_() OR attempts > 0)
+            ORDER BY seq LIMIT wanted.most FOR UPDATE SKIP LOCKED) AS ready
+        WHERE p.queue = wanted.queue LIMIT wanted.most) AS of_queue),
+q AS (UPDATE taskq.queue AS queue SET lease = $1 FROM picked WHERE queue.seq = picked.seq AND queue.lease IS NULL
+    AND EXISTS (SELECT FROM taskq.fleets WHERE fleet = $1) RETURNING queue.*)
+SELECT {_COLUMNS}, q.partition FROM q JOIN taskq.jobs AS j ON j.id = q.id ORDER BY q.seq"""
+
+#: All jobs that the fleet has.
+LEASED: Final = f"SELECT {_COLUMNS} FROM taskq.queue AS q JOIN taskq.jobs AS j ON j.id = q.id WHERE q.lease = $1"
+
+#: $2: the jobs that go back, uncharged.
+RELEASE: Final = "UPDATE taskq.queue SET lease = NULL WHERE seq = ANY ($2::bigint[]) AND lease = $1"
+
+#: After the fleet was taken for dead: gets back what nobody has touched since. $2, $3, $4: jobs, attempts, crashes.
+RECLAIM: Final = """
+UPDATE taskq.queue AS q SET lease = $1 FROM unnest($2::bigint[], $3::int[], $4::int[]) AS d (seq, attempts, crashes)
+WHERE q.seq = d.seq AND q.lease IS NULL AND q.state = 0 AND q.attempts = d.attempts AND q.crashes = d.crashes
+RETURNING q.seq"""
+
+# -- outcomes
+
+#: $2 ...: the columns of what has ended. Returns those that were not the fleet's.
+SETTLE: Final = """
+WITH d AS MATERIALIZED (
+    SELECT * FROM unnest($2::bigint[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[])
+        AS d (seq, state, attempts, crashes, snoozes, outcome)),
+gone AS (DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id, q.spec),
+done AS (
+    UPDATE taskq.jobs AS j SET state = d.state, attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
+        spec = gone.spec, outcome = d.outcome, settled_by = $1, finished_at = taskq.now_(),
+        payload = CASE d.state WHEN 11 THEN j.payload END, checkpoint = CASE d.state WHEN 11 THEN j.checkpoint END
+    FROM gone JOIN d USING (seq) WHERE j.id = gone.id),
+dead AS (INSERT INTO taskq.failed SELECT gone.id FROM gone JOIN d USING (seq) WHERE d.state = 11
+    ON CONFLICT DO NOTHING)
+SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM gone WHERE gone.seq = d.seq)"""
+
+#: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`.
+#: $11: the name of the machine. Returns those that were not the fleet's.
+RESCHEDULE: Final = """
+WITH d AS MATERIALIZED (
+    SELECT * FROM unnest($2::bigint[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::float8[],
+        $9::smallint[], $10::bytea[])
+        AS d (seq, attempts, crashes, snoozes, spec, partition, delay, keeps, outcome)),
+moved AS (
+    UPDATE taskq.queue AS q SET attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
+        spec = d.spec,
+        partition = d.partition,
+        state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
+        due_at = CASE WHEN d.delay > 0 THEN taskq.now_() + make_interval(secs => d.delay) END,
+        ready_at = taskq.now_(), lease = CASE WHEN d.keeps = 1 THEN q.lease END
+    FROM d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id),
+told AS (
+    UPDATE taskq.jobs AS j SET outcome = d.outcome FROM moved JOIN d USING (seq)
+    WHERE j.id = moved.id AND d.outcome IS NOT NULL),
+kept AS (
+    INSERT INTO taskq.attempts SELECT moved.id, d.attempts, d.outcome, $11::text FROM moved JOIN d USING (seq)
+    WHERE d.outcome IS NOT NULL ON CONFLICT DO NOTHING)
+SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM moved WHERE moved.seq = d.seq)"""
+
+#: $2, $3: jobs, and what they keep for their next attempt.
+CHECKPOINT: Final = """
+UPDATE taskq.jobs AS j SET checkpoint = d.checkpoint
+FROM unnest($2::bigint[], $3::bytea[]) AS d (seq, checkpoint) JOIN taskq.queue AS q USING (seq)
+WHERE q.lease = $1 AND j.id = q.id"""
+
+#: $1: the jobs that have ended. Behind the commit: who waits then looks, and who looks later sees it.
+TELL: Final = """
+WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client)
+SELECT pg_notify($2 || '_c' || client, string_agg(replace(id::text, '-', ''), ','))
+FROM (SELECT id, client, row_number() OVER (PARTITION BY client) / 200 AS part FROM told) AS parts
+GROUP BY client, part"""
+
+#: $1: a channel; $2: the words.
+NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
+
+# -- fleets
+
+REGISTER: Final = """
+INSERT INTO taskq.fleets (machine, host, pid) VALUES ($1::uuid, $2::text, $3::int) RETURNING fleet"""
+#: Those that ran in this directory before: all are dead, since we hold its lock.
+PREDECESSORS: Final = "SELECT fleet FROM taskq.fleets WHERE machine = $1::uuid AND fleet <> $2 FOR UPDATE"
+#: $2: dead fleets; $3: the jobs that they were running. The others go back.
+TAKE_OVER: Final = """
+UPDATE taskq.queue SET lease = CASE WHEN id = ANY ($3::uuid[]) THEN $1 END
+WHERE lease = ANY ($2::bigint[])"""
+#: As `TAKE_OVER`, of fleets that are lost with their machines.
+TAKE_OVER_LOST: Final = TAKE_OVER.replace("SET ", "SET losses = losses + 1, ")
+FORGET_FLEETS: Final = "DELETE FROM taskq.fleets WHERE fleet = ANY ($1::bigint[])"
+FORGET_BEATS: Final = "DELETE FROM taskq.beats WHERE fleet = ANY ($1::bigint[])"
+
+#: $2, $3: the jobs that run and the numbers of the attempts; $4: the status. Nothing is returned if the fleet is none.
+BEAT: Final = """
+INSERT INTO taskq.beats (fleet, seen_at, running, attempts, status)
+SELECT fleet, taskq.now_(), $2::uuid[], $3::int[], $4::bytea FROM taskq.fleets WHERE fleet = $1
+ON CONFLICT (fleet) DO UPDATE SET seen_at = excluded.seen_at, running = excluded.running,
+    attempts = excluded.attempts, status = excluded.status
+RETURNING 1"""
+#: Those of whom nobody has heard since the server crashed get their time from now on.
+FIRST_BEATS: Final = """
+INSERT INTO taskq.beats (fleet, seen_at, running, attempts) SELECT fleet, taskq.now_(), '{}', '{}' FROM taskq.fleets
+ON CONFLICT DO NOTHING"""
+#: $2: seconds.
+SILENT: Final = """
+SELECT f.fleet, ARRAY(SELECT uuid_send(id) FROM unnest(b.running) AS id), b.attempts, f.host
+FROM taskq.fleets AS f JOIN taskq.beats AS b USING (fleet)
+WHERE b.seen_at < taskq.now_() - make_interval(secs => $2::float8) AND f.fleet <> $1 FOR UPDATE OF f SKIP LOCKED"""
+
+# -- what the clock brings, and others
+
+#: Which of these chores are due; whoever gets one does it. $1: names; $2: seconds until the next time.
+CLAIM_CHORES: Final = """
+UPDATE taskq.chores AS c SET next_at = taskq.now_() + make_interval(secs => due.every)
+FROM unnest($1::text[], $2::float8[]) AS due (name, every)
+WHERE c.name = due.name AND c.next_at <= taskq.now_() RETURNING c.name"""
+
+#: Queues scheduled jobs whose time has come, $1 at most. Returns their partitions.
+PROMOTE: Final = """
+WITH due AS MATERIALIZED (
+    SELECT seq FROM taskq.queue WHERE state = 1 AND due_at <= taskq.now_() ORDER BY due_at LIMIT $1
+    FOR UPDATE SKIP LOCKED),
+moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NULL FROM due WHERE q.seq = due.seq
+    RETURNING q.partition)
+SELECT partition, count(*) FROM moved GROUP BY partition"""
+#: In how many seconds the next scheduled job is due, and the next one expires; whether there is any job; the highest
+#: number of a partition.
+LOOK: Final = """
+SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue WHERE state = 1) - taskq.now_())::float8,
+    extract(epoch FROM (SELECT min(expires_at) FROM taskq.queue
+        WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2) - taskq.now_())::float8,
+    EXISTS (SELECT FROM taskq.queue), (SELECT max(partition) FROM taskq.partitions)"""
+
+#: Ends jobs that were not started in time, $1 at most, with the outcome $2. Returns their ids.
+EXPIRE: Final = """
+WITH late AS MATERIALIZED (
+    SELECT seq FROM taskq.queue WHERE expires_at <= taskq.now_() AND expires_at IS NOT NULL AND lease IS NULL
+        AND attempts = 0 AND state < 2
+    ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM taskq.queue AS q USING late WHERE q.seq = late.seq RETURNING q.id),
+done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at = taskq.now_(), payload = NULL,
+    checkpoint = NULL FROM gone WHERE j.id = gone.id)
+SELECT uuid_send(id) FROM gone"""
+
+#: Removes ended jobs, oldest first: looks at $4 jobs whose id is above $1, made before $3; keeps those that ended in
+#: the last $2 seconds, and failed ones. Returns how many were looked at, the last id of them, how many went.
+PRUNE: Final = """
+WITH seen AS MATERIALIZED (
+    SELECT id, state, finished_at FROM taskq.jobs WHERE id > $1::uuid AND id < $3::uuid ORDER BY id LIMIT $4),
+gone AS (
+    DELETE FROM taskq.jobs AS j USING seen WHERE j.id = seen.id AND seen.state IN (10, 12, 13)
+        AND seen.finished_at < taskq.now_() - make_interval(secs => $2::float8) RETURNING j.id),
+items AS (DELETE FROM taskq.items AS i USING gone WHERE i.id = gone.id),
+attempts AS (DELETE FROM taskq.attempts AS a USING gone WHERE a.id = gone.id)
+SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(id) FROM seen ORDER BY id DESC LIMIT 1),
+    (SELECT count(*) FROM gone)"""
+
+VACUUM: Final = "VACUUM (SKIP_LOCKED, TRUNCATE FALSE) taskq.queue"
+DEAD_ROWS: Final = """
+SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'taskq.queue'::regclass"""
+
+#: Jobs of the fleet that somebody wants cancelled.
+CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND cancel <> 0"
+#: $2: jobs that run, of which that was wanted only if they do not.
+NOT_CANCELLED: Final = "UPDATE taskq.queue SET cancel = 0 WHERE seq = ANY ($2::bigint[]) AND lease = $1"
+
+PAUSED: Final = "SELECT queue FROM taskq.paused"
+SPECS: Final = "SELECT spec, fields FROM taskq.specs WHERE spec = ANY ($1::int[])"
+#: $1: those that are known.
+PARTITIONS: Final = """
+SELECT partition, queue, priority, limits FROM taskq.partitions WHERE NOT partition = ANY ($1::int[])"""
+COUNTS: Final = """
+SELECT p.queue, q.state, count(*) FROM taskq.queue AS q JOIN taskq.partitions AS p USING (partition)
+WHERE q.state IN (1, 2) GROUP BY 1, 2"""
+#: Which of these jobs ended, and by whom. $1: ids.
+SETTLED_BY: Final = "SELECT uuid_send(id), settled_by FROM taskq.jobs WHERE id = ANY ($1::uuid[]) AND state >= 10"
