@@ -185,7 +185,8 @@ class EmbeddedEngine:
         self._timers.run(now)
         self.look_at_clock(now, wall)
         committer.collect(now)
-        if at_once or committer.must_commit(now):
+        is_used_up = not at_once and self.store.fold_log()  # by that: commits wait for the next turn
+        if at_once or (not is_used_up and committer.must_commit(now)):
             if not committer.is_settled:
                 self._changed_at = now
             committer.commit(now, wall)

@@ -184,6 +184,13 @@ class Database:
         self._wal.check(self._clock.monotonic())
         self._files.committed(self._committed, self._survives_power_loss)
 
+    @trusted
+    def fold_log(self) -> bool:
+        if not self._wal.is_long or self._db.in_transaction:
+            return False
+        self._wal.fold(self._db)
+        return True
+
     def _changes(self) -> int:
         """A number that grows with each commit, and follows from what the journal has: what happened to jobs, and the
         number of commits in which nothing did."""
