@@ -134,8 +134,7 @@ class Core:
         self.ready.rates_stored()
 
     def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
-        """Takes over, at the start, what `changed_rates` returned before, and the jobs with an order key that were
-        started before. `now` and `wall` are the same moment."""
+        """Takes over, at the start, what `changed_rates` has returned, and the ordered jobs that were started."""
         self.ready.restore_rates(rates, now, wall)
         for row in under_way:
             self.ready.under_way(row)
@@ -143,8 +142,7 @@ class Core:
     # -- consumers come and go
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = (), number: int | None = None) -> None:
-        """A consumer is ready for jobs, of these queues; of all that the fleet serves if there are none. The outcomes
-        of attempts that die with it tell its number."""
+        """A consumer is ready for jobs, of these queues or, if there are none, of all. Attempts tell its number."""
         self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots, number)
         self._recalls.changed(key)
 
@@ -402,8 +400,7 @@ class Core:
     def _stopped(
         self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, consumer: int | None
     ) -> None:
-        """Ends a job that was cancelled while it ran and did not succeed in the meantime, however it ended. The attempt
-        is counted already."""
+        """Ends a job that was cancelled while it ran and has not succeeded. The attempt is counted."""
         error = JobError("Cancelled", "cancelled while it ran")
         outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
@@ -460,8 +457,7 @@ class Core:
     def _share_out(
         self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
     ) -> list[Batch]:
-        """Shares out what is ready: by free slots, of which there are `slots` in all, so that no job has to wait behind
-        others; or evenly, if that is 0."""
+        """Shares out what is ready: by free slots (`slots` in all), so that no job waits behind others; evenly if 0."""
         if len(takers) > 1 and not (slots and self._slots == 1):  # else all of them hold nothing
             takers.sort(key=lambda taker: len(taker[1].leased))
         batches: list[Batch] = []
@@ -500,6 +496,10 @@ class Core:
             self._watchdog.sent(key, consumer.leased, watched, now)
         self._recalls.sent(key)
         return Batch(key, first, rows)
+
+    def has_to_look(self, now: float) -> bool:
+        """Whether `recalls` or `looks` may have an answer."""
+        return self._recalls.has_to_look(now)
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers that are held up, and whose waiting jobs idle ones should have; ask after `dispatch`."""

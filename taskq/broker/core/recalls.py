@@ -56,6 +56,10 @@ class Recalls:
             self._others = dict(with_room)  # time alone makes room nowhere: the others need no look until they change
         return with_room
 
+    def has_to_look(self, now: float) -> bool:
+        """Whether `recalls` or `looks` may have an answer. Most turns ask for no more."""
+        return now >= self._next_look.at or (now >= self._next_recall.at and bool(self.free))
+
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs should be taken back, for others that are idle."""
         if not self.free or not self._next_recall.is_due(now):

@@ -125,6 +125,9 @@ class SQLiteStore(Dependencies, Queries):
 
     def _insert(self, rows: list[JobRow], spec: int, partition: int) -> None:
         values = [(row.seq, row.id, spec, partition, row.payload) for row in rows]
+        if len(values) < statements.ROWS_PER_INSERT:
+            self._db.executemany(statements.INSERT_ONE, values)
+            return
         whole = len(values) - len(values) % statements.ROWS_PER_INSERT
         remaining = iter(values[:whole])
         while together := tuple(islice(remaining, statements.ROWS_PER_INSERT)):
