@@ -392,8 +392,7 @@ class Core:
         return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
-        """Cancels jobs that came back from a consumer that should have stopped them: it had not started them after all.
-        Nothing could be taken back when they were cancelled: the process was suspended while it held its lock."""
+        """Cancels jobs that came back unstarted: their consumer was to stop them, and held its lock, suspended."""
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
@@ -428,6 +427,10 @@ class Core:
 
     def dispatch(self, now: float, wall: float) -> list[Batch]:
         """Decides which waiting jobs go to which consumers, idle ones first."""
+        if self._slots == 1 and self._recalls.free:
+            key, consumer = next(iter(self._recalls.free.items()))
+            if consumer.queues is self._served and (lone := self.ready.take_lone(self._run_time_s)) is not None:
+                return [self._lease(key, consumer, [lone[0]], lone[1], now)]
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots
             sent = self._dispatch_once(now, wall) if self._recalls.free else []
@@ -479,18 +482,18 @@ class Core:
             self.ready.take(key, consumer.queues, portion, self._run_time_s, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
-                batches.append(self._lease(key, consumer, portion, now))
+                batches.append(self._lease(key, consumer, portion.rows, portion.work_s, now))
+                if portion.is_closed_behind_crash:
+                    consumer.alone = consumer.next_number - 1
         return batches
 
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _lease(self, key: Key, consumer: ConsumerLeases, portion: Portion, now: float) -> Batch:
-        first, rows = consumer.next_number, portion.rows
+    def _lease(self, key: Key, consumer: ConsumerLeases, rows: list[JobRow], work_s: float, now: float) -> Batch:
+        first = consumer.next_number
         consumer.send(rows, now)
-        consumer.mean_run_s = portion.work_s / len(rows)
-        if portion.is_closed_behind_crash:
-            consumer.alone = consumer.next_number - 1
+        consumer.mean_run_s = work_s / len(rows)
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
             self._watchdog.sent(key, consumer.leased, watched, now)
@@ -574,11 +577,7 @@ class Core:
 
     def queued(self, queue: str) -> int:
         """About how many jobs of one queue wait, including those that were sent and have not begun."""
-        sent = (
-            row
-            for consumer in self._consumers.values()
-            for row in islice(consumer.leased.values(), consumer.slots, None)
-        )
+        sent = [row for one in self._consumers.values() for row in islice(one.leased.values(), one.slots, None)]
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
 
     def why(self, row: JobRow, is_queued: bool, facts: FleetFacts, now: float, wall: float) -> list[Obstacle]:

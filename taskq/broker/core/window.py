@@ -141,6 +141,17 @@ class Window:
             del self.dropped[row.seq]
         self.held_bytes -= len(row.payload) + ROW_BYTES
 
+    def take_lone(self, partition: WaitingPartition) -> JobRow | None:
+        """Takes the only job of a partition; None if it must be looked at more closely, as `move` does."""
+        row = partition.held[0]
+        if self.dropped or len(partition.held) != 1 or row.constraints is not None or row.crashes:
+            return None
+        partition.held.clear()
+        self.held_bytes -= len(row.payload) + ROW_BYTES
+        partition.waiting -= 1
+        partition.queue.waiting -= 1
+        return row
+
     def move(
         self,
         partition: WaitingPartition,
