@@ -47,6 +47,7 @@ from taskq.system.timers import Timers
 _SPOOL_EVERY_S = 0.5
 _PRUNE_EVERY_S = 1.0
 _SWEEP_EVERY_S = 10.0
+_REMOVE_EVERY_S = 0.1
 _LATE_EVERY_S = 0.1
 #: The same when nothing happens; and how often to look for the socket, which may be gone.
 _SPOOL_ANYHOW_EVERY_S = 10.0
@@ -130,6 +131,7 @@ class EmbeddedEngine:
         self._timers.every(_PRUNE_EVERY_S, self._prune, now, self._has_new_ends)
         self._timers.every(_PRUNE_ANYHOW_EVERY_S, self._prune_anyhow, now + _PRUNE_ANYHOW_EVERY_S)
         self._timers.every(_SWEEP_EVERY_S, self._sweep, now)
+        self._timers.every(_REMOVE_EVERY_S, self._remove_files, now, lambda _now: self.committer.payloads.has_gone)
 
     def _listen(self, events: Events, selector: selectors.BaseSelector, max_clients: int, now: float) -> Server:
         rejected = lambda reason: events.rejected(reason, self._clock.monotonic())  # noqa: E731
@@ -210,6 +212,7 @@ class EmbeddedEngine:
         while self._messages or self.committer.must_commit(now):  # it was more than one commit does
             self.gather(now)
             self.committer.commit(now, self._clock.time())
+        self.committer.payloads.remove_gone()
         self.committer.tell(now)
 
     def want(self, loads: Sequence[Load]) -> None:
@@ -265,6 +268,9 @@ class EmbeddedEngine:
     def _sweep(self, _now: float) -> None:
         self.committer.payloads.sweep(self._clock.time())
 
+    def _remove_files(self, _now: float) -> None:
+        self.committer.payloads.remove_gone()
+
     # -- when, and whether
 
     def next_at(self, now: float) -> float:
@@ -297,6 +303,7 @@ class EmbeddedEngine:
         while self._messages:
             self.gather(now)
             self._commit_all(now)
+        self.committer.payloads.remove_gone()
         self.committer.finish()
         if self._clients is not None:
             self._clients.shut()
