@@ -275,8 +275,3 @@ def moment_of(text: str | None, option: str) -> datetime | None:
             f"{option} {text!r}: use a duration such as 10m, a time such as 03:10, or 2026-05-09T03:10 for both"
         ) from None
     return today if today <= now else today - timedelta(days=1)
-
-
-def count_of(number: int, thing: str) -> str:
-    """``1 job``, ``2,000 jobs``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
