@@ -341,7 +341,8 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
         effects.ended += handed.ended
         effects.notes += handed.notes
         ends = handed.left
+    found = store.waiting()  # first: while nothing has changed, it need not be counted
     jobs.restore_limits(store.rates(wall), store.retried_in_order(), now, wall)
-    for partition, waiting, first_seq in store.waiting():
+    for partition, waiting, first_seq in found:
         jobs.found(partition, waiting, first_seq)
     return effects

@@ -40,8 +40,6 @@ from taskq.model.stored import FIRST_FINAL, Ended, Rescheduled, StoredJob, Store
 
 #: How often pruning begins again at the oldest job.
 _PRUNE_AGAIN_S = 60.0
-#: The jobs that wait in so many partitions are counted one by one: a count of a million takes 65 ms, all groups 200 ms.
-_FEW_PARTITIONS = 2
 
 
 class SQLiteStore(Dependencies, Queries):
@@ -165,13 +163,7 @@ class SQLiteStore(Dependencies, Queries):
     @trusted
     def waiting(self) -> list[tuple[Partition, int, int]]:
         partitions = self._partitions.by_number()
-        found: list[Any] = []
-        if len(partitions) <= _FEW_PARTITIONS:
-            for number in sorted(partitions):
-                found += self._db.execute(statements.WAITING_IN, (number,))
-        else:
-            found += self._db.execute(statements.WAITING)
-        return [(partitions[number], jobs, first_seq) for number, jobs, first_seq in found if jobs]
+        return [(partitions[number], jobs, first_seq) for number, jobs, first_seq in self._count_waiting()]
 
     @trusted
     def retried_in_order(self) -> list[JobRow]:
