@@ -583,6 +583,16 @@ def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
     assert take(partitions, free_slots=1) == [3]
 
 
+def test_a_long_key_that_cannot_be_read_now_does_not_hold_up_others() -> None:
+    """While memory is full, nothing more is read of a key that has jobs there, however many of it are in the store:
+    what is read of others in the same look must not become less by that."""
+    ready = ReadyJobs(memory_bytes=2 * ROW_BYTES)
+    keyed = Constraints(order_key="x").kept
+    ready.found(partition_of(spec_of("gpus", "b", 0), None), 1, 1)
+    ready.add(rows("ordered", 2 * window_module.LOAD_JOBS, first=2, constraints=keyed))
+    assert [load.partition.limits[0].name for load in ready.loads()] == ["gpu"]
+
+
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
 def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory_bytes: int) -> None:
     """They are cancelled, or expire, and no consumer ever asks for them."""

@@ -233,18 +233,21 @@ class Window:
             queue = next(iter(self.short.values()))
             while queue.short and len(loads) < _LOAD_PARTITIONS and jobs < LOAD_JOBS:
                 _, partition = queue.short.popitem()
-                self._load(partition, loads)
-                jobs += min(partition.waiting, LOAD_JOBS)
+                jobs += self._load(partition, loads)
             self.note_short(queue)
         return loads
 
-    def _load(self, partition: WaitingPartition, loads: list[Load]) -> None:
+    def _load(self, partition: WaitingPartition, loads: list[Load]) -> int:
+        """Adds what to read of a partition, if anything, and returns about how many jobs that brings."""
         if partition.on_disk_after is None:
-            return
+            return 0
         if self.held_bytes < self._memory_bytes or not partition.partition.is_keyed:
             loads.append(Load(partition.partition, partition.on_disk_after, LOAD_JOBS, LOAD_BYTES))
         elif not partition.held:
             loads.append(Load(partition.partition, partition.on_disk_after, _FEW_JOBS, _FEW_BYTES))
+        else:
+            return 0  # memory is full, and has some of it: others must not wait behind it
+        return min(partition.waiting, LOAD_JOBS)
 
     def loaded(self, partition: WaitingPartition, rows: Sequence[JobRow], is_all: bool) -> None:
         """Adds the jobs that a load has read.
