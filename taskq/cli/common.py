@@ -9,6 +9,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from datetime import time as time_of_day
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -253,6 +255,23 @@ def seconds_of(text: str, option: str) -> float:
     return seconds
 
 
-def count_of(number: int, thing: str) -> str:
-    """``1 job``, ``2,000 jobs``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def moment_of(text: str | None, option: str) -> datetime | None:
+    """The moment that ``10m`` (ago), ``03:10`` (the last time that it was so late, here) or ``2026-05-09 03:10`` is.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if text is None:
+        return None
+    now = datetime.now().astimezone()
+    if (seconds := seconds_in(text)) is not None:
+        return now - timedelta(seconds=seconds)
+    try:
+        if text[:4].isdigit():
+            return datetime.fromisoformat(text).astimezone()
+        today = datetime.combine(now.date(), time_of_day.fromisoformat(text)).astimezone()
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text!r}: use a duration such as 10m, a time such as 03:10, or 2026-05-09T03:10 for both"
+        ) from None
+    return today if today <= now else today - timedelta(days=1)

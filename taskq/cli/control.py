@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import count_of, find_directory, seconds_of, tell
+from taskq.cli.common import find_directory, seconds_of, tell
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus
+from taskq.model.info.words import count_of
 from taskq.system.directory import Directory
 from taskq.system.platform import open_pidfd
 from taskq.telemetry.reader import Filter, ago, read

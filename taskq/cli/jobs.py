@@ -26,7 +26,7 @@ from taskq.cli.common import (
 from taskq.cli.config.project import app_of
 from taskq.cli.ids import whole_id
 from taskq.cli.positions import id_first
-from taskq.cli.words import distance_text, headline_of
+from taskq.cli.words import headline_of
 from taskq.client.app import TaskQ
 from taskq.client.options.functions import misfit, signature_of
 from taskq.client.options.options import JobOptions, option_types
@@ -34,6 +34,7 @@ from taskq.client.task import Task
 from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
 from taskq.model.info.job import Attempt, JobArguments, JobInfo
+from taskq.model.info.words import distance_text
 from taskq.model.job import JobError
 from taskq.telemetry.render import duration_text, escape
 

@@ -13,16 +13,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import count_of, find_directory, names_in_code, seconds_of, tell, tell_if_stopped, warn_of_name
+from taskq.cli.common import find_directory, names_in_code, seconds_of, tell, tell_if_stopped, warn_of_name
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.positions import looks_like_app, split
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
-from taskq.cli.words import distance_text, headline_of
+from taskq.cli.words import headline_of
 from taskq.client.app import TaskQ
 from taskq.client.options.search import SearchOptions
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError
 from taskq.model.exits import Exit
 from taskq.model.info.job import JobInfo
+from taskq.model.info.words import count_of, distance_text
 from taskq.model.job import JobState
 from taskq.telemetry.render import duration_text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import sys
 import time
@@ -18,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import closed_pipe, find_directory, seconds_of, tell, warn_of_name
+from taskq.cli.common import closed_pipe, find_directory, moment_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client.transport.blocking import Client
@@ -26,7 +27,7 @@ from taskq.model.errors import ConfigError, DirectoryError
 from taskq.model.info.status import ConsumerStatus, FleetStatus, JobTotals, MissingConsumer, QueueStatus
 from taskq.model.settings import LOG_LEVELS
 from taskq.telemetry.files import log_path
-from taskq.telemetry.reader import Filter, ago, follow, read
+from taskq.telemetry.reader import Filter, follow, read
 from taskq.telemetry.record import Event
 from taskq.telemetry.render import duration_text, escape, render_console, wants_colour
 
@@ -244,18 +245,30 @@ def logs(
             autocompletion=lambda: list(LOG_LEVELS),
         ),
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only lines of the last 10m, 2h, 7d ...")] = None,
+    consumer: Annotated[int | None, typer.Option(metavar="NUMBER", help="Only lines about this consumer.")] = None,
+    grep: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only lines in which this regular expression is found.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only lines since 10m, 2h or 7d ago, or since 03:10.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only lines until 10m, 2h or 7d ago, or until 03:20.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the log, even of a fleet that no longer runs.
 
     $ taskq logs -f
     $ taskq logs app.py:q --level warning --since 1h
+    $ taskq logs --consumer 2 --since 03:10 --until 03:20
     $ taskq logs --json | jq 'select(.event == "job.failed")'
     """
     if level is not None and level not in LOG_LEVELS:
         raise ConfigError(f"--level {level!r}: use one of {', '.join(LOG_LEVELS)}")
-    wanted = Filter(task, job, event, level, ago(seconds_of(since, "--since")) if since else None)
+    wanted = Filter(
+        task, job, event, level, moment_of(since, "--since"), moment_of(until, "--until"), consumer, _pattern(grep)
+    )
     directory = find_directory(app)
     path = directory.path
     if not is_followed and not log_path(path).exists():
@@ -276,6 +289,14 @@ def logs(
         closed_pipe()
     if not printed and job is not None and last != 0:
         tell(f"no line in the log of {path} is about a job whose id begins or ends with {job}")
+
+
+def _pattern(grep: str | None) -> re.Pattern[str] | None:
+    """The regular expression of --grep."""
+    try:
+        return None if grep is None else re.compile(grep)
+    except re.error as error:
+        raise ConfigError(f"--grep {grep!r} is not a regular expression: {error}") from None
 
 
 def _print_events(events: Iterator[Event], as_json: bool, is_followed: bool) -> int:

@@ -17,10 +17,10 @@ from taskq.cli.common import find_directory, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.positions import name_first
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
-from taskq.cli.words import distance_text, span_text
 from taskq.client.app import TaskQ
 from taskq.model.errors import ConfigError
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.words import distance_text, span_text
 
 _ACTIONS = ("pause", "resume", "run", "remove")
 _TITLES = ("schedule", "task", "when", "next", "last")

@@ -20,11 +20,11 @@ from taskq.cli.bench.figures import Report
 from taskq.cli.config.command import OptionValue
 from taskq.cli.doctor.checks import Finding
 from taskq.cli.schedule import RemovedSchedule, StartedJob
-from taskq.cli.stack.command import ConsumerStack
 from taskq.model.errors import ConfigError
 from taskq.model.info.failures import Failures
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.stack import ConsumerStack
 from taskq.model.info.status import FleetStatus
 from taskq.model.info.why import WhyInfo
 from taskq.telemetry.record import LEVELS

@@ -7,10 +7,13 @@ A file that a row in the journal names is needed, and so is one that a spooled j
     who dies    when                                what is left                      goes
     client      before its submission arrives       arguments of an unknown job       an hour later
     consumer    before its outcome arrives          a result of a job that goes on    when that has ended
-    broker      between a commit and the removal    what no row names                 at the next sweep
+    broker      between a commit and the removal    what no row names                 at a sweep of the next one
 
 A client that hands in a job whose file is gone gets an error, and the job is not taken in: so no row ever names a file
 that is not there.
+
+Files are removed some at a time, a moment after the commit: each removal waits for the syncs that are on their way, and
+makes the next sync of whoever writes a file write the folder as well.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from taskq.system.directory import Directory
 SUBMITTED_WITHIN_S = 3600.0
 #: The files that one sweep looks at: it takes a millisecond or two.
 _PORTION = 200
+#: Files are removed at once when there are this many of them, or when they take this many bytes together.
+_GONE_FILES, _GONE_BYTES = 32, 32 * 1024 * 1024
 
 
 def is_left_behind(file: FileName, job: StoredJob | None, age_s: float) -> bool:
@@ -92,6 +97,8 @@ class Payloads:
         self._spool = directory.spool
         self._rows = rows
         self._entries = self._files.entries()  # those that the sweep has not come to yet
+        self._gone: dict[str, int] = {}  # the names of files that nobody needs, and their sizes
+        self._gone_bytes = 0
         self._restore_doomed()
         #: Whether any job may have a file: if not, nothing needs to be looked at when jobs end.
         self.has_some = next(self._files.entries(), None) is not None
@@ -112,6 +119,7 @@ class Payloads:
 
     def _check_one(self, job_id: bytes, reference: Reference) -> None:
         self.has_some = True
+        self._gone_bytes -= self._gone.pop(reference.file_name(job_id), 0)  # its job was removed, and comes again
         if not self._files.keep(job_id, reference) and not self._rows.states([job_id]):  # else it was sent again
             raise EnqueueError(
                 f"the file with the arguments of job {job_id.hex()} is gone: it was removed as left behind, since more "
@@ -123,7 +131,7 @@ class Payloads:
     def remove(
         self, ended: Iterable[Ended], removed: Iterable[StoredJob], pruned: Iterable[tuple[bytes, bytes]]
     ) -> None:
-        """Removes the files that nobody needs any more after a transaction that is durable.
+        """Notes the files that nobody needs any more after a transaction that is durable. Many are removed at once.
 
         Args:
             ended: the jobs that it has ended: their arguments go, unless they failed, and may be retried.
@@ -137,11 +145,26 @@ class Payloads:
             self._remove(job.row.id, references_of(job))
         for job_id, outcome in pruned:
             self._remove(job_id, _result_reference(job_id, outcome))
+        if len(self._gone) >= _GONE_FILES or self._gone_bytes >= _GONE_BYTES:
+            self.remove_gone()
 
     def _remove(self, job_id: bytes, references: Iterable[Reference]) -> None:
         for reference in references:
             self.has_some = True
-            self._files.unlink(reference.file_name(job_id))
+            self._gone[reference.file_name(job_id)] = reference.size
+            self._gone_bytes += reference.size
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether there are files to remove."""
+        return bool(self._gone)
+
+    def remove_gone(self) -> None:
+        """Removes the files that were noted."""
+        for name in self._gone:
+            self._files.unlink(name)
+        self._gone.clear()
+        self._gone_bytes = 0
 
     # -- what a crash left behind
 

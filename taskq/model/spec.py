@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from operator import attrgetter
@@ -156,18 +156,21 @@ class Spec:
     def __reduce__(self) -> tuple[Any, ...]:
         return Spec, _compared(self)  # texts have other hashes in another process
 
-    def to_wire(self) -> list[object]:
+    def to_wire(self) -> Sequence[object]:
         """The fields in a fixed order, as they travel and are stored; those that few jobs use go by name."""
-        wire: list[object] = [self.task, self.queue, self.retries, self.timeout_s, self.max_crashes]
-        options = {name: value for name, default in _OPTIONS.items() if (value := getattr(self, name)) != default}
-        return [*wire, options] if options else wire
+        return _wire_of(self)
 
     @classmethod
     def from_wire(cls, fields: object) -> Spec:
         """The opposite of `to_wire`. Raises ConfigError if the fields make no sense."""
-        if not isinstance(fields, list) or len(fields) not in (5, 6):
+        if isinstance(fields, list) and len(fields) == 5:  # most often
+            try:
+                return _spec(*fields)
+            except TypeError as error:
+                raise _mistyped(error) from error
+        if not isinstance(fields, list) or len(fields) != 6:
             raise ConfigError("a job's description must have five fields, and options")
-        options = fields[5] if len(fields) == 6 else {}
+        options = fields[5]
         if not isinstance(options, dict):
             raise ConfigError("a job's options must be a map")
         unknown = [name for name in options if name not in _OPTIONS]
@@ -176,7 +179,7 @@ class Spec:
         try:
             return _spec(*fields[:5], *((name, _hashable(value)) for name, value in options.items()))
         except TypeError as error:
-            raise ConfigError(f"a job's description with a field of another type: {error}") from error
+            raise _mistyped(error) from error
 
 
 #: The options that travel by name, and their defaults.
@@ -185,6 +188,18 @@ _OPTIONS = {f.name: f.default for f in fields(Spec)[5:] if f.init}
 SPEC_FIELDS = {f.metadata["option"]: f.name for f in fields(Spec) if "option" in f.metadata}
 _compared = attrgetter(*(f.name for f in fields(Spec) if f.compare))
 _CHECKS = [(f.name, f.default, f.metadata["check"]) for f in fields(Spec) if "check" in f.metadata]
+
+
+@lru_cache(maxsize=1_024)
+def _wire_of(spec: Spec) -> Sequence[object]:
+    """Each enqueue asks for that of its task."""
+    wire: list[object] = [spec.task, spec.queue, spec.retries, spec.timeout_s, spec.max_crashes]
+    options = {name: value for name, default in _OPTIONS.items() if (value := getattr(spec, name)) != default}
+    return [*wire, options] if options else wire
+
+
+def _mistyped(error: TypeError) -> ConfigError:
+    return ConfigError(f"a job's description with a field of another type: {error}")
 
 
 @lru_cache(maxsize=16_384, typed=True)  # for as many queues; typed: else 1, 1.0 and True would be the same

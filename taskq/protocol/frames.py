@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate, chain, pairwise
 from struct import Struct
 from typing import Any, Literal
@@ -42,6 +43,15 @@ _ENVELOPE_LENGTH_BYTES = 4
 
 Message = tuple[list[Any], memoryview]
 
+_unpack_envelope = partial(
+    msgpack.unpackb,
+    max_str_len=MAX_ENVELOPE_BYTES,
+    max_bin_len=MAX_ENVELOPE_BYTES,
+    max_array_len=8192,
+    max_map_len=1024,
+    max_ext_len=0,
+)
+
 
 def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
     """Makes one frame of an envelope and the payloads that follow it.
@@ -49,7 +59,7 @@ def frame(envelope: Sequence[Any], body: Iterable[bytes] = ()) -> bytes:
     Raises:
         ProtocolError: it is larger than the limits; the caller should have split it.
     """
-    packed: bytes = msgpack.packb(envelope)
+    packed: bytes = msgpack.Packer().pack(envelope)
     payloads = b"".join(body)
     length = _ENVELOPE_LENGTH_BYTES + len(packed) + len(payloads)
     if len(packed) > MAX_ENVELOPE_BYTES or length > MAX_FRAME_BYTES:
@@ -78,6 +88,8 @@ def split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
         ProtocolError: the lengths are not numbers, or do not add up to the body's.
     """
     try:
+        if len(lengths) == 1 and type(lengths[0]) is int and lengths[0] == len(body):
+            return [bytes(body)]
         ends = list(accumulate(lengths))
         if min(lengths, default=0) >= 0 and (ends[-1] if ends else 0) == len(body):
             data = bytes(body)
@@ -117,6 +129,12 @@ class Decoder:
             data = bytes(self._rest)
             self._rest = bytearray()
         view = memoryview(data)
+        if len(data) >= _HEADER.size:
+            length, envelope_length = _HEADER.unpack_from(data)
+            if length + 4 == len(data):  # one frame, as most often
+                _check_lengths(length, envelope_length)
+                body_start = _HEADER.size + envelope_length
+                return [(_decode_envelope(view[_HEADER.size : body_start]), view[body_start:])]
         messages: list[Message] = []
         position, end = 0, len(data)
         while end - position >= _HEADER.size:
@@ -147,14 +165,7 @@ def _check_lengths(length: int, envelope_length: int) -> None:
 
 def _decode_envelope(data: memoryview) -> list[Any]:
     try:
-        envelope = msgpack.unpackb(
-            data,
-            max_str_len=MAX_ENVELOPE_BYTES,
-            max_bin_len=MAX_ENVELOPE_BYTES,
-            max_array_len=8192,
-            max_map_len=1024,
-            max_ext_len=0,
-        )
+        envelope = _unpack_envelope(data)
     except Exception as error:
         # msgpack raises ValueError, its own errors, OverflowError, UnicodeDecodeError and more on hostile bytes
         if is_from_signal_handler(error):

@@ -32,6 +32,12 @@ _TIMEVAL = struct.Struct("@ll")  # seconds, microseconds
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when the thread that started it ends (Linux).
 
@@ -154,6 +160,13 @@ def name_of_signal(number: int) -> str:
 
 #: Makes what was written to a file durable, but not, say, its times (macOS has only the sync of everything).
 sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+
+def begin_writing_out(descriptor: int, start: int, size: int) -> None:
+    """Has the disk begin to write a part of a file, and waits for nothing, so that a sync has less to wait for (Linux).
+    Errors are left to that sync."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, start, size, _SYNC_FILE_RANGE_WRITE)
 
 
 def free_bytes(directory: Path) -> int:

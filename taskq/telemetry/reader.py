@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -46,6 +47,9 @@ class Filter:
         event: the event's name; ``*`` and ``?`` are wildcards, as in ``job.*``.
         level: the lowest level: debug, info, warning, error or critical.
         since: events from this time on (without a time zone: local time); see `ago`.
+        until: events before this time.
+        consumer: the number of the consumer that wrote the event, or that the event is about.
+        grep: a regular expression that is found in at least one value of the event.
     """
 
     task: str | None = None
@@ -53,10 +57,23 @@ class Filter:
     event: str | None = None
     level: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
+    consumer: int | None = None
+    grep: re.Pattern[str] | None = None
+
+    @property
+    def first_time(self) -> bytes:
+        """The time of the first wanted line, as lines have it; empty: the beginning of the log."""
+        return utc_text(self.since.timestamp()).encode() if self.since is not None else b""
+
+    @property
+    def end_time(self) -> bytes:
+        """The time of the first line that is too late; empty: there is none."""
+        return utc_text(self.until.timestamp()).encode() if self.until is not None else b""
 
     def matcher(self) -> Callable[[Event], bool]:
         """Return a function that says whether an event is wanted."""
-        since = utc_text(self.since.timestamp()) if self.since is not None else ""
+        since, until = self.first_time.decode(), self.end_time.decode()
         least = LEVELS[self.level] if self.level is not None else 0
 
         def matches(event: Event) -> bool:
@@ -66,6 +83,9 @@ class Filter:
                 and (self.event is None or fnmatchcase(str(event.get("event")), self.event))
                 and (not least or LEVELS.get(str(event.get("level")), LEVELS["info"]) >= least)
                 and (not since or str(event.get("timestamp", since)) >= since)
+                and (not until or str(event.get("timestamp", "")) < until)
+                and (self.consumer is None or event.get("consumer") == self.consumer)
+                and (self.grep is None or _is_found(self.grep, event))
             )
 
         return matches
@@ -100,12 +120,14 @@ def read(directory: Path, wanted: Filter = EVERYTHING, last: int | None = None) 
     with ExitStack() as stack:
         series = []
         for path in _paths(directory):
-            series.append(_open_all(path))
+            series.append(_open_all(path, wanted.first_time))
             stack.callback(_close_all, series[-1])
         if last is not None:
             yield from _last_of_both(series, decode, last, ended=True)
             return
-        for _, line, name in merge(*map(_lines, series), key=_time):
+        for time_of_line, line, name in merge(*map(_lines, series), key=_time):
+            if wanted.end_time and time_of_line >= wanted.end_time:
+                return
             event = decode.event(line, name)
             if event is not None:
                 yield event
@@ -133,7 +155,7 @@ def follow(
     series: list[_Growing] = []
     try:
         for path in _paths(directory):
-            series.append(_Growing(path))
+            series.append(_Growing(path, wanted.first_time))
         yield from _last_of_both([each.tails for each in series], decode, last, ended=False)
         for each in series:
             each.forget_older()
@@ -166,6 +188,29 @@ class _Tail:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def skip_to(self, time: bytes) -> None:
+        """Goes to the first line of a time, or somewhat before it, by halving: what is older is not read.
+
+        Times are taken to ascend. Where the clock was set back, lines of the hours that came twice may be missed.
+        """
+        low, high = 0, os.fstat(self._fd).st_size
+        while high - low > _CHUNK_BYTES:
+            middle = (low + high) // 2
+            found = self._first_time_behind(middle)
+            if found is not None and found[1] < time:
+                low = found[0]
+            else:
+                high = middle
+        self._offset = low
+
+    def _first_time_behind(self, offset: int) -> tuple[int, bytes] | None:
+        """Where the first line begins that follows an offset and has a time, and that time; None if there is none
+        nearby."""
+        chunk = os.pread(self._fd, _CHUNK_BYTES, offset)
+        at = chunk.find(b"\n" + _TIME_BEGINS) + 1
+        begins = at + len(_TIME_BEGINS)
+        return (offset + at, chunk[begins : begins + _TIME_CHARS]) if at else None
 
     def modified_ns(self) -> int:
         """When the file was last written to."""
@@ -234,9 +279,9 @@ def _lines(tails: list[_Tail]) -> Iterator[_Line]:
 class _Growing:
     """One series of files that is read while it is written and rotated."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first_time: bytes) -> None:
         self._path = path
-        self.tails = _open_all(path)  # oldest first; the last one is the current file
+        self.tails = _open_all(path, first_time)  # oldest first; the last one is the current file
         self._lines: Iterator[_Line] | None = None  # of the first of them
         self._time = b""
 
@@ -332,8 +377,8 @@ def _paths(directory: Path) -> tuple[Path, Path]:
     return output_path(directory), log_path(directory)
 
 
-def _open_all(path: Path) -> list[_Tail]:
-    """All files of the log, oldest first.
+def _open_all(path: Path, first_time: bytes = b"") -> list[_Tail]:
+    """All files of the log, oldest first; they are read from `first_time` on.
 
     They are opened from the newest to the oldest. A rotation in the meantime moves files in the same direction, so a
     file may be seen twice, which its inode shows, but none is missed. Its place is where it was seen last: after two
@@ -349,6 +394,9 @@ def _open_all(path: Path) -> list[_Tail]:
     except BaseException:
         _close_all(tails)
         raise
+    if first_time:
+        for tail in tails:
+            tail.skip_to(first_time)
     return tails[::-1]
 
 
@@ -419,6 +467,11 @@ def _decoded(line: bytes, name: str) -> Event:
         pass
     shown = line[:_SHOWN_GARBAGE_BYTES].decode("utf-8", "backslashreplace")
     return {"level": "warning", "event": "log.unreadable", "file": name, "bytes": len(line), "text": shown}
+
+
+def _is_found(pattern: re.Pattern[str], event: Event) -> bool:
+    """Whether a regular expression is found in a value of an event."""
+    return any(pattern.search(value if isinstance(value, str) else json.dumps(value)) for value in event.values())
 
 
 def _is_about(event: Event, part: str) -> bool:

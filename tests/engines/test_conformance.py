@@ -771,6 +771,13 @@ def files_of(fleet: ScriptedFleet) -> list[str]:
     return sorted(os.listdir(fleet.client.queue.payloads.folder))
 
 
+def files_soon(fleet: ScriptedFleet) -> list[str]:
+    """Those that are still there a moment later: an engine need not remove them with each commit."""
+    for _ in range(2):
+        fleet.let_pass(1.0)
+    return files_of(fleet)
+
+
 def test_large_arguments_are_there_until_the_job_has_succeeded(fleet: ScriptedFleet) -> None:
     call = large_call(fleet)
     fleet.client.submit(SPEC, [call])
@@ -783,7 +790,7 @@ def test_large_arguments_are_there_until_the_job_has_succeeded(fleet: ScriptedFl
     assert files_of(fleet) == [name]
     fleet.let_pass(60.0)
     assert fleet.run_all() == [call.id]
-    assert files_of(fleet) == []
+    assert files_soon(fleet) == []
 
 
 def test_a_job_without_its_large_arguments_is_refused(fleet: ScriptedFleet) -> None:
@@ -802,7 +809,7 @@ def test_large_payloads_go_with_their_job(fleet: ScriptedFleet) -> None:
         consumer.fail()
     assert len(files_of(fleet)) == 2
     fleet.client.purge(calls[0].id)
-    assert [name[:32] for name in files_of(fleet)] == [calls[1].id.hex()]
+    assert [name[:32] for name in files_soon(fleet)] == [calls[1].id.hex()]
     fleet.client.retry(calls[1].id)
     fleet.client.cancel(calls[1].id, False)
-    assert files_of(fleet) == []
+    assert files_soon(fleet) == []

@@ -31,6 +31,7 @@ from taskq.engines.embedded.journal import partition_numbers, statements
 from taskq.engines.embedded.journal import queries as queries_module
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
+from taskq.engines.embedded.journal.row_counts import RowCounts
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.engines.embedded.journal.wal import LOOK_EVERY_S
@@ -1419,3 +1420,49 @@ def test_what_waits_is_counted_by_partition(opener: Opener, queues: int) -> None
         firsts = [1 + sum(range(1, number + 1)) for number in range(queues)]
         found = sorted(store.waiting(), key=lambda row: row[2])
         assert found == [(Partition(f"queue{n}"), n + 1, firsts[n]) for n in range(1, queues)]
+
+
+def counts_of(store: Store) -> object:
+    """What is counted when a store is opened."""
+    return store.totals.as_dict(), sorted(store.waiting(), key=lambda row: row[2])
+
+
+def test_what_a_store_counts_is_the_same_when_it_is_opened_again(opener: Opener) -> None:
+    with closing(opener()) as store:
+        rows = submit(store, 10) + submit(store, 3, OTHER)
+        end(store, rows[:2] + rows[-1:])
+        store.settle([(rows[2], StoredState.FAILED, pack_failure(1.0, 1.0, JobError("E", "m")))], [], LATE)
+        store.commit()
+        before = counts_of(store)
+    for _ in range(2):
+        with closing(opener()) as store:
+            assert counts_of(store) == before
+    with closing(opener()) as store:
+        submit(store, 1)
+        before = counts_of(store)
+    with closing(opener()) as store:
+        assert counts_of(store) == before
+
+
+def test_only_a_journal_that_was_not_closed_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count of a million rows would take longer than all else that a fleet does before its first job."""
+    with closing(SQLiteStore(path)) as store:
+        end(store, submit(store, 5)[:2])
+        before = counts_of(store)
+    counted: list[str] = []
+    count_rows = RowCounts.counted
+    monkeypatch.setattr(RowCounts, "counted", lambda db: counted.append("rows") or count_rows(db))
+    monkeypatch.setattr(statements, "WAITING_IN", statements.WAITING_IN + " -- counted")
+    with closing(SQLiteStore(path)) as store:
+        store._db.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: counted.append(event["sql"]))
+        assert counts_of(store) == before
+        assert not any(sql.endswith(("rows", "-- counted")) for sql in counted)
+        killed = crashed_copy(path, path.parent / "copy")
+        submit(store, 1)
+        assert counts_of(store) != before
+    with closing(SQLiteStore(killed)) as store:
+        assert "rows" in counted
+        assert counts_of(store) == before
+    with closing(SQLiteStore(path)) as store:
+        assert store.totals.enqueued == 6
+        assert sum(jobs for _, jobs, _ in store.waiting()) == 4

@@ -50,22 +50,52 @@ def used_bytes(wal: Path) -> int:
 def test_commits_of_one_job_rarely_make_the_log_longer(path: Path) -> None:
     """A sync that records a new length takes twice as long."""
     with closing(SQLiteStore(path)) as store:
-        sizes = list(sizes_after_commits(store, path, 600))
+        sizes = [size for size in sizes_after_commits(store, path, 600) if store.fold_log() or size]
         assert used_bytes(wal_of(path)) > 1_000 * FRAME_BYTES, "each commit writes two pages"
     assert len(set(sizes)) < 20
     assert len(set(sizes[20:270])) <= 4
 
 
 def test_the_log_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is folded into the journal and used again, and zeros do not make it longer than that takes."""
+    """It is folded into the journal between two commits and used again, and zeros do not make it longer than that
+    takes."""
     monkeypatch.setattr(schema_module, "WAL_PAGES", 300)
     with closing(SQLiteStore(path)) as store:
-        sizes = list(sizes_after_commits(store, path, 1_000))
+        sizes = [size for size in sizes_after_commits(store, path, 1_000) if store.fold_log() or size]
         assert max(sizes) <= 32 + (300 + wal_module.LEFT_FRAMES) * FRAME_BYTES
         assert len(set(sizes[200:])) == 1, "from the first time that it is used again its size stays"
         assert store.totals.enqueued == 1_000
     with closing(SQLiteStore(path)) as store:
         assert store.totals.enqueued == 1_000
+
+
+def test_commits_fold_a_log_that_nobody_else_folds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it has a bound whoever commits."""
+    monkeypatch.setattr(schema_module, "WAL_PAGES", 100)
+    with closing(SQLiteStore(path)) as store:
+        sizes = list(sizes_after_commits(store, path, 1_000))
+        assert max(sizes) <= 32 + (wal_module.FOLD_AT_ONCE * 100 + wal_module.LEFT_FRAMES) * FRAME_BYTES
+
+
+def test_a_log_that_cannot_be_folded_is_kept_and_tried_again_after_each_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails in that moment: everything that was committed is in the log."""
+    monkeypatch.setattr(schema_module, "WAL_PAGES", 20)
+    monkeypatch.setattr(wal_module, "FOLD_AT_ONCE", 1_000)
+    with closing(SQLiteStore(path)) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(wal_module, "_PASSIVE", -1)  # SQLite refuses to do that
+            tries = [store.fold_log() for _ in sizes_after_commits(store, path, 50)]
+            assert tries[-20:] == [True] * 20
+            assert not store.fold_log(), "once after a commit"
+        used = used_bytes(wal_of(path))
+        assert used > 50 * FRAME_BYTES
+        list(sizes_after_commits(store, path, 1))
+        assert store.fold_log()
+        list(sizes_after_commits(store, path, 1))
+        assert not store.fold_log(), "it begins again"
+        assert store.totals.enqueued == 52
 
 
 def test_zeros_behind_the_last_frame_are_no_damage(path: Path, tmp_path: Path) -> None:

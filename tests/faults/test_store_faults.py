@@ -372,6 +372,7 @@ class Broker:
         """Commits what came: what was accepted and decided is there, and what was refused is not."""
         effects = self.effects
         submissions = [staged for staged in self.committer._staged._waiting if isinstance(staged, Submission)]
+        self.store.fold_log()
         self.committer.collect(now)
         self.committer.commit(now, now)
         self.committer.tell(now)

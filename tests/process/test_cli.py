@@ -155,6 +155,8 @@ def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
         (["enqueue", JOBS, "add", "1", "--queue", "a/b"], "queue name 'a/b'"),
         (["logs", "--level", "loud"], "--level 'loud'"),
         (["logs", "--since", "yesterday"], "--since 'yesterday'"),
+        (["logs", "--until", "25:10"], "--until '25:10'"),
+        (["logs", "--grep", "("], "is not a regular expression"),
         (["job", "17"], "32 hexadecimal digits, or at least 6 of them"),
     ],
 )
@@ -422,6 +424,10 @@ def test_logs_filters(shared: Fleet) -> None:
     assert "fleet.started" not in shown
     assert len(taskq(shared.home, "logs", "-n", "1", "--json").stdout.splitlines()) == 1
     assert taskq(shared.home, "logs", "-n", "0").stdout == ""
+    about_it = ["logs", "--json", "--grep", f"^{job_id[:12]}", "--since", "1h", "--until", "0s"]
+    assert {json.loads(line)["job_id"] for line in taskq(shared.home, *about_it).stdout.splitlines()} == {job_id}
+    numbers = taskq(shared.home, "logs", "--json", "--consumer", "1").stdout.splitlines()
+    assert {json.loads(line)["consumer"] for line in numbers} == {1}
 
 
 def test_logs_of_a_job_that_is_not_in_it(shared: Fleet) -> None:

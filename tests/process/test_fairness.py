@@ -80,8 +80,16 @@ class Consumer:
 class World:
     """A core and its consumers."""
 
-    def __init__(self, run_s: Callable[[JobRow], float], consumers: int = 2, slots: int = 1) -> None:
+    def __init__(
+        self, run_s: Callable[[JobRow], float], consumers: int = 2, slots: int = 1, *, turns_at_need: bool = False
+    ) -> None:
+        """
+        Args:
+            turns_at_need: whether the loop turns only for a report, or when the core says so; else at each step.
+        """
         self.core = Core(slots=slots)
+        self.turns = 0
+        self._turns_at_need, self._turn_at = turns_at_need, 0.0
         self.run_s = run_s
         self.now = 0.0
         self.began: list[Began] = []
@@ -108,13 +116,18 @@ class World:
         """Lets time pass."""
         while self.now < until and not stop():
             self.now += STEP_S
+            must_turn = not self._turns_at_need or self.now >= self._turn_at
             for key, consumer in self.consumers.items():
                 self.began += [Began(row.seq, self.now, key) for row in consumer.step(self.now, self.run_s)]
                 self.idle_s += STEP_S * (self._slots - len(consumer.running))
                 if consumer.is_due(self.now):
                     self._report(key, consumer)
-            self._dispatch()
-            self.core.take_effects()
+                    must_turn = True
+            if must_turn:
+                self.turns += 1
+                self._dispatch()
+                self.core.take_effects()
+                self._turn_at = self.core.next_moment(self.now)
 
     def _report(self, key: int, consumer: Consumer) -> None:
         told, consumer.unreported, consumer.answers = consumer.unreported, [], False
@@ -411,3 +424,22 @@ def test_a_stopped_consumer_that_goes_on_has_jobs_again(
         jobs.hold.enqueue(gate.path, str(path))
     assert {began.pid for began in starts(path, 2 * threads)} == set(fleet.consumer_pids())
     gate.open()
+
+
+def test_looks_do_not_wake_a_loop_for_each_job() -> None:
+    """Two consumers with jobs of 2 ms report every 20 ms, so the loop turns 100 times a second; looks add a few."""
+    world = World(by_task(t=0.002), turns_at_need=True)
+    world.core.submitted(rows(5_000, first=1))
+    world.run(1.0)
+    assert len(world.began) >= 900
+    assert world.turns <= 200
+    assert not world.taken_back
+
+
+def test_what_waits_behind_a_long_job_goes_back_though_nothing_else_wakes_the_loop() -> None:
+    """Both consumers are busy for long; what waits behind the jobs goes back, to be taken by whichever is free first."""
+    world = World(by_task(t=0.002, sleep=40.0), turns_at_need=True)
+    world.core.submitted(rows(10, first=1) + rows(2, first=11, task="sleep") + rows(10, first=13))
+    world.run(0.1)
+    held = {key: [row.spec.task for _, row in leased] for key, leased in world.core.leased().items()}
+    assert held == {1: ["sleep"], 2: ["sleep"]}

@@ -15,8 +15,9 @@ import pytest
 from fleet import DEADLINE_S, JOBS, Fleet
 from terminal import Here, environment, here, refused, taskq
 
-from taskq.cli.health.probe import probe, why_not_ready
+from taskq.cli.health.probe import probe
 from taskq.model.exits import Exit
+from taskq.model.info.readiness import why_not_ready
 from taskq.system.directory import Directory
 
 __all__ = ["here"]  # a fixture

@@ -20,10 +20,11 @@ from taskq import ConfigError, JobError, JobNotFound, JobState
 from taskq.cli import manage, monitor, schedule
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.tables import Cell, Column, plain, short_ids, table
-from taskq.cli.words import distance_text, headline_of
+from taskq.cli.words import headline_of
 from taskq.model.exits import Exit
 from taskq.model.info.job import JobInfo
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.words import distance_text
 from taskq.protocol.status import status_of
 
 __all__ = ["here"]  # a fixture

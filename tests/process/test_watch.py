@@ -15,8 +15,8 @@ from json_schema import misfits
 from terminal import Here, Terminal, here, taskq, terminal
 
 from taskq.cli.schema import PRINTED, schema_of
-from taskq.cli.watch.tasks import _brief
 from taskq.model.exits import Exit
+from taskq.model.info.words import brief_time
 
 __all__ = ["here", "terminal"]  # fixtures
 
@@ -145,5 +145,5 @@ def test_a_stopped_fleet_is_asked(home: Path, asked: Asked, here: Here, tmp_path
         (9e11, "10d"),
     ],
 )
-def test_times_are_brief(time_us: float | None, text: str) -> None:
-    assert _brief(time_us) == text
+def test_times_arebrief_time(time_us: float | None, text: str) -> None:
+    assert brief_time(time_us) == text

@@ -94,6 +94,7 @@ def test_each_snippet_is_run_by_a_test_below() -> None:
         "nightly.py",
         "test_shop.py",
         "private.py",
+        "ops.py",
     }
     assert set(snippets()) == {*pasted, "tracing.py"}
 
@@ -118,6 +119,18 @@ def test_pages(folder: Path) -> None:
         str(sum(lengths)),
         "0 in log",
     ]
+
+
+def test_dashboard(folder: Path) -> None:
+    code = (
+        "import ops, re; from starlette.testclient import TestClient\n"
+        "def asked(user): return client.get('/taskq/queues', headers={'X-User': user})\n"
+        "with ops.q.fleet(consumers=1), TestClient(ops.app) as client:\n"
+        "    ops.q.pause('mail')\n"
+        "    print(*(asked(user).status_code for user in ('ann', 'bob', 'eve')), 'value=\"resume\"' in asked('bob').text)\n"
+    )
+    (folder / "asked.py").write_text(code)
+    assert run(folder, "-W", "ignore", "asked.py") == "200 200 403 True\n"
 
 
 def test_nightly(folder: Path) -> None:

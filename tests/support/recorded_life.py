@@ -85,6 +85,8 @@ def live_once(path: Path, durability: str, commits: int) -> Life:
             if turn == commits * 2 // 3:
                 store.close()
                 store = SQLiteStore(path, durability, vfs="recorder")
+            if turn % 5:
+                store.fold_log()  # else a commit does it in the end
             _work(store, life, live, turn, chance)
             store.commit()
             life.acknowledge(store)

@@ -218,6 +218,7 @@ class ScriptedFleet:
     def turn(self, times: int = 1) -> None:
         """Turns the loop."""
         for _ in range(times):
+            self.engine.next_at(self.clock.now)
             self.clock.now += TURN_S
             now = self.clock.now
             self.engine.gather(now)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 from turns import SPEC, Peer, Turns
 
@@ -136,6 +137,26 @@ def test_who_looks_begins_no_transaction(turns: Turns) -> None:
     turns.turn()
     assert len(peer.values()) == 4
     assert turns.store.commits == turns.store.asked == 0
+
+
+def test_a_turn_folds_the_log_or_commits(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To fold it takes as long as a turn may: no commit waits for that in its own turn, and none waits for long."""
+    monkeypatch.setattr(turns.store._wal, "_pages", 20)
+    peer, ids = Peer(), list(new_job_ids(60))
+    folds, frames = 0, []
+    for job_id in ids:
+        turns.submit(peer, [job_id])
+        turns.store.commits = 0
+        turns.turn()
+        if not turns.store.commits:
+            folds += 1
+            assert not turns.store._wal.is_long
+            turns.turn()
+        assert turns.store.commits == 1
+        assert len(peer.values()) == 1
+        frames.append(turns.store._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    assert 3 <= folds <= 20
+    assert max(frames[1:]) < 20 + 10, "it begins again"
 
 
 def test_what_a_client_says_takes_effect_in_its_order(turns: Turns) -> None:

@@ -1433,3 +1433,16 @@ def test_a_job_that_was_interrupted_tells_nothing_of_how_long_its_task_runs() ->
     core.joined(2, 1.0)
     [batch] = core.dispatch(1.0, 1e9)
     assert len(batch.rows) == pytest.approx(BATCH_S / UNKNOWN_RUN_S, abs=1)
+
+
+def test_a_job_that_is_alone_goes_to_no_consumer_of_other_queues() -> None:
+    core = Core()
+    core.joined(1, 0.0, ["mail"])
+    core.joined(2, 0.0)
+    core.submitted([JobRow(1, bytes(16), Spec("t", "web"), b"x")])
+    [batch] = core.dispatch(0.0, 0.0)
+    assert batch.key == 2
+    core.settled(2, Attempts([1], [Verdict.SUCCEEDED], [10], [pack_success(1.0, 0.001, None)]), 0.1, 0.1)
+    core.submitted([JobRow(2, b"2" * 16, Spec("t", "mail"), b"x")])
+    [batch] = core.dispatch(0.2, 0.2)
+    assert seqs(batch.rows) == [2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from taskq.telemetry.files import log_path, output_path
 from taskq.telemetry.reader import Filter, ago, follow, read
@@ -91,6 +94,11 @@ def test_no_log(tmp_path: Path) -> None:
         (Filter(level="warning"), [3, 4]),
         (Filter(since=datetime.fromtimestamp(3, UTC)), [3, 4]),
         (Filter(since=datetime.fromtimestamp(3)), [3, 4]),
+        (Filter(until=datetime.fromtimestamp(3, UTC)), [0, 1, 2]),
+        (Filter(since=datetime.fromtimestamp(1, UTC), until=datetime.fromtimestamp(3, UTC)), [1, 2]),
+        (Filter(consumer=2), [2]),
+        (Filter(grep=re.compile("^a.c$")), [2, 3]),
+        (Filter(grep=re.compile("nothing")), []),
         (Filter(task="ä", level="error"), [3]),
         (Filter(), [0, 1, 2, 3, 4]),
     ],
@@ -100,12 +108,45 @@ def test_filters(tmp_path: Path, wanted: Filter, found: list[int]) -> None:
     file = RotatingFile(log_path(tmp_path))
     file.write(line(0))
     file.write(line(1, event="job.started", task="ä", job_id="abc123"))
-    file.write(line(2, event="job.started", task="abc", job_id="123abcdef"))
+    file.write(line(2, event="job.started", task="abc", job_id="123abcdef", consumer=2))
     file.write(line(3, event="job.failed", task="ä", job_id="ffff", level="error", other="abc"))
     file.write(line(4, level="warning"))
     assert numbers(read(tmp_path, wanted)) == found
     assert numbers(follow(tmp_path, wanted, last=9, wait=Stepper())) == found
     assert numbers(read(tmp_path, wanted, last=1)) == found[-1:]
+
+
+@pytest.mark.parametrize("last", [None, 3])
+def test_a_time_reads_little(tmp_path: Path, last: int | None) -> None:
+    """From a large log, the lines of a short time are read alone, and all of them."""
+    path = log_path(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(b"".join(line(number, text="x" * 100) + b"\n" * (number % 7 == 0) for number in range(100_000)))
+    assert path.stat().st_size > 15 << 20
+    wanted = Filter(since=datetime.fromtimestamp(99_900, UTC), until=datetime.fromtimestamp(99_910, UTC))
+    before = bytes_read()
+    assert numbers(read(tmp_path, wanted, last)) == list(range(99_900, 99_910))[-(last or 10) :]
+    assert bytes_read() - before < 2 << 20
+
+
+@given(
+    times=st.lists(st.integers(0, 400), min_size=1, max_size=2_000).map(sorted),
+    since=st.integers(0, 400),
+    width=st.sampled_from([0, 90, 4_000]),
+)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_since_misses_nothing(tmp_path: Path, times: list[int], since: int, width: int) -> None:
+    """Whatever the lines are, those since a time are all found, and no others."""
+    path = log_path(tmp_path)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"".join(line(number, text="x" * width) for number in times))
+    found = numbers(read(tmp_path, Filter(since=datetime.fromtimestamp(since, UTC))))
+    assert found == [number for number in times if number >= since]
+
+
+def bytes_read() -> int:
+    """How many bytes this process has read from files so far."""
+    return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
 
 
 def test_ago() -> None:

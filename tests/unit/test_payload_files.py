@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,13 +29,13 @@ from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
 from taskq.model.spec import Spec
 from taskq.model.stored import StoredJob, StoredState
 from taskq.protocol import spool
-from taskq.protocol.codec import decode_call, decode_result, encode_call, encode_result
+from taskq.protocol.codec import Ext, decode_call, decode_result, encode_call, encode_result
 from taskq.protocol.payloads.filed import (
     REFERENCE_BYTES,
     CorruptPayload,
     FiledPayload,
     Kind,
-    body_and_arrays,
+    body_and_blocks,
     is_reference,
     reference_in,
     size_of,
@@ -78,6 +79,9 @@ def path_of(files: PayloadFiles, payload: FiledPayload) -> Path:
     "value",
     [
         "x" * 70_000,
+        "\u00e9" * 70_000,
+        bytes(range(256)) * 6_000,
+        ["x" * 70_000, bytes(70_000), {"a": bytes(70_000)}],
         VALUES,
         VALUES.reshape(100, 200).T,
         VALUES.astype(">f4"),
@@ -86,7 +90,7 @@ def path_of(files: PayloadFiles, payload: FiledPayload) -> Path:
         np.zeros((300, 300), "?"),
         [VALUES, (VALUES + 1, {"a": VALUES}), bytearray(100), "small", np.ones(3)],
     ],
-    ids=str,
+    ids=lambda value: str(value)[:30],
 )
 def test_a_large_value_is_read_where_it_lies(files: PayloadFiles, value: Any) -> None:
     job_id = new_id()
@@ -111,6 +115,31 @@ def test_a_large_value_is_read_where_it_lies(files: PayloadFiles, value: Any) ->
         else:
             assert type(found) is type(value)
         assert size_of(payload) == len(content) == os.stat(path_of(files, payload)).st_size
+
+
+def test_large_bytes_and_texts_are_not_copied_on_their_way_to_the_file() -> None:
+    data, text = os.urandom(100_000), "x" * 100_000
+    payload = encode_call(new_id(), (1, data), {"text": text}, may_have_file=True)
+    assert isinstance(payload, FiledPayload)
+    assert len(payload.body) < 100
+    assert any(part is data for part in payload.parts)
+    assert text.encode() in payload.parts
+
+
+def test_a_block_takes_its_size_once_however_often_a_value_refers_to_it(files: PayloadFiles) -> None:
+    job_id = new_id()
+    body = msgpack.packb([[msgpack.ExtType(Ext.BYTES, bytes(4)), msgpack.ExtType(Ext.BYTES, bytes(4))], {}])
+    payload = FiledPayload.of(job_id, Kind.ARGUMENTS, body, [bytes(100_000)])
+    files.write([payload])
+    (first, second), _ = decode_call(job_id, files.read(job_id, payload))
+    assert first == bytes(100_000)
+    assert first is second
+    for code, position in ((Ext.BYTES, b"\0\0\0\1"), (Ext.TEXT, b"\0"), (Ext.TEXT, bytes(4))):
+        body = msgpack.packb([[msgpack.ExtType(code, position)], {}])
+        payload = FiledPayload.of(job_id, Kind.ARGUMENTS, body, [b"\xff" * 10])
+        files.write([payload])
+        with pytest.raises(CorruptPayload):
+            decode_call(job_id, files.read(job_id, payload))
 
 
 def test_what_fits_goes_inline() -> None:
@@ -142,8 +171,8 @@ def test_a_reference_is_of_one_job_and_one_file(files: PayloadFiles) -> None:
     with pytest.raises(CorruptPayload, match="checksum"):
         files.read(new_id(), bytes(payload))
     path_of(files, other).rename(path_of(files, payload))
-    with pytest.raises(CorruptPayload, match="is not the file that was written"):
-        files.read(payload.job_id, bytes(payload))
+    with pytest.raises(CorruptPayload, match="checksum"):
+        decode_call(payload.job_id, files.read(payload.job_id, bytes(payload)))
     with pytest.raises(CorruptPayload, match="in a file"):
         decode_call(payload.job_id, bytes(payload))
 
@@ -172,10 +201,10 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(files: PayloadFiles, tm
 def test_no_content_does_harm(content: bytes) -> None:
     for data in (content, content[:4] + b"\xc1\x02\0\0" + content[4:]):
         try:
-            body, arrays = body_and_arrays(data)
+            body, blocks = body_and_blocks(data)
         except CorruptPayload:
             continue
-        assert len(body) + sum(map(len, arrays)) <= len(data)
+        assert len(body) + sum(map(len, blocks)) <= len(data)
 
 
 @given(st.binary(min_size=REFERENCE_BYTES - 6, max_size=REFERENCE_BYTES - 6))
@@ -397,6 +426,10 @@ class Lives(RuleBasedStateMachine):
             assert path_of(self.files, result).exists()
 
     @rule()
+    def remove_what_is_gone(self) -> None:
+        self.broker.remove_gone()
+
+    @rule()
     def begin_again(self) -> None:
         self.broker = Payloads(self.directory, self.store)
 
@@ -408,6 +441,28 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+def test_files_go_together_and_one_whose_job_comes_again_stays(files: PayloadFiles, tmp_path: Path) -> None:
+    store = MemoryStore()
+    broker = Payloads(Directory(tmp_path / "queue"), store)
+    payloads = [filed(new_id(), bytes(70_000)) for _ in range(payloads_of_engine._GONE_FILES)]
+    files.write(payloads)
+    jobs = [stored(payload, StoredState.SUCCEEDED, names_it=True) for payload in payloads]
+    broker.remove([], jobs[:-1], [])
+    assert broker.has_gone
+    assert len(list(files.entries())) == len(payloads)
+    broker.check(Submission(None, 0, False, SPEC, [payloads[0].job_id], [bytes(payloads[0])], None))
+    broker.remove_gone()
+    assert not broker.has_gone
+    assert {entry.name for entry in files.entries()} == {path_of(files, payloads[i]).name for i in (0, -1)}
+    broker.remove([], [jobs[0]] * 2, [])
+    assert broker.has_gone
+    large = filed(new_id(), bytes(payloads_of_engine._GONE_BYTES))
+    files.write([large])
+    broker.remove([(stored(large, StoredState.QUEUED, names_it=True).row, StoredState.SUCCEEDED, b"")], [], [])
+    assert {entry.name for entry in files.entries()} == {path_of(files, payloads[-1]).name}
+    store.close()
 
 
 def test_nothing_is_left_for_ever(files: PayloadFiles, tmp_path: Path) -> None:

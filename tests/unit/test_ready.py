@@ -583,6 +583,16 @@ def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
     assert take(partitions, free_slots=1) == [3]
 
 
+def test_a_long_key_that_cannot_be_read_now_does_not_hold_up_others() -> None:
+    """While memory is full, nothing more is read of a key that has jobs there, however many of it are in the store:
+    what is read of others in the same look must not become less by that."""
+    ready = ReadyJobs(memory_bytes=2 * ROW_BYTES)
+    keyed = Constraints(order_key="x").kept
+    ready.found(partition_of(spec_of("gpus", "b", 0), None), 1, 1)
+    ready.add(rows("ordered", 2 * window_module.LOAD_JOBS, first=2, constraints=keyed))
+    assert [load.partition.limits[0].name for load in ready.loads()] == ["gpu"]
+
+
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
 def test_keys_of_a_queue_that_nobody_serves_are_forgotten_with_their_jobs(memory_bytes: int) -> None:
     """They are cancelled, or expire, and no consumer ever asks for them."""
@@ -833,3 +843,70 @@ def test_queues_take_turns_at_a_limit() -> None:
         partitions.left(1, rows("gpu", 1, first=seq, queue="abc"[seq % 3])[0], Release.ENDED)
         sent.append(seq)
     assert all(len({seq % 3 for seq in sent[start : start + 3]}) == 3 for start in range(0, 27, 3))
+
+
+# -- a job that is alone
+
+
+def _both(*queued: JobRow) -> tuple[ReadyJobs, ReadyJobs]:
+    """The same jobs twice."""
+    pair = ReadyJobs(weights={"a": 2.0}), ReadyJobs(weights={"a": 2.0})
+    for ready in pair:
+        for each in queued:
+            ready.add([each])
+    return pair
+
+
+def _told(ready: ReadyJobs) -> tuple[object, ...]:
+    return ready.counts(), ready.may_send(), ready.has_some, ready.ready(10), ready.loads(), ready._window.held_bytes
+
+
+def test_a_job_that_is_alone_is_taken_as_any_other() -> None:
+    job = JobRow(1, bytes(16), Spec("t", "a"), b"x")
+    quick, usual = _both(job)
+    portion = Portion(1, 1.0, 1_000, 1)
+    usual.take(1, None, portion, lambda _task: 0.5, 0.0, 0.0)
+    assert quick.take_lone(lambda _task: 0.5) == (job, 0.5) == (portion.rows[0], portion.work_s)
+    assert _told(quick) == _told(usual)
+    later = [JobRow(seq, bytes(16), Spec("t", queue), b"x") for seq, queue in ((2, "a"), (3, "b"), (4, "a"))]
+    for ready in (quick, usual):
+        for each in later:
+            ready.add([each])
+        portion = Portion(9, 9.0, 1_000, 9)
+        ready.take(1, None, portion, lambda _task: 0.5, 0.0, 0.0)
+        assert sorted(row.seq for row in portion.rows) == [2, 3, 4]
+    assert _told(quick) == _told(usual)
+    assert quick._queues["a"].spent_s == usual._queues["a"].spent_s
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [],
+        [("a", {}, {}), ("a", {}, {})],
+        [("a", {}, {}), ("b", {}, {})],
+        [("a", {}, {}), ("a", {"priority": 1}, {})],
+        [("a", {"concurrency": 1}, {})],
+        [("a", {}, {"crashes": 1})],
+    ],
+    ids=["none", "two", "two queues", "two priorities", "a limit", "it has crashed"],
+)
+def test_what_is_not_alone_and_free_of_limits_goes_the_usual_way(
+    jobs: list[tuple[str, dict[str, Any], dict[str, Any]]],
+) -> None:
+    rows = [
+        JobRow(seq, bytes(16), Spec("t", queue, **options), b"x", **own)
+        for seq, (queue, options, own) in enumerate(jobs, 1)
+    ]
+    quick, untouched = _both(*rows)
+    assert quick.take_lone(lambda _task: 0.5) is None
+    assert _told(quick) == _told(untouched)
+
+
+def test_a_dropped_or_paused_job_is_not_taken() -> None:
+    job = JobRow(1, bytes(16), Spec("t", "a"), b"x")
+    for spoil in (lambda ready: ready.drop(job), lambda ready: ready.pause("a", True)):
+        ready = ReadyJobs()
+        ready.add([job])
+        spoil(ready)
+        assert ready.take_lone(lambda _task: 0.5) is None

@@ -297,9 +297,13 @@ class ConsumerPool:
 
     def dispatch(self, now: float, wall: float) -> None:
         """Moves jobs to where they can run: to consumers with room, and back from those that are held up."""
-        self._send(self._core.dispatch(now, wall))
-        held_up = self._core.recalls(now)
-        held_up += [key for key in self._core.looks(now) if key not in held_up and self._waits_too_long(key, now)]
+        core = self._core
+        if core.ready.may_send():
+            self._send(core.dispatch(now, wall))
+        if not core.has_to_look(now):
+            return
+        held_up = core.recalls(now)
+        held_up += [key for key in core.looks(now) if key not in held_up and self._waits_too_long(key, now)]
         for key in held_up:
             self.take_back(key, now)
         if held_up:

@@ -134,8 +134,7 @@ class Core:
         self.ready.rates_stored()
 
     def restore_limits(self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float) -> None:
-        """Takes over, at the start, what `changed_rates` returned before, and jobs with an order key that were started.
-        `now` and `wall` are the same moment."""
+        """Takes over, at the start, what `changed_rates` has returned, and the ordered jobs that were started."""
         self.ready.restore_rates(rates, now, wall)
         for row in under_way:
             self.ready.under_way(row)
@@ -143,8 +142,7 @@ class Core:
     # -- consumers come and go
 
     def joined(self, key: Key, now: float, queues: Iterable[str] = (), number: int | None = None) -> None:
-        """A consumer is ready for jobs of these queues; of all that the fleet serves, if there are none. Outcomes of
-        attempts that die with it tell its number."""
+        """A consumer is ready for jobs, of these queues or, if there are none, of all. Attempts tell its number."""
         self._consumers[key] = ConsumerLeases(now, frozenset(queues) or self._served, self._slots, number)
         self._recalls.changed(key)
 
@@ -392,14 +390,14 @@ class Core:
         return [(number, leased[number]) for number in sorted(self._watchdog.unwanted(key)) if number in leased]
 
     def _cancel_unstarted(self, unwanted: Iterable[JobRow]) -> None:
-        """Cancels jobs that were to be stopped and come back unstarted: their process was suspended, with its lock."""
+        """Cancels jobs that came back unstarted: their consumer was to stop them, and held its lock, suspended."""
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
     def _stopped(
         self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, consumer: int | None
     ) -> None:
-        """Ends a job that was cancelled while it ran, and did not succeed. The attempt is counted already."""
+        """Ends a job that was cancelled while it ran and has not succeeded. The attempt is counted."""
         error = JobError("Cancelled", "cancelled while it ran")
         outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
@@ -427,6 +425,10 @@ class Core:
 
     def dispatch(self, now: float, wall: float) -> list[Batch]:
         """Decides which waiting jobs go to which consumers, idle ones first."""
+        if self._slots == 1 and self._recalls.free:
+            key, consumer = next(iter(self._recalls.free.items()))
+            if consumer.queues is self._served and (lone := self.ready.take_lone(self._run_time_s)) is not None:
+                return [self._lease(key, consumer, [lone[0]], lone[1], now)]
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots
             sent = self._dispatch_once(now, wall) if self._recalls.free else []
@@ -456,8 +458,7 @@ class Core:
     def _share_out(
         self, takers: list[tuple[Key, ConsumerLeases]], ready: int, slots: int, now: float, wall: float
     ) -> list[Batch]:
-        """Shares out what is ready: by free slots, of which there are `slots` in all, so that no job has to wait behind
-        others; or evenly, if that is 0."""
+        """Shares out what is ready: by free slots (`slots` in all), so that no job waits behind others; evenly if 0."""
         if len(takers) > 1 and not (slots and self._slots == 1):  # else all of them hold nothing
             takers.sort(key=lambda taker: len(taker[1].leased))
         batches: list[Batch] = []
@@ -479,23 +480,27 @@ class Core:
             self.ready.take(key, consumer.queues, portion, self._run_time_s, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
-                batches.append(self._lease(key, consumer, portion, now))
+                batches.append(self._lease(key, consumer, portion.rows, portion.work_s, now))
+                if portion.is_closed_behind_crash:
+                    consumer.alone = consumer.next_number - 1
         return batches
 
     def _run_time_s(self, task: str) -> float:
         return self._run_s.get(task, UNKNOWN_RUN_S)
 
-    def _lease(self, key: Key, consumer: ConsumerLeases, portion: Portion, now: float) -> Batch:
-        first, rows = consumer.next_number, portion.rows
+    def _lease(self, key: Key, consumer: ConsumerLeases, rows: list[JobRow], work_s: float, now: float) -> Batch:
+        first = consumer.next_number
         consumer.send(rows, now)
-        consumer.mean_run_s = portion.work_s / len(rows)
-        if portion.is_closed_behind_crash:
-            consumer.alone = consumer.next_number - 1
+        consumer.mean_run_s = work_s / len(rows)
         watched = [row.spec for row in rows if row.spec.is_watched]
         if watched:
             self._watchdog.sent(key, consumer.leased, watched, now)
         self._recalls.sent(key)
         return Batch(key, first, rows)
+
+    def has_to_look(self, now: float) -> bool:
+        """Whether `recalls` or `looks` may have an answer."""
+        return self._recalls.has_to_look(now)
 
     def recalls(self, now: float) -> list[Key]:
         """The consumers that are held up, and whose waiting jobs idle ones should have; ask after `dispatch`."""
@@ -548,8 +553,7 @@ class Core:
     def measured(
         self, key: Key, claims: Sequence[Claim], usage: Usage | None, now: float
     ) -> Literal["signal"] | JobError | None:
-        """Decides what to do with a consumer of one slot, given its usage: signal it for its job, kill it for the error
-        that this returns, or nothing."""
+        """Signals a consumer of one slot for what its job uses, or returns the error to kill it for, or neither."""
         return self._watchdog.measured(key, claims, usage, now, self._effects.notes)
 
     def is_unwanted(self, key: Key, number: int) -> bool:
@@ -570,11 +574,7 @@ class Core:
 
     def queued(self, queue: str) -> int:
         """About how many jobs of one queue wait, including those that were sent and have not begun."""
-        sent = (
-            row
-            for consumer in self._consumers.values()
-            for row in islice(consumer.leased.values(), consumer.slots, None)
-        )
+        sent = [row for one in self._consumers.values() for row in islice(one.leased.values(), one.slots, None)]
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
 
     def slots(self, queue: str) -> int:

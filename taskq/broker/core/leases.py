@@ -27,6 +27,10 @@ STALLED_S: Final = 0.5
 #: A job that was sent this long ago and has not begun goes back, even if jobs end there: they take longer than was
 #: expected, so the batch is too large.
 LATE_S: Final = 4 * BATCH_S
+#: A consumer whose jobs go on is looked at again after this time, and so much later if nothing else wakes the loop
+#: before: while no other consumer is free, what waits behind a long job may wait a little for its place in the queue.
+#: A loop that woke for each look, 5 ms after the last one, spent half of its time on them where jobs take 2 ms.
+LOOK_EVERY_S: Final = 0.010
 #: When to ask a consumer again that was suspended while it held the lock.
 ASK_AGAIN_S: Final = 0.05
 
@@ -177,7 +181,8 @@ class ConsumerLeases:
             return False
         if len(claims) >= self.slots:
             self.progress_at = max(self.progress_at, *(claim.started_at for claim in claims))
-            self.look_again_at = due = self._held_up_at()
+            due = self._held_up_at()
+            self.look_again_at = max(due, now + LOOK_EVERY_S)
         else:  # it is between two jobs, or what it was sent is on its way; or it is suspended
             due = self._stalled_at()
             self.look_again_at = now + (HELD_UP_S if due > now else STALLED_S)

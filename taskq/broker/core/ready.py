@@ -249,6 +249,36 @@ class ReadyJobs:
             drop_stale(queue.listed)
             self._open.end_turn(queue)
 
+    def take_lone(self, run_s: Callable[[str], float]) -> tuple[JobRow, float] | None:
+        """Takes the job that waits for a consumer of all queues, if there is only one and it has no limits. What `take`
+        does for that takes five times as long.
+
+        Args:
+            run_s: the time that a task takes.
+
+        Returns:
+            The job and the time that it takes; None if there is no such job.
+        """
+        if self._open.all.open != 1:
+            return None
+        queue = self._open.all.first()
+        if queue is None or queue.waiting != 1 or len(queue.listed) != 1:
+            return None
+        partition = queue.listed[0][-1]
+        if partition.entry is not queue.listed[0] or partition.limits or partition.on_disk_after is not None:
+            return None
+        row = self._window.take_lone(partition)
+        if row is None:
+            return None
+        each_s = run_s(row.spec.task)
+        queue.listed.clear()
+        partition.unlist()
+        self._open.begin_turn(queue)
+        queue.spent_s += each_s / queue.weight
+        self._open.note(queue)
+        self._forget(partition)
+        return row, each_s
+
     def _take_from_partition(
         self,
         key: int,

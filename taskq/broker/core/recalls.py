@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import inf
 
 from taskq.broker.core.earliest import Earliest
-from taskq.broker.core.leases import ConsumerLeases
+from taskq.broker.core.leases import LOOK_EVERY_S, ConsumerLeases
 from taskq.model.effects import Key
 
 
@@ -56,6 +56,10 @@ class Recalls:
             self._others = dict(with_room)  # time alone makes room nowhere: the others need no look until they change
         return with_room
 
+    def has_to_look(self, now: float) -> bool:
+        """Whether `recalls` or `looks` may have an answer. Most turns ask for no more."""
+        return now >= self._next_look.at or (now >= self._next_recall.at and bool(self.free))
+
     def recalls(self, now: float) -> list[Key]:
         """The consumers whose waiting jobs should be taken back, for others that are idle."""
         if not self.free or not self._next_recall.is_due(now):
@@ -76,8 +80,9 @@ class Recalls:
         return max(now, min(waits)) if (waits := self._ask_back().values()) else None
 
     def moment(self, now: float) -> float:
-        """The earlier one of `next_recall` and `next_look`; infinity if there is neither."""
-        look_at = self._next_look.moment(now)
+        """When the loop must turn for `recalls` or `looks` if nothing else wakes it; infinity: never. A look can wait
+        for a while, as any turn that comes meanwhile makes it."""
+        look_at = self._next_look.moment(now) + LOOK_EVERY_S
         if not self.free:
             return look_at
         recall_at = self._next_recall.moment(now)

@@ -162,6 +162,15 @@ class Line:
                 return turn[-1]
         return None
 
+    def first(self) -> WaitingQueue | None:
+        """Returns the queue whose turn it is, and leaves it in its place."""
+        while self._places:
+            turn = self._places[0]
+            if turn[-1].turn is turn:
+                return turn[-1]
+            heappop(self._places)
+        return None
+
     def some(self, most: int) -> Iterator[WaitingQueue]:
         """Yields some of its queues, not in their order."""
         return (turn[-1] for turn in islice(self._places, most) if turn[-1].turn is turn)

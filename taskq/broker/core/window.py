@@ -141,6 +141,17 @@ class Window:
             del self.dropped[row.seq]
         self.held_bytes -= len(row.payload) + ROW_BYTES
 
+    def take_lone(self, partition: WaitingPartition) -> JobRow | None:
+        """Takes the only job of a partition; None if it must be looked at more closely, as `move` does."""
+        row = partition.held[0]
+        if self.dropped or len(partition.held) != 1 or row.constraints is not None or row.crashes:
+            return None
+        partition.held.clear()
+        self.held_bytes -= len(row.payload) + ROW_BYTES
+        partition.waiting -= 1
+        partition.queue.waiting -= 1
+        return row
+
     def move(
         self,
         partition: WaitingPartition,
@@ -222,18 +233,21 @@ class Window:
             queue = next(iter(self.short.values()))
             while queue.short and len(loads) < _LOAD_PARTITIONS and jobs < LOAD_JOBS:
                 _, partition = queue.short.popitem()
-                self._load(partition, loads)
-                jobs += min(partition.waiting, LOAD_JOBS)
+                jobs += self._load(partition, loads)
             self.note_short(queue)
         return loads
 
-    def _load(self, partition: WaitingPartition, loads: list[Load]) -> None:
+    def _load(self, partition: WaitingPartition, loads: list[Load]) -> int:
+        """Adds what to read of a partition, if anything, and returns about how many jobs that brings."""
         if partition.on_disk_after is None:
-            return
+            return 0
         if self.held_bytes < self._memory_bytes or not partition.partition.is_keyed:
             loads.append(Load(partition.partition, partition.on_disk_after, LOAD_JOBS, LOAD_BYTES))
         elif not partition.held:
             loads.append(Load(partition.partition, partition.on_disk_after, _FEW_JOBS, _FEW_BYTES))
+        else:
+            return 0  # memory is full, and has some of it: others must not wait behind it
+        return min(partition.waiting, LOAD_JOBS)
 
     def loaded(self, partition: WaitingPartition, rows: Sequence[JobRow], is_all: bool) -> None:
         """Adds the jobs that a load has read.

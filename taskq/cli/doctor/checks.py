@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from taskq import __version__
-from taskq.cli.common import count_of
 from taskq.client.transport.quick import ask_quickly
 from taskq.model.errors import BrokerUnavailable, ConfigError, DirectoryError, TaskQError
+from taskq.model.info.words import count_of
 from taskq.model.job import check_clock
 from taskq.model.limits import MAX_CLIENTS, MIB
 from taskq.system.descriptors import without_clients

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from taskq.cli.config.places import default_directory
 from taskq.client.transport.quick import ask_quickly
 from taskq.model.errors import BrokerUnavailable, ConfigError, DirectoryError, TaskQError
 from taskq.model.exits import Exit
+from taskq.model.info.readiness import why_not_ready
 from taskq.system.directory import Directory, queue_directory
 
 #: How long a probe waits, in seconds, unless it is told otherwise: Kubernetes' own default is one second.
@@ -94,19 +95,3 @@ def find_place(place: str | None) -> Directory:
     if not directory.path.is_dir():
         raise DirectoryError(f"there is no directory {directory.path}")
     return directory
-
-
-def why_not_ready(status: Mapping[str, Any]) -> str:
-    """Says why a fleet runs no jobs now; "" if it does.
-
-    Args:
-        status: a `FleetStatus` as it travels.
-    """
-    if status["broker"]["state"] != "running":
-        return "the fleet is stopping"
-    if any(consumer["state"] in ("idle", "running") for consumer in status["consumers"]):
-        return ""
-    for missing in status["not_started"]:
-        first = str(missing["error"]).partition("\n")[0]
-        return f"no consumer is there: consumer {missing['number']} does not start ({first})"
-    return "no consumer has started yet"

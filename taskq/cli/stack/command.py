@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,8 @@ from taskq.cli.positions import looks_like_app
 from taskq.client.app import TaskQ
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import ConfigError, JobNotFound, JobStateError, TaskQError
-from taskq.model.info.status import ConsumerStatus, FleetStatus
+from taskq.model.info.stack import ConsumerStack, stack_of
+from taskq.model.info.status import FleetStatus
 from taskq.system.directory import Directory
 from taskq.telemetry.reader import Filter, ago, follow
 from taskq.telemetry.render import duration_text, escape
@@ -31,27 +32,6 @@ _WAIT_S = 10.0
 _POLL_S = 0.1
 #: The clocks of the broker and of this process are one, and lines come late, not early.
 _EARLIER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerStack:
-    """Where the threads of a consumer are.
-
-    Attributes:
-        consumer: the number of the consumer.
-        pid: the id of its process.
-        task: the task of the job that it has been running for the longest time, or None.
-        job_id: that job, or None.
-        running_s: for how many seconds it has been running, or None.
-        stack: the frames of its threads as lines of text, the newest call first; empty if it is idle.
-    """
-
-    consumer: int
-    pid: int
-    task: str | None
-    job_id: str | None
-    running_s: float | None
-    stack: str
 
 
 def stack(
@@ -137,16 +117,9 @@ def _answers(directory: Directory, asked: dict[int, int], status: FleetStatus) -
     for event in follow(directory.path, wanted, last=len(waiting), wait=wait):
         number = waiting.pop(event.get("pid", 0), None)
         if number is not None:
-            yield _stack_of(number, event, runs.get(event["pid"]))
+            yield stack_of(number, event, runs.get(event["pid"]))
         if not waiting:
             return
-
-
-def _stack_of(number: int, event: dict[str, Any], consumer: ConsumerStatus | None) -> ConsumerStack:
-    job_id = event.get("job_id") or (consumer.job_id if consumer else None)
-    running_s = consumer.running_s if consumer and consumer.job_id == job_id else None
-    task = event.get("task") or (consumer.task if consumer else None)
-    return ConsumerStack(number, event["pid"], task, job_id, running_s, event.get("output", ""))
 
 
 def _text(found: ConsumerStack) -> str:

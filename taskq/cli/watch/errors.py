@@ -13,14 +13,13 @@ import typer
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import count_of, find_directory, seconds_of, tell, warn_of_name
+from taskq.cli.common import find_directory, seconds_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Column, table, width_of_terminal
-from taskq.cli.words import distance_text
 from taskq.client.failures import group_failed_jobs
 from taskq.client.transport.blocking import Client
-from taskq.model.info.failures import FailureGroup, FailureGroups, Failures
-from taskq.model.job import JobError
+from taskq.model.info.failures import AGAIN_EVENTS, FailureGroup, FailureGroups, Failures
+from taskq.model.info.words import count_of, distance_text
 from taskq.system.directory import Directory
 from taskq.telemetry.reader import Filter, ago, read
 from taskq.telemetry.record import Event
@@ -30,8 +29,6 @@ from taskq.telemetry.render import escape
 MOST_JOBS = 30_000
 #: How far back the log is read, unless --since says it.
 _LOG_S = 86_400.0
-#: The events of attempts that were followed by another.
-_AGAIN = ("job.retrying", "job.crashed")
 _MOST_MESSAGE_CHARS = 200
 
 
@@ -78,26 +75,16 @@ def _failures(directory: Directory, task: str | None, queue: str | None, since_s
     log_s = _LOG_S if since_s is None else since_s
     for event in _attempts(directory, task, log_s):
         if queue in (None, event.get("queue")):
-            groups.add_attempt(*_attempt(event))
+            groups.add_event(event)
     return Failures(groups.all(), groups.failed, groups.again, has_more, now - log_s)
 
 
 def _attempts(directory: Directory, task: str | None, since_s: float) -> Iterator[Event]:
     """The attempts in the log that were followed by another."""
-    for name in _AGAIN:
+    for name in AGAIN_EVENTS:
         for event in read(directory.path, Filter(task, None, name, None, ago(since_s))):
             if event.get("runs_again") is not False:
                 yield event
-
-
-def _attempt(event: Event) -> tuple[str, JobError, float, str]:
-    kind, _, message = str(event.get("error", "")).partition(": ")
-    try:
-        at = datetime.fromisoformat(str(event.get("timestamp", ""))).timestamp()
-    except ValueError:
-        at = 0.0  # a line that somebody wrote by hand
-    error = JobError(kind, message, str(event.get("traceback", "")))
-    return str(event.get("task", "")), error, at, str(event.get("job_id", ""))
 
 
 def _picture(found: Failures, width: int | None, now: float, has_traceback: bool) -> Iterator[Text]:

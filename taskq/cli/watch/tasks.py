@@ -14,6 +14,7 @@ from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.client.transport.blocking import Client
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.histogram import Histogram
+from taskq.model.info.words import brief_time
 
 _SHARES = (0.5, 0.95, 0.99)
 _COLUMNS = (
@@ -24,9 +25,6 @@ _COLUMNS = (
     *(Column(f"wait p{share * 100:g}", f"w{share * 100:g}", is_right=True) for share in _SHARES),
     *(Column(f"run p{share * 100:g}", f"r{share * 100:g}", is_right=True) for share in _SHARES),
 )
-
-#: Below which time, in microseconds, a unit is used, and how long the unit is.
-_UNITS = ((1e3, 1.0, "us"), (1e6, 1e3, "ms"), (6e7, 1e6, "s"), (3.6e9, 6e7, "m"), (8.64e10, 3.6e9, "h"))
 
 
 def tasks(app: FleetArgument = None, as_json: JsonOption = False) -> None:
@@ -89,15 +87,4 @@ def _jobs(counts: Counts) -> int:
 
 
 def _times(histogram: Histogram) -> list[str]:
-    return [_brief(histogram.percentile_us(share)) for share in _SHARES]
-
-
-def _brief(time_us: float | None) -> str:
-    """A time in at most five characters: ``80us``, ``1.2ms``, ``340ms``, ``12s``, ``3m``, ``2h``, ``4d``."""
-    if time_us is None:
-        return "-"
-    for limit, size, unit in _UNITS:
-        if time_us < limit * 0.9995:
-            value = time_us / size
-            return f"{value:.1f}{unit}" if value < 9.95 and unit != "us" else f"{value:.0f}{unit}"
-    return f"{time_us / 8.64e10:,.0f}d"
+    return [brief_time(histogram.percentile_us(share)) for share in _SHARES]

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 from taskq.client.transport import reading
 from taskq.client.transport.absence import Absence, reconnect_pauses
 from taskq.client.transport.aio_connection import Connection, Line, fail, within
-from taskq.client.transport.api import AsyncQueueClient
+from taskq.client.transport.api import AsyncQueueClient, arun_by
 from taskq.client.transport.connection import owner_to_look_at
 from taskq.client.transport.operations import DirectoryQueue
 from taskq.client.transport.verbs import (
@@ -276,6 +276,11 @@ class AsyncClient(AsyncQueueClient):
 
     async def _use_disk(self, verb: UseDisk) -> Any:
         return await asyncio.to_thread(verb.function, *verb.args)
+
+    # -- of a directory alone
+
+    reload = arun_by(DirectoryQueue.reload)
+    write_stacks = arun_by(DirectoryQueue.write_stacks)
 
     # -- who waits for what
 

@@ -57,7 +57,7 @@ from taskq.protocol.requests import (
     WriteStacks,
     op_of,
 )
-from taskq.protocol.submissions import Call, Flow, chunks, flow_frame, submit_frame
+from taskq.protocol.submissions import Call, Flow, chunks, filed_among, flow_frame, submit_frame
 from taskq.system.clock import ClientClock
 from taskq.system.directory import Directory
 from taskq.system.platform import is_listening
@@ -175,7 +175,8 @@ class DirectoryQueue:
         if self.absence.was_refused:
             return (yield from self._spool_instead(spec, chunk))
         try:
-            yield from self._files.write(chunk)
+            if filed_among(chunk):
+                yield from self._files.write(chunk)
             line: Line = yield _RENEW if resend else _OPEN
             try:
                 number, frame = line.talk.submit(spec, chunk, resend=resend)

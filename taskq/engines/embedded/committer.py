@@ -19,14 +19,14 @@ from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.server import Peer
-from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs
+from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs, TakeSpooled
 from taskq.engines.embedded.staged import FULL_AGAIN_S, HELD, Staged
 from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
 from taskq.engines.payloads import Payloads
 from taskq.model import limits
 from taskq.model.attempt import pack_failure
-from taskq.model.effects import Effects, Event
+from taskq.model.effects import NO_EFFECTS, Effects, Event
 from taskq.model.errors import BehindSpool, JobNotFound, JournalError, StoreFull, TaskQError
 from taskq.model.job import JobError
 from taskq.model.spec import Spec
@@ -83,7 +83,7 @@ class Committer:
         self._staged = Staged()
         self._room_us = limits.TURN_US  # what the turn has room for beside what it commits
         self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
-        self._effects = Effects()  # decided by the fleet, not committed yet
+        self._effects = NO_EFFECTS  # decided by the fleet, not committed yet
         self._effects_since: float | None = None
         self._left: dict[bytes, StoredState] = {}  # ends that are recorded, but not yet seen by all jobs after them
         self._would_release = False  # whether a job can go on as soon as the effects are committed
@@ -158,10 +158,10 @@ class Committer:
         for file in self._spooled.read():
             files.append(file)
             if sum(file.work_us for file in files) >= limits.TURN_US / 2:
-                self.stage(_TakeSpooled(self._spooled, files))
+                self.stage(TakeSpooled(self._spooled, files))
                 files = []
         if files:
-            self.stage(_TakeSpooled(self._spooled, files))
+            self.stage(TakeSpooled(self._spooled, files))
 
     def _stage_spooled_once(self) -> None:
         """Takes up what is in the spool, unless it is already being taken in, portion by portion."""
@@ -177,10 +177,13 @@ class Committer:
         is_full = self._store.is_full or now < (self._effects_since or now)
         takes_all = is_full or bool(self._children)
         while jobs.has_effects and (
-            takes_all or not self._effects or self._effects.work_us + jobs.next_effects_us <= limits.TURN_US
+            takes_all or self._effects is NO_EFFECTS or self._effects.work_us + jobs.next_effects_us <= limits.TURN_US
         ):
             effects = jobs.take_some_effects()
-            self._effects.add(effects)
+            if self._effects is NO_EFFECTS:
+                self._effects = effects
+            else:
+                self._effects.add(effects)
             if effects.ended and self._store.has_waiting and not self._would_release:
                 self._would_release = self._store.would_release([row.id for row, _, _ in effects.ended])
             if self._effects_since is None:
@@ -210,7 +213,7 @@ class Committer:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self.is_behind and not self._children and not self._effects
+        return not self.is_behind and not self._children and self._effects is NO_EFFECTS
 
     @property
     def is_handing_over(self) -> bool:
@@ -269,8 +272,9 @@ class Committer:
     def _take_staged(self, now: float) -> list[Submission | Command]:
         """Takes what this commit applies; nothing, while more was decided than it settles, as commands must see the
         ends of all jobs that have ended."""
-        self._room_us = limits.TURN_US - self._effects.work_us if self._effects else limits.TURN_US
-        if self._jobs.has_effects:
+        has_effects = self._effects is not NO_EFFECTS
+        self._room_us = limits.TURN_US - self._effects.work_us if has_effects else limits.TURN_US
+        if has_effects and self._jobs.has_effects:
             return []
         taken, self._room_us = self._staged.take(self._room_us, now)
         return taken
@@ -332,13 +336,15 @@ class Committer:
             self._store.rollback()
             self.counting.not_stored()
             if tx is not None:
+                self._effects = tx.decided
                 tx.rolled_back()
             return error
+        self._effects = tx.decided
         return tx
 
     def _writes(self, staged: Sequence[Submission | Command]) -> bool:
         """Whether there is more to do than to answer those who look."""
-        if self._effects or self._children or self._left or self._keep is not None:
+        if self._effects is not NO_EFFECTS or self._children or self._left or self._keep is not None:
             return True
         return any(isinstance(command, Submission) or command.changes for command in staged)
 
@@ -350,15 +356,17 @@ class Committer:
             self._events.enqueued(rows, now)
         if self.payloads.has_some:
             self.payloads.remove((*self._effects.ended, *tx.ended), tx.removed, tx.pruned)
-        if self._effects:
+        if self._effects is not NO_EFFECTS:
             self._committed.append(self._effects)
-            self._effects = Effects()
+            self._effects = NO_EFFECTS
         if tx.ended or tx.notes:
             self._committed.append(Effects(ended=tx.ended, notes=tx.notes))
         self._effects_since = None if self._keep is None and not self._jobs.has_effects else now
         self._children, self._would_release = [], False
-        self.next_due = first_of(self.next_due, tx.next_due)
-        self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
+        if tx.next_due is not None:
+            self.next_due = first_of(self.next_due, tx.next_due)
+        if tx.next_expiry is not None:
+            self.next_expiry = first_of(self.next_expiry, tx.next_expiry)
         tx.committed()
 
     def _apply(self, tx: Transaction, command: Submission | Command) -> object:
@@ -531,24 +539,6 @@ def _jobs_without(staged: Sequence[Submission | Command], outcomes: Sequence[obj
     """Counts the jobs handed in that were not refused for another reason."""
     pairs = zip(staged, outcomes, strict=True)
     return sum(len(c.ids) for c, outcome in pairs if isinstance(c, Submission) and not isinstance(outcome, TaskQError))
-
-
-class _TakeSpooled(Command):
-    """Takes in the jobs of some files in the spool."""
-
-    adds = True
-
-    def __init__(self, spooled: SpooledJobs, files: list[SpooledFile]) -> None:
-        self._spooled = spooled
-        self._files = files
-        self.work_us = sum(file.work_us for file in files)
-
-    def apply(self, tx: Transaction) -> list[list[TaskQError | None]]:
-        return [[tx.try_submit(submission) for submission in file.submissions] for file in self._files]
-
-    def answer(self, outcome: object) -> None:
-        reasons = outcome if isinstance(outcome, list) else [[outcome] * len(file.submissions) for file in self._files]
-        self._spooled.committed(self._files, reasons)
 
 
 class _ComeDue(Command):

@@ -47,6 +47,7 @@ from taskq.system.timers import Timers
 _SPOOL_EVERY_S = 0.5
 _PRUNE_EVERY_S = 1.0
 _SWEEP_EVERY_S = 10.0
+_REMOVE_EVERY_S = 0.1
 _LATE_EVERY_S = 0.1
 #: The same when nothing happens; and how often to look for the socket, which may be gone.
 _SPOOL_ANYHOW_EVERY_S = 10.0
@@ -130,6 +131,7 @@ class EmbeddedEngine:
         self._timers.every(_PRUNE_EVERY_S, self._prune, now, self._has_new_ends)
         self._timers.every(_PRUNE_ANYHOW_EVERY_S, self._prune_anyhow, now + _PRUNE_ANYHOW_EVERY_S)
         self._timers.every(_SWEEP_EVERY_S, self._sweep, now)
+        self._timers.every(_REMOVE_EVERY_S, self._remove_files, now, lambda _now: self.committer.payloads.has_gone)
 
     def _listen(self, events: Events, selector: selectors.BaseSelector, max_clients: int, now: float) -> Server:
         rejected = lambda reason: events.rejected(reason, self._clock.monotonic())  # noqa: E731
@@ -185,7 +187,8 @@ class EmbeddedEngine:
         self._timers.run(now)
         self.look_at_clock(now, wall)
         committer.collect(now)
-        if at_once or committer.must_commit(now):
+        is_used_up = not at_once and self.store.fold_log()  # by that: commits wait for the next turn
+        if at_once or (not is_used_up and committer.must_commit(now)):
             if not committer.is_settled:
                 self._changed_at = now
             committer.commit(now, wall)
@@ -209,6 +212,7 @@ class EmbeddedEngine:
         while self._messages or self.committer.must_commit(now):  # it was more than one commit does
             self.gather(now)
             self.committer.commit(now, self._clock.time())
+        self.committer.payloads.remove_gone()
         self.committer.tell(now)
 
     def want(self, loads: Sequence[Load]) -> None:
@@ -264,6 +268,9 @@ class EmbeddedEngine:
     def _sweep(self, _now: float) -> None:
         self.committer.payloads.sweep(self._clock.time())
 
+    def _remove_files(self, _now: float) -> None:
+        self.committer.payloads.remove_gone()
+
     # -- when, and whether
 
     def next_at(self, now: float) -> float:
@@ -296,6 +303,7 @@ class EmbeddedEngine:
         while self._messages:
             self.gather(now)
             self._commit_all(now)
+        self.committer.payloads.remove_gone()
         self.committer.finish()
         if self._clients is not None:
             self._clients.shut()
@@ -333,7 +341,8 @@ def recover(store: Store, jobs: Jobs, running: Iterable[FlightRecord], now: floa
         effects.ended += handed.ended
         effects.notes += handed.notes
         ends = handed.left
+    found = store.waiting()  # first: while nothing has changed, it need not be counted
     jobs.restore_limits(store.rates(wall), store.retried_in_order(), now, wall)
-    for partition, waiting, first_seq in store.waiting():
+    for partition, waiting, first_seq in found:
         jobs.found(partition, waiting, first_seq)
     return effects

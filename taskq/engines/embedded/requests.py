@@ -115,6 +115,8 @@ class Requests:
 
     def take_up_again(self, now: float) -> None:
         """Stages requests again when their jobs have come out of the spool, or when the spool is empty."""
+        if not self._put_off:
+            return
         waiting, self._put_off = self._put_off, []
         for asked in waiting:
             is_late = not self._committer.has_more_spooled

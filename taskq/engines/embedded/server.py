@@ -170,7 +170,8 @@ class Server:
                     messages = self._greet(peer, messages)
             except TaskQError as error:
                 return self.reject(peer, error)
-            self._messages.extend((peer, message) for message in messages)
+            for message in messages:
+                self._messages.append((peer, message))
             if len(data) < _READ_BYTES:
                 break
         if peer.is_greeted and not peer.decoder.has_unfinished_frame:

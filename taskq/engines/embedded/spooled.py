@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskq.engines.contract import Events
+from taskq.engines.embedded.transaction import Command, Transaction
 from taskq.engines.payloads import Payloads
 from taskq.model.errors import StoreFull, TaskQError
 from taskq.model.limits import SPOOLED_US
@@ -148,3 +149,21 @@ def _submission(frame: bytes) -> Submission:
     """
     [(envelope, body)] = frames.Decoder().feed(frame)
     return submission_of(None, envelope, body)
+
+
+class TakeSpooled(Command):
+    """Takes in the jobs of some files in the spool."""
+
+    adds = True
+
+    def __init__(self, spooled: SpooledJobs, files: list[SpooledFile]) -> None:
+        self._spooled = spooled
+        self._files = files
+        self.work_us = sum(file.work_us for file in files)
+
+    def apply(self, tx: Transaction) -> list[list[TaskQError | None]]:
+        return [[tx.try_submit(submission) for submission in file.submissions] for file in self._files]
+
+    def answer(self, outcome: object) -> None:
+        reasons = outcome if isinstance(outcome, list) else [[outcome] * len(file.submissions) for file in self._files]
+        self._spooled.committed(self._files, reasons)

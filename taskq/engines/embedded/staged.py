@@ -67,6 +67,10 @@ class Staged:
         Returns:
             What was taken, and the room that is left.
         """
+        if self._waiting_us <= room_us and not self._unfinished and not self._behind:  # all of it, as most often
+            everything, self._waiting = list(self._waiting), deque()
+            room_us, self._waiting_us = room_us - self._waiting_us, 0.0
+            return everything, room_us
         if self._behind:
             self._waiting.extendleft(reversed(self._behind))
             self._behind = []

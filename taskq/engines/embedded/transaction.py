@@ -18,7 +18,7 @@ from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.journal.store import Place, Store
 from taskq.model import limits
-from taskq.model.effects import Effects, Event
+from taskq.model.effects import NO_EFFECTS, Effects, Event
 from taskq.model.errors import EnqueueError, StoreFull
 from taskq.model.job import JobRow
 from taskq.model.limits import REQUEST_US
@@ -88,12 +88,14 @@ class Transaction:
     ) -> None:
         """
         Args:
-            decided: what the fleet has decided. It is settled here, and extended by what it decides in the meantime.
+            decided: what the fleet has decided; NO_EFFECTS if that is nothing. It is settled here, and extended by what
+                the fleet decides in the meantime.
             now, wall: monotonic seconds, and seconds since 1970.
         """
         self.store, self.jobs, self.consumers = store, jobs, consumers
         self.now, self.wall = now, wall
-        self._decided = decided
+        #: What the fleet has decided, also in the meantime.
+        self.decided = decided
         self._admission = admission(store, jobs, self)
         #: The jobs that are new, as they were handed in together.
         self.taken: list[list[JobRow]] = []
@@ -113,7 +115,7 @@ class Transaction:
         self.room_us = limits.TURN_US
         self._follow_ups: list[Callable[[], object]] = []
         self._undo: list[Callable[[], object]] = []
-        if decided:
+        if decided is not NO_EFFECTS:
             self._settle(decided)
 
     # -- what the fleet has decided
@@ -135,7 +137,9 @@ class Transaction:
         """Settles jobs that a consumer gave back and that are over, since they had to be stopped."""
         effects = self.jobs.take_effects()
         if effects:
-            self._decided.add(effects)
+            if self.decided is NO_EFFECTS:
+                self.decided = Effects()
+            self.decided.add(effects)
             self._settle(effects)
 
     # -- what commands ask

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 from taskq.model.info.job import JobInfo
 from taskq.model.job import JobError
 
+#: The events of the log of attempts that were followed by another, unless they say `runs_again=False`.
+AGAIN_EVENTS: Final = ("job.retrying", "job.crashed")
 #: No more of the newest jobs of a group are told.
 MOST_JOBS_TOLD: Final = 5
 #: A frame in a traceback of Python, or in the stacks that it writes when a process dies.
@@ -107,6 +110,16 @@ class FailureGroups:
             alike = (key for key in self._groups if key[:2] == (task, error.type))
             place = next((key[2] for key in alike), "")
         self._add(task, error, place, at, job_id, is_final=False)
+
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Counts an attempt in the log that was followed by another; see `AGAIN_EVENTS`."""
+        kind, _, message = str(event.get("error", "")).partition(": ")
+        try:
+            at = datetime.fromisoformat(str(event.get("timestamp", ""))).timestamp()
+        except ValueError:
+            at = 0.0  # a line that somebody wrote by hand
+        error = JobError(kind, message, str(event.get("traceback", "")))
+        self.add_attempt(str(event.get("task", "")), error, at, str(event.get("job_id", "")))
 
     def _add(self, task: str, error: JobError, place: str, at: float, job_id: str, *, is_final: bool) -> None:
         key = task, error.type, place

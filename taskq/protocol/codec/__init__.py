@@ -24,7 +24,9 @@ each level would copy the inner ones again, need a packer within a packer, and u
     9     BYTEARRAY    bytes
     10    COMPLEX      f64 real, imaginary
     11    RESULT_OF    a job's id, for its result
-    12    ARRAY        u32 position of an array behind the body, in place of its bytes (see filed.py)
+    12    ARRAY        u32 position of a block behind the body: the bytes of an array (see filed.py)
+    13    BYTES        u32 position of a block: large bytes, as an argument or a result
+    14    TEXT         u32 position of a block: a large text, as UTF-8
 
 What arrives is equal and of the same type, with these exceptions:
 

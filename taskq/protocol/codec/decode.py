@@ -20,7 +20,7 @@ import msgpack  # type: ignore[import-untyped, unused-ignore]  # it ships no typ
 
 from taskq.model.errors import is_from_signal_handler
 from taskq.protocol.codec.format import (
-    ARRAY_POSITION_BYTES,
+    BLOCK_POSITION_BYTES,
     COMPLEX,
     DTYPE,
     ONLY_STR,
@@ -32,7 +32,7 @@ from taskq.protocol.codec.format import (
     named,
     told,
 )
-from taskq.protocol.payloads.filed import CRC_BYTES, MARK, CorruptPayload, body_and_arrays
+from taskq.protocol.payloads.filed import CRC_BYTES, MARK, CorruptPayload, body_and_blocks
 
 #: NumPy's own limit, since 2.0; it was 32 before.
 _MAX_DIMENSIONS = 64
@@ -47,7 +47,7 @@ def results_in(payload: bytes | memoryview) -> list[bytes]:
         CorruptPayload: these bytes are not a call.
     """
     found: list[bytes] = []
-    body = bytes(body_and_arrays(payload)[0])
+    body = bytes(body_and_blocks(payload)[0])
     if RESULT_OF_MARK[:1] not in body or RESULT_OF_MARK not in body:  # one byte is found 20 times as fast as two
         return found
 
@@ -120,8 +120,8 @@ def _unpack(job_id: bytes, payload: bytes | memoryview, results: Mapping[bytes, 
             raise CorruptPayload("the checksum of the payload is wrong")
         decode_leaf = _decode_leaf if results is None else _with(results)
         if payload[CRC_BYTES] == MARK:
-            body, arrays = body_and_arrays(payload)
-            decode_leaf = _with_arrays(arrays, decode_leaf)
+            body, blocks = body_and_blocks(payload)
+            decode_leaf = _with_blocks(blocks, decode_leaf)
         try:
             return _unpackb(body, decode_leaf, None)
         except _TagFound:
@@ -167,16 +167,28 @@ def _with(results: Mapping[bytes, Any]) -> Callable[[int, bytes], Any]:
     return decode_leaf
 
 
-def _with_arrays(arrays: list[memoryview], otherwise: Callable[[int, bytes], Any]) -> Callable[[int, bytes], Any]:
+def _with_blocks(blocks: list[memoryview], otherwise: Callable[[int, bytes], Any]) -> Callable[[int, bytes], Any]:
+    copied: dict[tuple[int, int], Any] = {}  # however often a value refers to a block, it takes its size only once
+
     def decode_leaf(code: int, data: bytes) -> Any:
-        if code != Ext.ARRAY:
+        if code not in _OF_BLOCKS:
             return otherwise(code, data)
         position = int.from_bytes(data, "big")
-        if len(data) != ARRAY_POSITION_BYTES or position >= len(arrays):
-            raise CorruptPayload("the payload refers to an array that is not there")
-        return arrays[position]
+        if len(data) != BLOCK_POSITION_BYTES or position >= len(blocks):
+            raise CorruptPayload("the payload refers to a block that is not there")
+        if (code, position) not in copied:
+            copied[code, position] = _OF_BLOCKS[code](blocks[position])
+        return copied[code, position]
 
     return decode_leaf
+
+
+#: How to read the blocks behind a value. Arrays lie in them; bytes and texts are copies.
+_OF_BLOCKS: dict[int, Callable[[memoryview], Any]] = {
+    Ext.ARRAY: lambda block: block,
+    Ext.BYTES: bytes,
+    Ext.TEXT: lambda block: str(block, "utf-8"),
+}
 
 
 class _Tag:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from taskq.model.errors import PayloadError, is_from_signal_handler
 from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
 from taskq.protocol.codec.format import ONLY_STR, FrozenFields, named, shown_key, told
-from taskq.protocol.codec.pack import Unsupported, is_namedtuple, pack_value
+from taskq.protocol.codec.pack import MAY_BE_SET_ASIDE, Blocks, Unsupported, is_namedtuple, pack_value, set_aside
 from taskq.protocol.payloads.filed import CRC_BYTES, FiledPayload, Kind
 
 
@@ -33,15 +33,24 @@ def encode_call(job_id: bytes, args: Sequence[Any], kwargs: Mapping[str, Any], *
     """
     if kwargs and not ONLY_STR.issuperset(map(type, kwargs)):
         raise PayloadError("kwargs: the name of a keyword argument is a str, and of no subclass")
-    arrays: list[memoryview] | None = [] if may_have_file else None
+    blocks: Blocks | None = None
+    call: list[Any] = [list(args), dict(kwargs) if kwargs else {}]
     try:
-        body = pack_value([list(args), dict(kwargs) if kwargs else {}], arrays)
+        if may_have_file:
+            blocks = []
+            for value in args:
+                if type(value) in MAY_BE_SET_ASIDE and len(value) > MAX_INLINE_PAYLOAD_BYTES:
+                    call[0] = [set_aside(each) for each in args]
+                    break
+            if kwargs:
+                call[1] = {name: set_aside(each) for name, each in kwargs.items()}
+        body = pack_value(call, blocks)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
         raise _explained({"args": tuple(args), "kwargs": dict(kwargs)}, error) from _cause(error)
-    if may_have_file and (arrays or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
-        return FiledPayload.of(job_id, Kind.ARGUMENTS, body, arrays or [])
+    if may_have_file and (blocks or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
+        return FiledPayload.of(job_id, Kind.ARGUMENTS, body, blocks or ())
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
 
@@ -59,15 +68,15 @@ def encode_result(job_id: bytes, value: Any, *, may_have_file: bool = False) -> 
     Raises:
         PayloadError: something cannot be serialized; the message names the place and the type.
     """
-    arrays: list[memoryview] | None = [] if may_have_file else None
+    blocks: Blocks | None = [] if may_have_file else None
     try:
-        body = pack_value(value, arrays)
+        body = pack_value(set_aside(value) if may_have_file else value, blocks)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
         raise _explained({"result": value}, error) from _cause(error)
-    if may_have_file and (arrays or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
-        return FiledPayload.of(job_id, Kind.RESULT, body, arrays or [])
+    if may_have_file and (blocks or len(body) > MAX_INLINE_PAYLOAD_BYTES - CRC_BYTES):
+        return FiledPayload.of(job_id, Kind.RESULT, body, blocks or ())
     return zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + body
 
 

@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum
 from typing import Any
 
-ARRAY_POSITION_BYTES = 4
+BLOCK_POSITION_BYTES = 4
 ONLY_STR = frozenset({str})
 #: These, and whatever is inside them, can be packed by msgpack without being looked at first.
 LEAVES = frozenset({type(None), bool, int, float, str, bytes})
@@ -36,6 +36,8 @@ class Ext(IntEnum):
     COMPLEX = 10
     RESULT_OF = 11
     ARRAY = 12
+    BYTES = 13
+    TEXT = 14
 
     TUPLE = 32
     SET = 33

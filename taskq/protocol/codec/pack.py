@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,7 @@ from msgpack import ExtType, Timestamp
 
 from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
 from taskq.protocol.codec.format import (
-    ARRAY_POSITION_BYTES,
+    BLOCK_POSITION_BYTES,
     COMPLEX,
     DTYPE,
     LEAVES,
@@ -40,6 +40,8 @@ from taskq.protocol.codec.format import (
 # a signal handler or __del__ may well enqueue a job in there. A packer that was popped belongs to nobody else, list.pop
 # and append are atomic, and a packer that raised is dropped, although msgpack 1.2 seems to leave it clean.
 _packers: list[_Packer] = []
+#: What a file has behind the packed value: see `taskq.protocol.payloads.filed`.
+Blocks: TypeAlias = list[bytes | memoryview]
 #: A packer's buffer never shrinks, so packers that have packed something larger are not kept.
 _KEPT_BUFFER_BYTES = 256 * 1024
 
@@ -48,30 +50,30 @@ class _Packer:
     """A packer, and what the values in its hands need.
 
     Attributes:
-        arrays: takes the arrays that stay outside the packed value; None if all are packed.
+        blocks: takes what stays outside the packed value; None if all of it is packed.
     """
 
-    __slots__ = ("arrays", "pack")
+    __slots__ = ("blocks", "pack")
 
     def __init__(self) -> None:
-        self.arrays: list[memoryview] | None = None
+        self.blocks: Blocks | None = None
         self.pack = msgpack.Packer(default=self._default, strict_types=True, autoreset=True).pack
 
     def _default(self, value: Any) -> Any:
         """Makes something of a value that msgpack can pack itself. The packer calls this for types that it does not
         know."""
         encoder = _ENCODERS.get(type(value))
-        return encoder(value) if encoder is not None else _encoded_by_kind(value, self.arrays)
+        return encoder(value) if encoder is not None else _encoded_by_kind(value, self.blocks)
 
 
-def _pack(value: Any, arrays: list[memoryview] | None) -> bytes:
+def _pack(value: Any, blocks: Blocks | None) -> bytes:
     try:
         packer = _packers.pop()
     except IndexError:
         packer = _Packer()
-    packer.arrays = arrays
+    packer.blocks = blocks
     body: bytes = packer.pack(value)
-    packer.arrays = None
+    packer.blocks = None
     if len(body) <= _KEPT_BUFFER_BYTES:
         _packers.append(packer)
     return body
@@ -89,23 +91,48 @@ _LONG_BYTES = 4096
 _Native = TypeVar("_Native", list[Any], dict[Any, Any])
 
 
-def pack_value(value: Any, arrays: list[memoryview] | None = None) -> bytes:
+#: The types of which `set_aside` takes large values.
+MAY_BE_SET_ASIDE = frozenset({bytes, str})
+
+
+def set_aside(value: Any) -> Any:
+    """Returns what `pack_value` takes in place of bytes or a text of more than MAX_INLINE_PAYLOAD_BYTES to keep them
+    outside the packed value; other values as they are."""
+    if type(value) is bytes and len(value) > MAX_INLINE_PAYLOAD_BYTES:
+        return _SetAside(Ext.BYTES, value)
+    if type(value) is str and len(value) > MAX_INLINE_PAYLOAD_BYTES:
+        return _SetAside(Ext.TEXT, value.encode())
+    return value
+
+
+class _SetAside:
+    """Bytes, or a text, that become a block."""
+
+    __slots__ = ("code", "content")
+
+    def __init__(self, code: Ext, content: bytes) -> None:
+        self.code = code
+        self.content = content
+
+
+def pack_value(value: Any, blocks: Blocks | None = None) -> bytes:
     """Packs a whole value. In the rare case that it holds something that msgpack misreads, packs it once more.
 
     Args:
-        arrays: takes NumPy arrays of more than MAX_INLINE_PAYLOAD_BYTES, as bytes and without a copy; the value refers
-            to them by their positions in it. None: all arrays are packed.
+        blocks: takes NumPy arrays of more than MAX_INLINE_PAYLOAD_BYTES, and what was set aside, as bytes and without a
+            copy; the value refers to them by their positions in it. None: all arrays are packed, and nothing may have
+            been set aside.
     """
-    body = _pack(value, arrays)
+    body = _pack(value, blocks)
     may_be_misread = (
         len(body.translate(None, _BIN_OR_EXT)) != len(body)
         if len(body) < _LONG_BYTES
         else any(byte in body for byte in _BIN_OR_EXT)
     )
     if may_be_misread and _holds_misread([value]):
-        if arrays is not None:
-            arrays.clear()
-        body = _pack(_wrapped(value), arrays)
+        if blocks is not None:
+            blocks.clear()
+        body = _pack(_wrapped(value), blocks)
     return body
 
 
@@ -154,8 +181,10 @@ class Unsupported(TypeError):
     type."""
 
 
-def _encoded_by_kind(value: Any, arrays: list[memoryview] | None) -> Any:
+def _encoded_by_kind(value: Any, blocks: Blocks | None) -> Any:
     """The values whose exact type is not in the table: Enum members, dataclasses, subclasses, NumPy, jobs."""
+    if type(value) is _SetAside and blocks is not None:
+        return _block(value.code, value.content, blocks)
     if isinstance(value, Enum):
         return {_ENUM: _screened([value._value_])[0]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -172,7 +201,7 @@ def _encoded_by_kind(value: Any, arrays: list[memoryview] | None) -> Any:
         return ExtType(Ext.PATH, os.fsencode(str(value)))
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        return _encode_numpy(numpy, value, arrays)
+        return _encode_numpy(numpy, value, blocks)
     for base, plain in _PLAIN.items():
         if isinstance(value, base):
             return _encode_as_base(value, base, plain(value))
@@ -227,7 +256,7 @@ def _encode_dataclass(value: Any) -> Any:
     return {_DATACLASS if type(value).__hash__ is None else _HASHABLE_FIELDS: fields}
 
 
-def _encode_numpy(numpy: Any, value: Any, arrays: list[memoryview] | None) -> Any:
+def _encode_numpy(numpy: Any, value: Any, blocks: Blocks | None) -> Any:
     dtype = value.dtype
     if isinstance(value, (numpy.str_, numpy.bytes_)):
         return value.item()
@@ -237,12 +266,17 @@ def _encode_numpy(numpy: Any, value: Any, arrays: list[memoryview] | None) -> An
         return {_NUMPY_SCALAR: [dtype.str, value.tobytes()]}
     if type(value) is not numpy.ndarray and type(value) is not numpy.memmap:
         raise Unsupported("pass a plain array, as numpy.asarray(x) makes it")
-    if arrays is None or value.nbytes <= MAX_INLINE_PAYLOAD_BYTES:
+    if blocks is None or value.nbytes <= MAX_INLINE_PAYLOAD_BYTES:
         return {_NDARRAY: [dtype.str, list(value.shape), value.tobytes()]}
     # as numbers of a byte, since memoryview does not know all dtypes; copied only if it is not in C order
-    arrays.append(memoryview(numpy.ascontiguousarray(value).reshape(-1).view("u1")))
-    position = (len(arrays) - 1).to_bytes(ARRAY_POSITION_BYTES, "big")
-    return {_NDARRAY: [dtype.str, list(value.shape), ExtType(Ext.ARRAY, position)]}
+    content = memoryview(numpy.ascontiguousarray(value).reshape(-1).view("u1"))
+    return {_NDARRAY: [dtype.str, list(value.shape), _block(Ext.ARRAY, content, blocks)]}
+
+
+def _block(code: Ext, content: bytes | memoryview, blocks: Blocks) -> ExtType:
+    """Keeps a content outside the packed value. Returns what refers to it."""
+    blocks.append(content)
+    return ExtType(code, (len(blocks) - 1).to_bytes(BLOCK_POSITION_BYTES, "big"))
 
 
 #: The path classes of this system. A PureWindowsPath is not a path here, and would not be one in the consumer.

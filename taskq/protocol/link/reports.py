@@ -27,6 +27,7 @@ from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Flow, Submission, flow_frame, flow_of, parts_of
 
 _WHOLE = frozenset({int})
+_COLUMNS = [list] * 4
 
 
 class Items(NamedTuple):
@@ -155,13 +156,15 @@ def read_report(envelope: Sequence[Any], body: memoryview) -> Report:
     Raises:
         ProtocolError, ConfigError: consumers do not send that.
     """
-    match envelope:
-        case [Op.OUTCOMES, list(numbers), list(verdicts), list(durations_us), list(lengths)] if (
+    if envelope[0] == Op.OUTCOMES and list(map(type, envelope[1:])) == _COLUMNS:  # most are
+        _, numbers, verdicts, durations_us, lengths = envelope
+        if (
             len(numbers) == len(verdicts) == len(durations_us) == len(lengths)
             and _WHOLE.issuperset(map(type, numbers))
             and _WHOLE.issuperset(map(type, durations_us))
         ):
             return Attempts(numbers, verdicts, durations_us, split(body, lengths))
+    match envelope:
         case [Op.ITEMS, bytes(job_id), int(first), list(lengths)] if 0 <= first <= MAX_ITEMS:
             return Items(job_id, first, split(body, lengths))
         case [Op.PROGRESS, list(told)]:

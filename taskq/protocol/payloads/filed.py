@@ -4,10 +4,10 @@ A payload of more than MAX_INLINE_PAYLOAD_BYTES is written to a file by whoever 
 `taskq.protocol.payloads.files`. In its place a *reference* travels and is stored: a payload whose body begins with a
 byte that msgpack never uses.
 
-    reference := u32 CRC-32 of (job id + body) | MARK | 1 | u8 kind | 8 bytes nonce | u64 size | u32 CRC of the content
-    content   := a payload as any other, or one with its large arrays behind it, which are read in place:
-                 u32 CRC-32 of (job id + what follows) | MARK | 2 | 2 zeros | u32 number of arrays | u64 size of body
-                 | u64 size of each array | body | each array, at a multiple of 64 bytes
+    reference := u32 CRC-32 of (job id + body) | MARK | 1 | u8 kind | 8 bytes nonce | u64 size
+    content   := a payload as any other, or one with its large arrays, bytes and texts behind it:
+                 u32 CRC-32 of (job id + what follows) | MARK | 2 | 2 zeros | u32 number of blocks | u64 size of body
+                 | u64 size of each block | body | each block, at a multiple of 64 bytes
 
 The name of the file says whose it is: the job's id, the kind, and a nonce, since an attempt that was lost may have left
 a file as well.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple, Self
@@ -25,14 +26,14 @@ from typing import NamedTuple, Self
 CRC_BYTES = 4
 #: msgpack never begins a value with this byte.
 MARK = 0xC1
-_REFERENCE, _WITH_ARRAYS = 1, 2
-_BODY = Struct("!BBB8sQI")
+_REFERENCE, _WITH_BLOCKS = 1, 2
+_BODY = Struct("!BBB8sQ")
 _NONCE_BYTES = 8
 #: The size of a reference. Few payloads have it, so it is what to look for first.
 REFERENCE_BYTES = CRC_BYTES + _BODY.size
 _HEAD = Struct("!BBxxIQ")
 _SIZE_BYTES = 8
-#: Arrays begin at multiples of this, as NumPy's own do.
+#: Blocks begin at multiples of this, as NumPy's own arrays do.
 _ALIGNMENT = 64
 
 
@@ -54,13 +55,11 @@ class Reference(NamedTuple):
         kind: what it is to its job.
         nonce: what tells it from other files of that job.
         size: of the file, in bytes.
-        checksum: the CRC-32 that the file begins with.
     """
 
     kind: Kind
     nonce: bytes
     size: int
-    checksum: int
 
     def file_name(self, job_id: bytes) -> str:
         """The name of the file of a job's payload."""
@@ -83,9 +82,9 @@ def reference_in(job_id: bytes, payload: bytes | memoryview) -> Reference | None
     body = payload[CRC_BYTES:]
     if zlib.crc32(body, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") != payload[:CRC_BYTES]:
         raise CorruptPayload("the checksum of the payload is wrong")
-    _, _, kind, nonce, size, checksum = _BODY.unpack(body)
+    _, _, kind, nonce, size = _BODY.unpack(body)
     try:
-        return Reference(Kind(kind), nonce, size, checksum)
+        return Reference(Kind(kind), nonce, size)
     except ValueError:
         raise CorruptPayload(f"the payload refers to a file of the unknown kind {kind}") from None
 
@@ -105,7 +104,8 @@ class FiledPayload(bytes):
         job_id: whose payload it is.
         reference: what it says.
         body: the msgpack value.
-        parts: the content of the file. Arrays are those of the caller, not copies.
+        parts: the content of the file behind its checksum, which is computed while it is written. Blocks are those of
+            the caller, not copies.
         is_written: whether the file was written. Set by `taskq.protocol.payloads.files`.
     """
 
@@ -116,26 +116,22 @@ class FiledPayload(bytes):
     is_written: bool
 
     @classmethod
-    def of(cls, job_id: bytes, kind: Kind, body: bytes, arrays: list[memoryview]) -> Self:
+    def of(cls, job_id: bytes, kind: Kind, body: bytes, blocks: Sequence[bytes | memoryview]) -> Self:
         """Makes the payload of a job.
 
         Args:
             body: the msgpack value.
-            arrays: the arrays that it refers to by their positions, as bytes.
+            blocks: the arrays, bytes and texts that it refers to by their positions.
         """
         parts: list[bytes | memoryview] = [body]
-        if arrays:
-            sizes = b"".join(len(array).to_bytes(_SIZE_BYTES, "big") for array in arrays)
-            parts = [_HEAD.pack(MARK, _WITH_ARRAYS, len(arrays), len(body)) + sizes, body]
+        if blocks:
+            sizes = b"".join(len(block).to_bytes(_SIZE_BYTES, "big") for block in blocks)
+            parts = [_HEAD.pack(MARK, _WITH_BLOCKS, len(blocks), len(body)) + sizes, body]
             size = CRC_BYTES + len(parts[0]) + len(body)
-            for array in arrays:
-                parts += [bytes(-size % _ALIGNMENT), array]
-                size += -size % _ALIGNMENT + len(array)
-        checksum = zlib.crc32(job_id)
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
-        parts.insert(0, checksum.to_bytes(CRC_BYTES, "big"))
-        reference = Reference(kind, os.urandom(_NONCE_BYTES), sum(map(len, parts)), checksum)
+            for block in blocks:
+                parts += [bytes(-size % _ALIGNMENT), block]
+                size += -size % _ALIGNMENT + len(block)
+        reference = Reference(kind, os.urandom(_NONCE_BYTES), CRC_BYTES + sum(map(len, parts)))
         packed = _BODY.pack(MARK, _REFERENCE, *reference)
         payload = cls(zlib.crc32(packed, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + packed)
         payload.job_id, payload.reference, payload.is_written = job_id, reference, False
@@ -151,8 +147,8 @@ def snapshot(payload: bytes) -> bytes:
     return payload
 
 
-def body_and_arrays(payload: bytes | memoryview) -> tuple[bytes | memoryview, list[memoryview]]:
-    """Cuts the content of a payload into the msgpack value and the arrays behind it.
+def body_and_blocks(payload: bytes | memoryview) -> tuple[bytes | memoryview, list[memoryview]]:
+    """Cuts the content of a payload into the msgpack value and the blocks behind it.
 
     Raises:
         CorruptPayload: the sizes do not fit, or it is a reference, whose file is to be read.
@@ -163,7 +159,7 @@ def body_and_arrays(payload: bytes | memoryview) -> tuple[bytes | memoryview, li
     if not len(body) or body[0] != MARK:
         return body, []
     view = memoryview(payload)
-    if len(view) < CRC_BYTES + _HEAD.size or view[CRC_BYTES + 1] != _WITH_ARRAYS:
+    if len(view) < CRC_BYTES + _HEAD.size or view[CRC_BYTES + 1] != _WITH_BLOCKS:
         raise CorruptPayload("the payload is in a file, or in a form that this version of taskq does not know")
     _, _, count, body_bytes = _HEAD.unpack_from(view, CRC_BYTES)
     sizes_at = CRC_BYTES + _HEAD.size
@@ -172,11 +168,11 @@ def body_and_arrays(payload: bytes | memoryview) -> tuple[bytes | memoryview, li
         raise CorruptPayload("the payload is shorter than it says")
     sizes = [int.from_bytes(view[at : at + _SIZE_BYTES], "big") for at in range(sizes_at, body_at, _SIZE_BYTES)]
     position = body_at + body_bytes
-    arrays: list[memoryview] = []
+    blocks: list[memoryview] = []
     for size in sizes:
         start = position + -position % _ALIGNMENT
         position = start + size
-        arrays.append(view[start:position])
+        blocks.append(view[start:position])
     if position != len(view):
         raise CorruptPayload("the payload is not as long as it says")
-    return view[body_at : body_at + body_bytes], arrays
+    return view[body_at : body_at + body_bytes], blocks

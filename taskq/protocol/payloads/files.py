@@ -19,19 +19,28 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from taskq.model.errors import DirectoryError, StoreFull
 from taskq.protocol.payloads.filed import CRC_BYTES, CorruptPayload, FiledPayload, Kind, Reference, reference_in
 from taskq.system.directory import Directory
-from taskq.system.platform import sync_directory
+from taskq.system.platform import begin_writing_out, sync_directory
 
 #: ENOSPC, EDQUOT, and EFBIG, for a limit on the size of files.
 _IS_FULL = (28, 122, 27)
 #: Buffers in one system call, of the 1,024 that the kernel takes.
 _BUFFERS_AT_ONCE = 512
+#: What is written at once. Of 64 KiB to 4 MiB this was the fastest, for contents of 1 MB and of 100 MB.
+_PIECE_BYTES = 512 * 1024
+_FIRST_PIECE_BYTES = 64 * 1024
+#: Files that are written before the first of them is synced.
+_FILES_AT_ONCE = 64
+#: The time of a file that is younger than this is left as it is: far less than `taskq.engines.payloads` waits.
+_NEW_FOR_S = 60.0
 #: The end of the name of a file that is about to be removed: see `taskq.engines.payloads`.
 DOOMED = ".gone"
 
@@ -83,40 +92,54 @@ class PayloadFiles:
             StoreFull: the disk is full.
             DirectoryError: the folder cannot be written.
         """
-        written: list[FiledPayload] = []
+        new = [each for each in payloads if not (each.is_written and self.keep(each.job_id, each.reference))]
+        if not new:
+            return
         try:
+            for start in range(0, len(new), _FILES_AT_ONCE):
+                self._write_some(new[start : start + _FILES_AT_ONCE])
+            if self.is_synced:
+                with self._telling_of(new[-1]):
+                    sync_directory(self.folder)
+        except BaseException:
+            with suppress(OSError):  # what cannot be removed either is found by a sweep
+                self.remove(new)
+            raise
+        for payload in new:
+            payload.is_written = True
+
+    def _write_some(self, payloads: Sequence[FiledPayload]) -> None:
+        """Writes files, and only then waits for the disk: what makes the first durable mostly does so for all."""
+        with ExitStack() as opened:
+            descriptors = []
             for payload in payloads:
-                if payload.is_written and self.keep(payload.job_id, payload.reference):
-                    continue  # it is sent again
-                self._write(payload)
-                written.append(payload)
-            if written and self.is_synced:
-                sync_directory(self.folder)
+                with self._telling_of(payload):
+                    descriptors.append(self._create(payload))
+                    opened.callback(os.close, descriptors[-1])
+                    _write_content(descriptors[-1], payload)
+            for payload, descriptor in zip(payloads, descriptors, strict=True) if self.is_synced else ():
+                with self._telling_of(payload):
+                    os.fsync(descriptor)
+
+    def _create(self, payload: FiledPayload) -> int:
+        path = self._path(payload.job_id, payload.reference)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            self._directory.create()
+            return os.open(path, flags, 0o600)
+
+    @contextmanager
+    def _telling_of(self, payload: FiledPayload) -> Iterator[None]:
+        """Says what an error of the system means for a payload."""
+        try:
+            yield
         except OSError as error:
-            self.remove(written)
             size = f"{payload.reference.size:,} bytes"
             if error.errno in _IS_FULL:
                 raise StoreFull(f"a payload of {size} does not fit on the disk of {self.folder}: {error}") from error
             raise DirectoryError(f"cannot write a payload of {size} to {self.folder}: {error.strerror}") from error
-
-    def _write(self, payload: FiledPayload) -> None:
-        path = self._path(payload.job_id, payload.reference)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            self._directory.create()
-            descriptor = os.open(path, flags, 0o600)
-        try:
-            _write_all(descriptor, payload.parts)
-            if self.is_synced:
-                os.fsync(descriptor)
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
-        payload.is_written = True
 
     def remove(self, payloads: Iterable[FiledPayload]) -> None:
         """Removes the files of payloads that were refused."""
@@ -150,20 +173,20 @@ class PayloadFiles:
                 raise CorruptPayload(
                     f"{path} has {status.st_size:,} bytes, not the {reference.size:,} that were written"
                 )
-            content = memoryview(mmap.mmap(descriptor, reference.size, access=mmap.ACCESS_COPY))
+            return memoryview(mmap.mmap(descriptor, reference.size, access=mmap.ACCESS_COPY))
         finally:
             os.close(descriptor)
-        if content[:CRC_BYTES] != reference.checksum.to_bytes(CRC_BYTES, "big"):
-            raise CorruptPayload(f"{path} is not the file that was written")
-        return content
 
     # -- the broker
 
     def keep(self, job_id: bytes, reference: Reference) -> bool:
         """Notes that a file is wanted, so that it does not count as left behind for a while. Returns False if it is not
         there."""
+        path = self._path(job_id, reference)
         try:
-            os.utime(self._path(job_id, reference), follow_symlinks=False)
+            # a change of a time is written with the next sync, and takes 20 times as long as to look
+            if time.time() - os.stat(path, follow_symlinks=False).st_mtime > _NEW_FOR_S:
+                os.utime(path, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
@@ -195,11 +218,49 @@ class PayloadFiles:
         return os.path.join(self.folder, reference.file_name(job_id))
 
 
-def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
-    views = [memoryview(part) for part in parts if len(part)]
-    while views:
-        written = os.writev(descriptor, views[:_BUFFERS_AT_ONCE])
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
+def _write_content(descriptor: int, payload: FiledPayload) -> None:
+    """Writes the checksum, and the content behind it. The disk works on what has been written while the checksum of it
+    is computed: for 100 MB that takes two thirds of the time. The beginning, which has the checksum, comes last."""
+    pieces = _pieces(payload.parts)
+    first = next(pieces)
+    checksum, position = _checksum_of(first, zlib.crc32(payload.job_id)), CRC_BYTES + sum(map(len, first))
+    for piece in pieces:
+        size = _write_all(descriptor, piece, position)
+        begin_writing_out(descriptor, position, size)
+        checksum, position = _checksum_of(piece, checksum), position + size
+    _write_all(descriptor, [checksum.to_bytes(CRC_BYTES, "big"), *first], 0)
+
+
+def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
+    """Cuts and joins the parts of a content to pieces that are written at once; the first is small."""
+    piece: list[memoryview] = []
+    room = _FIRST_PIECE_BYTES - CRC_BYTES
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            piece.append(rest[:room])
+            rest, room = rest[room:], room - len(piece[-1])
+            if not room or len(piece) == _BUFFERS_AT_ONCE:
+                yield piece
+                piece, room = [], _PIECE_BYTES
+    if piece:
+        yield piece
+
+
+def _checksum_of(piece: Iterable[memoryview], checksum: int) -> int:
+    for view in piece:
+        checksum = zlib.crc32(view, checksum)
+    return checksum
+
+
+def _write_all(descriptor: int, buffers: Sequence[bytes | memoryview], position: int) -> int:
+    """Writes buffers to a position of a file. Returns how many bytes that were."""
+    rest, start = [memoryview(buffer) for buffer in buffers], position
+    while rest:
+        written = os.pwritev(descriptor, rest, position)
+        position += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
         if written:
-            views[0] = views[0][written:]
+            rest[0] = rest[0][written:]
+    return position - start

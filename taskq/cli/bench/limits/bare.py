@@ -21,7 +21,7 @@ _RECEIVE_BYTES = 1 << 18
 
 def _open(path: Path) -> apsw.Connection:
     store = apsw.Connection(str(path))
-    store.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000")
+    store.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 1000")
     store.execute("CREATE TABLE jobs (id INTEGER PRIMARY KEY, payload BLOB)")
     return store
 

@@ -347,6 +347,9 @@ class MemoryStore:
     def close(self) -> None:
         self.commit()
 
+    def fold_log(self) -> bool:
+        return False
+
     # -- a full disk
 
     def make_room(self) -> None:

@@ -3,6 +3,9 @@
 A total is the number of such jobs in the journal, and of those that the journal does not show any more: they were
 removed, or retried by hand. Only the latter number is stored, so that a commit of jobs that come in or end writes
 nothing but their rows.
+
+To count a million rows takes 0.2 s, and the jobs that wait 0.1 s. So a journal that is closed keeps its counts, and
+whoever opens it next need not count; while it is open, they are not there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
+import msgpack
 
 from taskq.engines.embedded.journal import statements
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Totals
@@ -21,15 +25,36 @@ _FINAL = [state for state in StoredState if state >= FIRST_FINAL]
 _COUNT = f"SELECT count(*), {', '.join(f'coalesce(sum(state = {state:d}), 0)' for state in _FINAL)} FROM jobs"
 
 
+#: A partition's number, the jobs that are queued in it, and the sequence number of the first of them.
+WaitingIn = tuple[int, int, int]
+_NAME = "counts_at_end"
+#: The counts of more partitions are not kept.
+_MOST_PARTITIONS = 1_000
+
+
 class RowCounts:
     """The number of jobs in the journal, and of those in each final state. Changed with the rows."""
 
-    def __init__(self, db: apsw.Connection) -> None:
+    def __init__(self, jobs: int, ended: Iterable[int]) -> None:
+        """
+        Args:
+            ended: the jobs in each final state.
+        """
+        self.jobs = jobs
+        self.ended: Counter[StoredState] = Counter(dict(zip(_FINAL, ended, strict=True)))
+
+    @classmethod
+    def counted(cls, db: apsw.Connection) -> RowCounts:
         """Counts the rows."""
         counted: list[Any] = db.execute(_COUNT).fetchall()
-        self.jobs: int
-        self.jobs, *ended = counted[0]
-        self.ended: Counter[StoredState] = Counter(dict(zip(_FINAL, ended, strict=True)))
+        jobs, *ended = counted[0]
+        return cls(jobs, ended)
+
+    def keep(self, db: apsw.Connection, waiting: Sequence[WaitingIn]) -> None:
+        """Writes the counts, and those of the jobs that wait, for whoever opens the journal next."""
+        kept = self.jobs, [self.ended[state] for state in _FINAL], waiting
+        if len(waiting) <= _MOST_PARTITIONS:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_NAME, msgpack.packb(kept)))
 
     def removed(self, states: Sequence[int]) -> None:
         """Jobs in these states, given by their numbers, are gone."""
@@ -60,3 +85,17 @@ class RowCounts:
         """The opposite of `unseen_of`."""
         shown = self.unseen_of(Totals())
         return Totals(**{name: part - own for name, part, own in zip(TOTAL_NAMES, unseen, shown, strict=True)})
+
+
+def kept_counts(db: apsw.Connection) -> tuple[RowCounts, list[WaitingIn]] | None:
+    """The counts that were kept when the journal was closed; None if it was not, or if it is open."""
+    kept: list[Any] = db.execute("SELECT value FROM meta WHERE name = ?", (_NAME,)).fetchall()
+    if not kept:
+        return None
+    jobs, ended, waiting = msgpack.unpackb(kept[0][0])
+    return RowCounts(jobs, ended), [tuple(each) for each in waiting]
+
+
+def forget_counts(db: apsw.Connection) -> None:
+    """From now on the counts may be wrong: the journal is open."""
+    db.execute("DELETE FROM meta WHERE name = ?", (_NAME,))

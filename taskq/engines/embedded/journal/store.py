@@ -273,6 +273,14 @@ class Store(Protocol):
     def rollback(self) -> None:
         """Drops all changes since the last commit."""
 
+    def fold_log(self) -> bool:
+        """Folds what was committed into the journal's own file, if it is time for that: about a turn's work, which
+        commits need not wait for. Called between two transactions.
+
+        Returns:
+            Whether there was something to do.
+        """
+
     def make_room(self) -> None:
         """After StoreFull: frees what was set aside, so that outcomes can still be recorded, and sets `is_full`."""
 

@@ -3,7 +3,10 @@ before SQLite needs it.
 
 A sync over space that was written before takes 110 microseconds where one that makes the file longer takes 210, since
 the file system must record the new length as well. SQLite uses the space of a log again once it was folded into the
-journal, so only the commits before the first checkpoint were slow: those of each fleet's first moments.
+journal (a checkpoint), so only the commits before that were slow: those of each fleet's first moments.
+
+SQLite would make the checkpoint inside a commit. Here a commit only notes that it is time for one, and whoever commits
+calls `fold` between two commits: it takes as long as all else that a turn of the broker's loop does.
 
 Zeros behind the last frame are safe at any moment: SQLite reads frames up to the first one that does not have the salt
 and the checksum of this log, as it does with the remains of an earlier one.
@@ -26,8 +29,12 @@ AHEAD_FRAMES = 256
 LEFT_FRAMES = 16
 #: No zeros are written when less than this is free: the space is for the jobs.
 _WANTED_FREE_BYTES = 64 * 1024 * 1024
+#: A commit folds the log itself if that is this many times as long as when it is time to fold it: so it has a bound,
+#: whoever commits.
+FOLD_AT_ONCE = 2
 #: How often a commit looks whether the log is still there.
 LOOK_EVERY_S = 0.010
+_PASSIVE = apsw.SQLITE_CHECKPOINT_PASSIVE
 _HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
 _NEVER = 1 << 62
 #: In pieces: the system keeps what is written at once together, and would count all of it as dirty with each commit.
@@ -46,6 +53,8 @@ class WriteAheadLog:
         self._path = path
         self._inode = 0
         self._look_at = 0.0  # when it is looked at again (monotonic)
+        #: Whether it is to be folded into the journal. Set by each commit, cleared by `fold`.
+        self.is_long = False
         self._descriptor = -1  # while it is open
 
     def open(self, db: apsw.Connection, pages: int, page_bytes: int, *, writes_ahead: bool) -> None:
@@ -53,12 +62,13 @@ class WriteAheadLog:
 
         Args:
             db: the journal's connection.
-            pages: at how many frames the log is folded into the journal.
+            pages: from how many frames on the log is to be folded into the journal.
             page_bytes: the size of the journal's pages.
             writes_ahead: whether to write space in advance: it is of use if each commit is synced.
         """
         self._inode = os.stat(self._path).st_ino
         self._pages = pages
+        self.is_long = False
         self._frame_bytes = _FRAME_HEADER_BYTES + page_bytes
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._first_ahead_at = LEFT_FRAMES if writes_ahead else _NEVER  # whoever only looks commits little
@@ -93,13 +103,19 @@ class WriteAheadLog:
         """SQLite calls this after each commit, with the number of frames that the log has then."""
         if frames >= self._ahead_at:
             self._write_ahead(frames)
-        if frames >= self._pages:
-            self._ahead_at = self._first_ahead_at  # SQLite begins at the start of the file again, and may cut it off
-            try:
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            except apsw.Error:
-                pass  # the commit is done, and the log keeps it: as SQLite does itself, the next commit tries again
+        self.is_long = frames >= self._pages
+        if frames >= FOLD_AT_ONCE * self._pages:
+            self.fold(db)
         return apsw.SQLITE_OK
+
+    def fold(self, db: apsw.Connection) -> None:
+        """Folds the log into the journal. The next commit begins at the start of the file again."""
+        self.is_long = False
+        self._ahead_at = self._first_ahead_at  # SQLite may cut the file off
+        try:
+            db.wal_checkpoint(mode=_PASSIVE)
+        except apsw.Error:
+            pass  # the log keeps everything, and the next commit says again that it is long
 
     def _write_ahead(self, frames: int) -> None:
         self._ahead_at = frames + AHEAD_FRAMES - LEFT_FRAMES

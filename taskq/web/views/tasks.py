@@ -1,0 +1,87 @@
+"""Tasks: how their jobs end, how long they wait and run, and of what they fail."""
+
+from __future__ import annotations
+
+from taskq.model.errors import ConfigError, JobNotFound
+from taskq.model.info.counts import Counts, TaskCounts
+from taskq.model.info.failures import AGAIN_EVENTS, FailureGroups
+from taskq.model.job import JobState
+from taskq.model.units import seconds_in
+from taskq.telemetry.reader import Filter, ago
+from taskq.web.charts import Series
+from taskq.web.logs import newest
+from taskq.web.pages import Page, Visit
+from taskq.web.rates import ended, flow_of
+from taskq.web.views.fleet import ends_of, labels_of
+
+#: Failed jobs that are grouped, of those that were enqueued last.
+_MOST_JOBS = 5_000
+_MOST_ATTEMPTS = 5_000
+_DAY_S = 86_400.0
+_NEWEST = 10
+
+
+def _row(each: TaskCounts, part: Counts) -> tuple[str, str, Counts, int]:
+    return each.task, each.queue, part, ended(part)
+
+
+async def tasks(visit: Visit) -> Page:
+    """The jobs of each task, of the last hour or since the beginning."""
+    is_total = visit.query("of") == "total"
+    counts = await visit.q.async_client().counts()
+    rows = [_row(each, each.total if is_total else each.last_hour) for each in counts]
+    rows = [row for row in rows if row[3] or row[2].started or row[2].enqueued]
+    rows.sort(key=lambda row: (-row[3], row[0], row[1]))
+    return Page("tasks", "Tasks", {"rows": rows, "is_total": is_total})
+
+
+async def task(visit: Visit) -> Page:
+    """One task: its flow, its times, its newest failures."""
+    name = visit.request.path_params["name"]
+    client = visit.q.async_client()
+    counts = [each for each in await client.counts() if each.task == name]
+    if not counts and name not in visit.q.tasks:
+        raise JobNotFound(f"nothing is known of task {name!r:.100}: no job of it has come in")
+    flow = flow_of(counts, visit.now)
+    hour, total = Counts(), Counts()
+    for each in counts:
+        hour.merge(each.last_hour)
+        total.merge(each.total)
+    values = {
+        "name": name,
+        "queues": sorted(each.queue for each in counts),
+        "flow": flow,
+        "ends": ends_of(flow),
+        "came": [Series("enqueued", "later", flow.enqueued)],
+        "labels": labels_of(flow),
+        "spans": [("last hour", hour, ended(hour)), ("in total", total, ended(total))],
+        "running": await client.jobs(JobState.RUNNING, name, None, None, _NEWEST),
+        "failed": await client.jobs(JobState.FAILED, name, None, None, _NEWEST),
+    }
+    return Page("task", name, values)
+
+
+async def failures(visit: Visit) -> Page:
+    """What fails, in groups of one task, one type of error and one place."""
+    task_name, queue, since = visit.query("task"), visit.query("queue"), visit.query("since")
+    since_s = seconds_in(since) if since else _DAY_S
+    if since_s is None:
+        raise ConfigError(f"{since!r:.100} is not a time: use a duration such as 90s, 10m, 2h or 7d")
+    groups = FailureGroups(visit.now, visit.now - since_s)
+    client = visit.q.async_client()
+    failed = await client.jobs(JobState.FAILED, task_name or None, queue or None, None, _MOST_JOBS)
+    groups.add_jobs(failed)
+    for name in AGAIN_EVENTS:
+        for event in await newest(visit, Filter(task_name or None, None, name, None, ago(since_s)), _MOST_ATTEMPTS):
+            if event.get("runs_again") is not False and queue in ("", event.get("queue")):
+                groups.add_event(event)
+    values = {
+        "groups": groups.all(),
+        "failed": groups.failed,
+        "again": groups.again,
+        "has_more": len(failed) == _MOST_JOBS,
+        "task": task_name,
+        "queue": queue,
+        "since": since or "1d",
+    }
+    return Page("failures", "Failures", values)
