@@ -40,7 +40,10 @@ ROOMS: dict[str, set[str]] = {
 #: Imports inside functions, outside the command line, and why each is late.
 LATE = {
     ("broker.small", "broker.guardian"): "the guardian is small most of the time",
+    ("client.app", "client.executors.executor"): "few programs have an executor",
+    ("client.app", "client.executors.pickled_calls"): "few programs have an executor",
     ("client.app", "client.fleet"): "a web application never runs a fleet",
+    ("client.executors.private", "client.fleet"): "`from taskq import *` must not import multiprocessing",
     ("client.transport.blocking", "client.transport.reading"): "only a stopped fleet is read",
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
     ("client.transport.operations", "model.info.why"): "who only enqueues asks nothing",
