@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from fleet import Fleet, running
-from pages import DOCS, ROOT, paste, run
+from fastapi.testclient import TestClient
+from fleet import Fleet, running, wait_until
+from pages import DOCS, ROOT, imported, paste, run
+
+from taskq import BrokerUnavailable, TaskQ
 
 #: Each page, and the files that its blocks make; each is run below.
 PAGES = {
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
+    "fastapi.md": ["orders.py"],
+    "flask.md": ["newsletter.py"],
 }
 
 
@@ -46,3 +54,45 @@ def test_executors(tmp_path: Path, home: Path) -> None:
         assert re.fullmatch("[0-9a-f]{32}", job_id)
         assert total == "6"
     assert run(tmp_path, "others.py").splitlines() == ["1024", "6"]
+
+
+def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paste("fastapi.md", tmp_path)
+    monkeypatch.setenv("DEBUG", "1")
+    with imported(tmp_path, "orders") as orders, TestClient(orders.app) as client:
+        assert orders.app.state.taskq is orders.q
+        answer = client.post("/orders", json={"customer": "Ada", "items": [{"name": "tea", "price": 2.5}] * 2})
+        assert answer.status_code == 202
+        told = client.get(f"/receipts/{answer.json()['job']}")
+        assert told.json() == {"customer": "Ada", "total": 5.0}
+        assert client.get(f"/receipts/{'0' * 32}").status_code == 404
+        job = orders.invoice.enqueue({"customer": "Bob", "items": [{"name": "tea", "price": -1}]})
+        answer = client.get(f"/receipts/{job.id}")
+        assert answer.status_code == 500
+        assert "argument 'order': Order: items.0.price: Input should be greater than 0" in answer.json()["detail"]
+        receipt = orders.invoice.enqueue(orders.Order(customer="Eve")).result(30)
+        assert receipt == orders.Receipt(customer="Eve", total=0)
+
+
+def test_flask(tmp_path: Path, home: Path) -> None:
+    paste("flask.md", tmp_path)
+    flask = [sys.executable, "-m", "flask", "--app", "newsletter", "taskq"]
+    with subprocess.Popen([*flask, "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+        try:
+            with imported(tmp_path, "newsletter") as newsletter:
+                wait_until(lambda: _is_running(newsletter.q), "the fleet")
+                client = newsletter.app.test_client()
+                job_id = client.post("/subscribers/ada@example.org").json["job"]
+                told = client.get(f"/jobs/{job_id}").json
+            assert told == {"result": "from news@example.org to ada@example.org"}
+            assert job_id in run(tmp_path, *flask[1:], "job", job_id)
+        finally:
+            fleet.terminate()
+    assert not psutil.pid_exists(fleet.pid)
+
+
+def _is_running(q: TaskQ) -> bool:
+    try:
+        return bool(q.status().consumers)
+    except BrokerUnavailable:
+        return False
