@@ -17,6 +17,7 @@ from taskq import BrokerUnavailable, TaskQ
 
 #: Each page, and the files that its blocks make; each is run below.
 PAGES = {
+    "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
     "fastapi.md": ["orders.py"],
     "flask.md": ["newsletter.py"],
@@ -89,6 +90,51 @@ def test_flask(tmp_path: Path, home: Path) -> None:
         finally:
             fleet.terminate()
     assert not psutil.pid_exists(fleet.pid)
+
+
+SITE = """
+import time
+from django.db import connection, transaction
+from django.test import Client
+from django_tasks import TaskResultStatus, default_task_backend
+from shop.tasks import fail, send_receipt
+
+client = Client()
+result_id = client.post("/orders/7").json()["result"]
+result = send_receipt.get_result(result_id)
+while not result.is_finished:
+    time.sleep(0.01)
+    result.refresh()
+print(client.get(f"/results/{result_id}").json(), result.args)
+failed = fail.enqueue(why="as expected")
+default_task_backend.q.job(failed.id).wait(30)
+failed.refresh()
+print(failed.status, failed.errors[0].exception_class, failed.attempts, fail.get_result(failed.id).kwargs)
+try:
+    with transaction.atomic():
+        lost = send_receipt.enqueue(8)
+        raise LookupError
+except LookupError:
+    print(len(default_task_backend.q.jobs(task="shop.tasks.send_receipt")))
+"""
+
+
+def test_django(tmp_path: Path, home: Path) -> None:
+    paste("django.md", tmp_path)
+    manage = [sys.executable, "manage.py"]
+    with subprocess.Popen([*manage, "taskq", "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+        try:
+            wait_until(lambda: _is_running(TaskQ("shop")), "the fleet")
+            environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "PYTHONPATH": str(tmp_path)}
+            (tmp_path / "visit.py").write_text(f"import django\ndjango.setup()\n{SITE}")
+            assert run(tmp_path, "visit.py", **environment).splitlines() == [
+                "{'status': 'SUCCESSFUL', 'value': 'receipt of order 7'} [7]",
+                "FAILED <class 'ValueError'> 1 {'why': 'as expected'}",
+                "1",
+            ]
+            assert "shop.tasks.fail" in run(tmp_path, "manage.py", "taskq", "jobs", "--state", "failed")
+        finally:
+            fleet.terminate()
 
 
 def _is_running(q: TaskQ) -> bool:
