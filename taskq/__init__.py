@@ -6,6 +6,7 @@ if TYPE_CHECKING:
 
     from taskq.client.app import TaskQ
     from taskq.client.context import CurrentJob, current_job
+    from taskq.client.executors.private import Executor
     from taskq.client.job import Job
     from taskq.client.options.call_options import Unique
     from taskq.client.options.options import JobOptions
@@ -51,6 +52,7 @@ __all__ = [
     # the application, its tasks and jobs
     "Attempt",
     "CurrentJob",
+    "Executor",
     "FleetStatus",
     "Job",
     "JobError",
@@ -114,6 +116,7 @@ __version__ = "0.1.0"
 #: Where the public names are; they are searched from the bottom up. A module further down imports fewer others; what is
 #: above the application is what most programs do without.
 _HOMES = (
+    "taskq.client.executors.private",
     "taskq.model.info.status",
     "taskq.model.info.schedule",
     "taskq.model.info.why",

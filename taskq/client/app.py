@@ -37,6 +37,7 @@ from taskq.system.directory import reply_timeout_s
 from taskq.system.place import place_of
 
 if TYPE_CHECKING:
+    from taskq.client.executors.executor import QueueExecutor
     from taskq.model.info.job import JobInfo
     from taskq.model.info.status import FleetStatus
     from taskq.model.settings import Settings
@@ -528,6 +529,28 @@ class TaskQ(FleetConnection):
         from taskq.client.fleet import RunningFleet, settings_in_program  # it takes long to import
 
         return RunningFleet(self, settings or settings_in_program(consumers), fresh)
+
+    def executor(self, max_workers: int | None = None, **options: Unpack[JobOptions]) -> QueueExecutor:
+        """Returns a `concurrent.futures.Executor` that runs calls of any function as jobs of this application's fleet.
+
+        Functions, arguments and results are pickled (by cloudpickle), so consumers run whatever this user's programs
+        send. An application allows that by calling this method in the module that the fleet imports; the consumers of
+        all others refuse such jobs.
+
+        Args:
+            max_workers: what the executor tells libraries that divide their work by the number of workers, such as
+                dask; by default the number of CPUs that this process may use. It limits nothing.
+            options: the options of its jobs; `taskq.client.options.options.JobOptions` lists them. Without `retries=`,
+                a call that raises is not repeated.
+
+        Raises:
+            ConfigError: cloudpickle is not installed, or an option makes no sense.
+            TypeError: there is no such option.
+        """
+        from taskq.client.executors.executor import QueueExecutor  # few programs need it
+        from taskq.client.executors.pickled_calls import register
+
+        return QueueExecutor(register(self).options(**options), max_workers)
 
 
 def _own_name(function: Callable[..., Any]) -> str:

@@ -65,12 +65,21 @@ class Application(Protocol):
 class RunningFleet(AbstractContextManager[None]):
     """A fleet for an application, while the block runs."""
 
-    def __init__(self, app: Application, settings: Settings, fresh: bool = False) -> None:
-        self._running = _run_fleet(app, settings, fresh)
+    def __init__(
+        self, app: Application, settings: Settings, fresh: bool = False, *, reference: str | None = None
+    ) -> None:
+        """
+        Args:
+            fresh: whether to drop what earlier runs have left.
+            reference: how consumers find the application; by default it is looked for in the modules of this program.
+        """
+        self._running = _run_fleet(app, settings, fresh, reference)
+        #: The process id of its guardian, once it has started.
+        self.guardian_pid = 0
 
     def __enter__(self) -> None:
         """Starts the fleet. Raises AppError, AlreadyRunning, DirectoryError or JournalError if it cannot start."""
-        self._running.__enter__()
+        self.guardian_pid = self._running.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
@@ -87,11 +96,8 @@ class RunningFleet(AbstractContextManager[None]):
 
 
 @contextmanager
-def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[None]:
-    """Runs a fleet for an application while the block runs.
-
-    Args:
-        fresh: whether to drop what earlier runs have left.
+def _run_fleet(app: Application, settings: Settings, fresh: bool, reference: str | None) -> Iterator[int]:
+    """Runs a fleet for an application while the block runs. Gives the process id of its guardian.
 
     Raises:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
@@ -101,7 +107,7 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[No
         raise AppError(
             "the script starts a fleet while a consumer imports it: put that under `if __name__ == '__main__':`"
         )
-    reference = reference_of(app)
+    reference = reference or reference_of(app)
     app.place.directory.create()
     if fresh:
         _drop_left(app)
@@ -116,7 +122,7 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool) -> Iterator[No
         left = _wait_until_ready(ours)
         if any(left.values()) and not fresh:
             _warn_of_left(app, left)
-        yield
+        yield process.pid
     finally:
         ours.close()  # the guardian sees the end, and stops the fleet in its orderly way
         process.wait()

@@ -65,6 +65,7 @@ def run(boot: Boot) -> None:
     try:
         app = load_app(boot.app)
         app.use_place(boot.place)
+        app.payloads.syncs = boot.syncs_files
         log_to_output_unless_the_application_does()
         app.hooks.run_starts()
         output.keep_as_it_is()

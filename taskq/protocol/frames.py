@@ -176,9 +176,13 @@ def _decode_envelope(data: memoryview) -> list[Any]:
     return envelope
 
 
-def hello(pid: int) -> bytes:
-    """The first frame that either side sends."""
-    return frame([Op.HELLO, MAGIC, *VERSIONS, pid])
+def hello(pid: int, syncs_files: bool = True) -> bytes:
+    """The first frame that either side sends.
+
+    Args:
+        syncs_files: whether the fleet wants the files of large payloads to survive a loss of power.
+    """
+    return frame([Op.HELLO, MAGIC, *VERSIONS, pid, syncs_files])
 
 
 def check_hello(envelope: list[Any], peer: Literal["client", "fleet"] = "fleet") -> int:

@@ -75,7 +75,7 @@ def _of_tasks(counts: Sequence[TaskCounts]) -> Iterator[Concern]:
 
 
 def _of_backlog(status: FleetStatus, flow: Flow) -> Iterator[Concern]:
-    waiting = sum(queue.queued for queue in status.queues.values())
+    waiting = sum(queue.queued for name, queue in status.queues.items() if name not in status.paused)
     if waiting >= _BACKLOG and flow.empty_in_s(waiting) is None and status.broker.state == "running":
         came, went = flow.came_a_minute, flow.ended_a_minute
         told = f"{waiting:,} jobs wait, and they do not get fewer: {came:,.0f} a minute come in, and {went:,.0f} end."

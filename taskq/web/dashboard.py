@@ -29,8 +29,7 @@ from taskq.web.access import Resolver, visitor_of
 from taskq.web.actions import Wish, act
 from taskq.web.guard import WRITE_REFUSED, Guard, is_from_own_page
 from taskq.web.links import TOKEN, Links
-from taskq.web.logs import followed
-from taskq.web.pages import STATIC, Page, Visit, answer, draw, link_maker, refusal
+from taskq.web.pages import STATIC, Kept, Page, Visit, answer, draw, link_maker, refusal
 from taskq.web.views import fleet, jobs, log, schedules, tasks
 
 View = Callable[[Visit], Awaitable[Page]]
@@ -91,6 +90,7 @@ class Dashboard:
         self.links = self._resolver if isinstance(self._resolver, Links) else None
         self._is_read_only = read_only
         self._hides_arguments = hide_args
+        self._kept: Kept = {}
         self._app = Guard(self._routes(), hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +130,7 @@ class Dashboard:
                 )
             raise HTTPException(403, "You may not see this dashboard.")
         request.state.visitor = visitor
-        return Visit(self.q, request, visitor, time.time(), self._hides_arguments)
+        return Visit(self.q, request, visitor, time.time(), self._hides_arguments, self._kept)
 
     # -- pages
 
@@ -154,8 +154,8 @@ class Dashboard:
     async def _stream(self, request: Request) -> Response:
         """The log as server-sent events, one for each line."""
         visit = await self._visit(request)
-        wanted, text = log.filter_of(visit)
-        return StreamingResponse(log.stream(followed(visit, wanted, 0), text), media_type="text/event-stream")
+        log.filter_of(visit)  # what makes no sense is told before the stream begins
+        return StreamingResponse(log.stream(visit), media_type="text/event-stream")
 
     # -- actions
 

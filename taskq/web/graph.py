@@ -96,5 +96,5 @@ def drawn(jobs: Mapping[str, JobInfo], chosen: str, prefix: str) -> Markup:
         told = (prefix, info.id, info.task, info.id, info.state.value, kind, x, y, _BOX_WIDTH, _BOX_HEIGHT, name)
         parts.append(Markup(box).format(*told, info.state.value, short_id(info.id)))
     label = f"{len(graph.boxes)} jobs and what they come after"
-    svg = '<svg class="graph" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">{3}</svg>'
+    svg = '<svg class="graph" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="group" aria-label="{2}">{3}</svg>'
     return Markup(svg).format(graph.width, graph.height, label, Markup("").join(parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from taskq.telemetry.reader import Filter, follow, read
 from taskq.telemetry.record import Event
@@ -12,15 +13,30 @@ from taskq.web.pages import Visit
 
 #: Events that wait for a slow browser; the reader waits, too, while there are that many.
 _MOST_WAITING = 1_000
+#: How many readings are kept.
+_MOST_KEPT = 20
 #: A stream says at least this often that it is alive, so that the end of the connection is noticed.
 _ALIVE_S = 15.0
 #: How often the thread looks whether its stream has ended, while it waits for a slow browser.
 _LOOK_S = 0.5
 
 
-async def newest(visit: Visit, wanted: Filter, last: int) -> list[Event]:
-    """The newest events that fit, oldest first."""
-    return await asyncio.to_thread(lambda: list(read(visit.q.directory.path, wanted, last)))
+async def newest(visit: Visit, wanted: Filter, last: int, kept_s: float = 0.0) -> list[Event]:
+    """The newest events that fit, oldest first.
+
+    Args:
+        kept_s: for how many seconds what was read before may be returned again.
+    """
+    span_s = None if wanted.since is None else round(visit.now - wanted.since.timestamp())
+    key = replace(wanted, since=None), last, span_s
+    read_at, events = visit.kept.get(key, (0.0, []))
+    if not visit.now - kept_s < read_at <= visit.now:
+        events = await asyncio.to_thread(lambda: list(read(visit.q.directory.path, wanted, last)))
+        if kept_s:
+            while len(visit.kept) >= _MOST_KEPT:
+                visit.kept.pop(next(iter(visit.kept)))
+            visit.kept[key] = visit.now, events
+    return events
 
 
 async def followed(visit: Visit, wanted: Filter, last: int) -> AsyncIterator[Event | None]:

@@ -225,6 +225,26 @@ def test_results_go_when_jobs_are_pruned(own_home: Path) -> None:
         assert jobs[-1].result(timeout=20) == TEXT
 
 
+@pytest.mark.parametrize(("durability", "syncs"), [("power", 2), ("os", 0)])
+def test_files_are_synced_as_the_fleet_promises(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, durability: str, syncs: int
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+    with running(Fleet(own_home, APP, durability=durability)) as fleet:
+        fleet.wait_ready()
+        monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor) or fsync(descriptor))
+        assert large.total.enqueue(VALUES).result(timeout=20) == np.sum(VALUES)
+        assert len(synced) == syncs, "the file, and the folder"
+        assert list(large.total.map([VALUES])) == [np.sum(VALUES)]
+        assert len(synced) == 2 * syncs
+        assert large.syncs_files.enqueue().result(timeout=20) is bool(syncs)
+    job = large.total.enqueue(VALUES)  # spooled: nobody knows for which fleet
+    assert len(synced) > 2 * syncs + 2
+    with running(Fleet(own_home, APP, durability=durability)):
+        assert job.result(timeout=20) == np.sum(VALUES)
+
+
 # -- without a fleet
 
 

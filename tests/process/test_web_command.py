@@ -14,36 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from fleet import APPS, DEADLINE_S, Fleet, running, wait_until
-from terminal import TASKQ, environment, refused, taskq
+from served import Served
+from terminal import environment, refused, taskq
 
 from taskq.model.exits import Exit
 
 APP = f"{APPS / 'shown.py'}:q"
-
-
-class Served:
-    """A dashboard that runs."""
-
-    def __init__(self, home: Path, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [*TASKQ, "web", APP, "--port", "0", *options],
-            env=environment(home),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.link = self.line()
-
-    def line(self) -> str:
-        """The next line that it prints."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def finish(self) -> tuple[int, str]:
-        """Ends it; returns the exit code, and what it wrote to standard error."""
-        self.process.terminate()
-        _, errors = self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode, errors
 
 
 @pytest.fixture

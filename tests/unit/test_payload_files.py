@@ -165,6 +165,27 @@ def test_a_file_is_private_and_never_written_twice(files: PayloadFiles) -> None:
     assert decode_call(payload.job_id, files.read(payload.job_id, payload))[1] == {}
 
 
+def test_a_file_that_was_not_synced_is_written_again_for_whoever_wants_it_to_be(
+    files: PayloadFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor) or fsync(descriptor))
+    payloads = [filed(new_id()), filed(new_id())]
+    files.write(payloads, False)
+    files.write(payloads, False)
+    assert synced == []
+    inodes = [path_of(files, payload).stat().st_ino for payload in payloads]
+    files.write(payloads[:1], True)
+    assert len(synced) == 2
+    files.write(payloads[:1])
+    files.write(payloads, False)
+    assert len(synced) == 2
+    assert path_of(files, payloads[1]).stat().st_ino == inodes[1]
+    for payload in payloads:
+        assert np.array_equal(decode_call(payload.job_id, files.read(payload.job_id, payload))[0][0], VALUES)
+
+
 def test_a_reference_is_of_one_job_and_one_file(files: PayloadFiles) -> None:
     payload, other = filed(new_id()), filed(new_id())
     files.write([payload, other])

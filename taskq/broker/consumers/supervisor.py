@@ -140,6 +140,7 @@ class Supervisor(Succession[ConsumerProcess]):
                 number=number,
                 record=record,
                 slots=self._settings.threads,
+                syncs_files=self._settings.durability == "power",
                 parent_pid=0 if self._settings.preload else os.getpid(),
                 counters=counters,
                 inbox=inbox.queue,

@@ -22,7 +22,17 @@ from taskq.protocol.submissions import Call, Flow, flow_frame, submit_frame
 class Conversation:
     """One conversation with a broker. For one thread at a time."""
 
-    __slots__ = ("_decoder", "_directory", "_last", "answers", "endings", "is_greeted", "unanswered", "watched")
+    __slots__ = (
+        "_decoder",
+        "_directory",
+        "_last",
+        "answers",
+        "endings",
+        "is_greeted",
+        "syncs_files",
+        "unanswered",
+        "watched",
+    )
 
     def __init__(self, directory: str = "") -> None:
         """
@@ -33,6 +43,7 @@ class Conversation:
         self._decoder = frames.Decoder()
         self._last = 0  # the number of the last request
         self.is_greeted = False  #: Whether the broker has said hello.
+        self.syncs_files = True  #: Whether files of large payloads are to survive a loss of power.
         self.unanswered: set[int] = set()  #: The numbers of requests whose answers are still to come.
         self.answers: dict[int, Message] = {}  #: Those that came, by number; whoever takes one removes it.
         self.watched: set[bytes] = set()  #: The jobs whose endings are still to come.
@@ -101,6 +112,7 @@ class Conversation:
                 self.endings.append(message)
             else:
                 frames.check_hello(envelope)
+                self.syncs_files = envelope[5:6] != [False]
                 self.is_greeted = True
 
     def _hear_answer(self, message: Message) -> None:

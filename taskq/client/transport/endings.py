@@ -53,7 +53,7 @@ class Endings:
                 self._line = yield self._reach(Deadline(0.0, self._clock))
             line = self._line
             if line is not None:
-                yield from self._files.write(chunk)
+                yield from self._files.write(line, chunk)
                 number, frame = line.talk.submit(spec, chunk, watch=True)
                 value_of((yield Ask(line, number, frame, [call.id for call in chunk])), number)
                 self.waiting.update((call.id, None) for call in chunk)

@@ -29,8 +29,11 @@ class CallFiles:
     def __init__(self, payloads: PayloadFiles) -> None:
         self._payloads = payloads
 
-    def write(self, calls: Iterable[Call]) -> Operation[None]:
+    def write(self, line: Line, calls: Iterable[Call]) -> Operation[None]:
         """Writes the files of calls, those that are not there yet.
+
+        Args:
+            line: where they are going to be handed in: its fleet says what files must survive.
 
         Raises:
             StoreFull: the disk is full.
@@ -40,7 +43,7 @@ class CallFiles:
         if not filed:
             return
         try:
-            yield UseDisk(self._payloads.write, (filed,))
+            yield UseDisk(self._payloads.write, (filed, line.talk.syncs_files))
         except DirectoryError as error:
             raise BrokerUnavailable(str(error)) from error
 
@@ -91,11 +94,11 @@ class ToSpool:
         """
         filed = filed_among(calls)
         try:
-            self._payloads.write(filed)
+            self._payloads.write(filed, True)  # whatever a fleet promises: nobody knows which one takes them
             spooler_of(self._directory).add([call.id for call in calls], frame)
             # no broker says whether the files are still there: one that was removed since, because it seemed to be left
             # behind, is written again; those that are named in the spool stay
-            self._payloads.write(filed)
+            self._payloads.write(filed, True)
         except DirectoryError as error:
             told = f"{self._absence.describe_briefly()}, and the job cannot be spooled: {error}"
             raise BrokerUnavailable(told) from error

@@ -134,7 +134,7 @@ class DirectoryQueue:
             try:
                 for chunk in remaining:
                     unanswered.append((0, chunk))
-                    yield from self._files.write(chunk)
+                    yield from self._files.write(line, chunk)
                     number, frame = line.talk.submit(spec, chunk)
                     unanswered[-1] = number, chunk
                     yield Send(line, number, frame)
@@ -175,10 +175,10 @@ class DirectoryQueue:
         if self.absence.was_refused:
             return (yield from self._spool_instead(spec, chunk))
         try:
-            if filed_among(chunk):
-                yield from self._files.write(chunk)
             line: Line = yield _RENEW if resend else _OPEN
             try:
+                if filed_among(chunk):
+                    yield from self._files.write(line, chunk)
                 number, frame = line.talk.submit(spec, chunk, resend=resend)
                 return (yield from self._files.ids_of(chunk, (yield Ask(line, number, frame)), number))
             finally:
@@ -220,9 +220,9 @@ class DirectoryQueue:
             if self.absence.was_refused:
                 break
             try:
-                yield from self._files.write(calls)
                 line: Line = yield Open(must_be_fresh=resend)
                 try:
+                    yield from self._files.write(line, calls)
                     number, frame = line.talk.submit_flow(flow, resend=resend)
                     value_of((yield Ask(line, number, frame)), number)
                     return

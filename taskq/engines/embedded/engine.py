@@ -135,7 +135,8 @@ class EmbeddedEngine:
 
     def _listen(self, events: Events, selector: selectors.BaseSelector, max_clients: int, now: float) -> Server:
         rejected = lambda reason: events.rejected(reason, self._clock.monotonic())  # noqa: E731
-        server = Server(self._directory, selector, rejected, self.forget, self._clock, max_clients)
+        syncs_files = self._settings.durability == "power"
+        server = Server(self._directory, selector, rejected, self.forget, self._clock, max_clients, syncs_files)
         self._timers.every(_LATE_EVERY_S, server.drop_late, now, server.may_be_late)
         self._timers.every(_REACHABLE_EVERY_S, server.stay_reachable, now)
         return server

@@ -80,6 +80,7 @@ class Server:
         on_closed: Callable[[Peer], None],
         clock: Clock = SYSTEM_CLOCK,
         max_clients: int = MAX_CLIENTS,
+        syncs_files: bool = True,
     ) -> None:
         """
         Args:
@@ -87,12 +88,14 @@ class Server:
             on_rejected: called with the reason when a client was refused or dropped.
             on_closed: called with each client that is gone.
             max_clients: how many clients are served at once; more are refused.
+            syncs_files: what clients are told: see `frames.hello`.
         """
         self._selector = selector
         self._on_rejected = on_rejected
         self._on_closed = on_closed
         self._clock = clock
         self._max_clients = max_clients
+        self._syncs_files = syncs_files
         self._path = directory.socket_path()
         self._peers: set[Peer] = set()
         self._pressed: dict[Peer, None] = {}  # those that must read or send something by some time
@@ -185,7 +188,7 @@ class Server:
     def _greet(self, peer: Peer, messages: list[Message]) -> list[Message]:
         frames.check_hello(messages[0][0], peer="client")
         peer.is_greeted = True
-        self.send(peer, frames.hello(os.getpid()))
+        self.send(peer, frames.hello(os.getpid(), self._syncs_files))
         return messages[1:]
 
     # -- output

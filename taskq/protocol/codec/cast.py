@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, Literal, Union
 
 from taskq.protocol.codec.format import named, shown_key
+from taskq.protocol.codec.models import is_attrs, is_pydantic, is_root_model, to_attrs, to_pydantic
 
 Caster = Callable[[Any], Any]
 #: The types as which a list, tuple, set or frozenset may be declared.
@@ -27,10 +28,10 @@ _MAPPING_HINTS = frozenset({dict, OrderedDict, defaultdict, abc.Mapping, abc.Mut
 def caster(hint: Any) -> Caster | None:
     """Makes the function that converts a decoded value to what an annotation declares.
 
-    It converts Enum members, dataclasses and namedtuples, also inside Optional, Union, list, tuple, dict, set,
-    frozenset, Sequence, Mapping and the like, Annotated, NewType, Literal, and the fields of dataclasses. It leaves all
-    other values as they arrived, and also None and values that do not have the declared shape (a None for a
-    ``list[Color]``).
+    It converts Enum members, dataclasses, namedtuples, models of pydantic and classes of attrs, also inside Optional,
+    Union, list, tuple, dict, set, frozenset, Sequence, Mapping and the like, Annotated, NewType, Literal, and the
+    fields of dataclasses. It leaves all other values as they arrived, and also None and values that do not have the
+    declared shape (a None for a ``list[Color]``).
 
     In a Union, a dict with exactly the fields of a dataclass becomes that dataclass. If there is none, a value that is
     an instance of a plain alternative stays (a str for ``Color | str``). If it is not, the first alternative that can
@@ -75,6 +76,10 @@ def _class_caster(cls: type) -> Caster | None:
         return _enum_caster(cls)
     if dataclasses.is_dataclass(cls):
         return functools.partial(_to_dataclass, cls)
+    if is_pydantic(cls):
+        return functools.partial(to_pydantic, cls)
+    if is_attrs(cls):
+        return functools.partial(_to_attrs, cls)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return functools.partial(_to_namedtuple, cls)
     return None
@@ -127,6 +132,10 @@ def _to_dataclass(cls: type, value: Any) -> Any:
         if not fields[name].init:
             object.__setattr__(made, name, item)  # frozen ones too
     return made
+
+
+def _to_attrs(cls: Any, value: Any) -> Any:
+    return to_attrs(cls, _field_casters(cls), value)  # the casters are made on demand: classes may be recursive
 
 
 def _to_namedtuple(cls: Any, value: Any) -> Any:
@@ -229,7 +238,8 @@ class _UnionCaster:
             try:
                 return made(value)
             except Exception:  # the user's class may raise anything; the next alternative may take the value
-                pass
+                if len(self._casters) == 1 and not isinstance(value, self._plain):
+                    raise  # it says what is wrong
         if isinstance(value, self._plain):
             return value
         raise TypeError(f"{named(type(value))} fits none of the declared alternatives")
@@ -251,6 +261,8 @@ def _shape(cls: Any) -> tuple[type, ...]:
     if isinstance(cls, type) and issubclass(cls, tuple):
         return (tuple,)
     if isinstance(cls, type) and dataclasses.is_dataclass(cls) and not issubclass(cls, Enum):
+        return (dict, cls)
+    if isinstance(cls, type) and (is_attrs(cls) or (is_pydantic(cls) and not is_root_model(cls))):
         return (dict, cls)
     return (object,)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from taskq.model.errors import PayloadError, is_from_signal_handler
 from taskq.model.limits import MAX_INLINE_PAYLOAD_BYTES
 from taskq.protocol.codec.format import ONLY_STR, FrozenFields, named, shown_key, told
+from taskq.protocol.codec.models import dumped, fields_of_attrs, is_attrs, is_pydantic, is_root_model
 from taskq.protocol.codec.pack import MAY_BE_SET_ASIDE, Blocks, Unsupported, is_namedtuple, pack_value, set_aside
 from taskq.protocol.payloads.filed import CRC_BYTES, FiledPayload, Kind
 
@@ -178,6 +179,10 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
         return [(".value", value._value_)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if is_attrs(kind):
+        return [(f".{name}", item) for name, item in fields_of_attrs(value).items()]
+    if is_pydantic(kind) and not is_root_model(kind):
+        return [(f".{name}", item) for name, item in dumped(value).items()]
     if kind is list or kind is tuple or is_namedtuple(value):
         return [(f"[{index}]", item) for index, item in enumerate(value)]
     return None

@@ -32,6 +32,7 @@ from taskq.protocol.codec.format import (
     FrozenFields,
     ResultOf,
 )
+from taskq.protocol.codec.models import dumped, fields_of_attrs, is_attrs, is_pydantic
 
 # Why a pool. Packing [[1], {}] took (Python 3.11, msgpack 1.2.4, the 2-core target) 780 ns with msgpack.packb, which
 # makes a Packer and its buffer each time, 240 ns with a Packer in a threading.local, and 210 ns with a pool of packers.
@@ -188,7 +189,11 @@ def _encoded_by_kind(value: Any, blocks: Blocks | None) -> Any:
     if isinstance(value, Enum):
         return {_ENUM: _screened([value._value_])[0]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _encode_dataclass(value)
+        return _encode_fields(value, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if is_attrs(type(value)):
+        return _encode_fields(value, fields_of_attrs(value))
+    if is_pydantic(type(value)):
+        return _screened([dumped(value)])[0]
     if is_namedtuple(value):
         return _encode_tuple(value)
     if isinstance(value, ResultOf):
@@ -250,10 +255,9 @@ def is_namedtuple(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields") and type(value) is not ExtType
 
 
-def _encode_dataclass(value: Any) -> Any:
-    fields = _screened({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+def _encode_fields(value: Any, fields: dict[str, Any]) -> Any:
     # A class that cannot be hashed has None there. Its instances cannot be keys, so a plain dict is enough for them.
-    return {_DATACLASS if type(value).__hash__ is None else _HASHABLE_FIELDS: fields}
+    return {_DATACLASS if type(value).__hash__ is None else _HASHABLE_FIELDS: _screened(fields)}
 
 
 def _encode_numpy(numpy: Any, value: Any, blocks: Blocks | None) -> Any:
@@ -347,8 +351,8 @@ def _hint(value: Any) -> str:
         if isinstance(value, kinds):
             return hint
     kind = type(value)
-    if callable(getattr(kind, "model_dump", None)):
-        return "pass x.model_dump()"
+    if callable(getattr(kind, "get_secret_value", None)):
+        return "secrets are not stored; pass where it is kept"
     if kind.__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
         return "write it to a file and pass the path, or pass its columns as arrays"
     if callable(getattr(kind, "fileno", None)) or hasattr(kind, "acquire"):

@@ -35,6 +35,7 @@ class Boot(NamedTuple):
     number: int  # of the consumer; one that takes the place of another has the same
     record: int  # its place in the flight recorder, which it shares with no other process
     slots: int  # how many jobs it runs at once
+    syncs_files: bool  # whether the files of large results are to survive a loss of power
     parent_pid: int  # 0 if not known
     counters: Counters
     inbox: SimpleQueue[bytes]

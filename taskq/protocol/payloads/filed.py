@@ -106,7 +106,8 @@ class FiledPayload(bytes):
         body: the msgpack value.
         parts: the content of the file behind its checksum, which is computed while it is written. Blocks are those of
             the caller, not copies.
-        is_written: whether the file was written. Set by `taskq.protocol.payloads.files`.
+        is_written: whether the file was written; `is_synced`: so that it survives a loss of power. Both are set by
+            `taskq.protocol.payloads.files`.
     """
 
     job_id: bytes
@@ -114,6 +115,7 @@ class FiledPayload(bytes):
     body: bytes
     parts: list[bytes | memoryview]
     is_written: bool
+    is_synced: bool
 
     @classmethod
     def of(cls, job_id: bytes, kind: Kind, body: bytes, blocks: Sequence[bytes | memoryview]) -> Self:
@@ -134,7 +136,8 @@ class FiledPayload(bytes):
         reference = Reference(kind, os.urandom(_NONCE_BYTES), CRC_BYTES + sum(map(len, parts)))
         packed = _BODY.pack(MARK, _REFERENCE, *reference)
         payload = cls(zlib.crc32(packed, zlib.crc32(job_id)).to_bytes(CRC_BYTES, "big") + packed)
-        payload.job_id, payload.reference, payload.is_written = job_id, reference, False
+        payload.job_id, payload.reference = job_id, reference
+        payload.is_written = payload.is_synced = False
         payload.body, payload.parts = body, parts
         return payload
 

@@ -71,34 +71,40 @@ class FileName(NamedTuple):
 
 
 class PayloadFiles:
-    """The files of one directory. Used by clients, consumers and the broker; it holds nothing open."""
+    """The files of one directory. Used by clients, consumers and the broker; it holds nothing open.
 
-    def __init__(self, directory: Directory, is_synced: bool = True) -> None:
-        """
-        Args:
-            is_synced: whether files survive a loss of power.
-        """
+    Attributes:
+        folder: where they are.
+        syncs: whether files that are written survive a loss of power, where the caller does not say so. Set by
+            consumers, which know what their fleet promises.
+    """
+
+    def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self.folder = directory.payloads
-        self.is_synced = is_synced
+        self.syncs = True
 
     # -- whoever makes a payload
 
-    def write(self, payloads: Sequence[FiledPayload]) -> None:
+    def write(self, payloads: Sequence[FiledPayload], syncs: bool | None = None) -> None:
         """Writes the files of some payloads, those that are not there yet. They are durable when this returns; if it
         raises, none of those that it has written is left.
+
+        Args:
+            syncs: whether they are to survive a loss of power too; None: as `self.syncs` says.
 
         Raises:
             StoreFull: the disk is full.
             DirectoryError: the folder cannot be written.
         """
-        new = [each for each in payloads if not (each.is_written and self.keep(each.job_id, each.reference))]
+        syncs = self.syncs if syncs is None else syncs
+        new = [each for each in payloads if not self._is_there(each, syncs)]
         if not new:
             return
         try:
             for start in range(0, len(new), _FILES_AT_ONCE):
-                self._write_some(new[start : start + _FILES_AT_ONCE])
-            if self.is_synced:
+                self._write_some(new[start : start + _FILES_AT_ONCE], syncs)
+            if syncs:
                 with self._telling_of(new[-1]):
                     sync_directory(self.folder)
         except BaseException:
@@ -106,9 +112,18 @@ class PayloadFiles:
                 self.remove(new)
             raise
         for payload in new:
-            payload.is_written = True
+            payload.is_written, payload.is_synced = True, syncs
 
-    def _write_some(self, payloads: Sequence[FiledPayload]) -> None:
+    def _is_there(self, payload: FiledPayload, syncs: bool) -> bool:
+        """Whether the file of a payload was written, and need not be written again."""
+        if not payload.is_written or not self.keep(payload.job_id, payload.reference):
+            return False
+        if syncs and not payload.is_synced:  # it was written for another fleet
+            self.remove([payload])
+            return False
+        return True
+
+    def _write_some(self, payloads: Sequence[FiledPayload], syncs: bool) -> None:
         """Writes files, and only then waits for the disk: what makes the first durable mostly does so for all."""
         with ExitStack() as opened:
             descriptors = []
@@ -117,7 +132,7 @@ class PayloadFiles:
                     descriptors.append(self._create(payload))
                     opened.callback(os.close, descriptors[-1])
                     _write_content(descriptors[-1], payload)
-            for payload, descriptor in zip(payloads, descriptors, strict=True) if self.is_synced else ():
+            for payload, descriptor in zip(payloads, descriptors, strict=True) if syncs else ():
                 with self._telling_of(payload):
                     os.fsync(descriptor)
 

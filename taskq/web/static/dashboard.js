@@ -19,13 +19,14 @@ function tellTimes(root) {
   for (const each of all("time", root)) {
     const at = new Date(each.dateTime), ahead = (at - Date.now()) / 1000;
     const text = Math.abs(ahead) < 1 ? "now" : ahead > 0 ? `in ${spanText(ahead)}` : `${spanText(-ahead)} ago`;
-    if (each.textContent !== text) each.textContent = text;
+    if (each.firstChild.data !== text) each.firstChild.data = text; // what is selected stays selected
     each.title = at.toLocaleString();
   }
 }
 
 // -- what is new takes its place
-const keyOf = (node) => node.nodeType === 1 ? node.id || node.dataset.key || "" : "";
+// by getAttribute, as the fields of a form hide its properties: `id`, `action`
+const keyOf = (node) => node.nodeType === 1 ? node.getAttribute("id") || node.dataset.key || "" : "";
 const KEPT = new Set(["open", "checked", "aria-pressed"]); // what somebody has done here
 function update(old, fresh) {
   if (old.nodeType !== 1) {
@@ -41,30 +42,25 @@ function update(old, fresh) {
   }
   if (!old.matches("textarea, [data-load]")) morph(old, fresh);
 }
+const isAlike = (one, other) => !keyOf(one) && one.nodeName === other.nodeName
+  && (one.nodeType !== 1 || one.getAttribute("class") === other.getAttribute("class"));
 function morph(old, fresh) {
   const keyed = new Map([...old.children].filter(keyOf).map((each) => [keyOf(each), each]));
   const kept = new Set([...fresh.children].map(keyOf));
   let at = old.firstChild;
+  const drop = () => { const gone = at; at = at.nextSibling; gone.remove(); };
   for (const next of [...fresh.childNodes]) {
-    while (at && keyOf(at) && !kept.has(keyOf(at))) { // before others would have to move, which costs the focus
-      const gone = at;
-      at = at.nextSibling;
-      gone.remove();
-    }
-    const key = keyOf(next);
-    const isAlike = at && !key && !keyOf(at) && at.nodeName === next.nodeName;
-    const match = key ? keyed.get(key) : isAlike ? at : null;
-    if (match && match.nodeName === next.nodeName) {
+    while (at && keyOf(at) && !kept.has(keyOf(at))) drop(); // before others would have to move, which costs the focus
+    let match = keyed.get(keyOf(next)) || null;
+    if (!keyOf(next)) for (match = at; match && !isAlike(match, next);) match = keyOf(match) ? null : match.nextSibling;
+    if (match?.nodeName === next.nodeName) {
+      if (!keyOf(next)) while (at !== match) drop();
       if (match === at) at = at.nextSibling;
       else old.insertBefore(match, at);
       update(match, next);
     } else old.insertBefore(next, at);
   }
-  while (at) {
-    const gone = at;
-    at = at.nextSibling;
-    gone.remove();
-  }
+  while (at) drop();
 }
 async function ask() {
   if (isAsking) return;
@@ -109,7 +105,7 @@ async function send(form, button) {
   const body = new URLSearchParams(new FormData(form, button));
   const question = document.getElementById("question");
   try {
-    const answer = await fetch(form.action, { method: "POST", body, headers: { "taskq-script": "1" } });
+    const answer = await fetch(form.getAttribute("action"), { method: "POST", body, headers: { "taskq-script": "1" } });
     const done = await answer.json();
     if (question.open) question.close();
     if (done.question) {

@@ -23,6 +23,10 @@ from taskq.web.rates import Flow, added_up, flow_of
 #: Jobs that wait whose obstacles are asked for, to find the limits in use.
 _MOST_ASKED = 60
 _MOST_WAITING = 500
+#: Warnings that are searched for those that are not about jobs.
+_MOST_WARNINGS = 5_000
+#: For how many seconds what was read of the log is shown again: it takes longer than what the broker answers.
+_KEPT_S = 5.0
 
 
 async def overview(visit: Visit) -> Page:
@@ -31,6 +35,7 @@ async def overview(visit: Visit) -> Page:
     status, counts = await client.look(), await client.counts()
     flow = flow_of(counts, visit.now)
     waiting = sum(queue.queued for queue in status.queues.values())
+    open_ = sum(queue.queued for name, queue in status.queues.items() if name not in status.paused)
     return Page(
         "overview",
         "Overview",
@@ -44,7 +49,8 @@ async def overview(visit: Visit) -> Page:
             "labels": labels_of(flow),
             "hour": added_up(counts),
             "waiting": waiting,
-            "empty_in_s": flow.empty_in_s(waiting),
+            "open": open_,
+            "empty_in_s": flow.empty_in_s(open_),
             "queues": queue_rows(status, counts, visit.now),
             "slots": sum(consumer.slots for consumer in status.consumers),
             "running": sum(consumer.running for consumer in status.consumers),
@@ -93,7 +99,7 @@ async def queues(visit: Visit) -> Page:
 async def consumers(visit: Visit) -> Page:
     """Each consumer: what it runs, since when, how far, with how much memory."""
     status = await visit.q.async_client().look()
-    ended = await newest(visit, Filter(event="consumer.*", level="warning"), 20)
+    ended = await newest(visit, Filter(event="consumer.*", level="warning"), 20, _KEPT_S)
     return Page("consumers", "Consumers", {"status": status, "ended": ended[::-1]})
 
 
@@ -116,7 +122,7 @@ async def consumer(visit: Visit) -> Page:
 async def broker(visit: Visit) -> Page:
     """The broker's own health: its loop, its memory, the spool, the last reload, and what was logged of it."""
     status = await visit.q.async_client().look()
-    told = await newest(visit, Filter(level="warning"), 200)
+    told = await newest(visit, Filter(level="warning"), _MOST_WARNINGS, _KEPT_S)
     own = [event for event in told if not str(event.get("event", "")).startswith("job.")]
     values = {"status": status, "why_not_ready": why_not_ready(asdict(status)), "events": own[-20:][::-1]}
     return Page("broker", "Broker", values)

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from taskq.model.errors import ConfigError
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
-from taskq.telemetry.record import LEVELS, Event
+from taskq.telemetry.record import LEVELS, Event, utc_text
 from taskq.telemetry.render import render_console
-from taskq.web.logs import newest
+from taskq.web.logs import followed, newest
 from taskq.web.pages import Page, Visit
 
 _SHOWN_LINES = 300
@@ -40,7 +40,9 @@ async def log(visit: Visit) -> Page:
     events = await newest(visit, wanted, _SEARCHED_LINES if text else _SHOWN_LINES)
     lines = [(event, told) for event in events if text in (told := _line(event))]
     fields = {name: visit.query(name) for name in ("level", "task", "job", "event", "since", "text")}
-    values = {"lines": lines[-_SHOWN_LINES:], "fields": fields, "levels": list(LEVELS)}
+    # a stream begins with what came after the newest line that was read, since the page is older than the stream
+    after = str(events[-1].get("timestamp", "")) if events else utc_text(visit.now)
+    values = {"lines": lines[-_SHOWN_LINES:], "fields": fields, "levels": list(LEVELS), "after": after}
     return Page("log", "Log", values, is_live=False)
 
 
@@ -48,11 +50,14 @@ def _line(event: Event) -> str:
     return render_console(event, show_date=True)
 
 
-async def stream(events: AsyncIterator[Event | None], text: str) -> AsyncIterator[str]:
-    """Lines as server-sent events: their level, and how they look."""
+async def stream(visit: Visit) -> AsyncIterator[str]:
+    """The lines that follow as server-sent events: their level, and how they look. They begin after the time `after`
+    of the URL."""
+    wanted, text = filter_of(visit)
+    after = visit.query("after")
     yield ": the lines of the log follow\n\n"
-    async for event in events:
+    async for event in followed(visit, wanted, _SHOWN_LINES if after else 0):
         if event is None:
             yield ": nothing new\n\n"
-        elif text in (told := _line(event)):
+        elif str(event.get("timestamp", "")) > after and text in (told := _line(event)):
             yield f"data: {json.dumps({'level': str(event.get('level', '')), 'text': told})}\n\n"

@@ -18,6 +18,8 @@ from taskq.web.views.fleet import ends_of, labels_of
 _MOST_JOBS = 5_000
 _MOST_ATTEMPTS = 5_000
 _DAY_S = 86_400.0
+#: For how many seconds what was read of the log is shown again.
+_KEPT_S = 10.0
 _NEWEST = 10
 
 
@@ -72,7 +74,8 @@ async def failures(visit: Visit) -> Page:
     failed = await client.jobs(JobState.FAILED, task_name or None, queue or None, None, _MOST_JOBS)
     groups.add_jobs(failed)
     for name in AGAIN_EVENTS:
-        for event in await newest(visit, Filter(task_name or None, None, name, None, ago(since_s)), _MOST_ATTEMPTS):
+        wanted = Filter(task_name or None, None, name, None, ago(since_s))
+        for event in await newest(visit, wanted, _MOST_ATTEMPTS, _KEPT_S):
             if event.get("runs_again") is not False and queue in ("", event.get("queue")):
                 groups.add_event(event)
     values = {

@@ -79,6 +79,12 @@ def kill_once_after_the_result(marker: str) -> Any:
     return np.full(COUNT, current_job().attempt)
 
 
+@q.task
+def syncs_files() -> bool:
+    """Whether the files of large results are synced here."""
+    return q.payloads.syncs
+
+
 @q.task(retries=0)
 def result_on_a_full_disk() -> Any:
     """Returns what is larger than a file of its process may be."""
@@ -92,8 +98,8 @@ def after_writing(action: Callable[[], object]) -> None:
     """Has a function called when this process has written the file of a payload."""
     write = PayloadFiles.write
 
-    def written(self: PayloadFiles, payloads: Sequence[FiledPayload]) -> None:
-        write(self, payloads)
+    def written(self: PayloadFiles, payloads: Sequence[FiledPayload], syncs: bool | None = None) -> None:
+        write(self, payloads, syncs)
         if payloads:
             action()
 

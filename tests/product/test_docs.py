@@ -1,0 +1,144 @@
+"""The pages in docs/ keep their word: their Python runs as it is pasted, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+from fleet import Fleet, running, wait_until
+from pages import DOCS, ROOT, imported, paste, run
+
+from taskq import BrokerUnavailable, TaskQ
+
+#: Each page, and the files that its blocks make; each is run below.
+PAGES = {
+    "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
+    "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
+    "fastapi.md": ["orders.py"],
+    "flask.md": ["newsletter.py"],
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the queue, for this process and those it starts."""
+    home = tmp_path / "queue"
+    monkeypatch.setenv("TASKQ_URL", str(home))
+    return home
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_each_page_is_linked_and_its_links_lead_somewhere(page: str) -> None:
+    text = (DOCS / page).read_text()
+    for link in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", text):
+        assert (DOCS / link).exists(), link
+    assert f"](docs/{page})" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_is_run_by_a_test_below(page: str, tmp_path: Path) -> None:
+    assert paste(page, tmp_path) == PAGES[page]
+
+
+def test_executors(tmp_path: Path, home: Path) -> None:
+    paste("executors.md", tmp_path)
+    printed = run(tmp_path, "squares.py").splitlines()
+    assert printed[:3] == ["17", "[0, 1, 4, 9, 16]", "ran again"]
+    assert "seven" in printed[3]
+    with running(Fleet(home, f"{tmp_path / 'reports.py'}:q")):
+        job_id, total = run(tmp_path, "client.py").splitlines()
+        assert re.fullmatch("[0-9a-f]{32}", job_id)
+        assert total == "6"
+    assert run(tmp_path, "others.py").splitlines() == ["1024", "6"]
+
+
+def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paste("fastapi.md", tmp_path)
+    monkeypatch.setenv("DEBUG", "1")
+    with imported(tmp_path, "orders") as orders, TestClient(orders.app) as client:
+        assert orders.app.state.taskq is orders.q
+        answer = client.post("/orders", json={"customer": "Ada", "items": [{"name": "tea", "price": 2.5}] * 2})
+        assert answer.status_code == 202
+        told = client.get(f"/receipts/{answer.json()['job']}")
+        assert told.json() == {"customer": "Ada", "total": 5.0}
+        assert client.get(f"/receipts/{'0' * 32}").status_code == 404
+        job = orders.invoice.enqueue({"customer": "Bob", "items": [{"name": "tea", "price": -1}]})
+        answer = client.get(f"/receipts/{job.id}")
+        assert answer.status_code == 500
+        assert "argument 'order': Order: items.0.price: Input should be greater than 0" in answer.json()["detail"]
+        receipt = orders.invoice.enqueue(orders.Order(customer="Eve")).result(30)
+        assert receipt == orders.Receipt(customer="Eve", total=0)
+
+
+def test_flask(tmp_path: Path, home: Path) -> None:
+    paste("flask.md", tmp_path)
+    flask = [sys.executable, "-m", "flask", "--app", "newsletter", "taskq"]
+    with subprocess.Popen([*flask, "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+        try:
+            with imported(tmp_path, "newsletter") as newsletter:
+                wait_until(lambda: _is_running(newsletter.q), "the fleet")
+                client = newsletter.app.test_client()
+                job_id = client.post("/subscribers/ada@example.org").json["job"]
+                told = client.get(f"/jobs/{job_id}").json
+            assert told == {"result": "from news@example.org to ada@example.org"}
+            assert job_id in run(tmp_path, *flask[1:], "job", job_id)
+        finally:
+            fleet.terminate()
+    assert not psutil.pid_exists(fleet.pid)
+
+
+SITE = """
+import time
+from django.db import connection, transaction
+from django.test import Client
+from django_tasks import TaskResultStatus, default_task_backend
+from shop.tasks import fail, send_receipt
+
+client = Client()
+result_id = client.post("/orders/7").json()["result"]
+result = send_receipt.get_result(result_id)
+while not result.is_finished:
+    time.sleep(0.01)
+    result.refresh()
+print(client.get(f"/results/{result_id}").json(), result.args)
+failed = fail.enqueue(why="as expected")
+default_task_backend.q.job(failed.id).wait(30)
+failed.refresh()
+print(failed.status, failed.errors[0].exception_class, failed.attempts, fail.get_result(failed.id).kwargs)
+try:
+    with transaction.atomic():
+        lost = send_receipt.enqueue(8)
+        raise LookupError
+except LookupError:
+    print(len(default_task_backend.q.jobs(task="shop.tasks.send_receipt")))
+"""
+
+
+def test_django(tmp_path: Path, home: Path) -> None:
+    paste("django.md", tmp_path)
+    manage = [sys.executable, "manage.py"]
+    with subprocess.Popen([*manage, "taskq", "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+        try:
+            wait_until(lambda: _is_running(TaskQ("shop")), "the fleet")
+            environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "PYTHONPATH": str(tmp_path)}
+            (tmp_path / "visit.py").write_text(f"import django\ndjango.setup()\n{SITE}")
+            assert run(tmp_path, "visit.py", **environment).splitlines() == [
+                "{'status': 'SUCCESSFUL', 'value': 'receipt of order 7'} [7]",
+                "FAILED <class 'ValueError'> 1 {'why': 'as expected'}",
+                "1",
+            ]
+            assert "shop.tasks.fail" in run(tmp_path, "manage.py", "taskq", "jobs", "--state", "failed")
+        finally:
+            fleet.terminate()
+
+
+def _is_running(q: TaskQ) -> bool:
+    try:
+        return bool(q.status().consumers)
+    except BrokerUnavailable:
+        return False
