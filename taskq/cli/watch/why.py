@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 import time
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from datetime import datetime
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import count_of, queue_of
+from taskq.cli.common import count_of, find_directory
 from taskq.cli.ids import whole_id
 from taskq.cli.jobs import IdArgument
 from taskq.cli.pictures import console_of
 from taskq.cli.positions import id_first
 from taskq.cli.tables import width_of_terminal
 from taskq.cli.words import distance_text, span_text
+from taskq.client.app import TaskQ
 from taskq.model.info.why import LimitState, OtherJob, Reason, WhyInfo
 from taskq.model.job import JobState
 from taskq.telemetry.render import escape
@@ -37,7 +39,7 @@ def why(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
     $ taskq why app.py:q 019c8a1f --json
     """
     given, app = id_first(id, app)
-    application = queue_of(app)
+    application = TaskQ("taskq", os.fspath(find_directory(app).path))
     info = application.job(whole_id(application, given)).why()
     if as_json:
         print(json.dumps(asdict(info)))
