@@ -40,7 +40,8 @@ SELECT {_COLUMNS}, q.partition FROM q JOIN taskq.jobs AS j ON j.id = q.id ORDER 
 LEASED: Final = f"SELECT {_COLUMNS} FROM taskq.queue AS q JOIN taskq.jobs AS j ON j.id = q.id WHERE q.lease = $1"
 
 #: $2: the jobs that go back, uncharged.
-RELEASE: Final = "UPDATE taskq.queue SET lease = NULL WHERE seq = ANY ($2::bigint[]) AND lease = $1"
+RELEASE: Final = """
+UPDATE taskq.queue SET lease = NULL WHERE seq = ANY ($2::bigint[]) AND lease IS NOT DISTINCT FROM $1"""
 
 #: After the fleet was taken for dead: gets back what nobody has touched since. $2, $3, $4: jobs, attempts, crashes.
 RECLAIM: Final = """
@@ -50,20 +51,26 @@ RETURNING q.seq"""
 
 # -- outcomes
 
+# A CTE is expected to have one row, so two of them must not be joined: that would be a loop in a loop. Therefore `gone`
+# and `moved` return what they were joined with. And jobs are found by their keys: an index of the leased ones is full of
+# dead entries. (`IS NOT DISTINCT FROM` uses no index.)
+
 #: $2 ...: the columns of what has ended. Returns those that were not the fleet's.
 SETTLE: Final = """
 WITH d AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[])
         AS d (seq, state, attempts, crashes, snoozes, outcome)),
-gone AS (DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id, q.spec),
+gone AS (
+    DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq AND q.lease IS NOT DISTINCT FROM $1
+    RETURNING q.id, q.spec, d.*),
 done AS (
-    UPDATE taskq.jobs AS j SET state = d.state, attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
-        spec = gone.spec, outcome = d.outcome, settled_by = $1, finished_at = taskq.now_(),
-        payload = CASE d.state WHEN 11 THEN j.payload END, checkpoint = CASE d.state WHEN 11 THEN j.checkpoint END
-    FROM gone JOIN d USING (seq) WHERE j.id = gone.id),
-dead AS (INSERT INTO taskq.failed SELECT gone.id FROM gone JOIN d USING (seq) WHERE d.state = 11
-    ON CONFLICT DO NOTHING)
-SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM gone WHERE gone.seq = d.seq)"""
+    UPDATE taskq.jobs AS j SET state = gone.state, attempts = gone.attempts, crashes = gone.crashes,
+        snoozes = gone.snoozes, spec = gone.spec, outcome = gone.outcome, settled_by = $1,
+        finished_at = taskq.now_(), payload = CASE gone.state WHEN 11 THEN j.payload END,
+        checkpoint = CASE gone.state WHEN 11 THEN j.checkpoint END
+    FROM gone WHERE j.id = gone.id),
+dead AS (INSERT INTO taskq.failed SELECT id FROM gone WHERE state = 11 ON CONFLICT DO NOTHING)
+SELECT seq FROM d EXCEPT SELECT seq FROM gone"""
 
 #: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`.
 #: $11: the name of the machine. Returns those that were not the fleet's.
@@ -74,25 +81,23 @@ WITH d AS MATERIALIZED (
         AS d (seq, attempts, crashes, snoozes, spec, partition, delay, keeps, outcome)),
 moved AS (
     UPDATE taskq.queue AS q SET attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
-        spec = d.spec,
-        partition = d.partition,
-        state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
+        spec = d.spec, partition = d.partition, state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
         due_at = CASE WHEN d.delay > 0 THEN taskq.now_() + make_interval(secs => d.delay) END,
         ready_at = taskq.now_(), lease = CASE WHEN d.keeps = 1 THEN q.lease END
-    FROM d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id),
+    FROM d WHERE q.seq = d.seq AND q.lease IS NOT DISTINCT FROM $1 RETURNING q.id, d.*),
 told AS (
-    UPDATE taskq.jobs AS j SET outcome = d.outcome FROM moved JOIN d USING (seq)
-    WHERE j.id = moved.id AND d.outcome IS NOT NULL),
+    UPDATE taskq.jobs AS j SET outcome = moved.outcome FROM moved
+    WHERE j.id = moved.id AND moved.outcome IS NOT NULL),
 kept AS (
-    INSERT INTO taskq.attempts SELECT moved.id, d.attempts, d.outcome, $11::text FROM moved JOIN d USING (seq)
-    WHERE d.outcome IS NOT NULL ON CONFLICT DO NOTHING)
-SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM moved WHERE moved.seq = d.seq)"""
+    INSERT INTO taskq.attempts SELECT id, attempts, outcome, $11::text FROM moved WHERE outcome IS NOT NULL
+    ON CONFLICT DO NOTHING)
+SELECT seq FROM d EXCEPT SELECT seq FROM moved"""
 
 #: $2, $3: jobs, and what they keep for their next attempt.
 CHECKPOINT: Final = """
 UPDATE taskq.jobs AS j SET checkpoint = d.checkpoint
 FROM unnest($2::bigint[], $3::bytea[]) AS d (seq, checkpoint) JOIN taskq.queue AS q USING (seq)
-WHERE q.lease = $1 AND j.id = q.id"""
+WHERE q.lease IS NOT DISTINCT FROM $1 AND j.id = q.id"""
 
 #: $1: the jobs that have ended. Behind the commit: who waits then looks, and who looks later sees it.
 TELL: Final = """
