@@ -51,9 +51,9 @@ RETURNING q.seq"""
 
 # -- outcomes
 
-# A CTE is expected to have one row, so two of them must not be joined: that would be a loop in a loop. Therefore `gone`
-# and `moved` return what they were joined with. And jobs are found by their keys: an index of the leased ones is full of
-# dead entries. (`IS NOT DISTINCT FROM` uses no index.)
+# The planner expects one row of a CTE, and would join two of them by a loop in a loop: therefore `gone` and `moved`
+# return what they were joined with. And jobs are found by their keys, since the index of leased ones is full of dead
+# entries: `IS NOT DISTINCT FROM` uses no index.
 
 #: $2 ...: the columns of what has ended. Returns those that were not the fleet's.
 SETTLE: Final = """
@@ -99,7 +99,13 @@ UPDATE taskq.jobs AS j SET checkpoint = d.checkpoint
 FROM unnest($2::bigint[], $3::bytea[]) AS d (seq, checkpoint) JOIN taskq.queue AS q USING (seq)
 WHERE q.lease IS NOT DISTINCT FROM $1 AND j.id = q.id"""
 
-#: $1: the jobs that have ended. Behind the commit: who waits then looks, and who looks later sees it.
+#: $2, $3, $4: jobs, positions, and what their generators have yielded there, which never changes.
+ADD_ITEMS: Final = """
+INSERT INTO taskq.items (id, position, item) SELECT q.id, d.position, d.item
+FROM unnest($2::bigint[], $3::int[], $4::bytea[]) AS d (seq, position, item) JOIN taskq.queue AS q USING (seq)
+WHERE q.lease IS NOT DISTINCT FROM $1 ON CONFLICT DO NOTHING"""
+
+#: $1: jobs that have ended, or have new items. Behind the commit: who waits then looks, and who looks later sees it.
 TELL: Final = """
 WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client)
 SELECT pg_notify($2 || '_c' || client, string_agg(replace(id::text, '-', ''), ','))
@@ -198,13 +204,18 @@ CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND cance
 #: $2: jobs that run, of which that was wanted only if they do not.
 NOT_CANCELLED: Final = "UPDATE taskq.queue SET cancel = 0 WHERE seq = ANY ($2::bigint[]) AND lease = $1"
 
+#: $1: whose counts these are; the other columns: minutes, tasks, queues, and the counts, packed.
+KEEP_COUNTS: Final = """
+INSERT INTO taskq.counts (fleet, minute, task, queue, packed)
+SELECT $1, d.* FROM unnest($2::int[], $3::text[], $4::text[], $5::bytea[]) AS d (minute, task, queue, packed)
+ON CONFLICT (fleet, minute, task, queue) DO UPDATE SET packed = excluded.packed"""
+FORGET_COUNTS: Final = """
+DELETE FROM taskq.counts AS c USING unnest($2::int[], $3::text[], $4::text[]) AS d (minute, task, queue)
+WHERE c.fleet = $1 AND (c.minute, c.task, c.queue) = (d.minute, d.task, d.queue)"""
+COUNTS_OF: Final = "SELECT task, queue, minute, packed FROM taskq.counts WHERE fleet = $1"
+
 PAUSED: Final = "SELECT queue FROM taskq.paused"
 SPECS: Final = "SELECT spec, fields FROM taskq.specs WHERE spec = ANY ($1::int[])"
 #: $1: those that are known.
 PARTITIONS: Final = """
 SELECT partition, queue, priority, limits FROM taskq.partitions WHERE NOT partition = ANY ($1::int[])"""
-COUNTS: Final = """
-SELECT p.queue, q.state, count(*) FROM taskq.queue AS q JOIN taskq.partitions AS p USING (partition)
-WHERE q.state IN (1, 2) GROUP BY 1, 2"""
-#: Which of these jobs ended, and by whom. $1: ids.
-SETTLED_BY: Final = "SELECT uuid_send(id), settled_by FROM taskq.jobs WHERE id = ANY ($1::uuid[]) AND state >= 10"
