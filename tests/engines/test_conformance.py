@@ -1,5 +1,5 @@
 """What any engine promises its clients and its fleet, asked by `QueueApi` and a scripted fleet; each engine is a line in
-`scripted_fleet.ENGINES`. What only one journal promises is in test_journal.py."""
+`places.ENGINES`. What only one journal promises is in test_journal.py."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def test_what_is_sent_again_is_taken_in_once(fleet: ScriptedFleet) -> None:
     assert len(fleet.run_all()) == 2
 
 
+@pytest.mark.needs("a look at the arguments of a known id")
 def test_an_id_that_is_used_with_other_arguments_is_refused(fleet: ScriptedFleet) -> None:
     [job_id] = fleet.add(1)
     with pytest.raises(EnqueueError, match="other arguments"):
@@ -75,6 +76,7 @@ def test_an_id_that_is_used_with_other_arguments_is_refused(fleet: ScriptedFleet
     assert fleet.run_all() == [job_id]
 
 
+@pytest.mark.needs("max_queued")
 def test_jobs_that_do_not_fit_a_queue_are_refused_and_none_is_taken_in(fleet: ScriptedFleet) -> None:
     spec = Spec("t", max_queued=3)
     ids = fleet.add(2, spec)
@@ -84,6 +86,7 @@ def test_jobs_that_do_not_fit_a_queue_are_refused_and_none_is_taken_in(fleet: Sc
     assert fleet.run_all() == ids
 
 
+@pytest.mark.needs("max_queued")
 def test_who_waits_for_room_gets_in_when_there_is_some(fleet: ScriptedFleet) -> None:
     spec = Spec("t", max_queued=1)
     [first] = fleet.add(1, spec)
@@ -114,6 +117,7 @@ def test_the_meta_of_a_job_travels_with_it(fleet: ScriptedFleet) -> None:
 # -- unique jobs
 
 
+@pytest.mark.needs("unique")
 def test_a_job_keeps_others_with_its_key_out_until_it_has_ended(fleet: ScriptedFleet) -> None:
     first, again = fleet.add(1, unique=UniqueKey("key")), fleet.add(1, unique=UniqueKey("key"))
     assert again == first
@@ -124,6 +128,7 @@ def test_a_job_keeps_others_with_its_key_out_until_it_has_ended(fleet: ScriptedF
     assert fleet.add(1, unique=UniqueKey("key")) != first
 
 
+@pytest.mark.needs("unique")
 def test_a_key_that_counts_until_the_start_is_free_while_its_job_runs(fleet: ScriptedFleet) -> None:
     key = UniqueKey("key", until_start=True)
     [first] = fleet.add(1, unique=key)
@@ -132,6 +137,7 @@ def test_a_key_that_counts_until_the_start_is_free_while_its_job_runs(fleet: Scr
     assert fleet.add(1, unique=key) != [first]
 
 
+@pytest.mark.needs("unique")
 def test_a_throttle_keeps_jobs_out_for_its_period_also_after_the_end(fleet: ScriptedFleet) -> None:
     key = UniqueKey("key", period_s=60.0)
     first = fleet.add(1, unique=key)
@@ -141,6 +147,7 @@ def test_a_throttle_keeps_jobs_out_for_its_period_also_after_the_end(fleet: Scri
     assert fleet.add(1, unique=key) != first
 
 
+@pytest.mark.needs("unique")
 def test_a_debounce_runs_the_last_job_alone_once_calls_have_ceased(fleet: ScriptedFleet) -> None:
     calls = []
     for _ in range(3):
@@ -154,6 +161,7 @@ def test_a_debounce_runs_the_last_job_alone_once_calls_have_ceased(fleet: Script
 # -- flows
 
 
+@pytest.mark.needs("after")
 def test_a_flow_is_taken_in_as_a_whole(fleet: ScriptedFleet) -> None:
     first, second = fleet.calls(2)
     second = second._replace(constraints=Constraints(after=((first.id, False),)))
@@ -162,6 +170,7 @@ def test_a_flow_is_taken_in_as_a_whole(fleet: ScriptedFleet) -> None:
     assert fleet.run_all() == [first.id, second.id]
 
 
+@pytest.mark.needs("max_queued", "after")
 def test_a_flow_one_of_whose_jobs_has_no_room_is_refused_as_a_whole(fleet: ScriptedFleet) -> None:
     fleet.add(1, Spec("full", "small"))
     first, second = fleet.calls(2)
@@ -172,6 +181,7 @@ def test_a_flow_one_of_whose_jobs_has_no_room_is_refused_as_a_whole(fleet: Scrip
             fleet.client.info(job_id)
 
 
+@pytest.mark.needs("after")
 def test_a_flow_that_is_sent_again_is_taken_in_once(fleet: ScriptedFleet) -> None:
     first, second = fleet.calls(2)
     for _ in range(2):
@@ -179,6 +189,7 @@ def test_a_flow_that_is_sent_again_is_taken_in_once(fleet: ScriptedFleet) -> Non
     assert sorted(fleet.run_all()) == sorted([first.id, second.id])
 
 
+@pytest.mark.needs("after")
 def test_a_job_comes_after_all_that_it_names(fleet: ScriptedFleet) -> None:
     parents = fleet.add(2)
     last = with_parents(fleet, *parents)
@@ -186,6 +197,7 @@ def test_a_job_comes_after_all_that_it_names(fleet: ScriptedFleet) -> None:
     assert fleet.run_all() == [*parents, last]
 
 
+@pytest.mark.needs("after")
 def test_a_job_after_one_that_is_not_known_is_refused(fleet: ScriptedFleet) -> None:
     [unknown] = new_job_ids(1)
     with pytest.raises(EnqueueError, match="there is no job"):
@@ -193,6 +205,7 @@ def test_a_job_after_one_that_is_not_known_is_refused(fleet: ScriptedFleet) -> N
     assert fleet.run_all() == []
 
 
+@pytest.mark.needs("after")
 def test_jobs_after_one_that_failed_are_cancelled_unless_they_go_on(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1, ONE_TRY)
     follows, goes_on = with_parents(fleet, parent), with_parents(fleet, parent, goes_on=True)
@@ -204,6 +217,7 @@ def test_jobs_after_one_that_failed_are_cancelled_unless_they_go_on(fleet: Scrip
     assert states(fleet, [follows, after_that, goes_on]) == [JobState.CANCELLED, JobState.CANCELLED, JobState.QUEUED]
 
 
+@pytest.mark.needs("after")
 def test_jobs_that_were_cancelled_with_a_failed_one_come_back_with_its_retry(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1, ONE_TRY)
     child = with_parents(fleet, parent)
@@ -217,6 +231,7 @@ def test_jobs_that_were_cancelled_with_a_failed_one_come_back_with_its_retry(fle
     assert consumer.begin() == child
 
 
+@pytest.mark.needs("on_success")
 def test_jobs_that_a_job_has_enqueued_come_with_its_success(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1)
     consumer, children = fleet.consumer(), fleet.calls(2)
@@ -226,6 +241,7 @@ def test_jobs_that_a_job_has_enqueued_come_with_its_success(fleet: ScriptedFleet
     assert states(fleet, [parent, *(call.id for call in children)]) == ["succeeded", "running", "queued"]
 
 
+@pytest.mark.needs("after")
 def test_what_comes_after_one_that_has_ended_starts_at_once(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1)
     fleet.run_all()
@@ -233,6 +249,7 @@ def test_what_comes_after_one_that_has_ended_starts_at_once(fleet: ScriptedFleet
     assert fleet.run_all() == [child]
 
 
+@pytest.mark.needs("after")
 def test_thousands_of_jobs_after_one_are_all_released(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1)
     children = fleet.add(2_100, after=((parent, False),))
@@ -283,6 +300,21 @@ def test_an_attempt_may_say_when_the_next_one_is(fleet: ScriptedFleet) -> None:
     assert consumer.begin() is None
     fleet.let_pass(1.0)
     assert consumer.begin() == job_id
+
+
+def test_a_job_that_waits_for_its_next_attempt_does_not_expire_and_costs_nothing(fleet: ScriptedFleet) -> None:
+    spec = Spec("t", retries=1, backoff_s=(60.0,))
+    [job_id] = fleet.add(1, spec, expires_at=fleet.clock.time() + 30.0)
+    consumer = fleet.consumer()
+    assert consumer.begin() == job_id
+    consumer.fail()
+    fleet.let_pass(40.0)
+    assert states(fleet, [job_id]) == [JobState.SCHEDULED]
+    assert fleet.engine.next_at(fleet.clock.now) > fleet.clock.now, "the loop has nothing to do"
+    fleet.let_pass(20.0)
+    assert consumer.begin() == job_id
+    consumer.succeed()
+    assert states(fleet, [job_id]) == [JobState.SUCCEEDED]
 
 
 def test_a_job_that_was_refused_is_not_tried_again(fleet: ScriptedFleet) -> None:
@@ -363,6 +395,7 @@ def test_a_report_that_comes_twice_counts_once(fleet: ScriptedFleet) -> None:
 # -- limits
 
 
+@pytest.mark.needs("concurrency")
 def test_no_more_jobs_run_at_once_than_their_task_allows(fleet: ScriptedFleet) -> None:
     fleet.add(3, Spec("t", concurrency=2))
     consumers = [fleet.consumer() for _ in range(3)]
@@ -371,6 +404,7 @@ def test_no_more_jobs_run_at_once_than_their_task_allows(fleet: ScriptedFleet) -
     assert sum(consumer.begin() is not None for consumer in consumers if not consumer.running) == 1
 
 
+@pytest.mark.needs("ordered_by")
 def test_jobs_with_an_order_key_run_one_after_the_other_also_over_a_retry(fleet: ScriptedFleet) -> None:
     first, second = fleet.add(2, Spec("t", retries=1, backoff_s=(5.0,)), order_key="k")
     one, two = fleet.consumer(), fleet.consumer()
@@ -383,6 +417,7 @@ def test_jobs_with_an_order_key_run_one_after_the_other_also_over_a_retry(fleet:
     assert fleet.run_all() == [first, second]
 
 
+@pytest.mark.needs("rate")
 def test_no_more_jobs_start_in_a_time_than_their_task_allows(fleet: ScriptedFleet) -> None:
     fleet.add(3, Spec("t", rate=(2, 60.0)))
     assert len(fleet.run_all()) == 2
@@ -393,6 +428,7 @@ def test_no_more_jobs_start_in_a_time_than_their_task_allows(fleet: ScriptedFlee
 # -- schedules
 
 
+@pytest.mark.needs("periodic")
 def test_a_schedule_fires_once_for_each_of_its_times(fleet: ScriptedFleet) -> None:
     info = fleet.client.put_schedule(SOON)
     assert info.next_at is not None
@@ -404,6 +440,7 @@ def test_a_schedule_fires_once_for_each_of_its_times(fleet: ScriptedFleet) -> No
     assert (after.last_at, after.next_at) == (info.next_at, info.next_at + 60.0)
 
 
+@pytest.mark.needs("periodic")
 def test_a_schedule_that_is_paused_does_not_fire(fleet: ScriptedFleet) -> None:
     fleet.client.put_schedule(SOON)
     assert fleet.client.pause_schedule("soon", True).is_paused
@@ -414,6 +451,7 @@ def test_a_schedule_that_is_paused_does_not_fire(fleet: ScriptedFleet) -> None:
     assert len(fleet.run_all()) == 1
 
 
+@pytest.mark.needs("periodic")
 def test_a_schedule_can_be_run_at_any_time_and_removed(fleet: ScriptedFleet) -> None:
     fleet.client.put_schedule(SOON)
     [call] = fleet.calls(1)
@@ -425,6 +463,7 @@ def test_a_schedule_can_be_run_at_any_time_and_removed(fleet: ScriptedFleet) -> 
         fleet.client.remove_schedule("soon")
 
 
+@pytest.mark.needs("periodic")
 def test_the_schedules_of_an_application_are_taken_over_and_given_up(fleet: ScriptedFleet) -> None:
     fleet.engine.declare("app:q", [msgpack.packb(SOON.to_wire())])
     fleet.turn(2)
@@ -451,6 +490,16 @@ def test_a_paused_queue_takes_jobs_and_runs_none(fleet: ScriptedFleet) -> None:
 # -- cancel
 
 
+def test_a_queued_or_scheduled_job_is_cancelled_at_once(fleet: ScriptedFleet) -> None:
+    [queued] = fleet.add(1)
+    [scheduled] = fleet.add(1, due_at=fleet.clock.time() + 5.0)
+    assert [fleet.client.cancel(job_id, False) for job_id in (scheduled, queued)] == [True] * 2
+    assert states(fleet, [scheduled, queued]) == [JobState.CANCELLED] * 2
+    fleet.let_pass(10.0)
+    assert fleet.run_all() == []
+
+
+@pytest.mark.needs("after")
 def test_a_job_that_has_not_started_is_cancelled_at_once(fleet: ScriptedFleet) -> None:
     [queued] = fleet.add(1)
     [scheduled] = fleet.add(1, due_at=fleet.clock.time() + 5.0)
@@ -554,6 +603,7 @@ def test_jobs_of_a_state_are_purged_up_to_a_time(fleet: ScriptedFleet) -> None:
     assert states(fleet, [young]) == [JobState.FAILED]
 
 
+@pytest.mark.needs("a purge of what was sent and has not begun")
 def test_jobs_that_wait_are_purged_and_those_that_run_are_not(fleet: ScriptedFleet) -> None:
     running, *_ = fleet.add(5)
     consumer = fleet.consumer()
@@ -606,6 +656,17 @@ def test_jobs_are_searched_by_time_attempts_errors_and_meta(fleet: ScriptedFleet
     assert info.id == found.hex()
 
 
+def test_the_status_counts_jobs_that_are_queued_run_or_are_scheduled(fleet: ScriptedFleet) -> None:
+    fleet.add(3)
+    fleet.add(1, Spec("t", "slow"), due_at=fleet.clock.time() + 60.0)
+    fleet.consumer().begin()
+    fleet.let_pass(5.0)
+    queues = fleet.client.status().queues
+    assert queues["default"] == QueueStatus(queued=2, running=1)
+    assert queues["slow"] == QueueStatus(scheduled=1)
+
+
+@pytest.mark.needs("after")
 def test_the_status_counts_jobs_by_queue_and_state(fleet: ScriptedFleet) -> None:
     first, *_ = fleet.add(3)
     fleet.add(1, Spec("t", "slow"), due_at=fleet.clock.time() + 60.0)
@@ -616,6 +677,7 @@ def test_the_status_counts_jobs_by_queue_and_state(fleet: ScriptedFleet) -> None
     assert queues["slow"] == QueueStatus(scheduled=1)
 
 
+@pytest.mark.needs("counts")
 def test_counts_tell_what_happened_to_the_jobs_of_each_task(fleet: ScriptedFleet) -> None:
     failed(fleet, 1)
     fleet.add(2, Spec("other"))
@@ -625,6 +687,7 @@ def test_counts_tell_what_happened_to_the_jobs_of_each_task(fleet: ScriptedFleet
     assert (counts["other"].enqueued, counts["other"].started, counts["other"].succeeded) == (2, 2, 2)
 
 
+@pytest.mark.needs("items")
 def test_items_come_while_the_job_runs_and_end_with_it(fleet: ScriptedFleet) -> None:
     [job_id] = fleet.add(1)
     consumer, stream = fleet.consumer(), fleet.client.queue.items(job_id, 0, None)
@@ -681,6 +744,7 @@ def test_the_requests_of_a_turn_take_effect_in_their_order(fleet: ScriptedFleet)
         unknown.result()
 
 
+@pytest.mark.needs("max_queued")
 def test_a_place_that_a_cancel_frees_is_taken_in_the_same_turn(fleet: ScriptedFleet) -> None:
     client, spec = fleet.client, Spec("t", max_queued=1)
     [first] = fleet.add(1, spec)
@@ -708,6 +772,7 @@ def test_two_who_retry_a_job_in_one_turn_run_it_once(fleet: ScriptedFleet) -> No
     assert fleet.run_all() == [runs]
 
 
+@pytest.mark.needs("unique", "periodic")
 def test_what_is_refused_leaves_nothing_half_done(fleet: ScriptedFleet) -> None:
     """A run of a schedule with an id that is taken does not count as its last, and jobs with another one's id and other
     arguments take no key from anybody."""
@@ -726,6 +791,24 @@ def test_what_is_refused_leaves_nothing_half_done(fleet: ScriptedFleet) -> None:
 # -- another broker
 
 
+def test_results_delays_and_pauses_outlive_the_broker(fleet: ScriptedFleet) -> None:
+    done, queued, cancelled = fleet.add(3)
+    consumer = fleet.consumer()
+    assert consumer.begin() == done
+    fleet.client.cancel(cancelled, False)
+    consumer.succeed(b"result")
+    [scheduled] = fleet.add(1, due_at=fleet.clock.time() + 60.0)
+    fleet.client.pause(["paused"], True, "me")
+    again = fleet.die()
+    assert states(again, [done, queued, cancelled, scheduled]) == ["succeeded", "queued", "cancelled", "scheduled"]
+    assert again.client.wait(done, 1.0).outcome.result == b"result"
+    assert again.client.status().paused == ["paused"]
+    assert again.run_all() == [queued]
+    again.let_pass(60.0)
+    assert again.run_all() == [scheduled]
+
+
+@pytest.mark.needs("unique", "periodic", "after")
 def test_all_that_was_answered_outlives_the_broker(fleet: ScriptedFleet) -> None:
     client = fleet.client
     done, parent, cancelled = fleet.add(3)
@@ -778,6 +861,7 @@ def files_soon(fleet: ScriptedFleet) -> list[str]:
     return files_of(fleet)
 
 
+@pytest.mark.needs("files of payloads")
 def test_large_arguments_are_there_until_the_job_has_succeeded(fleet: ScriptedFleet) -> None:
     call = large_call(fleet)
     fleet.client.submit(SPEC, [call])
@@ -793,6 +877,7 @@ def test_large_arguments_are_there_until_the_job_has_succeeded(fleet: ScriptedFl
     assert files_soon(fleet) == []
 
 
+@pytest.mark.needs("files of payloads")
 def test_a_job_without_its_large_arguments_is_refused(fleet: ScriptedFleet) -> None:
     call = large_call(fleet)
     with pytest.raises(EnqueueError, match="is gone"):
@@ -800,6 +885,7 @@ def test_a_job_without_its_large_arguments_is_refused(fleet: ScriptedFleet) -> N
     assert fleet.run_all() == []
 
 
+@pytest.mark.needs("files of payloads")
 def test_large_payloads_go_with_their_job(fleet: ScriptedFleet) -> None:
     calls = [large_call(fleet) for _ in range(2)]
     fleet.client.submit(ONE_TRY, calls)

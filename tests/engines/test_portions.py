@@ -168,7 +168,7 @@ class RawClient:
     def ask(self, request: Request) -> None:
         number, frame = self._line.talk.request(request)
         self._numbers.append(number)
-        self._fleet.hear(self._line, frame)
+        self._fleet.client.fleet.hear(self._line, frame)
 
     def take_states(self) -> list[Any]:
         """The values of the answers that have come, in the order of the requests; of an info, the state."""

@@ -44,7 +44,7 @@ SPEC = Spec("t")
 #: Longer than an engine waits for more to commit together: two turns make all durable.
 TURN_S = 0.025
 #: The most time that a test waits for something without a timeout of its own.
-_LONGEST_S = 60.0
+LONGEST_S = 60.0
 
 
 class ScriptedClock:
@@ -69,28 +69,66 @@ class ScriptedClock:
 class Place(ABC):
     """Where an engine keeps its jobs."""
 
+    needs_server = False  #: Whether it is made with a `postgres.Server`.
+    unsupported: frozenset[str] = frozenset()  #: What the engine refuses: options of jobs, and names that tests give.
+
     def __init__(self, home: Path) -> None:
         self.directory = Directory(home).create()
+
+    def clock(self) -> ScriptedClock:
+        """The clock of all that happens there."""
+        return ScriptedClock()
+
+    @abstractmethod
+    def open(self, settings: Settings, clock: ScriptedClock) -> Any:
+        """Opens the engine, on what an earlier one has left there."""
+
+    @abstractmethod
+    def client(self, fleet: ScriptedFleet) -> Any:
+        """A client of a fleet, which may have several operations under way."""
+
+    @abstractmethod
+    def kill(self, engine: Any) -> None:
+        """The process of an engine is killed."""
+
+    def waits(self, _engine: Any) -> bool:
+        """Waits for what the engine has asked others. Returns whether the loop is to turn again."""
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Removes what is not in the directory."""
+
+
+class EmbeddedPlace(Place):
+    """The embedded engine."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
         self.server = InProcessServer()
 
     def open(self, settings: Settings, clock: ScriptedClock) -> EmbeddedEngine:
-        """Opens the engine, on what an earlier one has left there."""
         self.server = InProcessServer()
         return EmbeddedEngine(self.directory, settings, self.store(), clock, self.server)
+
+    def client(self, fleet: ScriptedFleet) -> Asking:
+        return Asking(fleet, self)
+
+    def kill(self, engine: EmbeddedEngine) -> None:
+        engine.store.close()
 
     @abstractmethod
     def store(self) -> Store:
         """Opens the journal."""
 
 
-class SQLitePlace(Place):
+class SQLitePlace(EmbeddedPlace):
     """The embedded engine, with its journal on a disk."""
 
     def store(self) -> Store:
         return SQLiteStore(self.directory.journal, "memory")  # the machine lives on
 
 
-class MemoryPlace(Place):
+class MemoryPlace(EmbeddedPlace):
     """The embedded engine, with a journal in memory."""
 
     def __init__(self, home: Path) -> None:
@@ -99,10 +137,6 @@ class MemoryPlace(Place):
 
     def store(self) -> Store:
         return MemoryStore(self._disk)
-
-
-#: The engines that the conformance suite asks, a line for each.
-ENGINES: dict[str, type[Place]] = {"embedded, SQLite": SQLitePlace, "embedded, memory": MemoryPlace}
 
 
 class Told(Deaf):
@@ -198,7 +232,6 @@ class ScriptedFleet:
             running: the attempts that were running when an earlier fleet died.
         """
         self.clock = clock
-        self.lock = nullcontext()
         self.next: ScriptedFleet | None = None  # the fleet after this one
         self.told = Told()
         self.by_key: dict[Key, Consumer] = {}
@@ -212,7 +245,7 @@ class ScriptedFleet:
         parts.recover(running)
         parts.start(self, Succession(0), lambda _by: None, lambda: 0)
         self._keys = 0
-        self.client = Asking(self)
+        self.client = place.client(self)
         self.turn(2)
 
     def turn(self, times: int = 1) -> None:
@@ -220,14 +253,19 @@ class ScriptedFleet:
         for _ in range(times):
             self.engine.next_at(self.clock.now)
             self.clock.now += TURN_S
-            now = self.clock.now
-            self.engine.gather(now)
-            self.engine.step(now)
+            self._turn(self.clock.now)
+            while self._place.waits(self.engine):
+                self._turn(self.clock.now)
+
+    def _turn(self, now: float) -> None:
+        self.engine.gather(now)
+        self.engine.step(now)
+        if self.core.must_load:
             self.engine.want(self.core.loads())
-            self.core.ready.open_due(now)
-            for key, first, rows in self.core.dispatch(now, self.clock.time()):
-                self.by_key[key].sent.extend(enumerate(rows, first))
-            self.engine.report(now)
+        self.core.ready.open_due(now)
+        for key, first, rows in self.core.dispatch(now, self.clock.time()):
+            self.by_key[key].sent.extend(enumerate(rows, first))
+        self.engine.report(now)
 
     def let_pass(self, seconds: float) -> None:
         """Lets time pass."""
@@ -269,27 +307,9 @@ class ScriptedFleet:
         """The broker is killed with all its consumers, and another one starts. Returns the new fleet."""
         rows = [consumer.running for consumer in self.by_key.values() if consumer.running is not None]
         records = [FlightRecord(row.id, row.attempts + 1) for row in rows]
-        self.engine.store.close()
+        self._place.kill(self.engine)
         self.next = ScriptedFleet(self._place, self.clock, records)
         return self.next
-
-    # -- what a client in this process asks
-
-    def hear(self, line: InProcessLine, data: bytes) -> None:
-        for message in Decoder().feed(data):
-            self._place.server.hear(line, message)
-
-    def forget(self, line: InProcessLine) -> None:
-        line.closed = True
-        self.engine.forget(cast(Any, line))
-
-    def wait(self, is_over: Callable[[], Any], within_s: float | None) -> None:
-        until = self.clock.now + (_LONGEST_S if within_s is None else within_s)
-        while not is_over():
-            if self.clock.now > until:
-                assert within_s is not None, "no answer comes"
-                raise TimeoutError
-            self.turn()
 
     # -- what the engine asks
 
@@ -322,8 +342,8 @@ class ScriptedFleet:
 class Asking(InProcessClient):
     """A client in this process, some of whose operations may be under way at once."""
 
-    def __init__(self, fleet: ScriptedFleet) -> None:
-        super().__init__(cast(Any, fleet))
+    def __init__(self, fleet: ScriptedFleet, place: EmbeddedPlace) -> None:
+        super().__init__(cast(Any, Heard(fleet, place)))
 
     def begin(self, operation: Operation[T]) -> UnderWay[T]:
         """Runs an operation until it waits for an answer: that comes in a later turn."""
@@ -334,6 +354,33 @@ class Asking(InProcessClient):
             self.fleet.hear(cast(InProcessLine, verb.line), verb.frame)
             verb = Answer(verb.line, verb.number)
         return UnderWay(self, operation, verb)
+
+
+class Heard:
+    """A `taskq.testing.fleet.InProcessFleet`, as far as clients need one: it hears them, and turns while they wait."""
+
+    def __init__(self, fleet: ScriptedFleet, place: EmbeddedPlace) -> None:
+        self.clock = fleet.clock
+        self.directory = fleet.directory
+        self.lock = nullcontext()
+        self._fleet = fleet
+        self._place = place
+
+    def hear(self, line: InProcessLine, data: bytes) -> None:
+        for message in Decoder().feed(data):
+            self._place.server.hear(line, message)
+
+    def forget(self, line: InProcessLine) -> None:
+        line.closed = True
+        self._fleet.engine.forget(cast(Any, line))
+
+    def wait(self, is_over: Callable[[], Any], within_s: float | None) -> None:
+        until = self.clock.now + (LONGEST_S if within_s is None else within_s)
+        while not is_over():
+            if self.clock.now > until:
+                assert within_s is not None, "no answer comes"
+                raise TimeoutError
+            self._fleet.turn()
 
 
 class UnderWay(Generic[T]):

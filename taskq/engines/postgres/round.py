@@ -98,15 +98,17 @@ class Round(Exchange[Answer]):
 
     def _plan(self) -> Plan[Answer]:
         effects = self.outcomes.effects
-        queries, tells = [], 0
+        queries = []
+        if effects.checkpoints:  # while the job is the fleet's: that may end with the next statements
+            queries.append(self._keep_checkpoints())
+        if effects.items:
+            queries.append(self._add_items())
+        told = len(queries)
         if effects.rescheduled:
             queries.append(self._reschedule(effects.rescheduled))
-            tells += 1
         if effects.ended:
             queries.append(self._settle())
-            tells += 1
-        if effects.checkpoints:
-            queries.append(self._keep_checkpoints())
+        told_until = len(queries)
         if self.outcomes.releases:
             queries.append(Query(statements.RELEASE, (self._fleet, bigints(self.outcomes.releases))))
         if self.asked is not None:
@@ -114,9 +116,9 @@ class Round(Exchange[Answer]):
             queries.append(Query(statements.FENCE, (self._fleet,)))
             columns = ints(partitions), bigints(lows), ints(queues), ints(mosts)
             queries.append(Query(statements.LEASE, (self._fleet, *columns)))
-        after = [self._tell()] if effects.ended else []
+        after = [self._tell()] if effects.ended or effects.items else []
         answer = yield Step(*queries, commits=True, after=after)
-        lost = {seq for rows in answer[:tells] for (seq,) in rows}
+        lost = {seq for rows in answer[told:told_until] for (seq,) in rows}
         if self.asked is None:
             return Answer(lost, False, [])
         return Answer(lost, not answer[-2], answer[-1])
@@ -163,9 +165,21 @@ class Round(Exchange[Answer]):
         kept: dict[int, Any] = {row.seq: row.checkpoint for row in self.outcomes.effects.checkpoints}
         return Query(statements.CHECKPOINT, (self._fleet, bigints(list(kept)), byteas(list(kept.values()))))
 
+    def _add_items(self) -> Query:
+        items = self.outcomes.effects.items
+        columns = (
+            bigints([row.seq for row, _, own in items for _ in own]),
+            ints([first + place for _, first, own in items for place in range(len(own))]),
+            byteas([item for _, _, own in items for item in own]),
+        )
+        return Query(statements.ADD_ITEMS, (self._fleet, *columns))
+
     def _tell(self) -> Query:
-        ids = uuids([row.id for row, _, _ in self.outcomes.effects.ended])
-        return Query(statements.TELL, (ids, self._schema))
+        effects = self.outcomes.effects
+        ids = [row.id for row, _, _ in effects.ended]
+        if effects.items:
+            ids += {row.id for row, _, _ in effects.items}
+        return Query(statements.TELL, (uuids(ids), self._schema))
 
 
 class Numbers(Exchange[Any]):

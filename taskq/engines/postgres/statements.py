@@ -40,7 +40,8 @@ SELECT {_COLUMNS}, q.partition FROM q JOIN taskq.jobs AS j ON j.id = q.id ORDER 
 LEASED: Final = f"SELECT {_COLUMNS} FROM taskq.queue AS q JOIN taskq.jobs AS j ON j.id = q.id WHERE q.lease = $1"
 
 #: $2: the jobs that go back, uncharged.
-RELEASE: Final = "UPDATE taskq.queue SET lease = NULL WHERE seq = ANY ($2::bigint[]) AND lease = $1"
+RELEASE: Final = """
+UPDATE taskq.queue SET lease = NULL WHERE seq = ANY ($2::bigint[]) AND lease IS NOT DISTINCT FROM $1"""
 
 #: After the fleet was taken for dead: gets back what nobody has touched since. $2, $3, $4: jobs, attempts, crashes.
 RECLAIM: Final = """
@@ -50,20 +51,26 @@ RETURNING q.seq"""
 
 # -- outcomes
 
+# The planner expects one row of a CTE, and would join two of them by a loop in a loop: therefore `gone` and `moved`
+# return what they were joined with. And jobs are found by their keys, since the index of leased ones is full of dead
+# entries: `IS NOT DISTINCT FROM` uses no index.
+
 #: $2 ...: the columns of what has ended. Returns those that were not the fleet's.
 SETTLE: Final = """
 WITH d AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[])
         AS d (seq, state, attempts, crashes, snoozes, outcome)),
-gone AS (DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id, q.spec),
+gone AS (
+    DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq AND q.lease IS NOT DISTINCT FROM $1
+    RETURNING q.id, q.spec, d.*),
 done AS (
-    UPDATE taskq.jobs AS j SET state = d.state, attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
-        spec = gone.spec, outcome = d.outcome, settled_by = $1, finished_at = taskq.now_(),
-        payload = CASE d.state WHEN 11 THEN j.payload END, checkpoint = CASE d.state WHEN 11 THEN j.checkpoint END
-    FROM gone JOIN d USING (seq) WHERE j.id = gone.id),
-dead AS (INSERT INTO taskq.failed SELECT gone.id FROM gone JOIN d USING (seq) WHERE d.state = 11
-    ON CONFLICT DO NOTHING)
-SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM gone WHERE gone.seq = d.seq)"""
+    UPDATE taskq.jobs AS j SET state = gone.state, attempts = gone.attempts, crashes = gone.crashes,
+        snoozes = gone.snoozes, spec = gone.spec, outcome = gone.outcome, settled_by = $1,
+        finished_at = taskq.now_(), payload = CASE gone.state WHEN 11 THEN j.payload END,
+        checkpoint = CASE gone.state WHEN 11 THEN j.checkpoint END
+    FROM gone WHERE j.id = gone.id),
+dead AS (INSERT INTO taskq.failed SELECT id FROM gone WHERE state = 11 ON CONFLICT DO NOTHING)
+SELECT seq FROM d EXCEPT SELECT seq FROM gone"""
 
 #: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`.
 #: $11: the name of the machine. Returns those that were not the fleet's.
@@ -74,27 +81,31 @@ WITH d AS MATERIALIZED (
         AS d (seq, attempts, crashes, snoozes, spec, partition, delay, keeps, outcome)),
 moved AS (
     UPDATE taskq.queue AS q SET attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
-        spec = d.spec,
-        partition = d.partition,
-        state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
+        spec = d.spec, partition = d.partition, state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
         due_at = CASE WHEN d.delay > 0 THEN taskq.now_() + make_interval(secs => d.delay) END,
         ready_at = taskq.now_(), lease = CASE WHEN d.keeps = 1 THEN q.lease END
-    FROM d WHERE q.seq = d.seq AND q.lease = $1 RETURNING q.seq, q.id),
+    FROM d WHERE q.seq = d.seq AND q.lease IS NOT DISTINCT FROM $1 RETURNING q.id, d.*),
 told AS (
-    UPDATE taskq.jobs AS j SET outcome = d.outcome FROM moved JOIN d USING (seq)
-    WHERE j.id = moved.id AND d.outcome IS NOT NULL),
+    UPDATE taskq.jobs AS j SET outcome = moved.outcome FROM moved
+    WHERE j.id = moved.id AND moved.outcome IS NOT NULL),
 kept AS (
-    INSERT INTO taskq.attempts SELECT moved.id, d.attempts, d.outcome, $11::text FROM moved JOIN d USING (seq)
-    WHERE d.outcome IS NOT NULL ON CONFLICT DO NOTHING)
-SELECT seq FROM d WHERE NOT EXISTS (SELECT FROM moved WHERE moved.seq = d.seq)"""
+    INSERT INTO taskq.attempts SELECT id, attempts, outcome, $11::text FROM moved WHERE outcome IS NOT NULL
+    ON CONFLICT DO NOTHING)
+SELECT seq FROM d EXCEPT SELECT seq FROM moved"""
 
 #: $2, $3: jobs, and what they keep for their next attempt.
 CHECKPOINT: Final = """
 UPDATE taskq.jobs AS j SET checkpoint = d.checkpoint
 FROM unnest($2::bigint[], $3::bytea[]) AS d (seq, checkpoint) JOIN taskq.queue AS q USING (seq)
-WHERE q.lease = $1 AND j.id = q.id"""
+WHERE q.lease IS NOT DISTINCT FROM $1 AND j.id = q.id"""
 
-#: $1: the jobs that have ended. Behind the commit: who waits then looks, and who looks later sees it.
+#: $2, $3, $4: jobs, positions, and what their generators have yielded there, which never changes.
+ADD_ITEMS: Final = """
+INSERT INTO taskq.items (id, position, item) SELECT q.id, d.position, d.item
+FROM unnest($2::bigint[], $3::int[], $4::bytea[]) AS d (seq, position, item) JOIN taskq.queue AS q USING (seq)
+WHERE q.lease IS NOT DISTINCT FROM $1 ON CONFLICT DO NOTHING"""
+
+#: $1: jobs that have ended, or have new items. Behind the commit: who waits then looks, and who looks later sees it.
 TELL: Final = """
 WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client)
 SELECT pg_notify($2 || '_c' || client, string_agg(replace(id::text, '-', ''), ','))
@@ -193,13 +204,18 @@ CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND cance
 #: $2: jobs that run, of which that was wanted only if they do not.
 NOT_CANCELLED: Final = "UPDATE taskq.queue SET cancel = 0 WHERE seq = ANY ($2::bigint[]) AND lease = $1"
 
+#: $1: whose counts these are; the other columns: minutes, tasks, queues, and the counts, packed.
+KEEP_COUNTS: Final = """
+INSERT INTO taskq.counts (fleet, minute, task, queue, packed)
+SELECT $1, d.* FROM unnest($2::int[], $3::text[], $4::text[], $5::bytea[]) AS d (minute, task, queue, packed)
+ON CONFLICT (fleet, minute, task, queue) DO UPDATE SET packed = excluded.packed"""
+FORGET_COUNTS: Final = """
+DELETE FROM taskq.counts AS c USING unnest($2::int[], $3::text[], $4::text[]) AS d (minute, task, queue)
+WHERE c.fleet = $1 AND (c.minute, c.task, c.queue) = (d.minute, d.task, d.queue)"""
+COUNTS_OF: Final = "SELECT task, queue, minute, packed FROM taskq.counts WHERE fleet = $1"
+
 PAUSED: Final = "SELECT queue FROM taskq.paused"
 SPECS: Final = "SELECT spec, fields FROM taskq.specs WHERE spec = ANY ($1::int[])"
 #: $1: those that are known.
 PARTITIONS: Final = """
 SELECT partition, queue, priority, limits FROM taskq.partitions WHERE NOT partition = ANY ($1::int[])"""
-COUNTS: Final = """
-SELECT p.queue, q.state, count(*) FROM taskq.queue AS q JOIN taskq.partitions AS p USING (partition)
-WHERE q.state IN (1, 2) GROUP BY 1, 2"""
-#: Which of these jobs ended, and by whom. $1: ids.
-SETTLED_BY: Final = "SELECT uuid_send(id), settled_by FROM taskq.jobs WHERE id = ANY ($1::uuid[]) AND state >= 10"

@@ -1,0 +1,207 @@
+"""Two fleets on one PostgreSQL database, as those of two machines: what a user sees, whichever of them has a job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from apps import jobs
+from fleet import Gate, running, starts, wait_until
+from machines import SCHEMA, MachineFleet, use_database
+from postgres import Server
+
+from taskq import JobCancelled, JobFailed, JobNotFound, JobState, ResultTimeout
+from taskq.engines.postgres.migrate import migrate
+
+Start = Callable[..., MachineFleet]
+
+
+class Machines(NamedTuple):
+    """Two machines, each with one consumer."""
+
+    one: MachineFleet
+    two: MachineFleet
+    url: str
+
+
+@pytest.fixture(scope="module")
+def both(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Two machines for all tests of this file that leave them as they found them."""
+    folder, url = tmp_path_factory.mktemp("machines"), postgres.url(postgres.create_database())
+    fleets = [MachineFleet(folder / name, url, consumers=1) for name in ("one", "two")]
+    with running(fleets[0]), running(fleets[1]):
+        yield Machines(*fleets, url)
+
+
+@pytest.fixture
+def machines(both: Machines, tmp_path: Path) -> Machines:
+    """The two machines, in whose database `apps.jobs` enqueues in this test."""
+    use_database(jobs.q, tmp_path / "client", both.url)
+    return both
+
+
+@pytest.fixture
+def url(postgres: Server, database: str, tmp_path: Path) -> str:
+    """A database of the test's own, which `apps.jobs` uses."""
+    url = postgres.url(database)
+    use_database(jobs.q, tmp_path / "client", url)
+    return url
+
+
+@pytest.fixture
+def start(url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts fleets of machines by name; they are stopped and checked at the end of the test."""
+
+    def start(name: str, **settings: object) -> MachineFleet:
+        return stack.enter_context(running(MachineFleet(tmp_path / name, url, **{"consumers": 1, **settings})))
+
+    with ExitStack() as stack:
+        yield start
+
+
+# -- on both, which go on
+
+
+def test_two_machines_share_the_work(machines: Machines, tmp_path: Path) -> None:
+    """Each job runs once, on whichever machine has room."""
+    path = tmp_path / "starts"
+    jobs.nap_and_note.enqueue_many((0.005, str(path), str(number)) for number in range(200))
+    found = starts(path, 200)
+    assert sorted(int(start.label) for start in found) == list(range(200))
+    pids = [*machines.one.consumer_pids(), *machines.two.consumer_pids()]
+    assert {start.pid for start in found} == set(pids)
+
+
+def test_a_result_comes_to_whoever_waits(machines: Machines) -> None:
+    assert jobs.add.enqueue(2, 3).result(timeout=10) == 5
+    with pytest.raises(JobFailed, match="no luck"):
+        jobs.fail.enqueue("no luck").result(timeout=10)
+    with pytest.raises(JobNotFound):
+        jobs.q.job("0" * 32).result(timeout=10)
+
+    async def program() -> list[int]:
+        some = await jobs.double.aenqueue_many([(number,) for number in range(20)])
+        return [await job.aresult(timeout=10) for job in some]
+
+    assert asyncio.run(program()) == [2 * number for number in range(20)]
+
+
+def test_a_map_is_run_by_both(machines: Machines) -> None:
+    assert list(jobs.echo.map(range(300))) == list(range(300))
+
+
+def test_a_job_that_fails_is_tried_again(machines: Machines, tmp_path: Path) -> None:
+    job = jobs.fail_once.options(backoff=[0.05]).enqueue(str(tmp_path / "starts"))
+    assert job.result(timeout=10) == 2
+    history = job.info().history
+    assert [attempt.number for attempt in history] == [1, 2]
+
+
+def test_a_running_job_is_cancelled_from_anywhere(machines: Machines, tmp_path: Path) -> None:
+    path = tmp_path / "starts"
+    job = jobs.spin_until_told.enqueue(str(path))
+    starts(path, 1)
+    assert job.cancel()
+    with pytest.raises(JobCancelled):
+        job.result(timeout=10)
+    assert [start.label for start in starts(path)] == ["spins", "cleaned"]
+
+
+def test_a_waiting_job_is_cancelled_and_a_failed_one_retried(machines: Machines) -> None:
+    later = jobs.add.options(delay=60).enqueue(1)
+    assert later.state() is JobState.SCHEDULED
+    assert later.cancel()
+    failed = jobs.fail.enqueue("no luck")
+    assert failed.wait(timeout=10)
+    failed.retry()
+    wait_until(lambda: failed.info().attempts == 2 and failed.state() is JobState.FAILED, "the second failure")
+
+
+def test_a_pause_holds_on_both(machines: Machines) -> None:
+    jobs.q.pause("held")
+    held = jobs.add.options(queue="held").enqueue(1, 2)
+    assert jobs.add.enqueue(3, 4).result(timeout=10) == 7
+    assert held.state() is JobState.QUEUED
+    jobs.q.resume("held")
+    assert held.result(timeout=10) == 3
+
+
+def test_the_status_is_that_of_both(machines: Machines) -> None:
+    pids = {*machines.one.consumer_pids(), *machines.two.consumer_pids()}
+    wait_until(lambda: {each.pid for each in jobs.q.status().consumers} == pids, "both machines in the status")
+
+
+def test_a_killed_consumer_costs_its_own_job_an_attempt(machines: Machines, tmp_path: Path) -> None:
+    job = jobs.die_once.enqueue(str(tmp_path / "starts"), "kill")
+    assert job.wait(timeout=20)
+    info = job.info()
+    assert (info.state, info.crashes) == (JobState.SUCCEEDED, 1)
+
+
+def test_two_applications_share_a_database_and_nothing_else(machines: Machines, tmp_path: Path) -> None:
+    mine = jobs.add.enqueue(1, 1)
+    assert mine.result(timeout=10) == 2
+    other = f"{machines.url}&schema=another"
+    with running(MachineFleet(tmp_path / "other", other, consumers=1)):
+        use_database(jobs.q, tmp_path / "client", other)
+        assert jobs.add.enqueue(2, 2).result(timeout=10) == 4
+        with pytest.raises(JobNotFound):
+            jobs.q.job(mine.id).info()
+
+
+# -- fleets that come and go
+
+
+def test_jobs_are_kept_while_no_machine_runs(postgres: Server, database: str, url: str, start: Start) -> None:
+    with postgres.connect(database) as connection:
+        migrate(connection, SCHEMA)
+    made = jobs.add.enqueue_many((number, 1) for number in range(50))
+    assert made[0].state() is JobState.QUEUED
+    with pytest.raises(ResultTimeout):
+        made[0].result(timeout=0.05)
+    start("one")
+    assert [job.result(timeout=10) for job in made] == [number + 1 for number in range(50)]
+
+
+def test_a_killed_broker_is_followed_by_one_that_takes_its_jobs_over(start: Start, tmp_path: Path, gate: Gate) -> None:
+    """What ran is charged, and what waited is not. Nobody waits for the time after which a fleet counts as lost."""
+    fleet = start("one")
+    path = tmp_path / "starts"
+    held = jobs.hold.enqueue(gate.path, str(path), "held")
+    behind = [jobs.add.enqueue(number, 1) for number in range(20)]
+    starts(path, 1)
+    fleet.kill(fleet.broker_pid)
+    starts(path, 2)
+    gate.open()
+    assert held.wait(timeout=20)
+    assert [job.result(timeout=20) for job in behind] == [number + 1 for number in range(20)]
+    assert held.info().crashes == 1
+    assert [job.info().crashes for job in behind] == [0] * 20
+
+
+def test_a_machine_does_what_waits_behind_a_long_job_of_another(start: Start, tmp_path: Path, gate: Gate) -> None:
+    """A fleet gives back what it has not begun, at once when it stops."""
+    one = start("one")
+    path = tmp_path / "starts"
+    held = jobs.hold.enqueue(gate.path, str(path), "held")
+    starts(path, 1)
+    behind = jobs.add.enqueue_many((number, 1) for number in range(50))
+    start("two")
+    assert [job.result(timeout=20) for job in behind] == [number + 1 for number in range(50)]
+    gate.open()
+    assert held.wait(timeout=20)
+    assert one.stop() == 0
+    assert jobs.add.enqueue(1, 1).result(timeout=20) == 2
+
+
+def test_a_worker_says_what_is_wrong_with_its_database(tmp_path: Path, postgres: Server) -> None:
+    fleet = MachineFleet(tmp_path / "one", postgres.url("nowhere"))
+    fleet.start(wait=False)
+    assert fleet.wait_for_end() != 0
+    told = fleet.errors.read_text()
+    assert "nowhere" in told
+    assert "Traceback" not in told
