@@ -77,7 +77,10 @@ class Broker:
         _check_filesystem(directory)
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
-        self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
+        level = settings.log_level
+        self._events = EventLog(
+            log, self._consumer, tells_enqueued=level == "debug", tells_successes=level in ("debug", "info")
+        )
         engine = open_engine(directory, settings, clock)
         parts = Parts(directory, settings, engine, core_of(settings, settings.threads), self._events, clock)
         parts.recover(read_flight_records(directory.running))
