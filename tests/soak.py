@@ -297,7 +297,7 @@ class Soak:
                     "journal MB": _size(self.fleet.home / "journal.db") / 1e6,
                     "wal MB": _size(self.fleet.home / "journal.db-wal") / 1e6,
                     "log MB": sum(_size(path) for path in (self.fleet.home / "log").iterdir()) / 1e6,
-                    "semaphores": sum(name.startswith("sem.mp-") for name in os.listdir("/dev/shm")),
+                    "semaphores": sum(name.startswith(("sem.mp-", "sem.taskq-")) for name in os.listdir("/dev/shm")),
                 }
             )
 

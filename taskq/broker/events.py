@@ -41,17 +41,25 @@ _MAX_GONE = 2 * MAX_CONSUMERS
 class EventLog:
     """Writes the broker's log."""
 
-    def __init__(self, log: Any, consumer_of: Callable[[Key], ConsumerProcess | None], *, tells_enqueued: bool) -> None:
+    def __init__(
+        self,
+        log: Any,
+        consumer_of: Callable[[Key], ConsumerProcess | None],
+        *,
+        tells_enqueued: bool,
+        tells_successes: bool = True,
+    ) -> None:
         """
         Args:
             log: a structlog logger.
             consumer_of: returns the process of a consumer, or None if it is gone.
             tells_enqueued: whether debug lines are wanted.
+            tells_successes: whether info lines are wanted.
         """
         self.log = log
         self._consumer_of = consumer_of
         self._gone: dict[Key, tuple[int, int]] = {}  # number and pid of the consumers that died last
-        self._tells_enqueued = tells_enqueued
+        self._tells_enqueued, self._tells_successes = tells_enqueued, tells_successes
         self._throttle = JobLogThrottle()
         self._output = LineLimit[Key](2 * MAX_OUTPUT_LINES_PER_S)  # with the last lines of jobs
         self._cut_jobs: dict[Key, dict[bytes, JobRow]] = {}  # those that lost lines to that limit
@@ -69,16 +77,9 @@ class EventLog:
 
     def successes(self, done: Sequence[Success], now: float) -> None:
         """Writes a line for each job that succeeded, up to the rate."""
-        if not done:
+        if not done or not self._tells_successes:
             return
-        by_task: dict[str, list[Success]] = {}
-        spec, group = None, list[Success]()
-        for success in done:
-            if success[0].spec is not spec:
-                spec = success[0].spec
-                group = by_task.setdefault(spec.task, [])
-            group.append(success)
-        for task, successes in by_task.items():
+        for task, successes in _by_task(done).items():
             durations_us = [duration_us for _, _, duration_us in successes]
             total_s, longest_s = sum(durations_us) / 1e6, max(durations_us) / 1e6
             lines = self._throttle.succeeded_many(task, len(successes), total_s, longest_s, now)
@@ -254,3 +255,16 @@ def _error_fields(error: JobError, *, with_traceback: bool) -> dict[str, Any]:
     if with_traceback and error.traceback:
         fields["traceback"] = error.traceback
     return fields  # its output is reported once, with the consumer
+
+
+def _by_task(done: Sequence[Success]) -> Mapping[str, Sequence[Success]]:
+    if len(done) == 1:
+        return {done[0][0].spec.task: done}
+    by_task: dict[str, list[Success]] = {}
+    spec, group = None, list[Success]()
+    for success in done:
+        if success[0].spec is not spec:
+            spec = success[0].spec
+            group = by_task.setdefault(spec.task, [])
+        group.append(success)
+    return by_task

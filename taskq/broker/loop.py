@@ -80,11 +80,16 @@ class Broker:
         _check_filesystem(directory)
         _check_clock(clock)
         end_old_consumers(directory.consumers_lock)
-        self._events = EventLog(log, self._consumer, tells_enqueued=settings.log_level == "debug")
+        level = settings.log_level
+        self._events = EventLog(
+            log, self._consumer, tells_enqueued=level == "debug", tells_successes=level in ("debug", "info")
+        )
         engine = engine_of(place, settings, clock)
         parts = Parts(directory, settings, engine, core_of(settings, settings.threads), self._events, clock)
         parts.recover(read_flight_records(directory.running))
         self._supervisor = Supervisor(app, title, place, settings)  # clears these records
+        if self._supervisor.helper.needed is not None:
+            self._selector.register(self._supervisor.helper.needed, selectors.EVENT_READ, self._on_helper_needed)
         self._pool = ConsumerPool(
             parts, self._events, self._supervisor, self._selector, self._on_first_ready, self._on_boot_failed
         )
@@ -186,6 +191,12 @@ class Broker:
 
     def _consumer(self, key: Key) -> ConsumerProcess | None:
         return self._supervisor.consumers.get(key)
+
+    def _on_helper_needed(self, _mask: int) -> None:
+        helper = self._supervisor.helper
+        assert helper.needed is not None
+        self._selector.unregister(helper.needed)
+        helper.start()
 
     def _on_first_ready(self) -> None:
         self._tell_guardian(Ready(os.getpid(), self._left))

@@ -38,6 +38,11 @@ COMMANDS = {
     "errors": ("watch.errors", _LOOK, "Show which tasks fail, how often, since when, and of what."),
     "tasks": ("watch.tasks", _LOOK, "Show how long the jobs of each task wait and run, and how they end."),
     "web": ("watch.web", _LOOK, "Show the fleet in a browser. The link that it prints lets you in once."),
+    "metrics": (
+        "watch.metrics",
+        _LOOK,
+        "Print what the fleet counts and measures for Prometheus, or serve it.",
+    ),
     "health": ("health.command", _LOOK, "Say by the exit code whether the fleet is well: a probe, which is quick."),
     "doctor": ("doctor.command", _LOOK, "Look for what is wrong with the place of a queue, and say what to do."),
     "stack": ("stack.command", _LOOK, "Show where consumers are in their code, while their jobs go on."),

@@ -31,6 +31,7 @@ from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, TIMEOUT_SIGNAL,
 from taskq.protocol.link.inbox import InboxReader
 from taskq.protocol.link.reports import boot_failed_frame
 from taskq.system import descriptors
+from taskq.system.helper import name_locks_as_usual
 from taskq.system.locks import hold_consumer_lock
 from taskq.system.platform import die_with_parent, name_process
 
@@ -116,6 +117,7 @@ def live_and_die_with_the_broker(boot: Boot) -> None:
     die_with_parent()
     if boot.parent_pid and os.getppid() != boot.parent_pid:
         os._exit(1)  # the broker died before we asked
+    name_locks_as_usual()
     boot.inbox._writer.close()  # type: ignore[attr-defined]  # else our own end keeps the queue from ending with the broker
     lock = hold_consumer_lock(boot.place.directory.consumers_lock)
 

@@ -37,7 +37,7 @@ from taskq.system.directory import Directory
 SUBMITTED_WITHIN_S = 3600.0
 #: The files that one sweep looks at: it takes a millisecond or two.
 _PORTION = 200
-#: Files are removed at once when there are this many of them, or when they take this many bytes together.
+#: Files are removed in the same turn when there are this many of them, or when they take this many bytes together.
 _GONE_FILES, _GONE_BYTES = 32, 32 * 1024 * 1024
 
 
@@ -131,7 +131,7 @@ class Payloads:
     def remove(
         self, ended: Iterable[Ended], removed: Iterable[StoredJob], pruned: Iterable[tuple[bytes, bytes]]
     ) -> None:
-        """Notes the files that nobody needs any more after a transaction that is durable. Many are removed at once.
+        """Notes the files that nobody needs any more after a transaction that is durable.
 
         Args:
             ended: the jobs that it has ended: their arguments go, unless they failed, and may be retried.
@@ -145,14 +145,17 @@ class Payloads:
             self._remove(job.row.id, references_of(job))
         for job_id, outcome in pruned:
             self._remove(job_id, _result_reference(job_id, outcome))
-        if len(self._gone) >= _GONE_FILES or self._gone_bytes >= _GONE_BYTES:
-            self.remove_gone()
 
     def _remove(self, job_id: bytes, references: Iterable[Reference]) -> None:
         for reference in references:
             self.has_some = True
             self._gone[reference.file_name(job_id)] = reference.size
             self._gone_bytes += reference.size
+
+    @property
+    def has_many_gone(self) -> bool:
+        """Whether there are so many files to remove, or so large ones, that it must be done soon."""
+        return len(self._gone) >= _GONE_FILES or self._gone_bytes >= _GONE_BYTES
 
     @property
     def has_gone(self) -> bool:

@@ -105,6 +105,7 @@ class Dashboard:
                 Route("/readyz", self._ready, methods=["GET"]),
                 Route("/find", self._find, methods=["GET"]),
                 Route("/log/stream", self._stream, methods=["GET"]),
+                Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/actions", self._act, methods=["POST"]),
                 *pages,
                 Mount("/static", StaticFiles(directory=STATIC)),
@@ -177,6 +178,18 @@ class Dashboard:
                 told["question"] = draw("question.html", visit, wish=wish, done=done)
             return JSONResponse(told)
         return answer(visit, Page("done", "Done", {"wish": wish, "done": done}, is_live=False))
+
+    async def _metrics(self, request: Request) -> Response:
+        """What the fleet counts and measures, as Prometheus reads it."""
+        await self._visit(request)
+        try:
+            from taskq.web.metrics import text  # the extra [prometheus] may be missing
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("prometheus_client"):
+                raise
+            raise HTTPException(501, "Metrics need prometheus-client: pip install 'taskq-fleet[prometheus]'") from error
+        told = text.text_of(await text.aask(self.q.async_client()), request.headers.get("accept", ""))
+        return Response(told.body, media_type=told.content_type)
 
     # -- errors
 

@@ -15,7 +15,7 @@ from typing import cast
 
 import psutil
 import pytest
-from apps import jobs, versioned
+from apps import jobs, sharing, versioned
 from asked import take_spooled
 from deaf import Deaf
 from fleet import APPS, Fleet, Gate, Started, starts, use, wait_for_file, wait_until
@@ -378,7 +378,7 @@ def test_the_guardian_dies(home: Path, gate: Gate, tmp_path: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have files on Linux only")
 @pytest.mark.parametrize("preload", [False, True])
 def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preload: bool) -> None:
-    """multiprocessing's helper, which would remove their names, dies with the others, as at the end of a container."""
+    """There is no helper that would remove their names, nor would it be left at the end of a container."""
     fleet = Fleet(home, preload=preload).start().wait_ready()
     names = {name for process in fleet.processes() for name in semaphores(process.pid)}
     assert len(names) >= 3 * 2, "each consumer has three"
@@ -388,17 +388,14 @@ def test_killed_with_its_helpers_a_fleet_leaves_no_semaphores(home: Path, preloa
 
 
 @pytest.mark.parametrize("preload", [False, True])
-@pytest.mark.parametrize("victim", ["broker", "consumer", "helper", "guardian"])
+@pytest.mark.parametrize("victim", ["broker", "consumer", "guardian"])
 def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Path, victim: str, preload: bool) -> None:
-    """multiprocessing's helper removes the names that are left, and would give a warning on the terminal of `taskq
-    worker`."""
+    """multiprocessing's helper would give a warning on the terminal of `taskq worker`: we do without it."""
     fleet = Fleet(home, preload=preload).start().wait_ready()
     if victim == "broker":
         fleet.kill(fleet.broker_pid)
     elif victim == "guardian":
         fleet.kill(fleet.guardian_pid)
-    elif victim == "helper":
-        fleet.kill(next(p.pid for p in fleet.processes() if any("resource_tracker" in part for part in p.cmdline())))
     elif victim == "consumer":
         fleet.kill(fleet.consumer_pids()[0])
     if victim != "guardian":
@@ -412,38 +409,48 @@ def test_whatever_is_killed_the_terminal_hears_of_no_leaked_semaphores(home: Pat
     assert "Traceback" not in told
 
 
-@pytest.mark.parametrize("ends", ["ready", "killed"])
-def test_the_helper_is_killed_while_a_consumer_boots(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, ends: str
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="semaphores have files on Linux only")
+@pytest.mark.parametrize("victim", ["broker", "consumer"])
+def test_one_dies_while_a_consumer_boots_whose_semaphores_still_have_names(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, victim: str
 ) -> None:
-    """The next helper does not know the names that are removed then, and told so with tracebacks on the terminal."""
+    """The broker removes them when it buries the consumer; or the next broker does."""
     version = tmp_path / "version"
     version.write_text("one")
     monkeypatch.setenv("TASKQ_TEST_VERSION", str(version))
     fleet = start(f"{APPS / 'versioned.py'}:q", consumers=1).wait_ready()
+    assert not helpers(fleet)
     version.write_text(f"late {gate.path}")
     fleet.kill(fleet.consumer_pids()[0])
     [booting] = wait_for_file(Path(gate.path + ".pid"))
-    helpers = [p.pid for p in fleet.processes() if any("resource_tracker" in part for part in p.cmdline())]
-    for helper in helpers:
-        fleet.kill(helper)
-    wait_until(lambda: not any(map(is_alive, helpers)), "the helper is gone")
-    if ends == "killed":
-        version.write_text("two")
-        fleet.kill(int(booting))
+    names = semaphores(int(booting))
+    assert [name for name in names if Path(name).exists()]
+    version.write_text("two")
+    fleet.kill(fleet.broker_pid if victim == "broker" else int(booting))
     gate.open()
     fleet.wait_ready()
-    fleet.kill_consumer()  # whose names are registered with the next helper
-    fleet.wait_ready()
+    assert not [name for name in names if Path(name).exists()]
     fleet.stop()
     told = fleet.errors.read_text(errors="replace")
     assert "Traceback" not in told, told
-    assert "resource_tracker" not in told
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+def test_a_job_that_shares_locks_has_a_helper_that_removes_their_names(start: Start, tmp_path: Path) -> None:
+    fleet = start(f"{APPS / 'sharing.py'}:q", consumers=1).wait_ready()
+    sharing.q.use_directory(Directory(fleet.home))
+    told = tmp_path / "name"
+    sharing.leave_a_semaphore.enqueue(str(told)).wait(timeout=20)
+    name = Path("/dev/shm") / f"sem.{told.read_text().lstrip('/')}"
+    assert name.name.startswith("sem.mp-")
+    assert name.exists(), "another process might still open it"
+    assert wait_until(lambda: helpers(fleet), "the helper")
+    fleet.stop()
+    wait_until(lambda: not name.exists(), "the helper to remove the name")
+
+
+def helpers(fleet: Fleet) -> list[int]:
+    """The helper processes of multiprocessing in a fleet."""
+    return [p.pid for p in fleet.processes() if any("resource_tracker" in part for part in p.cmdline())]
 
 
 def test_a_fleet_does_not_start_on_an_older_journal(home: Path) -> None:
@@ -476,7 +483,7 @@ def semaphores(pid: int) -> set[str]:
         maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except ProcessLookupError:
         return set()
-    paths = [line.split(maxsplit=5)[5].removesuffix(" (deleted)") for line in maps if "/sem.mp-" in line]
+    paths = [line.split(maxsplit=5)[5].removesuffix(" (deleted)") for line in maps if "/sem.taskq-" in line]
     return set(paths)
 
 

@@ -61,6 +61,7 @@ LATE = {
     ("protocol.jobs", "model.info.job"): "a broker writes the answers, and reads none",
     ("protocol.jobs", "protocol.codec"): "a broker does not decode the arguments of jobs",
     ("consumer.process", "consumer.event_loop"): "asyncio takes 40-70 ms",
+    ("web.dashboard", "web.metrics.text"): "it needs an extra of its own",
     ("testing.pytest_plugin", "client.transport.clients"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "client.loader"): "the plugin is loaded in every test run, used or not",
     ("testing.pytest_plugin", "system.directory"): "the plugin is loaded in every test run, used or not",

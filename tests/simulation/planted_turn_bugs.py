@@ -16,6 +16,10 @@ from taskq.protocol.submissions import Submission
 class TakesAllAtOnce(Committer):
     """A turn takes on whatever was asked for."""
 
+    @property
+    def has_room(self) -> bool:
+        return True
+
     def _take_staged(self, now: float) -> list[Submission | Command]:
         taken = super()._take_staged(now)
         while self._staged and not self._jobs.has_effects:

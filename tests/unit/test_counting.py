@@ -77,6 +77,17 @@ def test_each_task_and_queue_is_counted() -> None:
     assert counts.wait.percentile_us(0.5) == pytest.approx(5e6, rel=WORST_ERROR)
 
 
+def test_successes_count_the_same_one_by_one_and_together() -> None:
+    rows = rows_of(MAIL, 5) + rows_of(OTHER, 2)
+    together, one_by_one = Counting(MemoryStore(Disk())), Counting(MemoryStore(Disk()))
+    together.happened(successes(rows), WALL)
+    for row in rows:
+        one_by_one.happened(successes([row]), WALL)
+    for spec in (MAIL, OTHER):
+        assert total(together, spec) == total(one_by_one, spec)
+    assert total(together).succeeded == 5
+
+
 def test_the_wait_of_many_is_sampled() -> None:
     """A sample stands for all; how long they ran is exact."""
     counting = Counting(MemoryStore())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskq.broker.events import EventLog
+from taskq.model.job import JobRow
+from taskq.model.spec import Spec
 from taskq.telemetry.throttle import HIGH_RATE, MAX_LINES_PER_S, OTHER_TASKS, TASKS_MAX, JobLogThrottle, LineLimit
 
 
@@ -153,3 +157,14 @@ def test_every_line_of_a_flood_is_reported_or_counted(lines: list[tuple[str, flo
     assert told + counted == sent
     for source, at in times:
         assert sum(1 for other, then in times if other == source and at <= then < at + 1.0) <= 2 * most
+
+
+def test_successes_that_nobody_wants_told_are_not_even_counted() -> None:
+    told: list[str] = []
+    log = SimpleNamespace(info=lambda event, **_fields: told.append(event))
+    done = [(JobRow(1, bytes(16), Spec("t"), b""), 1, 10)]
+    for wanted in (False, True):
+        events = EventLog(log, lambda _key: None, tells_enqueued=False, tells_successes=wanted)
+        events.successes(done * 3, 0.0)
+        events.successes(done, 0.0)
+        assert told == ["job.succeeded"] * 4 * wanted

@@ -472,16 +472,19 @@ def test_files_go_together_and_one_whose_job_comes_again_stays(files: PayloadFil
     jobs = [stored(payload, StoredState.SUCCEEDED, names_it=True) for payload in payloads]
     broker.remove([], jobs[:-1], [])
     assert broker.has_gone
+    assert not broker.has_many_gone
     assert len(list(files.entries())) == len(payloads)
     broker.check(Submission(None, 0, False, SPEC, [payloads[0].job_id], [bytes(payloads[0])], None))
     broker.remove_gone()
     assert not broker.has_gone
     assert {entry.name for entry in files.entries()} == {path_of(files, payloads[i]).name for i in (0, -1)}
     broker.remove([], [jobs[0]] * 2, [])
-    assert broker.has_gone
+    assert not broker.has_many_gone
     large = filed(new_id(), bytes(payloads_of_engine._GONE_BYTES))
     files.write([large])
     broker.remove([(stored(large, StoredState.QUEUED, names_it=True).row, StoredState.SUCCEEDED, b"")], [], [])
+    assert broker.has_many_gone
+    broker.remove_gone()
     assert {entry.name for entry in files.entries()} == {path_of(files, payloads[-1]).name}
     store.close()
 

@@ -35,6 +35,7 @@ from taskq.protocol.link.inbox import Inbox
 from taskq.protocol.link.unsent import Unsent
 from taskq.system import descriptors
 from taskq.system.forkservers import ForkServers
+from taskq.system.helper import Helper
 from taskq.system.place import Place
 from taskq.system.platform import kill_group, name_of_signal, oom_kills, open_pidfd
 
@@ -69,6 +70,7 @@ class Supervisor(Succession[ConsumerProcess]):
         if settings.preload:
             self._context = multiprocessing.get_context("forkserver")
             self._servers = ForkServers(self._context, app, BOOT_TIMEOUT_S)
+        self.helper = Helper(directory.path)
         self._keys = count(1)
         self._has_started = False  # any consumer
         self._next_kill = Earliest(self._kill_moments)
@@ -178,7 +180,8 @@ class Supervisor(Succession[ConsumerProcess]):
     def _start_process(self, boot: Boot, number: int) -> tuple[Any, int, int | None]:
         """Returns the process of a consumer, its pid, and its pidfd where the system has one."""
         process = self._context.Process(target=main, args=(boot,), name=f"taskq-consumer-{number}", daemon=False)
-        process.start()
+        with self.helper.offered():
+            process.start()
         pid = process.pid
         assert pid is not None
         try:

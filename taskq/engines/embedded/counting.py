@@ -89,6 +89,13 @@ class Counting:
         return self._cell
 
     def _succeeded(self, done: Sequence[Success]) -> None:
+        if len(done) == 1:
+            [(row, _, duration_us)] = done
+            counts = self._of(row.spec)
+            counts.started += 1
+            counts.succeeded += 1
+            counts.run.add(duration_us)
+            return
         spec, durations_us = None, list[int]()
         by_spec: dict[int, tuple[Spec, list[int]]] = {}
         for row, _, duration_us in done:

@@ -198,6 +198,8 @@ class EmbeddedEngine:
 
     def report(self, now: float) -> None:
         self.committer.report(now)
+        if self.committer.payloads.has_many_gone:  # only now: to remove 100 MB takes longer than to answer
+            self.committer.payloads.remove_gone()
 
     def look_at_clock(self, now: float, wall: float) -> None:
         """Stages what is due: jobs, and the fires of schedules."""

@@ -85,6 +85,14 @@ class Histogram:
                 return min(2 ** ((bucket - 0.5) / _PER_DOUBLING), float(self.longest_us)) if bucket else 0.0
         return float(self.longest_us) if self._counts else None
 
+    def below_us(self, power: int) -> int:
+        """Returns how many times are shorter than a power of two of microseconds, exactly.
+
+        Args:
+            power: 10 for 1,024 microseconds.
+        """
+        return sum(count for bucket, count in self._counts.items() if bucket <= power * _PER_DOUBLING)
+
     def to_wire(self) -> list[int]:
         """Returns the fields as they travel and are stored: sum, longest, then each bucket and its count."""
         counted = (value for pair in sorted(self._counts.items()) for value in pair)

@@ -18,6 +18,8 @@ _POOL = "process pool"
 _MS = (0.2, 2.0, 20.0)
 #: What the jobs of one measurement take together on each consumer.
 _SECONDS, _QUICK_SECONDS = 1.5, 0.3
+#: Before that, as much is run that processes have started, imported and allocated what they need.
+_WARM_UP_SECONDS = 0.15
 #: One by one it takes longer than that if jobs are short.
 _MOST_ONE_BY_ONE, _MOST_ONE_BY_ONE_QUICK = 4_000, 1_000
 _BULK_GOALS = {0.2: at_least(92, " %"), 2.0: at_least(97, " %")}
@@ -28,6 +30,7 @@ def _efficiency(stage: Stage, milliseconds: float, run: Callable[[float, int], o
     """The CPU time of the jobs, of which there are at most so many, in percent of what was there for them."""
     seconds = _QUICK_SECONDS if stage.is_quick else _SECONDS
     count = min(most, round(seconds * stage.consumers / milliseconds * 1000))
+    run(milliseconds, min(most, round(_WARM_UP_SECONDS * stage.consumers / milliseconds * 1000)))
     with CpuMeter() as meter:
         run(milliseconds, count)
     left_s = min(stage.consumers * meter.wall_s, (os.cpu_count() or 1) * meter.wall_s - meter.others_s)
