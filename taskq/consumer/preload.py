@@ -8,8 +8,8 @@ import socket
 
 from taskq.client.loader import load_app
 from taskq.consumer import process  # noqa: F401  what every consumer needs
-from taskq.system.forkservers import PRELOADED_APP, READY_ADDRESS
 from taskq.system.platform import die_with_parent, name_process
+from taskq.system.spawn.forkservers import PRELOADED_APP, READY_ADDRESS
 
 die_with_parent()
 name_process("preloaded application")

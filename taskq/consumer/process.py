@@ -31,9 +31,9 @@ from taskq.protocol.link.boot import IN_CONSUMER, STACKS_SIGNAL, TIMEOUT_SIGNAL,
 from taskq.protocol.link.inbox import InboxReader
 from taskq.protocol.link.reports import boot_failed_frame
 from taskq.system import descriptors
-from taskq.system.helper import name_locks_as_usual
 from taskq.system.locks import hold_consumer_lock
 from taskq.system.platform import die_with_parent, name_process
+from taskq.system.spawn.helper import name_locks_as_usual
 
 
 class Executor(Protocol):

@@ -929,7 +929,7 @@ _PICKLERS = {
     "protocol/link/counters.py": "the type of the context; Lock and Value",
     "protocol/link/inbox.py": "bytes, pickled as SimpleQueue reads them; from the broker to its child",
     "protocol/link/unsent.py": "the type of the context; raw memory",
-    "system/forkservers.py": "starts the processes that consumers are forked from",
+    "system/spawn/forkservers.py": "starts the processes that consumers are forked from",
     "system/semaphores.py": "the types of a lock and of its finalizer",
 }
 

@@ -21,8 +21,8 @@ from taskq.protocol.link.counters import Counters
 from taskq.protocol.link.inbox import Inbox
 from taskq.protocol.link.output import LineCutter, Stacks
 from taskq.protocol.link.unsent import Unsent
-from taskq.system.forkservers import ForkServer
 from taskq.system.platform import kill_group
+from taskq.system.spawn.forkservers import ForkServer
 from taskq.system.usage import usage_of
 
 #: More than the socket or the output pipe of a consumer holds, so one read takes it all.

@@ -34,10 +34,10 @@ from taskq.protocol.link.flight_recorder import clear_flight_record, clear_fligh
 from taskq.protocol.link.inbox import Inbox
 from taskq.protocol.link.unsent import Unsent
 from taskq.system import descriptors
-from taskq.system.forkservers import ForkServers
-from taskq.system.helper import Helper
 from taskq.system.place import Place
 from taskq.system.platform import kill_group, name_of_signal, oom_kills, open_pidfd
+from taskq.system.spawn.forkservers import ForkServers
+from taskq.system.spawn.helper import Helper
 
 #: The module that a consumer process runs. The broker never imports it, and so starts 25 ms earlier.
 _CONSUMER = "taskq.consumer.process"

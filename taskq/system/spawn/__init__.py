@@ -1,0 +1,1 @@
+"""How processes of Python are started with multiprocessing. The broker and consumers may come in."""
