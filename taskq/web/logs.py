@@ -6,13 +6,16 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from taskq.telemetry.reader import Filter, follow, read
-from taskq.telemetry.record import Event
+from taskq.telemetry.record import Event, utc_text
 from taskq.web.pages import Visit
 
 #: Events that wait for a slow browser; the reader waits, too, while there are that many.
 _MOST_WAITING = 1_000
+#: Lines reach the log this much later than their times say, at the most.
+_LATE_S = 5.0
 #: How many readings are kept.
 _MOST_KEPT = 20
 #: A stream says at least this often that it is alive, so that the end of the connection is noticed.
@@ -21,21 +24,30 @@ _ALIVE_S = 15.0
 _LOOK_S = 0.5
 
 
-async def newest(visit: Visit, wanted: Filter, last: int, kept_s: float = 0.0) -> list[Event]:
-    """The newest events that fit, oldest first.
+async def newest(visit: Visit, wanted: Filter, last: int) -> list[Event]:
+    """The newest events that fit, oldest first."""
+    return await asyncio.to_thread(lambda: list(read(visit.q.directory.path, wanted, last)))
+
+
+async def kept_newest(visit: Visit, wanted: Filter, last: int) -> list[Event]:
+    """`newest` for a page that asks again and again: what was read before is kept, and only what came after it is read.
 
     Args:
-        kept_s: for how many seconds what was read before may be returned again.
+        wanted: its time is how far back it goes at the most when it is read for the first time.
     """
     span_s = None if wanted.since is None else round(visit.now - wanted.since.timestamp())
     key = replace(wanted, since=None), last, span_s
-    read_at, events = visit.kept.get(key, (0.0, []))
-    if not visit.now - kept_s < read_at <= visit.now:
-        events = await asyncio.to_thread(lambda: list(read(visit.q.directory.path, wanted, last)))
-        if kept_s:
-            while len(visit.kept) >= _MOST_KEPT:
-                visit.kept.pop(next(iter(visit.kept)))
-            visit.kept[key] = visit.now, events
+    read_at, events = visit.kept.get(key, (None, []))
+    if read_at is None:
+        events = await newest(visit, wanted, last)
+    else:
+        since_at = read_at - _LATE_S
+        fresh = await newest(visit, replace(wanted, since=datetime.fromtimestamp(since_at, UTC)), last)
+        first = utc_text(since_at)
+        events = [*(event for event in events if str(event.get("timestamp", "")) < first), *fresh][-last:]
+    while len(visit.kept) >= _MOST_KEPT and key not in visit.kept:
+        visit.kept.pop(next(iter(visit.kept)))
+    visit.kept[key] = visit.now, events
     return events
 
 

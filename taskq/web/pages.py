@@ -70,7 +70,7 @@ class Visit:
         visitor: who that is.
         now: seconds since 1970.
         hides_arguments: whether arguments and results of jobs are hidden.
-        kept: what was read of the log a moment ago, for all visitors: when, in seconds since 1970, and the events.
+        kept: what was read of the log before, for all visitors: when, in seconds since 1970, and the events.
     """
 
     q: TaskQ

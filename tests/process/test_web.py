@@ -165,6 +165,19 @@ def test_a_view_that_has_not_changed_is_not_sent_again(world: World, browse: Cal
     assert "It was cancelled" in after.text
 
 
+def test_what_was_read_of_the_log_goes_on(world: World, browse: Callable[..., TestClient]) -> None:
+    client = browse()
+    first = f'href="/jobs/{world.jobs["crashed"].id}"'
+    assert page(client, "/consumers").count(first) == 1
+    for label in ("another", "one more"):
+        job = shown.crash.enqueue(label)
+        assert job.wait(20)
+        world.fleet.wait_for("consumer.crashed", job_id=job.id)
+        text = page(client, "/consumers")
+        assert text.count(f'href="/jobs/{job.id}"') == 1
+        assert text.count(first) == 1, "what was there before is there once"
+
+
 def test_a_list_goes_on(browse: Callable[..., TestClient]) -> None:
     jobs = shown.thumbnail.options(queue="quiet").enqueue_many([(f"{number}.jpg",) for number in range(60)])
     client = browse()

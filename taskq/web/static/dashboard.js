@@ -188,6 +188,11 @@ if (theme) document.documentElement.dataset.theme = theme;
 tellTimes(document);
 load();
 setInterval(() => { if (!document.hidden) tellTimes(document); }, 1000);
-if ("live" in main.dataset) setInterval(() => { if (!isPaused && !document.hidden) ask(); }, EVERY_MS);
+async function goOn() { // a page that takes long to make is asked for less often
+  const began = performance.now();
+  if (!isPaused && !document.hidden) await ask();
+  setTimeout(goOn, Math.max(EVERY_MS, 10 * (performance.now() - began)));
+}
+if ("live" in main.dataset) setTimeout(goOn, EVERY_MS);
 const lines = document.getElementById("lines");
 if (lines) lines.scrollTop = lines.scrollHeight;

@@ -16,7 +16,7 @@ from taskq.model.job import JobState
 from taskq.telemetry.reader import Filter
 from taskq.web.charts import Series
 from taskq.web.concerns import concerns_of
-from taskq.web.logs import newest
+from taskq.web.logs import kept_newest
 from taskq.web.pages import Page, Visit
 from taskq.web.rates import Flow, added_up, flow_of
 
@@ -25,8 +25,6 @@ _MOST_ASKED = 60
 _MOST_WAITING = 500
 #: Warnings that are searched for those that are not about jobs.
 _MOST_WARNINGS = 5_000
-#: For how many seconds what was read of the log is shown again: it takes longer than what the broker answers.
-_KEPT_S = 5.0
 
 
 async def overview(visit: Visit) -> Page:
@@ -99,7 +97,7 @@ async def queues(visit: Visit) -> Page:
 async def consumers(visit: Visit) -> Page:
     """Each consumer: what it runs, since when, how far, with how much memory."""
     status = await visit.q.async_client().look()
-    ended = await newest(visit, Filter(event="consumer.*", level="warning"), 20, _KEPT_S)
+    ended = await kept_newest(visit, Filter(event="consumer.*", level="warning"), 20)
     return Page("consumers", "Consumers", {"status": status, "ended": ended[::-1]})
 
 
@@ -110,9 +108,8 @@ async def consumer(visit: Visit) -> Page:
     found = next((each for each in status.consumers if each.number == number), None)
     if found is None:
         raise JobNotFound(f"there is no consumer {number} now")
-    told = [
-        event for event in await newest(visit, Filter(event="consumer.stacks"), 50) if event.get("pid") == found.pid
-    ]
+    asked = await kept_newest(visit, Filter(event="consumer.stacks"), 50)
+    told = [event for event in asked if event.get("pid") == found.pid]
     stack = stack_of(number, told[-1], None) if told else None
     at = told[-1].get("timestamp") if told else None
     values = {"consumer": found, "stack": stack, "at": at}
@@ -122,7 +119,7 @@ async def consumer(visit: Visit) -> Page:
 async def broker(visit: Visit) -> Page:
     """The broker's own health: its loop, its memory, the spool, the last reload, and what was logged of it."""
     status = await visit.q.async_client().look()
-    told = await newest(visit, Filter(level="warning"), _MOST_WARNINGS, _KEPT_S)
+    told = await kept_newest(visit, Filter(level="warning"), _MOST_WARNINGS)
     own = [event for event in told if not str(event.get("event", "")).startswith("job.")]
     values = {"status": status, "why_not_ready": why_not_ready(asdict(status)), "events": own[-20:][::-1]}
     return Page("broker", "Broker", values)

@@ -9,7 +9,7 @@ from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
 from taskq.web.charts import Series
-from taskq.web.logs import newest
+from taskq.web.logs import kept_newest
 from taskq.web.pages import Page, Visit
 from taskq.web.rates import ended, flow_of
 from taskq.web.views.fleet import ends_of, labels_of
@@ -18,8 +18,6 @@ from taskq.web.views.fleet import ends_of, labels_of
 _MOST_JOBS = 5_000
 _MOST_ATTEMPTS = 5_000
 _DAY_S = 86_400.0
-#: For how many seconds what was read of the log is shown again.
-_KEPT_S = 10.0
 _NEWEST = 10
 
 
@@ -75,7 +73,7 @@ async def failures(visit: Visit) -> Page:
     groups.add_jobs(failed)
     for name in AGAIN_EVENTS:
         wanted = Filter(task_name or None, None, name, None, ago(since_s))
-        for event in await newest(visit, wanted, _MOST_ATTEMPTS, _KEPT_S):
+        for event in await kept_newest(visit, wanted, _MOST_ATTEMPTS):
             if event.get("runs_again") is not False and queue in ("", event.get("queue")):
                 groups.add_event(event)
     values = {
