@@ -25,6 +25,9 @@ from taskq.web.metrics.families import Told, families
 
 __all__ = ["here"]  # a fixture
 
+NEEDS_PROMTOOL = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="there is no promtool here: apt-get install prometheus"
+)
 README = Path(__file__).parents[2] / "README.md"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -92,11 +95,59 @@ def test_what_happened(fleet: Fleet, here: Here) -> None:
     assert 0 < figure(found, "taskq_job_run_seconds_sum", **add) < 5 * DEADLINE_S
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here: apt-get install prometheus")
+@NEEDS_PROMTOOL
 def test_prometheus_finds_nothing_to_mend(fleet: Fleet, here: Here) -> None:
     text = here(fleet.home, "metrics").stdout
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+#: What the rules are tried on: a broker that is gone, a backlog that grows, and a task that fails.
+CASES = """
+rule_files: [alerts.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'taskq_up{instance="a"}', values: '1x10 0x50'}
+      - {series: 'taskq_jobs{instance="a",queue="mail",state="queued"}', values: '2000+10x60'}
+      - {series: 'taskq_jobs{instance="a",queue="calm",state="queued"}', values: '2000x60'}
+      - {series: 'taskq_jobs{instance="a",queue="shut",state="queued"}', values: '2000+10x60'}
+      - {series: 'taskq_queue_paused{instance="a",queue="shut"}', values: '1x60'}
+      - {series: 'taskq_jobs_finished_total{instance="a",queue="mail",task="send",state="failed"}', values: '0+2x60'}
+      - {series: 'taskq_jobs_finished_total{instance="a",queue="mail",task="send",state="succeeded"}', values: '0+8x60'}
+      - {series: 'taskq_schedule_next_fire_timestamp_seconds{instance="a",schedule="nightly"}', values: '0x60'}
+    alert_rule_test:
+      - {eval_time: 5m, alertname: TaskqDown, exp_alerts: []}
+      - {eval_time: 20m, alertname: TaskqDown, exp_alerts: [{exp_labels: {severity: critical, instance: a}, exp_annotations: {
+          summary: No broker of taskq answers on a.,
+          description: "New jobs go to the spool, and none run. Start the fleet with `taskq worker`; `taskq doctor` says what is wrong."}}]}
+      - {eval_time: 50m, alertname: TaskqBacklogGrows, exp_alerts: [{exp_labels: {severity: warning, instance: a, queue: mail, state: queued}, exp_annotations: {
+          summary: The backlog of queue mail grows on a.,
+          description: "More jobs come in than end. Add consumers, or look at `taskq tasks` for one that has become slow."}}]}
+      - {eval_time: 50m, alertname: TaskqJobsFail, exp_alerts: [{exp_labels: {severity: warning, instance: a, task: send}, exp_annotations: {
+          summary: 20% of the jobs of task send fail on a.,
+          description: "`taskq errors --task send` groups them, with tracebacks."}}]}
+      - {eval_time: 9m, alertname: TaskqScheduleLate, exp_alerts: [{exp_labels: {severity: warning, instance: a, schedule: nightly}, exp_annotations: {
+          summary: Schedule nightly is five minutes late on a.}}]}
+      - {eval_time: 30m, alertname: TaskqScheduleLate, exp_alerts: []}
+"""
+
+
+@NEEDS_PROMTOOL
+def test_the_alerts_go_off(fleet: Fleet, tmp_path: Path) -> None:
+    rules = README.parent / "examples/prometheus/alerts.yml"
+    told = families(Told(fleet.client.status(), fleet.client.counts(), fleet.client.schedules()))
+    known = {f"{each.name}{suffix}" for each in told for suffix in ("", "_total", "_bucket")}
+    assert set(re.findall(r"taskq_\w+", rules.read_text())) <= known, (
+        "a rule about a metric that there is not is silent"
+    )
+    shutil.copy(rules, tmp_path)
+    (tmp_path / "cases.yml").write_text(CASES)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "cases.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_readme_lists_them(fleet: Fleet) -> None:
