@@ -244,8 +244,8 @@ class LetsOthersPass(OtherReadyJobs):
     """Who waits for a retry is forgotten by its key."""
 
     class kind(ReadyJobs):
-        def left(self, key: int, row: JobRow, _leaving: Release) -> None:
-            super().left(key, row, Release.ENDED)
+        def left(self, key: int, rows: Sequence[JobRow], _leaving: Release) -> None:
+            super().left(key, rows, Release.ENDED)
 
 
 class LimitsUntilRestart(OtherReadyJobs):

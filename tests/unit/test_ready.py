@@ -281,7 +281,7 @@ class World(RuleBasedStateMachine):
 
     def leave(self, job: Job, leaving: Release) -> None:
         """A job is with its consumer no more."""
-        self.ready.left(job.sent_to, job.row(), leaving)
+        self.ready.left(job.sent_to, [job.row()], leaving)
         job.state = "ended" if leaving is Release.ENDED else "later"
         job.is_under_way = leaving is Release.AGAIN
 
@@ -547,7 +547,7 @@ def test_the_order_of_a_key_is_kept_when_a_crashed_one_comes_back_unstarted() ->
     first, second = rows("ordered", 2, constraints=Constraints(order_key="key"))
     partitions.add([first, second])
     assert take(partitions) == [1]
-    partitions.left(1, first, Release.AGAIN)
+    partitions.left(1, [first], Release.AGAIN)
     first.attempts, first.spec = 1, spec_of("ordered", "other")
     partitions.add_late(first)
     assert take(partitions) == [1]
@@ -578,7 +578,7 @@ def test_whose_turn_it_was_when_it_was_purged_hands_it_on() -> None:
         partitions.add([row])
     assert take(partitions, free_slots=1) == [1]
     assert take(partitions, key=2, free_slots=1) == []
-    partitions.left(1, running, Release.ENDED)
+    partitions.left(1, [running], Release.ENDED)
     partitions.drop(purged)
     assert take(partitions, free_slots=1) == [3]
 
@@ -655,7 +655,7 @@ def test_a_rate_that_is_forgotten_before_its_starts_are_kept_does_not_come_back(
     [row] = rows("rated", 1, constraints=Constraints(limit_key="key"))
     partitions.add([row])
     assert take(partitions, free_slots=1) == [1]
-    partitions.left(1, row, Release.ENDED)
+    partitions.left(1, [row], Release.ENDED)
     partitions.open_due(1e9 + 20.0)
     assert partitions.changed_rates(1e9, 1e9) == []
     assert partitions._limits.in_use == {}
@@ -690,7 +690,7 @@ def test_a_grant_that_grows_wakes_who_waits(task: str) -> None:
     assert len(take(partitions, free_slots=1, most=1)) == 1
     assert take(partitions, key=2, free_slots=5) == []
     partitions.grant(limit.kind, limit.name, 0)
-    partitions.left(1, waiting[0], Release.ENDED)
+    partitions.left(1, [waiting[0]], Release.ENDED)
     assert take(partitions, key=2, free_slots=5) == []
     if task != "rated":
         partitions.grant(limit.kind, limit.name, None)
@@ -706,7 +706,7 @@ def test_an_overdrawn_limit_sends_nothing_behind_a_job_that_runs() -> None:
     assert take(partitions, key=2, most=1) == [2]
     partitions.grant("concurrency", "two", 1)
     assert take(partitions, key=1) == []
-    partitions.left(2, waiting[1], Release.ENDED)
+    partitions.left(2, [waiting[1]], Release.ENDED)
     assert take(partitions, key=2) == []
     assert take(partitions, key=1) == [3, 4, 5]
 
@@ -736,7 +736,7 @@ def test_a_packed_state_behaves_as_that_state(limit: Limit, data: st.DataObject)
         if seq in sent:
             leaving = data.draw(st.sampled_from(Release))
             for each in (state, twin):
-                each.leave(limit, sent[seq], jobs[seq], leaving)
+                each.leave(limit, sent[seq], [jobs[seq]], leaving)
             del sent[seq]
         elif state.room(limit, key, jobs[seq], now):
             for each in (state, twin):
@@ -771,7 +771,7 @@ def with_waiting(task: str, gpus: int, queues: str = "abc") -> tuple[ReadyJobs, 
 @pytest.mark.usefixtures("one_is_woken")
 def test_who_is_woken_and_paused_hands_the_turn_on() -> None:
     partitions, first = with_waiting("gpu", 1)
-    partitions.left(1, first, Release.ENDED)
+    partitions.left(1, [first], Release.ENDED)
     partitions.pause("b", True)
     assert take(partitions, free_slots=1) == [3]
 
@@ -781,7 +781,7 @@ def test_paused_queues_are_not_counted_among_those_that_are_woken() -> None:
     partitions, first = with_waiting("gpu", 1, "abcd")
     partitions.pause("b", True)
     partitions.pause("c", True)
-    partitions.left(1, first, Release.ENDED)
+    partitions.left(1, [first], Release.ENDED)
     assert take(partitions, free_slots=1) == [4]
 
 
@@ -791,7 +791,7 @@ def test_each_one_that_goes_wakes_the_next_while_the_limit_is_open() -> None:
     for seq, queue in enumerate("bc", 2):
         partitions.add(rows("gpu", 1, first=seq, queue=queue))
     assert take(partitions, key=2, free_slots=1) == []
-    partitions.left(1, first, Release.ENDED)
+    partitions.left(1, [first], Release.ENDED)
     assert take(partitions, free_slots=5) == [2, 3]
 
 
@@ -804,7 +804,7 @@ def test_who_is_parked_at_another_limit_wakes_the_next() -> None:
     partitions.add([ordered])
     partitions.add(rows("gpu", 1, first=3, queue="c"))
     assert take(partitions, key=2, free_slots=1) == []
-    partitions.left(1, first, Release.ENDED)
+    partitions.left(1, [first], Release.ENDED)
     assert take(partitions, free_slots=1) == [3]
 
 
@@ -826,7 +826,7 @@ def test_who_waits_behind_a_rate_is_woken_at_its_next_opening() -> None:
 @pytest.mark.usefixtures("one_is_woken")
 def test_consumers_of_other_queues_that_come_later_find_who_waits() -> None:
     partitions, first = with_waiting("gpu", 1)
-    partitions.left(1, first, Release.ENDED)
+    partitions.left(1, [first], Release.ENDED)
     portion = Portion(5, 1e9, 1 << 30, 1)
     partitions.take(3, frozenset("c"), portion, lambda _task: 0.001, 1e9, 1e9)
     assert [row.seq for row in portion.rows] == [3]
@@ -840,7 +840,7 @@ def test_queues_take_turns_at_a_limit() -> None:
     sent: list[int] = []
     for _ in range(30):
         [seq] = take(partitions, most=1, free_slots=1)
-        partitions.left(1, rows("gpu", 1, first=seq, queue="abc"[seq % 3])[0], Release.ENDED)
+        partitions.left(1, [rows("gpu", 1, first=seq, queue="abc"[seq % 3])[0]], Release.ENDED)
         sent.append(seq)
     assert all(len({seq % 3 for seq in sent[start : start + 3]}) == 3 for start in range(0, 27, 3))
 

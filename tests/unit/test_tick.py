@@ -322,3 +322,28 @@ def test_who_waits_for_a_job_is_informed_before_the_log(turns: Turns) -> None:
     assert counts["t"].at(int((WALL + turns.now) // 60)).succeeded == 0
     turns.engine.report(turns.now)
     assert counts["t"].at(int((WALL + turns.now) // 60)).succeeded == 1
+
+
+def ends_together(**options: Any) -> int:
+    """How many steps it takes to note that 500 jobs have ended."""
+    core = few()
+    spec = Spec("t", **options)
+    core.submitted([JobRow(seq, seq.to_bytes(16, "big"), spec, b"x", 0, 0) for seq in range(2, 2_500)])
+    core._measure({"t": [1] * 1_000})
+    (key, first, rows), *_ = core.dispatch(0.001, 0.001)
+    if len(rows) < 500:  # as long as nothing is known of it
+        core.settled(key, ends(first, len(rows)), 0.002, 0.002)
+        (key, first, rows), *_ = core.dispatch(0.002, 0.002)
+    assert len(rows) >= 500, len(rows)
+    return steps(partial(core.settled, key, ends(first, 500), 0.004, 0.004))
+
+
+def ends(first: int, count: int) -> Attempts:
+    """A report of successes."""
+    numbers = list(range(first, first + count))
+    return Attempts(numbers, [Verdict.SUCCEEDED] * count, [1] * count, [GOOD] * count)
+
+
+def test_jobs_leave_their_limit_together() -> None:
+    """A batch of small jobs costs little more under a limit than without: by job it was five times as much."""
+    assert ends_together(concurrency=2) < 1.25 * ends_together()

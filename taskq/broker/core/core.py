@@ -244,6 +244,8 @@ class Core:
         succeeded, kept = Verdict.SUCCEEDED, StoredState.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
         is_limited = False
+        leaving: list[JobRow] = []  # of one spec, those that have left its limits
+        leaving_of: dict[Spec, list[JobRow]] = {}
         durations_us: list[int] = []
         durations_of: dict[str, list[int]] = {}
         for number, verdict, duration_us, outcome in zip(*attempts, strict=True):
@@ -257,12 +259,16 @@ class Core:
                 spec = row.spec
                 is_limited = spec.is_limited
                 durations_us = durations_of.setdefault(spec.task, [])
+                if is_limited:
+                    leaving = leaving_of.setdefault(spec, [])
             durations_us.append(duration_us)
             if verdict == succeeded:
                 effects.ended.append((row, kept, outcome))
                 effects.done.append((row, key, duration_us))
-                if is_limited or (row.constraints is not None and row.constraints.is_keyed):  # else nobody waits for it
-                    self.ready.left(key, row, Release.ENDED)
+                if row.constraints is not None and row.constraints.is_keyed:
+                    self.ready.left(key, [row], Release.ENDED)
+                elif is_limited:  # else nobody waits for it
+                    leaving.append(row)
                 continue
             failure = read_failure(verdict, outcome, duration_us, consumer.number)
             if number in self._watchdog.unwanted(key):
@@ -271,6 +277,9 @@ class Core:
                 self._did_not_succeed(key, row, failure, wall)
             self._pending.cut()
             effects = self._effects
+        for rows in leaving_of.values():
+            if rows:
+                self.ready.left(key, rows, Release.ENDED)
         self._measure(durations_of)
         self._recalls.changed(key)
 
@@ -349,14 +358,14 @@ class Core:
         if follows.state is not None:
             self._effects.ended.append((row, follows.state, outcome))
             if key is not None:
-                self.ready.left(key, row, Release.ENDED)
+                self.ready.left(key, [row], Release.ENDED)
         elif key is None or wall is None or follows.delay_s is None:
             row.spec = follows.spec
             self._effects.rescheduled.append(Rescheduled(row, None, outcome))
             if key is not None:
                 self.ready.put_back(key, [row], Release.AGAIN)
         else:
-            self.ready.left(key, row, Release.AGAIN)  # while it is still in the queue that it was sent from
+            self.ready.left(key, [row], Release.AGAIN)  # while it is still in the queue that it was sent from
             row.spec = follows.spec
             self._effects.rescheduled.append(Rescheduled(row, wall + follows.delay_s, outcome))
 
@@ -402,7 +411,7 @@ class Core:
         outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
-        self.ready.left(key, row, Release.ENDED)
+        self.ready.left(key, [row], Release.ENDED)
 
     def forget(self, row: JobRow, kept: StoredState) -> None:
         """Drops a job that the store had as queued or scheduled, and that no consumer holds: it will not run."""

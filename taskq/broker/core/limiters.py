@@ -54,8 +54,8 @@ class Limiter(Protocol):
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         """Notes that jobs are sent to a consumer."""
 
-    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        """Notes that a job that was sent has left its consumer."""
+    def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        """Notes that jobs that were sent have left their consumer."""
 
     def usage(self, limit: Limit) -> tuple[int, int]:
         """How much of it is taken, and how much of it there is, for whoever asks why a job waits."""
@@ -88,8 +88,8 @@ class Concurrency:
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._count(key, len(rows))
 
-    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        self._count(key, -1)
+    def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        self._count(key, -len(rows))
 
     def _count(self, key: int, more: int) -> None:
         before = self._sent.get(key, 0)
@@ -158,10 +158,13 @@ class Rate:
         self._starts += len(rows)
         self._slot_of.update((row.seq, begins) for row in rows)
 
-    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        sent_at = self._slot_of.pop(row.seq, None)
-        if leaving is not Release.UNSTARTED:
-            return
+    def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        for row in rows:
+            sent_at = self._slot_of.pop(row.seq, None)
+            if leaving is Release.UNSTARTED and sent_at is not None:
+                self._take_out(sent_at)
+
+    def _take_out(self, sent_at: float) -> None:
         for index in range(len(self._slots) - 1, -1, -1):  # none other than its own: that may be forgotten already
             begins, starts = self._slots[index]
             if begins == sent_at:
@@ -199,13 +202,14 @@ class Order:
         self._sent = row.seq
         self._again.discard(row.seq)
 
-    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        if self._sent == row.seq:
-            self._sent = None
-        if leaving is Release.AGAIN or (leaving is Release.UNSTARTED and row.attempts):
-            self._again.add(row.seq)
-        else:
-            self._again.discard(row.seq)
+    def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        for row in rows:
+            if self._sent == row.seq:
+                self._sent = None
+            if leaving is Release.AGAIN or (leaving is Release.UNSTARTED and row.attempts):
+                self._again.add(row.seq)
+            else:
+                self._again.discard(row.seq)
 
     @property
     def first(self) -> int | None:
@@ -244,8 +248,8 @@ class Resource:
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         self._used += limit.amount * len(rows)
 
-    def leave(self, limit: Limit, key: int, row: JobRow, leaving: Release) -> None:
-        self._used -= limit.amount
+    def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        self._used -= limit.amount * len(rows)
 
     @property
     def is_idle(self) -> bool:

@@ -137,8 +137,7 @@ class ReadyJobs:
             partition.queue.waiting += len(back)
             partition.queue.spent_s -= each_s * len(back) / partition.queue.weight
             for limit, shared in partition.limits:
-                for row in back:
-                    shared.state.leave(limit, key, row, leaving)
+                shared.state.leave(limit, key, back, leaving)
             self._list(partition)
             self._open.note(partition.queue)
             self._wake(partition)
@@ -328,11 +327,12 @@ class ReadyJobs:
 
     # -- limits
 
-    def left(self, key: int, row: JobRow, leaving: Release) -> None:
-        """Notes that a job with limits has left its consumer and does not come back to its place."""
-        partition = self._partition(partition_of(row.spec, row.constraints))
+    def left(self, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
+        """Notes that jobs with limits, all of one partition, have left their consumer and do not come back to their
+        places."""
+        partition = self._partition(partition_of(rows[0].spec, rows[0].constraints))
         for limit, shared in partition.limits:
-            shared.state.leave(limit, key, row, leaving)
+            shared.state.leave(limit, key, rows, leaving)
         self._wake(partition)
         self._forget(partition)
 
@@ -347,7 +347,7 @@ class ReadyJobs:
         """Notes at the start that this job will run again, and that those behind it in order wait for it."""
         for limit, shared in self._partition(partition_of(row.spec, row.constraints)).limits:
             if limit.kind == "order":
-                shared.state.leave(limit, 0, row, Release.AGAIN)
+                shared.state.leave(limit, 0, [row], Release.AGAIN)
 
     def abandoned(self, row: JobRow) -> None:
         """Notes that a job that no consumer holds will not run: those behind it in order do not have to wait for it."""
@@ -356,7 +356,7 @@ class ReadyJobs:
         partition = self._partition(partition_of(row.spec, row.constraints))
         for limit, shared in partition.limits:
             if limit.kind == "order":
-                shared.state.leave(limit, 0, row, Release.ENDED)
+                shared.state.leave(limit, 0, [row], Release.ENDED)
         self._wake(partition)
         self._forget(partition)
 
