@@ -108,9 +108,9 @@ def digest(payload: bytes) -> str:
     return sha256(payload).hexdigest()[:16]
 
 
-def spec_of_chance(random: Random) -> Spec:
+def spec_of_chance(random: Random, tasks: Sequence[str] = TASKS) -> Spec:
     """A task, and how it is to be run."""
-    task = random.choice(TASKS)
+    task = random.choice(tasks)
     return Spec(
         task,
         random.choice(("a", "b")),
@@ -160,6 +160,9 @@ class Parts:
     deafness: float = 0.05  # how likely it is that a consumer goes deaf, of all misfortunes
     commit_kills: float = 0.002  # how likely it is that the broker dies before a commit, and behind it
     full_disks: float | None = None  # how likely it is that a commit finds the disk full; None: of some lives it is
+    turn_us: float | None = None  # what a turn of the broker takes on; None: by chance
+    asks: tuple[float, ...] = (2, 2, 3, 0.5, 0.5, 0.7)  # how often clients do each of what `Client._act` names
+    tasks: Sequence[str] = TASKS  # of the jobs of workflows
 
 
 # -- consumers
@@ -834,7 +837,7 @@ class Client:
                     self._change_mind,
                     self._say_many_things,
                 )
-                random.choices(kinds, (2, 2, 3, 0.5, 0.5, 0.7))[0]()
+                random.choices(kinds, self.world.parts.asks)[0]()
             if self._left and random.random() < 0.1 and self._watched:
                 self._cancel(random.choice(sorted(self._watched)), also_running=random.random() < 0.5)
             if random.random() < 0.05 and self._unanswered:
@@ -949,7 +952,8 @@ class Client:
 
     def _enqueue_flow(self) -> None:
         world = self.world
-        flow = flow_of_chance(world.random, lambda: spec_of_chance(world.random), self._mine, world.wall)
+        spec = lambda: spec_of_chance(world.random, world.parts.tasks)  # noqa: E731
+        flow = flow_of_chance(world.random, spec, self._mine, world.wall)
         note_intents(world.history, flow, digest)
         world.history.flows.append(tuple(call.id.hex() for _, call in flow))
         self._hand_in(SentFlow(flow))
@@ -1119,6 +1123,8 @@ class World:
         if self.parts.full_disks is not None:
             self.full_disks = self.parts.full_disks
         self.turn_us = self.random.choice((30.0, 300.0, TURN_US))  # what a turn of the broker takes on
+        if self.parts.turn_us is not None:
+            self.turn_us = self.parts.turn_us
         self.clients = [Client(self, number, self.random.randint(1, 12)) for number in range(self.random.randint(1, 3))]
         self._faults_until = self.now + self.random.uniform(0.5, 4.0)
 
