@@ -288,7 +288,7 @@ def test_priority_holds_though_a_batch_takes_longer_than_expected(slots: int) ->
     """Jobs that took 20 microseconds take 4 ms each: no single one is long, and the batch is."""
     slow_from = 30_000
     world = World(lambda row: 0.004 if row.seq >= slow_from else 0.00002, slots=slots)
-    world.core._run_s["t"] = 0.00002
+    world.core._run_times.mean_s["t"] = 0.00002
     world.core.submitted(rows(20_000, first=slow_from))
     world.run(0.010)
     world.core.submitted(rows(1, first=100_000, task="u", priority=9))

@@ -66,7 +66,7 @@ def test_a_consumer_has_it_behind_others() -> None:
 
 def test_it_is_next_and_the_consumers_are_busy() -> None:
     world = World(consumers=2)
-    world.core._run_s["send"] = 10.0  # so none waits at a consumer
+    world.core._run_times.mean_s["send"] = 10.0  # so none waits at a consumer
     for _ in range(2):
         world.add()
         world.send()
@@ -137,7 +137,7 @@ def test_a_fleet_that_stops_or_does_not_run() -> None:
 def test_a_concurrency_and_who_holds_it() -> None:
     world = World(consumers=2)
     spec = Spec("send", "mail", concurrency=1)
-    world.core._run_s["send"] = 10.0
+    world.core._run_times.mean_s["send"] = 10.0
     first = world.add(spec)
     world.send()
     [reason] = world.why(world.add(spec))
@@ -148,7 +148,7 @@ def test_a_concurrency_and_who_holds_it() -> None:
 def test_a_limit_of_a_key_holds_up_that_key_alone() -> None:
     world = World(consumers=3)
     spec = Spec("send", "mail", concurrency=1)
-    world.core._run_s["send"] = 10.0
+    world.core._run_times.mean_s["send"] = 10.0
     world.add(spec, Constraints(limit_key="acme"))
     world.send()
     [reason] = world.why(world.add(spec, Constraints(limit_key="acme")))
@@ -188,7 +188,7 @@ def test_an_order_and_the_job_before_it() -> None:
 def test_a_resource_and_who_holds_it() -> None:
     world = World(consumers=3, capacities={"gpu": 3})
     spec = Spec("send", "mail", resources=(("gpu", 2),))
-    world.core._run_s["send"] = 10.0
+    world.core._run_times.mean_s["send"] = 10.0
     first = world.add(spec)
     world.send()
     [reason] = world.why(world.add(spec))

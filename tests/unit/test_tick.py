@@ -176,7 +176,7 @@ def test_a_turn_does_not_cost_more_where_more_exists(many: Callable[[], Core], j
 def backlog(queues: int, **options: Any) -> Core:
     """Busy consumers, and long jobs that wait in some queues."""
     core = few()
-    core._measure({"t": [1_000_000]})
+    core._run_times.ended({"t": [1_000_000]})
     for number in range(3 * MANY):
         core.submitted([row(2 + number, f"q{number % queues}", **options)])
     assert core.dispatch(0.0, 0.0)
@@ -329,7 +329,7 @@ def ends_together(**options: Any) -> int:
     core = few()
     spec = Spec("t", **options)
     core.submitted([JobRow(seq, seq.to_bytes(16, "big"), spec, b"x", 0, 0) for seq in range(2, 2_500)])
-    core._measure({"t": [1] * 1_000})
+    core._run_times.ended({"t": [1] * 1_000})
     (key, first, rows), *_ = core.dispatch(0.001, 0.001)
     if len(rows) < 500:  # as long as nothing is known of it
         core.settled(key, ends(first, len(rows)), 0.002, 0.002)

@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from math import ceil, inf
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, UNKNOWN_RUN_S, ConsumerLeases
+from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, ConsumerLeases
 from taskq.broker.core.limiters import Release
 from taskq.broker.core.pending_effects import PendingEffects
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.reasons import Fleet, FleetFacts, obstacles
 from taskq.broker.core.recalls import Recalls
+from taskq.broker.core.run_times import RunTimes
 from taskq.broker.core.watchdog import Watchdog
 from taskq.broker.core.window import Portion
 from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
@@ -34,8 +35,6 @@ from taskq.model.spec import Spec
 from taskq.model.stored import Rescheduled, StoredState
 from taskq.model.verdicts import Consequence, after_crash, after_failure, crash_error, limit_error
 
-#: Also a job that takes no time that can be measured uses up its queue's share.
-SHORTEST_RUN_S: Final = 1e-6
 MAX_BATCH_BYTES: Final = 256 * 1024
 
 
@@ -66,7 +65,7 @@ class Core:
         self._consumers: dict[Key, ConsumerLeases] = {}
         self._recalls = Recalls(self._consumers)
         self._watchdog = Watchdog(kill_grace_s, slots)
-        self._run_s: dict[str, float] = {}  # by task: mean run time, newer jobs counting more
+        self._run_times = RunTimes()
         self._pending = PendingEffects()
 
     @property
@@ -206,7 +205,7 @@ class Core:
         self._watchdog.forget(key)
         for (number, started_at), row in running:
             ran_s = None if death.at is None else max(0.0, death.at - started_at)
-            self._measure_dead(row.spec.task, number, ran_s, death)
+            self._run_times.died(row.spec.task, number, ran_s, death)
             if number in unwanted:
                 row.attempts += 1
                 self._stopped(key, row, _begin(wall, ran_s), ran_s, consumer.number)
@@ -280,8 +279,13 @@ class Core:
         for rows in leaving_of.values():
             if rows:
                 self.ready.left(key, rows, Release.ENDED)
-        self._measure(durations_of)
+        self._run_times.ended(durations_of)
         self._recalls.changed(key)
+
+    def take_children(self, children: Sequence[Any]) -> None:
+        """Takes the jobs that the job which was settled last has enqueued (submissions): they are carried out with its
+        end."""
+        self._effects.children += children
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
         """Takes the items that a running job has yielded, from position `first` on. Returns whether it is running."""
@@ -304,19 +308,6 @@ class Core:
     def sent_ids(self, key: Key) -> set[bytes]:
         """The ids of the jobs that were sent to a consumer and have not ended."""
         return {row.id for row in self._consumers[key].leased.values()}
-
-    def _measure(self, durations_of: dict[str, list[int]]) -> None:
-        for task, durations_us in durations_of.items():
-            mean_s = max(SHORTEST_RUN_S, sum(durations_us) / len(durations_us) / 1e6)
-            known_s = self._run_s.get(task)
-            weight = 1.0 if known_s is None else len(durations_us) / (len(durations_us) + 8)
-            self._run_s[task] = mean_s if known_s is None else known_s + (mean_s - known_s) * weight
-
-    def _measure_dead(self, task: str, number: int, ran_s: float | None, death: ProcessExit) -> None:
-        """Measures an attempt that ended with its process: it used its queue's share. It counts as no shorter than an
-        unknown task, since another process has to start. One that was interrupted says nothing about its task."""
-        if ran_s is not None and not death.stopped and death.timed_out in (None, number):
-            self._measure({task: [round(max(UNKNOWN_RUN_S, ran_s) * 1e6)]})
 
     def _interrupted(self, key: Key, row: JobRow, death: ProcessExit) -> None:
         """Puts back a job whose process was killed through no fault of the job: it runs again, uncharged."""
@@ -486,16 +477,13 @@ class Core:
             if consumer.is_held_up(now):
                 most = min(most, free_slots)
             portion = Portion(most, BATCH_S * consumer.slots, MAX_BATCH_BYTES, free_slots)
-            self.ready.take(key, consumer.queues, portion, self._run_time_s, now, wall)
+            self.ready.take(key, consumer.queues, portion, self._run_times.of, now, wall)
             if portion.rows:
                 ready -= len(portion.rows)
                 batches.append(self._lease(key, consumer, portion.rows, portion.work_s, now))
                 if portion.is_closed_behind_crash:
                     consumer.alone = consumer.next_number - 1
         return batches
-
-    def _run_time_s(self, task: str) -> float:
-        return self._run_s.get(task, UNKNOWN_RUN_S)
 
     def _lease(self, key: Key, consumer: ConsumerLeases, rows: list[JobRow], work_s: float, now: float) -> Batch:
         first = consumer.next_number
