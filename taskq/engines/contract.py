@@ -85,8 +85,8 @@ class Engine(Protocol):
         """
 
     def enqueued(self, children: list[Submission]) -> None:
-        """Takes the jobs that a job which has just succeeded has enqueued: they become durable with that success, or
-        not at all."""
+        """Takes the jobs that the job which was settled last, with success, has enqueued: they become durable with that
+        success, or not at all."""
 
     def step(self, now: float, *, at_once: bool = False) -> None:
         """Takes what the fleet has decided (`Jobs.take_effects`), makes durable what is due for it, and then informs
@@ -170,6 +170,10 @@ class Jobs(Protocol):
 
     def take_some_effects(self) -> Effects:
         """Returns the first of that, as much as a turn of the loop does; all of what became of a job comes at once."""
+
+    def take_children(self, children: Sequence[Submission], /) -> None:
+        """Has the jobs that the job which was settled last has enqueued come with its end, in `Effects.children`: they
+        are made durable together, and count for how much a turn of the loop does."""
 
     def consumer_of(self, job_id: bytes, /) -> Key | None:
         """The consumer that has a job, if one has."""

@@ -62,6 +62,11 @@ class Attempts(NamedTuple):
     durations_us: Sequence[int]
     outcomes: Sequence[bytes]
 
+    def between(self, begin: int, end: int | None) -> Attempts:
+        """Some of them, by their positions."""
+        numbers, verdicts, durations_us, outcomes = self
+        return Attempts(numbers[begin:end], verdicts[begin:end], durations_us[begin:end], outcomes[begin:end])
+
 
 class Outcome(NamedTuple):
     """An outcome, read. Times are seconds since 1970 and seconds."""

@@ -95,6 +95,8 @@ class Effects:
     done: list[Success] = field(default_factory=list)
     notes: list[Event] = field(default_factory=list)
     items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
+    #: What those that ended with success have enqueued: each a `taskq.protocol.submissions.Submission`.
+    children: list[Any] = field(default_factory=list)
     retried: int = 0
     crashed: int = 0
 
@@ -106,17 +108,20 @@ class Effects:
         self.done += more.done
         self.notes += more.notes
         self.items += more.items
+        self.children += more.children
         self.retried += more.retried
         self.crashed += more.crashed
 
     @property
     def work_us(self) -> float:
         """About how long it takes to carry this out, in microseconds; see `taskq.model.limits.TURN_US`."""
-        if not (self.rescheduled or self.notes or self.items or self.checkpoints):  # most often
+        if not (self.rescheduled or self.notes or self.items or self.checkpoints or self.children):  # most often
             return ENDED_US * len(self.ended)
         work_us = ENDED_US * len(self.ended) + RESCHEDULED_US * len(self.rescheduled) + NOTE_US * len(self.notes)
         if self.items:
             work_us += ITEM_US * sum([len(items) for _, _, items in self.items])
+        if self.children:
+            work_us += sum([submission.work_us for submission in self.children])
         return work_us + CHECKPOINT_US * len(self.checkpoints)
 
     def __bool__(self) -> bool:

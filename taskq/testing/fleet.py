@@ -216,7 +216,7 @@ class InProcessFleet:
             self._core.settled(consumer.key, attempts, self.clock.monotonic(), self.clock.time())
             self._pool.progress.pop(row.id, None)
             if verdict == Verdict.SUCCEEDED:
-                self._committer.take_children(submissions_of(running.children))
+                self._core.take_children(submissions_of(running.children))
             self._leave(consumer)
             self._commit()
             if raised is not None:

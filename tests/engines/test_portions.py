@@ -12,16 +12,19 @@ import pytest
 from scripted_fleet import ScriptedClock, ScriptedFleet, SQLitePlace
 
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.model.attempt import Verdict, pack_success
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobState, new_job_ids
 from taskq.model.limits import TURN_US
 from taskq.model.spec import Spec
+from taskq.model.stored import FIRST_FINAL
 from taskq.protocol.answers import value_of
 from taskq.protocol.frames import Decoder
 from taskq.protocol.jobs import info_of
 from taskq.protocol.requests import GetJob, Request, RetryJob
 from taskq.protocol.submissions import Call, chunks, submission_of, submit_frame
 from taskq.testing.client import InProcessLine
+from taskq.testing.consumers import submissions_of
 
 JOBS = 3_000
 MOST_ROWS = 1_500
@@ -108,6 +111,32 @@ def test_a_turn_changes_a_bounded_number_of_rows(
     left = {name: counts for name, counts in fleet.client.status().queues.items() if counts.scheduled or counts.waiting}
     assert left == {}, "all of it is done in the end"
     assert JOBS / 100 < fleet.most_rows <= MOST_ROWS
+
+
+def test_ends_with_many_children_are_committed_in_portions(fleet: Counted) -> None:
+    """However many jobs end at once: each comes with all of its children."""
+    consumer = fleet.consumer()
+    fleet.add(25)
+    fleet.turn(2)
+    fleet.most_rows = 0
+    last_child: dict[bytes, bytes] = {}
+    for number, row in consumer.sent:
+        calls = fleet.calls(100, due_at=fleet.clock.time() + 1_000.0)
+        last_child[row.id] = calls[-1].id
+        consumer.report(number, Verdict.SUCCEEDED, pack_success(fleet.clock.time(), 0.0, None))
+        fleet.engine.enqueued(submissions_of([(IDLE, call) for call in calls]))
+    assert len(last_child) == 25
+    consumer.sent.clear()
+    turns = 0
+    while not fleet.engine.is_settled:
+        fleet.turn()
+        turns += 1
+        for parent, child in last_child.items():
+            stored = fleet.engine.store.read(parent)
+            assert stored is not None
+            assert (stored.kept >= FIRST_FINAL) == (fleet.engine.store.read(child) is not None)
+    assert turns >= 4
+    assert fleet.most_rows < MOST_ROWS
 
 
 def test_a_retry_revives_many_in_portions_and_others_are_served_meanwhile(fleet: Counted) -> None:

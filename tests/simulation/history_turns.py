@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 #: What a row takes at the least, of the work that a turn takes on; a few, such as those of successes, take a little less.
 _ROW_US = 2.5
-#: What cannot be cut: one submission, one workflow, or the children of one job.
-_ONE_PIECE = 24
+#: What cannot be cut: one submission of a client, which has at most 20 jobs, or one job's end, with at most 6 children.
+_ONE_PIECE = 20
 
 
 class Turn(NamedTuple):

@@ -23,7 +23,7 @@ class CommitsEndsFirst(Committer):
     """The end of a job, and its children, are two commits."""
 
     def _take_in_children(self, tx: Transaction) -> None:
-        for _ in range(100 if self._children else 0):  # the broker may die at each: it is a long moment
+        for _ in range(100 if tx.decided.children else 0):  # the broker may die at each: it is a long moment
             self._store.commit()
         super()._take_in_children(tx)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -176,19 +176,19 @@ class Consumer:
 
     def succeed(self, result: bytes | None = None, children: Iterable[Submission] = ()) -> None:
         """The job returns, and has enqueued others for its success."""
-        if children:
-            self._fleet.engine.enqueued(list(children))
-        self._report(Verdict.SUCCEEDED, pack_success(self._fleet.clock.time(), 0.0, result))
+        self._report(Verdict.SUCCEEDED, pack_success(self._fleet.clock.time(), 0.0, result), list(children))
 
     def fail(self, verdict: Verdict = Verdict.FAILED, delay_s: float | None = None, message: str = "no") -> None:
         """The job raises."""
         error = JobError("ValueError", message)
         self._report(verdict, pack_failure(self._fleet.clock.time(), 0.0, error, delay_s))
 
-    def _report(self, verdict: Verdict, outcome: bytes) -> None:
+    def _report(self, verdict: Verdict, outcome: bytes, children: Sequence[Submission] = ()) -> None:
         assert self.running is not None
         self.running = None
         self.report(self.begun, verdict, outcome)
+        if children:
+            self._fleet.engine.enqueued(list(children))
         self._fleet.turn(2)
 
     def report(self, number: int, verdict: Verdict, outcome: bytes) -> None:

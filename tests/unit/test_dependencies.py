@@ -344,7 +344,7 @@ def test_an_end_and_what_follows_from_it_are_one_commit(tmp_path: Path, refusals
         assert [[row.id for row in batch.rows] for batch in core.dispatch(0.0, 0.0)] == [[first]]
         store.refusals = refusals
         core.settled(1, Attempts([1], [Verdict.SUCCEEDED], [5], [pack_success(0.0, 0.0, None)]), 0.0, 1e9)
-        committer.take_children([submission([child]), submission([after_child], [child])])
+        core.take_children([submission([child]), submission([after_child], [child])])
         for now in (1.0, 2.0):
             committer.commit(now, 1e9)
             if refusals >= 2 and now == 1.0:
@@ -375,7 +375,7 @@ def test_spooled_jobs_do_not_come_between_an_end_and_its_children(tmp_path: Path
         core.joined(1, 0.0)
         core.dispatch(0.0, 0.0)
         core.settled(1, Attempts([1], [Verdict.SUCCEEDED], [5], [pack_success(0.0, 0.0, None)]), 0.0, 1e9)
-        committer.take_children([submission([child])])
+        core.take_children([submission([child])])
         committer.take_in(submission([other]))
         committer.commit(1.0, 1e9)  # with no `collect` before
         assert states(store, ids) == [StoredState.SUCCEEDED, StoredState.QUEUED, StoredState.QUEUED]

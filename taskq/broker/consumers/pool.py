@@ -155,13 +155,17 @@ class ConsumerPool:
         """Settles attempts that have ended. Jobs that the successful ones have enqueued commit together with that."""
         if consumer.excerpts:
             self._output.end(consumer, [number for number in attempts.numbers if number in consumer.excerpts])
-        self._core.settled(consumer.key, attempts, self._clock.monotonic(), self._clock.time())
-        if not consumer.children:
-            return
-        for number, verdict in zip(attempts.numbers, attempts.verdicts, strict=True):
+        now, wall = self._clock.monotonic(), self._clock.time()
+        begin = 0
+        for end, number in enumerate(attempts.numbers if consumer.children else (), 1):
             children = consumer.children.pop(number, None)
-            if children is not None and verdict == Verdict.SUCCEEDED:
-                self._parts.take_children(children)
+            if children is not None:  # its end is the last one that the core has heard of when it takes these
+                self._core.settled(consumer.key, attempts.between(begin, end), now, wall)
+                if attempts.verdicts[end - 1] == Verdict.SUCCEEDED:
+                    self._parts.take_children(children)
+                begin = end
+        if begin == 0 or begin < len(attempts.numbers):
+            self._core.settled(consumer.key, attempts.between(begin, None) if begin else attempts, now, wall)
 
     def _on_ready(self, consumer: ConsumerProcess) -> None:
         now = self._clock.monotonic()

@@ -427,7 +427,7 @@ class Core:
         """Decides which waiting jobs go to which consumers, idle ones first."""
         if self._slots == 1 and self._recalls.free:
             key, consumer = next(iter(self._recalls.free.items()))
-            if consumer.queues is self._served and (lone := self.ready.take_lone(self._run_time_s)) is not None:
+            if consumer.queues is self._served and (lone := self.ready.take_lone(self._run_times.of)) is not None:
                 return [self._lease(key, consumer, [lone[0]], lone[1], now)]
         batches = sent = self._dispatch_once(now, wall)
         while sent and self._slots > 1:  # a batch is bounded, and may be too small for all free slots

@@ -82,7 +82,6 @@ class Committer:
         self._spooled = SpooledJobs(directory.spool, events, self.payloads)
         self._staged = Staged()
         self._room_us = limits.TURN_US  # what the turn has room for beside what it commits
-        self._children: list[Submission] = []  # of jobs that succeeded: they commit with that success
         self._effects = NO_EFFECTS  # decided by the fleet, not committed yet
         self._effects_since: float | None = None
         self._left: dict[bytes, StoredState] = {}  # ends that are recorded, but not yet seen by all jobs after them
@@ -138,10 +137,6 @@ class Committer:
             return bool(self._spooled.unread(unknown))
         return False
 
-    def take_children(self, submissions: list[Submission]) -> None:
-        """Takes the jobs that a job which succeeded has enqueued: the core has just been told of that."""
-        self._children += submissions
-
     @property
     def has_more_spooled(self) -> bool:
         """Whether the spool has more than `stage_spooled` has taken up, and should be looked at again soon."""
@@ -169,15 +164,14 @@ class Committer:
             self.stage_spooled()
 
     def collect(self, now: float) -> None:
-        """Takes over what the core has decided, as much as one commit takes. All of it, if a job that ended has
-        children, which commit with its end, and while the disk is full, as nothing is answered before it is settled."""
+        """Takes over what the core has decided, as much as one commit takes. All of it while the disk is full, as
+        nothing is answered before it is settled."""
         jobs = self._jobs
         if not jobs.has_effects:
             return
         is_full = self._store.is_full or now < (self._effects_since or now)
-        takes_all = is_full or bool(self._children)
         while jobs.has_effects and (
-            takes_all or self._effects is NO_EFFECTS or self._effects.work_us + jobs.next_effects_us <= limits.TURN_US
+            is_full or self._effects is NO_EFFECTS or self._effects.work_us + jobs.next_effects_us <= limits.TURN_US
         ):
             effects = jobs.take_some_effects()
             if self._effects is NO_EFFECTS:
@@ -213,7 +207,7 @@ class Committer:
     @property
     def is_settled(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self.is_behind and not self._children and self._effects is NO_EFFECTS
+        return not self.is_behind and self._effects is NO_EFFECTS
 
     @property
     def is_handing_over(self) -> bool:
@@ -239,7 +233,7 @@ class Committer:
             return False
         if now < self._effects_since:
             return False  # the disk was full a moment ago
-        if self._would_release or self._children or self._jobs.has_effects:
+        if self._would_release or self._effects.children or self._jobs.has_effects:
             return True
         if now - self._effects_since >= _COMMIT_WITHIN_S or self._effects.work_us >= limits.TURN_US:
             return True
@@ -248,7 +242,7 @@ class Committer:
     def commit(self, now: float, wall: float) -> None:
         """Makes durable what was decided and staged, as much as a turn of the loop does, and answers it. If clients
         only look, it begins no transaction."""
-        self.collect(now)  # with the children that were taken in, since all of a job's end is one
+        self.collect(now)
         staged = self._take_staged(now)
         outcomes: Sequence[object] = [None] * len(staged)
         done: Transaction | None = None
@@ -344,7 +338,7 @@ class Committer:
 
     def _writes(self, staged: Sequence[Submission | Command]) -> bool:
         """Whether there is more to do than to answer those who look."""
-        if self._effects is not NO_EFFECTS or self._children or self._left or self._keep is not None:
+        if self._effects is not NO_EFFECTS or self._left or self._keep is not None:
             return True
         return any(isinstance(command, Submission) or command.changes for command in staged)
 
@@ -362,7 +356,7 @@ class Committer:
         if tx.ended or tx.notes:
             self._committed.append(Effects(ended=tx.ended, notes=tx.notes))
         self._effects_since = None if self._keep is None and not self._jobs.has_effects else now
-        self._children, self._would_release = [], False
+        self._would_release = False
         if tx.next_due is not None:
             self.next_due = first_of(self.next_due, tx.next_due)
         if tx.next_expiry is not None:
@@ -379,7 +373,7 @@ class Committer:
             return error
 
     def _take_in_children(self, tx: Transaction) -> None:
-        for children in self._children:
+        for children in tx.decided.children:
             error = tx.try_submit(children)
             if error is not None:
                 task = children.spec.task

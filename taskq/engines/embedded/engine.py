@@ -178,7 +178,7 @@ class EmbeddedEngine:
             except EnqueueError as error:
                 self._log.error("job.children_refused", task=submission.spec.task, error=str(error))
             else:
-                self.committer.take_children([submission])
+                self._jobs.take_children([submission])
 
     # -- what is done
 
