@@ -37,9 +37,9 @@ class Places:
 
     def start(self) -> list[Slot]:
         started = []
-        for number, replaces in self.succession.due(self.now):
+        while (start := self.succession.due(self.now)) is not None:
             self._last_key += 1
-            consumer = Slot(self._last_key, number, self.now, replaces, self.succession.code)
+            consumer = Slot(self._last_key, start.number, self.now, start.replaces, self.succession.code)
             self.succession.consumers[consumer.key] = consumer
             started.append(consumer)
         return started

@@ -430,7 +430,7 @@ class ConsumerPool:
     # -- beginnings and ends
 
     def supervise(self, now: float) -> None:
-        """Starts the consumers that are due, and kills those that do not come up or end in time."""
+        """Starts the next consumer that is due, and kills those that do not come up or end in time."""
         if self._supervisor.is_idle(now):
             return
         error = self._supervisor.look_after_servers(now)
@@ -438,15 +438,13 @@ class ConsumerPool:
             self._on_boot_failed(error)
             self._events.log.error("preload.failed", error=error)
             self._tell_if_reload_failed(self._supervisor.code, error)
-        for consumer in self._supervisor.start_due(now):
+        if (consumer := self._supervisor.start_due(now)) is not None:
             self._register(consumer)
         not_startable, self._supervisor.not_startable = self._supervisor.not_startable, []
         for number, error in not_startable:
             self._tell_failed_boot(number, self._supervisor.code, error)
-        for consumer in self._supervisor.kill_overdue(now):
-            self._events.log.warning(
-                "consumer.killed", consumer=consumer.number, pid=consumer.pid, reason=consumer.killed_for
-            )
+        for late in self._supervisor.kill_overdue(now):
+            self._events.log.warning("consumer.killed", consumer=late.number, pid=late.pid, reason=late.killed_for)
 
     def end_the_silent(self, _now: float) -> None:
         """Kills the consumers that should run jobs, run none, and send nothing."""

@@ -72,19 +72,19 @@ class Succession(Generic[S]):
 
     # -- beginnings
 
-    def due(self, now: float) -> list[Start]:
-        """Returns the consumers to start now. Each must be in `consumers` before the next call."""
+    def due(self, now: float) -> Start | None:
+        """Returns the next consumer to start now. It must be in `consumers` before the next call."""
         if self._is_stopping:
-            return []
-        numbers = [number for number, at in self._start_at.items() if at <= now]
-        for number in numbers:
+            return None
+        number = next((number for number, at in self._start_at.items() if at <= now), None)
+        if number is not None:
             del self._start_at[number]
-        starts = [Start(number, None) for number in numbers]
+            return Start(number, None)
         old = self._next_to_replace(now) if self._replace_at or self.is_reloading else None
-        if old is not None:
-            self._replace_at.pop(old.key, None)
-            starts.append(Start(old.number, old.key))
-        return starts
+        if old is None:
+            return None
+        self._replace_at.pop(old.key, None)
+        return Start(old.number, old.key)
 
     def not_started(self, start: Start, now: float, *, is_failure: bool = False) -> None:
         """Notes that a consumer could not be started: it is tried again after a pause that grows with each failure."""

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 from multiprocessing.connection import Connection
@@ -85,26 +84,29 @@ class Supervisor(Succession[ConsumerProcess]):
         """With `--preload`, keeps a process from which consumers are forked. If it died, returns how, once."""
         return None if self._servers is None or self._is_stopping else self._servers.look_after(self.code, now)
 
-    def start_due(self, now: float) -> Iterator[ConsumerProcess]:
-        """Starts the consumers whose time has come, and yields them. Those that could not be started are tried again
-        later, and are in `not_startable` until somebody takes them from there.
+    def start_due(self, now: float) -> ConsumerProcess | None:
+        """Starts the next consumer whose time has come, and returns it: one in a turn of the loop, as it takes up to
+        7 ms. One that could not be started is tried again later, and is in `not_startable` until somebody takes it
+        from there.
 
         Raises:
             DirectoryError: the first one of the fleet could not be started, for a reason that lasts.
         """
         if self._servers is not None and self._servers.code is None:
-            return
-        for start in self.due(now):
-            if self._servers is not None and not self._servers.can_fork(now):
-                self.not_started(start, now)
-                continue
-            try:
-                consumer = self._spawn(start, now)
-            except (OSError, EOFError) as error:
-                self._not_started_for(start, error, now)
-            else:
-                self._next_kill.bring_forward(consumer.kill_at)
-                yield consumer
+            return None
+        start = self.due(now)
+        if start is None:
+            return None
+        if self._servers is not None and not self._servers.can_fork(now):
+            self.not_started(start, now)
+            return None
+        try:
+            consumer = self._spawn(start, now)
+        except (OSError, EOFError) as error:
+            self._not_started_for(start, error, now)
+            return None
+        self._next_kill.bring_forward(consumer.kill_at)
+        return consumer
 
     def _not_started_for(self, start: Start, error: OSError | EOFError, now: float) -> None:
         """Notes why a consumer could not be started. Whatever is missing, all of them lack it, so no consumer that runs
