@@ -123,9 +123,9 @@ MAX_SOCKET_PATH_BYTES = 103
 
 #: What a turn takes on. What cannot be cut, such as one submission, may take more.
 TURN_US = 4_000.0
-#: An attempt that ended; what comes on top of that if it did not succeed (an error, and a line in the log), if the job
-#: runs again, and for each item that it has yielded; and a checkpoint.
-ENDED_US = 2.0
+#: An attempt that ended, with the job that is sent in its place; what comes on top of that if it did not succeed (an
+#: error, and a line in the log), if the job runs again, and for each item that it has yielded; and a checkpoint.
+ENDED_US = 2.5
 NOTE_US = 35.0
 RESCHEDULED_US = 10.0
 ITEM_US = 3.0

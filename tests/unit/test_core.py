@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq.broker.core import window as window_module
 from taskq.broker.core.core import Core
-from taskq.broker.core.leases import BATCH_S, HELD_UP_S, MAX_LEASED, STALLED_S, UNKNOWN_RUN_S
+from taskq.broker.core.leases import BATCH_S, HELD_UP_S, MAX_SENT, STALLED_S, UNKNOWN_RUN_S
 from taskq.broker.core.window import ROW_BYTES
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure, pack_success, unpack
 from taskq.model.constraints import Constraints
@@ -643,7 +643,7 @@ def test_an_unknown_task_gets_a_cautious_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration_us", "expected"), [(100, BATCH_S / 100e-6), (10_000, BATCH_S / 0.01), (1_000_000, 1), (1, MAX_LEASED)]
+    ("duration_us", "expected"), [(100, BATCH_S / 100e-6), (10_000, BATCH_S / 0.01), (1_000_000, 1), (1, MAX_SENT)]
 )
 def test_batches_follow_the_measured_run_time(duration_us: int, expected: float) -> None:
     """A batch is worth BATCH_S of run time: many short jobs, or one long one."""

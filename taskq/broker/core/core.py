@@ -17,7 +17,7 @@ from itertools import islice
 from math import ceil, inf
 from typing import Any, Final, Literal
 
-from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, ConsumerLeases
+from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, MAX_SENT, ConsumerLeases
 from taskq.broker.core.limiters import Release
 from taskq.broker.core.pending_effects import PendingEffects
 from taskq.broker.core.ready import ReadyJobs
@@ -473,7 +473,8 @@ class Core:
                 slots -= free_slots
             else:
                 share = ceil(ready / (len(takers) - position))
-            most = min(max(1, share), MAX_LEASED - len(consumer.leased))  # limits may have opened while jobs were taken
+            # at least one: limits may have opened while jobs were taken
+            most = min(max(1, share), MAX_LEASED - len(consumer.leased), MAX_SENT)
             if consumer.is_held_up(now):
                 most = min(most, free_slots)
             portion = Portion(most, BATCH_S * consumer.slots, MAX_BATCH_BYTES, free_slots)

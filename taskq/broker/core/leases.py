@@ -18,6 +18,8 @@ BATCH_S: Final = 0.050
 #: The estimate for a task that was not measured yet.
 UNKNOWN_RUN_S: Final = 0.002
 MAX_LEASED: Final = 3_000
+#: The most that it is sent in one turn of the loop: that takes half a millisecond.
+MAX_SENT: Final = 1_000
 #: A consumer is held up if no job has ended there for this long, or for twice the time that its jobs are expected to
 #: take, whichever is longer; but at the latest after a whole batch's time.
 HELD_UP_S: Final = 0.005
