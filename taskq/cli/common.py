@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import taskq
-from taskq.cli.config.places import default_directory
+from taskq.cli.config.places import default_place
 from taskq.cli.config.project import app_of
 from taskq.model import errors
 from taskq.model.errors import AppError, ConfigError, DirectoryError, TaskQError
@@ -24,6 +24,7 @@ from taskq.model.exits import Exit
 from taskq.model.misfits import did_you_mean
 from taskq.model.units import seconds_in
 from taskq.system.directory import Directory
+from taskq.system.place import Place
 
 if TYPE_CHECKING:
     from taskq.client.app import TaskQ
@@ -68,7 +69,7 @@ def tell(message: str) -> None:
 def tell_if_stopped(app: TaskQ) -> None:
     """Says that what was shown is not of a running fleet."""
     if app.client.is_stopped:
-        tell(f"no fleet runs on {app.directory.path}: start one with `taskq worker`")
+        tell(f"no fleet runs on {app.place.shown}: start one with `taskq worker`")
 
 
 def tell_warnings() -> None:
@@ -193,9 +194,24 @@ def find_directory(app: str | None) -> Directory:
         AppError: the application cannot be imported.
         DirectoryError: the directory does not exist, or belongs to another user.
     """
-    directory = locate_directory(app)
-    directory.check_owner()
-    return directory
+    return find_place(app).directory
+
+
+def find_place(app: str | None) -> Place:
+    """Where the queue is kept that a command is about. As `find_directory`."""
+    place = locate_place(app)
+    place.directory.check_owner()
+    return place
+
+
+def queue_of(app: str | None) -> TaskQ:
+    """The queue that a command is about, without the code of its application. As `find_directory`."""
+    from taskq.client.app import TaskQ  # takes 40 ms to import, which `taskq worker` must not pay
+
+    place = find_place(app)
+    queue = TaskQ("taskq", str(place.directory.path))
+    queue.use_place(place)
+    return queue
 
 
 def named_application(app: str | None) -> TaskQ | None:
@@ -222,16 +238,16 @@ def _named(app: str | None) -> str | None:
     return app
 
 
-def locate_directory(app: str | None) -> Directory:
-    """`find_directory` without a look at whose directory it is."""
+def locate_place(app: str | None) -> Place:
+    """`find_place` without a look at whose directory it is."""
     app = _named(app)
     if app is not None:
         if _is_directory(app):
-            return Directory(Path(app).absolute())
+            return Place(Directory(Path(app).absolute()))
         if os.sep in app and ":" not in app and not app.endswith(".py"):
             raise DirectoryError(f"there is no directory {Path(app).absolute()}")
-        return load(app).directory
-    return default_directory()
+        return load(app).place
+    return default_place()
 
 
 def _is_directory(app: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -14,9 +13,9 @@ import typer
 from taskq.cli.arguments import FleetArgument, JsonOption
 from taskq.cli.common import (
     UnknownTask,
-    find_directory,
     load,
     named_application,
+    queue_of,
     reference_of,
     seconds_of,
     tell,
@@ -313,7 +312,7 @@ def cancel(
 
 
 def _application(app: str | None) -> TaskQ:
-    return TaskQ("taskq", os.fspath(find_directory(app).path))
+    return queue_of(app)
 
 
 def _arguments(arguments: JobArguments) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import find_directory, names_in_code, seconds_of, tell, tell_if_stopped, warn_of_name
+from taskq.cli.common import names_in_code, queue_of, seconds_of, tell, tell_if_stopped, warn_of_name
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.positions import looks_like_app, split
 from taskq.cli.tables import Cell, Column, plain, short_ids, table, width_of_terminal
@@ -233,7 +232,7 @@ def purge(
         _each(application, ids, "purge", "is purged")
     assert state is not None
     older = "" if older_than is None else f", older than {older_than}"
-    _confirm(f"remove all {_said(state, 'jobs', task, queue)}{older} from {application.directory.path} for good", yes)
+    _confirm(f"remove all {_said(state, 'jobs', task, queue)}{older} from {application.place.shown} for good", yes)
     count = application.purge(state, task=task, queue=queue, older_than=older_than_s)
     if count:
         print(f"{count_of(count, 'job')} purged")
@@ -297,7 +296,7 @@ def resume(
 
 
 def _application(app: str | None) -> TaskQ:
-    return TaskQ("taskq", os.fspath(find_directory(app).path))
+    return queue_of(app)
 
 
 def _is_queue(word: str) -> bool:

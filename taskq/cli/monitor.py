@@ -19,12 +19,11 @@ from rich.live import Live
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import closed_pipe, find_directory, moment_of, tell, warn_of_name
+from taskq.cli.common import closed_pipe, find_directory, moment_of, queue_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
-from taskq.client.transport.blocking import Client
 from taskq.model.errors import ConfigError, DirectoryError
-from taskq.model.info.status import ConsumerStatus, FleetStatus, JobTotals, MissingConsumer, QueueStatus
+from taskq.model.info.status import ConsumerStatus, FleetStatus, JobTotals, MachineStatus, MissingConsumer, QueueStatus
 from taskq.model.settings import LOG_LEVELS
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import Filter, follow, read
@@ -56,7 +55,7 @@ def status(
     $ taskq status app.py:q
     $ taskq status --json | jq .totals
     """
-    client = Client(find_directory(app))
+    client = queue_of(app).client
     console = console_of()
     if as_json or not (watch and console.is_terminal):
         while True:
@@ -78,6 +77,7 @@ def status(
 def _picture(found: FleetStatus, width: int | None) -> Text:
     parts = [
         [_headline(found)],
+        _machines(found.machines),
         _consumers(found.consumers, width),
         _queues(found.queues, found.paused, width),
         _totals(found.totals, width),
@@ -100,6 +100,21 @@ def _headline(found: FleetStatus) -> Text:
     line.append_text(_not_started(found.not_started))
     line.append_text(_spooled(found.spooled_files))
     return line
+
+
+def _machines(machines: Sequence[MachineStatus]) -> list[Text]:
+    """The fleets that share a database, one a line, if there are several."""
+    if len(machines) < 2:
+        return []
+    return [
+        Text.assemble(
+            f"{machine.host}, broker {machine.pid}: ",
+            (machine.state, _STATE_STYLES[machine.state]),
+            f", {machine.running} running in {machine.consumers} consumers",
+            (f"  heard of {machine.seen_s:.0f} s ago", "dim"),
+        )
+        for machine in machines
+    ]
 
 
 def _reload(found: FleetStatus) -> Text:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,11 +12,10 @@ import typer
 from rich.text import Text
 
 from taskq.cli.arguments import JsonOption
-from taskq.cli.common import find_directory, tell_if_stopped
+from taskq.cli.common import queue_of, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.positions import name_first
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
-from taskq.client.app import TaskQ
 from taskq.model.errors import ConfigError
 from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.words import distance_text, span_text
@@ -70,7 +68,7 @@ def schedule(
     $ taskq schedule pause nightly app.py:q
     """
     action, name, app = _split(words or [])
-    application = TaskQ("taskq", os.fspath(find_directory(app).path))
+    application = queue_of(app)
     schedules = application.schedules
     match action:
         case "pause":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskq.client.transport.api import QueueApi
 from taskq.client.transport.operations import DirectoryQueue, Requests
 from taskq.client.transport.verbs import Operation
 from taskq.model.info.failures import FailureGroups
@@ -12,7 +13,7 @@ from taskq.protocol.requests import ListJobs
 
 
 def group_failed_jobs(
-    asked: DirectoryQueue, groups: FailureGroups, task: str | None, queue: str | None, most: int
+    asked: QueueApi, groups: FailureGroups, task: str | None, queue: str | None, most: int
 ) -> Operation[bool]:
     """Adds failed jobs to groups, those that were enqueued last first.
 
@@ -27,6 +28,10 @@ def group_failed_jobs(
     Raises:
         BrokerUnavailable: there never was a fleet.
     """
+    if not isinstance(asked, DirectoryQueue):
+        infos = yield from asked.jobs(JobState.FAILED, task, queue, None, most)
+        groups.add_jobs(infos)
+        return len(infos) == most
     place: int | None = None
     read = 0
     requests = Requests(asked)

@@ -143,7 +143,11 @@ def place_of(name: str, url: str | None = None) -> Place:
     given = url or os.environ.get("TASKQ_URL")
     if not isinstance(given, str) or not given.startswith(_SCHEMES):
         return Place(Directory(queue_directory(name, url)))
-    database = DatabaseUrl(given, f"taskq_{name}", "url=" if url else "TASKQ_URL=")
+    return place_in(DatabaseUrl(given, f"taskq_{name}", "url=" if url else "TASKQ_URL="))
+
+
+def place_in(database: DatabaseUrl) -> Place:
+    """The place of a queue in a database."""
     return Place(Directory(state_directory() / f"{database.schema}@{database.digest}"), database)
 
 

@@ -16,7 +16,17 @@ CLASSES = (taskq.TaskQ, taskq.Task, taskq.Job, taskq.LastJob, taskq.GroupHandle,
 #: What does no I/O: it looks at what is here, registers something, or makes a handle.
 STAYS_HERE = {
     "TaskQ": {"check_use", "async_client", "executor", "job", "middleware", "named", "on_consumer_start"}
-    | {"on_consumer_stop", "on_enqueue", "periodic", "redact", "task", "use_client", "use_directory", "use_place"},
+    | {
+        "on_consumer_stop",
+        "on_enqueue",
+        "periodic",
+        "redact",
+        "task",
+        "use_client",
+        "use_directory",
+        "use_place",
+        "within",
+    },
     "Task": {"for_schedule", "options", "step"},
     "Job": set(),
     "LastJob": set(),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import locate_directory
+from taskq.cli.common import locate_place
 from taskq.cli.doctor.checks import Finding, examine
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
@@ -28,7 +28,7 @@ def doctor(app: FleetArgument = None, as_json: JsonOption = False) -> None:
     $ taskq doctor app.py:q
     $ taskq doctor --json | jq '.[] | select(.state != "ok")'
     """
-    found = examine(locate_directory(app))
+    found = examine(locate_place(app).directory)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found]))
     else:

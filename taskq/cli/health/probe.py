@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from taskq.cli.config.places import default_directory
+from taskq.cli.config.places import default_place
 from taskq.client.transport.quick import ask_quickly
 from taskq.model.errors import BrokerUnavailable, ConfigError, DirectoryError, TaskQError
 from taskq.model.exits import Exit
@@ -84,7 +84,7 @@ def find_place(place: str | None) -> Directory:
         DirectoryError: there is no such directory, or it belongs to another user.
     """
     if place is None:
-        directory = default_directory()
+        directory = default_place().directory
     elif ":" in place or place.endswith(".py"):
         raise ConfigError(f"{place}: a probe imports no application: name the queue or its directory, or set TASKQ_URL")
     elif os.sep in place:

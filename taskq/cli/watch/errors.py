@@ -13,11 +13,11 @@ import typer
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import find_directory, seconds_of, tell, warn_of_name
+from taskq.cli.common import queue_of, seconds_of, tell, warn_of_name
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Column, table, width_of_terminal
+from taskq.client.app import TaskQ
 from taskq.client.failures import group_failed_jobs
-from taskq.client.transport.blocking import Client
 from taskq.model.info.failures import AGAIN_EVENTS, FailureGroup, FailureGroups, Failures
 from taskq.model.info.words import count_of, distance_text
 from taskq.system.directory import Directory
@@ -52,11 +52,12 @@ def errors(
     $ taskq errors app.py:q --since 1h
     $ taskq errors --task resize --traceback
     """
-    directory = find_directory(app)
+    asked = queue_of(app)
+    directory = asked.directory
     for name, value in (("task", task), ("queue", queue)):
         if value is not None:
             warn_of_name(directory, name, value)
-    found = _failures(directory, task, queue, None if since is None else seconds_of(since, "--since"))
+    found = _failures(asked, task, queue, None if since is None else seconds_of(since, "--since"))
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -67,13 +68,13 @@ def errors(
         tell(f"only the newest {count_of(found.failed, 'failed job')} are counted: give --task, or purge old ones")
 
 
-def _failures(directory: Directory, task: str | None, queue: str | None, since_s: float | None) -> Failures:
+def _failures(asked: TaskQ, task: str | None, queue: str | None, since_s: float | None) -> Failures:
     now = time.time()
     groups = FailureGroups(now, None if since_s is None else now - since_s)
-    client = Client(directory)
+    client = asked.client
     has_more = client.run(group_failed_jobs(client.queue, groups, task, queue, MOST_JOBS))
     log_s = _LOG_S if since_s is None else since_s
-    for event in _attempts(directory, task, log_s):
+    for event in _attempts(asked.directory, task, log_s):
         if queue in (None, event.get("queue")):
             groups.add_event(event)
     return Failures(groups.all(), groups.failed, groups.again, has_more, now - log_s)

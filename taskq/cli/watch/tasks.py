@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import find_directory, tell
+from taskq.cli.common import queue_of, tell_if_stopped
 from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
-from taskq.client.transport.blocking import Client
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.histogram import Histogram
 from taskq.model.info.words import brief_time
@@ -37,8 +36,8 @@ def tasks(app: FleetArgument = None, as_json: JsonOption = False) -> None:
     $ taskq tasks app.py:q
     $ taskq tasks --json | jq '.[] | {task, p95: .last_hour.run_s.p95}'
     """
-    client = Client(find_directory(app))
-    found = client.counts()
+    queue = queue_of(app)
+    found = queue.client.counts()
     if as_json:
         print(json.dumps([counts.as_dict() for counts in found]))
         return
@@ -48,8 +47,7 @@ def tasks(app: FleetArgument = None, as_json: JsonOption = False) -> None:
     else:
         for line in _picture(found, width_of_terminal()):
             console.print(line, soft_wrap=True)
-    if client.is_stopped:
-        tell(f"no fleet runs on {client.directory.path}: start one with `taskq worker`")
+    tell_if_stopped(queue)
 
 
 def _picture(found: Sequence[TaskCounts], width: int | None) -> list[Text]:

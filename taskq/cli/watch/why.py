@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 import time
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from dataclasses import asdict
 from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import find_directory
+from taskq.cli.common import queue_of
 from taskq.cli.ids import whole_id
 from taskq.cli.jobs import IdArgument
 from taskq.cli.pictures import console_of
 from taskq.cli.positions import id_first
 from taskq.cli.tables import width_of_terminal
-from taskq.client.app import TaskQ
 from taskq.model.info.sentences import sentence
 from taskq.model.info.why import WhyInfo
 from taskq.telemetry.render import escape
@@ -35,7 +33,7 @@ def why(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) 
     $ taskq why app.py:q 019c8a1f --json
     """
     given, app = id_first(id, app)
-    application = TaskQ("taskq", os.fspath(find_directory(app).path))
+    application = queue_of(app)
     info = application.job(whole_id(application, given)).why()
     if as_json:
         print(json.dumps(asdict(info)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskq.client.options.support import EMBEDDED, POSTGRES, EngineSupport
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
@@ -14,6 +14,9 @@ from taskq.protocol.payloads.files import PayloadFiles
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import Directory
 from taskq.system.place import Place
+
+if TYPE_CHECKING:
+    from taskq.client.transport.postgres.within import Within
 
 #: Adds to the meta of jobs that are about to be enqueued: called with the name of their task, and what there is so far.
 EnqueueHook = Callable[[str, dict[str, str]], object]
@@ -92,6 +95,39 @@ class FleetConnection:
         )
 
         return async_client(self.directory, self.reply_timeout)
+
+    def within(self, connection: object) -> Within | nullcontext[None]:
+        """Makes what is enqueued in a block a part of the application's own transaction: the jobs exist if and only if
+        that commits. Only with a database as the URL::
+
+            with q.within(session):  # or connection; `async with` for those of asyncio
+                session.add(order)
+                session.flush()
+                send_invoice.enqueue(order.id)
+            session.commit()
+
+        The block commits nothing. Jobs of it cannot be waited for inside it.
+
+        Args:
+            connection: to the queue's own database: of psycopg 3, a Session or Connection of SQLAlchemy (with psycopg,
+                or asyncpg), Django's connection, or a connection of asyncpg.
+
+        Raises:
+            ConfigError: the queue is in a directory, or the connection is none of these, leads to another database, or
+                commits each statement by itself.
+        """
+        if self._async_client is not None:
+            return nullcontext()  # `taskq.testing` keeps jobs in memory
+        if self.place.database is None:
+            raise ConfigError(
+                f"q.within(...): the queue is in {self.place.shown}; jobs can be a part of your transaction only in "
+                "the same PostgreSQL database: set TASKQ_URL=postgresql://..."
+            )
+        try:
+            from taskq.client.transport.postgres.within import Within  # only who has a database needs its driver
+        except ImportError as error:
+            raise _driver_is_missing(self.place, error) from error
+        return Within(self.place, connection, lambda: self.client, self.async_client)
 
     def check_use(self) -> None:
         """Raises what the guard does, unless other clients are in place of those that go to a fleet."""

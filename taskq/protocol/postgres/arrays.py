@@ -5,10 +5,10 @@ A driver's own lists take ten times as long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
-from struct import Struct, pack
-from typing import Final, NamedTuple
+from struct import Struct, pack, unpack_from
+from typing import Any, Final, NamedTuple
 
 
 class Array(NamedTuple):
@@ -92,3 +92,36 @@ def _varying(values: Sequence[bytes | None]) -> bytes:
             parts.append(_LENGTH.pack(len(value)))
             parts.append(value)
     return b"".join(parts)
+
+
+_VALUES: Final[dict[int, Callable[[bytes], tuple[Any, ...]]]] = {
+    21: Struct("!h").unpack,
+    23: Struct("!i").unpack,
+    20: Struct("!q").unpack,
+    701: Struct("!d").unpack,
+    25: lambda data: (data.decode(),),
+}
+
+
+def _as_it_is(data: bytes) -> tuple[bytes]:
+    return (data,)
+
+
+def values_of(array: Array) -> list[Any]:
+    """The values of an array, for a driver that takes no others. UUIDs are bytes."""
+    data = array.data
+    dimensions, _, oid = unpack_from("!iiI", data)
+    if not dimensions:
+        return []
+    (count,), place = _LENGTH.unpack_from(data, 12), 20
+    read = _VALUES.get(oid, _as_it_is)
+    values: list[Any] = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(data, place)
+        place += 4
+        if length < 0:
+            values.append(None)
+        else:
+            values.append(read(data[place : place + length])[0])
+            place += length
+    return values

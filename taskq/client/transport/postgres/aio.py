@@ -18,11 +18,13 @@ import psycopg
 from psycopg.abc import PQGen
 
 from taskq.client.transport.api import AsyncQueueClient
+from taskq.client.transport.postgres.foreign import AsyncLent
 from taskq.client.transport.postgres.queue import PostgresQueue
 from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
+from taskq.client.transport.postgres.within import joined, refuse_wait
 from taskq.client.transport.verbs import Operation
-from taskq.model.errors import TaskQError
+from taskq.model.errors import ConfigError, TaskQError
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.watching import channel_of, ids_in
 from taskq.system.clock import SYSTEM_CLOCK
@@ -72,6 +74,7 @@ class AsyncPostgresClient(AsyncQueueClient):
 
     def __init__(self, place: Place, reply_timeout: float | None = None) -> None:
         super().__init__(PostgresQueue(place, SYSTEM_CLOCK), SYSTEM_CLOCK)
+        self._place = place
         self._timeout_s = reply_timeout_s(reply_timeout)
         self._idle: list[AsyncSession] = []
         self._room = asyncio.Semaphore(_MOST_SESSIONS)
@@ -95,9 +98,16 @@ class AsyncPostgresClient(AsyncQueueClient):
             return cast(T, end.value)
 
     async def _run_plan(self, verb: Run) -> Any:
+        if verb.joins:
+            lent = joined(self._place)
+            if isinstance(lent, AsyncLent):
+                return await lent.run(verb.make())
+            if lent is not None:
+                raise ConfigError("inside `with q.within(...)` of a blocking connection: write `task.enqueue(...)`")
         return await self._patiently(verb.within_s, lambda: self._run_once(verb.make))
 
     async def _listen(self, verb: Listen) -> AsyncEar:
+        refuse_wait(self._place)
         ear: AsyncEar = await self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
         return ear
 

@@ -15,12 +15,14 @@ import psycopg
 from psycopg.abc import PQGen
 
 from taskq.client.transport.api import QueueClient
+from taskq.client.transport.postgres.foreign import Lent
 from taskq.client.transport.postgres.listener import BlockingEar, Listener
 from taskq.client.transport.postgres.queue import PostgresQueue
 from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
+from taskq.client.transport.postgres.within import joined, refuse_wait
 from taskq.client.transport.verbs import Operation
-from taskq.model.errors import TaskQError
+from taskq.model.errors import ConfigError, TaskQError
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import reply_timeout_s
@@ -45,6 +47,7 @@ class PostgresClient(QueueClient):
             reply_timeout: seconds; see `taskq.system.directory.reply_timeout_s`.
         """
         super().__init__(PostgresQueue(place, clock), clock)
+        self._place = place
         self._timeout_s = reply_timeout_s(reply_timeout)
         self._begin()
 
@@ -71,9 +74,16 @@ class PostgresClient(QueueClient):
             return cast(T, end.value)
 
     def _run_plan(self, verb: Run) -> Any:
+        if verb.joins:
+            lent = joined(self._place)
+            if isinstance(lent, Lent):
+                return lent.run(verb.make())
+            if lent is not None:
+                raise ConfigError("inside `async with q.within(...)`: write `await task.aenqueue(...)`")
         return self._patiently(verb.within_s, lambda: self._sessions.run(verb.make))
 
     def _listen(self, verb: Listen) -> BlockingEar:
+        refuse_wait(self._place)
         ear: BlockingEar = self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
         return ear
 

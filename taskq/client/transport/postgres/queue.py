@@ -174,7 +174,7 @@ class PostgresQueue(Refused):
         """All that is known of a job; its arguments only if they are wanted. Raises JobNotFound."""
         from taskq.protocol.jobs import info_of
 
-        return info_of((yield Run(partial(read_one, job_id, arguments))))
+        return info_of((yield Run(partial(read_one, job_id, arguments), joins=True)))
 
     def why(self, job_id: bytes) -> Operation[WhyInfo]:
         """Why a job does not run. Raises JobNotFound."""
