@@ -17,6 +17,7 @@ from postgres import Server
 from taskq import (
     BrokerUnavailable,
     ConfigError,
+    EnqueueError,
     Job,
     JobCancelled,
     JobFailed,
@@ -163,6 +164,8 @@ def test_what_is_sent_again_comes_in_once(q: TaskQ, hand: Hand) -> None:
     spec = q.tasks["add"].spec
     for _ in range(2):
         assert q.client.submit(spec, [call]) == [call.id]
+    with pytest.raises(EnqueueError, match="already used by a job with other arguments"):
+        q.client.submit(spec, [call._replace(payload=payload + b"x")])
     assert hand.execute("SELECT count(*) FROM taskq.jobs UNION ALL SELECT count(*) FROM taskq.queue") == [(2,), (2,)]
 
 
@@ -238,6 +241,28 @@ def test_an_ended_job_is_not_waited_for(q: TaskQ, hand: Hand) -> None:
         q.job("00" * 16).result(5)
     with pytest.raises(ResultTimeout):
         q.enqueue("add", 1, 2).result(0)
+
+
+def test_items_come_while_the_job_runs(q: TaskQ, hand: Hand) -> None:
+    """A reader has each item once, from a number on, and then the end."""
+    job = q.enqueue("add", 1, 2)
+    items: list[Any] = []
+    reader = threading.Thread(target=lambda: items.extend(job.items(start=1, timeout=30)))
+    reader.start()
+    for position in range(4):
+        eventually(lambda: watched(hand))
+        item = encode_result(bytes.fromhex(job.id), position)
+        hand.execute("INSERT INTO taskq.items VALUES (%s, %s, %s)", UUID(job.id), position, item)
+        hand.tell(job)
+    eventually(lambda: len(items) == 3)
+    assert reader.is_alive()
+    hand.succeed(job)
+    reader.join()
+    assert items == [1, 2, 3] == list(job.items(start=1))
+    with pytest.raises(ResultTimeout, match="has not yielded item 0"):
+        next(q.enqueue("add", 1, 2).items(timeout=0.1))
+    with pytest.raises(JobNotFound):
+        next(q.job("00" * 16).items(timeout=1))
 
 
 # -- asyncio

@@ -35,7 +35,7 @@ def _with_schema(database: DatabaseUrl) -> Place:
         ConfigError: there is none, or there are several.
         BrokerUnavailable: the database does not answer.
     """
-    from taskq.client.transport.postgres.schemas import find_schemas
+    from taskq.client.transport.postgres.fleets import find_schemas
 
     found = find_schemas(database)
     if len(found) == 1:

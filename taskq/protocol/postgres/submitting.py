@@ -21,9 +21,11 @@ _SUBMIT = """
         FROM unnest($3::uuid[], $4::bytea[]) AS n(id, payload)),
     kept AS (
         INSERT INTO taskq.jobs (id, seq, spec, state, payload) SELECT id, seq, $1::int, 3, payload FROM new
-        ON CONFLICT (id) DO NOTHING RETURNING id)
-    INSERT INTO taskq.queue (seq, id, partition, spec, state)
-    SELECT n.seq, n.id, $2::int, $1::int, 0 FROM new n JOIN kept USING (id)"""
+        ON CONFLICT (id) DO NOTHING RETURNING id),
+    waiting AS (
+        INSERT INTO taskq.queue (seq, id, partition, spec, state)
+        SELECT n.seq, n.id, $2::int, $1::int, 0 FROM new n JOIN kept USING (id))
+    SELECT count(*) FROM kept"""
 _SUBMIT_CONSTRAINED = """
     WITH new AS MATERIALIZED (
         SELECT *, nextval('taskq.queue_seq_seq') AS seq
@@ -31,11 +33,16 @@ _SUBMIT_CONSTRAINED = """
              AS n(id, payload, constraints, partition, due_s, expires_s)),
     kept AS (
         INSERT INTO taskq.jobs (id, seq, spec, state, payload, constraints)
-        SELECT id, seq, $1::int, 3, payload, constraints FROM new ON CONFLICT (id) DO NOTHING RETURNING id)
-    INSERT INTO taskq.queue (seq, id, partition, spec, state, due_at, expires_at)
-    SELECT n.seq, n.id, n.partition, $1::int, CASE WHEN due_s IS NULL THEN 0 ELSE 1 END,
-           taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
-    FROM new n JOIN kept USING (id)"""
+        SELECT id, seq, $1::int, 3, payload, constraints FROM new ON CONFLICT (id) DO NOTHING RETURNING id),
+    waiting AS (
+        INSERT INTO taskq.queue (seq, id, partition, spec, state, due_at, expires_at)
+        SELECT n.seq, n.id, n.partition, $1::int, CASE WHEN due_s IS NULL THEN 0 ELSE 1 END,
+               taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
+        FROM new n JOIN kept USING (id))
+    SELECT count(*) FROM kept"""
+_OTHER_ARGUMENTS = """
+    SELECT uuid_send(j.id) FROM unnest($1::uuid[], $2::bytea[]) AS n(id, payload) JOIN taskq.jobs j USING (id)
+    WHERE j.payload <> n.payload LIMIT 1"""
 #: PostgreSQL's times end in the year 294276.
 _FARTHEST_S = 1e11
 
@@ -54,7 +61,7 @@ class NewJob(NamedTuple):
 
 
 def submit_plain(spec: int, partition: int, ids: Sequence[bytes], payloads: Sequence[bytes]) -> Query:
-    """The statement for jobs without constraints.
+    """The statement for jobs without constraints. It returns how many are new.
 
     Args:
         spec, partition: their numbers.
@@ -63,7 +70,7 @@ def submit_plain(spec: int, partition: int, ids: Sequence[bytes], payloads: Sequ
 
 
 def submit_constrained(spec: int, jobs: Sequence[NewJob], wall: float) -> Query:
-    """The statement for jobs some of which have constraints.
+    """The statement for jobs some of which have constraints. It returns how many are new.
 
     Args:
         spec: the number of their spec.
@@ -78,6 +85,11 @@ def submit_constrained(spec: int, jobs: Sequence[NewJob], wall: float) -> Query:
         floats([None if job.constraints is None else _seconds_until(job.constraints.expires_at, wall) for job in jobs]),
     )
     return Query(_SUBMIT_CONSTRAINED, (spec, *columns))
+
+
+def other_arguments(ids: Sequence[bytes], payloads: Sequence[bytes]) -> Query:
+    """The statement for one of the jobs that were there before with other arguments."""
+    return Query(_OTHER_ARGUMENTS, (uuids(ids), byteas(payloads)))
 
 
 def _seconds_until(at: float | None, wall: float) -> float | None:

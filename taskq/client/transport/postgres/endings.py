@@ -9,7 +9,7 @@ from typing import Any
 
 from taskq.client.transport.postgres.verbs import Ear, Hear, Listen, Run
 from taskq.client.transport.verbs import Operation
-from taskq.model.errors import BrokerUnavailable, ResultTimeout
+from taskq.model.errors import BrokerUnavailable, JobNotFound, ResultTimeout
 from taskq.model.spec import Spec
 from taskq.protocol.endings import Ending
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
@@ -38,7 +38,7 @@ class Endings:
         self._ear: Ear | None = None
         self._is_watched = False  # all that wait, in the database
         self._arrived: deque[tuple[bytes, Ending | None]] = deque()
-        self._pauses = _pauses()
+        self._pauses = pauses_s()
         self.waiting: dict[bytes, None] = dict.fromkeys(ids)  #: The jobs whose ending was not returned yet, in order.
 
     def submit(self, spec: Spec, chunk: Sequence[Call]) -> Operation[None]:
@@ -86,7 +86,7 @@ class Endings:
         left_s, pause_s = deadline.left_s(), next(self._pauses)
         heard = yield Hear(self._ear, pause_s if left_s is None else min(left_s, pause_s))
         if heard:
-            self._pauses = _pauses()
+            self._pauses = pauses_s()
             self._take((yield Run(partial(_looked_at, heard), deadline.wait_s())))
             return True
         if heard is None:
@@ -112,10 +112,19 @@ class Endings:
             self._ear = None
 
 
-def _pauses() -> Iterator[float]:
+def pauses_s() -> Iterator[float]:
+    """After how many seconds whoever waits looks by itself."""
     yield from _LOOK_AFTER_S
     while True:
         yield _LOOK_AFTER_S[-1]
+
+
+def ending_in(job_id: bytes, rows: Rows) -> Ending:
+    """The end of a job in what `look` has found. Raises JobNotFound: nothing is known of it."""
+    _, ending = ending_of(rows[0])
+    if ending is None:
+        raise JobNotFound.of(job_id)
+    return ending
 
 
 def _watched(ids: Sequence[bytes], client: int) -> Plan[Rows]:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 import msgpack
+import psycopg
 
+from taskq.client.transport.postgres.sessions import meaning_of, options_of
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.status import BrokerStatus, FleetStatus, JobTotals, MachineStatus, QueueStatus
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.status import status_of
-from taskq.system.place import Place
+from taskq.system.directory import reply_timeout_s
+from taskq.system.place import DatabaseUrl, Place
 
 #: A fleet that was not heard of for longer is not shown as one that runs; it tells something every 5 s.
 _SILENT_S = 20.0
@@ -92,3 +95,20 @@ def read_counts() -> Plan[list[TaskCounts]]:
         TaskCounts.of(task, queue, [(minute, counts.pack()) for minute, counts in sorted(own.items())])
         for (task, queue), own in sorted(pairs.items())
     ]
+
+
+_SCHEMAS = """
+    SELECT n.nspname::text FROM pg_namespace n
+    WHERE to_regclass(quote_ident(n.nspname) || '.meta') IS NOT NULL
+        AND to_regclass(quote_ident(n.nspname) || '.specs') IS NOT NULL
+        AND to_regclass(quote_ident(n.nspname) || '.watches') IS NOT NULL ORDER BY 1"""
+
+
+def find_schemas(database: DatabaseUrl) -> list[str]:
+    """The schemas with tables of taskq. Raises BrokerUnavailable: the database does not answer."""
+    options = options_of(database, reply_timeout_s())
+    try:
+        with psycopg.connect(**options) as connection:
+            return [schema for (schema,) in connection.execute(_SCHEMAS)]
+    except psycopg.Error as error:
+        raise meaning_of(error, database) from error

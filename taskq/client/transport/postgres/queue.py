@@ -18,11 +18,12 @@ from taskq.client.transport.postgres.changing import (
     retry,
 )
 from taskq.client.transport.postgres.endings import Endings
+from taskq.client.transport.postgres.items import Items
 from taskq.client.transport.postgres.looking import Wanted, read_one, read_portion, read_row
 from taskq.client.transport.postgres.refused import Refused
 from taskq.client.transport.postgres.verbs import Run, Sleep
 from taskq.client.transport.verbs import Operation
-from taskq.model.errors import BrokerUnavailable, ConfigError, JobNotFound, JobStateError, ResultTimeout
+from taskq.model.errors import BrokerUnavailable, ConfigError, EnqueueError, JobNotFound, JobStateError, ResultTimeout
 from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState, first_id_at
 from taskq.model.limits import QUEUE_NAME
@@ -38,6 +39,7 @@ from taskq.protocol.postgres.submitting import (
     SOON_S,
     NewJob,
     notify,
+    other_arguments,
     ready_word,
     submit_constrained,
     submit_plain,
@@ -108,7 +110,16 @@ class PostgresQueue(Refused):
         else:
             query, words = yield from self._constrained(spec, chunk)
         after = (notify(self._channel, words),) if words else ()
-        yield Run(partial(_alone, query, before, after), joins=True)
+        new = yield Run(partial(_alone, query, before, after), joins=True)
+        if new < len(chunk):  # they were sent before
+            yield from self._check_arguments(chunk)
+
+    @staticmethod
+    def _check_arguments(chunk: Sequence[Call]) -> Operation[None]:
+        """Raises EnqueueError if a known id has come with other arguments than before."""
+        query = other_arguments([call.id for call in chunk], [call.payload for call in chunk])
+        for job_id in (yield Run(partial(_ids, query), joins=True)):
+            raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
 
     def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
         of_calls = [partition_of(spec, call.constraints) for call in chunk]
@@ -169,6 +180,10 @@ class PostgresQueue(Refused):
         if ending is None:
             raise JobNotFound.of(job_id)
         return ending
+
+    def items(self, job_id: bytes, start: int, timeout_s: float | None) -> Items:
+        """Opens a stream of the items that a job yields, from a number on, to be closed."""
+        return Items(self.clock, job_id, start, timeout_s)
 
     def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
         """All that is known of a job; its arguments only if they are wanted. Raises JobNotFound."""
@@ -313,6 +328,12 @@ class PostgresQueue(Refused):
         return cast("list[TaskCounts]", (yield Run(read_counts)))
 
 
-def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Plan[None]:
-    """A plan of one statement."""
-    yield Step(*before, query, commits=True, after=after)
+def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Plan[int]:
+    """A plan of one statement that returns a number."""
+    rows = yield Step(*before, query, commits=True, after=after)
+    return int(rows[len(before)][0][0])
+
+
+def _ids(query: Query) -> Plan[list[bytes]]:
+    [rows] = yield Step(query, commits=True)
+    return [bytes(job_id) for (job_id,) in rows]

@@ -20,10 +20,6 @@ class Refused:
         """Workflows."""
         _refuse("workflows")
 
-    def items(self, *_: object, **__: object) -> NoReturn:
-        """Items of generators."""
-        _refuse("the items of generator tasks")
-
     def schedules(self) -> NoReturn:
         """All schedules."""
         _refuse("schedules")
