@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from taskq import (
     as_completed,
     chain,
     gather,
+    group,
 )
 from taskq.engines.postgres.migrate import migrate
 from taskq.model.attempt import pack_failure, pack_success
@@ -442,6 +444,32 @@ def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
         chain(q.tasks["add"].step(1, 2), q.tasks["add"].step(1)).enqueue()
     with pytest.raises(ConfigError, match="does not support schedules yet"):
         q.schedules.list()
+
+
+def test_a_workflow_comes_in_as_a_whole(q: TaskQ, hand: Hand) -> None:
+    """With an open edge for each job before another: brokers close them, also those of jobs that have ended already."""
+    q.engine = replace(q.engine, unsupported={})
+    hand.execute(f'LISTEN "{SCHEMA}"')
+    add = q.tasks["add"]
+    first = add.enqueue(0, 0)
+    flow = chain(group(add.step(1, 2), add.step(3, 4)), add.step(5)).enqueue()
+    jobs = flow.all_jobs
+    sql = "SELECT state, pending FROM taskq.queue JOIN taskq.jobs USING (id) ORDER BY id"
+    rows = [(row[0], row[1]) for row in hand.execute(sql.replace("state,", "taskq.queue.state,"))]
+    assert rows == [(0, 0), (0, 0), (0, 0), (2, 2)]
+    last = jobs[-1].info()
+    assert last.state == JobState.WAITING
+    assert last.after == [jobs[0].id, jobs[1].id]
+    assert jobs[0].info().before == [last.id]
+    late = add.options(after=[first]).enqueue(1, 1)
+    assert hand.execute("SELECT parent, goes_on, is_open FROM taskq.edges WHERE child = %s", UUID(late.id)) == [
+        (UUID(first.id), False, True)
+    ]
+    assert "e" in [told.payload for told in hand.connection.notifies(timeout=1)]
+    with pytest.raises(EnqueueError, match="there is no job 0000.* to come after"):
+        add.options(after=[q.job("00" * 16)]).enqueue(1, 1)
+    assert late.cancel()
+    assert "h" in [told.payload for told in hand.connection.notifies(timeout=1)]
 
 
 # -- a database that is not there

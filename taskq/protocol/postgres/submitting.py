@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import msgpack
 
-from taskq.model.constraints import Constraints
-from taskq.protocol.postgres.arrays import byteas, floats, ints, texts, uuids
+from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.protocol.postgres.arrays import Array, byteas, floats, ints, smallints, texts, uuids
 from taskq.protocol.postgres.plans import Query
 
 _SUBMIT = """
@@ -40,6 +40,30 @@ _SUBMIT_CONSTRAINED = """
                taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
         FROM new n JOIN kept USING (id))
     SELECT count(*) FROM kept"""
+_SUBMIT_FLOW = """
+    WITH new AS MATERIALIZED (
+        SELECT *, nextval('taskq.queue_seq_seq') AS seq
+        FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::int[], $5::int[], $6::float8[], $7::float8[], $8::int[])
+             AS n(id, payload, constraints, spec, partition, due_s, expires_s, pending)),
+    kept AS (
+        INSERT INTO taskq.jobs (id, seq, spec, state, payload, constraints)
+        SELECT id, seq, spec, 3, payload, constraints FROM new ON CONFLICT (id) DO NOTHING RETURNING id),
+    linked AS (
+        INSERT INTO taskq.edges (parent, child, goes_on, is_open)
+        SELECT e.parent, e.child, e.goes_on = 1, true
+        FROM unnest($9::uuid[], $10::uuid[], $11::smallint[]) AS e(parent, child, goes_on)
+        JOIN kept ON kept.id = e.child
+        ON CONFLICT DO NOTHING),
+    waiting AS (
+        INSERT INTO taskq.queue (seq, id, partition, spec, state, pending, due_at, expires_at)
+        SELECT n.seq, n.id, n.partition, n.spec,
+               CASE WHEN pending > 0 THEN 2 WHEN due_s IS NULL THEN 0 ELSE 1 END, pending,
+               taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
+        FROM new n JOIN kept USING (id))
+    SELECT count(*) FROM kept"""
+_UNKNOWN = """
+    SELECT uuid_send(n.id) FROM unnest($1::uuid[]) AS n(id)
+    WHERE NOT EXISTS (SELECT FROM taskq.jobs j WHERE j.id = n.id) LIMIT 1"""
 _OTHER_ARGUMENTS = """
     SELECT uuid_send(j.id) FROM unnest($1::uuid[], $2::bytea[]) AS n(id, payload) JOIN taskq.jobs j USING (id)
     WHERE j.payload <> n.payload LIMIT 1"""
@@ -51,13 +75,19 @@ class NewJob(NamedTuple):
     """A job to come in.
 
     Attributes:
-        partition: the number of its partition.
+        spec, partition: the numbers of its spec and of its partition.
     """
 
     id: bytes
     payload: bytes
     constraints: Constraints | None
+    spec: int
     partition: int
+
+    @property
+    def after(self) -> tuple[tuple[bytes, bool], ...]:
+        """The jobs that it comes after; see `Constraints.after`."""
+        return () if self.constraints is None else self.constraints.after
 
 
 def submit_plain(spec: int, partition: int, ids: Sequence[bytes], payloads: Sequence[bytes]) -> Query:
@@ -69,11 +99,10 @@ def submit_plain(spec: int, partition: int, ids: Sequence[bytes], payloads: Sequ
     return Query(_SUBMIT, (spec, partition, uuids(ids), byteas(payloads)))
 
 
-def submit_constrained(spec: int, jobs: Sequence[NewJob], wall: float) -> Query:
-    """The statement for jobs some of which have constraints. It returns how many are new.
+def submit_constrained(jobs: Sequence[NewJob], wall: float) -> Query:
+    """The statement for jobs of one spec, some of which have constraints. It returns how many are new.
 
     Args:
-        spec: the number of their spec.
         wall: the time by the clock that made their `due_at` and `expires_at`, in seconds since 1970.
     """
     columns = (
@@ -81,10 +110,46 @@ def submit_constrained(spec: int, jobs: Sequence[NewJob], wall: float) -> Query:
         byteas([job.payload for job in jobs]),
         byteas([pack_constraints(job.constraints) for job in jobs]),
         ints([job.partition for job in jobs]),
-        floats([None if job.constraints is None else _seconds_until(job.constraints.due_at, wall) for job in jobs]),
-        floats([None if job.constraints is None else _seconds_until(job.constraints.expires_at, wall) for job in jobs]),
+        *_times(jobs, wall),
     )
-    return Query(_SUBMIT_CONSTRAINED, (spec, *columns))
+    return Query(_SUBMIT_CONSTRAINED, (jobs[0].spec, *columns))
+
+
+def submit_flow(jobs: Sequence[NewJob], wall: float) -> Query:
+    """The statement for jobs of any specs that may come after others, which have been checked. Brokers look which of
+    these have ended already. It returns how many are new.
+
+    Args:
+        wall: as for `submit_constrained`.
+    """
+    edges = [(parent, job.id, goes_on) for job in jobs for parent, goes_on in job.after]
+    columns = (
+        uuids([job.id for job in jobs]),
+        byteas([job.payload for job in jobs]),
+        byteas([pack_constraints(job.constraints) for job in jobs]),
+        ints([job.spec for job in jobs]),
+        ints([job.partition for job in jobs]),
+        *_times(jobs, wall),
+        ints([len(job.after) for job in jobs]),
+        uuids([parent for parent, _, _ in edges]),
+        uuids([child for _, child, _ in edges]),
+        smallints([goes_on for _, _, goes_on in edges]),
+    )
+    return Query(_SUBMIT_FLOW, columns)
+
+
+def unknown_among(ids: Sequence[bytes]) -> Query:
+    """The statement for one of some jobs of which nothing is known."""
+    return Query(_UNKNOWN, (uuids(ids),))
+
+
+def _times(jobs: Sequence[NewJob], wall: float) -> tuple[Array, Array]:
+    """In how many seconds jobs are due, and expire."""
+    own = [job.constraints or NO_CONSTRAINTS for job in jobs]
+    return (
+        floats([_seconds_until(constraints.due_at, wall) for constraints in own]),
+        floats([_seconds_until(constraints.expires_at, wall) for constraints in own]),
+    )
 
 
 def other_arguments(ids: Sequence[bytes], payloads: Sequence[bytes]) -> Query:
@@ -115,6 +180,10 @@ def ready_word(partition: int) -> str:
     return f"q {partition}"
 
 
+#: Tells brokers that a client has ended jobs, or removed them: others may come after these.
+ENDED_WORD = "h"
+#: Tells brokers that there are jobs after others that may have ended.
+FLOW_WORD = "e"
 #: Tells brokers that a job is due within `SOON_S`; otherwise they look often enough.
 DUE_WORD = "d"
 SOON_S = 2.0

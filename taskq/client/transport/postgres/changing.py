@@ -18,7 +18,7 @@ from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Step
-from taskq.protocol.postgres.submitting import notify, pack_constraints, read_constraints, ready_word
+from taskq.protocol.postgres.submitting import ENDED_WORD, notify, pack_constraints, read_constraints, ready_word
 from taskq.protocol.postgres.watching import LIVES, tell
 
 _LOCK = """
@@ -54,7 +54,8 @@ def cancel(job_id: bytes, also_running: bool, channel: str) -> Plan[bool | None]
     [(seq, lease, _)] = locked
     if lease is None:
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
-        yield Step(Query(_CANCEL, (seq, outcome)), commits=True, after=(tell([job_id], channel),))
+        words = notify(channel, [ENDED_WORD])
+        yield Step(Query(_CANCEL, (seq, outcome)), commits=True, after=(tell([job_id], channel), words))
         return True
     word = notify(channel, [f"c {lease}"])
     yield Step(Query(_ASK_TO_CANCEL, (seq, 2 if also_running else 1)), commits=True, after=(word,))
@@ -161,7 +162,7 @@ def purge(ids: Sequence[bytes], channel: str) -> Plan[list[bytes]]:
     free = [job_id for job_id in ids if job_id not in leased]
     seqs = [seq for _, seq, lease in locked if lease is None]
     query = Query(_PURGE, (uuids(free), bigints(seqs)))
-    gone, _ = yield Step(query, commits=True, after=(tell(free, channel),))
+    gone, *_ = yield Step(query, commits=True, after=(tell(free, channel), notify(channel, [ENDED_WORD])))
     return [bytes(job_id) for (job_id,) in gone]
 
 

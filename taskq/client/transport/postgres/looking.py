@@ -27,6 +27,8 @@ _OF_JOB = """
     JOIN taskq.specs s ON s.spec = coalesce(q.spec, j.spec)
     LEFT JOIN taskq.beats b ON b.fleet = q.lease"""
 _ONE = f"SELECT {_COLUMNS}, j.payload FROM taskq.jobs j {_OF_JOB} WHERE j.id = encode($1, 'hex')::uuid"
+_PARENTS = "SELECT uuid_send(parent) FROM taskq.edges WHERE child = encode($1, 'hex')::uuid ORDER BY parent LIMIT 100"
+_CHILDREN = "SELECT uuid_send(child) FROM taskq.edges WHERE parent = encode($1, 'hex')::uuid ORDER BY child LIMIT 100"
 _ATTEMPTS = "SELECT number, outcome, host FROM taskq.attempts WHERE id = encode($1, 'hex')::uuid ORDER BY number"
 
 #: Where jobs of a state are found, newest first: the next so many, of which those are returned that fit.
@@ -105,7 +107,8 @@ class Row(NamedTuple):
 
 def read_one(job_id: bytes, arguments: bool) -> Plan[JobFields]:
     """All about one job. Raises JobNotFound."""
-    found, attempts = yield Step(Query(_ONE, (job_id,)), Query(_ATTEMPTS, (job_id,)), commits=True)
+    queries = [Query(sql, (bytes(job_id),)) for sql in (_ONE, _ATTEMPTS, _PARENTS, _CHILDREN)]
+    found, attempts, parents, children = yield Step(*queries, commits=True)
     if not found:
         raise JobNotFound.of(job_id)
     *columns, payload = found[0]
@@ -117,7 +120,8 @@ def read_one(job_id: bytes, arguments: bool) -> Plan[JobFields]:
         is_last_missing = row.finished_at is not None and row.attempts > max((each[0] for each in history), default=0)
         if is_last_missing:
             history.append((row.attempts, shortened(row.outcome), None))
-    fields = fields._replace(history=history)
+    after, before = ([bytes(other) for (other,) in others] for others in (parents, children))
+    fields = fields._replace(history=history, after=after, before=before)
     return fields._replace(payload=shown_payload(bytes(payload or b""))) if arguments else fields
 
 

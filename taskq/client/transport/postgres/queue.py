@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskq.client.transport.handing_in import pauses_s, with_room
@@ -23,10 +24,18 @@ from taskq.client.transport.postgres.looking import Wanted, read_one, read_porti
 from taskq.client.transport.postgres.refused import Refused
 from taskq.client.transport.postgres.verbs import Run, Sleep
 from taskq.client.transport.verbs import Operation
-from taskq.model.errors import BrokerUnavailable, ConfigError, EnqueueError, JobNotFound, JobStateError, ResultTimeout
+from taskq.model.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    EnqueueError,
+    JobNotFound,
+    JobStateError,
+    PayloadTooLarge,
+    ResultTimeout,
+)
 from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.job import JobState, first_id_at
-from taskq.model.limits import QUEUE_NAME
+from taskq.model.limits import MAX_FLOW_JOBS, QUEUE_NAME
 from taskq.model.partition import Partition, partition_of
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL
@@ -36,15 +45,18 @@ from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
 from taskq.protocol.postgres.plans import Plan, Query, Step
 from taskq.protocol.postgres.submitting import (
     DUE_WORD,
+    FLOW_WORD,
     SOON_S,
     NewJob,
     notify,
     other_arguments,
     ready_word,
     submit_constrained,
+    submit_flow,
     submit_plain,
+    unknown_among,
 )
-from taskq.protocol.submissions import Call, chunks
+from taskq.protocol.submissions import Call, Flow, chunks
 from taskq.system.clock import ClientClock
 from taskq.system.place import Place
 
@@ -103,6 +115,9 @@ class PostgresQueue(Refused):
         Args:
             before: is sent before that, in the same transaction.
         """
+        if any(call.constraints is not None and call.constraints.after for call in chunk):
+            yield from self._submit_flow([(spec, call) for call in chunk], *before)
+            return
         if all(call.constraints is None for call in chunk):
             number, (partition,) = yield from self._numbers(spec, [partition_of(spec, None)])
             query = submit_plain(number, partition, [call.id for call in chunk], [call.payload for call in chunk])
@@ -124,13 +139,39 @@ class PostgresQueue(Refused):
     def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
         of_calls = [partition_of(spec, call.constraints) for call in chunk]
         number, numbers = yield from self._numbers(spec, of_calls)
-        jobs = [NewJob(*call, partition) for call, partition in zip(chunk, numbers, strict=True)]
+        jobs = [NewJob(*call, number, partition) for call, partition in zip(chunk, numbers, strict=True)]
         wall = self.clock.time()
-        ready = {job.partition for job in jobs if job.constraints is None or job.constraints.due_at is None}
-        words = self._words(ready)
-        if any(job.constraints is not None and (job.constraints.due_at or wall) - wall < SOON_S for job in jobs):
+        return submit_constrained(jobs, wall), self._words_of(jobs, wall)
+
+    def submit_flow(self, flow: Flow, waits_for_room: bool = False) -> Operation[None]:
+        """Submits jobs of several kinds together: all are durable when this returns, or none is accepted."""
+        if len(flow) > MAX_FLOW_JOBS:
+            raise PayloadTooLarge(
+                f"{len(flow):,} jobs go together, at most {MAX_FLOW_JOBS:,} can: let a job of the workflow enqueue the "
+                "rest of it, or link fewer jobs"
+            )
+        return with_room(partial(self._submit_flow, flow), waits_for_room)
+
+    def _submit_flow(self, flow: Flow, *before: Query) -> Operation[None]:
+        jobs: list[NewJob] = []
+        for spec, of_spec in _by_spec(flow).items():
+            numbers = yield from self._numbers(spec, [partition_of(spec, call.constraints) for call in of_spec])
+            jobs += [NewJob(*call, numbers[0], number) for call, number in zip(of_spec, numbers[1], strict=True)]
+        own = {job.id for job in jobs}
+        parents = list({parent for job in jobs for parent, _ in job.after if parent not in own})
+        wall = self.clock.time()
+        words = [*self._words_of([job for job in jobs if not job.after], wall), FLOW_WORD]
+        plan = partial(_flow, jobs, parents, wall, before, notify(self._channel, words))
+        yield Run(plan, joins=True)
+
+    def _words_of(self, jobs: Sequence[NewJob], wall: float) -> list[str]:
+        """What brokers are told of jobs that come after no others."""
+        words = self._words(
+            {job.partition for job in jobs if job.constraints is None or job.constraints.due_at is None}
+        )
+        if any(job.constraints is not None and (job.constraints.due_at or inf) - wall < SOON_S for job in jobs):
             words.append(DUE_WORD)
-        return submit_constrained(number, jobs, wall), words
+        return words
 
     def _words(self, partitions: Iterable[int]) -> list[str]:
         """What brokers are told, unless they have just been told that."""
@@ -332,6 +373,28 @@ def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Pla
     """A plan of one statement that returns a number."""
     rows = yield Step(*before, query, commits=True, after=after)
     return int(rows[len(before)][0][0])
+
+
+def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
+    found: dict[Spec, list[Call]] = {}
+    for spec, call in flow:
+        found.setdefault(spec, []).append(call)
+    return found
+
+
+def _flow(
+    jobs: Sequence[NewJob], parents: Sequence[bytes], wall: float, before: Sequence[Query], words: Query
+) -> Plan[None]:
+    """A plan that takes in jobs together. Raises EnqueueError: a job that they come after is not known."""
+    if parents:
+        unknown, known = yield Step(unknown_among(parents), unknown_among([jobs[0].id]))
+        if not known:
+            return  # they were sent before
+        for (job_id,) in unknown:
+            raise EnqueueError(
+                f"there is no job {bytes(job_id).hex()} to come after: it never existed, or it is no longer kept"
+            )
+    yield Step(*before, submit_flow(jobs, wall), commits=True, after=(words,))
 
 
 def _ids(query: Query) -> Plan[list[bytes]]:

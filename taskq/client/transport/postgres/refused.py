@@ -16,10 +16,6 @@ def _refuse(what: str) -> NoReturn:
 class Refused:
     """The operations of `taskq.client.transport.api.QueueApi` that are refused."""
 
-    def submit_flow(self, *_: object, **__: object) -> NoReturn:
-        """Workflows."""
-        _refuse("workflows")
-
     def schedules(self) -> NoReturn:
         """All schedules."""
         _refuse("schedules")
