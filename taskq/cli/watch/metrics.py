@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import find_directory, seconds_of
+from taskq.cli.common import queue_of, seconds_of
 from taskq.cli.watch.web import missing
-from taskq.client.transport.blocking import Client
 from taskq.model.errors import ConfigError
 
 
@@ -60,7 +59,7 @@ def metrics(
     every_s = None if every is None else seconds_of(every, "--every")
     if every_s == 0:
         raise ConfigError("--every 0: use a second or more")
-    client = Client(find_directory(app))
+    client = queue_of(app).client
     if listen is not None or uds is not None or every is not None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if listen is not None:

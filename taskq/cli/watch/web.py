@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import find_directory, named_application
-from taskq.client.app import TaskQ
+from taskq.cli.common import named_application, queue_of
 from taskq.model.errors import ConfigError
 
 #: Not one that other programs are known for.
@@ -59,8 +57,8 @@ def web(
     except ModuleNotFoundError as error:
         raise missing(error, "web", "the dashboard needs Starlette, Jinja and uvicorn") from error
 
-    directory = find_directory(app)
-    q = named_application(app) or TaskQ("taskq", os.fspath(directory.path))
+    anonymous = queue_of(app)
+    q = named_application(app) or anonymous
     place = Place(host, port, uds, auth, allow_host or ())
     serve(q, place, read_only=read_only, hide_args=hide_args)
 
