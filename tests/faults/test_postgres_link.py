@@ -102,6 +102,15 @@ def test_a_plan_is_one_transaction(link: Driven) -> None:
     assert kept(link) == [1, 2]
 
 
+def test_an_answer_that_came_while_something_was_sent_is_taken_at_once(link: Driven) -> None:
+    """Nothing more will arrive then that could wake the loop."""
+    exchange = link.begin(lambda: alone(insert(1)))
+    link.turn_until(lambda: link.link.is_free, "the answer")
+    assert link.link.next_at(link.now) <= link.now
+    assert link.link.take() == [exchange]
+    assert link.link.next_at(link.now) > link.now
+
+
 def test_what_fails_is_told_and_undone_and_the_link_goes_on(link: Driven) -> None:
     def plan() -> Plan[None]:
         yield Step(insert(1))

@@ -79,9 +79,9 @@ class PostgresPlace(Place):
         self.has_told = False  # a client has just changed something, of which the server notifies the engine
 
     def clock(self) -> DatabaseClock:
-        clock = DatabaseClock(self._connection)
-        clock.now = clock.now  # the database learns it
-        return clock
+        self._clock = DatabaseClock(self._connection)
+        self._clock.now = self._clock.now  # the database learns it
+        return self._clock
 
     def open(self, settings: Settings, clock: ScriptedClock) -> PostgresEngine:
         return PostgresEngine(self.directory, self._url, settings, clock)
@@ -92,8 +92,9 @@ class PostgresPlace(Place):
     def waits(self, engine: PostgresEngine) -> bool:
         """Waits for the server, if it has to say something. Returns whether the loop is to turn again."""
         has_told, self.has_told = self.has_told, False
-        if not (has_told or engine.owes):
-            return False
+        now = self._clock.now
+        if not (has_told or engine.owes) or engine.next_at(now) <= now:
+            return engine.next_at(now) <= now
         ready, _, _ = select.select(
             engine.link_descriptors(), [], [], _ANSWERS_WITHIN_S if engine.owes else _NOTIFIES_WITHIN_S
         )

@@ -238,6 +238,8 @@ class Link:
 
     def next_at(self, now: float) -> float:
         """When `turn` must be called (monotonic), if nothing arrives before."""
+        if self._over or self._words:
+            return now  # what came while it was asked for something is still to be taken
         if self._pg is None:
             return self._connect_at
         if self._is_ready and self._exchange is None and self._waiting:

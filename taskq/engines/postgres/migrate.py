@@ -57,15 +57,20 @@ def migrate(connection: psycopg.Connection, schema: str) -> tuple[int, int]:
     """
     before = versions(connection, schema).tables
     now = check(connection, schema).tables
+    lock = [f"taskq migrate {schema}"]
     while now < VERSION:
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"taskq migrate {schema}"])
-            connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(_LOCK_TIMEOUT))
-            now = versions(connection, schema).tables  # another may have done it while this one waited
-            if now < VERSION:
-                now += 1
-                connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(_name(schema)))
-                connection.execute(_script(now).replace("taskq.", f'"{schema}".').encode())
+        # of the session: a transaction that waited for it would go on with the names that the server knew before
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", lock)
+        try:
+            with connection.transaction():
+                connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(_LOCK_TIMEOUT))
+                now = versions(connection, schema).tables  # another may have done it while this one waited
+                if now < VERSION:
+                    now += 1
+                    connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(_name(schema)))
+                    connection.execute(_script(now).replace("taskq.", f'"{schema}".').encode())
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", lock)
     return before, now
 
 
