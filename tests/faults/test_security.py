@@ -918,6 +918,7 @@ _IMPORTERS = {
     "protocol/codec/decode.py": "numpy, which it names itself",
     "telemetry/slim_structlog.py": "asyncio, which it names itself",
     "testing/__init__.py": "a table of its own names",
+    "web/__init__.py": "a table of its own names",
 }
 #: multiprocessing pickles what it sends: between a broker and the consumers that it started, over their own pipes.
 _PICKLERS = {

@@ -224,15 +224,15 @@ def _show_dependencies(folder: Path, packages: Path) -> None:
 
 
 def test_it_holds_what_it_must_and_nothing_else(installed: Installed) -> None:
-    """The package with its SQL and the mark that it is typed, two entry points, the licence: no tests, no examples."""
+    """The package with its SQL, the files of its pages and the mark that it is typed, two entry points, the licence: no
+    tests, no examples."""
     with zipfile.ZipFile(installed.wheel) as wheel:
         names = set(wheel.namelist())
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
         entry_points = wheel.read(f"{info}/entry_points.txt").decode()
         metadata = wheel.read(f"{info}/METADATA").decode()
-    package = {
-        path for path in (ROOT / "taskq").rglob("*") if path.suffix in (".py", ".sql") or path.name == "py.typed"
-    }
+    kinds = (".py", ".sql", ".html", ".css", ".js", ".svg")
+    package = {path for path in (ROOT / "taskq").rglob("*") if path.suffix in kinds or path.name == "py.typed"}
     own = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert names == {str(path.relative_to(ROOT)) for path in package} | own
     assert "[console_scripts]\ntaskq = taskq.cli:main\n" in entry_points
