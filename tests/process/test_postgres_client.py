@@ -25,8 +25,10 @@ from taskq import (
     JobNotFound,
     JobState,
     JobStateError,
+    QueueFull,
     ResultTimeout,
     TaskQ,
+    Unique,
     agather,
     as_completed,
     chain,
@@ -435,7 +437,7 @@ def test_pause_and_status(q: TaskQ, hand: Hand) -> None:
 
 def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
     """When a task is declared, before anything is sent."""
-    for options in ({"concurrency": 1}, {"unique": True}, {"rate": "1/s"}, {"max_queued": 3}):
+    for options in ({"concurrency": 1}, {"rate": "1/s"}):
         with pytest.raises(ConfigError, match=rf"the PostgreSQL engine \(postgresql://...\) .*{next(iter(options))}="):
             q.task(name="x", **options)(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="periodic="):
@@ -444,6 +446,72 @@ def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
         chain(q.tasks["add"].step(1, 2), q.tasks["add"].step(1)).enqueue()
     with pytest.raises(ConfigError, match="does not support schedules yet"):
         q.schedules.list()
+
+
+def test_unique_jobs(q: TaskQ, hand: Hand) -> None:
+    """One of each key, as long as the one before counts."""
+    add = q.tasks["add"].options(unique=True)
+    first, same, other = add.enqueue(1, 2), add.enqueue(1, 2), add.enqueue(1, 3)
+    assert (same.id, same.is_duplicate, other.is_duplicate) == (first.id, True, False)
+    assert hand.execute("SELECT count(*) FROM taskq.queue") == [(2,)]
+    hand.lease(first)
+    assert add.enqueue(1, 2).id == first.id
+    hand.succeed(first)
+    again = add.enqueue(1, 2)
+    assert not again.is_duplicate
+    jobs = add.enqueue_many([(1, 2), (7, 7), (7, 7)])
+    assert [job.is_duplicate for job in jobs] == [True, False, True]
+    assert jobs[1].id == jobs[2].id
+
+
+def test_unique_jobs_that_replace_count_until_the_start_or_for_a_time(q: TaskQ, hand: Hand) -> None:
+    add = q.tasks["add"]
+    replacing = add.options(unique=Unique(by="k", replace=True))
+    first = replacing.enqueue(1, 2)
+    second = replacing.enqueue(3, 4)
+    assert not second.is_duplicate
+    with pytest.raises(JobCancelled, match="took its place"):
+        first.result(5)
+    hand.lease(second)
+    assert replacing.enqueue(5, 6).id == second.id, "what a fleet has is not replaced"
+    until_start = add.options(unique=Unique(by="s", until="start"))
+    started = until_start.enqueue(1, 2)
+    hand.lease(started)
+    assert not until_start.enqueue(1, 2).is_duplicate
+    throttled = add.options(unique=Unique(by="t", period=60))
+    done = throttled.enqueue(1, 2)
+    hand.succeed(done)
+    assert throttled.enqueue(1, 2).id == done.id
+
+
+def test_many_threads_enqueue_one_unique_job(q: TaskQ, hand: Hand) -> None:
+    add = q.tasks["add"].options(unique=True)
+    ids: list[str] = []
+
+    def enqueue() -> None:
+        for number in range(10):
+            ids.append(add.enqueue(number, 0).id)
+            ids.extend(job.id for job in add.enqueue_many([(number + 1, 0), (number, 0)]))
+
+    threads = [threading.Thread(target=enqueue) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 11
+    assert hand.execute("SELECT count(*) FROM taskq.queue") == [(11,)]
+
+
+def test_a_queue_that_takes_no_more(q: TaskQ, hand: Hand) -> None:
+    add = q.tasks["add"].options(max_queued=3)
+    jobs = [add.enqueue(number, 0) for number in range(3)]
+    with pytest.raises(QueueFull, match="3 jobs wait in the queue 'default'"):
+        add.enqueue(3, 0)
+    waiter = threading.Thread(target=lambda: jobs.append(add.options(when_full="wait").enqueue(3, 0)))
+    waiter.start()
+    hand.lease(jobs[0])
+    waiter.join()
+    assert hand.execute("SELECT count(*) FROM taskq.queue") == [(4,)]
 
 
 def test_a_workflow_comes_in_as_a_whole(q: TaskQ, hand: Hand) -> None:

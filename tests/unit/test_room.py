@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskq import QueueFull
-from taskq.engines.room import check_room
+from taskq.model.rules.room import check_room
 from taskq.model.spec import Spec
 
 

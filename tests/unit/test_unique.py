@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.engines.unique import Decision, decide, keeps_others_out
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints, UniqueKey
 from taskq.model.job import JobRow, new_job_ids
+from taskq.model.rules.unique import Decision, decide, keeps_others_out
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
 

@@ -76,13 +76,10 @@ POSTGRES: Final = EngineSupport(
     unsupported={
         "after": _NO_FLOWS,
         "on_success": "it is not there yet; enqueue the job at the end of this one",
-        "unique": "unique keys are not there yet; let the job look whether its work is done",
         "concurrency": _NO_LIMITS,
         "limit_by": _NO_LIMITS,
         "rate": _NO_LIMITS,
         "ordered_by": _NO_LIMITS,
-        "max_queued": _NO_LIMITS,
-        "when_full": _NO_LIMITS,
         "periodic": "schedules are not there yet; let cron call `taskq enqueue`",
     },
     has_payload_files=False,

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from taskq.engines.contract import Jobs
 from taskq.engines.embedded.journal.store import Store
-from taskq.engines.room import check_room
-from taskq.engines.unique import Leases, decide
 from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints
 from taskq.model.errors import EnqueueError
 from taskq.model.job import JobError, JobRow
+from taskq.model.rules.room import check_room
+from taskq.model.rules.unique import Leases, decide
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
 

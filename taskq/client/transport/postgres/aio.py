@@ -132,6 +132,9 @@ class AsyncPostgresClient(AsyncQueueClient):
             session = self._idle.pop() if self._idle else await self._connect()
             try:
                 result = await session.run(make())
+            except TaskQError:
+                self._idle.append(session)
+                raise
             except BaseException as error:
                 session.drop()
                 if isinstance(error, LOST):
@@ -175,6 +178,10 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
             if is_open:
                 await self.execute("COMMIT")
             return cast(T, end.value)
+        except TaskQError:  # the plan has decided so: nothing is wrong with the connection
+            if is_open:
+                await self.execute("ROLLBACK")
+            raise
 
     async def _do(self, step: Step, is_open: bool) -> list[Rows]:
         """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""

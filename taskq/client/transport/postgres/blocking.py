@@ -141,6 +141,10 @@ class Session(psycopg.Connection[Any]):
             if is_open:
                 self.execute("COMMIT")
             return cast(T, end.value)
+        except TaskQError:  # the plan has decided so: nothing is wrong with the connection
+            if is_open:
+                self.execute("ROLLBACK")
+            raise
 
     def _do(self, step: Step, is_open: bool) -> list[Rows]:
         """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
@@ -188,6 +192,9 @@ class Sessions:
                 session = self._connect()
             try:
                 result = session.run(make())
+            except TaskQError:
+                self._idle.append(session)
+                raise
             except BaseException as error:
                 session.close()
                 if isinstance(error, LOST):

@@ -27,7 +27,10 @@ class Endings:
     """A stream of the endings of jobs: a `taskq.client.transport.api.EndingStream`."""
 
     def __init__(
-        self, clock: Clock, ids: Iterable[bytes], submit: Callable[[Spec, Sequence[Call], Query], Operation[None]]
+        self,
+        clock: Clock,
+        ids: Iterable[bytes],
+        submit: Callable[[Spec, Sequence[Call], Query], Operation[list[bytes]]],
     ) -> None:
         """
         Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from taskq.client.transport.handing_in import pauses_s, with_room
 from taskq.client.transport.operations import CANCEL_AGAIN_S
+from taskq.client.transport.postgres.admitting import Admission
 from taskq.client.transport.postgres.changing import (
     cancel,
     is_being_cancelled,
@@ -21,7 +22,6 @@ from taskq.client.transport.postgres.changing import (
 from taskq.client.transport.postgres.endings import Endings
 from taskq.client.transport.postgres.items import Items
 from taskq.client.transport.postgres.looking import Wanted, read_one, read_portion, read_row
-from taskq.client.transport.postgres.refused import Refused
 from taskq.client.transport.postgres.verbs import Run, Sleep
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import (
@@ -56,7 +56,7 @@ from taskq.protocol.postgres.submitting import (
     submit_plain,
     unknown_among,
 )
-from taskq.protocol.submissions import Call, Flow, chunks
+from taskq.protocol.submissions import Call, EarlierId, Flow, chunks
 from taskq.system.clock import ClientClock
 from taskq.system.place import Place
 
@@ -75,6 +75,36 @@ _CLOCKS_DIFFER_S = 60.0
 
 #: Brokers are told of new jobs of one partition so often at most: they look by themselves after activity.
 _TELL_EVERY_S = 0.01
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ConfigError(
+        f"the PostgreSQL engine (postgresql://...) does not support {what} yet: use a queue in a directory for them"
+    )
+
+
+class Refused:
+    """What this engine does not do yet: refused by name, before anything is sent."""
+
+    def schedules(self) -> NoReturn:
+        """All schedules."""
+        _refuse("schedules")
+
+    def put_schedule(self, *_: object, **__: object) -> NoReturn:
+        """Adds a schedule."""
+        _refuse("schedules")
+
+    def remove_schedule(self, *_: object, **__: object) -> NoReturn:
+        """Removes a schedule."""
+        _refuse("schedules")
+
+    def pause_schedule(self, *_: object, **__: object) -> NoReturn:
+        """Pauses a schedule."""
+        _refuse("schedules")
+
+    def run_schedule(self, *_: object, **__: object) -> NoReturn:
+        """Makes a job of a schedule."""
+        _refuse("schedules")
 
 
 class PostgresQueue(Refused):
@@ -100,24 +130,22 @@ class PostgresQueue(Refused):
 
     def submit(self, spec: Spec, calls: Iterable[Call], waits_for_room: bool = False) -> Operation[list[bytes]]:
         """Submits jobs of one kind; each is durable when this returns."""
-        return with_room(partial(self._submit, spec, calls), waits_for_room)
-
-    def _submit(self, spec: Spec, calls: Iterable[Call]) -> Operation[list[bytes]]:
         ids: list[bytes] = []
-        for chunk in chunks(calls):
-            yield from self.submit_chunk(spec, chunk)
-            ids += [call.id for call in chunk]
+        for chunk in chunks(calls, spec.max_queued if waits_for_room else None):
+            ids += yield from with_room(partial(self.submit_chunk, spec, chunk), waits_for_room)
         return ids
 
-    def submit_chunk(self, spec: Spec, chunk: Sequence[Call], *before: Query) -> Operation[None]:
-        """Submits jobs that fit one statement.
+    def submit_chunk(self, spec: Spec, chunk: Sequence[Call], *before: Query) -> Operation[list[bytes]]:
+        """Submits jobs that fit one statement. Returns the ids of those that stand for them.
 
         Args:
             before: is sent before that, in the same transaction.
         """
         if any(call.constraints is not None and call.constraints.after for call in chunk):
             yield from self._submit_flow([(spec, call) for call in chunk], *before)
-            return
+            return [call.id for call in chunk]
+        if spec.max_queued is not None or any(_is_unique(call) for call in chunk):
+            return (yield from self._admit(spec, chunk, before))
         if all(call.constraints is None for call in chunk):
             number, (partition,) = yield from self._numbers(spec, [partition_of(spec, None)])
             query = submit_plain(number, partition, [call.id for call in chunk], [call.payload for call in chunk])
@@ -128,6 +156,19 @@ class PostgresQueue(Refused):
         new = yield Run(partial(_alone, query, before, after), joins=True)
         if new < len(chunk):  # they were sent before
             yield from self._check_arguments(chunk)
+        return [call.id for call in chunk]
+
+    def _admit(self, spec: Spec, chunk: Sequence[Call], before: Sequence[Query]) -> Operation[list[bytes]]:
+        jobs = yield from self._jobs_of(spec, chunk)
+        wall = self.clock.time()
+        admission = Admission(spec, jobs, wall, before, self._words_of(jobs, wall), self._channel)
+        earlier: dict[bytes, bytes] = yield Run(admission.plan, joins=True)
+        return [EarlierId(earlier[call.id]) if call.id in earlier else call.id for call in chunk]
+
+    def _jobs_of(self, spec: Spec, calls: Sequence[Call]) -> Operation[list[NewJob]]:
+        """Jobs of one spec, with their numbers."""
+        number, numbers = yield from self._numbers(spec, [partition_of(spec, call.constraints) for call in calls])
+        return [NewJob(*call, number, partition) for call, partition in zip(calls, numbers, strict=True)]
 
     @staticmethod
     def _check_arguments(chunk: Sequence[Call]) -> Operation[None]:
@@ -137,9 +178,7 @@ class PostgresQueue(Refused):
             raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
 
     def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
-        of_calls = [partition_of(spec, call.constraints) for call in chunk]
-        number, numbers = yield from self._numbers(spec, of_calls)
-        jobs = [NewJob(*call, number, partition) for call, partition in zip(chunk, numbers, strict=True)]
+        jobs = yield from self._jobs_of(spec, chunk)
         wall = self.clock.time()
         return submit_constrained(jobs, wall), self._words_of(jobs, wall)
 
@@ -155,8 +194,9 @@ class PostgresQueue(Refused):
     def _submit_flow(self, flow: Flow, *before: Query) -> Operation[None]:
         jobs: list[NewJob] = []
         for spec, of_spec in _by_spec(flow).items():
-            numbers = yield from self._numbers(spec, [partition_of(spec, call.constraints) for call in of_spec])
-            jobs += [NewJob(*call, numbers[0], number) for call, number in zip(of_spec, numbers[1], strict=True)]
+            if any(_is_unique(call) for call in of_spec):
+                raise ConfigError(f"{spec.task}: the PostgreSQL engine does not support unique= with after= yet")
+            jobs += yield from self._jobs_of(spec, of_spec)
         own = {job.id for job in jobs}
         parents = list({parent for job in jobs for parent, _ in job.after if parent not in own})
         wall = self.clock.time()
@@ -373,6 +413,10 @@ def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Pla
     """A plan of one statement that returns a number."""
     rows = yield Step(*before, query, commits=True, after=after)
     return int(rows[len(before)][0][0])
+
+
+def _is_unique(call: Call) -> bool:
+    return call.constraints is not None and call.constraints.unique is not None
 
 
 def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
