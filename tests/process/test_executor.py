@@ -336,3 +336,32 @@ def test_a_message_cannot_enable_pickle(application: TaskQ, tmp_path: Path, home
             future.result(30)
     assert not (tmp_path / "touched").exists()
     executor.shutdown()
+
+
+def test_a_cancel_does_not_leave_a_module_half_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever imports it again in the same process would find a part of it, and get an error in each later call."""
+    begun, never = tmp_path / "begun", tmp_path / "never"
+    os.mkfifo(never)
+    package = tmp_path / "half_package"
+    package.mkdir()
+    package.joinpath("part.py").write_text("value = 5\n")
+    package.joinpath("__init__.py").write_text(
+        "from pathlib import Path\n"
+        "from .part import value\n"
+        f"if not Path({str(begun)!r}).exists():\n"
+        f"    Path({str(begun)!r}).touch()\n"
+        f"    Path({str(never)!r}).read_text()\n"
+        "again = part.value\n"  # the name is bound by the first import of the part
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Importing:
+        def __reduce__(self) -> Any:
+            return __import__, ("half_package",)
+
+    with Executor(1) as executor:
+        future = executor.submit(repr, Importing())
+        wait_until(begun.exists, "the import")
+        executor.cancel([future])
+        assert futures.wait([future], 30).done
+        assert "half_package" in executor.submit(repr, Importing()).result(30)

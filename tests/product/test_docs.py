@@ -20,6 +20,7 @@ PAGES = {
     "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
     "fastapi.md": ["orders.py"],
+    "joblib.md": ["grid.py"],
     "flask.md": ["newsletter.py"],
 }
 
@@ -90,6 +91,12 @@ def test_flask(tmp_path: Path, home: Path) -> None:
         finally:
             fleet.terminate()
     assert not psutil.pid_exists(fleet.pid)
+
+
+def test_joblib(tmp_path: Path) -> None:
+    paste("joblib.md", tmp_path)
+    assert run(tmp_path, "grid.py").splitlines() == ["[0, 1, 4, 9, 16]", "3 True"]
+    assert (tmp_path / "was-killed").exists()
 
 
 SITE = """

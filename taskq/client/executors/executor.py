@@ -93,9 +93,13 @@ class QueueExecutor(futures.Executor):
         """
         self._watcher.close()
         if cancel_futures:
-            self._watcher.cancel_all()
+            self._watcher.cancel(self._watcher.open(), running=False)
         if wait:
             self._watcher.join()
+
+    def cancel(self, calls: Sequence[JobFuture[Any]]) -> None:
+        """Cancels calls of this executor, also those that run, many at once; returns when all have ended."""
+        self._watcher.cancel(calls, running=True)
 
     def _submit_many(self, fn: Callable[..., Any], calls: Sequence[bytes]) -> list[JobFuture[Any]]:
         if not calls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -135,15 +135,23 @@ class Watcher:
         if thread is not None:
             thread.join()
 
-    def cancel_all(self) -> None:
-        """Cancels the jobs that do not run, and returns when that is done."""
+    def open(self) -> list[JobFuture[Any]]:
+        """The futures that are not complete, the newest first."""
         with self._changed:
-            open_futures, loop = list(reversed(self._futures)), self._loop
-            if loop is None or not open_futures:
+            return list(reversed(self._futures))
+
+    def cancel(self, wanted: Sequence[JobFuture[Any]], running: bool) -> None:
+        """Cancels jobs, and returns when that is done. Not for the thread itself.
+
+        Args:
+            running: whether to stop those that run.
+        """
+        with self._changed:
+            if self._loop is None or self._has_ended or not wanted:
                 return
             import asyncio
 
-            cancelled = asyncio.run_coroutine_threadsafe(_cancel(open_futures), loop)
+            cancelled = asyncio.run_coroutine_threadsafe(_cancel(wanted, running), self._loop)
         cancelled.result()
 
     @property
@@ -286,8 +294,8 @@ class Watcher:
             self._end_if_idle()
 
 
-async def _cancel(open_futures: list[JobFuture[Any]]) -> None:
+async def _cancel(wanted: Sequence[JobFuture[Any]], running: bool) -> None:
     """Cancels jobs, many in one turn of the broker."""
     import asyncio
 
-    await asyncio.gather(*(future.job.acancel(running=False) for future in open_futures), return_exceptions=True)
+    await asyncio.gather(*(future.job.acancel(running=running) for future in wanted), return_exceptions=True)

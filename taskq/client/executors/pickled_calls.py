@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from taskq.client.context import current_job
+from taskq.client.context import current_job, running_job
 from taskq.client.task import Task
 from taskq.model.errors import Cancel, ConfigError, JobTimeout, Retry, Snooze
 from taskq.model.limits import MAX_ITEM_BYTES
@@ -57,7 +57,7 @@ def run_pickled(call: bytes) -> Generator[bytes | None, None, bytes]:
     exception as the third item.
     """
     try:
-        function, args, kwargs = load(call)
+        function, args, kwargs = _loaded(call)
         return dump(function(*args, **kwargs))
     except _FOR_TASKQ:
         raise
@@ -65,6 +65,16 @@ def run_pickled(call: bytes) -> Generator[bytes | None, None, bytes]:
         yield from [None] * (current_job().attempt - 1)
         yield _dumped_exception(raised)
         raise
+
+
+def _loaded(call: bytes) -> Any:
+    """Unpickles a call. No time limit interrupts that: a module that is half imported would fail in all later calls."""
+    loaded: list[Any] = []
+    job = running_job()
+    if job is None:
+        return load(call)
+    job.uninterrupted(lambda: loaded.append(load(call)))
+    return loaded[0]
 
 
 def _dumped_exception(raised: BaseException) -> bytes | None:
