@@ -25,6 +25,7 @@ from taskq.broker.consumers.succession import ProcessState
 from taskq.broker.consumers.supervisor import Supervisor
 from taskq.broker.events import EventLog
 from taskq.broker.parts import Parts, core_of, engine_of
+from taskq.broker.service_manager import ServiceManager
 from taskq.engines.contract import Engine
 from taskq.model.effects import Key
 from taskq.model.errors import ConfigError, DirectoryError, JournalError, TaskQError
@@ -48,6 +49,9 @@ from taskq.system.usage import rss_bytes
 _ANNOUNCE_EVERY_S = 0.1
 _MEMORY_EVERY_S = 1.0
 _SUMMARIES_EVERY_S = 0.1
+#: How often to tell systemd what the fleet does, and whether a reload has ended.
+_STATUS_EVERY_S = 5.0
+_RELOADED_EVERY_S = 0.1
 #: SIGTERMs within this time are one.
 _ONE_SIGTERM_S = 1.0
 
@@ -106,6 +110,8 @@ class Broker:
         self._core, self._turns = parts.core, parts.turns
         self._engine: Engine = parts.engine
         self._timers = Timers(self._engine.next_at, self._next_at)
+        self._service = ServiceManager(os.environ)
+        self._tells_reload = False  # systemd waits for the end of a reload
         self._left: dict[str, int] = {}  # jobs that it found at the start
         self._sigterm_until = 0.0  # another SIGTERM before this moment is the same one
         self._stop_at: float | None = None  # when running jobs are killed; set once the fleet is stopping
@@ -129,6 +135,7 @@ class Broker:
             (_SUMMARIES_EVERY_S, self._events.summaries, self._events.has_summaries),
         ):
             self._timers.every(every_s, function, now, is_needed)
+        self._serve_manager(now)
         self._left = self._backlog()
         self._log.info(
             "fleet.started",
@@ -200,6 +207,7 @@ class Broker:
 
     def _on_first_ready(self) -> None:
         self._tell_guardian(Ready(os.getpid(), self._left))
+        self._service.tell(READY="1")
 
     def _on_boot_failed(self, message: str) -> None:
         if not self._pool.is_ready:
@@ -219,7 +227,32 @@ class Broker:
     def _reload(self) -> int:
         self._log.info("fleet.reloading")
         self._supervisor.reload()
+        if self._service.is_there:
+            self._tells_reload = True
+            self._service.tell(RELOADING="1", MONOTONIC_USEC=str(int(self._clock.monotonic() * 1e6)))
         return self._supervisor.code
+
+    # -- systemd
+
+    def _serve_manager(self, now: float) -> None:
+        """Tells a service manager that the loop turns, and what the fleet does; of its watchdog, the loop does not know
+        more than when to tell."""
+        service = self._service
+        if service.watchdog_s is not None:
+            self._timers.every(service.watchdog_s / 2, lambda _now: service.tell(WATCHDOG="1"), now)
+        if service.is_there:
+            self._timers.every(_STATUS_EVERY_S, self._tell_status, now)
+            self._timers.every(_RELOADED_EVERY_S, self._tell_reloaded, now, lambda _now: self._tells_reload)
+
+    def _tell_status(self, _now: float) -> None:
+        waiting = sum(self._backlog().values())
+        self._service.tell_status(f"{waiting:,} jobs to run, {len(self._supervisor.consumers)} consumers")
+
+    def _tell_reloaded(self, _now: float) -> None:
+        """After a reload that failed, the service is ready, too: its consumers run the code that they had."""
+        if self._supervisor.reload_state != "running":
+            self._tells_reload = False
+            self._service.tell(READY="1")
 
     # -- the end
 
@@ -252,6 +285,7 @@ class Broker:
             return
         timeout_s = self._settings.stop_timeout_s
         self._stop_at = self._clock.monotonic() + timeout_s
+        self._service.tell(STOPPING="1")
         self._tell_guardian(Stopping())  # if we die before the end, no other broker is needed
         running = self._pool.stop()
         self._log.info("fleet.stopping", reason=reason, running=running, timeout_s=timeout_s)

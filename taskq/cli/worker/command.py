@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from typer import Argument, Option
 
 from taskq.cli.config.options import FLEET_OPTIONS, FleetOption
 from taskq.cli.config.project import SEPARATOR
+from taskq.cli.worker.reload import reload_on_changes
 from taskq.cli.worker.start import run_fleet
 
 
@@ -54,6 +56,14 @@ def worker(
             show_default="TASKQ_APP, pyproject.toml",
         ),
     ] = None,
+    reload: Annotated[
+        bool,
+        Option(
+            "--reload",
+            help="For development: load new code when a Python file below this folder changes. Needs watchfiles.",
+            rich_help_panel="Development",
+        ),
+    ] = False,
     **given: bool | str | list[str] | None,
 ) -> None:
     """Run a fleet: a broker, and consumers that run the jobs of APP.
@@ -68,6 +78,8 @@ def worker(
     $ taskq worker app.py:q
     $ taskq worker shop.tasks:q --consumers 8 --queues mail,images
     """
+    if reload:
+        reload_on_changes(Path.cwd())
     raise typer.Exit(run_fleet(app, _texts(given)))
 
 

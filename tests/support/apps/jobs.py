@@ -257,6 +257,12 @@ def enqueue_next(path: str, left: int) -> None:
         enqueue_next.options(on_success=True).enqueue(path, left - 1)
 
 
+@q.task
+def variable(name: str) -> str | None:
+    """A variable of the consumer's environment."""
+    return os.environ.get(name)
+
+
 @q.task(retries=0)
 def fail(message: str) -> None:
     raise LookupError(message)

@@ -1,0 +1,98 @@
+"""What a fleet tells systemd: a socket in the place of its own hears it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from apps import jobs
+from fleet import DEADLINE_S, Fleet
+
+WATCHDOG_S = 0.4
+
+
+class Manager:
+    """Hears what a service says."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(address)
+        self._socket.settimeout(DEADLINE_S)
+
+    def wait_for(self, field: str) -> dict[str, str]:
+        """Waits for a message with a field, leaving out others."""
+        while True:
+            told = dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines())
+            if field in told:
+                return told
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["/"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Manager, str]]:
+    """A manager, and what NOTIFY_SOCKET says of it: a path, or a name that begins with @ for an abstract socket."""
+    address = f"{tmp_path}/notify"
+    manager = Manager(address if request.param == "/" else f"\0{address}")
+    yield manager, address if request.param == "/" else f"@{address}"
+    manager.close()
+
+
+@pytest.mark.parametrize("manager", ["/", "@"], indirect=True)
+def test_systemd_hears_of_a_fleet(manager: tuple[Manager, str], start: Callable[..., Fleet]) -> None:
+    systemd, address = manager
+    variables = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)), "WATCHDOG_PID": "1"}
+    fleet = start(consumers=1, environment=variables)
+    systemd.wait_for("READY")
+    told = systemd.wait_for("STATUS")
+    assert told["STATUS"] == "0 jobs to run, 1 consumers"
+    for _ in range(3):
+        systemd.wait_for("WATCHDOG")
+
+    before_us = time.monotonic() * 1e6
+    fleet.kill(fleet.guardian_pid, signal.SIGHUP)
+    assert before_us <= int(systemd.wait_for("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic() * 1e6
+    assert systemd.wait_for("READY") == {"READY": "1"}
+    assert fleet.count("fleet.reloaded") == 1
+
+    fleet.kill(fleet.broker_pid)
+    systemd.wait_for("READY")  # another broker has come up
+
+    fleet.stop()
+    systemd.wait_for("STOPPING")
+
+
+def test_a_broker_that_hangs_is_silent(manager: tuple[Manager, str], start: Callable[..., Fleet]) -> None:
+    systemd, address = manager
+    fleet = start(consumers=1, environment={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))})
+    systemd.wait_for("WATCHDOG")
+    broker = fleet.broker_pid
+    fleet.kill(broker, signal.SIGSTOP)
+    systemd._socket.setblocking(False)
+    with pytest.raises(BlockingIOError):  # what it had said before
+        while True:
+            systemd._socket.recv(4096)
+    systemd._socket.settimeout(3 * WATCHDOG_S)
+    with pytest.raises(TimeoutError):
+        systemd._socket.recv(4096)
+    systemd._socket.settimeout(DEADLINE_S)
+    fleet.kill(broker, signal.SIGCONT)
+    systemd.wait_for("WATCHDOG")
+
+
+def test_jobs_do_not_speak_for_the_service(manager: tuple[Manager, str], start: Callable[..., Fleet]) -> None:
+    _, address = manager
+    start(consumers=1, environment={"NOTIFY_SOCKET": address})
+    assert jobs.variable.enqueue("NOTIFY_SOCKET").result(DEADLINE_S) is None
+    assert jobs.variable.enqueue("TASKQ_URL").result(DEADLINE_S) is not None
+
+
+def test_a_manager_that_is_gone_harms_nothing(tmp_path: Path, start: Callable[..., Fleet]) -> None:
+    start(consumers=1, environment={"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"})
+    assert jobs.variable.enqueue("PATH").result(DEADLINE_S) == os.environ["PATH"]
