@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from fleet import Fleet, running, wait_until
-from pages import DOCS, ROOT, imported, paste, run
+from pages import DOCS, ROOT, blocks, imported, paste, run
 
 from taskq import BrokerUnavailable, TaskQ
+from taskq.cli.config.project import find_project
+from taskq.cli.config.sources import settings_of, values
+from taskq.cli.worker.start import read_words
+from taskq.model.exits import Exit
 
 #: Each page, and the files that its blocks make; each is run below.
 PAGES = {
+    "deploy.md": [],
     "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
     "fastapi.md": ["orders.py"],
@@ -142,6 +150,46 @@ def test_django(tmp_path: Path, home: Path) -> None:
             assert "shop.tasks.fail" in run(tmp_path, "manage.py", "taskq", "jobs", "--state", "failed")
         finally:
             fleet.terminate()
+
+
+def stop_timeout_s(command: list[str]) -> float:
+    """That of a fleet which a file starts; the command is read as taskq reads it."""
+    assert command[:3] == ["taskq", "worker", "thumbs:q"]
+    read = read_words(command[2:])
+    assert read is not None
+    return settings_of(values(read[1], find_project())).stop_timeout_s
+
+
+def test_the_unit_is_one_of_systemd(tmp_path: Path) -> None:
+    [unit] = blocks("deploy.md", "ini")
+    words = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and not line.startswith("#"))
+    command = words["ExecStart"].split()
+    assert stop_timeout_s(["taskq", *command[1:]]) + 10 < int(words["TimeoutStopSec"])
+    stopped = {str(int(code)) for code in (Exit.USAGE, Exit.APP, Exit.ALREADY_RUNNING, Exit.DIRECTORY, Exit.JOURNAL)}
+    assert set(words["RestartPreventExitStatus"].split()) == stopped
+    if shutil.which("systemd-analyze"):  # what a container has not is checked where there is a whole system
+        path = tmp_path / "thumbs.service"
+        path.write_text(unit.replace(command[0], sys.executable).replace("User=thumbs\n", ""))
+        checked = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_containers_stop_before_they_are_killed(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    [dockerfile] = blocks("deploy.md", "dockerfile")
+    compose, kubernetes = map(yaml.safe_load, blocks("deploy.md", "yaml"))
+    command = json.loads(dockerfile.splitlines()[-1].removeprefix("CMD "))
+    grace_s = int(compose["services"]["fleet"]["stop_grace_period"].removesuffix("s"))
+    assert stop_timeout_s(command) + 10 <= grace_s
+    pod = kubernetes["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["args"] == command
+    assert stop_timeout_s(command) + 10 <= pod["terminationGracePeriodSeconds"]
+    probes = [container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness", "liveness")]
+    for probe in [*probes, json.loads(re.search(r"HEALTHCHECK .* CMD (\[.*\])", dockerfile)[1])]:
+        assert probe[:2] == ["taskq", "health"]
+        done = subprocess.run([sys.executable, "-m", *probe], stderr=subprocess.DEVNULL, check=False)
+        assert done.returncode == Exit.NO_FLEET
 
 
 def _is_running(q: TaskQ) -> bool:
