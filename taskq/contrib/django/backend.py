@@ -27,7 +27,7 @@ from taskq.client.task import Enqueuer
 from taskq.client.transport.submitting import submit
 from taskq.model.errors import ConfigError, JobNotFound, Retry, Snooze
 from taskq.model.info.job import JobInfo
-from taskq.model.job import JobError, JobState
+from taskq.model.job import JobError, JobState, enqueued_at
 
 try:
     from django.tasks import task_backends
@@ -178,7 +178,7 @@ class TaskqBackend(BaseTaskBackend):
 
     def _send(self, enqueuer: Enqueuer[..., Any], call: Any, result: Any) -> None:
         [job_id] = submit(self.q, enqueuer.spec, enqueuer.call_options, [call])
-        _set(result, id=job_id.hex(), enqueued_at=datetime.now(UTC))
+        _set(result, id=job_id.hex(), enqueued_at=_moment(enqueued_at(job_id)))
         task_enqueued.send(type(self), task_result=result)
 
     def get_result(self, result_id: str) -> Any:
