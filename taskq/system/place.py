@@ -20,6 +20,9 @@ _SCHEMES = ("postgresql://", "postgres://")
 _FORM = "postgresql://user:password@host/database"
 #: The parameters of libpq that say which database it is.
 _LEADS = frozenset({"host", "hostaddr", "port", "dbname", "service"})
+#: The parameters that are ours.
+_OURS = frozenset({"schema", "lease"})
+_LEASE_S, _MIN_LEASE_S, _MAX_LEASE_S = 30.0, 1.0, 3600.0
 #: PostgreSQL takes names of 63 bytes, and channels of notifications are made of this one.
 _MAX_SCHEMA_BYTES = 48
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
@@ -32,17 +35,19 @@ class DatabaseUrl:
         text: the URL as it was given, with its password: never show it.
         conninfo: the URL for libpq, with its password: never show it.
         schema: where the tables of the queue are.
+        lease_s: after so many seconds in which nobody has heard of a fleet, others take its jobs.
         names_schema: whether the URL itself says so.
         shown: the URL for people, without a password.
         digest: the same for all URLs of one database, whatever the schema and the user are.
     """
 
-    __slots__ = ("conninfo", "digest", "names_schema", "schema", "shown", "text")
+    __slots__ = ("conninfo", "digest", "lease_s", "names_schema", "schema", "shown", "text")
 
     def __init__(self, text: str, schema: str, source: str = "url=") -> None:
         """
         Args:
-            text: the URL: postgresql://user:password@host:port/database?schema=...; other parameters are libpq's.
+            text: the URL: postgresql://user:password@host:port/database?schema=...&lease=...; other parameters are
+                libpq's.
             schema: where the tables are, unless the URL says that.
             source: where the URL comes from, for errors.
 
@@ -59,11 +64,12 @@ class DatabaseUrl:
         if parts.netloc.count("@") > 1 or parts.fragment:
             raise ConfigError(f"{told}: write @ as %40, # as %23, / as %2F and ? as %3F in a password")
         named = [value for key, value in query if key == "schema"]
+        self.lease_s = _lease_s(dict(query).get("lease", ""), told)
         self.text = text
         self.names_schema = bool(named)
         self.schema = _checked_schema(named[-1] if named else schema, told)
         host = parts.netloc.rpartition("@")[2]
-        of_libpq = [(key, value) for key, value in query if key != "schema"]
+        of_libpq = [(key, value) for key, value in query if key not in _OURS]
         self.conninfo = _url(parts.netloc, parts.path, of_libpq)
         public = [(key, value) for key, value in query if "password" not in key]
         self.shown = _url(f"{user}@{host}" if user else host, parts.path, public)
@@ -77,6 +83,19 @@ class DatabaseUrl:
 
     def __hash__(self) -> int:
         return hash((self.text, self.schema))
+
+
+def _lease_s(text: str, told: str) -> float:
+    try:
+        seconds = float(text or _LEASE_S)
+    except ValueError:
+        seconds = 0.0
+    if not _MIN_LEASE_S <= seconds <= _MAX_LEASE_S:
+        raise ConfigError(
+            f"{told}: lease={text}: use seconds, from {_MIN_LEASE_S:g} to {_MAX_LEASE_S:g}: so long after it was "
+            "heard of last, others take the jobs of a machine"
+        )
+    return seconds
 
 
 def _checked_schema(schema: str, told: str) -> str:

@@ -9,20 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from taskq.engines.dependents import Fate, becomes
+from taskq.engines.dependents import Fate, becomes, parent_failed
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.transaction import portion
-from taskq.model.attempt import pack_failure, unpack
+from taskq.model.attempt import pack_failure
 from taskq.model.effects import Event
-from taskq.model.errors import ProtocolError
 from taskq.model.job import JobError, JobRow
 from taskq.model.limits import LINK_US
-from taskq.model.stored import Edge, Ended, StoredJob, StoredState
+from taskq.model.stored import Edge, Ended, StoredState
 
 #: So many jobs that ended are looked up in the time that a link takes.
 _ENDS_PER_LINK = 5
-#: How many characters of the failed job's error each job has that is cancelled because of it.
-_TOLD_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -120,27 +117,6 @@ def _cancel(
 
 
 def _reason(store: Store, culprit: bytes, kept: StoredState) -> JobError:
-    """Returns why the jobs after this one are cancelled. If it was itself cancelled because of another, that is the
-    reason for them, too."""
+    """Returns why the jobs after this one are cancelled."""
     job = store.read(culprit)  # None: it was purged
-    error = None if job is None else _error_in(job)
-    if error is not None and error.type == "ParentFailed":
-        return error
-    of_task = "" if job is None else f" of {job.row.spec.task}"
-    return JobError("ParentFailed", f"job {culprit.hex()}{of_task}, which it comes after, {_told(kept, error)}")
-
-
-def _error_in(job: StoredJob) -> JobError | None:
-    try:
-        return None if job.outcome is None else unpack(job.outcome).error
-    except ProtocolError:
-        return None  # reported where the outcome itself is read; here it must not hold up the jobs after it
-
-
-def _told(kept: StoredState, error: JobError | None) -> str:
-    text = "" if error is None else " ".join(error.message.split())
-    if len(text) > _TOLD_CHARS:
-        text = f"{text[:_TOLD_CHARS]}..."
-    if kept == StoredState.FAILED:
-        return "failed" if error is None else f"failed: {error.type}: {text}"
-    return "expired" if kept == StoredState.EXPIRED else f"was {text or 'cancelled'}"
+    return parent_failed(culprit, "" if job is None else job.row.spec.task, kept, None if job is None else job.outcome)

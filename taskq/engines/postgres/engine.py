@@ -24,9 +24,11 @@ from taskq.engines.postgres.exchanges import (
     Audit,
     Beat,
     Beaten,
+    KeepCounts,
     Look,
     Prune,
     ReadCancels,
+    ReadCounts,
     ReadPartitions,
     ReadPaused,
     ReadSpecs,
@@ -42,6 +44,7 @@ from taskq.engines.postgres.exchanges import (
     running_attempts,
 )
 from taskq.engines.postgres.figures import PostgresFigures
+from taskq.engines.postgres.handover import AT_ONCE, HandOver
 from taskq.engines.postgres.identity import host_name, machine_of
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.link import Exchange, Link
@@ -60,13 +63,17 @@ from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.place import DatabaseUrl
 
-#: A fleet of which nobody has heard for so long is taken for dead; it says so often in this time that it lives.
-LEASE_S: Final = 30.0
+#: How often a fleet says that it lives, in the time after which it is taken for dead.
 _BEATS: Final = 6
 _LOOK_EVERY_S: Final = 1.0
 _RELEASE_EVERY_S: Final = 0.25
 #: A round that the database has refused is tried again after this time.
 _AGAIN_S: Final = 0.5
+#: How often counts are stored, and of how many tasks and queues at once.
+_COUNTS_EVERY_S: Final = 1.0
+_PAIRS_AT_ONCE: Final = 100
+#: How often to look for ended jobs whose children were not told.
+_HAND_OVER_EVERY_S: Final = 5.0
 #: How often a fleet, of all, prunes ended jobs.
 _PRUNE_EVERY_S: Final = 5.0
 #: How long a fleet that stops tries to hand over what it has.
@@ -82,16 +89,14 @@ class PostgresEngine:
         database: DatabaseUrl,
         settings: Settings,
         clock: Clock = SYSTEM_CLOCK,
-        lease_s: float = LEASE_S,
     ) -> None:
         """
         Args:
             directory: what belongs to the fleet of this machine.
-            lease_s: a fleet of which nobody has heard for so many seconds is taken for dead.
         """
         self._directory, self._database, self._settings = directory, database, settings
         self._clock = clock
-        self._lease_s = lease_s
+        self._lease_s = database.lease_s
         self._host = host_name()
         schema = self._schema = database.schema
         self._work = Link(database.conninfo, schema, f"taskq {schema} work")
@@ -100,11 +105,15 @@ class PostgresEngine:
         self._demand = Demand(settings.queues)
         self._kinds = Kinds()
         self.figures = PostgresFigures()
+        self._counts_at = -inf
         self._is_reading_specs = self._is_reading_partitions = False
         self._round: Round | None = None  # under way
         self._round_at = -inf  # when the next one may be tried
         self._is_fenced = False
         self._audited = 0  # the session of the work link in which the fleet's jobs were last compared
+        self._has_edges = True  # jobs come after others, or may
+        self._ended: list[bytes] = []  # jobs whose children are to be told
+        self._hand_over_at = -inf  # when to look for what others have not told
         self._durable: list[Effects] = []  # and not reported yet
         self._unbroken_at = inf  # since when each beat was answered (monotonic)
         self._beaten_at = self._look_at = -inf
@@ -124,6 +133,7 @@ class PostgresEngine:
         open_database(self._database, events.log)
         register = Register(machine, self._host, os.getpid(), records)
         registered: Registered = drive(self._work, register, self._clock)
+        self.figures.resume(drive(self._work, ReadCounts(machine), self._clock))
         self.fleet = registered.fleet
         self._audited = self._work.sessions
         leases = self._leases = FleetLeases(jobs)
@@ -177,8 +187,15 @@ class PostgresEngine:
                 self._finish_look(exchange.value, now)
             case Reap() if exchange.value is not None:
                 self._finish_reap(exchange.value, now)
+            case HandOver():
+                if exchange.value is None:
+                    self._hand_over_at = now + _AGAIN_S
+                elif exchange.value.freed:
+                    self._demand.tell_of_returned()
             case Numbers() if exchange.value is not None:
                 exchange.learn(self._kinds)
+            case KeepCounts() if error is not None:
+                self.figures.counting.put_back(exchange.rows)
             case ReadSpecs():
                 self._is_reading_specs = False
                 self._leases.specs.learn(exchange.value or [])
@@ -206,6 +223,10 @@ class PostgresEngine:
                 self._demand.tell_of_returned()
             case "d":
                 self._look_at = -inf
+            case "e":
+                self._has_edges = True
+            case "h":
+                self._has_edges, self._hand_over_at = True, -inf
             case "p":
                 self._control.ask(ReadPaused())
             case "c" if number == str(self.fleet):
@@ -235,6 +256,8 @@ class PostgresEngine:
             effects = without(effects, answer.lost)
         if effects:
             self._durable.append(effects)
+        if self._has_edges and effects.ended:
+            self._ended.extend([row.id for row, _, _ in effects.ended])
         self._is_fenced |= answer.is_fenced
         delays = [change.due_at for change in effects.rescheduled if change.due_at is not None]
         if delays:
@@ -277,6 +300,10 @@ class PostgresEngine:
         if now >= self._reap_at and now - self._unbroken_at > self._lease_s:
             self._reap_at = now + self._lease_s / _BEATS
             self._work.ask(Reap(self.fleet, self._schema, self._lease_s))
+            return
+        if self._ended:
+            ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
+            self._work.ask(HandOver(self._schema, ended))
             return
         self._leases.take_effects(self._demand)
         outcomes = self._leases.outcomes
@@ -343,9 +370,9 @@ class PostgresEngine:
             self._look_at = min(self._look_at, now + max(0.0, seen.expires_s))
         if seen.last_partition > self._demand.last_partition:
             self._read_partitions()
+        self._has_edges = seen.has_edges
         if seen.queued:
             self._demand.tell_of_returned()
-        self.figures.totals.expired += len(seen.expired)
 
     def _finish_reap(self, reaped: Reaped, now: float) -> None:
         for lost in reaped.lost:
@@ -368,6 +395,12 @@ class PostgresEngine:
             self._look_at = now + _LOOK_EVERY_S
             control.ask(Look(self._schema, {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}))
             self._leases.expire(self._clock.time())
+        elif self._has_edges and now >= self._hand_over_at:  # of jobs whose broker died before it told their children
+            self._hand_over_at = now + _HAND_OVER_EVERY_S
+            control.ask(HandOver(self._schema))
+        elif now >= self._counts_at and self.figures.counting.is_changed:
+            self._counts_at = now + _COUNTS_EVERY_S
+            control.ask(KeepCounts(self._machine, self.figures.counting.take_changed(_PAIRS_AT_ONCE)))
         elif self._seen is not None and "prune" in self._seen.chores:
             self._seen = self._seen._replace(chores=frozenset())
             self._prune_at = now + _PRUNE_EVERY_S
@@ -404,8 +437,8 @@ class PostgresEngine:
     def report(self, now: float) -> None:
         durable, self._durable = self._durable, []
         for effects in durable:
-            self.figures.count(effects)
             wall = self._clock.time()
+            self.figures.count(effects, wall)
             for change in effects.rescheduled:
                 change.row.ready_at = wall if change.due_at is None else change.due_at
             self._events.notes(effects.notes)
@@ -417,10 +450,14 @@ class PostgresEngine:
         at = min(self._work.next_at(now), self._control.next_at(now))
         if self._control.is_free:
             at = min(at, self._beaten_at + self._lease_s / _BEATS, self._look_at)
+            if self._has_edges:
+                at = min(at, self._hand_over_at)
+            if self.figures.counting.is_changed:
+                at = min(at, self._counts_at)
         if len(self._leases.held):
             at = min(at, self._release_at)
         if self._work.is_free:
-            if self._leases.has_effects or self._leases.outcomes or self._is_fenced:
+            if self._leases.has_effects or self._leases.outcomes or self._is_fenced or self._ended:
                 return max(now, self._round_at)
             if self._demand.next_at > self._stepped_at:  # else it has looked, and the fleet wants nothing
                 at = min(at, self._demand.next_at)
@@ -463,6 +500,7 @@ class PostgresEngine:
             self.step(now)
         self.report(now)
         if self._work.is_free:
+            drive(self._work, KeepCounts(self._machine, self.figures.counting.take_changed(1 << 30)), self._clock)
             drive(self._work, Unregister(self.fleet, self._schema), self._clock)
         self._work.close()
         self._control.close()

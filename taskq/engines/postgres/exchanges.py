@@ -15,9 +15,10 @@ from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.link import Exchange
 from taskq.model.attempt import pack_failure
+from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobError, JobRow, first_id_at
 from taskq.protocol.link.flight_recorder import FlightRecord
-from taskq.protocol.postgres.arrays import bigints, floats, ints, texts, uuids
+from taskq.protocol.postgres.arrays import bigints, byteas, floats, ints, texts, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
 #: Jobs that one statement queues, ends or looks at.
@@ -199,6 +200,7 @@ class Seen(NamedTuple):
         due_s, expires_s: in how many seconds the next scheduled job is due, and the next one expires; None: none.
         is_empty: whether there is no job that has not ended.
         last_partition: the highest number of a partition.
+        has_edges: whether jobs come after others.
         queued: how many scheduled jobs became queued.
         expired: the ids of jobs that have ended since they were not started in time.
         chores: what is to be done now, by this fleet.
@@ -208,6 +210,7 @@ class Seen(NamedTuple):
     expires_s: float | None
     is_empty: bool
     last_partition: int
+    has_edges: bool
     queued: int
     expired: list[bytes]
     chores: frozenset[str]
@@ -241,9 +244,9 @@ class Look(Exchange[Seen]):
             expired = [job_id for (job_id,) in rows]
             if expired:
                 after.append(Query(statements.TELL, (uuids(expired), self._schema)))
-        [[(due_s, expires_s, has_some, last_partition)]] = yield Step(look, commits=True, after=after)
+        [[(due_s, expires_s, has_some, last_partition, has_edges)]] = yield Step(look, commits=True, after=after)
         chores = frozenset(name for (name,) in claimed)
-        return Seen(due_s, expires_s, not has_some, last_partition or 0, queued, expired, chores)
+        return Seen(due_s, expires_s, not has_some, last_partition or 0, has_edges, queued, expired, chores)
 
 
 class Pruned(NamedTuple):
@@ -330,6 +333,45 @@ class ReadCancels(Exchange[Rows]):
     def _plan(self) -> Plan[Rows]:
         [rows] = yield Step(Query(statements.CANCELS, (self._fleet,)), commits=True)
         return rows
+
+
+def _key_of(machine: UUID) -> int:
+    """Whose counts these are: those of a machine, whatever the number of its fleet is."""
+    return machine.int >> 66
+
+
+class ReadCounts(Exchange[Iterable[CountsRow]]):
+    """Reads what has happened to the jobs of a machine before."""
+
+    def __init__(self, machine: UUID) -> None:
+        super().__init__(self._plan)
+        self._key = _key_of(machine)
+
+    def _plan(self) -> Plan[Iterable[CountsRow]]:
+        [rows] = yield Step(Query(statements.COUNTS_OF, (self._key,)), commits=True)
+        return [CountsRow(*row) for row in rows]
+
+
+class KeepCounts(Exchange[None]):
+    """Stores what has happened to the jobs of a machine."""
+
+    def __init__(self, machine: UUID, rows: Sequence[CountsRow]) -> None:
+        super().__init__(self._plan)
+        self._key = _key_of(machine)
+        self.rows = rows
+
+    def _plan(self) -> Plan[None]:
+        kept = [row for row in self.rows if row.packed is not None]
+        gone = [row for row in self.rows if row.packed is None]
+        keys, dead = [
+            (ints([row.minute for row in rows]), texts([row.task for row in rows]), texts([row.queue for row in rows]))
+            for rows in (kept, gone)
+        ]
+        yield Step(
+            Query(statements.KEEP_COUNTS, (self._key, *keys, byteas([row.packed for row in kept]))),
+            Query(statements.FORGET_COUNTS, (self._key, *dead)),
+            commits=True,
+        )
 
 
 class RefuseCancels(Exchange[None]):

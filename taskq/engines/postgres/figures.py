@@ -3,9 +3,12 @@ by clients, which ask that."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from taskq.engines.counting import JobCounting
 from taskq.model.effects import Effects
+from taskq.model.info.counts import CountsRow
 from taskq.model.stored import StoredState
 
 
@@ -31,6 +34,8 @@ class PostgresFigures:
 
     def __init__(self) -> None:
         self.totals = Totals()
+        #: What has happened to the jobs of each task and queue.
+        self.counting = JobCounting()
         self._paused: frozenset[str] = frozenset()
 
     def paused(self) -> frozenset[str]:
@@ -43,9 +48,21 @@ class PostgresFigures:
     def counts(self, _kept: StoredState, /) -> dict[str, int]:
         return {}
 
-    def count(self, effects: Effects) -> None:
-        """Counts what has become durable."""
+    def resume(self, kept: Iterable[CountsRow]) -> None:
+        """Takes over the counts that an earlier broker has stored."""
+        self.counting = JobCounting(kept)
+
+    def count(self, effects: Effects, wall: float) -> None:
+        """Counts what has become durable. A job counts as enqueued when it has ended: those that live are counted where
+        they wait.
+
+        Args:
+            wall: seconds since 1970.
+        """
+        self.counting.happened(effects, wall)
+        self.counting.enqueued([row for row, _, _ in effects.ended], wall)
         totals = self.totals
+        totals.enqueued += len(effects.ended)
         totals.succeeded += len(effects.done)
         totals.retried += effects.retried
         totals.crashed += effects.crashed

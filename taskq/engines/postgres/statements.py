@@ -115,6 +115,41 @@ GROUP BY client, part"""
 #: $1: a channel; $2: the words.
 NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
 
+# -- jobs that come after others
+
+#: Open edges whose parents have ended, or are not there any more: the parents, $1 at most.
+UNTOLD: Final = """
+SELECT DISTINCT uuid_send(e.parent) FROM taskq.edges AS e LEFT JOIN taskq.jobs AS j ON j.id = e.parent
+WHERE e.is_open AND coalesce(j.state, 12) >= 10 LIMIT $1"""
+#: $1: jobs that have ended. Of one that did not succeed, the outcome and the spec come with each edge.
+CLOSE_EDGES: Final = """
+WITH ended AS MATERIALIZED (
+    SELECT p.id, coalesce(j.state, 12::smallint) AS state, CASE WHEN j.state <> 10 THEN j.outcome END AS outcome,
+        CASE WHEN j.state <> 10 THEN j.spec END AS spec
+    FROM unnest($1::uuid[]) AS p (id) LEFT JOIN taskq.jobs AS j USING (id) WHERE coalesce(j.state, 12) >= 10),
+closed AS (
+    UPDATE taskq.edges AS e SET is_open = false FROM ended WHERE e.parent = ended.id AND e.is_open
+    RETURNING e.child, ended.state, e.goes_on, e.parent, ended.outcome, ended.spec)
+SELECT uuid_send(child), state, goes_on, uuid_send(parent), outcome, fields
+FROM closed LEFT JOIN taskq.specs AS s USING (spec)"""
+#: $1: the ids of children. Those that wait.
+CHILDREN: Final = """
+SELECT q.seq, uuid_send(q.id), q.partition, q.pending FROM taskq.jobs AS j JOIN taskq.queue AS q ON q.seq = j.seq
+WHERE j.id = ANY ($1::uuid[]) AND j.state = 3 AND q.state = 2 ORDER BY q.seq FOR UPDATE OF q"""
+#: $1, $2: jobs, and for how many others each still waits.
+FREE: Final = """
+UPDATE taskq.queue AS q SET pending = d.pending,
+    state = CASE WHEN d.pending > 0 THEN 2 WHEN q.due_at > taskq.now_() THEN 1 ELSE 0 END,
+    ready_at = CASE WHEN d.pending = 0 THEN taskq.now_() END
+FROM unnest($1::bigint[], $2::int[]) AS d (seq, pending) WHERE q.seq = d.seq"""
+#: $1, $2: jobs, and their outcomes.
+CALL_OFF: Final = """
+WITH d AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[]) AS d (seq, outcome)),
+gone AS (DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq RETURNING q.id, d.outcome)
+UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_(), payload = NULL
+FROM gone WHERE j.id = gone.id"""
+NOTHING: Final = "SELECT"
+
 # -- fleets
 
 REGISTER: Final = """
@@ -164,12 +199,13 @@ moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NUL
     RETURNING q.partition)
 SELECT partition, count(*) FROM moved GROUP BY partition"""
 #: In how many seconds the next scheduled job is due, and the next one expires; whether there is any job; the highest
-#: number of a partition.
+#: number of a partition; whether jobs come after others.
 LOOK: Final = """
 SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue WHERE state = 1) - taskq.now_())::float8,
     extract(epoch FROM (SELECT min(expires_at) FROM taskq.queue
         WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2) - taskq.now_())::float8,
-    EXISTS (SELECT FROM taskq.queue), (SELECT max(partition) FROM taskq.partitions)"""
+    EXISTS (SELECT FROM taskq.queue), (SELECT max(partition) FROM taskq.partitions),
+    EXISTS (SELECT FROM taskq.edges WHERE is_open)"""
 
 #: Ends jobs that were not started in time, $1 at most, with the outcome $2. Returns their ids.
 EXPIRE: Final = """
@@ -183,14 +219,19 @@ done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at
 SELECT uuid_send(id) FROM gone"""
 
 #: Removes ended jobs, oldest first: looks at $4 jobs whose id is above $1, made before $3; keeps those that ended in
-#: the last $2 seconds, and failed ones. Returns how many were looked at, the last id of them, how many went.
+#: the last $2 seconds, failed ones, and those that others need. Returns how many were looked at, the last of them, and
+#: how many went.
 PRUNE: Final = """
 WITH seen AS MATERIALIZED (
     SELECT id, state, finished_at FROM taskq.jobs WHERE id > $1::uuid AND id < $3::uuid ORDER BY id LIMIT $4),
 gone AS (
     DELETE FROM taskq.jobs AS j USING seen WHERE j.id = seen.id AND seen.state IN (10, 12, 13)
-        AND seen.finished_at < taskq.now_() - make_interval(secs => $2::float8) RETURNING j.id),
+        AND seen.finished_at < taskq.now_() - make_interval(secs => $2::float8)
+        AND NOT EXISTS (SELECT FROM taskq.edges AS e JOIN taskq.jobs AS c ON c.id = e.child
+            WHERE e.parent = seen.id AND c.state = 3) RETURNING j.id),
+edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
 items AS (DELETE FROM taskq.items AS i USING gone WHERE i.id = gone.id),
+keys AS (DELETE FROM taskq.keys USING gone WHERE keys.id = gone.id),
 attempts AS (DELETE FROM taskq.attempts AS a USING gone WHERE a.id = gone.id)
 SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(id) FROM seen ORDER BY id DESC LIMIT 1),
     (SELECT count(*) FROM gone)"""

@@ -119,6 +119,7 @@ CREATE TABLE taskq.edges (
     PRIMARY KEY (parent, child)
 );
 CREATE INDEX edges_child ON taskq.edges (child);
+CREATE INDEX edges_open ON taskq.edges (parent) WHERE is_open;
 
 CREATE TABLE taskq.items (              -- what generators have yielded
     id       uuid,
