@@ -217,7 +217,7 @@ def test_jobs_after_one_that_failed_are_cancelled_unless_they_go_on(fleet: Scrip
     assert states(fleet, [follows, after_that, goes_on]) == [JobState.CANCELLED, JobState.CANCELLED, JobState.QUEUED]
 
 
-@pytest.mark.needs("after")
+@pytest.mark.needs("after", "the return of jobs that were cancelled because of a failed one")
 def test_jobs_that_were_cancelled_with_a_failed_one_come_back_with_its_retry(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1, ONE_TRY)
     child = with_parents(fleet, parent)
@@ -666,7 +666,7 @@ def test_the_status_counts_jobs_that_are_queued_run_or_are_scheduled(fleet: Scri
     assert queues["slow"] == QueueStatus(scheduled=1)
 
 
-@pytest.mark.needs("after")
+@pytest.mark.needs("after", "at once: which jobs run")
 def test_the_status_counts_jobs_by_queue_and_state(fleet: ScriptedFleet) -> None:
     first, *_ = fleet.add(3)
     fleet.add(1, Spec("t", "slow"), due_at=fleet.clock.time() + 60.0)
@@ -677,7 +677,7 @@ def test_the_status_counts_jobs_by_queue_and_state(fleet: ScriptedFleet) -> None
     assert queues["slow"] == QueueStatus(scheduled=1)
 
 
-@pytest.mark.needs("counts")
+@pytest.mark.needs("at once: counts")
 def test_counts_tell_what_happened_to_the_jobs_of_each_task(fleet: ScriptedFleet) -> None:
     failed(fleet, 1)
     fleet.add(2, Spec("other"))

@@ -64,7 +64,9 @@ class PostgresPlace(Place):
     unsupported = frozenset(POSTGRES.unsupported) | {
         "items",
         "files of payloads",
-        "counts",
+        "at once: counts",
+        "at once: which jobs run",
+        "the return of jobs that were cancelled because of a failed one",
         "a look at the arguments of a known id",
         "a purge of what was sent and has not begun",
     }

@@ -68,13 +68,11 @@ class EngineSupport:
 EMBEDDED: Final = EngineSupport("embedded", "file")
 
 _NO_LIMITS: Final = "limits that hold over several machines are not there yet; use a queue in a directory"
-_NO_FLOWS: Final = "jobs that follow others are not there yet; enqueue the next job at the end of the one before"
 #: A PostgreSQL database, which the fleets of several machines share.
 POSTGRES: Final = EngineSupport(
     "PostgreSQL",
     "postgresql",
     unsupported={
-        "after": _NO_FLOWS,
         "on_success": "it is not there yet; enqueue the job at the end of this one",
         "concurrency": _NO_LIMITS,
         "limit_by": _NO_LIMITS,

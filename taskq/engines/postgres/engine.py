@@ -112,6 +112,7 @@ class PostgresEngine:
         self._is_fenced = False
         self._audited = 0  # the session of the work link in which the fleet's jobs were last compared
         self._has_edges = True  # jobs come after others, or may
+        self._is_told_of_edges = False  # since the last look began
         self._ended: list[bytes] = []  # jobs whose children are to be told
         self._hand_over_at = -inf  # when to look for what others have not told
         self._durable: list[Effects] = []  # and not reported yet
@@ -223,10 +224,9 @@ class PostgresEngine:
                 self._demand.tell_of_returned()
             case "d":
                 self._look_at = -inf
-            case "e":
-                self._has_edges = True
-            case "h":
-                self._has_edges, self._hand_over_at = True, -inf
+            case "e" | "h":
+                self._has_edges = self._is_told_of_edges = True
+                self._hand_over_at = -inf
             case "p":
                 self._control.ask(ReadPaused())
             case "c" if number == str(self.fleet):
@@ -370,7 +370,7 @@ class PostgresEngine:
             self._look_at = min(self._look_at, now + max(0.0, seen.expires_s))
         if seen.last_partition > self._demand.last_partition:
             self._read_partitions()
-        self._has_edges = seen.has_edges
+        self._has_edges = seen.has_edges or self._is_told_of_edges
         if seen.queued:
             self._demand.tell_of_returned()
 
@@ -393,6 +393,7 @@ class PostgresEngine:
             control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), status))
         elif now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
+            self._is_told_of_edges = False
             control.ask(Look(self._schema, {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}))
             self._leases.expire(self._clock.time())
         elif self._has_edges and now >= self._hand_over_at:  # of jobs whose broker died before it told their children

@@ -18,11 +18,12 @@ _COLUMNS: Final = (
 
 # -- leases
 
-#: Whether the fleet is still one: it stays one until this transaction ends.
-FENCE: Final = "SELECT 1 FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE"
+#: Whether the fleet is still one.
+FENCE: Final = "SELECT 1 FROM taskq.fleets WHERE fleet = $1"
 
 #: $2, $3, $4: partitions, the lowest seq to look at in each, and the queue of each (1, 2 ...), in order of priority;
-#: $5: how many jobs to take of each queue.
+#: $5: how many jobs to take of each queue. If there are any, the fleet is kept from being taken for dead until they are
+#: its own; if there are none, nothing is written.
 LEASE: Final = f"""
 WITH picked AS MATERIALIZED (
     SELECT of_queue.seq FROM unnest($5::int[]) WITH ORDINALITY AS wanted (most, queue), LATERAL (
@@ -32,8 +33,10 @@ WITH picked AS MATERIALIZED (
                 AND (expires_at IS NULL OR expires_at > taskq.now_() OR attempts > 0)
             ORDER BY seq LIMIT wanted.most FOR UPDATE SKIP LOCKED) AS ready
         WHERE p.queue = wanted.queue LIMIT wanted.most) AS of_queue),
-q AS (UPDATE taskq.queue AS queue SET lease = $1 FROM picked WHERE queue.seq = picked.seq AND queue.lease IS NULL
-    AND EXISTS (SELECT FROM taskq.fleets WHERE fleet = $1) RETURNING queue.*)
+me AS MATERIALIZED (
+    SELECT fleet FROM taskq.fleets WHERE fleet = $1 AND EXISTS (SELECT FROM picked) FOR KEY SHARE),
+q AS (UPDATE taskq.queue AS queue SET lease = me.fleet FROM picked, me
+    WHERE queue.seq = picked.seq AND queue.lease IS NULL RETURNING queue.*)
 SELECT {_COLUMNS}, q.partition FROM q JOIN taskq.jobs AS j ON j.id = q.id ORDER BY q.seq"""
 
 #: All jobs that the fleet has.
