@@ -170,7 +170,7 @@ def test_a_flow_is_taken_in_as_a_whole(fleet: ScriptedFleet) -> None:
     assert fleet.run_all() == [first.id, second.id]
 
 
-@pytest.mark.needs("max_queued", "after")
+@pytest.mark.needs("max_queued in a flow", "after")
 def test_a_flow_one_of_whose_jobs_has_no_room_is_refused_as_a_whole(fleet: ScriptedFleet) -> None:
     fleet.add(1, Spec("full", "small"))
     first, second = fleet.calls(2)

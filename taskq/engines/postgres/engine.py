@@ -45,11 +45,10 @@ from taskq.engines.postgres.exchanges import (
 )
 from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import AT_ONCE, HandOver
-from taskq.engines.postgres.identity import host_name, machine_of
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.link import Exchange, Link
 from taskq.engines.postgres.local import LocalServer
-from taskq.engines.postgres.opening import drive, open_database
+from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
 from taskq.model.effects import Effects
 from taskq.model.partition import Load

@@ -24,6 +24,7 @@ from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PollingStatus
 
+from taskq.engines.postgres.names import Lookup, names_in
 from taskq.protocol.postgres.arrays import Array
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
@@ -43,6 +44,8 @@ _SETTINGS: Final = (
 #: Pauses before a new connection, doubling.
 _PAUSE_FIRST_S: Final = 0.1
 _PAUSE_LONGEST_S: Final = 5.0
+#: How often to see whether the names of hosts have been looked up.
+_LOOK_UP_EVERY_S: Final = 0.01
 #: How often a plan is begun again after a deadlock or a lock that was not to be had.
 _MOST_TRIES: Final = 5
 _AGAIN: Final = frozenset({"40P01", "40001", "55P03"})
@@ -125,6 +128,9 @@ class Link:
             first: what each session does first.
         """
         self._conninfo = conninfo_for(conninfo, name)
+        self._hosts = names_in(self._conninfo)  # that have to be looked up
+        self._lookup: Lookup | None = None
+        self._lookup_until = inf
         self._prefix = f'"{schema}".'
         self._selector: selectors.BaseSelector | None = None
         self._first = tuple(first)
@@ -215,7 +221,7 @@ class Link:
 
     def _turn(self, now: float) -> None:
         if self._pg is None:
-            if now < self._connect_at:
+            if now < self._connect_at or not self._knows_addresses(now):
                 return
             self._connect(now)
         elif now >= self._deadline:
@@ -258,10 +264,26 @@ class Link:
 
     # -- a session begins and ends
 
+    def _knows_addresses(self, now: float) -> bool:
+        """Looks up the names of hosts, again for each session. Returns whether their addresses are known."""
+        if not self._hosts:
+            return True
+        if self._lookup is None:
+            self._lookup = Lookup(self._conninfo, self._hosts)
+            self._lookup_until = now + ANSWERS_WITHIN_S
+        self._connect_at = now + _LOOK_UP_EVERY_S
+        if self._lookup.error or now >= self._lookup_until:
+            error = self._lookup.error or f"no name server has answered within {ANSWERS_WITHIN_S:g} s"
+            self._lookup = None
+            raise OperationalError(error)
+        return self._lookup.conninfo is not None
+
     def _connect(self, now: float) -> None:
         self._forget_session()
         self._deadline = now + ANSWERS_WITHIN_S
-        pg = self._pg = pq.PGconn.connect_start(self._conninfo.encode())
+        conninfo = self._conninfo if self._lookup is None else self._lookup.conninfo
+        self._lookup = None
+        pg = self._pg = pq.PGconn.connect_start((conninfo or self._conninfo).encode())
         if pg.status == ConnStatus.BAD:
             raise OperationalError(pg.get_error_message())
         self._wants = PollingStatus.WRITING

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
+from contextlib import suppress
 from typing import Any, Final, TypeVar
+from uuid import UUID, uuid4, uuid5
 
 import psycopg
 
@@ -11,6 +14,7 @@ from taskq.engines.postgres.link import Exchange, Link, conninfo_for
 from taskq.engines.postgres.migrate import migrate
 from taskq.model.errors import JournalError
 from taskq.system.clock import Clock
+from taskq.system.directory import Directory
 from taskq.system.place import DatabaseUrl
 
 T = TypeVar("T")
@@ -65,3 +69,27 @@ def drive(link: Link, exchange: Exchange[T], clock: Clock) -> T:
     if exchange.error is not None:
         raise JournalError(f"the database failed: {exchange.error}")
     return exchange.value  # type: ignore[return-value]
+
+
+def machine_of(directory: Directory) -> UUID:
+    """Returns which machine a fleet is: its directory, which one fleet has at a time. The caller holds its lock.
+
+    The next broker there takes over at once what an earlier one had. A copy of the directory on another machine, or in
+    another container, must not do that.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    path = directory.path / "machine.id"
+    random = None
+    with suppress(FileNotFoundError, ValueError):
+        random = UUID(path.read_text(encoding="ascii").strip())
+    if random is None:
+        random = uuid4()
+        path.write_text(f"{random}\n", encoding="ascii")
+    return uuid5(random, f"{host_name()} {path.stat().st_ino}")
+
+
+def host_name() -> str:
+    """The name of this machine."""
+    return os.uname().nodename
