@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -205,3 +208,26 @@ def test_a_worker_says_what_is_wrong_with_its_database(tmp_path: Path, postgres:
     told = fleet.errors.read_text()
     assert "nowhere" in told
     assert "Traceback" not in told
+
+
+def test_nobody_sees_the_password(postgres: Server, database: str, tmp_path: Path) -> None:
+    """Neither in the list of processes, nor in the logs, nor in what the commands say."""
+    url = postgres.url(database).replace("postgres@", "postgres:hunter2@")
+    use_database(jobs.q, tmp_path / "client", url)
+    environment = {**os.environ, "TASKQ_URL": url, "XDG_STATE_HOME": str(tmp_path / "one")}
+    with running(MachineFleet(tmp_path / "one", url, consumers=1)):
+        assert jobs.add.enqueue(1, 2).result(30) == 3
+        command = [sys.executable, "-m", "taskq", "status"]  # finds the only queue in the database
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert told.startswith("running")
+        shown = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"hunter2" in _content(path)]
+    logs = [path for path in (tmp_path / "one").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert (shown, logs) == ([], [])
+    assert "hunter2" not in told + repr(jobs.q.place) + str(jobs.q.place.database)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # the process has ended

@@ -47,7 +47,7 @@ class FleetConnection:
         #: Where its queue is kept.
         self.place = place
         #: What its engine cannot do: tasks are checked when they are declared.
-        self.engine: EngineSupport = EMBEDDED if place.database is None else POSTGRES
+        self.engine: EngineSupport = _support_of(place)
         #: The directory with which it was made.
         self.home = place.directory
         self.reply_timeout = reply_timeout
@@ -152,7 +152,12 @@ class FleetConnection:
     def use_place(self, place: Place) -> None:
         """Makes this application use the queue in a place, whatever its URL says."""
         self.place = place
+        self.engine = _support_of(place)
         self._client = None
+
+
+def _support_of(place: Place) -> EngineSupport:
+    return EMBEDDED if place.database is None else POSTGRES
 
 
 def _client_of_database(place: Place, reply_timeout: float | None, clock: ClientClock) -> QueueClient:

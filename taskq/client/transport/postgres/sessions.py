@@ -183,4 +183,6 @@ def meaning_of(error: Exception, database: DatabaseUrl) -> TaskQError:
             return StoreFull(f"the disk of {database.shown} is full")
         case psycopg.Error() if not isinstance(error, LOST):
             return BrokerUnavailable(f"{database.shown} refused: {told}")
+    if is_refusal(error):
+        return BrokerUnavailable(f"the database {database.shown} refuses us: {told}")
     return BrokerUnavailable(f"the database {database.shown} does not answer: {told or type(error).__name__}")
