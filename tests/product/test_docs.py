@@ -20,6 +20,7 @@ from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.config.project import find_project
 from taskq.cli.config.sources import settings_of, values
 from taskq.cli.worker.start import read_words
+from taskq.client.options.support import POSTGRES
 from taskq.model.exits import Exit
 
 #: Each page, and the files that its blocks make; each is run below.
@@ -52,6 +53,12 @@ def test_each_page_is_linked_and_its_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_each_block_is_run_by_a_test_below(page: str, tmp_path: Path) -> None:
     assert paste(page, tmp_path) == PAGES[page]
+
+
+def test_the_page_about_postgresql_has_what_is_refused_there() -> None:
+    table = (DOCS / "postgresql.md").read_text().partition("| refused | instead |")[2].partition("\n\n")[0]
+    first = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    assert set(re.findall(r"`(?:@q\.)?(\w+)=?`", " ".join(first))) == set(POSTGRES.unsupported)
 
 
 def test_executors(tmp_path: Path, home: Path) -> None:

@@ -21,9 +21,10 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
+from postgres import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TESTED = {"customers", "from_multiprocessing", "monte_carlo", "thumbnails", "web_app", "word_index"}
+TESTED = {"customers", "from_multiprocessing", "monte_carlo", "thumbnails", "two_machines", "web_app", "word_index"}
 
 
 @pytest.fixture
@@ -71,6 +72,17 @@ def photograph() -> bytes:
 
 def test_every_example_has_its_test() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_two_machines(postgres: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is killed, with all its processes, and nothing is lost."""
+    monkeypatch.setenv("TASKQ_URL", f"{postgres.url(database)}&lease=2")
+    printed = run("two_machines", "--count", 400)
+    assert "machine b is killed" in printed
+    assert f"{sum(number * number for number in range(400))} is right" in printed
+    found = re.search(r"where they ran: a: (\d+), b: (\d+)", printed)
+    assert found is not None
+    assert sum(map(int, found.groups())) == 400
 
 
 def test_from_multiprocessing(home: Path) -> None:

@@ -275,7 +275,7 @@ class PostgresEngine:
     def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
         """Logs the jobs that were not the fleet's any more when they ended."""
         for row in [row for row, *_ in (*effects.ended, *effects.rescheduled) if row.seq in lost]:
-            self._events.log.warning("job.lost", job=row.id.hex(), task=row.spec.task, attempt=row.attempts)
+            self._events.log.warning("job.lost", job_id=row.id.hex(), task=row.spec.task, attempt=row.attempts)
 
     def _take_arrived(self, now: float) -> None:
         """Hands leased jobs to the fleet, as soon as their specs are known."""
