@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -442,8 +441,8 @@ def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
             q.task(name="x", **options)(lambda: None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="periodic="):
         q.periodic(every=5)(q.tasks["add"])
-    with pytest.raises(ConfigError, match="after="):
-        chain(q.tasks["add"].step(1, 2), q.tasks["add"].step(1)).enqueue()
+    with pytest.raises(ConfigError, match="on_success="):
+        q.tasks["add"].options(on_success=True)
     with pytest.raises(ConfigError, match="does not support schedules yet"):
         q.schedules.list()
 
@@ -512,11 +511,14 @@ def test_a_queue_that_takes_no_more(q: TaskQ, hand: Hand) -> None:
     hand.lease(jobs[0])
     waiter.join()
     assert hand.execute("SELECT count(*) FROM taskq.queue") == [(4,)]
+    with pytest.raises(QueueFull, match="3 jobs wait"):
+        chain(add.step(1, 1), q.tasks["add"].step(1)).enqueue()
+    assert hand.execute("SELECT count(*) FROM taskq.jobs") == [(4,)]
+    assert q.status().queues["default"].queued == 4
 
 
 def test_a_workflow_comes_in_as_a_whole(q: TaskQ, hand: Hand) -> None:
     """With an open edge for each job before another: brokers close them, also those of jobs that have ended already."""
-    q.engine = replace(q.engine, unsupported={})
     hand.execute(f'LISTEN "{SCHEMA}"')
     add = q.tasks["add"]
     first = add.enqueue(0, 0)

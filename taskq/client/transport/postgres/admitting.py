@@ -81,10 +81,7 @@ class Admission(NamedTuple):
         return decision.earlier
 
     def _check_room(self, jobs: int) -> Plan[None]:
-        most = self.spec.max_queued
-        if most is not None:
-            [[(waiting,)]] = yield Step(Query(_WAITING, (self.spec.queue, most + 1)))
-            check_room(self.spec, waiting, jobs)
+        yield from check_room_of(self.spec, jobs)
 
     def _decide(self, ids: Sequence[bytes]) -> Plan[Decision]:
         """Locks the keys and the jobs that have them, and decides."""
@@ -128,6 +125,14 @@ class Admission(NamedTuple):
 
     def _bell(self) -> Query:
         return notify(self.channel, self.words)
+
+
+def check_room_of(spec: Spec, jobs: int) -> Plan[None]:
+    """Checks whether jobs may come into the queue of their spec. Raises QueueFull."""
+    most = spec.max_queued
+    if most is not None:
+        [[(waiting,)]] = yield Step(Query(_WAITING, (spec.queue, most + 1)))
+        check_room(spec, waiting, jobs)
 
 
 class _Leases:

@@ -47,7 +47,7 @@ def read_status(place: Place) -> Plan[FleetStatus]:
         not_started=[missing for status in statuses for missing in status.not_started],
         queues=_queues(queues, statuses),
         paused=[queue for (queue,) in paused],
-        totals=_totals(counts, statuses),
+        totals=_totals(counts, statuses, sum(count for *_, count in queues)),
         consumers=[consumer for status in statuses for consumer in status.consumers],
         machines=[
             MachineStatus(host, pid, status.broker.state, round(seen_s, 1), len(status.consumers), _running(status))
@@ -74,12 +74,14 @@ def _queues(counted: Rows, statuses: Iterable[FleetStatus]) -> dict[str, QueueSt
     return {queue: QueueStatus(**own) for queue, own in sorted(numbers.items())}
 
 
-def _totals(counts: Rows, statuses: Sequence[FleetStatus]) -> JobTotals:
+def _totals(counts: Rows, statuses: Sequence[FleetStatus], living: int) -> JobTotals:
+    """What has happened so far. Fleets count jobs when they end."""
     names = [each.name for each in fields(JobTotals)]
     if counts:
         all_counts = Counts()
         for *_, packed in counts:
             all_counts.merge(Counts.unpack(bytes(packed)))
+        all_counts.enqueued += living
         return JobTotals(**{name: getattr(all_counts, name) for name in names})
     return JobTotals(**{name: sum(getattr(status.totals, name) for status in statuses) for name in names})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from taskq.client.transport.handing_in import pauses_s, with_room
 from taskq.client.transport.operations import CANCEL_AGAIN_S
-from taskq.client.transport.postgres.admitting import Admission
+from taskq.client.transport.postgres.admitting import Admission, check_room_of
 from taskq.client.transport.postgres.changing import (
     cancel,
     is_being_cancelled,
@@ -193,7 +193,9 @@ class PostgresQueue(Refused):
 
     def _submit_flow(self, flow: Flow, *before: Query) -> Operation[None]:
         jobs: list[NewJob] = []
-        for spec, of_spec in _by_spec(flow).items():
+        by_spec = _by_spec(flow)
+        rooms = [(spec, len(calls)) for spec, calls in by_spec.items() if spec.max_queued is not None]
+        for spec, of_spec in by_spec.items():
             if any(_is_unique(call) for call in of_spec):
                 raise ConfigError(f"{spec.task}: the PostgreSQL engine does not support unique= with after= yet")
             jobs += yield from self._jobs_of(spec, of_spec)
@@ -201,7 +203,7 @@ class PostgresQueue(Refused):
         parents = list({parent for job in jobs for parent, _ in job.after if parent not in own})
         wall = self.clock.time()
         words = [*self._words_of([job for job in jobs if not job.after], wall), FLOW_WORD]
-        plan = partial(_flow, jobs, parents, wall, before, notify(self._channel, words))
+        plan = partial(_flow, jobs, parents, rooms, wall, before, notify(self._channel, words))
         yield Run(plan, joins=True)
 
     def _words_of(self, jobs: Sequence[NewJob], wall: float) -> list[str]:
@@ -427,10 +429,16 @@ def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
 
 
 def _flow(
-    jobs: Sequence[NewJob], parents: Sequence[bytes], wall: float, before: Sequence[Query], words: Query
+    jobs: Sequence[NewJob],
+    parents: Sequence[bytes],
+    rooms: Sequence[tuple[Spec, int]],
+    wall: float,
+    before: Sequence[Query],
+    words: Query,
 ) -> Plan[None]:
-    """A plan that takes in jobs together. Raises EnqueueError: a job that they come after is not known."""
-    if parents:
+    """A plan that takes in jobs together. Raises EnqueueError: a job that they come after is not known, or a queue is
+    full."""
+    if parents or rooms:
         unknown, known = yield Step(unknown_among(parents), unknown_among([jobs[0].id]))
         if not known:
             return  # they were sent before
@@ -438,6 +446,8 @@ def _flow(
             raise EnqueueError(
                 f"there is no job {bytes(job_id).hex()} to come after: it never existed, or it is no longer kept"
             )
+    for spec, count in rooms:
+        yield from check_room_of(spec, count)
     yield Step(*before, submit_flow(jobs, wall), commits=True, after=(words,))
 
 
