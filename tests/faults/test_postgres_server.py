@@ -44,8 +44,8 @@ def test_a_frozen_server_answers_nobody_and_then_goes_on(postgres: Server, datab
 
 def test_the_sessions_of_one_application_are_ended_and_no_others(postgres: Server, database: str) -> None:
     with postgres.connect(database) as ours, postgres.connect(database) as other:
-        ours.execute("SET application_name = 'taskq test'")
-        assert postgres.end_sessions("taskq%") == 1
+        ours.execute("SET application_name = 'one application'")
+        assert postgres.end_sessions("one application") == 1
         with pytest.raises(psycopg.OperationalError):
             ours.execute("SELECT 1")
         other.execute("SELECT 1")
