@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ class Server:
         self.freeze()
         server, *backends = self.processes()
         for process in (server, *backends):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait(_START_S)
         while any(_lives(backend) for backend in backends):  # the next server refuses to start beside one
             time.sleep(0.001)
@@ -168,12 +169,14 @@ class Server:
     def freeze(self) -> None:
         """Stops all its processes in their tracks: it neither answers nor closes a connection."""
         for process in self.processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a backend whose client has left
+                process.suspend()
 
     def thaw(self) -> None:
         """They go on."""
         for process in self.processes():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def processes(self) -> list[psutil.Process]:
         """The server, and the backends."""
