@@ -911,6 +911,7 @@ _DANGEROUS = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "
 _CALLS = {"eval", "exec", "compile", "__import__"}
 #: Who imports by name, and why that name does not come from outside.
 _IMPORTERS = {
+    "contrib/django/worker.py": "the backend's application, which the settings of the site name",
     "__init__.py": "a table of its own names",
     "cli/program.py": "a table of commands",
     "protocol/link/boot.py": "the consumer's program, as its broker names it",
@@ -922,6 +923,9 @@ _IMPORTERS = {
 }
 #: multiprocessing pickles what it sends: between a broker and the consumers that it started, over their own pipes.
 _PICKLERS = {
+    "client/executors/executor.py": "the base class of executors (concurrent.futures)",
+    "client/executors/futures.py": "the class of futures, and their errors",
+    "client/executors/private.py": "the error of an executor that cannot start (concurrent.futures)",
     "broker/consumers/handle.py": "the types of a process and of its output pipe",
     "broker/consumers/supervisor.py": "starts consumers",
     "cli/bench/limits/pool.py": "a pool to compare with (concurrent.futures)",
@@ -930,13 +934,17 @@ _PICKLERS = {
     "protocol/link/counters.py": "the type of the context; Lock and Value",
     "protocol/link/inbox.py": "bytes, pickled as SimpleQueue reads them; from the broker to its child",
     "protocol/link/unsent.py": "the type of the context; raw memory",
+    "system/spawn/helper.py": "the helper of multiprocessing, which removes names",
     "system/spawn/forkservers.py": "starts the processes that consumers are forked from",
     "system/semaphores.py": "the types of a lock and of its finalizer",
 }
 
 
 #: What else may be imported, and where: with the reason in `_PICKLERS`.
-_ALLOWED = {"protocol/link/inbox.py": {"pickle"}}
+_ALLOWED = {
+    "protocol/link/inbox.py": {"pickle"},
+    "client/executors/pickled_calls.py": {"cloudpickle"},  # an executor's calls: only for an application that has one
+}
 
 
 def _modules_of(node: ast.AST) -> set[str]:

@@ -159,7 +159,7 @@ class WorldOfAnHourAgo(PeriodicWorld):
 
     def __init__(self, seed: int, is_restarted: bool, is_set_right: bool) -> None:
         NotesFires.fires = []
-        super().__init__(seed, Parts(scheduler=NotesFires, plans_schedules=False))
+        super().__init__(seed, Parts(scheduler=NotesFires, plans_schedules=False, full_disks=0.0))
         self.clients.clear()
         self._danger = self._replacements = 0.0
         self._faults_until = self.now + 6.0
