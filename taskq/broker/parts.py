@@ -30,7 +30,7 @@ from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
-from taskq.system.place import Place
+from taskq.system.place import DatabaseUrl, Place
 from taskq.system.turns import TurnTimes
 
 
@@ -139,6 +139,13 @@ def engine_of(place: Place, settings: Settings, clock: Clock = SYSTEM_CLOCK) -> 
     from taskq.engines.postgres.engine import PostgresEngine  # with psycopg, which most do not need
 
     return PostgresEngine(place.directory, place.database, settings, clock)
+
+
+def make_tables(database: DatabaseUrl) -> tuple[int, int]:
+    """Makes the tables of a queue in its database, or brings them up to date; see `taskq.engines.postgres.opening`."""
+    from taskq.engines.postgres import opening  # with psycopg, which most do not need
+
+    return opening.make_tables(database)
 
 
 def is_older(directory: Directory) -> bool:

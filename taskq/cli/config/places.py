@@ -45,4 +45,4 @@ def _with_schema(database: DatabaseUrl) -> Place:
         raise ConfigError(
             f"which queue? name its application, or one of these schemas with ?schema= in TASKQ_URL: {choices}"
         )
-    raise ConfigError(f"there are no tables of taskq in {database.shown}: start a fleet, or run `taskq migrate`")
+    raise ConfigError(f"there are no tables of taskq in {database.shown}: start a fleet, or run `taskq migrate APP`")

@@ -12,7 +12,7 @@ import psycopg
 
 from taskq.engines.postgres.link import Exchange, Link, conninfo_for
 from taskq.engines.postgres.migrate import migrate
-from taskq.model.errors import JournalError
+from taskq.model.errors import BrokerUnavailable, JournalError
 from taskq.system.clock import Clock
 from taskq.system.directory import Directory
 from taskq.system.place import DatabaseUrl
@@ -52,6 +52,27 @@ def open_database(database: DatabaseUrl, log: Any) -> None:
             ) from None
         select.select([], [], [], pause_s)
         pause_s = min(2 * pause_s, _PAUSE_LONGEST_S)
+
+
+def make_tables(database: DatabaseUrl) -> tuple[int, int]:
+    """Brings the tables up to date, once.
+
+    Returns:
+        Their version before, 0 if there were none, and that of now.
+
+    Raises:
+        BrokerUnavailable: the database does not answer, or refuses the connection.
+        JournalError: the role may not make tables, or they are not for this code.
+    """
+    try:
+        with psycopg.connect(conninfo_for(database.conninfo, "taskq migrate"), autocommit=True) as connection:
+            return migrate(connection, database.schema)
+    except psycopg.OperationalError as error:
+        raise BrokerUnavailable(f"{database.shown}: {str(error).strip()}") from None
+    except psycopg.Error as error:
+        raise JournalError(
+            f"{database.shown}: the tables in schema {database.schema!r} cannot be made: {str(error).strip()}"
+        ) from None
 
 
 def drive(link: Link, exchange: Exchange[T], clock: Clock) -> T:

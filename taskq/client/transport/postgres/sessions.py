@@ -175,7 +175,7 @@ def meaning_of(error: Exception, database: DatabaseUrl) -> TaskQError:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction():
             return BrokerUnavailable(
                 f"there are no tables of taskq in the schema {database.schema!r} of {database.shown}: start a fleet "
-                "with `taskq worker module:app`, or run `taskq migrate` (or name another schema with ?schema=)"
+                "with `taskq worker module:app`, or run `taskq migrate APP` (or name another schema with ?schema=)"
             )
         case errors.InsufficientPrivilege():
             return BrokerUnavailable(f"{database.shown}: the role may not use the tables of taskq: {told}")
