@@ -292,7 +292,7 @@ def submission_of(peer: Any, envelope: list[Any], body: memoryview) -> Submissio
     Raises:
         ProtocolError, ConfigError: it makes no sense.
     """
-    if envelope[0] == Op.SUBMIT and list(map(type, envelope[1:7])) == _SUBMIT_TYPES:
+    if envelope and envelope[0] == Op.SUBMIT and list(map(type, envelope[1:7])) == _SUBMIT_TYPES:
         _, request, spec, _, watch, ids, lengths, *more = envelope
         if not ids or len(ids) != _ID_BYTES * len(lengths):
             raise ProtocolError("a submit frame must have an id of 16 bytes for each payload")

@@ -65,7 +65,7 @@ def test_a_broker_does_not_start_by_a_clock_that_is_wrong(home: Path, offset_s: 
     Directory(home).create()
     guardian, broker = socket.socketpair()
     with guardian, broker:
-        guardian.send(msgpack.packb([JOBS, "tests", str(home), asdict(Settings(consumers=1)), os.getpid()]))
+        guardian.send(msgpack.packb([JOBS, "tests", str(home), None, asdict(Settings(consumers=1)), os.getpid()]))
         done = subprocess.run(
             [sys.executable, "-c", BROKER, str(broker.fileno()), str(offset_s)],
             pass_fds=[broker.fileno()],
