@@ -25,8 +25,6 @@ from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 _DUE_AT_ONCE = 1_000
 _EXPIRED_AT_ONCE = 500
 _PRUNED_AT_ONCE = 3_000
-#: Dead rows from which on the broker has the queue vacuumed: the server's own does it at most once a minute.
-_DEAD_ROWS = 20_000
 #: The outcome of a job that was not started in time.
 EXPIRED = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
 
@@ -274,18 +272,6 @@ class Prune(Exchange[Pruned]):
         params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=self._before), _PRUNED_AT_ONCE
         [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
         return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed)
-
-
-class Vacuum(Exchange[None]):
-    """Has the queue vacuumed, if it needs that."""
-
-    def __init__(self) -> None:
-        super().__init__(self._plan)
-        self.is_outside = True
-
-    def _plan(self) -> Plan[None]:
-        [rows] = yield Step(Query(statements.DEAD_ROWS), commits=True)
-        self.is_needed = bool(rows) and rows[0][0] >= _DEAD_ROWS
 
 
 class ReadSpecs(Exchange[Rows]):

@@ -239,10 +239,6 @@ attempts AS (DELETE FROM taskq.attempts AS a USING gone WHERE a.id = gone.id)
 SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(id) FROM seen ORDER BY id DESC LIMIT 1),
     (SELECT count(*) FROM gone)"""
 
-VACUUM: Final = "VACUUM (SKIP_LOCKED, TRUNCATE FALSE) taskq.queue"
-DEAD_ROWS: Final = """
-SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'taskq.queue'::regclass"""
-
 #: Jobs of the fleet that somebody wants cancelled.
 CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND cancel <> 0"
 #: $2: jobs that run, of which that was wanted only if they do not.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from taskq.model.attempt import pack_failure
-from taskq.model.errors import JobNotFound, JobStateError
+from taskq.model.errors import JobNotFound
 from taskq.model.job import JobError, JobRow
 from taskq.model.partition import Partition, partition_of
 from taskq.model.spec import Spec
@@ -164,11 +164,6 @@ def purge(ids: Sequence[bytes], channel: str) -> Plan[list[bytes]]:
     query = Query(_PURGE, (uuids(free), bigints(seqs)))
     gone, *_ = yield Step(query, commits=True, after=(tell(free, channel), notify(channel, [ENDED_WORD])))
     return [bytes(job_id) for (job_id,) in gone]
-
-
-def refuse_purge(job_id: bytes, state: str) -> JobStateError:
-    """The error for a job that a fleet has."""
-    return JobStateError(f"job {job_id.hex()} is {state}: it can be purged when it has ended")
 
 
 # -- pause
