@@ -86,6 +86,7 @@ class StatusView:
             restarts_of_consumers=self._processes.restarts,
             longest_turn_s=round(longest.ever, 6),
             longest_turn_last_minute_s=round(longest.last_minute, 6),
+            longest_turn_cpu_s=round(longest.cpu, 6),
         )
 
     @property

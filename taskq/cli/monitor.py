@@ -96,6 +96,7 @@ def _headline(found: FleetStatus) -> Text:
         recently_s = broker.longest_turn_last_minute_s or 0.0
         told = f"{broker.longest_turn_s * 1e3:,.1f} ms, in the last minute {recently_s * 1e3:,.1f} ms"
         line.append(f"\nlongest turn of the broker: {told}", style="dim")
+        line.append(f"; CPU time at the most {(broker.longest_turn_cpu_s or 0.0) * 1e3:,.1f} ms", style="dim")
     line.append_text(_reload(found))
     line.append_text(_not_started(found.not_started))
     line.append_text(_spooled(found.spooled_files))

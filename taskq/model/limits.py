@@ -122,7 +122,7 @@ MAX_SOCKET_PATH_BYTES = 103
 # machine: in microseconds of CPU time on a core of 2 GHz, with the commit, the answer and the line in the log.
 
 #: What a turn takes on. What cannot be cut, such as one submission, may take more.
-TURN_US = 4_000.0
+TURN_US = 3_000.0
 #: An attempt that ended, with the job that is sent in its place; what comes on top of that if it did not succeed (an
 #: error, and a line in the log), if the job runs again, and for each item that it has yielded; and a checkpoint.
 ENDED_US = 2.5

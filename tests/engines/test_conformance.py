@@ -256,7 +256,7 @@ def test_thousands_of_jobs_after_one_are_all_released(fleet: ScriptedFleet) -> N
     consumer = fleet.consumer()
     consumer.begin()
     consumer.succeed()
-    fleet.turn(10)
+    fleet.turn(30)
     assert {info.state for info in fleet.client.jobs(JobState.QUEUED, None, None, None, 5_000)} == {JobState.QUEUED}
     assert fleet.client.status().queues["default"] == QueueStatus(queued=len(children))
 

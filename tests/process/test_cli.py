@@ -319,6 +319,7 @@ def test_status(shared: Fleet) -> None:
     assert told["broker"].keys() == asked["broker"].keys()
     assert told["broker"]["directory"] == str(shared.home)
     assert told["broker"]["longest_turn_s"] >= told["broker"]["longest_turn_last_minute_s"] > 0
+    assert told["broker"]["longest_turn_cpu_s"] > 0
     assert {consumer["pid"] for consumer in told["consumers"]} == set(shared.consumer_pids())
     assert told["totals"].keys() == asked["totals"].keys()
     for app in (JOBS, str(shared.home)):

@@ -135,6 +135,7 @@ def test_who_looks_begins_no_transaction(turns: Turns) -> None:
         turns.ask(peer, GetJob(job_id))
     turns.ask(peer, ListSchedules())
     turns.turn()
+    turns.turn()  # a long answer takes one of its own
     assert len(peer.values()) == 4
     assert turns.store.commits == turns.store.asked == 0
 

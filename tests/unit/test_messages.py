@@ -202,7 +202,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
 
 
 STATUS = FleetStatus(
-    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25),
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125),
     ReloadStatus(1, "failed", "no module"),
     [MissingConsumer(2, "no module")],
     {"mail": QueueStatus(1, 2, 3, 4)},
@@ -225,6 +225,7 @@ TOLD = {
         "restarts_of_consumers": 4,
         "longest_turn_s": 0.5,
         "longest_turn_last_minute_s": 0.25,
+        "longest_turn_cpu_s": 0.125,
     },
     "reload": {"number": 1, "state": "failed", "error": "no module"},
     "not_started": [{"number": 2, "error": "no module"}],

@@ -22,6 +22,8 @@ class BrokerStatus:
         longest_turn_s: the longest time, in seconds, for which its loop was busy since it started, so that it answered
             nobody; or None.
         longest_turn_last_minute_s: the same in the last minute.
+        longest_turn_cpu_s: the most CPU time, in seconds, that one turn of its loop took since it started; or None. A
+            turn lasts longer than that by its sync, and while other processes have the core.
     """
 
     pid: int | None
@@ -32,6 +34,7 @@ class BrokerStatus:
     restarts_of_consumers: int = 0
     longest_turn_s: float | None = None
     longest_turn_last_minute_s: float | None = None
+    longest_turn_cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
