@@ -1,4 +1,4 @@
-"""The event log: turns what the broker knows into lines with the documented fields (README, "Monitor").
+"""The event log: turns what the broker knows into lines with the documented fields (docs/events.md).
 
 Failures, retries and crashes get a line each. Events that come thousands of times a second get a line each up to a
 rate; above it they are counted (`taskq.telemetry.throttle`), and `job.summary` reports the counts.

@@ -135,7 +135,7 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 _NONE = re.compile(r"\bNone\b")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-#: A line of the log. Each event also has fields of its own: the README lists the events.
+#: A line of the log. Each event also has fields of its own: docs/events.md lists the events.
 _LOG_LINE: Schema = {
     "$schema": _DIALECT,
     "type": "object",

@@ -1,4 +1,4 @@
-"""Every size and limit of taskq, in one place. The README repeats the ones that users meet."""
+"""Every size and limit of taskq, in one place. docs/limits.md repeats the ones that users meet."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ __all__ = ["here"]  # a fixture
 NEEDS_PROMTOOL = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="there is no promtool here: apt-get install prometheus"
 )
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -136,7 +136,7 @@ tests:
 
 @NEEDS_PROMTOOL
 def test_the_alerts_go_off(fleet: Fleet, tmp_path: Path) -> None:
-    rules = README.parent / "examples/prometheus/alerts.yml"
+    rules = ROOT / "examples/prometheus/alerts.yml"
     told = families(Told(fleet.client.status(), fleet.client.counts(), fleet.client.schedules()))
     known = {f"{each.name}{suffix}" for each in told for suffix in ("", "_total", "_bucket")}
     assert set(re.findall(r"taskq_\w+", rules.read_text())) <= known, (
@@ -150,8 +150,8 @@ def test_the_alerts_go_off(fleet: Fleet, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_lists_them(fleet: Fleet) -> None:
-    table = README.read_text().partition("| metric | labels |")[2].partition("\n\n")[0]
+def test_its_page_lists_them(fleet: Fleet) -> None:
+    table = (ROOT / "docs/metrics.md").read_text().partition("| metric | labels |")[2].partition("\n\n")[0]
     listed = dict(re.findall(r"^\| `(taskq_\w+)` \| ([\w, ]*?) *\|", table, re.MULTILINE))
     named = set(re.findall(r"`(taskq_\w+)`", table))
     told = Told(fleet.client.status(), fleet.client.counts(), fleet.client.schedules())

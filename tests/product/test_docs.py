@@ -1,4 +1,4 @@
-"""The pages in docs/ keep their word: their Python runs as it is pasted, and their links lead somewhere."""
+"""The pages about other programs, and about deploying, keep their word: their blocks run as they are pasted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 from fleet import Fleet, running, wait_until
-from pages import DOCS, ROOT, blocks, imported, paste, run
+from pages import DOCS, PAGES, ROOT, blocks, imported, paste, run
 
 from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.config.project import find_project
@@ -23,14 +23,40 @@ from taskq.cli.worker.start import read_words
 from taskq.client.options.support import POSTGRES
 from taskq.model.exits import Exit
 
-#: Each page, and the files that its blocks make; each is run below.
-PAGES = {
-    "deploy.md": [],
+#: Each page with blocks of Python, and the files that they make; each is run below, or in test_guides.py.
+FILES = {
+    "README.md": ["thumbs.py", "client.py"],
     "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
+    "enqueue.md": ["bulk.py", "tracing.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
+    "failed-jobs.md": ["repair.py"],
+    "failures.md": ["printing.py"],
     "fastapi.md": ["orders.py"],
-    "joblib.md": ["grid.py"],
+    "fleets.md": ["crawler.py", "models.py"],
     "flask.md": ["newsletter.py"],
+    "install.md": ["thumbs.py", "client.py"],
+    "joblib.md": ["grid.py"],
+    "limits-and-order.md": ["accounts.py"],
+    "options.md": ["shop.py"],
+    "schedules.md": ["nightly.py"],
+    "testing.md": ["test_shop.py"],
+    "tutorial.md": ["pictures.py", "make.py"],
+    "watch.md": ["private.py"],
+    "web.md": ["ops.py"],
+    "workflows.md": ["pages.py"],
+}
+#: Pages whose blocks of Python are parts of programs: where they are run.
+PARTS = {"postgresql.md": "tests/process/test_postgres_within.py"}
+#: Each page with blocks of sh: where they are run. What only installs something is not run there.
+SHELL = {
+    "README.md": "tests/product/test_guides.py",
+    "install.md": "tests/product/test_guides.py",
+    "metrics.md": "tests/process/test_metrics.py",
+    "postgresql.md": "tests/process/test_machines.py",
+    "speed.md": "tests/product/test_bench.py",
+    "tutorial.md": "tests/product/test_guides.py",
+    "watch.md": "tests/product/test_guides.py",
+    "web.md": "tests/process/test_web_command.py",
 }
 
 
@@ -42,17 +68,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_each_page_is_linked_and_its_links_lead_somewhere(page: str) -> None:
-    text = (DOCS / page).read_text()
-    for link in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", text):
-        assert (DOCS / link).exists(), link
-    assert f"](docs/{page})" in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", FILES)
+def test_each_block_is_run_by_a_test(page: str, tmp_path: Path) -> None:
+    assert paste(page, tmp_path) == FILES[page]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_each_block_is_run_by_a_test_below(page: str, tmp_path: Path) -> None:
-    assert paste(page, tmp_path) == PAGES[page]
+def test_no_page_is_forgotten() -> None:
+    assert [page for page in PAGES if blocks(page, "python")] == sorted([*FILES, *PARTS])
+    assert [page for page in PAGES if blocks(page, "sh")] == sorted(SHELL)
+    assert {path for path in (*PARTS.values(), *SHELL.values()) if not (ROOT / path).exists()} == set()
 
 
 def test_the_page_about_postgresql_has_what_is_refused_there() -> None:

@@ -219,7 +219,7 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
     _choice(
         "durability",
         get_args(Durability),
-        'What accepted jobs survive beyond the death of any process: README, "Limits".',
+        "What accepted jobs survive beside the death of any process: see docs/durability.md.",
         "power",
         _JOURNAL,
     ),

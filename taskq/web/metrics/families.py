@@ -1,4 +1,4 @@
-"""The metrics of a fleet. Their names, units and labels are a contract; README lists them."""
+"""The metrics of a fleet. Their names, units and labels are a contract; docs/metrics.md lists them."""
 
 from __future__ import annotations
 
