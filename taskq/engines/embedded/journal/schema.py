@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +75,4 @@ def _pragma(db: apsw.Connection, name: str) -> Any:
 
 @cache
 def _script(name: str) -> str:
-    return files("taskq.engines.embedded.journal").joinpath(name).read_text()
+    return Path(__file__).with_name(name).read_text()
