@@ -6,6 +6,7 @@ import re
 
 from taskq.model.errors import ConfigError
 from taskq.model.info.schedule import ScheduleInfo
+from taskq.model.info.words import span_text
 from taskq.model.schedule import Schedule, next_fire
 from taskq.model.spec import Spec
 
@@ -23,6 +24,16 @@ _NAMED = {
 _FIELDS = 5
 _EACH = re.compile(r"\*/(\d+)")
 _SHOWN_TIMES = 3
+
+
+def words_of(info: ScheduleInfo) -> str:
+    """When a schedule fires, in words."""
+    if info.every is not None:
+        when = f"every {span_text(info.every)}"
+    else:
+        words = in_words(info.cron or "")
+        when = f"{words or info.cron} ({info.timezone})"
+    return f"{when}, up to {span_text(info.jitter)} later" if info.jitter else when
 
 
 def in_words(cron: str) -> str:

@@ -25,11 +25,12 @@ from taskq.model.errors import (
     TaskQError,
 )
 from taskq.model.info.readiness import why_not_ready
+from taskq.telemetry.kept import KeptLog
 from taskq.web.access import Resolver, visitor_of
 from taskq.web.actions import Wish, act
 from taskq.web.guard import WRITE_REFUSED, Guard, is_from_own_page
 from taskq.web.links import TOKEN, Links
-from taskq.web.pages import STATIC, Kept, Page, Visit, answer, draw, link_maker, refusal
+from taskq.web.pages import STATIC, Page, Visit, answer, draw, link_maker, refusal
 from taskq.web.views import fleet, jobs, log, schedules, tasks
 
 View = Callable[[Visit], Awaitable[Page]]
@@ -90,7 +91,7 @@ class Dashboard:
         self.links = self._resolver if isinstance(self._resolver, Links) else None
         self._is_read_only = read_only
         self._hides_arguments = hide_args
-        self._kept: Kept = {}
+        self._kept = KeptLog()
         self._app = Guard(self._routes(), hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

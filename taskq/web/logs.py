@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import UTC, datetime
 
 from taskq.telemetry.reader import Filter, follow, read
-from taskq.telemetry.record import Event, utc_text
+from taskq.telemetry.record import Event
 from taskq.web.pages import Visit
 
 #: Events that wait for a slow browser; the reader waits, too, while there are that many.
 _MOST_WAITING = 1_000
-#: Lines reach the log this much later than their times say, at the most.
-_LATE_S = 5.0
-#: How many readings are kept.
-_MOST_KEPT = 20
 #: A stream says at least this often that it is alive, so that the end of the connection is noticed.
 _ALIVE_S = 15.0
 #: How often the thread looks whether its stream has ended, while it waits for a slow browser.
@@ -30,25 +24,9 @@ async def newest(visit: Visit, wanted: Filter, last: int) -> list[Event]:
 
 
 async def kept_newest(visit: Visit, wanted: Filter, last: int) -> list[Event]:
-    """`newest` for a page that asks again and again: what was read before is kept, and only what came after it is read.
-
-    Args:
-        wanted: its time is how far back it goes at the most when it is read for the first time.
-    """
-    span_s = None if wanted.since is None else round(visit.now - wanted.since.timestamp())
-    key = replace(wanted, since=None), last, span_s
-    read_at, events = visit.kept.get(key, (None, []))
-    if read_at is None:
-        events = await newest(visit, wanted, last)
-    else:
-        since_at = read_at - _LATE_S
-        fresh = await newest(visit, replace(wanted, since=datetime.fromtimestamp(since_at, UTC)), last)
-        first = utc_text(since_at)
-        events = [*(event for event in events if str(event.get("timestamp", "")) < first), *fresh][-last:]
-    while len(visit.kept) >= _MOST_KEPT and key not in visit.kept:
-        visit.kept.pop(next(iter(visit.kept)))
-    visit.kept[key] = visit.now, events
-    return events
+    """`newest` for a page that asks again and again: what was read before is kept, and only what came after it is
+    read."""
+    return await asyncio.to_thread(visit.kept.newest, visit.q.directory.path, wanted, last)
 
 
 async def followed(visit: Visit, wanted: Filter, last: int) -> AsyncIterator[Event | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 
 from taskq import __version__
 from taskq.client.app import TaskQ
-from taskq.telemetry.record import Event
+from taskq.telemetry.kept import KeptLog
 from taskq.web import charts, texts
 from taskq.web.access import Visitor
 
@@ -57,9 +57,6 @@ _FILTERS = (
 )
 
 
-Kept = dict[Hashable, tuple[float, list[Event]]]
-
-
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One request of somebody who may look.
@@ -70,7 +67,7 @@ class Visit:
         visitor: who that is.
         now: seconds since 1970.
         hides_arguments: whether arguments and results of jobs are hidden.
-        kept: what was read of the log before, for all visitors: when, in seconds since 1970, and the events.
+        kept: what was read of the log before, for all visitors.
     """
 
     q: TaskQ
@@ -78,7 +75,7 @@ class Visit:
     visitor: Visitor
     now: float
     hides_arguments: bool
-    kept: Kept
+    kept: KeptLog
 
     def query(self, name: str) -> str:
         """A field of the URL; empty if it is not there."""

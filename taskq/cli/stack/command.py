@@ -62,11 +62,11 @@ def stack(
     asked = client.write_stacks(number)
     if number is not None and not asked:
         raise ConfigError(f"there is no consumer {number}: the fleet has {_numbers(status)}")
-    found = list(_answers(directory, dict(asked), status))
+    found = list(answers(directory, dict(asked), status))
     if as_json:
         print(json.dumps([asdict(each) for each in found]))
     elif found:
-        print("\n\n".join(map(_text, found)))
+        print("\n\n".join(map(text_of, found)))
     silent = sorted({number for number, _ in asked} - {each.consumer for each in found})
     if silent:
         numbers = ", ".join(map(str, silent))
@@ -101,8 +101,13 @@ def _numbers(status: FleetStatus) -> str:
     return ", ".join(str(consumer.number) for consumer in status.consumers) or "none"
 
 
-def _answers(directory: Directory, asked: dict[int, int], status: FleetStatus) -> Iterator[ConsumerStack]:
-    """What consumers write, as it comes, until all have answered or the time is over."""
+def answers(directory: Directory, asked: dict[int, int], status: FleetStatus) -> Iterator[ConsumerStack]:
+    """What consumers write, as it comes, until all have answered or the time is over.
+
+    Args:
+        asked: the process ids of the consumers that were asked, by their numbers.
+        status: what they did then.
+    """
     until = time.monotonic() + _WAIT_S
     waiting = {pid: number for number, pid in asked.items()}
     runs = {consumer.pid: consumer for consumer in status.consumers}
@@ -122,7 +127,8 @@ def _answers(directory: Directory, asked: dict[int, int], status: FleetStatus) -
             return
 
 
-def _text(found: ConsumerStack) -> str:
+def text_of(found: ConsumerStack) -> str:
+    """A stack as lines for people."""
     runs = "" if found.task is None else f": {found.task}, job {found.job_id}"
     span = "" if found.running_s is None else f", for {duration_text(found.running_s * 1e3)}"
     lines: Sequence[str] = found.stack.splitlines() or ["is idle"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from taskq.model.info.schedule import ScheduleInfo
-from taskq.model.info.words import span_text
 from taskq.model.job import JobState
-from taskq.web.cron import in_words, next_times
+from taskq.web.cron import next_times, words_of
 from taskq.web.pages import Page, Visit
 
 _MOST_DUE = 200
@@ -22,13 +20,3 @@ async def schedules(visit: Visit) -> Page:
     due.sort(key=lambda info: info.due_at or 0.0)
     values = {"rows": rows, "due": due[:_SHOWN_DUE], "is_cut": len(due) == _MOST_DUE}
     return Page("schedules", "Schedules", values)
-
-
-def words_of(info: ScheduleInfo) -> str:
-    """When a schedule fires, in words."""
-    if info.every is not None:
-        when = f"every {span_text(info.every)}"
-    else:
-        words = in_words(info.cron or "")
-        when = f"{words or info.cron} ({info.timezone})"
-    return f"{when}, up to {span_text(info.jitter)} later" if info.jitter else when
