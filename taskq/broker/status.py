@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 from typing import Literal
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -16,11 +17,13 @@ from taskq.model.info.status import (
     FleetStatus,
     JobTotals,
     MissingConsumer,
+    QueueFlow,
     QueueStatus,
     ReloadStatus,
+    flow_of,
 )
 from taskq.model.info.why import Obstacle
-from taskq.model.job import JobRow, Progress
+from taskq.model.job import JobRow, Progress, enqueued_at
 from taskq.model.stored import StoredState
 from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -30,6 +33,8 @@ from taskq.system.usage import rss_bytes
 
 #: Files in the spool are counted up to here: it takes 5 ms.
 _MOST_SPOOLED = 10_000
+#: Jobs that are read from the store to see how long they wait.
+_MOST_READ = 20
 
 
 class StatusView:
@@ -64,19 +69,21 @@ class StatusView:
     def draw(self) -> FleetStatus:
         """Returns the status at this moment."""
         consumers = [self._consumer(consumer) for consumer in self._processes.consumers.values()]
+        queues, paused = self._queues(), self._figures.paused()
         return FleetStatus(
             broker=self._broker(),
             reload=ReloadStatus(self._processes.code, self._processes.reload_state, self._processes.reload_error),
             not_started=[MissingConsumer(number, error) for number, error in self._processes.missing()],
-            queues=self._queues(),
+            queues=queues,
             spooled_files=count_files(self._directory.spool, _MOST_SPOOLED),
-            paused=sorted(self._figures.paused()),
+            paused=sorted(paused),
             totals=JobTotals(**self._figures.totals.as_dict()),
             consumers=sorted(consumers, key=lambda consumer: consumer.number),
+            flows=self._flows(queues, paused),
         )
 
     def _broker(self) -> BrokerStatus:
-        longest = self._turns.longest(self._clock.monotonic())
+        longest, vitals = self._turns.longest(self._clock.monotonic()), self._figures.vitals()
         return BrokerStatus(
             pid=os.getpid(),
             uptime_s=round(self._clock.time() - self._started_at, 3),
@@ -87,6 +94,7 @@ class StatusView:
             longest_turn_s=round(longest.ever, 6),
             longest_turn_last_minute_s=round(longest.last_minute, 6),
             longest_turn_cpu_s=round(longest.cpu, 6),
+            **vitals._asdict(),
         )
 
     @property
@@ -120,6 +128,41 @@ class StatusView:
                 counts["running" if number in running else "queued"] += 1
         return {name: QueueStatus(**counts) for name, counts in queues.items()}
 
+    def _flows(self, queues: dict[str, QueueStatus], paused: frozenset[str]) -> dict[str, QueueFlow]:
+        rates, oldest = self._figures.rates(), self._oldest()
+        names = {name for name, queue in queues.items() if queue != QueueStatus()} | rates.keys()
+        wall = self._clock.time()
+        return {
+            name: flow_of(
+                queues[name].queued if name in queues else 0,
+                *rates.get(name, (0.0, 0.0)),
+                wall - oldest[name] if name in oldest else None,
+                is_paused=name in paused,
+            )
+            for name in sorted(names)
+        }
+
+    def _oldest(self) -> dict[str, float]:
+        """Since when the oldest job of each queue could have been running, in seconds since 1970."""
+        since: dict[str, float] = {}
+        reads = 0
+        for queue, jobs in self._core.ready.oldest().items():
+            for job in jobs:
+                if isinstance(job, tuple):
+                    reads += 1
+                    found = self._figures.first_queued(*job) if reads <= _MOST_READ else None
+                else:
+                    found = job
+                if found is not None:
+                    since[queue] = min(since.get(queue, inf), _could_start_at(found))
+        claims = self._pool.claims()
+        for key, sent in self._core.leased().items():
+            running = {claim.number for claim in claims[key]}
+            for number, row in sent:
+                if number not in running:
+                    since[row.spec.queue] = min(since.get(row.spec.queue, inf), _could_start_at(row))
+        return since
+
     def _consumer(self, consumer: ConsumerProcess) -> ConsumerStatus:
         claims = sorted(consumer.counters.read(), key=lambda claim: claim.started_at)
         told = [(claim, row) for claim in claims if (row := self._core.running(consumer.key, claim.number))]
@@ -141,6 +184,10 @@ class StatusView:
             jobs_done=consumer.counters.jobs_done,
             busy_s=round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
         )
+
+
+def _could_start_at(row: JobRow) -> float:
+    return enqueued_at(row.id) if row.ready_at is None else row.ready_at
 
 
 def _state_of(consumer: ConsumerProcess, runs: bool) -> Literal["starting", "idle", "running", "retiring"]:

@@ -25,7 +25,7 @@ from taskq.broker.status import StatusView
 from taskq.model.attempt import Claim
 from taskq.model.effects import Key
 from taskq.model.errors import BrokerUnavailable, DirectoryError, JournalError, TaskQError
-from taskq.model.info.status import BrokerStatus
+from taskq.model.info.status import BrokerStatus, QueueFlow, QueueStatus
 from taskq.model.settings import Settings
 from taskq.protocol import frames
 from taskq.protocol.frames import Message
@@ -109,6 +109,10 @@ class _Client:
         """Nothing was put off."""
         return ()
 
+    def counted(self) -> tuple[None, None]:
+        """It is the only one."""
+        return None, None
+
     def shut(self) -> None:
         """The process ends soon, and with it the connection."""
 
@@ -119,7 +123,11 @@ class _Status(StatusView):
     _state = "stopped"
 
     def _broker(self) -> BrokerStatus:
-        return BrokerStatus(None, None, str(self._directory.path), None, self._state)
+        size = self._figures.vitals().journal_bytes
+        return BrokerStatus(None, None, str(self._directory.path), None, self._state, journal_bytes=size)
+
+    def _flows(self, _queues: dict[str, QueueStatus], _paused: frozenset[str]) -> dict[str, QueueFlow]:
+        return {}
 
 
 class Reader:

@@ -23,6 +23,10 @@ def main() -> None:
         from taskq.cli.health.probe import answer_quickly
 
         answer_quickly(rest)
+    if command == "status":
+        from taskq.cli.status.quick import answer_quickly as show_quickly
+
+        show_quickly(rest)
     from taskq.cli.program import run
 
     run()

@@ -1,4 +1,4 @@
-"""`taskq status` and `taskq logs`: look at a fleet."""
+"""`taskq logs`: the log of a fleet."""
 
 from __future__ import annotations
 
@@ -7,233 +7,23 @@ import os
 import re
 import select
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from datetime import date
 from functools import partial
 from typing import Annotated
 
 import typer
-from rich.live import Live
-from rich.text import Text
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import closed_pipe, find_directory, moment_of, queue_of, tell, warn_of_name
-from taskq.cli.pictures import console_of, styled
-from taskq.cli.tables import Cell, Column, table, width_of_terminal
+from taskq.cli.common import closed_pipe, find_directory, moment_of, tell, warn_of_name
 from taskq.model.errors import ConfigError, DirectoryError
-from taskq.model.info.status import ConsumerStatus, FleetStatus, JobTotals, MachineStatus, MissingConsumer, QueueStatus
 from taskq.model.settings import LOG_LEVELS
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import Filter, follow, read
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import duration_text, escape, render_console, wants_colour
+from taskq.telemetry.render import render_console, wants_colour
 
-_WATCH_EVERY_S = 1.0
 _FOLLOW_LAST = 10
-_BETWEEN = "   "
-_STATE_STYLES = {
-    "running": "green",
-    "idle": "dim",
-    "starting": "cyan",
-    "retiring": "yellow",
-    "stopping": "yellow",
-    "stopped": "yellow",
-}
-
-# -- status
-
-
-def status(
-    app: FleetArgument = None,
-    as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", metavar="", help="Update it every second.")] = False,
-) -> None:
-    """Show what the fleet is doing.
-
-    $ taskq status app.py:q
-    $ taskq status --json | jq .totals
-    """
-    client = queue_of(app).client
-    console = console_of()
-    if as_json or not (watch and console.is_terminal):
-        while True:
-            found = client.look()
-            if as_json:
-                tasks = [counts.as_dict() for counts in client.counts()]
-                print(json.dumps({**asdict(found), "tasks": tasks}), flush=True)
-            else:
-                console.print(_picture(found, width_of_terminal()), soft_wrap=True)
-            if not watch:
-                return
-            time.sleep(_WATCH_EVERY_S)
-    with Live(_picture(client.look(), console.width), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(_WATCH_EVERY_S)
-            live.update(_picture(client.look(), console.width), refresh=True)
-
-
-def _picture(found: FleetStatus, width: int | None) -> Text:
-    parts = [
-        [_headline(found)],
-        _machines(found.machines),
-        _consumers(found.consumers, width),
-        _queues(found.queues, found.paused, width),
-        _totals(found.totals, width),
-    ]
-    return Text("\n\n").join(Text("\n").join(part) for part in parts if part)
-
-
-def _headline(found: FleetStatus) -> Text:
-    broker = found.broker
-    line = Text()
-    line.append(broker.state, style=f"bold {_STATE_STYLES[broker.state]}")
-    if broker.pid is not None:
-        line.append(f"  broker {broker.pid}, {_megabytes(broker.rss_bytes or 0)}, up {_span(broker.uptime_s or 0.0)}")
-    line.append(f"  {broker.directory}", style="dim")
-    if broker.longest_turn_s is not None:
-        recently_s = broker.longest_turn_last_minute_s or 0.0
-        told = f"{broker.longest_turn_s * 1e3:,.1f} ms, in the last minute {recently_s * 1e3:,.1f} ms"
-        line.append(f"\nlongest turn of the broker: {told}", style="dim")
-        line.append(f"; CPU time at the most {(broker.longest_turn_cpu_s or 0.0) * 1e3:,.1f} ms", style="dim")
-    line.append_text(_reload(found))
-    line.append_text(_not_started(found.not_started))
-    line.append_text(_spooled(found.spooled_files))
-    return line
-
-
-def _machines(machines: Sequence[MachineStatus]) -> list[Text]:
-    """The fleets that share a database, one a line, if there are several."""
-    if len(machines) < 2:
-        return []
-    return [
-        Text.assemble(
-            f"{machine.host}, broker {machine.pid}: ",
-            (machine.state, _STATE_STYLES[machine.state]),
-            f", {machine.running} running in {machine.consumers} consumers",
-            (f"  heard of {machine.seen_s:.0f} s ago", "dim"),
-        )
-        for machine in machines
-    ]
-
-
-def _reload(found: FleetStatus) -> Text:
-    """What to say of the code that the fleet runs: nothing if all of it is new."""
-    old = sum(1 for consumer in found.consumers if consumer.has_old_code)
-    consumers = f"old code in {old} of {len(found.consumers)} consumers"
-    if found.reload.state == "failed":
-        first = str(found.reload.error).partition("\n")[0]
-        return Text(f"\n{escape(f'{consumers}: the last reload failed ({first})')}", style="red")
-    return Text(f"\nreloading: {consumers}", style="yellow") if found.reload.state == "running" else Text()
-
-
-def _spooled(files: int) -> Text:
-    """The jobs that were enqueued while the fleet did not answer, or for which the disk has no room."""
-    if not files:
-        return Text()
-    return Text(f"\n{files:,} {'file' if files == 1 else 'files'} with jobs still in the spool", style="yellow")
-
-
-def _not_started(consumers: Sequence[MissingConsumer]) -> Text:
-    """The consumers that do not come up, with the reason, which is mostly the same for all."""
-    told = Text()
-    numbers_of: dict[str, list[str]] = {}
-    for consumer in consumers:
-        numbers_of.setdefault(consumer.error.partition("\n")[0], []).append(str(consumer.number))
-    for error, numbers in numbers_of.items():
-        one_or_more = "consumer {} does" if len(numbers) == 1 else "consumers {} do"
-        told.append(f"\n{one_or_more.format(', '.join(numbers))} not start: {escape(error)}", style="red")
-    return told
-
-
-def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[Text]:
-    if not consumers:
-        return []
-    columns = (
-        Column("consumer", "no.", is_right=True),
-        Column("pid", is_right=True),
-        Column("state"),
-        Column("task", is_name=True),
-        Column("progress", is_name=True),
-        Column("for", is_right=True),
-        Column("jobs", is_right=True),
-        Column("memory", is_right=True),
-    )
-    rows = [
-        (
-            str(each.number),
-            str(each.pid),
-            Cell(_activity(each), style=_STATE_STYLES.get(each.state, "")),
-            each.task or "",
-            each.progress.describe() if each.progress else "",
-            _span(each.running_s) if each.running_s is not None else "",
-            f"{each.jobs_done:,}",
-            _megabytes(each.rss_bytes),
-        )
-        for each in consumers
-    ]
-    return styled(table(columns, rows, width, gap=3))
-
-
-def _activity(consumer: ConsumerStatus) -> str:
-    """The state of a consumer, and how many of its slots are taken. The task beside it is that of the oldest job."""
-    return consumer.state if consumer.slots == 1 else f"{consumer.state} {consumer.running} of {consumer.slots}"
-
-
-def _queues(queues: Mapping[str, QueueStatus], paused: Sequence[str], width: int | None) -> list[Text]:
-    if not queues and not paused:
-        return [Text("no pending or running jobs")]
-    states = ("queued", "running", "scheduled", "waiting")
-    # a script that reads a pipe counts the columns
-    some = [state for state in states if width is None or any(getattr(counts, state) for counts in queues.values())]
-    columns = [Column("queue", is_name=True), *(Column(state, is_right=True) for state in some)]
-    columns += [Column("")] if paused else []
-    rows: list[tuple[Cell | str, ...]] = [
-        (
-            name,
-            *(f"{getattr(queues.get(name, QueueStatus()), state):,}" for state in some),
-            *([Cell("paused" if name in paused else "", style="yellow")] if paused else []),
-        )
-        for name in sorted({*queues, *paused})
-    ]
-    return styled(table(columns, rows, width, gap=3))
-
-
-def _totals(totals: JobTotals, width: int | None) -> list[Text]:
-    """The totals since the queue exists, in as many lines as needed."""
-    lines = [Text()]
-    for part in _counts(totals):
-        if width is not None and lines[-1].cell_len and lines[-1].cell_len + len(_BETWEEN) + part.cell_len > width:
-            lines.append(Text())
-        lines[-1] = Text(_BETWEEN).join([lines[-1], part]) if lines[-1].cell_len else part
-    return lines
-
-
-def totals_line(totals: JobTotals) -> Text:
-    """The totals since the queue exists, in one line."""
-    return Text(_BETWEEN).join(_counts(totals))
-
-
-def _counts(totals: JobTotals) -> list[Text]:
-    parts = []
-    for name in ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled"):
-        count, is_bad = getattr(totals, name), name in ("failed", "crashed")
-        parts.append(Text(f"{count:,} {name}", style="dim" if not count else "red" if is_bad else ""))
-    return parts
-
-
-def _span(seconds: float) -> str:
-    if seconds >= 60:
-        return duration_text(seconds * 1000)
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1_048_576:,.0f} MB"
-
-
-# -- logs
 
 
 def logs(

@@ -34,7 +34,7 @@ COMMANDS = {
     "pause": ("manage", _JOBS, "Pause queues: running jobs may finish, and no other job starts."),
     "resume": ("manage", _JOBS, "Let the jobs of paused queues run again."),
     "schedule": ("schedule", _JOBS, "List the schedules; pause or resume one, run it now, or remove it."),
-    "status": ("monitor", _LOOK, "Show what the fleet is doing."),
+    "status": ("status.command", _LOOK, "Show what the fleet is doing."),
     "why": ("watch.why", _LOOK, "Say why a job does not run, and what lets it run."),
     "errors": ("watch.errors", _LOOK, "Show which tasks fail, how often, since when, and of what."),
     "tasks": ("watch.tasks", _LOOK, "Show how long the jobs of each task wait and run, and how they end."),

@@ -25,6 +25,16 @@ from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
 
 
+class Vitals(NamedTuple):
+    """How an engine itself is: see `taskq.model.info.status.BrokerStatus`. What it does not know is None."""
+
+    commit_mean_s: float | None = None
+    commit_longest_s: float | None = None
+    journal_bytes: int | None = None
+    clients: int | None = None
+    rejected_clients: int | None = None
+
+
 class Figures(Protocol):
     """What an engine counts, for the status of a fleet. It is read at once, and changes nothing."""
 
@@ -37,6 +47,15 @@ class Figures(Protocol):
 
     def counts(self, kept: StoredState, /) -> dict[str, int]:
         """Counts the jobs of each queue in one state. Fast for scheduled and waiting jobs only."""
+
+    def rates(self) -> dict[str, tuple[float, float]]:
+        """How many jobs came and ended a second lately, by queue."""
+
+    def first_queued(self, partition: Partition, after: int, /) -> JobRow | None:
+        """The oldest job of a partition that is queued behind a sequence number, if that is known."""
+
+    def vitals(self) -> Vitals:
+        """How the engine is."""
 
 
 class Totals(Protocol):

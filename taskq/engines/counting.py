@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -15,6 +16,8 @@ from taskq.model.stored import Ended, StoredState
 #: For how many successes of one commit the wait is measured, which takes a microsecond each; of more, a sample stands
 #: for all.
 _MOST_WAITS = 64
+#: Rates are told of a time that is at least this long, in seconds; samples are taken half as often.
+_RATES_OF_S = 20.0
 _TIMED_OUT = frozenset({"TimedOut", "CpuTimeout"})
 
 
@@ -137,3 +140,32 @@ class JobCounting:
 
 def _waited_us(row: JobRow, started_at: float) -> int:
     return int((started_at - (enqueued_at(row.id) if row.ready_at is None else row.ready_at)) * 1e6)
+
+
+class RecentRates:
+    """How many jobs came and ended a second lately."""
+
+    def __init__(self, counts: FleetCounts, now: float) -> None:
+        """
+        Args:
+            now: monotonic seconds.
+        """
+        self._counts = counts
+        self._samples = deque([(now, counts.came_and_ended())], maxlen=4)
+
+    def sample(self, now: float) -> None:
+        """Notes what was counted, now and then. An idle broker need not call it: nothing changes."""
+        if now >= self._samples[-1][0] + _RATES_OF_S / 2:
+            self._samples.append((now, self._counts.came_and_ended()))
+
+    def rates(self, now: float) -> dict[str, tuple[float, float]]:
+        """Returns how many jobs came and how many ended a second, by queue, if any did."""
+        at, before = next((each for each in reversed(self._samples) if now - each[0] >= _RATES_OF_S), self._samples[0])
+        seconds = max(now - at, 1.0)
+        found: dict[str, tuple[float, float]] = {}
+        for queue, (came, ended) in self._counts.came_and_ended().items():
+            came_before, ended_before = before.get(queue, (0, 0))
+            if came > came_before or ended > ended_before:
+                found[queue] = (came - came_before) / seconds, (ended - ended_before) / seconds
+        self.sample(now)
+        return found

@@ -13,6 +13,7 @@ from taskq.model.info.status import (
     FleetStatus,
     JobTotals,
     MissingConsumer,
+    QueueFlow,
     QueueStatus,
     ReloadStatus,
 )
@@ -46,6 +47,7 @@ def status_of(value: Any) -> FleetStatus:
             paused=list(value.get("paused", ())),
             totals=known(JobTotals, value.get("totals", {})),
             consumers=[_consumer(each) for each in value.get("consumers", ())],
+            flows={name: known(QueueFlow, flow) for name, flow in value.get("flows", {}).items()},
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"not the status of a fleet: {type(error).__name__}: {error}") from error

@@ -1,4 +1,5 @@
-"""How long the turns of a loop take: a loop that is busy for long answers nobody meanwhile.
+"""How long the turns of a loop take, and what else is done again and again: a loop that is busy for long answers nobody
+meanwhile.
 
 A turn takes the CPU time of what it does, the time of its sync, and the time in which other processes have the core
 that it waits for. Only the first is its own, so it is told apart.
@@ -14,6 +15,40 @@ from typing import Final, NamedTuple
 
 _SPAN_S: Final = 10.0
 _SPANS: Final = 6
+
+
+class RecentTimes:
+    """How long something took, in the last minute (and up to 10 seconds more)."""
+
+    def __init__(self) -> None:
+        self._ends_at = -inf  # of this span
+        self._longest_s, self._sum_s, self._count = 0.0, 0.0, 0
+        self._before: deque[tuple[float, float, float, int]] = deque(maxlen=_SPANS)  # the end of a span, then as above
+
+    def note(self, took_s: float, now: float) -> None:
+        """It has just taken this long."""
+        if now >= self._ends_at:
+            self._before.append((self._ends_at, self._longest_s, self._sum_s, self._count))
+            self._longest_s, self._sum_s, self._count = 0.0, 0.0, 0
+            self._ends_at = now + _SPAN_S
+        if took_s > self._longest_s:
+            self._longest_s = took_s
+        self._sum_s += took_s
+        self._count += 1
+
+    def longest(self, now: float) -> float:
+        """The longest time; 0 if it was not done."""
+        return max((longest_s for longest_s, _, _ in self._recent(now)), default=0.0)
+
+    def mean(self, now: float) -> float | None:
+        """The mean of all times; None if it was not done."""
+        recent = self._recent(now)
+        count = sum(count for _, _, count in recent)
+        return sum(sum_s for _, sum_s, _ in recent) / count if count else None
+
+    def _recent(self, now: float) -> list[tuple[float, float, int]]:
+        spans = [*self._before, (self._ends_at, self._longest_s, self._sum_s, self._count)]
+        return [own for ends_at, *own in spans if ends_at > now - _SPAN_S * _SPANS]  # type: ignore[misc]
 
 
 class LongestTurns(NamedTuple):
@@ -45,9 +80,7 @@ class TurnTimes:
         self.number = 0  # of the turns that have begun
         self._began_at = inf  # no turn has begun
         self._ever_s = 0.0
-        self._span_s = 0.0  # the longest turn in this span
-        self._span_ends_at = -inf
-        self._before: deque[tuple[float, float]] = deque(maxlen=_SPANS)  # the end of a span, its longest turn
+        self._recent = RecentTimes()
 
     def began(self, now: float) -> None:
         """The loop has woken up."""
@@ -59,16 +92,10 @@ class TurnTimes:
         """The loop is about to sleep."""
         took_s = now - self._began_at
         self._most_cpu_s = max(self._most_cpu_s, self._cpu_s() - self._cpu_at_first)
-        if now >= self._span_ends_at:
-            self._before.append((self._span_ends_at, self._span_s))
-            self._span_s, self._span_ends_at = 0.0, now + _SPAN_S
-        if took_s > self._span_s:
-            self._span_s = took_s
-            self._ever_s = max(self._ever_s, took_s)
+        self._recent.note(max(took_s, 0.0), now)  # below 0: no turn has begun
+        if took_s > self._ever_s:
+            self._ever_s = took_s
 
     def longest(self, now: float) -> LongestTurns:
         """The longest turns that have ended."""
-        recent = [took_s for ended_at, took_s in self._before if ended_at > now - _SPAN_S * _SPANS]
-        if self._span_ends_at > now - _SPAN_S * _SPANS:
-            recent.append(self._span_s)
-        return LongestTurns(self._ever_s, max(recent, default=0.0), self._most_cpu_s)
+        return LongestTurns(self._ever_s, self._recent.longest(now), self._most_cpu_s)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskq.model.info.counts import Counts, TaskCounts
+from taskq.model.info.status import QueueFlow
 
 _MINUTE_S = 60
 #: Minutes over which a rate is told, the present one included, which is not over.
@@ -21,6 +22,7 @@ class Flow:
         minutes: since 1970, the oldest first; the last one is not over.
         now: seconds since 1970.
         enqueued, succeeded, failed, other: how many in each of them; `other` were cancelled or expired.
+        told: how fast jobs come and go, as the broker has seen it; None if it does not tell: then the last minutes do.
     """
 
     minutes: list[int]
@@ -29,15 +31,20 @@ class Flow:
     succeeded: list[int]
     failed: list[int]
     other: list[int]
+    told: QueueFlow | None = None
 
     @property
     def came_a_minute(self) -> float:
-        """Jobs that came in, of the last minutes."""
+        """Jobs that come in."""
+        if self.told is not None:
+            return self.told.came_per_s * _MINUTE_S
         return sum(self.enqueued[-_RATE_MINUTES:]) / self._minutes
 
     @property
     def ended_a_minute(self) -> float:
-        """Jobs that ended, of the last minutes."""
+        """Jobs that end."""
+        if self.told is not None:
+            return self.told.ended_per_s * _MINUTE_S
         ended = (sum(each[-_RATE_MINUTES:]) for each in (self.succeeded, self.failed, self.other))
         return sum(ended) / self._minutes
 
@@ -57,12 +64,21 @@ class Flow:
         return backlog / gain * _MINUTE_S if gain > 0 else None
 
 
-def flow_of(counts: Iterable[TaskCounts], now: float, minutes: int = 60) -> Flow:
+def together(flows: Iterable[QueueFlow]) -> QueueFlow | None:
+    """How fast the jobs of all these queues come and go; None if there are none."""
+    known = list(flows)
+    if not known:
+        return None
+    return QueueFlow(sum(flow.came_per_s for flow in known), sum(flow.ended_per_s for flow in known))
+
+
+def flow_of(counts: Iterable[TaskCounts], now: float, minutes: int = 60, told: QueueFlow | None = None) -> Flow:
     """Adds up the counts of tasks and queues by minutes.
 
     Args:
         now: seconds since 1970.
         minutes: how many, the present one included.
+        told: see `Flow`.
     """
     this = int(now // _MINUTE_S)
     span = list(range(this - minutes + 1, this + 1))
@@ -74,7 +90,8 @@ def flow_of(counts: Iterable[TaskCounts], now: float, minutes: int = 60) -> Flow
                 ended = own.cancelled + own.expired
                 summed[minute] = came + own.enqueued, good + own.succeeded, bad + own.failed, other + ended
     columns = [[summed[minute][column] for minute in span] for column in range(4)]
-    return Flow(span, now, *columns)
+    enqueued, succeeded, failed, cancelled = columns
+    return Flow(span, now, enqueued, succeeded, failed, cancelled, told)
 
 
 def added_up(counts: Iterable[TaskCounts]) -> Counts:

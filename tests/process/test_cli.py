@@ -352,6 +352,57 @@ def test_status_counts_each_task(start: Callable[..., Fleet], home: Path) -> Non
     assert counted()["add"]["total"]["succeeded"] == 3
 
 
+def test_status_tells_how_fast_jobs_come_and_go(
+    start: Callable[..., Fleet], gate: Gate, home: Path, tmp_path: Path
+) -> None:
+    """Of each queue: the rates, the trend, when it will be empty, and how long the oldest job waits, also if it is paused
+    and the fleet has not read it; and how the broker is. The picture fits into 60 columns, and is ASCII."""
+    fleet = start()
+    assert fleet.client.status().flows == {}
+    jobs.add.enqueue_many([(1, 2)] * 50)
+    wait_until(lambda: fleet.client.status().totals.succeeded == 50, "the jobs ran")
+    held = [jobs.hold.enqueue(gate.path, str(tmp_path / "held")) for _ in range(20)]
+    wait_for_file(tmp_path / "held", 1)
+    status = fleet.client.status()
+    flow = status.flows["default"]
+    assert flow.came_per_s > flow.ended_per_s > 0
+    assert (flow.trend, flow.empty_in_s) == ("growing", None)
+    assert 0 < (flow.oldest_waiting_s or 0) < DEADLINE_S
+    broker = status.broker
+    assert 0 < (broker.commit_mean_s or 0) <= (broker.commit_longest_s or 0)
+    assert (broker.journal_bytes or 0) > 4_096
+    assert ((broker.clients or 0) > 0, broker.rejected_clients) == (True, 0)
+    shown = taskq(home, "status", LANG="C", PYTHONUTF8="0").stdout
+    assert "oldest" in shown
+    assert "growing" in shown
+    assert "a commit takes " in shown
+    assert shown.isascii()
+    gate.open()
+    [job.result(DEADLINE_S) for job in held]
+    wait_until(lambda: fleet.client.status().flows["default"].oldest_waiting_s is None, "nothing waits")
+    assert fleet.client.status().flows["default"].empty_in_s == 0.0
+    taskq(home, "pause", "default")
+    jobs.add.enqueue(1, 2)
+    fleet.stop()
+    assert start().client.status().flows["default"].oldest_waiting_s is not None
+
+
+def test_status_imports_little(shared: Fleet) -> None:
+    """It is asked when something is wrong, and has to answer within 50 ms beside the start of Python."""
+    code = (
+        "import sys; sys.argv = ['taskq', 'status', *sys.argv[1:]]\n"
+        "from taskq.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-c", code, str(shared.home), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+        imported = set(done.stderr.split())
+        assert str(shared.home) in done.stdout
+        assert not imported & {"typer", "rich", "pydantic", "logging", "asyncio", "taskq.client.app", "taskq.model.job"}
+
+
 def test_status_watch_goes_on(shared: Fleet) -> None:
     with started(shared.home, "status", "--watch", "--json") as process:
         assert process.stdout is not None

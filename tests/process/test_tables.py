@@ -17,8 +17,9 @@ from rich.cells import cell_len
 from terminal import TASKQ, Here, environment, here
 
 from taskq import ConfigError, JobError, JobNotFound, JobState
-from taskq.cli import manage, monitor, schedule
+from taskq.cli import manage, schedule
 from taskq.cli.ids import is_id, whole_id
+from taskq.cli.status.picture import picture
 from taskq.cli.tables import Cell, Column, plain, short_ids, table
 from taskq.cli.words import headline_of
 from taskq.model.exits import Exit
@@ -129,7 +130,7 @@ def test_wide_characters_take_two_columns(width: int | None) -> None:
 
 @WIDTHS
 def test_status(width: int | None) -> None:
-    text = monitor._picture(status_of(STATUS), width).plain
+    text = plain(picture(status_of(STATUS), width))
     check(text, None, "12345", "/srv/thumbs")
     check(text[text.index("\n\n") :], width, "7,654,321", "123 MB", "1,000,000", "1,999,999", "9 cancelled", "paused")
     check(text, None, "1,234 files with jobs still in the spool")

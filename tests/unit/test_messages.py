@@ -19,6 +19,7 @@ from taskq.model.info.status import (
     FleetStatus,
     JobTotals,
     MissingConsumer,
+    QueueFlow,
     QueueStatus,
     ReloadStatus,
 )
@@ -202,7 +203,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
 
 
 STATUS = FleetStatus(
-    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125),
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125, 0.001, 0.002, 4_096, 5, 6),
     ReloadStatus(1, "failed", "no module"),
     [MissingConsumer(2, "no module")],
     {"mail": QueueStatus(1, 2, 3, 4)},
@@ -213,6 +214,7 @@ STATUS = FleetStatus(
         ConsumerStatus(1, 11, "running", True, 1, 1, IDS[0].hex(), "add", 0.5, Progress(4, 10, "half"), 12, 13, 14.5),
         ConsumerStatus(3, 12, "idle", False, 0),
     ],
+    flows={"mail": QueueFlow(1.5, 0.5, "growing", None, 30.0)},
 )
 #: How version 1 told it.
 TOLD = {
@@ -226,6 +228,11 @@ TOLD = {
         "longest_turn_s": 0.5,
         "longest_turn_last_minute_s": 0.25,
         "longest_turn_cpu_s": 0.125,
+        "commit_mean_s": 0.001,
+        "commit_longest_s": 0.002,
+        "journal_bytes": 4_096,
+        "clients": 5,
+        "rejected_clients": 6,
     },
     "reload": {"number": 1, "state": "failed", "error": "no module"},
     "not_started": [{"number": 2, "error": "no module"}],
@@ -273,6 +280,15 @@ TOLD = {
             "busy_s": 0.0,
         },
     ],
+    "flows": {
+        "mail": {
+            "came_per_s": 1.5,
+            "ended_per_s": 0.5,
+            "trend": "growing",
+            "empty_in_s": None,
+            "oldest_waiting_s": 30.0,
+        }
+    },
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from heapq import heappop, heappush, heapreplace
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 from taskq.broker.core.limiters import UNLIMITED, Release
@@ -41,6 +41,8 @@ _SET_ASIDE: Final = 8
 _WOKEN: Final = 4
 #: How many jobs or partitions are looked at to see how many jobs are before one.
 _LOOK_AHEAD: Final = 2_000
+#: How many partitions are looked at for the oldest job of each queue.
+_LOOK_FOR_OLDEST: Final = 2_000
 #: How many queues without jobs are remembered, with what they have used of their shares.
 _EMPTY_QUEUES: Final = 1_000
 
@@ -430,6 +432,20 @@ class ReadyJobs:
     def counts(self) -> dict[str, int]:
         """The number of jobs in each queue that wait here or in the store."""
         return {name: queue.waiting for name, queue in self._queues.items()}
+
+    def oldest(self) -> dict[str, list[JobRow | tuple[Partition, int]]]:
+        """The oldest waiting job of each partition, by queue; for one that was not read from the store yet, its
+        partition, and the sequence number behind which it is. If there are very many partitions, some are left out."""
+        found: dict[str, list[JobRow | tuple[Partition, int]]] = {}
+        for name, partition in islice(self._partitions.items(), _LOOK_FOR_OLDEST):
+            if not partition.waiting:
+                continue
+            self._window.skip_dropped(partition)
+            if partition.held:
+                found.setdefault(name.queue, []).append(partition.held[0])
+            elif partition.on_disk_after is not None:
+                found.setdefault(name.queue, []).append((name, partition.on_disk_after))
+        return found
 
     @property
     def has_some(self) -> bool:

@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from taskq.cli.common import closed_pipe
 from taskq.cli.config.options import defaults
 from taskq.cli.demo.app import index, q
-from taskq.cli.monitor import totals_line
+from taskq.cli.pictures import styled
+from taskq.cli.status.picture import totals_line
 from taskq.client.transport.api import QueueClient
 from taskq.model.errors import BrokerUnavailable, TaskQError
 from taskq.model.settings import default_consumers
@@ -89,7 +90,7 @@ def _play(console: Console, path: Path) -> None:
         totals = client.status().totals
     _tell_log(console, directory)
     _step(console, "Totals", "")
-    console.print("  ", totals_line(totals), sep="")
+    console.print("  ", *styled([totals_line(totals)]), sep="")
     _tell_next(console)
 
 

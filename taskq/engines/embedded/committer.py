@@ -35,6 +35,7 @@ from taskq.protocol import frames
 from taskq.protocol.submissions import Submission, accepted_frame
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
+from taskq.system.turns import RecentTimes
 
 #: Outcomes that nobody waits for may go with a later commit, after at most this time. It halves the commits of a
 #: producer that enqueues one job at a time while they run.
@@ -92,6 +93,8 @@ class Committer:
         self._watchers = Watchers(store, clients)
         self.counting = Counting(store, clock.time())
         self._record = Record(self.counting, events, clock)
+        #: How long commits take.
+        self.commits = RecentTimes()
         self.next_due = store.next_due()  # when the first scheduled job is due, in seconds since 1970
         self.next_expiry = store.next_expiry()  # when the first job that has not started expires
         self._due_is_staged = self._expiry_is_staged = False
@@ -325,7 +328,9 @@ class Committer:
                 tx.then(self._jobs.rates_stored)
             if full is None:
                 self.counting.store(now)
+            began_at = self._clock.monotonic()
             self._store.commit()
+            self.commits.note(self._clock.monotonic() - began_at, now)
         except StoreFull as error:
             self._store.rollback()
             self.counting.not_stored()

@@ -1,16 +1,22 @@
-"""Stores the counts of what happens to jobs, with commits that happen anyway; and the record of what is durable."""
+"""Stores the counts of what happens to jobs, with commits that happen anyway; the record of what is durable; and what
+the engine counts, for the status of the fleet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from os import uname
 
-from taskq.engines.contract import Events
-from taskq.engines.counting import JobCounting
+from taskq.engines.contract import Events, Totals, Vitals
+from taskq.engines.counting import JobCounting, RecentRates
 from taskq.engines.embedded.journal.store import Store
+from taskq.engines.embedded.ports import Clients
 from taskq.model.effects import Effects
 from taskq.model.info.counts import CountsRow
+from taskq.model.job import JobRow
+from taskq.model.partition import Partition
+from taskq.model.stored import StoredState
 from taskq.system.clock import Clock
+from taskq.system.turns import RecentTimes
 
 #: How often counts are stored, while there are commits. A broker that is killed loses the counts of this time.
 STORE_EVERY_S = 1.0
@@ -85,3 +91,48 @@ class Record:
                 change.row.ready_at = wall if change.due_at is None else change.due_at
             self._events.notes(effects.notes)
             self._events.successes(effects.done, now)
+
+
+class EmbeddedFigures:
+    """What the engine counts: see `taskq.engines.contract.Figures`. Before the engine has started, they
+    are those of the journal alone."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        #: Noted by the committer.
+        self.commits = RecentTimes()
+        self._rates: RecentRates | None = None
+        self._clients: Clients | None = None
+
+    def started(self, counting: Counting, clients: Clients) -> None:
+        """The engine serves these clients from now on."""
+        self._rates, self._clients = RecentRates(counting.counts, self._clock.monotonic()), clients
+
+    @property
+    def totals(self) -> Totals:
+        return self._store.totals
+
+    def paused(self) -> frozenset[str]:
+        return self._store.paused()
+
+    def counts(self, kept: StoredState, /) -> dict[str, int]:
+        return self._store.counts(kept)
+
+    def rates(self) -> dict[str, tuple[float, float]]:
+        return {} if self._rates is None else self._rates.rates(self._clock.monotonic())
+
+    def sample(self, now: float) -> None:
+        """Notes now and then what was counted, before more is."""
+        if self._rates is not None:
+            self._rates.sample(now)
+
+    def first_queued(self, partition: Partition, after: int, /) -> JobRow | None:
+        rows, _ = self._store.lease(partition, after, 1, 1)
+        return rows[0] if rows else None
+
+    def vitals(self) -> Vitals:
+        now = self._clock.monotonic()
+        mean_s = self.commits.mean(now)
+        longest_s = None if mean_s is None else round(self.commits.longest(now), 6)
+        connected, rejected = (None, None) if self._clients is None else self._clients.counted()
+        return Vitals(None if mean_s is None else round(mean_s, 6), longest_s, self._store.size(), connected, rejected)

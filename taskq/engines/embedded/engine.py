@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from taskq.engines.contract import Events, Figures, Fleet, Jobs
+from taskq.engines.contract import Events, Fleet, Jobs
 from taskq.engines.embedded.admin import Admin
 from taskq.engines.embedded.committer import Committer, commit_recovery
+from taskq.engines.embedded.counting import EmbeddedFigures
 from taskq.engines.embedded.dependencies import release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
@@ -87,6 +88,7 @@ class EmbeddedEngine:
             clients: the clients that it answers; None for those that connect to the directory's socket.
         """
         self.store = store
+        self.figures = EmbeddedFigures(store, clock)
         self._directory = directory
         self._settings = settings
         self._clock = clock
@@ -96,10 +98,6 @@ class EmbeddedEngine:
         self._changed_at = 0.0  # when something was committed last (monotonic), besides what time brings
         self._watch: FolderWatch | None = None  # of the spool
         self._messages: deque[tuple[Peer, Message]] = deque()  # of clients, not taken up yet
-
-    @property
-    def figures(self) -> Figures:
-        return self.store
 
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
         effects = recover(self.store, jobs, running, self._clock.monotonic(), self._clock.time())
@@ -116,8 +114,11 @@ class EmbeddedEngine:
         if self._clients is None:
             assert selector is not None
             self._clients = self._listen(fleet.events, selector, max_clients, now)
-        arguments = store, fleet.jobs, self._clients, fleet.events, self._directory, fleet.consumers, clock
+        clients = self._clients
+        arguments = store, fleet.jobs, clients, fleet.events, self._directory, fleet.consumers, clock
         self.committer = self._kinds.committer(*arguments)
+        self.committer.commits = self.figures.commits
+        self.figures.started(self.committer.counting, clients)
         self.scheduler = self._kinds.scheduler(store, log, clock.time())
         admin = Admin(fleet.jobs, store, self.committer, fleet.consumers, clock)
         self.requests = Requests(self._clients, self.committer, admin, self.scheduler, fleet.control, log, clock)
@@ -197,6 +198,7 @@ class EmbeddedEngine:
         committer.tell_deferred()
 
     def report(self, now: float) -> None:
+        self.figures.sample(now)
         self.committer.report(now)
         if self.committer.payloads.has_many_gone:  # only now: to remove 100 MB takes longer than to answer
             self.committer.payloads.remove_gone()

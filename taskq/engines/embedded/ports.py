@@ -39,6 +39,10 @@ class Clients(Protocol):
         """Disconnects all of them."""
         return
 
+    def counted(self) -> tuple[int | None, int | None]:
+        """How many are connected, and how many were refused or dropped so far; None where nobody can connect."""
+        return None, None
+
     def take_deferred(self) -> Iterable[tuple[Peer, bytes]]:
         """Returns the deferred ends of jobs, for the clients that can be told now."""
         return ()

@@ -91,7 +91,8 @@ class Server:
             syncs_files: what clients are told: see `frames.hello`.
         """
         self._selector = selector
-        self._on_rejected = on_rejected
+        self._tell_rejected = on_rejected
+        self._rejected = 0
         self._on_closed = on_closed
         self._clock = clock
         self._max_clients = max_clients
@@ -108,6 +109,14 @@ class Server:
         self._accept_at: float | None = None  # when to try again
         self.may_read = True  # set by the engine; see `taskq.engines.embedded.ports.Clients`
         self._resume_accepting()
+
+    def counted(self) -> tuple[int, int]:
+        """How many clients are connected, and how many were refused or dropped."""
+        return len(self._peers), self._rejected
+
+    def _on_rejected(self, reason: str) -> None:
+        self._rejected += 1
+        self._tell_rejected(reason)
 
     # -- input
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from taskq.engines.contract import Vitals
 from taskq.engines.counting import JobCounting
 from taskq.model.effects import Effects
 from taskq.model.info.counts import CountsRow
+from taskq.model.job import JobRow
+from taskq.model.partition import Partition
 from taskq.model.stored import StoredState
 
 
@@ -47,6 +50,15 @@ class PostgresFigures:
 
     def counts(self, _kept: StoredState, /) -> dict[str, int]:
         return {}
+
+    def rates(self) -> dict[str, tuple[float, float]]:
+        return {}  # a job counts as enqueued when it has ended
+
+    def first_queued(self, _partition: Partition, _after: int, /) -> JobRow | None:
+        return None
+
+    def vitals(self) -> Vitals:
+        return Vitals()
 
     def resume(self, kept: Iterable[CountsRow]) -> None:
         """Takes over the counts that an earlier broker has stored."""

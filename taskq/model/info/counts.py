@@ -63,6 +63,11 @@ class Counts:
         packed: bytes = msgpack.packb([self.wait.to_wire(), self.run.to_wire(), *numbers])
         return packed
 
+    @property
+    def came_and_ended(self) -> tuple[int, int]:
+        """How many jobs were taken in, and how many ended."""
+        return self.enqueued, self.succeeded + self.failed + self.cancelled + self.expired
+
     @classmethod
     def unpack(cls, packed: bytes) -> Counts:
         """Reads what `pack` has written, even in another version of taskq."""
@@ -137,7 +142,7 @@ class TaskCounts:
 class PairCounts:
     """The counts of one task in one queue."""
 
-    __slots__ = ("_closed", "_dirty", "_minute", "_now", "before")
+    __slots__ = ("_closed", "_counted", "_dirty", "_minute", "_now", "before")
 
     def __init__(self) -> None:
         self.before = Counts()  # the last hour
@@ -145,6 +150,7 @@ class PairCounts:
         self._minute = 0
         self._now = Counts()  # of this minute
         self._dirty: set[int] = set()  # the minutes that are not stored as they are
+        self._counted = 0, 0  # what is counted besides `_now`: the jobs that came, and those that ended
 
     def at(self, minute: int) -> Counts:
         """Returns the counts of a minute since 1970, for the caller to change now. Minutes go forward, unless somebody
@@ -160,8 +166,11 @@ class PairCounts:
         for other in [other for other in self._closed if not minute - MINUTES < other <= minute]:
             self.before.merge(Counts.unpack(self._closed.pop(other)))
             self._dirty |= {other, _BEFORE}
+        came, ended = self.came_and_ended
         self._minute = minute
         self._now = Counts.unpack(self._closed.pop(minute)) if minute in self._closed else Counts()
+        known_came, known_ended = self._now.came_and_ended  # it goes on in a minute that was counted before
+        self._counted = came - known_came, ended - known_ended
 
     def load(self, minute: int, packed: bytes) -> None:
         """Takes over what was stored."""
@@ -169,6 +178,12 @@ class PairCounts:
             self.before = Counts.unpack(packed)
         else:
             self._closed[minute] = packed
+
+    @property
+    def came_and_ended(self) -> tuple[int, int]:
+        """How many jobs were taken in, and how many ended, since this was made; what was loaded does not count."""
+        (came, ended), (now_came, now_ended) = self._counted, self._now.came_and_ended
+        return came + now_came, ended + now_ended
 
     def packed(self) -> list[tuple[int, bytes]]:
         """Returns all counts, by minutes; 0 stands for everything before the last hour."""
@@ -214,6 +229,14 @@ class FleetCounts:
             pair = self._pairs.setdefault(key, PairCounts())
         self._changed[key] = None
         return pair.at(minute)
+
+    def came_and_ended(self) -> dict[str, tuple[int, int]]:
+        """How many jobs came and ended in each queue since these counts were made, by `PairCounts.came_and_ended`."""
+        sums: dict[str, tuple[int, int]] = {}
+        for (_, queue), pair in self._pairs.items():
+            (came, ended), (all_came, all_ended) = pair.came_and_ended, sums.get(queue, (0, 0))
+            sums[queue] = all_came + came, all_ended + ended
+        return sums
 
     @property
     def is_changed(self) -> bool:

@@ -24,6 +24,12 @@ class BrokerStatus:
         longest_turn_last_minute_s: the same in the last minute.
         longest_turn_cpu_s: the most CPU time, in seconds, that one turn of its loop took since it started; or None. A
             turn lasts longer than that by its sync, and while other processes have the core.
+        commit_mean_s: how long its commits took in the last minute, in seconds, with their syncs; None if there were
+            none, or if the queue is in a database.
+        commit_longest_s: the longest of them, or None.
+        journal_bytes: the size of the journal with its write-ahead log, or None if the queue is in a database.
+        clients: how many clients are connected, or None if no fleet runs.
+        rejected_clients: how many clients it has refused or dropped since it started, or None.
     """
 
     pid: int | None
@@ -35,6 +41,11 @@ class BrokerStatus:
     longest_turn_s: float | None = None
     longest_turn_last_minute_s: float | None = None
     longest_turn_cpu_s: float | None = None
+    commit_mean_s: float | None = None
+    commit_longest_s: float | None = None
+    journal_bytes: int | None = None
+    clients: int | None = None
+    rejected_clients: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,50 @@ class QueueStatus:
     scheduled: int = 0
     queued: int = 0
     running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFlow:
+    """How fast the jobs of one queue come and go, by the last 20 to 30 seconds.
+
+    Attributes:
+        came_per_s: jobs that came in, a second.
+        ended_per_s: jobs that ended, a second.
+        trend: of the jobs that may start: "growing", "shrinking", or "steady" if about as many come as end, or if none
+            wait.
+        empty_in_s: in how many seconds they have ended at this rate, if the queue is not paused; None if never.
+        oldest_waiting_s: for how many seconds the oldest of them could have been running; None if there are none.
+    """
+
+    came_per_s: float = 0.0
+    ended_per_s: float = 0.0
+    trend: Literal["growing", "steady", "shrinking"] = "steady"
+    empty_in_s: float | None = None
+    oldest_waiting_s: float | None = None
+
+
+#: Rates that differ by less than this share of the larger one are about the same.
+_ABOUT_THE_SAME = 0.02
+
+
+def flow_of(
+    queued: int, came_per_s: float, ended_per_s: float, oldest_waiting_s: float | None, *, is_paused: bool
+) -> QueueFlow:
+    """Returns how fast the jobs of a queue come and go.
+
+    Args:
+        queued: how many may start.
+    """
+    gain = ended_per_s - came_per_s
+    is_steady = not queued or abs(gain) <= _ABOUT_THE_SAME * max(came_per_s, ended_per_s)
+    empty_in_s = 0.0 if not queued else None if is_paused or gain <= 0 or is_steady else round(queued / gain, 1)
+    return QueueFlow(
+        came_per_s=round(came_per_s, 3),
+        ended_per_s=round(ended_per_s, 3),
+        trend="steady" if is_steady else "shrinking" if gain > 0 else "growing",
+        empty_in_s=empty_in_s,
+        oldest_waiting_s=None if oldest_waiting_s is None else round(max(0.0, oldest_waiting_s), 3),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +230,8 @@ class FleetStatus:
         totals: what has happened to jobs so far.
         consumers: the processes that run jobs, by number.
         machines: the fleets that share a database; none if the queue is in a directory.
+        flows: how fast jobs come and go, by the names of the queues with such jobs, or in which some came or ended
+            lately; none if no fleet runs, or if the queue is in a database.
     """
 
     broker: BrokerStatus
@@ -186,3 +243,4 @@ class FleetStatus:
     totals: JobTotals = field(default_factory=JobTotals)
     consumers: list[ConsumerStatus] = field(default_factory=list)
     machines: list[MachineStatus] = field(default_factory=list)
+    flows: dict[str, QueueFlow] = field(default_factory=dict)

@@ -64,6 +64,11 @@ def _of_queues(status: FleetStatus) -> Iterator[Metric]:
     for queue in sorted({*status.queues, *status.paused}):
         paused.add_metric((queue,), queue in status.paused)
     yield paused
+    told = "For how long the oldest job that may start has been waiting; 0 if there is none."
+    oldest = GaugeMetricFamily("taskq_oldest_job_age_seconds", told, labels=("queue",))
+    for queue, flow in status.flows.items():
+        oldest.add_metric((queue,), flow.oldest_waiting_s or 0.0)
+    yield oldest
     yield GaugeMetricFamily(
         "taskq_spool_files", "Files with jobs that no fleet has taken in yet.", value=status.spooled_files
     )
@@ -98,10 +103,25 @@ def _of_broker(status: FleetStatus) -> Iterator[Metric]:
             "For how long the broker answered nobody at the most, in the last minute.",
             broker.longest_turn_last_minute_s,
         ),
+        (
+            "taskq_journal_commit_seconds",
+            "How long a commit took on average in the last minute, with its sync.",
+            broker.commit_mean_s,
+        ),
+        (
+            "taskq_journal_longest_commit_seconds",
+            "How long the longest commit of the last minute took, with its sync.",
+            broker.commit_longest_s,
+        ),
+        ("taskq_journal_bytes", "Size of the journal with its write-ahead log.", broker.journal_bytes),
+        ("taskq_clients", "Clients that are connected to the broker.", broker.clients),
     )
     for name, told, value in figures:
         if value is not None:
             yield GaugeMetricFamily(name, told, value=value)
+    if broker.rejected_clients is not None:
+        told = "Clients that the broker has refused or dropped since it started."
+        yield CounterMetricFamily("taskq_clients_rejected", told, value=broker.rejected_clients)
 
 
 def _of_jobs(counts: Sequence[TaskCounts]) -> Iterator[Metric]:

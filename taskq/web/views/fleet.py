@@ -18,7 +18,7 @@ from taskq.web.charts import Series
 from taskq.web.concerns import concerns_of
 from taskq.web.logs import kept_newest
 from taskq.web.pages import Page, Visit
-from taskq.web.rates import Flow, added_up, flow_of
+from taskq.web.rates import Flow, added_up, flow_of, together
 
 #: Jobs that wait whose obstacles are asked for, to find the limits in use.
 _MOST_ASKED = 60
@@ -31,7 +31,7 @@ async def overview(visit: Visit) -> Page:
     """Is it healthy, what runs, how long is the backlog, what fails?"""
     client = visit.q.async_client()
     status, counts = await client.look(), await client.counts()
-    flow = flow_of(counts, visit.now)
+    flow = flow_of(counts, visit.now, told=together(status.flows.values()))
     waiting = sum(queue.queued for queue in status.queues.values())
     open_ = sum(queue.queued for name, queue in status.queues.items() if name not in status.paused)
     return Page(
@@ -78,7 +78,7 @@ def queue_rows(
     rows = []
     for name in names:
         kept = status.queues.get(name, QueueStatus())
-        flow = flow_of([each for each in counts if each.queue == name], now)
+        flow = flow_of([each for each in counts if each.queue == name], now, told=status.flows.get(name))
         rows.append((name, kept, name in status.paused, flow, flow.empty_in_s(kept.queued)))
     return rows
 

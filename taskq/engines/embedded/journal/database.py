@@ -209,6 +209,10 @@ class Database:
         self._files.committed(self._committed, self._survives_power_loss)
 
     @trusted
+    def size(self) -> int:
+        return os.stat(self._path).st_size + self._wal.size
+
+    @trusted
     def fold_log(self) -> bool:
         if not self._wal.is_long or self._db.in_transaction:
             return False

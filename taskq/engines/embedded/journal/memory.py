@@ -341,6 +341,9 @@ class MemoryStore:
             self.disk.write(self._changes)
             self._changes = Changes()
 
+    def size(self) -> int:
+        return 0
+
     def rollback(self) -> None:
         self._load()
 

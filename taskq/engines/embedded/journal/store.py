@@ -273,6 +273,9 @@ class Store(Protocol):
     def rollback(self) -> None:
         """Drops all changes since the last commit."""
 
+    def size(self) -> int:
+        """How many bytes the journal takes, with its log."""
+
     def fold_log(self) -> bool:
         """Folds what was committed into the journal's own file, if it is time for that: about a turn's work, which
         commits need not wait for. Called between two transactions.

@@ -81,6 +81,11 @@ class WriteAheadLog:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    @property
+    def size(self) -> int:
+        """How many bytes the file takes."""
+        return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
+
     def check(self, now: float) -> None:
         """Looks now and then whether the file that SQLite writes is still the one that the next broker will find.
 
