@@ -22,9 +22,11 @@ from taskq.broker.core.core import Core
 from taskq.broker.status import StatusView
 from taskq.engines.contract import Consumers, Engine, Events, Fleet, FleetControl
 from taskq.engines.embedded.engine import EmbeddedEngine
-from taskq.engines.embedded.journal import older
+from taskq.engines.embedded.journal import files, older
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.ports import Clients
+from taskq.engines.moving.export import Export as Export
+from taskq.engines.moving.portable import Moved as Moved
 from taskq.model.settings import Settings
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.submissions import Submission
@@ -146,6 +148,28 @@ def make_tables(database: DatabaseUrl) -> tuple[int, int]:
     from taskq.engines.postgres import opening  # with psycopg, which most do not need
 
     return opening.make_tables(database)
+
+
+def export_of(directory: Directory) -> Export:
+    """Opens a journal for a move to another engine. The caller holds the lock. Raises JournalError."""
+    return Export(directory)
+
+
+def move(export: Export, database: DatabaseUrl) -> Moved:
+    """Moves a queue to a database; see `taskq.engines.moving.intake`."""
+    from taskq.engines.moving import intake  # with psycopg, which most do not need
+
+    return intake.move(export, database)
+
+
+def mark_moved(directory: Directory, place: str) -> None:
+    """Notes in a directory that its jobs were moved, so that no fleet runs them there again. Raises OSError."""
+    files.mark_moved(directory.journal, place)
+
+
+def moved_to(directory: Directory) -> str | None:
+    """Where the jobs of a directory were moved to, or None."""
+    return files.moved_to(directory.journal)
 
 
 def is_older(directory: Directory) -> bool:

@@ -204,9 +204,24 @@ class Reading:
         self._opened.callback(reader.close)
         return reader
 
+    def bring_up_to_date(self) -> None:
+        """Upgrades the journal, and takes in what clients have spooled."""
+        self._open(self._directory)
+
     def close(self) -> None:
         """Closes the journal cleanly, and removes a copy."""
         self._opened.close()
+
+
+def bring_up_to_date(directory: Directory) -> None:
+    """Upgrades the journal of a stopped fleet, and takes in what clients have spooled. The caller holds the lock.
+
+    Raises:
+        JournalError: the journal cannot be used.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(Reading(directory, _Client(ours))) as reading:
+        reading.bring_up_to_date()
 
 
 def main(descriptor: int, path: str) -> None:

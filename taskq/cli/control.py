@@ -1,4 +1,4 @@
-"""`taskq stop` and `taskq reload`, which control a running fleet, and `taskq migrate`, which prepares for one."""
+"""`taskq stop` and `taskq reload`, which control a running fleet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from taskq.broker.parts import make_tables
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import find_directory, locate_place, seconds_of, tell
+from taskq.cli.common import find_directory, seconds_of, tell
 from taskq.client.transport.blocking import Client
-from taskq.model.errors import AppError, BrokerUnavailable, ConfigError, ResultTimeout
+from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus
 from taskq.model.info.words import count_of
 from taskq.system.directory import Directory
@@ -21,24 +20,6 @@ from taskq.system.platform import open_pidfd
 from taskq.telemetry.reader import Filter, ago, read
 
 _POLL_S = 0.05
-
-
-def migrate(app: FleetArgument = None) -> None:
-    """Make the tables of a queue in its database, or bring them up to date.
-
-    The first worker does it too, if its role may create tables. Run it with a role that may, where that of the workers
-    may not. Fleets of the version before go on meanwhile.
-
-    $ TASKQ_URL=postgresql://owner@host/database taskq migrate app.py:q
-    """
-    database = locate_place(app).database
-    if database is None:
-        raise ConfigError(
-            "there is no database: set TASKQ_URL to postgresql://...; the journal in a directory upgrades by itself"
-        )
-    before, now = make_tables(database)
-    told = "are up to date" if before == now else "were made" if not before else f"were of version {before}"
-    print(f"{database.shown}: the tables in schema {database.schema!r} {told}; version {now}")
 
 
 def stop(

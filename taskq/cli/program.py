@@ -23,7 +23,7 @@ COMMANDS = {
     "worker": ("worker.command", _RUN, "Run a fleet: a broker, and consumers that run the jobs of APP."),
     "stop": ("control", _RUN, "Stop the fleet, and wait until it has stopped."),
     "reload": ("control", _RUN, "Load new code: replace the consumers one by one."),
-    "migrate": ("control", _RUN, "Make the tables of a queue in its database, or bring them up to date."),
+    "migrate": ("migrate.command", _RUN, "Make the tables of a queue in its database, or bring them up to date."),
     "config": ("config.command", _RUN, "Show the options of a fleet started here, and where each comes from."),
     "enqueue": ("jobs", _JOBS, "Enqueue a job, and print its id. Without a fleet, it goes to the spool."),
     "job": ("jobs", _JOBS, "Show everything that is known about a job."),

@@ -9,6 +9,7 @@ consumer that ran it. What is not known at the end is left out.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
@@ -210,6 +211,25 @@ def without_result(outcome: bytes) -> bytes:
     if result is None:
         return outcome
     return _packed(started_at, duration_s, error and error.to_wire(), delay_s, consumer)
+
+
+def with_result(outcome: bytes, result: bytes) -> bytes:
+    """The outcome with another payload as what the job returned."""
+    fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
+    fields[2] = result
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def machine_at(machines: Sequence[tuple[float, str]], at: float | None) -> str | None:
+    """The machine on which jobs ran at a time, or None if it is not known.
+
+    Args:
+        machines: since when (seconds since 1970) jobs ran on each, in order.
+        at: seconds since 1970.
+    """
+    position = 0 if at is None else bisect_right(machines, at, key=lambda machine: machine[0])
+    return machines[position - 1][1] if position else None
 
 
 def failure_in(outcome: bytes) -> tuple[JobError, float | None]:

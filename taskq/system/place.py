@@ -117,6 +117,12 @@ def _digest(*leads_there: object) -> str:
     return sha256(repr(leads_there).encode()).hexdigest()[:8]
 
 
+def has_password(url: str) -> bool:
+    """Whether a URL has a password in it, wherever that is; it need not be valid."""
+    name, _, _ = url.partition("://")[2].partition("@")
+    return ("@" in url and ":" in name) or "password=" in url.lower()
+
+
 class Place(NamedTuple):
     """Where a queue is kept.
 

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
 }
 #: Imports inside functions, outside the command line, and why each is late.
 LATE = {
+    ("broker.parts", "engines.moving.intake"): "it needs psycopg, which is an extra",
     ("broker.parts", "engines.postgres.engine"): "it needs psycopg, which is an extra",
     ("broker.parts", "engines.postgres.opening"): "it needs psycopg, which is an extra",
     ("broker.small", "broker.guardian"): "the guardian is small most of the time",

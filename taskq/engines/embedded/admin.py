@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from taskq.engines.contract import Consumers, FleetControl, Jobs
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
-from taskq.model.attempt import read_outcome, shortened, started_at_of, without_result
+from taskq.model.attempt import machine_at, read_outcome, shortened, started_at_of, without_result
 from taskq.model.errors import JobNotFound
 from taskq.model.info.search import ALL_JOBS, JobSearch
 from taskq.model.info.why import MOST_JOBS_TOLD, Obstacle, OtherJob, Reason, WhyInfo
@@ -74,7 +73,7 @@ class Admin:
         after = self._store.parents(row.seq, _SHOWN_NEIGHBOURS) if follows else []
         before = self._store.followers(row.id, _SHOWN_NEIGHBOURS)
         machines = self._store.machines()
-        history = [(number, kept, _machine_at(machines, started_at_of(kept))) for number, kept in attempts]
+        history = [(number, kept, machine_at(machines, started_at_of(kept))) for number, kept in attempts]
         return self._fields(stored, self._running())._replace(history=history, after=after, before=before)
 
     # -- why one does not run
@@ -211,9 +210,3 @@ class Admin:
 
 def _short(job: StoredJob) -> StoredJob:
     return job if job.outcome is None else job._replace(outcome=shortened(job.outcome))
-
-
-def _machine_at(machines: Sequence[tuple[float, str]], at: float | None) -> str | None:
-    """Returns the machine on which jobs ran at a time, or None if it is not known."""
-    position = 0 if at is None else bisect_right(machines, at, key=lambda machine: machine[0])
-    return machines[position - 1][1] if position else None

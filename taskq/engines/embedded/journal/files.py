@@ -12,6 +12,8 @@ from taskq.system.platform import free_bytes, sync_directory
 BALLAST_BYTES = 8 * 1024 * 1024
 #: Whether the commits that are counted survive a crash of the system: follows their number.
 _SURE, _UNSURE = b"s", b"u"
+#: Says, in a directory whose jobs were moved to a database, where they are.
+_MOVED = "moved.to"
 
 
 class FilesBeside:
@@ -27,6 +29,7 @@ class FilesBeside:
         self._marker = journal.with_name("queue.id")
         self._high_water = journal.with_suffix(".high")
         self._ballast = journal.with_suffix(".ballast")
+        self._moved = journal.with_name(_MOVED)
         self._high = -1  # its descriptor, while it is open
 
     # -- while the journal is opened
@@ -35,8 +38,14 @@ class FilesBeside:
         """Looks whether there is a journal where there must be one.
 
         Raises:
-            JournalError: the marker says so, and it is missing or empty.
+            JournalError: the marker says so, and it is missing or empty; or its jobs were moved elsewhere.
         """
+        place = read_if_there(self._moved).decode(errors="replace").strip()
+        if place:
+            raise JournalError(
+                f"the jobs of {self._journal.parent} were moved to {place}: set TASKQ_URL to that database. Jobs would "
+                f"run twice if a fleet ran here as well; to go back all the same, remove {self._moved}"
+            )
         is_new = not self._journal.exists() or self._journal.stat().st_size == 0
         if is_new and self._marker.exists():
             raise JournalError(
@@ -155,3 +164,13 @@ def _allocate(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.write(descriptor, bytes(size))
+
+
+def mark_moved(journal: Path, place: str) -> None:
+    """Notes durably that the jobs of a journal were moved, so that nobody opens it again. Raises OSError."""
+    write_durably(journal.with_name(_MOVED), f"{place}\n".encode())
+
+
+def moved_to(journal: Path) -> str | None:
+    """Where the jobs of a journal were moved to, or None."""
+    return read_if_there(journal.with_name(_MOVED)).decode(errors="replace").strip() or None
