@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from taskq.model.exits import Exit
 #: Each page with blocks of Python, and the files that they make; each is run below, or in test_guides.py.
 FILES = {
     "README.md": ["thumbs.py", "client.py"],
-    "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py"],
+    "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py", "shop/staff_urls.py"],
     "enqueue.md": ["bulk.py", "tracing.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
     "failed-jobs.md": ["repair.py"],
@@ -163,6 +164,94 @@ try:
 except LookupError:
     print(len(default_task_backend.q.jobs(task="shop.tasks.send_receipt")))
 """
+
+
+#: What `startproject` gives a site with an admin, and the pages for its staff.
+STAFF_SETTINGS = """
+from shop.settings import *
+ROOT_URLCONF = "shop.staff_urls"
+ALLOWED_HOSTS = ["*"]
+INSTALLED_APPS = [*INSTALLED_APPS, *(f"django.contrib.{name}" for name in ("auth", "contenttypes", "sessions", "messages", "admin"))]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+processors = [f"django.contrib.{name}" for name in ("auth.context_processors.auth", "messages.context_processors.messages")]
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
+    "OPTIONS": {"context_processors": ["django.template.context_processors.request", *processors]}}]
+"""
+STAFF = """
+import asyncio
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import AsyncClient, Client
+from shop.tasks import fail
+from django_tasks import default_task_backend
+
+call_command("migrate", verbosity=0)
+User.objects.create_superuser("ann")
+User.objects.create_user("bob", is_staff=True)
+User.objects.create_user("eve")
+clients = {name: Client() for name in ("ann", "bob", "eve", "nobody")}
+for name in ("ann", "bob", "eve"):
+    clients[name].force_login(User.objects.get(username=name))
+for name, client in clients.items():
+    answer = client.get("/admin/taskq/queues")
+    print(name, answer.status_code, answer.headers.get("Location"))
+job = fail.enqueue(why="as expected")
+default_task_backend.q.job(job.id).wait(30)
+page = clients["ann"].get(f"/admin/taskq/jobs/{job.id}").content.decode()
+print("as expected" in page, "/admin/taskq/static/dashboard.css" in page, 'value="retry"' in page)
+print('value="retry"' in clients["bob"].get(f"/admin/taskq/jobs/{job.id}").content.decode())
+form, own = ("action=pause&name=mail", "application/x-www-form-urlencoded"), {"HTTP_SEC_FETCH_SITE": "same-origin"}
+strict = Client(enforce_csrf_checks=True)
+strict.force_login(User.objects.get(username="ann"))
+print(clients["bob"].post("/admin/taskq/actions", *form, **own).status_code)
+print(strict.post("/admin/taskq/actions", *form).status_code, strict.post("/admin/taskq/actions", *form, **own).status_code)
+print(default_task_backend.q.status().paused)
+print(clients["nobody"].get("/admin/taskq/readyz").content, clients["ann"].get("/admin/taskq/nowhere").status_code)
+stream = clients["ann"].get("/admin/taskq/log/stream")
+print(next(stream.streaming_content)[:2] in (b": ", b"da"))
+stream.close()
+
+async def follow():
+    client = AsyncClient()
+    await client.aforce_login(await User.objects.aget(username="ann"))
+    stream = await client.get("/admin/taskq/log/stream")
+    async for part in stream.streaming_content:
+        return part[:2] in (b": ", b"da")
+
+print(asyncio.run(follow()))
+"""
+
+
+def test_the_dashboard_below_the_admin_of_django(tmp_path: Path, home: Path) -> None:
+    paste("django.md", tmp_path)
+    (tmp_path / "shop/staff.py").write_text(STAFF_SETTINGS)
+    (tmp_path / "visit.py").write_text(f"import django\ndjango.setup()\n{STAFF}")
+    environment = {"DJANGO_SETTINGS_MODULE": "shop.staff", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "manage.py", "taskq", "worker", "--consumers", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **environment}, stderr=-3) as fleet:
+        try:
+            wait_until(lambda: _is_running(TaskQ("shop")), "the fleet")
+            told = run(tmp_path, "visit.py", **environment).splitlines()
+        finally:
+            fleet.terminate()
+    login = "/admin/login/?next=/admin/taskq/queues"
+    assert told == [
+        *("ann 200 None", "bob 200 None", "eve 403 None", f"nobody 302 {login}"),
+        "True True True",
+        "False",
+        "403",
+        "403 200",
+        "['mail']",
+        "b'ready\\n' 404",
+        "True",
+        "True",
+    ]
 
 
 def test_django(tmp_path: Path, home: Path) -> None:
