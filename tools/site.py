@@ -20,7 +20,11 @@ _CONFIG = "mkdocs.yml"
 
 
 def outward(text: str, repository: str) -> str:
-    """The text of a page with its links out of docs/ as links into the repository. Raises FileNotFoundError."""
+    """The text of a page as the builder takes it: with its links out of docs/ as links into the repository.
+
+    Raises:
+        FileNotFoundError: such a link leads nowhere.
+    """
 
     def link(found: re.Match[str]) -> str:
         path = found[1]
@@ -29,6 +33,7 @@ def outward(text: str, repository: str) -> str:
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"]({repository}/{kind}/main/{path}{found[2]})"
 
+    text = re.sub(r'(src(?:set)?)="pictures/', r'\1="../pictures/', text)  # pages of the site are folders
     return re.sub(r"\]\(\.\./([^)#]+)((?:#[^)]*)?)\)", link, text)
 
 

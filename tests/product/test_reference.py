@@ -78,7 +78,8 @@ def test_options_that_stand_alone_are_those_of_some_command() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != README])
 def test_each_page_is_in_the_contents_and_its_links_lead_somewhere(page: str) -> None:
-    for link in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", text_of(page)):
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', text_of(page))
+    for link in (*re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", text_of(page)), *shown):
         assert (DOCS / link).exists(), link
     parts = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert page in [name for part in parts for entries in part.values() for entry in entries for name in entry.values()]
