@@ -74,6 +74,7 @@ def jobs(
 ) -> None:
     """List jobs, the newest first.
 
+    --state scheduled lists them in the order in which they come due.
     --state failed lists the dead letters: jobs that have no retries left. They
     are kept until they are retried or purged.
 
@@ -127,7 +128,7 @@ def _print_table(found: Sequence[JobInfo]) -> None:
     rows = [
         (
             Cell(info.id, ids[info.id]),
-            info.state.value,
+            _state(info),
             info.task,
             info.queue,
             str(info.attempts),
@@ -137,6 +138,13 @@ def _print_table(found: Sequence[JobInfo]) -> None:
         for info in found
     ]
     print(plain(table(_COLUMNS, rows, width_of_terminal())))
+
+
+def _state(info: JobInfo) -> Cell:
+    """Its state, and whether it is to be run again."""
+    if info.state == JobState.SCHEDULED and info.attempts:
+        return Cell("scheduled (retry)", "retry")
+    return Cell(info.state.value)
 
 
 def _when(info: JobInfo) -> str:

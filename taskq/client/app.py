@@ -351,7 +351,8 @@ class TaskQ(FleetConnection):
     ) -> list[JobInfo]:
         """Returns jobs, the newest first: in the order in which they were enqueued, or retried by hand.
 
-        Long errors are shortened, and `history` is empty: `Job.info` returns everything.
+        Scheduled jobs, if only these are wanted, are in the order in which they come due, unless the queue is in a
+        database. Long errors are shortened, and `history` is empty: `Job.info` returns everything.
 
         Args:
             state: only jobs in this state, such as "failed" (the dead-letter list).

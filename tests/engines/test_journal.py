@@ -769,6 +769,36 @@ class TestConformance:
         jobs, position = store.find(wanted, 0, rows[2].seq, 10, newest_first=True)
         assert ([job.row.seq for job in jobs], position) == ([rows[1].seq], None)
 
+    def test_scheduled_jobs_are_found_in_the_order_in_which_they_come_due(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In several steps, and also when the job behind which to go on has come due or is gone."""
+        for module in (queries_module, memory_module):
+            monkeypatch.setattr(module, "MAX_JOBS_SEEN", 3)
+        rows = submit(store, 6)
+        late = [LATE + number for number in (5, 3, 3, 1)]
+        store.settle([], [Rescheduled(row, at, None) for row, at in zip(rows, late, strict=False)], 1.0)
+        store.commit()
+        in_order = [rows[place].seq for place in (3, 1, 2, 0)]
+
+        def found(after: int | None, limit: int = 9) -> list[int]:
+            seqs: list[int] = []
+            while True:
+                jobs, after = store.find_due(Wanted(task=SPEC.task), after, limit)
+                seqs += [job.row.seq for job in jobs]
+                if after is None:
+                    return seqs
+
+        assert found(None) == found(None, 1) == in_order
+        assert found(in_order[0]) == in_order[1:]
+        assert store.find_due(Wanted(task="another"), None, 9)[0] == []
+        [row] = store.lease_due(LATE + 2, 1)
+        store.commit()
+        assert row.seq == in_order[0]
+        assert found(None) == in_order[1:]
+        if isinstance(store, SQLiteStore):
+            assert found(in_order[0]) == in_order[1:]
+
     def test_removed_jobs_are_gone(self, opener: Opener) -> None:
         """With their attempts; those that had not ended are counted as cancelled, those that had stay counted."""
         store = opener()
@@ -904,6 +934,55 @@ def crashed_copy(path: Path, home: Path) -> Path:
         if file.is_file():
             (home / file.name).write_bytes(file.read_bytes())
     return home / path.name
+
+
+def rows_looked_at(store: SQLiteStore, wanted: Wanted) -> int:
+    """How many steps of a hundred instructions SQLite takes to list the jobs that are wanted, and no others."""
+    steps = count()
+    store._db.set_progress_handler(lambda: next(steps) < 0, 100)
+    place: int | None = LAST
+    while place is not None:
+        _, place = store.find(wanted, 0, place, 50, newest_first=True)
+    if wanted.kept == StoredState.SCHEDULED:
+        store.find_due(Wanted(), None, 50)
+    store._db.set_progress_handler(None, 0)
+    return next(steps)
+
+
+def with_rare_ones(store: SQLiteStore, jobs: int) -> None:
+    """So many jobs that have succeeded, and one in each other final state at the old end."""
+    rows: list[JobRow] = []
+    while len(rows) < jobs:
+        rows += store.submit(SPEC, list(new_job_ids(10_000)), [b""] * 10_000)
+        store.commit()
+    kinds = [StoredState.FAILED, StoredState.CANCELLED, StoredState.EXPIRED]
+    ends = [*kinds, *[StoredState.SUCCEEDED] * (len(rows) - len(kinds))]
+    for start in range(0, jobs, 10_000):
+        part = slice(start, start + 10_000)
+        ended = [(row, kept, b"") for row, kept in zip(rows[part], ends[part], strict=True)]
+        store.settle(ended, [], 1.0)
+        store.commit()
+
+
+RARE = [*statements.RARE, StoredState.FAILED, StoredState.QUEUED]
+
+
+def test_a_list_of_a_rare_state_looks_at_no_other_jobs(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store:
+        with_rare_ones(store, 10_000)
+        assert all(rows_looked_at(store, Wanted(kept)) < 10 for kept in RARE)
+        assert rows_looked_at(store, Wanted(StoredState.SUCCEEDED, task="another")) > 500
+
+
+@pytest.mark.soak
+def test_a_list_of_a_rare_state_among_a_million_jobs_takes_no_time(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store:
+        with_rare_ones(store, 1_000_000)
+        assert all(rows_looked_at(store, Wanted(kept)) < 10 for kept in RARE)
+        began_at = time.process_time()
+        for kept in RARE:
+            rows_looked_at(store, Wanted(kept))
+        assert time.process_time() - began_at < 0.1
 
 
 def test_marker_without_journal_is_refused(path: Path) -> None:
@@ -1384,7 +1463,7 @@ class TickingClock:
         (Wanted(StoredState.FAILED, search=JobSearch(text="nowhere")), False),
         (Wanted(search=JobSearch(text="nowhere")), False),
         (Wanted(search=JobSearch(attempts=9)), False),
-        (Wanted(StoredState.CANCELLED), False),
+        (Wanted(StoredState.SUCCEEDED), False),
     ],
     ids=["text", "text, none", "text in all, none", "attempts, none", "state, none"],
 )

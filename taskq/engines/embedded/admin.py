@@ -148,7 +148,7 @@ class Admin:
         limit: int,
         search: JobSearch = ALL_JOBS,
     ) -> JobsAnswer:
-        """Lists jobs, newest first.
+        """Lists jobs, newest first; scheduled ones in the order in which they come due.
 
         Args:
             state, task, queue: only jobs with these; None for all.
@@ -167,11 +167,13 @@ class Admin:
             if stored is None:
                 raise JobNotFound.of(before)
             before = stored.row.seq
-        end = _END if before is None else before
         most = max(1, min(limit, MAX_JOBS_LISTED))
         wanted = Wanted(None if state in (None, JobState.RUNNING) else stored_state(state), task, queue, search=search)
         running = self._running()
-        if state == JobState.RUNNING:
+        end = _END if before is None else before
+        if state == JobState.SCHEDULED:
+            found, position = self._store.find_due(wanted, before, most)
+        elif state == JobState.RUNNING:
             found, position = self._running_jobs(running, wanted, end)[:most], None
         else:
             found, position = self._store.find(wanted, 0, end, most, newest_first=True)

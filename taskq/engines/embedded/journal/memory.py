@@ -383,6 +383,15 @@ class MemoryStore:
                 return found, seq
         return found, None
 
+    def find_due(self, wanted: Wanted, after: int | None, limit: int) -> tuple[list[StoredJob], int | None]:
+        known = [record for record in self._jobs.values() if record.kept == StoredState.SCHEDULED]
+        known.sort(key=lambda record: (record.due_at or 0.0, record.seq))
+        seqs = [record.seq for record in known]
+        first = seqs.index(after) + 1 if after in seqs else 0
+        jobs = [job for record in known[first:] if wanted.fits(job := record.stored())]
+        found = [_without_values(job) for job in jobs[:limit]]
+        return found, found[-1].row.seq if len(jobs) > limit else None
+
     def counts(self, kept: StoredState) -> dict[str, int]:
         return dict(Counter(record.spec.queue for record in self._jobs.values() if record.kept == kept))
 

@@ -66,6 +66,9 @@ class Queries(Database):
         until = self._clock.monotonic() + _FIND_S
         jobs: list[StoredJob] = []
         size = seen = 0
+        most = self._rows.living if wanted.kept == StoredState.QUEUED else limit  # behind that, only others
+        if not most:
+            return [], None
         step = min(_STEP_JOBS, MAX_JOBS_SEEN)
         with closing(self._look_at(wanted, after, before, step, newest_first=newest_first)) as looked_at:
             for place, fields in looked_at:
@@ -78,9 +81,30 @@ class Queries(Database):
                     if not wanted.search.text or wanted.tells(state, outcome, own[statements.CONSTRAINTS]):
                         jobs.append(self._stored(own))
                         size += payload_bytes or 0
+                if len(jobs) == most < limit:
+                    return jobs, None
                 is_full = len(jobs) == limit or size >= _FIND_BYTES or seen >= MAX_JOBS_SEEN
                 if is_full or self._clock.monotonic() >= until:
                     return jobs, place
+        return jobs, None
+
+    @trusted
+    def find_due(self, wanted: Wanted, after: int | None, limit: int) -> tuple[list[StoredJob], int | None]:
+        place: tuple[Any, ...] = (0.0, -1, 0)
+        if after is not None:  # if that one is gone, so are those before it: they came due
+            place = self._db.execute(statements.PLACE_DUE, (after,)).fetchone() or place
+        until = self._clock.monotonic() + _FIND_S
+        jobs: list[StoredJob] = []
+        seen = size = 0
+        with closing(self._db.execute(statements.FOUND_DUE, (*place, MAX_JOBS_SEEN))) as looked_at:
+            for seen, (*own, payload_bytes) in enumerate(looked_at, 1):
+                job = self._stored(own)
+                if wanted.fits(job):
+                    jobs.append(job)
+                    size += payload_bytes or 0
+                is_full = len(jobs) == limit or size >= _FIND_BYTES or seen == MAX_JOBS_SEEN
+                if is_full or self._clock.monotonic() >= until:
+                    return jobs, job.row.seq
         return jobs, None
 
     def _look_at(
@@ -89,13 +113,16 @@ class Queries(Database):
         """Yields the jobs that may be meant, each with its sequence number. After each step of so many jobs, meant or
         not, it yields None with the last of their numbers. Whoever iterates can stop at any of them, and go on
         there."""
-        source, seq = (
-            ("failed CROSS JOIN jobs ON seq = job", "job") if wanted.kept == StoredState.FAILED else ("jobs", "seq")
-        )
+        source, among, seq, own = "jobs", "jobs", "seq", ""
+        if wanted.kept == StoredState.FAILED:
+            source, among, seq = "failed CROSS JOIN jobs ON seq = job", "failed", "job"
+        elif wanted.kept in statements.RARE:
+            source = among = "jobs INDEXED BY jobs_rare"
+            own = f"AND {statements.IS_RARE} AND state = {wanted.kept:d} "
         order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'}"
-        last_of_step = f"SELECT {seq} FROM {source.split()[0]} WHERE {seq} > ? AND {seq} < ? {order} LIMIT 1 OFFSET ?"
+        last_of_step = f"SELECT {seq} FROM {among} WHERE {seq} > ? AND {seq} < ? {own}{order} LIMIT 1 OFFSET ?"
         condition, bindings = self._condition(wanted)
-        meant = f"SELECT {statements.FOUND} FROM {source} WHERE {seq} > ? AND {seq} < ? {condition} {order}"
+        meant = f"SELECT {statements.FOUND} FROM {source} WHERE {seq} > ? AND {seq} < ? {own}{condition} {order}"
         while True:
             last = self._value(last_of_step, after, before, step - 1)
             low = after if last is None or not newest_first else last - 1

@@ -64,6 +64,11 @@ class RowCounts:
             self.ended[state] -= gone[state]
 
     @property
+    def living(self) -> int:
+        """The number of jobs that have not ended."""
+        return self.jobs - sum(self.ended.values())
+
+    @property
     def prunable(self) -> int:
         """The number of ended jobs that go in time."""
         return sum(self.ended[state] for state in statements.PRUNABLE)

@@ -103,6 +103,15 @@ FOUND = (
     f"CASE WHEN state <> {StoredState.SUCCEEDED} OR length(outcome) < {MAX_FOUND_RESULT_BYTES} THEN outcome END, "
     "finished_at, length(payload)"
 )
+#: The states of jobs that are in an index of their own, and the condition with which it is used.
+RARE = frozenset({StoredState.WAITING, StoredState.CANCELLED, StoredState.EXPIRED})
+IS_RARE = f"(state > {StoredState.FAILED:d} OR state = {StoredState.WAITING:d})"
+#: The scheduled jobs, in the order in which they come due, behind one of them.
+FOUND_DUE = (
+    f"SELECT {FOUND} FROM jobs INDEXED BY jobs_due WHERE state = {StoredState.SCHEDULED:d} "
+    "AND (due_at, band, seq) > (?, ?, ?) ORDER BY due_at, band, seq LIMIT ?"
+)
+PLACE_DUE = f"SELECT due_at, iif(state = {StoredState.SCHEDULED:d}, band, -1), seq FROM jobs WHERE seq = ?"
 SCHEDULES = "SELECT fields, next_at, app, is_paused, last_at, last_id FROM schedules ORDER BY name"
 PUT_SCHEDULE = (
     "INSERT OR REPLACE INTO schedules (name, fields, next_at, app, is_paused, last_at, last_id) "

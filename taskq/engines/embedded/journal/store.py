@@ -309,6 +309,13 @@ class Store(Protocol):
             None if all were looked at.
         """
 
+    def find_due(self, wanted: Wanted, after: int | None, limit: int) -> tuple[list[StoredJob], int | None]:
+        """Reads scheduled jobs in the order in which they come due. As `find`.
+
+        Args:
+            after: the sequence number of the job behind which to go on; None: begin.
+        """
+
     def requeue(self, jobs: Sequence[StoredJob], now: float) -> list[JobRow]:
         """Makes failed jobs queued again, at the end of their queues, with their failures and crashes forgiven. They do
         not expire any more, and do not get their unique keys back. `now` is in seconds since 1970.
