@@ -75,6 +75,7 @@ class TaskQ(FleetConnection):
         self.schedules = Schedules(self, self.tasks)
         self.hooks = Hooks()
         self._names_elsewhere: set[str] = set()  # tasks that were named and are not registered here
+        self.hooks.install_in(self)
 
     def __repr__(self) -> str:
         return f"<TaskQ {self.name}>"

@@ -27,6 +27,27 @@ RedactionT = TypeVar("RedactionT", bound=Redaction)
 MiddlewareT = TypeVar("MiddlewareT", bound="Callable[[CurrentJob], Iterator[None] | AbstractContextManager[None]]")
 
 
+#: What else every application of this process gets. Written by `for_every_app`, read when an application is made.
+_for_every_app: list[Callable[[Any], object]] = []
+
+
+def for_every_app(install: Callable[[Any], object]) -> None:
+    """Gives hooks to every application that this process makes from now on; for tools that watch programs, such as
+    those for tracing.
+
+    Args:
+        install: called with each application when it has been made. A function that is known already replaces its
+            older self.
+    """
+    _for_every_app[:] = _with(_for_every_app, install)
+
+
+def no_longer_for_every_app(install: Callable[[Any], object]) -> None:
+    """Takes back what `for_every_app` was given. Applications that were made keep what they have."""
+    if install in _for_every_app:
+        _for_every_app.remove(install)
+
+
 class StartFailed(Exception):
     """A function of `on_consumer_start` raised: the consumer cannot run."""
 
@@ -40,6 +61,12 @@ class Hooks:
         #: Makes a context for each job; the first is the outermost.
         self.middleware: list[Callable[[CurrentJob], AbstractContextManager[None]]] = []
         self._sources: list[Callable[..., object]] = []
+
+    @staticmethod
+    def install_in(app: Any) -> None:
+        """Gives a new application what every application gets; see `for_every_app`."""
+        for install in _for_every_app:
+            install(app)
 
     def on_start(self, function: Hook) -> None:
         """Registers a function for the start of a consumer."""

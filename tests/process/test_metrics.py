@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +18,7 @@ from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, running, use, wait_until
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from served import free_port
 from starlette.testclient import TestClient
 from terminal import TASKQ, Here, environment, here, refused
 
@@ -241,3 +245,73 @@ def test_a_stopped_fleet_is_not_up(here: Here, tmp_path: Path) -> None:
     found = samples(here(fleet.home, "metrics").stdout)
     assert figure(found, "taskq_up") == 0
     assert figure(found, "taskq_jobs_enqueued_total", queue="default", task="add") == 1, "what it has counted stays"
+
+
+NEEDS_PROMETHEUS = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="there is no Prometheus here: apt-get install prometheus"
+)
+
+
+@contextmanager
+def prometheus(folder: Path, target: int) -> Iterator[httpx.Client]:
+    """A real one, which reads the figures of a port and the rules for alerts each second; a client of it."""
+    port = free_port()
+    (folder / "prometheus.yml").write_text(
+        f"""
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: [{ROOT / "examples" / "prometheus" / "alerts.yml"}]
+scrape_configs: [{{job_name: taskq, static_configs: [{{targets: ["127.0.0.1:{target}"]}}]}}]
+"""
+    )
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("w")) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=DEADLINE_S) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+def asked(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
+    """What an expression gives at this moment; nothing while Prometheus starts."""
+    try:
+        answer = client.get("/query", params={"query": expression})
+    except httpx.TransportError:
+        return []
+    if answer.status_code == 503:
+        return []
+    assert answer.status_code == 200, f"{expression}: {answer.text}"
+    result: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return result
+
+
+def expressions() -> list[str]:
+    """All that the dashboard asks, of all fleets and queues, over a minute."""
+    dashboard = json.loads((ROOT / "examples" / "prometheus" / "grafana.json").read_text())
+    found = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return [re.sub(r"\$(instance|queue)", ".*", each).replace("$__rate_interval", "1m") for each in found]
+
+
+@NEEDS_PROMETHEUS
+def test_a_real_prometheus_reads_the_figures_the_rules_and_what_the_dashboard_asks(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    port = free_port()
+    command = [*TASKQ, "metrics", str(fleet.home), "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, env=environment(fleet.home), stdout=subprocess.DEVNULL) as served:
+        try:
+            with prometheus(tmp_path, port) as client:
+                wait_until(lambda: len(asked(client, "count_over_time(taskq_up[1m]) >= 3")) == 1, "three readings")
+                [up] = asked(client, "taskq_up")
+                assert up["value"][1] == "1"
+                for expression in expressions():
+                    assert asked(client, expression) != [], expression
+                [group] = client.get("/rules").json()["data"]["groups"]
+                assert {rule["health"] for rule in group["rules"]} == {"ok"}
+        finally:
+            served.terminate()

@@ -41,6 +41,7 @@ FILES = {
     "options.md": ["shop.py"],
     "schedules.md": ["nightly.py"],
     "testing.md": ["test_shop.py"],
+    "tracing.md": ["shop.py", "mail.py"],
     "tutorial.md": ["pictures.py", "make.py"],
     "watch.md": ["private.py"],
     "web.md": ["ops.py"],
@@ -114,6 +115,19 @@ def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "argument 'order': Order: items.0.price: Input should be greater than 0" in answer.json()["detail"]
         receipt = orders.invoice.enqueue(orders.Order(customer="Eve")).result(30)
         assert receipt == orders.Receipt(customer="Eve", total=0)
+
+
+def test_tracing(tmp_path: Path) -> None:
+    paste("tracing.md", tmp_path)
+    calls = "with testing.inline(app.q): print(app.{}.result()){}"
+    start = "from taskq import testing; import {} as app\n"
+    printed = run(
+        tmp_path, "-c", start.format("shop") + calls.format("pack.enqueue(7)", "; app.provider.force_flush()")
+    )
+    assert printed.startswith("packed 7")
+    assert '"name": "enqueue pack"' in printed
+    assert '"name": "process pack"' in printed
+    assert run(tmp_path, "-c", start.format("mail") + calls.format("send.enqueue('a@b')", "")) == "sent to a@b\n"
 
 
 def test_flask(tmp_path: Path, home: Path) -> None:

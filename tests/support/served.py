@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -34,3 +35,11 @@ class Served:
         self.process.terminate()
         _, errors = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, errors
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has at this moment."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        port: int = tried.getsockname()[1]
+    return port

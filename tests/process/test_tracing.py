@@ -1,0 +1,163 @@
+"""OpenTelemetry and Sentry: what they are sent by a program that enqueues, and by the consumer of a real fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentry_sdk
+from apps import traced
+from fleet import APPS, Fleet, running, use
+from opentelemetry import baggage, context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from taskq import Job, JobFailed, TaskQ, testing
+from taskq.contrib.otel import TaskQInstrumentor
+
+Told = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    home = tmp_path_factory.mktemp("traced") / "queue"
+    app = f"{APPS / 'traced.py'}:q"
+    paths = f"{APPS.parent}:{APPS.parent.parent}"
+    with running(Fleet(home, app, consumers=1, environment={"PYTHONPATH": paths})) as fleet:
+        use(traced.q, home)
+        yield fleet
+
+
+def ended(job: Job[Any]) -> str:
+    """The id of a job that has ended."""
+    assert job.wait(20)
+    return job.id
+
+
+def spans_of(told: Told, job_id: str) -> list[Told]:
+    return [span for span in told["spans"] if span["attributes"].get("messaging.message.id") == job_id]
+
+
+def events_of(told: Told, job_id: str) -> list[Told]:
+    return [event for event in told["sentry"] if event.get("contexts", {}).get("taskq", {}).get("job") == job_id]
+
+
+def test_an_attempt_belongs_to_the_trace_in_which_the_job_was_enqueued(fleet: Fleet) -> None:
+    traced.exporter.clear()
+    job_id = ended(traced.fine.enqueue(1))
+    [made] = traced.spans()
+    assert (made["name"], made["kind"]) == ("enqueue fine", "PRODUCER")
+    told = traced.told.enqueue().result(timeout=20)
+    [ran] = spans_of(told, job_id)
+    assert (ran["name"], ran["kind"], ran["status"]) == ("process fine", "CONSUMER", "UNSET")
+    assert (ran["trace"], ran["parent"]) == (made["trace"], made["id"])
+    assert ran["attributes"]["messaging.system"] == "taskq"
+    assert ran["attributes"]["taskq.attempt"] == 1
+    assert told["metrics"] == ["messaging.client.consumed.messages", "messaging.process.duration"]
+
+
+def test_a_job_that_a_job_enqueues_is_in_the_same_trace(fleet: Fleet) -> None:
+    outer = traced.around.enqueue(4)
+    inner_id = outer.result(timeout=20)
+    assert traced.q.job(inner_id).wait(20)
+    told = traced.told.enqueue().result(timeout=20)
+    [first], [second] = spans_of(told, outer.id), spans_of(told, inner_id)
+    assert first["trace"] == second["trace"]
+    between = next(span for span in told["spans"] if span["id"] == second["parent"])
+    assert (between["name"], between["parent"]) == ("enqueue fine", first["id"])
+
+
+def test_an_error_is_told_for_each_attempt_and_a_wish_is_none(fleet: Fleet) -> None:
+    failed = traced.fails.enqueue()
+    with pytest.raises(JobFailed):
+        failed.result(timeout=20)
+    asked = ended(traced.asks.enqueue())
+    told = traced.told.enqueue().result(timeout=20)
+    attempts = spans_of(told, failed.id)
+    assert [span["attributes"]["taskq.attempt"] for span in attempts] == [1, 2]
+    for span in attempts:
+        assert (span["status"], span["events"]) == ("ERROR", ["exception"])
+        assert span["attributes"]["error.type"] == "ValueError"
+    first, second = spans_of(told, asked)
+    assert first["attributes"]["taskq.wish"] == "retry"
+    assert {first["status"], second["status"]} == {"UNSET"}
+    errors = [event for event in events_of(told, failed.id) if "exception" in event]
+    assert [event["contexts"]["taskq"]["attempt"] for event in errors] == [1, 2]
+    for event in errors:
+        assert event["exception"]["values"][-1]["value"] == "no paper"
+        crumbs = [crumb["message"] for crumb in event["breadcrumbs"]["values"]]
+        assert crumbs == [f"attempt {event['contexts']['taskq']['attempt']}"], "each attempt has its own"
+        assert event["exception"]["values"][-1]["mechanism"] == {"type": "taskq", "handled": False}
+    assert [event for event in events_of(told, asked) if "exception" in event] == []
+
+
+def test_sentry_leads_from_the_request_to_the_attempt(fleet: Fleet) -> None:
+    traced.Kept.sent.clear()
+    with sentry_sdk.start_transaction(op="http.server", name="POST /orders"):
+        job_id = ended(traced.waits.enqueue(7))
+    [request] = [event for event in traced.Kept.sent if event.get("type") == "transaction"]
+    [publish] = request["spans"]
+    assert (publish["op"], publish["description"]) == ("queue.publish", "waits")
+    told = traced.told.enqueue().result(timeout=20)
+    [attempt] = events_of(told, job_id)
+    assert (attempt["type"], attempt["transaction"]) == ("transaction", "waits")
+    assert attempt["transaction_info"] == {"source": "task"}
+    trace = attempt["contexts"]["trace"]
+    assert (trace["trace_id"], trace["parent_span_id"]) == (
+        request["contexts"]["trace"]["trace_id"],
+        publish["span_id"],
+    )
+    assert trace["status"] == "ok"
+    [process] = attempt["spans"]
+    assert process["op"] == "queue.process"
+    assert process["data"]["messaging.message.id"] == job_id
+    assert process["data"]["messaging.message.retry.count"] == 0
+    assert process["data"]["messaging.message.receive.latency"] >= 0
+
+
+def test_a_large_baggage_does_not_keep_a_job_from_being_enqueued(fleet: Fleet) -> None:
+    token = context.attach(baggage.set_baggage("cart", "x" * 5_000))
+    try:
+        job = traced.fine.enqueue(1)
+    finally:
+        context.detach(token)
+    meta = job.info().meta
+    assert "traceparent" in meta
+    assert len(meta.get("baggage", "")) <= 1024
+
+
+def test_with_links_an_attempt_begins_a_trace_of_its_own(tmp_path: Path) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = TaskQInstrumentor()
+    instrumentor.uninstrument()
+    try:
+        q = TaskQ("linked", tmp_path / "linked")
+        instrumentor.instrument(app=q, tracer_provider=provider, use_span_links=True)
+        task = q.task(name="linked")(_double)
+        with testing.inline(q):
+            assert task.enqueue(2).result(timeout=5) == 4
+        made, ran = exporter.get_finished_spans()
+        assert made.name == "enqueue linked"
+        assert ran.parent is None
+        assert [link.context.trace_id for link in ran.links] == [made.context.trace_id]
+        instrumentor.uninstrument()
+        exporter.clear()
+        with testing.inline(q):
+            assert task.enqueue(2).result(timeout=5) == 4
+        assert exporter.get_finished_spans() == ()
+    finally:
+        instrumentor.instrument(app=traced.q, tracer_provider=traced.provider)
+
+
+def test_opentelemetry_instrument_finds_it() -> None:
+    [entry] = [each for each in entry_points(group="opentelemetry_instrumentor") if each.name == "taskq"]
+    assert entry.load() is TaskQInstrumentor
+
+
+def _double(number: int) -> int:
+    return 2 * number
