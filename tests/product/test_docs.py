@@ -326,6 +326,23 @@ def test_containers_stop_before_they_are_killed(home: Path) -> None:
         assert done.returncode == Exit.NO_FLEET
 
 
+def test_containers_that_share_the_volume_share_the_queue(tmp_path: Path, home: Path) -> None:
+    """As in compose.yaml: what enqueues has processes of its own, which those of the fleet cannot see."""
+    paste("install.md", tmp_path)
+    code = (
+        "import os; from thumbs import thumbnail; print(os.getpid(), thumbnail.enqueue('cat.jpg').result(timeout=20))"
+    )
+    container = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a namespace of processes")
+    with running(Fleet(home, f"{tmp_path / 'thumbs.py'}:q", prefix=container)) as fleet:
+        client = [*container, sys.executable, "-c", code]
+        told = subprocess.run(client, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+        assert (told.returncode, told.stdout) == (0, "1 cat.jpg at 256\n"), told.stderr
+        run(tmp_path, "-m", "taskq", "stop", "thumbs.py:q")  # unshare passes no signals on
+        fleet.wait_for_end()
+
+
 def _is_running(q: TaskQ) -> bool:
     try:
         return bool(q.status().consumers)

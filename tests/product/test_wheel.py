@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -193,8 +194,9 @@ def _built(place: Path) -> Path:
     """The wheel, built from a copy of what is packed: without the packer, pip gets it as for any other project."""
     source = place / "source"
     shutil.copytree(ROOT / "taskq", source / "taskq", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, source)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "tools/pypi_readme.py"):
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "tests" / "unit", source / "tests" / "unit", ignore=shutil.ignore_patterns("__pycache__"))
     isolation = ["--no-build-isolation"] if find_spec("hatchling") else []
     _pip("wheel", "--no-deps", *isolation, "--wheel-dir", str(place), str(source))
@@ -238,6 +240,12 @@ def test_it_holds_what_it_must_and_nothing_else(installed: Installed) -> None:
     assert "[console_scripts]\ntaskq = taskq.cli:main\n" in entry_points
     assert "[pytest11]\ntaskq = taskq.testing.pytest_plugin" in entry_points
     assert "\nRequires-Python: >=3.11\n" in metadata
+    readme = metadata.partition("\n\n")[2]
+    assert "\nDescription-Content-Type: text/markdown\n" in metadata
+    assert "# taskq\n" in readme
+    links = [*re.findall(r"\]\(([^)]+)\)", readme), *re.findall(r'(?:src|srcset)="([^"]+)"', readme)]
+    assert len(links) > 40
+    assert [link for link in links if not link.startswith("https://")] == [], "where PyPI shows it there are no files"
 
 
 def test_the_checkout_is_not_to_be_seen(installed: Installed) -> None:
