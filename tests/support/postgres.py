@@ -79,13 +79,19 @@ class Server:
     """A PostgreSQL server with a folder of its own, reached by a Unix socket in it."""
 
     def __init__(
-        self, *, is_safe: bool = False, settings: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        *,
+        is_safe: bool = False,
+        settings: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        small_disk: str | None = None,
     ) -> None:
         """
         Args:
             is_safe: whether what is committed outlives a kill of the machine; a kill of the server it outlives anyway.
             settings: of the server, besides those that all have.
             prefix: what stands before its command, as a `hosts.Host` has it.
+            small_disk: what is on a disk of its own, which can be filled: "data" (without the log), or "wal".
         """
         programs = find_programs()
         assert programs is not None, missing()
@@ -100,10 +106,40 @@ class Server:
             assert servant is not None
             os.chown(self.folder, servant.pw_uid, servant.pw_gid)
             self._prefix += [f"--reuid={servant.pw_uid}", f"--regid={servant.pw_gid}", "--clear-groups"]
+        self._disk = None if small_disk is None else self._small_disk(small_disk)
         arguments = ["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+        arguments += ["--wal-segsize=1", "-X", str(self.folder / "wal")] if small_disk else []
         command = [*self._prefix, self._programs / "initdb", *arguments]
         made = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
+
+    def _small_disk(self, name: str) -> Path:
+        """Makes the folder of that name a disk of its own."""
+        disk = self.folder / name
+        for folder in (self.folder / "data", self.folder / "wal"):
+            folder.mkdir(mode=0o700)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", str(disk)]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(self.folder)
+            pytest.skip(f"this user may not mount a filesystem: {done.stderr.strip()}")
+        servant = _servant()
+        for folder in (self.folder / "data", self.folder / "wal"):
+            if servant is not None:
+                os.chown(folder, servant.pw_uid, servant.pw_gid)
+        return disk
+
+    def fill_disk(self, leave_bytes: int) -> None:
+        """Fills its small disk but for so many bytes."""
+        assert self._disk is not None
+        left = os.statvfs(self._disk)
+        with (self._disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, left.f_bavail * left.f_frsize - leave_bytes)
+
+    def make_room(self) -> None:
+        """Empties it again."""
+        assert self._disk is not None
+        (self._disk / "filler").unlink()
 
     # -- its life
 
@@ -161,6 +197,11 @@ class Server:
             time.sleep(0.001)
         self._process = None
 
+    @property
+    def has_died(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stops it, and starts it again."""
         self.stop(how)
@@ -187,10 +228,12 @@ class Server:
     def remove(self) -> None:
         """Ends it for good."""
         try:
-            if self._process is not None:
+            if self._process is not None and not self.has_died:
                 self.thaw()
                 self.stop(signal.SIGQUIT)
         finally:
+            if self._disk is not None:
+                subprocess.run(["umount", "--lazy", str(self._disk)], check=True)
             shutil.rmtree(self.folder)
 
     @property

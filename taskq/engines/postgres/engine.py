@@ -136,7 +136,7 @@ class PostgresEngine:
         self.figures.resume(drive(self._work, ReadCounts(machine), self._clock))
         self.fleet = registered.fleet
         self._audited = self._work.sessions
-        leases = self._leases = FleetLeases(jobs)
+        leases = self._leases = FleetLeases(jobs, self._demand, self._clock)
         if unknown := leases.specs.unknown(registered.orphans):
             leases.specs.learn(drive(self._work, ReadSpecs(unknown), self._clock))
         were_running = {each.job_id: (each.attempt, each.consumer) for each in records}
@@ -181,7 +181,7 @@ class PostgresEngine:
                 self._finish_audit(exchange.value or [], now)
             case Reclaim() if exchange.value is not None:
                 self._finish_reclaim(exchange.value)
-            case Beat():
+            case Beat() if exchange.value is None or exchange.fleet == self.fleet:  # else it has another number since
                 self._finish_beat(exchange.value, now)
             case Look():
                 self._finish_look(exchange.value, now)
@@ -304,7 +304,7 @@ class PostgresEngine:
             ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
             self._work.ask(HandOver(self._schema, ended))
             return
-        self._leases.take_effects(self._demand)
+        self._leases.take_effects()
         outcomes = self._leases.outcomes
         if missing := missing_numbers(outcomes, self._kinds):
             self._work.ask(missing)

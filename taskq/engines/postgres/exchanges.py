@@ -132,13 +132,13 @@ class Beat(Exchange[Beaten]):
             running: the numbers of the attempts that run, by id of their jobs.
         """
         super().__init__(self._plan)
-        self._fleet, self._running, self._status = fleet, running, status
+        self.fleet, self._running, self._status = fleet, running, status
 
     def _plan(self) -> Plan[Beaten]:
         ids, numbers = uuids(list(self._running)), ints(list(self._running.values()))
         beaten, cancels, paused = yield Step(
-            Query(statements.BEAT, (self._fleet, ids, numbers, self._status)),
-            Query(statements.CANCELS, (self._fleet,)),
+            Query(statements.BEAT, (self.fleet, ids, numbers, self._status)),
+            Query(statements.CANCELS, (self.fleet,)),
             Query(statements.PAUSED),
             commits=True,
         )

@@ -25,6 +25,7 @@ from taskq.model.effects import Effects, Event
 from taskq.model.job import JobError, JobRow
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres.plans import Rows
+from taskq.system.clock import Clock
 
 #: Jobs that no consumer has got in this time go back: another machine may have room for them.
 KEPT_S: Final = 1.0
@@ -39,10 +40,15 @@ class FleetLeases:
 
     consumers: Consumers
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, demand: Demand, clock: Clock) -> None:
+        """
+        Args:
+            demand: learns how fast jobs end.
+        """
         self._jobs = jobs
+        self._demand = demand
         self.held = HeldJobs()
-        self.specs = Specs()
+        self.specs = Specs(clock)
         #: What is to be sent with the next round.
         self.outcomes = Outcomes()
         self._own = Effects()  # what was decided here: it comes with those of the fleet half
@@ -103,8 +109,9 @@ class FleetLeases:
 
     # -- jobs go
 
-    def take_effects(self, demand: Demand) -> None:
-        """Takes what has become of jobs since the last round into `outcomes`."""
+    def take_effects(self) -> None:
+        """Takes what has become of jobs since the last round into `outcomes`. Those that have ended are not held any
+        more: so it comes before each look at what the fleet still has to begin, which must not find them."""
         taken = Effects()
         if self._jobs.has_effects:
             taken.add(self._jobs.take_effects())
@@ -114,7 +121,7 @@ class FleetLeases:
         held = self.held
         for queue, ended in groupby([held.remove(row.seq) for row, _, _ in taken.ended]):
             if queue is not None:
-                demand.ended(queue, sum([1 for _ in ended]))
+                self._demand.ended(queue, sum([1 for _ in ended]))
         for change in taken.rescheduled:
             seq = change.row.seq
             if seq in held.orphans:
@@ -132,6 +139,7 @@ class FleetLeases:
     def release(self, now: float, paused: frozenset[str]) -> None:
         """Gives back what no consumer has got in time, and what waits in paused queues; if the fleet stops, all that
         waits."""
+        self.take_effects()
         gives_all, before = self.consumers.is_stopping, now - KEPT_S
         old = self.held.older_than(inf if gives_all or paused else before)
         if not old:
@@ -160,7 +168,10 @@ class FleetLeases:
 
     def keep_only(self, seqs: Iterable[int]) -> None:
         """Forgets the jobs that the fleet has no more. Those that run go on, and their outcomes will be refused."""
+        self.take_effects()
         kept = set(seqs)
+        self._arrived = [columns for columns in self._arrived if columns[0] in kept]
+        self._orphans = [columns for columns in self._orphans if columns[0] in kept]
         for row in [held.row for held in self.held if held.row.seq not in kept]:
             if row.seq not in self.held.orphans and self.consumers.withdraw(row.id):
                 self._jobs.forget(row, StoredState.QUEUED)
@@ -174,6 +185,7 @@ class FleetLeases:
 
     def cancel(self, wanted: Sequence[tuple[Any, ...]]) -> list[int]:
         """Cancels jobs of the fleet: each with 1 (unless it runs) or 2. Returns the `seq` of those with 1 that run."""
+        self.take_effects()
         refused = []
         for seq, how in wanted:
             row = self.held.get(seq)
@@ -193,6 +205,7 @@ class FleetLeases:
         Args:
             wall: seconds since 1970.
         """
+        self.take_effects()
         for held in list(self.held):
             row = held.row
             if row.constraints is None or not row.constraints.is_over(wall) or row.attempts:

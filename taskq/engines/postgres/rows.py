@@ -13,6 +13,7 @@ from taskq.model.job import JobRow
 from taskq.model.spec import Spec
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Rows
+from taskq.system.clock import Clock
 
 
 class LeasedJob(NamedTuple):
@@ -32,8 +33,13 @@ class LeasedJob(NamedTuple):
 class Specs:
     """The specs that are known, by number. They never change."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        """
+        Args:
+            clock: of this machine, by which its fleet is told the times of jobs.
+        """
         self._by_number: dict[int, Spec] = {}
+        self._clock = clock
 
     def unknown(self, rows: Iterable[Sequence[Any]]) -> list[int]:
         """The numbers among jobs whose specs have to be read."""
@@ -45,17 +51,18 @@ class Specs:
             self._by_number[number] = read_spec(fields)
 
     def job(self, columns: Sequence[Any]) -> LeasedJob:
-        """Makes a job of its columns; see `statements._COLUMNS`."""
+        """Makes a job of its columns, which have just been read; see `statements._COLUMNS`. Times come as seconds from
+        now, so that it does not matter whether the clocks of the database and of this machine agree."""
         seq, job_id, spec, attempts, crashes, snoozes, losses, cancel = columns[:8]
-        expires_at, ready_at, packed, payload, checkpoint = columns[8:13]
+        expires_s, ready_s, packed, payload, checkpoint = columns[8:13]
         constraints = None if packed is None else Constraints.from_wire(msgpack.unpackb(packed))
-        if expires_at is not None:  # by the database's clock: that of the client does not count
-            constraints = replace(constraints or NO_CONSTRAINTS, expires_at=expires_at)
+        if expires_s is not None:  # the clock of the client does not count
+            constraints = replace(constraints or NO_CONSTRAINTS, expires_at=self._clock.time() + expires_s)
         row = JobRow(seq, job_id, self._by_number[spec], payload or b"", attempts, crashes, constraints)
         if snoozes:
             row.snoozes = snoozes
         if checkpoint is not None:
             row.checkpoint = checkpoint
-        if ready_at is not None:
-            row.ready_at = ready_at
+        if ready_s is not None:
+            row.ready_at = self._clock.time() + ready_s
         return LeasedJob(row, losses, cancel)

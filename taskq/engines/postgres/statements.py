@@ -12,7 +12,7 @@ from typing import Final
 #: The columns of a job that a fleet gets; see `rows.job_row`. Of `queue` as q and `jobs` as j.
 _COLUMNS: Final = (
     "q.seq, uuid_send(q.id), q.spec, q.attempts, q.crashes, q.snoozes, q.losses, q.cancel, "
-    "extract(epoch FROM q.expires_at)::float8, extract(epoch FROM q.ready_at)::float8, "
+    "extract(epoch FROM q.expires_at - taskq.now_())::float8, extract(epoch FROM q.ready_at - taskq.now_())::float8, "
     "j.constraints, j.payload, j.checkpoint"
 )
 

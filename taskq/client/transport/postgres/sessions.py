@@ -140,7 +140,7 @@ class Patience:
         """
         if isinstance(error, psycopg.Error) and not isinstance(error, (*CONFLICTS, *LOST)):
             raise meaning_of(error, self._database) from error
-        if is_refusal(error):
+        if is_refusal(error) or isinstance(error, errors.DiskFull):
             raise meaning_of(error, self._database) from error
         pause_s = 0.0 if isinstance(error, CONFLICTS) else next(self._pauses)
         if not self._is_told and self._clock.monotonic() >= self._tell_at:

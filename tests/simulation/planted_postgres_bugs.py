@@ -1,0 +1,303 @@
+"""Bugs in the PostgreSQL engine's statements and code, to be found by the simulation of several machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import inf
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from taskq.client.transport.postgres import admitting, changing, queue
+from taskq.client.transport.postgres.verbs import Run
+from taskq.engines.postgres import demand, engine, exchanges, statements
+from taskq.engines.postgres.demand import Demand
+from taskq.engines.postgres.engine import PostgresEngine
+from taskq.engines.postgres.leases import FleetLeases
+from taskq.engines.postgres.round import Outcomes, Round
+from taskq.engines.postgres.rows import Specs
+from taskq.model.effects import Effects
+from taskq.model.stored import StoredState
+from taskq.protocol.postgres import submitting, watching
+from taskq.protocol.postgres.plans import Plan, Rows, Step
+
+Change = tuple[object, str, object]
+
+
+class Bug(NamedTuple):
+    """A mistake.
+
+    Attributes:
+        changes: what stands where in place of what is right.
+        breaks: the invariants by which it may be found.
+        kind: of the lives that show it: see `postgres_simulation.KINDS`.
+        seed: the first of them to look at.
+    """
+
+    changes: Sequence[Change]
+    breaks: frozenset[str]
+    kind: str = "parted"
+    seed: int = 0
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """What is changed while a block runs."""
+        with ExitStack() as stack:
+            for where, name, what in self.changes:
+                stack.enter_context(patch.object(where, name, what))
+            yield
+
+
+def other_sql(module: ModuleType, name: str, *changes: tuple[str, str]) -> list[Change]:
+    """A statement with other words in it."""
+    sql = getattr(module, name)
+    for old, new in changes:
+        assert old in sql, f"{name} has no {old!r} any more"
+        sql = sql.replace(old, new)
+    return [(module, name, sql)]
+
+
+# -- mistakes in code
+
+
+def _tells_in_its_transaction(plan: Callable[[Round], Plan[Any]]) -> Callable[[Round], Plan[Any]]:
+    """Who waits is told with the last statements, and not behind the commit."""
+
+    def other(self: Round) -> Plan[Any]:
+        steps = plan(self)
+        step = next(steps)
+        try:
+            answer = yield Step(*step.after, *step, commits=True)
+            steps.send(answer[len(step.after) :])
+        except StopIteration as end:
+            return end.value
+
+    return other
+
+
+def _beats_by_its_own_clock() -> type[exchanges.Beat]:
+    class OwnClock(exchanges.Beat):
+        wall = 0.0
+
+        def _plan(self) -> Plan[Any]:
+            by_own = statements.BEAT.replace("taskq.now_()", f"to_timestamp({OwnClock.wall!r})")
+            with patch.object(statements, "BEAT", by_own):
+                return (yield from super()._plan())
+
+    return OwnClock
+
+
+def _chores_with_own_clock(beat: Any) -> Callable[[PostgresEngine, float], None]:
+    chores = PostgresEngine._chores
+
+    def other(self: PostgresEngine, now: float) -> None:
+        beat.wall = self._clock.time()
+        chores(self, now)
+
+    return other
+
+
+def _forgets_what_failed(self: Outcomes, _earlier: Outcomes, *, is_unknown: bool) -> None:
+    pass
+
+
+def _believes_all(effects: Effects, _lost: set[int]) -> Effects:
+    return effects
+
+
+def _charges_nobody(self: FleetLeases, orphans: Rows, _running: Any, now: float) -> None:
+    for columns in orphans:
+        row = self.specs.job(columns).row
+        self.held.add([row], now)
+        self._give_back(row.seq)
+
+
+def _hears_no_cancel(self: FleetLeases, _wanted: Any) -> list[int]:
+    return []
+
+
+_release = FleetLeases.release
+
+
+def _gives_back_what_has_ended(self: FleetLeases, now: float, paused: frozenset[str]) -> None:
+    with patch.object(FleetLeases, "take_effects", lambda _self: None):
+        _release(self, now, paused)
+
+
+_keep_only = FleetLeases.keep_only
+
+
+def _keeps_what_has_arrived(self: FleetLeases, seqs: Any) -> None:
+    arrived = self._arrived
+    _keep_only(self, seqs)
+    self._arrived = arrived
+
+
+_finish = PostgresEngine._finish
+
+
+def _hears_old_beats(self: PostgresEngine, exchange: Any, now: float) -> None:
+    if isinstance(exchange, exchanges.Beat):
+        exchange.fleet = self.fleet
+    _finish(self, exchange, now)
+
+
+def _compares_nothing(self: FleetLeases, _rows: Rows) -> None:
+    pass
+
+
+def _keeps_what_it_lost(self: FleetLeases, _seqs: Any) -> None:
+    pass
+
+
+_learn = Demand.learn
+
+
+def _learns_no_priorities(self: Demand, rows: Rows) -> None:
+    _learn(self, [(number, its_queue, 0, limits) for number, its_queue, _, limits in rows])
+
+
+_stored = admitting._Leases.stored
+
+
+def _leased_has_ended(self: Any, job_id: bytes, spec: Any, state: int) -> Any:
+    stored = _stored(self, job_id, spec, state)
+    return stored._replace(kept=StoredState.SUCCEEDED) if self.is_running(job_id) else stored
+
+
+def _alone(make: Any, within_s: float | None = -1.0, joins: bool = False) -> Run:
+    return Run(make, within_s, False)
+
+
+_job = Specs.job
+
+
+def _by_the_clock_of_the_database(self: Specs, columns: Any) -> Any:
+    """The time of the database, taken for that of the machine."""
+    other = list(columns)
+    if columns[8] is not None:
+        other[8] = columns[8] - (self._clock.time() - 1_700_000_000.0 - self._clock.now)  # type: ignore[attr-defined]
+    return _job(self, other)
+
+
+_OwnClock = _beats_by_its_own_clock()
+_HERS = " AND q.lease IS NOT DISTINCT FROM $1"
+_NEVER_ENDS = frozenset({"no_acked_job_is_lost"})
+_TWICE = frozenset({"exclusive_over_machines", "runs_again_only_for_a_reason", "told_is_true"})
+
+BUGS: dict[str, Bug] = {
+    "no fence in the settlement": Bug(
+        other_sql(statements, "SETTLE", (_HERS, "")), frozenset({"fenced_machines_are_not_believed", "told_is_true"})
+    ),
+    "no fence in what is tried again": Bug(
+        other_sql(statements, "RESCHEDULE", (_HERS, "")), frozenset({"exclusive_over_machines", "retries_are_bounded"})
+    ),
+    "no fence in what is given back": Bug(
+        other_sql(statements, "RELEASE", (" AND lease IS NOT DISTINCT FROM $1", "")), _TWICE
+    ),
+    "leases that do not look at each other": Bug(
+        other_sql(statements, "LEASE", (" FOR UPDATE SKIP LOCKED", ""), (" AND queue.lease IS NULL", "")),
+        _TWICE,
+        "calm",
+    ),
+    "leases of fleets that are known no more": Bug(
+        other_sql(
+            statements,
+            "LEASE",
+            ("SELECT fleet FROM taskq.fleets WHERE fleet = $1 AND", "SELECT $1 AS fleet WHERE"),
+            (" FOR KEY SHARE", ""),
+        ),
+        _NEVER_ENDS,
+    ),
+    "a fleet that lives is taken for dead": Bug(
+        other_sql(statements, "SILENT", ("$2::float8)", "$2::float8 / 20)")),
+        _TWICE | {"fenced_machines_are_not_believed"},
+        "calm",
+    ),
+    "beats by the clock of the machine": Bug(
+        [(engine, "Beat", _OwnClock), (PostgresEngine, "_chores", _chores_with_own_clock(_OwnClock))],
+        _TWICE | {"deaths_are_charged"},
+        "calm",
+    ),
+    "expiry by the clock of the machine": Bug(
+        [(Specs, "job", _by_the_clock_of_the_database)],
+        frozenset({"nothing_expires_too_early", "times_are_those_of_the_database"}),
+        "calm",
+    ),
+    "expired jobs are leased and begun": Bug(
+        [
+            *other_sql(
+                statements, "LEASE", ("AND (expires_at IS NULL OR expires_at > taskq.now_() OR attempts > 0)", "")
+            ),
+            *other_sql(statements, "EXPIRE", ("WHERE expires_at <=", "WHERE false AND expires_at <=")),
+            (FleetLeases, "expire", lambda _self, _wall: None),
+            (Specs, "job", lambda self, columns: _job(self, [*columns[:8], None, *columns[9:]])),
+        ],
+        frozenset({"times_are_those_of_the_database"}),
+        "lossy",
+    ),
+    "told before the commit": Bug(
+        [(Round, "_plan", _tells_in_its_transaction(Round._plan))], frozenset({"ends_are_told_at_once"}), "calm"
+    ),
+    "a watch that is not stored": Bug(
+        other_sql(watching, "_WATCH", (", $2 ON", ", $2 LIMIT 0 ON")), frozenset({"ends_are_told_at_once"}), "calm"
+    ),
+    "a submit that is sent again inserts again": Bug(
+        other_sql(submitting, "_SUBMIT", ("FROM new n JOIN kept USING (id)", "FROM new n")),
+        _TWICE | {"nothing_is_left_over", "the_end_is_the_end"},
+        "lossy",
+    ),
+    "outcomes are forgotten with the link": Bug([(Outcomes, "put_before", _forgets_what_failed)], _NEVER_ENDS, "lossy"),
+    "what was lost is told as done": Bug([(engine, "without", _believes_all)], frozenset({"told_is_true"})),
+    "a lease whose answer was lost": Bug([(FleetLeases, "compare", _compares_nothing)], _NEVER_ENDS, "lossy"),
+    "a fenced fleet keeps what it had": Bug([(FleetLeases, "keep_only", _keeps_what_it_lost)], _TWICE),
+    "what has ended is given back": Bug([(FleetLeases, "release", _gives_back_what_has_ended)], _NEVER_ENDS),
+    "a fenced fleet keeps what it was about to get": Bug([(FleetLeases, "keep_only", _keeps_what_has_arrived)], _TWICE),
+    "a fleet hears what was said to the one before": Bug(
+        [(PostgresEngine, "_finish", _hears_old_beats)], frozenset({"runs_again_only_for_a_reason"})
+    ),
+    "a crash that is not charged": Bug(
+        [(FleetLeases, "charge", _charges_nobody)], frozenset({"deaths_are_charged"}), "stormy"
+    ),
+    "a cancel of a leased job is ignored": Bug(
+        [(FleetLeases, "cancel", _hears_no_cancel)], frozenset({"everything_is_answered"}), "calm"
+    ),
+    "a scheduled job is never queued": Bug(
+        other_sql(statements, "PROMOTE", ("SET state = 0, ready_at", "SET ready_at")), _NEVER_ENDS, "calm"
+    ),
+    "a scheduled job is queued too early": Bug(
+        other_sql(statements, "PROMOTE", ("due_at <= taskq.now_()", "due_at <= taskq.now_() + interval '1 second'")),
+        frozenset({"times_are_those_of_the_database"}),
+        "calm",
+    ),
+    "edges are closed twice": Bug(
+        other_sql(statements, "CLOSE_EDGES", (" AND e.is_open\n", "\n")), frozenset({"a_step_waits_its_turn"}), "lossy"
+    ),
+    "a unique key is free while its job runs": Bug(
+        [(admitting._Leases, "stored", _leased_has_ended)], frozenset({"one_of_a_kind"}), "calm"
+    ),
+    "jobs come in beside the application's transaction": Bug(
+        [(queue, "Run", _alone)], frozenset({"enqueued_if_and_only_if_committed"}), "calm"
+    ),
+    "the last come first": Bug(
+        other_sql(statements, "LEASE", ("ORDER BY seq LIMIT", "ORDER BY seq DESC LIMIT")),
+        frozenset({"urgent_jobs_first"}),
+        "orderly",
+    ),
+    "priorities are forgotten": Bug(
+        [(Demand, "learn", _learns_no_priorities)], frozenset({"urgent_jobs_first"}), "orderly"
+    ),
+    "a lost notification is not made up for": Bug(
+        [(demand, "LOOK_LONGEST_S", inf), (demand, "_LOOK_FIRST_S", inf)], _NEVER_ENDS, "lossy"
+    ),
+    "a job that is cancelled is not taken from the queue": Bug(
+        other_sql(
+            changing,
+            "_CANCEL",
+            ("DELETE FROM taskq.queue WHERE seq = $1 RETURNING id", "SELECT id FROM taskq.queue WHERE seq = $1"),
+        ),
+        frozenset({"cancelled_is_cancelled", "the_end_is_the_end", "nothing_is_left_over"}),
+        "calm",
+    ),
+}
