@@ -95,8 +95,8 @@ class Effects:
     done: list[Success] = field(default_factory=list)
     notes: list[Event] = field(default_factory=list)
     items: list[tuple[JobRow, int, list[bytes]]] = field(default_factory=list)  # a job, a position, what it yields
-    #: What those that ended with success have enqueued: each a `taskq.protocol.submissions.Submission`.
-    children: list[Any] = field(default_factory=list)
+    #: Jobs that ended with success, each with what it has enqueued: a `taskq.protocol.submissions.Submission`.
+    children: list[tuple[JobRow, Any]] = field(default_factory=list)
     retried: int = 0
     crashed: int = 0
 
@@ -121,7 +121,7 @@ class Effects:
         if self.items:
             work_us += ITEM_US * sum([len(items) for _, _, items in self.items])
         if self.children:
-            work_us += sum([submission.work_us for submission in self.children])
+            work_us += sum([submission.work_us for _, submission in self.children])
         return work_us + CHECKPOINT_US * len(self.checkpoints)
 
     def __bool__(self) -> bool:

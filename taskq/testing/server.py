@@ -21,7 +21,7 @@ class InProcessPeer(Protocol):
 
 
 class InProcessServer(Clients):
-    """In place of a `taskq.engines.embedded.server.Server`: clients take everything.
+    """In place of a `taskq.engines.server.Server`: clients take everything.
 
     What the engine calls a `Peer`, the connection of a socket, is an `InProcessPeer` here.
     """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -12,11 +13,19 @@ from scripted_fleet import SPEC, ScriptedFleet
 
 from taskq.model.attempt import Verdict, pack_failure, pack_success
 from taskq.model.constraints import Constraints, UniqueKey
-from taskq.model.errors import EnqueueError, JobNotFound, JobStateError, QueueFull, ResultTimeout, ScheduleNotFound
+from taskq.model.errors import (
+    ConfigError,
+    EnqueueError,
+    JobNotFound,
+    JobStateError,
+    QueueFull,
+    ResultTimeout,
+    ScheduleNotFound,
+)
 from taskq.model.info.search import JobSearch
 from taskq.model.info.status import QueueStatus
 from taskq.model.job import JobError, JobState, new_job_ids
-from taskq.model.schedule import NO_JOB, Schedule
+from taskq.model.schedule import NO_JOB, Misfire, Overlap, Schedule
 from taskq.model.spec import Spec
 from taskq.protocol.codec import encode_call
 from taskq.protocol.submissions import Call
@@ -232,13 +241,41 @@ def test_jobs_that_were_cancelled_with_a_failed_one_come_back_with_its_retry(fle
 
 
 @pytest.mark.needs("on_success")
+def test_what_a_job_has_enqueued_is_let_in_as_anything_else(fleet: ScriptedFleet) -> None:
+    """A unique one that is left out is noted as cancelled, since its producer knows its id; one after an unknown job is
+    refused; there is room for what was accepted; and none comes before the success."""
+    key, small = UniqueKey("key"), Spec("small", "small", max_queued=1)
+    [parent], [holder], [fits] = fleet.add(1), fleet.add(1, unique=key), fleet.add(1, small)
+    consumer = fleet.consumer()
+    assert consumer.begin() == parent
+    [left_out], [after_parent] = fleet.calls(1, unique=key), fleet.calls(1, after=((parent, False),))
+    [refused] = fleet.calls(1, after=((next(new_job_ids(1)), False),))
+    too_many, follows = fleet.calls(1)[0], fleet.calls(1)[0]
+    follows = follows._replace(constraints=Constraints(after=((after_parent.id, False),)))
+    for call in (left_out, after_parent):
+        with pytest.raises(JobNotFound):
+            fleet.client.info(call.id)
+    flows = [[(SPEC, left_out)], [(SPEC, after_parent)], [(SPEC, follows), (small, too_many)], [(SPEC, refused)]]
+    consumer.succeed(children=[each for flow in flows for each in submissions_of(flow)])
+    fleet.turn(2)
+    assert states(fleet, [left_out.id, too_many.id]) == [JobState.CANCELLED, JobState.QUEUED]
+    assert "same unique key" in fleet.client.info(left_out.id).error.message
+    with pytest.raises(JobNotFound):
+        fleet.client.info(refused.id)
+    consumer.leave()
+    assert set(fleet.run_all()) == {holder, fits, after_parent.id, follows.id, too_many.id}
+
+
+@pytest.mark.needs("on_success")
 def test_jobs_that_a_job_has_enqueued_come_with_its_success(fleet: ScriptedFleet) -> None:
     [parent] = fleet.add(1)
     consumer, children = fleet.consumer(), fleet.calls(2)
     consumer.begin()
     consumer.succeed(children=submissions_of([(SPEC, call) for call in children]))
+    assert states(fleet, [parent, children[1].id]) == ["succeeded", "queued"]
     assert consumer.begin() == children[0].id
-    assert states(fleet, [parent, *(call.id for call in children)]) == ["succeeded", "running", "queued"]
+    consumer.succeed()
+    assert consumer.begin() == children[1].id
 
 
 @pytest.mark.needs("after")
@@ -438,6 +475,65 @@ def test_a_schedule_fires_once_for_each_of_its_times(fleet: ScriptedFleet) -> No
     assert fleet.run_all() == []
     [after] = fleet.client.schedules()
     assert (after.last_at, after.next_at) == (info.next_at, info.next_at + 60.0)
+
+
+@pytest.mark.needs("periodic")
+def test_the_times_at_which_no_fleet_ran_are_made_up_for_as_the_schedule_says(fleet: ScriptedFleet) -> None:
+    policies: list[Misfire] = ["skip", "once", "all"]
+    for misfire in policies:
+        fleet.client.put_schedule(replace(SOON, name=misfire, spec=Spec(misfire), misfire=misfire))
+    fleet.clock.now += 60.0 - fleet.clock.time() % 60.0 + 4 * 60.0 + 30.0  # five times pass, the last one 30 s ago
+    again = fleet.die()
+    again.turn(5)
+    tasks = [info.task for info in again.client.jobs(None, None, None, None, None)]
+    assert {task: tasks.count(task) for task in policies} == {"skip": 0, "once": 1, "all": 5}
+    next_at = {info.next_at for info in again.client.schedules()}
+    assert next_at == {again.clock.time() // 60.0 * 60.0 + 60.0}
+
+
+@pytest.mark.needs("periodic", "after")
+def test_fires_while_the_last_job_runs_are_left_out_or_kept_back_as_the_schedule_says(fleet: ScriptedFleet) -> None:
+    overlaps: list[Overlap] = ["allow", "skip", "buffer_one"]
+    for overlap in overlaps:
+        fleet.client.put_schedule(replace(SOON, name=overlap, spec=Spec(overlap), overlap=overlap))
+    for _ in range(3):
+        fleet.let_pass(60.0)
+    jobs = fleet.client.jobs(None, None, None, None, None)
+    made = {overlap: [info for info in jobs if info.task == overlap] for overlap in overlaps}
+    assert {overlap: len(of) for overlap, of in made.items()} == {"allow": 3, "skip": 1, "buffer_one": 2}
+    assert sorted(info.state for info in made["buffer_one"]) == [JobState.QUEUED, JobState.WAITING]
+    assert len(fleet.run_all()) == 6
+
+
+@pytest.mark.needs("periodic")
+def test_a_schedule_declared_in_code_is_that_of_the_code_and_may_be_paused(fleet: ScriptedFleet) -> None:
+    fleet.engine.declare("app:q", [msgpack.packb(SOON.to_wire())])
+    fleet.turn(2)
+    with pytest.raises(ConfigError, match="declared in the code"):
+        fleet.client.put_schedule(SOON)
+    with pytest.raises(ConfigError, match="declared in the code"):
+        fleet.client.remove_schedule("soon")
+    fleet.client.pause_schedule("soon", True)
+    changed = replace(SOON, every_s=30.0)
+    fleet.engine.declare("app:q", [msgpack.packb(changed.to_wire())])
+    fleet.turn(2)
+    [info] = fleet.client.schedules()
+    assert (info.every, info.is_paused) == (30.0, True)
+    again = fleet.die()
+    again.turn(2)
+    assert [(info.every, info.is_paused) for info in again.client.schedules()] == [(30.0, True)]
+
+
+@pytest.mark.needs("periodic")
+def test_the_schedule_of_an_application_that_nobody_runs_rests_and_may_be_removed(fleet: ScriptedFleet) -> None:
+    fleet.engine.declare("one:q", [msgpack.packb(SOON.to_wire())])
+    fleet.turn(2)
+    fleet.engine.declare("two:q", [])
+    fleet.turn(2)
+    fleet.let_pass(120.0)
+    assert fleet.run_all() == []
+    fleet.client.remove_schedule("soon")
+    assert fleet.client.schedules() == []
 
 
 @pytest.mark.needs("periodic")

@@ -7,7 +7,7 @@ import threading
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from taskq.engines.postgres.names import Lookup, names_in
+from taskq.engines.postgres.link.names import Lookup, names_in
 
 
 def look_up(conninfo: str, hosts: list[str]) -> Lookup:

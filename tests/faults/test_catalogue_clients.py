@@ -27,7 +27,7 @@ from taskq.client.transport.blocking import Client
 from taskq.engines.contract import Consumers
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.server import Server
+from taskq.engines.server import Server
 from taskq.model.attempt import Attempts, Claim, Verdict, pack_failure
 from taskq.model.exits import Exit
 from taskq.model.job import new_job_ids

@@ -27,7 +27,7 @@ from taskq.client.transport.blocking import Client
 from taskq.engines.contract import Consumers
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.server import Peer, Server
 from taskq.model.attempt import Attempts, Verdict, pack_failure
 from taskq.model.errors import AlreadyRunning
 from taskq.model.exits import Exit

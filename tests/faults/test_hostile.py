@@ -17,7 +17,7 @@ from apps import jobs
 from fleet import Fleet, wait_until
 from steps import steps
 
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.server import Peer, Server
 from taskq.model.job import new_job_ids
 from taskq.model.limits import FRAME_DEADLINE_S, HELLO_DEADLINE_S, MAX_FRAME_BYTES, STALLED_CLIENT_S
 from taskq.protocol import frames

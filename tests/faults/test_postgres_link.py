@@ -14,7 +14,7 @@ from fleet import wait_until
 from hosts import Network, need_namespaces
 from postgres import Server, running_server
 
-from taskq.engines.postgres.link import ANSWERS_WITHIN_S, Exchange, Link, LinkError
+from taskq.engines.postgres.link.link import ANSWERS_WITHIN_S, Exchange, Link, LinkError
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
 

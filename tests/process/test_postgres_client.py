@@ -26,6 +26,7 @@ from taskq import (
     JobStateError,
     QueueFull,
     ResultTimeout,
+    ScheduleNotFound,
     TaskQ,
     Unique,
     agather,
@@ -439,12 +440,29 @@ def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
     for options in ({"concurrency": 1}, {"rate": "1/s"}):
         with pytest.raises(ConfigError, match=rf"the PostgreSQL engine \(postgresql://...\) .*{next(iter(options))}="):
             q.task(name="x", **options)(lambda: None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="periodic="):
-        q.periodic(every=5)(q.tasks["add"])
-    with pytest.raises(ConfigError, match="on_success="):
-        q.tasks["add"].options(on_success=True)
-    with pytest.raises(ConfigError, match="does not support schedules yet"):
-        q.schedules.list()
+
+
+def test_schedules(q: TaskQ, hand: Hand) -> None:
+    """Added, paused, run and removed while no fleet runs; and in a transaction of the application."""
+    added = q.schedules.add("often", "add", every=60, args=(1, 2))
+    assert added.next_at is not None
+    assert q.schedules.pause("often").next_at is None
+    job = q.schedules.run("often")
+    arguments = job.info(arguments=True).arguments
+    assert arguments is not None
+    assert tuple(arguments.args) == (1, 2)
+    [info] = q.schedules.list()
+    assert (info.name, info.is_paused, info.last_job_id) == ("often", True, job.id)
+    assert not q.schedules.resume("often").is_paused
+    q.schedules.remove("often")
+    with pytest.raises(ScheduleNotFound, match="there are: none at all"):
+        q.schedules.run("often")
+
+    async def program() -> list[str]:
+        await q.schedules.aadd("later", "add", "0 3 * * *", args=(1, 2))
+        return [info.name for info in await q.schedules.alist()]
+
+    assert asyncio.run(program()) == ["later"]
 
 
 def test_unique_jobs(q: TaskQ, hand: Hand) -> None:

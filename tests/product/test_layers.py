@@ -55,6 +55,7 @@ LATE = {
     ("client.transport.clients", "client.transport.postgres.within"): "only who has a database needs its driver",
     ("client.transport.postgres.queue", "client.transport.postgres.fleets"): "who only enqueues asks nothing",
     ("client.transport.postgres.queue", "client.transport.postgres.reasons"): "who only enqueues asks nothing",
+    ("client.transport.postgres.queue", "client.transport.postgres.scheduling"): "who only enqueues asks nothing",
     ("client.transport.postgres.queue", "protocol.jobs"): "who only enqueues asks nothing",
     ("client.transport.quick", "protocol.counts"): "a probe asks for less",
     ("client.transport.operations", "model.info.why"): "who only enqueues asks nothing",

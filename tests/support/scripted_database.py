@@ -65,7 +65,6 @@ class PostgresPlace(Place):
         "items",
         "files of payloads",
         "at once: counts",
-        "max_queued in a flow",
         "at once: which jobs run",
         "the return of jobs that were cancelled because of a failed one",
         "a look at the arguments of a known id",

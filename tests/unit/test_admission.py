@@ -13,7 +13,7 @@ import pytest
 from taskq.broker.core.core import Core
 from taskq.engines.embedded.admission import Admission, Admitted
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
-from taskq.engines.embedded.server import Peer
+from taskq.engines.server import Peer
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import QueueFull
 from taskq.model.job import new_job_ids

@@ -1,6 +1,6 @@
 """The broker's side of its consumers: reads what they send and print, sees them die, sends jobs, takes jobs back.
 
-It is for consumers what `taskq.engines.embedded.server` is for clients. The supervisor starts and ends the processes;
+It is for consumers what `taskq.engines.server` is for clients. The supervisor starts and ends the processes;
 the core decides.
 """
 

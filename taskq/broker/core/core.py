@@ -285,7 +285,8 @@ class Core:
     def take_children(self, children: Sequence[Any]) -> None:
         """Takes the jobs that the job which was settled last has enqueued (submissions): they are carried out with its
         end."""
-        self._effects.children += children
+        row, _, _ = self._effects.ended[-1]
+        self._effects.children += [(row, submission) for submission in children]
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
         """Takes the items that a running job has yielded, from position `first` on. Returns whether it is running."""

@@ -73,12 +73,10 @@ POSTGRES: Final = EngineSupport(
     "PostgreSQL",
     "postgresql",
     unsupported={
-        "on_success": "it is not there yet; enqueue the job at the end of this one",
         "concurrency": _NO_LIMITS,
         "limit_by": _NO_LIMITS,
         "rate": _NO_LIMITS,
         "ordered_by": _NO_LIMITS,
-        "periodic": "schedules are not there yet; let cron call `taskq enqueue`",
     },
     has_payload_files=False,
 )

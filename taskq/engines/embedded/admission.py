@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from taskq.engines.contract import Jobs
 from taskq.engines.embedded.journal.store import Store
-from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints
 from taskq.model.errors import EnqueueError
-from taskq.model.job import JobError, JobRow
+from taskq.model.job import JobRow
 from taskq.model.rules.room import check_room
-from taskq.model.rules.unique import Leases, decide
+from taskq.model.rules.unique import LEFT_OUT, REPLACED, Leases, decide, duplicate
 from taskq.model.stored import FIRST_FINAL, Ended, StoredJob, StoredState
 from taskq.protocol.submissions import Submission
 
@@ -142,10 +141,7 @@ class Admission:
         if keep:
             own = [constraints[position] for position in keep]
             rows = self._store.submit(spec, [ids[p] for p in keep], [payloads[p] for p in keep], own)
-        ended: list[Ended] = [
-            (job.row, StoredState.CANCELLED, _cancelled("a later job with the same unique key took its place"))
-            for job in replaced
-        ]
+        ended: list[Ended] = [(job.row, StoredState.CANCELLED, duplicate(REPLACED)) for job in replaced]
         if earlier and submission.peer is None:
             ended += self._note_spooled(submission, earlier)
             earlier = {}
@@ -160,7 +156,7 @@ class Admission:
             (
                 row,
                 StoredState.CANCELLED,
-                _cancelled(f"job {earlier[row.id].hex()} with the same unique key was there before"),
+                duplicate(LEFT_OUT.format(earlier[row.id].hex())),
             )
             for row in rows
         ]
@@ -171,7 +167,3 @@ def _parents(submission: Submission) -> list[bytes]:
     parts = [part.constraints for part in submission.each if part.constraints is not None]
     parents = {parent for constraints in parts for own in constraints for parent, _ in own.after}
     return list(parents.difference(submission.ids)) if parents else []
-
-
-def _cancelled(reason: str) -> bytes:
-    return pack_failure(None, None, JobError("Duplicate", reason))

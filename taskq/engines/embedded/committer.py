@@ -18,12 +18,12 @@ from taskq.engines.embedded.counting import Counting, Record
 from taskq.engines.embedded.dependencies import Released, release_dependents
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
-from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.spooled import SpooledFile, SpooledJobs, TakeSpooled
 from taskq.engines.embedded.staged import FULL_AGAIN_S, HELD, Staged
 from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, first_of
 from taskq.engines.embedded.watchers import Watchers
 from taskq.engines.payloads import Payloads
+from taskq.engines.server import Peer
 from taskq.model import limits
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import NO_EFFECTS, Effects, Event
@@ -378,7 +378,7 @@ class Committer:
             return error
 
     def _take_in_children(self, tx: Transaction) -> None:
-        for children in tx.decided.children:
+        for _, children in tx.decided.children:
             error = tx.try_submit(children)
             if error is not None:
                 task = children.spec.task

@@ -24,8 +24,8 @@ from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.requests import Requests
 from taskq.engines.embedded.scheduler import Scheduler
-from taskq.engines.embedded.server import Peer, Server
 from taskq.engines.embedded.transaction import first_of, portion
+from taskq.engines.server import Peer, Server
 from taskq.model.effects import Effects
 from taskq.model.errors import EnqueueError, TaskQError
 from taskq.model.limits import LINK_US

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from taskq.engines.embedded.server import Peer
+from taskq.engines.server import Peer
 from taskq.model.errors import TaskQError
 from taskq.protocol.frames import Message
 
 
 class Clients(Protocol):
-    """The clients; see `taskq.engines.embedded.server.Server`. Clients that always read at once need only the first
+    """The clients; see `taskq.engines.server.Server`. Clients that always read at once need only the first
     three methods: the others are defined here."""
 
     #: Whether it may read from them: not while the engine has more of their messages than it takes up in a turn.

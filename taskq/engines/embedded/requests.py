@@ -18,8 +18,8 @@ from taskq.engines.embedded.committer import Committer, StillSpooled
 from taskq.engines.embedded.journal.store import Place
 from taskq.engines.embedded.ports import Clients
 from taskq.engines.embedded.scheduler import Scheduler
-from taskq.engines.embedded.server import Peer
 from taskq.engines.embedded.transaction import UNFINISHED, Command, Transaction, portion
+from taskq.engines.server import Peer
 from taskq.model import limits
 from taskq.model.errors import JobNotFound, JobStateError, JournalError, ProtocolError, StoreFull, TaskQError
 from taskq.model.info.search import JobSearch

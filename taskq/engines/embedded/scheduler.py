@@ -17,21 +17,13 @@ import msgpack
 
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.transaction import Command, Transaction
-from taskq.model.errors import ConfigError, EnqueueError, ScheduleNotFound, StoreFull
+from taskq.engines.fires import FireLog
+from taskq.model.errors import ConfigError, StoreFull
 from taskq.model.info.schedule import ScheduleInfo, schedule_info
 from taskq.model.limits import CONSTRAINED_US, FIRED_US, MAX_SCHEDULES
-from taskq.model.schedule import (
-    Due,
-    Schedule,
-    ScheduleRow,
-    ahead_s,
-    constraints_for,
-    due,
-    fired_id,
-    next_fire,
-    payload_for,
-)
-from taskq.model.stored import FIRST_FINAL, StoredJob, StoredState
+from taskq.model.rules.schedules import Unfinished, check_put, check_remove, declared, fire, planned, unknown
+from taskq.model.schedule import Schedule, ScheduleRow, ahead_s, constraints_for, due, next_fire, payload_for
+from taskq.model.stored import FIRST_FINAL
 from taskq.protocol.submissions import Submission
 
 #: When the disk is full, the next try is after this time.
@@ -40,10 +32,6 @@ _FULL_AGAIN_S = 0.5
 _CLOCK_IS_SET_S = 0.5
 #: The heap of fires is tidied when more of its entries are stale than are not, and more than this number.
 _MOST_STALE = 16
-_WHY_SKIPPED = {
-    "skip": "the job of the last fire has not ended",
-    "buffer_one": "the job of the last fire is still kept back",
-}
 
 
 class Scheduler:
@@ -62,7 +50,7 @@ class Scheduler:
         self._rows: dict[str, ScheduleRow] = {}
         self._fires_at: dict[str, float] = {}  # of those that fire: not paused, and not of another application
         self._fires: list[tuple[float, str]] = []  # a heap of these; some are stale
-        self._skipping: set[str] = set()  # those that left out their last fire, since a job had not ended
+        self._fire_log = FireLog(log)
         self._ahead_s: dict[str, float] = {}  # of those whose times are ahead of the clock, since it was set back
         self._declares_again_at = -inf  # declared schedules are not applied before this: the disk was full
         self._is_staged = False  # whether what `due` returned last still waits for its commit
@@ -171,49 +159,21 @@ class Scheduler:
             is_ahead = name in self._ahead_s  # then its turn has come, but not its time
             most = tx.portion(CONSTRAINED_US)
             found = due(row.schedule, row.next_at, max(wall, row.fires_at) if is_ahead else wall, most)
-            fires, after = self._without_overlap(row, found.fires)
-            tx.room_us -= FIRED_US + CONSTRAINED_US * len(fires)
-            changed, submission, refusal = row._replace(next_at=found.next_at), None, None
-            if fires:
-                ids = [fired_id(name, at) for at in fires]
-                submission = _submission(row.schedule, ids, wall, after)
-                changed = changed._replace(last_at=fires[-1], last_id=after or ids[-1])
-                refusal = tx.try_submit(submission)
-            self._change(tx, {name: changed})
-            tx.then(self._tell, changed, found, submission, refusal)
+            before = self._unfinished(row) if found.fires and row.schedule.overlap != "allow" else None
+            fired = fire(row, found, before)
+            tx.room_us -= FIRED_US + CONSTRAINED_US * len(fired.ids)
+            refusal = None
+            if fired.ids:
+                refusal = tx.try_submit(_submission(row.schedule, fired.ids, wall, fired.after))
+            self._change(tx, {name: fired.row})
+            tx.then(self._fire_log.tell, fired, None if refusal is None else str(refusal))
 
-    def _without_overlap(self, row: ScheduleRow, fires: list[float]) -> tuple[list[float], bytes | None]:
-        """Returns the fires that become jobs, and the job for which these are kept back."""
-        overlap = row.schedule.overlap
-        before = self._unfinished(row) if fires and overlap != "allow" else None
-        if before is None:
-            return (fires if overlap == "allow" else fires[-1:]), None
-        if overlap == "skip" or before.kept == StoredState.WAITING:
-            return [], None
-        return fires[-1:], before.row.id
-
-    def _unfinished(self, row: ScheduleRow) -> StoredJob | None:
+    def _unfinished(self, row: ScheduleRow) -> Unfinished | None:
         """Returns the last job of a schedule if it has not ended."""
         stored = (self._store.read(job_id) for job_id in row.last_jobs)
-        return next((job for job in stored if job is not None and job.kept < FIRST_FINAL), None)
-
-    def _tell(self, row: ScheduleRow, found: Due, submission: Submission | None, refusal: EnqueueError | None) -> None:
-        name, policy = row.schedule.name, row.schedule.misfire
-        if found.missed:
-            fired = 0 if submission is None else len(submission.ids)
-            self._log.warning("schedule.missed", schedule=name, missed=found.missed, misfire=policy, fired=fired)
-        if submission is None and found.fires:
-            log = self._log.debug if name in self._skipping else self._log.info  # the first one of a row
-            log("schedule.skipped", schedule=name, reason=_WHY_SKIPPED[row.schedule.overlap], job_id=row.last_job)
-            self._skipping.add(name)
-        if submission is not None:
-            self._skipping.discard(name)
-            if refusal is not None:
-                self._log.error("schedule.refused", schedule=name, error=str(refusal))
-            elif submission.ids[-1] != row.last_id and row.last_id is not None:
-                self._log.info("schedule.buffered", schedule=name, job_id=row.last_job, after=row.last_id.hex())
-            else:
-                self._log.debug("schedule.fired", schedule=name, jobs=len(submission.ids), job_id=row.last_job)
+        return next(
+            (Unfinished(job.row.id, job.kept) for job in stored if job is not None and job.kept < FIRST_FINAL), None
+        )
 
     # -- changes
 
@@ -232,13 +192,7 @@ class Scheduler:
         if app != self._app:
             self._app = app
             self._look_again(tx.wall)
-        changes: dict[str, ScheduleRow | None] = {}
-        for schedule in schedules:
-            known = self._rows.get(schedule.name)
-            if known is None or known.schedule != schedule or known.app != app:
-                changes[schedule.name] = _planned(known, schedule, app, tx.wall)
-        names = {schedule.name for schedule in schedules}
-        changes.update((name, None) for name, row in self._rows.items() if row.app == app and name not in names)
+        changes = declared(self._rows, app, schedules, tx.wall)
         if changes:
             self._change(tx, changes)
             told = {"schedules": len(schedules), "changed": sorted(changes)[:50]}
@@ -255,11 +209,8 @@ class Scheduler:
             ConfigError: it makes no sense or is declared in an application's code, or there are too many.
         """
         known = self._rows.get(schedule.name)
-        if known is not None and known.app is not None:
-            raise ConfigError(f"schedule {schedule.name} is declared in the code of {known.app}: choose another name")
-        if known is None and len(self._rows) >= MAX_SCHEDULES:
-            raise ConfigError(f"there are {MAX_SCHEDULES:,} schedules already: remove some first")
-        row = _planned(known, schedule, None, tx.wall)
+        check_put(known, schedule, len(self._rows))
+        row = planned(known, schedule, None, tx.wall)
         if row != known:
             self._change(tx, {schedule.name: row})
             event = "schedule.added" if known is None else "schedule.changed"
@@ -275,10 +226,7 @@ class Scheduler:
             ConfigError: it is declared in the code of the application.
         """
         row = self._row(name)
-        if row.app is not None and row.app == self._app:
-            raise ConfigError(
-                f"schedule {name} is declared in the code of {row.app}: remove it there and reload, or pause it"
-            )
+        check_remove(row, row.app == self._app)
         self._change(tx, {name: None})
         tx.then(self._log.info, "schedule.removed", schedule=name)
 
@@ -315,8 +263,7 @@ class Scheduler:
     def _row(self, name: str) -> ScheduleRow:
         row = self._rows.get(name)
         if row is None:
-            known = ", ".join(sorted(self._rows)[:20]) or "none at all"
-            raise ScheduleNotFound(f"there is no schedule {name!r:.80}; there are: {known}")
+            raise unknown(name, sorted(self._rows))
         return row
 
 
@@ -336,13 +283,6 @@ class _FireDue(Command):
         self._scheduler.was_staged()
         if isinstance(outcome, StoreFull):
             self._scheduler.put_off(self._wall)
-
-
-def _planned(known: ScheduleRow | None, schedule: Schedule, app: str | None, wall: float) -> ScheduleRow:
-    """Returns the row of a new or changed schedule. Raises ConfigError if it never fires."""
-    if known is not None:
-        return known.redefined(schedule, app, wall)
-    return ScheduleRow(schedule, next_fire(schedule, wall), app)
 
 
 def _submission(schedule: Schedule, ids: list[bytes], wall: float, after: bytes | None = None) -> Submission:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from taskq.engines.embedded.journal.store import Store
 from taskq.engines.embedded.ports import Clients
-from taskq.engines.embedded.server import Peer
+from taskq.engines.server import Peer
 from taskq.model.effects import Effects
 from taskq.model.errors import JobNotFound, ProtocolError, QueueFull, TaskQError
 from taskq.model.limits import ITEMS_ANSWER, ITEMS_ANSWER_BYTES, MAX_READERS

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+import msgpack
 import psycopg
 from psycopg import errors
 
@@ -31,6 +32,7 @@ from taskq.model.errors import BrokerUnavailable, JournalError
 from taskq.model.info.counts import CountsRow
 from taskq.model.limits import MAX_ITEM_BYTES
 from taskq.model.partition import Partition
+from taskq.model.schedule import Schedule
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.postgres.kinds import pack_limits, pack_spec
@@ -185,10 +187,12 @@ class _Move:
             self._do("INSERT INTO taskq.paused VALUES (%s) ON CONFLICT DO NOTHING", queue)
         for row in exported.schedules():
             last = row.last_id and _uuid(row.last_id)
-            self._do(
-                "INSERT INTO taskq.schedules (name, fields, next_at, app, is_paused, last_at, last_id)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                row.name, row.fields, _time(row.next_at), row.app, row.is_paused, _time(row.last_at), last,
+            every_s = Schedule.from_wire(msgpack.unpackb(row.fields)).every_s
+            self._do(  # whoever finds it due adds the jitter
+                "INSERT INTO taskq.schedules"
+                " (name, fields, next_at, app, is_paused, last_at, last_id, fires_at, every_s)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                row.name, row.fields, row.next_at, row.app, row.is_paused, row.last_at, last, row.next_at, every_s,
             )  # fmt: skip
         key = int.from_bytes(exported.id.encode()[-8:], "big") >> 1  # of whom these counts are: of no machine
         for task, queue, minute, packed in exported.counts():

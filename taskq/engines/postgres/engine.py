@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgpack
 
 from taskq.engines.contract import Events, Fleet, Jobs
+from taskq.engines.local import LocalServer
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.exchanges import (
     Audit,
@@ -46,10 +47,10 @@ from taskq.engines.postgres.exchanges import (
 from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import AT_ONCE, HandOver
 from taskq.engines.postgres.leases import FleetLeases
-from taskq.engines.postgres.link import Exchange, Link
-from taskq.engines.postgres.local import LocalServer
+from taskq.engines.postgres.link.link import Exchange, Link
 from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
+from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
 from taskq.model.effects import Effects
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
@@ -75,6 +76,8 @@ _PAIRS_AT_ONCE: Final = 100
 _HAND_OVER_EVERY_S: Final = 5.0
 #: How often a fleet, of all, prunes ended jobs.
 _PRUNE_EVERY_S: Final = 5.0
+#: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
+_LOOK_AHEAD_EVERY_S: Final = 10.0
 #: How long a fleet that stops tries to hand over what it has.
 _CLOSES_WITHIN_S: Final = 10.0
 
@@ -117,7 +120,7 @@ class PostgresEngine:
         self._durable: list[Effects] = []  # and not reported yet
         self._unbroken_at = inf  # since when each beat was answered (monotonic)
         self._beaten_at = self._look_at = -inf
-        self._reap_at = self._prune_at = self._release_at = -inf
+        self._reap_at = self._prune_at = self._release_at = self._look_ahead_at = -inf
         self._prune_place = b"\0" * 16
         self._seen: Seen | None = None
         self._local: LocalServer | None = None
@@ -128,6 +131,7 @@ class PostgresEngine:
 
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
         self._jobs, self._events = jobs, events
+        self._schedules = FleetSchedules(self._schema, events.log)
         records = list(running)
         machine = self._machine = machine_of(self._directory)
         open_database(self._database, events.log)
@@ -194,6 +198,11 @@ class PostgresEngine:
                     self._demand.tell_of_returned()
             case Numbers() if exchange.value is not None:
                 exchange.learn(self._kinds)
+            case Declare():
+                self._schedules.finish_declare(exchange, now)
+            case FireDue() if exchange.value is not None:
+                self._schedules.finish_fire(exchange.value)
+                self._look_at = -inf
             case KeepCounts() if error is not None:
                 self.figures.counting.put_back(exchange.rows)
             case ReadSpecs():
@@ -249,6 +258,8 @@ class PostgresEngine:
                 self._round_at = now + _AGAIN_S
             return
         effects = outcomes.effects
+        for task, reason in answer.refused:
+            self._events.log.error("job.children_refused", task=task, error=reason)
         if answer.lost:
             if not outcomes.is_repeated:
                 self._tell_lost(effects, answer.lost)
@@ -330,6 +341,7 @@ class PostgresEngine:
         self._events.log.warning("fleet.was_taken_for_dead", fleet=self.fleet, now=reclaimed.fleet)
         self._is_fenced = False
         self.fleet = reclaimed.fleet
+        self._schedules.forget_fleet()
         self._leases.keep_only(reclaimed.seqs)
         self._beaten_at = -inf
 
@@ -363,6 +375,9 @@ class PostgresEngine:
         self._seen = seen
         if seen is None:
             return
+        self._schedules.look(seen.fires_s, "schedules" in seen.chores)
+        if seen.fires_s is not None and seen.fires_s > 0:
+            self._look_at = min(self._look_at, now + seen.fires_s)
         if seen.due_s is not None:
             self._look_at = min(self._look_at, now + max(0.0, seen.due_s))
         if seen.expires_s is not None:
@@ -393,8 +408,14 @@ class PostgresEngine:
         elif now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
             self._is_told_of_edges = False
-            control.ask(Look(self._schema, {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}))
+            chores = {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}
+            if now >= self._look_ahead_at:
+                chores["schedules"] = _LOOK_AHEAD_EVERY_S
+                self._look_ahead_at = now + _LOOK_AHEAD_EVERY_S
+            control.ask(Look(self._schema, self._schedules.app, chores))
             self._leases.expire(self._clock.time())
+        elif (about_schedules := self._schedules.next_exchange(self.fleet, now)) is not None:
+            control.ask(about_schedules)
         elif self._has_edges and now >= self._hand_over_at:  # of jobs whose broker died before it told their children
             self._hand_over_at = now + _HAND_OVER_EVERY_S
             control.ask(HandOver(self._schema))
@@ -402,19 +423,16 @@ class PostgresEngine:
             self._counts_at = now + _COUNTS_EVERY_S
             control.ask(KeepCounts(self._machine, self.figures.counting.take_changed(_PAIRS_AT_ONCE)))
         elif self._seen is not None and "prune" in self._seen.chores:
-            self._seen = self._seen._replace(chores=frozenset())
+            self._seen = self._seen._replace(chores=self._seen.chores - {"prune"})
             self._prune_at = now + _PRUNE_EVERY_S
             control.ask(Prune(self._prune_place, self._settings.keep_results_s, self._clock.time()))
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
-        if schedules:
-            self._events.log.error("schedule.refused", app=app, error="the PostgreSQL engine has no schedules yet")
+        self._schedules.declare(app, schedules)
+        self._look_at = -inf
 
     def enqueued(self, children: list[Submission]) -> None:
-        for submission in children:
-            self._events.log.error(
-                "job.children_refused", task=submission.spec.task, error="the PostgreSQL engine has no on_success= yet"
-            )
+        self._jobs.take_children(children)
 
     # -- what is done
 
@@ -450,6 +468,7 @@ class PostgresEngine:
         at = min(self._work.next_at(now), self._control.next_at(now))
         if self._control.is_free:
             at = min(at, self._beaten_at + self._lease_s / _BEATS, self._look_at)
+            at = min(at, self._schedules.next_at(now))
             if self._has_edges:
                 at = min(at, self._hand_over_at)
             if self.figures.counting.is_changed:

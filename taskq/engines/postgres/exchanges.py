@@ -13,7 +13,7 @@ from uuid import UUID
 
 from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.postgres import statements
-from taskq.engines.postgres.link import Exchange
+from taskq.engines.postgres.link.link import Exchange
 from taskq.model.attempt import pack_failure
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobError, JobRow, first_id_at
@@ -196,6 +196,7 @@ class Seen(NamedTuple):
 
     Attributes:
         due_s, expires_s: in how many seconds the next scheduled job is due, and the next one expires; None: none.
+        fires_s: in how many seconds the next schedule fires.
         is_empty: whether there is no job that has not ended.
         last_partition: the highest number of a partition.
         has_edges: whether jobs come after others.
@@ -206,6 +207,7 @@ class Seen(NamedTuple):
 
     due_s: float | None
     expires_s: float | None
+    fires_s: float | None
     is_empty: bool
     last_partition: int
     has_edges: bool
@@ -217,16 +219,17 @@ class Seen(NamedTuple):
 class Look(Exchange[Seen]):
     """Looks what the clock brings, and does what is due."""
 
-    def __init__(self, schema: str, chores: Mapping[str, float]) -> None:
+    def __init__(self, schema: str, app: str | None, chores: Mapping[str, float]) -> None:
         """
         Args:
+            app: the application that the fleet runs.
             chores: what may be due, by name, each with the seconds until the next time.
         """
         super().__init__(self._plan)
-        self._schema, self._chores = schema, chores
+        self._schema, self._app, self._chores = schema, app, chores
 
     def _plan(self) -> Plan[Seen]:
-        look = Query(statements.LOOK)
+        look = Query(statements.LOOK, (self._app,))
         if self._chores:
             claim = Query(statements.CLAIM_CHORES, (texts(list(self._chores)), floats(list(self._chores.values()))))
             [(due_s, expires_s, *_)], claimed = yield Step(look, claim)
@@ -242,9 +245,10 @@ class Look(Exchange[Seen]):
             expired = [job_id for (job_id,) in rows]
             if expired:
                 after.append(Query(statements.TELL, (uuids(expired), self._schema)))
-        [[(due_s, expires_s, has_some, last_partition, has_edges)]] = yield Step(look, commits=True, after=after)
+        [[columns]] = yield Step(look, commits=True, after=after)
+        due_s, expires_s, fires_s, has_some, last_partition, has_edges = columns
         chores = frozenset(name for (name,) in claimed)
-        return Seen(due_s, expires_s, not has_some, last_partition or 0, has_edges, queued, expired, chores)
+        return Seen(due_s, expires_s, fires_s, not has_some, last_partition or 0, has_edges, queued, expired, chores)
 
 
 class Pruned(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from taskq.engines.dependents import Fate, becomes, parent_failed
 from taskq.engines.postgres import statements
-from taskq.engines.postgres.link import Exchange
+from taskq.engines.postgres.link.link import Exchange
 from taskq.model.attempt import pack_failure
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, uuids

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4, uuid5
 
 import psycopg
 
-from taskq.engines.postgres.link import Exchange, Link, conninfo_for
+from taskq.engines.postgres.link.link import Exchange, Link, conninfo_for
 from taskq.engines.postgres.migrate import migrate
 from taskq.model.errors import BrokerUnavailable, JournalError
 from taskq.system.clock import Clock

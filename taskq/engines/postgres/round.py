@@ -1,7 +1,7 @@
 """One round of the fleet with the database: what became of jobs goes there, and new ones come back, in one transaction
 and one round trip.
 
-    settle, reschedule, checkpoints, release -> fence, lease -> COMMIT -> tell those who wait
+    settle, reschedule, checkpoints -> children -> release, fence, lease -> COMMIT -> tell those who wait
 
 A round may be run again when nobody knows whether its commit has happened: what was settled then is not the fleet's any
 more, and the second time changes nothing.
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskq.engines.postgres import statements
+from taskq.engines.postgres.children import partitions_of, take_in
 from taskq.engines.postgres.demand import Asked
-from taskq.engines.postgres.link import Exchange
+from taskq.engines.postgres.link.link import Exchange
 from taskq.model.effects import Effects
 from taskq.model.partition import Partition, partition_of
 from taskq.model.spec import Spec
@@ -58,14 +59,16 @@ class Answer:
 
     Attributes:
         lost: the `seq` of settled jobs that were not the fleet's.
+        refused: the tasks of jobs that others have enqueued for their success and that are refused, with the reasons.
         is_fenced: whether the fleet is none any more.
         leased: the columns of jobs that it has got.
     """
 
-    __slots__ = ("is_fenced", "leased", "lost")
+    __slots__ = ("is_fenced", "leased", "lost", "refused")
 
-    def __init__(self, lost: set[int], is_fenced: bool, leased: Rows) -> None:
+    def __init__(self, lost: set[int], refused: Sequence[tuple[str, str]], is_fenced: bool, leased: Rows) -> None:
         self.lost = lost
+        self.refused = refused
         self.is_fenced = is_fenced
         self.leased = leased
 
@@ -87,7 +90,7 @@ class Round(Exchange[Answer]):
             outcomes: what has happened.
             asked: what to lease, or None.
             wall: seconds since 1970, by the broker's clock.
-            kinds: the numbers of the specs and partitions of jobs that are rescheduled.
+            kinds: the numbers of the specs and partitions of jobs that are rescheduled, or that others have enqueued.
         """
         super().__init__(self._plan)
         self._fleet, self._schema, self._host = place
@@ -117,11 +120,20 @@ class Round(Exchange[Answer]):
             columns = ints(partitions), bigints(lows), ints(queues), ints(mosts)
             queries.append(Query(statements.LEASE, (self._fleet, *columns)))
         after = [self._tell()] if effects.ended or effects.items else []
-        answer = yield Step(*queries, commits=True, after=after)
-        lost = {seq for rows in answer[told:told_until] for (seq,) in rows}
+        refused: list[tuple[str, str]] = []
+        if effects.children:  # of those that were the fleet's: that is known when they are settled
+            answer = yield Step(*queries[:told_until])
+            lost = _lost(answer[told:])
+            taken = yield from take_in(effects.children, lost, self._wall, self._kinds, self._schema)
+            refused = taken.refused
+            after += taken.after
+            answer = yield Step(*taken.queries, *queries[told_until:], commits=True, after=after)
+        else:
+            answer = yield Step(*queries, commits=True, after=after)
+            lost = _lost(answer[told:told_until])
         if self.asked is None:
-            return Answer(lost, False, [])
-        return Answer(lost, not answer[-2], answer[-1])
+            return Answer(lost, refused, False, [])
+        return Answer(lost, refused, not answer[-2], answer[-1])
 
     def _settle(self) -> Query:
         ended = self.outcomes.effects.ended
@@ -195,13 +207,20 @@ class Numbers(Exchange[Any]):
         known.update(self.value or {})
 
 
+def _lost(answers: Sequence[Rows]) -> set[int]:
+    return {seq for rows in answers for (seq,) in rows}
+
+
 def missing_numbers(outcomes: Outcomes, kinds: Kinds) -> Numbers | None:
     """What has to be asked before outcomes can be sent: a job that goes on may have another spec than before."""
     rows = [change.row for change in outcomes.effects.rescheduled]
-    specs = {row.spec for row in rows} - kinds.specs.keys()
+    children = outcomes.effects.children
+    specs = {row.spec for row in rows} | {part.spec for _, submission in children for part in submission.each}
+    specs -= kinds.specs.keys()
     if specs:
         return Numbers(specs=list(specs))
-    partitions = {partition_of(row.spec, row.constraints) for row in rows} - kinds.partitions.keys()
+    partitions = {partition_of(row.spec, row.constraints) for row in rows} | partitions_of(children)
+    partitions -= kinds.partitions.keys()
     return Numbers(partitions=list(partitions)) if partitions else None
 
 

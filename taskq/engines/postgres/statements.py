@@ -201,12 +201,15 @@ WITH due AS MATERIALIZED (
 moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NULL FROM due WHERE q.seq = due.seq
     RETURNING q.partition)
 SELECT partition, count(*) FROM moved GROUP BY partition"""
-#: In how many seconds the next scheduled job is due, and the next one expires; whether there is any job; the highest
-#: number of a partition; whether jobs come after others.
+#: In how many seconds the next scheduled job is due, the next one expires, and the next schedule fires, if $1 is the
+#: application that the fleet runs; whether there is any job; the highest number of a partition; whether jobs come after
+#: others.
 LOOK: Final = """
 SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue WHERE state = 1) - taskq.now_())::float8,
     extract(epoch FROM (SELECT min(expires_at) FROM taskq.queue
         WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2) - taskq.now_())::float8,
+    (SELECT min(fires_at) FROM taskq.schedules WHERE NOT is_paused AND (app IS NULL OR app = $1::text))
+        - extract(epoch FROM taskq.now_())::float8,
     EXISTS (SELECT FROM taskq.queue), (SELECT max(partition) FROM taskq.partitions),
     EXISTS (SELECT FROM taskq.edges WHERE is_open)"""
 

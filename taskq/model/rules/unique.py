@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from taskq.model.attempt import pack_failure
 from taskq.model.constraints import Constraints, UniqueKey
-from taskq.model.job import enqueued_at
+from taskq.model.job import JobError, enqueued_at
 from taskq.model.stored import FIRST_FINAL, StoredJob
+
+#: Why jobs are cancelled for the sake of others with their keys: the latter with the id of the job in their place.
+REPLACED: Final = "a later job with the same unique key took its place"
+LEFT_OUT: Final = "job {} with the same unique key was there before"
+
+
+def duplicate(reason: str) -> bytes:
+    """The outcome of a job that is cancelled for the sake of another with its key."""
+    return pack_failure(None, None, JobError("Duplicate", reason))
 
 
 class Leases(Protocol):

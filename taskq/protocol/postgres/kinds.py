@@ -38,18 +38,22 @@ class Kinds:
         self.specs, self.partitions = {}, {}
 
 
-def number_specs(specs: Sequence[Spec]) -> Plan[dict[Spec, int]]:
-    """Finds the numbers of specs, or gives them some."""
+def number_specs(specs: Sequence[Spec], *, commits: bool = True) -> Plan[dict[Spec, int]]:
+    """Finds the numbers of specs, or gives them some.
+
+    Args:
+        commits: False: the plan goes on. Its transaction is to be short, as others wait for it.
+    """
     packed = {pack_spec(spec): spec for spec in specs}
     fields = byteas(list(packed))
     [found] = yield Step(Query(_FIND_SPECS, (fields,)))
     if len(found) < len(packed):
-        _, found = yield Step(Query(_ADD_SPECS, (fields,)), Query(_FIND_SPECS, (fields,)), commits=True)
+        _, found = yield Step(Query(_ADD_SPECS, (fields,)), Query(_FIND_SPECS, (fields,)), commits=commits)
     return {packed[bytes(of)]: number for of, number in found}
 
 
-def number_partitions(partitions: Sequence[Partition]) -> Plan[dict[Partition, int]]:
-    """Finds the numbers of partitions, or gives them some."""
+def number_partitions(partitions: Sequence[Partition], *, commits: bool = True) -> Plan[dict[Partition, int]]:
+    """Finds the numbers of partitions, or gives them some; see `number_specs`."""
     columns = (
         texts([partition.queue for partition in partitions]),
         ints([partition.priority for partition in partitions]),
@@ -57,7 +61,7 @@ def number_partitions(partitions: Sequence[Partition]) -> Plan[dict[Partition, i
     )
     [found] = yield Step(Query(_FIND_PARTITIONS, columns))
     if len(found) < len(partitions):
-        _, found = yield Step(Query(_ADD_PARTITIONS, columns), Query(_FIND_PARTITIONS, columns), commits=True)
+        _, found = yield Step(Query(_ADD_PARTITIONS, columns), Query(_FIND_PARTITIONS, columns), commits=commits)
     return {Partition(queue, priority, read_limits(bytes(limits))): number for queue, priority, limits, number in found}
 
 

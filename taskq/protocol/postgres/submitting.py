@@ -189,6 +189,24 @@ DUE_WORD = "d"
 SOON_S = 2.0
 
 
+def words_of(jobs: Iterable[NewJob], wall: float) -> list[str]:
+    """What brokers are told of new jobs.
+
+    Args:
+        wall: as for `submit_constrained`.
+    """
+    words: dict[str, None] = {}
+    for job in jobs:
+        own = job.constraints or NO_CONSTRAINTS
+        if own.after:
+            words[FLOW_WORD] = None
+        elif own.due_at is None:
+            words[ready_word(job.partition)] = None
+        elif own.due_at - wall < SOON_S:
+            words[DUE_WORD] = None
+    return list(words)
+
+
 def notify(channel: str, words: Iterable[str]) -> Query:
     """Tells those who listen. To be sent behind a commit, in a transaction of its own: a commit that notifies holds a
     lock of the whole server while it is written to the disk."""

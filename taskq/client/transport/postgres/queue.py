@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from math import inf
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskq.client.transport.handing_in import pauses_s, with_room
 from taskq.client.transport.operations import CANCEL_AGAIN_S
-from taskq.client.transport.postgres.admitting import Admission, check_room_of
 from taskq.client.transport.postgres.changing import (
     cancel,
     is_being_cancelled,
@@ -41,20 +39,17 @@ from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL
 from taskq.protocol.endings import Ending
 from taskq.protocol.payloads.files import PayloadFiles
+from taskq.protocol.postgres.admitting import Admission, check_arguments
 from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
-from taskq.protocol.postgres.plans import Plan, Query, Step
+from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.submitting import (
-    DUE_WORD,
-    FLOW_WORD,
-    SOON_S,
     NewJob,
     notify,
     other_arguments,
     ready_word,
     submit_constrained,
-    submit_flow,
     submit_plain,
-    unknown_among,
+    words_of,
 )
 from taskq.protocol.submissions import Call, EarlierId, Flow, chunks
 from taskq.system.clock import ClientClock
@@ -63,8 +58,10 @@ from taskq.system.place import Place
 if TYPE_CHECKING:
     from taskq.model.info.counts import TaskCounts
     from taskq.model.info.job import JobInfo
+    from taskq.model.info.schedule import ScheduleInfo
     from taskq.model.info.status import FleetStatus
     from taskq.model.info.why import WhyInfo
+    from taskq.model.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -77,37 +74,7 @@ _CLOCKS_DIFFER_S = 60.0
 _TELL_EVERY_S = 0.01
 
 
-def _refuse(what: str) -> NoReturn:
-    raise ConfigError(
-        f"the PostgreSQL engine (postgresql://...) does not support {what} yet: use a queue in a directory for them"
-    )
-
-
-class Refused:
-    """What this engine does not do yet: refused by name, before anything is sent."""
-
-    def schedules(self) -> NoReturn:
-        """All schedules."""
-        _refuse("schedules")
-
-    def put_schedule(self, *_: object, **__: object) -> NoReturn:
-        """Adds a schedule."""
-        _refuse("schedules")
-
-    def remove_schedule(self, *_: object, **__: object) -> NoReturn:
-        """Removes a schedule."""
-        _refuse("schedules")
-
-    def pause_schedule(self, *_: object, **__: object) -> NoReturn:
-        """Pauses a schedule."""
-        _refuse("schedules")
-
-    def run_schedule(self, *_: object, **__: object) -> NoReturn:
-        """Makes a job of a schedule."""
-        _refuse("schedules")
-
-
-class PostgresQueue(Refused):
+class PostgresQueue:
     """The queue in a database: a `taskq.client.transport.api.QueueApi`."""
 
     def __init__(self, place: Place, clock: ClientClock) -> None:
@@ -124,7 +91,7 @@ class PostgresQueue(Refused):
         self.kinds = Kinds()
         #: Of no use here: arguments and results are in the database.
         self.payloads = PayloadFiles(place.directory)
-        self._told_at: dict[int, float] = {}  # when brokers were told of a partition
+        self._told_at: dict[str, float] = {}  # when brokers were told that a partition has jobs
 
     # -- submitting
 
@@ -141,15 +108,13 @@ class PostgresQueue(Refused):
         Args:
             before: is sent before that, in the same transaction.
         """
-        if any(call.constraints is not None and call.constraints.after for call in chunk):
-            yield from self._submit_flow([(spec, call) for call in chunk], *before)
-            return [call.id for call in chunk]
-        if spec.max_queued is not None or any(_is_unique(call) for call in chunk):
-            return (yield from self._admit(spec, chunk, before))
+        if spec.max_queued is not None or any(_is_linked(call) for call in chunk):
+            earlier = yield from self._admit([(spec, call) for call in chunk], before)
+            return [EarlierId(earlier[call.id]) if call.id in earlier else call.id for call in chunk]
         if all(call.constraints is None for call in chunk):
             number, (partition,) = yield from self._numbers(spec, [partition_of(spec, None)])
             query = submit_plain(number, partition, [call.id for call in chunk], [call.payload for call in chunk])
-            words = self._words({partition})
+            words = self._unless_told([ready_word(partition)])
         else:
             query, words = yield from self._constrained(spec, chunk)
         after = (notify(self._channel, words),) if words else ()
@@ -158,12 +123,19 @@ class PostgresQueue(Refused):
             yield from self._check_arguments(chunk)
         return [call.id for call in chunk]
 
-    def _admit(self, spec: Spec, chunk: Sequence[Call], before: Sequence[Query]) -> Operation[list[bytes]]:
-        jobs = yield from self._jobs_of(spec, chunk)
+    def _admit(self, flow: Flow, before: Sequence[Query]) -> Operation[dict[bytes, bytes]]:
+        """Submits jobs that have to be let in. Returns, for each that is left out, its id and that of the one in its
+        place."""
+        groups = []
+        for spec, calls in _by_spec(flow).items():
+            groups.append((spec, (yield from self._jobs_of(spec, calls))))
+        jobs = [job for _, own in groups for job in own]
+        if len(groups) > 1 and any(job.constraints and job.constraints.unique for job in jobs):
+            raise EnqueueError("a workflow with unique jobs: one that is left out would leave others without an end")
         wall = self.clock.time()
-        admission = Admission(spec, jobs, wall, before, self._words_of(jobs, wall), self._channel)
-        earlier: dict[bytes, bytes] = yield Run(admission.plan, joins=True)
-        return [EarlierId(earlier[call.id]) if call.id in earlier else call.id for call in chunk]
+        admission = Admission(groups, wall, self._words_of(jobs, wall), self._channel)
+        earlier: dict[bytes, bytes] = yield Run(partial(admission.plan, before), joins=True)
+        return earlier
 
     def _jobs_of(self, spec: Spec, calls: Sequence[Call]) -> Operation[list[NewJob]]:
         """Jobs of one spec, with their numbers."""
@@ -174,8 +146,7 @@ class PostgresQueue(Refused):
     def _check_arguments(chunk: Sequence[Call]) -> Operation[None]:
         """Raises EnqueueError if a known id has come with other arguments than before."""
         query = other_arguments([call.id for call in chunk], [call.payload for call in chunk])
-        for job_id in (yield Run(partial(_ids, query), joins=True)):
-            raise EnqueueError(f"job id {job_id.hex()} is already used by a job with other arguments")
+        check_arguments((yield Run(partial(_rows, query), joins=True)))
 
     def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
         jobs = yield from self._jobs_of(spec, chunk)
@@ -189,38 +160,17 @@ class PostgresQueue(Refused):
                 f"{len(flow):,} jobs go together, at most {MAX_FLOW_JOBS:,} can: let a job of the workflow enqueue the "
                 "rest of it, or link fewer jobs"
             )
-        return with_room(partial(self._submit_flow, flow), waits_for_room)
+        yield from with_room(partial(self._admit, flow, ()), waits_for_room)
 
-    def _submit_flow(self, flow: Flow, *before: Query) -> Operation[None]:
-        jobs: list[NewJob] = []
-        by_spec = _by_spec(flow)
-        rooms = [(spec, len(calls)) for spec, calls in by_spec.items() if spec.max_queued is not None]
-        for spec, of_spec in by_spec.items():
-            if any(_is_unique(call) for call in of_spec):
-                raise ConfigError(f"{spec.task}: the PostgreSQL engine does not support unique= with after= yet")
-            jobs += yield from self._jobs_of(spec, of_spec)
-        own = {job.id for job in jobs}
-        parents = list({parent for job in jobs for parent, _ in job.after if parent not in own})
-        wall = self.clock.time()
-        words = [*self._words_of([job for job in jobs if not job.after], wall), FLOW_WORD]
-        plan = partial(_flow, jobs, parents, rooms, wall, before, notify(self._channel, words))
-        yield Run(plan, joins=True)
+    def _words_of(self, jobs: Iterable[NewJob], wall: float) -> list[str]:
+        """What brokers are told of jobs, unless they have just been told that."""
+        return self._unless_told(words_of(jobs, wall))
 
-    def _words_of(self, jobs: Sequence[NewJob], wall: float) -> list[str]:
-        """What brokers are told of jobs that come after no others."""
-        words = self._words(
-            {job.partition for job in jobs if job.constraints is None or job.constraints.due_at is None}
-        )
-        if any(job.constraints is not None and (job.constraints.due_at or inf) - wall < SOON_S for job in jobs):
-            words.append(DUE_WORD)
-        return words
-
-    def _words(self, partitions: Iterable[int]) -> list[str]:
-        """What brokers are told, unless they have just been told that."""
+    def _unless_told(self, words: Iterable[str]) -> list[str]:
         now, told_at = self.clock.monotonic(), self._told_at
-        due = [number for number in partitions if now - told_at.get(number, -1.0) >= _TELL_EVERY_S]
-        told_at.update(dict.fromkeys(due, now))
-        return [ready_word(number) for number in due]
+        due = [word for word in words if now - told_at.get(word, -1.0) >= _TELL_EVERY_S]
+        told_at.update({word: now for word in due if word.startswith("q")})
+        return due
 
     def _numbers(self, spec: Spec, partitions: Sequence[Partition]) -> Operation[tuple[int, list[int]]]:
         """The numbers of a spec and of partitions, which are looked up once, on a connection of ours."""
@@ -389,6 +339,42 @@ class PostgresQueue(Refused):
                 raise ConfigError(f"{queue!r:.80} is not the name of a queue")
         return cast("list[str]", (yield Run(partial(pause, queues, is_paused, self._channel))))
 
+    # -- schedules
+
+    def schedules(self) -> Operation[list[ScheduleInfo]]:
+        """All schedules, by name."""
+        from taskq.client.transport.postgres.scheduling import read_schedules
+
+        return cast("list[ScheduleInfo]", (yield Run(read_schedules, joins=True)))
+
+    def put_schedule(self, schedule: Schedule) -> Operation[ScheduleInfo]:
+        """Adds a schedule, or replaces the one of its name."""
+        from taskq.client.transport.postgres.scheduling import put_schedule
+
+        return cast("ScheduleInfo", (yield Run(partial(put_schedule, schedule, self._channel), joins=True)))
+
+    def remove_schedule(self, name: str) -> Operation[None]:
+        """Removes a schedule. Raises ScheduleNotFound."""
+        from taskq.client.transport.postgres.scheduling import remove_schedule
+
+        yield Run(partial(remove_schedule, name), joins=True)
+
+    def pause_schedule(self, name: str, is_paused: bool) -> Operation[ScheduleInfo]:
+        """Pauses or resumes a schedule. Raises ScheduleNotFound."""
+        from taskq.client.transport.postgres.scheduling import pause_schedule
+
+        return cast("ScheduleInfo", (yield Run(partial(pause_schedule, name, is_paused, self._channel), joins=True)))
+
+    def run_schedule(self, name: str, job_id: bytes) -> Operation[None]:
+        """Makes a job of a schedule now. Raises ScheduleNotFound."""
+        from taskq.client.transport.postgres.scheduling import read_schedule, run_schedule
+
+        schedule = (yield Run(partial(read_schedule, name), joins=True)).schedule
+        number, [partition] = yield from self._numbers(
+            schedule.spec, [partition_of(schedule.spec, schedule.constraints)]
+        )
+        yield Run(partial(run_schedule, name, job_id, number, partition, self._channel), joins=True)
+
     # -- the fleets
 
     def status(self) -> Operation[FleetStatus]:
@@ -417,8 +403,9 @@ def _alone(query: Query, before: Sequence[Query], after: Sequence[Query]) -> Pla
     return int(rows[len(before)][0][0])
 
 
-def _is_unique(call: Call) -> bool:
-    return call.constraints is not None and call.constraints.unique is not None
+def _is_linked(call: Call) -> bool:
+    """Whether others have to be looked at before it comes in."""
+    return call.constraints is not None and (call.constraints.unique is not None or bool(call.constraints.after))
 
 
 def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
@@ -428,29 +415,6 @@ def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
     return found
 
 
-def _flow(
-    jobs: Sequence[NewJob],
-    parents: Sequence[bytes],
-    rooms: Sequence[tuple[Spec, int]],
-    wall: float,
-    before: Sequence[Query],
-    words: Query,
-) -> Plan[None]:
-    """A plan that takes in jobs together. Raises EnqueueError: a job that they come after is not known, or a queue is
-    full."""
-    if parents or rooms:
-        unknown, known = yield Step(unknown_among(parents), unknown_among([jobs[0].id]))
-        if not known:
-            return  # they were sent before
-        for (job_id,) in unknown:
-            raise EnqueueError(
-                f"there is no job {bytes(job_id).hex()} to come after: it never existed, or it is no longer kept"
-            )
-    for spec, count in rooms:
-        yield from check_room_of(spec, count)
-    yield Step(*before, submit_flow(jobs, wall), commits=True, after=(words,))
-
-
-def _ids(query: Query) -> Plan[list[bytes]]:
+def _rows(query: Query) -> Plan[Rows]:
     [rows] = yield Step(query, commits=True)
-    return [bytes(job_id) for (job_id,) in rows]
+    return rows

@@ -6,7 +6,7 @@ import selectors
 from typing import Any
 
 from taskq.engines.contract import Fleet
-from taskq.engines.embedded.server import Peer, Server
+from taskq.engines.server import Peer, Server
 from taskq.model.errors import ProtocolError, TaskQError
 from taskq.protocol import frames
 from taskq.protocol.answers import ok_frame

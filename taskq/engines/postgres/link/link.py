@@ -24,7 +24,7 @@ from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PollingStatus
 
-from taskq.engines.postgres.names import Lookup, names_in
+from taskq.engines.postgres.link.names import Lookup, names_in
 from taskq.protocol.postgres.arrays import Array
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
