@@ -13,16 +13,21 @@ from taskq.client.app import TaskQ
 from taskq.client.transport.submitting import importing
 from taskq.model.errors import AppError
 
+#: Applications of other libraries: the package of their class, and what makes a TaskQ of them. It is imported by name,
+#: and only for such an application.
+ADAPTERS = {"celery": ("taskq.contrib.celery.application", "application_of")}
+
 
 def load_app(reference: str) -> TaskQ:
     """Imports an application.
 
     Args:
         reference: ``module:attribute`` (found from the current folder first), or ``path/to/file.py:attribute``. The
-            attribute may be left out where the module has exactly one TaskQ.
+            attribute may be left out where the module has exactly one TaskQ. It may also be an application of Celery.
 
     Raises:
         AppError: there is no such module or attribute, it is not a TaskQ, or the import failed; the message says which.
+        ConfigError: an application of Celery uses something that taskq does not have.
     """
     place, _, attribute = reference.partition(":")
     if not place:
@@ -31,13 +36,24 @@ def load_app(reference: str) -> TaskQ:
         module = _import_file(Path(place)) if place.endswith(".py") or os.sep in place else _import_module(place)
     if not attribute:
         return _only_app(module, place)
-    app = module
+    app: object = module
     for name in attribute.split("."):
         if not hasattr(app, name):
             raise AppError(f"{place} has no attribute {attribute!r}{_hint(module)}")
         app = getattr(app, name)
+    app = _adapted(app)
     if not isinstance(app, TaskQ):
         raise AppError(f"{reference} is a {type(app).__name__}, not a TaskQ{_hint(module)}")
+    return app
+
+
+def _adapted(app: object) -> object:
+    """An application of another library as a TaskQ; anything else as it is."""
+    for kind in type(app).__mro__:
+        adapter = ADAPTERS.get(kind.__module__.partition(".")[0])
+        if adapter is not None:
+            module, function = adapter
+            return getattr(importlib.import_module(module), function)(app)
     return app
 
 

@@ -38,6 +38,8 @@ _OWN_MODULES = (
     __name__,
     "taskq.client.context",
     "taskq.client.executors.pickled_calls",
+    "taskq.contrib.celery.application",
+    "taskq.contrib.celery.running",
     "taskq.consumer.main_thread",
     "taskq.consumer.threads",
     "taskq.consumer.coroutines",

@@ -1,1 +1,1 @@
-"""Adapters to other libraries: one file for each, which alone imports that library. Nothing in taskq imports them."""
+"""Adapters to other libraries: one file or room for each, which alone imports that library. Nothing imports them."""

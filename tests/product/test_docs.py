@@ -15,7 +15,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 from fleet import Fleet, running, wait_until
-from pages import DOCS, PAGES, ROOT, blocks, imported, paste, run
+from pages import DOCS, PAGES, ROOT, blocks, imported, paste, run, shell_lines
 
 from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.config.project import find_project
@@ -27,6 +27,8 @@ from taskq.model.exits import Exit
 #: Each page with blocks of Python, and the files that they make; each is run below, or in test_guides.py.
 FILES = {
     "README.md": ["thumbs.py", "client.py"],
+    "celery.md": ["proj/celery.py", "proj/tasks.py", "client.py"],
+    "coming-from.md": ["moved.py"],
     "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py", "shop/staff_urls.py"],
     "enqueue.md": ["bulk.py", "tracing.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
@@ -52,6 +54,7 @@ PARTS = {"postgresql.md": "tests/process/test_postgres_within.py"}
 #: Each page with blocks of sh: where they are run. What only installs something is not run there.
 SHELL = {
     "README.md": "tests/product/test_guides.py",
+    "celery.md": "tests/product/test_docs.py",
     "install.md": "tests/product/test_guides.py",
     "metrics.md": "tests/process/test_metrics.py",
     "postgresql.md": "tests/process/test_machines.py",
@@ -97,6 +100,26 @@ def test_executors(tmp_path: Path, home: Path) -> None:
         assert re.fullmatch("[0-9a-f]{32}", job_id)
         assert total == "6"
     assert run(tmp_path, "others.py").splitlines() == ["1024", "6"]
+
+
+def test_celery(tmp_path: Path, home: Path) -> None:
+    paste("celery.md", tmp_path)
+    worker, client = (line.split() for line in shell_lines("celery.md"))
+    assert (worker[0], client[1]) == ("taskq", "python")
+    with subprocess.Popen(
+        [sys.executable, "-m", *worker, "--consumers", "2"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    ) as fleet:
+        try:
+            name, _, loader = client[0].partition("=")
+            printed = run(tmp_path, *client[2:], **{name: loader}).splitlines()
+        finally:
+            fleet.terminate()
+    assert printed == ["3", "6", "20", "page after 2 retries"]
+
+
+def test_coming_from(tmp_path: Path, home: Path) -> None:
+    paste("coming-from.md", tmp_path)
+    assert run(tmp_path, "moved.py").splitlines() == ["3", "1", "page", "[1, 2]"]
 
 
 def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
