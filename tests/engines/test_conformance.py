@@ -240,6 +240,41 @@ def test_jobs_that_were_cancelled_with_a_failed_one_come_back_with_its_retry(fle
     assert consumer.begin() == child
 
 
+@pytest.mark.needs("after", "the return of jobs that were cancelled because of a failed one")
+def test_all_that_was_cancelled_with_a_failed_job_comes_back_but_what_needs_others_or_was_not_wanted(
+    fleet: ScriptedFleet,
+) -> None:
+    """A diamond comes back whole; what comes after another failed job, too, waits for the retry of that; and what
+    somebody has cancelled since stays so."""
+    parent, other, unwanted_parent = failed(fleet, 3)
+    fleet.client.retry_all(None, None)
+    left, right, goes_on = (
+        with_parents(fleet, parent),
+        with_parents(fleet, parent),
+        with_parents(fleet, parent, goes_on=True),
+    )
+    last, needs_both = with_parents(fleet, left, right), with_parents(fleet, right, other)
+    unwanted = with_parents(fleet, unwanted_parent)
+    consumer = fleet.consumer()
+    for _ in range(3):
+        assert consumer.begin() in (parent, other, unwanted_parent)
+        consumer.fail()
+    fleet.turn(2)
+    cancelled = [left, right, last, needs_both, unwanted]
+    assert states(fleet, cancelled) == [JobState.CANCELLED] * 5
+    assert fleet.client.cancel(unwanted, False)
+    fleet.client.retry(unwanted_parent)
+    fleet.client.retry(parent)
+    assert states(fleet, [*cancelled, goes_on]) == ["waiting", "waiting", "waiting", "cancelled", "cancelled", "queued"]
+    fleet.client.retry(other)
+    assert states(fleet, [needs_both]) == [JobState.WAITING]
+    consumer.leave()
+    ran = fleet.run_all()
+    assert sorted(ran) == sorted([goes_on, unwanted_parent, parent, other, left, right, last, needs_both])
+    assert ran.index(last) > max(ran.index(left), ran.index(right))
+    assert ran.index(needs_both) > max(ran.index(right), ran.index(other))
+
+
 @pytest.mark.needs("on_success")
 def test_what_a_job_has_enqueued_is_let_in_as_anything_else(fleet: ScriptedFleet) -> None:
     """A unique one that is left out is noted as cancelled, since its producer knows its id; one after an unknown job is

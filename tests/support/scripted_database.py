@@ -66,7 +66,6 @@ class PostgresPlace(Place):
         "files of payloads",
         "at once: counts",
         "at once: which jobs run",
-        "the return of jobs that were cancelled because of a failed one",
         "a look at the arguments of a known id",
         "a purge of what was sent and has not begun",
     }

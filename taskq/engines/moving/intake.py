@@ -57,6 +57,14 @@ _QUEUE = {
     "crashes": "int4", "snoozes": "int4", "pending": "int4", "due_at": "timestamptz", "expires_at": "timestamptz",
     "ready_at": "timestamptz",
 }  # fmt: skip
+_CALLED_OFF = {
+    "id": "uuid",
+    "seq": "int8",
+    "partition": "int4",
+    "spec": "int4",
+    "due_at": "timestamptz",
+    "expires_at": "timestamptz",
+}
 _EDGES = {"parent": "uuid", "child": "uuid", "goes_on": "bool", "is_open": "bool"}
 _ATTEMPTS = {"id": "uuid", "number": "int4", "outcome": "bytea", "host": "text"}
 _ITEMS = {"id": "uuid", "position": "int4", "item": "bytea"}
@@ -200,7 +208,7 @@ class _Move:
 
     def _write_jobs(self, jobs: Sequence[PortableJob]) -> None:
         seqs = self._do("SELECT nextval('taskq.queue_seq_seq') FROM generate_series(1, %s)", len(jobs)).fetchall()
-        rows, waiting, failed = list[Any](), list[Any](), list[Any]()
+        rows, waiting, failed, called_off = list[Any](), list[Any](), list[Any](), list[Any]()
         for job, (seq,) in zip(jobs, seqs, strict=True):
             self._note_size(job)
             spec, job_id, is_living = self._numbers.spec(job.spec), _uuid(job.id), job.state < FIRST_FINAL
@@ -214,9 +222,13 @@ class _Move:
                 waiting.append((seq, job_id, partition, spec, int(job.state), *counted, job.pending, *times))
             elif job.state is StoredState.FAILED:
                 failed.append((job_id,))
+            elif job.state is StoredState.CANCELLED and job.payload is not None:  # because of another: it may come back
+                until = _time(job.due_at), _time(job.expires_at)
+                called_off.append((job_id, seq, self._numbers.partition(job.partition), spec, *until))
         self._copy("jobs", _JOBS, rows)
         self._copy("queue", _QUEUE, waiting)
         self._copy("failed", {"id": "uuid"}, failed)
+        self._copy("called_off", _CALLED_OFF, called_off)
         keyed = [(job.unique_key.encode(), _uuid(job.id)) for job in jobs if job.unique_key is not None]
         if keyed:
             keys, ids = zip(*keyed, strict=True)

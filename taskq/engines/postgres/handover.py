@@ -70,7 +70,8 @@ class HandOver(Exchange[HandedOver]):
         partitions = set[int]()
         freed, cancelled = 0, list[bytes]()
         while parents:
-            [edges] = yield Step(Query(statements.CLOSE_EDGES, (uuids(parents),)))
+            own = uuids(parents)
+            _, edges = yield Step(Query(statements.HOLD_FAILED, (own,)), Query(statements.CLOSE_EDGES, (own,)))
             if not edges:
                 break
             [children] = yield Step(Query(statements.CHILDREN, (uuids(list({edge[0]: None for edge in edges})),)))

@@ -124,6 +124,9 @@ NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
 UNTOLD: Final = """
 SELECT DISTINCT uuid_send(e.parent) FROM taskq.edges AS e LEFT JOIN taskq.jobs AS j ON j.id = e.parent
 WHERE e.is_open AND coalesce(j.state, 12) >= 10 LIMIT $1"""
+#: $1: jobs that have ended. Those that failed are not run again before what follows from that is done: then what was
+#: cancelled because of them is found.
+HOLD_FAILED: Final = "SELECT 1 FROM taskq.jobs WHERE id = ANY ($1::uuid[]) AND state = 11 ORDER BY id FOR SHARE"
 #: $1: jobs that have ended. Of one that did not succeed, the outcome and the spec come with each edge.
 CLOSE_EDGES: Final = """
 WITH ended AS MATERIALIZED (
@@ -145,11 +148,16 @@ UPDATE taskq.queue AS q SET pending = d.pending,
     state = CASE WHEN d.pending > 0 THEN 2 WHEN q.due_at > taskq.now_() THEN 1 ELSE 0 END,
     ready_at = CASE WHEN d.pending = 0 THEN taskq.now_() END
 FROM unnest($1::bigint[], $2::int[]) AS d (seq, pending) WHERE q.seq = d.seq"""
-#: $1, $2: jobs, and their outcomes.
+#: $1, $2: jobs, and their outcomes. They keep what they need to come back.
 CALL_OFF: Final = """
 WITH d AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[]) AS d (seq, outcome)),
-gone AS (DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq RETURNING q.id, d.outcome)
-UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_(), payload = NULL
+gone AS (
+    DELETE FROM taskq.queue AS q USING d WHERE q.seq = d.seq
+    RETURNING q.id, q.seq, q.partition, q.spec, q.due_at, q.expires_at, d.outcome),
+kept AS (
+    INSERT INTO taskq.called_off (id, seq, partition, spec, due_at, expires_at)
+    SELECT id, seq, partition, spec, due_at, expires_at FROM gone ON CONFLICT DO NOTHING)
+UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_()
 FROM gone WHERE j.id = gone.id"""
 NOTHING: Final = "SELECT"
 
@@ -234,10 +242,11 @@ gone AS (
     DELETE FROM taskq.jobs AS j USING seen WHERE j.id = seen.id AND seen.state IN (10, 12, 13)
         AND seen.finished_at < taskq.now_() - make_interval(secs => $2::float8)
         AND NOT EXISTS (SELECT FROM taskq.edges AS e JOIN taskq.jobs AS c ON c.id = e.child
-            WHERE e.parent = seen.id AND c.state = 3) RETURNING j.id),
+            WHERE e.parent = seen.id AND c.payload IS NOT NULL) RETURNING j.id),
 edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
 items AS (DELETE FROM taskq.items AS i USING gone WHERE i.id = gone.id),
 keys AS (DELETE FROM taskq.keys USING gone WHERE keys.id = gone.id),
+called_off AS (DELETE FROM taskq.called_off AS o USING gone WHERE o.id = gone.id),
 attempts AS (DELETE FROM taskq.attempts AS a USING gone WHERE a.id = gone.id)
 SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(id) FROM seen ORDER BY id DESC LIMIT 1),
     (SELECT count(*) FROM gone)"""

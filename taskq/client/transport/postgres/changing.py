@@ -18,7 +18,14 @@ from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Step
-from taskq.protocol.postgres.submitting import ENDED_WORD, notify, pack_constraints, read_constraints, ready_word
+from taskq.protocol.postgres.submitting import (
+    ENDED_WORD,
+    FLOW_WORD,
+    notify,
+    pack_constraints,
+    read_constraints,
+    ready_word,
+)
 from taskq.protocol.postgres.watching import LIVES, tell
 
 _LOCK = """
@@ -30,6 +37,10 @@ _CANCEL = """
     WITH gone AS (DELETE FROM taskq.queue WHERE seq = $1 RETURNING id)
     UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL, checkpoint = NULL,
         settled_by = 0 FROM gone WHERE j.id = gone.id"""
+_DETACH = """
+    WITH gone AS (DELETE FROM taskq.called_off WHERE id = $1 RETURNING id),
+    edges AS (DELETE FROM taskq.edges e USING gone WHERE e.child = gone.id)
+    UPDATE taskq.jobs j SET payload = NULL FROM gone WHERE j.id = gone.id"""
 _ASK_TO_CANCEL = "UPDATE taskq.queue SET cancel = greatest(cancel, $2::smallint) WHERE seq = $1"
 _CANCELLING = "SELECT q.lease, q.cancel FROM taskq.queue q JOIN taskq.jobs j USING (seq) WHERE j.id = $1"
 
@@ -48,6 +59,8 @@ def cancel(job_id: bytes, also_running: bool, channel: str) -> Plan[bool | None]
     if not states:
         raise JobNotFound.of(job_id)
     if states[0][0] != LIVES:
+        if states[0][0] == StoredState.CANCELLED:  # one that was cancelled because of another would come back with that
+            yield Step(Query(_DETACH, (key,)), commits=True)
         return bool(states[0][0] == StoredState.CANCELLED)
     if not locked:
         return None  # it has just gone elsewhere: look again
@@ -90,7 +103,34 @@ _RETRY = """
         RETURNING j.id, j.seq, j.spec, j.attempts, j.crashes, j.snoozes, again.partition),
     alive AS (DELETE FROM taskq.failed f USING living WHERE f.id = living.id)
     INSERT INTO taskq.queue (seq, id, partition, spec, state, attempts, crashes, snoozes, ready_at)
-    SELECT seq, id, partition, spec, 0, attempts, crashes, snoozes, taskq.now_() FROM living RETURNING partition"""
+    SELECT seq, id, partition, spec, 0, attempts, crashes, snoozes, taskq.now_() FROM living RETURNING uuid_send(id)"""
+_HAS_CALLED_OFF = "SELECT EXISTS (SELECT FROM taskq.called_off)"
+#: Jobs that were cancelled because of others ($1) which are run again: who looks at the same ones waits.
+_LOCK_CALLED_OFF = """
+    SELECT 1 FROM taskq.called_off WHERE id IN (
+        SELECT child FROM taskq.edges WHERE parent = ANY($1::uuid[]) AND NOT goes_on) ORDER BY id FOR UPDATE"""
+#: These wait again: not if another that one needs did not succeed, or is no longer there, as nobody knows whether that
+#: had succeeded. All of its edges are open again: brokers close those whose parents have ended.
+_REVIVE = """
+    WITH again AS MATERIALIZED (
+        SELECT * FROM taskq.called_off c
+        WHERE id IN (SELECT child FROM taskq.edges WHERE parent = ANY($1::uuid[]) AND NOT goes_on)
+            AND NOT EXISTS (
+                SELECT FROM taskq.edges e LEFT JOIN taskq.jobs b ON b.id = e.parent
+                WHERE e.child = c.id AND NOT e.goes_on AND coalesce(b.state, 12) > 10)),
+    back AS (DELETE FROM taskq.called_off c USING again WHERE c.id = again.id),
+    living AS (
+        UPDATE taskq.jobs j SET state = 3, outcome = NULL, finished_at = NULL, settled_by = NULL FROM again
+        WHERE j.id = again.id),
+    opened AS (
+        UPDATE taskq.edges e SET is_open = true FROM again
+        WHERE e.child = again.id AND EXISTS (SELECT FROM taskq.jobs b WHERE b.id = e.parent) RETURNING e.child),
+    pending AS MATERIALIZED (SELECT child, count(*) AS count FROM opened GROUP BY child)
+    INSERT INTO taskq.queue (seq, id, partition, spec, state, pending, due_at, expires_at)
+    SELECT a.seq, a.id, a.partition, a.spec, 2, p.count, a.due_at, a.expires_at
+    FROM again a JOIN pending p ON p.child = a.id
+    RETURNING uuid_send(id)"""
+_NOTHING = "SELECT"
 _FAILED_NEXT = """
     SELECT uuid_send(f.id), s.fields FROM (
         SELECT id FROM taskq.failed WHERE id > $1 ORDER BY id LIMIT $2) f
@@ -118,7 +158,8 @@ def read_failed(ids: Sequence[bytes]) -> Plan[list[Failed]]:
 
 
 def retry(jobs: Sequence[Failed], numbers: Sequence[int], channel: str) -> Plan[int]:
-    """Queues failed jobs again. Returns how many of them still had failed.
+    """Queues failed jobs again, and has those wait again that were cancelled because of them. Returns how many of them
+    still had failed.
 
     Args:
         numbers: of their partitions.
@@ -129,8 +170,16 @@ def retry(jobs: Sequence[Failed], numbers: Sequence[int], channel: str) -> Plan[
         ints(numbers),
         byteas([pack_constraints(job.row.constraints) for job in jobs]),
     )
-    word = notify(channel, map(ready_word, set(numbers)))
-    queued, _ = yield Step(Query(_RETRY, columns), commits=True, after=(word,))
+    words = [ready_word(number) for number in set(numbers)]
+    queued, [(has_called_off,)] = yield Step(Query(_RETRY, columns), Query(_HAS_CALLED_OFF))
+    again = [bytes(job_id) for (job_id,) in queued] if has_called_off else []
+    while again:
+        parents = uuids(again)
+        _, revived = yield Step(Query(_LOCK_CALLED_OFF, (parents,)), Query(_REVIVE, (parents,)))
+        again = [bytes(job_id) for (job_id,) in revived]
+        if again:
+            words.append(FLOW_WORD)
+    yield Step(Query(_NOTHING), commits=True, after=(notify(channel, dict.fromkeys(words)),))
     return len(queued)
 
 
@@ -151,6 +200,7 @@ _PURGE = """
     gone AS (DELETE FROM taskq.jobs WHERE id = ANY($1::uuid[]) RETURNING id),
     f AS (DELETE FROM taskq.failed WHERE id = ANY($1::uuid[])),
     a AS (DELETE FROM taskq.attempts WHERE id = ANY($1::uuid[])),
+    o AS (DELETE FROM taskq.called_off WHERE id = ANY($1::uuid[])),
     i AS (DELETE FROM taskq.items WHERE id = ANY($1::uuid[]))
     SELECT uuid_send(id) FROM gone"""
 
