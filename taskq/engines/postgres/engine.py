@@ -20,14 +20,13 @@ import msgpack
 
 from taskq.engines.contract import Events, Fleet, Jobs
 from taskq.engines.local import LocalServer
+from taskq.engines.postgres.chores import Look, Prune, Retention, Seen, Window
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.exchanges import (
     Audit,
     Beat,
     Beaten,
     KeepCounts,
-    Look,
-    Prune,
     ReadCancels,
     ReadCounts,
     ReadPartitions,
@@ -40,7 +39,6 @@ from taskq.engines.postgres.exchanges import (
     RefuseCancels,
     Register,
     Registered,
-    Seen,
     Unregister,
     running_attempts,
 )
@@ -74,8 +72,6 @@ _COUNTS_EVERY_S: Final = 1.0
 _PAIRS_AT_ONCE: Final = 100
 #: How often to look for ended jobs whose children were not told.
 _HAND_OVER_EVERY_S: Final = 5.0
-#: How often a fleet, of all, prunes ended jobs.
-_PRUNE_EVERY_S: Final = 5.0
 #: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
 _LOOK_AHEAD_EVERY_S: Final = 10.0
 #: How long a fleet that stops tries to hand over what it has.
@@ -120,9 +116,10 @@ class PostgresEngine:
         self._durable: list[Effects] = []  # and not reported yet
         self._unbroken_at = inf  # since when each beat was answered (monotonic)
         self._beaten_at = self._look_at = -inf
-        self._reap_at = self._prune_at = self._release_at = self._look_ahead_at = -inf
-        self._prune_place = b"\0" * 16
-        self._seen: Seen | None = None
+        self._reap_at = self._release_at = self._look_ahead_at = -inf
+        self._window = Window()
+        self._retention = Retention(settings.keep_results_s, settings.keep_results)
+        self._is_empty = False  # there is no job, as far as is known
         self._local: LocalServer | None = None
         self._stepped_at = -inf
         self._is_starting = True
@@ -215,10 +212,8 @@ class PostgresEngine:
                 self._set_paused(exchange.value)
             case ReadCancels():
                 self._refuse_cancels(self._leases.cancel(exchange.value or []))
-            case Prune() if exchange.value is not None:
-                self._prune_place = exchange.value.place or b"\0" * 16
-                if exchange.value.place is not None:
-                    self._prune_at = now
+            case Prune():
+                self._retention.finish(exchange.value, now)
 
     def _hear(self, word: str) -> None:
         """Hears what others have notified."""
@@ -238,7 +233,7 @@ class PostgresEngine:
             case "p":
                 self._control.ask(ReadPaused())
             case "c" if number == str(self.fleet):
-                self._control.ask(ReadCancels(self.fleet))
+                self._control.ask(ReadCancels(self.fleet, self._leases.lowest))
 
     def _read_partitions(self) -> None:
         if not self._is_reading_partitions:
@@ -372,9 +367,13 @@ class PostgresEngine:
             self._refuse_cancels(self._leases.cancel(beaten.cancels))
 
     def _finish_look(self, seen: Seen | None, now: float) -> None:
-        self._seen = seen
         if seen is None:
             return
+        self._window.answered(seen, now)
+        if seen.is_empty is not None:
+            self._is_empty = seen.is_empty
+        if "prune" in seen.chores:
+            self._retention.claimed(now)
         self._schedules.look(seen.fires_s, "schedules" in seen.chores)
         if seen.fires_s is not None and seen.fires_s > 0:
             self._look_at = min(self._look_at, now + seen.fires_s)
@@ -384,7 +383,8 @@ class PostgresEngine:
             self._look_at = min(self._look_at, now + max(0.0, seen.expires_s))
         if seen.last_partition > self._demand.last_partition:
             self._read_partitions()
-        self._has_edges = seen.has_edges or self._is_told_of_edges
+        if seen.has_edges is not None:
+            self._has_edges = seen.has_edges or self._is_told_of_edges
         if seen.queued:
             self._demand.tell_of_returned()
 
@@ -404,15 +404,15 @@ class PostgresEngine:
         if now >= self._beaten_at + self._lease_s / _BEATS:
             self._beaten_at = now
             status: bytes = msgpack.packb(status_value(self._fleet_control.status()))
-            control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), status))
+            control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), self._leases.lowest, status))
         elif now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
             self._is_told_of_edges = False
-            chores = {"prune": _PRUNE_EVERY_S} if now >= self._prune_at else {}
+            chores = self._retention.chores(now)
             if now >= self._look_ahead_at:
                 chores["schedules"] = _LOOK_AHEAD_EVERY_S
                 self._look_ahead_at = now + _LOOK_AHEAD_EVERY_S
-            control.ask(Look(self._schema, self._schedules.app, chores))
+            control.ask(Look(self._schema, self._schedules.app, chores, self._window.ask(now)))
             self._leases.expire(self._clock.time())
         elif (about_schedules := self._schedules.next_exchange(self.fleet, now)) is not None:
             control.ask(about_schedules)
@@ -422,10 +422,8 @@ class PostgresEngine:
         elif now >= self._counts_at and self.figures.counting.is_changed:
             self._counts_at = now + _COUNTS_EVERY_S
             control.ask(KeepCounts(self._machine, self.figures.counting.take_changed(_PAIRS_AT_ONCE)))
-        elif self._seen is not None and "prune" in self._seen.chores:
-            self._seen = self._seen._replace(chores=self._seen.chores - {"prune"})
-            self._prune_at = now + _PRUNE_EVERY_S
-            control.ask(Prune(self._prune_place, self._settings.keep_results_s, self._clock.time()))
+        elif (prune := self._retention.next_exchange(now, self._clock.time())) is not None:
+            control.ask(prune)
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
         self._schedules.declare(app, schedules)
@@ -469,6 +467,8 @@ class PostgresEngine:
         if self._control.is_free:
             at = min(at, self._beaten_at + self._lease_s / _BEATS, self._look_at)
             at = min(at, self._schedules.next_at(now))
+            if self._retention.has_some:
+                return now
             if self._has_edges:
                 at = min(at, self._hand_over_at)
             if self.figures.counting.is_changed:
@@ -491,7 +491,7 @@ class PostgresEngine:
 
     @property
     def has_work(self) -> bool:
-        return self._seen is None or not self._seen.is_empty or not self.is_settled or len(self._leases.held) > 0
+        return not self._is_empty or not self.is_settled or len(self._leases.held) > 0
 
     @property
     def owes(self) -> bool:

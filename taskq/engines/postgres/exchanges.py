@@ -1,8 +1,7 @@
-"""What a broker asks of the database besides its rounds: who it is, how it is, and what time brings. No I/O.
+"""What a broker asks of the database besides its rounds: who it is, and how it is. No I/O.
 
 Register, Reclaim, Audit    which jobs are the fleet's
 Beat, Reap                  which fleets live
-Look, chores                scheduled jobs, late ones, old ones
 """
 
 from __future__ import annotations
@@ -14,19 +13,11 @@ from uuid import UUID
 from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
-from taskq.model.attempt import pack_failure
 from taskq.model.info.counts import CountsRow
-from taskq.model.job import JobError, JobRow, first_id_at
+from taskq.model.job import JobRow
 from taskq.protocol.link.flight_recorder import FlightRecord
-from taskq.protocol.postgres.arrays import bigints, byteas, floats, ints, texts, uuids
+from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
-
-#: Jobs that one statement queues, ends or looks at.
-_DUE_AT_ONCE = 1_000
-_EXPIRED_AT_ONCE = 500
-_PRUNED_AT_ONCE = 3_000
-#: The outcome of a job that was not started in time.
-EXPIRED = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
 
 
 class Registered(NamedTuple):
@@ -126,19 +117,21 @@ def running_attempts(consumers: Consumers, jobs: Jobs) -> dict[bytes, int]:
 class Beat(Exchange[Beaten]):
     """Says that the fleet lives, and what it is doing."""
 
-    def __init__(self, fleet: int, running: Mapping[bytes, int], status: bytes | None) -> None:
+    def __init__(self, fleet: int, running: Mapping[bytes, int], low: int, status: bytes | None) -> None:
         """
         Args:
             running: the numbers of the attempts that run, by id of their jobs.
+            low: the lowest `seq` of the jobs that the fleet has.
         """
         super().__init__(self._plan)
+        self._low = low
         self.fleet, self._running, self._status = fleet, running, status
 
     def _plan(self) -> Plan[Beaten]:
         ids, numbers = uuids(list(self._running)), ints(list(self._running.values()))
         beaten, cancels, paused = yield Step(
             Query(statements.BEAT, (self.fleet, ids, numbers, self._status)),
-            Query(statements.CANCELS, (self.fleet,)),
+            Query(statements.CANCELS, (self.fleet, self._low)),
             Query(statements.PAUSED),
             commits=True,
         )
@@ -191,93 +184,6 @@ class Reap(Exchange[Reaped]):
         return Reaped(lost, [columns for columns in orphans if columns[1] in wanted])
 
 
-class Seen(NamedTuple):
-    """What a look has found.
-
-    Attributes:
-        due_s, expires_s: in how many seconds the next scheduled job is due, and the next one expires; None: none.
-        fires_s: in how many seconds the next schedule fires.
-        is_empty: whether there is no job that has not ended.
-        last_partition: the highest number of a partition.
-        has_edges: whether jobs come after others.
-        queued: how many scheduled jobs became queued.
-        expired: the ids of jobs that have ended since they were not started in time.
-        chores: what is to be done now, by this fleet.
-    """
-
-    due_s: float | None
-    expires_s: float | None
-    fires_s: float | None
-    is_empty: bool
-    last_partition: int
-    has_edges: bool
-    queued: int
-    expired: list[bytes]
-    chores: frozenset[str]
-
-
-class Look(Exchange[Seen]):
-    """Looks what the clock brings, and does what is due."""
-
-    def __init__(self, schema: str, app: str | None, chores: Mapping[str, float]) -> None:
-        """
-        Args:
-            app: the application that the fleet runs.
-            chores: what may be due, by name, each with the seconds until the next time.
-        """
-        super().__init__(self._plan)
-        self._schema, self._app, self._chores = schema, app, chores
-
-    def _plan(self) -> Plan[Seen]:
-        look = Query(statements.LOOK, (self._app,))
-        if self._chores:
-            claim = Query(statements.CLAIM_CHORES, (texts(list(self._chores)), floats(list(self._chores.values()))))
-            [(due_s, expires_s, *_)], claimed = yield Step(look, claim)
-        else:
-            [[(due_s, expires_s, *_)]], claimed = (yield Step(look)), []
-        queued, expired, after = 0, list[bytes](), list[Query]()
-        if due_s is not None and due_s <= 0:
-            [rows] = yield Step(Query(statements.PROMOTE, (_DUE_AT_ONCE,)))
-            queued = sum(count for _, count in rows)
-            after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition, _ in rows]
-        if expires_s is not None and expires_s <= 0:
-            [rows] = yield Step(Query(statements.EXPIRE, (_EXPIRED_AT_ONCE, EXPIRED)))
-            expired = [job_id for (job_id,) in rows]
-            if expired:
-                after.append(Query(statements.TELL, (uuids(expired), self._schema)))
-        [[columns]] = yield Step(look, commits=True, after=after)
-        due_s, expires_s, fires_s, has_some, last_partition, has_edges = columns
-        chores = frozenset(name for (name,) in claimed)
-        return Seen(due_s, expires_s, fires_s, not has_some, last_partition or 0, has_edges, queued, expired, chores)
-
-
-class Pruned(NamedTuple):
-    """How far a look at old jobs has come: None when it has seen all, and how many it has removed."""
-
-    place: bytes | None
-    removed: int
-
-
-class Prune(Exchange[Pruned]):
-    """Removes ended jobs that are no longer kept, some at a time."""
-
-    def __init__(self, place: bytes, keep_s: float, wall: float) -> None:
-        """
-        Args:
-            place: where to go on: the id of the last job that was looked at.
-            keep_s: how many seconds an ended job is kept.
-            wall: seconds since 1970.
-        """
-        super().__init__(self._plan)
-        self._place, self._keep_s = place, keep_s
-        self._before = first_id_at(wall - keep_s)
-
-    def _plan(self) -> Plan[Pruned]:
-        params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=self._before), _PRUNED_AT_ONCE
-        [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
-        return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed)
-
-
 class ReadSpecs(Exchange[Rows]):
     """Reads specs by their numbers."""
 
@@ -316,12 +222,16 @@ class ReadPaused(Exchange[frozenset[str]]):
 class ReadCancels(Exchange[Rows]):
     """Reads which jobs of the fleet somebody wants cancelled."""
 
-    def __init__(self, fleet: int) -> None:
+    def __init__(self, fleet: int, low: int) -> None:
+        """
+        Args:
+            low: as for `Beat`.
+        """
         super().__init__(self._plan)
-        self._fleet = fleet
+        self._fleet, self._low = fleet, low
 
     def _plan(self) -> Plan[Rows]:
-        [rows] = yield Step(Query(statements.CANCELS, (self._fleet,)), commits=True)
+        [rows] = yield Step(Query(statements.CANCELS, (self._fleet, self._low)), commits=True)
         return rows
 
 

@@ -15,8 +15,9 @@ from math import inf
 from typing import Any, Final
 
 from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.postgres.chores import EXPIRED
 from taskq.engines.postgres.demand import Demand
-from taskq.engines.postgres.exchanges import EXPIRED, Lost
+from taskq.engines.postgres.exchanges import Lost
 from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.round import Outcomes
 from taskq.engines.postgres.rows import Specs
@@ -60,6 +61,11 @@ class FleetLeases:
     def has_effects(self) -> bool:
         """Whether something has become of jobs since the last round."""
         return self._jobs.has_effects or bool(self._own)
+
+    @property
+    def lowest(self) -> int:
+        """The lowest `seq` of the jobs that the fleet has."""
+        return min([held.row.seq for held in self.held] + [each[0] for each in self._arrived], default=0)
 
     @property
     def has_arrived(self) -> bool:

@@ -201,31 +201,40 @@ UPDATE taskq.chores AS c SET next_at = taskq.now_() + make_interval(secs => due.
 FROM unnest($1::text[], $2::float8[]) AS due (name, every)
 WHERE c.name = due.name AND c.next_at <= taskq.now_() RETURNING c.name"""
 
-#: Queues scheduled jobs whose time has come, $1 at most. Returns their partitions.
+# Searches by time begin at a moment (seconds since 1970, -infinity: at the first): behind entries of the dead.
+
+#: Queues scheduled jobs whose time has come, $1 at most, since $2. Returns their partitions.
 PROMOTE: Final = """
 WITH due AS MATERIALIZED (
-    SELECT seq FROM taskq.queue WHERE state = 1 AND due_at <= taskq.now_() ORDER BY due_at LIMIT $1
-    FOR UPDATE SKIP LOCKED),
+    SELECT seq FROM taskq.queue WHERE state = 1 AND due_at <= taskq.now_() AND due_at >= to_timestamp($2::float8)
+    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED),
 moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NULL FROM due WHERE q.seq = due.seq
     RETURNING q.partition)
 SELECT partition, count(*) FROM moved GROUP BY partition"""
 #: In how many seconds the next scheduled job is due, the next one expires, and the next schedule fires, if $1 is the
-#: application that the fleet runs; whether there is any job; the highest number of a partition; whether jobs come after
-#: others.
+#: application that the fleet runs: of those in the next seconds, and since $2. If that is the first: whether there is
+#: any job, and whether jobs come after others. The highest number of a partition, and the time.
 LOOK: Final = """
-SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue WHERE state = 1) - taskq.now_())::float8,
+SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
+        WHERE state = 1 AND due_at >= to_timestamp($2::float8) AND due_at < taskq.now_() + interval '2 seconds')
+        - taskq.now_())::float8,
     extract(epoch FROM (SELECT min(expires_at) FROM taskq.queue
-        WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2) - taskq.now_())::float8,
-    (SELECT min(fires_at) FROM taskq.schedules WHERE NOT is_paused AND (app IS NULL OR app = $1::text))
+        WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2
+            AND expires_at >= to_timestamp($2::float8) AND expires_at < taskq.now_() + interval '2 seconds')
+        - taskq.now_())::float8,
+    (SELECT min(fires_at) FROM taskq.schedules
+        WHERE NOT is_paused AND (app IS NULL OR app = $1::text) AND fires_at >= $2::float8)
         - extract(epoch FROM taskq.now_())::float8,
-    EXISTS (SELECT FROM taskq.queue), (SELECT max(partition) FROM taskq.partitions),
-    EXISTS (SELECT FROM taskq.edges WHERE is_open)"""
+    CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.queue) END,
+    (SELECT max(partition) FROM taskq.partitions),
+    CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.edges WHERE is_open) END,
+    extract(epoch FROM taskq.now_())::float8"""
 
-#: Ends jobs that were not started in time, $1 at most, with the outcome $2. Returns their ids.
+#: Ends jobs that were not started in time, $1 at most, with the outcome $2, since $3. Returns their ids.
 EXPIRE: Final = """
 WITH late AS MATERIALIZED (
     SELECT seq FROM taskq.queue WHERE expires_at <= taskq.now_() AND expires_at IS NOT NULL AND lease IS NULL
-        AND attempts = 0 AND state < 2
+        AND attempts = 0 AND state < 2 AND expires_at >= to_timestamp($3::float8)
     ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED),
 gone AS (DELETE FROM taskq.queue AS q USING late WHERE q.seq = late.seq RETURNING q.id),
 done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at = taskq.now_(), payload = NULL,
@@ -233,14 +242,14 @@ done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at
 SELECT uuid_send(id) FROM gone"""
 
 #: Removes ended jobs, oldest first: looks at $4 jobs whose id is above $1, made before $3; keeps those that ended in
-#: the last $2 seconds, failed ones, and those that others need. Returns how many were looked at, the last of them, and
-#: how many went.
+#: the last $2 seconds and are not before $5, failed ones, and those that others need. Returns how many were looked at,
+#: the last of them, and how many went.
 PRUNE: Final = """
 WITH seen AS MATERIALIZED (
-    SELECT id, state, finished_at FROM taskq.jobs WHERE id > $1::uuid AND id < $3::uuid ORDER BY id LIMIT $4),
+    SELECT id, state, finished_at FROM taskq.jobs WHERE id > $1::uuid AND id <= $3::uuid ORDER BY id LIMIT $4),
 gone AS (
     DELETE FROM taskq.jobs AS j USING seen WHERE j.id = seen.id AND seen.state IN (10, 12, 13)
-        AND seen.finished_at < taskq.now_() - make_interval(secs => $2::float8)
+        AND (seen.id <= $5::uuid OR seen.finished_at < taskq.now_() - make_interval(secs => $2::float8))
         AND NOT EXISTS (SELECT FROM taskq.edges AS e JOIN taskq.jobs AS c ON c.id = e.child
             WHERE e.parent = seen.id AND c.payload IS NOT NULL) RETURNING j.id),
 edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
@@ -251,8 +260,12 @@ attempts AS (DELETE FROM taskq.attempts AS a USING gone WHERE a.id = gone.id)
 SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(id) FROM seen ORDER BY id DESC LIMIT 1),
     (SELECT count(*) FROM gone)"""
 
-#: Jobs of the fleet that somebody wants cancelled.
-CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND cancel <> 0"
+#: The newest ended job of which there are more than $1.
+MORE_THAN_KEPT: Final = """
+SELECT uuid_send(id) FROM taskq.jobs WHERE state IN (10, 12, 13) ORDER BY id DESC OFFSET $1 LIMIT 1"""
+
+#: Jobs of the fleet that somebody wants cancelled, from $2 on: that is the lowest that it has.
+CANCELS: Final = "SELECT seq, cancel FROM taskq.queue WHERE lease = $1 AND seq >= $2 AND cancel <> 0"
 #: $2: jobs that run, of which that was wanted only if they do not.
 NOT_CANCELLED: Final = "UPDATE taskq.queue SET cancel = 0 WHERE seq = ANY ($2::bigint[]) AND lease = $1"
 

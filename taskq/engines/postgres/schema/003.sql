@@ -22,4 +22,11 @@ CREATE TABLE taskq.called_off (
     expires_at timestamptz
 );
 
+-- Vacuum looks at these after so many changes, not after a part of what they have: jobs that are kept do not delay it.
+ALTER TABLE taskq.jobs SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 20000,
+    autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+ALTER TABLE taskq.watches SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE taskq.edges SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+ALTER TABLE taskq.keys SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+
 UPDATE taskq.meta SET version = 3;

@@ -1,0 +1,221 @@
+"""What time brings: scheduled jobs come due, late ones expire, old ones are removed. No I/O.
+
+Any fleet looks; what only one is to do, it claims. Somebody else's transaction may be open for an hour, and keep all
+rows alive that have been deleted since: then a search from the first entry of an index passes all of these. So a look
+begins where the one before has ended, but for some that take little of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from taskq.engines.postgres import statements
+from taskq.engines.postgres.link.link import Exchange
+from taskq.model.attempt import pack_failure
+from taskq.model.job import JobError, first_id_at
+from taskq.protocol.postgres.arrays import floats, texts, uuids
+from taskq.protocol.postgres.plans import Plan, Query, Step
+
+#: Jobs that one statement queues, ends or looks at.
+_DUE_AT_ONCE: Final = 1_000
+_EXPIRED_AT_ONCE: Final = 500
+_PRUNED_AT_ONCE: Final = 3_000
+#: The outcome of a job that was not started in time.
+EXPIRED: Final = pack_failure(None, None, JobError("Expired", "it was not started in time (expires=)"))
+#: What is committed later than this after its time is found by the next whole look.
+_LATE_S: Final = 5.0
+#: Whole looks, and passes over old jobs, take this part of the time at the most.
+_WHOLE_PART: Final = 0.02
+_PASS_PART: Final = 0.1
+#: How often a fleet, of all, goes over the old jobs, and looks which are more than are to be kept.
+_PASS_EVERY_S: Final = 5.0
+_COUNT_EVERY_S: Final = 60.0
+_FIRST: Final = bytes(16)
+
+
+class Seen(NamedTuple):
+    """What a look has found.
+
+    Attributes:
+        due_s, expires_s: in how many seconds the next scheduled job is due, and the next one expires; None: none.
+        fires_s: in how many seconds the next schedule fires.
+        is_empty: whether there is no job that has not ended; None if it did not look.
+        last_partition: the highest number of a partition.
+        has_edges: whether jobs come after others; None if it did not look.
+        queued: how many scheduled jobs became queued.
+        expired: the ids of jobs that have ended since they were not started in time.
+        chores: what is to be done now, by this fleet.
+        wall: seconds since 1970, by the database's clock; all that was due until then is done, if `is_through`.
+    """
+
+    due_s: float | None
+    expires_s: float | None
+    fires_s: float | None
+    is_empty: bool | None
+    last_partition: int
+    has_edges: bool | None
+    queued: int
+    expired: list[bytes]
+    chores: frozenset[str]
+    wall: float
+    is_through: bool
+
+
+class Window:
+    """Where the next look begins. Pure."""
+
+    def __init__(self) -> None:
+        self.since = -inf  # seconds since 1970, by the database's clock; -inf: at the very first
+        self._through = -inf
+        self._whole_at = -inf
+        self._asked_at = -inf
+
+    def ask(self, now: float) -> float:
+        """A look is asked for. Returns `since`."""
+        self._asked_at = now
+        self.since = -inf if now >= self._whole_at else self._through
+        return self.since
+
+    def answered(self, seen: Seen, now: float) -> None:
+        """Takes the answer to the last look."""
+        if self.since == -inf:
+            self._whole_at = now + (now - self._asked_at) / _WHOLE_PART
+        if seen.is_through:
+            self._through = seen.wall - _LATE_S
+
+
+class Look(Exchange[Seen]):
+    """Looks what the clock brings, and does what is due."""
+
+    def __init__(self, schema: str, app: str | None, chores: Mapping[str, float], since: float) -> None:
+        """
+        Args:
+            app: the application that the fleet runs.
+            chores: what may be due, by name, each with the seconds until the next time.
+            since: where to begin: see `Window`.
+        """
+        super().__init__(self._plan)
+        self._schema, self._app, self._chores, self._since = schema, app, chores, since
+
+    def _plan(self) -> Plan[Seen]:
+        look = Query(statements.LOOK, (self._app, self._since))
+        if self._chores:
+            claim = Query(statements.CLAIM_CHORES, (texts(list(self._chores)), floats(list(self._chores.values()))))
+            [(due_s, expires_s, *_)], claimed = yield Step(look, claim)
+        else:
+            [[(due_s, expires_s, *_)]], claimed = (yield Step(look)), []
+        queued, expired, after = 0, list[bytes](), list[Query]()
+        if due_s is not None and due_s <= 0:
+            [rows] = yield Step(Query(statements.PROMOTE, (_DUE_AT_ONCE, self._since)))
+            queued = sum(count for _, count in rows)
+            after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition, _ in rows]
+        if expires_s is not None and expires_s <= 0:
+            [rows] = yield Step(Query(statements.EXPIRE, (_EXPIRED_AT_ONCE, EXPIRED, self._since)))
+            expired = [job_id for (job_id,) in rows]
+            if expired:
+                after.append(Query(statements.TELL, (uuids(expired), self._schema)))
+        [[columns]] = yield Step(look, commits=True, after=after)
+        due_s, expires_s, fires_s, has_some, last_partition, has_edges, wall = columns
+        chores = frozenset(name for (name,) in claimed)
+        is_empty = None if has_some is None else not has_some
+        is_through = queued < _DUE_AT_ONCE and len(expired) < _EXPIRED_AT_ONCE and (fires_s is None or fires_s > 0)
+        found = due_s, expires_s, fires_s, is_empty, last_partition or 0, has_edges
+        return Seen(*found, queued, expired, chores, wall, is_through)
+
+
+class Pruned(NamedTuple):
+    """How a step over the old jobs went.
+
+    Attributes:
+        place: how far it has come; None when it has seen all.
+        removed: how many jobs it has removed.
+        more_than_kept: the newest job of which there are more than are to be kept.
+    """
+
+    place: bytes | None
+    removed: int
+    more_than_kept: bytes
+
+
+class Prune(Exchange[Pruned]):
+    """Removes ended jobs that are no longer kept, some at a time."""
+
+    def __init__(self, place: bytes, keep_s: float, more_than_kept: bytes | int, wall: float) -> None:
+        """
+        Args:
+            place: where to go on: the id of the last job that was looked at.
+            keep_s: how many seconds an ended job is kept.
+            more_than_kept: the newest job of which there are more than are to be kept; or how many are to be kept, if
+                it is to be looked up.
+            wall: seconds since 1970.
+        """
+        super().__init__(self._plan)
+        self._place, self._keep_s, self._more_than_kept = place, keep_s, more_than_kept
+        self._before = first_id_at(wall - keep_s)
+
+    def _plan(self) -> Plan[Pruned]:
+        more = self._more_than_kept
+        if isinstance(more, int):
+            [found] = yield Step(Query(statements.MORE_THAN_KEPT, (more,)))
+            more = found[0][0] if found else _FIRST
+        before = max(self._before, more)
+        params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=before), _PRUNED_AT_ONCE, UUID(bytes=more)
+        [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
+        return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed, more)
+
+
+class Retention:
+    """When to remove old jobs, and which. A fleet that has claimed a pass makes it whole. Pure."""
+
+    def __init__(self, keep_s: float, keep: int) -> None:
+        """
+        Args:
+            keep_s: how many seconds an ended job is kept.
+            keep: how many ended jobs are kept, about.
+        """
+        self._keep_s, self._keep = keep_s, keep
+        self._place: bytes | None = None  # of the pass under way
+        self._is_asked = False
+        self._began_at = -inf
+        self._pass_at = -inf  # when to claim the next one
+        self._count_at = -inf
+        self._more_than_kept = _FIRST
+
+    def chores(self, now: float) -> dict[str, float]:
+        """What to claim: see `Look`."""
+        return {"prune": _PASS_EVERY_S} if self._place is None and now >= self._pass_at else {}
+
+    def claimed(self, now: float) -> None:
+        """A pass is ours."""
+        self._place, self._is_asked, self._began_at = _FIRST, False, now
+
+    @property
+    def has_some(self) -> bool:
+        """Whether there is something to be asked of the database."""
+        return self._place is not None and not self._is_asked
+
+    def next_exchange(self, now: float, wall: float) -> Prune | None:
+        """The next step of the pass, if there is one.
+
+        Args:
+            wall: seconds since 1970.
+        """
+        if self._place is None or self._is_asked:
+            return None
+        self._is_asked = True
+        more: bytes | int = self._more_than_kept
+        if self._place == _FIRST and now >= self._count_at:
+            self._count_at, more = now + _COUNT_EVERY_S, self._keep
+        return Prune(self._place, self._keep_s, more, wall)
+
+    def finish(self, pruned: Pruned | None, now: float) -> None:
+        """Takes what a step has brought; None: it failed, and the pass is given up."""
+        self._is_asked = False
+        self._place = None if pruned is None else pruned.place
+        if pruned is not None:
+            self._more_than_kept = pruned.more_than_kept
+        if self._place is None:
+            self._pass_at = now + max(_PASS_EVERY_S, (now - self._began_at) / _PASS_PART)
