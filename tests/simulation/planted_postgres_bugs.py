@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from taskq.client.transport.postgres import admitting, changing, queue
+from taskq.client.transport.postgres import changing, queue
 from taskq.client.transport.postgres.verbs import Run
 from taskq.engines.postgres import demand, engine, exchanges, statements
 from taskq.engines.postgres.demand import Demand
@@ -19,7 +19,7 @@ from taskq.engines.postgres.round import Outcomes, Round
 from taskq.engines.postgres.rows import Specs
 from taskq.model.effects import Effects
 from taskq.model.stored import StoredState
-from taskq.protocol.postgres import submitting, watching
+from taskq.protocol.postgres import admitting, submitting, watching
 from taskq.protocol.postgres.plans import Plan, Rows, Step
 
 Change = tuple[object, str, object]
