@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from taskq.cli.arguments import FleetArgument, JsonOption
+from taskq.cli.arguments import FleetArgument
 from taskq.cli.common import (
     UnknownTask,
     load,
-    named_application,
     queue_of,
     reference_of,
     seconds_of,
     tell,
-    tell_if_stopped,
     tell_warnings,
 )
 from taskq.cli.config.project import app_of
 from taskq.cli.ids import whole_id
-from taskq.cli.life import rows_of
 from taskq.cli.positions import id_first
 from taskq.client.app import TaskQ
 from taskq.client.options.functions import misfit, signature_of
@@ -202,35 +198,7 @@ def _task(app: TaskQ, reference: str, name: str) -> Task[..., Any]:
     return task
 
 
-# -- job
-
-
-def job(
-    id: IdArgument,
-    app: FleetArgument = None,
-    as_json: JsonOption = False,
-    hide_args: Annotated[bool, typer.Option("--hide-args", metavar="", help="Do not show its arguments.")] = False,
-) -> None:
-    """Show everything that is known about a job.
-
-    Its arguments are shown if the application is named, which may hide some of
-    them, and until the job has succeeded or was cancelled.
-
-    $ taskq job 019c8a1f2e0b7a30a5f1d2c3b4a59687
-    $ taskq job app.py:q 019c8a1f
-    """
-    given, app = id_first(id, app)
-    application = _application(app)
-    job_id = whole_id(application, given)
-    owner = None if hide_args else named_application(app)
-    application.redaction = None if owner is None else owner.redaction
-    info = application.job(job_id).info(arguments=owner is not None)
-    tell_if_stopped(application)
-    if as_json:
-        print(json.dumps(asdict(info), default=repr))
-        return
-    for name, text in rows_of(info):
-        print(f"{name:<10}{text}")
+# -- cancel
 
 
 def cancel(

@@ -26,7 +26,7 @@ COMMANDS = {
     "migrate": ("migrate.command", _RUN, "Make the tables of a queue in its database, or bring them up to date."),
     "config": ("config.command", _RUN, "Show the options of a fleet started here, and where each comes from."),
     "enqueue": ("jobs", _JOBS, "Enqueue a job, and print its id. Without a fleet, it goes to the spool."),
-    "job": ("jobs", _JOBS, "Show everything that is known about a job."),
+    "job": ("watch.job", _JOBS, "Show everything that is known about a job."),
     "cancel": ("jobs", _JOBS, "Cancel a job. A running job is told to stop, and killed 2 s later."),
     "jobs": ("manage", _JOBS, "List jobs, the newest first."),
     "retry": ("manage", _JOBS, "Queue failed jobs again, with all their retries."),

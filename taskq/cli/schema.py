@@ -20,6 +20,7 @@ from taskq.cli.bench.figures import Report
 from taskq.cli.config.command import OptionValue
 from taskq.cli.doctor.checks import Finding
 from taskq.cli.schedule import RemovedSchedule, StartedJob
+from taskq.cli.watch.job import PrintedJob
 from taskq.model.errors import ConfigError
 from taskq.model.info.failures import Failures
 from taskq.model.info.job import JobInfo
@@ -115,7 +116,7 @@ class PrintedStatus(FleetStatus):
 #: What each command prints with `--json`. `logs` and `status --watch` print one such object per line.
 PRINTED: dict[str, Any] = {
     "status": PrintedStatus,
-    "job": JobInfo,
+    "job": PrintedJob,
     "why": WhyInfo,
     "errors": Failures,
     "tasks": list[PrintedTask],

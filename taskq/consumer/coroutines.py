@@ -8,7 +8,7 @@ from typing import Any
 
 from taskq.client.app import TaskQ
 from taskq.consumer.main_thread import SignalledJob
-from taskq.consumer.runner import AnyTask, Around, Ended, OnItem, Runner, refuse_misfit
+from taskq.consumer.runner import LONG_S, AnyTask, Around, Ended, OnItem, Runner, refuse_misfit
 from taskq.model.attempt import Verdict, pack_success
 from taskq.model.errors import JobTimeout
 
@@ -86,6 +86,8 @@ class CoroutineRunner(Runner):
             if job.children:
                 self._write_children(job)
             duration_s = self._clock.monotonic() - start
+            if duration_s >= LONG_S:
+                return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, ran=self.ran())
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:
             job.close()

@@ -20,7 +20,7 @@ from taskq.client.options.call_options import PLAIN, CallOptions, as_delay_s
 from taskq.client.options.functions import misfit
 from taskq.client.task import Task
 from taskq.consumer.exception_text import class_name, describe, text_of
-from taskq.model.attempt import Verdict, pack_failure, pack_success
+from taskq.model.attempt import Ran, Verdict, pack_failure, pack_success
 from taskq.model.errors import Cancel, ConfigError, PayloadError, Retry, Snooze
 from taskq.model.job import JobError, JobState
 from taskq.model.limits import MAX_ITEM_BYTES, MAX_ITEMS, MAX_ITEMS_BYTES
@@ -30,7 +30,7 @@ from taskq.protocol.ops import StartOptions
 from taskq.protocol.payloads.filed import REFERENCE_BYTES, FiledPayload, size_of
 from taskq.protocol.payloads.files import PayloadLost
 from taskq.protocol.submissions import filed_among
-from taskq.system.usage import data_limit
+from taskq.system.usage import data_limit, peak_bytes
 
 _SUCCEEDED = Verdict.SUCCEEDED  # looked up once: 0.1 microseconds each time
 #: The way from here to the user's code: these frames are left out of what a job's error tells.
@@ -48,6 +48,8 @@ _OWN_MODULES = (
 
 #: Results that are among the arguments of a job are in the journal: longer than a broker takes to come back.
 _RESULTS_TIMEOUT_S = 20.0
+#: A job that took at least this long tells in which process it ran, and how much memory that had used.
+LONG_S = 0.010
 #: The verdict on an attempt, the seconds it took, and the outcome.
 Ended = tuple[Verdict, float, bytes]
 #: Takes what a generator yields: the job's id, the position, the encoded value.
@@ -101,6 +103,8 @@ class Runner:
             if job.children:
                 self._write_children(job)
             duration_s = self._clock.monotonic() - start
+            if duration_s >= LONG_S:
+                return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, ran=self.ran())
             return _SUCCEEDED, duration_s, pack_success(started_at, duration_s, result, self._consumer)
         except BaseException as raised:
             # also SystemExit and KeyboardInterrupt: a job ends itself, not the consumer
@@ -115,7 +119,11 @@ class Runner:
             message = f"<the exception cannot be read: that raised {class_name(misbehaved)}>"
             verdict, error, delay_s = Verdict.FAILED, JobError(class_name(raised), message), None
         duration_s = self._clock.monotonic() - start
-        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s, self._consumer)
+        return verdict, duration_s, pack_failure(started_at, duration_s, error, delay_s, self.ran())
+
+    def ran(self) -> Ran:
+        """Where a job has just run. That takes a microsecond."""
+        return Ran(self._consumer, os.getpid(), peak_bytes())
 
     def _end_by(self, raised: BaseException, job: RunningJob) -> tuple[Verdict, JobError, float | None]:
         """What an exception of the job makes of its attempt: verdict, error, and the delay that it wants."""

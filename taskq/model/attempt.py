@@ -1,10 +1,11 @@
 """The outcome of an attempt: made by the consumer, or by the broker after a crash; stored as it is; read by clients.
 
-    outcome := msgpack [started_at, duration_s, result, error, delay_s, consumer]
+    outcome := msgpack [started_at, duration_s, result, error, delay_s, consumer, pid, peak_bytes]
 
 `result` is an opaque payload (taskq.protocol.codec), or nil for None; `error` the fields of a JobError, or nil;
 `delay_s` is how long the attempt wants the job to wait, or nil if it did not say; `consumer` is the number of the
-consumer that ran it. What is not known at the end is left out.
+consumer that ran it, `pid` that of its process, and `peak_bytes` the most memory that this process had used by the
+end; a short success does not tell these two. What is not known at the end is left out.
 """
 
 from __future__ import annotations
@@ -78,6 +79,19 @@ class Outcome(NamedTuple):
     error: JobError | None
     delay_s: float | None = None
     consumer: int | None = None
+    pid: int | None = None
+    peak_bytes: int | None = None
+
+
+class Ran(NamedTuple):
+    """Where an attempt ran: see `Outcome`."""
+
+    consumer: int | None = None
+    pid: int | None = None
+    peak_bytes: int | None = None
+
+
+NOWHERE = Ran()
 
 
 class Reason(IntEnum):
@@ -88,10 +102,18 @@ class Reason(IntEnum):
     CANCELLED = 2
 
 
-def pack_success(started_at: float, duration_s: float, result: bytes | None, consumer: int | None = None) -> bytes:
-    """Makes the outcome of an attempt that returned; None for the result None. The consumer takes two bytes."""
-    if consumer is None:
-        packed: bytes = _pack((started_at, duration_s, result, None))
+def pack_success(
+    started_at: float, duration_s: float, result: bytes | None, consumer: int | None = None, ran: Ran = NOWHERE
+) -> bytes:
+    """Makes the outcome of an attempt that returned; None for the result None. The consumer takes two bytes.
+
+    Args:
+        ran: where it ran, in place of `consumer`, for an attempt that was long enough to tell more.
+    """
+    if ran is not NOWHERE:
+        packed: bytes = _pack((started_at, duration_s, result, None, None, *ran))
+    elif consumer is None:
+        packed = _pack((started_at, duration_s, result, None))
     else:
         packed = _pack((started_at, duration_s, result, None, None, consumer))
     return packed
@@ -102,7 +124,7 @@ def pack_failure(
     duration_s: float | None,
     error: JobError,
     delay_s: float | None = None,
-    consumer: int | None = None,
+    ran: Ran = NOWHERE,
 ) -> bytes:
     """Makes the outcome of an attempt that did not; long texts are cut."""
     fields = error.to_wire()
@@ -113,13 +135,13 @@ def pack_failure(
     if len(fields) > 6:
         fields[6] = _clean(error.module, 200)
         fields[7] = [_clean(cause, MAX_CAUSE_CHARS) for cause in error.causes[:MAX_CAUSES]]
-    return _packed(started_at, duration_s, fields, delay_s, consumer)
+    return _packed(started_at, duration_s, fields, delay_s, ran)
 
 
-def _packed(
-    started_at: float | None, duration_s: float | None, error: Any, delay_s: float | None, consumer: int | None
-) -> bytes:
-    later = (delay_s, consumer) if consumer is not None else () if delay_s is None else (delay_s,)
+def _packed(started_at: float | None, duration_s: float | None, error: Any, delay_s: float | None, ran: Ran) -> bytes:
+    later = [delay_s, *ran]
+    while later and later[-1] is None:
+        later.pop()
     packed: bytes = msgpack.packb((started_at, duration_s, None, error, *later))
     return packed
 
@@ -132,20 +154,20 @@ def unpack(outcome: bytes) -> Outcome:
     """
     try:
         fields: list[Any] = msgpack.unpackb(outcome, max_bin_len=MAX_FRAME_BYTES, max_str_len=MAX_FRAME_BYTES)
-        if not 4 <= len(fields) <= 6:
+        if not 4 <= len(fields) <= 8:
             raise TypeError(f"it has {len(fields)} fields")
-        started_at, duration_s, result, error, delay_s, consumer = [*fields, None, None][:6]
+        started_at, duration_s, result, error, delay_s, *ran = [*fields, None, None, None, None][:8]
         if result is not None and not isinstance(result, bytes):
             raise TypeError("its result is not a payload")
         if delay_s is not None and not is_delay(delay_s):
             raise TypeError("its delay is not a number of seconds")
-        if consumer is not None and type(consumer) is not int:
-            raise TypeError("its consumer is not a number")
+        if not all(number is None or type(number) is int for number in ran):
+            raise TypeError("its consumer, process or memory is not a number")
         if not all(moment is None or isinstance(moment, (int, float)) for moment in (started_at, duration_s)):
             raise TypeError("its times are not numbers of seconds")
         if not (abs(started_at or 0) < LAST_TIME and isfinite(duration_s or 0)):
             raise ValueError("its times are out of range")
-        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), delay_s, consumer)
+        return Outcome(started_at, duration_s, result, None if error is None else _error_of(*error), delay_s, *ran)
     except Exception as error:
         if is_from_signal_handler(error):
             raise
@@ -195,22 +217,22 @@ def shortened(outcome: bytes, most_bytes: int = MAX_KEPT_ATTEMPT_BYTES) -> bytes
     """The outcome for a list of attempts or of jobs: larger ones lose the result, and most of their error's text."""
     if len(outcome) <= most_bytes:
         return outcome
-    started_at, duration_s, _, error, delay_s, consumer = read_outcome(outcome)
+    started_at, duration_s, _, error, delay_s, *ran = read_outcome(outcome)
     if error is None:
         return without_result(outcome)
     output = [_clean(line, 200) for line in error.output[-5:]]
     message, traceback = _clean(error.message, most_bytes // 8), _clean(error.traceback, most_bytes // 4)
     causes = [_clean(cause, most_bytes // 32) for cause in error.causes[:3]]
     short = replace(error, message=message, traceback=traceback, output=output, causes=causes)
-    return pack_failure(started_at, duration_s, short, delay_s, consumer)
+    return pack_failure(started_at, duration_s, short, delay_s, Ran(*ran))
 
 
 def without_result(outcome: bytes) -> bytes:
     """The outcome without what the job returned, which may be large."""
-    started_at, duration_s, result, error, delay_s, consumer = read_outcome(outcome)
+    started_at, duration_s, result, error, delay_s, *ran = read_outcome(outcome)
     if result is None:
         return outcome
-    return _packed(started_at, duration_s, error and error.to_wire(), delay_s, consumer)
+    return _packed(started_at, duration_s, error and error.to_wire(), delay_s, Ran(*ran))
 
 
 def with_result(outcome: bytes, result: bytes) -> bytes:
@@ -270,7 +292,7 @@ def read_failure(verdict: int, outcome: bytes, duration_us: int, consumer: int |
         return Failure(known, error, wish_s, outcome)
     except (ProtocolError, ValueError) as unreadable:
         error = JobError("UnreadableOutcome", f"the consumer reported an end that cannot be read: {unreadable}")
-        made = pack_failure(None, duration_us / 1e6, error, consumer=consumer)
+        made = pack_failure(None, duration_us / 1e6, error, ran=Ran(consumer))
         return Failure(Verdict.FAILED, error, None, made)
 
 

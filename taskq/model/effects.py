@@ -54,6 +54,8 @@ class ProcessExit(NamedTuple):
         out_of_memory: the kernel killed for want of memory meanwhile.
         stopped: the broker killed it for its own reasons: nobody is charged.
         why: why the broker killed it, or "".
+        pid: the id of the process, or None.
+        peak_bytes: about the most memory that it has used, or None if nobody knows.
     """
 
     exit_code: int | None = None
@@ -66,6 +68,8 @@ class ProcessExit(NamedTuple):
     stopped: bool = False
     at: float | None = None
     why: str = ""
+    pid: int | None = None
+    peak_bytes: int | None = None
 
     def output_of(self, number: int) -> list[str]:
         """The output of one job: not what the jobs beside it wrote."""

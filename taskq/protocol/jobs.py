@@ -85,7 +85,16 @@ def info_of(answer: Sequence[Any]) -> JobInfo:
         error=last.error,
         progress=None if fields.progress is None else Progress(*fields.progress),
         history=[
-            Attempt(number, ended.started_at, ended.duration_s, ended.error, machine, ended.consumer)
+            Attempt(
+                number,
+                ended.started_at,
+                ended.duration_s,
+                ended.error,
+                machine,
+                ended.consumer,
+                ended.pid,
+                ended.peak_bytes,
+            )
             for number, outcome, machine in fields.history
             for ended in (read_outcome(outcome),)
         ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +84,6 @@ def data_limit(limit_bytes: int) -> Iterator[None]:
     if not IS_LINUX:
         yield  # the broker looks at the memory from time to time
         return
-    import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
     soft = max(0, limit_bytes + _unused_data_bytes())
@@ -106,3 +107,19 @@ def _unused_data_bytes() -> int:
         if name in ("VmData", "VmRSS"):
             sizes[name] = int(value.split()[0]) * 1024
     return sizes.get("VmData", 0) - sizes.get("VmRSS", 0)
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_bytes_of(pid: int) -> int | None:
+    """The most resident memory that another process has had; None if it is gone, or if the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    _, found, rest = status.partition(b"\nVmHWM:")
+    return int(rest.split(None, 1)[0]) * 1024 if found else None

@@ -444,6 +444,32 @@ def test_job(shared: Fleet) -> None:
     refused(taskq(shared.home, "job", NO_JOB), Exit.NOT_FOUND, NO_JOB)
 
 
+def test_job_tells_its_whole_life(start: Callable[..., Fleet], home: Path) -> None:
+    """Each attempt with its process, its memory, its signal or its traceback; its log; and why it does not run."""
+    start()
+    crashing = jobs.last_words.options(max_crashes=2).enqueue(str(home.parent / "words"), "kill")
+    failing = jobs.fail.options(retries=1, backoff=[0]).enqueue("twice")
+    for each in (crashing, failing):
+        wait_until(lambda each=each: each.state() in ("failed", "succeeded"), "it has ended")
+    told = json.loads(taskq(home, "job", crashing.id, "--json").stdout)
+    crashes = [attempt for attempt in told["history"] if attempt["error"]]
+    assert [attempt["error"]["signal"] for attempt in crashes] == ["SIGKILL"] * len(crashes)
+    assert len({attempt["pid"] for attempt in crashes}) == len(crashes) >= 2
+    assert all(attempt["started_at"] and attempt["consumer"] for attempt in crashes)
+    assert {event["event"] for event in told["log"]} >= {"job.crashed"}
+    told = json.loads(taskq(home, "job", failing.id, "--json").stdout)
+    assert all(attempt["pid"] and attempt["peak_bytes"] > 1e6 for attempt in told["history"])
+    assert all("LookupError" in attempt["error"]["traceback"] for attempt in told["history"])
+    shown = taskq(home, "job", failing.id, LANG="C").stdout
+    assert "\nmemory    " in shown
+    assert "job.retrying" in shown
+    assert "Traceback" in shown
+    taskq(home, "pause", "default")
+    waiting = jobs.add.enqueue(1, 2)
+    assert "why       Queue default is paused" in taskq(home, "job", waiting.id).stdout
+    assert json.loads(taskq(home, "job", waiting.id, "--json").stdout)["why"][0]["kind"] == "paused"
+
+
 def test_cancel(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
     path = str(tmp_path / "held")
     holding = [taskq(shared.home, "enqueue", JOBS, "hold", gate.path, path).stdout.strip() for _ in range(2)]

@@ -214,6 +214,7 @@ class SimSlot:
         self.stacks = Stacks()
         self.excerpts: dict[int, Any] = {}
         self.killed_for = ""
+        self.peak_bytes: int | None = None
         self.boot_error: tuple[str, str] | None = None
         self.messages = 0
         self.kill_at: float | None = None

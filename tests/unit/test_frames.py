@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taskq.model.attempt import (
     Outcome,
+    Ran,
     failure_in,
     pack_failure,
     pack_success,
@@ -362,15 +363,18 @@ def test_successes_round_trip(started: float, duration: float, result: bytes | N
 
 
 def test_outcomes_of_earlier_builds_tell_no_consumer() -> None:
-    """They have four fields, or five, and are in journals."""
+    """They have four fields, or five, or six, and are in journals."""
     error = JobError("E", "why")
     assert unpack(msgpack.packb([1.0, 2.0, b"r", None])) == Outcome(1.0, 2.0, b"r", None)
     assert unpack(msgpack.packb([1.0, 2.0, None, error.to_wire(), 3.5])) == Outcome(1.0, 2.0, None, error, 3.5)
     for wrong in (True, 1.0, "1", b"1"):
         with pytest.raises(ProtocolError, match="not an outcome"):
             unpack(msgpack.packb([1.0, 2.0, None, None, None, wrong]))
+        with pytest.raises(ProtocolError, match="not an outcome"):
+            unpack(msgpack.packb([1.0, 2.0, None, None, None, 1, 1, wrong]))
+    assert unpack(msgpack.packb([1.0, 2.0, None, None, None, 1])).pid is None
     with pytest.raises(ProtocolError, match="not an outcome"):
-        unpack(msgpack.packb([1.0, 2.0, None, None, None, 1, 1]))
+        unpack(msgpack.packb([1.0, 2.0, None, None, None, 1, 1, 1, 1]))
 
 
 def test_a_success_tells_its_consumer_in_two_bytes() -> None:
@@ -382,9 +386,9 @@ def test_a_success_tells_its_consumer_in_two_bytes() -> None:
 def test_a_shortened_outcome_tells_its_consumer_and_delay() -> None:
     """So it is in the list of attempts."""
     error = JobError("E", "m" * 10_000, "t" * 10_000)
-    short = shortened(pack_failure(1.0, 2.0, error, 3.5, 7))
+    short = shortened(pack_failure(1.0, 2.0, error, 3.5, Ran(7, 4_321, 50_000_000)))
     assert len(short) <= MAX_KEPT_ATTEMPT_BYTES
-    assert (unpack(short).delay_s, unpack(short).consumer) == (3.5, 7)
+    assert unpack(short)[4:] == (3.5, 7, 4_321, 50_000_000)
 
 
 error_texts = st.text(st.characters(), max_size=60)  # lone surrogates included

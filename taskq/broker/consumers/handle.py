@@ -57,6 +57,7 @@ class ConsumerProcess:
     server: ForkServer | None = None  # the one that it was forked from
     progress: dict[bytes, Progress] = field(default_factory=dict)  # of the running jobs that have reported it
     progress_told_at: float = -1e9  # when it was logged last
+    peak_bytes: int | None = None  # the most memory that it had used when it was looked at last
     tasks: bytes = b""  # the names of its application's tasks, one a line; empty if it did not tell them
 
     def __post_init__(self) -> None:

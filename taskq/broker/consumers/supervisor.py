@@ -276,6 +276,8 @@ class Supervisor(Succession[ConsumerProcess]):
             stopped=consumer.is_stopped,
             at=now,
             why=consumer.killed_for,
+            pid=consumer.pid,
+            peak_bytes=consumer.peak_bytes,
         )
 
     def _clear_away(self, consumer: ConsumerProcess) -> int | None:

@@ -26,7 +26,7 @@ from taskq.broker.core.recalls import Recalls
 from taskq.broker.core.run_times import RunTimes
 from taskq.broker.core.watchdog import Watchdog
 from taskq.broker.core.window import Portion
-from taskq.model.attempt import Attempts, Claim, Failure, Usage, Verdict, pack_failure, read_failure, unpack
+from taskq.model.attempt import Attempts, Claim, Failure, Ran, Usage, Verdict, pack_failure, read_failure, unpack
 from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.info.why import Obstacle
 from taskq.model.job import JobError, JobRow
@@ -203,22 +203,23 @@ class Core:
         self._cancel_unstarted(unstarted)
         unwanted = self._watchdog.unwanted(key)
         self._watchdog.forget(key)
+        ran = Ran(consumer.number, death.pid, death.peak_bytes)
         for (number, started_at), row in running:
             ran_s = None if death.at is None else max(0.0, death.at - started_at)
             self._run_times.died(row.spec.task, number, ran_s, death)
             if number in unwanted:
                 row.attempts += 1
-                self._stopped(key, row, _begin(wall, ran_s), ran_s, consumer.number)
+                self._stopped(key, row, _begin(wall, ran_s), ran_s, ran)
             elif death.stopped or death.timed_out not in (None, number):
                 self._interrupted(key, row, death)
             elif death.timed_out == number:
                 row.attempts += 1
                 error = limit_error(row.spec, death, death.output_of(number), ran_s)
-                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, consumer=consumer.number)
+                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, ran=ran)
                 self._did_not_succeed(key, row, Failure(Verdict.FAILED, error, None, outcome), wall)
             else:
                 error = crash_error(death, death.output_of(number))
-                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, consumer=consumer.number)
+                outcome = pack_failure(_begin(wall, ran_s), ran_s, error, ran=ran)
                 self._crashed(key, row, error, outcome, wall)
             self._pending.cut()
 
@@ -229,7 +230,7 @@ class Core:
             consumer: the number of the consumer that ran it.
         """
         error = crash_error(None, [])
-        self._crashed(None, row, error, pack_failure(None, None, error, consumer=consumer))
+        self._crashed(None, row, error, pack_failure(None, None, error, ran=Ran(consumer)))
 
     # -- jobs end
 
@@ -271,7 +272,8 @@ class Core:
                 continue
             failure = read_failure(verdict, outcome, duration_us, consumer.number)
             if number in self._watchdog.unwanted(key):
-                self._stopped(key, row, *unpack(failure.outcome)[:2], consumer.number)
+                ended = unpack(failure.outcome)
+                self._stopped(key, row, *ended[:2], Ran(consumer.number, ended.pid, ended.peak_bytes))
             else:
                 self._did_not_succeed(key, row, failure, wall)
             self._pending.cut()
@@ -395,12 +397,10 @@ class Core:
         for row in unwanted:
             self.cancelled(row, StoredState.QUEUED)
 
-    def _stopped(
-        self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, consumer: int | None
-    ) -> None:
+    def _stopped(self, key: Key, row: JobRow, started_at: float | None, duration_s: float | None, ran: Ran) -> None:
         """Ends a job that was cancelled while it ran and has not succeeded. The attempt is counted."""
         error = JobError("Cancelled", "cancelled while it ran")
-        outcome = pack_failure(started_at, duration_s, error, consumer=consumer)
+        outcome = pack_failure(started_at, duration_s, error, ran=ran)
         self._effects.ended.append((row, StoredState.CANCELLED, outcome))
         self._effects.notes.append(Event("job.cancelled", {"row": row, "consumer_key": key}))
         self.ready.left(key, [row], Release.ENDED)

@@ -41,7 +41,7 @@ def picture(found: FleetStatus, width: int | None) -> list[Line]:
     """
     parts = [
         _headline(found, width),
-        _machines(found.machines),
+        machines(found.machines),
         _consumers(found.consumers, width),
         _queues(found, width),
         _totals(found.totals, width),
@@ -114,7 +114,7 @@ def _filled(parts: Sequence[str], between: str, width: int | None) -> list[str]:
     return lines
 
 
-def _machines(machines: Sequence[MachineStatus]) -> list[Line]:
+def machines(machines: Sequence[MachineStatus]) -> list[Line]:
     """The fleets that share a database, one a line, if there are several."""
     if len(machines) < 2:
         return []
@@ -199,7 +199,7 @@ def _queues(found: FleetStatus, width: int | None) -> list[Line]:
         return [[("no pending or running jobs", "")]]
     jobs, flows, pauses = _jobs(names, queues, width), _flows(names, found.flows), _pauses(names, paused)
     name = {Column("queue", is_name=True): names}
-    together = _columns({**name, **jobs, **flows, **pauses}, width)
+    together = _columns({**name, **jobs, **pauses, **flows}, width)
     if width is None or not flows or max(sum(len(text) for text, _ in line) for line in together) <= width:
         return together
     return [*_columns({**name, **jobs, **pauses}, width), [], *_columns({**name, **flows}, width)]
