@@ -1,13 +1,14 @@
 """Makes the pictures in docs/pictures/ from what the program itself shows, each for light and dark pages.
 
-    python tools/pictures.py [demo] [web]     # all, or some; web needs playwright, Pillow and a chromium
+    python tools/pictures.py [demo] [top] [web]     # all, or some; web needs playwright, Pillow and a chromium
 
-`demo` is what `taskq demo` prints in a terminal, as SVG; `web` is pages of `taskq web`, with the fleet of
-shown_app.py below them. The two logos are drawn by hand.
+`demo` is what `taskq demo` prints in a terminal, as SVG; `top` is the first tab of `taskq top`, and `web` is pages of
+`taskq web`, both with the fleet of shown_app.py below them. The two logos are drawn by hand.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
@@ -36,6 +37,8 @@ _THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME}
 _COLUMNS = 104
 #: How long the fleet works before the pages are taken, so that its curves have a shape.
 _BEFORE_PAGES_S = 480.0
+#: How long the monitor has, to read the fleet.
+_TO_READ_S = 3.0
 
 
 # -- a terminal
@@ -64,10 +67,14 @@ def write_svg(name: str, title: str, text: str) -> None:
     for theme, colours in _THEMES.items():
         console = Console(record=True, width=_COLUMNS, file=StringIO(), force_terminal=True)
         console.print(Text.from_ansi(text), end="")
-        drawn = console.export_svg(title=title, theme=colours, unique_id=f"{name}-{theme}")
-        drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.S)  # nothing is loaded from elsewhere
-        drawn = drawn.replace("Fira Code", "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono")
-        (PICTURES / f"{name}-{theme}.svg").write_text("\n".join(line.rstrip() for line in drawn.splitlines()) + "\n")
+        write(f"{name}-{theme}", console.export_svg(title=title, theme=colours, unique_id=f"{name}-{theme}"))
+
+
+def write(name: str, drawn: str) -> None:
+    """Writes a picture of a terminal."""
+    drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.S)  # nothing is loaded from elsewhere
+    drawn = drawn.replace("Fira Code", "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono")
+    (PICTURES / f"{name}.svg").write_text("\n".join(line.rstrip() for line in drawn.splitlines()) + "\n")
 
 
 def demo() -> None:
@@ -96,10 +103,9 @@ def write_png(name: str, taken: bytes) -> None:
     picture.save(PICTURES / f"{name}.png", optimize=True)
 
 
-def web() -> None:
-    """Pages of `taskq web`."""
-    from playwright.sync_api import sync_playwright
-
+@contextmanager
+def shop() -> Iterator[str]:
+    """The fleet of shown_app.py while the block runs; yields the reference of its application."""
     with ExitStack() as stack:
         _FOLDER.mkdir()
         stack.callback(shutil.rmtree, _FOLDER)
@@ -108,6 +114,34 @@ def web() -> None:
         app = f"{_FOLDER / 'tasks.py'}:q"
         stack.enter_context(started("-m", "taskq", "worker", app, "--consumers", "4"))
         stack.enter_context(started(str(_FOLDER / "tasks.py")))
+        yield app
+
+
+def top() -> None:
+    """The first tab of `taskq top`."""
+    from taskq.cli.top.app import Top
+    from taskq.cli.top.live import LiveSource
+
+    async def take(theme: str) -> None:
+        q = TaskQ("shop")
+        monitor = Top(q, LiveSource(q, shows_arguments=False))
+        async with monitor.run_test(size=(_COLUMNS, 24)) as pilot:
+            monitor.theme = f"textual-{theme}"
+            await pilot.pause(_TO_READ_S)
+            write(f"top-{theme}", monitor.export_screenshot())
+
+    with shop():
+        time.sleep(_BEFORE_PAGES_S)
+        for theme in _THEMES:
+            asyncio.run(take(theme))
+
+
+def web() -> None:
+    """Pages of `taskq web`."""
+    from playwright.sync_api import sync_playwright
+
+    with ExitStack() as stack:
+        app = stack.enter_context(shop())
         server = stack.enter_context(started("-m", "taskq", "web", app, "--port", "0", "--hide-args"))
         assert server.stdout is not None
         link = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
@@ -129,5 +163,5 @@ def web() -> None:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or ("demo", "web"):
-        {"demo": demo, "web": web}[wanted]()
+    for wanted in sys.argv[1:] or ("demo", "top", "web"):
+        {"demo": demo, "top": top, "web": web}[wanted]()

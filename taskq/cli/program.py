@@ -38,6 +38,11 @@ COMMANDS = {
     "why": ("watch.why", _LOOK, "Say why a job does not run, and what lets it run."),
     "errors": ("watch.errors", _LOOK, "Show which tasks fail, how often, since when, and of what."),
     "tasks": ("watch.tasks", _LOOK, "Show how long the jobs of each task wait and run, and how they end."),
+    "top": (
+        "top.command",
+        _LOOK,
+        "Show the fleet on the whole screen: queues, tasks, jobs, failures, consumers.",
+    ),
     "web": ("watch.web", _LOOK, "Show the fleet in a browser. The link that it prints lets you in once."),
     "metrics": (
         "watch.metrics",

@@ -59,6 +59,7 @@ SHELL = {
     "metrics.md": "tests/process/test_metrics.py",
     "postgresql.md": "tests/process/test_machines.py",
     "speed.md": "tests/product/test_bench.py",
+    "top.md": "tests/process/test_top.py",
     "tutorial.md": "tests/product/test_guides.py",
     "watch.md": "tests/product/test_guides.py",
     "web.md": "tests/process/test_web_command.py",

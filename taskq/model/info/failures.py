@@ -100,26 +100,30 @@ class FailureGroups:
                 self.failed += 1
                 self._add(info.task, info.error, place_of(info.error), at, info.id, is_final=True)
 
-    def add_attempt(self, task: str, error: JobError, at: float, job_id: str) -> None:
-        """Counts an attempt that was followed by another."""
+    def add_attempt(self, task: str, error: JobError, at: float, job_id: str, *, is_final: bool = False) -> None:
+        """Counts an attempt that was followed by another, or with which its job failed for good."""
         if self._since is not None and at < self._since:
             return
-        self.again += 1
+        if is_final:
+            self.failed += 1
+        else:
+            self.again += 1
         place = place_of(error)
         if not place:
             alike = (key for key in self._groups if key[:2] == (task, error.type))
             place = next((key[2] for key in alike), "")
-        self._add(task, error, place, at, job_id, is_final=False)
+        self._add(task, error, place, at, job_id, is_final=is_final)
 
     def add_event(self, event: Mapping[str, Any]) -> None:
-        """Counts an attempt in the log that was followed by another; see `AGAIN_EVENTS`."""
+        """Counts an attempt in the log: one of `AGAIN_EVENTS`, or `job.failed`."""
         kind, _, message = str(event.get("error", "")).partition(": ")
         try:
             at = datetime.fromisoformat(str(event.get("timestamp", ""))).timestamp()
         except ValueError:
             at = 0.0  # a line that somebody wrote by hand
         error = JobError(kind, message, str(event.get("traceback", "")))
-        self.add_attempt(str(event.get("task", "")), error, at, str(event.get("job_id", "")))
+        task, job_id = str(event.get("task", "")), str(event.get("job_id", ""))
+        self.add_attempt(task, error, at, job_id, is_final=event.get("event") == "job.failed")
 
     def _add(self, task: str, error: JobError, place: str, at: float, job_id: str, *, is_final: bool) -> None:
         key = task, error.type, place
