@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ class _NoConsumers:
 
     def take_back_all(self, _now: float) -> None:
         """No consumer was sent any job."""
+
+    def interrupt(self, _job_ids: Collection[bytes], _why: str) -> None:
+        """Nothing runs."""
 
     def progress_of(self, _job_id: bytes) -> None:
         """Nothing runs."""

@@ -10,7 +10,7 @@ reads the answer in a later turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from selectors import BaseSelector
 from typing import Any, NamedTuple, Protocol
 
@@ -210,11 +210,35 @@ class Jobs(Protocol):
     def rates_stored(self) -> None:
         """What `changed_rates` has just returned is durable."""
 
+    @property
+    def shared_limits(self) -> FleetShare:
+        """Where an engine that several fleets share says what this one may use of limits."""
+
     def restore_limits(
         self, rates: Mapping[str, Starts], under_way: Iterable[JobRow], now: float, wall: float, /
     ) -> None:
         """Takes over, at the start, the starts that still count, and jobs with an order key that were started
         before."""
+
+
+class FleetShare(Protocol):
+    """What a fleet may use of limits that it shares with others. Resources are its own."""
+
+    def share_limits(self) -> None:
+        """From now on, at the start, nothing may be used of concurrencies, orders and rates but what is granted."""
+
+    def grant(self, kind: str, name: str, amount: int, /) -> None:
+        """Sets how much of a concurrency or an order the fleet may use. If it is less than before, what was sent goes
+        on."""
+
+    def revoke(self, kind: str, name: str, /) -> None:
+        """Forgets a limit that was granted, and of which the fleet has no job any more."""
+
+    def allow_starts(self, name: str, more: int, /) -> None:
+        """Allows more starts of a rate than until now, or fewer."""
+
+    def unused_starts(self, name: str, /) -> int:
+        """How many of the allowed starts of a rate were not made."""
 
 
 class Consumers(Protocol):
@@ -236,6 +260,9 @@ class Consumers(Protocol):
 
     def take_back_all(self, now: float, /) -> None:
         """Takes back what no consumer has started."""
+
+    def interrupt(self, job_ids: Collection[bytes], why: str, /) -> None:
+        """Kills the processes that run some of these jobs: what they run will run again, uncharged."""
 
     def claims(self) -> dict[Key, list[Claim]]:
         """What each consumer is running."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import copy_context
 from itertools import starmap
 from typing import Any
@@ -129,6 +129,9 @@ class InProcessPool:
 
     def cancel_running(self, _job_id: bytes) -> None:
         """A job that runs here cannot be stopped: whoever asks is on the same stack, or in another thread."""
+
+    def interrupt(self, _job_ids: Collection[bytes], _why: str) -> None:
+        """What runs here cannot be killed."""
 
     def progress_of(self, job_id: bytes) -> Progress | None:
         """How far a running job is, if it said so."""

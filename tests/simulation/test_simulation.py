@@ -27,7 +27,6 @@ from recorded_disk import RecordedDisk
 from simulation import Parts, World, judge
 
 from taskq.broker.core.core import Core
-from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.shared_limits import SharedLimits
 from taskq.engines.embedded.committer import Committer
@@ -40,6 +39,7 @@ from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.effects import Key, ProcessExit
 from taskq.model.job import JobRow
 from taskq.model.partition import Partition, Starts, partition_of
+from taskq.model.rules.limiters import UNLIMITED, Release
 from taskq.model.schedule import NO_JOB, Schedule, ScheduleRow
 from taskq.model.spec import Spec
 from taskq.model.stored import Ended, Rescheduled, StoredJob

@@ -7,7 +7,7 @@ Machine          a broker's loop with consumers that run what they are told to r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import SimpleNamespace
@@ -253,6 +253,9 @@ class Pool:
         begun = self.running[0] if self.running else self._core.sent(1) - len(self._core.leased()[1])
         if self._core.recalled(1, begun, now):
             self._core.settled(1, Attempts([], [], [], []), now, now)
+
+    def interrupt(self, _job_ids: Collection[bytes], _why: str) -> None:
+        raise AssertionError("the engine of this test shares no limits")
 
     def withdraw(self, job_id: bytes) -> bool:
         return not self.is_running(job_id)

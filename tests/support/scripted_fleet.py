@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -334,6 +334,11 @@ class ScriptedFleet:
 
     def claims(self) -> dict[Key, list[Claim]]:
         return {key: consumer.claims for key, consumer in self.by_key.items()}
+
+    def interrupt(self, job_ids: Collection[bytes], _why: str) -> None:
+        for consumer in list(self.by_key.values()):
+            if consumer.running is not None and consumer.running.id in job_ids:
+                consumer.leave()
 
     def progress_of(self, _job_id: bytes) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -62,6 +63,9 @@ class Idle:
 
     def take_back_all(self, _now: float) -> None:
         pass
+
+    def interrupt(self, job_ids: Collection[bytes], _why: str) -> None:
+        self.stopped += job_ids
 
     def claims(self) -> dict[int, Any]:
         return {}

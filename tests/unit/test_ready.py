@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq.broker.core import ready as ready_module
 from taskq.broker.core import window as window_module
-from taskq.broker.core.limiters import Release, new_state, unpack
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.window import LOAD_BYTES, ROW_BYTES, Portion
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition, partition_of
+from taskq.model.rules.limiters import Release, new_state, unpack
 from taskq.model.spec import Spec
 
 CAPACITIES = {"gpu": 3}

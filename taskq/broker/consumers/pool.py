@@ -7,7 +7,7 @@ the core decides.
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -365,6 +365,15 @@ class ConsumerPool:
         """Takes back what no consumer has started."""
         for key in list(self._core.leased()):
             self.take_back(key, now)
+
+    def interrupt(self, job_ids: Collection[bytes], why: str) -> None:
+        """Kills the consumers that run some of these jobs: what they run will run again, uncharged."""
+        for key, claims in self.claims().items():
+            rows = [self._core.running(key, claim.number) for claim in claims]
+            if any(row is not None and row.id in job_ids for row in rows):
+                consumer = self._supervisor.consumers[key]
+                consumer.is_stopped = True
+                consumer.kill(why)
 
     def check_times(self, now: float) -> None:
         """Stops the jobs whose time is over, or that use too much memory or CPU time."""

@@ -18,7 +18,6 @@ from math import ceil, inf
 from typing import Any, Final, Literal
 
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, MAX_LEASED, MAX_SENT, ConsumerLeases
-from taskq.broker.core.limiters import Release
 from taskq.broker.core.pending_effects import PendingEffects
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.reasons import Fleet, FleetFacts, obstacles
@@ -31,6 +30,7 @@ from taskq.model.effects import Batch, Effects, Event, Key, ProcessExit, Stop
 from taskq.model.info.why import Obstacle
 from taskq.model.job import JobError, JobRow
 from taskq.model.partition import Load, Partition, Starts
+from taskq.model.rules.limiters import Release
 from taskq.model.spec import Spec
 from taskq.model.stored import Rescheduled, StoredState
 from taskq.model.verdicts import Consequence, after_crash, after_failure, crash_error, limit_error
@@ -62,6 +62,7 @@ class Core:
         self._served = frozenset(queues) or None
         self._slots = slots
         self.ready = ReadyJobs(weights, memory_bytes, slots, capacities, self._served)
+        self.shared_limits = self.ready
         self._consumers: dict[Key, ConsumerLeases] = {}
         self._recalls = Recalls(self._consumers)
         self._watchdog = Watchdog(kill_grace_s, slots)

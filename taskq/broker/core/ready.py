@@ -14,7 +14,6 @@ from heapq import heappop, heappush, heapreplace
 from itertools import count, islice
 from typing import Final
 
-from taskq.broker.core.limiters import UNLIMITED, Release
 from taskq.broker.core.open_queues import OpenQueues
 from taskq.broker.core.shared_limits import SharedLimits
 from taskq.broker.core.waiting import (
@@ -30,6 +29,7 @@ from taskq.broker.core.waiting import (
 from taskq.broker.core.window import Portion, Window
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Load, Partition, Starts, partition_of
+from taskq.model.rules.limiters import UNLIMITED, Release
 
 #: How many open queues, and listed partitions of each, are looked into to see how many jobs may go: each of the others
 #: has at least one.
@@ -343,6 +343,25 @@ class ReadyJobs:
         it. If that is less than before, what was sent is for the caller to take back."""
         shared = self._limits.grant(kind, name, amount)
         if shared is not None:
+            self._wake_at(shared)
+
+    def share_limits(self) -> None:
+        """From now on, nothing may be used of concurrencies, orders and rates but what `grant` and `allow_starts`
+        say."""
+        self._limits.share()
+
+    def revoke(self, kind: str, name: str) -> None:
+        """Forgets a limit of which no job is here."""
+        self._limits.revoke(kind, name)
+
+    def unused_starts(self, name: str) -> int:
+        """How many of the allowed starts of a rate were not made."""
+        return self._limits.unused_starts(name)
+
+    def allow_starts(self, name: str, more: int) -> None:
+        """Allows more starts of a rate than until now, or fewer."""
+        shared = self._limits.allow_starts(name, more)
+        if shared is not None and more > 0:
             self._wake_at(shared)
 
     def under_way(self, row: JobRow) -> None:

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 from taskq.broker.core.leases import ConsumerLeases
-from taskq.broker.core.limiters import Order, Rate
 from taskq.broker.core.ready import ReadyJobs
 from taskq.broker.core.waiting import SharedLimit
 from taskq.model.attempt import Claim
@@ -15,6 +14,7 @@ from taskq.model.effects import Key
 from taskq.model.info.why import MOST_JOBS_TOLD, LimitState, Obstacle, OtherJob, Reason
 from taskq.model.job import JobRow, JobState
 from taskq.model.partition import Limit, partition_of
+from taskq.model.rules.limiters import Order, Rate
 
 #: How many jobs of a consumer are looked at to find those that hold a limit: one that runs is among the first.
 _LOOK_INTO: Final = 100

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import count
 
-from taskq.broker.core.limiters import Rate, new_state, unpack
 from taskq.broker.core.waiting import SharedLimit
 from taskq.model.partition import Limit, Starts
+from taskq.model.rules.limiters import Rate, new_state, unpack
 
 
 class SharedLimits:
@@ -24,6 +24,7 @@ class SharedLimits:
         self._capacities = capacities
         self.in_use: dict[tuple[str, str], SharedLimit] = {}
         self._granted: dict[tuple[str, str], int] = {}  # what this fleet may use of those that it shares with others
+        self._allowed: dict[str, int] | None = None  # by rate that is not in use: starts that are counted elsewhere
         self._openings: list[tuple[float, int, Limit]] = []  # when closed rates may open (monotonic)
         self._rates_changed: set[Limit] = set()  # those with starts that the store does not have yet
         self._rates_before: dict[str, Starts] = {}  # what the store has kept of rates that were not used since
@@ -36,6 +37,11 @@ class SharedLimits:
             before = self._rates_before.pop(limit.name, ()) if limit.kind == "rate" else ()
             state = unpack("rate", (before,)) if before else new_state(limit, self._slots, self._capacities)
             state.granted = self._granted.get((limit.kind, limit.name))
+            if self._allowed is not None:
+                if isinstance(state, Rate):
+                    state.allowed = self._allowed.pop(limit.name, 0)
+                elif limit.kind != "resource" and state.granted is None:
+                    state.granted = 0
             shared = SharedLimit(state)
             self.in_use[limit.kind, limit.name] = shared
         return shared
@@ -46,6 +52,8 @@ class SharedLimits:
             shared.state.forget(limit, now)
         if shared.state.is_idle:
             self.in_use.pop((limit.kind, limit.name), None)
+            if self._allowed is not None and isinstance(shared.state, Rate) and shared.state.allowed:
+                self._allowed[limit.name] = shared.state.allowed
         else:
             self.note_opening(limit, shared)
 
@@ -61,11 +69,46 @@ class SharedLimits:
             shared.state.granted = amount
         return shared
 
+    # -- limits that fleets share
+
+    def share(self) -> None:
+        """From now on, nothing may be used of concurrencies, orders and rates but what `grant` and `allow_starts`
+        say."""
+        self._allowed = {}
+
+    def revoke(self, kind: str, name: str) -> None:
+        """Forgets a limit that was granted: no job here has it, and what others do with it is not known."""
+        self._granted.pop((kind, name), None)
+        shared = self.in_use.get((kind, name))
+        if shared is not None:
+            shared.state = new_state(Limit(kind, name, 0), self._slots, self._capacities)
+            shared.state.granted = 0
+
+    def unused_starts(self, name: str) -> int:
+        """How many of the allowed starts of a rate were not made."""
+        shared = self.in_use.get(("rate", name))
+        if shared is None:
+            return (self._allowed or {}).get(name, 0)
+        return (isinstance(shared.state, Rate) and shared.state.allowed) or 0
+
+    def allow_starts(self, name: str, more: int) -> SharedLimit | None:
+        """Allows more starts of a rate, or fewer. Returns the limit if it is in use."""
+        shared = self.in_use.get(("rate", name))
+        if shared is None:
+            assert self._allowed is not None
+            self._allowed[name] = self._allowed.get(name, 0) + more
+            if self._allowed[name] == 0:
+                del self._allowed[name]
+        elif isinstance(shared.state, Rate):
+            shared.state.allowed = (shared.state.allowed or 0) + more
+        return shared
+
     # -- rates
 
     def note_start(self, limit: Limit) -> None:
         """Notes that a job with a rate has started, so that the store will keep that."""
-        self._rates_changed.add(limit)
+        if self._allowed is None:
+            self._rates_changed.add(limit)
 
     def note_opening(self, limit: Limit, shared: SharedLimit) -> None:
         """Notes when a limit opens, if it is a rate: others do not open by time."""

@@ -10,9 +10,9 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
-from taskq.broker.core.limiters import Limiter
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition
+from taskq.model.rules.limiters import Limiter
 
 _seq = attrgetter("seq")
 

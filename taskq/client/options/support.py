@@ -67,19 +67,8 @@ class EngineSupport:
 #: A directory of this machine. It supports all options.
 EMBEDDED: Final = EngineSupport("embedded", "file")
 
-_NO_LIMITS: Final = "limits that hold over several machines are not there yet; use a queue in a directory"
 #: A PostgreSQL database, which the fleets of several machines share.
-POSTGRES: Final = EngineSupport(
-    "PostgreSQL",
-    "postgresql",
-    unsupported={
-        "concurrency": _NO_LIMITS,
-        "limit_by": _NO_LIMITS,
-        "rate": _NO_LIMITS,
-        "ordered_by": _NO_LIMITS,
-    },
-    has_payload_files=False,
-)
+POSTGRES: Final = EngineSupport("PostgreSQL", "postgresql", has_payload_files=False)
 
 
 def is_used(option: str, spec: Spec, call_options: CallOptions) -> bool:

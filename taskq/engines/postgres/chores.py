@@ -163,7 +163,8 @@ class Prune(Exchange[Pruned]):
             more = found[0][0] if found else _FIRST
         before = max(self._before, more)
         params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=before), _PRUNED_AT_ONCE, UUID(bytes=more)
-        [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
+        prune, forget_rates = Query(statements.PRUNE, params), Query(statements.FORGET_RATES)
+        [[(seen, last, removed)], _] = yield Step(prune, forget_rates, commits=True)
         return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed, more)
 
 

@@ -7,11 +7,14 @@ another machine is idle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, exp, inf
 from typing import Final, NamedTuple
 
+from taskq.engines.postgres.limits.share import FleetLimits, Probe, Wanted
+from taskq.model.partition import Partition
+from taskq.protocol.postgres.kinds import read_limits
 from taskq.protocol.postgres.plans import Rows
 
 #: Jobs worth this much run time are leased in advance.
@@ -42,25 +45,30 @@ class Asked(NamedTuple):
     """What a lease asks for.
 
     Attributes:
-        partitions, lows, queues: partitions, the lowest seq to look at in each, and the queue of each, as its
-            place in `mosts`, from 1 on; in order of priority.
+        partitions, lows, queues, priorities: partitions, the lowest seq to look at in each, the queue of each, as its
+            place in `mosts`, from 1 on, and its priority; in that order.
         mosts: how many jobs of each queue.
+        probe: what it asks about limits before; None: nothing.
     """
 
     partitions: list[int]
     lows: list[int]
     queues: list[int]
+    priorities: list[int]
     mosts: list[int]
+    probe: Probe | None = None
 
 
 class Demand:
     """Used by the engine alone."""
 
-    def __init__(self, served: Collection[str] = ()) -> None:
+    def __init__(self, limits: FleetLimits, served: Collection[str] = ()) -> None:
         """
         Args:
+            limits: what this fleet may use of limits.
             served: the queues that this fleet serves; empty for all.
         """
+        self._limits = limits
         self._served = frozenset(served) or None
         self._partitions: dict[int, _Partition] = {}
         self._by_queue: dict[str, list[_Partition]] = {}
@@ -82,10 +90,12 @@ class Demand:
 
     def learn(self, rows: Rows) -> None:
         """Takes partitions that were read: number, queue, priority, limits."""
-        for number, queue, priority, _limits in rows:
+        for number, queue, priority, packed in rows:
             partition = _Partition(number, queue, priority)
             self._partitions[number] = partition
-            if self._served is None or queue in self._served:
+            if limits := read_limits(bytes(packed)):
+                self._limits.partitions.learn(number, Partition(queue, priority, limits))
+            elif self._served is None or queue in self._served:
                 of_queue = self._by_queue.setdefault(queue, [])
                 of_queue.append(partition)
                 of_queue.sort(key=lambda each: -each.priority)
@@ -96,6 +106,24 @@ class Demand:
         """Whether it knows a partition."""
         return partition in self._partitions
 
+    def known_all(self, partitions: Iterable[int]) -> bool:
+        """Whether it knows all of some partitions."""
+        return self._partitions.keys() >= set(partitions)
+
+    def tell_of(self, number: int, *, is_returned: bool = False) -> None:
+        """A partition has jobs: look at once.
+
+        Args:
+            is_returned: they have come back: look from the very first on.
+        """
+        if self._limits.partitions.find(number) is not None:
+            self._limits.partitions.tell(number, is_returned=is_returned)
+        elif is_returned:
+            self._is_told = True
+            self._whole_at = -inf
+        else:
+            self._is_told = True
+
     def tell(self) -> None:
         """There are new jobs: look at once."""
         self._is_told = True
@@ -104,6 +132,7 @@ class Demand:
         """Jobs have come back, or may have: look at once, from the very first on."""
         self._is_told = True
         self._whole_at = -inf
+        self._limits.partitions.look_at_all()
 
     # -- what the fleet does
 
@@ -140,28 +169,40 @@ class Demand:
             held: the jobs of each queue that the fleet has.
             paused: the queues that are paused.
         """
-        if not self._is_told and now < self._look_at:
+        is_due = self._is_told or now >= self._look_at
+        limited = self._limits.partitions.queues
+        if not is_due and not limited:
             return None
-        asked = Asked([], [], [], [])
+        asked = Asked([], [], [], [], [])
         most = max(1, min(MOST_JOBS, int(_MOST_BYTES / self._mean_bytes)))
         is_whole = now >= self._whole_at
-        for queue, partitions in self._by_queue.items():
+        of_queue: dict[str, Wanted] = {}
+        for queue in [*self._by_queue, *(limited - self._by_queue.keys())] if limited else self._by_queue:
             if queue in paused:
                 continue
-            wanted = self._wanted(slots(queue), self._rates.get(queue, 0.0), held.get(queue, 0))
+            own_slots = slots(queue)
+            wanted = self._wanted(own_slots, self._rates.get(queue, 0.0), held.get(queue, 0))
             if wanted:
                 asked.mosts.append(min(wanted, most))
-                for partition in partitions:
+                if queue in limited:
+                    of_queue[queue] = self._of_queue(queue, len(asked.mosts), asked.mosts[-1], own_slots, held)
+                for partition in self._by_queue.get(queue, ()):
                     if is_whole:
                         partition.low = 0
                     asked.partitions.append(partition.number)
                     asked.lows.append(partition.low)
                     asked.queues.append(len(asked.mosts))
-        if not asked.partitions:
+                    asked.priorities.append(partition.priority)
+        probe = self._limits.ask(now, of_queue) if limited else None
+        if probe is None and not (is_due and asked.partitions):
             return None
         if is_whole:
             self._whole_at = now + _WHOLE_EVERY_S
-        return asked
+        return asked._replace(probe=probe)
+
+    def _of_queue(self, queue: str, place: int, jobs: int, slots: int, held: Mapping[str, int]) -> Wanted:
+        ahead = 1 + self._rates.get(queue, 0.0) * AHEAD_S / slots
+        return Wanted(place, jobs, slots, ahead, max(0, slots - held.get(queue, 0)))
 
     def _wanted(self, slots: int, rate: float, held: int) -> int:
         """How many jobs of a queue to lease: none, while three quarters of what is wanted are here."""
@@ -184,6 +225,9 @@ class Demand:
             if count:
                 self._partitions[number].low = last + 1
                 counts[queue] += count
+        if asked.probe is not None:
+            for number in partitions.keys() - set(asked.partitions):
+                counts[asked.probe.wanted[self._partitions[number].queue].place] += partitions[number][0]
         self._is_told = any(count >= most for count, most in zip(counts[1:], asked.mosts, strict=True))
         if partitions:
             self._mean_bytes = max(1.0, self._mean_bytes + (mean_bytes - self._mean_bytes) / 4)

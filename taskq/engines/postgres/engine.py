@@ -24,6 +24,7 @@ from taskq.engines.postgres.chores import Look, Prune, Retention, Seen, Window
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.exchanges import (
     Audit,
+    Audited,
     Beat,
     Beaten,
     KeepCounts,
@@ -44,7 +45,9 @@ from taskq.engines.postgres.exchanges import (
 )
 from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import AT_ONCE, HandOver
+from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.leases import FleetLeases
+from taskq.engines.postgres.limits.share import FleetLimits
 from taskq.engines.postgres.link.link import Exchange, Link
 from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
@@ -54,7 +57,7 @@ from taskq.model.partition import Load
 from taskq.model.settings import Settings
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.postgres.kinds import Kinds
-from taskq.protocol.postgres.plans import Query, Rows
+from taskq.protocol.postgres.plans import Query
 from taskq.protocol.status import status_value
 from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -76,6 +79,9 @@ _HAND_OVER_EVERY_S: Final = 5.0
 _LOOK_AHEAD_EVERY_S: Final = 10.0
 #: How long a fleet that stops tries to hand over what it has.
 _CLOSES_WITHIN_S: Final = 10.0
+#: Jobs that promise to be alone are stopped this long before others may take them, in the time after which a fleet is
+#: taken for dead: their processes have to be dead by then.
+_BEFORE_LEASE_ENDS: Final = 6
 
 
 class PostgresEngine:
@@ -100,7 +106,6 @@ class PostgresEngine:
         self._work = Link(database.conninfo, schema, f"taskq {schema} work")
         listen = Query(f'LISTEN "{schema}"')
         self._control = Link(database.conninfo, schema, f"taskq {schema} control", (listen,))
-        self._demand = Demand(settings.queues)
         self._kinds = Kinds()
         self.figures = PostgresFigures()
         self._counts_at = -inf
@@ -115,6 +120,8 @@ class PostgresEngine:
         self._hand_over_at = -inf  # when to look for what others have not told
         self._durable: list[Effects] = []  # and not reported yet
         self._unbroken_at = inf  # since when each beat was answered (monotonic)
+        self._beat_asked_at = self._alive_at = -inf  # when the last beat was asked for, and the last that was answered
+        self._is_cut_off = False  # jobs that promise to be alone were stopped
         self._beaten_at = self._look_at = -inf
         self._reap_at = self._release_at = self._look_ahead_at = -inf
         self._window = Window()
@@ -137,11 +144,18 @@ class PostgresEngine:
         self.figures.resume(drive(self._work, ReadCounts(machine), self._clock))
         self.fleet = registered.fleet
         self._audited = self._work.sessions
-        leases = self._leases = FleetLeases(jobs, self._demand, self._clock)
+        held = HeldJobs()
+        jobs.shared_limits.share_limits()
+        settings = self._settings
+        self._limits = FleetLimits(jobs.shared_limits, held, dict(settings.resources), settings.queues)
+        self._demand = Demand(self._limits, settings.queues)
+        leases = self._leases = FleetLeases(jobs, held, self._demand, self._clock)
         if unknown := leases.specs.unknown(registered.orphans):
             leases.specs.learn(drive(self._work, ReadSpecs(unknown), self._clock))
         were_running = {each.job_id: (each.attempt, each.consumer) for each in records}
         leases.charge(registered.orphans, were_running, self._clock.monotonic())
+        self._limits.inherit(registered.grants, {})
+        self._alive_at = self._clock.monotonic()
         self._demand.learn(drive(self._work, ReadPartitions([]), self._clock))
         self._set_paused(drive(self._work, ReadPaused(), self._clock))
 
@@ -178,8 +192,8 @@ class PostgresEngine:
         match exchange:
             case Round():
                 self._finish_round(exchange, now)
-            case Audit() if error is None:
-                self._finish_audit(exchange.value or [], now)
+            case Audit() if exchange.value is not None:
+                self._finish_audit(exchange.value, now)
             case Reclaim() if exchange.value is not None:
                 self._finish_reclaim(exchange.value)
             case Beat() if exchange.value is None or exchange.fleet == self.fleet:  # else it has another number since
@@ -222,9 +236,13 @@ class PostgresEngine:
             case "q" | "r" if number.isdecimal() and not self._demand.knows(int(number)):
                 self._read_partitions()
             case "q":
-                self._demand.tell()
+                self._demand.tell_of(int(number))
+            case "r" if number.isdecimal():
+                self._demand.tell_of(int(number), is_returned=True)
             case "r":
                 self._demand.tell_of_returned()
+            case "g":
+                self._limits.partitions.tell_of_opened(number.split())
             case "d":
                 self._look_at = -inf
             case "e" | "h":
@@ -246,6 +264,7 @@ class PostgresEngine:
         self._round = None
         outcomes, asked, answer = round_.outcomes, round_.asked, round_.value
         if round_.error is not None or answer is None:
+            self._limits.failed(round_.allotment, is_unknown=round_.error is None or round_.error.is_unknown)
             self._leases.outcomes.put_before(outcomes, is_unknown=round_.error is None or round_.error.is_unknown)
             if asked is not None:
                 self._demand.failed(now)
@@ -277,6 +296,11 @@ class PostgresEngine:
             size += len(columns[11] or b"")
         self._demand.answered(asked, last, size / len(answer.leased) if last else 0.0, now)
         self._leases.arrive(answer.leased)
+        if asked.probe is not None and answer.seen is not None:
+            counts = {number: count for number, (count, _) in last.items()}
+            self._limits.leased(asked.probe, answer.seen, round_.allotment, counts, now)
+            if not self._demand.known_all(answer.seen.rows()):
+                self._read_partitions()
 
     def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
         """Logs the jobs that were not the fleet's any more when they ended."""
@@ -295,7 +319,7 @@ class PostgresEngine:
     def _next_exchange(self, now: float) -> None:
         """Asks the work link for what is to be done next."""
         if self._is_fenced:
-            self._work.ask(Reclaim(self._machine, self._host, os.getpid(), self._leases.rows()))
+            self._work.ask(Reclaim(self._machine, self._host, os.getpid(), self._leases.shared_rows()))
             return
         if self._audited != self._work.sessions:
             self._work.ask(Audit(self.fleet))
@@ -319,17 +343,19 @@ class PostgresEngine:
         if not self._consumers.is_stopping:
             self._demand.measure(now)
             asked = self._demand.ask(now, self._jobs.slots, self._leases.held.of_queue, self.figures.paused())
+        outcomes.kept.update(self._limits.take_surplus(None if asked is None else asked.probe))
         if outcomes or asked is not None:
             self._leases.outcomes = Outcomes()
             place = self.fleet, self._schema, self._host
-            self._round = Round(place, outcomes, asked, self._clock.time(), self._kinds)
+            self._round = Round(place, outcomes, asked, self._clock.time(), self._kinds, self._limits)
             self._work.ask(self._round)
 
     # -- which jobs are the fleet's
 
-    def _finish_audit(self, rows: Rows, now: float) -> None:
+    def _finish_audit(self, audited: Audited, now: float) -> None:
         self._audited = self._work.sessions
-        self._leases.compare(rows)
+        self._limits.inherit(audited.grants, self._leases.outcomes.kept)
+        self._leases.compare(audited.rows)
         self._take_arrived(now)
 
     def _finish_reclaim(self, reclaimed: Reclaimed) -> None:
@@ -337,6 +363,8 @@ class PostgresEngine:
         self._is_fenced = False
         self.fleet = reclaimed.fleet
         self._schedules.forget_fleet()
+        self._lose_limits("this fleet was taken for dead: others may run what its job must not run beside")
+        self._leases.outcomes.kept.clear()
         self._leases.keep_only(reclaimed.seqs)
         self._beaten_at = -inf
 
@@ -361,6 +389,9 @@ class PostgresEngine:
             self._unbroken_at = inf
             return
         self._unbroken_at = min(self._unbroken_at, now)
+        self._alive_at = self._beat_asked_at
+        if self._is_cut_off:
+            self._is_cut_off, self._audited = False, -1  # what it still has of limits, the next audit says
         self._is_fenced |= beaten.is_fenced
         self._set_paused(beaten.paused)
         if beaten.cancels:
@@ -391,6 +422,8 @@ class PostgresEngine:
     def _finish_reap(self, reaped: Reaped, now: float) -> None:
         for lost in reaped.lost:
             self._events.log.warning("fleet.lost", fleet=lost.fleet, host=lost.host, running=len(lost.running))
+        if reaped.lost:
+            self._limits.inherit(reaped.grants, self._leases.outcomes.kept)
         self._leases.arrive_orphaned(reaped.orphans, reaped.lost)
         self._take_arrived(now)
         if reaped.lost:
@@ -402,7 +435,7 @@ class PostgresEngine:
         if not control.is_free:
             return
         if now >= self._beaten_at + self._lease_s / _BEATS:
-            self._beaten_at = now
+            self._beaten_at = self._beat_asked_at = now
             status: bytes = msgpack.packb(status_value(self._fleet_control.status()))
             control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), self._leases.lowest, status))
         elif now >= self._look_at:
@@ -438,6 +471,12 @@ class PostgresEngine:
         self._stepped_at = now
         if at_once:
             self._round_at = now
+        self._limits.expire_starts(now)
+        if now >= self._lease_ends_at and not self._is_cut_off:
+            self._is_cut_off = True
+            self._lose_limits(
+                "the database did not answer: another machine may soon run what its job must not run beside"
+            )
         if now >= self._release_at and len(self._leases.held):
             self._release_at = now + _RELEASE_EVERY_S
             self._leases.release(now, self.figures.paused())
@@ -446,6 +485,16 @@ class PostgresEngine:
         self._chores(now)
         self._work.turn(now)
         self._control.turn(now)
+
+    @property
+    def _lease_ends_at(self) -> float:
+        """When jobs have to be stopped that promise to be alone (monotonic), unless a beat is answered before."""
+        return self._alive_at + self._lease_s - self._lease_s / _BEFORE_LEASE_ENDS
+
+    def _lose_limits(self, why: str) -> None:
+        """Others may soon have what this fleet has of limits."""
+        self._limits.lose_all()
+        self._consumers.interrupt(self._leases.exclusive_ids(), why)
 
     def want(self, loads: Sequence[Load]) -> None:
         raise AssertionError(f"all jobs that are leased are in memory: {loads}")
@@ -478,8 +527,13 @@ class PostgresEngine:
         if self._work.is_free:
             if self._leases.has_effects or self._leases.outcomes or self._is_fenced or self._ended:
                 return max(now, self._round_at)
-            if self._demand.next_at > self._stepped_at:  # else it has looked, and the fleet wants nothing
-                at = min(at, self._demand.next_at)
+            if self._limits.has_surplus:
+                return max(now, self._round_at)
+            for look_at in (self._demand.next_at, self._limits.next_at()):
+                if look_at > self._stepped_at:  # else it has looked, and the fleet wants nothing
+                    at = min(at, look_at)
+        if not self._is_cut_off:
+            at = min(at, self._lease_ends_at)
         if self._local is not None:
             at = min(at, self._local.next_at(now))
         return at

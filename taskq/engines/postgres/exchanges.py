@@ -27,11 +27,13 @@ class Registered(NamedTuple):
         fleet: its number.
         orphans: the columns of jobs that were running when its predecessor died.
         released: whether other jobs of that one went back.
+        grants: what it has of limits: what its predecessor had.
     """
 
     fleet: int
     orphans: Rows
     released: bool
+    grants: Rows
 
 
 class Register(Exchange[Registered]):
@@ -46,28 +48,39 @@ class Register(Exchange[Registered]):
         [[(fleet,)]] = yield Step(Query(statements.REGISTER, (self._machine, self._host, self._pid)))
         [predecessors] = yield Step(Query(statements.PREDECESSORS, (self._machine, fleet)))
         if not predecessors:
-            return Registered(fleet, [], False)
+            return Registered(fleet, [], False, [])
         dead = bigints([number for (number,) in predecessors])
-        *_, orphans = yield Step(
+        *_, orphans, grants = yield Step(
             Query(statements.TAKE_OVER, (fleet, dead, uuids(self._running))),
             Query(statements.FORGET_FLEETS, (dead,)),
             Query(statements.FORGET_BEATS, (dead,)),
+            Query(statements.INHERIT, (fleet, dead)),
             Query(statements.LEASED, (fleet,)),
+            Query(statements.GRANTS, (fleet,)),
             commits=True,
         )
-        return Registered(fleet, orphans, True)
+        return Registered(fleet, orphans, True, grants)
 
 
-class Audit(Exchange[Rows]):
-    """Reads all jobs that the fleet has: with a new session, as the last one may have leased some unheard."""
+class Audited(NamedTuple):
+    """All jobs that the fleet has, and what it has of limits."""
+
+    rows: Rows
+    grants: Rows
+
+
+class Audit(Exchange[Audited]):
+    """Reads all that the fleet has: with a new session, as the last one may have leased some unheard."""
 
     def __init__(self, fleet: int) -> None:
         super().__init__(self._plan)
         self._fleet = fleet
 
-    def _plan(self) -> Plan[Rows]:
-        [rows] = yield Step(Query(statements.LEASED, (self._fleet,)), commits=True)
-        return rows
+    def _plan(self) -> Plan[Audited]:
+        rows, grants = yield Step(
+            Query(statements.LEASED, (self._fleet,)), Query(statements.GRANTS, (self._fleet,)), commits=True
+        )
+        return Audited(rows, grants)
 
 
 class Reclaimed(NamedTuple):
@@ -147,10 +160,12 @@ class Lost(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """The fleets that were lost, and the columns of the jobs that they were running, which this one has now."""
+    """The fleets that were lost, the columns of the jobs that they were running, which this one has now, and what it
+    has of limits: also what they had."""
 
     lost: list[Lost]
     orphans: Rows
+    grants: Rows
 
 
 class Reap(Exchange[Reaped]):
@@ -165,23 +180,25 @@ class Reap(Exchange[Reaped]):
             Query(statements.FIRST_BEATS), Query(statements.SILENT, (self._fleet, float(self._lease_s)))
         )
         if not silent:
-            return Reaped([], [])
+            return Reaped([], [], [])
         lost = [
             Lost(fleet, host, {bytes(job_id): number for job_id, number in zip(ids, attempts, strict=True)})
             for fleet, ids, attempts, host in silent
         ]
         running = [job_id for fleet in lost for job_id in fleet.running]
         dead = bigints([fleet.fleet for fleet in lost])
-        *_, orphans = yield Step(
+        *_, orphans, grants = yield Step(
             Query(statements.TAKE_OVER_LOST, (self._fleet, dead, uuids(running))),
             Query(statements.FORGET_FLEETS, (dead,)),
             Query(statements.FORGET_BEATS, (dead,)),
+            Query(statements.INHERIT, (self._fleet, dead)),
             Query(statements.LEASED, (self._fleet,)),
+            Query(statements.GRANTS, (self._fleet,)),
             commits=True,
             after=(Query(statements.NOTIFY, (self._schema, "r")),),
         )
         wanted = set(running)
-        return Reaped(lost, [columns for columns in orphans if columns[1] in wanted])
+        return Reaped(lost, [columns for columns in orphans if columns[1] in wanted], grants)
 
 
 class ReadSpecs(Exchange[Rows]):
@@ -296,6 +313,7 @@ class Unregister(Exchange[None]):
         own = bigints([self._fleet])
         yield Step(
             Query(statements.TAKE_OVER, (self._fleet, own, uuids([]))),
+            Query(statements.FORGET_GRANTS, (self._fleet,)),
             Query(statements.FORGET_FLEETS, (own,)),
             Query(statements.FORGET_BEATS, (own,)),
             commits=True,

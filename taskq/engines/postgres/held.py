@@ -6,6 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from taskq.model.job import JobRow
+from taskq.model.partition import partition_of
+
+#: The kind and the name of a limit.
+LimitKey = tuple[str, str]
 
 
 class Held(NamedTuple):
@@ -15,11 +19,18 @@ class Held(NamedTuple):
         row: the job.
         queue: the one from which it was leased.
         at: when that was (monotonic).
+        limits: those that it has.
     """
 
     row: JobRow
     queue: str
     at: float
+    limits: tuple[LimitKey, ...] = ()
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it promises to be alone, or one of few."""
+        return any(kind in ("order", "concurrency") for kind, _ in self.limits)
 
 
 class HeldJobs:
@@ -29,6 +40,9 @@ class HeldJobs:
         self._by_seq: dict[int, Held] = {}
         #: How many there are of each queue.
         self.of_queue: dict[str, int] = {}
+        #: How many there are of each limit, and the limits of which there are fewer than before, or may be.
+        self.of_limit: dict[LimitKey, int] = {}
+        self.shrunk: set[LimitKey] = set()
         #: Those that ran when an earlier fleet died: no consumer has them, they only wait to be charged.
         self.orphans: set[int] = set()
 
@@ -51,7 +65,12 @@ class HeldJobs:
         by_seq, of_queue = self._by_seq, self.of_queue
         for row in rows:
             queue = row.spec.queue
-            by_seq[row.seq] = Held(row, queue, now)
+            limits: tuple[LimitKey, ...] = ()
+            if row.spec.is_limited or (row.constraints is not None and row.constraints.is_keyed):
+                limits = tuple([limit[:2] for limit in partition_of(row.spec, row.constraints).limits])
+                for key in limits:
+                    self.of_limit[key] = self.of_limit.get(key, 0) + 1
+            by_seq[row.seq] = Held(row, queue, now, limits)
             of_queue[queue] = of_queue.get(queue, 0) + 1
 
     def remove(self, seq: int) -> str | None:
@@ -60,6 +79,12 @@ class HeldJobs:
         self.orphans.discard(seq)
         if held is None:
             return None
+        for key in held.limits:
+            self.shrunk.add(key)
+            if self.of_limit[key] > 1:
+                self.of_limit[key] -= 1
+            else:
+                del self.of_limit[key]
         queue = held.queue
         if self.of_queue[queue] > 1:
             self.of_queue[queue] -= 1

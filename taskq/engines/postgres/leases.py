@@ -41,14 +41,15 @@ class FleetLeases:
 
     consumers: Consumers
 
-    def __init__(self, jobs: Jobs, demand: Demand, clock: Clock) -> None:
+    def __init__(self, jobs: Jobs, held: HeldJobs, demand: Demand, clock: Clock) -> None:
         """
         Args:
+            held: none yet.
             demand: learns how fast jobs end.
         """
         self._jobs = jobs
         self._demand = demand
-        self.held = HeldJobs()
+        self.held = held
         self.specs = Specs(clock)
         #: What is to be sent with the next round.
         self.outcomes = Outcomes()
@@ -135,6 +136,10 @@ class FleetLeases:
                 held.remove(seq)
             elif change.due_at is not None:
                 held.remove(seq)
+            elif change.row.spec.rate is not None:  # its next start counts, too
+                self._jobs.forget(change.row, StoredState.QUEUED)
+                self.outcomes.returned.add(seq)
+                held.remove(seq)
         self.outcomes.effects.add(taken)
 
     def _give_back(self, seq: int) -> None:
@@ -151,7 +156,7 @@ class FleetLeases:
         if not old:
             return
         sent = {row.seq for jobs in self._jobs.leased().values() for _, row in jobs}
-        for row, _, at in old:
+        for row, _, at, _ in old:
             if (
                 (gives_all or at <= before or row.spec.queue in paused)
                 and row.seq not in sent
@@ -183,9 +188,13 @@ class FleetLeases:
                 self._jobs.forget(row, StoredState.QUEUED)
                 self.held.remove(row.seq)
 
-    def rows(self) -> list[JobRow]:
-        """The jobs that the fleet half has."""
-        return [held.row for held in self.held if held.row.seq not in self.held.orphans]
+    def shared_rows(self) -> list[JobRow]:
+        """The jobs that the fleet half has, and that need not be alone."""
+        return [held.row for held in self.held if held.row.seq not in self.held.orphans and not held.is_exclusive]
+
+    def exclusive_ids(self) -> set[bytes]:
+        """The ids of jobs that must not run while another fleet may have what they have of limits."""
+        return {held.row.id for held in self.held if held.is_exclusive}
 
     # -- cancels, and what does not begin in time
 

@@ -3,6 +3,9 @@ and one round trip.
 
     settle, reschedule, checkpoints -> children -> release, fence, lease -> COMMIT -> tell those who wait
 
+If there are jobs with limits, it takes more steps: it looks which partitions have some, locks their limits, and leases
+what those allow (limits/).
+
 A round may be run again when nobody knows whether its commit has happened: what was settled then is not the fleet's any
 more, and the second time changes nothing.
 """
@@ -16,12 +19,25 @@ from typing import Any
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.children import partitions_of, take_in
 from taskq.engines.postgres.demand import Asked
+from taskq.engines.postgres.held import LimitKey
+from taskq.engines.postgres.limits.partitions import AT_ONCE, opened_words
+from taskq.engines.postgres.limits.share import (
+    COUNTED,
+    NO_BOUND,
+    Allotment,
+    FleetLimits,
+    Found,
+    Probe,
+    Seen,
+    Wish,
+    lock_number,
+)
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.effects import Effects
 from taskq.model.partition import Partition, partition_of
 from taskq.model.spec import Spec
 from taskq.model.stored import Rescheduled
-from taskq.protocol.postgres.arrays import bigints, byteas, floats, ints, smallints, uuids
+from taskq.protocol.postgres.arrays import bigints, byteas, floats, ints, smallints, texts, uuids
 from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
@@ -34,16 +50,18 @@ class Outcomes:
         effects: what the fleet has decided.
         releases: jobs that go back, uncharged.
         returned: rescheduled jobs that go back, though they are to run at once: no consumer had them.
+        kept: how much of limits the fleet keeps, which is less than it had.
         is_repeated: whether it was sent before, and may be there already.
     """
 
     effects: Effects = field(default_factory=Effects)
     releases: list[int] = field(default_factory=list)
     returned: set[int] = field(default_factory=set)
+    kept: dict[LimitKey, int] = field(default_factory=dict)
     is_repeated: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.effects or self.releases)
+        return bool(self.effects or self.releases or self.kept)
 
     def put_before(self, earlier: Outcomes, *, is_unknown: bool) -> None:
         """Adds what was to be sent earlier, and perhaps was."""
@@ -51,6 +69,7 @@ class Outcomes:
         self.effects.add(later)
         self.releases[:0] = earlier.releases
         self.returned |= earlier.returned
+        self.kept = {**earlier.kept, **self.kept}
         self.is_repeated |= is_unknown or earlier.is_repeated
 
 
@@ -62,15 +81,24 @@ class Answer:
         refused: the tasks of jobs that others have enqueued for their success and that are refused, with the reasons.
         is_fenced: whether the fleet is none any more.
         leased: the columns of jobs that it has got.
+        seen: which partitions had jobs; None if it did not ask about limits.
     """
 
-    __slots__ = ("is_fenced", "leased", "lost", "refused")
+    __slots__ = ("is_fenced", "leased", "lost", "refused", "seen")
 
-    def __init__(self, lost: set[int], refused: Sequence[tuple[str, str]], is_fenced: bool, leased: Rows) -> None:
+    def __init__(
+        self,
+        lost: set[int],
+        refused: Sequence[tuple[str, str]],
+        is_fenced: bool = False,
+        leased: Rows | None = None,
+        seen: Seen | None = None,
+    ) -> None:
         self.lost = lost
         self.refused = refused
         self.is_fenced = is_fenced
-        self.leased = leased
+        self.leased = leased or []
+        self.seen = seen
 
 
 class Round(Exchange[Answer]):
@@ -83,6 +111,7 @@ class Round(Exchange[Answer]):
         asked: Asked | None,
         wall: float,
         kinds: Kinds,
+        limits: FleetLimits,
     ) -> None:
         """
         Args:
@@ -91,8 +120,11 @@ class Round(Exchange[Answer]):
             asked: what to lease, or None.
             wall: seconds since 1970, by the broker's clock.
             kinds: the numbers of the specs and partitions of jobs that are rescheduled, or that others have enqueued.
+            limits: what the fleet may use of limits.
         """
         super().__init__(self._plan)
+        self._limits = limits
+        self.allotment = Allotment()
         self._fleet, self._schema, self._host = place
         self.outcomes = outcomes
         self.asked = asked
@@ -114,12 +146,12 @@ class Round(Exchange[Answer]):
         told_until = len(queries)
         if self.outcomes.releases:
             queries.append(Query(statements.RELEASE, (self._fleet, bigints(self.outcomes.releases))))
-        if self.asked is not None:
-            partitions, lows, queues, mosts = self.asked
-            queries.append(Query(statements.FENCE, (self._fleet,)))
-            columns = ints(partitions), bigints(lows), ints(queues), ints(mosts)
-            queries.append(Query(statements.LEASE, (self._fleet, *columns)))
         after = [self._tell()] if effects.ended or effects.items else []
+        if self.outcomes.kept:
+            queries.append(self._give_back())
+            words = texts(opened_words(self.outcomes.kept))
+            after.append(Query(statements.TELL_OTHERS, (self._fleet, self._schema, words)))
+        lost: set[int] | None = None
         refused: list[tuple[str, str]] = []
         if effects.children:  # of those that were the fleet's: that is known when they are settled
             answer = yield Step(*queries[:told_until])
@@ -127,13 +159,124 @@ class Round(Exchange[Answer]):
             taken = yield from take_in(effects.children, lost, self._wall, self._kinds, self._schema)
             refused = taken.refused
             after += taken.after
-            answer = yield Step(*taken.queries, *queries[told_until:], commits=True, after=after)
-        else:
+            queries = [*taken.queries, *queries[told_until:]]
+            told = told_until = 0
+        first = len(queries)
+        if self.asked is not None:
+            queries += self._lease(self.asked)
+        if self.asked is None or self.asked.probe is None:
             answer = yield Step(*queries, commits=True, after=after)
+        else:
+            answer = yield Step(*queries)
+        if lost is None:
             lost = _lost(answer[told:told_until])
         if self.asked is None:
-            return Answer(lost, refused, False, [])
-        return Answer(lost, refused, not answer[-2], answer[-1])
+            return Answer(lost, refused)
+        if self.asked.probe is None:
+            return Answer(lost, refused, not answer[first], answer[-1])
+        seen = Seen(answer[first], None if self.asked.probe.after is None else answer[-1])
+        is_fenced, leased = yield from self._lease_with_limits(self.asked, self.asked.probe, seen, after)
+        return Answer(lost, refused, is_fenced, leased, seen)
+
+    def _lease(self, asked: Asked) -> list[Query]:
+        """The statements that lease jobs; if some have limits, those that look which ones there are."""
+        if asked.probe is not None:
+            return self._look(asked, asked.probe)
+        columns = ints(asked.partitions), bigints(asked.lows), ints(asked.queues), ints(asked.mosts)
+        return [Query(statements.FENCE, (self._fleet,)), Query(statements.LEASE, (self._fleet, *columns))]
+
+    # -- jobs with limits
+
+    def _look(self, asked: Asked, probe: Probe) -> list[Query]:
+        numbers, lows = asked.partitions + probe.numbers, asked.lows + [0] * len(probe.numbers)
+        queries = [Query(statements.READY, (ints(numbers), bigints(lows), COUNTED))]
+        if probe.after is not None:
+            queries.append(Query(statements.SCAN, (probe.after, AT_ONCE)))
+        return queries
+
+    def _lease_with_limits(
+        self, asked: Asked, probe: Probe, seen: Seen, after: Sequence[Query]
+    ) -> Plan[tuple[bool, Rows]]:
+        limits = self._limits
+        wishes = limits.choose(seen, probe)
+        self.allotment = allotment = Allotment()
+        at = 0.0
+        if keys := limits.keys(wishes):
+            found = yield from self._lock(keys)
+            at = found.at
+            self.allotment = allotment = limits.allot(wishes, probe, found)
+        elif wishes:
+            self.allotment = allotment = limits.allot(wishes, probe, Found((), {}, {}, {}, 0.0))
+        queries = []
+        if allotment.granted:
+            kinds, names = zip(*allotment.granted, strict=True)
+            amounts = ints(list(allotment.granted.values()))
+            queries.append(Query(statements.GRANT, (self._fleet, texts(kinds), texts(names), amounts)))
+        queries.append(Query(statements.FENCE, (self._fleet,)))
+        queries.append(Query(statements.LEASE_LIMITED, self._lease_columns(asked, probe, seen, wishes)))
+        if not allotment.rates:
+            *_, fence, leased = yield Step(*queries, commits=True, after=after)
+            return not fence, leased
+        *_, fence, leased = yield Step(*queries)
+        counts: dict[int, int] = {}
+        for columns in leased:
+            counts[columns[13]] = counts.get(columns[13], 0) + 1
+        rates = limits.count(allotment, counts, at)
+        columns = texts([r.name for r in rates]), byteas([r.state for r in rates]), floats([r.until for r in rates])
+        yield Step(Query(statements.KEEP_RATES, columns), commits=True, after=after)
+        return not fence, leased
+
+    def _lock(self, keys: Sequence[LimitKey]) -> Plan[Found]:
+        """Locks limits, and reads what is left of them."""
+        kinds, names = texts([kind for kind, _ in keys]), texts([name for _, name in keys])
+        rated = [name for kind, name in keys if kind == "rate"]
+        orders = self._limits.orders(keys)
+        places, others, rates, again, [(at,)] = yield Step(
+            Query(statements.LOCK_LIMITS, (bigints([lock_number(self._schema, key) for key in keys]),)),
+            Query(statements.OTHERS, (self._fleet, kinds, names)),
+            Query(statements.RATES, (texts(rated),)),
+            Query(statements.AGAIN, (byteas(list(orders)),)),
+            Query(statements.TIME),
+        )
+        first: dict[LimitKey, int] = {}
+        for packed, seq in again:
+            key = orders[bytes(packed)]
+            first[key] = min(seq, first.get(key, seq))
+        return Found(
+            locked={keys[place - 1] for (place,) in places},
+            others={(kind, name): amount for kind, name, amount in others},
+            rates={name: bytes(state) for name, state in rates},
+            again=first,
+            at=at,
+        )
+
+    def _lease_columns(self, asked: Asked, probe: Probe, seen: Seen, wishes: Sequence[Wish]) -> tuple[Any, ...]:
+        """The parameters of `statements.LEASE_LIMITED`: in each queue, the highest priority and then the oldest job
+        first."""
+        allotment, rows = self.allotment, seen.rows()
+        entries = [
+            (queue, -priority, rows[number][0], number, low, asked.mosts[queue - 1], NO_BOUND)
+            for number, low, queue, priority in zip(
+                asked.partitions, asked.lows, asked.queues, asked.priorities, strict=True
+            )
+            if number in rows
+        ]
+        for wish in wishes:
+            if cap := allotment.caps.get(wish.number):
+                place = probe.wanted[wish.partition.queue].place
+                bound = allotment.bounds.get(wish.number, NO_BOUND)
+                entries.append((place, -wish.partition.priority, wish.first_seq, wish.number, 0, cap, bound))
+        entries.sort()
+        queues, _, _, numbers, lows, caps, bounds = zip(*entries, strict=True) if entries else ((),) * 7
+        columns = ints(numbers), bigints(lows), ints(queues), ints(asked.mosts), ints(caps), bigints(bounds)
+        return self._fleet, *columns
+
+    def _give_back(self) -> Query:
+        kept = self.outcomes.kept
+        kinds, names = texts([kind for kind, _ in kept]), texts([name for _, name in kept])
+        return Query(statements.GIVE_BACK, (self._fleet, kinds, names, ints(list(kept.values()))))
+
+    # -- what has become of jobs
 
     def _settle(self) -> Query:
         ended = self.outcomes.effects.ended

@@ -39,6 +39,86 @@ q AS (UPDATE taskq.queue AS queue SET lease = me.fleet FROM picked, me
     WHERE queue.seq = picked.seq AND queue.lease IS NULL RETURNING queue.*)
 SELECT {_COLUMNS}, q.partition FROM q JOIN taskq.jobs AS j ON j.id = q.id ORDER BY q.seq"""
 
+#: As `LEASE`; $6, $7: the most jobs of each partition, and the highest seq that may go.
+LEASE_LIMITED: Final = (
+    LEASE.replace(
+        "$4::int[]) AS p (partition, low, queue)",
+        "$4::int[], $6::int[], $7::bigint[]) AS p (partition, low, queue, most, high)",
+    )
+    .replace("seq >= p.low", "seq BETWEEN p.low AND p.high")
+    .replace("ORDER BY seq LIMIT wanted.most FOR", "ORDER BY seq LIMIT least(wanted.most, p.most) FOR")
+)
+
+# -- limits
+
+#: $1, $2: partitions, and the lowest seq to look at in each; $3: how many jobs to count. Those that have jobs.
+READY: Final = """
+SELECT p.partition, ready.first, ready.jobs FROM unnest($1::int[], $2::bigint[]) AS p (partition, low), LATERAL (
+    SELECT min(seq) AS first, count(*)::int AS jobs FROM (
+        SELECT seq FROM taskq.queue WHERE partition = p.partition AND state = 0 AND lease IS NULL AND seq >= p.low
+        ORDER BY seq LIMIT $3::int) AS counted) AS ready
+WHERE ready.jobs > 0"""
+#: The next partitions that have jobs, behind number $1, $2 at most: of each, the first job.
+SCAN: Final = """
+WITH RECURSIVE ready AS (
+    (SELECT partition, seq FROM taskq.queue WHERE state = 0 AND lease IS NULL AND partition > $1::int
+    ORDER BY partition, seq LIMIT 1)
+    UNION ALL
+    SELECT next.partition, next.seq FROM ready, LATERAL (
+        SELECT partition, seq FROM taskq.queue WHERE state = 0 AND lease IS NULL AND partition > ready.partition
+        ORDER BY partition, seq LIMIT 1) AS next)
+SELECT partition, seq, 1 FROM ready LIMIT $2::int"""
+#: $1: the numbers of locks. The places of those that nobody else holds: until the end of the transaction, they are
+#: held here. What they guard is to be read by later statements.
+LOCK_LIMITS: Final = """
+SELECT place::int FROM unnest($1::bigint[]) WITH ORDINALITY AS l (number, place)
+WHERE pg_try_advisory_xact_lock(number)"""
+#: $2, $3: limits. How much other fleets have of each.
+OTHERS: Final = """
+SELECT g.kind, g.name, sum(g.amount)::int FROM unnest($2::text[], $3::text[]) AS l (kind, name)
+JOIN taskq.grants AS g ON g.kind = l.kind AND g.name = l.name WHERE g.fleet <> $1 GROUP BY 1, 2"""
+#: $1: the names of rates.
+RATES: Final = "SELECT name, state FROM taskq.limits WHERE kind = 'rate' AND name = ANY ($1::text[])"
+#: $1: packed limits. The first job of each that was started and will run again, or runs.
+AGAIN: Final = """
+SELECT p.limits, min(started.seq) FROM taskq.partitions AS p, LATERAL (
+    SELECT seq FROM taskq.queue AS q WHERE q.partition = p.partition AND q.attempts > 0 ORDER BY seq LIMIT 1) AS started
+WHERE p.limits = ANY ($1::bytea[]) GROUP BY 1"""
+TIME: Final = "SELECT extract(epoch FROM taskq.now_())::float8"
+#: $2, $3, $4: limits, and how much of each the fleet has now; nothing, if it is none any more.
+GRANT: Final = """
+WITH me AS MATERIALIZED (SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE)
+INSERT INTO taskq.grants (kind, name, fleet, amount)
+SELECT d.kind, d.name, me.fleet, d.amount FROM me, unnest($2::text[], $3::text[], $4::int[]) AS d (kind, name, amount)
+ON CONFLICT (kind, name, fleet) DO UPDATE SET amount = excluded.amount"""
+#: $2, $3, $4: limits, and how much of each the fleet keeps, which is less than it has.
+GIVE_BACK: Final = """
+WITH d AS MATERIALIZED (SELECT * FROM unnest($2::text[], $3::text[], $4::int[]) AS d (kind, name, amount)),
+gone AS (DELETE FROM taskq.grants AS g USING d
+    WHERE g.kind = d.kind AND g.name = d.name AND g.fleet = $1 AND d.amount = 0)
+UPDATE taskq.grants AS g SET amount = d.amount FROM d
+WHERE g.kind = d.kind AND g.name = d.name AND g.fleet = $1 AND d.amount > 0 AND d.amount < g.amount"""
+#: Tells the other fleets, if there are any. $2: a channel; $3: the words.
+TELL_OTHERS: Final = """
+SELECT pg_notify($2::text, word) FROM unnest($3::text[]) AS word WHERE EXISTS (
+    SELECT FROM taskq.fleets WHERE fleet <> $1)"""
+#: $1, $2, $3: rates, their states, and for how many seconds these matter.
+KEEP_RATES: Final = """
+INSERT INTO taskq.limits (kind, name, state, until)
+SELECT 'rate', d.name, d.state, taskq.now_() + make_interval(secs => d.until)
+FROM unnest($1::text[], $2::bytea[], $3::float8[]) AS d (name, state, until)
+ON CONFLICT (kind, name) DO UPDATE SET state = excluded.state, until = excluded.until"""
+FORGET_RATES: Final = "DELETE FROM taskq.limits WHERE until < taskq.now_()"
+GRANTS: Final = "SELECT kind, name, amount FROM taskq.grants WHERE fleet = $1"
+#: $2: fleets that are no more: this one has what they had.
+INHERIT: Final = """
+WITH gone AS (DELETE FROM taskq.grants WHERE fleet = ANY ($2::bigint[]) RETURNING kind, name, amount)
+INSERT INTO taskq.grants (kind, name, fleet, amount) SELECT kind, name, $1, sum(amount)::int FROM gone GROUP BY 1, 2
+ON CONFLICT (kind, name, fleet) DO UPDATE SET amount = grants.amount + excluded.amount"""
+FORGET_GRANTS: Final = "DELETE FROM taskq.grants WHERE fleet = $1"
+
+# -- which jobs are the fleet's
+
 #: All jobs that the fleet has.
 LEASED: Final = f"SELECT {_COLUMNS} FROM taskq.queue AS q JOIN taskq.jobs AS j ON j.id = q.id WHERE q.lease = $1"
 

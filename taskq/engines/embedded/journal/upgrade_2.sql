@@ -55,7 +55,7 @@ CREATE TABLE schedules (
     last_id   BLOB
 ) WITHOUT ROWID;
 
--- The recent starts that count for the rates of tasks (taskq.broker.core.limiters.Rate).
+-- The recent starts that count for the rates of tasks (taskq.model.rules.limiters.Rate).
 CREATE TABLE rates (
     name   TEXT PRIMARY KEY,
     starts BLOB NOT NULL,                       -- msgpack

@@ -28,6 +28,9 @@ UNLIMITED: Final = 1 << 30
 #: A rate's span is counted in this many slots, each of which is forgotten when all of it is a span ago. So a rate
 #: takes little memory, whatever its count, and a start is held back by at most a hundredth of the span.
 _SLOTS: Final = 100
+#: How long a start may take that was counted before, for several fleets: a part of the rate's time.
+_STARTS_WITHIN: Final = 0.1
+_STARTS_WITHIN_S: Final = (0.02, 0.3)
 
 
 class Release(Enum):
@@ -123,15 +126,24 @@ class Rate:
     It counts jobs that are sent. So that this is also their start, a job with a rate goes to a free slot only (see
     `taskq.broker.core.ready`). It cannot see two kinds of starts: a job whose process was suspended starts later, and
     jobs that were sent in the last second before the broker was killed may not be recorded yet.
+
+    Attributes:
+        allowed: how many jobs may start now, if starts are counted elsewhere, for several fleets; None: they are
+            counted here.
     """
 
     def __init__(self, slots: Starts = (), slot_of: Sequence[tuple[int, float]] = ()) -> None:
         self.granted: int | None = None
+        self.allowed: int | None = None
         self._slots = deque(slots)  # (when it begins, starts), ascending
         self._starts = sum(starts for _, starts in slots)
         self._slot_of: dict[int, float] = dict(slot_of)  # by seq, of the jobs that consumers have
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
+        return self.free(limit, now) if self.allowed is None else self.allowed
+
+    def free(self, limit: Limit, now: float) -> int:
+        """How many more starts may be counted now."""
         self.forget(limit, now)
         return max(0, _amount(limit, self.granted) - self._starts)
 
@@ -148,28 +160,41 @@ class Rate:
         return self._forgotten_at(limit) if self._slots else 0.0
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
+        if self.allowed is not None:
+            self.allowed -= len(rows)
+            return
+        begins = self.count(limit, len(rows), now)
+        self._slot_of.update((row.seq, begins) for row in rows)
+
+    def count(self, limit: Limit, starts: int, now: float) -> float:
+        """Counts starts. Returns when the slot began in which they are counted."""
         slot_s = limit.period_s / _SLOTS
         begins = now // slot_s * slot_s
         if self._slots and self._slots[-1][0] >= begins:  # a restored one may be younger
-            begins, starts = self._slots.pop()
-            self._slots.append((begins, starts + len(rows)))
+            begins, before = self._slots.pop()
+            self._slots.append((begins, before + starts))
         else:
-            self._slots.append((begins, len(rows)))
-        self._starts += len(rows)
-        self._slot_of.update((row.seq, begins) for row in rows)
+            self._slots.append((begins, starts))
+        self._starts += starts
+        return begins
 
     def leave(self, limit: Limit, key: int, rows: Sequence[JobRow], leaving: Release) -> None:
         for row in rows:
             sent_at = self._slot_of.pop(row.seq, None)
             if leaving is Release.UNSTARTED and sent_at is not None:
-                self._take_out(sent_at)
+                self.take_out(sent_at)
 
-    def _take_out(self, sent_at: float) -> None:
+    def take_out(self, counted_in: float, starts: int = 1) -> None:
+        """Counts starts no more that were not made.
+
+        Args:
+            counted_in: when the slot began in which they were counted.
+        """
         for index in range(len(self._slots) - 1, -1, -1):  # none other than its own: that may be forgotten already
-            begins, starts = self._slots[index]
-            if begins == sent_at:
-                self._slots[index] = begins, starts - 1
-                self._starts -= 1
+            begins, counted = self._slots[index]
+            if begins == counted_in:
+                self._slots[index] = begins, counted - starts
+                self._starts -= starts
                 return
 
     def usage(self, limit: Limit) -> tuple[int, int]:
@@ -193,9 +218,11 @@ class Order:
         self._again = set(again)
 
     def room(self, limit: Limit, key: int, head: JobRow, now: float) -> int:
-        if self.granted == 0:
-            return 0
-        return 1 if self._sent is None and (not self._again or head.seq <= min(self._again)) else 0
+        return int(self.granted != 0 and self.lets_pass(head.seq))
+
+    def lets_pass(self, seq: int) -> bool:
+        """Whether it is the turn of a job."""
+        return self._sent is None and (not self._again or seq <= min(self._again))
 
     def enter(self, limit: Limit, key: int, rows: Sequence[JobRow], now: float) -> None:
         [row] = rows
@@ -257,6 +284,17 @@ class Resource:
 
     def pack(self) -> Packed:
         return self._capacity, self._used
+
+
+def starts_within_s(limit: Limit) -> float:
+    """In how many seconds a start is to be made that was counted for several fleets."""
+    shortest, longest = _STARTS_WITHIN_S
+    return min(longest, max(shortest, limit.period_s * _STARTS_WITHIN))
+
+
+def with_slack(limit: Limit) -> Limit:
+    """A rate whose starts count for longer, by as much as they may be late: so no span has too many of them."""
+    return limit._replace(period_s=limit.period_s + starts_within_s(limit))
 
 
 def _amount(limit: Limit, granted: int | None) -> int:
