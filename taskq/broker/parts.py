@@ -150,6 +150,13 @@ def make_tables(database: DatabaseUrl) -> tuple[int, int]:
     return opening.make_tables(database)
 
 
+def grant(database: DatabaseUrl, role: str, *, may_work: bool) -> str:
+    """Gives a role of a database what it needs; see `taskq.engines.postgres.opening`."""
+    from taskq.engines.postgres import opening  # with psycopg, which most do not need
+
+    return opening.grant(database, role, may_work=may_work)
+
+
 def export_of(directory: Directory) -> Export:
     """Opens a journal for a move to another engine. The caller holds the lock. Raises JournalError."""
     return Export(directory)

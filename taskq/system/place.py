@@ -23,6 +23,7 @@ _LEADS = frozenset({"host", "hostaddr", "port", "dbname", "service"})
 #: The parameters that are ours.
 _OURS = frozenset({"schema", "lease"})
 _LEASE_S, _MIN_LEASE_S, _MAX_LEASE_S = 30.0, 1.0, 3600.0
+_AFTER_HOSTS = re.compile("[/?#]")
 #: PostgreSQL takes names of 63 bytes, and channels of notifications are made of this one.
 _MAX_SCHEMA_BYTES = 48
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
@@ -56,21 +57,24 @@ class DatabaseUrl:
         """
         told = f"{source}postgresql://..."  # not the whole of it, which may have a password
         try:
-            parts = urlsplit(text)
+            netloc = _AFTER_HOSTS.split(text.partition("://")[2], maxsplit=1)[0]  # of several hosts: not for urlsplit
+            if netloc.count("[") != netloc.count("]"):
+                raise ValueError
+            parts = urlsplit(text.replace(netloc, "", 1))
             query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-            user = parts.username
         except ValueError:
             raise ConfigError(f"{told}: this is not a URL: write {_FORM}") from None
-        if parts.netloc.count("@") > 1 or parts.fragment:
+        if netloc.count("@") > 1 or "@" in parts.path or parts.fragment:
             raise ConfigError(f"{told}: write @ as %40, # as %23, / as %2F and ? as %3F in a password")
         named = [value for key, value in query if key == "schema"]
         self.lease_s = _lease_s(dict(query).get("lease", ""), told)
         self.text = text
         self.names_schema = bool(named)
         self.schema = _checked_schema(named[-1] if named else schema, told)
-        host = parts.netloc.rpartition("@")[2]
+        login, _, host = netloc.rpartition("@")
+        user = login.partition(":")[0]
         of_libpq = [(key, value) for key, value in query if key not in _OURS]
-        self.conninfo = _url(parts.netloc, parts.path, of_libpq)
+        self.conninfo = _url(netloc, parts.path, of_libpq)
         public = [(key, value) for key, value in query if "password" not in key]
         self.shown = _url(f"{user}@{host}" if user else host, parts.path, public)
         self.digest = _digest(host, parts.path, [pair for pair in of_libpq if pair[0] in _LEADS])
@@ -166,6 +170,8 @@ def place_of(name: str, url: str | None = None) -> Place:
     """
     check_name(name)
     given = url or os.environ.get("TASKQ_URL")
+    if isinstance(given, str) and given.startswith(("postgresql:", "postgres:")) and not given.startswith(_SCHEMES):
+        raise ConfigError(f"{'url' if url else 'TASKQ_URL'}: two slashes are missing: write {_FORM}")
     if not isinstance(given, str) or not given.startswith(_SCHEMES):
         return Place(Directory(queue_directory(name, url)))
     return place_in(DatabaseUrl(given, f"taskq_{name}", "url=" if url else "TASKQ_URL="))

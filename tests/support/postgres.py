@@ -97,6 +97,7 @@ class Server:
         assert programs is not None, missing()
         self._programs = programs
         self._settings = {**_SETTINGS, **({} if is_safe else _UNSAFE), **(settings or {})}
+        self.port = int(self._settings.get("port", 5432))
         self.folder = Path(tempfile.mkdtemp(prefix="taskq-pg-", dir="/tmp"))  # short: the path of a socket has a limit
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -143,7 +144,7 @@ class Server:
 
     # -- its life
 
-    def start(self) -> Server:
+    def start(self, *, wait: bool = True) -> Server:
         """Starts it, and waits until it answers."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -160,7 +161,7 @@ class Server:
                 start_new_session=True,
             )
         give_up_at = time.monotonic() + _START_S
-        while not self._answers():
+        while wait and not self._answers():
             assert self._process.poll() is None, self.log
             assert time.monotonic() < give_up_at, self.log
             time.sleep(0.01)
@@ -241,6 +242,10 @@ class Server:
         """The end of what the server has written."""
         return (self.folder / "log").read_text(errors="replace")[-4_000:]
 
+    def set(self, name: str, value: str) -> None:
+        """Changes a setting for the next start."""
+        self._settings[name] = value
+
     def allow_network(self) -> None:
         """Lets anyone in who reaches it: with the setting `listen_addresses`."""
         with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
@@ -252,11 +257,12 @@ class Server:
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """How psycopg reaches a database."""
-        return f"host={self.folder} user={user} dbname={database}"
+        return f"host={self.folder} port={self.port} user={user} dbname={database}"
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         """How taskq reaches a database, for `TASKQ_URL`."""
-        return f"postgresql://{user}@/{database}?host={self.folder}"
+        port = "" if self.port == 5432 else f"&port={self.port}"
+        return f"postgresql://{user}@/{database}?host={self.folder}{port}"
 
     def create_database(self, template: str = "template1") -> str:
         """Makes a database, and returns its name."""

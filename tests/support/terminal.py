@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = set(sys.modules)
 
-    def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(home: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setenv("TASKQ_URL", str(home))
         monkeypatch.setattr(sys, "argv", ["taskq", *arguments])
         with pytest.raises(SystemExit) as ended:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from taskq.broker.moving import move_to, stopped_queue
-from taskq.broker.parts import Export, Moved, make_tables
+from taskq.broker.parts import Export, Moved, grant, make_tables
 from taskq.cli.arguments import FleetArgument
 from taskq.cli.common import locate_place, named_application
 from taskq.client.options.call_options import PLAIN
@@ -29,6 +29,12 @@ def migrate(
         str | None,
         typer.Option("--to", metavar="URL", help="The database, without a password.", show_default="TASKQ_URL"),
     ] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Let this role run workers and all commands.")
+    ] = None,
+    enqueuer: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Let this role enqueue jobs and wait for results, no more.")
+    ] = None,
 ) -> None:
     """Make the tables of a queue in its database, or bring them up to date.
 
@@ -41,7 +47,10 @@ def migrate(
     their results. It is done as a whole or not at all: run it again if it was
     interrupted.
 
+    --worker and --enqueuer print the GRANTs that they make.
+
     $ TASKQ_URL=postgresql://owner@host/database taskq migrate app.py:q
+    $ taskq migrate app.py:q --to postgresql://owner@host/database --enqueuer web
     $ taskq migrate app.py:q --from ~/.local/state/taskq/shop --to postgresql://owner@host/database
     """
     database = _database(app, url)
@@ -49,6 +58,9 @@ def migrate(
         before, now = make_tables(database)
         told = "are up to date" if before == now else "were made" if not before else f"were of version {before}"
         print(f"{database.shown}: the tables in schema {database.schema!r} {told}; version {now}")
+        for role, may_work in ((worker, True), (enqueuer, False)):
+            if role is not None:
+                print(grant(database, role, may_work=may_work), end="")
         return
     source = Directory(directory.absolute())
     with stopped_queue(source) as export:

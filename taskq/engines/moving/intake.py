@@ -36,6 +36,7 @@ from taskq.model.schedule import Schedule
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.postgres.kinds import pack_limits, pack_spec
+from taskq.protocol.postgres.refusals import sentence
 from taskq.protocol.postgres.submitting import DUE_WORD, FLOW_WORD, ready_word
 from taskq.protocol.postgres.watching import LIVES
 from taskq.system.place import DatabaseUrl
@@ -137,9 +138,9 @@ def move(exported: Exported, database: DatabaseUrl) -> Moved:
             f"moved ({_first_line(error)})"
         ) from None
     except psycopg.OperationalError as error:
-        raise BrokerUnavailable(f"{database.shown}: {_first_line(error)}; nothing was moved: run it again") from None
+        raise BrokerUnavailable(f"{database.shown}: {sentence(str(error))}; nothing was moved: run it again") from None
     except psycopg.Error as error:
-        raise JournalError(f"{database.shown}: nothing was moved: {_first_line(error)}") from None
+        raise JournalError(f"{database.shown}: nothing was moved: {sentence(str(error))}") from None
 
 
 def _first_line(error: Exception) -> str:

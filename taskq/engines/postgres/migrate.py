@@ -95,3 +95,19 @@ def _name(schema: str) -> sql.Identifier:
 
 def _script(number: int) -> str:
     return files(__package__).joinpath("schema", f"{number:03}.sql").read_text(encoding="utf-8")
+
+
+def grants_for(role: str, schema: str, *, may_work: bool) -> str:
+    """The statements that give a role what it needs.
+
+    Args:
+        may_work: whether it runs workers; otherwise it only enqueues, and waits for results.
+    """
+    name = "work" if may_work else "enqueue"
+    script = files(__package__).joinpath("schema", f"{name}.sql").read_text(encoding="utf-8")
+    quoted = '"' + role.replace('"', '""') + '"'
+    return (
+        script.replace("taskq.", f'"{schema}".')
+        .replace("SCHEMA taskq ", f'SCHEMA "{schema}" ')
+        .replace(":role", quoted)
+    )

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4, uuid5
 import psycopg
 
 from taskq.engines.postgres.link.link import Exchange, Link, conninfo_for
-from taskq.engines.postgres.migrate import migrate
+from taskq.engines.postgres.migrate import grants_for, migrate
 from taskq.model.errors import BrokerUnavailable, JournalError
+from taskq.protocol.postgres.refusals import POOLED, STANDBY, sentence
 from taskq.system.clock import Clock
 from taskq.system.directory import Directory
 from taskq.system.place import DatabaseUrl
@@ -35,21 +36,21 @@ def open_database(database: DatabaseUrl, log: Any) -> None:
     pause_s = _PAUSE_FIRST_S
     while True:
         try:
-            with psycopg.connect(conninfo_for(database.conninfo, "taskq migrate"), autocommit=True) as connection:
-                before, now = migrate(connection, database.schema)
-                if before != now:
-                    log.info("database.migrated", schema=database.schema, before=before, now=now)
-                return
+            before, now = _migrated(database)
         except psycopg.OperationalError as error:
             text = str(error).strip()
             if "FATAL" in text and not any(word in text for word in _SOON):
-                raise JournalError(f"{database.shown}: {text}") from None
-            log.error("database.away", error=text, again_in_s=pause_s)
+                raise JournalError(f"{database.shown}: {sentence(text)}") from None
+            told = sentence(text)
+        except psycopg.errors.ReadOnlySqlTransaction:
+            told = STANDBY  # one day it may be promoted
         except psycopg.Error as error:
-            raise JournalError(
-                f"{database.shown}: the tables in schema {database.schema!r} cannot be made or read: {error}; "
-                "run `taskq migrate` with a role that may create them"
-            ) from None
+            raise JournalError(_no_tables(database, error)) from None
+        else:
+            if before != now:
+                log.info("database.migrated", schema=database.schema, before=before, now=now)
+            return
+        log.error("database.away", error=told, again_in_s=pause_s)
         select.select([], [], [], pause_s)
         pause_s = min(2 * pause_s, _PAUSE_LONGEST_S)
 
@@ -65,14 +66,54 @@ def make_tables(database: DatabaseUrl) -> tuple[int, int]:
         JournalError: the role may not make tables, or they are not for this code.
     """
     try:
-        with psycopg.connect(conninfo_for(database.conninfo, "taskq migrate"), autocommit=True) as connection:
-            return migrate(connection, database.schema)
+        return _migrated(database)
     except psycopg.OperationalError as error:
-        raise BrokerUnavailable(f"{database.shown}: {str(error).strip()}") from None
+        raise BrokerUnavailable(f"{database.shown}: {sentence(str(error))}") from None
+    except psycopg.errors.ReadOnlySqlTransaction:
+        raise BrokerUnavailable(f"{database.shown}: {STANDBY}") from None
     except psycopg.Error as error:
-        raise JournalError(
-            f"{database.shown}: the tables in schema {database.schema!r} cannot be made: {str(error).strip()}"
-        ) from None
+        raise JournalError(_no_tables(database, error)) from None
+
+
+def grant(database: DatabaseUrl, role: str, *, may_work: bool) -> str:
+    """Gives a role what it needs. Returns the statements.
+
+    Raises:
+        BrokerUnavailable: the database does not answer, or refuses the connection.
+        JournalError: there is no such role, or ours may not give it that.
+    """
+    statements = grants_for(role, database.schema, may_work=may_work)
+    try:
+        with psycopg.connect(conninfo_for(database.conninfo, "taskq migrate")) as connection:
+            connection.execute(statements.encode())
+    except psycopg.OperationalError as error:
+        raise BrokerUnavailable(f"{database.shown}: {sentence(str(error))}") from None
+    except psycopg.Error as error:
+        raise JournalError(f"{database.shown}: the role {role!r} was given nothing: {sentence(str(error))}") from None
+    return statements
+
+
+def _migrated(database: DatabaseUrl) -> tuple[int, int]:
+    """Connects, and brings the tables up to date.
+
+    Raises:
+        JournalError: the connection is that of a pooler, or the tables are not for this code.
+        psycopg.Error: the database does not want us, or it is a standby.
+    """
+    with psycopg.connect(conninfo_for(database.conninfo, "taskq migrate"), autocommit=True) as connection:
+        [(pid, is_standby)] = connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()").fetchall()
+        if pid != connection.info.backend_pid:
+            raise JournalError(f"{database.shown}: {POOLED}")
+        if is_standby:
+            raise psycopg.errors.ReadOnlySqlTransaction(STANDBY)
+        return migrate(connection, database.schema)
+
+
+def _no_tables(database: DatabaseUrl, error: psycopg.Error) -> str:
+    return (
+        f"{database.shown}: the tables in schema {database.schema!r} cannot be made or read: {sentence(str(error))}; "
+        "run `taskq migrate` with a role that may create them, and with --worker ROLE for that of the workers"
+    )
 
 
 def drive(link: Link, exchange: Exchange[T], clock: Clock) -> T:

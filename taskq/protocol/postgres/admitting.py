@@ -44,6 +44,7 @@ _WAITING = """
     SELECT count(*) FROM (
         SELECT FROM taskq.queue WHERE state = 0 AND lease IS NULL AND partition IN (
             SELECT partition FROM taskq.partitions WHERE queue = $1) LIMIT $2) AS waiting"""
+_NOTHING = "SELECT NULL::bytea WHERE false"
 _TAKE_KEYS = """
     UPDATE taskq.keys k SET id = n.id FROM unnest($1::bytea[], $2::uuid[]) AS n(key, id) WHERE k.key = n.key"""
 _REPLACE = """
@@ -81,6 +82,7 @@ class Admission(NamedTuple):
         channel: of brokers.
         is_accepted: whether nobody hears of a refusal: there is room for them, and those that are left out are noted as
             cancelled.
+        compares: whether to look if a known id has come with other arguments, which takes the right to read these.
     """
 
     groups: Sequence[tuple[Spec, Sequence[NewJob]]]
@@ -88,6 +90,7 @@ class Admission(NamedTuple):
     words: Sequence[str]
     channel: str
     is_accepted: bool = False
+    compares: bool = True
 
     @property
     def jobs(self) -> list[NewJob]:
@@ -141,7 +144,7 @@ class Admission(NamedTuple):
                 first.setdefault(constraints.unique.key, job_id)
         keys = byteas([key.encode() for key in first])
         others, unknown, claimed = yield Step(
-            other_arguments(ids, [job.payload for job in jobs]),
+            other_arguments(ids, [job.payload for job in jobs]) if self.compares else Query(_NOTHING),
             unknown_among(parents_of(jobs)),
             Query(_CLAIM, (keys, uuids(list(first.values())))),
         )

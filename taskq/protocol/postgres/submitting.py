@@ -67,6 +67,8 @@ _UNKNOWN = """
 _OTHER_ARGUMENTS = """
     SELECT uuid_send(j.id) FROM unnest($1::uuid[], $2::bytea[]) AS n(id, payload) JOIN taskq.jobs j USING (id)
     WHERE j.payload <> n.payload LIMIT 1"""
+#: Whether the role may read the arguments of jobs.
+MAY_READ_ARGUMENTS = Query("SELECT has_column_privilege('taskq.jobs', 'payload', 'SELECT')")
 #: PostgreSQL's times end in the year 294276.
 _FARTHEST_S = 1e11
 

@@ -20,7 +20,17 @@ from psycopg.abc import PQGen
 from taskq.client.transport.api import AsyncQueueClient
 from taskq.client.transport.postgres.foreign import AsyncLent
 from taskq.client.transport.postgres.queue import PostgresQueue
-from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
+from taskq.client.transport.postgres.sessions import (
+    ASK_PID,
+    LOST,
+    Deaf,
+    Patience,
+    in_schema,
+    looks_s,
+    options_of,
+    within,
+    without_options,
+)
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
 from taskq.client.transport.postgres.within import joined, refuse_wait
 from taskq.client.transport.verbs import Operation
@@ -78,7 +88,8 @@ class AsyncPostgresClient(AsyncQueueClient):
         self._timeout_s = reply_timeout_s(reply_timeout)
         self._idle: list[AsyncSession] = []
         self._room = asyncio.Semaphore(_MOST_SESSIONS)
-        self._listener = AsyncListener(self._connect, self.queue.database.schema)
+        self._listener = AsyncListener(self._connect_to_listen, self.queue.database.schema)
+        self._is_deaf = False
 
     async def run(self, operation: Operation[T]) -> T:
         """Runs an operation to its end."""
@@ -106,10 +117,15 @@ class AsyncPostgresClient(AsyncQueueClient):
                 raise ConfigError("inside `with q.within(...)` of a blocking connection: write `task.enqueue(...)`")
         return await self._patiently(verb.within_s, lambda: self._run_once(verb.make))
 
-    async def _listen(self, verb: Listen) -> AsyncEar:
+    async def _listen(self, verb: Listen) -> AsyncEar | AsyncDeafEar:
         refuse_wait(self._place)
-        ear: AsyncEar = await self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
-        return ear
+        if not self._is_deaf:
+            try:
+                heard = await self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
+                return cast(AsyncEar, heard)
+            except Deaf:
+                self._is_deaf = True
+        return AsyncDeafEar()
 
     async def _patiently(self, within_s: float | None, attempt: Callable[[], Awaitable[Any]]) -> Any:
         """Tries it until it succeeds, or there is no more time."""
@@ -146,13 +162,27 @@ class AsyncPostgresClient(AsyncQueueClient):
 
     async def _connect(self) -> AsyncSession:
         options = options_of(self.queue.database, self._timeout_s)
-        session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
+        try:
+            session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
+        except psycopg.OperationalError as error:
+            options = without_options(error, options)
+            session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
         session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        [(pid,)] = await (await session.execute(ASK_PID)).fetchall()
+        if pid != session.info.backend_pid:
+            session.is_pooled, session.prepare_threshold = True, None
         self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
         return session
 
+    async def _connect_to_listen(self) -> AsyncSession:
+        session = await self._connect()
+        if session.is_pooled:
+            session.drop()
+            raise Deaf
+        return session
+
     async def _hear(self, verb: Hear) -> list[bytes] | None:
-        return await cast(AsyncEar, verb.ear).hear(verb.within_s)
+        return await cast("AsyncEar | AsyncDeafEar", verb.ear).hear(verb.within_s)
 
 
 class AsyncSession(psycopg.AsyncConnection[Any]):
@@ -160,6 +190,7 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
 
     answer_s = 5.0  #: Seconds.
     schema = ""  #: Of the tables.
+    is_pooled = False  #: Whether a pooler stands before the server; see `sessions.ASK_PID`.
 
     async def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
         """Waits for the server. Raises TimeoutError if it does not answer."""
@@ -200,7 +231,7 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
 
     async def _send(self, query: Query) -> psycopg.AsyncCursor[Any]:
         cursor = self.cursor(binary=True)
-        await cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=True)
+        await cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=not self.is_pooled)
         return cursor
 
     def drop(self) -> None:
@@ -314,6 +345,23 @@ class AsyncEar:
     def close(self) -> None:
         """Hears no more."""
         self._listener.forget(self)
+
+
+class AsyncDeafEar:
+    """As `DeafEar`, for a task."""
+
+    client = 0
+
+    def __init__(self) -> None:
+        self._looks = looks_s()
+
+    async def hear(self, within_s: float) -> list[bytes] | None:
+        """See `verbs.Hear`."""
+        await asyncio.sleep(min(within_s, next(self._looks)))
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 _DO: dict[type, Callable[[AsyncPostgresClient, Any], Coroutine[Any, Any, Any]]] = {

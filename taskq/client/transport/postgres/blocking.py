@@ -16,9 +16,18 @@ from psycopg.abc import PQGen
 
 from taskq.client.transport.api import QueueClient
 from taskq.client.transport.postgres.foreign import Lent
-from taskq.client.transport.postgres.listener import BlockingEar, Listener
+from taskq.client.transport.postgres.listener import BlockingEar, DeafEar, Listener
 from taskq.client.transport.postgres.queue import PostgresQueue
-from taskq.client.transport.postgres.sessions import LOST, Patience, in_schema, options_of, within
+from taskq.client.transport.postgres.sessions import (
+    ASK_PID,
+    LOST,
+    Deaf,
+    Patience,
+    in_schema,
+    options_of,
+    within,
+    without_options,
+)
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
 from taskq.client.transport.postgres.within import joined, refuse_wait
 from taskq.client.transport.verbs import Operation
@@ -54,7 +63,8 @@ class PostgresClient(QueueClient):
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._sessions = Sessions(self._connect)
-        self._listener = Listener(self._connect, self.queue.database.schema)
+        self._listener = Listener(self._connect_to_listen, self.queue.database.schema)
+        self._is_deaf = False
 
     def run(self, operation: Operation[T]) -> T:
         """Runs an operation to its end."""
@@ -82,10 +92,14 @@ class PostgresClient(QueueClient):
                 raise ConfigError("inside `async with q.within(...)`: write `await task.aenqueue(...)`")
         return self._patiently(verb.within_s, lambda: self._sessions.run(verb.make))
 
-    def _listen(self, verb: Listen) -> BlockingEar:
+    def _listen(self, verb: Listen) -> BlockingEar | DeafEar:
         refuse_wait(self._place)
-        ear: BlockingEar = self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting))
-        return ear
+        if not self._is_deaf:
+            try:
+                return cast(BlockingEar, self._patiently(verb.within_s, lambda: self._listener.ear(verb.waiting)))
+            except Deaf:
+                self._is_deaf = True
+        return DeafEar()
 
     def _patiently(self, within_s: float | None, attempt: Callable[[], Any]) -> Any:
         """Tries it until it succeeds, or there is no more time."""
@@ -104,13 +118,27 @@ class PostgresClient(QueueClient):
         return Patience(self.queue.database, own_s, self.clock)
 
     def _connect(self) -> Session:
-        session = Session.connect(cursor_factory=psycopg.RawCursor, **options_of(self.queue.database, self._timeout_s))
+        options = options_of(self.queue.database, self._timeout_s)
+        try:
+            session = Session.connect(cursor_factory=psycopg.RawCursor, **options)
+        except psycopg.OperationalError as error:
+            session = Session.connect(cursor_factory=psycopg.RawCursor, **without_options(error, options))
         session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        [(pid,)] = session.execute(ASK_PID).fetchall()
+        if pid != session.info.backend_pid:
+            session.is_pooled, session.prepare_threshold = True, None
         self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
         return session
 
+    def _connect_to_listen(self) -> Session:
+        session = self._connect()
+        if session.is_pooled:
+            session.close()
+            raise Deaf
+        return session
+
     def _hear(self, verb: Hear) -> list[bytes] | None:
-        return cast(BlockingEar, verb.ear).hear(verb.within_s)
+        return cast("BlockingEar | DeafEar", verb.ear).hear(verb.within_s)
 
     def close(self) -> None:
         """Closes the connections that nobody uses at the moment; the next call opens another."""
@@ -123,6 +151,7 @@ class Session(psycopg.Connection[Any]):
 
     answer_s = 5.0  #: Seconds.
     schema = ""  #: Of the tables.
+    is_pooled = False  #: Whether a pooler stands before the server; see `sessions.ASK_PID`.
 
     def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
         """Waits for the server. Raises TimeoutError if it does not answer."""
@@ -166,7 +195,7 @@ class Session(psycopg.Connection[Any]):
 
     def _send(self, query: Query) -> psycopg.Cursor[Any]:
         cursor = self.cursor(binary=True)
-        cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=True)
+        cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=not self.is_pooled)
         return cursor
 
 

@@ -43,6 +43,7 @@ from taskq.protocol.postgres.admitting import Admission, check_arguments
 from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.submitting import (
+    MAY_READ_ARGUMENTS,
     NewJob,
     notify,
     other_arguments,
@@ -91,6 +92,7 @@ class PostgresQueue:
         self.kinds = Kinds()
         #: Of no use here: arguments and results are in the database.
         self.payloads = PayloadFiles(place.directory)
+        self._may_read: bool | None = None  # see `_compares`
         self._told_at: dict[str, float] = {}  # when brokers were told that a partition has jobs
 
     # -- submitting
@@ -130,10 +132,12 @@ class PostgresQueue:
         for spec, calls in _by_spec(flow).items():
             groups.append((spec, (yield from self._jobs_of(spec, calls))))
         jobs = [job for _, own in groups for job in own]
-        if len(groups) > 1 and any(job.constraints and job.constraints.unique for job in jobs):
+        is_unique = any(job.constraints and job.constraints.unique for job in jobs)
+        if len(groups) > 1 and is_unique:
             raise EnqueueError("a workflow with unique jobs: one that is left out would leave others without an end")
         wall = self.clock.time()
-        admission = Admission(groups, wall, self._words_of(jobs, wall), self._channel)
+        compares = is_unique and (yield from self._compares())
+        admission = Admission(groups, wall, self._words_of(jobs, wall), self._channel, compares=compares)
         earlier: dict[bytes, bytes] = yield Run(partial(admission.plan, before), joins=True)
         return earlier
 
@@ -142,11 +146,17 @@ class PostgresQueue:
         number, numbers = yield from self._numbers(spec, [partition_of(spec, call.constraints) for call in calls])
         return [NewJob(*call, number, partition) for call, partition in zip(calls, numbers, strict=True)]
 
-    @staticmethod
-    def _check_arguments(chunk: Sequence[Call]) -> Operation[None]:
+    def _check_arguments(self, chunk: Sequence[Call]) -> Operation[None]:
         """Raises EnqueueError if a known id has come with other arguments than before."""
-        query = other_arguments([call.id for call in chunk], [call.payload for call in chunk])
-        check_arguments((yield Run(partial(_rows, query), joins=True)))
+        if (yield from self._compares()):
+            query = other_arguments([call.id for call in chunk], [call.payload for call in chunk])
+            check_arguments((yield Run(partial(_rows, query), joins=True)))
+
+    def _compares(self) -> Operation[bool]:
+        """Whether the role may read the arguments of jobs: one that only enqueues may not."""
+        if self._may_read is None:
+            self._may_read = yield Run(_may_read_arguments)
+        return bool(self._may_read)
 
     def _constrained(self, spec: Spec, chunk: Sequence[Call]) -> Operation[tuple[Query, list[str]]]:
         jobs = yield from self._jobs_of(spec, chunk)
@@ -413,6 +423,11 @@ def _by_spec(flow: Flow) -> dict[Spec, list[Call]]:
     for spec, call in flow:
         found.setdefault(spec, []).append(call)
     return found
+
+
+def _may_read_arguments() -> Plan[bool]:
+    [[(may,)]] = yield Step(MAY_READ_ARGUMENTS, commits=True)
+    return bool(may)
 
 
 def _rows(query: Query) -> Plan[Rows]:

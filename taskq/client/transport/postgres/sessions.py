@@ -17,6 +17,7 @@ from psycopg.waiting import Ready
 
 from taskq.model.errors import BrokerUnavailable, StoreFull, TaskQError
 from taskq.protocol.postgres.arrays import Array
+from taskq.protocol.postgres.refusals import STANDBY, UNKNOWN_OPTIONS, sentence
 from taskq.system.clock import Clock
 from taskq.system.place import DatabaseUrl
 
@@ -170,7 +171,7 @@ def is_refusal(error: Exception) -> bool:
 
 def meaning_of(error: Exception, database: DatabaseUrl) -> TaskQError:
     """The error that an application gets. None of them shows a password."""
-    told = str(error).strip().partition("\n")[0]
+    told = sentence(str(error))
     match error:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction():
             return BrokerUnavailable(
@@ -178,7 +179,12 @@ def meaning_of(error: Exception, database: DatabaseUrl) -> TaskQError:
                 "with `taskq worker module:app`, or run `taskq migrate APP` (or name another schema with ?schema=)"
             )
         case errors.InsufficientPrivilege():
-            return BrokerUnavailable(f"{database.shown}: the role may not use the tables of taskq: {told}")
+            return BrokerUnavailable(
+                f"{database.shown}: the role may not use the tables of taskq like that: {told}; see `taskq migrate "
+                "--worker` and `--enqueuer`"
+            )
+        case errors.ReadOnlySqlTransaction():
+            return BrokerUnavailable(f"the database {database.shown} takes no jobs: {STANDBY}")
         case errors.DiskFull():
             return StoreFull(f"the disk of {database.shown} is full")
         case psycopg.Error() if not isinstance(error, LOST):
@@ -186,3 +192,32 @@ def meaning_of(error: Exception, database: DatabaseUrl) -> TaskQError:
     if is_refusal(error):
         return BrokerUnavailable(f"the database {database.shown} refuses us: {told}")
     return BrokerUnavailable(f"the database {database.shown} does not answer: {told or type(error).__name__}")
+
+
+def without_options(error: psycopg.OperationalError, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `connect` for a pooler that does not know our settings. Raises the error if that is not it."""
+    if UNKNOWN_OPTIONS not in str(error) or "options" not in options:
+        raise error
+    return {name: value for name, value in options.items() if name != "options"}
+
+
+#: A pooler gives each transaction another session of the server: nothing can be prepared or listened for there. It is
+#: known by the number of the session, which is not the one that it told when we connected.
+ASK_PID: Final = "SELECT pg_backend_pid()"
+
+
+class Deaf(Exception):
+    """Behind a pooler nobody is told of anything."""
+
+
+#: After how many seconds to look for the ends of jobs where nobody can tell us.
+_FIRST_LOOK_S: Final = 0.005
+_LAST_LOOK_S: Final = 0.5
+
+
+def looks_s() -> Iterator[float]:
+    """The pauses between the looks of one who cannot be told."""
+    pause_s = _FIRST_LOOK_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.5, _LAST_LOOK_S)
