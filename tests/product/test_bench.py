@@ -37,11 +37,27 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("part", CASES)
-def test_each_part_has_its_figures(part: str, place: Path, tmp_path: Path) -> None:
-    """All rows of the case are measured, as JSON that fits its schema, and drawn."""
+def test_each_part_has_its_figures(part: str, place: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """All rows of the case are measured, as JSON that fits its schema, and drawn; nothing is left in a database."""
     picture = tmp_path / "figures.svg"
+    which = [part]
+    if part == "database":
+        server, name = request.getfixturevalue("postgres"), request.getfixturevalue("database")
+        which = ["--url", server.url(name)]
     done = subprocess.run(
-        [*TASKQ, "bench", part, "--quick", "--rounds", "1", "--json", "--directory", str(place), "--svg", str(picture)],
+        [
+            *TASKQ,
+            "bench",
+            *which,
+            "--quick",
+            "--rounds",
+            "1",
+            "--json",
+            "--directory",
+            str(place),
+            "--svg",
+            str(picture),
+        ],
         env=environment(None),
         capture_output=True,
         text=True,
@@ -51,6 +67,10 @@ def test_each_part_has_its_figures(part: str, place: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (Exit.OK, "")
     report = json.loads(done.stdout)
     assert misfits(report, schema_of(PRINTED["bench"])) == []
+    if part == "database":
+        with server.connect(name) as connection:
+            schemas = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'taskq%'"
+            assert connection.execute(schemas).fetchall() == []
     left_out = {each["what"] for each in report["left_out"]}
     measured = {figure["name"] for figure in report["figures"]}
     assert measured <= {row.name for row in CASES[part].rows}
@@ -78,6 +98,9 @@ def test_what_it_refuses(place: Path, tmp_path: Path) -> None:
     for words, code, told in (
         (["rountrip"], Exit.USAGE, "did you mean roundtrip?"),
         (["--directory", str(tmp_path / "none")], Exit.DIRECTORY, "--directory: there is no directory"),
+        (["database"], Exit.USAGE, "which database? name it with --url"),
+        (["--url", "postgresql://me:secret@host/db"], Exit.USAGE, "PGPASSWORD"),
+        (["bulk", "--url", "postgresql://me@host/db"], Exit.USAGE, "measures the part database alone"),
         (["--svg", str(tmp_path / "none" / "a.svg")], Exit.DIRECTORY, "--svg: there is no directory"),
     ):
         done = taskq(None, "bench", *words)

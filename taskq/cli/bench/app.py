@@ -42,10 +42,10 @@ class BenchApp:
     """A TaskQ with these jobs.
 
     Args:
-        path: its directory; None for that of the environment, as in the consumers of a fleet.
+        path: its directory, or the URL of a database; None for that of the environment, as in the consumers of a fleet.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | str | None = None) -> None:
         self.q = TaskQ("bench", url=None if path is None else str(path))
         self.noop = self.q.task(noop)
         self.burn = self.q.task(burn)

@@ -6,6 +6,7 @@ from taskq.cli.bench.cases import (
     bulk,
     changes,
     cpu,
+    database,
     idle,
     loop,
     payload,
@@ -20,5 +21,8 @@ from taskq.cli.bench.cases import (
 
 CASES = {
     module.CASE.part: module.CASE
-    for module in (single, producers, roundtrip, bulk, cpu, payload, waiting, queues, spool, changes, start, idle, loop)
+    for module in (
+        *(single, producers, roundtrip, bulk, cpu, payload, waiting, queues, spool, changes, start, idle, loop),
+        database,
+    )
 }

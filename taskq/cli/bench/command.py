@@ -36,9 +36,13 @@ from taskq.cli.tables import width_of_terminal
 from taskq.model.errors import ConfigError, DirectoryError
 from taskq.model.misfits import did_you_mean
 from taskq.model.settings import default_consumers
+from taskq.system.place import DatabaseUrl, has_password, place_of
 
 #: Two are needed for anything to run at once. More only start more slowly.
 _CONSUMERS = min(8, max(2, default_consumers()))
+
+#: The part that needs a database, and is measured alone.
+_OF_DATABASE = "database"
 
 
 def bench(
@@ -57,6 +61,10 @@ def bench(
         Path | None,
         typer.Option(metavar="PATH", help="Work in a new folder below this one.", show_default="temporary files"),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Measure a queue in this PostgreSQL database, and nothing else."),
+    ] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the ratios, as an SVG file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,40 +77,61 @@ def bench(
 
     $ taskq bench --quick
     $ taskq bench single roundtrip --rounds 9
+    $ taskq bench --url postgresql://me@host/database
     $ taskq bench --svg figures.svg --json > figures.json
     """
-    chosen = _chosen(parts or ())
+    database = None if url is None else _database(url)
+    chosen = _chosen(parts or (), database is not None)
     parent = directory or Path(tempfile.gettempdir())
     for path, option in ((parent, "--directory"), (svg.absolute().parent if svg else parent, "--svg")):
         if not path.is_dir():
             raise DirectoryError(f"{option}: there is no directory {path}")
     logging.getLogger("taskq").addHandler(logging.NullHandler())  # that no fleet runs is part of what is measured
     signal.signal(signal.SIGTERM, _end)
-    report = _measure(chosen, parent.absolute(), is_quick, rounds, as_json)
+    report = _measure(chosen, Stage(parent.absolute(), _CONSUMERS, is_quick, database), is_quick, rounds, as_json)
     if svg:
         svg.write_text(svg_of(report), encoding="utf-8")
     if as_json:
         print(json.dumps(asdict(report)))
 
 
-def _chosen(parts: Sequence[str]) -> list[str]:
+def _database(url: str) -> DatabaseUrl:
+    """The database of --url. Raises ConfigError: it makes no sense, or others could read its password."""
+    if has_password(url):
+        raise ConfigError(
+            "--url: every user of this machine can read the arguments of a command: leave the password out of the URL "
+            "and set PGPASSWORD"
+        )
+    database = place_of("bench", url).database
+    if database is None:
+        raise ConfigError(f"--url {url}: this is not the URL of a database: write postgresql://user@host/database")
+    return database
+
+
+def _chosen(parts: Sequence[str], has_database: bool) -> list[str]:
+    if has_database and set(parts) - {_OF_DATABASE}:
+        raise ConfigError(f"--url measures the part {_OF_DATABASE} alone: leave out the others")
+    if has_database:
+        return [_OF_DATABASE]
+    if _OF_DATABASE in parts:
+        raise ConfigError(f"{_OF_DATABASE}: which database? name it with --url postgresql://user@host/database")
     for part in parts:
         if part not in CASES:
             raise ConfigError(
                 f"{part!r} is not a part of the benchmark{did_you_mean(part, CASES)}: use {', '.join(CASES)}"
             )
-    return [part for part in CASES if not parts or part in parts]
+    return [part for part in CASES if part in parts or (not parts and part != _OF_DATABASE)]
 
 
-def _measure(parts: Sequence[str], parent: Path, is_quick: bool, rounds: int | None, as_json: bool) -> Report:
+def _measure(parts: Sequence[str], stage: Stage, is_quick: bool, rounds: int | None, as_json: bool) -> Report:
     began, at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    machine = describe(parent)
+    machine = describe(stage.parent)
     console = console_of()
     if not as_json:
         console.print(Text("\n".join(machine_lines(machine, _CONSUMERS)), style="dim"), soft_wrap=True)
     figures = []
     progress = _Progress()
-    with Stage(parent, _CONSUMERS, is_quick) as stage:
+    with stage:
         for part in parts:
             found = run(CASES[part], stage, rounds, progress.tell)
             progress.tell("")

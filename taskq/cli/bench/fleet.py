@@ -32,14 +32,17 @@ class BenchFleet:
         directory: where it lives.
         consumers: how many it has.
         options: more options of `taskq worker`.
+        database: the URL of its queue; empty for one in the directory.
     """
 
-    def __init__(self, directory: Path, consumers: int, options: Sequence[str] = ()) -> None:
-        self.app = BenchApp(directory)
+    def __init__(self, directory: Path, consumers: int, options: Sequence[str] = (), database: str = "") -> None:
+        if database:
+            os.environ["XDG_STATE_HOME"] = str(directory)  # where the fleet of this machine has its socket
+        self.app = BenchApp(database or directory)
         self.q = self.app.q
         self._options = [*defaults(), "--log-level", "error", "--stop-timeout", "2", "--consumers", str(consumers)]
         self._options += options
-        self._environment = {**os.environ, "TASKQ_URL": str(directory)}
+        self._environment = {**os.environ, "TASKQ_URL": database or str(directory)}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

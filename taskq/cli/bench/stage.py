@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import taskq
 from taskq.cli.bench.figures import LeftOut
@@ -20,6 +20,10 @@ from taskq.cli.bench.fleet import BenchFleet
 from taskq.cli.bench.limits.pool import Pool
 from taskq.cli.bench.limits.service import Service, ServiceClient
 from taskq.cli.bench.producers import Producers
+from taskq.system.place import DatabaseUrl
+
+if TYPE_CHECKING:
+    from taskq.cli.bench.limits.database import BareDatabase
 
 #: In a checkout of the repository.
 _SKELETON = Path(taskq.__file__).parents[1] / "tests" / "product" / "bench" / "skeleton.py"
@@ -43,9 +47,12 @@ class Stage:
         parent: the folder in which it makes its own.
         consumers: how many consumers a fleet has, and processes a limit.
         is_quick: whether it is a short run.
+        database: the URL of a PostgreSQL database to measure; None: there is none.
     """
 
-    def __init__(self, parent: Path, consumers: int, is_quick: bool) -> None:
+    def __init__(self, parent: Path, consumers: int, is_quick: bool, database: DatabaseUrl | None = None) -> None:
+        self.parent = parent
+        self._database = database
         self.consumers = consumers
         self.is_quick = is_quick
         self.left_out: list[LeftOut] = []
@@ -119,6 +126,40 @@ class Stage:
     def skeleton_client(self) -> ServiceClient:
         """The connection to it."""
         return self._kept(self._run, ServiceClient(self.skeleton.path))
+
+    @cached_property
+    def bare_database(self) -> BareDatabase:
+        """The bare script in the database.
+
+        Raises:
+            NotHere: no database was named.
+        """
+        from taskq.cli.bench.limits.database import BareDatabase  # with psycopg, which most do not need
+
+        return self._kept(self._run, BareDatabase(self._named_database.conninfo))
+
+    @cached_property
+    def database_fleet(self) -> BenchFleet:
+        """A fleet whose queue is in the database, in a schema of its own.
+
+        Raises:
+            NotHere: no database was named.
+        """
+        from taskq.cli.bench.limits.database import OwnSchema  # with psycopg, which most do not need
+
+        database = self._named_database
+        own = self._kept(self._run, OwnSchema(database.conninfo))
+        more = "&" if "?" in database.conninfo else "?"
+        url = f"{database.conninfo}{more}schema={own.name}"
+        fleet = self._kept(self._run, BenchFleet(self.directory(), self.consumers, (), url))
+        fleet.start()
+        return fleet
+
+    @property
+    def _named_database(self) -> DatabaseUrl:
+        if self._database is None:
+            raise NotHere("no database was named by --url")
+        return self._database
 
     @cached_property
     def pool(self) -> Pool:

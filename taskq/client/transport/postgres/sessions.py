@@ -23,6 +23,8 @@ from taskq.system.place import DatabaseUrl
 
 T = TypeVar("T")
 logger = logging.getLogger("taskq")
+# psycopg tells on stderr, if nobody handles its log, of each error that ends a pipeline: we raise these ourselves
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 #: Nothing has come, or gone, while psycopg waited.
 READY_NONE: Final = Ready.NONE
