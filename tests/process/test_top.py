@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,14 @@ from terminal import Terminal, environment, refused, taskq, terminal
 from taskq import Job
 from taskq.cli.top.app import Top
 from taskq.cli.top.live import LiveSource
+from taskq.cli.top.past import hour_of
 from taskq.cli.top.replay import ReplaySource
-from taskq.cli.top.snapshot import TABS
+from taskq.cli.top.snapshot import TABS, JobLife, Snapshot, Tab, Target
 from taskq.model.exits import Exit
+from taskq.model.info.counts import Counts
+from taskq.model.info.job import JobInfo
+from taskq.model.info.stack import ConsumerStack
+from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, JobTotals, QueueFlow, QueueStatus
 
 __all__ = ["terminal"]  # a fixture
 
@@ -316,6 +322,86 @@ def test_keys_answer_while_the_broker_does_not(tmp_path: Path) -> None:
             await screen.until("nothing in the last hour")
 
         watch(top(), look)
+
+
+class Fixed:
+    """A fleet that is always the same, so that its picture is."""
+
+    is_past = False
+
+    def read(self, tab: Tab) -> Snapshot:
+        return Snapshot(tab, 0.0, STATUS, counts=[hour_of("price", "shop", {0: Counts(succeeded=90, failed=10)})])
+
+    def life(self, job_id: str) -> JobLife:
+        return JobLife(0.0, job_id, None, None, [])
+
+    def jobs(self, _task: str | None, _queue: str | None) -> list[JobInfo]:
+        return []
+
+    def stacks(self, _target: Target) -> list[ConsumerStack]:
+        return []
+
+
+STATUS = FleetStatus(
+    BrokerStatus(12, 3_725.0, "/srv/shop", 31 << 20),
+    queues={"mail": QueueStatus(queued=1_204, scheduled=3), "shop": QueueStatus(queued=2, running=1)},
+    paused=["mail"],
+    totals=JobTotals(enqueued=1_310, succeeded=90, failed=10),
+    consumers=[
+        ConsumerStatus(1, 13, "running", False, 1, job_id="a" * 32, task="price", running_s=4.0, rss_bytes=9 << 20)
+    ],
+    flows={
+        "mail": QueueFlow(2.5, 0.0, "growing", None, 480.0),
+        "shop": QueueFlow(1.0, 1.5, "shrinking", 4.0, 2.0),
+    },
+)
+PICTURES = {
+    120: """
+ running  broker 12  up 1h 02m  31 MB  /srv/shop                                                               CLOCK
+ 1 Fleet  2 Tasks  3 Running  4 Failures  5 Consumers  6 Schedules  7 Log
+ ! 10 jobs of task price failed in the last hour, of 100 that ended.
+ ! Queue mail is paused: 1,204 jobs waiting.
+ 1 running in 1 slot of 1 consumer
+ in        0/min
+ out     400/min                                                            █
+ bad        10/h                                                            █
+ 1,310 enqueued   90 succeeded   10 failed   0 retried   0 crashed   0 cancelled
+ queue  queued  running  scheduled  waiting  oldest  in/s  out/s  backlog
+ mail    1,204        0          3        0  8m 00s  2.50      0  growing       paused
+ shop        2        1          0        0     2 s  1.00   1.50  empty in 4 s
+⏎ Open / Find s Stack R Retry C Cancel P Pause ? Keys q Quit
+""",
+    60: """
+ running  broker 12  up 1h 02m  31 MB  /srv/shop   CLOCK
+ 1 Fleet  2 Tasks  3 Run  4 Fail  5 Cons  6 Sched  7 Log
+ ! 10 jobs of task price failed in the last hour, of 100
+ that ended.
+ ! Queue mail is paused: 1,204 jobs waiting.
+ 1 running in 1 slot of 1 consumer
+ in        0/min
+ out     400/min                                        █
+ bad        10/h                                        █
+ 1,310 enqueued   90 succeeded   10 failed   0 retried   0
+ crashed   0 cancelled
+ queue  queued  running  oldest  backlog
+ mail    1,204        0  8m 00s  growing       paused
+ shop        2        1     2 s  empty in 4 s
+⏎ Open / Find s Stack R Retry C Cancel P Pause ? Keys q Quit
+""",
+}
+
+
+@pytest.mark.parametrize("columns", PICTURES)
+def test_the_picture_of_a_fleet(columns: int) -> None:
+    """What stands on the screen, as the SVG has it: all of it, and nothing more."""
+
+    async def look(screen: Screen) -> None:
+        await screen.until("queue", "1,204", without="no such rows")
+        told = await screen.until("1,310 enqueued", "q Quit")
+        lines = [line for line in re.sub(r"\d\d:\d\d:\d\d$", "CLOCK", told, flags=re.M).splitlines() if line.strip()]
+        assert "\n".join(lines) == PICTURES[columns].strip("\n")
+
+    watch(Top(shown.q, Fixed()), look, (columns, 24))
 
 
 def test_in_a_terminal(world: World, terminal: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch) -> None:

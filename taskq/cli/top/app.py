@@ -215,6 +215,8 @@ class Top(App[None]):
 
     def draw(self) -> None:
         """Shows the present tab."""
+        if not self._main.query("#head"):
+            return  # it is being closed
         width = self.size.width
         head = self._main.query_one("#head", Static)
         head.update(self._headline(width - 2))

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from rich.text import Text
 
+from taskq.cli.status.picture import machines, rate_text, totals_line, trend_of
 from taskq.cli.top.fitting import Col, Row, View, sparkline, text
 from taskq.cli.top.snapshot import Snapshot, Tab, Target
 from taskq.cli.words import headline_of
@@ -16,7 +17,7 @@ from taskq.model.info.job import JobInfo
 from taskq.model.info.status import ConsumerStatus, FleetStatus, QueueStatus
 from taskq.model.info.words import brief_time, count_of, distance_text, span_text
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import render_console
+from taskq.telemetry.render import escape, render_console
 from taskq.web.concerns import concerns_of
 from taskq.web.cron import words_of
 from taskq.web.rates import Flow, ended, flow_of
@@ -40,8 +41,8 @@ _SHARES = (0.5, 0.95, 0.99)
 _MOST_CONCERNS = 5
 _MOST_DEATHS = 3
 _SHORT_ID = 8
-#: A queue grows if this many times as many jobs come in as end.
-_MORE = 1.02
+_NO_QUEUES = "no jobs have come in yet"
+_BACKLOG = Col("backlog", leaves=3)
 #: Columns beside the bars of the minutes.
 _BESIDE = 20
 
@@ -72,19 +73,22 @@ def fleet(shown: Snapshot, width: int) -> View:
     status = shown.status
     flow = flow_of(shown.counts, shown.at)
     names = sorted({*status.queues, *status.paused, *(each.queue for each in shown.counts if each.queue)})
-    rows = [_queue_row(name, shown) for name in names]
-    jobs = () if shown.is_past else (Col("queued", True), Col("running", True))
-    later = () if shown.is_past else (Col("scheduled", True, leaves=2), Col("waiting", True, leaves=3))
     columns = (
         Col("queue", least=8),
-        *(jobs or (Col("running", True),)),
-        *later,
-        Col("in/min", True, leaves=4),
-        Col("out/min", True, leaves=5),
-        Col("backlog", leaves=6),
+        *(() if shown.is_past else (Col("queued", True),)),
+        Col("running", True),
+        *(() if shown.is_past else (Col("scheduled", True, leaves=4), Col("waiting", True, leaves=5))),
+        *_flow_columns(status),
         Col("", leaves=1),
     )
-    return View([*_about(shown, flow, width)], columns, rows, "no jobs have come in yet")
+    return View([*_about(shown, flow, width)], columns, [_queue_row(name, shown) for name in names], _NO_QUEUES)
+
+
+def _flow_columns(status: FleetStatus) -> tuple[Col, ...]:
+    """How fast jobs come and go: as the broker says, or by the minutes if it does not."""
+    if status.flows:
+        return Col("oldest", True, leaves=2), Col("in/s", True, leaves=6), Col("out/s", True, leaves=7), _BACKLOG
+    return Col("in/min", True, leaves=6), Col("out/min", True, leaves=7)
 
 
 def _about(shown: Snapshot, flow: Flow, width: int) -> Iterator[Text]:
@@ -100,7 +104,7 @@ def _about(shown: Snapshot, flow: Flow, width: int) -> Iterator[Text]:
     slots = sum(each.slots for each in status.consumers)
     running = sum(queue.running for queue in status.queues.values())
     if status.consumers:
-        yield text(f"{running:,} running in {slots:,} slots of {count_of(len(status.consumers), 'consumer')}")
+        yield text(f"{running:,} running in {count_of(slots, 'slot')} of {count_of(len(status.consumers), 'consumer')}")
     done = [sum(each) for each in zip(flow.succeeded, flow.failed, flow.other, strict=True)]
     minutes = max(width - _BESIDE, 10)
     yield text(f"in  {flow.came_a_minute:>7,.0f}/min {sparkline(flow.enqueued[-minutes:])}", "cyan")
@@ -112,46 +116,45 @@ def _about(shown: Snapshot, flow: Flow, width: int) -> Iterator[Text]:
 
 def _machines(status: FleetStatus) -> Iterator[Text]:
     """The fleets that share a database, if there are several."""
-    for machine in status.machines if len(status.machines) > 1 else ():
-        consumers = count_of(machine.consumers, "consumer")
-        state = text(machine.state, STYLES.get(machine.state, ""))
-        told = f", {machine.running} running in {consumers}, heard of {machine.seen_s:.0f} s ago"
-        yield text(f"{machine.host}, broker {machine.pid}: ") + state + text(told)
+    for line in machines(status.machines):
+        yield Text.assemble(*((escape(part), style) for part, style in line))
 
 
 def _totals(shown: Snapshot) -> Text:
-    names = ("enqueued", "succeeded", "failed", "retried", "crashed", "cancelled")
-    counted = [(name, getattr(shown.status.totals, name)) for name in names]
-    told = ", ".join(f"{count:,} {name}" for name, count in counted if count or name == "succeeded")
-    return text(f"{'in the hour before' if shown.is_past else 'in all'}: {told}", "dim")
+    told = Text.assemble(*totals_line(shown.status.totals))
+    return text("in the hour before: ") + told if shown.is_past else told
 
 
 def _queue_row(name: str, shown: Snapshot) -> Row:
     status = shown.status
     kept = status.queues.get(name, QueueStatus())
-    flow = flow_of([each for each in shown.counts if each.queue == name], shown.at)
     is_paused = name in status.paused
-    backlog = "" if shown.is_past or is_paused else _backlog(kept.queued, flow)
     states = ("running",) if shown.is_past else ("queued", "running", "scheduled", "waiting")
     cells = (
         text(name),
         *(_number(getattr(kept, state)) for state in states),
-        text(f"{flow.came_a_minute:,.0f}"),
-        text(f"{flow.ended_a_minute:,.0f}"),
-        text(backlog, "yellow" if backlog == "growing" else ""),
+        *_flow_cells(name, shown),
         text("paused" if is_paused else "", "bold yellow"),
     )
     return Row(name, cells, Target("queue", queue=name, is_paused=is_paused))
 
 
-def _backlog(queued: int, flow: Flow) -> str:
-    """Where the jobs that may start go at the present rates; nothing if there are none."""
-    empty_in_s = flow.empty_in_s(queued) if queued else None
-    if not queued:
-        return ""
-    if empty_in_s is not None:
-        return f"empty in {span_text(max(1, round(empty_in_s)))}"
-    return "growing" if flow.came_a_minute > flow.ended_a_minute * _MORE else "steady"
+def _flow_cells(name: str, shown: Snapshot) -> tuple[Text, ...]:
+    """The cells of `_flow_columns`."""
+    if not shown.status.flows:
+        flow = flow_of([each for each in shown.counts if each.queue == name], shown.at)
+        return text(f"{flow.came_a_minute:,.0f}"), text(f"{flow.ended_a_minute:,.0f}")
+    own = shown.status.flows.get(name)
+    if own is None:
+        return text(""), text("0"), text("0"), text("")
+    oldest = "" if own.oldest_waiting_s is None else span_text(round(own.oldest_waiting_s))
+    trend = trend_of(own)
+    return (
+        text(oldest),
+        text(rate_text(own.came_per_s)),
+        text(rate_text(own.ended_per_s)),
+        text(trend.text, trend.style),
+    )
 
 
 # -- tasks
