@@ -55,7 +55,8 @@ if __name__ == "__main__":
 #: What the extras add, as modules.
 _MODULES = """
 import taskq.web, taskq.web.metrics.families, taskq.web.server
-import taskq.contrib.flask, taskq.contrib.joblib, taskq.contrib.starlette, taskq.client.executors.private
+import taskq.contrib.celery, taskq.contrib.flask, taskq.contrib.joblib, taskq.contrib.starlette
+import taskq.contrib.otel, taskq.contrib.sentry, taskq.client.executors.private
 import cloudpickle, numpy, psycopg, watchfiles
 from django.conf import settings
 settings.configure()

@@ -21,7 +21,7 @@ import taskq
 from taskq.cli.program import COMMANDS, build
 
 #: In the code, what has the form of an event's name and is none.
-NOT_EVENTS = {"output.jsonl", "queue.id"}
+NOT_EVENTS = {"output.jsonl", "queue.id", "queue.process", "queue.publish"}
 #: Folders of other projects and of users that pages name.
 ELSEWHERE = {"taskq/NAME", "tests/tasks"}
 LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
