@@ -185,3 +185,30 @@ def test_the_proofs_are_counted_right() -> None:
     rows = entries(ROOT / "tests" / "faults" / "test_catalogue.py", "CATALOGUE")
     assert f"The {rows} rows of" in proof
     assert f"[{rows} faults]" in text_of(README)
+
+
+# -- the repository
+
+
+def test_the_workflows_run_what_is_there() -> None:
+    """Each file that they run exists, and they try each version of Python that the package names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = [each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)]
+    jobs: dict[str, Any] = {}
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        jobs |= yaml.safe_load(path.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job.get("steps", []) if "run" in step]
+    run = {word for command in commands for word in re.findall(r"(?:tools|\.ci)/[\w./]+", command)}
+    assert run == {".ci/run", "tools/smoke.py"}
+    assert [path for path in run if not (ROOT / path).exists()] == []
+    assert jobs["wheel"]["strategy"]["matrix"]["python"] == versions
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert set(jobs["publish"]["needs"]) == {"test", "build"}
+
+
+def test_the_addresses_of_the_repository_are_the_same_everywhere() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert all(url.startswith(urls["Source"]) for url in urls.values())
+    for path in (ROOT / "mkdocs.yml", *(ROOT / ".github").rglob("*.yml")):
+        for url in re.findall(r"https://github\.com/[\w-]+/[\w-]+", path.read_text()):
+            assert url == urls["Source"], path
