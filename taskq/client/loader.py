@@ -68,7 +68,8 @@ def _import_module(name: str) -> ModuleType:
             raise AppError(
                 f"there is no module {missing!r}: taskq looked for it in {os.getcwd()} and on Python's path"
             ) from error
-        raise AppError(f"{name} imports {missing!r}, which is not installed here") from error
+        extra = f": pip install 'taskq-fleet[{missing}]'" if missing in ADAPTERS else ""
+        raise AppError(f"{name} imports {missing!r}, which is not installed here{extra}") from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -70,7 +70,11 @@ class FleetBackend(KeyValueStoreBackend):
         meta = super().get_task_meta(task_id, cache)
         if meta["status"] in states.READY_STATES:
             return meta
-        return self._end_by_fleet(task_id) or meta
+        ended = self._end_by_fleet(task_id)
+        if ended is None:
+            return meta
+        meta = super().get_task_meta(task_id, cache)  # a task stores its result before its job ends
+        return meta if meta["status"] in states.READY_STATES else ended
 
     def _end_by_fleet(self, task_id: str) -> dict[str, Any] | None:
         job_id = self._fleet.store.job_of(task_id)
@@ -102,10 +106,11 @@ class FleetBackend(KeyValueStoreBackend):
         give_up_at = inf if timeout is None else time.monotonic() + timeout
         while True:
             meta = self.get_task_meta(task_id)
-            if meta["status"] in states.READY_STATES:
+            is_ready = meta["status"] in states.READY_STATES
+            if on_interval and meta["status"] != states.SUCCESS:
+                on_interval()  # raises the error of what came before, which tells more than that of this task
+            if is_ready:
                 return meta
-            if on_interval:
-                on_interval()
             left_s = give_up_at - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError("The operation timed out.")

@@ -99,7 +99,9 @@ class FleetControl(Control):
         fleet = fleet_of(self.app)
         fleet.store.revoke(task_id)
         job_id = fleet.store.job_of(task_id)
-        if job_id is None:
+        if job_id is None:  # it has not been sent yet, or by another fleet
+            if self.app.backend._get_task_meta_for(task_id)["status"] == states.PENDING:
+                self.app.backend.mark_as_revoked(task_id, "revoked")
             return
         job = fleet.q.job(job_id)
         try:
@@ -126,7 +128,8 @@ class FleetControl(Control):
                 found.append(request["id"])
         for task_id in found:
             self._revoke_one(task_id, terminate)
-        return {"ok": f"headers {dict(headers)} flagged as revoked, {len(found)} tasks"}
+        ended = f"terminated: {', '.join(found)}" if terminate else "but not terminated"
+        return {"ok": f"headers {dict(headers)} flagged as revoked, {ended}"}
 
     def _ping(self) -> dict[str, str]:
         self._status()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -153,6 +153,14 @@ def read_message(
     return request, args, kwargs
 
 
+class _Producer(AbstractContextManager["_Producer"]):
+    """What stands for a connection; `_send` needs none."""
+
+    connection = SimpleNamespace(_reraise_as_library_errors=nullcontext)
+
+    def __exit__(self, *_raised: object) -> None: ...
+
+
 class _Pool:
     """What Celery takes a producer from, with the few attributes that it looks at."""
 
@@ -161,8 +169,7 @@ class _Pool:
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> Any:
         """A producer with a connection that does nothing."""
-        del block, timeout
-        return nullcontext(SimpleNamespace(connection=SimpleNamespace(_reraise_as_library_errors=nullcontext)))
+        return _Producer()
 
     def force_close_all(self) -> None:
         """Nothing is open."""
