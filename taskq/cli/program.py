@@ -51,6 +51,8 @@ COMMANDS = {
     ),
     "health": ("health.command", _LOOK, "Say by the exit code whether the fleet is well: a probe, which is quick."),
     "doctor": ("doctor.command", _LOOK, "Look for what is wrong with the place of a queue, and say what to do."),
+    "backup": ("rescue.backup", _MORE, "Copy a queue to a new folder, while its fleet runs or not."),
+    "recover": ("rescue.recover", _MORE, "Save what can be saved of a damaged journal, and say what is lost."),
     "stack": ("stack.command", _LOOK, "Show where consumers are in their code, while their jobs go on."),
     "logs": ("monitor", _LOOK, "Show the log, even of a fleet that no longer runs."),
     "demo": ("demo.command", _MORE, "See it work: index Python's library in parallel, and kill a consumer."),

@@ -42,6 +42,8 @@ class Op(IntEnum):
     PAUSE_SCHEDULE = 53
     RUN_SCHEDULE = 54
 
+    BACKUP = 55
+
     # from a consumer to its broker
     READY = 30
     BOOT_FAILED = 31

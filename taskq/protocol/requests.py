@@ -205,6 +205,19 @@ class RunSchedule(NamedTuple):
     job_id: bytes
 
 
+class BackUp(NamedTuple):
+    """Copy the journal; answered with [pages that are copied, all pages, whether it is done]. Asked again until it is
+    done, and then, with `is_end`, when the client has copied the files of payloads.
+
+    Attributes:
+        path: the file to write, on the fleet's machine.
+        is_end: the client wants no more of it.
+    """
+
+    path: str
+    is_end: bool
+
+
 #: The requests that have a number and an answer.
 _OPS: dict[type[tuple[Any, ...]], Op] = {
     ReadItems: Op.READ_ITEMS,
@@ -228,6 +241,7 @@ _OPS: dict[type[tuple[Any, ...]], Op] = {
     RemoveSchedule: Op.REMOVE_SCHEDULE,
     PauseSchedule: Op.PAUSE_SCHEDULE,
     RunSchedule: Op.RUN_SCHEDULE,
+    BackUp: Op.BACKUP,
 }
 
 #: Any request; whoever answers them tells them apart by their classes.
@@ -254,6 +268,7 @@ Request = (
     | RemoveSchedule
     | PauseSchedule
     | RunSchedule
+    | BackUp
 )
 
 
@@ -322,6 +337,8 @@ def read_request(envelope: Sequence[Any]) -> Request:
             return PauseSchedule(name, is_paused)
         case [Op.RUN_SCHEDULE, int(), str(name), bytes(job_id)] if _is_id(job_id):
             return RunSchedule(name, job_id)
+        case [Op.BACKUP, int(), str(path), bool(is_end)]:
+            return BackUp(path, is_end)
     raise ProtocolError(f"no such request: {envelope[0]!s:.20}")
 
 

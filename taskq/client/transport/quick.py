@@ -58,6 +58,19 @@ def counts_quickly(directory: Directory, timeout_s: float) -> list[TaskCounts] |
             return found
 
 
+def back_up_quickly(directory: Directory, path: str, is_end: bool, timeout_s: float) -> tuple[int, int, bool]:
+    """Has a broker copy its journal: see `taskq.protocol.requests.BackUp`. As `ask_quickly`, but raises what it says.
+
+    Returns:
+        The pages that are copied, all pages, and whether it is done.
+    """
+    told = _ask(directory, [Op.BACKUP, path, is_end], timeout_s)
+    if isinstance(told, TaskQError):
+        raise told
+    pages, all_pages, is_done = told
+    return pages, all_pages, is_done
+
+
 def _ask(directory: Directory, question: Sequence[Any], timeout_s: float) -> Any:
     """Asks a broker something.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from taskq.engines.contract import Consumers, FleetControl, Jobs
 from taskq.engines.embedded.committer import Committer
 from taskq.engines.embedded.journal.store import Store, Wanted, stored_state
+from taskq.engines.embedded.rescue.backup import Backups
 from taskq.model.attempt import machine_at, read_outcome, shortened, started_at_of, without_result
 from taskq.model.errors import JobNotFound
 from taskq.model.info.search import ALL_JOBS, JobSearch
@@ -40,6 +41,7 @@ class Admin:
         self._committer = committer
         self._consumers = consumers
         self._clock = clock
+        self.backups = Backups(store.connection, clock)
 
     def info(self, job_id: bytes, stored: StoredJob | None, arguments: bool) -> JobFields:
         """Returns all that is known of one job.

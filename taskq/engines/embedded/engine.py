@@ -121,6 +121,7 @@ class EmbeddedEngine:
         self.figures.started(self.committer.counting, clients)
         self.scheduler = self._kinds.scheduler(store, log, clock.time())
         admin = Admin(fleet.jobs, store, self.committer, fleet.consumers, clock)
+        self._backups = admin.backups
         self.requests = Requests(self._clients, self.committer, admin, self.scheduler, fleet.control, log, clock)
         if selector is not None:
             self._watch = FolderWatch(self._directory.spool)
@@ -190,17 +191,22 @@ class EmbeddedEngine:
         self.look_at_clock(now, wall)
         committer.collect(now)
         is_used_up = not at_once and self.store.fold_log()  # by that: commits wait for the next turn
-        if at_once or (not is_used_up and committer.must_commit(now)):
+        must_commit = at_once or (not is_used_up and committer.must_commit(now))
+        if must_commit:
             if not committer.is_settled:
                 self._changed_at = now
             committer.commit(now, wall)
             committer.tell_clients()
+        if self._backups.has_more and not is_used_up and not at_once:
+            self._backups.step(now, is_busy=must_commit)
         committer.tell_deferred()
 
     def report(self, now: float) -> None:
         self.figures.sample(now)
         self.committer.report(now)
-        if self.committer.payloads.has_many_gone:  # only now: to remove 100 MB takes longer than to answer
+        if (
+            self.committer.payloads.has_many_gone and not self._backups.is_open
+        ):  # only now: to remove 100 MB takes longer than to answer
             self.committer.payloads.remove_gone()
 
     def look_at_clock(self, now: float, wall: float) -> None:
@@ -271,9 +277,13 @@ class EmbeddedEngine:
         return now - self._changed_at < (keep_s if keep_s <= _PRUNE_SOON_S else 0.0) + 2 * _PRUNE_EVERY_S
 
     def _sweep(self, _now: float) -> None:
+        if self._backups.is_open:
+            return
         self.committer.payloads.sweep(self._clock.time())
 
     def _remove_files(self, _now: float) -> None:
+        if self._backups.is_open:
+            return
         self.committer.payloads.remove_gone()
 
     # -- when, and whether
@@ -283,7 +293,7 @@ class EmbeddedEngine:
 
     def _next_by_clock(self, now: float) -> float:
         committer = self.committer
-        if self._messages:
+        if self._messages or self._backups.has_more:
             return now
         commit_by = committer.commit_by
         at = inf if commit_by is None else commit_by
@@ -304,6 +314,7 @@ class EmbeddedEngine:
         return committer.next_due is not None or not committer.is_settled or has_more
 
     def close(self, now: float) -> None:
+        self._backups.close()
         self._commit_all(now)
         while self._messages:
             self.gather(now)

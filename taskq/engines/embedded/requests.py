@@ -30,6 +30,7 @@ from taskq.protocol.answers import ok_frame
 from taskq.protocol.counts import counts_value
 from taskq.protocol.jobs import why_value
 from taskq.protocol.requests import (
+    BackUp,
     CancelJob,
     ExplainJob,
     GetCounts,
@@ -226,6 +227,8 @@ class Requests:
                 return status_value(self._control.status())
             case GetCounts(after):
                 return counts_value(self._committer.counting.counts, after)
+            case BackUp():
+                return self._admin.backups.ask(*asked.request)
             case StopFleet():
                 self._control.stop("taskq stop")
                 return True

@@ -134,7 +134,8 @@ class Database:
         if self._opened_in is not None and self._opened_in != boot_id():
             problem = self._value("PRAGMA quick_check(1)")
             if problem != "ok":
-                raise JournalError(f"{self._path} is damaged: {problem}; restore it from a backup")
+                told = "restore it from a backup, or save what can be read with `taskq recover`"
+                raise JournalError(f"{self._path} is damaged: {problem}; {told}")
 
     def _expect_changes(self) -> None:
         missing = self._files.expect_changes(self._changes())
@@ -207,6 +208,10 @@ class Database:
         self._committed = changes + is_other
         self._wal.check(self._clock.monotonic())
         self._files.committed(self._committed, self._survives_power_loss)
+
+    @property
+    def connection(self) -> apsw.Connection:
+        return self._db
 
     @trusted
     def size(self) -> int:

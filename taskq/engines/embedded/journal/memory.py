@@ -341,6 +341,10 @@ class MemoryStore:
             self.disk.write(self._changes)
             self._changes = Changes()
 
+    @property
+    def connection(self) -> None:
+        return None
+
     def size(self) -> int:
         return 0
 

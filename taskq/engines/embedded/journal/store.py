@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import apsw
 import msgpack
 
 from taskq.model.constraints import Constraints
@@ -272,6 +273,10 @@ class Store(Protocol):
 
     def rollback(self) -> None:
         """Drops all changes since the last commit."""
+
+    @property
+    def connection(self) -> apsw.Connection | None:
+        """The connection to its file, for backups; None if it is only in memory."""
 
     def size(self) -> int:
         """How many bytes the journal takes, with its log."""

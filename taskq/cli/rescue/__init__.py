@@ -1,0 +1,1 @@
+"""`taskq backup` and `taskq recover`."""
