@@ -44,7 +44,7 @@ from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
 from taskq.client.transport.verbs import Operation
 from taskq.engines.postgres.engine import PostgresEngine
 from taskq.engines.postgres.exchanges import Beaten, Reclaimed
-from taskq.engines.postgres.link import Exchange
+from taskq.engines.postgres.link.link import Exchange
 from taskq.model.attempt import Verdict, read_outcome
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.effects import Key, ProcessExit, Success

@@ -18,7 +18,7 @@ from postgres import Server
 from psycopg import OperationalError
 from scripted_database import SCHEMA
 
-from taskq.engines.postgres.link import _COMMIT, _NOTHING, _ROWS, ANSWERS_WITHIN_S, Link
+from taskq.engines.postgres.link.link import _COMMIT, _NOTHING, _ROWS, ANSWERS_WITHIN_S, Link
 from taskq.protocol.postgres.plans import Query, Step
 
 #: Whether sessions run that nobody has to let go on.
