@@ -16,7 +16,6 @@ from postgres import Server
 
 from taskq import (
     BrokerUnavailable,
-    ConfigError,
     EnqueueError,
     Job,
     JobCancelled,
@@ -36,7 +35,7 @@ from taskq import (
     group,
 )
 from taskq.engines.postgres.migrate import migrate
-from taskq.model.attempt import pack_failure, pack_success
+from taskq.model.attempt import Ran, pack_failure, pack_success
 from taskq.model.job import JobError
 from taskq.model.stored import StoredState
 from taskq.protocol.codec import encode_result
@@ -85,7 +84,7 @@ class Hand(NamedTuple):
 
     def fail(self, job: Job[Any]) -> None:
         """A job has failed for good."""
-        outcome = pack_failure(time.time(), 0.5, JobError("ValueError", "no such cat"), consumer=1)
+        outcome = pack_failure(time.time(), 0.5, JobError("ValueError", "no such cat"), ran=Ran(consumer=1))
         self.end(job, StoredState.FAILED, outcome)
 
     def execute(self, sql: str, *parameters: Any) -> list[Any]:
@@ -433,13 +432,6 @@ def test_pause_and_status(q: TaskQ, hand: Hand) -> None:
     assert status.paused == ["default", "mail"]
     assert status.queues["default"].queued == 1
     assert q.resume("mail", "default") == ["default", "mail"]
-
-
-def test_what_is_not_there_yet_is_refused_by_name(q: TaskQ) -> None:
-    """When a task is declared, before anything is sent."""
-    for options in ({"concurrency": 1}, {"rate": "1/s"}):
-        with pytest.raises(ConfigError, match=rf"the PostgreSQL engine \(postgresql://...\) .*{next(iter(options))}="):
-            q.task(name="x", **options)(lambda: None)  # type: ignore[arg-type]
 
 
 def test_schedules(q: TaskQ, hand: Hand) -> None:

@@ -52,6 +52,7 @@ from taskq.engines.postgres.link.link import Exchange, Link
 from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
 from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
+from taskq.engines.unsettled import UnsettledFile
 from taskq.model.effects import Effects
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
@@ -124,6 +125,7 @@ class PostgresEngine:
         self._is_cut_off = False  # jobs that promise to be alone were stopped
         self._beaten_at = self._look_at = -inf
         self._reap_at = self._release_at = self._look_ahead_at = -inf
+        self._unsettled = UnsettledFile(directory.path / "unsettled")
         self._window = Window()
         self._retention = Retention(settings.keep_results_s, settings.keep_results)
         self._is_empty = False  # there is no job, as far as is known
@@ -139,7 +141,8 @@ class PostgresEngine:
         records = list(running)
         machine = self._machine = machine_of(self._directory)
         open_database(self._database, events.log)
-        register = Register(machine, self._host, os.getpid(), records)
+        kept = self._unsettled.read()
+        register = Register(machine, self._host, os.getpid(), {*kept, *[record.job_id for record in records]})
         registered: Registered = drive(self._work, register, self._clock)
         self.figures.resume(drive(self._work, ReadCounts(machine), self._clock))
         self.fleet = registered.fleet
@@ -153,7 +156,7 @@ class PostgresEngine:
         if unknown := leases.specs.unknown(registered.orphans):
             leases.specs.learn(drive(self._work, ReadSpecs(unknown), self._clock))
         were_running = {each.job_id: (each.attempt, each.consumer) for each in records}
-        leases.charge(registered.orphans, were_running, self._clock.monotonic())
+        leases.charge(registered.orphans, were_running, self._clock.monotonic(), kept)
         self._limits.inherit(registered.grants, {})
         self._alive_at = self._clock.monotonic()
         self._demand.learn(drive(self._work, ReadPartitions([]), self._clock))
@@ -271,6 +274,7 @@ class PostgresEngine:
             if round_.error is not None and round_.error.sqlstate:
                 self._round_at = now + _AGAIN_S
             return
+        self._unsettled.clear(now)
         effects = outcomes.effects
         for task, reason in answer.refused:
             self._events.log.error("job.children_refused", task=task, error=reason)
@@ -485,6 +489,16 @@ class PostgresEngine:
         self._chores(now)
         self._work.turn(now)
         self._control.turn(now)
+        if self._round is None and self._work.is_ready:
+            self._unsettled.well_at = now
+        elif now >= self._unsettled.keep_at:
+            self._keep_unsettled()
+
+    def _keep_unsettled(self) -> None:
+        """While the database does not answer: keeps what has become of jobs for the case that this broker dies."""
+        self._leases.take_effects()
+        under_way = Outcomes() if self._round is None else self._round.outcomes
+        self._unsettled.keep(self._events.log, under_way.effects, self._leases.outcomes.effects)
 
     @property
     def _lease_ends_at(self) -> float:
@@ -524,6 +538,8 @@ class PostgresEngine:
                 at = min(at, self._counts_at)
         if len(self._leases.held):
             at = min(at, self._release_at)
+        if now < self._unsettled.keep_at and not self.is_settled:
+            at = min(at, self._unsettled.keep_at)
         if self._work.is_free:
             if self._leases.has_effects or self._leases.outcomes or self._is_fenced or self._ended:
                 return max(now, self._round_at)
@@ -567,6 +583,7 @@ class PostgresEngine:
                 self._events.log.error(
                     "database.away", error=self._work.error, unsettled=len(self._leases.outcomes.effects.ended)
                 )
+                self._keep_unsettled()
                 break
             self._work.wait(0.05)
             self.gather(now)

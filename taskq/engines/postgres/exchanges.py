@@ -15,7 +15,6 @@ from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
-from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
@@ -39,10 +38,10 @@ class Registered(NamedTuple):
 class Register(Exchange[Registered]):
     """Makes a fleet known, and takes over what earlier ones in its directory had."""
 
-    def __init__(self, machine: UUID, host: str, pid: int, running: Iterable[FlightRecord]) -> None:
+    def __init__(self, machine: UUID, host: str, pid: int, running: Iterable[bytes]) -> None:
         super().__init__(self._plan)
         self._machine, self._host, self._pid = machine, host, pid
-        self._running = [record.job_id for record in running]
+        self._running = list(running)
 
     def _plan(self) -> Plan[Registered]:
         [[(fleet,)]] = yield Step(Query(statements.REGISTER, (self._machine, self._host, self._pid)))

@@ -21,6 +21,7 @@ from taskq.engines.postgres.exchanges import Lost
 from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.round import Outcomes
 from taskq.engines.postgres.rows import Specs
+from taskq.engines.unsettled import KeptOutcome
 from taskq.model.attempt import pack_failure
 from taskq.model.effects import Effects, Event
 from taskq.model.job import JobError, JobRow
@@ -32,6 +33,7 @@ from taskq.system.clock import Clock
 KEPT_S: Final = 1.0
 _CANCELLED: Final = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
 
+_NONE: Final[Mapping[bytes, KeptOutcome]] = {}
 #: By id of jobs that were running: the numbers of the attempts, and of the consumers that ran them.
 Running = Mapping[bytes, tuple[int, int | None]]
 
@@ -102,11 +104,22 @@ class FleetLeases:
         self._jobs.came_due(rows)
         return self.cancel([(each.row.seq, each.cancel) for each in leased if each.cancel])
 
-    def charge(self, orphans: Rows, running: Running, now: float) -> None:
-        """Charges jobs that were running when their fleet died. Their specs are known."""
+    def charge(self, orphans: Rows, running: Running, now: float, kept: Mapping[bytes, KeptOutcome] = _NONE) -> None:
+        """Charges jobs that were running when their fleet died. Their specs are known.
+
+        Args:
+            kept: what has become of some of them, which the database does not know.
+        """
         for columns in orphans:
             row = self.specs.job(columns).row
             attempt, consumer = running.get(row.id, (0, None))
+            known = kept.get(row.id)
+            if known is not None and known.is_news_of(row):
+                known.tell(row)
+                if known.state is not None or attempt != row.attempts + 1:  # else it was running again
+                    known.add_to(self.outcomes.effects, row)
+                    self.outcomes.returned.add(row.seq)
+                    continue
             self.held.add([row], now)
             self.held.orphans.add(row.seq)
             if attempt == row.attempts + 1:
