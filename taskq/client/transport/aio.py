@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from taskq.client.transport import reading
 from taskq.client.transport.absence import Absence, reconnect_pauses
@@ -48,8 +47,46 @@ T = TypeVar("T")
 #: How often to look whether a reader of the journal has ended: it takes some milliseconds.
 _END_PAUSE_S = 0.005
 
-_Clients = dict[tuple[int, Path, float | None], "AsyncClient"]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+C = TypeVar("C")
+
+
+class PerLoop(Generic[C]):
+    """The clients of one kind. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, C]]
+        self._clients = weakref.WeakKeyDictionary()
+
+    def __contains__(self, loop: object) -> bool:
+        return loop in self._clients
+
+    def get(self, key: Hashable, make: Callable[[], C]) -> C:
+        """The client of the running event loop for a queue.
+
+        Args:
+            key: what tells clients apart.
+            make: makes one.
+
+        Raises:
+            RuntimeError: no event loop runs.
+        """
+        loop = asyncio.get_running_loop()
+        own = os.getpid(), key  # what was connected before a fork belongs to the parent
+        client = self._clients.get(loop, {}).get(own)
+        if client is None:
+            self._drop_closed_loops()
+            client = self._clients.setdefault(loop, {})[own] = make()
+        return client
+
+    def _drop_closed_loops(self) -> None:
+        """Frees the clients of loops that were closed under waiting tasks, whose futures keep the loop alive."""
+        for reference in self._clients.keyrefs():  # a copy: other threads add theirs
+            loop = reference()
+            if loop is not None and loop.is_closed():
+                self._clients.pop(loop, None)
+
+
+_clients: PerLoop[AsyncClient] = PerLoop()
 
 
 def async_client(directory: Directory, reply_timeout: float | None = None) -> AsyncClient:
@@ -61,21 +98,7 @@ def async_client(directory: Directory, reply_timeout: float | None = None) -> As
     Raises:
         RuntimeError: no event loop runs.
     """
-    loop = asyncio.get_running_loop()
-    key = os.getpid(), directory.path, reply_timeout  # what was connected before a fork belongs to the parent
-    client = _clients.get(loop, {}).get(key)
-    if client is None:
-        _drop_closed_loops()
-        client = _clients.setdefault(loop, {})[key] = AsyncClient(directory, reply_timeout)
-    return client
-
-
-def _drop_closed_loops() -> None:
-    """Frees the clients of loops that were closed under waiting tasks, whose futures keep the loop alive."""
-    for reference in _clients.keyrefs():  # a copy: other threads add theirs
-        loop = reference()
-        if loop is not None and loop.is_closed():
-            _clients.pop(loop, None)
+    return _clients.get((directory.path, reply_timeout), lambda: AsyncClient(directory, reply_timeout))
 
 
 class AsyncClient(AsyncQueueClient):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from taskq.client.transport.handing_in import CallFiles
 from taskq.client.transport.verbs import Ask, AskLate, Line, Next, Operation, Reach
-from taskq.model.errors import BehindSpool, EnqueueError, ResultTimeout
+from taskq.model.errors import BehindSpool, EnqueueError, JobNotFound, ResultTimeout
 from taskq.model.spec import Spec
 from taskq.protocol.answers import ConnectionLost, value_of
 from taskq.protocol.endings import Ending, ending_of
@@ -165,3 +166,31 @@ class Items:
         if self._line is not None:
             self._line.leave()
             self._line = None
+
+
+class EndingStream(Protocol):
+    """The endings of jobs, as each engine's clients have them."""
+
+    def next(self, timeout_s: float | None) -> Operation[tuple[bytes, Ending | None]]:
+        """The next ending. Raises ResultTimeout."""
+
+    def close(self) -> None:
+        """Ends the stream."""
+
+
+def only_ending(endings: EndingStream, job_id: bytes, timeout_s: float | None) -> Operation[Ending]:
+    """Waits for the end of the one job of a stream, and closes it.
+
+    Raises:
+        ResultTimeout: it did not end in time.
+        JobNotFound: nothing is known of the job.
+    """
+    try:
+        _, ending = yield from endings.next(timeout_s)
+    except ResultTimeout:
+        raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
+    finally:
+        endings.close()
+    if ending is None:
+        raise JobNotFound.of(job_id)
+    return ending

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskq.client.transport.absence import Absence
-from taskq.client.transport.endings import Endings, Items
+from taskq.client.transport.endings import Endings, Items, only_ending
 from taskq.client.transport.handing_in import CallFiles, ToSpool, with_room
 from taskq.client.transport.verbs import Answer, Ask, EndReader, Line, Open, OpenReader, Operation, Send, UseDisk
 from taskq.model.errors import (
@@ -21,7 +21,6 @@ from taskq.model.errors import (
     BehindSpool,
     BrokerUnavailable,
     EnqueueError,
-    JobNotFound,
     ResultTimeout,
 )
 from taskq.model.info.search import ALL_JOBS, JobSearch
@@ -279,16 +278,7 @@ class DirectoryQueue:
             ResultTimeout: it did not end in time.
             JobNotFound: the broker does not know the job.
         """
-        endings = self.watching([job_id])
-        try:
-            _, ending = yield from endings.next(timeout_s)
-        except ResultTimeout:
-            raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
-        finally:
-            endings.close()
-        if ending is None:
-            raise JobNotFound.of(job_id)
-        return ending
+        return only_ending(self.watching([job_id]), job_id, timeout_s)
 
     def info(self, job_id: bytes, arguments: bool = False) -> Operation[JobInfo]:
         """All that is known of a job; little, if it is in the spool. Its arguments only if they are wanted.

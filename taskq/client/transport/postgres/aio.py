@@ -7,8 +7,6 @@ ends.
 from __future__ import annotations
 
 import asyncio
-import os
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from random import SystemRandom
@@ -17,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 import psycopg
 from psycopg.abc import PQGen
 
+from taskq.client.transport.aio import PerLoop
 from taskq.client.transport.api import AsyncQueueClient
 from taskq.client.transport.postgres.foreign import AsyncLent
 from taskq.client.transport.postgres.queue import PostgresQueue
@@ -47,8 +46,7 @@ T = TypeVar("T")
 _MOST_SESSIONS: Final = 4
 _WAIT_INTERVAL_S: Final = 0.1
 
-_Clients = dict[tuple[int, Place, float | None], "AsyncPostgresClient"]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+_clients: PerLoop[AsyncPostgresClient] = PerLoop()
 
 
 def async_client(place: Place, reply_timeout: float | None = None) -> AsyncPostgresClient:
@@ -60,21 +58,7 @@ def async_client(place: Place, reply_timeout: float | None = None) -> AsyncPostg
     Raises:
         RuntimeError: no event loop runs.
     """
-    loop = asyncio.get_running_loop()
-    key = os.getpid(), place, reply_timeout  # what was connected before a fork belongs to the parent
-    client = _clients.get(loop, {}).get(key)
-    if client is None:
-        _drop_closed_loops()
-        client = _clients.setdefault(loop, {})[key] = AsyncPostgresClient(place, reply_timeout)
-    return client
-
-
-def _drop_closed_loops() -> None:
-    """Frees the clients of loops that were closed; their locks may refer to the loop."""
-    for reference in _clients.keyrefs():  # a copy: other threads add theirs
-        loop = reference()
-        if loop is not None and loop.is_closed():
-            _clients.pop(loop, None)
+    return _clients.get((place, reply_timeout), lambda: AsyncPostgresClient(place, reply_timeout))
 
 
 class AsyncPostgresClient(AsyncQueueClient):

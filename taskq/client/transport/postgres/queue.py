@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from taskq.client.transport.endings import only_ending
 from taskq.client.transport.handing_in import pauses_s, with_room
 from taskq.client.transport.operations import CANCEL_AGAIN_S
 from taskq.client.transport.postgres.changing import (
@@ -26,7 +27,6 @@ from taskq.model.errors import (
     BrokerUnavailable,
     ConfigError,
     EnqueueError,
-    JobNotFound,
     JobStateError,
     PayloadTooLarge,
     ResultTimeout,
@@ -213,16 +213,7 @@ class PostgresQueue:
             ResultTimeout: it did not end in time.
             JobNotFound: nothing is known of the job.
         """
-        endings = self.watching([job_id])
-        try:
-            _, ending = yield from endings.next(timeout_s)
-        except ResultTimeout:
-            raise ResultTimeout(f"job {job_id.hex()} has not ended within {timeout_s:g} s; it goes on") from None
-        finally:
-            endings.close()
-        if ending is None:
-            raise JobNotFound.of(job_id)
-        return ending
+        return only_ending(self.watching([job_id]), job_id, timeout_s)
 
     def items(self, job_id: bytes, start: int, timeout_s: float | None) -> Items:
         """Opens a stream of the items that a job yields, from a number on, to be closed."""
