@@ -16,8 +16,11 @@ from apps import jobs
 from fleet import Gate, running, starts, wait_until
 from machines import SCHEMA, MachineFleet, use_database
 from postgres import Server
+from screen import Screen, watch
 
 from taskq import JobCancelled, JobFailed, JobNotFound, JobState, ResultTimeout
+from taskq.cli.top.app import Top
+from taskq.cli.top.live import LiveSource
 from taskq.engines.postgres.migrate import migrate
 
 Start = Callable[..., MachineFleet]
@@ -231,3 +234,18 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""  # the process has ended
+
+
+def test_top_shows_all_machines(machines: Machines) -> None:
+    async def look(screen: Screen) -> None:
+        told = await screen.until("running", "broker", "of 2 consumers")
+        assert told.count("heard of") == 2
+        await screen.press("4")
+        await screen.until("4 Failures", "failed job")
+        await screen.press("5")
+        told = await screen.until("no.", "pid", "memory")
+        for fleet in (machines.one, machines.two):
+            [pid] = fleet.consumer_pids()
+            assert str(pid) in told
+
+    watch(Top(jobs.q, LiveSource(jobs.q, shows_arguments=False)), look)
