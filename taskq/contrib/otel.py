@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined, unused-ignore]
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from taskq.client.app import TaskQ
 from taskq.client.context import CurrentJob
 from taskq.client.hooks import for_every_app, no_longer_for_every_app
+from taskq.contrib.told_errors import tell
 from taskq.model.errors import Cancel, Retry, Snooze
 
 #: A longer value, such as a large baggage, does not travel: the meta of a job has 4 KiB.
@@ -120,10 +122,9 @@ class _Tracing:
                 span.set_attribute("taskq.wish", type(wish).__name__.lower())  # what the job asks for is no error
                 raise
             except BaseException as error:
-                labels["error.type"] = type(error).__qualname__
-                span.set_attribute("error.type", type(error).__qualname__)
-                span.record_exception(error)
-                span.set_status(Status(StatusCode.ERROR, str(error)))
+                span.set_status(StatusCode.ERROR)
+                labels["error.type"] = "_OTHER"  # as the conventions say for one whose name cannot be told
+                tell(partial(_tell, span, labels), error)
                 raise
             finally:
                 self._consumed.add(1, labels)
@@ -134,3 +135,10 @@ class _Tracing:
         provider = self._provider or trace.get_tracer_provider()
         if hasattr(provider, "force_flush"):  # not the one that does nothing
             provider.force_flush(_FLUSH_MS)
+
+
+def _tell(span: Span, labels: dict[str, Any], error: BaseException) -> None:
+    labels["error.type"] = type(error).__qualname__
+    span.set_attribute("error.type", labels["error.type"])
+    span.record_exception(error)
+    span.set_status(Status(StatusCode.ERROR, str(error)))

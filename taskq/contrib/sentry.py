@@ -16,6 +16,7 @@ from sentry_sdk.utils import event_from_exception
 from taskq.client.app import TaskQ
 from taskq.client.context import CurrentJob
 from taskq.client.hooks import for_every_app
+from taskq.contrib.told_errors import tell
 from taskq.model.errors import Cancel, Retry, Snooze
 from taskq.model.job import enqueued_at
 
@@ -89,12 +90,16 @@ def _process(job: CurrentJob) -> Iterator[None]:
             except (Retry, Snooze, Cancel):  # what the job asks for is no error
                 raise
             except BaseException as error:
-                options = sentry_sdk.get_client().options
-                event, hint = event_from_exception(error, options, {"type": "taskq", "handled": False})
-                sentry_sdk.capture_event(event, hint)
                 transaction.set_status("internal_error")
+                tell(_capture, error)
                 raise
             transaction.set_status("ok")
+
+
+def _capture(error: BaseException) -> None:
+    options = sentry_sdk.get_client().options
+    event, hint = event_from_exception(error, options, {"type": "taskq", "handled": False})
+    sentry_sdk.capture_event(event, hint)
 
 
 def _made_at(job: CurrentJob) -> float:

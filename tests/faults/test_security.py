@@ -923,6 +923,7 @@ _IMPORTERS = {
 }
 #: multiprocessing pickles what it sends: between a broker and the consumers that it started, over their own pipes.
 _PICKLERS = {
+    "contrib/django/dashboard.py": "the class of futures (concurrent.futures)",
     "client/executors/executor.py": "the base class of executors (concurrent.futures)",
     "client/executors/futures.py": "the class of futures, and their errors",
     "client/executors/private.py": "the error of an executor that cannot start (concurrent.futures)",

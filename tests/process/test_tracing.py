@@ -95,6 +95,15 @@ def test_an_error_is_told_for_each_attempt_and_a_wish_is_none(fleet: Fleet) -> N
     assert [event for event in events_of(told, asked) if "exception" in event] == []
 
 
+def test_an_error_without_a_text_is_the_jobs_error_all_the_same(fleet: Fleet) -> None:
+    job = traced.mute.enqueue()
+    with pytest.raises(JobFailed) as failed:
+        job.result(timeout=20)
+    assert failed.value.error_type == "Mute"
+    [span] = spans_of(traced.told.enqueue().result(timeout=20), job.id)
+    assert (span["status"], span["attributes"]["error.type"]) == ("ERROR", "Mute")
+
+
 def test_sentry_leads_from_the_request_to_the_attempt(fleet: Fleet) -> None:
     traced.Kept.sent.clear()
     with sentry_sdk.start_transaction(op="http.server", name="POST /orders"):

@@ -14,13 +14,13 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from taskq import Retry, TaskQ, current_job
+from taskq.client.hooks import no_longer_for_every_app
 from taskq.contrib.otel import TaskQInstrumentor
-from taskq.contrib.sentry import TaskQIntegration
+from taskq.contrib.sentry import TaskQIntegration, install
 
 exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
-TaskQInstrumentor().instrument(tracer_provider=provider, meter_provider=MeterProvider([reader]))
 
 
 class Kept(Transport):
@@ -33,9 +33,17 @@ class Kept(Transport):
 
 
 sentry_sdk.init(
-    dsn="http://key@127.0.0.1:9/1", traces_sample_rate=1.0, transport=Kept, integrations=[TaskQIntegration()]
+    dsn="http://key@127.0.0.1:9/1",
+    traces_sample_rate=1.0,
+    transport=Kept,
+    integrations=[TaskQIntegration()],
+    default_integrations=False,
+    auto_enabling_integrations=False,
 )
+no_longer_for_every_app(install)  # other tests run in this process
 q = TaskQ("traced")
+install(q)
+TaskQInstrumentor().instrument(app=q, tracer_provider=provider, meter_provider=MeterProvider([reader]))
 
 
 @q.task
@@ -52,6 +60,18 @@ async def waits(number: int) -> int:
 async def fails() -> None:
     sentry_sdk.add_breadcrumb(message=f"attempt {current_job().attempt}")
     raise ValueError("no paper")
+
+
+class Mute(ValueError):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+@q.task
+def mute() -> None:
+    raise Mute
 
 
 @q.task(retries=1, backoff=[0])
