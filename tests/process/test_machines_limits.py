@@ -11,12 +11,13 @@ import pytest
 from apps import shared_limits as tasks
 from fleet import APPS, Gate, running, wait_until
 from machines import MachineFleet, use_database
-from postgres import Server
+from postgres import Server, running_server
 
 from taskq import Job
 
 APP = f"{APPS / 'shared_limits.py'}:q"
 Start = Callable[..., MachineFleet]
+MakeGate = Callable[[], Gate]
 
 
 class Line(NamedTuple):
@@ -55,17 +56,21 @@ def judge(path: Path) -> None:
             assert own >= set(range(number)), f"{limit} {number} began before {set(range(number)) - own} had ended"
 
 
+@pytest.fixture(autouse=True)
+def apps_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(APPS.parent))
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
 
 
 @pytest.fixture
-def start(postgres: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def start(postgres: Server, database: str, tmp_path: Path) -> Iterator[Start]:
     """Starts fleets of machines by name on a database of the test's own."""
     url = f"{postgres.url(database)}&lease=2"
     use_database(tasks.q, tmp_path / "client", url)
-    monkeypatch.setenv("PYTHONPATH", str(APPS.parent))
 
     def start(name: str, **settings: object) -> MachineFleet:
         return stack.enter_context(running(MachineFleet(tmp_path / name, url, APP, **{"consumers": 3, **settings})))
@@ -85,7 +90,7 @@ def enqueue_some(path: Path, few: int, in_line: int) -> list[Job]:
 def test_limits_hold_over_machines_whatever_is_killed(start: Start, path: Path) -> None:
     """Consumers and brokers of both are killed at any time, and a whole machine at last, whose share comes back."""
     one, two = start("one"), start("two")
-    made = enqueue_some(path, few=60, in_line=12)
+    made = enqueue_some(path, few=40, in_line=8)
     for number, kill in enumerate(
         (
             lambda: one.kill(one.consumer_pids()[0]),
@@ -96,7 +101,7 @@ def test_limits_hold_over_machines_whatever_is_killed(start: Start, path: Path) 
         ),
         1,
     ):
-        wait_for_lines(path, 12 * number)
+        wait_for_lines(path, 8 * number)
         kill()
         if number in (2, 4):
             wait_until(lambda: one.consumer_pids() and two.consumer_pids(), "consumers of both")
@@ -105,7 +110,7 @@ def test_limits_hold_over_machines_whatever_is_killed(start: Start, path: Path) 
     judge(path)
     found = lines(path)
     assert {each.place for each in found if each.limit == "few"} != {"none"}
-    assert len({each.number for each in found if (each.limit, each.what) == ("few", "end")}) == 60
+    assert len({each.number for each in found if (each.limit, each.what) == ("few", "end")}) == 40
     assert tasks.one_of_few.enqueue(str(path), 100).wait(timeout=10), "nobody holds what the lost machine had"
 
 
@@ -129,15 +134,36 @@ def test_why_names_the_limit_and_its_holders_on_another_machine(start: Start, pa
     assert all(job.wait(timeout=20) for job in (holder, other, waiting))
 
 
+def test_a_fleet_that_is_cut_off_stops_what_must_be_alone(tmp_path: Path, path: Path, make_gate: MakeGate) -> None:
+    """Before another machine may take it, and uncharged. What need not be alone goes on."""
+    with running_server() as server:
+        url = f"{server.url(server.create_database())}&lease=2"
+        use_database(tasks.q, tmp_path / "client", url)
+        with running(MachineFleet(tmp_path / "one", url, APP, consumers=2)) as fleet:
+            gate = make_gate()
+            alone = tasks.hold.enqueue(gate.path, str(path), "k", 1)
+            shared = tasks.hold_shared.enqueue(gate.path, str(path), 2)
+            wait_for_lines(path, 2)
+            server.freeze()
+            fleet.wait_for("consumer.exited", signal="SIGKILL")
+            server.thaw()
+            found = wait_for_lines(path, 3)
+            gate.open()
+            assert alone.wait(timeout=20)
+            assert shared.wait(timeout=20)
+            assert sorted(line.limit for line in found) == ["hold-k", "hold-k", "shared"]
+            assert (alone.info().crashes, shared.info().attempts) == (0, 1)
+
+
 def test_a_rate_holds_over_machines(start: Start, path: Path) -> None:
     """Some of what it allows would start at once on each machine."""
     start("one")
     start("two")
-    made = tasks.rated.enqueue_many((str(path), number) for number in range(14))
+    made = tasks.rated.enqueue_many((str(path), number) for number in range(8))
     for job in made:
         job.result(timeout=30)
     at = sorted(float(line.place) for line in lines(path))
-    assert len(at) == 14
+    assert len(at) == 8
     assert all(later - first > 2.0 for first, later in zip(at, at[6:], strict=False)), at
 
 

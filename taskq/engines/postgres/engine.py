@@ -303,6 +303,8 @@ class PostgresEngine:
         if asked.probe is not None and answer.seen is not None:
             counts = {number: count for number, (count, _) in last.items()}
             self._limits.leased(asked.probe, answer.seen, round_.allotment, counts, now)
+            if self._is_cut_off:
+                self._limits.lose_all()  # until a beat is answered: it may be taken for dead meanwhile
             if not self._demand.known_all(answer.seen.rows()):
                 self._read_partitions()
 
@@ -478,9 +480,7 @@ class PostgresEngine:
         self._limits.expire_starts(now)
         if now >= self._lease_ends_at and not self._is_cut_off:
             self._is_cut_off = True
-            self._lose_limits(
-                "the database did not answer: another machine may soon run what its job must not run beside"
-            )
+            self._lose_limits("the database did not answer: others may soon run what its job must not run beside")
         if now >= self._release_at and len(self._leases.held):
             self._release_at = now + _RELEASE_EVERY_S
             self._leases.release(now, self.figures.paused())
@@ -508,6 +508,7 @@ class PostgresEngine:
     def _lose_limits(self, why: str) -> None:
         """Others may soon have what this fleet has of limits."""
         self._limits.lose_all()
+        self._consumers.take_back_all(self._clock.monotonic())  # what waits behind other jobs must not start, either
         self._consumers.interrupt(self._leases.exclusive_ids(), why)
 
     def want(self, loads: Sequence[Load]) -> None:
@@ -541,9 +542,8 @@ class PostgresEngine:
         if now < self._unsettled.keep_at and not self.is_settled:
             at = min(at, self._unsettled.keep_at)
         if self._work.is_free:
-            if self._leases.has_effects or self._leases.outcomes or self._is_fenced or self._ended:
-                return max(now, self._round_at)
-            if self._limits.has_surplus:
+            has_some = self._leases.has_effects or self._leases.outcomes or self._limits.has_surplus
+            if has_some or self._is_fenced or self._ended:
                 return max(now, self._round_at)
             for look_at in (self._demand.next_at, self._limits.next_at()):
                 if look_at > self._stepped_at:  # else it has looked, and the fleet wants nothing

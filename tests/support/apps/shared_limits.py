@@ -62,6 +62,12 @@ def hold(gate: str, path: str, key: str, number: int) -> None:
     pass_gate(gate)
 
 
+@q.task
+def hold_shared(gate: str, path: str, number: int) -> None:
+    append(path, f"shared start {number} {os.getpid()}")
+    pass_gate(gate)
+
+
 @q.task(rate="6/3s")
 def rated(path: str, number: int) -> None:
     append(path, f"rated start {number} {time.time()}")
