@@ -54,7 +54,7 @@ def test_install_and_watch(folder: Path, home: Path) -> None:
         *looks, cancel, stop, reload = shell_lines("watch.md")
         told = {}
         for line in looks:
-            if line.split()[1] not in ("logs", "web"):  # these do not end by themselves
+            if line.split()[1] not in ("logs", "top", "web"):  # these do not end by themselves
                 told[line.split()[1]] = run_line(folder, line, ID=second[:32])
         assert "8 enqueued" in told["status"]
         assert second[:32] in told["jobs"]
