@@ -224,7 +224,8 @@ def test_a_chord_survives_the_death_of_consumers(fleet: Fleet, tmp_path: Path) -
     result = chord([celery_app.killed_once.s(mark, n) for n, mark in enumerate(marks)], total.s())()
     assert result.get(TIMEOUT_S) == 3
     assert [len(Path(mark).read_text().splitlines()) for mark in marks] == [2, 2, 2]
-    assert fleet.count("job.succeeded", task="apps.celery_app.total") == before + 1
+    ended = "job.succeeded"
+    wait_until(lambda: fleet.count(ended, task="apps.celery_app.total") == before + 1, "the line of the log")
 
 
 def test_a_task_that_must_not_be_repeated_fails_when_its_process_dies(fleet: Fleet, tmp_path: Path) -> None:
