@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import fleet
 import proof
 import pytest
 from apps import jobs, versioned
+from engines import ON_POSTGRES, Databases
 from fleet import JOBS, Fleet, Gate, running, use
 from hypothesis import HealthCheck, settings
 from postgres import Server, running_server
@@ -22,6 +24,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: The machine may be busy with other tests: how long an example takes says nothing.
 settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taskq")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the choice of the engine."""
+    parser.addoption("--engine", choices=("embedded", "postgres"), default="embedded", help="of the end-to-end tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each queue a database, if that is wanted."""
+    if config.getoption("--engine") == "postgres":
+        fleet.databases = databases = Databases()
+        config.add_cleanup(databases.close)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves those out that make no sense with another engine; see `engines.ON_POSTGRES`."""
+    if config.getoption("--engine") == "embedded":
+        return
+    kept = []
+    for item in items:
+        left_out = ON_POSTGRES.get(item.path.stem)
+        if left_out is not None and item.name.partition("[")[0] not in left_out:
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

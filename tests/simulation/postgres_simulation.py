@@ -15,57 +15,40 @@ import argparse
 import heapq
 import sys
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from itertools import count
 from math import inf
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))  # also as a program of its own
 
-from deaf import Deaf
-from history import End, Final, Limits, Read, Start
+from history import Final, Limits, Read
 from history_machines import MachinesHistory, Wait, check
 from machines import SCHEMA
 from postgres import Server, running_server
 from scripted_database import make_template
-from scripted_fleet import Consumer, ScriptedClock, ScriptedFleet
-from simulated_database import SimLink, Wire, Words, joined
+from simulated_clients import SimClient
+from simulated_database import SimLink, Wire
+from simulated_machines import LEASE_S, WALL_S, Machine, digest
 
-from taskq.broker.consumers.succession import Succession
-from taskq.broker.parts import Parts, core_of
-from taskq.client.transport.postgres.queue import PostgresQueue
-from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
-from taskq.client.transport.verbs import Operation
-from taskq.engines.postgres.engine import PostgresEngine
-from taskq.engines.postgres.exchanges import Beaten, Reclaimed
-from taskq.engines.postgres.link.link import Exchange
-from taskq.model.attempt import Verdict, read_outcome
+from taskq.engines.postgres.round import Round
+from taskq.model.attempt import read_outcome
 from taskq.model.constraints import Constraints, UniqueKey
-from taskq.model.effects import Key, ProcessExit, Success
 from taskq.model.errors import BrokerUnavailable, TaskQError
-from taskq.model.job import JobRow
-from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
-from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.postgres.watching import channel_of, ids_in
 from taskq.protocol.submissions import Call, EarlierId
-from taskq.system.directory import Directory
-from taskq.system.place import DatabaseUrl, Place
+from taskq.system.place import DatabaseUrl
 
-_WALL_S = 1_700_000_000.0
-LEASE_S = 5.0
 #: Chance is at work for so long; then everything must end within the time after it.
 _LIFE_S = 14.0
 _QUIET_S = 150.0
-#: What a client waits for the database.
-_PATIENCE_S = 5.0
 
 #: Nothing is lost; links break; one of two machines is cut off or frozen for longer than the lease, once; everything at
 #: random; one machine with one consumer.
@@ -85,389 +68,6 @@ _ACTS = (
     "retry",
 )
 TASKS = ("ok", "ok", "ok", "fails", "fails_once", "poison", "poison_once", "snoozes")
-
-
-def digest(payload: bytes) -> str:
-    return sha256(payload).hexdigest()[:16]
-
-
-class MachineClock(ScriptedClock):
-    """The clock of a machine, which may be wrong."""
-
-    def __init__(self, world: World, offset_s: float) -> None:
-        self._world, self._offset_s = world, offset_s
-
-    @property
-    def now(self) -> float:  # type: ignore[override]
-        return self._world.now
-
-    def time(self) -> float:
-        return _WALL_S + self._world.now + self._offset_s
-
-
-# -- machines
-
-
-class SimEngine(PostgresEngine):
-    """The real engine, with the links of the world."""
-
-    def __init__(self, machine: Machine, world: World, settings: Settings) -> None:
-        super().__init__(machine.directory, world.url, settings, machine.clock)
-        self.machine, self._history = machine, world.history
-        self._work = SimLink(world, machine, "work")
-        self._control = SimLink(world, machine, "control")
-        self.links = (self._work, self._control)
-
-    def gather(self, now: float) -> None:
-        self._control._words += self.machine.words.take(now) if self._control.is_ready else []
-        super().gather(now)
-
-    def _finish_beat(self, beaten: Beaten | None, now: float) -> None:
-        if beaten is not None and not beaten.is_fenced:
-            self._history.beats[self.machine.name].append(self._beaten_at)
-        super()._finish_beat(beaten, now)
-
-    def _finish_reclaim(self, reclaimed: Reclaimed) -> None:
-        self._history.beats[self.machine.name].append(self.machine.clock.now)
-        super()._finish_reclaim(reclaimed)
-
-
-class Log(Deaf):
-    """Notes what a machine logs as succeeded."""
-
-    def __init__(self, machine: Machine, world: World) -> None:
-        self._machine, self._world = machine, world
-
-    def successes(self, done: Iterable[Success], _now: float) -> None:
-        for row, _, _ in done:
-            told = (self._machine.name, row.id.hex(), row.attempts, self._world.now)
-            self._world.history.told.append(told)
-
-
-class SimConsumer(Consumer):
-    """Runs jobs as they are meant: what is to happen stands in the payload."""
-
-    def __init__(self, fleet: SimFleet, key: Key) -> None:
-        super().__init__(fleet, key)
-        self._world, self._sim = fleet.world, fleet
-        self.name = f"{fleet.machine.name}.{next(fleet.world.numbers)}"
-        self.is_alive = True
-        self.stops: set[int] = set()  # attempts that are to be cancelled
-
-    def go_on(self) -> None:
-        """Begins the next job, if it is free and has one."""
-        if not self.is_alive or self.running is not None or not self.sent:
-            return
-        self.begun, self.running = self.sent.popleft()
-        row, world = self.running, self._world
-        note = Start(row.id.hex(), row.attempts + 1, self.name, world.now, digest(bytes(row.payload)))
-        world.history.starts.append(note)
-        number = self.begun
-        world.later(world.run_time(), lambda: self._act(number, row))
-
-    def stop(self) -> None:
-        """The running job is to be cancelled."""
-        number, row = self.begun, self.running
-        self._world.later(0.05, lambda: self._stopped(number, row))
-
-    def _stopped(self, number: int, row: JobRow | None) -> None:
-        if self.is_alive and self.running is row and row is not None and self.begun == number:
-            self._note(row, False)
-            self.fail(Verdict.CANCELLED)
-
-    def _act(self, number: int, row: JobRow) -> None:
-        if not self.is_alive or self.running is not row or self.begun != number:
-            return
-        attempt = row.attempts + 1
-        said = f"{self.name} {attempt}"
-        task = bytes(row.payload).partition(b" ")[0].decode()
-        if task == "poison" or (task == "poison_once" and attempt == 1):
-            self._sim.machine.kill_consumer(self)
-        elif task == "fails" or (task == "fails_once" and attempt == 1):
-            self._note(row, False)
-            self.fail(message=said)
-        elif task == "snoozes" and attempt == 1:
-            self._note(row, False, snoozed=True)
-            self.fail(Verdict.SNOOZED, delay_s=0.5)
-        else:
-            self._note(row, True)
-            self.succeed(said.encode())
-
-    def _note(self, row: JobRow, succeeded: bool, snoozed: bool = False) -> None:
-        end = End(row.id.hex(), row.attempts + 1, self.name, self._world.now, succeeded, snoozed)
-        self._world.history.ends.append(end)
-
-
-class SimFleet(ScriptedFleet):
-    """The life of one broker."""
-
-    def __init__(self, machine: Machine, world: World, running: Iterable[FlightRecord]) -> None:
-        self.world, self.machine = world, machine
-        self.clock = machine.clock
-        self.next = None
-        self.by_key = {}
-        self.stopped = []
-        self.directory = machine.directory
-        settings = Settings(keep_results_s=86_400.0)
-        self.core = core_of(settings)
-        self.engine = SimEngine(machine, world, settings)
-        parts = Parts(machine.directory, settings, self.engine, self.core, cast(Any, Log(machine, world)), self.clock)
-        for link in self.engine.links:
-            link.is_instant = True
-        parts.recover(running)
-        parts.start(self, Succession(0), lambda _by: None, lambda: 0)
-        for link in self.engine.links:
-            link.is_instant = False
-        self._keys = 0
-        world.history.beats[machine.name].append(world.now)
-
-    def consumer(self) -> SimConsumer:
-        self._keys += 1
-        self.by_key[self._keys] = consumer = SimConsumer(self, self._keys)
-        return consumer
-
-    def turn(self, times: int = 1) -> None:  # noqa: ARG002
-        """Something has happened: the broker looks soon."""
-        self.world.wake(self.machine)
-
-    def one_turn(self) -> None:
-        self._turn(self.clock.now)
-        for consumer in list(self.by_key.values()):
-            cast(SimConsumer, consumer).go_on()
-
-    def cancel_running(self, job_id: bytes) -> None:
-        super().cancel_running(job_id)
-        for consumer in self.by_key.values():
-            if consumer.running is not None and consumer.running.id == job_id:
-                cast(SimConsumer, consumer).stop()
-
-
-class Machine:
-    """One machine: at most one broker at a time runs on it."""
-
-    def __init__(self, world: World, name: str, slots: int) -> None:
-        self.world, self.name, self._slots = world, name, slots
-        self.directory = Directory(world.folder / name).create()
-        self.clock = MachineClock(world, world.random.choice((0.0, 0.0, 0.4, 3_600.0, -3_600.0)))
-        self.fleet: SimFleet | None = None
-        self.words = Words()
-        self.cut_until = self.frozen_until = -1.0
-        self.turns_at = inf
-        self._records: list[FlightRecord] = []
-
-    def start(self) -> None:
-        """A broker starts."""
-        if self.fleet is not None:
-            return
-        if self.world.now < self.cut_until:
-            self.world.later(self.cut_until - self.world.now, self.start)
-            return
-        for link in list(self.world.links):
-            link.give_way(self.world.now)
-        self.world.tell_time()
-        self.words = Words()
-        self.fleet = SimFleet(self, self.world, self._records)
-        for _ in range(self._slots):
-            self.fleet.consumer()
-        self.world.wake(self)
-
-    def turn(self) -> None:
-        if self.fleet is None:
-            return
-        now = self.world.now
-        if now < self.frozen_until:
-            self.world.wake(self, self.frozen_until)
-            return
-        self.fleet.one_turn()
-        self.world.wake(self, max(self.fleet.engine.next_at(now), now + 0.001))
-
-    def cut_off(self, seconds: float) -> None:
-        """Nothing goes between it and the server, which ends sessions that leave a transaction open."""
-        self.cut_until = self.world.now + seconds
-        for link in [] if self.fleet is None else self.fleet.engine.links:
-            if link._exchange is not None and self.world.random.random() < 0.5:
-                link.give_way(self.world.now)
-
-    def freeze(self, seconds: float) -> None:
-        """The broker is stopped; its consumers go on."""
-        self.frozen_until = self.world.now + seconds
-        self.world.history.freezes.append((self.name, self.world.now, self.frozen_until))
-        for link in [] if self.fleet is None else self.fleet.engine.links:
-            if link._commit_at is not None:
-                link.give_way(self.world.now)
-
-    def kill_broker(self, back_after_s: float) -> None:
-        """The broker is killed, with its consumers; its guardian starts another one."""
-        fleet, world = self.fleet, self.world
-        if fleet is None:
-            return
-        running = [each.running for each in fleet.by_key.values() if each.running is not None]
-        self._records = [FlightRecord(row.id, row.attempts + 1) for row in running]
-        for consumer in fleet.by_key.values():
-            self._note_death(cast(SimConsumer, consumer))
-        for link in fleet.engine.links:
-            link.remove()
-        world.history.broker_deaths.append(world.now)
-        world.history.ended_brokers.append((self.name, world.now))
-        self.fleet = None
-        world.later(back_after_s, self.start)
-
-    def _note_death(self, consumer: SimConsumer) -> None:
-        consumer.is_alive = False
-        self.world.history.deaths[consumer.name] = self.world.now
-
-    def kill_consumer(self, consumer: SimConsumer) -> None:
-        """A consumer is killed, and followed by another one."""
-        fleet = self.fleet
-        if fleet is None or not consumer.is_alive:
-            return
-        self._note_death(consumer)
-        del fleet.by_key[consumer.key]
-        fleet.core.died(consumer.key, consumer.claims, ProcessExit(signal="SIGKILL"), self.clock.time())
-        self.world.later(0.1, lambda: fleet is self.fleet and fleet.consumer() and fleet.turn())
-        fleet.turn()
-
-    def kill_any_consumer(self) -> None:
-        if self.fleet is not None and self.fleet.by_key:
-            self.kill_consumer(cast(SimConsumer, self.world.random.choice(list(self.fleet.by_key.values()))))
-
-
-# -- clients
-
-
-class SimEar:
-    """Hears what brokers tell a client."""
-
-    def __init__(self, client: SimClient, waiting: Any) -> None:
-        self.client = client.number
-        self.heard: list[bytes] = []
-        self._waiting = waiting
-        self._owner = client
-        client.ear = self
-
-    def take(self) -> list[bytes]:
-        heard, self.heard = [job_id for job_id in self.heard if job_id in self._waiting], []
-        return heard
-
-    def close(self) -> None:
-        self._owner.ear = None
-
-
-class SimClient:
-    """Runs one operation after the other, with a link of its own."""
-
-    cut_until = -1.0
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world, self.number = world, number
-        self.clock = MachineClock(world, world.random.choice((0.0, 0.3, -3_600.0, 7_200.0)))
-        self.queue = PostgresQueue(Place(Directory(world.folder), world.url), self.clock)
-        self.link = SimLink(world, self, f"client {number}", reads_all=True)
-        self.ear: SimEar | None = None
-        self.turns_at = inf
-        self.doing = ""
-        self._waiting: deque[tuple[str, Operation[Any], Callable[[Any], None], tuple[str, UUID, bool] | None]] = deque()
-        self._operation: Operation[Any] | None = None
-        self._verb: Any = None
-        self._since = 0.0
-        self._hears_until = inf
-        world.wire.listen(channel_of(SCHEMA, number))
-
-    def do(
-        self,
-        what: str,
-        operation: Operation[Any],
-        on_end: Callable[[Any], None],
-        order: tuple[str, UUID, bool] | None = None,
-    ) -> None:
-        """Runs an operation, after those before.
-
-        Args:
-            on_end: takes its result, or its error.
-            order: what is written in the same transaction, and whether that commits.
-        """
-        self._waiting.append((what, operation, on_end, order))
-        if self._operation is None:
-            self._next()
-
-    def _next(self) -> None:
-        if self._waiting:
-            self.doing, self._operation, self._on_end, self._order = self._waiting.popleft()
-            self._go_on(lambda operation: operation.send(None))
-
-    def _go_on(self, move: Callable[[Operation[Any]], Any]) -> None:
-        assert self._operation is not None
-        try:
-            verb = move(self._operation)
-            while isinstance(verb, Listen):
-                verb = self._operation.send(SimEar(self, verb.waiting))
-        except StopIteration as end:
-            self._end(end.value)
-            return
-        except TaskQError as error:
-            self._end(error)
-            return
-        self._verb, self._since = verb, self.world.now
-        match verb:
-            case Run():
-                self._ask()
-            case Hear():
-                self._hears_until = self.world.now + verb.within_s
-                self.world.wake(self)
-            case Sleep():
-                self.world.later(verb.seconds, lambda: self._go_on(lambda operation: operation.send(None)))
-
-    def _end(self, value: Any) -> None:
-        self._operation, self.doing = None, ""
-        self._on_end(value)
-        self._next()
-
-    def _ask(self) -> None:
-        make, order = self._verb.make, self._order
-        if order is not None and self._verb.joins:
-            own = make
-            make = lambda: joined(own, order[1], order[2])  # noqa: E731
-        self.link.ask(Exchange(lambda: _guarded(make)))
-        self.world.wake(self)
-
-    def turn(self) -> None:
-        now = self.world.now
-        self.link.turn(now)
-        for exchange in self.link.take():
-            self._answered(exchange)
-        if isinstance(self._verb, Hear) and self._operation is not None:
-            heard = [] if self.ear is None else self.ear.take()
-            if heard or now >= self._hears_until:
-                self._hears_until = inf
-                self._verb = None
-                self._go_on(lambda operation: operation.send(heard))
-        self.world.wake(self, max(min(self.link.next_at(now), self._hears_until), now + 0.001))
-
-    def _answered(self, exchange: Exchange[Any]) -> None:
-        error = exchange.error
-        if error is None:
-            value, refusal = exchange.value
-            if refusal is None:
-                self._go_on(lambda operation: operation.send(value))
-            else:
-                self._go_on(lambda operation: operation.throw(refusal))
-        elif self._order is not None or self.world.now > self._since + _PATIENCE_S:
-            assert error.sqlstate in ("", "22012", "57P01"), error
-            self._go_on(lambda operation: operation.throw(BrokerUnavailable(str(error))))
-        else:
-            assert error.sqlstate in ("", "57P01"), error
-            self.world.later(0.02, self._ask)
-
-
-def _guarded(make: Callable[[], Any]) -> Any:
-    """A plan that ends where it raises an error for the client, which it does before it has changed anything."""
-    try:
-        return (yield from make()), None
-    except TaskQError as error:
-        return None, error
-
-
-# -- the world
 
 
 class World:
@@ -496,7 +96,7 @@ class World:
         self.kind = kind or self.random.choice(KINDS)
         self._has_faults = True
         self._losses = 0.0 if self.kind in ("calm", "orderly", "parted") else self.random.choice((0.002, 0.01, 0.03))
-        self._holds = self.random.choice((0.02, 0.2)) if self.kind != "orderly" else 0.0
+        self._holds = self.random.choice((0.02, 0.2, 0.6)) if self.kind != "orderly" else 0.0
         self._lost_words = 0.0 if self.kind in ("calm", "orderly", "parted") else self.random.choice((0.0, 0.1, 0.5))
         self.history.is_calm = self.kind == "calm"
         self.history.is_orderly = self.kind == "orderly"
@@ -517,6 +117,14 @@ class World:
     def holds_for(self) -> float:
         """What a commit is held up."""
         return self.random.choice((0.002, 0.02, 0.2))
+
+    def commit_is_held(self, exchange: object) -> None:
+        """Somebody begins to wait for a job just while its end is to be committed."""
+        ended = exchange.outcomes.effects.ended if isinstance(exchange, Round) else ()
+        idle = [client for client in self.clients if not client.doing]
+        if ended and idle:
+            row, _, _ = self.random.choice(ended)
+            self._wait(self.random.choice(idle), row.id.hex())
 
     def run_time(self) -> float:
         """What a job takes."""
@@ -555,7 +163,7 @@ class World:
         self.later(at - self.now, turn)
 
     def tell_time(self) -> None:
-        self.wire.set_clock(_WALL_S + self.now)
+        self.wire.set_clock(WALL_S + self.now)
 
     def _hear(self, channel: str, word: str) -> None:
         """What was notified is on its way."""
@@ -672,7 +280,8 @@ class World:
         self.later(self.random.uniform(0.05, 0.8), lambda: self._act(client))
         if client.doing:
             return
-        random, some = self.random, self.random.choice(self._jobs[-30:]) if self._jobs else None
+        random = self.random
+        some = random.choice(self._jobs[-random.choice((2, 30)) :]) if self._jobs else None
         act = random.choice(_ACTS)
         if act == "call":
             self._submit(client, "ok", 1)
@@ -810,7 +419,7 @@ class World:
             requeued = 5 if job in h.retried else 0
             h.final[job] = Final(name, attempts, crashes, repr(read), requeued, snoozes, "came after" in repr(read))
             if finished_at is not None:
-                h.finished_at[job] = finished_at - _WALL_S
+                h.finished_at[job] = finished_at - WALL_S
             if name == "succeeded":
                 assert read.result is not None
                 process, number = bytes(read.result).decode().split()

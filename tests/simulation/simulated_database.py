@@ -218,6 +218,7 @@ class SimLink(Link):
     def _answered(self, now: float) -> None:
         if self._held is not None and self._failure is None:
             self._commit_at = now + self.world.holds_for()
+            self.world.commit_is_held(self._exchange)
             return
         self._held = None
         super()._answered(now)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import proof
 import psutil
@@ -29,6 +29,7 @@ from taskq.client.transport.blocking import Client
 from taskq.model.errors import BrokerUnavailable, TaskQError
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
+from taskq.system.place import Place
 from taskq.telemetry.reader import Filter, follow, read
 
 APPS = Path(__file__).parent / "apps"
@@ -52,6 +53,17 @@ _CUT_SHORT = re.compile(
     r'Traceback \(most recent call last\):\n  File "<string>", line 1, in <module>\n'
     r'  File "[^"]*multiprocessing/spawn\.py", line \d+, in spawn_main\n(?:  .*\n)+EOFError: Ran out of input\n'
 )
+
+
+class Databases(Protocol):
+    """Where queues are, if not in directories."""
+
+    def place(self, home: Path) -> Place:
+        """Where the queue is that a test has in a directory."""
+
+
+#: With `--engine=postgres`.
+databases: Databases | None = None
 
 
 class Late(AssertionError):
@@ -117,7 +129,14 @@ class Fleet:
         self.expected: set[str] = set()  # bugs that a test provokes
         self._app = app
         self._prefix = prefix
-        self._environment = {**os.environ, "TASKQ_URL": str(home), **(environment or {})}
+        url = {"TASKQ_URL": str(home)}
+        if databases is not None and "TASKQ_URL" not in (environment or {}):
+            place = databases.place(home)
+            assert place.database is not None
+            place.directory.create()
+            self.home = place.directory.path
+            url = {"TASKQ_URL": place.database.text, "XDG_STATE_HOME": str(self.home.parent.parent)}
+        self._environment = {**os.environ, **url, **(environment or {})}
         self._sessions: list[int] = []
         self._guardian: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
@@ -309,7 +328,10 @@ def running(fleet: Fleet, *, wait: bool = True) -> Iterator[Fleet]:
 
 def use(app: TaskQ, home: Path) -> None:
     """Makes the tasks of an imported application talk to the fleet of a directory."""
-    app.use_directory(Directory(home))
+    if databases is None:
+        app.use_directory(Directory(home))
+    else:
+        app.use_place(databases.place(home))
 
 
 class Gate:
