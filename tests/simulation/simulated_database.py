@@ -21,12 +21,14 @@ from scripted_database import SCHEMA
 from taskq.engines.postgres.link.link import _COMMIT, _NOTHING, _ROWS, ANSWERS_WITHIN_S, Link
 from taskq.protocol.postgres.plans import Query, Step
 
+_WAITS = b"EXISTS (SELECT FROM pg_locks WHERE pid = %s AND NOT granted)"
 #: Whether sessions run that nobody has to let go on.
 _BUSY = (
-    b"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    b" AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Lock')"
+    b"SELECT EXISTS (SELECT FROM pg_stat_activity AS a WHERE datname = current_database()"
+    b" AND pid <> pg_backend_pid() AND state = 'active' AND NOT " + _WAITS % b"a.pid" + b")"
 )
-_LIVES = b"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %d AND wait_event_type IS DISTINCT FROM 'Lock')"
+_WAITS_FOR_LOCK = b"SELECT " + _WAITS
+_LIVES = b"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %d) AND NOT "
 
 
 class Owner(Protocol):
@@ -65,10 +67,13 @@ class Wire:
         self.is_used = True
         descriptor = link.descriptor
         assert descriptor is not None
+        pid = b"%d" % link.pid
         answered = bool(select.select([descriptor], [], [], 0.002)[0])
-        while not answered and self._is_busy():
-            answered = bool(select.select([descriptor], [], [], 0.001)[0])
-        answered = answered or bool(select.select([descriptor], [], [], 0)[0])
+        while not answered:
+            waits = not self._is_busy() and self._is(_WAITS_FOR_LOCK % pid)
+            answered = bool(select.select([descriptor], [], [], 0 if waits else 0.001)[0])
+            if waits:
+                break
         self._blocked.discard(link)
         if not answered:
             self._blocked.add(link)
@@ -78,11 +83,14 @@ class Wire:
         return answered
 
     def _is_busy(self) -> bool:
-        return self._pg.exec_(_BUSY).get_value(0, 0) == b"t"
+        return self._is(_BUSY)
+
+    def _is(self, sql: bytes) -> bool:
+        return self._pg.exec_(sql).get_value(0, 0) == b"t"
 
     def wait_for_end(self, pid: int) -> None:
         """Waits for the end of a session whose client has left: it may wait for a lock, and end later."""
-        while self._pg.exec_(_LIVES % pid).get_value(0, 0) == b"t":
+        while self._is(_LIVES % pid + _WAITS % (b"%d" % pid)):
             pass
 
     def forget(self, link: SimLink) -> None:
@@ -233,8 +241,13 @@ class SimLink(Link):
         if self._exchange is not None:
             self.break_off(now, "the world ended the session")
 
+    @property
+    def pid(self) -> int:
+        """Of its session; 0 if there is none."""
+        return 0 if self._pg is None else self._pg.backend_pid
+
     def close(self) -> None:
-        pid = 0 if self._pg is None else self._pg.backend_pid
+        pid = self.pid
         super().close()
         self.world.wire.forget(self)
         if pid:

@@ -50,7 +50,7 @@ class Databases:
             name = self._server.create_database()
             with self._server.connect(name) as connection:
                 migrate(connection, SCHEMA)
-            place = place_in(home.parent / f"{home.name}.state", self._server.url(name))
+            place = place_in(home.parent / f"{home.name}.state", f"{self._server.url(name)}&schema={SCHEMA}")
             self._places[home] = self._places[place.directory.path] = place
         return self._places[home]
 
