@@ -51,7 +51,6 @@ class CallMaker(Generic[R_co]):
         """
         app.engine.check(spec, call_options)
         self._app = app
-        self._may_have_file = app.engine.has_payload_files
         self._spec = spec
         self._call_options = call_options
         self._is_plain = call_options.is_plain
@@ -129,7 +128,7 @@ class CallMaker(Generic[R_co]):
             raise BadArguments(f"{self._spec.task}{self._takes.signature} does not take these arguments: {told}")
 
     def _payload(self, job_id: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
-        payload = encode_call(job_id, args, kwargs, may_have_file=self._may_have_file)
+        payload = encode_call(job_id, args, kwargs, may_have_file=self._app.engine.has_payload_files)
         if len(payload) > MAX_INLINE_PAYLOAD_BYTES or type(payload) is not bytes:
             self._check_size(size_of(payload))
         return payload

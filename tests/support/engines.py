@@ -15,21 +15,41 @@ from postgres import Server, running_server
 from taskq.engines.postgres.migrate import migrate
 from taskq.system.place import Place
 
-_DIRECTORY = "it gives a command the directory of the queue"
+_DIRECTORY = "it asks a directory for the queue"
+_BEATS = "which jobs run, and how far they are, is told with the beats"
+_OPEN = "open: on a busy machine the client gets no answer within 5 s"
 
 ON_POSTGRES: dict[str, dict[str, str]] = {
-    "test_arguments": {},
+    "test_arguments": {"test_on_the_command_line": _DIRECTORY},
     "test_cancel": {},
     "test_concurrent_jobs": {},
     "test_hooks": {},
     "test_interrupted": {},
-    "test_items": {},
+    "test_items": {
+        "test_any_values_of_any_size": _OPEN,
+        "test_ends_that_are_no_success": _DIRECTORY,
+        "test_items_come_while_the_job_runs": _BEATS,
+    },
     "test_limits_of_a_job": {},
-    "test_meta": {"test_from_the_command_line": _DIRECTORY},
+    "test_meta": {
+        "test_from_the_command_line": _DIRECTORY,
+        "test_many_at_once": _OPEN,
+        "test_the_log_tells_it": _DIRECTORY,
+    },
     "test_outcomes": {},
-    "test_retries": {},
+    "test_retries": {
+        "test_it_stays_there_though_the_fleet_dies": "open: it counts what was found at the start",
+        "test_progress": _BEATS,
+        "test_progress_is_that_of_the_attempt": _BEATS,
+        "test_snooze": "counts are a moment behind",
+    },
     "test_threads": {},
-    "test_waiting": {},
+    "test_waiting": {
+        "test_a_handle_brings_its_result_along": "the outcome of a failed job is there at once, too",
+        "test_more_results_than_the_broker_keeps_for_one_client": _OPEN,
+        "test_a_bar_on_a_terminal": _DIRECTORY,
+        "test_no_bar_elsewhere": _DIRECTORY,
+    },
     "test_workflows": {},
 }
 
