@@ -53,6 +53,7 @@ class MachinesHistory(History):
     keys: dict[str, str] = field(default_factory=dict)  # unique jobs that were taken: their keys
     winners: dict[str, tuple[str, int]] = field(default_factory=dict)  # job: process and attempt that decided its end
     unfinished: list[str] = field(default_factory=list)  # what clients asked, and never had answered
+    _known_silences: dict[str, tuple[int, list[tuple[float, float]]]] = field(default_factory=dict)
 
     def last_beat(self, machine: str, at: float) -> float:
         """The last confirmed beat of a machine at a moment."""
@@ -66,9 +67,20 @@ class MachinesHistory(History):
 
     def was_silent(self, process: str, since: float, until: float) -> bool:
         """Whether it may have been so at some moment."""
-        machine = machine_of(process)
-        inside = [beat for beat in self.beats[machine] if since < beat <= until]
-        return any(b - a >= self.lease_s for a, b in pairwise([self.last_beat(machine, since), *inside, until]))
+        return any(
+            after > since and min(after, until) - before >= self.lease_s
+            for before, after in self._silences(machine_of(process))
+        )
+
+    def _silences(self, machine: str) -> list[tuple[float, float]]:
+        """The beats of a machine with at least the lease between them."""
+        beats = self.beats[machine]
+        known = self._known_silences.get(machine)
+        if known is None or known[0] != len(beats):
+            pairs = pairwise([-inf, *beats, inf])
+            known = len(beats), [(before, after) for before, after in pairs if after - before >= self.lease_s]
+            self._known_silences[machine] = known
+        return known[1]
 
     def lost_its_broker(self, process: str, since: float, until: float) -> bool:
         machine = machine_of(process)
@@ -248,13 +260,13 @@ _OWN: tuple[Callable[[MachinesHistory], Iterator[str]], ...] = (
 
 def check(h: MachinesHistory) -> list[str]:
     """All that is wrong, each line with the name of its invariant."""
-    heard = replace(h, starts=[start for start in h.starts if not _is_on_its_own(h, start)])
+    attempts = [pair for pairs in h.attempts_of().values() for pair in pairs]
+    heard = replace(h, starts=[start for start, end in attempts if not _is_on_its_own(h, start, end)])
     found = [f"{invariant.__name__}: {line}" for invariant in _OF_ALL for line in invariant(h)]
     found += [f"{invariant.__name__}: {line}" for invariant in _OF_HEARD for line in invariant(heard)]
     return found + [f"{invariant.__name__}: {line}" for invariant in _OWN for line in invariant(h)]
 
 
-def _is_on_its_own(h: MachinesHistory, start: Start) -> bool:
+def _is_on_its_own(h: MachinesHistory, start: Start, end: End | None) -> bool:
     """Whether an attempt began on a silent machine, or went on there while that was so."""
-    [(_, end)] = [pair for pair in h.attempts_of()[start.job] if pair[0] is start] if h.beats else [(start, None)]
     return h.is_silent(start.process, start.at) or h.was_silent(start.process, start.at, h.over_at(start, end))
