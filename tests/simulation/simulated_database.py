@@ -141,7 +141,7 @@ class SimLink(Link):
         super().turn(now)
         if self._has_sent:
             self._has_sent = False
-            if self._pg is not None:
+            if self._pg is not None and self._expected:  # else the answer is here already
                 self.world.wire.settle(self)
 
     def _turn(self, now: float) -> None:
