@@ -69,8 +69,11 @@ class Wire:
         assert descriptor is not None
         pid = b"%d" % link.pid
         answered = bool(select.select([descriptor], [], [], 0.002)[0])
-        while not answered:
-            waits = not self._is_busy() and self._is(_WAITS_FOR_LOCK % pid)
+        idle = 0  # how often nobody was at work: a session may not have begun yet
+        while not answered and idle < 50:
+            is_busy = self._is_busy()
+            idle += not is_busy
+            waits = not is_busy and self._is(_WAITS_FOR_LOCK % pid)
             answered = bool(select.select([descriptor], [], [], 0 if waits else 0.001)[0])
             if waits:
                 break
