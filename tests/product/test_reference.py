@@ -32,7 +32,7 @@ LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 
 def commands_told(page: str) -> list[str]:
     """The calls of taskq anywhere on a page: in blocks, in comments of Python, in units, in running text."""
-    in_blocks = [line.removeprefix(".venv/bin/") for line in shell_lines(page)]
+    in_blocks = [line.removeprefix(".venv/bin/").partition(" | ")[0] for line in shell_lines(page)]
     in_text = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose_of(page))]
     in_python = re.findall(r"# .*\b(taskq [a-z]+ --.*)", "\n".join(blocks(page, "python")))
     in_units = re.findall(r"^ExecStart=\S*/(taskq .*)", "\n".join(blocks(page, "ini")), re.M)
