@@ -157,6 +157,15 @@ def test_many_jobs_come_in_order(q: TaskQ, hand: Hand) -> None:
     assert gather(jobs[:20], timeout=30) == [int(job.id[-4:], 16) for job in jobs[:20]]
 
 
+def test_large_arguments_come_in(q: TaskQ, hand: Hand) -> None:
+    """More than the buffers of a connection take."""
+    large = os.urandom(3_000_000)
+    jobs = [q.enqueue("add", large, 1), asyncio.run(q.aenqueue("add", large, 2))]
+    [(least,)] = hand.execute("SELECT min(length(payload)) FROM taskq.jobs")
+    assert least > len(large)
+    assert [job.state() for job in jobs] == [JobState.QUEUED] * 2
+
+
 def test_what_is_sent_again_comes_in_once(q: TaskQ, hand: Hand) -> None:
     """As after a commit whose answer was lost."""
     from taskq.protocol.submissions import Call

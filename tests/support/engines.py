@@ -17,7 +17,6 @@ from taskq.system.place import Place
 
 _DIRECTORY = "it asks a directory for the queue"
 _BEATS = "which jobs run, and how far they are, is told with the beats"
-_OPEN = "open: on a busy machine the client gets no answer within 5 s"
 
 ON_POSTGRES: dict[str, dict[str, str]] = {
     "test_arguments": {"test_on_the_command_line": _DIRECTORY},
@@ -26,14 +25,12 @@ ON_POSTGRES: dict[str, dict[str, str]] = {
     "test_hooks": {},
     "test_interrupted": {},
     "test_items": {
-        "test_any_values_of_any_size": _OPEN,
         "test_ends_that_are_no_success": _DIRECTORY,
         "test_items_come_while_the_job_runs": _BEATS,
     },
     "test_limits_of_a_job": {},
     "test_meta": {
         "test_from_the_command_line": _DIRECTORY,
-        "test_many_at_once": _OPEN,
         "test_the_log_tells_it": _DIRECTORY,
     },
     "test_outcomes": {},
@@ -46,7 +43,6 @@ ON_POSTGRES: dict[str, dict[str, str]] = {
     "test_threads": {},
     "test_waiting": {
         "test_a_handle_brings_its_result_along": "the outcome of a failed job is there at once, too",
-        "test_more_results_than_the_broker_keeps_for_one_client": _OPEN,
         "test_a_bar_on_a_terminal": _DIRECTORY,
         "test_no_bar_elsewhere": _DIRECTORY,
     },

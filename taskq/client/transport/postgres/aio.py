@@ -25,6 +25,7 @@ from taskq.client.transport.postgres.sessions import (
     Deaf,
     Patience,
     in_schema,
+    is_taken_at_once,
     looks_s,
     options_of,
     within,
@@ -202,15 +203,17 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
         """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
         if len(step) == 1 and step.commits and not step.after and not is_open:
             return [await rows_of_async(await self._send(step[0]))]
+        at_once = step.after if is_taken_at_once(step) else ()
         async with self.pipeline() as pipeline:
             if not is_open and not step.commits:
                 await self.execute("BEGIN")
             cursors = [await self._send(query) for query in step]
             if is_open and step.commits:
                 await self.execute("COMMIT")
-            if step.after:
+            if at_once:
                 await pipeline.sync()
-                cursors += [await self._send(query) for query in step.after]
+                cursors += [await self._send(query) for query in at_once]
+        cursors += [await self._send(query) for query in step.after[len(at_once) :]]
         return [await rows_of_async(cursor) for cursor in cursors]
 
     async def _send(self, query: Query) -> psycopg.AsyncCursor[Any]:

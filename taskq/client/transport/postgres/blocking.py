@@ -24,6 +24,7 @@ from taskq.client.transport.postgres.sessions import (
     Deaf,
     Patience,
     in_schema,
+    is_taken_at_once,
     options_of,
     within,
     without_options,
@@ -179,15 +180,17 @@ class Session(psycopg.Connection[Any]):
         """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
         if len(step) == 1 and step.commits and not step.after and not is_open:
             return [rows_of(self._send(step[0]))]
+        at_once = step.after if is_taken_at_once(step) else ()
         with self.pipeline() as pipeline:
             if not is_open and not step.commits:
                 self.execute("BEGIN")
             cursors = [self._send(query) for query in step]
             if is_open and step.commits:
                 self.execute("COMMIT")
-            if step.after:
+            if at_once:
                 pipeline.sync()
-                cursors += [self._send(query) for query in step.after]
+                cursors += [self._send(query) for query in at_once]
+        cursors += [self._send(query) for query in step.after[len(at_once) :]]
         return list(map(rows_of, cursors))
 
     def __del__(self, *_: Any) -> None:

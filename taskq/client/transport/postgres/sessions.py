@@ -17,6 +17,7 @@ from psycopg.waiting import Ready
 
 from taskq.model.errors import BrokerUnavailable, StoreFull, TaskQError
 from taskq.protocol.postgres.arrays import Array
+from taskq.protocol.postgres.plans import Step
 from taskq.protocol.postgres.refusals import STANDBY, UNKNOWN_OPTIONS, sentence
 from taskq.system.clock import Clock
 from taskq.system.place import DatabaseUrl
@@ -33,6 +34,8 @@ READY_NONE: Final = Ready.NONE
 _APPLICATION_NAME: Final = "taskq client"
 #: For the sessions of clients: a client that is stopped in the middle of a transaction holds nobody up for longer.
 _OPTIONS: Final = "-c idle_in_transaction_session_timeout=15s -c lock_timeout=5s -c jit=off"
+#: The buffer of a socket takes more than this.
+_TAKEN_AT_ONCE_BYTES: Final = 64 * 1024
 #: When to tell that a server is still away.
 _TELL_AFTER_S: Final = 3.0
 #: Bounds of the pauses between attempts to reach a server that is away.
@@ -103,6 +106,13 @@ def options_of(database: DatabaseUrl, timeout_s: float) -> dict[str, Any]:
 def in_schema(sql: str, schema: str) -> str:
     """A statement with the name of the schema in it."""
     return sql.replace("taskq.", f'"{schema}".')
+
+
+def is_taken_at_once(step: Step) -> bool:
+    """Whether the buffers of a connection take all statements of a step, so that `Pipeline.sync` may follow: it sends
+    no more while it waits for the answers, and would wait for ever."""
+    params = (param for query in step for param in query.params)
+    return sum(len(param.data) for param in params if isinstance(param, Array)) < _TAKEN_AT_ONCE_BYTES
 
 
 def within(gen: PQGen[T], answer_s: float) -> PQGen[T]:
