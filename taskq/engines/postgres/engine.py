@@ -349,7 +349,8 @@ class PostgresEngine:
         if not self._consumers.is_stopping:
             self._demand.measure(now)
             asked = self._demand.ask(now, self._jobs.slots, self._leases.held.of_queue, self.figures.paused())
-        outcomes.kept.update(self._limits.take_surplus(None if asked is None else asked.probe))
+        if not self._leases.has_arrived:  # what has arrived and is not held yet needs its limits, too
+            outcomes.kept.update(self._limits.take_surplus(None if asked is None else asked.probe))
         if outcomes or asked is not None:
             self._leases.outcomes = Outcomes()
             place = self.fleet, self._schema, self._host
@@ -542,7 +543,8 @@ class PostgresEngine:
         if now < self._unsettled.keep_at and not self.is_settled:
             at = min(at, self._unsettled.keep_at)
         if self._work.is_free:
-            has_some = self._leases.has_effects or self._leases.outcomes or self._limits.has_surplus
+            has_surplus = self._limits.has_surplus and not self._leases.has_arrived
+            has_some = self._leases.has_effects or self._leases.outcomes or has_surplus
             if has_some or self._is_fenced or self._ended:
                 return max(now, self._round_at)
             for look_at in (self._demand.next_at, self._limits.next_at()):
