@@ -52,6 +52,9 @@ class MachinesHistory(History):
     kept_orders: set[str] = field(default_factory=set)
     keys: dict[str, str] = field(default_factory=dict)  # unique jobs that were taken: their keys
     winners: dict[str, tuple[str, int]] = field(default_factory=dict)  # job: process and attempt that decided its end
+    stopped: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # jobs to be cancelled though they run, and since when
     unfinished: list[str] = field(default_factory=list)  # what clients asked, and never had answered
     _known_silences: dict[str, tuple[int, list[tuple[float, float]]]] = field(default_factory=dict)
 
@@ -222,6 +225,15 @@ def one_of_a_kind(h: MachinesHistory) -> Iterator[str]:
                 yield f"job {after} came in beside {job}, which has the same key {key} and had not ended"
 
 
+def what_is_cancelled_ends_soon(h: MachinesHistory) -> Iterator[str]:
+    """I73: where nothing is lost, a job that runs and is to be cancelled ends at once."""
+    attempts = h.attempts_of()
+    for job, since in h.stopped if h.is_calm else ():
+        for start, end in attempts.get(job, ()):
+            if start.at < since < h.over_at(start, end) - _ON_ITS_WAY_S:
+                yield f"job {job} was to be cancelled, and ran on for {h.over_at(start, end) - since:.1f} s"
+
+
 def everything_is_answered(h: MachinesHistory) -> Iterator[str]:
     """I72: nobody waits for ever."""
     for what in h.unfinished:
@@ -254,6 +266,7 @@ _OWN: tuple[Callable[[MachinesHistory], Iterator[str]], ...] = (
     ends_are_told_at_once,
     enqueued_if_and_only_if_committed,
     one_of_a_kind,
+    what_is_cancelled_ends_soon,
     everything_is_answered,
 )
 

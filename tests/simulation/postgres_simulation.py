@@ -128,7 +128,14 @@ class World:
 
     def run_time(self) -> float:
         """What a job takes."""
-        choices = (0.001, 0.01, 0.05, 0.3) if self.kind in ("calm", "orderly") else (0.001, 0.01, 0.05, 0.3, 2.0, 7.0)
+        short = (0.001, 0.01, 0.05, 0.3)
+        choices = (
+            (*short, 3.0)
+            if self.kind == "calm"
+            else short
+            if self.kind == "orderly"
+            else (0.001, 0.01, 0.05, 0.3, 2.0, 7.0)
+        )
         if self.kind == "parted":
             choices = (0.05, 0.3, 2.0, 5.0)
         return self.random.choice(choices)
@@ -396,7 +403,10 @@ class World:
             if is_cancelled is True:
                 self.history.cancelled.setdefault(job, self.now)
 
-        operation = client.queue.cancel(bytes.fromhex(job), self.random.random() < 0.5)
+        also_running = self.random.random() < 0.5
+        if also_running:
+            self.history.stopped.append((job, self.now))
+        operation = client.queue.cancel(bytes.fromhex(job), also_running)
         client.do(f"cancel of {job}", operation, answered)
 
     def _retry(self, client: SimClient, job: str) -> None:
