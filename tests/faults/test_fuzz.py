@@ -176,7 +176,7 @@ OUTCOMES = [
     attempt.pack_failure(1.5, 0.25, ERROR),
     attempt.pack_failure(None, None, ERROR),
     attempt.pack_success(1.5, 0.25, None, 3),
-    attempt.pack_failure(1.5, 0.25, ERROR, 2.5, 3),
+    attempt.pack_failure(1.5, 0.25, ERROR, 2.5, attempt.Ran(3, 40_000, 1 << 20)),
 ]
 CALL = encode_call(ID, [1], {"b": "two"})
 SUBMIT = [Op.SUBMIT, 7, SPEC, False, True, ID, [len(CALL)]]

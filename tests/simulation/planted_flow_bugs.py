@@ -44,13 +44,18 @@ class ForgetsWhoWaits(MemoryStore):
         return []
 
 
+def _take(parts: Any, children: Any) -> None:
+    """Takes children whatever became of their job; the core has them with a success alone."""
+    parts.core._effects.children += [(None, submission) for submission in children]
+
+
 class TakesChildrenOfFailures(SimPool):
     """Whoever has ended had a right to its children."""
 
     def _settle(self, consumer: Any, attempts: Attempts) -> None:
-        for number in attempts.numbers:
-            self._parts.take_children(consumer.children.pop(number, []))
+        taken = [each for number in attempts.numbers for each in consumer.children.pop(number, [])]
         super()._settle(consumer, attempts)
+        _take(self._parts, taken)
 
 
 class TakesChildrenOfTheDead(SimPool):
@@ -59,7 +64,7 @@ class TakesChildrenOfTheDead(SimPool):
     def _hear_last_words(self, consumer: Any) -> None:
         super()._hear_last_words(consumer)
         for children in consumer.children.values():
-            self._parts.take_children(children)
+            _take(self._parts, children)
 
 
 class NeverContinues(MemoryStore):

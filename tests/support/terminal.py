@@ -68,6 +68,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(home: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setenv("TASKQ_URL", str(home))
         monkeypatch.setattr(sys, "argv", ["taskq", *arguments])
+        capsys.readouterr()  # what the test itself has printed until now
         with pytest.raises(SystemExit) as ended:
             main()
         code = ended.value.code

@@ -1446,3 +1446,11 @@ def test_a_job_that_is_alone_goes_to_no_consumer_of_other_queues() -> None:
     core.submitted([JobRow(2, b"2" * 16, Spec("t", "mail"), b"x")])
     [batch] = core.dispatch(0.2, 0.2)
     assert seqs(batch.rows) == [2]
+
+
+def test_what_a_job_that_is_not_believed_has_enqueued_is_left_out(core: Core) -> None:
+    core.settled(1, Attempts([77], [Verdict.SUCCEEDED], [10], [GOOD]), 0.0, 1e9)
+    core.take_children(["a job"])
+    effects = core.take_effects()
+    assert events(effects.notes) == ["consumer.confused"]
+    assert effects.children == []

@@ -244,7 +244,7 @@ class Core:
         leased, effects = consumer.leased, self._effects
         succeeded, kept = Verdict.SUCCEEDED, StoredState.SUCCEEDED  # looked up once: 0.1 microseconds each time
         spec: Spec | None = None
-        is_limited = False
+        is_limited, row, verdict = False, None, 0
         leaving: list[JobRow] = []  # of one spec, those that have left its limits
         leaving_of: dict[Spec, list[JobRow]] = {}
         durations_us: list[int] = []
@@ -279,6 +279,7 @@ class Core:
                 self._did_not_succeed(key, row, failure, wall)
             self._pending.cut()
             effects = self._effects
+        self._succeeded_last = row if verdict == succeeded else None
         for rows in leaving_of.values():
             if rows:
                 self.ready.left(key, rows, Release.ENDED)
@@ -286,10 +287,9 @@ class Core:
         self._recalls.changed(key)
 
     def take_children(self, children: Sequence[Any]) -> None:
-        """Takes the jobs that the job which was settled last has enqueued (submissions): they are carried out with its
-        end."""
-        row, _, _ = self._effects.ended[-1]
-        self._effects.children += [(row, submission) for submission in children]
+        """Takes what the job that was settled last has enqueued (submissions), unless its success is not believed."""
+        row = self._succeeded_last
+        self._effects.children += [(row, submission) for submission in children if row is not None]
 
     def yielded(self, key: Key, job_id: bytes, first: int, items: list[bytes]) -> bool:
         """Takes the items that a running job has yielded, from position `first` on. Returns whether it is running."""

@@ -85,6 +85,11 @@ def killed_once(path: str, value: int) -> int:
     return value
 
 
+@app.task(acks_late=True)
+def plus(x: int, y: int) -> int:
+    return x + y
+
+
 @app.task
 def killed(path: str) -> None:
     """Not declared as acks_late: so it must not be repeated."""
