@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from apps import shown
-from fleet import APPS, Fleet, Gate, running, use, wait_until
+from fleet import APPS, Fleet, running, use, wait_until
 from screen import Screen, watch
 from terminal import Terminal, environment, refused, taskq, terminal
+from worlds import World, shown_world
 
 from taskq import Job
 from taskq.cli.top.app import Top
@@ -44,37 +45,18 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskq.cli.top.asking.EVERY_S", 0.2)
 
 
-class World(NamedTuple):
-    """A fleet in which something of each kind has happened."""
-
-    fleet: Fleet
-    jobs: dict[str, Job[Any]]
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("top")
-    gate = Gate(folder / "gate")
-    with running(Fleet(folder / "queue", f"{APPS / 'shown.py'}:q", consumers=2)) as fleet:
-        fleet.expected |= {"consumer.crashed"}
-        use(shown.q, fleet.home)
-        fleet.wait_ready()
-        jobs: dict[str, Job[Any]] = {
+    def enqueue() -> dict[str, Job[Any]]:
+        return {
             "done": shown.thumbnail.enqueue("cat.jpg", size=64),
             "failed": shown.send_mail.enqueue(TRICKS, password="secret-word"),
             "crashed": shown.crash.enqueue(TRICKS),
             "unknown": shown.q.enqueue(LONG),
         }
-        for job in jobs.values():
-            assert job.wait(20)
-        jobs["running"] = shown.hold.enqueue(gate.path)
-        fleet.wait_for("job.started", task="hold")
-        jobs["limited"] = shown.hold.enqueue(gate.path)
-        jobs["later"] = shown.thumbnail.options(delay=3600).enqueue("later.jpg")
-        shown.q.pause("quiet")
-        jobs["quiet"] = shown.thumbnail.options(queue="quiet").enqueue("quiet.jpg")
-        yield World(fleet, jobs)
-        gate.open()
+
+    with shown_world(tmp_path_factory.mktemp("top"), enqueue) as world:
+        yield world
 
 
 def top(**options: Any) -> Top:

@@ -8,15 +8,16 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from apps import shown
-from fleet import APPS, Fleet, Gate, running, use, wait_until
+from fleet import APPS, Fleet, running, use, wait_until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from worlds import World, shown_world
 
 from taskq import Job, chain
 from taskq.model.errors import ConfigError
@@ -33,39 +34,20 @@ SCRIPT = {**SAME, "taskq-script": "1"}
 NO_JOB = "01a1fc6d758d747297f07fba5a1164ff"
 
 
-class World(NamedTuple):
-    """A fleet in which something of each kind has happened."""
-
-    fleet: Fleet
-    jobs: dict[str, Job[Any]]
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("web")
-    gate = Gate(folder / "gate")
-    with running(Fleet(folder / "queue", f"{APPS / 'shown.py'}:q", consumers=2)) as fleet:
-        fleet.expected |= {"consumer.crashed"}
-        use(shown.q, fleet.home)
-        fleet.wait_ready()
-        jobs: dict[str, Job[Any]] = {
+    def enqueue() -> dict[str, Job[Any]]:
+        failed = shown.send_mail.options(meta={"page": shown.SCRIPT})
+        return {
             "done": shown.thumbnail.enqueue("cat.jpg", size=64),
-            "failed": shown.send_mail.options(meta={"page": shown.SCRIPT}).enqueue(
-                shown.SCRIPT, password="secret-word"
-            ),
+            "failed": failed.enqueue(shown.SCRIPT, password="secret-word"),
             "crashed": shown.crash.enqueue("a job"),
         }
-        for job in jobs.values():
-            assert job.wait(20)
-        jobs["running"] = shown.hold.enqueue(gate.path)
-        wait_until(lambda: jobs["running"].state() == "running", "the held job runs")
-        jobs["limited"] = shown.hold.enqueue(gate.path)
-        jobs["later"] = shown.thumbnail.options(delay=3600).enqueue("later.jpg")
-        shown.q.pause("quiet")
-        jobs["quiet"] = shown.thumbnail.options(queue="quiet").enqueue("quiet.jpg")
-        jobs["last"] = chain(shown.step.options(delay=3600).step(), shown.step.step(), shown.step.step()).enqueue()
-        yield World(fleet, jobs)
-        gate.open()
+
+    with shown_world(tmp_path_factory.mktemp("web"), enqueue) as world:
+        step = shown.step
+        world.jobs["last"] = chain(step.options(delay=3600).step(), step.step(), step.step()).enqueue()
+        yield world
 
 
 @pytest.fixture

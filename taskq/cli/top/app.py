@@ -19,7 +19,7 @@ from taskq.cli.top import details
 from taskq.cli.top.asking import Reader, in_background, is_told
 from taskq.cli.top.details import Told
 from taskq.cli.top.fitting import text
-from taskq.cli.top.pane import Pane
+from taskq.cli.top.pane import Pane, PaneScreen
 from taskq.cli.top.replay import ReplaySource
 from taskq.cli.top.screens import JobsScreen, Question, TextScreen
 from taskq.cli.top.snapshot import TABS, Snapshot, Source, Tab, Target
@@ -63,7 +63,7 @@ class TabLabel(Static):
         self.app.action_tab(self.tab)
 
 
-class Main(Screen[None]):
+class Main(PaneScreen):
     """The tabs."""
 
     def compose(self) -> ComposeResult:
@@ -83,16 +83,6 @@ class Main(Screen[None]):
         """Fits everything to the new width."""
         assert isinstance(self.app, Top)
         self.app.draw()
-
-    @property
-    def pane(self) -> Pane:
-        """The present tab."""
-        return self.query_one(Pane)
-
-    @property
-    def target(self) -> Target | None:
-        """What the row under the cursor is about."""
-        return self.pane.target
 
 
 class Top(App[None]):

@@ -9,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from taskq.cli.top.fitting import View
@@ -104,3 +105,17 @@ class Pane(Vertical):
             self.draw()
         else:
             await self.app.run_action("back")
+
+
+class PaneScreen(Screen[None]):
+    """A screen with a pane."""
+
+    @property
+    def pane(self) -> Pane:
+        """The only one on it."""
+        return self.query_one(Pane)
+
+    @property
+    def target(self) -> Target | None:
+        """What the row under the cursor is about."""
+        return self.pane.target

@@ -16,7 +16,7 @@ from textual.widgets import Footer, Static
 from taskq.cli.top.asking import EVERY_S, in_background, is_told
 from taskq.cli.top.details import Told
 from taskq.cli.top.fitting import View, text
-from taskq.cli.top.pane import Pane
+from taskq.cli.top.pane import Pane, PaneScreen
 from taskq.cli.top.snapshot import Target
 from taskq.cli.top.views import JOB_COLUMNS, job_rows
 from taskq.model.info.job import JobInfo
@@ -97,7 +97,7 @@ class TextScreen(Screen[None]):
         self.query_one(VerticalScroll).scroll_up(animate=False)
 
 
-class JobsScreen(Screen[None]):
+class JobsScreen(PaneScreen):
     """A list of jobs."""
 
     def __init__(self, title: str, ask: Callable[[], list[JobInfo]]) -> None:
@@ -117,16 +117,6 @@ class JobsScreen(Screen[None]):
 
     def on_resize(self) -> None:
         self.query_one(Pane).draw()
-
-    @property
-    def pane(self) -> Pane:
-        """The list."""
-        return self.query_one(Pane)
-
-    @property
-    def target(self) -> Target | None:
-        """What the row under the cursor is about."""
-        return self.pane.target
 
     def read_now(self) -> None:
         """Reads it again, unless it is being read."""
