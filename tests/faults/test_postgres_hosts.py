@@ -31,8 +31,8 @@ def test_a_lost_machine_costs_what_ran_there(postgres: Server, database: str, tm
             one.kill_all()
             starts(path, 2)
             gate.open()
-            assert held.wait(timeout=20)
-            assert [job.result(timeout=20) for job in behind] == [number + 1 for number in range(20)]
+            assert held.wait(timeout=30)
+            assert [job.result(timeout=30) for job in behind] == [number + 1 for number in range(20)]
             assert starts(path)[1].pid in two.consumer_pids()
     assert (held.info().state, held.info().crashes) == (JobState.SUCCEEDED, 1)
     assert [job.info().crashes for job in behind] == [0] * 20
@@ -82,7 +82,7 @@ def test_a_machine_that_is_cut_off_is_not_believed_when_it_comes_back(
             found = starts(path, 2)
             assert found[1].pid in other.consumer_pids()
             gate.open()
-            assert job.wait(timeout=20)
+            assert job.wait(timeout=30)
             assert job.info().attempts == 2
             if how == "cut":
                 network.mend(machines.one)

@@ -17,6 +17,9 @@ from postgres import Server, running_server
 from taskq.engines.postgres.link.link import ANSWERS_WITHIN_S, Exchange, Link, LinkError
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
+#: How many wait for the lock that a test has.
+_AT_THE_LOCK = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
 
 class Driven:
     """A link without a loop, with a clock that a test moves: real time passes only while the server has to answer."""
@@ -140,10 +143,18 @@ def test_a_deadlock_is_tried_again(link: Driven, postgres: Server, database: str
 
     def plan(first: int, second: int) -> Plan[None]:
         yield Step(Query("UPDATE kept SET value = value WHERE value = $1", (first,)))
-        yield Step(Query("SELECT pg_sleep(0.05)"))
+        yield Step(Query("SELECT pg_advisory_xact_lock_shared(7)"))
         yield Step(Query("UPDATE kept SET value = value WHERE value = $1", (second,)), commits=True)
 
-    ours, theirs = link.begin(lambda: plan(1, 2)), other.begin(lambda: plan(2, 1))
+    with postgres.connect(database) as connection:
+        connection.execute("SELECT pg_advisory_lock(7)")  # until each has its first row
+        ours, theirs = link.begin(lambda: plan(1, 2)), other.begin(lambda: plan(2, 1))
+
+        def both_have_one() -> bool:
+            other.turn()
+            return connection.execute(_AT_THE_LOCK).fetchone() == (2,)
+
+        link.turn_until(both_have_one, "a row for each")
     over: list[Exchange[Any]] = []
 
     def both() -> bool:
@@ -166,7 +177,6 @@ def test_a_commit_whose_answer_is_lost_is_unknown_and_one_that_was_not_sent_is_n
         yield Step(insert(1), Query("SELECT pg_advisory_xact_lock(7)"))
         yield Step(insert(2), commits=True)
 
-    at_the_lock = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     for plan, is_unknown in (
         (unfinished, False),
         (lambda: alone(insert(3), Query("SELECT pg_advisory_xact_lock(7)")), True),
@@ -174,7 +184,7 @@ def test_a_commit_whose_answer_is_lost_is_unknown_and_one_that_was_not_sent_is_n
         with postgres.connect(database) as connection:
             connection.execute("SELECT pg_advisory_lock(7)")
             exchange = link.begin(plan)
-            link.turn_until(partial(lambda held: held.execute(at_the_lock).fetchone() == (1,), connection), "the lock")
+            link.turn_until(partial(lambda held: held.execute(_AT_THE_LOCK).fetchone() == (1,), connection), "the lock")
             assert postgres.end_sessions("taskq link%") == 1
             with pytest.raises(LinkError) as raised:
                 link.end(exchange)

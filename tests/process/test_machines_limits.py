@@ -111,7 +111,7 @@ def test_limits_hold_over_machines_whatever_is_killed(start: Start, path: Path) 
     found = lines(path)
     assert {each.place for each in found if each.limit == "few"} != {"none"}
     assert len({each.number for each in found if (each.limit, each.what) == ("few", "end")}) == 40
-    assert tasks.one_of_few.enqueue(str(path), 100).wait(timeout=10), "nobody holds what the lost machine had"
+    assert tasks.one_of_few.enqueue(str(path), 100).wait(timeout=30), "nobody holds what the lost machine had"
 
 
 def test_why_names_the_limit_and_its_holders_on_another_machine(start: Start, path: Path, gate: Gate) -> None:
@@ -131,7 +131,7 @@ def test_why_names_the_limit_and_its_holders_on_another_machine(start: Start, pa
 
     wait_until(told, "the limit and its holder")
     gate.open()
-    assert all(job.wait(timeout=20) for job in (holder, other, waiting))
+    assert all(job.wait(timeout=30) for job in (holder, other, waiting))
 
 
 def test_a_fleet_that_is_cut_off_stops_what_must_be_alone(tmp_path: Path, path: Path, make_gate: MakeGate) -> None:
@@ -149,8 +149,8 @@ def test_a_fleet_that_is_cut_off_stops_what_must_be_alone(tmp_path: Path, path: 
             server.thaw()
             found = wait_for_lines(path, 3)
             gate.open()
-            assert alone.wait(timeout=20)
-            assert shared.wait(timeout=20)
+            assert alone.wait(timeout=30)
+            assert shared.wait(timeout=30)
             assert sorted(line.limit for line in found) == ["hold-k", "hold-k", "shared"]
             assert (alone.info().crashes, shared.info().attempts) == (0, 1)
 
@@ -162,8 +162,8 @@ def test_a_rate_holds_over_machines(start: Start, path: Path) -> None:
     made = tasks.rated.enqueue_many((str(path), number) for number in range(8))
     for job in made:
         job.result(timeout=30)
-    at = sorted(float(line.place) for line in lines(path))
-    assert len(at) == 8
+    at = sorted(job.info().started_at or 0.0 for job in made)  # a busy machine may run the job itself later
+    assert len(lines(path)) == 8
     assert all(later - first > 2.0 for first, later in zip(at, at[6:], strict=False)), at
 
 
@@ -172,5 +172,5 @@ def test_a_job_runs_on_a_machine_that_has_what_it_needs(start: Start, path: Path
     with_gpu = start("two", resources=(("gpu", 2),))
     made = tasks.on_gpu.enqueue_many((str(path), number) for number in range(20))
     for job in made:
-        job.result(timeout=20)
+        job.result(timeout=30)
     assert {int(line.place) for line in lines(path)} <= set(with_gpu.consumer_pids())

@@ -111,7 +111,7 @@ def hand(url: str) -> Iterator[Hand]:
 def q(url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskQ]:
     """The application."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    app = TaskQ("shop", url, reply_timeout=2)
+    app = TaskQ("shop", url, reply_timeout=20)
     app.task(name="add")(lambda a, b: a + b)
     yield app
     app.client.close()
@@ -185,10 +185,10 @@ def test_brokers_are_told_behind_the_commit(q: TaskQ, hand: Hand) -> None:
     hand.execute(f'LISTEN "{SCHEMA}"')
     q.enqueue("add", 1, 2)
     [(partition,)] = hand.execute("SELECT partition FROM taskq.queue")
-    told = next(hand.connection.notifies(timeout=10))
+    told = next(hand.connection.notifies(timeout=30))
     assert told.payload == f"q {partition}"
     q.named("add").options(delay=0.5).enqueue(1, 2)
-    assert [told.payload for told in hand.connection.notifies(timeout=10, stop_after=1)] == ["d"]
+    assert [told.payload for told in hand.connection.notifies(timeout=30, stop_after=1)] == ["d"]
 
 
 def test_delays_and_expiry_are_those_of_the_databases_clock(q: TaskQ, hand: Hand) -> None:
@@ -248,7 +248,7 @@ def test_an_ended_job_is_not_waited_for(q: TaskQ, hand: Hand) -> None:
         jobs[1].result(0)
     with pytest.raises(JobCancelled):
         jobs[2].result(0)
-    assert len(list(as_completed(jobs, timeout=10))) == 3
+    assert len(list(as_completed(jobs, timeout=30))) == 3
     with pytest.raises(JobNotFound):
         q.job("00" * 16).result(5)
     with pytest.raises(ResultTimeout):
@@ -342,7 +342,7 @@ def test_a_fleet_is_asked_to_cancel_what_it_has(q: TaskQ, hand: Hand) -> None:
     canceller = threading.Thread(target=lambda: results.append(job.cancel()))
     canceller.start()
     eventually(lambda: hand.execute("SELECT cancel FROM taskq.queue") == [(2,)])
-    assert "c 7" in [told.payload for told in hand.connection.notifies(timeout=10, stop_after=2)]
+    assert "c 7" in [told.payload for told in hand.connection.notifies(timeout=30, stop_after=2)]
     hand.end(job, StoredState.CANCELLED, pack_failure(None, None, JobError("Cancelled", "cancelled")))
     canceller.join()
     assert results == [True]
@@ -554,11 +554,11 @@ def test_a_workflow_comes_in_as_a_whole(q: TaskQ, hand: Hand) -> None:
     assert hand.execute("SELECT parent, goes_on, is_open FROM taskq.edges WHERE child = %s", UUID(late.id)) == [
         (UUID(first.id), False, True)
     ]
-    assert "e" in [told.payload for told in hand.connection.notifies(timeout=1)]
+    assert "e" in (told.payload for told in hand.connection.notifies(timeout=30))
     with pytest.raises(EnqueueError, match="there is no job 0000.* to come after"):
         add.options(after=[q.job("00" * 16)]).enqueue(1, 1)
     assert late.cancel()
-    assert "h" in [told.payload for told in hand.connection.notifies(timeout=1)]
+    assert "h" in (told.payload for told in hand.connection.notifies(timeout=30))
 
 
 # -- a database that is not there

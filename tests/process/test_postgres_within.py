@@ -93,7 +93,7 @@ def test_brokers_hear_of_it_with_the_commit(q: TaskQ, url: str) -> None:
             q.enqueue("send", 1)
         assert list(listener.notifies(timeout=0)) == []
         connection.commit()
-        assert [told.payload[0] for told in listener.notifies(timeout=10, stop_after=1)] == ["q"]
+        assert [told.payload[0] for told in listener.notifies(timeout=30, stop_after=1)] == ["q"]
 
 
 def test_sqlalchemy(q: TaskQ, url: str) -> None:

@@ -70,7 +70,7 @@ def hold_shared(gate: str, path: str, number: int) -> None:
 
 @q.task(rate="6/3s")
 def rated(path: str, number: int) -> None:
-    append(path, f"rated start {number} {time.time()}")
+    append(path, f"rated start {number} {os.getpid()}")
 
 
 @q.task(resources={"gpu": 1})
