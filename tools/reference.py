@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import logged
 import typer.main
 
 import taskq
@@ -21,6 +22,8 @@ from taskq.cli.config.options import FLEET_OPTIONS
 from taskq.cli.program import COMMANDS, build
 from taskq.client.options.options import JobOptions
 from taskq.model import exits
+from taskq.telemetry.catalogue import EVENTS, FIELDS
+from taskq.telemetry.record import LEVELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -91,6 +94,37 @@ def exit_codes() -> Iterator[str]:
     """The exit codes, with their comments."""
     found = re.findall(r"^    [A-Z_]+ = (\d+)  #: (.+)$", inspect.getsource(exits.Exit), re.M)
     yield from _table(("code", "meaning"), found)
+
+
+# -- the log
+
+
+def log_events() -> Iterator[str]:
+    """The events of the log, by what they are about: what they are from the code, what they mean from the catalogue."""
+    found = logged.events_of_the_code()
+    for heading, texts in EVENTS.items():
+        yield f"### {heading}\n"
+        rows = []
+        for event, text in texts.items():
+            levels, fields = found[event]
+            shown = "any" if logged.ANY in levels else ", ".join(sorted(levels, key=lambda level: LEVELS[level]))
+            rows.append((f"`{event}`", shown, text.means, text.to_do, _fields_of(fields)))
+        yield from _table(("event", "level", "what it means", "what to do", "its fields"), rows)
+        yield ""
+
+
+def _fields_of(fields: frozenset[str]) -> str:
+    """Fields as they stand in the table: those that every line about a job has as one word."""
+    own = fields - {logged.ANY}
+    has_job = own >= set(logged.OF_A_JOB)
+    names = [f"`{name}`" for name in FIELDS if name in own - (set(logged.OF_A_JOB) if has_job else set())]
+    return " ".join([*(["*job*"] if has_job else []), *names, *(["*any*"] if logged.ANY in fields else [])])
+
+
+def log_fields() -> Iterator[str]:
+    """The fields of the log, from the catalogue."""
+    rows = [(f"`{name}`", text.kind, text.means) for name, text in FIELDS.items()]
+    yield from _table(("field", "type", "what it says"), rows)
 
 
 # -- commands
@@ -230,7 +264,9 @@ def _docstring(item: Any) -> str:
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "api": api,
     "commands": commands,
+    "events": log_events,
     "exits": exit_codes,
+    "fields": log_fields,
     "options": options,
     "settings": settings,
 }

@@ -19,8 +19,8 @@ from taskq.protocol.link.output import fields_of_line
 from taskq.telemetry.record import MAX_LAST_WORDS_CHARS
 from taskq.telemetry.throttle import JobLogThrottle, LineLimit
 
-#: The level of each note of the core.
-_LEVELS = {
+#: The level of each note.
+NOTE_LEVELS = {
     "job.retrying": "warning",
     "job.failed": "error",
     "job.crashed": "error",
@@ -31,6 +31,8 @@ _LEVELS = {
     "job.snoozed": "info",
     "job.interrupted": "warning",
     "consumer.confused": "error",
+    "store.damaged": "error",
+    "store.recovered": "info",
 }
 
 
@@ -66,14 +68,14 @@ class EventLog:
         self._rejections = LineLimit[None](MAX_REJECTION_LINES_PER_S)
 
     def notes(self, notes: Sequence[Event]) -> None:
-        """Writes what the core decided."""
+        """Writes what the core decided, and what the journal found."""
         for note in notes:
             fields = dict(note.fields)
             row, key, error = fields.pop("row", None), fields.pop("consumer_key", None), fields.pop("error", None)
             told = {} if row is None else self._job_fields(row, key, is_ended=True)
             if error is not None:
                 told.update(_error_fields(error, with_traceback=note.event in ("job.failed", "job.retrying")))
-            getattr(self.log, _LEVELS[note.event])(note.event, **{**told, **fields})
+            getattr(self.log, NOTE_LEVELS[note.event])(note.event, **{**told, **fields})
 
     def successes(self, done: Sequence[Success], now: float) -> None:
         """Writes a line for each job that succeeded, up to the rate."""
@@ -102,9 +104,8 @@ class EventLog:
 
     def progress(self, row: JobRow, key: Key, progress: Progress) -> None:
         """Reports how far a job is."""
-        amounts = {"done": progress.done, "total": progress.total, "note": progress.note or None}
-        fields = {name: value for name, value in amounts.items() if value is not None}
-        self.log.info("job.progress", **self._job_fields(row, key, is_ended=False), **fields)
+        done, total, note = progress.done, progress.total, progress.note or None
+        self.log.info("job.progress", **self._job_fields(row, key, is_ended=False), done=done, total=total, note=note)
 
     def has_summaries(self, _now: float) -> bool:
         """Whether anything was counted instead of written."""
@@ -182,8 +183,6 @@ class EventLog:
             "jobs_done": consumer.counters.jobs_done,
         }
         fields.update(_running_fields(list(rows.values())))
-        if death.why:
-            fields["reason"] = death.why
         if death.exit_code is not None:
             fields["exit_code"] = death.exit_code
         if death.signal is not None:
@@ -191,11 +190,13 @@ class EventLog:
         if death.out_of_memory:
             fields["out_of_memory"] = True
         if was_expected:
-            self.log.info("consumer.exited", **fields)
+            self.log.info("consumer.exited", reason=death.why or None, **fields)
             return
-        tell = self.log.warning if death.why else self.log.error
-        event = "consumer.killed" if death.why else "consumer.crashed"
-        tell(event, **fields, **({"output": last_words(_words_by_job(death, rows))} if death.output else {}))
+        output = last_words(_words_by_job(death, rows)) if death.output else None
+        if death.why:
+            self.log.warning("consumer.killed", reason=death.why, **fields, output=output)
+        else:
+            self.log.error("consumer.crashed", **fields, output=output)
 
     def _job_fields(self, row: JobRow, key: Key | None, *, is_ended: bool) -> dict[str, Any]:
         fields: dict[str, Any] = {

@@ -28,6 +28,7 @@ from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.stack import ConsumerStack
 from taskq.model.info.status import FleetStatus
 from taskq.model.info.why import WhyInfo
+from taskq.telemetry.catalogue import FIELDS
 from taskq.telemetry.record import LEVELS
 
 Schema = dict[str, Any]
@@ -136,25 +137,14 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 _NONE = re.compile(r"\bNone\b")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-#: A line of the log. Each event also has fields of its own: docs/events.md lists the events.
+#: A line of the log. Jobs add fields of their own to job.log.
 _LOG_LINE: Schema = {
     "$schema": _DIALECT,
     "type": "object",
     "description": "One event of the log.",
     "properties": {
-        "timestamp": {"type": "string", "description": "When it happened: 2026-05-09T07:35:25.123456Z."},
-        "level": {"enum": list(LEVELS), "description": "How much it matters."},
-        "event": {"type": "string", "description": "The name of the event, such as job.failed."},
-        "queue": {"type": "string", "description": "The queue that it is about."},
-        "task": {"type": "string", "description": "The task that it is about."},
-        "job_id": {"type": "string", "description": "The job that it is about."},
-        "attempt": {"type": "integer", "description": "Which attempt of that job: 1 for the first."},
-        "consumer": {"type": "integer", "description": "The number of the consumer that it is about."},
-        "pid": {"type": "integer", "description": "The process that it is about."},
-        "duration_ms": {"type": "number", "description": "How long it took."},
-        "exit_code": {"type": "integer", "description": "How the process ended, if no signal killed it."},
-        "signal": {"type": "string", "description": "The signal that killed the process."},
-        "error": {"type": "string", "description": "What went wrong."},
+        **{name: {"type": text.kind, "description": text.means} for name, text in FIELDS.items()},
+        "level": {"enum": list(LEVELS), "description": FIELDS["level"].means},
     },
     "required": ["timestamp", "level", "event"],
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ from pages import DOCS, PAGES, README, ROOT, blocks, prose_of, shell_lines, tabl
 
 import taskq
 from taskq.cli.program import COMMANDS, build
+from taskq.telemetry.catalogue import EVENTS, FIELDS
 
-#: In the code, what has the form of an event's name and is none.
-NOT_EVENTS = {"output.jsonl", "queue.id", "queue.process", "queue.publish"}
+_spec = importlib.util.spec_from_file_location("logged", ROOT / "tools/logged.py")
+assert _spec is not None
+assert _spec.loader is not None
+logged = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(logged)
+
 #: Folders of other projects and of users that pages name.
 ELSEWHERE = {"taskq/NAME", "tests/tasks"}
-LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 
 
 # -- the commands
@@ -127,37 +131,56 @@ def test_the_extras_are_those_of_the_package() -> None:
     assert sorted(listed) == sorted(project["optional-dependencies"])
 
 
-def names_logged(tree: ast.AST) -> Iterator[str]:
-    """What is given as the name of an event: to a log, to an Event, or in a dict as "event"."""
-    for node in ast.walk(tree):
-        given: list[ast.AST] = []
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            given = list(node.args[:1]) if called in {*LOG_METHODS, "Event"} else []  # or one of two names
-            if called == "then":  # a method of the log and its arguments, to be called after the commit
-                given = list(node.args[1:2])
-        elif isinstance(node, ast.Dict):
-            given = [value for key, value in zip(node.keys, node.values, strict=True) if key and _text(key) == "event"]
-        yield from (text for expression in given for part in ast.walk(expression) if (text := _text(part)))
+def test_each_event_and_field_that_the_code_logs_is_described_and_no_other() -> None:
+    found = logged.events_of_the_code()
+    described = [event for events in EVENTS.values() for event in events]
+    assert sorted(described) == sorted(found)
+    of_events = set[str]().union(*(of_event.fields for of_event in found.values())) - {logged.ANY}
+    assert sorted(FIELDS) == sorted(of_events | {"timestamp", "level", "event", "truncated"})
 
 
-def _text(node: ast.AST) -> str:
-    """The text of a constant; empty for all else."""
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ('log.info("a.b", x=1)', [("a.b", {"info"}, {"x"})]),
+        ('self._log.error("a.b" if x else "a.c", x=1)', [("a.b", {"error"}, {"x"}), ("a.c", {"error"}, {"x"})]),
+        ('(log.error if x else log.info)("a.b")', [("a.b", {"error", "info"}, set())]),
+        ('write = log.debug if x else log.info\n    write("a.b")', [("a.b", {"debug", "info"}, set())]),
+        ('name = "a.b"\n    tx.then(self._log.info, name, x=1)', [("a.b", {"info"}, {"x"})]),
+        ('log.critical("a.b", exc_info=True)', [("a.b", {"critical"}, {"error", "traceback"})]),
+        ('told = {"x": 1}\n    told["y"] = 2\n    log.info("a.b", **told)', [("a.b", {"info"}, {"x", "y"})]),
+        ('log.info("a.b", **({"x": 1} if x else {"y": 1, **self.made()}))', [("a.b", {"info"}, {"x", "y", "made"})]),
+        ('compose("warning", {"event": "a.b", "x": 1}, 0.0)', [("a.b", {"warning"}, {"x"})]),
+        ('return {"level": "warning", "event": "a.b", "x": 1}', [("a.b", {"warning"}, {"x"})]),
+        ('Event("job.failed", {"row": x, "n": 1})', [("job.failed", {"error"}, {*logged.OF_A_JOB, "n"})]),
+        ('self.tell("a.b", "error", x=1)', [("a.b", {"error"}, {"x"})]),  # a function of the file, see below
+        ('logger.info("a.b")', []),  # of the application
+    ],
+)
+def test_what_code_logs_is_seen(code: str, lines: list[tuple[str, set[str], set[str]]]) -> None:
+    text = f"""
+def function(self, x):
+    {code}
+
+def made(self):
+    return {{"made": 1}}
+
+def tell(self, event, level, **fields):
+    announce("directory", "json", level, event, **fields)
+"""
+    assert list(logged.Source("example.py", text, set()).lines()) == lines
 
 
-def test_the_events_are_those_of_the_code() -> None:
-    """A name in the code counts as an event if it begins as one that is logged somewhere: `job.`, `fleet.` ..."""
-    trees = [ast.parse(path.read_text()) for path in Path(taskq.__file__).parent.rglob("*.py")]
-    shape = re.compile(r"([a-z]+)\.[a-z_]+")
-    families = {found[1] for tree in trees for name in names_logged(tree) if (found := shape.fullmatch(name))}
-    texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    named = [text for text in texts if isinstance(text, str) and text not in NOT_EVENTS]
-    events = {text for text in named if (found := shape.fullmatch(text)) and found[1] in families}
+@pytest.mark.parametrize("code", ['log.info("a.b", **x.fields())', "log.info(x.event)"])
+def test_what_code_logs_is_declared_where_it_cannot_be_seen(code: str) -> None:
+    with pytest.raises(logged.Unknown, match=r"example.py: function: x\."):
+        list(logged.Source("example.py", f"def function(x):\n    {code}\n", set()).lines())
 
-    table = table_of("events.md", "| about | events |")
-    listed = re.findall(r"`([a-z]+\.[a-z_]+)`", table)
-    assert sorted(listed) == sorted(events)
+
+def test_what_is_declared_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(logged.DECLARED, "gone.py: function: x", ("field",))
+    with pytest.raises(logged.Unknown, match=r"gone.py: function: x"):
+        logged.events_of_the_code()
 
 
 def test_the_states_are_those_of_the_code() -> None:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import proof
 import psutil
+from log_table import unlisted
 
 from taskq import TaskQ
 from taskq.client.transport.blocking import Client
@@ -202,8 +203,10 @@ class Fleet:
                     process.kill()
             if self._guardian is not None:
                 self._guardian.wait(5.0)
-        bugs = [event for event in self.events() if event["event"] in _BUGS and event["event"] not in self.expected]
+        events = self.events()
+        bugs = [event for event in events if event["event"] in _BUGS and event["event"] not in self.expected]
         assert not bugs, json.dumps(bugs, indent=1)[:6000]
+        assert unlisted(events) == [], "docs/events.md does not have these"
         told = _CUT_SHORT.sub("", self.errors.read_text(errors="replace"))
         assert "Traceback (most recent call last):\n" not in told or self.expected, told[-6000:]
         assert "resource_tracker" not in told, told[-6000:]  # multiprocessing's helper, at the user's terminal

@@ -102,9 +102,7 @@ class EmbeddedEngine:
     def recover(self, jobs: Jobs, events: Events, running: Iterable[FlightRecord]) -> None:
         effects = recover(self.store, jobs, running, self._clock.monotonic(), self._clock.time())
         commit_recovery(self.store)
-        for event, fields in self.store.findings:
-            (events.log.error if event == "store.damaged" else events.log.info)(event, **fields)
-        events.notes(effects.notes)
+        events.notes([*self.store.findings, *effects.notes])
         jobs.pause(self.store.paused())
 
     def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:

@@ -22,6 +22,7 @@ from taskq.engines.embedded.journal.row_counts import RowCounts, WaitingIn, forg
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
 from taskq.engines.embedded.journal.wal import WriteAheadLog
 from taskq.model.constraints import Constraints
+from taskq.model.effects import Event
 from taskq.model.errors import JournalError, StoreFull
 from taskq.model.job import JobRow
 from taskq.model.partition import partition_of
@@ -86,7 +87,7 @@ class Database:
         self._next_seq = 1
         self.is_full = False
         #: What the opening found, for the log: events and their fields.
-        self.findings: list[tuple[str, dict[str, Any]]] = []
+        self.findings: list[Event] = []
         self._survives_power_loss = durability == "power"
         self._waiting: list[WaitingIn] | None = None  # as they were when there were so many changes of rows:
         self._unchanged = 0
@@ -140,9 +141,9 @@ class Database:
     def _expect_changes(self) -> None:
         missing = self._files.expect_changes(self._changes())
         if missing:
-            self.findings.append(("store.damaged", {"missing_changes": missing}))
+            self.findings.append(Event("store.damaged", {"missing_changes": missing}))
         if self._opened_in is not None:
-            self.findings.append(("store.recovered", {"changes": self._changes()}))
+            self.findings.append(Event("store.recovered", {"changes": self._changes()}))
 
     def _load(self) -> None:
         *unseen, others = self._one(f"SELECT {', '.join(TOTAL_NAMES)}, commits FROM totals")

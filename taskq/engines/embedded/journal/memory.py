@@ -17,6 +17,7 @@ from taskq.engines.embedded.journal.memory_records import Changes, Disk, Indexes
 from taskq.engines.embedded.journal.store import MAX_FOUND_RESULT_BYTES, Place, Revival, Totals, Wanted
 from taskq.model.attempt import shortened
 from taskq.model.constraints import NO_CONSTRAINTS, Constraints
+from taskq.model.effects import Event
 from taskq.model.errors import EnqueueError
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
@@ -37,7 +38,7 @@ class MemoryStore:
             disk: what an earlier one has left behind; None begins with an empty one.
         """
         self.disk = Disk() if disk is None else disk
-        self.findings: list[tuple[str, dict[str, Any]]] = []
+        self.findings: list[Event] = []
         self.is_full = False
         self._next_seq = 1
         self._load()

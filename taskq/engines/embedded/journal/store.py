@@ -10,12 +10,13 @@ All changes between two calls of `commit` become durable together, in it, or not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import apsw
 import msgpack
 
 from taskq.model.constraints import Constraints
+from taskq.model.effects import Event
 from taskq.model.errors import ProtocolError
 from taskq.model.info.counts import CountsRow
 from taskq.model.info.search import ALL_JOBS, JobSearch
@@ -142,7 +143,7 @@ class Store(Protocol):
     #: Whether nothing new is to be submitted. Set by `make_room`, cleared by `keep_room`.
     is_full: bool
     #: What the opening found, for the log: events and their fields.
-    findings: list[tuple[str, dict[str, Any]]]
+    findings: list[Event]
 
     @property
     def has_waiting(self) -> bool:
