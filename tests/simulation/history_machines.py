@@ -8,7 +8,7 @@ has had no answer to a beat in the lease before that: everything else must be as
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,7 +18,9 @@ from typing import NamedTuple
 import history
 import history_cancels
 import history_flows
-from history import End, History, Start
+import history_shared
+from history import NO_LIMITS, End, History, Start
+from history_shared import machine_of
 
 #: What is told, and what comes back, may take this long in a world without losses: see `simulated_database.SimLink`.
 _ON_ITS_WAY_S = 1.5
@@ -56,6 +58,16 @@ class MachinesHistory(History):
         default_factory=list
     )  # jobs to be cancelled though they run, and since when
     unfinished: list[str] = field(default_factory=list)  # what clients asked, and never had answered
+    late_s: float = 0.001  # a job starts at most so much later than it was sent
+    on_its_way_s: float = _ON_ITS_WAY_S
+    asked_retries: Counter[str] = field(default_factory=Counter)  # how often each job was to be retried by hand
+    counted: dict[str, int] = field(default_factory=dict)  # by all machines together
+    counts_are_exact: bool = False  # even what a dead broker counted last is there
+    items: dict[str, list[str]] = field(default_factory=dict)  # what a client has read
+    wanted_items: dict[str, list[str]] = field(default_factory=dict)
+    fired: dict[str, set[float]] = field(default_factory=dict)  # by schedule: its times for which there are jobs
+    every_s: dict[str, float] = field(default_factory=dict)  # the intervals of these schedules
+    may_end: dict[str, frozenset[str]] = field(default_factory=dict)  # the states in which a job may end
     _known_silences: dict[str, tuple[int, list[tuple[float, float]]]] = field(default_factory=dict)
 
     def last_beat(self, machine: str, at: float) -> float:
@@ -92,10 +104,6 @@ class MachinesHistory(History):
     def over_at(self, start: Start, end: End | None) -> float:
         """When an attempt was over: by itself, or with its process."""
         return end.at if end is not None else self.deaths.get(start.process, inf)
-
-
-def machine_of(process: str) -> str:
-    return process.partition(".")[0]
 
 
 def exclusive_over_machines(h: MachinesHistory) -> Iterator[str]:
@@ -161,7 +169,13 @@ def deaths_are_charged(h: MachinesHistory) -> Iterator[str]:
     for job, attempts in h.attempts_of().items():
         if job in h.cancels or job not in h.final or h.final[job].state == "cancelled":
             continue
-        died = [start for start, end in attempts if end is None and start.process in h.deaths]
+        if h.limits.get(job, NO_LIMITS).is_watched:
+            continue
+        died = [
+            start
+            for start, end in attempts
+            if end is None and start.process in h.deaths and start.process not in h.blameless
+        ]
         exact = not any(h.was_silent(start.process, start.at, h.ended_at) for start, _ in attempts)
         uncertain = sum(h.was_silent(start.process, start.at, h.ended_at) for start, _ in attempts)
         crashes = h.final[job].crashes
@@ -174,7 +188,7 @@ def times_are_those_of_the_database(h: MachinesHistory) -> Iterator[str]:
     for start in h.starts:
         if start.at < h.not_before.get(start.job, -inf) - 0.001:
             yield f"job {start.job} started {h.not_before[start.job] - start.at:.3f} s too early in {start.process}"
-        too_late = start.at > h.not_after.get(start.job, inf) + _ON_ITS_WAY_S
+        too_late = start.at > h.not_after.get(start.job, inf) + h.on_its_way_s
         machine = machine_of(start.process)  # while its broker is stopped, nobody takes back what a consumer has
         is_frozen = any(name == machine and since <= start.at <= until for name, since, until in h.freezes)
         if too_late and start.attempt == 1 and not h.is_silent(start.process, start.at) and not is_frozen:
@@ -253,6 +267,7 @@ _OF_ALL: tuple[Callable[[History], Iterator[str]], ...] = (
     history.results_never_change,
     history.nothing_is_left_over,
     history_flows.a_step_waits_its_turn,
+    history_flows.a_step_has_its_turn,
 )
 _OWN: tuple[Callable[[MachinesHistory], Iterator[str]], ...] = (
     exclusive_over_machines,
@@ -268,6 +283,7 @@ _OWN: tuple[Callable[[MachinesHistory], Iterator[str]], ...] = (
     one_of_a_kind,
     what_is_cancelled_ends_soon,
     everything_is_answered,
+    *history_shared.INVARIANTS,
 )
 
 

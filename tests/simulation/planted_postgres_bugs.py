@@ -15,6 +15,7 @@ from taskq.engines.postgres import demand, engine, exchanges, statements
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.engine import PostgresEngine
 from taskq.engines.postgres.leases import FleetLeases
+from taskq.engines.postgres.limits.share import FleetLimits, Found
 from taskq.engines.postgres.round import Outcomes, Round
 from taskq.engines.postgres.rows import Specs
 from taskq.model.effects import Effects
@@ -181,9 +182,40 @@ def _by_the_clock_of_the_database(self: Specs, columns: Any) -> Any:
     return _job(self, other)
 
 
+_lock = Round._lock
+
+
+def _reads_rates_by_its_own_clock(self: Round, keys: Any) -> Plan[Found]:
+    found = yield from _lock(self, keys)
+    return found._replace(at=self._wall)
+
+
+_take_surplus = FleetLimits.take_surplus
+
+
+def _gives_back_what_is_needed(self: FleetLimits, probe: Any) -> Any:
+    with patch.object(self._held, "of_limit", {}):
+        return _take_surplus(self, probe)
+
+
+def _forgets_jobs_that_run(self: FleetLimits) -> None:
+    for key in list(self._granted):
+        self._keep(key, 0)
+
+
+def _kills_nothing(self: PostgresEngine, _why: str) -> None:
+    pass
+
+
+def _makes_late_starts(self: FleetLimits, _now: float) -> None:
+    pass
+
+
 _OwnClock = _beats_by_its_own_clock()
 _HERS = " AND q.lease IS NOT DISTINCT FROM $1"
 _NEVER_ENDS = frozenset({"no_acked_job_is_lost"})
+_AT_ONCE = frozenset({"never_more_at_once_over_machines", "keys_run_in_order_over_machines"})
+_TOO_FAST = frozenset({"no_more_starts_than_the_rate_over_machines"})
 _TWICE = frozenset({"exclusive_over_machines", "runs_again_only_for_a_reason", "told_is_true"})
 
 BUGS: dict[str, Bug] = {
@@ -216,6 +248,12 @@ BUGS: dict[str, Bug] = {
         other_sql(statements, "SILENT", ("$2::float8)", "$2::float8 / 20)")),
         _TWICE | {"fenced_machines_are_not_believed"},
         "calm",
+    ),
+    "a fleet that is known no more takes others over": Bug(
+        other_sql(statements, "SILENT", ("SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE", "SELECT 1")),
+        _NEVER_ENDS,
+        "stormy",
+        4,
     ),
     "beats by the clock of the machine": Bug(
         [(engine, "Beat", _OwnClock), (PostgresEngine, "_chores", _chores_with_own_clock(_OwnClock))],
@@ -303,5 +341,36 @@ BUGS: dict[str, Bug] = {
         ),
         frozenset({"cancelled_is_cancelled", "the_end_is_the_end", "nothing_is_left_over"}),
         "calm",
+    ),
+    "a limit that ignores other machines": Bug(
+        other_sql(statements, "OTHERS", ("g.fleet <> $1", "false")), _AT_ONCE, "limits"
+    ),
+    "a limit without its lock": Bug(
+        other_sql(statements, "LOCK_LIMITS", ("pg_try_advisory_xact_lock(number)", "number IS NOT NULL")),
+        _AT_ONCE | _TOO_FAST,
+        "limits",
+    ),
+    "a share that is given back while its jobs run": Bug(
+        [(FleetLimits, "take_surplus", _gives_back_what_is_needed)], _AT_ONCE, "limits"
+    ),
+    "an order key that is given back too early": Bug(
+        other_sql(statements, "AGAIN", ("q.attempts > 0", "q.attempts < 0")),
+        frozenset({"keys_run_in_order_over_machines"}),
+        "limits",
+    ),
+    "jobs that run do not count when a share is lost": Bug(
+        [(FleetLimits, "lose_all", _forgets_jobs_that_run)], _AT_ONCE, "limits stormy", 13
+    ),
+    "what must be alone runs on when its machine is cut off": Bug(
+        [(PostgresEngine, "_lose_limits", _kills_nothing)], _AT_ONCE, "limits stormy"
+    ),
+    "the share of a lost machine is lost": Bug(
+        other_sql(statements, "INHERIT", ("SELECT kind, name, $1, sum", "SELECT kind, name, -1, sum")),
+        _NEVER_ENDS,
+        "limits stormy",
+    ),
+    "a rate by the clock of the machine": Bug([(Round, "_lock", _reads_rates_by_its_own_clock)], _TOO_FAST, "limits"),
+    "starts that come too late for their rate": Bug(
+        [(FleetLimits, "expire_starts", _makes_late_starts)], _TOO_FAST, "limits stormy"
     ),
 }

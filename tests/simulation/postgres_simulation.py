@@ -34,6 +34,7 @@ from postgres import Server, running_server
 from scripted_database import make_template
 from simulated_clients import SimClient
 from simulated_database import SimLink, Wire
+from simulated_limits import LimitedJobs
 from simulated_machines import LEASE_S, WALL_S, Machine, digest
 
 from taskq.engines.postgres.round import Round
@@ -49,10 +50,12 @@ from taskq.system.place import DatabaseUrl
 #: Chance is at work for so long; then everything must end within the time after it.
 _LIFE_S = 14.0
 _QUIET_S = 150.0
+#: Then brokers have stored what they have counted.
+_COUNTS_STORED_WITHIN_S = 3.0
 
 #: Nothing is lost; links break; one of two machines is cut off or frozen for longer than the lease, once; everything at
-#: random; one machine with one consumer.
-KINDS = ("calm", "lossy", "parted", "stormy", "stormy", "orderly")
+#: random; one machine with one consumer. And jobs with limits: nothing is lost; everything at random.
+KINDS = ("calm", "lossy", "parted", "stormy", "stormy", "orderly", "limits", "limits stormy")
 _ACTS = (
     "submit",
     "submit",
@@ -67,6 +70,8 @@ _ACTS = (
     "cancel",
     "retry",
 )
+_WITHOUT_LOSSES = ("calm", "orderly", "parted", "limits")
+_ACTS_WITH_LIMITS = ("limited",) * 12 + _ACTS
 TASKS = ("ok", "ok", "ok", "fails", "fails_once", "poison", "poison_once", "snoozes")
 
 
@@ -95,10 +100,11 @@ class World:
         self.wire.rows("CREATE TABLE public.orders (id uuid PRIMARY KEY)")
         self.kind = kind or self.random.choice(KINDS)
         self._has_faults = True
-        self._losses = 0.0 if self.kind in ("calm", "orderly", "parted") else self.random.choice((0.002, 0.01, 0.03))
+        self._losses = 0.0 if self.kind in _WITHOUT_LOSSES else self.random.choice((0.002, 0.01, 0.03))
         self._holds = self.random.choice((0.02, 0.2, 0.6)) if self.kind != "orderly" else 0.0
-        self._lost_words = 0.0 if self.kind in ("calm", "orderly", "parted") else self.random.choice((0.0, 0.1, 0.5))
-        self.history.is_calm = self.kind == "calm"
+        self._lost_words = 0.0 if self.kind in _WITHOUT_LOSSES else self.random.choice((0.0, 0.1, 0.5))
+        self.history.is_calm = self.kind in ("calm", "limits")
+        self._acts = _ACTS_WITH_LIMITS if self.kind.startswith("limits") else _ACTS
         self.history.is_orderly = self.kind == "orderly"
         machines = 1 if self.history.is_orderly else 2 if self.kind == "parted" else self.random.choice((2, 2, 3))
         slots = 1 if self.history.is_orderly else 2
@@ -131,7 +137,7 @@ class World:
         short = (0.001, 0.01, 0.05, 0.3)
         choices = (
             (*short, 3.0)
-            if self.kind == "calm"
+            if self.history.is_calm
             else short
             if self.kind == "orderly"
             else (0.001, 0.01, 0.05, 0.3, 2.0, 7.0)
@@ -204,6 +210,7 @@ class World:
                 self._run_orderly()
             else:
                 self._run_by_chance()
+            self._run_until(self.now + _COUNTS_STORED_WITHIN_S)
             self._note_the_end()
         finally:
             for link in list(self.links):
@@ -224,7 +231,7 @@ class World:
             self.later(self.random.random(), machine.start)
         for client in self.clients:
             self.later(self.random.random(), lambda client=client: self._act(client))
-        if self.kind == "stormy":
+        if self.kind.endswith("stormy"):
             self.later(1.0, self._blow)
         elif self.kind == "lossy":
             self.later(2.0, self._kill_a_consumer)
@@ -289,7 +296,7 @@ class World:
             return
         random = self.random
         some = random.choice(self._jobs[-random.choice((2, 30)) :]) if self._jobs else None
-        act = random.choice(_ACTS)
+        act = random.choice(self._acts)
         if act == "call":
             self._submit(client, "ok", 1)
             self._wait(client, f"{self._last_id.hex()}")
@@ -297,6 +304,8 @@ class World:
             self._submit_within(client)
         elif act == "flow":
             self._submit_flow(client)
+        elif act == "limited":
+            self._submit_limited(client)
         elif act in ("wait", "cancel", "retry"):
             if some is not None:
                 getattr(self, f"_{act}")(client, some)
@@ -385,13 +394,27 @@ class World:
 
         client.do("submit within", client.queue.submit(spec, [call]), acked, (job, order, is_kept))
 
+    def _submit_limited(self, client: SimClient) -> None:
+        limited = LimitedJobs(self.random)
+        calls = [self._call(client, task, limited.spec, **limited.constraints) for task in limited.tasks(self.random)]
+        asked_at = self.now
+        for number, call in enumerate(calls):
+            limited.note(self.history, call.id.hex(), asked_at, number)
+
+        def acked(value: Any) -> None:
+            if not isinstance(value, BrokerUnavailable):
+                self.history.acked.update((call.id.hex(), self.now) for call in calls)
+                self._jobs += [call.id.hex() for call in calls]
+
+        client.do(f"submit of {len(calls)} with limits", client.queue.submit(limited.spec, calls), acked)
+
     def _wait(self, client: SimClient, job: str) -> None:
         since = self.now
 
         def ended(ending: Any) -> None:
             if not isinstance(ending, TaskQError):
                 outcome = repr(ending.outcome)
-                self.history.reads.append(Read(job, ending.state.value, outcome, self.now, "came after" in outcome))
+                self.history.reads.append(Read(job, ending.state.value, outcome, self.now, "ParentFailed" in outcome))
                 self.history.waits.append(Wait(job, since, self.now))
 
         client.do(f"wait for {job}", client.queue.wait(bytes.fromhex(job), None), ended)
@@ -411,7 +434,13 @@ class World:
 
     def _retry(self, client: SimClient, job: str) -> None:
         self.history.retried.add(job)
-        client.do(f"retry of {job}", client.queue.retry(bytes.fromhex(job)), lambda _: None)
+        self.history.asked_retries[job] += 1
+
+        def answered(value: Any) -> None:
+            if not isinstance(value, TaskQError):
+                self.history.requeued[job] += 1
+
+        client.do(f"retry of {job}", client.queue.retry(bytes.fromhex(job)), answered)
 
     # -- the end
 
@@ -427,7 +456,7 @@ class World:
             read = read_outcome(bytes(outcome or b""))
             name = StoredState(state).state.value if state >= FIRST_FINAL else "alive"
             requeued = 5 if job in h.retried else 0
-            h.final[job] = Final(name, attempts, crashes, repr(read), requeued, snoozes, "came after" in repr(read))
+            h.final[job] = Final(name, attempts, crashes, repr(read), requeued, snoozes, "ParentFailed" in repr(read))
             if finished_at is not None:
                 h.finished_at[job] = finished_at - WALL_S
             if name == "succeeded":

@@ -115,3 +115,53 @@ def note_limits(history: History, sent: SentLimited) -> None:
             history.places[job] = Place(f"{spec.task} {constraints.order_key}", sent.asked_at, number)
         if constraints.unique is not None:
             history.unique[job] = constraints.unique
+
+
+#: What the jobs of several machines have of limits, by task; "key": one of theirs.
+_SHARED: dict[str, dict[str, Any]] = {
+    "shared.one": {"concurrency": 1},
+    "shared.two": {"concurrency": 2},
+    "shared.keyed": {"concurrency": 1, "limit_key": "key"},
+    "shared.rated": {"rate": (3, 2.0)},
+    "shared.rated_key": {"rate": (2, 1.0), "limit_key": "key"},
+    "shared.order": {"order_key": "key"},
+    "shared.order_of_two": {"concurrency": 2, "order_key": "key"},
+}
+
+
+class LimitedJobs:
+    """Some jobs with the same limits, for clients of several machines; made of chance."""
+
+    def __init__(self, random: Random) -> None:
+        self.task = random.choice(list(_SHARED))
+        limits = dict(_SHARED[self.task])
+        key = random.choice("xxy")
+        self.constraints = {name: key for name in ("limit_key", "order_key") if limits.pop(name, None)}
+        self.spec = Spec(
+            self.task,
+            random.choice("ab") if "order_key" not in self.constraints else "a",
+            retries=2,
+            max_crashes=3,
+            priority=random.choice((0, 0, 5)) if "order_key" not in self.constraints else 0,
+            backoff_s=(random.choice((0.2, 1.5)),),
+            **limits,
+        )
+
+    def tasks(self, random: Random) -> list[str]:
+        """What each of them does."""
+        acts = ("ok", "ok", "ok", "fails_once", "fails_once", "fails", "poison_once", "snoozes")
+        return [random.choice(acts) for _ in range(random.choice((1, 2, 4)))]
+
+    def note(self, history: History, job: str, asked_at: float, number: int) -> None:
+        """Tells the judge what was asked for a job.
+
+        Args:
+            number: of the job among those that came with it.
+        """
+        own = self.constraints
+        subject = f"{self.task} {own.get('limit_key', '')}"
+        concurrency = None if self.spec.concurrency is None else (subject, self.spec.concurrency)
+        rate = None if self.spec.rate is None else (subject, *self.spec.rate)
+        history.limited[job] = Limited(concurrency, rate)
+        if "order_key" in own:
+            history.places[job] = Place(f"{self.task} {own['order_key']}", asked_at, number)

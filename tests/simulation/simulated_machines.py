@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
@@ -175,6 +175,13 @@ class SimFleet(ScriptedFleet):
         for consumer in list(self.by_key.values()):
             cast(SimConsumer, consumer).go_on()
 
+    def interrupt(self, job_ids: Collection[bytes], _why: str) -> None:
+        """Kills the consumers that run some of these jobs; others follow them."""
+        for consumer in list(self.by_key.values()):
+            if consumer.running is not None and consumer.running.id in job_ids:
+                self.world.history.blameless.add(cast(SimConsumer, consumer).name)
+                self.machine.end_consumer(cast(SimConsumer, consumer), ProcessExit(stopped=True))
+
     def cancel_running(self, job_id: bytes) -> None:
         super().cancel_running(job_id)
         for consumer in self.by_key.values():
@@ -258,12 +265,16 @@ class Machine:
 
     def kill_consumer(self, consumer: SimConsumer) -> None:
         """A consumer is killed, and followed by another one."""
+        self.end_consumer(consumer, ProcessExit(signal="SIGKILL"))
+
+    def end_consumer(self, consumer: SimConsumer, how: ProcessExit) -> None:
+        """A consumer ends, and is followed by another one."""
         fleet = self.fleet
         if fleet is None or not consumer.is_alive:
             return
         self._note_death(consumer)
         del fleet.by_key[consumer.key]
-        fleet.core.died(consumer.key, consumer.claims, ProcessExit(signal="SIGKILL"), self.clock.time())
+        fleet.core.died(consumer.key, consumer.claims, how, self.clock.time())
         self.world.later(0.1, lambda: fleet is self.fleet and fleet.consumer() and fleet.turn())
         fleet.turn()
 

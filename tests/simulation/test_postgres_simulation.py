@@ -15,6 +15,8 @@ from postgres_simulation import KINDS, Lives
 SEEDS = int(os.environ.get("TASKQ_SEEDS", "2000")) // 10
 #: A few of each kind are always lived.
 ALWAYS = [(kind, 0) for kind in dict.fromkeys(KINDS)]
+#: These have found bugs.
+ALWAYS += [("stormy", 4), ("limits stormy", 13)]
 #: Within so many lives each planted bug must be found.
 ENOUGH = 60
 #: The bugs that are always looked for; all of them by `pytest -m soak`.
@@ -26,6 +28,7 @@ def lives(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     return Lives(postgres, tmp_path_factory.mktemp("lives"))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "seed"), ALWAYS)
 def test_nothing_goes_wrong_in_some_lives(lives: Lives, kind: str, seed: int) -> None:
     assert lives.judge(seed, kind) == []

@@ -6,6 +6,7 @@ server   the server of this session; tests are skipped where none is installed, 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import pwd
@@ -85,6 +86,7 @@ class Server:
         settings: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         small_disk: str | None = None,
+        disk_mb: int = 96,
     ) -> None:
         """
         Args:
@@ -92,6 +94,7 @@ class Server:
             settings: of the server, besides those that all have.
             prefix: what stands before its command, as a `hosts.Host` has it.
             small_disk: what is on a disk of its own, which can be filled: "data" (without the log), or "wal".
+            disk_mb: the size of that.
         """
         programs = find_programs()
         assert programs is not None, missing()
@@ -107,19 +110,19 @@ class Server:
             assert servant is not None
             os.chown(self.folder, servant.pw_uid, servant.pw_gid)
             self._prefix += [f"--reuid={servant.pw_uid}", f"--regid={servant.pw_gid}", "--clear-groups"]
-        self._disk = None if small_disk is None else self._small_disk(small_disk)
+        self._disk = None if small_disk is None else self._small_disk(small_disk, disk_mb)
         arguments = ["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         arguments += ["--wal-segsize=1", "-X", str(self.folder / "wal")] if small_disk else []
         command = [*self._prefix, self._programs / "initdb", *arguments]
         made = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
 
-    def _small_disk(self, name: str) -> Path:
+    def _small_disk(self, name: str, megabytes: int) -> Path:
         """Makes the folder of that name a disk of its own."""
         disk = self.folder / name
         for folder in (self.folder / "data", self.folder / "wal"):
             folder.mkdir(mode=0o700)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", str(disk)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", str(disk)]
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(self.folder)
@@ -133,9 +136,15 @@ class Server:
     def fill_disk(self, leave_bytes: int) -> None:
         """Fills its small disk but for so many bytes."""
         assert self._disk is not None
-        left = os.statvfs(self._disk)
         with (self._disk / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, left.f_bavail * left.f_frsize - leave_bytes)
+            while True:
+                left, own = os.statvfs(self._disk), os.fstat(filler.fileno()).st_size
+                try:
+                    os.posix_fallocate(filler.fileno(), 0, own + max(1, left.f_bavail * left.f_frsize - leave_bytes))
+                except OSError as error:  # the server was faster
+                    assert error.errno == errno.ENOSPC
+                else:
+                    return
 
     def make_room(self) -> None:
         """Empties it again."""

@@ -171,6 +171,7 @@ class FleetLimits:
         self._share, self._held, self._capacities = share, held, capacities
         self.partitions = LimitedPartitions(capacities, served)
         self._granted: dict[LimitKey, int] = {}
+        self._lost: set[LimitKey] = set()  # what it had, and still has jobs of
         self._tickets: list[_Ticket] = []
         self._unmade: list[Counted] = []  # starts that were counted and not made
         self._unmade_at = -inf  # when to try to give them back
@@ -370,6 +371,7 @@ class FleetLimits:
                 partitions.is_empty(number)
         for key, amount in allotment.granted.items():
             self._granted[key] = amount
+            self._lost.discard(key)
             self._held.shrunk.add(key)  # it may be more than is needed
             self._share.grant(*key, amount)
         for unmade in allotment.given_back:
@@ -411,6 +413,9 @@ class FleetLimits:
             needed = self._held.of_limit.get(key, 0)
             if self._granted.get(key, 0) <= needed:
                 self._held.shrunk.discard(key)
+                if not needed and key in self._lost:
+                    self._lost.discard(key)
+                    self._share.revoke(*key)
             elif key not in asked:
                 self._held.shrunk.discard(key)
                 surplus[key] = needed
@@ -439,12 +444,19 @@ class FleetLimits:
         }
         for (kind, name), amount in self._granted.items():
             self._share.grant(kind, name, amount)
+        self._lost -= self._granted.keys()
         self._held.shrunk |= self._granted.keys()
 
     def lose_all(self) -> None:
-        """Others may have what the fleet had: it has been taken for dead, or may be soon."""
+        """Others may have what the fleet had: it has been taken for dead, or may be soon. Jobs that it still has count
+        until they have gone: if the fleet is granted some of a limit again, they are part of that."""
         for key in list(self._granted):
-            self._keep(key, 0)
+            if self._held.of_limit.get(key):
+                del self._granted[key]
+                self._lost.add(key)
+                self._share.grant(*key, 0)
+            else:
+                self._keep(key, 0)
         self._unmade.clear()
 
     @property
