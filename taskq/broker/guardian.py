@@ -26,6 +26,7 @@ from taskq.system.launch import become_small, take_broker, take_resolver
 from taskq.system.place import Place, place_of_fleet, set_database_of_fleet
 from taskq.system.platform import adopt_orphans, name_of_signal, name_process
 from taskq.telemetry.fanout import announce
+from taskq.telemetry.journald import print_error
 
 
 def main(app: str, settings: str, title: str, directory: str, descriptor: str) -> None:
@@ -157,7 +158,7 @@ class Guardian:
                 become_small(json.dumps((passed_on, kept)), passed_on["sockets"])
         except OSError as error:
             self._small_at = None
-            print(f"taskq: the guardian stays as large as it is: {error.strerror or error}", file=sys.stderr)
+            print_error(f"the guardian stays as large as it is: {error.strerror or error}")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -177,7 +178,7 @@ class Guardian:
         return resolved.exit_code, resolved.message
 
     def _abandon(self, message: str, code: int) -> None:
-        print(f"taskq: {message}", file=sys.stderr)
+        print_error(message)
         self._tell_host(Failed(code, message))
         self._watch.end()
 
@@ -246,7 +247,7 @@ class Guardian:
         self._failures = 0 if self._came_up else self._failures + 1
         if len(self._deaths) > _RESTARTS or self._failures >= _FAILURES:
             message = f"the broker died {len(self._deaths)} times within a minute ({_describe(status)}); giving up"
-            print(f"taskq: {message}", file=sys.stderr)
+            print_error(message, "critical")
             self._log("fleet.given_up", "critical", error=message)
             self._tell_host(Failed(Exit.UNSTABLE, message))
             return Exit.UNSTABLE

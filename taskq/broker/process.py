@@ -19,6 +19,7 @@ from taskq.system.descriptors import provide
 from taskq.system.locks import take_broker_lock
 from taskq.system.platform import name_process
 from taskq.system.signals import signals_as_bytes
+from taskq.telemetry.journald import print_error
 from taskq.telemetry.setup import configure
 from taskq.telemetry.sink import DEFAULT_KEEP
 
@@ -39,7 +40,7 @@ def main(descriptor: int, clock: Clock = SYSTEM_CLOCK) -> None:
         os._exit(Exit.OK)  # the application could not be imported, and the guardian has said so
     code, message = _run(guardian, signals, Setup.read(packet), clock)
     if message:
-        print(f"taskq: {message}", file=sys.stderr)
+        print_error(message)
         guardian.send(pack_notice(Failed(code, message)))
     # nothing is left to clean up, and multiprocessing would wait for feeder threads
     sys.stderr.flush()

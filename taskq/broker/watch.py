@@ -9,13 +9,13 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from typing import Self, TypedDict
 
 from taskq.system.platform import is_stopped
 from taskq.system.signals import signals_as_bytes
 from taskq.system.terminal import CLOSING_S, Terminal
+from taskq.telemetry.journald import print_error
 
 #: At least as large as any packet of a broker.
 _PACKET_BYTES = 1 << 20
@@ -227,7 +227,7 @@ class Watch:
         self.kill_at = time.monotonic() + wait_s
         if self.is_suspended:
             told = f"broker {self._pid} is stopped: it is killed in {wait_s:g} s"
-            print(f"taskq: {told}, unless `kill -CONT {self._pid}` lets it go on", file=sys.stderr)
+            print_error(f"{told}, unless `kill -CONT {self._pid}` lets it go on", "warning")
 
     @property
     def is_suspended(self) -> bool:

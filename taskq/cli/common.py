@@ -59,11 +59,16 @@ def version() -> None:
 # -- errors
 
 
-def tell(message: str) -> None:
-    """Says something to the person at the terminal, apart from the output."""
+def tell(message: str, level: str = "warning") -> None:
+    """Says something to the person at the terminal, apart from the output.
+
+    Args:
+        level: how much it matters, for systemd's journal.
+    """
+    from taskq.telemetry.journald import print_error
     from taskq.telemetry.render import escape  # `taskq worker` must start without it
 
-    print("taskq: " + "\n".join(escape(line) for line in message.split("\n")), file=sys.stderr)
+    print_error("\n".join(escape(line) for line in message.split("\n")), level)
 
 
 def tell_if_stopped(app: TaskQ) -> None:
@@ -127,7 +132,7 @@ def guard(command: Callable[[], object]) -> None:
 def fail(error: TaskQError) -> NoReturn:
     """Prints an error and ends the process with its exit code."""
     sys.stdout.flush()
-    tell(str(error))
+    tell(str(error), "error")
     if isinstance(error, UnknownTask):
         sys.exit(Exit.NOT_FOUND)
     sys.exit(next((code for kind, code in _EXITS if isinstance(error, kind)), Exit.FAILED))

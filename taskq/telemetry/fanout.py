@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from taskq.telemetry.files import OUTPUT_EVENTS, log_path
+from taskq.telemetry.journald import is_journal, with_priority
 from taskq.telemetry.record import LEVELS, Event, compose, encode
 from taskq.telemetry.render import render_console, wants_colour
 from taskq.telemetry.sink import append_once
@@ -80,26 +81,34 @@ class Fanout:
 
 
 def open_stream(log_format: LogFormat, fd: int = 2, environ: Mapping[str, str] = os.environ) -> Stream:
-    """Open stderr for log lines.
+    """Open stderr for log lines. If it is systemd's journal, each line says its priority.
 
     Args:
         log_format: ``auto`` is ``console`` on a terminal and ``json`` otherwise.
         fd: the descriptor.
-        environ: the environment, for NO_COLOR, FORCE_COLOR and TERM.
+        environ: the environment, for NO_COLOR, FORCE_COLOR, TERM and JOURNAL_STREAM.
     """
+    render = _renderer(log_format, fd, environ)
+    if not is_journal(fd, environ):
+        return Stream(fd, render)
+    return Stream(fd, lambda event: with_priority(render(event), event["level"]))
+
+
+def _renderer(log_format: LogFormat, fd: int, environ: Mapping[str, str]) -> Callable[[Event], bytes]:
+    """What makes the lines of an event."""
     try:
         is_terminal = os.isatty(fd)
     except OSError:
         is_terminal = False
     if log_format == "json" or (log_format == "auto" and not is_terminal):
-        return Stream(fd, encode)
+        return encode
     colour = wants_colour(is_terminal, environ)
 
     def render(event: Event) -> bytes:
         width = _terminal_width(fd) if is_terminal else None
         return (render_console(event, colour=colour, width=width) + "\n").encode("utf-8", "backslashreplace")
 
-    return Stream(fd, render)
+    return render
 
 
 def announce(directory: Path, log_format: LogFormat, level: str, event: str, *, fd: int = 2, **fields: Any) -> None:

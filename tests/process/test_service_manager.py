@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from apps import jobs
-from fleet import DEADLINE_S, Fleet
+from fleet import DEADLINE_S, Fleet, running, use, wait_until
+
+from taskq.model.exits import Exit
 
 WATCHDOG_S = 0.4
 
@@ -96,3 +99,42 @@ def test_jobs_do_not_speak_for_the_service(manager: tuple[Manager, str], start: 
 def test_a_manager_that_is_gone_harms_nothing(tmp_path: Path, start: Callable[..., Fleet]) -> None:
     start(consumers=1, environment={"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "100000"})
     assert jobs.variable.enqueue("PATH").result(DEADLINE_S) == os.environ["PATH"]
+
+
+#: The priority of each level in the journal.
+PRIORITIES = {"info": 6, "warning": 4, "error": 3, "critical": 2}
+
+
+def journal_of(home: Path) -> str:
+    """The file that is to be a fleet's stderr, as systemd names its journal."""
+    errors = home.parent / f"{home.name}.stderr"
+    errors.touch()
+    return f"{errors.stat().st_dev}:{errors.stat().st_ino}"
+
+
+def test_the_journal_is_told_how_much_a_line_matters(home: Path, tmp_path: Path) -> None:
+    """The broker, its consumers and the guardian write to stderr."""
+    with running(Fleet(home, consumers=1, environment={"JOURNAL_STREAM": journal_of(home)})) as fleet:
+        use(jobs.q, home)
+        jobs.fail.enqueue("no").wait(DEADLINE_S)
+        jobs.speak.enqueue().wait(DEADLINE_S)
+        broker = fleet.broker_pid
+        fleet.kill(broker, signal.SIGSTOP)
+        fleet.kill(fleet.guardian_pid, signal.SIGTERM)
+        told = "<4>taskq: broker"
+        wait_until(lambda: told in fleet.errors.read_text(), "the guardian says that the broker is stopped")
+        fleet.kill(broker, signal.SIGCONT)
+        fleet.wait_for("fleet.stopped")
+    lines = fleet.errors.read_text().splitlines()
+    events = [json.loads(line[3:]) for line in lines if line[3] == "{"]
+    assert {"job.failed", "job.log", "fleet.stopped"} <= {event["event"] for event in events}
+    assert [line[:3] for line in lines if line[3] == "{"] == [f"<{PRIORITIES[event['level']]}>" for event in events]
+    assert [line for line in lines if line[3] != "{"] == [line for line in lines if line.startswith(told)]
+    assert [event["event"] for event in fleet.events()] == [event["event"] for event in events]
+
+
+def test_errors_before_there_is_a_log_have_a_priority(home: Path) -> None:
+    fleet = Fleet(home, str(home / "none.py:q"), environment={"JOURNAL_STREAM": journal_of(home)})
+    fleet.start(wait=False)
+    assert fleet.wait_for_end() == Exit.APP
+    assert [line[:10] for line in fleet.errors.read_text().splitlines()] == ["<3>taskq: "]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from taskq.telemetry.fanout import Fanout, announce
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import read
-from taskq.telemetry.record import FIELDS, LINE_MAX_BYTES, TEXT_MAX_CHARS, compose, encode
+from taskq.telemetry.record import FIELDS, LEVELS, LINE_MAX_BYTES, TEXT_MAX_CHARS, compose, encode
 from taskq.telemetry.setup import Logger, configure
 from taskq.telemetry.sink import RotatingFile
 from taskq.telemetry.stream import Stream
@@ -189,6 +189,57 @@ def test_console_on_a_pipe(tmp_path: Path, pipe: list[int], monkeypatch: pytest.
     assert "job.started" in text
     assert text.count("\n") == 1
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("kind", ["file", "pipe", "socket"])
+def test_each_line_tells_the_journal_its_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_format: Any, kind: str
+) -> None:
+    """If stderr is what JOURNAL_STREAM names. The file has the lines without it."""
+    reading, writing = stderr_of(kind, tmp_path / "stderr")
+    found = os.fstat(writing)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    log, fanout = configure(tmp_path, log_format, "debug", stderr_fd=writing)
+    for level in LEVELS:
+        getattr(log, level)("x.y")
+    log.error("job.failed", traceback="Traceback\n  line 1\nValueError: no")
+    announce(tmp_path, log_format, "critical", "fleet.given_up", fd=writing, error="it died")
+    fanout.close()
+    lines = os.read(reading, 65536).decode().splitlines()
+    assert [line[:3] for line in lines[:6]] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>"]
+    assert lines[-1].startswith("<2>")
+    if log_format == "json":
+        assert [json.loads(line[3:]) for line in lines] == list(read(tmp_path))
+    else:
+        assert [line[:3] for line in lines[5:-1]] == ["<3>"] * 4, "each line of a traceback"
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("stream", ["", "8:12", "8", "{device}:{other}", "{other}:{inode}", "none"])
+def test_stderr_is_not_the_journal_only_since_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    reading, writing = stderr_of("file", tmp_path / "stderr")
+    found = os.fstat(writing)
+    told = stream.format(device=found.st_dev, inode=found.st_ino, other=found.st_ino + 1)
+    monkeypatch.setenv("JOURNAL_STREAM", told)
+    configure(tmp_path, "json", stderr_fd=writing)[0].error("x.y")
+    assert os.read(reading, 100).startswith(b'{"timestamp"')
+    os.close(reading)
+    os.close(writing)
+
+
+def stderr_of(kind: str, path: Path) -> tuple[int, int]:
+    """A stderr of some kind: where it is read, and where it is written."""
+    if kind == "pipe":
+        return os.pipe()
+    if kind == "socket":
+        ends = socket.socketpair()
+        return ends[0].detach(), ends[1].detach()
+    writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return os.open(path, os.O_RDONLY), writing
 
 
 def test_terminal_gets_the_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
