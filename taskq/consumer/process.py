@@ -9,8 +9,10 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Protocol
 
 from taskq.client import context
 from taskq.client.app import TaskQ
@@ -67,8 +69,8 @@ def run(boot: Boot) -> None:
         app = load_app(boot.app)
         app.use_place(boot.place)
         app.payloads.syncs = boot.syncs_files
-        log_to_output_unless_the_application_does()
-        app.hooks.run_starts()
+        with logging_of_the_application():
+            app.hooks.run_starts()
         output.keep_as_it_is()
     except BaseException as error:
         message = str(error) if isinstance(error, (AppError, StartFailed)) else f"{type(error).__name__}: {error}"
@@ -147,21 +149,62 @@ def send_output_to(output: Connection) -> None:
     faulthandler.register(STACKS_SIGNAL, file=2)
 
 
-def log_to_output_unless_the_application_does() -> None:
-    """Gives `logging` a way out, unless the application has set it up: level and logger stay fields of the event."""
-    root = logging.getLogger()
-    if not root.handlers:
-        root.addHandler(_RecordHandler())
-        if root.level == logging.WARNING:
-            root.setLevel(logging.INFO)
+# -- what the application logs
+
+
+@contextmanager
+def logging_of_the_application() -> Iterator[None]:
+    """Gives the root logger a handler, unless the application does, in its code or in the functions for the start of a
+    consumer, which run inside the block."""
+    records = _RecordHandler()
+    standard = logging.lastResort
+    logging.lastResort = records  # not a handler of the root yet: basicConfig would do nothing then
+    try:
+        if not logging.root.handlers and logging.root.level == logging.WARNING:
+            _keep_levels()
+            logging.root.setLevel(logging.INFO)
+        yield
+    finally:
+        logging.lastResort = standard
+    if not logging.root.handlers:
+        logging.root.addHandler(records)
+
+
+def _keep_levels() -> None:
+    """Keeps the level of loggers that have handlers and take their level from the root."""
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and logger.handlers and logger.level == logging.NOTSET:
+            is_of_the_root = logger.getEffectiveLevel() == logging.WARNING
+            if is_of_the_root and any(not isinstance(each, logging.NullHandler) for each in logger.handlers):
+                logger.setLevel(logging.WARNING)
 
 
 class _RecordHandler(logging.Handler):
+    """Writes records as events: their level, logger and traceback stay fields."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, unless a handler of its logger has printed it already."""
         try:
-            fields: dict[str, Any] = {"event": record.getMessage(), "logger": record.name}
+            if _is_printed(record):
+                return
+            fields = {"event": record.getMessage(), "logger": record.name}
             if record.exc_info:
                 fields["traceback"] = logging.Formatter().formatException(record.exc_info)
             write_record(record.levelname.lower(), fields)
         except Exception:
             self.handleError(record)
+
+
+def _is_printed(record: logging.LogRecord) -> bool:
+    """Whether a handler of the application writes a record to this process's output, from where it reaches the log."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger is not logging.root:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and record.levelno >= handler.level:
+                try:
+                    if handler.stream.fileno() in (1, 2):
+                        return True
+                except (AttributeError, OSError, ValueError):
+                    continue  # a stream of the application that is no file, or is closed
+        logger = logger.parent if logger.propagate else None
+    return False
