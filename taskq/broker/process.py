@@ -20,6 +20,7 @@ from taskq.system.locks import take_broker_lock
 from taskq.system.platform import name_process
 from taskq.system.signals import signals_as_bytes
 from taskq.telemetry.journald import print_error
+from taskq.telemetry.redaction import RedactionError, load_redaction
 from taskq.telemetry.setup import configure
 from taskq.telemetry.sink import DEFAULT_KEEP
 
@@ -67,6 +68,7 @@ def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: C
             stderr_level=settings.stderr_level,
             max_bytes=settings.log_mb * MIB // files,
             output_max_bytes=settings.output_mb * MIB // files,
+            redaction=load_redaction(settings.log_redact) if settings.log_redact else None,
         )
         try:
             Broker(place, setup.app, setup.title, settings, log, clock).run(guardian, signals)
@@ -83,7 +85,7 @@ def _run(guardian: socket.socket, signals: socket.socket, setup: Setup, clock: C
             fanout.close()
     except AlreadyRunning as error:
         return Exit.ALREADY_RUNNING, str(error)
-    except TooFewDescriptors as error:
+    except (TooFewDescriptors, RedactionError) as error:
         return Exit.USAGE, str(error)
     except ConfigError as error:
         return Exit.DIRECTORY, str(error)

@@ -58,6 +58,8 @@ class Settings:
         log_mb: how much disk space the log of events may take, in MiB; the oldest events are dropped.
         output_mb: the same for what jobs print and log.
         log_format: the format of standard error: "console", "json", or "auto" (console if it is a terminal).
+        log_redact: the function that takes secrets out of each line of the log, as "module:function" or
+            "path/to/file.py:function"; "" for none.
     """
 
     consumers: int = 0
@@ -80,6 +82,7 @@ class Settings:
     log_format: LogFormat = "auto"
     log_mb: int = 60
     output_mb: int = 60
+    log_redact: str = ""
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -109,6 +112,7 @@ class Settings:
         _require(self.durability in get_args(Durability), f"durability={self.durability!r}: use power, os or memory")
         _require(self.log_format in get_args(LogFormat), f"log format {self.log_format!r}: use auto, console or json")
         _require(self.stderr_level in (None, *LOG_LEVELS, "critical"), f"stderr level {self.stderr_level!r}")
+        _require(isinstance(self.log_redact, str), f"log_redact={self.log_redact!r:.80}: use 'module:function'")
         _require(self.log_level in LOG_LEVELS, f"log level {self.log_level!r}: use one of {', '.join(LOG_LEVELS)}")
 
     def _read_lanes(self) -> None:

@@ -1,6 +1,6 @@
 """The structured log: one JSON line per event in ``<directory>/log/taskq.jsonl``, and a console on stderr.
 
-    broker    setup.configure -> record.compose -> fanout -> sink (file), stream (stderr)
+    broker    setup.configure -> record.compose, redaction -> fanout -> sink (file), stream (stderr)
     guardian  fanout.announce, journald.print_error
     CLI       reader.read, reader.follow -> render.render_console
 

@@ -98,6 +98,9 @@ FIELDS: Final[dict[str, FieldText]] = {
     "path": FieldText("string", "The file, which is kept."),
     "queued": FieldText("integer", "How many jobs wait to be run."),
     "reason": FieldText("string", "Why."),
+    "redaction_failed": FieldText(
+        "string", "Why the function of --log-redact did not do its work; the line then has only names and numbers."
+    ),
     "refused": FieldText("integer", "How many submissions were refused at that moment."),
     "retried": FieldText("integer", "How many attempts were followed by another one, since the queue exists."),
     "running": FieldText("integer", "How many jobs are running."),

@@ -93,6 +93,13 @@ def encode(event: Event) -> bytes:
     return (line + "\n").encode("ascii")
 
 
+def plain_fields(fields: Event) -> Event:
+    """Fields that somebody else may have changed, plain and bounded again; those without a value are left out."""
+    plain: Event = {}
+    _add_others(plain, fields)
+    return plain
+
+
 def utc_text(seconds: float) -> str:
     """A time in seconds since the epoch as ``2026-05-09T07:35:25.123456Z``; always 27 characters, so that
     such texts sort by time."""

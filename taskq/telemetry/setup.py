@@ -1,6 +1,6 @@
 """The broker's logger: structlog in front, the file and stderr behind.
 
-    log.info("job.failed", task=...) -> level filter -> compose (stamp, order, make plain) -> Fanout -> files
+    log.info("job.failed", task=...) -> level filter -> compose (stamp, order, make plain), redacted -> Fanout -> files
                                                                                                  \\-> stderr
 
 The logger is a value that is handed on, not a global: neither `logging` nor structlog is configured here, so whatever
@@ -17,6 +17,7 @@ from typing import Any, cast
 from taskq.telemetry.fanout import Fanout, LogFormat, open_stream
 from taskq.telemetry.files import log_path, output_path
 from taskq.telemetry.record import LEVELS, Event, compose
+from taskq.telemetry.redaction import Redaction, redacted
 from taskq.telemetry.sink import DEFAULT_KEEP, DEFAULT_MAX_BYTES, RotatingFile
 from taskq.telemetry.slim_structlog import FilteringBoundLogger, make_filtering_bound_logger, wrap_logger
 
@@ -33,6 +34,7 @@ def configure(
     max_bytes: int = DEFAULT_MAX_BYTES,
     output_max_bytes: int | None = None,
     keep: int = DEFAULT_KEEP,
+    redaction: Redaction | None = None,
 ) -> tuple[Logger, Fanout]:
     """Build the logger of the broker. It never raises and never waits, whatever happens to disk and terminal.
 
@@ -45,6 +47,7 @@ def configure(
         max_bytes: the size at which the file is rotated.
         output_max_bytes: the same for the file with what jobs print; by default equal.
         keep: how many rotated files are kept.
+        redaction: the application's function that takes secrets out of events.
 
     Returns:
         The logger, and what it writes to (see `Fanout.dropped` and `Fanout.close`).
@@ -54,24 +57,31 @@ def configure(
     levels = list(LEVELS)
     stderr_levels = levels[levels.index(stderr_level or levels[0]) :]
     fanout = Fanout(file, open_stream(log_format, stderr_fd), stderr_levels, output)
-    return bound_logger(fanout, level), fanout
+    return bound_logger(fanout, level, redaction=redaction), fanout
 
 
-def bound_logger(fanout: Fanout, level: str, wall: Callable[[], float] = time.time) -> Logger:
+def bound_logger(
+    fanout: Fanout, level: str, wall: Callable[[], float] = time.time, redaction: Redaction | None = None
+) -> Logger:
     """Builds a structlog logger that writes to `fanout`.
 
     Args:
         fanout: where events go.
         level: the lowest level that is written.
         wall: the time in seconds since the epoch.
+        redaction: the application's function that takes secrets out of events.
     """
 
     def finish(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[Event], Event]:
         return (compose(method, cast(Event, fields), wall()),), {}
 
+    def finish_redacted(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[Event], Event]:
+        assert redaction is not None
+        return (redacted(compose(method, cast(Event, fields), wall()), redaction),), {}
+
     lazy = wrap_logger(
         fanout,
-        processors=[finish],
+        processors=[finish if redaction is None else finish_redacted],
         wrapper_class=make_filtering_bound_logger(level),
         context_class=dict,
         cache_logger_on_first_use=True,

@@ -31,6 +31,7 @@ FILES = {
     "coming-from.md": ["moved.py"],
     "django.md": ["shop/settings.py", "shop/tasks.py", "shop/urls.py", "manage.py", "shop/staff_urls.py"],
     "enqueue.md": ["bulk.py", "tracing.py"],
+    "events.md": ["shop_log.py"],
     "executors.md": ["squares.py", "reports.py", "client.py", "others.py"],
     "failed-jobs.md": ["repair.py"],
     "failures.md": ["printing.py"],
@@ -116,6 +117,19 @@ def test_celery(tmp_path: Path, home: Path) -> None:
         finally:
             fleet.terminate()
     assert printed == ["3", "6", "20", "page after 2 retries"]
+
+
+def test_redaction_of_the_log(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paste("events.md", tmp_path)
+    with imported(tmp_path, "shop_log") as shop_log:
+        event = {
+            "event": "job.failed",
+            "meta": {"customer": "Ada"},
+            "error": "ValueError: 4111-1111-1111-1111 is wrong",
+        }
+        shop_log.hide(event)
+        assert event == {"event": "job.failed", "meta": {}, "error": "ValueError: **** is wrong"}
+        shop_log.hide({"event": "fleet.started"})
 
 
 def test_coming_from(tmp_path: Path, home: Path) -> None:

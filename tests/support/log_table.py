@@ -12,7 +12,7 @@ from pages import text_of
 from taskq.telemetry.catalogue import FIELDS
 
 _ROW: Final = re.compile(r"^\| `(\w+\.\w+)` \| ([^|]+) \|.*\| ([^|]*)\|$", re.M)
-_ALWAYS: Final = {"timestamp", "level", "event", "truncated"}
+_ALWAYS: Final = {"timestamp", "level", "event", "truncated", "redaction_failed"}
 _OF_A_JOB: Final = {"queue", "task", "job_id", "attempt", "meta", "consumer", "pid"}
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "string": (str,),

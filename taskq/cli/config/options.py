@@ -254,6 +254,14 @@ FLEET_OPTIONS: tuple[FleetOption, ...] = (
     FleetOption(
         "output-size", _whole("output_mb"), "Disk space for what jobs print.", "MB", "60", panel=_LOG, is_whole=True
     ),
+    FleetOption(
+        "log-redact",
+        _text("log_redact"),
+        "The function that takes secrets out of each line of the log: see docs/events.md.",
+        "MODULE:FUNCTION",
+        in_words="none",
+        panel=_LOG,
+    ),
 )
 
 

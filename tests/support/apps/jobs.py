@@ -290,6 +290,20 @@ async def double(number: int) -> int:
 
 
 @q.task
+def say(text: str) -> None:
+    """Prints and logs a text."""
+    print(f"by print {text}")
+    current_job().log.info(f"by log {text}")
+
+
+@q.task(retries=0, max_crashes=1)
+def say_and_die(text: str) -> None:
+    """Prints a text, and dies."""
+    print(f"last words {text}", flush=True)
+    die("segfault")
+
+
+@q.task
 def speak() -> None:
     print("by print")
     logging.getLogger("app").warning("by %s", "logging")
