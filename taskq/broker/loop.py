@@ -48,7 +48,7 @@ from taskq.system.usage import peak_bytes_of, rss_bytes
 #: instead of written.
 _ANNOUNCE_EVERY_S = 0.1
 _MEMORY_EVERY_S = 1.0
-_PEAKS_EVERY_S = 1.0
+_USAGE_EVERY_S = 1.0
 _SUMMARIES_EVERY_S = 0.1
 #: How often to tell systemd what the fleet does, and whether a reload has ended.
 _STATUS_EVERY_S = 5.0
@@ -132,7 +132,7 @@ class Broker:
         for every_s, function, is_needed in (
             (_ANNOUNCE_EVERY_S, self._pool.announce, self._pool.has_to_announce),
             (_MEMORY_EVERY_S, self._check_memory, lambda _now: self._settings.max_memory_mb is not None),
-            (_PEAKS_EVERY_S, self._note_peaks, lambda _now: self._core.has_work),
+            (_USAGE_EVERY_S, self._note_usage, lambda _now: self._core.has_work),
             (LOOK_EVERY_S, self._pool.end_the_silent, self._pool.waits_for_some),
             (_SUMMARIES_EVERY_S, self._events.summaries, self._events.has_summaries),
         ):
@@ -196,9 +196,10 @@ class Broker:
             if consumer.state is ProcessState.READY and rss_bytes(consumer.pid) > limit_mb * 1024 * 1024:
                 self._supervisor.replace(consumer)
 
-    def _note_peaks(self, _now: float) -> None:
-        """Notes how much memory consumers have used: of a dead one, the system does not tell."""
+    def _note_usage(self, now: float) -> None:
+        """Notes how much CPU and memory consumers have used: of a dead one, the system does not tell."""
         for consumer in self._supervisor.consumers.values():
+            consumer.cpu.sample(now)
             consumer.peak_bytes = peak_bytes_of(consumer.pid) or consumer.peak_bytes
 
     # -- the fleet

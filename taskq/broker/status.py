@@ -80,6 +80,7 @@ class StatusView:
             totals=JobTotals(**self._figures.totals.as_dict()),
             consumers=sorted(consumers, key=lambda consumer: consumer.number),
             flows=self._flows(queues, paused),
+            unserved=sorted(name for name in queues if not self._core.ready.serves(name)),
         )
 
     def _broker(self) -> BrokerStatus:
@@ -181,6 +182,7 @@ class StatusView:
             running_s=round(now - claim.started_at, 3) if claim else None,
             progress=None if progress is None else Progress(*progress),
             rss_bytes=rss_bytes(consumer.pid),
+            cpu_percent=consumer.cpu.percent(now),
             jobs_done=consumer.counters.jobs_done,
             busy_s=round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
         )

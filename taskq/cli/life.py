@@ -11,7 +11,7 @@ from taskq.model.info.job import Attempt, JobArguments, JobInfo
 from taskq.model.info.sentences import sentence
 from taskq.model.info.why import WhyInfo
 from taskq.model.info.words import distance_text
-from taskq.model.job import JobError
+from taskq.model.job import JobError, JobState
 from taskq.telemetry.render import duration_text, escape
 
 #: Characters of a job's arguments that are shown; --json has all.
@@ -38,7 +38,7 @@ def rows_of(info: JobInfo, why: WhyInfo | None = None) -> Rows:
         *_named("meta", [escape(f"{name}={text}") for name, text in info.meta.items()]),
         *([] if info.progress is None else [("progress", escape(info.progress.describe()))]),
         *_times(info),
-        *_named("why", reasons),
+        *_named("now" if info.state is JobState.RUNNING else "why", reasons),
         *_ran_on(info.history),
         *_named("after", info.after),
         *_named("before", info.before),

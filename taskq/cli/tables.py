@@ -152,7 +152,12 @@ def _row(columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]
             padding = " " * (width - _width(text))
             line.append((padding + text if column.is_right else text + padding, cell.style))
             line.append((" " * gap, ""))
-        lines.append(line[:-1])
+        line.pop()
+        while line and not line[-1][0].strip():  # nothing but padding
+            line.pop()
+        if line:
+            line[-1] = line[-1][0].rstrip(), line[-1][1]
+        lines.append(line)
     return lines
 
 

@@ -48,6 +48,7 @@ def status_of(value: Any) -> FleetStatus:
             totals=known(JobTotals, value.get("totals", {})),
             consumers=[_consumer(each) for each in value.get("consumers", ())],
             flows={name: known(QueueFlow, flow) for name, flow in value.get("flows", {}).items()},
+            unserved=list(value.get("unserved", ())),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"not the status of a fleet: {type(error).__name__}: {error}") from error

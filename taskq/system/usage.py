@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,56 @@ def rss_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+class CpuMeter:
+    """How much of a core a process uses now, of samples that are taken about once a second."""
+
+    def __init__(self, pid: int) -> None:
+        """
+        Args:
+            pid: the process.
+        """
+        self._pid = pid
+        self._samples: deque[tuple[float, float]] = deque(maxlen=2)
+
+    def sample(self, now: float) -> None:
+        """Notes how much the process has used until now. Takes 20 microseconds on Linux.
+
+        Args:
+            now: monotonic seconds.
+        """
+        used_s = cpu_s_of(self._pid)
+        if used_s is not None:
+            self._samples.append((now, used_s))
+
+    def percent(self, now: float) -> int | None:
+        """Returns the part of one core in percent since one of the last two samples; None if nothing is known yet.
+
+        Args:
+            now: monotonic seconds.
+        """
+        used_s = cpu_s_of(self._pid)
+        if used_s is None or not self._samples or now <= self._samples[0][0]:
+            return None
+        at, used_before_s = self._samples[0]
+        return round(100 * (used_s - used_before_s) / (now - at))
+
+
+def cpu_s_of(pid: int) -> float | None:
+    """The seconds of CPU time that a process and its children that have ended have used; None if it is gone."""
+    if IS_LINUX:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    import psutil  # see `rss_bytes`
+
+    try:
+        return float(sum(psutil.Process(pid).cpu_times()[:4]))
+    except psutil.Error:
+        return None
 
 
 def own_cpu_s() -> float:

@@ -55,6 +55,10 @@ def _of_fleet(status: FleetStatus) -> Iterator[Concern]:
     if status.spooled_files:
         files = count_of(status.spooled_files, "file")
         yield Concern("look", f"{files} with jobs wait in the spool until a fleet takes them in.", "/broker")
+    for queue in () if status.machines else status.unserved:
+        counts = status.queues[queue]
+        waits = count_of(counts.queued + counts.scheduled + counts.waiting, "job")
+        yield Concern("bad", f"No consumer serves queue {queue}: {waits} will not run.", "/queues")
     for queue in status.paused:
         kept = status.queues.get(queue)
         waits = f": {count_of(kept.queued, 'job')} waiting" if kept and kept.queued else ""

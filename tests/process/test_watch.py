@@ -16,7 +16,7 @@ from terminal import Here, Terminal, here, taskq, terminal
 
 from taskq.cli.schema import PRINTED, schema_of
 from taskq.model.exits import Exit
-from taskq.model.info.words import brief_time
+from taskq.model.info.words import brief_count, brief_time
 
 __all__ = ["here", "terminal"]  # fixtures
 
@@ -147,3 +147,20 @@ def test_a_stopped_fleet_is_asked(home: Path, asked: Asked, here: Here, tmp_path
 )
 def test_times_arebrief_time(time_us: float | None, text: str) -> None:
     assert brief_time(time_us) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1_000, "1.0k"),
+        (12_434, "12k"),
+        (999_400, "999k"),
+        (999_600, "1.0M"),
+        (1_530_000, "1.5M"),
+        (3e11, "300G"),
+    ],
+)
+def test_numbers_are_brief(number: int, text: str) -> None:
+    assert brief_count(number) == text

@@ -215,6 +215,7 @@ class SimSlot:
         self.excerpts: dict[int, Any] = {}
         self.killed_for = ""
         self.peak_bytes: int | None = None
+        self.cpu = SimpleNamespace(sample=lambda _now: None, percent=lambda _now: None)
         self.boot_error: tuple[str, str] | None = None
         self.messages = 0
         self.kill_at: float | None = None

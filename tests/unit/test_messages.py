@@ -211,10 +211,13 @@ STATUS = FleetStatus(
     ["mail"],
     JobTotals(7, 6, 5, 4, 3, 2, 1),
     [
-        ConsumerStatus(1, 11, "running", True, 1, 1, IDS[0].hex(), "add", 0.5, Progress(4, 10, "half"), 12, 13, 14.5),
+        ConsumerStatus(
+            1, 11, "running", True, 1, 1, IDS[0].hex(), "add", 0.5, Progress(4, 10, "half"), 12, 13, 14.5, 98
+        ),
         ConsumerStatus(3, 12, "idle", False, 0),
     ],
     flows={"mail": QueueFlow(1.5, 0.5, "growing", None, 30.0)},
+    unserved=["slow"],
 )
 #: How version 1 told it.
 TOLD = {
@@ -263,6 +266,7 @@ TOLD = {
             "rss_bytes": 12,
             "jobs_done": 13,
             "busy_s": 14.5,
+            "cpu_percent": 98,
         },
         {
             "number": 3,
@@ -278,6 +282,7 @@ TOLD = {
             "rss_bytes": 0,
             "jobs_done": 0,
             "busy_s": 0.0,
+            "cpu_percent": None,
         },
     ],
     "flows": {
@@ -289,6 +294,7 @@ TOLD = {
             "oldest_waiting_s": 30.0,
         }
     },
+    "unserved": ["slow"],
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.job import JobArguments, JobInfo
 from taskq.model.info.schedule import ScheduleInfo
-from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, QueueStatus
+from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, MachineStatus, QueueStatus
 from taskq.model.job import JobState
 from taskq.web.concerns import concerns_of
 from taskq.web.cron import in_words, next_times
@@ -95,6 +97,12 @@ def test_what_to_look_at() -> None:
     assert "500 jobs wait" in concerns_of(behind, [], flow_of([counted(m0=(60, 60, 0))], NOW))[0].told
     paused = FleetStatus(well.broker, queues=behind.queues, paused=["q"], consumers=well.consumers)
     assert [concern.told for concern in concerns_of(paused, [], quiet)] == ["Queue q is paused: 500 jobs waiting."]
+    unserved = FleetStatus(well.broker, queues={"q": QueueStatus(1, 1)}, unserved=["q"], consumers=well.consumers)
+    assert [concern.told for concern in concerns_of(unserved, [], quiet)] == [
+        "No consumer serves queue q: 2 jobs will not run."
+    ]
+    machines = replace(unserved, machines=[MachineStatus("here", 1, "running", 1.0, 1, 0)])
+    assert concerns_of(machines, [], quiet) == [], "another machine may serve it"
 
 
 def test_steps_stand_right_of_those_before_them() -> None:

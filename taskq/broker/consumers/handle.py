@@ -23,7 +23,7 @@ from taskq.protocol.link.output import LineCutter, Stacks
 from taskq.protocol.link.unsent import Unsent
 from taskq.system.platform import kill_group
 from taskq.system.spawn.forkservers import ForkServer
-from taskq.system.usage import usage_of
+from taskq.system.usage import CpuMeter, usage_of
 
 #: More than the socket or the output pipe of a consumer holds, so one read takes it all.
 _READ_BYTES = 256 * 1024
@@ -61,6 +61,7 @@ class ConsumerProcess:
     tasks: bytes = b""  # the names of its application's tasks, one a line; empty if it did not tell them
 
     def __post_init__(self) -> None:
+        self.cpu = CpuMeter(self.pid)
         self.children: dict[int, list[Any]] = {}  # by number: what running jobs will have enqueued if they succeed
         self.announced: set[int] = set()  # numbers of running jobs whose start was logged
         self.decoder = Decoder()

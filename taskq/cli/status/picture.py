@@ -84,13 +84,14 @@ def _headline(found: FleetStatus, width: int | None) -> list[Line]:
 
 def _health(broker: BrokerStatus, width: int | None) -> list[str]:
     """How the broker itself is."""
-    parts = []
+    turns = []
     if broker.longest_turn_s is not None:
         recently_s = broker.longest_turn_last_minute_s or 0.0
-        parts.append(
-            f"longest turn of the broker: {_ms(broker.longest_turn_s)}, in the last minute {_ms(recently_s)}; "
-            f"CPU time at the most {_ms(broker.longest_turn_cpu_s or 0.0)}"
-        )
+        turns = [
+            f"longest turn of the broker: {_ms(broker.longest_turn_s)}",
+            f"in the last minute {_ms(recently_s)}",
+            f"CPU time at the most {_ms(broker.longest_turn_cpu_s or 0.0)}",
+        ]
     figures = []
     if broker.commit_mean_s is not None:
         figures.append(f"a commit takes {_ms(broker.commit_mean_s)}, at the most {_ms(broker.commit_longest_s or 0.0)}")
@@ -100,7 +101,7 @@ def _health(broker: BrokerStatus, width: int | None) -> list[str]:
         figures.append(count_of(broker.clients, "client"))
     if broker.rejected_clients:
         figures.append(f"{broker.rejected_clients:,} refused")
-    return [*parts, *_filled(figures, ", ", width)]
+    return [*_filled(turns, ", ", width), *_filled(figures, ", ", width)]
 
 
 def _filled(parts: Sequence[str], between: str, width: int | None) -> list[str]:
@@ -165,6 +166,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[L
         Column("progress", is_name=True),
         Column("for", is_right=True),
         Column("jobs", is_right=True),
+        Column("cpu", is_right=True),
         Column("memory", is_right=True),
     )
     rows = [
@@ -176,6 +178,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[L
             each.progress.describe() if each.progress else "",
             _span(each.running_s) if each.running_s is not None else "",
             f"{each.jobs_done:,}",
+            "" if each.cpu_percent is None else f"{each.cpu_percent} %",
             _megabytes(each.rss_bytes),
         )
         for each in consumers
@@ -193,11 +196,11 @@ def _activity(consumer: ConsumerStatus) -> str:
 
 def _queues(found: FleetStatus, width: int | None) -> list[Line]:
     """The jobs of each queue, how long the oldest waits, and how fast they go: in two tables if one is too wide."""
-    queues, paused = found.queues, found.paused
-    names = sorted({*queues, *paused, *found.flows})
+    queues = found.queues
+    names = sorted({*queues, *found.paused, *found.flows})
     if not names:
         return [[("no pending or running jobs", "")]]
-    jobs, flows, pauses = _jobs(names, queues, width), _flows(names, found.flows), _pauses(names, paused)
+    jobs, flows, pauses = _jobs(names, queues, width), _flows(names, found.flows), _obstacles(names, found)
     name = {Column("queue", is_name=True): names}
     together = _columns({**name, **jobs, **pauses, **flows}, width)
     if width is None or not flows or max(sum(len(text) for text, _ in line) for line in together) <= width:
@@ -237,8 +240,11 @@ def _oldest(flow: QueueFlow | None) -> str:
     return "" if flow is None or flow.oldest_waiting_s is None else _span(flow.oldest_waiting_s)
 
 
-def _pauses(names: Sequence[str], paused: Sequence[str]) -> _Columns:
-    return {Column(""): [Cell("paused" if name in paused else "", style="yellow") for name in names]} if paused else {}
+def _obstacles(names: Sequence[str], found: FleetStatus) -> _Columns:
+    """What keeps all jobs of a queue from running."""
+    unserved = () if found.machines else found.unserved
+    told = ["paused" if name in found.paused else "not served" if name in unserved else "" for name in names]
+    return {Column(""): [Cell(text, style="yellow") for text in told]} if any(told) else {}
 
 
 def trend_of(flow: QueueFlow) -> Cell:

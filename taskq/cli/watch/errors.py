@@ -119,7 +119,7 @@ def _picture(found: Failures, width: int | None, now: float, has_traceback: bool
     yield Text()
     since = datetime.fromtimestamp(found.log_since).isoformat(" ", "seconds")
     told = f"failed: {count_of(found.failed, 'job')} kept; again: {count_of(found.again, 'attempt')} in the log"
-    yield Text(f"{told}\nsince {since} that were followed by another", style="dim")
+    yield Text(f"{told}\nthe log was read from {since} on", style="dim")
 
 
 def _counts(group: FailureGroup) -> tuple[int, int, int, int, int]:

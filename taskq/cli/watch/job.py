@@ -72,7 +72,7 @@ def job(
     tell_if_stopped(application)
     why, log = _why(application, info), _log(application, info)
     if as_json:
-        reasons = [asdict(reason) for reason in why.reasons]
+        reasons = [asdict(reason) for reason in why.reasons if reason.kind != "running"]
         print(json.dumps({**asdict(info), "why": reasons, "log": log}, default=repr))
         return
     width = width_of_terminal()
@@ -82,14 +82,14 @@ def job(
 
 
 def _why(application: TaskQ, info: JobInfo) -> WhyInfo:
-    """Why it does not run; nothing if it does, or has ended."""
+    """Why it does not run, or where it does; nothing if it has ended."""
     if info.state in _ENDED:
         return WhyInfo(info.id, info.task, info.queue, info.state, [])
     try:
         found = application.job(info.id).why()
     except JobNotFound:  # it was removed just now
         return WhyInfo(info.id, info.task, info.queue, info.state, [])
-    return replace(found, reasons=[reason for reason in found.reasons if reason.kind not in ("running", "ended")])
+    return replace(found, reasons=[reason for reason in found.reasons if reason.kind != "ended"])
 
 
 def _log(application: TaskQ, info: JobInfo) -> list[Event]:

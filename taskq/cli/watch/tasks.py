@@ -13,7 +13,7 @@ from taskq.cli.pictures import console_of, styled
 from taskq.cli.tables import Cell, Column, table, width_of_terminal
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.histogram import Histogram
-from taskq.model.info.words import brief_time
+from taskq.model.info.words import brief_count, brief_time
 
 _SHARES = (0.5, 0.95, 0.99)
 _COLUMNS = (
@@ -69,13 +69,14 @@ def _table(found: Sequence[TaskCounts], part: Callable[[TaskCounts], Counts], wi
     rows: list[tuple[Cell | str, ...]] = [
         (
             f"{each.task or '(others)'} ({each.queue})" if has_queues else each.task or "(others)",
-            f"{counts.succeeded:,}",
-            Cell(f"{counts.failed:,}", style="red" if counts.failed else "dim"),
-            Cell(f"{counts.retried + counts.crashed:,}", style="" if counts.retried + counts.crashed else "dim"),
+            Cell(f"{counts.succeeded:,}", brief_count(counts.succeeded)),
+            Cell(f"{counts.failed:,}", brief_count(counts.failed), style="red" if counts.failed else "dim"),
+            Cell(f"{again:,}", brief_count(again), style="" if again else "dim"),
             *_times(counts.wait),
             *_times(counts.run),
         )
         for each, counts in used
+        for again in [counts.retried + counts.crashed]
     ]
     return styled(table(_COLUMNS, rows, width)) if rows else []
 

@@ -67,10 +67,10 @@ def _wrong(reason: Reason, info: WhyInfo) -> str:
 def _ended(reason: Reason, info: WhyInfo, now: float) -> str:
     when = "" if reason.since is None else f" {distance_text(reason.since - now)}"
     if info.state is JobState.SUCCEEDED:
-        return f"It has succeeded{when}."
+        return f"It succeeded{when}."
     said = "" if reason.error is None else f": {_first_line(reason.error)}"
     if info.state is JobState.FAILED:
-        return f"It has failed{when}, at attempt {reason.attempt}{said}. `taskq retry {info.id}` queues it again."
+        return f"It failed{when}, at attempt {reason.attempt}{said}. `taskq retry {info.id}` queues it again."
     if info.state is JobState.EXPIRED:
         return f"It was not started in time, and expired{when}."
     return f"It was cancelled{when}{said}."
@@ -102,7 +102,7 @@ def _limited(reason: Reason, limit: LimitState, now: float) -> str:
             return f"At most {count_of(limit.amount, 'job')} of {of} may run at once, and {limit.used:,} {does}{held}."
         case "rate":
             opens = "" if reason.until is None else f": it opens {_moment(max(reason.until, now), now)}"
-            return f"At most {limit.amount:,} jobs of {of} may start in {span_text(limit.period_s)}{opens}."
+            return f"At most {count_of(limit.amount, 'job')} of {of} may start in {span_text(limit.period_s)}{opens}."
         case "order":
             return f"Jobs of {of} run one after the other, and this one is before it: {_named(reason)}."
     needs = f"It needs {limit.needed:,} of resource {limit.name}"

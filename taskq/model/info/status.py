@@ -178,6 +178,8 @@ class ConsumerStatus:
         rss_bytes: resident memory of the process.
         jobs_done: attempts that it has ended.
         busy_s: the seconds that these took, and those of running jobs so far.
+        cpu_percent: how much of one core the process has used in the last second or two, in percent, with its children
+            that have ended; None if that is not known.
     """
 
     number: int
@@ -193,6 +195,7 @@ class ConsumerStatus:
     rss_bytes: int = 0
     jobs_done: int = 0
     busy_s: float = 0.0
+    cpu_percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,8 @@ class FleetStatus:
         machines: the fleets that share a database; none if the queue is in a directory.
         flows: how fast jobs come and go, by the names of the queues with such jobs, or in which some came or ended
             lately; none if no fleet runs, or if the queue is in a database.
+        unserved: the names of the queues with jobs that no consumer of this fleet serves; if the queue is in a
+            database, another fleet may.
     """
 
     broker: BrokerStatus
@@ -244,3 +249,4 @@ class FleetStatus:
     consumers: list[ConsumerStatus] = field(default_factory=list)
     machines: list[MachineStatus] = field(default_factory=list)
     flows: dict[str, QueueFlow] = field(default_factory=dict)
+    unserved: list[str] = field(default_factory=list)

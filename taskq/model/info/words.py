@@ -31,6 +31,17 @@ def span_text(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest_s:02d}s"
 
 
+def brief_count(number: int) -> str:
+    """A number below a trillion in at most four characters: ``999``, ``1.2k``, ``12k``, ``1.5M``, ``300G``."""
+    if number < 1_000:
+        return str(number)
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        value = number / size
+        if value >= 0.9995 or unit == "k":
+            break
+    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:,.0f}{unit}"
+
+
 def brief_time(time_us: float | None) -> str:
     """A time in at most five characters: ``80us``, ``1.2ms``, ``340ms``, ``12s``, ``3m``, ``2h``, ``4d``.
 

@@ -91,14 +91,16 @@ async def queues(visit: Visit) -> Page:
     for each in counts:
         if each.task:
             tasks_of.setdefault(each.queue, []).append(each.task)
-    return Page("queues", "Queues", {"queues": queue_rows(status, counts, visit.now), "tasks_of": tasks_of})
+    values = {"status": status, "queues": queue_rows(status, counts, visit.now), "tasks_of": tasks_of}
+    return Page("queues", "Queues", values)
 
 
 async def consumers(visit: Visit) -> Page:
     """Each consumer: what it runs, since when, how far, with how much memory."""
     status = await visit.q.async_client().look()
-    ended = await kept_newest(visit, Filter(event="consumer.*", level="warning"), 20)
-    return Page("consumers", "Consumers", {"status": status, "ended": ended[::-1]})
+    told = await kept_newest(visit, Filter(event="consumer.*", level="warning"), 40)
+    ended = [event for event in told if event.get("event") not in ("consumer.stacks", "consumer.log")]
+    return Page("consumers", "Consumers", {"status": status, "ended": ended[-20:][::-1]})
 
 
 async def consumer(visit: Visit) -> Page:
