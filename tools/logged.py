@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import taskq
 from taskq.broker.events import NOTE_LEVELS
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
+from taskq.telemetry.catalogue import JOB_FIELDS
 from taskq.telemetry.record import LEVELS
 from taskq.telemetry.throttle import HIGH_RATE
 
@@ -54,11 +55,9 @@ DECLARED: Final[dict[str, tuple[str, ...]]] = {
     "broker/loop.py: _close: self._engine.figures.totals.as_dict()": TOTAL_NAMES,
 }
 
-#: The fields of a line about a job.
-OF_A_JOB: Final = ("queue", "task", "job_id", "attempt", "meta", "consumer", "pid")
 #: What broker/events.py makes of the fields of a note; others stay as they are.
 _OF_NOTES: Final = {
-    "row": OF_A_JOB,
+    "row": JOB_FIELDS,
     "consumer_key": ("consumer", "pid"),
     "error": ("error", "exit_code", "signal", "traceback"),
 }

@@ -22,7 +22,7 @@ from taskq.cli.config.options import FLEET_OPTIONS
 from taskq.cli.program import COMMANDS, build
 from taskq.client.options.options import JobOptions
 from taskq.model import exits
-from taskq.telemetry.catalogue import EVENTS, FIELDS
+from taskq.telemetry.catalogue import EVENTS, FIELDS, JOB_FIELDS
 from taskq.telemetry.record import LEVELS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -116,8 +116,8 @@ def log_events() -> Iterator[str]:
 def _fields_of(fields: frozenset[str]) -> str:
     """Fields as they stand in the table: those that every line about a job has as one word."""
     own = fields - {logged.ANY}
-    has_job = own >= set(logged.OF_A_JOB)
-    names = [f"`{name}`" for name in FIELDS if name in own - (set(logged.OF_A_JOB) if has_job else set())]
+    has_job = own >= set(JOB_FIELDS)
+    names = [f"`{name}`" for name in FIELDS if name in own - (set(JOB_FIELDS) if has_job else set())]
     return " ".join([*(["*job*"] if has_job else []), *names, *(["*any*"] if logged.ANY in fields else [])])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from inspect import getdoc
@@ -28,7 +28,8 @@ from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.stack import ConsumerStack
 from taskq.model.info.status import FleetStatus
 from taskq.model.info.why import WhyInfo
-from taskq.telemetry.catalogue import FIELDS
+from taskq.telemetry.catalogue import FIELDS, JOB_FIELDS
+from taskq.telemetry.files import OUTPUT_EVENTS
 from taskq.telemetry.record import LEVELS
 
 Schema = dict[str, Any]
@@ -137,16 +138,32 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneT
 _NONE = re.compile(r"\bNone\b")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-#: A line of the log. Jobs add fields of their own to job.log.
-_LOG_LINE: Schema = {
+#: The fields of what jobs and consumers print, besides those that they log themselves.
+_OF_OUTPUT = ("timestamp", "level", "event", *JOB_FIELDS, "message", "logger", "traceback", "truncated")
+
+
+def _line_of(description: str, events: dict[str, Any], names: Iterable[str]) -> Schema:
+    """A line of the log with certain fields."""
+    properties: dict[str, Schema] = {
+        name: {"type": FIELDS[name].kind, "description": FIELDS[name].means} for name in names
+    }
+    properties["level"] = {"enum": list(LEVELS), "description": FIELDS["level"].means}
+    properties["event"] |= events
+    required = ["timestamp", "level", "event"]
+    return {"type": "object", "description": description, "properties": properties, "required": required}
+
+
+#: A line of the log.
+LOG_LINE: Schema = {
     "$schema": _DIALECT,
-    "type": "object",
-    "description": "One event of the log.",
-    "properties": {
-        **{name: {"type": text.kind, "description": text.means} for name, text in FIELDS.items()},
-        "level": {"enum": list(LEVELS), "description": FIELDS["level"].means},
-    },
-    "required": ["timestamp", "level", "event"],
+    "anyOf": [
+        _line_of("One event of the log: what taskq tells.", {}, FIELDS),
+        _line_of(
+            "What a job or a consumer has printed or logged. It may have more fields, which are its own.",
+            {"enum": sorted(OUTPUT_EVENTS)},
+            _OF_OUTPUT,
+        ),
+    ],
 }
 
 
@@ -165,7 +182,7 @@ def schema(
     $ taskq schema schedule run
     """
     name = " ".join(words or ())
-    known = {**{command: schema_of(kind) for command, kind in PRINTED.items()}, "logs": _LOG_LINE}
+    known = {**{command: schema_of(kind) for command, kind in PRINTED.items()}, "logs": LOG_LINE}
     if name and name not in known:
         raise ConfigError(f"{name!r} prints no JSON: use one of {', '.join(known)}")
     print(json.dumps(known[name] if name else known, indent=2))

@@ -125,6 +125,9 @@ FIELDS: Final[dict[str, FieldText]] = {
     "window_s": FieldText("number", "How long the window was in which these were counted, in seconds."),
 }
 
+#: Those of a line about a job: `meta` if it has any, the last two if it was given to a consumer.
+JOB_FIELDS: Final = ("queue", "task", "job_id", "attempt", "meta", "consumer", "pid")
+
 #: The events, by what they are about.
 EVENTS: Final[dict[str, dict[str, EventText]]] = {
     "The fleet": {

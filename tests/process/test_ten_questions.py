@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from terminal import Here, Terminal, here, terminal
 
 from taskq import Job, TaskQ, chain
-from taskq.cli.schema import PRINTED, schema_of
+from taskq.cli.schema import LOG_LINE, PRINTED, schema_of
 from taskq.model.exits import Exit
 from taskq.telemetry.catalogue import FIELDS
 from taskq.web import Dashboard
@@ -99,7 +99,9 @@ def asked(trouble: Trouble, here: Here) -> Callable[..., Any]:
         done = here(trouble.fleet.home, *words, "--json")
         assert done.returncode == Exit.OK, done
         if words[0] == "logs":
-            return [json.loads(line) for line in done.stdout.splitlines()]
+            lines = [json.loads(line) for line in done.stdout.splitlines()]
+            assert [misfits(line, LOG_LINE, may_have_more=True) for line in lines] == [[]] * len(lines)
+            return lines
         value = json.loads(done.stdout)
         assert misfits(value, schema_of(PRINTED[words[0]])) == []
         return value

@@ -19,7 +19,8 @@ from pages import DOCS, PAGES, README, ROOT, blocks, prose_of, shell_lines, tabl
 
 import taskq
 from taskq.cli.program import COMMANDS, build
-from taskq.telemetry.catalogue import EVENTS, FIELDS
+from taskq.cli.schema import PRINTED
+from taskq.telemetry.catalogue import EVENTS, FIELDS, JOB_FIELDS
 
 _spec = importlib.util.spec_from_file_location("logged", ROOT / "tools/logged.py")
 assert _spec is not None
@@ -75,6 +76,11 @@ def test_options_that_stand_alone_are_those_of_some_command() -> None:
     assert len(alone) >= 30
     for page, code in alone:
         assert options_in(code) <= known, (page, code)
+
+
+def test_what_each_command_prints_with_json_has_a_schema() -> None:
+    printed = {name for name, command in program().items() if "--json" in options_of(command)}
+    assert printed == {name.split()[0] for name in PRINTED} | {"logs"}
 
 
 # -- what else they name
@@ -152,7 +158,7 @@ def test_each_event_and_field_that_the_code_logs_is_described_and_no_other() -> 
         ('log.info("a.b", **({"x": 1} if x else {"y": 1, **self.made()}))', [("a.b", {"info"}, {"x", "y", "made"})]),
         ('compose("warning", {"event": "a.b", "x": 1}, 0.0)', [("a.b", {"warning"}, {"x"})]),
         ('return {"level": "warning", "event": "a.b", "x": 1}', [("a.b", {"warning"}, {"x"})]),
-        ('Event("job.failed", {"row": x, "n": 1})', [("job.failed", {"error"}, {*logged.OF_A_JOB, "n"})]),
+        ('Event("job.failed", {"row": x, "n": 1})', [("job.failed", {"error"}, {*JOB_FIELDS, "n"})]),
         ('self.tell("a.b", "error", x=1)', [("a.b", {"error"}, {"x"})]),  # a function of the file, see below
         ('logger.info("a.b")', []),  # of the application
     ],

@@ -9,11 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from pages import text_of
 
-from taskq.telemetry.catalogue import FIELDS
+from taskq.telemetry.catalogue import FIELDS, JOB_FIELDS
 
 _ROW: Final = re.compile(r"^\| `(\w+\.\w+)` \| ([^|]+) \|.*\| ([^|]*)\|$", re.M)
 _ALWAYS: Final = {"timestamp", "level", "event", "truncated", "redaction_failed"}
-_OF_A_JOB: Final = {"queue", "task", "job_id", "attempt", "meta", "consumer", "pid"}
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
@@ -37,7 +36,7 @@ def log_table() -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for event, levels, fields in _ROW.findall(text_of("events.md")):
         names = set(re.findall(r"`(\w+)`", fields)) | ({"any"} if "*any*" in fields else set())
-        rows[event] = Row(set(levels.split(", ")), names | (_OF_A_JOB if "*job*" in fields else set()))
+        rows[event] = Row(set(levels.split(", ")), names | (set(JOB_FIELDS) if "*job*" in fields else set()))
     return rows
 
 
