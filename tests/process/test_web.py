@@ -86,7 +86,7 @@ SAYS = {
     "/jobs": ["{failed}", "{crashed}", "ConnectionError", "retry"],
     "/jobs?state=scheduled": ["{later}"],
     "/jobs?text=refused": ["{failed}"],
-    "/jobs/{done}": ["It has succeeded", "&#39;cat.jpg&#39;", "Result", "&lt;script&gt;", "Enqueue again"],
+    "/jobs/{done}": ["It succeeded", "&#39;cat.jpg&#39;", "Result", "&lt;script&gt;", "Enqueue again"],
     "/jobs/{failed}": ["ConnectionError", "It failed", "Traceback", "password=", "***", "&lt;img src=x"],
     "/jobs/{crashed}": ["Its process died", "SIGKILL", "last words of a job"],
     "/jobs/{running}": ["It runs", "on consumer"],

@@ -63,7 +63,7 @@ def test_it_runs_and_has_ended(start: Start, told: Told, tmp_path: Path, gate: G
     assert "About 1 job of its queue goes first" in told(fleet, last)
     gate.open()
     held.result(20)
-    assert "It has succeeded" in told(fleet, held)
+    assert "It succeeded" in told(fleet, held)
     failed = jobs.fail.enqueue("no")
     failed.wait(20)
     assert only(failed).error == "LookupError: no"
