@@ -935,6 +935,27 @@ def test_max_crashes_parks() -> None:
     assert core.dispatch(0.0, 0.0) == []
 
 
+def test_what_is_told_of_an_attempt_stays_though_the_next_one_has_begun() -> None:
+    """An engine that waits for its database writes the log later than the job runs again."""
+    core = Core()
+    core.submitted(rows(1, retries=9, max_crashes=9))
+    notes: list[Event] = []
+    for key in (1, 2):
+        core.joined(key, 0.0)
+        [batch] = core.dispatch(0.0, 0.0)
+        core.died(key, [Claim(batch.first, 0.0)], ProcessExit(exit_code=1), 1e9)
+        notes += core.take_effects().notes
+    core.joined(3, 0.0)
+    [batch] = core.dispatch(0.0, 0.0)
+    core.settled(3, Attempts([batch.first], [Verdict.FAILED], [1_000], [BAD]), 0.0, 1e9)
+    notes += core.take_effects().notes
+    assert [(note.event, note.fields["attempt"]) for note in notes] == [
+        ("job.crashed", 1),
+        ("job.crashed", 2),
+        ("job.retrying", 3),
+    ]
+
+
 def test_lost_jobs_are_charged_at_the_start() -> None:
     """A job that took a whole fleet down is charged, and stays in the store until `found` and a load."""
     core = Core()

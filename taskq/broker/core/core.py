@@ -322,7 +322,7 @@ class Core:
     def _did_not_succeed(self, key: Key, row: JobRow, failure: Failure, wall: float) -> None:
         """Settles an attempt that did not succeed; `row.attempts` includes it."""
         follows = after_failure(row, failure)
-        fields = {"row": row, "consumer_key": key, "error": failure.error}
+        fields = {"row": row, "consumer_key": key, "attempt": row.attempts, "error": failure.error}
         if follows.delay_s is not None:
             fields["delay_s"] = round(follows.delay_s, 3)
         if failure.verdict == Verdict.SNOOZED:
@@ -340,7 +340,7 @@ class Core:
         row.crashes += 1
         self._effects.crashed += 1
         follows = after_crash(row)
-        fields = {"row": row, "consumer_key": key, "error": error, "crashes": row.crashes}
+        fields = {"row": row, "consumer_key": key, "attempt": row.attempts, "error": error, "crashes": row.crashes}
         self._effects.notes.append(Event("job.crashed", {**fields, "runs_again": follows.state is None}))
         if follows.state is not None:
             self._effects.notes.append(Event(follows.event, fields))
