@@ -23,6 +23,8 @@ from taskq.cli.top.app import Top
 from taskq.cli.top.live import LiveSource
 from taskq.engines.postgres.migrate import migrate
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 Start = Callable[..., MachineFleet]
 
 
@@ -204,6 +206,31 @@ def test_a_machine_does_what_waits_behind_a_long_job_of_another(start: Start, tm
     assert held.wait(timeout=30)
     assert one.stop() == 0
     assert jobs.add.enqueue(1, 1).result(timeout=30) == 2
+
+
+def test_lanes_serve_their_queues_on_each_machine(start: Start, tmp_path: Path, gate: Gate) -> None:
+    """A lane that is busy holds up no other, on its own machine or elsewhere, and a job goes to where its queue has one."""
+    one = start("one", consumers=0, lanes=((("slow",), 1), (("default", "mail"), 1)))
+    two = start("two", consumers=0, lanes=((("slow",), 1), (("other",), 1)))
+    held_path, path = tmp_path / "held", tmp_path / "starts"
+    held = [jobs.hold.options(queue="slow").enqueue(gate.path, str(held_path), "held") for _ in range(3)]
+    nobody = jobs.note.options(queue="nobody").enqueue(str(path), "nobody")
+    wait_until(lambda: len(one.consumer_pids()) == len(two.consumer_pids()) == 2, "all lanes")
+    pids = set(one.consumer_pids()), set(two.consumer_pids())
+    slow = {start.pid for start in starts(held_path, 2)}
+    assert [len(slow & own) for own in pids] == [1, 1], "one on each machine"
+    queues = ("default", "mail", "other") * 10
+    made = [jobs.nap_and_note.options(queue=queue).enqueue(0.002, str(path), queue) for queue in queues]
+    assert all(job.wait(timeout=30) for job in made)
+    where = {(start.label, start.pid) for start in starts(path)}
+    [first], [second] = pids[0] - slow, pids[1] - slow
+    assert where == {("default", first), ("mail", first), ("other", second)}
+    assert len(starts(held_path)) == 2, "the third waits for a place in its lane"
+    gate.open()
+    assert all(job.wait(timeout=30) for job in held)
+    assert {start.pid for start in starts(held_path) if start.label == "held"} == slow
+    assert nobody.state() is JobState.QUEUED
+    assert nobody.cancel()
 
 
 def test_a_worker_says_what_is_wrong_with_its_database(tmp_path: Path, postgres: Server) -> None:
