@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import fleet
 import proof
 import pytest
 from apps import jobs, versioned
-from engines import ON_POSTGRES, Databases
+from engines import Databases, chosen
 from fleet import JOBS, Fleet, Gate, running, use
 from hypothesis import HealthCheck, settings
 from postgres import Server, running_server
@@ -24,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: The machine may be busy with other tests: how long an example takes says nothing.
 settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taskq")
+
+#: How many tests were left out with `--engine=postgres`, for each reason.
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,16 +43,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves those out that make no sense with another engine; see `engines.ON_POSTGRES`."""
+    """Leaves those out that make no sense with another engine: their mark says why."""
     if config.getoption("--engine") == "embedded":
         return
-    kept = []
-    for item in items:
-        left_out = ON_POSTGRES.get(item.path.stem)
-        if left_out is not None and item.name.partition("[")[0] not in left_out:
-            kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    kept, left_out = chosen(items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    config.stash[_LEFT_OUT] = left_out
     items[:] = kept
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Says how many tests were left out for which reason."""
+    left_out = config.stash.get(_LEFT_OUT, Counter[str]())
+    return [f"{number:5} not on PostgreSQL: {reason}" for reason, number in left_out.most_common()]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

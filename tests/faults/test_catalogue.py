@@ -11,6 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 
 class Row(NamedTuple):
     """A row of the catalogue: what goes wrong, the tests that prove what happens then, and what they leave out."""

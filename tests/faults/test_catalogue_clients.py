@@ -36,6 +36,8 @@ from taskq.protocol import frames
 from taskq.protocol.ops import Op
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("clients of a database do not come to the broker's socket")
+
 Start = Callable[..., Fleet]
 
 

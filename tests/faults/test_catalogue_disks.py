@@ -24,6 +24,8 @@ from taskq.model.exits import Exit
 from taskq.protocol.link.flight_recorder import FlightRecorder, clear_flight_records, read_flight_records
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("the disk under a journal")
+
 Start = Callable[..., Fleet]
 
 

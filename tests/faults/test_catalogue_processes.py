@@ -16,7 +16,7 @@ import psutil
 import pytest
 from apps import jobs
 from checks import counted, serves, stop_process
-from fleet import JOBS, Fleet, Gate, starts, use, wait_for_file, wait_until
+from fleet import JOBS, Fleet, Gate, environment_of, starts, use, wait_for_file, wait_until
 
 from taskq import JobFailed, JobState
 from taskq.model.exits import Exit
@@ -254,7 +254,7 @@ def test_a_worker_whose_output_nobody_reads_or_has_closed(home: Path) -> None:
     """Its standard output and error are first a full pipe, and then a closed one: jobs run, and the log file has
     everything."""
     command = [sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", "1", "--log-level", "debug"]
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     reader, writer = os.pipe()
     worker = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True
@@ -281,7 +281,7 @@ def test_process_one_reaps_orphans_and_stops_in_order(home: Path, tmp_path: Path
     if subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make a namespace of processes")
     command = [*container, sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", "1", "--log-format", "json"]
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     with (home.parent / "container.stderr").open("wb") as errors:
         outer = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=errors, start_new_session=True)
     try:

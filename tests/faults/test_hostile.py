@@ -24,6 +24,8 @@ from taskq.protocol import frames
 from taskq.protocol.ops import Op
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("clients of a database do not come to the broker's socket")
+
 HELLO = frames.hello(1)
 SPEC = ["add", "default", 3, None, 3]
 ID = bytes(range(16))

@@ -17,10 +17,15 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import proof
+import pytest
 from fleet import APPS, Fleet, Started, running, starts, wait_until
 
 from taskq import JobState
 from taskq.model.stored import StoredState
+
+pytestmark = pytest.mark.not_on_postgres(
+    "the journal is its witness; test_postgres_storm.py is the storm over a database"
+)
 
 JOBS = 20_000
 PRODUCERS = 2

@@ -16,6 +16,8 @@ from postgres import Server, running_server
 from taskq import BrokerUnavailable, StoreFull, TaskQError
 from taskq.client.job import Job
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 #: Besides what the tables need for a few jobs.
 _LEFT_BYTES = 2 << 20
 _LARGE_BYTES = 30_000

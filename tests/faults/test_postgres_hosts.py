@@ -15,6 +15,8 @@ from postgres import Server, running_server
 
 from taskq import JobState
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 #: After so many seconds without a sign of a machine others take its jobs.
 LEASE_S = 2
 

@@ -17,6 +17,8 @@ from postgres import Server, running_server
 from taskq.engines.postgres.link.link import ANSWERS_WITHIN_S, Exchange, Link, LinkError
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 #: How many wait for the lock that a test has.
 _AT_THE_LOCK = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 

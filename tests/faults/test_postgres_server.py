@@ -8,6 +8,8 @@ import psycopg
 import pytest
 from postgres import Server, running_server
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 
 def put(server: Server, value: int) -> None:
     with server.connect() as connection:

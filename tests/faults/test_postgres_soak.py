@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hosts import need_namespaces
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 sys.path.append(str(Path(__file__).parents[1]))
 
 MINUTES = float(os.environ.get("TASKQ_SOAK_MINUTES", "30"))

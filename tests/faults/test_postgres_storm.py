@@ -28,6 +28,8 @@ from postgres import Server, running_server
 from taskq import BrokerUnavailable, JobState, as_completed
 from taskq.client.job import Job
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 #: Jobs that wait at most.
 _AHEAD = 200
 SEED = os.environ.get("TASKQ_STORM_SEED", "20")

@@ -15,6 +15,8 @@ from postgres import Server, running_server
 
 from taskq import JobState
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:

@@ -18,6 +18,8 @@ import pytest
 from power import VARIANTS, Disk, Life, Sweep
 from recorded_life import check_state, live_once, reboot
 
+pytestmark = pytest.mark.not_on_postgres("the disk under a journal")
+
 
 def sweep(home: Path, life: Life, per_point: int) -> Sweep:
     """Opens states of the disk at every point; each must be one of the snapshots, whole. All the variants of it while

@@ -52,6 +52,8 @@ from taskq.telemetry.files import log_path, output_path
 from taskq.telemetry.reader import read
 from taskq.telemetry.setup import configure
 
+pytestmark = pytest.mark.not_on_postgres("who may read and write the files of a queue")
+
 ATTACKER = 65534
 OWNER = 61_234  # of fleets that do not belong to root
 TASKQ = [sys.executable, "-m", "taskq"]

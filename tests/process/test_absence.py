@@ -29,6 +29,8 @@ from taskq.model.exits import Exit
 from taskq.protocol import frames, spool
 from taskq.system.directory import Directory, reply_timeout_s
 
+pytestmark = pytest.mark.not_on_postgres("clients of a database do not come to the broker's socket")
+
 #: Calls that would each wait for an answer, if it were not remembered that none comes.
 CALLS = 30
 #: Far less than these would take together, and far more than they need.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import Fleet
+from fleet import Fleet, url_of
 
 from taskq import ConfigError, JobFailed, TaskQ, testing
 
@@ -30,7 +30,7 @@ async def is_async(number: int) -> int:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_waiting_jobs_of_an_earlier_name_are_run(start: Callable[..., Fleet], home: Path, threads: int) -> None:
     """The producers do not know that the task was renamed, and their jobs waited while it was."""
-    producer = TaskQ("producer", url=home)
+    producer = TaskQ("producer", url_of(home))
     names = ["renamed", "once_renamed", "first_renamed"]
     found = [producer.enqueue(name, number) for number, name in enumerate(names)]
     failing = producer.enqueue("once_renamed", -1)

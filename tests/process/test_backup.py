@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, running, wait_for_file, wait_until
 from terminal import environment, refused, taskq
@@ -17,6 +18,8 @@ from terminal import environment, refused, taskq
 from taskq import TaskQ
 from taskq.model.exits import Exit
 from taskq.system.directory import Directory
+
+pytestmark = pytest.mark.not_on_postgres("a journal is copied")
 
 LARGE = os.urandom(8 << 20)
 

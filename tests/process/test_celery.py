@@ -16,7 +16,7 @@ from celery import Celery, chain, chord, group, states
 from celery.exceptions import ChordError, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.result import AsyncResult, GroupResult
 from celery.schedules import BaseSchedule, crontab, schedule
-from fleet import APPS, Fleet, running, use, wait_for_file, wait_until
+from fleet import APPS, Fleet, environment_of, running, use, wait_for_file, wait_until
 
 from taskq import AppError, ConfigError
 from taskq.client.loader import load_app
@@ -208,7 +208,7 @@ def test_signals_and_the_schedule(fleet: Fleet, notes: Path) -> None:
 
 def test_a_program_enqueues_without_a_change(fleet: Fleet) -> None:
     script = "from apps.celery_app import add; print(add.delay(3, 4).get(timeout=20))"
-    environment = {**os.environ, **PATH, "CELERY_LOADER": LOADER, "TASKQ_URL": str(fleet.home)}
+    environment = {**os.environ, **PATH, "CELERY_LOADER": LOADER, **environment_of(fleet.home)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=50
     )

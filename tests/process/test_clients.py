@@ -3,6 +3,7 @@ used."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from apps import jobs
-from fleet import APPS, Fleet, Gate, running, starts, use
+from fleet import APPS, Fleet, Gate, environment_of, running, starts, use
 
 from taskq import BrokerUnavailable, EnqueueError, JobFailed, JobState, ResultTimeout, TaskQ
 from taskq.client.transport.connection import Connection
@@ -28,10 +29,12 @@ Start = Callable[..., Fleet]
 
 def program(code: str, home: Path, timeout: float = 20) -> str:
     """Runs a program that uses `jobs` on a directory; returns what it printed."""
-    head = "import os, sys; from pathlib import Path; from apps import jobs; from taskq.system.directory import Directory\n"
-    head += "jobs.q.use_directory(Directory(Path(sys.argv[1])))\n"
-    arguments = [sys.executable, "-c", head + code, str(home)]
-    done = subprocess.run(arguments, cwd=APPS.parent, capture_output=True, text=True, timeout=timeout, check=False)
+    head = "import os, sys; from pathlib import Path; from apps import jobs; from taskq.system.place import place_of\n"
+    head += "jobs.q.use_place(place_of('tests'))\n"
+    arguments, environment = [sys.executable, "-c", head + code], {**os.environ, **environment_of(home)}
+    done = subprocess.run(
+        arguments, env=environment, cwd=APPS.parent, capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -93,6 +96,7 @@ print(jobs.echo.enqueue("before").id)
 def test_enqueue_in_a_signal_handler(shared: Fleet) -> None:
     printed = program(
         """
+import os
 import signal
 made = []
 signal.signal(signal.SIGALRM, lambda *_: made.append(jobs.add.enqueue(1)))

@@ -24,6 +24,8 @@ from taskq.model.job import check_clock, first_id_at
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("the clock of the machine, which a database has of its own")
+
 SUPPORT = Path(__file__).parents[1] / "support"
 WRONG = pytest.mark.parametrize("offset_s", [-3_000_000_000, 400_000_000_000])
 #: A broker as the guardian starts it, but with another clock.

@@ -15,6 +15,8 @@ from terminal import Terminal, environment, taskq, terminal
 
 from taskq.cli.program import COMMANDS
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 __all__ = ["terminal"]  # a fixture
 
 BASH = shutil.which("bash") or "/bin/bash"

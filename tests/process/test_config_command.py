@@ -14,6 +14,8 @@ from taskq.model.exits import Exit
 from taskq.model.settings import default_consumers
 from taskq.telemetry.reader import read
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 __all__ = ["here"]  # a fixture
 
 

@@ -35,6 +35,8 @@ from taskq.protocol.link.flight_recorder import (
 from taskq.system.locks import end_old_consumers, hold_consumer_lock, take_broker_lock
 from taskq.system.platform import kill_group
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 SPAWN = multiprocessing.get_context("spawn")
 WAIT_S = 20.0
 

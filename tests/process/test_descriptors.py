@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from apps import jobs
-from fleet import JOBS, Fleet, Gate, starts, wait_until
+from fleet import JOBS, Fleet, Gate, environment_of, starts, wait_until
 
 from taskq.client.transport.blocking import Client
 from taskq.protocol import frames
@@ -46,7 +46,7 @@ def test_a_low_soft_limit_is_raised_for_the_broker_and_not_for_jobs(start: Start
 @pytest.mark.parametrize("consumers", [4, 60])
 def test_a_fleet_that_needs_more_than_the_hard_limit_is_refused_with_the_number(home: Path, consumers: int) -> None:
     worker = [sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", str(consumers)]
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     limited = [*ulimit(f"-n {consumers * 16}"), *worker]
     ended = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 2, ended.stderr

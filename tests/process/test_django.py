@@ -42,6 +42,8 @@ from django_tasks.signals import task_enqueued, task_finished, task_started  # n
 
 from taskq.contrib.django.backend import TaskqBackend  # noqa: E402
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked: taskq.testing")
+
 
 @pytest.fixture
 def jobs() -> Iterator[Jobs]:

@@ -22,6 +22,8 @@ from taskq.model.exits import Exit
 from taskq.model.limits import MIB
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("most of what it looks at is the directory")
+
 Usage = namedtuple("Usage", "total used free")
 
 

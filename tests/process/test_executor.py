@@ -18,7 +18,7 @@ import dask
 import pytest
 from apscheduler.executors.pool import BasePoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from fleet import Fleet, running, wait_until
+from fleet import Fleet, running, url_of, wait_until
 
 import taskq
 from taskq import Executor, JobFailed, JobState, TaskQ
@@ -311,7 +311,7 @@ def test_an_executor_that_is_forgotten_ends_its_fleet() -> None:
 def application(tmp_path: Path, home: Path) -> TaskQ:
     """An application that has opted in, and a second one in the same file that has not."""
     (tmp_path / "calls.py").write_text(APP)
-    return TaskQ("calls", home)
+    return TaskQ("calls", url_of(home))
 
 
 def test_jobs_of_the_application(application: TaskQ, tmp_path: Path, home: Path) -> None:

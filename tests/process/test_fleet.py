@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from apps import jobs, versioned
-from fleet import APPS, Fleet, Gate, running, starts, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, environment_of, running, starts, url_of, wait_for_file, wait_until
 
 from taskq import (
     ConfigError,
@@ -91,7 +91,7 @@ def test_enqueue_many(shared: Fleet) -> None:
 
 def test_enqueue_by_name(shared: Fleet) -> None:
     assert jobs.q.enqueue("add", 4, b=4).result(timeout=10) == 8
-    stranger = TaskQ("stranger", url=shared.home)
+    stranger = TaskQ("stranger", url_of(shared.home))
     assert stranger.enqueue("add", 5, b=5).result(timeout=10) == 10
 
 
@@ -117,7 +117,7 @@ def test_map_of_an_endless_iterable(shared: Fleet) -> None:
 
 
 def test_map_raises_when_the_turn_comes(shared: Fleet) -> None:
-    results = TaskQ("elsewhere", shared.home).named("echo").starmap([(1,), (2, 3), (4,)])
+    results = TaskQ("elsewhere", url_of(shared.home)).named("echo").starmap([(1,), (2, 3), (4,)])
     assert next(results) == 1
     with pytest.raises(JobFailed, match="BadArguments"):
         next(results)
@@ -196,7 +196,7 @@ def test_retry_with_backoff(shared: Fleet, tmp_path: Path) -> None:
 
 REFUSED = {
     "UnknownTask": lambda: jobs.q.enqueue("no_such_task", 1),
-    "BadArguments": lambda: TaskQ("elsewhere", jobs.q.directory.path).enqueue("add", 1, 2, 3),
+    "BadArguments": lambda: TaskQ("elsewhere", url_of(jobs.q.directory.path)).enqueue("add", 1, 2, 3),
     "UnserializableResult": jobs.unserializable.enqueue,
     "ResultTooLarge": lambda: jobs.huge.enqueue(MAX_PAYLOAD_BYTES),
     "SystemExit": lambda: jobs.raise_system_exit.enqueue(0),
@@ -218,7 +218,7 @@ def test_fails_at_once_and_the_consumer_lives(shared: Fleet, reason: str) -> Non
 
 def test_corrupt_payload(shared: Fleet) -> None:
     [job_id] = new_job_ids(1)
-    shared.client.submit(Spec("add"), [Call(job_id, b"\x93garbage")])
+    jobs.q.client.submit(Spec("add"), [Call(job_id, b"\x93garbage")])
     with pytest.raises(JobFailed, match="CorruptPayload"):
         jobs.q.job(job_id.hex()).result(timeout=10)
 
@@ -533,7 +533,7 @@ def test_stop_by_request(start: Start) -> None:
 
 
 def test_fleet_of_a_script(home: Path) -> None:
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     script = [sys.executable, str(APPS / "script.py")]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done 100\n", "")
@@ -545,7 +545,7 @@ def test_fleet_context_manager(home: Path) -> None:
         with pytest.raises(AlreadyRunning, match="already runs"), jobs.q.fleet():
             pass
     assert not psutil.pid_exists(pid)
-    with pytest.raises(AppError, match="global"), TaskQ("local", url=home).fleet():
+    with pytest.raises(AppError, match="global"), TaskQ("local", url_of(home)).fleet():
         pass
 
 
@@ -619,7 +619,7 @@ def test_an_application_may_have_many_tasks_with_long_names(home: Path, tmp_path
         "    q.task(name=f'{number:0200d}')(lambda number=number: number)\n"
     )
     with running(Fleet(home, f"{app}:q", consumers=1, threads=threads)):
-        q = TaskQ("many", home)
+        q = TaskQ("many", url_of(home))
         assert q.enqueue(f"{999:0200d}").result(timeout=10) == 999
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from projects import SHOP, pytest_in, run_pytest
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked: taskq.testing")
+
 FORGETFUL = """
 import asyncio
 import threading

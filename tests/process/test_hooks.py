@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from apps import hooked
-from fleet import APPS, Fleet, running, use, wait_until
+from fleet import APPS, Fleet, running, url_of, use, wait_until
 
 from taskq import ConfigError, CurrentJob, JobCancelled, JobFailed, JobState, TaskQ
 
@@ -115,7 +115,7 @@ def test_middleware_may_say_what_becomes_of_the_job(begin: Start, tmp_path: Path
 def test_wrong_arguments_are_reported_as_such_behind_middleware(begin: Start) -> None:
     begin()
     with pytest.raises(JobFailed, match="BadArguments") as caught:
-        TaskQ("elsewhere", hooked.q.directory.path).enqueue("takes_one").result(timeout=10)
+        TaskQ("elsewhere", url_of(hooked.q.directory.path)).enqueue("takes_one").result(timeout=10)
     assert "number" in caught.value.error_message
 
 

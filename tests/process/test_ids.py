@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from taskq.model.job import backoff_s, new_job_ids
+
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
 
 
 def test_ids_of_several_processes_are_unique() -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from taskq.protocol.link.inbox import Inbox, InboxReader
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 SPAWN = multiprocessing.get_context("spawn")
 ROOM = 64 * 1024
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, running, starts
+from fleet import Fleet, Gate, running, starts, url_of
 
 from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout, TaskQ
 from taskq.consumer.main_thread import SignalledJob
@@ -164,7 +164,7 @@ def test_ends_that_are_no_success(items: Any) -> None:
         with pytest.raises(ConfigError, match="start="):
             items(job, start=start)
     with pytest.raises(JobFailed, match="BadArguments"):
-        items(TaskQ("elsewhere", jobs.q.directory.path).enqueue("count"))
+        items(TaskQ("elsewhere", url_of(jobs.q.directory.path)).enqueue("count"))
 
 
 @pytest.mark.usefixtures("shared")

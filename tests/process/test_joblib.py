@@ -12,7 +12,7 @@ from pathlib import Path
 import joblib
 import numpy
 import pytest
-from fleet import Fleet, running, wait_until
+from fleet import Fleet, running, url_of, wait_until
 
 import taskq.contrib.joblib
 from taskq import Executor, TaskQ
@@ -115,7 +115,7 @@ def test_the_private_fleet_stays_and_has_the_variables() -> None:
 
 def test_the_fleet_of_an_application(tmp_path: Path, home: Path) -> None:
     (tmp_path / "calls.py").write_text("from taskq import TaskQ\nq = TaskQ('calls')\nexecutor = q.executor()\n")
-    q = TaskQ("calls", home)
+    q = TaskQ("calls", url_of(home))
     with running(Fleet(home, f"{tmp_path / 'calls.py'}:q")), q.executor() as executor:
         with joblib.parallel_config("taskq", executor=executor, n_jobs=2):
             assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(5)) == list(range(5))

@@ -16,6 +16,8 @@ from taskq.engines.embedded.journal import partition_numbers
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.testing.fleet import InProcessFleet
 
+pytestmark = pytest.mark.not_on_postgres("the memory and the journal of a broker")
+
 #: Comes and goes in one round.
 KEYS = 200
 #: This many keys may be remembered.

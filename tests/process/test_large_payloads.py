@@ -25,6 +25,8 @@ from taskq.engines.payloads import SUBMITTED_WITHIN_S
 from taskq.model.errors import JobFailed, JobNotFound, PayloadTooLarge, QueueFull
 from taskq.model.limits import MAX_PAYLOAD_BYTES
 
+pytestmark = pytest.mark.not_on_postgres("large payloads are files beside a journal")
+
 APP = f"{APPS / 'large.py'}:q"
 VALUES = np.arange(large.COUNT, dtype="f8")
 TEXT = "x" * 1_000_000

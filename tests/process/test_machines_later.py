@@ -18,6 +18,8 @@ from postgres import Server
 from taskq import JobState
 from taskq.model.schedule import fired_id
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 EVERY_S = 0.2
 
 

@@ -15,6 +15,8 @@ from postgres import Server, running_server
 
 from taskq import Job
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 APP = f"{APPS / 'shared_limits.py'}:q"
 Start = Callable[..., MachineFleet]
 MakeGate = Callable[[], Gate]

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from apps import jobs
-from fleet import DEADLINE_S, JOBS, Fleet, running, use, wait_until
+from fleet import DEADLINE_S, JOBS, Fleet, running, url_of, use, wait_until
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from served import free_port
@@ -171,7 +171,7 @@ def test_its_page_lists_them(fleet: Fleet) -> None:
 
 
 def test_on_a_page_of_the_dashboard(fleet: Fleet) -> None:
-    q = TaskQ("taskq", str(fleet.home))
+    q = TaskQ("taskq", url_of(fleet.home))
     with TestClient(Dashboard(q, access=lambda request: "read" if "x-user" in request.headers else None)) as client:
         assert client.get("/metrics").status_code == 403
         answer = client.get("/metrics", headers={"X-User": "ann"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from apps import jobs
 from fleet import JOBS, running, use
 from machines import SCHEMA, MachineFleet, use_database
@@ -12,6 +13,8 @@ from terminal import refused, taskq
 
 from taskq.engines.postgres.migrate import VERSION, check
 from taskq.model.exits import Exit
+
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
 
 
 def test_the_command(postgres: Server, database: str, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from taskq import Job, JobState, Unique, chain
 from taskq.client.options.support import POSTGRES
 from taskq.model.exits import Exit
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 __all__ = ["here"]  # a fixture
 q = jobs.q
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from apps import misbehaved
 from apps.misbehaved import RAISED
-from fleet import APPS, Fleet, Gate, running, starts, use, wait_until
+from fleet import APPS, Fleet, Gate, running, starts, url_of, use, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -371,7 +371,7 @@ def test_the_application_may_send_its_output_elsewhere(start: Start, tmp_path: P
         "    return os.getpid()\n"
     )
     fleet = start(f"{app}:q", consumers=1)
-    client = TaskQ("mute", url=str(fleet.home))
+    client = TaskQ("mute", url_of(fleet.home))
     assert {client.enqueue("hush").result(timeout=10) for _ in range(3)} == set(fleet.consumer_pids())
     assert not fleet.events("job.log")
 

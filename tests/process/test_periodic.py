@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from apps import jobs, periodic
-from fleet import APPS, Fleet, Gate, Started, starts, use, wait_until
+from fleet import APPS, Fleet, Gate, Started, environment_of, starts, use, wait_until
 
 from taskq import (
     BrokerUnavailable,
@@ -288,7 +288,7 @@ def test_run_again_with_the_same_id_is_one_job(shared: Fleet, schedules: Any) ->
     job_id = bytes.fromhex("01a1fd9994187eccaf4d32842f4a7646")
     enqueued = shared.totals()["enqueued"]
     for _ in range(2):
-        shared.client.run_schedule("yearly", job_id)
+        jobs.q.client.run_schedule("yearly", job_id)
     assert shared.totals()["enqueued"] == enqueued + 1
     assert jobs.q.job(job_id.hex()).result(timeout=10) == 2
 
@@ -496,7 +496,7 @@ def test_constraints_of_the_task_count(start: Start, gate: Gate, tmp_path: Path)
 
 def taskq(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     command = [sys.executable, "-m", "taskq", "schedule", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
 

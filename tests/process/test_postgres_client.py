@@ -40,6 +40,8 @@ from taskq.model.job import JobError
 from taskq.model.stored import StoredState
 from taskq.protocol.codec import encode_result
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 SCHEMA = "taskq_shop"
 
 

@@ -26,6 +26,8 @@ from taskq import BrokerUnavailable, ConfigError, TaskQ, Unique, chain
 from taskq.engines.postgres.migrate import grants_for, migrate
 from taskq.model.exits import Exit
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 __all__ = ["here"]  # a fixture
 q = jobs.q
 #: Found nowhere else.

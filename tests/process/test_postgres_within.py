@@ -24,6 +24,8 @@ from sqlalchemy.orm import Session
 from taskq import ConfigError, JobState, TaskQ, testing
 from taskq.engines.postgres.migrate import migrate
 
+pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
+
 
 @pytest.fixture
 def url(postgres: Server, database: str) -> str:

@@ -26,6 +26,8 @@ from taskq.model.stored import StoredState
 from taskq.protocol.codec.encode import encode_call
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("a journal that is damaged")
+
 SPEC, OTHER = Spec("shop.send", "mail", retries=2), Spec("shop.resize", "images")
 JOBS = 4_000
 Known = dict[bytes, tuple[int, bytes]]

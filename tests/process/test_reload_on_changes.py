@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fleet import DEADLINE_S, wait_until
+from fleet import DEADLINE_S, environment_of, url_of, wait_until
 
 from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.worker.reload import reload_on_changes
@@ -41,9 +41,9 @@ def test_a_saved_file_is_loaded(tmp_path: Path, home: Path) -> None:
     code.mkdir()
     (code / "edited.py").write_text(APP)
     (code / "helper.py").write_text('VERSION = "one"\n')
-    q = TaskQ("edited", home)
+    q = TaskQ("edited", url_of(home))
     command = [sys.executable, "-m", "taskq", "worker", "edited.py:q", "--reload", "--consumers", "1"]
-    environment = {**os.environ, "TASKQ_URL": str(home)}
+    environment = {**os.environ, **environment_of(home)}
     told = tmp_path / "stderr"
     with told.open("w") as errors, subprocess.Popen(command, cwd=code, env=environment, stderr=errors) as guardian:
         try:

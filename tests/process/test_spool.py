@@ -30,6 +30,8 @@ from taskq.protocol.codec import encode_call
 from taskq.protocol.submissions import Call, Submission, submit_frame
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("a database has no spool")
+
 #: Enough for many portions; each takes the broker a few milliseconds.
 MANY = 3_000
 

@@ -32,6 +32,8 @@ from taskq.model.errors import StoreFull
 from taskq.protocol import spool, spooler
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("a database has no spool")
+
 #: Enqueues until it is killed, or as often as it is told, and prints each id once the job is durable.
 WRITER = """
 import sys

@@ -32,6 +32,8 @@ from taskq.system.directory import Directory
 from taskq.system.launch import Child, spawn_reader
 from taskq.system.locks import ReaderLock, take_broker_lock
 
+pytestmark = pytest.mark.not_on_postgres("the reader of a journal")
+
 __all__ = ["here"]  # a fixture
 q = jobs.q
 

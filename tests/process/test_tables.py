@@ -28,6 +28,8 @@ from taskq.model.info.schedule import ScheduleInfo
 from taskq.model.info.words import distance_text
 from taskq.protocol.status import status_of
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 __all__ = ["here"]  # a fixture
 WIDTHS = pytest.mark.parametrize("width", [60, 80, 200, None])
 NOW = time.time()

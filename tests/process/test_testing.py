@@ -67,6 +67,8 @@ from taskq import (
 from taskq import chain as in_turn
 from taskq.client.options.call_options import Unique
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked: taskq.testing")
+
 
 @pytest.fixture(autouse=True)
 def nothing_ran() -> None:

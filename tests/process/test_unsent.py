@@ -11,6 +11,8 @@ import pytest
 
 from taskq.protocol.link.unsent import Unsent
 
+pytestmark = pytest.mark.not_on_postgres("no queue is asked")
+
 SPAWN = multiprocessing.get_context("spawn")
 
 

@@ -17,6 +17,8 @@ from taskq import JobState
 from taskq.model.exits import Exit
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("a journal of an older version")
+
 __all__ = ["here"]  # a fixture
 
 DATA = Path(__file__).parents[1] / "engines" / "data"

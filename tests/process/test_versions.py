@@ -21,6 +21,8 @@ from taskq.model.exits import Exit
 from taskq.protocol.frames import Decoder, error_frame, error_of
 from taskq.system.directory import Directory
 
+pytestmark = pytest.mark.not_on_postgres("clients of a database do not come to the broker's socket")
+
 __all__ = ["here"]  # a fixture
 
 #: The greeting of a client of version 1, process 4711.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import APPS, Fleet, Gate, running, starts
+from fleet import APPS, Fleet, Gate, environment_of, running, starts
 
 from taskq import (
     ConfigError,
@@ -320,20 +320,20 @@ def test_progress_of_map() -> None:
 
 
 _SHOWS = """
-import sys
-from pathlib import Path
 from apps import jobs
 from taskq import gather
-from taskq.system.directory import Directory
-jobs.q.use_directory(Directory(Path(sys.argv[1])))
+from taskq.system.place import place_of
+jobs.q.use_place(place_of("tests"))
 print(sum(jobs.add.map(range(50), progress=True)), sum(gather(jobs.add.enqueue_many([(1,)] * 30), progress=True)))
 """
 
 
 def test_a_bar_on_a_terminal(shared: Fleet) -> None:
     ours, theirs = pty.openpty()
-    arguments = [sys.executable, "-c", _SHOWS, str(shared.home)]
-    with subprocess.Popen(arguments, cwd=APPS.parent, stdout=subprocess.PIPE, stderr=theirs, text=True) as program:
+    arguments, environment = [sys.executable, "-c", _SHOWS], {**os.environ, **environment_of(shared.home)}
+    with subprocess.Popen(
+        arguments, env=environment, cwd=APPS.parent, stdout=subprocess.PIPE, stderr=theirs, text=True
+    ) as program:
         os.close(theirs)
         shown = io.BytesIO()
         try:
@@ -351,7 +351,9 @@ def test_a_bar_on_a_terminal(shared: Fleet) -> None:
 
 
 def test_no_bar_elsewhere(shared: Fleet) -> None:
-    arguments = [sys.executable, "-c", _SHOWS, str(shared.home)]
-    done = subprocess.run(arguments, cwd=APPS.parent, capture_output=True, text=True, timeout=20, check=True)
+    arguments, environment = [sys.executable, "-c", _SHOWS], {**os.environ, **environment_of(shared.home)}
+    done = subprocess.run(
+        arguments, env=environment, cwd=APPS.parent, capture_output=True, text=True, timeout=20, check=True
+    )
     assert done.stdout == "1275 60\n"
     assert done.stderr == ""

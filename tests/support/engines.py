@@ -1,53 +1,39 @@
 """Another engine under the end-to-end tests: `pytest --engine=postgres` gives each directory of a queue a database.
 
-ON_POSTGRES   the files whose tests are run then, and which of these are left out, with the reason
+chosen        the tests that are run then, and why the others are not
 Databases     makes the databases, on a server that starts with the first
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from machines import SCHEMA, place_in
 from postgres import Server, running_server
 
 from taskq.engines.postgres.migrate import migrate
 from taskq.system.place import Place
 
-_DIRECTORY = "it asks a directory for the queue"
-_BEATS = "which jobs run, and how far they are, is told with the beats"
+#: Where the end-to-end tests are. Those of other places choose their engines themselves.
+_PLACES = ("tests/process/", "tests/faults/")
 
-ON_POSTGRES: dict[str, dict[str, str]] = {
-    "test_arguments": {"test_on_the_command_line": _DIRECTORY},
-    "test_cancel": {},
-    "test_concurrent_jobs": {},
-    "test_hooks": {},
-    "test_interrupted": {},
-    "test_items": {
-        "test_ends_that_are_no_success": _DIRECTORY,
-        "test_items_come_while_the_job_runs": _BEATS,
-    },
-    "test_limits_of_a_job": {},
-    "test_meta": {
-        "test_from_the_command_line": _DIRECTORY,
-        "test_the_log_tells_it": _DIRECTORY,
-    },
-    "test_outcomes": {},
-    "test_retries": {
-        "test_it_stays_there_though_the_fleet_dies": "open: it counts what was found at the start",
-        "test_progress": _BEATS,
-        "test_progress_is_that_of_the_attempt": _BEATS,
-        "test_snooze": "counts are a moment behind",
-    },
-    "test_threads": {},
-    "test_waiting": {
-        "test_a_handle_brings_its_result_along": "the outcome of a failed job is there at once, too",
-        "test_a_bar_on_a_terminal": _DIRECTORY,
-        "test_no_bar_elsewhere": _DIRECTORY,
-    },
-    "test_workflows": {},
-}
+
+def chosen(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], Counter[str]]:
+    """The end-to-end tests without the mark `not_on_postgres`, and how many are left out for each reason."""
+    kept, left_out = [], Counter[str]()
+    for item in items:
+        mark = item.get_closest_marker("not_on_postgres")
+        if not item.nodeid.startswith(_PLACES):
+            left_out["not an end-to-end test"] += 1
+        elif mark is not None:
+            left_out[mark.args[0]] += 1
+        else:
+            kept.append(item)
+    return kept, left_out
 
 
 class Databases:

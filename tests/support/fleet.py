@@ -124,20 +124,15 @@ class Fleet:
         prefix: Sequence[str] = (),
         **settings: Any,
     ) -> None:
-        self.home = home
+        has_own = "TASKQ_URL" in (environment or {})
+        place = {} if has_own else environment_of(home)
+        self.home = home if has_own or databases is None else databases.place(home).directory.path
         self.settings = Settings(**{"consumers": 2, "log_format": "json", **settings})
         self.errors = home.parent / f"{home.name}.stderr"
         self.expected: set[str] = set()  # bugs that a test provokes
         self._app = app
         self._prefix = prefix
-        url = {"TASKQ_URL": str(home)}
-        if databases is not None and "TASKQ_URL" not in (environment or {}):
-            place = databases.place(home)
-            assert place.database is not None
-            place.directory.create()
-            self.home = place.directory.path
-            url = {"TASKQ_URL": place.database.text, "XDG_STATE_HOME": str(self.home.parent.parent)}
-        self._environment = {**os.environ, **url, **(environment or {})}
+        self._environment = {**os.environ, **place, **(environment or {})}
         self._sessions: list[int] = []
         self._guardian: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
@@ -281,13 +276,26 @@ class Fleet:
         return status
 
     def totals(self) -> dict[str, int]:
-        """The counts of all jobs that ever were."""
-        totals: dict[str, int] = self.status()["totals"]
-        return totals
+        """The counts of all jobs that ever were. A database has them up to a second later than the log."""
+        if databases is None:
+            totals: dict[str, int] = self.status()["totals"]
+            return totals
+        queue = TaskQ("tests")
+        use(queue, self.home)
+        return asdict(queue.status().totals)
 
     def events(self, event: str = "*", **fields: Any) -> list[dict[str, Any]]:
         """The events in the log now that have this name (wildcards allowed) and these fields."""
+        if databases is not None:
+            self._let_it_tell()
         return [found for found in read(self.home) if _fits(found, event, fields)]
+
+    def _let_it_tell(self) -> None:
+        """A broker writes its log when it has the database's answer, which wakes those who wait for a job as well."""
+        for _ in range(2):  # it is asked in one turn of its loop, and has turned when it is asked again
+            if self._guardian is not None and self._guardian.poll() is None:
+                with suppress(BrokerUnavailable, TaskQError):
+                    self.client.status()
 
     def count(self, event: str, **fields: Any) -> int:
         """How many such events there are now."""
@@ -335,6 +343,21 @@ def use(app: TaskQ, home: Path) -> None:
         app.use_directory(Directory(home))
     else:
         app.use_place(databases.place(home))
+
+
+def url_of(home: Path) -> str:
+    """What an application of another name gives as `url=`, so that it asks the queue of a directory."""
+    return environment_of(home)["TASKQ_URL"]
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """What says to a process where the queue is that a test has in a directory."""
+    if databases is None:
+        return {"TASKQ_URL": str(home)}
+    place = databases.place(home)
+    assert place.database is not None
+    place.directory.create()
+    return {"TASKQ_URL": place.database.text, "XDG_STATE_HOME": str(place.directory.path.parent.parent)}
 
 
 class Gate:

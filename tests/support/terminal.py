@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import DEADLINE_S
+from fleet import DEADLINE_S, environment_of
 
 from taskq.cli import main
 from taskq.model.exits import Exit
@@ -30,7 +30,7 @@ Here = Callable[..., subprocess.CompletedProcess[str]]
 def environment(home: Path | None, **more: str) -> dict[str, str]:
     """Our environment, with a queue's directory in it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKQ_")}
-    return {**kept, **({"TASKQ_URL": str(home)} if home else {}), "COLUMNS": "100", **more}
+    return {**kept, **(environment_of(home) if home else {}), "COLUMNS": "100", **more}
 
 
 def taskq(home: Path | None, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     modules = set(sys.modules)
 
     def run(home: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setenv("TASKQ_URL", str(home))
+        for name, value in (environment_of(home) if isinstance(home, Path) else {"TASKQ_URL": home}).items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["taskq", *arguments])
         capsys.readouterr()  # what the test itself has printed until now
         with pytest.raises(SystemExit) as ended:
