@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import find_directory, seconds_of, tell
+from taskq.cli.common import find_place, seconds_of, tell
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus
@@ -39,8 +39,8 @@ def stop(
     $ taskq stop app.py:q --timeout 1m
     """
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
-    directory = find_directory(app)
-    client = Client(directory)
+    client = _fleet_of(app)
+    directory = client.directory
     began = time.monotonic()
     status = client.status()
     pid = status.broker.pid
@@ -68,13 +68,32 @@ def reload(app: FleetArgument = None) -> None:
 
     $ taskq reload app.py:q
     """
-    client = Client(find_directory(app))
+    client = _fleet_of(app)
     number = client.reload()
     status = _wait_for_new_code(client, number)
     numbers = {consumer.number for consumer in status.consumers}
     new = {consumer.number for consumer in status.consumers if _is_new(consumer)}
     others = "; the others follow, one by one: taskq status" if new != numbers else ""
     print(f"the new code runs in {len(new)} of {count_of(len(numbers), 'consumer')}{others}")
+
+
+def _fleet_of(app: str | None) -> Client:
+    """A client of the fleet on this machine.
+
+    Raises:
+        BrokerUnavailable: the queue is in a database, and none of its fleets runs here.
+    """
+    place = find_place(app)
+    client = Client(place.directory)
+    if place.database is not None:
+        try:
+            client.status()
+        except BrokerUnavailable as error:
+            raise BrokerUnavailable(
+                f"no fleet of {place.shown} runs here: ask on the machine where one does, with the XDG_STATE_HOME of "
+                f"its worker; `taskq status` lists all machines (nobody listens in {place.directory.path})"
+            ) from error
+    return client
 
 
 def _wait_for_new_code(client: Client, number: int) -> FleetStatus:

@@ -17,11 +17,13 @@ from fleet import Gate, running, starts, wait_until
 from machines import SCHEMA, MachineFleet, use_database
 from postgres import Server
 from screen import Screen, watch
+from terminal import refused, taskq
 
 from taskq import JobCancelled, JobFailed, JobNotFound, JobState, ResultTimeout
 from taskq.cli.top.app import Top
 from taskq.cli.top.live import LiveSource
 from taskq.engines.postgres.migrate import migrate
+from taskq.model.exits import Exit
 
 pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
 
@@ -161,6 +163,13 @@ def test_two_applications_share_a_database_and_nothing_else(machines: Machines, 
         assert jobs.add.enqueue(2, 2).result(timeout=30) == 4
         with pytest.raises(JobNotFound):
             jobs.q.job(mine.id).info()
+
+
+def test_a_fleet_is_stopped_and_reloaded_on_its_own_machine(machines: Machines, tmp_path: Path) -> None:
+    """Another machine has none of its own, and is told where to ask."""
+    where = {"TASKQ_URL": machines.url, "XDG_STATE_HOME": str(tmp_path)}
+    for command in ("stop", "reload"):
+        refused(taskq(None, command, **where), Exit.NO_FLEET, "runs here", "the machine where one does", str(tmp_path))
 
 
 # -- fleets that come and go
