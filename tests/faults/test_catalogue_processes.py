@@ -91,7 +91,7 @@ def test_a_job_that_holds_the_gil_is_not_taken_for_dead(shared: Fleet, gate: Gat
     with pytest.raises(JobFailed, match="TimedOut"):
         stuck.result(timeout=15)
     assert serves()
-    assert job.state() is JobState.RUNNING
+    wait_until(lambda: job.state() is JobState.RUNNING, "it is told that it runs")
     gate.open()
     assert job.result(timeout=15) == "held"
     assert (job.info().attempts, job.info().crashes) == (1, 0)

@@ -45,7 +45,7 @@ def test_a_running_job_is_told_to_stop(home: Path, tmp_path: Path, threads: int)
         assert jobs.add.enqueue(1, 2).result(timeout=10) == 3
         assert fleet.consumer_pids() == [pid]
         assert fleet.count("job.cancelling", job_id=job.id) == fleet.count("job.cancelled", job_id=job.id) == 1
-        assert fleet.totals()["cancelled"] == 1
+        fleet.wait_for_totals(cancelled=1)
         assert job.cancel(), "asking again says so"
 
 
@@ -60,7 +60,7 @@ def test_one_that_does_not_listen_is_killed(home: Path, tmp_path: Path) -> None:
         check_cancelled(job)
         assert job.info().crashes == 0
         assert behind.result(timeout=10) == 3
-        assert fleet.totals()["crashed"] == 0
+        fleet.wait_for_totals(crashed=0)
 
 
 def test_one_that_ends_first_is_not_cancelled(home: Path, tmp_path: Path, make_gate: Callable[[], Gate]) -> None:
@@ -113,4 +113,4 @@ def test_neighbours_in_threads_go_on(home: Path, tmp_path: Path, make_gate: Call
         for job in held:
             job.result(timeout=10)
             assert job.info().attempts == 1
-        assert fleet.totals()["succeeded"] == 2
+        fleet.wait_for_totals(succeeded=2)

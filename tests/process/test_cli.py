@@ -352,6 +352,7 @@ def test_status_counts_each_task(start: Callable[..., Fleet], home: Path) -> Non
     assert counted()["add"]["total"]["succeeded"] == 3
 
 
+@pytest.mark.not_on_postgres("what is measured at the broker of a directory")
 def test_status_tells_how_fast_jobs_come_and_go(
     start: Callable[..., Fleet], gate: Gate, home: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ print(len(made) > 3)
     assert printed == "True\n"
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_a_job_that_is_sent_again_is_one_job(shared: Fleet, tmp_path: Path) -> None:
     path = tmp_path / "starts"
     spec = Spec("note")
@@ -129,7 +130,7 @@ def test_a_job_that_is_sent_again_is_one_job(shared: Fleet, tmp_path: Path) -> N
     last = jobs.note.enqueue(str(path), "last")
     last.result(timeout=10)
     shared.wait_for("spool.taken", task="note")
-    assert shared.totals()["enqueued"] == before + 4
+    shared.wait_for_totals(enqueued=before + 4)
     assert sorted(start.label for start in starts(path)) == ["0", "1", "2", "last"]
     waiting, [other] = Spec("hold"), list(new_job_ids(1))
     client.submit(waiting, [Call(other, b"one")])
@@ -197,6 +198,7 @@ def test_no_fleet_and_no_directory(tmp_path: Path) -> None:
             jobs.q.job("0" * 32).info()
 
 
+@pytest.mark.not_on_postgres("a database is there without a fleet")
 def test_no_fleet(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = jobs.add.enqueue(1)
     assert job.state() is JobState.QUEUED
@@ -233,12 +235,12 @@ def test_a_client_of_a_fleet_that_ended_finds_the_next(home: Path) -> None:
 def test_a_producer_that_is_killed_leaves_whole_jobs(shared: Fleet) -> None:
     before = shared.totals()["enqueued"]
     code = "for number in range(1_000_000): print(jobs.echo.enqueue(number).id, flush=True)"
-    arguments = [sys.executable, "-c", "from apps import jobs; import sys; from pathlib import Path\n"]
-    arguments[-1] += (
-        f"from taskq.system.directory import Directory; jobs.q.use_directory(Directory(Path(sys.argv[1])))\n{code}"
+    code = (
+        f"from apps import jobs; from taskq.system.place import place_of; jobs.q.use_place(place_of('tests'))\n{code}"
     )
+    environment = {**os.environ, **environment_of(shared.home)}
     with subprocess.Popen(
-        [*arguments, str(shared.home)], cwd=APPS.parent, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], env=environment, cwd=APPS.parent, stdout=subprocess.PIPE, text=True
     ) as producer:
         assert producer.stdout is not None
         ids = [producer.stdout.readline() for _ in range(100)]

@@ -92,7 +92,7 @@ def test_a_job_that_did_not_start_in_time_expires(own: Path, told: str, make_gat
         assert waits.cancel()
         gate.open()
         held.result(timeout=20)
-        assert fleet.totals()["expired"] == 3
+        fleet.wait_for_totals(expired=3)
         assert labels(told) == ["holds"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, running, starts, url_of
+from fleet import Fleet, Gate, running, starts, url_of, wait_until
 
 from taskq import ConfigError, Job, JobCancelled, JobFailed, JobNotFound, JobState, JobTimeout, ResultTimeout, TaskQ
 from taskq.consumer.main_thread import SignalledJob
@@ -86,7 +86,7 @@ def test_items_come_while_the_job_runs(gate: Gate, tmp_path: Path) -> None:
     job = jobs.yield_and_wait.enqueue(str(tmp_path / "yielded"), gate.path)
     seen = job.items(timeout=20)
     assert [next(seen) for _ in range(3)] == ["0 of 1", "1 of 1", "2 of 1"]
-    assert job.state() is JobState.RUNNING
+    wait_until(lambda: job.state() is JobState.RUNNING, "it is told that it runs")
     with pytest.raises(ResultTimeout, match=r"item 3 within 0.1 s"):
         list(job.items(start=3, timeout=0.1))
     gate.open()

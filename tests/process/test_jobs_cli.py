@@ -71,7 +71,7 @@ def test_a_failed_job_is_retried(fleet: Fleet, missing: Path) -> None:
     assert first.started_at is not None
     assert second.started_at is not None
     assert info.enqueued_at - 0.01 <= first.started_at < second.started_at
-    assert fleet.totals()["failed"] == 1
+    fleet.wait_for_totals(failed=1)
     with pytest.raises(JobStateError, match="is succeeded"):
         job.retry()
 
@@ -101,7 +101,7 @@ def test_a_retried_job_has_all_its_retries_again(fleet: Fleet, missing: Path) ->
         job.result(20)
     assert [attempt.number for attempt in job.info().history] == [1, 2, 3, 4]
     assert {attempt.error and attempt.error.type for attempt in job.info().history} == {"FileNotFoundError"}
-    assert fleet.totals()["retried"] == 3
+    fleet.wait_for_totals(retried=3)
 
 
 def test_crashes_are_in_the_history(fleet: Fleet, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_many_are_retried_and_purged_in_slices(fleet: Fleet, missing: Path) -> N
     assert q.purge("succeeded", older_than=3600) == 0
     assert q.purge("succeeded", task="need") == count
     assert q.jobs() == []
-    assert fleet.totals()["succeeded"] == count
+    fleet.wait_for_totals(succeeded=count)
 
 
 def test_a_retry_is_durable(start: Start, missing: Path) -> None:
@@ -270,7 +270,7 @@ def test_purging_the_queued_empties_a_queue(fleet: Fleet, gate: Gate, tmp_path: 
     assert held.result(10) == "held"
     assert other.result(10) == 2
     assert not (tmp_path / "noted").exists()
-    assert fleet.totals()["cancelled"] == 20
+    fleet.wait_for_totals(cancelled=20)
 
 
 def test_scheduled_jobs_can_be_purged(start: Start, missing: Path) -> None:
@@ -356,7 +356,7 @@ def test_jobs_page_by_page(shared: Fleet) -> None:
 def test_jobs_that_run(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
     held = jobs.hold.enqueue(str(gate.path), str(tmp_path / "held"))
     starts(tmp_path / "held", 1)
-    [info] = q.jobs("running", task="hold")
+    [info] = wait_until(lambda: q.jobs("running", task="hold"), "it is told that it runs")
     assert (info.id, info.state, info.attempts) == (held.id, JobState.RUNNING, 1)
     assert info.started_at is not None
     assert held.id not in {info.id for info in q.jobs("queued", limit=None)}

@@ -241,7 +241,7 @@ def test_who_ends_badly_takes_nobody_along(fleet: Fleet, tmp_path: Path, task: A
     assert runs.pop("fine") == len(good)
     assert runs == {how.replace(" ", "_"): 1 if kind is None else 2 for how, (_, kind) in RAISED.items()}
     assert fleet.consumer_pids() == [pid]
-    assert fleet.totals()["crashed"] == before
+    fleet.wait_for_totals(crashed=before)
 
 
 def test_a_rule_of_the_task_that_raises(fleet: Fleet, tmp_path: Path) -> None:

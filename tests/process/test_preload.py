@@ -48,7 +48,7 @@ def test_nobody_is_charged_for_the_death_of_the_server(
         job.result(timeout=20)
         info = job.info()
         assert (info.crashes, info.attempts) == (0, 1)
-    assert fleet.totals()["crashed"] == 0
+    fleet.wait_for_totals(crashed=0)
     assert fleet.count("job.crashed") == fleet.count("consumer.crashed") == 0
     assert all("forked from" in event["reason"] for event in fleet.events("consumer.exited"))
     assert fleet.broker_pid == broker

@@ -68,7 +68,7 @@ def test_many_consumers_of_one_number_run_at_once(start: Start, version: Path, m
     assert len(fleet.status()["consumers"]) == 6
     gate.open()
     assert [job.result(timeout=10) for job in held] == [f"v{number}" for number in range(6)]
-    assert fleet.totals()["crashed"] == 0
+    fleet.wait_for_totals(crashed=0)
 
 
 # -- what the user is told

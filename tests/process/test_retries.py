@@ -250,7 +250,7 @@ def test_retry(fleet: Fleet, tmp_path: Path, task: Any) -> None:
     assert job.result(timeout=10) == "retry"
     event = fleet.wait_for("job.retrying", job_id=job.id)
     assert (event["delay_s"], event["error"]) == (0.01, "Retry: the server is busy")
-    assert fleet.totals()["retried"] == before["retried"] + 1
+    fleet.wait_for_totals(retried=before["retried"] + 1)
 
 
 def test_retry_is_bounded_by_retries(fleet: Fleet, tmp_path: Path) -> None:
@@ -266,8 +266,7 @@ def test_snooze(fleet: Fleet, tmp_path: Path, task: Any) -> None:
     assert job.result(timeout=10) == "snooze"
     event = fleet.wait_for("job.snoozed", job_id=job.id)
     assert (event["level"], event["delay_s"], event["error"]) == ("info", 0.01, "Snoozed: too early")
-    after = fleet.totals()
-    assert [after[name] - before[name] for name in ("retried", "failed", "succeeded")] == [0, 0, 1]
+    fleet.wait_for_totals(**{name: before[name] for name in ("retried", "failed")}, succeeded=before["succeeded"] + 1)
 
 
 def test_a_snoozing_job_is_scheduled(fleet: Fleet, tmp_path: Path) -> None:
@@ -313,8 +312,7 @@ def test_cancel(fleet: Fleet, tmp_path: Path, task: Any, what: str, reason: str)
     assert job.state() is JobState.CANCELLED
     event = fleet.wait_for("job.cancelled", job_id=job.id)
     assert event["error"] == f"Cancelled: cancelled by itself{reason}"
-    after = fleet.totals()
-    assert [after[name] - before[name] for name in ("cancelled", "failed", "retried")] == [1, 0, 0]
+    fleet.wait_for_totals(**{name: before[name] for name in ("retried", "failed")}, cancelled=before["cancelled"] + 1)
 
 
 def test_a_wrong_wish_is_a_failure(fleet: Fleet, tmp_path: Path) -> None:
@@ -343,7 +341,7 @@ def test_it_stays_there_though_the_fleet_dies(start: Start, home: Path, tmp_path
     fleet.kill_all()
     other = start(APP, environment=_PATHS, consumers=1, queues=("big",))
     assert job.result(timeout=10) == [2]
-    assert other.totals()["crashed"] == 1
+    other.wait_for_totals(crashed=1)
 
 
 def test_a_job_that_takes_the_fleet_down_moves_too(start: Start, home: Path, tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def test_who_waits_is_told_and_can_be_cancelled(shared: Fleet, gate: Gate, tmp_p
     held = jobs.hold.step(gate.path, str(tmp_path / "held"))
     handle = chain(held, group(jobs.echo.step(), jobs.echo.step()), jobs.echo.step()).enqueue()
     starts(tmp_path / "held", 1)
-    assert handle.counts() == {JobState.RUNNING: 1, JobState.WAITING: 3}
-    assert shared.status()["queues"]["default"]["waiting"] == 3
+    wait_until(lambda: handle.counts() == {JobState.RUNNING: 1, JobState.WAITING: 3}, "the states are told")
+    assert jobs.q.status().queues["default"].waiting == 3
     first, one, two, last = handle.all_jobs
     assert set(last.info().after) == {one.id, two.id}
     assert set(first.info().before) == {one.id, two.id}
@@ -294,7 +294,7 @@ def test_errors_in_the_producer(shared: Fleet) -> None:
     full = jobs.add.options(max_queued=3, queue="narrow").step(1)
     with pytest.raises(QueueFull):
         group([jobs.add.step(1), *[full] * 4]).enqueue()
-    assert shared.totals()["enqueued"] == enqueued, "all or none"
+    shared.wait_for_totals(enqueued=enqueued)  # all or none
 
 
 @pytest.mark.usefixtures("shared")
@@ -385,9 +385,7 @@ def test_kills_in_the_middle(start: Start, tmp_path: Path, who: str) -> None:
         else:
             fleet.kill_consumer(kill)
     assert gather(flows, timeout=100) == expected
-    totals = fleet.totals()
-    assert totals["succeeded"] == totals["enqueued"] == 60 * 13
-    assert totals["failed"] == totals["cancelled"] == 0
+    fleet.wait_for_totals(succeeded=60 * 13, enqueued=60 * 13, failed=0, cancelled=0)
     by_label = itertools.groupby(sorted(starts(path)), key=lambda start: start.label)
     assert all(len({start.job_id for start in group}) == 1 for _, group in by_label), "a step is one job"
 
@@ -425,7 +423,7 @@ def test_a_failed_attempt_leaves_no_children(shared: Fleet, tmp_path: Path, how:
     assert jobs.bear.enqueue(str(path), how).result(timeout=20) == 2
     wait_until(lambda: sum(children(path).values()) == 3, "all children")
     assert children(path) == {"2.0": 1, "2.1": 1, "2.2": 1}
-    assert shared.totals()["enqueued"] == enqueued + 4
+    shared.wait_for_totals(enqueued=enqueued + 4)
 
 
 def test_a_timeout_leaves_no_children(shared: Fleet, tmp_path: Path) -> None:
@@ -435,13 +433,13 @@ def test_a_timeout_leaves_no_children(shared: Fleet, tmp_path: Path) -> None:
     with pytest.raises(JobFailed, match="TimedOut"):
         job.result(timeout=20)
     jobs.add.enqueue(1).result(timeout=20)
-    assert shared.totals()["enqueued"] == enqueued + 2
+    shared.wait_for_totals(enqueued=enqueued + 2)
 
 
 def test_many_children(shared: Fleet, tmp_path: Path) -> None:
     enqueued = shared.totals()["enqueued"]
     jobs.bear.enqueue(str(tmp_path / "starts"), "", 2_000).result(timeout=20)
-    assert shared.totals()["enqueued"] == enqueued + 2_001, "with the parent's own end, which was told"
+    shared.wait_for_totals(enqueued=enqueued + 2_001)  # with the parent's own end, which was told
     wait_until(lambda: sum(children(tmp_path / "starts").values()) == 2_000, "all children")
 
 
@@ -455,7 +453,7 @@ def test_children_of_several_at_once(start: Start, tmp_path: Path) -> None:
     with pytest.raises(JobFailed):
         coroutines[1].result(timeout=20)
     wait_until(lambda: sum(children(path).values()) == 15, "all children")
-    assert fleet.totals()["enqueued"] == 6 + 15
+    fleet.wait_for_totals(enqueued=6 + 15)
     assert children(path)["yes"] == 1
 
 
@@ -473,7 +471,6 @@ def test_children_through_kills(start: Start, tmp_path: Path) -> None:
         else:
             fleet.kill(fleet.broker_pid)
     wait_until(lambda: fleet.totals()["succeeded"] == lines * 81, "the ends of all lines", 60)
-    totals = fleet.totals()
-    assert totals["enqueued"] == lines * 81
+    fleet.wait_for_totals(enqueued=lines * 81)
     ends = [start.job_id for start in starts(path) if start.label == "0"]
     assert len(set(ends)) == lines

@@ -284,6 +284,17 @@ class Fleet:
         use(queue, self.home)
         return asdict(queue.status().totals)
 
+    def wait_for_totals(self, **expected: int) -> None:
+        """Waits until so much has been counted: no time at all in a directory, and up to a second in a database."""
+
+        def counted() -> dict[str, int]:
+            return {name: count for name, count in self.totals().items() if name in expected}
+
+        if databases is not None:
+            with suppress(Late):
+                wait_until(lambda: counted() == expected, "the counts")
+        assert counted() == expected
+
     def events(self, event: str = "*", **fields: Any) -> list[dict[str, Any]]:
         """The events in the log now that have this name (wildcards allowed) and these fields."""
         if databases is not None:
