@@ -207,6 +207,20 @@ def test_a_job_comes_after_all_that_it_names(fleet: ScriptedFleet) -> None:
 
 
 @pytest.mark.needs("after")
+def test_a_job_that_waits_for_others_for_too_long_expires_and_those_after_it_are_cancelled(
+    fleet: ScriptedFleet,
+) -> None:
+    [parent] = fleet.add(1)
+    [late] = fleet.add(1, after=((parent, False),), expires_at=fleet.clock.time() + 30.0)
+    last = with_parents(fleet, late)
+    fleet.let_pass(31.0)
+    fleet.let_pass(10.0)
+    assert states(fleet, [late, last]) == [JobState.EXPIRED, JobState.CANCELLED]
+    assert fleet.run_all() == [parent]
+    assert states(fleet, [late, last]) == [JobState.EXPIRED, JobState.CANCELLED]
+
+
+@pytest.mark.needs("after")
 def test_a_job_after_one_that_is_not_known_is_refused(fleet: ScriptedFleet) -> None:
     [unknown] = new_job_ids(1)
     with pytest.raises(EnqueueError, match="there is no job"):

@@ -301,7 +301,7 @@ SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
         WHERE state = 1 AND due_at >= to_timestamp($2::float8) AND due_at < taskq.now_() + interval '2 seconds')
         - taskq.now_())::float8,
     extract(epoch FROM (SELECT min(expires_at) FROM taskq.queue
-        WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0 AND state < 2
+        WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0
             AND expires_at >= to_timestamp($2::float8) AND expires_at < taskq.now_() + interval '2 seconds')
         - taskq.now_())::float8,
     (SELECT min(fires_at) FROM taskq.schedules
@@ -316,9 +316,10 @@ SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
 EXPIRE: Final = """
 WITH late AS MATERIALIZED (
     SELECT seq FROM taskq.queue WHERE expires_at <= taskq.now_() AND expires_at IS NOT NULL AND lease IS NULL
-        AND attempts = 0 AND state < 2 AND expires_at >= to_timestamp($3::float8)
+        AND attempts = 0 AND expires_at >= to_timestamp($3::float8)
     ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED),
 gone AS (DELETE FROM taskq.queue AS q USING late WHERE q.seq = late.seq RETURNING q.id),
+edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
 done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at = taskq.now_(), payload = NULL,
     checkpoint = NULL FROM gone WHERE j.id = gone.id)
 SELECT uuid_send(id) FROM gone"""
