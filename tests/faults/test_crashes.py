@@ -353,7 +353,7 @@ def test_the_same_job_never_runs_twice_at_a_time(start: Start, tmp_path: Path) -
             assert last_of_process[one.pid] < other.at, "the process that had it was gone"
     counted = labels(path)
     assert {counted[f"{number}-end"] for number in range(3_000)} <= {1, 2, 3, 4}
-    wait_until(lambda: fleet.totals()["succeeded"] == 3_000, "all are counted")
+    fleet.wait_for_totals(succeeded=3_000)
 
 
 # -- the guardian dies, or everything

@@ -141,7 +141,7 @@ def test_one_failed_member_ends_the_chord_before_the_others_have_ended(gate: Gat
     with pytest.raises(JobCancelled, match="of fail, which it comes after, failed: LookupError: no$"):
         handle.result(timeout=20)
     starts(tmp_path / "held", 1)
-    assert handle.all_jobs[0].state() is JobState.RUNNING
+    wait_until(lambda: handle.all_jobs[0].state() is JobState.RUNNING, "it is told that it runs")
     gate.open()
     assert handle.all_jobs[0].wait(20)
 
@@ -200,7 +200,13 @@ def test_a_group_is_cancelled(shared: Fleet, make_gate: Callable[[], Gate], tmp_
     for gate in gates:
         gate.open()
     gather(blockers, timeout=20)
-    assert shared.count("job.cancelled", job_id=handle.jobs[0].id) == 1
+
+
+@pytest.mark.not_on_postgres("a client cancels a job that no fleet has by itself, and no log tells it")
+def test_the_log_tells_that_a_waiting_job_was_cancelled(shared: Fleet) -> None:
+    job = jobs.add.options(delay=100).enqueue(1)
+    assert job.cancel()
+    assert shared.count("job.cancelled", job_id=job.id) == 1
 
 
 @pytest.mark.usefixtures("shared")
@@ -307,6 +313,7 @@ def test_a_large_workflow() -> None:
 # -- restarts, spool, kills
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_without_a_fleet_a_workflow_waits_in_the_spool(start: Start, home: Path) -> None:
     handle = chord([jobs.add.step(1), steps(3)], jobs.echo.step()).enqueue()
     after = jobs.echo.enqueue([handle])
@@ -315,6 +322,7 @@ def test_without_a_fleet_a_workflow_waits_in_the_spool(start: Start, home: Path)
     assert after.result(timeout=20) == [[2, ["0", "1", "2"]]]
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_one_that_comes_after_a_spooled_one(start: Start, home: Path) -> None:
     """The fleet may not have looked into the spool yet."""
     first = jobs.add.enqueue(1)
