@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from apps import jobs, versioned
-from fleet import APPS, Fleet, Gate, environment_of, running, starts, url_of, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, environment_of, running, starts, too_large, url_of, wait_for_file, wait_until
 
 from taskq import (
     ConfigError,
@@ -198,7 +198,7 @@ REFUSED = {
     "UnknownTask": lambda: jobs.q.enqueue("no_such_task", 1),
     "BadArguments": lambda: TaskQ("elsewhere", url_of(jobs.q.directory.path)).enqueue("add", 1, 2, 3),
     "UnserializableResult": jobs.unserializable.enqueue,
-    "ResultTooLarge": lambda: jobs.huge.enqueue(MAX_PAYLOAD_BYTES),
+    "ResultTooLarge": lambda: jobs.huge.enqueue(too_large()),
     "SystemExit": lambda: jobs.raise_system_exit.enqueue(0),
     "KeyboardInterrupt": jobs.raise_keyboard_interrupt.enqueue,
     "Nasty": jobs.nasty.enqueue,

@@ -28,6 +28,7 @@ from log_table import unlisted
 from taskq import TaskQ
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import BrokerUnavailable, TaskQError
+from taskq.model.limits import MAX_PAYLOAD_BYTES
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
 from taskq.system.place import Place
@@ -364,6 +365,11 @@ def use(app: TaskQ, home: Path) -> None:
         app.use_directory(Directory(home))
     else:
         app.use_place(databases.place(home))
+
+
+def too_large() -> int:
+    """So many bytes are more than a result may have."""
+    return MAX_PAYLOAD_BYTES if databases is None else 5 << 20
 
 
 def url_of(home: Path) -> str:
