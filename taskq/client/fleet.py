@@ -15,7 +15,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from taskq.client.transport.blocking import Client
-from taskq.model.errors import AlreadyRunning, AppError, DirectoryError, JournalError, TaskQError, TooFewDescriptors
+from taskq.model.errors import (
+    AlreadyRunning,
+    AppError,
+    ConfigError,
+    DirectoryError,
+    JournalError,
+    TaskQError,
+    TooFewDescriptors,
+)
 from taskq.model.exits import Exit
 from taskq.model.settings import Settings
 from taskq.protocol.answers import ConnectionLost
@@ -101,8 +109,14 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool, reference: str
 
     Raises:
         AppError, AlreadyRunning, DirectoryError, JournalError: it could not be started.
+        ConfigError: fresh, though the queue is in a database.
     """
     app.check_use()
+    if fresh and app.place.database is not None:
+        raise ConfigError(
+            f"q.fleet(fresh=True) would drop jobs that other machines have enqueued in {app.place.shown}: "
+            "drop those that you mean with `taskq purge`, or use a database or ?schema= of your own"
+        )
     if IN_CONSUMER in os.environ:
         raise AppError(
             "the script starts a fleet while a consumer imports it: put that under `if __name__ == '__main__':`"

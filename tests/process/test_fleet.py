@@ -562,6 +562,7 @@ def leave_jobs(home: Path, path: Path, gate: Gate) -> list[Job[Any]]:
     return left
 
 
+@pytest.mark.not_on_postgres("what is in a database is of other machines as well")
 def test_jobs_that_an_earlier_run_left_are_announced(
     home: Path, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -576,6 +577,7 @@ def test_jobs_that_an_earlier_run_left_are_announced(
         assert left[1].result(timeout=20) == 2
 
 
+@pytest.mark.not_on_postgres("what is in a database is of other machines as well")
 def test_a_fresh_fleet_drops_what_earlier_runs_left(
     home: Path, tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from postgres import Server
 from screen import Screen, watch
 from terminal import refused, taskq
 
-from taskq import JobCancelled, JobFailed, JobNotFound, JobState, ResultTimeout
+from taskq import ConfigError, JobCancelled, JobFailed, JobNotFound, JobState, ResultTimeout
 from taskq.cli.top.app import Top
 from taskq.cli.top.live import LiveSource
 from taskq.engines.postgres.migrate import migrate
@@ -170,6 +170,13 @@ def test_a_fleet_is_stopped_and_reloaded_on_its_own_machine(machines: Machines, 
     where = {"TASKQ_URL": machines.url, "XDG_STATE_HOME": str(tmp_path)}
     for command in ("stop", "reload"):
         refused(taskq(None, command, **where), Exit.NO_FLEET, "runs here", "the machine where one does", str(tmp_path))
+
+
+def test_a_fresh_fleet_of_a_program_does_not_drop_the_jobs_of_others(machines: Machines) -> None:
+    job = jobs.add.options(delay=100).enqueue(1)
+    with pytest.raises(ConfigError, match="fresh=True.* would drop jobs that other"), jobs.q.fleet(fresh=True):
+        pass
+    assert job.cancel()
 
 
 # -- fleets that come and go
