@@ -61,6 +61,8 @@ _PATIENCE_S = 240.0
 #: A start may be noted so much later than the job was sent, on a busy machine.
 _LATE_S = 2.0
 _ON_ITS_WAY_S = 2 * LEASE_S
+#: A consumer may be kept from the processor between taking a job and the job's first act.
+_BEGINS_WITHIN_S = 10.0
 _DISK_MB = 1_500
 #: What is left when the disk is "full".
 _LEFT_BYTES = 200_000
@@ -177,6 +179,7 @@ class Soak:
         self.server, self._network, self._database = server, network, database
         self.path = str(folder / "notes")
         self.history = MachinesHistory(lease_s=LEASE_S, late_s=_LATE_S, on_its_way_s=_ON_ITS_WAY_S)
+        self.history.begins_within_s = _BEGINS_WITHIN_S
         self.history.capacities = {"gpu": 1}
         self.load = Load(self.history, self.path, server.dsn(), seed)
         self._is_quiet_now = Event()

@@ -18,10 +18,11 @@ import pytest
 import sqlalchemy
 from django.conf import settings
 from django.db.utils import ConnectionHandler
-from postgres import Server
+from postgres import Server, running_server
 from sqlalchemy.orm import Session
 
 from taskq import ConfigError, JobState, TaskQ, testing
+from taskq.client.transport.api import QueueClient
 from taskq.engines.postgres.migrate import migrate
 
 pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
@@ -54,6 +55,28 @@ def counts(url: str) -> tuple[int, int]:
         row = connection.execute(sql).fetchone()
         assert row is not None
         return row
+
+
+def test_a_restart_at_the_beginning_is_not_another_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is gone, which is what the application is told."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with running_server() as server:
+        url = server.url(server.create_database())
+        with psycopg.connect(url, autocommit=True) as connection:
+            migrate(connection, "taskq_shop")
+        app = TaskQ("shop", url)
+        with closing(psycopg.connect(url)) as connection:
+            block = app.within(connection)
+            client_of = block._client
+
+            def restarted() -> QueueClient:
+                server.restart()
+                return client_of()
+
+            block._client = restarted
+            with pytest.raises(psycopg.OperationalError), block:
+                pass
+        app.client.close()
 
 
 def sqlalchemy_url(url: str, driver: str) -> str:

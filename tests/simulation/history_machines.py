@@ -59,6 +59,7 @@ class MachinesHistory(History):
     )  # jobs to be cancelled though they run, and since when
     unfinished: list[str] = field(default_factory=list)  # what clients asked, and never had answered
     late_s: float = 0.001  # a job starts at most so much later than it was sent
+    begins_within_s: float = 0.0  # and on a machine that is starved, so much later than its process took it
     on_its_way_s: float = _ON_ITS_WAY_S
     asked_retries: Counter[str] = field(default_factory=Counter)  # how often each job was to be retried by hand
     counted: dict[str, int] = field(default_factory=dict)  # by all machines together
@@ -77,8 +78,9 @@ class MachinesHistory(History):
         return beats[place - 1] if place else -inf
 
     def is_silent(self, process: str, at: float) -> bool:
-        """Whether the machine of a process may have been taken for dead at a moment."""
-        return at - self.last_beat(machine_of(process), at) >= self.lease_s
+        """Whether the machine of a process may have been taken for dead when something was done that it did then."""
+        is_silent = at - self.last_beat(machine_of(process), at) >= self.lease_s
+        return is_silent or self.was_silent(process, at - self.begins_within_s, at)
 
     def was_silent(self, process: str, since: float, until: float) -> bool:
         """Whether it may have been so at some moment."""
@@ -137,12 +139,13 @@ def fenced_machines_are_not_believed(h: MachinesHistory) -> Iterator[str]:
 
 
 def runs_again_only_for_a_reason(h: MachinesHistory) -> Iterator[str]:
-    """I63: after a success only if its broker died, or its machine was silent, before that was stored."""
+    """I63: after a success only if its broker died, or its machine was silent, before that was stored. A process may note
+    a success just after the death of its broker, with which it dies."""
     for job, attempts in h.attempts_of().items():
         for (start, end), (again, _) in pairwise(attempts):
             if end is None or not end.succeeded:
                 continue
-            if h.lost_its_broker(start.process, end.at, again.at) or h.was_silent(start.process, start.at, again.at):
+            if h.lost_its_broker(start.process, start.at, again.at) or h.was_silent(start.process, start.at, again.at):
                 continue
             if not h.is_silent(again.process, again.at):
                 yield f"job {job} had succeeded in {start.process} and ran again in {again.process}"

@@ -108,7 +108,7 @@ def _is_over(h: MachinesHistory, attempts: list[tuple[Start, End | None]], job: 
         return False
     start, end = before[-1]  # its last end was lost with its machine?
     return end is not None and (
-        h.lost_its_broker(start.process, end.at, after[0].at) or h.was_silent(start.process, start.at, after[0].at)
+        h.lost_its_broker(start.process, start.at, after[0].at) or h.was_silent(start.process, start.at, after[0].at)
     )
 
 
@@ -205,7 +205,8 @@ def what_was_kept_is_found_over_machines(h: MachinesHistory) -> Iterator[str]:
         lost = [
             kept
             for kept in before
-            if h.lost_its_broker(kept.process, kept.at, at) or h.was_silent(kept.process, kept.at, at)
+            if h.lost_its_broker(kept.process, kept.at - _GOES_ON_WITHIN_S, at)
+            or h.was_silent(kept.process, kept.at, at)
         ]
         sure = [kept for kept in before if kept not in lost]
         choices = {sure[-1].data if sure else "", *(kept.data for kept in lost)}

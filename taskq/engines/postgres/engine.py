@@ -346,7 +346,7 @@ class PostgresEngine:
             self._work.ask(missing)
             return
         asked = None
-        if not self._consumers.is_stopping:
+        if not self._consumers.is_stopping and not self._leases.has_orphans:
             self._demand.measure(now)
             asked = self._demand.ask(now, self._jobs.slots, self._leases.held.of_queue, self.figures.paused())
         if not self._leases.has_arrived:  # what has arrived and is not held yet needs its limits, too

@@ -60,6 +60,11 @@ class HeldJobs:
         held = self._by_seq.get(seq)
         return None if held is None else held.row
 
+    def orders(self, seq: int) -> list[LimitKey]:
+        """The orders in which a job is; none if the fleet does not have it."""
+        held = self._by_seq.get(seq)
+        return [] if held is None else keys_of_orders(held.limits)
+
     def add(self, rows: Iterable[JobRow], now: float) -> None:
         """Adds jobs that were leased."""
         by_seq, of_queue = self._by_seq, self.of_queue
@@ -100,3 +105,8 @@ class HeldJobs:
                 break
             older.append(held)
         return older
+
+
+def keys_of_orders(limits: Iterable[LimitKey]) -> list[LimitKey]:
+    """Those of some limits that are orders."""
+    return [key for key in limits if key[0] == "order"]

@@ -18,7 +18,7 @@ from taskq.engines.contract import Consumers, Jobs
 from taskq.engines.postgres.chores import EXPIRED
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.exchanges import Lost
-from taskq.engines.postgres.held import HeldJobs
+from taskq.engines.postgres.held import HeldJobs, LimitKey, keys_of_orders
 from taskq.engines.postgres.round import Outcomes
 from taskq.engines.postgres.rows import Specs
 from taskq.engines.unsettled import KeptOutcome
@@ -69,6 +69,11 @@ class FleetLeases:
     def lowest(self) -> int:
         """The lowest `seq` of the jobs that the fleet has."""
         return min([held.row.seq for held in self.held] + [each[0] for each in self._arrived], default=0)
+
+    @property
+    def has_orphans(self) -> bool:
+        """Whether jobs of dead fleets are still to be charged: until then nobody may go before them."""
+        return bool(self._orphans)
 
     @property
     def has_arrived(self) -> bool:
@@ -139,6 +144,7 @@ class FleetLeases:
             taken.add(self._own)
             self._own = Effects()
         held = self.held
+        keys: set[LimitKey] = set()
         for queue, ended in groupby([held.remove(row.seq) for row, _, _ in taken.ended]):
             if queue is not None:
                 self._demand.ended(queue, sum([1 for _ in ended]))
@@ -152,8 +158,10 @@ class FleetLeases:
             elif change.row.spec.rate is not None:  # its next start counts, too
                 self._jobs.forget(change.row, StoredState.QUEUED)
                 self.outcomes.returned.add(seq)
+                keys.update(held.orders(seq))
                 held.remove(seq)
         self.outcomes.effects.add(taken)
+        self._give_back_behind(keys)
 
     def _give_back(self, seq: int) -> None:
         """Gives a job back that no consumer has, uncharged."""
@@ -169,12 +177,23 @@ class FleetLeases:
         if not old:
             return
         sent = {row.seq for jobs in self._jobs.leased().values() for _, row in jobs}
-        for row, _, at, _ in old:
+        keys: set[LimitKey] = set()
+        for row, _, at, limits in old:
             if (
                 (gives_all or at <= before or row.spec.queue in paused)
                 and row.seq not in sent
                 and row.seq not in self.held.orphans
             ):
+                self._jobs.forget(row, StoredState.QUEUED)
+                self._give_back(row.seq)
+                keys.update(keys_of_orders(limits))
+        self._give_back_behind(keys)
+
+    def _give_back_behind(self, keys: set[LimitKey]) -> None:
+        """Gives back what waits for its turn in some orders: what was ahead of it has gone, and would come after."""
+        for held in [held for held in self.held if keys and not keys.isdisjoint(held.limits)]:
+            row = held.row
+            if row.seq not in self.held.orphans and self.consumers.withdraw(row.id):
                 self._jobs.forget(row, StoredState.QUEUED)
                 self._give_back(row.seq)
 
