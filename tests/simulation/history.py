@@ -191,10 +191,13 @@ class History:
 
     def attempts_of(self) -> dict[str, list[tuple[Start, End | None]]]:
         """For each job its starts in order of time, with their ends."""
-        ends = {(end.job, end.attempt, end.process): end for end in self.ends}
+        ends: dict[tuple[str, int, str], list[End]] = defaultdict(list)
+        for end in sorted(self.ends, key=lambda end: end.at):
+            ends[end.job, end.attempt, end.process].append(end)
         found: dict[str, list[tuple[Start, End | None]]] = defaultdict(list)
         for start in sorted(self.starts, key=lambda start: start.at):
-            found[start.job].append((start, ends.get((start.job, start.attempt, start.process))))
+            own = ends[start.job, start.attempt, start.process]  # more than one, if the first was lost
+            found[start.job].append((start, next((end for end in own if end.at >= start.at), None)))
         return found
 
     @property

@@ -359,18 +359,18 @@ BUGS: dict[str, Bug] = {
         "limits",
     ),
     "jobs that run do not count when a share is lost": Bug(
-        [(FleetLimits, "lose_all", _forgets_jobs_that_run)], _AT_ONCE, "limits stormy", 13
+        [(FleetLimits, "lose_all", _forgets_jobs_that_run)], _AT_ONCE, "limits parted", 3
     ),
     "what must be alone runs on when its machine is cut off": Bug(
-        [(PostgresEngine, "_lose_limits", _kills_nothing)], _AT_ONCE, "limits stormy"
+        [(PostgresEngine, "_lose_limits", _kills_nothing)], _AT_ONCE, "limits parted", 3
     ),
     "the share of a lost machine is lost": Bug(
         other_sql(statements, "INHERIT", ("SELECT kind, name, $1, sum", "SELECT kind, name, -1, sum")),
         _NEVER_ENDS,
-        "limits stormy",
+        "limits parted",
     ),
     "a rate by the clock of the machine": Bug([(Round, "_lock", _reads_rates_by_its_own_clock)], _TOO_FAST, "limits"),
     "starts that come too late for their rate": Bug(
-        [(FleetLimits, "expire_starts", _makes_late_starts)], _TOO_FAST, "limits stormy"
+        [(FleetLimits, "expire_starts", _makes_late_starts)], _TOO_FAST, "limits parted"
     ),
 }

@@ -54,8 +54,9 @@ _QUIET_S = 150.0
 _COUNTS_STORED_WITHIN_S = 3.0
 
 #: Nothing is lost; links break; one of two machines is cut off or frozen for longer than the lease, once; everything at
-#: random; one machine with one consumer. And jobs with limits: nothing is lost; everything at random.
-KINDS = ("calm", "lossy", "parted", "stormy", "stormy", "orderly", "limits", "limits stormy")
+#: random; one machine with one consumer. And jobs with limits: nothing is lost; one of two
+#: machines is cut off or frozen; everything at random.
+KINDS = ("calm", "lossy", "parted", "stormy", "stormy", "orderly", "limits", "limits parted", "limits stormy")
 _ACTS = (
     "submit",
     "submit",
@@ -70,7 +71,7 @@ _ACTS = (
     "cancel",
     "retry",
 )
-_WITHOUT_LOSSES = ("calm", "orderly", "parted", "limits")
+_WITHOUT_LOSSES = ("calm", "orderly", "parted", "limits", "limits parted")
 _ACTS_WITH_LIMITS = ("limited",) * 12 + _ACTS
 TASKS = ("ok", "ok", "ok", "fails", "fails_once", "poison", "poison_once", "snoozes")
 
@@ -106,7 +107,9 @@ class World:
         self.history.is_calm = self.kind in ("calm", "limits")
         self._acts = _ACTS_WITH_LIMITS if self.kind.startswith("limits") else _ACTS
         self.history.is_orderly = self.kind == "orderly"
-        machines = 1 if self.history.is_orderly else 2 if self.kind == "parted" else self.random.choice((2, 2, 3))
+        machines = (
+            1 if self.history.is_orderly else 2 if self.kind.endswith("parted") else self.random.choice((2, 2, 3))
+        )
         slots = 1 if self.history.is_orderly else 2
         self.machines = [Machine(self, f"m{number}", slots) for number in range(1, machines + 1)]
         self.clients = [SimClient(self, number) for number in (101, 102)]
@@ -142,8 +145,8 @@ class World:
             if self.kind == "orderly"
             else (0.001, 0.01, 0.05, 0.3, 2.0, 7.0)
         )
-        if self.kind == "parted":
-            choices = (0.05, 0.3, 2.0, 5.0)
+        if self.kind.endswith("parted"):
+            choices = (0.05, 0.3, 2.0, 9.0 if self.kind == "limits parted" else 5.0)
         return self.random.choice(choices)
 
     def fate_of_step(self) -> str:
@@ -235,7 +238,7 @@ class World:
             self.later(1.0, self._blow)
         elif self.kind == "lossy":
             self.later(2.0, self._kill_a_consumer)
-        elif self.kind == "parted":
+        elif self.kind.endswith("parted"):
             self.later(self.random.uniform(3.0, 6.0), self._part)
         self._run_until(_LIFE_S)
         self._has_faults = False

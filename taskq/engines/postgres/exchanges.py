@@ -186,7 +186,7 @@ class Reap(Exchange[Reaped]):
         ]
         running = [job_id for fleet in lost for job_id in fleet.running]
         dead = bigints([fleet.fleet for fleet in lost])
-        *_, orphans, grants = yield Step(
+        taken, *_, leased, grants = yield Step(
             Query(statements.TAKE_OVER_LOST, (self._fleet, dead, uuids(running))),
             Query(statements.FORGET_FLEETS, (dead,)),
             Query(statements.FORGET_BEATS, (dead,)),
@@ -196,8 +196,8 @@ class Reap(Exchange[Reaped]):
             commits=True,
             after=(Query(statements.NOTIFY, (self._schema, "r")),),
         )
-        wanted = set(running)
-        return Reaped(lost, [columns for columns in orphans if columns[1] in wanted], grants)
+        orphans = {seq for seq, lease in taken if lease is not None}  # not what it had itself: that may have run there
+        return Reaped(lost, [columns for columns in leased if columns[0] in orphans], grants)
 
 
 class ReadSpecs(Exchange[Rows]):

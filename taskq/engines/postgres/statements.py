@@ -247,10 +247,10 @@ REGISTER: Final = """
 INSERT INTO taskq.fleets (machine, host, pid) VALUES ($1::uuid, $2::text, $3::int) RETURNING fleet"""
 #: Those that ran in this directory before: all are dead, since we hold its lock.
 PREDECESSORS: Final = "SELECT fleet FROM taskq.fleets WHERE machine = $1::uuid AND fleet <> $2 FOR UPDATE"
-#: $2: dead fleets; $3: the jobs that they were running. The others go back.
+#: $2: dead fleets; $3: the jobs that they were running. The others go back. All are returned, with their new lease.
 TAKE_OVER: Final = """
 UPDATE taskq.queue SET lease = CASE WHEN id = ANY ($3::uuid[]) THEN $1 END
-WHERE lease = ANY ($2::bigint[])"""
+WHERE lease = ANY ($2::bigint[]) RETURNING seq, lease"""
 #: As `TAKE_OVER`, of fleets that are lost with their machines.
 TAKE_OVER_LOST: Final = TAKE_OVER.replace("SET ", "SET losses = losses + 1, ")
 FORGET_FLEETS: Final = "DELETE FROM taskq.fleets WHERE fleet = ANY ($1::bigint[])"
