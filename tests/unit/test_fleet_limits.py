@@ -67,6 +67,22 @@ def test_a_start_that_was_not_made_is_given_back(limits: FleetLimits) -> None:
     assert (again.caps, len(again.given_back)) == ({7: 4}, 1)
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_share_is_lost_while_starts_are_given_back(limits: FleetLimits, is_done: bool) -> None:
+    first = allot(limits, RATE)
+    [kept] = limits.count(first, {7: 4}, 100.0)
+    limits.leased(PROBE, Seen([(7, 10, 5)], None), first, {7: 4}, 0.0)
+    limits.expire_starts(10.0)
+    again = allot(limits, RATE, rates={"t": kept.state})
+    assert len(again.given_back) == 1
+    limits.lose_all()
+    if is_done:
+        limits.leased(PROBE, Seen([(7, 10, 5)], None), again, {}, 20.0)
+    else:
+        limits.failed(again, is_unknown=True)
+    assert allot(limits, RATE, rates={"t": kept.state}).given_back == []
+
+
 def test_what_is_not_needed_goes_back(limits: FleetLimits) -> None:
     limits.leased(PROBE, Seen([(7, 10, 5)], None), allot(limits, CONCURRENCY), {}, 0.0)
     assert limits.has_surplus

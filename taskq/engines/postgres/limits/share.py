@@ -374,8 +374,7 @@ class FleetLimits:
             self._lost.discard(key)
             self._held.shrunk.add(key)  # it may be more than is needed
             self._share.grant(*key, amount)
-        for unmade in allotment.given_back:
-            self._unmade.remove(unmade)
+        self._forget_unmade(allotment)
         for counted in allotment.counted:
             self._share.allow_starts(counted.limit.name, counted.starts)
             self._tickets.append(_Ticket(probe.now + starts_within_s(counted.limit), counted))
@@ -388,7 +387,12 @@ class FleetLimits:
             is_unknown: its commit may have happened: then what it gave back is not given back again.
         """
         if is_unknown:
-            for unmade in allotment.given_back:
+            self._forget_unmade(allotment)
+
+    def _forget_unmade(self, allotment: Allotment) -> None:
+        """Starts were given back, or the fleet has lost them meanwhile."""
+        for unmade in allotment.given_back:
+            if unmade in self._unmade:
                 self._unmade.remove(unmade)
 
     # -- what goes back
