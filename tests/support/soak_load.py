@@ -22,7 +22,7 @@ from taskq import BrokerUnavailable, JobState, TaskQError, chain, chord
 from taskq.client.job import Job
 
 #: Jobs that wait at most: more would only wait longer.
-_AHEAD = 250
+AHEAD = 250
 _SUCCEEDS = frozenset({"succeeded"})
 _RATES = {"rated": (20, 5.0), "rated_key": (4, 5.0)}
 #: What a client may be told while the database is away, or full, or when it comes too late.
@@ -40,7 +40,7 @@ class Load:
         self.failing: list[str] = []
         self.refusals: Counter[str] = Counter()
         self.acts: Counter[str] = Counter()
-        self.ended = 0
+        self.waiting = 0  # jobs that have not ended
 
     def threads(self, producers: int) -> list[Thread]:
         """Those that make the load, until `is_over`."""
@@ -98,7 +98,7 @@ class Producer(Client):
         self._number, self._labels = number, 0
 
     def may(self) -> bool:
-        return len(self.load.jobs) - self.load.ended < _AHEAD
+        return self.load.waiting < AHEAD
 
     def acts(self) -> Sequence[tuple[int, Callable[[], object]]]:
         return (

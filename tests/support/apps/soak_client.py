@@ -2,7 +2,8 @@
 
     python soak_client.py NAME PATH NOTES DSN
 
-It notes what it means to do before it does it, and what was acknowledged after that.
+It notes what it means to do before it does it, and what was acknowledged after that. It rests while the file
+PATH.enough is there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main(name: str, path: str, notes: str, dsn: str) -> None:
         number += 1
         label = f"{name}-{os.getpid()}-{number}"
         time.sleep(random.uniform(0.01, 0.2))
+        while Path(f"{path}.enough").exists():
+            time.sleep(0.1)
         note("intent", label)
         try:
             if random.random() < 0.5:
