@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +23,10 @@ from postgres import Server, running_server
 # A shell without job control starts what is in the background with SIGINT ignored, and what is started here inherits it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The thousands of processes of the tests would compile all of taskq again and again without their bytecode.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) is not None:
+    sys.dont_write_bytecode = False
 
 #: The machine may be busy with other tests: how long an example takes says nothing.
 settings.register_profile("taskq", deadline=None, suppress_health_check=[HealthCheck.too_slow])

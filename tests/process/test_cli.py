@@ -59,15 +59,6 @@ def wait_for_event(home: Path, event: str, **fields: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Lets our many processes share their bytecode, also where PYTHONDONTWRITEBYTECODE keeps the checkout clean."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
-        yield
-
-
 @pytest.fixture
 def apps(tmp_path: Path) -> Path:
     """A folder with applications that cannot be used."""

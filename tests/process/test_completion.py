@@ -24,7 +24,7 @@ BASH = shutil.which("bash") or "/bin/bash"
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A user with a home of his own, a `taskq` on his PATH, and bytecode, which makes Tab as fast as it is in use."""
+    """A user with a home of his own, and a `taskq` on his PATH."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "bin").mkdir()
     program = folder / "bin" / "taskq"
@@ -32,12 +32,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     program.chmod(0o755)
     path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
     (folder / ".bashrc").write_text("PS1='READY> '\nbind 'set bell-style none'\n")
-    told = {
-        "HOME": str(folder),
-        "PATH": path,
-        "PYTHONDONTWRITEBYTECODE": "",
-        "PYTHONPYCACHEPREFIX": str(folder / "pyc"),
-    }
+    told = {"HOME": str(folder), "PATH": path}
     installed = subprocess.run(
         [BASH, "-c", "taskq --install-completion; true"],
         env={**environment(None), **told},

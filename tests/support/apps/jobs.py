@@ -13,8 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
-import structlog
-
 from taskq import Cancel, JobTimeout, TaskQ, chain, current_job
 
 q = TaskQ("tests", url="/proc/nonexistent" if __name__ == "apps.jobs" else None)
@@ -307,6 +305,8 @@ def say_and_die(text: str) -> None:
 def speak() -> None:
     print("by print")
     logging.getLogger("app").warning("by %s", "logging")
+    import structlog  # for this job alone: it imports rich, which takes longer than all that a consumer needs
+
     structlog.get_logger().info("by structlog", size=3)
     current_job().log.error("by job log", width=640)
     os.write(2, b"by descriptor\n")
