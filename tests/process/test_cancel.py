@@ -12,6 +12,7 @@ from apps import jobs
 from fleet import Fleet, Gate, running, starts, use, wait_until
 
 from taskq import Job, JobCancelled, JobState
+from taskq.client.transport import operations
 
 
 @pytest.fixture
@@ -74,8 +75,9 @@ def test_one_that_ends_first_is_not_cancelled(home: Path, tmp_path: Path, make_g
         assert not job.cancel()
 
 
-def test_cancelled_for_good_though_the_broker_dies(home: Path, tmp_path: Path) -> None:
+def test_cancelled_for_good_though_the_broker_dies(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who cancels has an answer only when it is over: a new broker that runs the job again is asked again."""
+    monkeypatch.setattr(operations, "CANCEL_AGAIN_S", 1.0)
     path = tmp_path / "starts"
     with running(Fleet(home, consumers=1)) as fleet, ThreadPoolExecutor(1) as pool:
         job = jobs.block_in_c.enqueue(str(path))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from apps import large
-from fleet import APPS, Fleet, running, use, wait_until
+from fleet import APPS, Fleet, hurried, running, use, wait_until
 
 import taskq
 from taskq import JobState, testing
@@ -307,7 +307,8 @@ def test_what_a_killed_client_left_goes_when_it_is_old(own_home: Path) -> None:
 
 
 def test_a_client_that_was_stopped_for_too_long_hears_that_its_file_is_gone(own_home: Path) -> None:
-    with running(Fleet(own_home, APP)) as fleet:
+    hurry = hurried({"taskq.engines.embedded.engine": {"_SWEEP_EVERY_S": 0.5}})
+    with running(Fleet(own_home, APP, environment=hurry)) as fleet:
         fleet.wait_ready()
         slow = client(own_home, "SIGSTOP")
         wait_until(lambda: files(own_home), "the file")

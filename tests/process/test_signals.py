@@ -15,7 +15,7 @@ from typing import IO
 import psutil
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, running, starts, wait_until
+from fleet import Fleet, Gate, hurried, running, starts, wait_until
 
 from taskq.model.exits import Exit
 from taskq.system.platform import is_stopped
@@ -121,9 +121,11 @@ def test_two_sigterms_at_once_are_one(home: Path, gate: Gate, tmp_path: Path) ->
 
 
 def test_the_command_timeout_lets_jobs_end(home: Path, gate: Gate, tmp_path: Path) -> None:
-    fleet = Fleet(home, prefix=["timeout", "--preserve-status", "6"], stop_timeout_s=60.0).start()
+    """SIGALRM tells `timeout` that its time is over."""
+    fleet = Fleet(home, prefix=["timeout", "--preserve-status", "600"], stop_timeout_s=60.0).start()
     job = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
     starts(tmp_path / "held", 1)
+    os.kill(fleet.guardian_pid, signal.SIGALRM)
     fleet.wait_for("fleet.stopping", running=1)
     gate.open()
     fleet.wait_for_end()
@@ -136,7 +138,9 @@ def test_a_broker_that_is_stopped_does_not_hold_up_the_end(
     home: Path, gate: Gate, tmp_path: Path, asks_guardian: bool
 ) -> None:
     """Whether it was stopped before it was told to end, or while it waited for a job."""
-    fleet = Fleet(home, consumers=1, stop_timeout_s=0.2 if asks_guardian else 5.0, stderr_level="error").start()
+    hurry = hurried({"taskq.broker.watch": {"STOP_GRACE_S": 2.0}})
+    stop_timeout_s = 0.2 if asks_guardian else 5.0
+    fleet = Fleet(home, consumers=1, stop_timeout_s=stop_timeout_s, stderr_level="error", environment=hurry).start()
     jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
     starts(tmp_path / "held", 1)
     pid = fleet.broker_pid
@@ -153,7 +157,7 @@ def test_a_broker_that_is_stopped_does_not_hold_up_the_end(
     assert (killed["pid"], killed["reason"].rpartition(": ")[2]) == (pid, "it is stopped")
     told = fleet.errors.read_text()
     assert "broker.killed" in told
-    assert asks_guardian == (f"broker {pid} is stopped: it is killed in 10.2 s" in told)
+    assert asks_guardian == (f"broker {pid} is stopped: it is killed in 2.2 s" in told)
     assert fleet.count("broker.died") == 1
     fleet.finish()
 
