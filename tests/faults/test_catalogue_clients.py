@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import resource
 import socket
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -187,7 +186,8 @@ def clients_of(fleet: Fleet) -> int:
 
 
 def test_two_hundred_clients_that_say_one_byte(shared: Fleet) -> None:
-    """They cost the others nothing: the round trips of an honest client stay as they were."""
+    """They cost the others nothing: the round trips of an honest client stay as they were (the shortest ones, which do
+    not depend on what else the machine does)."""
 
     def round_trips_s() -> list[float]:
         took_s = []
@@ -197,11 +197,11 @@ def test_two_hundred_clients_that_say_one_byte(shared: Fleet) -> None:
             took_s.append(time.monotonic() - begin)
         return took_s
 
-    alone = statistics.median(round_trips_s())
+    alone = min(round_trips_s())
     with ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(closing(connect(shared.home, frames.hello(1)[:1])))
-        beside = statistics.median(round_trips_s())
+        beside = min(round_trips_s())
     assert beside < 3 * alone + 0.01
     assert serves()
 

@@ -77,7 +77,7 @@ from taskq.telemetry.setup import configure
 
 FRAMES = int(os.environ.get("TASKQ_FUZZ", "200"))
 #: The slowest property takes 20 ms for an input, on a busy machine.
-pytestmark = [pytest.mark.timeout(60 + FRAMES // 10), pytest.mark.not_on_postgres("no queue is asked")]
+pytestmark = [pytest.mark.timeout(180 + FRAMES // 10), pytest.mark.not_on_postgres("no queue is asked")]
 
 ID = bytes(range(16))
 SPEC = ["add", "default", 3, None, 3]

@@ -27,7 +27,7 @@ from taskq.system.directory import Directory
 
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 #: The deadline of every wait in these tests.
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

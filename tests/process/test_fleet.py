@@ -187,11 +187,11 @@ def test_retry_with_backoff(shared: Fleet, tmp_path: Path) -> None:
     job = jobs.fail_once.enqueue(str(tmp_path / "starts"))
     assert job.result(timeout=10) == 2
     first, second = starts(tmp_path / "starts")
-    assert 0.49 < second.at - first.at < 1.5
+    assert second.at - first.at > 0.49
     assert (first.attempt, second.attempt) == (1, 2)
     info = job.info()
     assert (info.attempts, info.crashes, info.state) == (2, 0, JobState.SUCCEEDED)
-    shared.wait_for("job.retrying", job_id=job.id, attempt=1)
+    assert 0.49 < shared.wait_for("job.retrying", job_id=job.id, attempt=1)["delay_s"] < 1.01
 
 
 REFUSED = {
@@ -343,16 +343,17 @@ def test_timeout_in_c_costs_only_its_job(start: Start, make_gate: Callable[[], G
 # -- leases
 
 
-def test_short_jobs_do_not_wait_behind_a_long_one(shared: Fleet) -> None:
+def test_short_jobs_do_not_wait_behind_a_long_one(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
     shared.wait_ready()
-    start = time.monotonic()
-    made = [*jobs.nap.enqueue_many([(0.001,)] * 100), jobs.nap.enqueue(3.0), *jobs.nap.enqueue_many([(0.001,)] * 100)]
-    short = made[:100] + made[101:]
-    for job in short:
+    before = jobs.nap.enqueue_many([(0.001,)] * 100)
+    long = jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+    after = jobs.nap.enqueue_many([(0.001,)] * 100)
+    for job in (*before, *after):
         job.result(timeout=10)
-    assert time.monotonic() - start < 2.0
-    made[100].result(timeout=10)
-    assert time.monotonic() - start < 3.6
+    starts(tmp_path / "held", 1)
+    assert long.state() is JobState.RUNNING
+    gate.open()
+    assert long.result(timeout=10) == "held"
 
 
 # -- consumers come and go
@@ -516,7 +517,7 @@ def test_a_second_signal_does_not_wait(
     start = time.monotonic()
     os.kill(fleet.guardian_pid, number)
     assert fleet.wait_for_end() == 0
-    assert time.monotonic() - start < 3.0
+    assert time.monotonic() - start < 40.0, "less than its stop timeout"
     fleet.finish()
     gate.open()
     fleet = Fleet(home).start()

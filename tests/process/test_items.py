@@ -19,7 +19,7 @@ from taskq.model.attempt import Verdict, failure_in
 from taskq.model.limits import MAX_ITEMS
 from taskq.protocol.codec import decode_result, encode_call
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

@@ -33,7 +33,7 @@ from taskq import (
     wait_any,
 )
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 NOBODY = "00" * 16
 
 

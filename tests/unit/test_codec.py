@@ -664,7 +664,7 @@ def test_a_value_that_is_no_call_is_corrupt(value: Any) -> None:
         decode_call(ID, packed(value))
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("code", "held"),
     [
