@@ -202,7 +202,7 @@ def test_what_ends_is_recorded_on_a_disk_too_small_to_set_space_aside(disk: Path
             assert fleet.client.status().broker.pid == broker
             time.sleep(0.02)
         subprocess.run(["mount", "-o", "remount,size=120m", str(disk)], check=True)
-        assert held.result(timeout=5) == "held"
+        assert held.result(timeout=30) == "held"
         assert fleet.broker_pid == broker
         wait_until(is_enqueued, "room for new jobs")
         assert serves()

@@ -47,7 +47,7 @@ def honest(shared: Fleet) -> Iterator[None]:
 
 def serves(fleet: Fleet) -> bool:
     """Whether the fleet runs jobs and answers."""
-    assert list(jobs.add.map(range(50), timeout=5)) == list(range(1, 51))
+    assert list(jobs.add.map(range(50), timeout=30)) == list(range(1, 51))
     return bool(fleet.status())
 
 

@@ -149,7 +149,7 @@ def test_with_links_an_attempt_begins_a_trace_of_its_own(tmp_path: Path) -> None
         instrumentor.instrument(app=q, tracer_provider=provider, use_span_links=True)
         task = q.task(name="linked")(_double)
         with testing.inline(q):
-            assert task.enqueue(2).result(timeout=5) == 4
+            assert task.enqueue(2).result(timeout=30) == 4
         made, ran = exporter.get_finished_spans()
         assert made.name == "enqueue linked"
         assert ran.parent is None
@@ -157,7 +157,7 @@ def test_with_links_an_attempt_begins_a_trace_of_its_own(tmp_path: Path) -> None
         instrumentor.uninstrument()
         exporter.clear()
         with testing.inline(q):
-            assert task.enqueue(2).result(timeout=5) == 4
+            assert task.enqueue(2).result(timeout=30) == 4
         assert exporter.get_finished_spans() == ()
     finally:
         instrumentor.instrument(app=traced.q, tracer_provider=traced.provider)
