@@ -60,6 +60,12 @@ class JobCounting:
         if spec is not None:
             self._of(spec).enqueued += len(rows) - first
 
+    def add(self, spec: Spec, name: str, jobs: int, wall: float) -> None:
+        """Adds jobs to the count of a name: what others have seen of them."""
+        self._turn_to(wall)
+        counts = self._of(spec)
+        setattr(counts, name, getattr(counts, name) + jobs)
+
     def happened(self, effects: Effects, wall: float) -> None:
         """Effects are committed. They are counted before the rows of jobs that run again are changed."""
         self._turn_to(wall)

@@ -32,3 +32,5 @@ def fleet(engine: Place) -> Iterator[ScriptedFleet]:
     """A fleet whose consumers are scripted."""
     yield (fleet := ScriptedFleet(engine, engine.clock()))
     fleet.close()
+    refused = [fields for event, fields in fleet.told.log.told if event == "database.refused"]
+    assert not refused, "the server understands all statements"

@@ -832,6 +832,63 @@ def test_counts_tell_what_happened_to_the_jobs_of_each_task(fleet: ScriptedFleet
     assert (counts["other"].enqueued, counts["other"].started, counts["other"].succeeded) == (2, 2, 2)
 
 
+def test_each_job_counts_once_as_enqueued_and_once_as_ended(fleet: ScriptedFleet) -> None:
+    """Also one that is retried by hand, and those that end without being run."""
+    [again] = failed(fleet, 1)
+    parent, *_ = failed(fleet, 2, Spec("parent", retries=0))
+    fleet.client.retry(again)
+    fleet.run_all()
+    [is_late] = fleet.add(1, Spec("late"), expires_at=fleet.clock.time() + 1.0)
+    [unwanted] = fleet.add(1, Spec("unwanted"))
+    fleet.client.cancel(unwanted, also_running=False)
+    [called_off] = fleet.client.submit(Spec("child"), fleet.calls(1, after=((parent, False),)))
+    key = UniqueKey("k", replaces=True)
+    fleet.add(1, Spec("unique"), unique=key, due_at=fleet.clock.time() + 60.0)
+    fleet.add(1, Spec("unique"), unique=key, due_at=fleet.clock.time() + 60.0)
+    fleet.add(3, Spec("waits"), due_at=fleet.clock.time() + 60.0)
+    fleet.let_pass(6.0)
+    fleet.let_pass(3.0)
+    assert states(fleet, [is_late, unwanted, called_off]) == [JobState.EXPIRED, JobState.CANCELLED, JobState.CANCELLED]
+    counts = {each.task: each.total for each in fleet.client.counts()}
+    found = {
+        task: (own.enqueued, own.succeeded, own.failed, own.cancelled, own.expired) for task, own in counts.items()
+    }
+    assert found == {
+        "t": (1, 1, 1, 0, 0),
+        "parent": (2, 0, 2, 0, 0),
+        "late": (1, 0, 0, 0, 1),
+        "unwanted": (1, 0, 0, 1, 0),
+        "child": (1, 0, 0, 1, 0),
+        "unique": (2, 0, 0, 1, 0),
+        "waits": (3, 0, 0, 0, 0),
+    }
+    totals = fleet.client.status().totals
+    assert (totals.enqueued, totals.succeeded, totals.failed) == (11, 1, 3)
+    assert (totals.cancelled, totals.expired) == (3, 1)
+
+
+def test_the_status_tells_how_fast_jobs_come_and_go(fleet: ScriptedFleet) -> None:
+    fleet.let_pass(30.0)
+    fleet.let_pass(6.0)
+    fleet.add(40)
+    consumer = fleet.consumer()
+    for _ in range(10):
+        consumer.begin()
+        consumer.succeed()
+    consumer.leave()
+    for _ in range(4):
+        fleet.let_pass(2.5)
+    flow = fleet.client.status().flows["default"]
+    assert flow.came_per_s == pytest.approx(4 * flow.ended_per_s, abs=0.01)
+    assert 10 / 60.0 <= flow.ended_per_s <= 10 / 10.0, flow
+    assert (flow.trend, flow.empty_in_s) == ("growing", None)
+    assert flow.oldest_waiting_s == pytest.approx(10.0, abs=1.5)
+    assert fleet.run_all()
+    for _ in range(20):
+        fleet.let_pass(2.5)
+    assert not any(flow.came_per_s for flow in fleet.client.status().flows.values())
+
+
 @pytest.mark.needs("items")
 def test_items_come_while_the_job_runs_and_end_with_it(fleet: ScriptedFleet) -> None:
     [job_id] = fleet.add(1)

@@ -15,8 +15,9 @@ from machines import SCHEMA
 from postgres import Server
 
 from taskq.client.transport.postgres.sessions import ADAPTERS
-from taskq.engines.postgres import statements
+from taskq.engines.postgres import schedules, statements
 from taskq.engines.postgres.chores import EXPIRED, Prune, Pruned, Retention, Seen, Window
+from taskq.engines.postgres.handover import Edges, HandedOver, HandOver
 from taskq.engines.postgres.link.link import Link, conninfo_for
 from taskq.engines.postgres.migrate import migrate
 from taskq.engines.postgres.opening import drive
@@ -57,7 +58,7 @@ def pages(connection: psycopg.Connection[Any], sql: str, *parameters: Any) -> in
 
 
 def live_and_die(connection: psycopg.Connection[Any], jobs: int) -> None:
-    """Jobs are scheduled, come due, are leased and end."""
+    """Jobs are scheduled, come due, are leased and end; schedules fire, and what happens is counted."""
     for statement in (
         f"""INSERT INTO taskq.queue (id, partition, spec, state, due_at, expires_at)
             SELECT gen_random_uuid(), 1, 1, 1, now() - interval '1 minute', now() - interval '1 minute'
@@ -65,6 +66,11 @@ def live_and_die(connection: psycopg.Connection[Any], jobs: int) -> None:
         "UPDATE taskq.queue SET state = 0, due_at = NULL",
         "UPDATE taskq.queue SET lease = 1",
         "DELETE FROM taskq.queue",
+        f"""INSERT INTO taskq.schedules (name, fields, next_at, is_paused, fires_at)
+            SELECT n, '', 0, false, n FROM generate_series(1, {jobs}) AS n""",
+        "DELETE FROM taskq.schedules",
+        f"INSERT INTO taskq.tallies SELECT now() - interval '1 minute', 0, 1, n FROM generate_series(1, {jobs}) AS n",
+        "DELETE FROM taskq.tallies",
     ):
         connection.execute(in_schema(statement))
 
@@ -96,6 +102,8 @@ def test_a_transaction_that_is_open_for_long_makes_no_search_longer(
             "promote": (statements.PROMOTE, (100, recent), (100, -inf)),
             "expire": (statements.EXPIRE, (100, EXPIRED, recent), (100, EXPIRED, -inf)),
             "lease": (statements.LEASE, lease(low), lease(0)),
+            "fire": (schedules._DUE, (None, 10, recent), (None, 10, -inf)),
+            "tallies": (statements.TAKE_TALLIES, (recent, 100), (-inf, 100)),
             "cancels": (statements.CANCELS, (1, low), (1, 0)),
         }
         short, whole = (
@@ -110,7 +118,7 @@ def test_a_transaction_that_is_open_for_long_makes_no_search_longer(
 
 
 def seen(wall: float, *, is_through: bool = True) -> Seen:
-    return Seen(None, None, None, True, 1, False, 0, [], frozenset(), wall, is_through)
+    return Seen(None, None, None, True, 1, False, False, 0, [], frozenset(), wall, is_through)
 
 
 def test_looks_are_whole_ones_while_these_are_fast() -> None:
@@ -137,6 +145,51 @@ def test_a_look_that_left_something_is_followed_by_one_from_the_same_moment() ->
     since = window.ask(1.0)
     window.answered(seen(1e9 + 1.0, is_through=False), 1.1)
     assert window.ask(2.0) == since
+
+
+# -- searches for children that nobody was told of
+
+
+def answered(edges: Edges, at: float, took_s: float, place: bytes | None = None) -> HandOver:
+    """A step of a search is asked for at a moment, and answered."""
+    step = edges.next_search(at)
+    assert step is not None
+    assert edges.next_search(at) is None, "one at a time"
+    step.value = HandedOver(0, [], place)
+    edges.finish(step, at + took_s)
+    return step
+
+
+def test_a_search_goes_on_where_its_last_step_ended() -> None:
+    edges = Edges("s")
+    assert answered(edges, 0.0, 0.01, b"1" * 16).place == bytes(16)
+    assert answered(edges, 0.0, 0.01).place == b"1" * 16
+    assert edges.next_search(4.9) is None
+    assert answered(edges, 5.1, 0.01).place == bytes(16)
+
+
+def test_slow_searches_are_rare_even_if_others_want_them() -> None:
+    edges = Edges("s")
+    answered(edges, 0.0, 0.001)
+    edges.tell()
+    answered(edges, 0.1, 1.0)  # it took a second: the next one in 20 s
+    edges.tell()
+    edges.search_soon()
+    assert edges.next_search(20.9) is None
+    assert edges.next_search(21.2) is not None
+
+
+def test_a_broker_that_knew_of_no_jobs_after_others_searches_when_it_is_told_of_some() -> None:
+    """What has ended meanwhile was not handed over."""
+    edges = Edges("s")
+    answered(edges, 0.0, 0.001)
+    edges.look_begins()
+    edges.looked(False)
+    edges.ended([b"x" * 16])
+    assert (edges.has_ended, edges.search_at(50.0)) == (False, inf)
+    edges.tell([b"y" * 16])
+    assert edges.has_ended
+    assert edges.next_search(1.0) is not None
 
 
 # -- old jobs

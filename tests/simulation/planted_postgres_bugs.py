@@ -90,7 +90,7 @@ def _beats_by_its_own_clock() -> type[exchanges.Beat]:
 
 
 def _chores_with_own_clock(beat: Any) -> Callable[[PostgresEngine, float], None]:
-    chores = PostgresEngine._chores
+    chores = PostgresEngine._ask_control
 
     def other(self: PostgresEngine, now: float) -> None:
         beat.wall = self._clock.time()
@@ -256,7 +256,7 @@ BUGS: dict[str, Bug] = {
         4,
     ),
     "beats by the clock of the machine": Bug(
-        [(engine, "Beat", _OwnClock), (PostgresEngine, "_chores", _chores_with_own_clock(_OwnClock))],
+        [(engine, "Beat", _OwnClock), (PostgresEngine, "_ask_control", _chores_with_own_clock(_OwnClock))],
         _TWICE | {"deaths_are_charged"},
         "calm",
     ),

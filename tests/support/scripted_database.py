@@ -10,6 +10,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ from taskq.client.transport.verbs import Operation
 from taskq.engines.postgres.engine import PostgresEngine
 from taskq.engines.postgres.migrate import migrate
 from taskq.model.settings import Settings
+from taskq.system.directory import Directory
 from taskq.system.place import DatabaseUrl
 from taskq.system.place import Place as QueuePlace
 
@@ -77,12 +79,26 @@ class PostgresPlace(Place):
         self._database = server.create_database(_TEMPLATE)
         self._connection = server.connect(self._database)
         self._url = DatabaseUrl(server.url(self._database), SCHEMA)
+        self._clock: DatabaseClock | None = None
         self.has_told = False  # a client has just changed something, of which the server notifies the engine
 
     def clock(self) -> DatabaseClock:
-        self._clock = DatabaseClock(self._connection)
-        self._clock.now = self._clock.now  # the database learns it
+        if self._clock is None:
+            self._clock = DatabaseClock(self._connection)
+            self._clock.now = self._clock.now  # the database learns it
         return self._clock
+
+    def another(self, home: Path) -> PostgresPlace:
+        """The place of another fleet on the same database, with the same clock. Only one of them is to be closed."""
+        other = copy(self)
+        other.directory = Directory(home)
+        home.mkdir()
+        return other
+
+    def sql(self, statement: str, *parameters: Any) -> list[Any]:
+        """Asks the database: the schema is `taskq.` in the statement. Returns the rows."""
+        cursor = self._connection.execute(statement.replace("taskq.", f'"{SCHEMA}".').encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
 
     def open(self, settings: Settings, clock: ScriptedClock) -> PostgresEngine:
         return PostgresEngine(self.directory, self._url, settings, clock)
@@ -93,7 +109,7 @@ class PostgresPlace(Place):
     def waits(self, engine: PostgresEngine) -> bool:
         """Waits for the server, if it has to say something. Returns whether the loop is to turn again."""
         has_told, self.has_told = self.has_told, False
-        now = self._clock.now
+        now = self.clock().now
         if not (has_told or engine.owes) or engine.next_at(now) <= now:
             return engine.next_at(now) <= now
         ready, _, _ = select.select(

@@ -139,10 +139,21 @@ class MemoryPlace(EmbeddedPlace):
         return MemoryStore(self._disk)
 
 
+class Errors(Deaf):
+    """What was told as an error: the event and its fields."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+
 class Told(Deaf):
     """The log: the names of what it was told, and the jobs that it was told of as succeeded."""
 
     def __init__(self) -> None:
+        self.log = Errors()
         self.events: list[str] = []
         self.succeeded: list[bytes] = []
 

@@ -37,7 +37,7 @@ from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.postgres.kinds import pack_limits, pack_spec
 from taskq.protocol.postgres.refusals import sentence
-from taskq.protocol.postgres.submitting import DUE_WORD, FLOW_WORD, ready_word
+from taskq.protocol.postgres.submitting import DUE_WORD, SEARCH_WORD, ready_word
 from taskq.protocol.postgres.watching import LIVES
 from taskq.system.place import DatabaseUrl
 
@@ -178,7 +178,7 @@ class _Move:
             self._refuse_large()
             self._check(expected, before, exported)
             self._do("INSERT INTO taskq.moves VALUES (%s, DEFAULT, %s)", exported.id, json.dumps(asdict(expected)))
-        words = [ready_word(partition) for partition in self._numbers.partitions.values()] + [DUE_WORD, FLOW_WORD]
+        words = [ready_word(partition) for partition in self._numbers.partitions.values()] + [DUE_WORD, SEARCH_WORD]
         self._do("SELECT pg_notify(%s, word) FROM unnest(%s::text[]) AS word", self._schema, words)
         return Moved(expected, was_before=False)
 

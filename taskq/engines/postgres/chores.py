@@ -9,16 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskq.engines.postgres import statements
+from taskq.engines.postgres.exchanges import KeepCounts
+from taskq.engines.postgres.figures import PostgresFigures, TakeTallies
+from taskq.engines.postgres.handover import Edges, HandOver
+from taskq.engines.postgres.limits.unused import RemoveUnused, UnusedChore
 from taskq.engines.postgres.link.link import Exchange
+from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
 from taskq.model.attempt import pack_failure
 from taskq.model.job import JobError, first_id_at
 from taskq.protocol.postgres.arrays import floats, texts, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
+_LOOK_EVERY_S: Final = 1.0
+#: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
+_LOOK_AHEAD_EVERY_S: Final = 10.0
+#: How often counts are stored, and of how many tasks and queues at once.
+_COUNTS_EVERY_S: Final = 1.0
+_PAIRS_AT_ONCE: Final = 100
 #: Jobs that one statement queues, ends or looks at.
 _DUE_AT_ONCE: Final = 1_000
 _EXPIRED_AT_ONCE: Final = 500
@@ -45,6 +56,7 @@ class Seen(NamedTuple):
         is_empty: whether there is no job that has not ended; None if it did not look.
         last_partition: the highest number of a partition.
         has_edges: whether jobs come after others; None if it did not look.
+        has_tallies: whether others have noted what happened to jobs.
         queued: how many scheduled jobs became queued.
         expired: the ids of jobs that have ended since they were not started in time.
         chores: what is to be done now, by this fleet.
@@ -57,6 +69,7 @@ class Seen(NamedTuple):
     is_empty: bool | None
     last_partition: int
     has_edges: bool | None
+    has_tallies: bool
     queued: int
     expired: list[bytes]
     chores: frozenset[str]
@@ -118,11 +131,11 @@ class Look(Exchange[Seen]):
             if expired:
                 after.append(Query(statements.TELL, (uuids(expired), self._schema)))
         [[columns]] = yield Step(look, commits=True, after=after)
-        due_s, expires_s, fires_s, has_some, last_partition, has_edges, wall = columns
+        due_s, expires_s, fires_s, has_some, last_partition, has_edges, has_tallies, wall = columns
         chores = frozenset(name for (name,) in claimed)
         is_empty = None if has_some is None else not has_some
         is_through = queued < _DUE_AT_ONCE and len(expired) < _EXPIRED_AT_ONCE and (fires_s is None or fires_s > 0)
-        found = due_s, expires_s, fires_s, is_empty, last_partition or 0, has_edges
+        found = due_s, expires_s, fires_s, is_empty, last_partition or 0, has_edges, has_tallies
         return Seen(*found, queued, expired, chores, wall, is_through)
 
 
@@ -163,8 +176,7 @@ class Prune(Exchange[Pruned]):
             more = found[0][0] if found else _FIRST
         before = max(self._before, more)
         params = UUID(bytes=self._place), float(self._keep_s), UUID(bytes=before), _PRUNED_AT_ONCE, UUID(bytes=more)
-        prune, forget_rates = Query(statements.PRUNE, params), Query(statements.FORGET_RATES)
-        [[(seen, last, removed)], _] = yield Step(prune, forget_rates, commits=True)
+        [[(seen, last, removed)]] = yield Step(Query(statements.PRUNE, params), commits=True)
         return Pruned(last if seen == _PRUNED_AT_ONCE else None, removed, more)
 
 
@@ -220,3 +232,89 @@ class Retention:
             self._more_than_kept = pruned.more_than_kept
         if self._place is None:
             self._pass_at = now + max(_PASS_EVERY_S, (now - self._began_at) / _PASS_PART)
+
+
+class Chores:
+    """What a broker asks on its control link, besides beats, when nobody has told it to: each in its turn. Pure."""
+
+    def __init__(self, place: tuple[UUID, str], schedules: FleetSchedules, edges: Edges, retention: Retention) -> None:
+        """
+        Args:
+            place: the machine, and the schema.
+        """
+        self._machine, self._schema = place
+        self._schedules, self._edges, self._retention = schedules, edges, retention
+        self._window = Window()
+        self._unused = UnusedChore(self._schema)
+        self._look_at = self._look_ahead_at = self._counts_at = -inf
+
+    def look_soon(self, at: float = -inf) -> None:
+        """Something is due at a moment (monotonic), or by now."""
+        self._look_at = min(self._look_at, at)
+
+    def next_exchange(self, fleet: int, figures: PostgresFigures, now: float, wall: float) -> Exchange[Any] | None:
+        """What is to be asked now; None: nothing.
+
+        Args:
+            fleet: its number.
+            wall: seconds since 1970.
+        """
+        if now >= self._look_at:
+            return self._look(now)
+        for exchange in (self._schedules.next_exchange(fleet, now), self._edges.next_search(now)):
+            if exchange is not None:
+                return exchange
+        if now >= self._counts_at and figures.counting.is_changed:
+            self._counts_at = now + _COUNTS_EVERY_S
+            return KeepCounts(self._machine, figures.counting.take_changed(_PAIRS_AT_ONCE))
+        return figures.next_exchange() or self._unused.next_exchange(now) or self._retention.next_exchange(now, wall)
+
+    def _look(self, now: float) -> Look:
+        self._look_at = now + _LOOK_EVERY_S
+        self._edges.look_begins()
+        chores = self._retention.chores(now) | self._unused.chores(now)
+        if now >= self._look_ahead_at:
+            chores["schedules"] = _LOOK_AHEAD_EVERY_S
+            self._look_ahead_at = now + _LOOK_AHEAD_EVERY_S
+        return Look(self._schema, self._schedules.app, chores, self._window.ask(now))
+
+    def next_at(self, figures: PostgresFigures, now: float) -> float:
+        """When there is something to be asked (monotonic)."""
+        if self._retention.has_some or self._unused.is_due or figures.has_tallies:
+            return now
+        at = min(self._look_at, self._schedules.next_at(now), self._edges.search_at(now))
+        return min(at, self._counts_at) if figures.counting.is_changed else at
+
+    def looked(self, seen: Seen, figures: PostgresFigures, now: float) -> None:
+        """Takes what a look has found."""
+        self._window.answered(seen, now)
+        if "prune" in seen.chores:
+            self._retention.claimed(now)
+        self._unused.is_due |= "unused" in seen.chores
+        self._schedules.look(seen.fires_s, "schedules" in seen.chores, self._window.since)
+        figures.look(seen.has_tallies, self._window.since)
+        self._edges.looked(seen.has_edges)
+        if seen.fires_s is not None and seen.fires_s > 0:
+            self.look_soon(now + seen.fires_s)
+        for in_s in (seen.due_s, seen.expires_s):
+            if in_s is not None:
+                self.look_soon(now + max(0.0, in_s))
+
+    def finish(self, exchange: Exchange[Any], figures: PostgresFigures, now: float) -> None:
+        """Takes how another exchange of these went."""
+        match exchange:
+            case HandOver():
+                self._edges.finish(exchange, now)
+            case Declare():
+                self._schedules.finish_declare(exchange, now)
+            case FireDue() if exchange.value is not None:
+                self._schedules.finish_fire(exchange.value)
+                self.look_soon()
+            case TakeTallies():
+                figures.taken(exchange)
+            case KeepCounts() if exchange.error is not None:
+                figures.counting.put_back(exchange.rows)
+            case RemoveUnused():
+                self._unused.finish(now)
+            case Prune():
+                self._retention.finish(exchange.value, now)

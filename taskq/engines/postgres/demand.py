@@ -31,6 +31,8 @@ LOOK_LONGEST_S: Final = 1.0
 #: A look begins behind the jobs that were leased last, where entries of the dead need not be passed; this often it
 #: begins at the very first, for jobs that have come back or were committed late.
 _WHOLE_EVERY_S: Final = 1.0
+#: A partition may be committed after one with a number that is higher by this.
+_NUMBERS_LATE: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Demand:
         self._limits = limits
         self._served = frozenset(served) or None
         self._partitions: dict[int, _Partition] = {}
+        self._last_partition = 0
         self._by_queue: dict[str, list[_Partition]] = {}
         self._ended: dict[str, int] = {}  # by queue, since the last measurement
         self._rates: dict[str, float] = {}  # jobs a second, by queue
@@ -83,14 +86,17 @@ class Demand:
 
     # -- what there is
 
-    @property
-    def known(self) -> list[int]:
-        """The numbers of the partitions that it knows."""
-        return list(self._partitions)
+    def to_read(self) -> tuple[int, list[int]]:
+        """Where partitions begin that it may not know, and those from there on that it knows."""
+        after = max(0, self._last_partition - _NUMBERS_LATE)
+        return after, [number for number in range(after + 1, self._last_partition + 1) if number in self._partitions]
 
     def learn(self, rows: Rows) -> None:
         """Takes partitions that were read: number, queue, priority, limits."""
         for number, queue, priority, packed in rows:
+            if number in self._partitions:
+                continue
+            self._last_partition = max(number, self._last_partition)
             partition = _Partition(number, queue, priority)
             self._partitions[number] = partition
             if limits := read_limits(bytes(packed)):
@@ -102,13 +108,19 @@ class Demand:
         if rows:
             self.tell()
 
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Forgets partitions with limits that nobody uses any more. No round may be under way."""
+        for number in numbers:
+            self._partitions.pop(number, None)
+            self._limits.partitions.forget(number)
+
     def knows(self, partition: int) -> bool:
         """Whether it knows a partition."""
         return partition in self._partitions
 
-    def known_all(self, partitions: Iterable[int]) -> bool:
-        """Whether it knows all of some partitions."""
-        return self._partitions.keys() >= set(partitions)
+    def unknown(self, partitions: Iterable[int]) -> set[int]:
+        """Those of some partitions that it does not know."""
+        return set(partitions) - self._partitions.keys()
 
     def tell_of(self, number: int, *, is_returned: bool = False) -> None:
         """A partition has jobs: look at once.
@@ -243,8 +255,8 @@ class Demand:
 
     @property
     def last_partition(self) -> int:
-        """The highest number of a partition that it knows."""
-        return max(self._partitions, default=0)
+        """The highest number of a partition that it has heard of."""
+        return self._last_partition
 
     @property
     def next_at(self) -> float:

@@ -20,7 +20,7 @@ import msgpack
 
 from taskq.engines.contract import Events, Fleet, Jobs
 from taskq.engines.local import LocalServer
-from taskq.engines.postgres.chores import Look, Prune, Retention, Seen, Window
+from taskq.engines.postgres.chores import Chores, Look, Retention, Seen
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.exchanges import (
     Audit,
@@ -44,14 +44,15 @@ from taskq.engines.postgres.exchanges import (
     running_attempts,
 )
 from taskq.engines.postgres.figures import PostgresFigures
-from taskq.engines.postgres.handover import AT_ONCE, HandOver
+from taskq.engines.postgres.handover import Edges, HandOver
 from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.limits.share import FleetLimits
+from taskq.engines.postgres.limits.unused import MakeAgain
 from taskq.engines.postgres.link.link import Exchange, Link
 from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
-from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
+from taskq.engines.postgres.schedules import FleetSchedules
 from taskq.engines.unsettled import UnsettledFile
 from taskq.model.effects import Effects
 from taskq.model.partition import Load
@@ -67,17 +68,9 @@ from taskq.system.place import DatabaseUrl
 
 #: How often a fleet says that it lives, in the time after which it is taken for dead.
 _BEATS: Final = 6
-_LOOK_EVERY_S: Final = 1.0
 _RELEASE_EVERY_S: Final = 0.25
 #: A round that the database has refused is tried again after this time.
 _AGAIN_S: Final = 0.5
-#: How often counts are stored, and of how many tasks and queues at once.
-_COUNTS_EVERY_S: Final = 1.0
-_PAIRS_AT_ONCE: Final = 100
-#: How often to look for ended jobs whose children were not told.
-_HAND_OVER_EVERY_S: Final = 5.0
-#: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
-_LOOK_AHEAD_EVERY_S: Final = 10.0
 #: How long a fleet that stops tries to hand over what it has.
 _CLOSES_WITHIN_S: Final = 10.0
 #: Jobs that promise to be alone are stopped this long before others may take them, in the time after which a fleet is
@@ -108,26 +101,21 @@ class PostgresEngine:
         listen = Query(f'LISTEN "{schema}"')
         self._control = Link(database.conninfo, schema, f"taskq {schema} control", (listen,))
         self._kinds = Kinds()
-        self.figures = PostgresFigures()
-        self._counts_at = -inf
+        self.figures = PostgresFigures(clock)
         self._is_reading_specs = self._is_reading_partitions = False
         self._round: Round | None = None  # under way
         self._round_at = -inf  # when the next one may be tried
         self._is_fenced = False
         self._audited = 0  # the session of the work link in which the fleet's jobs were last compared
-        self._has_edges = True  # jobs come after others, or may
-        self._is_told_of_edges = False  # since the last look began
-        self._ended: list[bytes] = []  # jobs whose children are to be told
-        self._hand_over_at = -inf  # when to look for what others have not told
+        self._edges = Edges(schema)
+        self._unknown: set[int] = set()  # partitions that jobs have
+        self._gone: set[int] = set()  # partitions that were removed
         self._durable: list[Effects] = []  # and not reported yet
         self._unbroken_at = inf  # since when each beat was answered (monotonic)
         self._beat_asked_at = self._alive_at = -inf  # when the last beat was asked for, and the last that was answered
         self._is_cut_off = False  # jobs that promise to be alone were stopped
-        self._beaten_at = self._look_at = -inf
-        self._reap_at = self._release_at = self._look_ahead_at = -inf
+        self._beaten_at = self._reap_at = self._release_at = -inf
         self._unsettled = UnsettledFile(directory.path / "unsettled")
-        self._window = Window()
-        self._retention = Retention(settings.keep_results_s, settings.keep_results)
         self._is_empty = False  # there is no job, as far as is known
         self._local: LocalServer | None = None
         self._stepped_at = -inf
@@ -140,6 +128,8 @@ class PostgresEngine:
         self._schedules = FleetSchedules(self._schema, events.log)
         records = list(running)
         machine = self._machine = machine_of(self._directory)
+        retention = Retention(self._settings.keep_results_s, self._settings.keep_results)
+        self._chores = Chores((machine, self._schema), self._schedules, self._edges, retention)
         open_database(self._database, events.log)
         kept = self._unsettled.read()
         register = Register(machine, self._host, os.getpid(), {*kept, *[record.job_id for record in records]})
@@ -159,7 +149,7 @@ class PostgresEngine:
         leases.charge(registered.orphans, were_running, self._clock.monotonic(), kept)
         self._limits.inherit(registered.grants, {})
         self._alive_at = self._clock.monotonic()
-        self._demand.learn(drive(self._work, ReadPartitions([]), self._clock))
+        self._demand.learn(drive(self._work, ReadPartitions(0, [], []), self._clock))
         self._set_paused(drive(self._work, ReadPaused(), self._clock))
 
     def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:
@@ -205,39 +195,35 @@ class PostgresEngine:
                 self._finish_look(exchange.value, now)
             case Reap() if exchange.value is not None:
                 self._finish_reap(exchange.value, now)
-            case HandOver():
-                if exchange.value is None:
-                    self._hand_over_at = now + _AGAIN_S
-                elif exchange.value.freed:
-                    self._demand.tell_of_returned()
             case Numbers() if exchange.value is not None:
                 exchange.learn(self._kinds)
-            case Declare():
-                self._schedules.finish_declare(exchange, now)
-            case FireDue() if exchange.value is not None:
-                self._schedules.finish_fire(exchange.value)
-                self._look_at = -inf
-            case KeepCounts() if error is not None:
-                self.figures.counting.put_back(exchange.rows)
             case ReadSpecs():
                 self._is_reading_specs = False
                 self._leases.specs.learn(exchange.value or [])
             case ReadPartitions():
                 self._is_reading_partitions = False
                 self._demand.learn(exchange.value or [])
+                if exchange.value is not None and (gone := self._demand.unknown(exchange.wanted)):
+                    self._control.ask(MakeAgain(gone, self._schema))
+                if self._unknown:
+                    self._read_partitions()
+            case MakeAgain():
+                self._demand.learn(exchange.value or [])
             case ReadPaused() if exchange.value is not None:
                 self._set_paused(exchange.value)
             case ReadCancels():
                 self._refuse_cancels(self._leases.cancel(exchange.value or []))
-            case Prune():
-                self._retention.finish(exchange.value, now)
+            case _:
+                self._chores.finish(exchange, self.figures, now)
+                if isinstance(exchange, HandOver) and exchange.value is not None and exchange.value.freed:
+                    self._demand.tell_of_returned()
 
     def _hear(self, word: str) -> None:
         """Hears what others have notified."""
         kind, _, number = word.partition(" ")
         match kind:
             case "q" | "r" if number.isdecimal() and not self._demand.knows(int(number)):
-                self._read_partitions()
+                self._read_partitions([int(number)])
             case "q":
                 self._demand.tell_of(int(number))
             case "r" if number.isdecimal():
@@ -247,19 +233,25 @@ class PostgresEngine:
             case "g":
                 self._limits.partitions.tell_of_opened(number.split())
             case "d":
-                self._look_at = -inf
+                self._chores.look_soon()
+            case "f":
+                self._edges.tell([])
             case "e" | "h":
-                self._has_edges = self._is_told_of_edges = True
-                self._hand_over_at = -inf
+                self._edges.tell([bytes.fromhex(job_id) for job_id in number.split()] or None)
+            case "x":
+                self._gone.update(map(int, number.split()))
             case "p":
                 self._control.ask(ReadPaused())
             case "c" if number == str(self.fleet):
                 self._control.ask(ReadCancels(self.fleet, self._leases.lowest))
 
-    def _read_partitions(self) -> None:
+    def _read_partitions(self, unknown: Iterable[int] = ()) -> None:
+        """Reads partitions that are new, and those that jobs have and that are not known."""
+        self._unknown.update(unknown)
         if not self._is_reading_partitions:
             self._is_reading_partitions = True
-            self._control.ask(ReadPartitions(self._demand.known))
+            wanted, self._unknown = list(self._unknown), set()
+            self._control.ask(ReadPartitions(*self._demand.to_read(), wanted))
 
     # -- rounds
 
@@ -284,12 +276,12 @@ class PostgresEngine:
             effects = without(effects, answer.lost)
         if effects:
             self._durable.append(effects)
-        if self._has_edges and effects.ended:
-            self._ended.extend([row.id for row, _, _ in effects.ended])
+        if self._edges.has_some and effects.ended:
+            self._edges.ended([row.id for row, _, _ in effects.ended])
         self._is_fenced |= answer.is_fenced
         delays = [change.due_at for change in effects.rescheduled if change.due_at is not None]
         if delays:
-            self._look_at = min(self._look_at, now + max(0.0, min(delays) - self._clock.time()))
+            self._chores.look_soon(now + max(0.0, min(delays) - self._clock.time()))
         if asked is None:
             return
         last: dict[int, tuple[int, int]] = {}
@@ -305,8 +297,8 @@ class PostgresEngine:
             self._limits.leased(asked.probe, answer.seen, round_.allotment, counts, now)
             if self._is_cut_off:
                 self._limits.lose_all()  # until a beat is answered: it may be taken for dead meanwhile
-            if not self._demand.known_all(answer.seen.rows()):
-                self._read_partitions()
+            if unknown := self._demand.unknown(answer.seen.rows()):
+                self._read_partitions(unknown)
 
     def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
         """Logs the jobs that were not the fleet's any more when they ended."""
@@ -336,10 +328,12 @@ class PostgresEngine:
             self._reap_at = now + self._lease_s / _BEATS
             self._work.ask(Reap(self.fleet, self._schema, self._lease_s))
             return
-        if self._ended:
-            ended, self._ended = self._ended[:AT_ONCE], self._ended[AT_ONCE:]
-            self._work.ask(HandOver(self._schema, ended))
+        if self._edges.has_ended:
+            self._work.ask(self._edges.next_handover())
             return
+        self._demand.forget(self._gone)
+        self._gone.clear()
+        self._kinds.forget_old(now)
         self._leases.take_effects()
         outcomes = self._leases.outcomes
         if missing := missing_numbers(outcomes, self._kinds):
@@ -407,22 +401,11 @@ class PostgresEngine:
     def _finish_look(self, seen: Seen | None, now: float) -> None:
         if seen is None:
             return
-        self._window.answered(seen, now)
+        self._chores.looked(seen, self.figures, now)
         if seen.is_empty is not None:
             self._is_empty = seen.is_empty
-        if "prune" in seen.chores:
-            self._retention.claimed(now)
-        self._schedules.look(seen.fires_s, "schedules" in seen.chores)
-        if seen.fires_s is not None and seen.fires_s > 0:
-            self._look_at = min(self._look_at, now + seen.fires_s)
-        if seen.due_s is not None:
-            self._look_at = min(self._look_at, now + max(0.0, seen.due_s))
-        if seen.expires_s is not None:
-            self._look_at = min(self._look_at, now + max(0.0, seen.expires_s))
         if seen.last_partition > self._demand.last_partition:
             self._read_partitions()
-        if seen.has_edges is not None:
-            self._has_edges = seen.has_edges or self._is_told_of_edges
         if seen.queued:
             self._demand.tell_of_returned()
 
@@ -435,8 +418,9 @@ class PostgresEngine:
         self._take_arrived(now)
         if reaped.lost:
             self._demand.tell_of_returned()
+            self._edges.search_soon()
 
-    def _chores(self, now: float) -> None:
+    def _ask_control(self, now: float) -> None:
         """Asks the control link for what time brings."""
         control = self._control
         if not control.is_free:
@@ -445,29 +429,16 @@ class PostgresEngine:
             self._beaten_at = self._beat_asked_at = now
             status: bytes = msgpack.packb(status_value(self._fleet_control.status()))
             control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), self._leases.lowest, status))
-        elif now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
-            self._is_told_of_edges = False
-            chores = self._retention.chores(now)
-            if now >= self._look_ahead_at:
-                chores["schedules"] = _LOOK_AHEAD_EVERY_S
-                self._look_ahead_at = now + _LOOK_AHEAD_EVERY_S
-            control.ask(Look(self._schema, self._schedules.app, chores, self._window.ask(now)))
+            return
+        exchange = self._chores.next_exchange(self.fleet, self.figures, now, self._clock.time())
+        if exchange is not None:
+            control.ask(exchange)
+        if isinstance(exchange, Look):
             self._leases.expire(self._clock.time())
-        elif (about_schedules := self._schedules.next_exchange(self.fleet, now)) is not None:
-            control.ask(about_schedules)
-        elif self._has_edges and now >= self._hand_over_at:  # of jobs whose broker died before it told their children
-            self._hand_over_at = now + _HAND_OVER_EVERY_S
-            control.ask(HandOver(self._schema))
-        elif now >= self._counts_at and self.figures.counting.is_changed:
-            self._counts_at = now + _COUNTS_EVERY_S
-            control.ask(KeepCounts(self._machine, self.figures.counting.take_changed(_PAIRS_AT_ONCE)))
-        elif (prune := self._retention.next_exchange(now, self._clock.time())) is not None:
-            control.ask(prune)
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
         self._schedules.declare(app, schedules)
-        self._look_at = -inf
+        self._chores.look_soon()
 
     def enqueued(self, children: list[Submission]) -> None:
         self._jobs.take_children(children)
@@ -487,7 +458,7 @@ class PostgresEngine:
             self._leases.release(now, self.figures.paused())
         if self._work.is_free:
             self._next_exchange(now)
-        self._chores(now)
+        self._ask_control(now)
         self._work.turn(now)
         self._control.turn(now)
         if self._round is None and self._work.is_ready:
@@ -530,14 +501,7 @@ class PostgresEngine:
     def next_at(self, now: float) -> float:
         at = min(self._work.next_at(now), self._control.next_at(now))
         if self._control.is_free:
-            at = min(at, self._beaten_at + self._lease_s / _BEATS, self._look_at)
-            at = min(at, self._schedules.next_at(now))
-            if self._retention.has_some:
-                return now
-            if self._has_edges:
-                at = min(at, self._hand_over_at)
-            if self.figures.counting.is_changed:
-                at = min(at, self._counts_at)
+            at = min(at, self._beaten_at + self._lease_s / _BEATS, self._chores.next_at(self.figures, now))
         if len(self._leases.held):
             at = min(at, self._release_at)
         if now < self._unsettled.keep_at and not self.is_settled:
@@ -545,7 +509,7 @@ class PostgresEngine:
         if self._work.is_free:
             has_surplus = self._limits.has_surplus and not self._leases.has_arrived
             has_some = self._leases.has_effects or self._leases.outcomes or has_surplus
-            if has_some or self._is_fenced or self._ended:
+            if has_some or self._is_fenced or self._edges.has_ended:
                 return max(now, self._round_at)
             for look_at in (self._demand.next_at, self._limits.next_at()):
                 if look_at > self._stepped_at:  # else it has looked, and the fleet wants nothing

@@ -213,14 +213,21 @@ class ReadSpecs(Exchange[Rows]):
 
 
 class ReadPartitions(Exchange[Rows]):
-    """Reads the partitions that are not known."""
+    """Reads partitions that are not known."""
 
-    def __init__(self, known: Sequence[int]) -> None:
+    def __init__(self, after: int, known: Sequence[int], wanted: Sequence[int]) -> None:
+        """
+        Args:
+            after: reads all above this number,
+            known: but not these,
+            wanted: and these.
+        """
         super().__init__(self._plan)
-        self._known = known
+        self._after, self._known, self.wanted = after, known, wanted
 
     def _plan(self) -> Plan[Rows]:
-        [rows] = yield Step(Query(statements.PARTITIONS, (ints(self._known),)), commits=True)
+        numbers = self._after, ints(self._known), ints(self.wanted)
+        [rows] = yield Step(Query(statements.PARTITIONS, numbers), commits=True)
         return rows
 
 

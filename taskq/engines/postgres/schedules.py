@@ -48,6 +48,7 @@ _BROKEN_AGAIN_S: Final = 60.0
 _DUE = f"""
 SELECT {COLUMNS} FROM taskq.schedules
 WHERE NOT is_paused AND fires_at <= extract(epoch FROM taskq.now_())::float8 AND (app IS NULL OR app = $1::text)
+    AND fires_at >= $3::float8
 ORDER BY fires_at LIMIT $2 FOR UPDATE SKIP LOCKED"""
 _DECLARED = f"""
 SELECT {COLUMNS} FROM taskq.schedules WHERE app = $1::text OR name = ANY ($2::text[]) ORDER BY name FOR UPDATE"""
@@ -56,7 +57,8 @@ _PUT_OFF = "UPDATE taskq.schedules SET fires_at = $2::float8 WHERE name = $1::te
 #: Those whose next time is farther away than an interval, and its jitter, can be.
 _FAR = f"""
 SELECT {COLUMNS} FROM taskq.schedules
-WHERE NOT is_paused AND fires_at > extract(epoch FROM taskq.now_())::float8 + 2.5 * every_s FOR UPDATE SKIP LOCKED"""
+WHERE NOT is_paused AND fires_at > extract(epoch FROM taskq.now_())::float8
+    AND fires_at > extract(epoch FROM taskq.now_())::float8 + 2.5 * every_s FOR UPDATE SKIP LOCKED"""
 
 
 class Fired(NamedTuple):
@@ -74,16 +76,17 @@ class Fired(NamedTuple):
 class FireDue(Exchange[Fired]):
     """Fires the schedules that are due."""
 
-    def __init__(self, app: str | None, schema: str) -> None:
+    def __init__(self, app: str | None, schema: str, since: float) -> None:
         """
         Args:
             app: the application that the fleet runs.
+            since: where to begin, as the look did that has found some.
         """
         super().__init__(self._plan)
-        self._app, self._schema = app, schema
+        self._app, self._schema, self._since = app, schema, since
 
     def _plan(self) -> Plan[Fired]:
-        found, [(wall,)] = yield Step(Query(_DUE, (self._app, _AT_ONCE)), Query(CLOCK))
+        found, [(wall,)] = yield Step(Query(_DUE, (self._app, _AT_ONCE, self._since)), Query(CLOCK))
         fired = Fired([], [])
         if not found:
             return fired
@@ -195,7 +198,8 @@ class FleetSchedules:
         self._to_tell: Sequence[Schedule] | None = None  # of these, what the database is still to learn
         self._is_known = True  # whether the database knows that the fleet runs this application
         self._declare_at = -inf
-        self._is_due = self._looks_ahead = False
+        self._due_since: float | None = None  # some are due
+        self._looks_ahead = False
 
     @property
     def app(self) -> str | None:
@@ -220,19 +224,20 @@ class FleetSchedules:
         """The fleet has another number: the database is to learn again what it runs."""
         self._is_known = self._declared is None
 
-    def look(self, fires_s: float | None, looks_ahead: bool) -> None:
+    def look(self, fires_s: float | None, looks_ahead: bool, since: float) -> None:
         """Takes what a look has found.
 
         Args:
             fires_s: in how many seconds the next schedule fires.
+            since: where the look began.
             looks_ahead: whether it is this fleet's turn to look for those that would be silent.
         """
-        self._is_due = fires_s is not None and fires_s <= 0
+        self._due_since = since if fires_s is not None and fires_s <= 0 else None
         self._looks_ahead |= looks_ahead
 
     def next_at(self, now: float) -> float:
         """When there is something to be asked of the database (monotonic)."""
-        if self._is_due or self._looks_ahead:
+        if self._due_since is not None or self._looks_ahead:
             return now
         return inf if self._is_known else self._declare_at
 
@@ -242,9 +247,9 @@ class FleetSchedules:
             self._is_known = True
             told, self._to_tell = self._to_tell, None
             return Declare(fleet, self._schema, self._declared.app, told)
-        if self._is_due:
-            self._is_due = False
-            return FireDue(self.app, self._schema)
+        if self._due_since is not None:
+            since, self._due_since = self._due_since, None
+            return FireDue(self.app, self._schema, since)
         if self._looks_ahead:
             self._looks_ahead = False
             return LookAhead()

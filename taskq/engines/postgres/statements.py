@@ -108,7 +108,6 @@ INSERT INTO taskq.limits (kind, name, state, until)
 SELECT 'rate', d.name, d.state, taskq.now_() + make_interval(secs => d.until)
 FROM unnest($1::text[], $2::bytea[], $3::float8[]) AS d (name, state, until)
 ON CONFLICT (kind, name) DO UPDATE SET state = excluded.state, until = excluded.until"""
-FORGET_RATES: Final = "DELETE FROM taskq.limits WHERE until < taskq.now_()"
 GRANTS: Final = "SELECT kind, name, amount FROM taskq.grants WHERE fleet = $1"
 #: $2: fleets that are no more: this one has what they had.
 INHERIT: Final = """
@@ -200,10 +199,14 @@ NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
 
 # -- jobs that come after others
 
-#: Open edges whose parents have ended, or are not there any more: the parents, $1 at most.
+#: Looks at $2 open edges whose parents are above $1: how many it has seen, the last parent, and those parents that have
+#: ended, or are not there any more.
 UNTOLD: Final = """
-SELECT DISTINCT uuid_send(e.parent) FROM taskq.edges AS e LEFT JOIN taskq.jobs AS j ON j.id = e.parent
-WHERE e.is_open AND coalesce(j.state, 12) >= 10 LIMIT $1"""
+WITH seen AS MATERIALIZED (
+    SELECT parent FROM taskq.edges WHERE is_open AND parent > $1::uuid ORDER BY parent LIMIT $2)
+SELECT (SELECT count(*) FROM seen), (SELECT uuid_send(parent) FROM seen ORDER BY parent DESC LIMIT 1), ARRAY(
+    SELECT DISTINCT uuid_send(seen.parent) FROM seen LEFT JOIN taskq.jobs AS j ON j.id = seen.parent
+    WHERE coalesce(j.state, 12) >= 10)"""
 #: $1: jobs that have ended. Those that failed are not run again before what follows from that is done: then what was
 #: cancelled because of them is found.
 HOLD_FAILED: Final = "SELECT 1 FROM taskq.jobs WHERE id = ANY ($1::uuid[]) AND state = 11 ORDER BY id FOR SHARE"
@@ -236,9 +239,11 @@ gone AS (
     RETURNING q.id, q.seq, q.partition, q.spec, q.due_at, q.expires_at, d.outcome),
 kept AS (
     INSERT INTO taskq.called_off (id, seq, partition, spec, due_at, expires_at)
-    SELECT id, seq, partition, spec, due_at, expires_at FROM gone ON CONFLICT DO NOTHING)
-UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_()
-FROM gone WHERE j.id = gone.id"""
+    SELECT id, seq, partition, spec, due_at, expires_at FROM gone ON CONFLICT DO NOTHING),
+done AS (
+    UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_()
+    FROM gone WHERE j.id = gone.id RETURNING j.spec)
+INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, count(*) FROM done GROUP BY spec"""
 NOTHING: Final = "SELECT"
 
 # -- fleets
@@ -295,7 +300,8 @@ moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NUL
 SELECT partition, count(*) FROM moved GROUP BY partition"""
 #: In how many seconds the next scheduled job is due, the next one expires, and the next schedule fires, if $1 is the
 #: application that the fleet runs: of those in the next seconds, and since $2. If that is the first: whether there is
-#: any job, and whether jobs come after others. The highest number of a partition, and the time.
+#: any job, and whether jobs come after others. The highest number of a partition, whether there are tallies, and the
+#: time.
 LOOK: Final = """
 SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
         WHERE state = 1 AND due_at >= to_timestamp($2::float8) AND due_at < taskq.now_() + interval '2 seconds')
@@ -310,6 +316,7 @@ SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
     CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.queue) END,
     (SELECT max(partition) FROM taskq.partitions),
     CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.edges WHERE is_open) END,
+    EXISTS (SELECT FROM taskq.tallies WHERE at >= to_timestamp($2::float8)),
     extract(epoch FROM taskq.now_())::float8"""
 
 #: Ends jobs that were not started in time, $1 at most, with the outcome $2, since $3. Returns their ids.
@@ -321,8 +328,19 @@ WITH late AS MATERIALIZED (
 gone AS (DELETE FROM taskq.queue AS q USING late WHERE q.seq = late.seq RETURNING q.id),
 edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
 done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at = taskq.now_(), payload = NULL,
-    checkpoint = NULL FROM gone WHERE j.id = gone.id)
+    checkpoint = NULL FROM gone WHERE j.id = gone.id RETURNING j.spec),
+tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), 2, spec, count(*) FROM done GROUP BY spec)
 SELECT uuid_send(id) FROM gone"""
+
+#: Takes tallies away, $2 at most, since $1: what happened to how many jobs of which spec, and how many tallies that
+#: were.
+TAKE_TALLIES: Final = """
+WITH found AS MATERIALIZED (
+    SELECT ctid AS place FROM taskq.tallies WHERE at >= to_timestamp($1::float8) ORDER BY at LIMIT $2
+    FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM taskq.tallies AS t USING found WHERE t.ctid = found.place RETURNING t.what, t.spec, t.jobs),
+sums AS MATERIALIZED (SELECT what, spec, sum(jobs)::bigint AS jobs, count(*)::int AS rows FROM gone GROUP BY 1, 2)
+SELECT what, fields, jobs, rows FROM sums JOIN taskq.specs USING (spec)"""
 
 #: Removes ended jobs, oldest first: looks at $4 jobs whose id is above $1, made before $3; keeps those that ended in
 #: the last $2 seconds and are not before $5, failed ones, and those that others need. Returns how many were looked at,
@@ -364,6 +382,8 @@ COUNTS_OF: Final = "SELECT task, queue, minute, packed FROM taskq.counts WHERE f
 
 PAUSED: Final = "SELECT queue FROM taskq.paused"
 SPECS: Final = "SELECT spec, fields FROM taskq.specs WHERE spec = ANY ($1::int[])"
-#: $1: those that are known.
+#: Those above $1 that are not among $2, and those of $3.
 PARTITIONS: Final = """
-SELECT partition, queue, priority, limits FROM taskq.partitions WHERE NOT partition = ANY ($1::int[])"""
+SELECT partition, queue, priority, limits FROM taskq.partitions WHERE partition > $1 AND NOT partition = ANY ($2::int[])
+UNION ALL
+SELECT partition, queue, priority, limits FROM taskq.partitions WHERE partition <= $1 AND partition = ANY ($3::int[])"""

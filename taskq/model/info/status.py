@@ -234,7 +234,7 @@ class FleetStatus:
         consumers: the processes that run jobs, by number.
         machines: the fleets that share a database; none if the queue is in a directory.
         flows: how fast jobs come and go, by the names of the queues with such jobs, or in which some came or ended
-            lately; none if no fleet runs, or if the queue is in a database.
+            lately; none if no fleet runs.
         unserved: the names of the queues with jobs that no consumer of this fleet serves; if the queue is in a
             database, another fleet may.
     """

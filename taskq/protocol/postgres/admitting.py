@@ -21,8 +21,8 @@ from taskq.model.stored import StoredJob, StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.submitting import (
-    ENDED_WORD,
     NewJob,
+    ended_words,
     notify,
     other_arguments,
     submit_constrained,
@@ -48,9 +48,12 @@ _NOTHING = "SELECT NULL::bytea WHERE false"
 _TAKE_KEYS = """
     UPDATE taskq.keys k SET id = n.id FROM unnest($1::bytea[], $2::uuid[]) AS n(key, id) WHERE k.key = n.key"""
 _REPLACE = """
-    WITH gone AS (DELETE FROM taskq.queue WHERE seq = ANY($1::bigint[]) RETURNING id)
-    UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL, checkpoint = NULL,
-        settled_by = 0 FROM gone WHERE j.id = gone.id"""
+    WITH gone AS (DELETE FROM taskq.queue WHERE seq = ANY($1::bigint[]) RETURNING id),
+    done AS (
+        UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL,
+            checkpoint = NULL, settled_by = 0
+        FROM gone WHERE j.id = gone.id RETURNING j.spec)
+    INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, count(*) FROM done GROUP BY spec"""
 
 _NOTE_LEFT_OUT = """
     INSERT INTO taskq.jobs (id, seq, spec, state, outcome, finished_at, settled_by)
@@ -180,7 +183,8 @@ class Admission(NamedTuple):
         if decision.replaced:
             rows = [job.row for job in decision.replaced]
             queries.append(Query(_REPLACE, (bigints([row.seq for row in rows]), duplicate(REPLACED))))
-            after += [tell([row.id for row in rows], self.channel), notify(self.channel, [ENDED_WORD])]
+            replaced = [row.id for row in rows]
+            after += [tell(replaced, self.channel), notify(self.channel, ended_words(replaced))]
         if taken:
             queries.append(self._submit(taken))
         if decision.earlier and self.is_accepted:

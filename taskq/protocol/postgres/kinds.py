@@ -1,13 +1,20 @@
 """The numbers that the database gives to what many jobs have in common: specs, and partitions.
 
-Rows of both tables are added and never changed, so whoever has a connection keeps the numbers. A number is looked up in
-a transaction of its own: one that stays open would hold up everyone else who needs the same new row.
+Whoever has a connection keeps the numbers. A number is looked up in a transaction of its own: one that stays open would
+hold up everyone else who needs the same new row.
+
+There is a partition for each key that jobs have, so those with limits are removed when they are not used any more: when
+nobody has looked up their number for an hour, and there is no job. Numbers are kept for less than that. Where one is
+used all the same, by a transaction that stayed open, brokers make the row again: see
+`taskq.engines.postgres.limits.unused`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
+from typing import Final
 
 import msgpack
 
@@ -16,14 +23,26 @@ from taskq.model.spec import Spec
 from taskq.protocol.postgres.arrays import byteas, ints, texts
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
+#: For how many seconds the number of a partition with limits is kept; and for how many a look-up need not be noted.
+KEPT_S: Final = 600.0
+
 _FIND_SPECS = "SELECT fields, spec FROM taskq.specs WHERE fields = ANY($1::bytea[])"
 _ADD_SPECS = "INSERT INTO taskq.specs (fields) SELECT unnest($1::bytea[]) ORDER BY 1 ON CONFLICT DO NOTHING"
-_FIND_PARTITIONS = """
-    SELECT p.queue, p.priority, p.limits, p.partition FROM taskq.partitions p
-    JOIN unnest($1::text[], $2::int[], $3::bytea[]) AS n(queue, priority, limits) USING (queue, priority, limits)"""
+_FIND_PARTITIONS = f"""
+    WITH found AS MATERIALIZED (
+        SELECT p.queue, p.priority, p.limits, p.partition, p.used_at FROM taskq.partitions p
+        JOIN unnest($1::text[], $2::int[], $3::bytea[]) AS n(queue, priority, limits) USING (queue, priority, limits)),
+    stale AS MATERIALIZED (
+        SELECT partition FROM taskq.partitions WHERE partition IN (
+            SELECT partition FROM found
+            WHERE limits <> '\\x90' AND used_at < taskq.now_() - interval '{KEPT_S} seconds')
+        FOR NO KEY UPDATE SKIP LOCKED),
+    used AS (UPDATE taskq.partitions p SET used_at = taskq.now_() FROM stale WHERE p.partition = stale.partition)
+    SELECT queue, priority, limits, partition FROM found"""
 _ADD_PARTITIONS = """
-    INSERT INTO taskq.partitions (queue, priority, limits)
-    SELECT * FROM unnest($1::text[], $2::int[], $3::bytea[]) ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"""
+    INSERT INTO taskq.partitions (queue, priority, limits, used_at)
+    SELECT n.*, taskq.now_() FROM unnest($1::text[], $2::int[], $3::bytea[]) AS n ORDER BY 1, 2, 3
+    ON CONFLICT DO NOTHING"""
 
 
 class Kinds:
@@ -32,6 +51,19 @@ class Kinds:
     def __init__(self) -> None:
         self.specs: dict[Spec, int] = {}
         self.partitions: dict[Partition, int] = {}
+        self._forget_at = -inf  # monotonic
+
+    def forget_old(self, now: float) -> None:
+        """Forgets the numbers of partitions that may be removed, now and then; to be called before some are used.
+
+        Args:
+            now: monotonic.
+        """
+        if now >= self._forget_at:
+            self._forget_at = now + KEPT_S
+            self.partitions = {
+                partition: number for partition, number in self.partitions.items() if not partition.limits
+            }
 
     def forget(self) -> None:
         """Forgets all numbers: a server that was away may have come back with older tables."""

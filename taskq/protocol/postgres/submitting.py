@@ -1,4 +1,4 @@
-"""Jobs come in: a row in `jobs` and one in `queue`, in one statement.
+"""Jobs come in: a row in `jobs` and one in `queue`, in one statement, which also counts them in `tallies`.
 
 It may be sent again: what is there already stays as it is. Times travel as seconds from now, so that the clock of the
 client does not matter.
@@ -24,7 +24,9 @@ _SUBMIT = """
         ON CONFLICT (id) DO NOTHING RETURNING id),
     waiting AS (
         INSERT INTO taskq.queue (seq, id, partition, spec, state)
-        SELECT n.seq, n.id, $2::int, $1::int, 0 FROM new n JOIN kept USING (id))
+        SELECT n.seq, n.id, $2::int, $1::int, 0 FROM new n JOIN kept USING (id)),
+    tallied AS (
+        INSERT INTO taskq.tallies SELECT taskq.now_(), 0, $1::int, count(*) FROM kept HAVING count(*) > 0)
     SELECT count(*) FROM kept"""
 _SUBMIT_CONSTRAINED = """
     WITH new AS MATERIALIZED (
@@ -38,7 +40,9 @@ _SUBMIT_CONSTRAINED = """
         INSERT INTO taskq.queue (seq, id, partition, spec, state, due_at, expires_at)
         SELECT n.seq, n.id, n.partition, $1::int, CASE WHEN due_s IS NULL THEN 0 ELSE 1 END,
                taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
-        FROM new n JOIN kept USING (id))
+        FROM new n JOIN kept USING (id)),
+    tallied AS (
+        INSERT INTO taskq.tallies SELECT taskq.now_(), 0, $1::int, count(*) FROM kept HAVING count(*) > 0)
     SELECT count(*) FROM kept"""
 _SUBMIT_FLOW = """
     WITH new AS MATERIALIZED (
@@ -59,7 +63,9 @@ _SUBMIT_FLOW = """
         SELECT n.seq, n.id, n.partition, n.spec,
                CASE WHEN pending > 0 THEN 2 WHEN due_s IS NULL THEN 0 ELSE 1 END, pending,
                taskq.now_() + due_s * interval '1 second', taskq.now_() + expires_s * interval '1 second'
-        FROM new n JOIN kept USING (id))
+        FROM new n JOIN kept USING (id)),
+    tallied AS (
+        INSERT INTO taskq.tallies SELECT taskq.now_(), 0, spec, count(*) FROM new JOIN kept USING (id) GROUP BY spec)
     SELECT count(*) FROM kept"""
 _UNKNOWN = """
     SELECT uuid_send(n.id) FROM unnest($1::uuid[]) AS n(id)
@@ -67,6 +73,8 @@ _UNKNOWN = """
 _OTHER_ARGUMENTS = """
     SELECT uuid_send(j.id) FROM unnest($1::uuid[], $2::bytea[]) AS n(id, payload) JOIN taskq.jobs j USING (id)
     WHERE j.payload <> n.payload LIMIT 1"""
+#: What `tallies.what` means: the name of the count, by its number.
+TALLIED = ("enqueued", "cancelled", "expired")
 #: Whether the role may read the arguments of jobs.
 MAY_READ_ARGUMENTS = Query("SELECT has_column_privilege('taskq.jobs', 'payload', 'SELECT')")
 #: PostgreSQL's times end in the year 294276.
@@ -177,15 +185,24 @@ def read_constraints(packed: bytes | None) -> Constraints | None:
 # -- who is told
 
 
+def ended_words(ids: Sequence[bytes]) -> list[str]:
+    """Tells brokers that these jobs have ended, or may have: others may come after them."""
+    texts_of = [bytes(job_id).hex() for job_id in ids]
+    starts = range(0, len(ids), _IDS_IN_A_WORD)
+    return [f"{SEARCH_WORD} {' '.join(texts_of[at : at + _IDS_IN_A_WORD])}" for at in starts]
+
+
 def ready_word(partition: int) -> str:
     """Tells brokers that jobs of a partition are ready."""
     return f"q {partition}"
 
 
-#: Tells brokers that a client has ended jobs, or removed them: others may come after these.
-ENDED_WORD = "h"
-#: Tells brokers that there are jobs after others that may have ended.
-FLOW_WORD = "e"
+#: Tells brokers that there are new jobs after others.
+FLOW_WORD = "f"
+#: Tells brokers that jobs may have ended that others come after; which, they have to search for.
+SEARCH_WORD = "h"
+#: How many ids fit one notification.
+_IDS_IN_A_WORD = 200
 #: Tells brokers that a job is due within `SOON_S`; otherwise they look often enough.
 DUE_WORD = "d"
 SOON_S = 2.0
@@ -198,15 +215,18 @@ def words_of(jobs: Iterable[NewJob], wall: float) -> list[str]:
         wall: as for `submit_constrained`.
     """
     words: dict[str, None] = {}
+    own_ids, parents = set[bytes](), dict[bytes, None]()
     for job in jobs:
         own = job.constraints or NO_CONSTRAINTS
         if own.after:
             words[FLOW_WORD] = None
+            parents |= dict.fromkeys(parent for parent, _ in own.after)
         elif own.due_at is None:
             words[ready_word(job.partition)] = None
         elif own.due_at - wall < SOON_S:
             words[DUE_WORD] = None
-    return list(words)
+        own_ids.add(job.id)
+    return [*words, *ended_words([parent for parent in parents if parent not in own_ids])]
 
 
 def notify(channel: str, words: Iterable[str]) -> Query:

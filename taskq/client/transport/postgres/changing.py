@@ -19,8 +19,8 @@ from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Step
 from taskq.protocol.postgres.submitting import (
-    ENDED_WORD,
-    FLOW_WORD,
+    SEARCH_WORD,
+    ended_words,
     notify,
     pack_constraints,
     read_constraints,
@@ -34,9 +34,12 @@ _LOCK = """
     WHERE q.seq = (SELECT seq FROM taskq.jobs WHERE id = $1 AND state = 3) FOR UPDATE OF q"""
 _STATE = "SELECT state FROM taskq.jobs WHERE id = $1"
 _CANCEL = """
-    WITH gone AS (DELETE FROM taskq.queue WHERE seq = $1 RETURNING id)
-    UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL, checkpoint = NULL,
-        settled_by = 0 FROM gone WHERE j.id = gone.id"""
+    WITH gone AS (DELETE FROM taskq.queue WHERE seq = $1 RETURNING id),
+    done AS (
+        UPDATE taskq.jobs j SET state = 12, outcome = $2, finished_at = taskq.now_(), payload = NULL,
+            checkpoint = NULL, settled_by = 0
+        FROM gone WHERE j.id = gone.id RETURNING j.spec)
+    INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, 1 FROM done"""
 _DETACH = """
     WITH gone AS (DELETE FROM taskq.called_off WHERE id = $1 RETURNING id),
     edges AS (DELETE FROM taskq.edges e USING gone WHERE e.child = gone.id)
@@ -67,7 +70,7 @@ def cancel(job_id: bytes, also_running: bool, channel: str) -> Plan[bool | None]
     [(seq, lease, _)] = locked
     if lease is None:
         outcome = pack_failure(None, None, JobError("Cancelled", "cancelled before it started"))
-        words = notify(channel, [ENDED_WORD])
+        words = notify(channel, ended_words([job_id]))
         yield Step(Query(_CANCEL, (seq, outcome)), commits=True, after=(tell([job_id], channel), words))
         return True
     word = notify(channel, [f"c {lease}"])
@@ -178,7 +181,7 @@ def retry(jobs: Sequence[Failed], numbers: Sequence[int], channel: str) -> Plan[
         _, revived = yield Step(Query(_LOCK_CALLED_OFF, (parents,)), Query(_REVIVE, (parents,)))
         again = [bytes(job_id) for (job_id,) in revived]
         if again:
-            words.append(FLOW_WORD)
+            words.append(SEARCH_WORD)
     yield Step(Query(_NOTHING), commits=True, after=(notify(channel, dict.fromkeys(words)),))
     return len(queued)
 
@@ -212,7 +215,7 @@ def purge(ids: Sequence[bytes], channel: str) -> Plan[list[bytes]]:
     free = [job_id for job_id in ids if job_id not in leased]
     seqs = [seq for _, seq, lease in locked if lease is None]
     query = Query(_PURGE, (uuids(free), bigints(seqs)))
-    gone, *_ = yield Step(query, commits=True, after=(tell(free, channel), notify(channel, [ENDED_WORD])))
+    gone, *_ = yield Step(query, commits=True, after=(tell(free, channel), notify(channel, ended_words(free))))
     return [bytes(job_id) for (job_id,) in gone]
 
 

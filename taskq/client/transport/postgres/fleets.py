@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 
 import msgpack
 import psycopg
 
 from taskq.client.transport.postgres.sessions import meaning_of, options_of
-from taskq.model.info.counts import Counts, TaskCounts
-from taskq.model.info.status import BrokerStatus, FleetStatus, JobTotals, MachineStatus, QueueStatus
+from taskq.model.info.counts import MINUTES, Counts, TaskCounts
+from taskq.model.info.status import BrokerStatus, FleetStatus, JobTotals, MachineStatus, QueueFlow, QueueStatus, flow_of
+from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.submitting import TALLIED
 from taskq.protocol.status import status_of
 from taskq.system.directory import reply_timeout_s
 from taskq.system.place import DatabaseUrl, Place
@@ -21,17 +23,32 @@ _SILENT_S = 20.0
 _FLEETS = """
     SELECT f.host, f.pid, extract(epoch FROM taskq.now_() - b.seen_at)::float8, b.status
     FROM taskq.fleets f JOIN taskq.beats b USING (fleet) ORDER BY f.fleet"""
+#: How many jobs of each queue and state there are, and since when the first of those could run that nobody has.
 _QUEUES = """
-    SELECT p.queue, q.state, count(*) FROM taskq.queue q JOIN taskq.partitions p USING (partition) GROUP BY 1, 2"""
+    WITH own AS MATERIALIZED (
+        SELECT partition, state, count(*) AS jobs, min(seq) FILTER (WHERE state = 0 AND lease IS NULL) AS first
+        FROM taskq.queue GROUP BY 1, 2)
+    SELECT p.queue, own.state, sum(own.jobs)::bigint, min(coalesce(extract(epoch FROM q.ready_at),
+        ('x' || left(replace(q.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))::float8
+    FROM own JOIN taskq.partitions p USING (partition) LEFT JOIN taskq.queue q ON q.seq = own.first GROUP BY 1, 2"""
 _PAUSED = "SELECT queue FROM taskq.paused ORDER BY queue"
 _COUNTS = "SELECT task, queue, minute, packed FROM taskq.counts"
+#: What fleets have not added to their counts yet.
+_TALLIES = """
+    SELECT t.what, s.fields, t.jobs
+    FROM (SELECT what, spec, sum(jobs)::bigint AS jobs FROM taskq.tallies GROUP BY 1, 2) t
+    JOIN taskq.specs s USING (spec)"""
+_TIME = "SELECT extract(epoch FROM taskq.now_())::float8"
 _STATES = ("queued", "scheduled", "waiting")
+_NO_FLOW = QueueFlow()
+#: Counts by task and queue, and by minutes since 1970; 0: before the last hour.
+_Counted = dict[tuple[str, str], dict[int, Counts]]
 
 
 def read_status(place: Place) -> Plan[FleetStatus]:
     """The status of all fleets together; the state of the broker is "stopped" if none runs."""
-    fleets, queues, paused, counts = yield Step(
-        Query(_FLEETS), Query(_QUEUES), Query(_PAUSED), Query(_COUNTS), commits=True
+    fleets, counted, paused, counts, tallies, [(wall,)] = yield Step(
+        Query(_FLEETS), Query(_QUEUES), Query(_PAUSED), Query(_COUNTS), Query(_TALLIES), Query(_TIME), commits=True
     )
     heard = [
         (host, pid, seen_s, status_of(msgpack.unpackb(status)))
@@ -41,18 +58,20 @@ def read_status(place: Place) -> Plan[FleetStatus]:
     statuses = [status for *_, status in heard]
     directory = str(place.directory.path)
     own = [status for status in statuses if status.broker.directory == directory] or statuses
+    queues, told = _queues(counted, statuses), [queue for (queue,) in paused]
     stopped = FleetStatus(BrokerStatus(None, None, place.shown, None, "stopped"))
     return replace(
         own[0] if own else stopped,
         not_started=[missing for status in statuses for missing in status.not_started],
-        queues=_queues(queues, statuses),
-        paused=[queue for (queue,) in paused],
-        totals=_totals(counts, statuses, sum(count for *_, count in queues)),
+        queues=queues,
+        paused=told,
+        totals=_totals(_counts(counts, tallies, wall)),
         consumers=[consumer for status in statuses for consumer in status.consumers],
         machines=[
             MachineStatus(host, pid, status.broker.state, round(seen_s, 1), len(status.consumers), _running(status))
             for host, pid, seen_s, status in heard
         ],
+        flows=_flows(queues, statuses, {queue: wall - since for queue, *_, since in counted if since}, told),
     )
 
 
@@ -62,7 +81,7 @@ def _running(status: FleetStatus) -> int:
 
 def _queues(counted: Rows, statuses: Iterable[FleetStatus]) -> dict[str, QueueStatus]:
     numbers: dict[str, dict[str, int]] = {}
-    for queue, state, count in counted:
+    for queue, state, count, _ in counted:
         numbers.setdefault(queue, {})[_STATES[state]] = count
     for status in statuses:
         for queue, told in status.queues.items():
@@ -74,28 +93,65 @@ def _queues(counted: Rows, statuses: Iterable[FleetStatus]) -> dict[str, QueueSt
     return {queue: QueueStatus(**own) for queue, own in sorted(numbers.items())}
 
 
-def _totals(counts: Rows, statuses: Sequence[FleetStatus], living: int) -> JobTotals:
-    """What has happened so far. Fleets count jobs when they end."""
+def _flows(
+    queues: Mapping[str, QueueStatus],
+    statuses: Sequence[FleetStatus],
+    waiting_s: Mapping[str, float],
+    paused: Collection[str],
+) -> dict[str, QueueFlow]:
+    """How fast jobs come and go. Each job that comes is counted by one fleet, and each that ends.
+
+    Args:
+        waiting_s: for how many seconds the oldest job of each queue has been waiting.
+    """
+    if not statuses:
+        return {}
+    own = [status.flows for status in statuses]
+    names = {name for flows in own for name in flows} | queues.keys()
+    return {
+        name: flow_of(
+            queues.get(name, QueueStatus()).queued,
+            sum(flows[name].came_per_s for flows in own if name in flows),
+            sum(flows[name].ended_per_s for flows in own if name in flows),
+            waiting_s.get(name),
+            is_paused=name in paused,
+        )
+        for name in sorted(names)
+        if name in queues or any(name in flows and flows[name] != _NO_FLOW for flows in own)
+    }
+
+
+def _totals(counts: _Counted) -> JobTotals:
+    """What has happened so far."""
     names = [each.name for each in fields(JobTotals)]
-    if counts:
-        all_counts = Counts()
-        for *_, packed in counts:
-            all_counts.merge(Counts.unpack(bytes(packed)))
-        all_counts.enqueued += living
-        return JobTotals(**{name: getattr(all_counts, name) for name in names})
-    return JobTotals(**{name: sum(getattr(status.totals, name) for status in statuses) for name in names})
+    all_counts = [each for own in counts.values() for each in own.values()]
+    return JobTotals(**{name: sum(getattr(each, name) for each in all_counts) for name in names})
+
+
+def _counts(rows: Rows, tallies: Rows, wall: float) -> _Counted:
+    """Puts together what fleets have counted, and what they are still to count.
+
+    Args:
+        wall: seconds since 1970. What machines have counted that are gone may be older than the last hour.
+    """
+    pairs: _Counted = {}
+    now = int(wall // 60)
+    for task, queue, minute, packed in rows:
+        own = pairs.setdefault((task, queue), {})
+        own.setdefault(minute if minute > now - MINUTES else 0, Counts()).merge(Counts.unpack(bytes(packed)))
+    for what, packed, jobs in tallies:
+        spec, name = read_spec(bytes(packed)), TALLIED[what]
+        counts = pairs.setdefault((spec.task, spec.queue), {}).setdefault(now, Counts())
+        setattr(counts, name, getattr(counts, name) + jobs)
+    return pairs
 
 
 def read_counts() -> Plan[list[TaskCounts]]:
     """What happened to the jobs of each task and queue, by name, on all machines."""
-    [rows] = yield Step(Query(_COUNTS), commits=True)
-    pairs: dict[tuple[str, str], dict[int, Counts]] = {}
-    for task, queue, minute, packed in rows:
-        own = pairs.setdefault((task, queue), {})
-        own.setdefault(minute, Counts()).merge(Counts.unpack(bytes(packed)))
+    rows, tallies, [(wall,)] = yield Step(Query(_COUNTS), Query(_TALLIES), Query(_TIME), commits=True)
     return [
         TaskCounts.of(task, queue, [(minute, counts.pack()) for minute, counts in sorted(own.items())])
-        for (task, queue), own in sorted(pairs.items())
+        for (task, queue), own in sorted(_counts(rows, tallies, wall).items())
     ]
 
 

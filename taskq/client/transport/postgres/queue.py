@@ -73,6 +73,8 @@ _CLOCKS_DIFFER_S = 60.0
 
 #: Brokers are told of new jobs of one partition so often at most: they look by themselves after activity.
 _TELL_EVERY_S = 0.01
+#: Of how many partitions it is remembered when brokers were told.
+_MOST_TOLD = 10_000
 
 
 class PostgresQueue:
@@ -179,6 +181,8 @@ class PostgresQueue:
     def _unless_told(self, words: Iterable[str]) -> list[str]:
         now, told_at = self.clock.monotonic(), self._told_at
         due = [word for word in words if now - told_at.get(word, -1.0) >= _TELL_EVERY_S]
+        if len(told_at) > _MOST_TOLD:
+            told_at.clear()
         told_at.update({word: now for word in due if word.startswith("q")})
         return due
 
@@ -192,6 +196,7 @@ class PostgresQueue:
         return number, (yield from self._partitions(partitions))
 
     def _partitions(self, partitions: Sequence[Partition]) -> Operation[list[int]]:
+        self.kinds.forget_old(self.clock.monotonic())
         known = self.kinds.partitions
         missing = list({partition: None for partition in partitions if partition not in known})
         if missing:

@@ -41,8 +41,8 @@ class LimitedPartitions:
         self._partitions: dict[int, Partition] = {}
         #: The queues that have some.
         self.queues: set[str] = set()
-        #: The packed limits of the partitions of each order key.
-        self.of_order: dict[LimitKey, set[bytes]] = {}
+        #: The packed limits of the partitions of each order key, by their numbers.
+        self.of_order: dict[LimitKey, dict[int, bytes]] = {}
         #: The partitions of each rate.
         self.of_rate: dict[LimitKey, list[int]] = {}
         #: By queue: those that have jobs, or may, and whose limits are not closed.
@@ -74,10 +74,28 @@ class LimitedPartitions:
         self._partitions[number] = partition
         self.queues.add(partition.queue)
         for limit in of_kind(partition, "order"):
-            self.of_order.setdefault(limit[:2], set()).add(pack_limits(partition))
+            self.of_order.setdefault(limit[:2], {})[number] = pack_limits(partition)
         for limit in of_kind(partition, "rate"):
             self.of_rate.setdefault(limit[:2], []).append(number)
         self.tell(number)
+
+    def forget(self, number: int) -> None:
+        """Forgets a partition that nobody uses any more."""
+        if number not in self._partitions:
+            return
+        self._reopen(number)
+        self.is_empty(number)
+        partition = self._partitions.pop(number)
+        for limit in partition.limits:
+            key = limit[:2]
+            if key in self.of_order:
+                self.of_order[key].pop(number, None)
+                if not self.of_order[key]:
+                    del self.of_order[key]
+            elif key in self.of_rate:
+                self.of_rate[key].remove(number)
+                if not self.of_rate[key]:
+                    del self.of_rate[key]
 
     # -- which have jobs
 

@@ -246,7 +246,7 @@ class FleetLimits:
 
     def orders(self, keys: Iterable[LimitKey]) -> dict[bytes, LimitKey]:
         """The packed limits of all partitions of the order keys among some limits."""
-        return {packed: key for key in keys for packed in self.partitions.of_order.get(key, ())}
+        return {packed: key for key in keys for packed in self.partitions.of_order.get(key, {}).values()}
 
     def allot(self, wishes: Sequence[Wish], probe: Probe, found: Found) -> Allotment:
         """Decides what the fleet takes."""

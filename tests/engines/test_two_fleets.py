@@ -1,0 +1,171 @@
+"""Two fleets on one database, scripted: what they share, nobody keeps for himself, and nothing is kept for keys that are
+not used any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from postgres import Server
+from scripted_database import PostgresPlace
+from scripted_fleet import ScriptedFleet
+
+from taskq.model.job import JobState
+from taskq.model.partition import Partition
+from taskq.model.spec import Spec
+from taskq.protocol.postgres.kinds import KEPT_S
+
+KEYED = Spec("keyed", concurrency=1, rate=(100, 1.0))
+HOUR_S = 3_600.0
+
+
+@pytest.fixture
+def place(tmp_path: Path, postgres: Server) -> Iterator[PostgresPlace]:
+    yield (place := PostgresPlace(tmp_path / "one", postgres))
+    place.close()
+
+
+@pytest.fixture
+def fleets(place: PostgresPlace, tmp_path: Path) -> Iterator[tuple[ScriptedFleet, ScriptedFleet]]:
+    """Two fleets of two machines."""
+    one = ScriptedFleet(place, place.clock())
+    two = ScriptedFleet(place.another(tmp_path / "two"), place.clock())
+    yield one, two
+    for fleet in (one, two):
+        fleet.close()
+        assert not [fields for event, fields in fleet.told.log.told if event == "database.refused"]
+
+
+@pytest.fixture
+def one(fleets: tuple[ScriptedFleet, ScriptedFleet]) -> ScriptedFleet:
+    return fleets[0]
+
+
+@pytest.fixture
+def two(fleets: tuple[ScriptedFleet, ScriptedFleet]) -> ScriptedFleet:
+    return fleets[1]
+
+
+# -- fleets that are lost
+
+
+def test_a_job_that_another_fleet_has_by_now_is_not_charged_to_the_one_that_is_lost(
+    place: PostgresPlace, one: ScriptedFleet, two: ScriptedFleet
+) -> None:
+    """The last beat of the lost fleet says that it ran the job; it had failed since, and the reaper has it."""
+    [job_id] = one.add(1)
+    consumer = one.consumer()
+    assert consumer.begin() == job_id
+    one.let_pass(6.0)  # it beats
+    consumer.fail(delay_s=0.1)
+    consumer.leave()
+    one.turn(2)
+    two.let_pass(2.0)
+    runs = two.consumer()
+    while runs.begin() is None:
+        two.let_pass(1.0)
+    for _ in range(20):
+        two.let_pass(3.0)
+    assert place.sql("SELECT count(*) FROM taskq.fleets") == [(1,)], "the other was taken for dead"
+    assert two.run_all() == [], "it runs already"
+    runs.succeed()
+    info = two.client.info(job_id)
+    assert (info.state, info.attempts, info.crashes) == (JobState.SUCCEEDED, 2, 0)
+
+
+# -- keys that are not used any more
+
+
+def keys_of(place: PostgresPlace) -> int:
+    return len(place.sql("SELECT 1 FROM taskq.partitions WHERE limits <> '\\x90'"))
+
+
+def let_hours_pass(*fleets: ScriptedFleet, hours: float) -> None:
+    """In steps, as chores are claimed now and then; the fleets beat meanwhile."""
+    end = fleets[0].clock.now + hours * HOUR_S
+    while fleets[0].clock.now < end:
+        fleets[0].clock.now += HOUR_S / 3
+        for _ in range(3):
+            for fleet in fleets:
+                fleet.let_pass(4.0)
+
+
+def known_keys(fleet: ScriptedFleet) -> int:
+    return len(fleet.engine._demand._partitions.keys() & set(fleet.engine._limits.partitions._partitions))
+
+
+def test_keys_that_nobody_uses_any_more_are_forgotten(
+    place: PostgresPlace, one: ScriptedFleet, two: ScriptedFleet
+) -> None:
+    """By the database, by fleets and by clients; those that have jobs stay."""
+    for number in range(20):
+        one.add(1, KEYED, limit_key=f"k{number}", order_key=f"k{number}")
+    [waits] = one.add(1, KEYED, limit_key="later", due_at=one.clock.time() + 4.0 * HOUR_S)
+    ran = one.run_all()
+    while len(ran) < 20:
+        one.let_pass(1.0)
+        ran += one.run_all()
+    two.turn(2)
+    assert keys_of(place) == 21
+    assert known_keys(one) >= 20
+    let_hours_pass(one, two, hours=2.0)
+    one.add(1, KEYED, limit_key="new")
+    assert keys_of(place) == 2
+    assert place.sql("SELECT 1 FROM taskq.limits") == []
+    assert place.sql("SELECT 1 FROM taskq.grants") == []
+    one.turn(2), two.turn(2)
+    assert max(known_keys(one), known_keys(two)) <= 2
+    assert len(one.client.queue.kinds.partitions) <= 1
+    let_hours_pass(one, two, hours=2.5)
+    assert waits in one.run_all() + two.run_all()
+
+
+def test_a_number_that_was_removed_is_of_use_again(
+    place: PostgresPlace, one: ScriptedFleet, two: ScriptedFleet
+) -> None:
+    """A transaction stayed open for hours, and its jobs have the numbers of then; others came in with a new one."""
+    spec = Spec("keyed", concurrency=1)
+    one.add(1, spec, limit_key="k")
+    one.add(1, spec, limit_key="other")
+    one.run_all()
+    kinds = one.client.queue.kinds
+    old = {partition: number for partition, number in kinds.partitions.items() if partition.limits}
+    assert len(old) == 2
+    let_hours_pass(one, two, hours=2.0)
+    assert keys_of(place) == 0
+    [newer] = one.add(1, spec, limit_key="k")
+    kinds.partitions.update(old)
+    [late] = one.add(1, spec, limit_key="k")
+    [alone] = one.add(1, spec, limit_key="other")
+    numbers = {number for (number,) in place.sql("SELECT partition FROM taskq.queue")}
+    assert len(numbers) == 3, "the old numbers are used"
+    ran = list[bytes]()
+    for _ in range(10):
+        ran += one.run_all() + two.run_all()
+        one.let_pass(1.0)
+        two.let_pass(1.0)
+    assert set(ran) == {newer, late, alone}
+    assert {one.client.info(job_id).state for job_id in ran} == {JobState.SUCCEEDED}
+    assert keys_of(place) == 2
+
+
+def test_clients_look_a_number_up_again_before_it_may_be_removed(place: PostgresPlace, one: ScriptedFleet) -> None:
+    """A key that is used now and then stays, with the number that it has."""
+    found = set[int]()
+    for _ in range(30):
+        one.add(1, KEYED, limit_key="k")
+        one.run_all()
+        found |= {number for (number,) in place.sql("SELECT partition FROM taskq.partitions WHERE limits <> '\\x90'")}
+        one.clock.now += KEPT_S / 2 + 1
+        one.let_pass(3.0)
+        one.let_pass(3.0)
+    assert len(found) == 1
+
+
+def test_partitions_without_limits_stay(place: PostgresPlace, one: ScriptedFleet, two: ScriptedFleet) -> None:
+    one.add(1)
+    one.run_all()
+    let_hours_pass(one, two, hours=2.0)
+    assert len(place.sql("SELECT 1 FROM taskq.partitions")) == 1
+    assert Partition("default") in one.client.queue.kinds.partitions
