@@ -294,6 +294,7 @@ class Chores:
         self._schedules.look(seen.fires_s, "schedules" in seen.chores, self._window.since)
         figures.look(seen.has_tallies, self._window.since)
         self._edges.looked(seen.has_edges)
+        self._edges.ended(seen.expired)
         if seen.fires_s is not None and seen.fires_s > 0:
             self.look_soon(now + seen.fires_s)
         for in_s in (seen.due_s, seen.expires_s):

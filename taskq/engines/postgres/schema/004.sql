@@ -20,6 +20,10 @@ CREATE INDEX limits_until ON taskq.limits (until);
 -- A fleet that waits for more of a limit, since `wanted_at`, says so again before this moment.
 ALTER TABLE taskq.grants ADD COLUMN waits_until timestamptz;
 
+-- Jobs that wait for others expire, too.
+DROP INDEX taskq.queue_expires;
+CREATE INDEX queue_expires ON taskq.queue (expires_at) WHERE expires_at IS NOT NULL AND lease IS NULL AND attempts = 0;
+
 -- Roles that enqueue, and those that run workers, go on.
 DO $$
 DECLARE
