@@ -31,6 +31,7 @@ settings.configure(
             "BACKEND": "taskq.contrib.django.backend.TaskqBackend",
             "OPTIONS": {"NAME": "committing", "ENQUEUE_ON_COMMIT": True},
         },
+        "own": {"BACKEND": "django_tasks.backends.immediate.ImmediateBackend"},
     },
 )
 django.setup()
@@ -40,7 +41,9 @@ from django_tasks import TaskResultStatus, default_task_backend, task_backends  
 from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist  # noqa: E402
 from django_tasks.signals import task_enqueued, task_finished, task_started  # noqa: E402
 
-from taskq.contrib.django.backend import TaskqBackend  # noqa: E402
+from taskq.contrib.django.backend import TaskqBackend, backend_of  # noqa: E402
+from taskq.contrib.django.management.commands.taskq import Command  # noqa: E402
+from taskq.model.exits import Exit  # noqa: E402
 
 pytestmark = pytest.mark.not_on_postgres("no queue is asked: taskq.testing")
 
@@ -115,7 +118,7 @@ def test_priority_queue_and_time(jobs: Jobs) -> None:
     assert later.errors[0].exception_class_path == "taskq.JobCancelled"
 
 
-def test_what_is_refused(jobs: Jobs) -> None:
+def test_what_is_refused(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadArguments, match="add"):
         tasks.add.enqueue(1)
     with pytest.raises(TypeError, match="Unsupported type"):
@@ -127,6 +130,14 @@ def test_what_is_refused(jobs: Jobs) -> None:
     for unknown in ("nothing", "0" * 32):
         with pytest.raises(TaskResultDoesNotExist):
             default_task_backend.get_result(unknown)
+    with pytest.raises(SystemExit) as ended:
+        Command().run_from_argv(["manage.py", "taskq", "--backend=nothing", "status"])
+    assert ended.value.code == Exit.APP
+    assert capsys.readouterr().err == "taskq: TASKS has no backend 'nothing': it has default, committing, own\n"
+    with pytest.raises(
+        ImproperlyConfigured, match=r"ImmediateBackend: set its BACKEND to taskq\.contrib\.django\.backend\."
+    ):
+        backend_of("own")
     with pytest.raises(ImproperlyConfigured, match="ENQUEUE_LATER"):
         TaskqBackend("default", {"OPTIONS": {"ENQUEUE_LATER": True}})
 

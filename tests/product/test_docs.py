@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import yaml
+from celery_integration import NOT_RUN
 from fastapi.testclient import TestClient
 from fleet import Fleet, running, wait_until
-from pages import DOCS, PAGES, ROOT, blocks, imported, paste, run, shell_lines
+from pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    blocks,
+    imported,
+    paste,
+    run,
+    run_line,
+    shell_lines,
+    table_of,
+    text_of,
+)
 
 from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.config.project import find_project
@@ -56,6 +72,9 @@ PARTS = {"postgresql.md": "tests/process/test_postgres_within.py"}
 SHELL = {
     "README.md": "tests/product/test_guides.py",
     "celery.md": "tests/product/test_docs.py",
+    "django.md": "tests/product/test_docs.py",
+    "fastapi.md": "tests/product/test_docs.py",
+    "flask.md": "tests/product/test_docs.py",
     "install.md": "tests/product/test_guides.py",
     "metrics.md": "tests/process/test_metrics.py",
     "postgresql.md": "tests/process/test_machines.py",
@@ -90,6 +109,26 @@ def test_the_page_about_postgresql_has_what_is_refused_there() -> None:
     table = (DOCS / "postgresql.md").read_text().partition("| refused | instead |")[2].partition("\n\n")[0]
     first = [line.split(" | ")[0] for line in table.splitlines()[2:]]
     assert set(re.findall(r"`(?:@q\.)?(\w+)=?`", " ".join(first))) == set(POSTGRES.unsupported)
+
+
+class Asked(NamedTuple):
+    """A request that a page makes with curl."""
+
+    method: str
+    path: str
+    body: Any
+
+
+def asked(line: str, **words: str) -> Asked:
+    """Reads a line with curl; words such as ID are replaced by what they stand for."""
+    program, *arguments = shlex.split(line)
+    assert program == "curl", line
+    options = dict(pairwise(arguments))
+    [path] = (word.partition("/")[2] for word in arguments if word.startswith("localhost:"))
+    for word, meaning in words.items():
+        path = path.replace(word, meaning)
+    body = json.loads(options["-d"]) if "-d" in options else None
+    return Asked(options.get("-X", "GET" if body is None else "POST"), f"/{path}", body)
 
 
 def test_executors(tmp_path: Path, home: Path) -> None:
@@ -132,6 +171,17 @@ def test_redaction_of_the_log(tmp_path: Path, home: Path, monkeypatch: pytest.Mo
         shop_log.hide({"event": "fleet.started"})
 
 
+def test_the_page_about_celery_names_the_tests_that_are_not_run() -> None:
+    rows = table_of("celery.md", "| Celery's test | why |\n|---|---|\n").splitlines()
+    named = re.findall(r"`([a-z_0-9.]+)`", " ".join(row.split(" | ")[0] for row in rows))
+    tests = [name.rpartition("::")[2].removeprefix("test_") for name in NOT_RUN]
+    for test in tests:
+        shown = [name for name in named if name == test or test.endswith(name.lstrip("._"))]
+        of_class = [name for name in named if any(f"{name}::test_{test}" in full for full in NOT_RUN)]
+        assert shown or of_class, test
+    assert f"these {len(NOT_RUN)} are not run" in text_of("celery.md")
+
+
 def test_coming_from(tmp_path: Path, home: Path) -> None:
     paste("coming-from.md", tmp_path)
     assert run(tmp_path, "moved.py").splitlines() == ["3", "1", "page", "[1, 2]"]
@@ -142,11 +192,14 @@ def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("DEBUG", "1")
     with imported(tmp_path, "orders") as orders, TestClient(orders.app) as client:
         assert orders.app.state.taskq is orders.q
-        answer = client.post("/orders", json={"customer": "Ada", "items": [{"name": "tea", "price": 2.5}] * 2})
+        _, order, receipt, status = shell_lines("fastapi.md")
+        method, path, body = asked(order)
+        answer = client.request(method, path, json=body)
         assert answer.status_code == 202
-        told = client.get(f"/receipts/{answer.json()['job']}")
-        assert told.json() == {"customer": "Ada", "total": 5.0}
+        method, path, _ = asked(receipt, ID=answer.json()["job"])
+        assert client.request(method, path).json() == {"customer": "Ada", "total": 2.5}
         assert client.get(f"/receipts/{'0' * 32}").status_code == 404
+        assert "1 succeeded" in run_line(tmp_path, status)
         job = orders.invoice.enqueue({"customer": "Bob", "items": [{"name": "tea", "price": -1}]})
         answer = client.get(f"/receipts/{job.id}")
         assert answer.status_code == 500
@@ -170,16 +223,22 @@ def test_tracing(tmp_path: Path) -> None:
 
 def test_flask(tmp_path: Path, home: Path) -> None:
     paste("flask.md", tmp_path)
-    flask = [sys.executable, "-m", "flask", "--app", "newsletter", "taskq"]
-    with subprocess.Popen([*flask, "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+    worker, server, subscribe, result = shell_lines("flask.md")
+    assert server == "flask --app newsletter run"
+    flask = [sys.executable, "-m", *worker.split()]
+    with subprocess.Popen([*flask, "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
         try:
             with imported(tmp_path, "newsletter") as newsletter:
                 wait_until(lambda: _is_running(newsletter.q), "the fleet")
                 client = newsletter.app.test_client()
-                job_id = client.post("/subscribers/ada@example.org").json["job"]
-                told = client.get(f"/jobs/{job_id}").json
+                method, path, _ = asked(subscribe)
+                job_id = client.open(path, method=method).json["job"]
+                method, path, _ = asked(result, ID=job_id)
+                told = client.open(path, method=method).json
+                unknown = client.get(f"/jobs/{'0' * 32}").status_code
             assert told == {"result": "from news@example.org to ada@example.org"}
-            assert job_id in run(tmp_path, *flask[1:], "job", job_id)
+            assert unknown == 404
+            assert job_id in run(tmp_path, *flask[1:-1], "job", job_id)
         finally:
             fleet.terminate()
     assert not psutil.pid_exists(fleet.pid)
@@ -198,13 +257,14 @@ from django.test import Client
 from django_tasks import TaskResultStatus, default_task_backend
 from shop.tasks import fail, send_receipt
 
-client = Client()
-result_id = client.post("/orders/7").json()["result"]
+client = Client(SERVER_NAME="localhost")
+result_id = client.get(ORDER).json()["result"]
 result = send_receipt.get_result(result_id)
 while not result.is_finished:
     time.sleep(0.01)
     result.refresh()
-print(client.get(f"/results/{result_id}").json(), result.args)
+print(client.get(RESULT.replace("ID", result_id)).json(), result.args)
+print([client.get(RESULT.replace("ID", each)).status_code for each in ("0" * 32, "nothing")])
 failed = fail.enqueue(why="as expected")
 default_task_backend.q.job(failed.id).wait(30)
 failed.refresh()
@@ -308,17 +368,22 @@ def test_the_dashboard_below_the_admin_of_django(tmp_path: Path, home: Path) -> 
 
 def test_django(tmp_path: Path, home: Path) -> None:
     paste("django.md", tmp_path)
-    manage = [sys.executable, "manage.py"]
-    with subprocess.Popen([*manage, "taskq", "worker", "--consumers", "1"], cwd=tmp_path, stderr=-3) as fleet:
+    worker, server, order, result, status = shell_lines("django.md")
+    assert server == "python manage.py runserver"
+    site = f"ORDER, RESULT = {asked(order).path!r}, {asked(result).path!r}\n{SITE}"
+    command = [sys.executable, *worker.split()[1:], "--consumers", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=-3) as fleet:
         try:
             wait_until(lambda: _is_running(TaskQ("shop")), "the fleet")
             environment = {"DJANGO_SETTINGS_MODULE": "shop.settings", "PYTHONPATH": str(tmp_path)}
-            (tmp_path / "visit.py").write_text(f"import django\ndjango.setup()\n{SITE}")
+            (tmp_path / "visit.py").write_text(f"import django\ndjango.setup()\n{site}")
             assert run(tmp_path, "visit.py", **environment).splitlines() == [
                 "{'status': 'SUCCESSFUL', 'value': 'receipt of order 7'} [7]",
+                "[404, 404]",
                 "FAILED <class 'ValueError'> 1 {'why': 'as expected'}",
                 "1",
             ]
+            assert "1 succeeded   1 failed" in run_line(tmp_path, status)
             assert "shop.tasks.fail" in run(tmp_path, "manage.py", "taskq", "jobs", "--state", "failed")
         finally:
             fleet.terminate()

@@ -33,13 +33,17 @@ try:
     from django.tasks import task_backends
     from django.tasks.backends.base import BaseTaskBackend
     from django.tasks.base import Task, TaskContext, TaskError, TaskResult, TaskResultStatus
-    from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+    from django.tasks.exceptions import InvalidTask, InvalidTaskBackend, TaskResultDoesNotExist
     from django.tasks.signals import task_enqueued, task_finished, task_started
     from django.utils.json import normalize_json
 except ImportError:  # before Django 6: the backport
-    from django_tasks import task_backends
+    try:
+        from django_tasks import task_backends
+    except ImportError as missing:
+        raise ImproperlyConfigured("Django 5 has no tasks of its own: pip install django-tasks") from missing
     from django_tasks.backends.base import BaseTaskBackend
     from django_tasks.base import Task, TaskContext, TaskError, TaskResult, TaskResultStatus
+    from django_tasks.exceptions import InvalidTaskBackendError as InvalidTaskBackend
     from django_tasks.exceptions import InvalidTaskError as InvalidTask
     from django_tasks.exceptions import TaskResultDoesNotExist
     from django_tasks.signals import task_enqueued, task_finished, task_started
@@ -222,9 +226,21 @@ class TaskqBackend(BaseTaskBackend):
         return task
 
 
-def backend_of(alias: str) -> Any:
-    """Returns a backend of the settings TASKS."""
-    return task_backends[alias]
+def backend_of(alias: str) -> TaskqBackend:
+    """Returns a backend of the settings TASKS.
+
+    Raises:
+        ImproperlyConfigured: there is none with this alias, or it is not one of taskq.
+    """
+    try:
+        backend = task_backends[alias]
+    except InvalidTaskBackend as error:
+        raise ImproperlyConfigured(f"TASKS has no backend {alias!r}: it has {', '.join(task_backends)}") from error
+    if not isinstance(backend, TaskqBackend):
+        told = f"{type(backend).__module__}.{type(backend).__qualname__}"
+        ours = f"{TaskqBackend.__module__}.{TaskqBackend.__qualname__}"
+        raise ImproperlyConfigured(f"the backend {alias!r} in TASKS is {told}: set its BACKEND to {ours}")
+    return backend
 
 
 # -- in consumers

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import django
+from django.core.exceptions import ImproperlyConfigured
 
 from taskq.client.app import TaskQ
 
@@ -15,7 +16,7 @@ django.setup()
 
 from django.utils.module_loading import autodiscover_modules  # noqa: E402 - after the settings
 
-from taskq.contrib.django.backend import TaskqBackend, backend_of  # noqa: E402
+from taskq.contrib.django.backend import backend_of  # noqa: E402
 
 autodiscover_modules("tasks")
 
@@ -23,9 +24,10 @@ autodiscover_modules("tasks")
 def __getattr__(alias: str) -> TaskQ:
     if alias.startswith("__"):
         raise AttributeError(alias)
-    backend = backend_of(alias)
-    if not isinstance(backend, TaskqBackend):
-        raise AttributeError(f"the backend {alias!r} in TASKS is a {type(backend).__name__}, not a TaskqBackend")
+    try:
+        backend = backend_of(alias)
+    except ImproperlyConfigured as error:
+        raise AttributeError(str(error)) from error
     for module in backend.modules:
         import_module(module)
     return backend.q

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from django.core.management.base import BaseCommand, CommandError
+import sys
+from collections.abc import Sequence
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand
 
 from taskq.contrib.commands import become_taskq
-from taskq.contrib.django.backend import TaskqBackend, backend_of
+from taskq.contrib.django.backend import backend_of
+from taskq.model.exits import Exit
+
+#: What may stand before the name of the command; Django itself obeys the last two.
+_OPTIONS = ("--backend", "--settings", "--pythonpath")
 
 
 class Command(BaseCommand):
@@ -18,11 +26,21 @@ class Command(BaseCommand):
 
         `--backend=ALIAS`, before the name of the command, chooses one of several backends of TASKS.
         """
-        words, alias = argv[2:], "default"
-        if words and words[0].startswith("--backend="):
-            alias = words[0].partition("=")[2]
-            words = words[1:]
-        backend = backend_of(alias)
-        if not isinstance(backend, TaskqBackend):
-            raise CommandError(f"the backend {alias!r} in TASKS is a {type(backend).__name__}, not a TaskqBackend")
+        options, words = _split(argv[2:])
+        alias = options.get("--backend", "default")
+        try:
+            backend = backend_of(alias)
+        except ImproperlyConfigured as error:
+            self.stderr.write(f"taskq: {error}")
+            sys.exit(Exit.APP)
         become_taskq(backend.q, words, f"taskq.contrib.django.worker:{alias}")
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], Sequence[str]]:
+    """The options before the name of the command, and the rest."""
+    found: dict[str, str] = {}
+    while words and words[0].partition("=")[0] in _OPTIONS:
+        name, has_value, value = words[0].partition("=")
+        found[name] = value if has_value else "".join(words[1:2])
+        words = words[1 if has_value else 2 :]
+    return found, words
