@@ -155,10 +155,10 @@ class Watch:
         return min(max(0.0, min(times) - time.monotonic()), _LONGEST_WAIT_S) * 1000 if times else None
 
     @staticmethod
-    def _read(broker: socket.socket) -> bytes:
+    def _read(peer: socket.socket) -> bytes:
         try:
-            return broker.recv(_PACKET_BYTES)
-        except OSError:
+            return peer.recv(_PACKET_BYTES)
+        except OSError:  # also if it is gone, and had not read all that was sent to it
             return b""
 
     def _on_readable(self, descriptor: int) -> None:
@@ -250,7 +250,7 @@ class Watch:
             os.kill(self._pid, number)
 
     def _on_host_gone(self, host: socket.socket) -> None:
-        if not host.recv(1):
+        if not self._read(host):
             self._poll.unregister(host)
             self.host = None
             self.begin_stop()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import select
 import time
+from math import inf
 from typing import Annotated
 
 import typer
@@ -16,10 +15,11 @@ from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus
 from taskq.model.info.words import count_of
 from taskq.system.directory import Directory
-from taskq.system.platform import open_pidfd
+from taskq.system.locks import is_held, note_of_holder
 from taskq.telemetry.reader import Filter, ago, read
 
 _POLL_S = 0.05
+_END_POLL_S = 0.01
 
 
 def stop(
@@ -43,15 +43,13 @@ def stop(
     directory = client.directory
     began = time.monotonic()
     status = client.status()
-    pid = status.broker.pid
-    assert pid is not None, "a fleet that answers runs"
-    pidfd = _opened(pid)  # before it ends: afterwards its process id may be reused
+    note = note_of_holder(directory.lock)
     client.stop()
     client.close()
     running = _running(status)
     if running:
         tell(f"waiting for {count_of(running, 'running job')}; a second `taskq stop` ends {_them(running)} now")
-    if not _wait_for_end(pid, pidfd, timeout_s):
+    if not _wait_for_end(directory, note, timeout_s):
         raise ResultTimeout(
             f"the fleet on {directory.path} still has running jobs after {timeout_s:g} s; it goes on stopping"
         )
@@ -137,25 +135,14 @@ def _them(count: int) -> str:
     return "it" if count == 1 else "them"
 
 
-def _opened(pid: int) -> int | None:
-    try:
-        return open_pidfd(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _wait_for_end(pid: int, pidfd: int | None, timeout_s: float | None) -> bool:
+def _wait_for_end(directory: Directory, note: bytes, timeout_s: float | None) -> bool:
     """Waits for the broker to end: then its lock is free, and another fleet can start."""
-    if pidfd is not None:
-        return bool(select.select([pidfd], [], [], timeout_s)[0])
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while deadline is None or time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(_POLL_S)
-    return False
+    deadline = inf if timeout_s is None else time.monotonic() + timeout_s
+    while is_held(directory.lock, note):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_END_POLL_S)
+    return True
 
 
 def _left(directory: Directory, elapsed_s: float) -> str:

@@ -29,7 +29,7 @@ from taskq.client.options.search import SearchOptions, search_of
 from taskq.client.schedules import ScheduleOptions, Schedules
 from taskq.client.task import Enqueuer, Task
 from taskq.client.transport.clients import FleetConnection
-from taskq.model.errors import ConfigError
+from taskq.model.errors import BadJobId, ConfigError
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
 from taskq.system.clock import Clock
@@ -328,14 +328,14 @@ class TaskQ(FleetConnection):
             id: the 32 hexadecimal digits of `Job.id`.
 
         Raises:
-            ConfigError: this is not a job id.
+            ConfigError: this is not a job id. The error is a `JobNotFound`, too.
         """
         try:
             job_id = bytes.fromhex(id)
         except (TypeError, ValueError):
             job_id = b""
         if len(job_id) != 16:
-            raise ConfigError(f"{id!r} is not a job id: these have 32 hexadecimal digits")
+            raise BadJobId(f"{id!r} is not a job id: these have 32 hexadecimal digits")
         return Job(self, job_id)
 
     # -- many jobs

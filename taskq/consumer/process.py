@@ -202,7 +202,8 @@ def _is_printed(record: logging.LogRecord) -> bool:
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and record.levelno >= handler.level:
                 try:
-                    if handler.stream.fileno() in (1, 2):
+                    # Django's own handler takes nothing in production: its filter says so
+                    if handler.stream.fileno() in (1, 2) and handler.filter(record):
                         return True
                 except (AttributeError, OSError, ValueError):
                     continue  # a stream of the application that is no file, or is closed

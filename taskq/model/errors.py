@@ -11,7 +11,7 @@
     |-- ResultTimeout             the result did not come in time (also a TimeoutError)
     |-- JobFailed                 the job ended as failed; carries the remote type, message and traceback
     |-- JobCancelled              the job was cancelled before it started, or cancelled itself
-    |-- JobNotFound               no job with this id is kept
+    |-- JobNotFound               no job with this id is kept (also a LookupError)
     |-- JobStateError             a job's state does not allow what was asked for
     |-- ScheduleNotFound          there is no schedule of this name (also a LookupError)
     |-- ProtocolError             a peer sent bytes that are not this protocol
@@ -158,6 +158,10 @@ class ProtocolError(TaskQError):
 
 class ConfigError(TaskQError, ValueError):
     """A setting, an option or a name makes no sense. The message says what would."""
+
+
+class BadJobId(ConfigError, JobNotFound):
+    """What should be the id of a job cannot be one. So there is no such job: `except JobNotFound` covers both cases."""
 
 
 class AppError(ConfigError):

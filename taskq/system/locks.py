@@ -96,6 +96,27 @@ def holder_of(path: Path) -> int | None:
     return None
 
 
+def note_of_holder(path: Path) -> bytes:
+    """What a broker has written into its lock: its process id and its guardian's."""
+    return path.read_bytes()
+
+
+def is_held(path: Path, note: bytes) -> bool:
+    """Whether the broker that has written this still holds its lock. Unlike a process id, that can be asked from
+    another container, whose processes have numbers of their own."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 64, 0) == note
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _broker_of(descriptor: int) -> str:
     holder = os.pread(descriptor, 64, 0).split()
     return holder[0].decode() if holder else "unknown"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from apps import jobs
-from fleet import DEADLINE_S, JOBS, Fleet, Gate, wait_for_file, wait_until
+from fleet import DEADLINE_S, JOBS, Fleet, Gate, running, wait_for_file, wait_until
 from terminal import NO_JOB, TASKQ, Here, Terminal, environment, here, refused, taskq, terminal
 
 from taskq import JobFailed
@@ -607,6 +607,33 @@ def test_stop(home: Path, gate: Gate, tmp_path: Path) -> None:
         assert again.returncode == Exit.OK, again
         worker.communicate(timeout=DEADLINE_S)
         assert worker.returncode == Exit.OK
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
+@pytest.mark.parametrize("inside", ["fleet", "command"])
+def test_stop_in_another_container(home: Path, gate: Gate, tmp_path: Path, inside: str) -> None:
+    """There, the number of the broker is that of another process, or of none."""
+    if subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a namespace of processes")
+    stop = [*(CONTAINER if inside == "command" else ()), *TASKQ, "stop"]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*stop, *arguments]
+        return subprocess.run(
+            command, env=environment(home), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+
+    with running(Fleet(home, JOBS, consumers=1, prefix=CONTAINER if inside == "fleet" else ())) as fleet:
+        jobs.hold.enqueue(gate.path, str(tmp_path / "held"))
+        wait_for_file(tmp_path / "held")
+        late = run("--timeout", "0.1")
+        assert late.returncode == Exit.TIMEOUT, late
+        done = run()  # a second one ends the job
+        assert done.returncode == Exit.OK, done
+        assert done.stdout.endswith("1 job stays for the next fleet\n")
+        fleet.wait_for_end()
 
 
 def test_reload(start: Callable[..., Fleet]) -> None:

@@ -105,7 +105,7 @@ def test_status_job_and_log(project: Project, job_id: str) -> None:
     assert str(project.folder / "queue") in printed
     assert "1 succeeded" in printed
     _, printed = project.run("taskq", "logs", "--job", job_id)
-    assert "greeting Ada" in printed
+    assert printed.count("greeting Ada") == 1, "Django has a handler of its own for this logger"
     assert "shop.tasks.greet" in printed
 
 

@@ -38,6 +38,7 @@ from taskq.model.limits import MAX_PAYLOAD_BYTES, MIB
 from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol.submissions import Call
+from taskq.telemetry.reader import read
 
 Start = Callable[..., Fleet]
 VERSIONED = f"{APPS / 'versioned.py'}:q"
@@ -52,6 +53,15 @@ def test_a_call_runs_here_and_enqueue_there(shared: Fleet) -> None:
     assert job.result(timeout=10) == 5
     *_, pid = jobs.who.enqueue().result(timeout=10)
     assert pid in shared.consumer_pids()
+
+
+def test_what_cannot_be_the_id_of_a_job(shared: Fleet) -> None:
+    """It comes from outside, as the address of a page: such a job is not found, as one that never was."""
+    for given in ("nothing", "", "0" * 31, "0" * 34):
+        with pytest.raises(JobNotFound, match="32 hexadecimal digits"):
+            jobs.q.job(given)
+        with pytest.raises(ConfigError):
+            jobs.q.job(given)
 
 
 def test_handles(shared: Fleet) -> None:
@@ -550,6 +560,32 @@ def test_fleet_context_manager(home: Path) -> None:
     assert not psutil.pid_exists(pid)
     with pytest.raises(AppError, match="global"), TaskQ("local", url_of(home)).fleet():
         pass
+
+
+WHOSE_BROKER_IS_KILLED = """
+import os, signal, taskq
+q = taskq.TaskQ("killed")
+@q.task
+def add(a, b):
+    return a + b
+if __name__ == "__main__":
+    with q.fleet(consumers=1):
+        os.kill(q.status().broker.pid, signal.SIGKILL)
+        print(add.enqueue(1, 2).result(timeout=30))
+"""
+
+
+def test_fleet_of_a_script_whose_broker_was_killed_ends_in_its_orderly_way(home: Path, tmp_path: Path) -> None:
+    """The guardian has told the program of the new broker, and nobody has read that."""
+    environment = {**os.environ, "TASKQ_URL": str(home)}
+    (tmp_path / "killed.py").write_text(WHOSE_BROKER_IS_KILLED)
+    script = [sys.executable, str(tmp_path / "killed.py")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    events = [event["event"] for event in read(home)]
+    assert events.count("fleet.started") == 2
+    assert events[-1] == "fleet.stopped"
 
 
 def leave_jobs(home: Path, path: Path, gate: Gate) -> list[Job[Any]]:

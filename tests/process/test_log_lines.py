@@ -11,7 +11,7 @@ import pytest
 from apps import log_lines
 from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
 
-from taskq import JobFailed
+from taskq import JobFailed, TaskQ
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
 from taskq.telemetry.reader import Filter, read
 from taskq.telemetry.render import render_console
@@ -82,6 +82,33 @@ def test_an_exception_is_reported_as_a_block(one: Fleet, length: int) -> None:
         assert '|   File "' in lines[2]
         assert lines[-1].endswith(" no such thing")
         assert "\\n" not in lines[0]
+
+
+def test_what_the_application_has_logged_itself_is_not_repeated(start: Start, home: Path, tmp_path: Path) -> None:
+    """A handler of its own below the root writes to the output; what passes its level and filters is written once."""
+    path = tmp_path / "own_handler.py"
+    path.write_text(
+        "import logging, sys, taskq\n"
+        "q = taskq.TaskQ('own_handler')\n"
+        "logging.getLogger('shop').addHandler(handler := logging.StreamHandler())\n"
+        "handler.setLevel('WARNING')\n"
+        "handler.addFilter(lambda record: 'unwanted' not in record.msg)\n"
+        "@q.task\n"
+        "def sell():\n"
+        "    logging.getLogger('shop.till').warning('by its own handler')\n"
+        "    logging.getLogger('shop.till').info('below its level')\n"
+        "    logging.getLogger('shop.till').warning('unwanted there')\n"
+        "    logging.getLogger('other').info('of another logger')\n"
+    )
+    fleet = start(f"{path}:q", consumers=1)
+    job = TaskQ("own_handler", url=str(home)).enqueue("sell")
+    job.result(timeout=10)
+    assert messages(fleet, job.id) == [
+        "by its own handler",
+        "below its level",
+        "unwanted there",
+        "of another logger",
+    ]
 
 
 # -- how much of it is reported

@@ -198,7 +198,8 @@ def test_fastapi(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert answer.status_code == 202
         method, path, _ = asked(receipt, ID=answer.json()["job"])
         assert client.request(method, path).json() == {"customer": "Ada", "total": 2.5}
-        assert client.get(f"/receipts/{'0' * 32}").status_code == 404
+        for unknown in ("0" * 32, "nothing"):
+            assert client.get(f"/receipts/{unknown}").status_code == 404
         assert "1 succeeded" in run_line(tmp_path, status)
         job = orders.invoice.enqueue({"customer": "Bob", "items": [{"name": "tea", "price": -1}]})
         answer = client.get(f"/receipts/{job.id}")
@@ -235,9 +236,9 @@ def test_flask(tmp_path: Path, home: Path) -> None:
                 job_id = client.open(path, method=method).json["job"]
                 method, path, _ = asked(result, ID=job_id)
                 told = client.open(path, method=method).json
-                unknown = client.get(f"/jobs/{'0' * 32}").status_code
+                unknown = [client.get(f"/jobs/{each}").status_code for each in ("0" * 32, "nothing")]
             assert told == {"result": "from news@example.org to ada@example.org"}
-            assert unknown == 404
+            assert unknown == [404, 404]
             assert job_id in run(tmp_path, *flask[1:-1], "job", job_id)
         finally:
             fleet.terminate()
