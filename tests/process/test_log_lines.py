@@ -91,6 +91,7 @@ def test_what_the_application_has_logged_itself_is_not_repeated(start: Start, ho
         "import logging, sys, taskq\n"
         "q = taskq.TaskQ('own_handler')\n"
         "logging.getLogger('shop').addHandler(handler := logging.StreamHandler())\n"
+        "logging.getLogger('shop').setLevel('INFO')\n"
         "handler.setLevel('WARNING')\n"
         "handler.addFilter(lambda record: 'unwanted' not in record.msg)\n"
         "@q.task\n"
