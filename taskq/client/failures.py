@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from taskq.client.transport.api import QueueApi
-from taskq.client.transport.operations import DirectoryQueue, Requests
 from taskq.client.transport.verbs import Operation
 from taskq.model.info.failures import FailureGroups
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
-from taskq.protocol.jobs import info_of
-from taskq.protocol.requests import ListJobs
 
 
 def group_failed_jobs(
@@ -28,24 +25,12 @@ def group_failed_jobs(
     Raises:
         BrokerUnavailable: there never was a fleet.
     """
-    if not isinstance(asked, DirectoryQueue):
-        infos = yield from asked.jobs(JobState.FAILED, task, queue, None, most)
-        groups.add_jobs(infos)
-        return len(infos) == most
-    place: int | None = None
+    place: bytes | int | None = None
     read = 0
-    requests = Requests(asked)
-    try:
-        while read < most:
-            request = ListJobs(JobState.FAILED.value, task, queue, place, MAX_JOBS_LISTED)
-            found, place = yield from requests.ask(request)
-            groups.add_jobs(map(info_of, found))
-            read += len(found)
-            if place is None:
-                return False
-        return True
-    except GeneratorExit:
-        requests.abandon()
-        raise
-    finally:
-        yield from requests.end()
+    while read < most:
+        found, place = yield from asked.find(JobState.FAILED, task, queue, place, MAX_JOBS_LISTED, within_s=0)
+        groups.add_jobs(found)
+        read += len(found)
+        if place is None:
+            return False
+    return True

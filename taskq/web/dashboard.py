@@ -32,6 +32,7 @@ from taskq.web.guard import WRITE_REFUSED, Guard, is_from_own_page
 from taskq.web.links import TOKEN, Links
 from taskq.web.pages import STATIC, Page, Visit, answer, draw, link_maker, refusal
 from taskq.web.views import fleet, jobs, log, schedules, tasks
+from taskq.web.views.failures import KeptFailures
 
 View = Callable[[Visit], Awaitable[Page]]
 
@@ -92,6 +93,7 @@ class Dashboard:
         self._is_read_only = read_only
         self._hides_arguments = hide_args
         self._kept = KeptLog()
+        self._failures = KeptFailures()
         self._app = Guard(self._routes(), hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +134,7 @@ class Dashboard:
                 )
             raise HTTPException(403, "You may not see this dashboard.")
         request.state.visitor = visitor
-        return Visit(self.q, request, visitor, time.time(), self._hides_arguments, self._kept)
+        return Visit(self.q, request, visitor, time.time(), self._hides_arguments, self._kept, self._failures)
 
     # -- pages
 

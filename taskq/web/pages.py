@@ -20,6 +20,7 @@ from taskq.client.app import TaskQ
 from taskq.telemetry.kept import KeptLog
 from taskq.web import charts, texts
 from taskq.web.access import Visitor
+from taskq.web.views.failures import KeptFailures
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -68,6 +69,7 @@ class Visit:
         now: seconds since 1970.
         hides_arguments: whether arguments and results of jobs are hidden.
         kept: what was read of the log before, for all visitors.
+        failures: what was read of failed jobs before, for all visitors.
     """
 
     q: TaskQ
@@ -76,6 +78,7 @@ class Visit:
     now: float
     hides_arguments: bool
     kept: KeptLog
+    failures: KeptFailures
 
     def query(self, name: str) -> str:
         """A field of the URL; empty if it is not there."""

@@ -7,9 +7,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import million
 import pytest
 from apps import shown
 from fleet import APPS, Fleet, running, use, wait_until
@@ -19,7 +21,8 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from worlds import World, shown_world
 
-from taskq import Job, chain
+from taskq import Job, TaskQ, chain
+from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.model.errors import ConfigError
 from taskq.web import Access, Dashboard, Right, Visitor
 from taskq.web.access import Resolver
@@ -27,6 +30,8 @@ from taskq.web.dashboard import VIEWS
 from taskq.web.links import Links
 from taskq.web.pages import STATIC
 from taskq.web.passwords import Passwords
+from taskq.web.views import failures
+from taskq.web.views import jobs as jobs_view
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
 PART = {"taskq-part": "1"}
@@ -173,6 +178,39 @@ def test_a_list_goes_on(browse: Callable[..., TestClient]) -> None:
     shown_ids = re.findall(r'data-key="([0-9a-f]{32})"', first + second)
     assert len(shown_ids) == len(set(shown_ids)) == 61
     assert {job.id for job in jobs} <= set(shown_ids)
+
+
+def test_a_list_of_many_jobs_leads_on_where_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page looks at a part of the jobs, and leads to the next; failures are counted a part at a time."""
+    home = tmp_path / "queue"
+    home.mkdir(0o700)
+    with closing(SQLiteStore(home / "journal.db", "memory")) as store:
+        million.fill(store, 22_000)
+    monkeypatch.setattr(jobs_view, "_LOOKS_S", 0.0)
+    monkeypatch.setattr(failures, "_READS_S", 0.0)
+    dashboard = Dashboard(TaskQ("many", str(home)), access=lambda _request: "all")
+    fleet = Fleet(home, f"{APPS / 'shown.py'}:q", consumers=1)
+    with running(fleet), TestClient(dashboard, "http://127.0.0.1:8737") as client:
+        text = page(client, f"/jobs?task={million.RARE.task}")
+        assert "No such job was found yet" in text
+        found = job_ids(text)
+        while older := re.search(r'href="(/jobs\?[^"]*before=[0-9a-f]+)" rel="next"', text):
+            text = page(client, older[1].replace("&amp;", "&"))
+            found += job_ids(text)
+        assert len(found) == len(set(found)) == million.RARE_JOBS
+        text, rounds = page(client, "/failures"), 1
+        assert "not counted yet" in text
+        while "not counted yet" in text and rounds < 100:
+            text, rounds = page(client, "/failures"), rounds + 1
+        assert "660 jobs failed" in text
+        assert "300 kinds" in text
+        assert text.count('class="card failure"') == 50
+        assert page(client, "/failures?from=290").count('class="card failure"') == 10
+
+
+def job_ids(text: str) -> list[str]:
+    """The jobs that stand in the list of a page."""
+    return re.findall(r'data-key="([0-9a-f]{32})"', text)
 
 
 def test_jobs_are_found_by_a_part_of_their_id(world: World, browse: Callable[..., TestClient]) -> None:

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from taskq.client.transport.verbs import Operation
-from taskq.model.info.search import ALL_JOBS, JobSearch
+from taskq.model.info.search import ALL_JOBS, FoundJobs, JobSearch
 from taskq.model.job import JobState
 from taskq.model.spec import Spec
 from taskq.protocol.endings import Ending
@@ -116,16 +116,18 @@ class QueueApi(Protocol):
     def purge(self, job_id: bytes) -> Operation[None]:
         """Removes a job that does not run. Raises JobNotFound, JobStateError."""
 
-    def jobs(
+    def find(
         self,
         state: JobState | None,
         task: str | None,
         queue: str | None,
-        before: bytes | None,
+        place: bytes | int | None,
         limit: int | None,
         search: JobSearch = ALL_JOBS,
-    ) -> Operation[list[JobInfo]]:
-        """Lists jobs, newest first; None stands for all of them."""
+        within_s: float | None = None,
+    ) -> Operation[FoundJobs]:
+        """Lists jobs, newest first, from a place on, which is an id or what an earlier call returned; None stands for
+        all of them. After `within_s` seconds it returns what it has found by then, and where to go on."""
 
     def retry_all(self, task: str | None, queue: str | None) -> Operation[int]:
         """Queues all failed jobs again, or those of a task or queue. Returns their number."""
@@ -230,7 +232,7 @@ class QueueClient(ABC):
     cancel = run_by(QueueApi.cancel)
     retry = run_by(QueueApi.retry)
     purge = run_by(QueueApi.purge)
-    jobs = run_by(QueueApi.jobs)
+    find = run_by(QueueApi.find)
     retry_all = run_by(QueueApi.retry_all)
     purge_all = run_by(QueueApi.purge_all)
     pause = run_by(QueueApi.pause)
@@ -242,6 +244,18 @@ class QueueClient(ABC):
     status = run_by(QueueApi.status)
     look = run_by(QueueApi.look)
     counts = run_by(QueueApi.counts)
+
+    def jobs(
+        self,
+        state: JobState | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | None,
+        limit: int | None,
+        search: JobSearch = ALL_JOBS,
+    ) -> list[JobInfo]:
+        """Lists jobs, newest first; None stands for all of them."""
+        return self.find(state, task, queue, before, limit, search).jobs
 
 
 class WatchedJobs:
@@ -293,7 +307,7 @@ class AsyncQueueClient(ABC):
     cancel = arun_by(QueueApi.cancel)
     retry = arun_by(QueueApi.retry)
     purge = arun_by(QueueApi.purge)
-    jobs = arun_by(QueueApi.jobs)
+    find = arun_by(QueueApi.find)
     retry_all = arun_by(QueueApi.retry_all)
     purge_all = arun_by(QueueApi.purge_all)
     pause = arun_by(QueueApi.pause)
@@ -305,3 +319,15 @@ class AsyncQueueClient(ABC):
     status = arun_by(QueueApi.status)
     look = arun_by(QueueApi.look)
     counts = arun_by(QueueApi.counts)
+
+    async def jobs(
+        self,
+        state: JobState | None,
+        task: str | None,
+        queue: str | None,
+        before: bytes | None,
+        limit: int | None,
+        search: JobSearch = ALL_JOBS,
+    ) -> list[JobInfo]:
+        """Lists jobs, newest first; None stands for all of them."""
+        return (await self.find(state, task, queue, before, limit, search)).jobs

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from taskq.client.transport.absence import Absence
@@ -23,7 +24,7 @@ from taskq.model.errors import (
     EnqueueError,
     ResultTimeout,
 )
-from taskq.model.info.search import ALL_JOBS, JobSearch
+from taskq.model.info.search import ALL_JOBS, FoundJobs, JobSearch
 from taskq.model.job import JobState
 from taskq.model.limits import MAX_JOBS_LISTED
 from taskq.model.spec import Spec
@@ -330,20 +331,21 @@ class DirectoryQueue:
 
     # -- many jobs: the broker does a little for each request, and says where to go on
 
-    def jobs(
+    def find(
         self,
         state: JobState | None,
         task: str | None,
         queue: str | None,
-        before: bytes | None,
+        place: bytes | int | None,
         limit: int | None,
         search: JobSearch = ALL_JOBS,
-    ) -> Operation[list[JobInfo]]:
-        """Lists jobs, newest first."""
+        within_s: float | None = None,
+    ) -> Operation[FoundJobs]:
+        """Lists jobs, newest first, as far as it comes in some seconds."""
         from taskq.protocol.jobs import info_of
 
+        until = inf if within_s is None else self.clock.monotonic() + within_s
         infos: list[JobInfo] = []
-        place: bytes | int | None = before
         requests = Requests(self)
         try:
             while limit is None or len(infos) < limit:
@@ -352,14 +354,14 @@ class DirectoryQueue:
                 is_search = search != ALL_JOBS
                 found, place = yield from requests.ask(SearchJobs(*asked, *search) if is_search else ListJobs(*asked))
                 infos.extend(map(info_of, found))
-                if place is None:
+                if place is None or self.clock.monotonic() >= until:
                     break
         except GeneratorExit:
             requests.abandon()
             raise
         finally:
             yield from requests.end()
-        return infos
+        return FoundJobs(infos, place)
 
     def retry_all(self, task: str | None, queue: str | None) -> Operation[int]:
         """Queues all failed jobs again, or those of a task or queue. Returns their number."""

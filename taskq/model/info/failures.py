@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
+from math import inf
 from typing import Any, Final
 
 from taskq.model.info.job import JobInfo
@@ -78,6 +81,64 @@ class Failures:
     log_since: float
 
 
+@dataclass(slots=True)
+class _Kind:
+    """The failures of one kind.
+
+    Attributes:
+        failed_at, again_at: when jobs failed for good, and when attempts ended that were followed by another.
+        newest: when the newest ended, and the id of its job.
+        message, traceback: of the newest; the traceback of an older one if the newest has none.
+        jobs: the ids of the newest jobs.
+    """
+
+    failed_at: list[float] = field(default_factory=list)
+    again_at: list[float] = field(default_factory=list)
+    newest: tuple[float, str] = (-inf, "")
+    message: str = ""
+    traceback: str = ""
+    jobs: list[str] = field(default_factory=list)
+
+    def add(self, error: JobError, at: float, job_id: str, *, is_final: bool) -> None:
+        """Counts one."""
+        (self.failed_at if is_final else self.again_at).append(at)
+        is_newest = (at, job_id) >= self.newest  # ids sort by their time
+        if job_id not in self.jobs:
+            self.jobs.insert(0 if is_newest else len(self.jobs), job_id)
+            del self.jobs[MOST_JOBS_TOLD:]
+        text = error.traceback or "\n".join(error.output)
+        if text and (is_newest or not self.traceback):
+            self.traceback = text
+        if is_newest:
+            self.newest, self.message = (at, job_id), error.message
+
+    def since(self, since: float) -> _Kind:
+        """Those of them that ended at this time or later."""
+        failed_at, again_at = ([at for at in times if at >= since] for times in (self.failed_at, self.again_at))
+        return replace(self, failed_at=failed_at, again_at=again_at, jobs=list(self.jobs))
+
+    def group(self, key: tuple[str, str, str], now: float) -> FailureGroup:
+        """As it is told."""
+        times = sorted([*self.failed_at, *self.again_at])
+
+        def newer(span_s: float) -> int:
+            return len(times) - bisect_left(times, now - span_s)
+
+        return FailureGroup(
+            *key,
+            failed=len(self.failed_at),
+            again=len(self.again_at),
+            last_10_minutes=newer(_TEN_MINUTES_S),
+            last_hour=newer(_HOUR_S),
+            last_day=newer(_DAY_S),
+            first_at=times[0],
+            last_at=times[-1],
+            message=self.message,
+            traceback=self.traceback,
+            jobs=list(self.jobs),
+        )
+
+
 class FailureGroups:
     """Collects failures. An attempt whose traceback is not known counts where its task has that type of error."""
 
@@ -88,30 +149,38 @@ class FailureGroups:
             since: count only what ended at this time or later.
         """
         self._now = now
-        self._since = since
-        self._groups: dict[tuple[str, str, str], FailureGroup] = {}
+        self._since = -inf if since is None else since
+        self._kinds: dict[tuple[str, str, str], _Kind] = {}
+        self._places: dict[tuple[str, str], str] = {}  # the first that came, of a task and a type of error
         self.failed = self.again = 0
+
+    def at(self, now: float, since: float) -> FailureGroups:
+        """A copy of these, as they are at another time, to which more can be added."""
+        copy = FailureGroups(now, since)
+        kinds = ((key, kind.since(since)) for key, kind in self._kinds.items())
+        copy._kinds = {key: kind for key, kind in kinds if kind.failed_at or kind.again_at}
+        copy._places = dict(self._places)
+        copy.failed = sum(len(kind.failed_at) for kind in copy._kinds.values())
+        copy.again = sum(len(kind.again_at) for kind in copy._kinds.values())
+        return copy
 
     def add_jobs(self, infos: Iterable[JobInfo]) -> None:
         """Counts jobs that have failed for good."""
         for info in infos:
             at = info.finished_at or info.enqueued_at
-            if info.error is not None and (self._since is None or at >= self._since):
+            if info.error is not None and at >= self._since:
                 self.failed += 1
                 self._add(info.task, info.error, place_of(info.error), at, info.id, is_final=True)
 
     def add_attempt(self, task: str, error: JobError, at: float, job_id: str, *, is_final: bool = False) -> None:
         """Counts an attempt that was followed by another, or with which its job failed for good."""
-        if self._since is not None and at < self._since:
+        if at < self._since:
             return
         if is_final:
             self.failed += 1
         else:
             self.again += 1
-        place = place_of(error)
-        if not place:
-            alike = (key for key in self._groups if key[:2] == (task, error.type))
-            place = next((key[2] for key in alike), "")
+        place = place_of(error) or self._places.get((task, error.type), "")
         self._add(task, error, place, at, job_id, is_final=is_final)
 
     def add_event(self, event: Mapping[str, Any]) -> None:
@@ -126,39 +195,24 @@ class FailureGroups:
         self.add_attempt(task, error, at, job_id, is_final=event.get("event") == "job.failed")
 
     def _add(self, task: str, error: JobError, place: str, at: float, job_id: str, *, is_final: bool) -> None:
-        key = task, error.type, place
-        group = self._groups.get(key) or FailureGroup(*key, first_at=at)
-        is_newest = not group.jobs or (at, job_id) >= (group.last_at, group.jobs[0])  # ids sort by their time
-        ago = self._now - at
-        if job_id in group.jobs:
-            jobs = group.jobs
-        else:
-            jobs = [job_id, *group.jobs] if is_newest else [*group.jobs, job_id]
-        text = error.traceback or "\n".join(error.output)
-        self._groups[key] = replace(
-            group,
-            failed=group.failed + is_final,
-            again=group.again + (not is_final),
-            last_10_minutes=group.last_10_minutes + (ago <= _TEN_MINUTES_S),
-            last_hour=group.last_hour + (ago <= _HOUR_S),
-            last_day=group.last_day + (ago <= _DAY_S),
-            first_at=min(group.first_at, at),
-            last_at=max(group.last_at, at),
-            message=error.message if is_newest else group.message,
-            traceback=text if text and (is_newest or not group.traceback) else group.traceback,
-            jobs=jobs[:MOST_JOBS_TOLD],
-        )
+        self._places.setdefault((task, error.type), place)
+        self._kinds.setdefault((task, error.type, place), _Kind()).add(error, at, job_id, is_final=is_final)
 
     def all(self) -> list[FailureGroup]:
         """The groups, the one that happened last first."""
-        return sorted(self._groups.values(), key=lambda group: -group.last_at)
+        groups = [kind.group(key, self._now) for key, kind in self._kinds.items()]
+        return sorted(groups, key=lambda group: -group.last_at)
 
 
 def place_of(error: JobError) -> str:
     """The last place in the application's own code that an error tells; empty if it tells none."""
-    text = error.traceback or "\n".join(error.output)
+    return _place_in(error.traceback or "\n".join(error.output), is_traceback=bool(error.traceback))
+
+
+@lru_cache(256)  # many jobs fail at one place
+def _place_in(text: str, *, is_traceback: bool) -> str:
     found = [(match["path"], match["line"], match["name"]) for match in _FRAME.finditer(text)]
-    if not error.traceback and _IS_STACK in text:
+    if not is_traceback and _IS_STACK in text:
         found.reverse()
     own = [frame for frame in found if not _NOT_OURS.search(frame[0])]
     if not (own or found):

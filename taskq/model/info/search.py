@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from taskq.model.info.job import JobInfo
 
 
 class JobSearch(NamedTuple):
@@ -21,3 +24,15 @@ class JobSearch(NamedTuple):
 
 
 ALL_JOBS = JobSearch()
+
+
+class FoundJobs(NamedTuple):
+    """What a search has found in the time that it had.
+
+    Attributes:
+        jobs: the newest first.
+        place: where to go on, as the `place` of another search; None if there are no more.
+    """
+
+    jobs: list[JobInfo]
+    place: bytes | int | None

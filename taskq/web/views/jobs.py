@@ -10,7 +10,7 @@ from starlette.datastructures import QueryParams
 from taskq.client.app import TaskQ
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout
 from taskq.model.info.job import JobInfo
-from taskq.model.info.search import JobSearch
+from taskq.model.info.search import FoundJobs, JobSearch
 from taskq.model.info.sentences import sentence
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
@@ -29,6 +29,10 @@ _ID_CHARS = 32
 _PART_CHARS = 6
 #: A part of an id is looked for among this many of the newest jobs.
 _NEWEST = 2_000
+#: How long one page looks for jobs, in seconds: there may be millions. It leads to the next.
+_LOOKS_S = 0.05
+#: The digits of the largest place in a list; a job's id has more.
+_PLACE_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,22 @@ class JobFilter:
 
     async def jobs(self, q: TaskQ, now: float, before: bytes | None, limit: int) -> list[JobInfo]:
         """The newest jobs that it lets through, before one of them."""
+        return (await self.find(q, now, before, limit, None)).jobs
+
+    async def find(
+        self, q: TaskQ, now: float, place: bytes | int | None, limit: int, within_s: float | None
+    ) -> FoundJobs:
+        """The newest jobs that it lets through, from a place on, as far as they are found in some seconds."""
         state = JobState(self.state) if self.state else None
-        client = q.async_client()
-        return await client.jobs(state, self.task or None, self.queue or None, before, limit, self.search(now))
+        asked = state, self.task or None, self.queue or None, place, limit, self.search(now), within_s
+        return await q.async_client().find(*asked)
 
 
 async def jobs(visit: Visit) -> Page:
     """The newest jobs that the filters let through."""
     wanted = JobFilter.of(visit.request.query_params)
     before = visit.query("before")
-    place = visit.q.job(before)._id if before else None
-    found = await wanted.jobs(visit.q, visit.now, place, PAGE_JOBS)
+    found, place = await wanted.find(visit.q, visit.now, _place_of(visit, before), PAGE_JOBS, _LOOKS_S)
     status = await visit.q.async_client().look()
     counts = {state: sum(getattr(each, state) for each in status.queues.values()) for state in _PENDING}
     values = {
@@ -109,12 +118,24 @@ async def jobs(visit: Visit) -> Page:
         "filter": wanted,
         "counts": counts,
         "states": list(JobState),
-        "older": found[-1].id if len(found) == PAGE_JOBS else "",
+        "older": "" if place is None else found[-1].id if len(found) == PAGE_JOBS else _text_of(place),
+        "is_whole": place is None or len(found) == PAGE_JOBS,
         "before": before,
         "queues": sorted({*status.queues, *status.paused}),
         "tasks": sorted(visit.q.tasks),
     }
     return Page("jobs", "Jobs", values)
+
+
+def _place_of(visit: Visit, before: str) -> bytes | int | None:
+    """Where a page of the list begins: behind a job, or at the place that an earlier page has told."""
+    if before.isdecimal() and len(before) <= _PLACE_DIGITS:
+        return int(before)
+    return visit.q.job(before)._id if before else None
+
+
+def _text_of(place: bytes | int) -> str:
+    return str(place) if isinstance(place, int) else place.hex()
 
 
 _PENDING = ("waiting", "scheduled", "queued", "running")
@@ -132,10 +153,10 @@ async def find(visit: Visit) -> str:
         raise ConfigError(f"{part!r:.100} is not a job id: give its 32 hexadecimal digits, or at least 6 of them")
     if len(part) == _ID_CHARS:
         return part
-    newest_jobs = await JobFilter().jobs(visit.q, visit.now, None, _NEWEST)
+    newest_jobs = (await JobFilter().find(visit.q, visit.now, None, _NEWEST, _LOOKS_S)).jobs
     found = [info.id for info in newest_jobs if info.id.startswith(part) or info.id.endswith(part)]
     if len(found) != 1:
-        several = f"{len(found)} jobs have" if found else f"none of the newest {_NEWEST:,} jobs has"
+        several = f"{len(found)} jobs have" if found else f"none of the newest {len(newest_jobs):,} jobs has"
         raise JobNotFound(f"{several} an id that begins or ends with {part}: give more of it")
     return found[0]
 

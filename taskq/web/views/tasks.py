@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from taskq.model.errors import ConfigError, JobNotFound
 from taskq.model.info.counts import Counts, TaskCounts
-from taskq.model.info.failures import AGAIN_EVENTS, FailureGroups
+from taskq.model.info.failures import AGAIN_EVENTS
+from taskq.model.info.search import FoundJobs
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
@@ -14,11 +15,13 @@ from taskq.web.pages import Page, Visit
 from taskq.web.rates import ended, flow_of
 from taskq.web.views.fleet import ends_of, labels_of
 
-#: Failed jobs that are grouped, of those that were enqueued last.
-_MOST_JOBS = 5_000
-_MOST_ATTEMPTS = 5_000
+#: Attempts in the log that were followed by another, of each kind; and groups on one page.
+_MOST_ATTEMPTS = 2_000
+_MOST_GROUPS = 50
 _DAY_S = 86_400.0
 _NEWEST = 10
+#: How long the page of a task looks for its failed jobs, in seconds: there may be many of other tasks.
+_LOOKS_S = 0.03
 
 
 def _row(each: TaskCounts, part: Counts) -> tuple[str, str, Counts, int]:
@@ -47,6 +50,9 @@ async def task(visit: Visit) -> Page:
     for each in counts:
         hour.merge(each.last_hour)
         total.merge(each.total)
+    failed = FoundJobs([], None)
+    if total.failed:
+        failed = await client.find(JobState.FAILED, name, None, None, _NEWEST, within_s=_LOOKS_S)
     values = {
         "name": name,
         "queues": sorted(each.queue for each in counts),
@@ -56,7 +62,7 @@ async def task(visit: Visit) -> Page:
         "labels": labels_of(flow),
         "spans": [("last hour", hour, ended(hour)), ("in total", total, ended(total))],
         "running": await client.jobs(JobState.RUNNING, name, None, None, _NEWEST),
-        "failed": await client.jobs(JobState.FAILED, name, None, None, _NEWEST),
+        "failed": failed.jobs,
     }
     return Page("task", name, values)
 
@@ -67,20 +73,24 @@ async def failures(visit: Visit) -> Page:
     since_s = seconds_in(since) if since else _DAY_S
     if since_s is None:
         raise ConfigError(f"{since!r:.100} is not a time: use a duration such as 90s, 10m, 2h or 7d")
-    groups = FailureGroups(visit.now, visit.now - since_s)
     client = visit.q.async_client()
-    failed = await client.jobs(JobState.FAILED, task_name or None, queue or None, None, _MOST_JOBS)
-    groups.add_jobs(failed)
+    known, has_more = await visit.failures.groups(client, await client.look(), task_name or None, queue or None)
+    groups = known.at(visit.now, visit.now - since_s)
     for name in AGAIN_EVENTS:
         wanted = Filter(task_name or None, None, name, None, ago(since_s))
         for event in await kept_newest(visit, wanted, _MOST_ATTEMPTS):
             if event.get("runs_again") is not False and queue in ("", event.get("queue")):
                 groups.add_event(event)
+    found = groups.all()
+    first = int(visit.query("from") or 0) if visit.query("from").isdecimal() else 0
     values = {
-        "groups": groups.all(),
+        "groups": found[first : first + _MOST_GROUPS],
+        "first": first,
+        "kinds": len(found),
+        "next": first + _MOST_GROUPS if len(found) > first + _MOST_GROUPS else 0,
         "failed": groups.failed,
         "again": groups.again,
-        "has_more": len(failed) == _MOST_JOBS,
+        "has_more": has_more,
         "task": task_name,
         "queue": queue,
         "since": since or "1d",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskq.client.transport.endings import only_ending
@@ -31,7 +32,7 @@ from taskq.model.errors import (
     PayloadTooLarge,
     ResultTimeout,
 )
-from taskq.model.info.search import ALL_JOBS, JobSearch
+from taskq.model.info.search import ALL_JOBS, FoundJobs, JobSearch
 from taskq.model.job import JobState, first_id_at
 from taskq.model.limits import MAX_FLOW_JOBS, QUEUE_NAME
 from taskq.model.partition import Partition, partition_of
@@ -284,30 +285,34 @@ class PostgresQueue:
 
     # -- many jobs, in portions
 
-    def jobs(
+    def find(
         self,
         state: JobState | None,
         task: str | None,
         queue: str | None,
-        before: bytes | None,
+        place: bytes | int | None,
         limit: int | None,
         search: JobSearch = ALL_JOBS,
-    ) -> Operation[list[JobInfo]]:
+        within_s: float | None = None,
+    ) -> Operation[FoundJobs]:
         """Lists jobs, newest first: by their ids, or in the order of the queue if they have not ended."""
         from taskq.protocol.jobs import info_of
 
+        until = inf if within_s is None else self.clock.monotonic() + within_s
         wanted = Wanted(state, task, queue, search)
-        place: bytes | int | None = before
-        if before is not None:
-            row = yield Run(partial(read_row, before))
-            place = row.seq if wanted.is_of_living else before
+        if isinstance(place, bytes):
+            row = yield Run(partial(read_row, place))
+            place = row.seq if wanted.is_of_living else place
         infos: list[JobInfo] = []
         while limit is None or len(infos) < limit:
             rows, place = yield Run(partial(read_portion, wanted, place, _MOST_SEEN))
-            infos += [info_of(row.fields()) for row in (rows if limit is None else rows[: limit - len(infos)])]
-            if place is None:
+            if limit is not None and len(infos) + len(rows) > limit:
+                rows = rows[: limit - len(infos)]
+                place = rows[-1].seq if wanted.is_of_living else rows[-1].id
+            infos += [info_of(row.fields()) for row in rows]
+            if place is None or self.clock.monotonic() >= until:
                 break
-        return infos
+        return FoundJobs(infos, place)
 
     def retry_all(self, task: str | None, queue: str | None) -> Operation[int]:
         """Queues all failed jobs again, or those of a task or queue. Returns their number."""

@@ -84,6 +84,8 @@ class Database:
         self._wal = WriteAheadLog(Path(f"{path}-wal"))
         self._spec_of_number: dict[int, Spec] = {}
         self._number_of_spec: dict[Spec, int] = {}
+        #: The specs in each block of jobs that was looked at: see `taskq.engines.embedded.journal.queries`.
+        self._specs_in: dict[int, frozenset[int]] = {}
         self._next_seq = 1
         self.is_full = False
         #: What the opening found, for the log: events and their fields.

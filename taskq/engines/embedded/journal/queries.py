@@ -14,12 +14,27 @@ from taskq.model.job import JobRow, first_id_at
 from taskq.model.limits import MAX_JOBS_SEEN, MIB
 from taskq.model.stored import StoredJob, StoredState
 
-#: `find` stops at payloads and outcomes of this size together, also of those in which it looked for a text.
-_FIND_BYTES = 4 * MIB
-#: It also stops after this time: of jobs with large payloads, each may take a millisecond to look at.
-_FIND_S = 0.010
-#: It looks at the clock after each job that may be meant, and after this many that are not.
+#: Sequence numbers in a block. Which specs are in one is read when somebody looks there for a task or a queue, which
+#: takes 0.13 ms, and kept in memory: a list of a rare task need not look at all jobs, and jobs that come in need write
+#: no index for that.
+BLOCK_JOBS = 1_024
+#: `find` stops at payloads and outcomes of this size together.
+_FIND_BYTES = 1 * MIB
+#: It stops when it has looked at this many jobs, which takes about 2 ms, and on a slow machine after this time.
+_MOST_SEEN = 20 * BLOCK_JOBS
+_FIND_S = 0.005
+#: What takes longer counts as several jobs: a block that is passed over, and a job to which an index leads.
+_PASSED_OVER, _BY_INDEX = 64, 8
+#: How many jobs of an index it looks at between two looks at the clock; and how many at first if it looks for a text,
+#: since an error, and the arguments before it, may be large.
 _STEP_JOBS = 100
+_STEP_JOBS_WITH_TEXT = 16
+#: If a step takes less than this, the next one has twice as many jobs, and otherwise half as many.
+_STEP_S = 0.0003
+
+#: What `find` comes across: the place up to which it has looked, and how many jobs it has looked at since the last one;
+#: or a job that is meant, and its place.
+_Look = tuple[int, Sequence[Any] | None, int]
 
 
 class Queries(Database):
@@ -69,21 +84,16 @@ class Queries(Database):
         most = self._rows.living if wanted.kept == StoredState.QUEUED else limit  # behind that, only others
         if not most:
             return [], None
-        step = min(_STEP_JOBS, MAX_JOBS_SEEN)
-        with closing(self._look_at(wanted, after, before, step, newest_first=newest_first)) as looked_at:
-            for place, fields in looked_at:
-                if fields is None:
-                    seen += step
-                else:
+        with closing(self._look_at(wanted, after, before, newest_first=newest_first)) as looks:
+            for place, fields, looked_at in looks:
+                seen += looked_at
+                if fields is not None:
                     *own, payload_bytes = fields
-                    state, outcome = own[-3:-1]
-                    size += len(outcome or b"")
-                    if not wanted.search.text or wanted.tells(state, outcome, own[statements.CONSTRAINTS]):
-                        jobs.append(self._stored(own))
-                        size += payload_bytes or 0
+                    jobs.append(self._stored(own))
+                    size += len(own[-2] or b"") + (payload_bytes or 0)
                 if len(jobs) == most < limit:
                     return jobs, None
-                is_full = len(jobs) == limit or size >= _FIND_BYTES or seen >= MAX_JOBS_SEEN
+                is_full = len(jobs) == limit or size >= _FIND_BYTES or seen >= _MOST_SEEN
                 if is_full or self._clock.monotonic() >= until:
                     return jobs, place
         return jobs, None
@@ -107,46 +117,99 @@ class Queries(Database):
                     return jobs, job.row.seq
         return jobs, None
 
-    def _look_at(
-        self, wanted: Wanted, after: int, before: int, step: int, *, newest_first: bool
-    ) -> Generator[tuple[int, Sequence[Any] | None], None, None]:
-        """Yields the jobs that may be meant, each with its sequence number. After each step of so many jobs, meant or
-        not, it yields None with the last of their numbers. Whoever iterates can stop at any of them, and go on
-        there."""
-        source, among, seq, own = "jobs", "jobs", "seq", ""
+    def _look_at(self, wanted: Wanted, after: int, before: int, *, newest_first: bool) -> Generator[_Look, None, None]:
+        """Looks for the jobs that are meant between two sequence numbers. Whoever iterates can stop anywhere, and go on
+        from the place that was told last."""
         if wanted.kept == StoredState.FAILED:
-            source, among, seq = "failed CROSS JOIN jobs ON seq = job", "failed", "job"
+            source, among, seq, own = "failed CROSS JOIN jobs ON seq = job", "failed", "job", ""
         elif wanted.kept in statements.RARE:
             source = among = "jobs INDEXED BY jobs_rare"
-            own = f"AND {statements.IS_RARE} AND state = {wanted.kept:d} "
+            seq, own = "seq", f"AND {statements.IS_RARE} AND state = {wanted.kept:d} "
+        else:
+            yield from self._in_blocks(wanted, after, before, newest_first=newest_first)
+            return
         order = f"ORDER BY {seq} {'DESC' if newest_first else 'ASC'}"
         last_of_step = f"SELECT {seq} FROM {among} WHERE {seq} > ? AND {seq} < ? {own}{order} LIMIT 1 OFFSET ?"
         condition, bindings = self._condition(wanted)
         meant = f"SELECT {statements.FOUND} FROM {source} WHERE {seq} > ? AND {seq} < ? {own}{condition} {order}"
+        step = _STEP_JOBS_WITH_TEXT if wanted.search.text else _STEP_JOBS
         while True:
             last = self._value(last_of_step, after, before, step - 1)
             low = after if last is None or not newest_first else last - 1
             high = before if last is None or newest_first else last + 1
-            cursor = self._db.execute(meant, (low, high, *bindings))
-            try:
-                for fields in cursor:
-                    yield int(fields[0]), fields
-            finally:
-                cursor.close(True)
+            yield from self._meant(meant, low, high, bindings)
             if last is None:
                 return
-            yield last, None
+            yield last, None, step * _BY_INDEX
             after, before = (after, last) if newest_first else (last, before)
+
+    def _in_blocks(
+        self, wanted: Wanted, after: int, before: int, *, newest_first: bool
+    ) -> Generator[_Look, None, None]:
+        """As `_look_at`, where no index helps."""
+        specs = self._specs_of(wanted)
+        if specs is not None and not specs:
+            return
+        order = f"ORDER BY seq {'DESC' if newest_first else 'ASC'}"
+        condition, bindings = self._condition(wanted)
+        meant = f"SELECT {statements.FOUND} FROM jobs WHERE seq > ? AND seq < ? {condition} {order}"
+        next_one = f"SELECT seq FROM jobs WHERE seq > ? AND seq < ? {order} LIMIT 1"  # blocks may be empty
+        step = min(_MOST_SEEN, _STEP_JOBS_WITH_TEXT if wanted.search.text else BLOCK_JOBS)
+        now = self._clock.monotonic() if wanted.search.text else 0.0
+        while (seq := self._value(next_one, after, before)) is not None:
+            first = seq // BLOCK_JOBS * BLOCK_JOBS
+            low, high = max(after, first - 1), min(before, first + BLOCK_JOBS)
+            if specs is not None and not self._may_have(seq // BLOCK_JOBS, specs):
+                yield (low + 1 if newest_first else high - 1), None, _PASSED_OVER
+            else:
+                low, high = (max(low, seq - step), seq + 1) if newest_first else (seq - 1, min(high, seq + step))
+                yield from self._meant(meant, low, high, bindings)
+                yield (low + 1 if newest_first else high - 1), None, high - low - 1
+                if wanted.search.text:
+                    now, last = self._clock.monotonic(), now
+                    step = min(BLOCK_JOBS, _MOST_SEEN, step * 2) if now - last < _STEP_S else max(1, step // 2)
+            after, before = (after, low + 1) if newest_first else (high - 1, before)
+
+    def _meant(self, sql: str, low: int, high: int, bindings: list[object]) -> Generator[_Look, None, None]:
+        cursor = self._db.execute(sql, (low, high, *bindings))
+        try:
+            for fields in cursor:
+                yield int(fields[0]), fields, 0
+        finally:
+            cursor.close(True)
+
+    def _may_have(self, block: int, specs: list[int]) -> bool:
+        """Whether a block may have jobs of these specs. It may have lost the last job of a spec since it was read."""
+        known = self._specs_in.get(block)
+        if known is None:
+            first = block * BLOCK_JOBS
+            if self._db.in_transaction or first + BLOCK_JOBS > self._next_seq:
+                return True  # what it has may still change
+            found: list[Any] = self._db.execute(statements.SPECS_BETWEEN, (first, first + BLOCK_JOBS - 1)).fetchall()
+            known = self._specs_in[block] = frozenset(int(number) for (number,) in found)
+        return not known.isdisjoint(specs)
+
+    def _gets_spec(self, seq: int, spec: int) -> None:
+        """Notes that a job in the journal gets another spec."""
+        known = self._specs_in.get(seq // BLOCK_JOBS)
+        if known is not None and spec not in known:
+            self._specs_in[seq // BLOCK_JOBS] = known | {spec}
+
+    def _specs_of(self, wanted: Wanted) -> list[int] | None:
+        """The specs of a task and of a queue, by their numbers; None for all."""
+        if wanted.task is None and wanted.queue is None:
+            return None
+        return [
+            number
+            for number, spec in self._spec_of_number.items()
+            if wanted.task in (None, spec.task) and wanted.queue in (None, spec.queue)
+        ]
 
     def _condition(self, wanted: Wanted) -> tuple[str, list[object]]:
         condition = "" if wanted.kept is None else f"AND state = {wanted.kept:d} "
         bindings: list[object] = []
-        if wanted.task is not None or wanted.queue is not None:
-            specs = [
-                number
-                for number, spec in self._spec_of_number.items()
-                if wanted.task in (None, spec.task) and wanted.queue in (None, spec.queue)
-            ]
+        specs = self._specs_of(wanted)
+        if specs is not None:
             condition += "AND spec IN (SELECT value FROM json_each(?)) "
             bindings.append(str(specs))
         if wanted.search.attempts:
@@ -156,8 +219,9 @@ class Queries(Database):
             if at is not None:
                 condition += f"AND id {sign} ? "
                 bindings.append(first_id_at(at))
-        if wanted.search.text:  # the rest has nothing in which it might be
-            condition += f"AND (state <> {StoredState.SUCCEEDED:d} OR terms IS NOT NULL) "
+        if wanted.search.text:  # as Wanted.tells
+            condition += f"AND (state <> {StoredState.SUCCEEDED:d} AND instr(outcome, ?) OR instr(terms, ?)) "
+            bindings += [wanted.search.text.encode()] * 2
         if wanted.before is not None:
             condition += "AND (finished_at < ? OR finished_at IS NULL AND id < ?) "
             bindings += [wanted.before, first_id_at(wanted.before)]

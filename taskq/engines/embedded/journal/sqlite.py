@@ -285,6 +285,7 @@ class SQLiteStore(Dependencies, Queries):
         state = StoredState.QUEUED if change.due_at is None else StoredState.SCHEDULED
         counts = row.attempts, row.crashes, row.snoozes
         numbers = self._spec_number(row.spec), self._partition_number(row, is_queued=change.due_at is None)
+        self._gets_spec(row.seq, numbers[0])
         return state, ready_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:

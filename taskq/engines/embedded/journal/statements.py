@@ -112,6 +112,7 @@ FOUND_DUE = (
     "AND (due_at, band, seq) > (?, ?, ?) ORDER BY due_at, band, seq LIMIT ?"
 )
 PLACE_DUE = f"SELECT due_at, iif(state = {StoredState.SCHEDULED:d}, band, -1), seq FROM jobs WHERE seq = ?"
+SPECS_BETWEEN = "SELECT DISTINCT spec FROM jobs WHERE seq BETWEEN ? AND ?"
 SCHEDULES = "SELECT fields, next_at, app, is_paused, last_at, last_id FROM schedules ORDER BY name"
 PUT_SCHEDULE = (
     "INSERT OR REPLACE INTO schedules (name, fields, next_at, app, is_paused, last_at, last_id) "
