@@ -66,7 +66,7 @@ def tell(message: str, level: str = "warning") -> None:
         level: how much it matters, for systemd's journal.
     """
     from taskq.telemetry.journald import print_error
-    from taskq.telemetry.render import escape  # `taskq worker` must start without it
+    from taskq.telemetry.words import escape  # `taskq worker` must start without it
 
     print_error("\n".join(escape(line) for line in message.split("\n")), level)
 

@@ -27,7 +27,7 @@ from taskq.client.options.options import JobOptions, option_types
 from taskq.client.task import Task
 from taskq.model.errors import BrokerUnavailable, ConfigError
 from taskq.model.exits import Exit
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 IdArgument = Annotated[
     str,

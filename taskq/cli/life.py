@@ -12,7 +12,7 @@ from taskq.model.info.sentences import sentence
 from taskq.model.info.why import WhyInfo
 from taskq.model.info.words import distance_text
 from taskq.model.job import JobError, JobState
-from taskq.telemetry.render import duration_text, escape
+from taskq.telemetry.words import duration_text, escape
 
 #: Characters of a job's arguments that are shown; --json has all.
 _MAX_SHOWN_CHARS = 2_000

@@ -24,7 +24,7 @@ from taskq.model.exits import Exit
 from taskq.model.info.job import JobInfo
 from taskq.model.info.words import count_of, distance_text
 from taskq.model.job import JobState
-from taskq.telemetry.render import duration_text
+from taskq.telemetry.words import duration_text
 
 StateOption = Annotated[
     str | None,

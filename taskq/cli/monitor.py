@@ -21,7 +21,8 @@ from taskq.model.settings import LOG_LEVELS
 from taskq.telemetry.files import log_path
 from taskq.telemetry.reader import Filter, follow, read
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import render_console, wants_colour
+from taskq.telemetry.render import render_console
+from taskq.telemetry.words import wants_colour
 
 _FOLLOW_LAST = 10
 

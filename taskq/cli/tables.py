@@ -6,14 +6,13 @@ moves below its row, names are broken. On a terminal, empty columns are left out
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 _GAP = 2
 #: A text of several words does not become a column that is narrower than this.
@@ -24,8 +23,7 @@ _SHORT_ID = 8
 _BREAKS = " ._-/:"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column.
 
     Attributes:
@@ -43,8 +41,7 @@ class Column:
     is_story: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """One cell of a row.
 
     Attributes:
@@ -64,7 +61,10 @@ Line = list[tuple[str, str]]
 
 def width_of_terminal() -> int | None:
     """The columns of the terminal; None if the output goes elsewhere and may have any width."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    told = os.environ.get("COLUMNS", "")
+    return int(told) if told.isdecimal() and int(told) else os.get_terminal_size(sys.stdout.fileno()).columns or 80
 
 
 def short_ids(ids: Sequence[str]) -> dict[str, str]:
@@ -92,7 +92,7 @@ def table(
     cells = [[row[number] for number in used] for row in cells]
     if width is not None and sum(_widths(columns, cells)) + gap * (len(columns) - 1) > width:
         gap = _GAP
-        columns = [replace(column, title=column.short or column.title) for column in columns]
+        columns = [column._replace(title=column.short or column.title) for column in columns]
         cells = [[Cell(cell.short or cell.text, style=cell.style) for cell in row] for row in cells]
     widths = _widths(columns, cells)
     beneath = False
@@ -164,7 +164,9 @@ def _row(columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]
 def _wrapped(text: str, width: int) -> list[str]:
     width = max(width, 1)
     if _width(text) == len(text):
-        return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+        from textwrap import wrap  # few tables have sentences
+
+        return wrap(text, width, break_on_hyphens=False) or [""]
     lines: list[str] = []
     for word in text.split():
         if lines and _width(lines[-1]) + 1 + _width(word) <= width:

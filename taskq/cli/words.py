@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.model.job import JobError
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 
 def headline_of(error: JobError) -> str:

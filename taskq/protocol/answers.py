@@ -9,7 +9,6 @@ What the value is, a file says for each subject: submissions, endings, items, jo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import msgpack
@@ -57,6 +56,8 @@ def known(kind: type[T], told: Any) -> T:
     Raises:
         ProtocolError: it is not a map, or lacks a field that has no default.
     """
+    from dataclasses import fields  # who has one has imported that, and a probe need not
+
     if not isinstance(told, Mapping):
         raise ProtocolError(f"not a {kind.__name__}: {told!r:.50}")
     names = {each.name for each in fields(kind)}  # type: ignore[arg-type]

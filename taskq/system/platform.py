@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -12,7 +11,9 @@ import sys
 import termios
 from array import array
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 IS_LINUX: bool = sys.platform.startswith("linux")
 
@@ -33,9 +34,6 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 
 
 _SYNC_FILE_RANGE_WRITE = 2
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
-if _sync_file_range is not None:
-    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
 def die_with_parent() -> None:
@@ -54,6 +52,8 @@ def adopt_orphans() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
@@ -165,8 +165,20 @@ sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 def begin_writing_out(descriptor: int, start: int, size: int) -> None:
     """Has the disk begin to write a part of a file, and waits for nothing, so that a sync has less to wait for (Linux).
     Errors are left to that sync."""
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, start, size, _SYNC_FILE_RANGE_WRITE)
+    sync_file_range = _sync_file_range()
+    if sync_file_range is not None:
+        sync_file_range(descriptor, start, size, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Any:
+    """The call of the C library, or None if it has none."""
+    import ctypes  # a probe starts without it
+
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return found
 
 
 def free_bytes(directory: Path) -> int:

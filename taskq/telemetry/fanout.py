@@ -11,9 +11,10 @@ from typing import Any, Literal, Protocol
 from taskq.telemetry.files import OUTPUT_EVENTS, log_path
 from taskq.telemetry.journald import is_journal, with_priority
 from taskq.telemetry.record import LEVELS, Event, compose, encode
-from taskq.telemetry.render import render_console, wants_colour
+from taskq.telemetry.render import render_console
 from taskq.telemetry.sink import append_once
 from taskq.telemetry.stream import Stream
+from taskq.telemetry.words import wants_colour
 
 LogFormat = Literal["auto", "console", "json"]
 

@@ -470,6 +470,13 @@ def test_importing_taskq_is_light(code: str) -> None:
     assert loaded_after(code) == set()
 
 
+@pytest.mark.parametrize("module", ["taskq.cli.status.quick", "taskq.cli.health.probe"])
+def test_what_has_to_answer_at_once_loads_little(module: str) -> None:
+    """Each of these takes a millisecond or more, and the two have 50 beside Python's start."""
+    slow = ("ast", "ctypes", "dataclasses", "inspect", "json", "shutil", "tempfile", "textwrap")
+    assert loaded_after(f"import {module}", (*HEAVY, *slow)) == set()
+
+
 #: What a program that only enqueues does not load.
 NOT_TO_ENQUEUE = (
     *HEAVY,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.telemetry.record import FIELDS
-from taskq.telemetry.render import duration_text, escape, render_console, wants_colour
+from taskq.telemetry.render import render_console
+from taskq.telemetry.words import duration_text, escape, wants_colour
 
 JOB = "0197c8a1f2b34c5d8e9f0a1b2c3d4e5f"
 ANSI = re.compile("\x1b\\[[0-9;]*m")

@@ -30,7 +30,8 @@ from taskq.system.directory import Directory
 from taskq.system.platform import die_with_parent
 from taskq.telemetry.reader import Filter, read
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import render_console, wants_colour
+from taskq.telemetry.render import render_console
+from taskq.telemetry.words import wants_colour
 
 _APP = "taskq.cli.demo.app:q"
 _START_TIMEOUT_S = 30.0

@@ -25,7 +25,7 @@ from taskq.model.info.stack import ConsumerStack, stack_of
 from taskq.model.info.status import FleetStatus
 from taskq.system.directory import Directory
 from taskq.telemetry.reader import Filter, ago, follow
-from taskq.telemetry.render import duration_text, escape
+from taskq.telemetry.words import duration_text, escape
 
 #: The broker tells of stacks when no more lines of them have come for a second.
 _WAIT_S = 10.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from taskq.cli.tables import Cell, Column, Line, table
 from taskq.model.info.words import count_of, span_text
-from taskq.telemetry.render import duration_text, escape
+from taskq.telemetry.words import duration_text, escape
 
 if TYPE_CHECKING:  # whoever has a status has imported them; `taskq.cli.status.quick` shows one without
     from taskq.model.info.status import (

@@ -7,7 +7,6 @@ The status is shown as it travels, since also to import the classes of `taskq.mo
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,6 +110,7 @@ def _progress(told: Sequence[Any] | None) -> object:
 
 
 def _json(told: Mapping[str, Any], directory: Directory) -> str:
+    import json  # few ask for it
     from dataclasses import asdict
 
     counts = counts_quickly(directory, reply_timeout_s())

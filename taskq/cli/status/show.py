@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from taskq.cli.status.picture import painted, picture
 from taskq.cli.tables import Line, plain, width_of_terminal
-from taskq.telemetry.render import wants_colour
+from taskq.telemetry.words import wants_colour
 
 if TYPE_CHECKING:
     from taskq.model.info.status import FleetStatus

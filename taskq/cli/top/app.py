@@ -28,7 +28,7 @@ from taskq.cli.top.wishes import Wish, wish_of
 from taskq.client.app import TaskQ
 from taskq.model.errors import ConfigError
 from taskq.model.info.status import BrokerStatus
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 #: Below this many columns, tabs have short titles.
 _NARROW = 80

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from taskq.cli.top.snapshot import Target
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 #: Columns of the screen between two cells.
 GAP = 2

@@ -17,7 +17,8 @@ from taskq.model.info.job import JobInfo
 from taskq.model.info.status import ConsumerStatus, FleetStatus, QueueStatus
 from taskq.model.info.words import brief_time, count_of, distance_text, span_text
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import escape, render_console
+from taskq.telemetry.render import render_console
+from taskq.telemetry.words import escape
 from taskq.web.concerns import concerns_of
 from taskq.web.cron import words_of
 from taskq.web.rates import Flow, ended, flow_of

@@ -23,7 +23,7 @@ from taskq.model.info.words import count_of, distance_text
 from taskq.system.directory import Directory
 from taskq.telemetry.reader import Filter, ago, read
 from taskq.telemetry.record import Event
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 #: Failed jobs that are counted, of those that were enqueued last: they take some seconds.
 MOST_JOBS = 30_000

@@ -19,7 +19,7 @@ from taskq.cli.positions import id_first
 from taskq.cli.tables import width_of_terminal
 from taskq.model.info.sentences import sentence
 from taskq.model.info.why import WhyInfo
-from taskq.telemetry.render import escape
+from taskq.telemetry.words import escape
 
 
 def why(id: IdArgument, app: FleetArgument = None, as_json: JsonOption = False) -> None:
