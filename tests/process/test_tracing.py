@@ -15,9 +15,13 @@ from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sentry_sdk.envelope import Envelope
+from sentry_sdk.transport import Transport
 
 from taskq import Job, JobFailed, TaskQ, testing
+from taskq.client.hooks import no_longer_for_every_app
 from taskq.contrib.otel import TaskQInstrumentor
+from taskq.contrib.sentry import TaskQIntegration, install
 
 Told = dict[str, Any]
 
@@ -161,6 +165,96 @@ def test_with_links_an_attempt_begins_a_trace_of_its_own(tmp_path: Path) -> None
         assert exporter.get_finished_spans() == ()
     finally:
         instrumentor.instrument(app=traced.q, tracer_provider=traced.provider)
+
+
+@pytest.fixture
+def sent() -> Iterator[list[Told]]:
+    """What a client of Sentry that streams spans and monitors schedules is given."""
+    kept: list[Told] = []
+
+    class Kept(Transport):
+        def capture_envelope(self, envelope: Envelope) -> None:
+            kept.extend(item.payload.json for item in envelope.items if item.payload.json)
+
+    client = sentry_sdk.Client(
+        dsn="http://key@127.0.0.1:9/1",
+        traces_sample_rate=1.0,
+        transport=Kept,
+        integrations=[TaskQIntegration(monitor_schedules=True)],
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        trace_lifecycle="stream",
+    )
+    no_longer_for_every_app(install)
+    before = sentry_sdk.get_client()
+    sentry_sdk.get_global_scope().set_client(client)
+    try:
+        yield kept
+    finally:
+        sentry_sdk.get_global_scope().set_client(before)
+
+
+def test_sentry_gets_streamed_spans(sent: list[Told]) -> None:
+    q = TaskQ("streamed", url="/proc/nonexistent")
+    install(q)
+    double, fails = q.task(name="double")(_double), q.task(name="fails", retries=0)(_fails)
+    with testing.inline(q, raise_errors=False), sentry_sdk.isolation_scope():
+        with sentry_sdk.traces.start_span(name="POST /orders", parent_span=None):
+            good = double.enqueue(2)
+        bad = fails.enqueue()
+    sentry_sdk.flush()
+    spans = {told_of(span, "sentry.op"): span for event in sent for span in event.get("items", ())}
+    streamed = [span for event in sent for span in event.get("items", ()) if told_of(span, "messaging.system")]
+    publish = next(span for span in streamed if told_of(span, "sentry.op") == "queue.publish")
+    [first] = [span for span in streamed if told_of(span, "messaging.message.id") == good.id]
+    [second] = [span for span in streamed if told_of(span, "messaging.message.id") == bad.id]
+    assert None in spans, "the request"
+    assert publish["name"] == first["name"] == "double"
+    assert (first["trace_id"], first["parent_span_id"]) == (publish["trace_id"], publish["span_id"])
+    assert (first["status"], second["status"]) == ("ok", "error")
+    assert told_of(first, "messaging.message.retry.count") == 0
+    [error] = [event for event in sent if event.get("exception")]
+    assert error["contexts"]["taskq"]["job"] == bad.id
+    assert error["contexts"]["trace"]["trace_id"] == second["trace_id"]
+
+
+def told_of(span: Told, name: str) -> Any:
+    """An attribute of a streamed span."""
+    return span["attributes"].get(name, {}).get("value")
+
+
+def test_schedules_check_in(sent: list[Told]) -> None:
+    """With the times of the schedule; jobs that somebody enqueues by hand do not."""
+    q = TaskQ("watched", url="/proc/nonexistent")
+    install(q)
+    good = q.periodic("*/30 * * * *", name="Clean.Up")(q.task(name="good", timeout=90)(_nothing))
+    q.periodic(every="5m", name="bad")(q.task(name="bad", retries=0)(_fails))
+    q.periodic(every="50s", name="often")(q.task(name="often")(_nothing))
+    with testing.queue(q) as jobs:
+        good.enqueue()
+        jobs.clock.advance(1_800)
+        jobs.drain()
+    checks = [event for event in sent if event.get("type") == "check_in"]
+    clean = [check for check in checks if check["monitor_slug"] == "clean-up"]
+    assert [check["status"] for check in clean] == ["in_progress", "ok"]
+    assert clean[0]["check_in_id"] == clean[1]["check_in_id"]
+    assert clean[0]["monitor_config"] == {
+        "schedule": {"type": "crontab", "value": "*/30 * * * *"},
+        "timezone": "UTC",
+        "max_runtime": 2,
+    }
+    bad = [check for check in checks if check["monitor_slug"] == "bad"]
+    assert {check["status"] for check in bad} == {"in_progress", "error"}
+    assert bad[0]["monitor_config"]["schedule"] == {"type": "interval", "value": 5, "unit": "minute"}
+    assert len(clean) + len(bad) == len(checks)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fails() -> None:
+    raise ValueError("no paper")
 
 
 def test_opentelemetry_instrument_finds_it() -> None:
