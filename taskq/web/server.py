@@ -62,6 +62,8 @@ def serve(q: TaskQ, place: Place, *, read_only: bool, hide_args: bool) -> None:
         )
     passwords = None if place.auth is None else Passwords(place.auth)
     bound = _unix(place.uds) if place.uds is not None else _tcp(place.host, place.port)
+    bound.listen()  # before the link is told: whoever opens it at once waits until the pages are served
+    signal.signal(signal.SIGTERM, _end)
     port = None if place.uds is not None else bound.getsockname()[1]
     base = f"http://{_in_url(place.host)}:{port}/" if port is not None else "http://localhost/"
     access: Resolver
@@ -84,8 +86,6 @@ def serve(q: TaskQ, place: Place, *, read_only: bool, hide_args: bool) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    # uvicorn ends in order at a signal, and then raises it again
-    signal.signal(signal.SIGTERM, _end)
     try:
         uvicorn.Server(config).run(sockets=[bound])
     finally:
@@ -95,6 +95,7 @@ def serve(q: TaskQ, place: Place, *, read_only: bool, hide_args: bool) -> None:
 
 
 def _end(_number: int, _frame: object) -> None:
+    """Also when uvicorn has ended in order at a signal: it raises it again."""
     sys.exit(0)
 
 
