@@ -291,7 +291,7 @@ def test_a_directory_that_may_not_be_written(home: Path, what: str) -> None:
     place.chmod(0o500 if place.is_dir() else 0o400)
     command = [*dropping_privileges(), sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", "1", "--drain"]
     environment = {**os.environ, "TASKQ_URL": str(home)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     place.chmod(mode)
     told = [line for line in done.stderr.splitlines() if line.startswith("taskq: ")]
     assert "Traceback" not in done.stderr

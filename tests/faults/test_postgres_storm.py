@@ -89,7 +89,7 @@ def storm(path: Path, blows: list[Callable[[], object]]) -> Producer:
     return producer
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_a_server_that_dies_costs_nothing_but_time(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     path = tmp_path / "starts"
@@ -130,7 +130,7 @@ def kill_broker(fleet: MachineFleet) -> None:
     fleet.kill(fleet.broker_pid)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_what_dies_on_a_machine_costs_the_attempts_that_ran_there(
     tmp_path: Path, postgres: Server, database: str
 ) -> None:

@@ -77,7 +77,7 @@ def test_again_in_a_user_namespace() -> None:
     able = shutil.which("unshare") and subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False)
     if not able or able.returncode:
         pytest.skip("no second user: not root, and `unshare --map-auto` needs newuidmap and a line in /etc/subuid")
-    done = subprocess.run([*_NAMESPACE, sys.executable, "-m", "pytest", "-q", __file__], check=False, timeout=50)
+    done = subprocess.run([*_NAMESPACE, sys.executable, "-m", "pytest", "-q", __file__], check=False, timeout=120)
     assert done.returncode == 0
 
 

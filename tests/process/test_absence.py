@@ -235,7 +235,7 @@ def test_status_says_who_does_not_answer(start: Callable[..., Fleet], home: Path
     fleet.kill(pid, signal.SIGSTOP)
     command = [sys.executable, "-m", "taskq", "status", str(home)]
     told = {"TASKQ_REPLY_TIMEOUT": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=120, check=False)
     fleet.kill(pid, signal.SIGCONT)
     assert done.returncode == Exit.NO_FLEET
     assert f"broker {pid} holds {home} but does not answer" in done.stderr

@@ -210,7 +210,7 @@ def test_a_program_enqueues_without_a_change(fleet: Fleet) -> None:
     script = "from apps.celery_app import add; print(add.delay(3, 4).get(timeout=20))"
     environment = {**os.environ, **PATH, "CELERY_LOADER": LOADER, **environment_of(fleet.home)}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.stdout, done.returncode) == ("7\n", 0), done.stderr
 

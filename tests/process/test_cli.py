@@ -735,7 +735,7 @@ def test_a_path_that_is_not_utf_8_is_refused(variable: str, tmp_path: Path) -> N
     environment = {b"PATH": b"/usr/bin:/bin", b"HOME": os.fsencode(tmp_path), variable.encode(): place}
     for command in ("enqueue", "worker", "status"):
         arguments = [sys.executable, "-m", "taskq", command, JOBS, *(["add", "1"] if command == "enqueue" else [])]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == (Exit.APP if command == "worker" else Exit.USAGE), done.stderr
         assert "is not valid UTF-8" in done.stderr
         assert "Traceback" not in done.stderr

@@ -73,7 +73,7 @@ def test_a_broker_does_not_start_by_a_clock_that_is_wrong(home: Path, offset_s: 
             pass_fds=[broker.fileno()],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         what, code, message = msgpack.unpackb(guardian.recv(1 << 16))

@@ -48,7 +48,7 @@ def test_a_fleet_that_needs_more_than_the_hard_limit_is_refused_with_the_number(
     worker = [sys.executable, "-m", "taskq", "worker", JOBS, "--consumers", str(consumers)]
     environment = {**os.environ, **environment_of(home)}
     limited = [*ulimit(f"-n {consumers * 16}"), *worker]
-    ended = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2, ended.stderr
     needed = without_clients(consumers) + 16
     assert f"a fleet of {consumers} consumers needs {needed:,} open files" in ended.stderr

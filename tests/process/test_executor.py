@@ -289,7 +289,7 @@ def test_the_end_of_the_program_waits_for_its_calls(tmp_path: Path) -> None:
     """
     written = tmp_path / "written"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(written)], capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, "-c", program, str(written)], capture_output=True, text=True, timeout=120, check=True
     )
     assert written.read_text() == "written"
     assert done.stdout == "cannot schedule new futures after shutdown\n"

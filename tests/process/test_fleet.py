@@ -548,7 +548,7 @@ def test_stop_by_request(start: Start) -> None:
 def test_fleet_of_a_script(home: Path) -> None:
     environment = {**os.environ, **environment_of(home)}
     script = [sys.executable, str(APPS / "script.py")]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done 100\n", "")
 
 
@@ -580,7 +580,7 @@ def test_fleet_of_a_script_whose_broker_was_killed_ends_in_its_orderly_way(home:
     environment = {**os.environ, "TASKQ_URL": str(home)}
     (tmp_path / "killed.py").write_text(WHOSE_BROKER_IS_KILLED)
     script = [sys.executable, str(tmp_path / "killed.py")]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=40, check=False)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
     assert "Traceback" not in done.stderr
     events = [event["event"] for event in read(home)]

@@ -94,7 +94,6 @@ def project(folder: Path, tests: str, *settings: str) -> None:
     (folder / "pytest.ini").write_text("\n".join(["[pytest]", *settings, ""]))
 
 
-@pytest.mark.timeout(120)
 def test_a_forgotten_fixture_fails_the_test(tmp_path: Path) -> None:
     """Whatever way it goes, and whatever the test does with the error."""
     project(tmp_path, FORGETFUL, "taskq_app = shop:q")

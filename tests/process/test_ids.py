@@ -32,5 +32,5 @@ def test_delays_are_the_same_in_every_process() -> None:
     """They do not depend on the hash seed: a restarted broker decides the same."""
     code = "from taskq.model.job import backoff_s; print(backoff_s(b'0123456789abcdef', 3))"
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment, timeout=30)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment, timeout=120)
     assert float(told.stdout) == backoff_s(b"0123456789abcdef", 3)

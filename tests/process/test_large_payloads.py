@@ -316,14 +316,14 @@ def test_a_client_that_was_stopped_for_too_long_hears_that_its_file_is_gone(own_
         make_old(own_home)
         wait_until_gone(own_home)
         slow.send_signal(signal.SIGCONT)
-        told, _ = slow.communicate(timeout=20)
+        told, _ = slow.communicate(timeout=120)
         assert told.startswith("EnqueueError: the file with the arguments of job ")
         assert "enqueue it again" in told
         assert fleet.totals()["enqueued"] == 0
         slow = client(own_home, "SIGSTOP")
         os.waitid(os.P_PID, slow.pid, os.WSTOPPED | os.WNOWAIT)
         slow.send_signal(signal.SIGCONT)
-        told, _ = slow.communicate(timeout=20)
+        told, _ = slow.communicate(timeout=120)
         assert large.q.job(told.strip()).result(timeout=20) == large.COUNT
 
 
@@ -341,7 +341,7 @@ def test_a_client_that_was_stopped_for_too_long_spools_its_job_with_its_argument
             and slow.poll() is not None
         ):
             break
-    told, _ = slow.communicate(timeout=20)
+    told, _ = slow.communicate(timeout=120)
     with running(Fleet(own_home, APP)):
         assert large.q.job(told.strip()).result(timeout=20) == large.COUNT
 

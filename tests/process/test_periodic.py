@@ -506,7 +506,7 @@ def taskq(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     environment = {**os.environ, **environment_of(home)}
     command = [sys.executable, "-m", "taskq", "schedule", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_command_line(shared: Fleet, schedules: Any, tmp_path: Path) -> None:

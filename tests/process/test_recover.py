@@ -209,7 +209,7 @@ def test_a_kill_at_any_moment_of_the_recovery(home: Path, tmp_path: Path) -> Non
         shutil.rmtree(home)
         shutil.copytree(template, home)
         command = [sys.executable, "-c", KILL, str(home), str(moment)]
-        done = subprocess.run(command, check=False, timeout=60, capture_output=True)
+        done = subprocess.run(command, check=False, timeout=120, capture_output=True)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr

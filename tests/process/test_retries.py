@@ -481,7 +481,7 @@ def test_progress_is_that_of_the_attempt(fleet: Fleet, tmp_path: Path, make_gate
 
 def _taskq(command: str, id: str, fleet: Fleet, *options: str) -> str:
     words = [sys.executable, "-m", "taskq", command, *([id] if id else []), str(fleet.home), *options]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_a_job_without_limits_has_no_deadline(fleet: Fleet) -> None:

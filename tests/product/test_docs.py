@@ -441,7 +441,7 @@ def test_containers_that_share_the_volume_share_the_queue(tmp_path: Path, home: 
         pytest.skip("this user may not make a namespace of processes")
     with running(Fleet(home, f"{tmp_path / 'thumbs.py'}:q", prefix=container)) as fleet:
         client = [*container, sys.executable, "-c", code]
-        told = subprocess.run(client, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+        told = subprocess.run(client, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert (told.returncode, told.stdout) == (0, "1 cat.jpg at 256\n"), told.stderr
         [guardian] = psutil.Process(fleet.guardian_pid).children()  # that is unshare, which passes no signals on
         guardian.terminate()

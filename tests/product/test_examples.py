@@ -40,7 +40,7 @@ def run(example: str, *arguments: object) -> str:
     command = [sys.executable, str(EXAMPLES / f"{example}.py"), *map(str, arguments)]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
         try:
-            printed, errors = process.communicate(timeout=45)
+            printed, errors = process.communicate(timeout=120)
         finally:
             process.kill()  # if it has not ended; its fleet ends by itself then
     assert process.returncode == 0, errors

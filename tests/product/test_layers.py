@@ -453,7 +453,7 @@ HEAVY = ("asyncio", "rich", "typer", "structlog", "apsw", "psutil", "multiproces
 def loaded_after(code: str, names: Sequence[str] = HEAVY) -> set[str]:
     """Those of some modules that a fresh interpreter has loaded after running some code."""
     program = f"{code}\nimport sys\nprint(*(name for name in {names!r} if name in sys.modules))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(run.stdout.split())
 
 
@@ -541,7 +541,7 @@ def test_importing_the_log_is_light() -> None:
         "import asyncio, rich.console;"
         "assert structlog.stdlib.asyncio.sleep is asyncio.sleep"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", taskq.__all__)

@@ -52,13 +52,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 checkers = pytest.mark.parametrize("check", [mypy, pyright])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @checkers
 def test_right_code_passes(check: Callable[[str, Path], dict[int, str]], cache: Path) -> None:
     assert check("right.py", cache) == {}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @checkers
 def test_each_wrong_line_is_an_error(check: Callable[[str, Path], dict[int, str]], cache: Path) -> None:
     lines = (FILES / "wrong.py").read_text().splitlines()

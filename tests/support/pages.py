@@ -75,7 +75,7 @@ def run(folder: Path, *command: str, codes: Sequence[int] = (0,), **environment:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode in codes, f"{command}: {done.stdout}{done.stderr}"
