@@ -41,7 +41,7 @@ def picture(found: FleetStatus, width: int | None) -> list[Line]:
     """
     parts = [
         _headline(found, width),
-        machines(found.machines),
+        machines(found.machines, width),
         _consumers(found.consumers, width),
         _queues(found, width),
         _totals(found.totals, width),
@@ -72,8 +72,11 @@ def _headline(found: FleetStatus, width: int | None) -> list[Line]:
     if broker.pid is not None:
         told = f"  broker {broker.pid}, {_megabytes(broker.rss_bytes or 0)}, up {_span(broker.uptime_s or 0.0)}"
         line.append((told, ""))
-    line.append((f"  {broker.directory}", "dim"))
     lines: list[Line] = [line]
+    if width is None or sum(len(text) for text, _ in line) + 2 + len(broker.directory) <= width:
+        line.append((f"  {broker.directory}", "dim"))
+    else:
+        lines.append([(broker.directory, "dim")])
     lines += [[(part, "dim")] for part in _health(broker, width)]
     lines += _reload(found)
     lines += _not_started(found.not_started)
@@ -115,19 +118,30 @@ def _filled(parts: Sequence[str], between: str, width: int | None) -> list[str]:
     return lines
 
 
-def machines(machines: Sequence[MachineStatus]) -> list[Line]:
-    """The fleets that share a database, one a line, if there are several."""
+def machines(machines: Sequence[MachineStatus], width: int | None = None) -> list[Line]:
+    """The fleets that share a database, if there are several."""
     if len(machines) < 2:
         return []
-    return [
-        [
-            (f"{machine.host}, broker {machine.pid}: ", ""),
-            (machine.state, _STATE_STYLES[machine.state]),
-            (f", {machine.running} running in {machine.consumers} consumers", ""),
-            (f"  heard of {machine.seen_s:.0f} s ago", "dim"),
-        ]
-        for machine in machines
+    columns = (
+        Column("machine", is_name=True),
+        Column("broker", is_right=True),
+        Column("state"),
+        Column("running", is_right=True),
+        Column("consumers", is_right=True),
+        Column("heard of", is_right=True),
+    )
+    rows = [
+        (
+            each.host,
+            str(each.pid),
+            Cell(each.state, style=_STATE_STYLES.get(each.state, "")),
+            f"{each.running:,}",
+            f"{each.consumers:,}",
+            f"{each.seen_s:.0f} s ago",
+        )
+        for each in machines
     ]
+    return table(columns, rows, width, gap=3)
 
 
 def _reload(found: FleetStatus) -> list[Line]:
@@ -158,7 +172,9 @@ def _not_started(consumers: Sequence[MissingConsumer]) -> list[Line]:
 def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[Line]:
     if not consumers:
         return []
+    has_machines = any(each.machine for each in consumers)
     columns = (
+        *((Column("machine", is_name=True),) if has_machines else ()),
         Column("consumer", "no.", is_right=True),
         Column("pid", is_right=True),
         Column("state"),
@@ -171,6 +187,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[L
     )
     rows = [
         (
+            *((each.machine or "",) if has_machines else ()),
             str(each.number),
             str(each.pid),
             Cell(_activity(each), style=_STATE_STYLES.get(each.state, "")),

@@ -91,7 +91,9 @@ def _status(directory: Directory) -> Mapping[str, Any]:
 
 def _seen(told: Mapping[str, Any]) -> FleetStatus:
     """A status as it travels, as a picture needs it."""
-    consumers = [SimpleNamespace(**{**each, "progress": _progress(each["progress"])}) for each in told["consumers"]]
+    unknown = {"cpu_percent": None, "machine": None}  # to an older broker
+    found = ({**unknown, **each, "progress": _progress(each["progress"])} for each in told["consumers"])
+    consumers = [SimpleNamespace(**each) for each in found]
     named = {name: {queue: SimpleNamespace(**own) for queue, own in told[name].items()} for name in ("queues", "flows")}
     missing = [SimpleNamespace(**each) for each in told["not_started"]]
     parts = {name: SimpleNamespace(**told[name]) for name in ("broker", "reload", "totals")}

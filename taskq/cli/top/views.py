@@ -267,11 +267,15 @@ def _running_row(info: JobInfo, consumer: ConsumerStatus | None, at: float) -> R
         text(info.id[-_SHORT_ID:]),
         text(info.queue),
         text(str(info.attempts)),
-        text("" if consumer is None else str(consumer.number)),
+        text("" if consumer is None else _where(consumer)),
         text("" if consumer is None or not consumer.rss_bytes else _megabytes(consumer.rss_bytes)),
         text("" if info.progress is None else info.progress.describe()),
     )
     return Row(info.id, cells, job_target(info))
+
+
+def _where(consumer: ConsumerStatus) -> str:
+    return f"{consumer.number} on {consumer.machine}" if consumer.machine else str(consumer.number)
 
 
 # -- failures
@@ -323,6 +327,7 @@ def consumers(shown: Snapshot, _width: int) -> View:
     """The processes that run jobs, and the last that died."""
     status = shown.status
     columns = (
+        *((Col("machine", least=8),) if _has_machines(status) else ()),
         Col("no.", True),
         Col("pid", True, leaves=3),
         Col("state"),
@@ -340,13 +345,18 @@ def consumers(shown: Snapshot, _width: int) -> View:
         about.append(text(f"! consumer {missing.number} does not start: {first}", "red"))
     for event in list(shown.events)[-_MOST_DEATHS:][::-1]:
         about.append(_event_line(event))
-    rows = [_consumer_row(each) for each in status.consumers]
+    rows = [_consumer_row(each, with_machine=_has_machines(status)) for each in status.consumers]
     return View(about, columns, rows, "no consumers")
 
 
-def _consumer_row(each: ConsumerStatus) -> Row:
+def _has_machines(status: FleetStatus) -> bool:
+    return any(each.machine for each in status.consumers)
+
+
+def _consumer_row(each: ConsumerStatus, *, with_machine: bool) -> Row:
     state = each.state if each.slots == 1 else f"{each.state} {each.running} of {each.slots}"
     cells = (
+        *((text(each.machine or ""),) if with_machine else ()),
         text(str(each.number)),
         text(str(each.pid)),
         text(state, STYLES.get(each.state, "")),

@@ -180,6 +180,7 @@ class ConsumerStatus:
         busy_s: the seconds that these took, and those of running jobs so far.
         cpu_percent: how much of one core the process has used in the last second or two, in percent, with its children
             that have ended; None if that is not known.
+        machine: the name of the machine on which it runs; None if the queue is in a directory.
     """
 
     number: int
@@ -196,6 +197,7 @@ class ConsumerStatus:
     jobs_done: int = 0
     busy_s: float = 0.0
     cpu_percent: int | None = None
+    machine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

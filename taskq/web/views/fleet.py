@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import asdict
 from datetime import datetime
 
@@ -100,21 +101,25 @@ async def consumers(visit: Visit) -> Page:
     status = await visit.q.async_client().look()
     told = await kept_newest(visit, Filter(event="consumer.*", level="warning"), 40)
     ended = [event for event in told if event.get("event") not in ("consumer.stacks", "consumer.log")]
-    return Page("consumers", "Consumers", {"status": status, "ended": ended[-20:][::-1]})
+    values = {"status": status, "ended": ended[-20:][::-1], "own": os.uname().nodename}
+    return Page("consumers", "Consumers", values)
 
 
 async def consumer(visit: Visit) -> Page:
     """One consumer, and where it was in its code when somebody asked last."""
     number = visit.request.path_params["number"]
     status = await visit.q.async_client().look()
-    found = next((each for each in status.consumers if each.number == number), None)
+    pid = visit.query("pid")  # there may be one of that number on each of several machines
+    numbered = [each for each in status.consumers if each.number == number]
+    found = next((each for each in numbered if pid in ("", str(each.pid))), None)
     if found is None:
         raise JobNotFound(f"there is no consumer {number} now")
     asked = await kept_newest(visit, Filter(event="consumer.stacks"), 50)
     told = [event for event in asked if event.get("pid") == found.pid]
     stack = stack_of(number, told[-1], None) if told else None
     at = told[-1].get("timestamp") if told else None
-    values = {"consumer": found, "stack": stack, "at": at}
+    own = found.machine in (None, os.uname().nodename)  # another machine's fleet is not asked
+    values = {"consumer": found, "stack": stack, "at": at, "own": own}
     return Page("consumer", f"Consumer {number}", values)
 
 

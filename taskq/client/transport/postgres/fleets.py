@@ -66,7 +66,7 @@ def read_status(place: Place) -> Plan[FleetStatus]:
         queues=queues,
         paused=told,
         totals=_totals(_counts(counts, tallies, wall)),
-        consumers=[consumer for status in statuses for consumer in status.consumers],
+        consumers=[replace(each, machine=host) for host, _, _, status in heard for each in status.consumers],
         machines=[
             MachineStatus(host, pid, status.broker.state, round(seen_s, 1), len(status.consumers), _running(status))
             for host, pid, seen_s, status in heard
