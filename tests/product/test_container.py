@@ -117,9 +117,10 @@ def running(image: Image, context: Path, folder: Path) -> Iterator[Container]:
 
 
 def need_overlays(folder: Path) -> None:
-    """Skips a test that may not make such a copy here."""
+    """Skips a test that may not make such a copy here, or in a copy that has no Python: other mounts are not in it."""
     folder.mkdir()
-    words = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", ENTER, "sh", str(folder), "true"]
+    look = ["ls", sys.executable, taskq.__file__, str(folder)]
+    words = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", ENTER, "sh", str(folder), *look]
     if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a copy of this machine, outside of a container without that right")
 
