@@ -216,7 +216,7 @@ def test_of_twenty_fleets_one_lives(home: Path) -> None:
     def living() -> list[Fleet]:
         return [fleet for fleet in fleets if psutil.Process(fleet.guardian_pid).status() != psutil.STATUS_ZOMBIE]
 
-    wait_until(lambda: len(living()) == 1, "the end of the others", 40.0)
+    wait_until(lambda: len(living()) == 1, "the end of the others", 120.0)
     [last] = living()
     last.wait_ready()
     assert serves()

@@ -54,7 +54,7 @@ def life(server: Server, tmp_path: Path, gate: Gate, *refusals: type[TaskQError]
         accepted = enqueue_until(*refusals)
         gate.open()
         server.make_room()
-        wait_until(takes_jobs, "room for jobs", 40.0)
+        wait_until(takes_jobs, "room for jobs", 120.0)
         assert held.result(timeout=30) == "held"
         assert [job.result(timeout=30) for job in waiting] == [f"note{number}" for number in range(20)]
         assert [len(job.result(timeout=30)) for job in accepted] == [_LARGE_BYTES] * len(accepted)

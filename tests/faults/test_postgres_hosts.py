@@ -100,6 +100,6 @@ def test_a_machine_that_is_cut_off_is_not_believed_when_it_comes_back(
                 jobs.nap_and_note.enqueue_many((0.005, str(work), "more") for _ in range(50))
                 return {start.pid for start in starts(work, 1)} == pids
 
-            wait_until(both_work, "work on both machines", 40.0)
+            wait_until(both_work, "work on both machines", 120.0)
         assert job.info().state is JobState.SUCCEEDED
         assert [start.label for start in starts(path)].count("held") == 2

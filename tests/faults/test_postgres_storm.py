@@ -80,10 +80,10 @@ def storm(path: Path, blows: list[Callable[[], object]]) -> Producer:
     with producer.at_work():
         for blow in blows:
             seen = progress(path)
-            wait_until(lambda seen=seen: progress(path) > seen + 20, "jobs that start", 40.0)
+            wait_until(lambda seen=seen: progress(path) > seen + 20, "jobs that start", 120.0)
             blow()
         seen = len(producer.acknowledged)
-        wait_until(lambda: len(producer.acknowledged) > seen + 20, "jobs that are acknowledged", 40.0)
+        wait_until(lambda: len(producer.acknowledged) > seen + 20, "jobs that are acknowledged", 120.0)
     ended = sum(1 for _ in as_completed(producer.acknowledged.values(), timeout=40))
     assert ended == len(producer.acknowledged)
     return producer

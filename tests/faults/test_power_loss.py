@@ -47,6 +47,7 @@ def home() -> Iterator[Path]:
         yield Path(path) / "disk"
 
 
+@pytest.mark.timeout(600)
 def test_power_loss_takes_nothing_that_was_promised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the default durability no state of the disk lacks an acknowledged job or outcome."""
     life = live_once(home.parent / "life" / "journal.db", "power", commits=75)

@@ -569,7 +569,7 @@ def _serve_as_broker(path: Path, told: int) -> None:
 
 
 async def _enqueue_async() -> None:
-    await asyncio.wait_for(jobs.echo.aenqueue(SECRET), 5)
+    await asyncio.wait_for(jobs.echo.aenqueue(SECRET), 60)
 
 
 ENQUEUE: dict[str, Callable[[], Any]] = {

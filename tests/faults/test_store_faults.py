@@ -55,7 +55,7 @@ IS_FULL = os.environ.get("TASKQ_SWEEP") == "full"
 SPEC, OTHER = SPECS
 KEEP = 6
 
-pytestmark = [pytest.mark.timeout(1_800 if IS_FULL else 180), pytest.mark.not_on_postgres("the disk under a journal")]
+pytestmark = [pytest.mark.timeout(1_800 if IS_FULL else 600), pytest.mark.not_on_postgres("the disk under a journal")]
 
 
 #: Where files are kept: in memory if that can be, for the sake of time.

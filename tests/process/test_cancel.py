@@ -100,7 +100,7 @@ def test_cancel_in_asyncio(home: Path, tmp_path: Path) -> None:
             await job
 
     with running(Fleet(home, consumers=1)):
-        asyncio.run(asyncio.wait_for(main(), 20))
+        asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_neighbours_in_threads_go_on(home: Path, tmp_path: Path, make_gate: Callable[[], Gate]) -> None:

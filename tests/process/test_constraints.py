@@ -252,7 +252,7 @@ def test_asyncio_is_told_of_duplicates_too(told: str, make_gate: Callable[[], Ga
         await jobs[0]
         return [job.is_duplicate for job in jobs]
 
-    assert asyncio.run(asyncio.wait_for(main(), 20)) == [False, True]
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == [False, True]
 
 
 # -- limits

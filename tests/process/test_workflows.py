@@ -84,7 +84,7 @@ def test_asyncio() -> None:
         last = await jobs.echo.aenqueue([handle, *members.jobs])
         return await handle, await members.aresults(20), await last
 
-    assert asyncio.run(asyncio.wait_for(main(), 20)) == ([2, 4], [6, 8], [[2, 4], 6, 8])
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ([2, 4], [6, 8], [[2, 4], 6, 8])
 
 
 @pytest.mark.usefixtures("shared")

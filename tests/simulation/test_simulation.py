@@ -430,7 +430,7 @@ BUGS.update(SUPERVISION_BUGS)
 BUGS.update(TURN_BUGS)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(bug: str) -> None:
     """Each by the invariant that it breaks; other things may be wrong besides, up to a broker that no longer runs."""
