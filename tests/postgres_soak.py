@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -233,6 +234,7 @@ class Soak:
             if machine.fleet.stop() != 0:
                 self.history.bad_exits.append(f"the guardian of {machine.name} ended with an error")
         self._note_the_end()
+        (self._folder / "history").write_bytes(pickle.dumps(self.history))  # to be judged again
         return check(self.history)
 
     def _keep_alive(self) -> None:
