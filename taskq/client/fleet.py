@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from taskq.client.transport.absence import run_here
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import (
     AlreadyRunning,
@@ -132,6 +133,7 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool, reference: str
     set_database_of_fleet(app.place.database, environment)
     process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], env=environment, process_group=0)
     theirs.close()
+    run_here.add(app.place.directory.path)
     try:
         left = _wait_until_ready(ours)
         if any(left.values()) and not fresh:
@@ -140,6 +142,7 @@ def _run_fleet(app: Application, settings: Settings, fresh: bool, reference: str
     finally:
         ours.close()  # the guardian sees the end, and stops the fleet in its orderly way
         process.wait()
+        run_here.discard(app.place.directory.path)
 
 
 def _drop_left(app: Application) -> None:

@@ -583,6 +583,7 @@ def test_fleet_of_a_script_whose_broker_was_killed_ends_in_its_orderly_way(home:
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
     assert "Traceback" not in done.stderr
+    assert "taskq worker" not in done.stderr, "the program itself starts the fleet"
     events = [event["event"] for event in read(home)]
     assert events.count("fleet.started") == 2
     assert events[-1] == "fleet.stopped"

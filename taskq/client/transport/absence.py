@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from math import inf
+from pathlib import Path
 
 from taskq.protocol import frames
 from taskq.system.clock import SYSTEM_CLOCK, Clock
@@ -33,6 +34,8 @@ _TELL_AWAY_AFTER_S = 3.0
 _REFUSED_S = 0.05
 #: The directories of which this process has told that their jobs go to the spool, and why.
 _told: set[tuple[str, bool]] = set()
+#: The directories whose fleets this process runs itself, by `q.fleet()` or an executor; `client/fleet.py` writes it.
+run_here: set[Path] = set()
 
 
 class Absence:
@@ -130,6 +133,8 @@ class Absence:
 
     def describe(self) -> str:
         """Who does not answer, and what to do."""
+        if not self._is_silent and self.directory.path in run_here:
+            return f"the fleet of this program on {self.directory.path} does not answer: it starts another broker"
         if not self._is_silent:
             return (
                 f"no fleet answers on {self.directory.path}: start one with `taskq worker module:app` "
