@@ -101,7 +101,16 @@ def test_a_retried_job_has_all_its_retries_again(fleet: Fleet, missing: Path) ->
         job.result(20)
     assert [attempt.number for attempt in job.info().history] == [1, 2, 3, 4]
     assert {attempt.error and attempt.error.type for attempt in job.info().history} == {"FileNotFoundError"}
-    fleet.wait_for_totals(retried=3)
+
+
+@pytest.mark.not_on_postgres("open: a retry by hand is not counted as one")
+def test_a_retry_by_hand_is_counted(fleet: Fleet, missing: Path) -> None:
+    job = jobs.need.enqueue(str(missing))
+    assert job.wait(20)
+    before = fleet.totals()["retried"]
+    job.retry()
+    assert job.wait(20)
+    fleet.wait_for_totals(retried=before + 1)
 
 
 def test_crashes_are_in_the_history(fleet: Fleet, tmp_path: Path) -> None:
