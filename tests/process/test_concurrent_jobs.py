@@ -65,6 +65,7 @@ def test_a_timeout_never_cuts_a_message(fleet: Fleet, task: Any) -> None:
     assert fleet.events("consumer.confused") == []
 
 
+@pytest.mark.not_on_postgres("open: progress is told of one job of a consumer")
 def test_progress_of_one_of_many(fleet: Fleet, gate: Gate) -> None:
     job = concurrent_jobs.half_way.enqueue(gate.path)
     wait_until(lambda: job.info().progress == Progress(1, 2, "half"), "the progress of the job")

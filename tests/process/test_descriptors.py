@@ -57,6 +57,7 @@ def test_a_fleet_that_needs_more_than_the_hard_limit_is_refused_with_the_number(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.not_on_postgres("the path of its socket is too long there")
 def test_with_the_fewest_that_are_allowed_it_serves(start: Start, gate: Gate, tmp_path: Path) -> None:
     """Also while every consumer is being replaced and still runs a job, and clients take what they can get."""
     consumers = 3
