@@ -136,8 +136,9 @@ CONSTRAINED_US = 8.0
 EDGE_US = 8.0
 #: A submission from the spool, besides its jobs.
 SPOOLED_US = 25.0
-#: A request about one job, and one with a long answer.
+#: A request about one job, one that asks why a job does not run, and one with a long answer.
 REQUEST_US = 60.0
+EXPLAIN_US = 150.0
 LONG_REQUEST_US = 3_000.0
 #: A job that is run again, or removed, together with others.
 RETRIED_US = 40.0

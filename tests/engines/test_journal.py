@@ -1001,8 +1001,8 @@ def test_a_list_of_a_rare_state_looks_at_no_other_jobs(path: Path) -> None:
         assert rows_looked_at(store, Wanted(StoredState.SUCCEEDED, search=JobSearch(attempts=9))) > 500
 
 
-#: What a look at twenty blocks of jobs takes at the most, in steps of a hundred instructions.
-MOST_STEPS = 20 * BLOCK_JOBS * 40 // 100
+#: What a look at twelve blocks of jobs takes at the most, in steps of a hundred instructions.
+MOST_STEPS = 12 * BLOCK_JOBS * 40 // 100
 FILTERS = {
     "rare": Wanted(task=million.RARE.task),
     "rare, ended": Wanted(StoredState.SUCCEEDED, task=million.RARE.task),

@@ -8,14 +8,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
+import million
 import pytest
 from apps import jobs
 from fleet import DEADLINE_S, JOBS, Fleet, Gate, running, wait_for_file, wait_until
 from terminal import environment, refused, taskq
 
 from taskq import TaskQ
+from taskq.engines.embedded.journal.sqlite import SQLiteStore
+from taskq.engines.embedded.rescue.backup import Backups, check_copy
 from taskq.model.exits import Exit
 from taskq.system.directory import Directory
 
@@ -72,6 +77,35 @@ def test_a_copy_of_a_fleet_at_work_goes_on_from_there(
         assert copied.job(held.id).result(DEADLINE_S) == "held"
         assert copied.job(waiting[-1].id).result(DEADLINE_S) == 4_999
         wait_until(lambda: again.client.status().totals.succeeded == status.totals.enqueued, "all of it ran, once")
+
+
+class StoppedClock:
+    """On which no time passes."""
+
+    def time(self) -> float:
+        return 1e9
+
+    def monotonic(self) -> float:
+        return 1.0
+
+
+def test_one_turn_of_the_broker_copies_a_bounded_number_of_pages(tmp_path: Path) -> None:
+    """However large the journal is; and fewer of them if it has committed in that turn."""
+    with closing(SQLiteStore(tmp_path / "journal.db", "memory")) as store:
+        million.fill(store, 10_000)
+        backups = Backups(store.connection, StoppedClock())
+        copied, is_done = [0], False
+        backups.ask(str(tmp_path / "copy.db"), False)
+        while not is_done:
+            backups.step(float(len(copied)), is_busy=len(copied) % 2 == 0)
+            pages, all_pages, is_done = backups.ask(str(tmp_path / "copy.db"), False)
+            copied.append(pages)
+        steps = [after - before for before, after in pairwise(copied)]
+        assert all_pages > 400
+        assert max(steps[::2]) <= 256
+        assert max(steps[1::2]) <= 64
+        backups.ask(str(tmp_path / "copy.db"), True)
+    assert check_copy(tmp_path / "copy.db") == ""
 
 
 def test_a_copy_of_a_fleet_that_does_not_run(start: Callable[..., Fleet], home: Path, tmp_path: Path) -> None:

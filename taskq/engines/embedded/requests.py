@@ -288,4 +288,6 @@ def _work_us(request: Request) -> float:
     """Returns about how long a request takes, in microseconds."""
     if isinstance(request, Watch):
         return limits.WATCHED_US * len(request.ids)
+    if isinstance(request, ExplainJob):
+        return limits.EXPLAIN_US
     return limits.LONG_REQUEST_US if isinstance(request, _LONG) else limits.REQUEST_US
