@@ -44,13 +44,13 @@ def unlisted(events: Iterable[Mapping[str, Any]]) -> list[str]:
     """What lines have that the table does not have, or in another way; each once."""
     wrong: dict[str, None] = {}
     for event in events:
-        name = event["event"]
+        name = str(event.get("event"))
         row = log_table().get(name)
         if row is None:
             wrong[f"the event {name}"] = None
             continue
-        if event["level"] not in row.levels and "any" not in row.levels:
-            wrong[f"{name} with the level {event['level']}"] = None
+        if event.get("level") not in row.levels and "any" not in row.levels:
+            wrong[f"{name} with the level {event.get('level')}"] = None
         if "any" in row.fields:
             continue  # the others are the job's own
         for field, value in event.items():
