@@ -231,6 +231,9 @@ class FleetShare(Protocol):
         """Sets how much of a concurrency or an order the fleet may use. If it is less than before, what was sent goes
         on."""
 
+    def used(self, kind: str, name: str, /) -> int:
+        """How much of a concurrency or an order the jobs take that consumers have."""
+
     def revoke(self, kind: str, name: str, /) -> None:
         """Forgets a limit that was granted, and of which the fleet has no job any more."""
 

@@ -47,6 +47,81 @@ def two(fleets: tuple[ScriptedFleet, ScriptedFleet]) -> ScriptedFleet:
     return fleets[1]
 
 
+# -- fair parts of limits
+
+FEW = Spec("few", concurrency=4)
+#: What a job of a busy fleet takes.
+JOB_S = 0.05
+
+
+class Busy:
+    """A fleet whose consumers begin the next job as soon as one has ended."""
+
+    def __init__(self, fleet: ScriptedFleet, consumers: int) -> None:
+        self.fleet = fleet
+        self.consumers = [fleet.consumer() for _ in range(consumers)]
+        self.done = 0
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return sum(consumer.running is not None for consumer in self.consumers)
+
+    def go_on(self) -> None:
+        """Each job ends that was begun before, and all consumers begin one if there is one for them."""
+        for consumer in self.consumers:
+            if consumer.running is not None:
+                consumer.succeed()
+                self.done += 1
+            consumer.begin()
+
+
+def let_them_work(busy: list[Busy], rounds: int, most: int) -> None:
+    for _ in range(rounds):
+        for each in busy:
+            each.go_on()
+            assert sum(other.running for other in busy) <= most, "the limit holds"
+        busy[0].fleet.clock.now += JOB_S
+
+
+@pytest.mark.parametrize("spec", [FEW, Spec("one", concurrency=1)], ids=["4 at once", "1 at once"])
+def test_a_busy_fleet_leaves_another_its_part(one: ScriptedFleet, two: ScriptedFleet, spec: Spec) -> None:
+    """Each has jobs without end, and the first has all of the limit before the second comes."""
+    assert spec.concurrency is not None
+    one.add(2_000, spec)
+    first = Busy(one, 4 if spec is FEW else 1)
+    let_them_work([first], 6, spec.concurrency)
+    assert first.done >= 3 * spec.concurrency
+    second = Busy(two, 4 if spec is FEW else 1)
+    both = [first, second]
+    let_them_work(both, 15, spec.concurrency)
+    before = first.done, second.done
+    let_them_work(both, 25, spec.concurrency)
+    done = first.done - before[0], second.done - before[1]
+    assert min(done) >= sum(done) / 4, f"{done}: each gets a good part"
+    assert sum(done) >= 12 * spec.concurrency, f"{done}: most of the limit is used"
+    for consumer in second.consumers:  # it wants no more
+        consumer.leave()
+    second.consumers.clear()
+    two.turn(2)
+    one.clock.now += 5.0
+    two.turn(2)
+    let_them_work(both, 5, spec.concurrency)
+    before = first.done
+    let_them_work(both, 10, spec.concurrency)
+    assert first.done - before >= 8 * spec.concurrency, "an idle fleet has nothing"
+
+
+def test_a_busy_fleet_leaves_another_its_starts(one: ScriptedFleet, two: ScriptedFleet) -> None:
+    spec = Spec("rated", rate=(10, 1.0))
+    one.add(500, spec)
+    both = [Busy(one, 2), Busy(two, 2)]
+    let_them_work(both, 50, 4)
+    done = [each.done for each in both]
+    assert min(done) >= sum(done) / 4, f"{done}: each gets a good part"
+    assert sum(done) >= 15, f"{done}: most of the rate is used"
+
+
 # -- fleets that are lost
 
 

@@ -343,7 +343,10 @@ BUGS: dict[str, Bug] = {
         "calm",
     ),
     "a limit that ignores other machines": Bug(
-        other_sql(statements, "OTHERS", ("g.fleet <> $1", "false")), _AT_ONCE, "limits parted", 3
+        other_sql(statements, "CLAIMS", ("g.name, g.amount, CASE", "g.name, 0, CASE")),
+        _AT_ONCE,
+        "limits parted",
+        3,
     ),
     "a limit without its lock": Bug(
         other_sql(statements, "LOCK_LIMITS", ("pg_try_advisory_xact_lock(number)", "number IS NOT NULL")),

@@ -9,6 +9,7 @@ from taskq.broker.core.ready import ReadyJobs
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.demand import Asked, Demand
 from taskq.engines.postgres.held import HeldJobs, LimitKey
+from taskq.engines.postgres.limits.fair import Claim, part_of
 from taskq.engines.postgres.limits.share import Allotment, FleetLimits, Found, Probe, Seen, Wanted, Wish
 from taskq.engines.postgres.round import Outcomes, Round
 from taskq.model.partition import Limit, Partition
@@ -42,6 +43,27 @@ def test_a_fleet_takes_what_others_have_left(limits: FleetLimits) -> None:
     assert allot(limits, CONCURRENCY, others={key: 2}).granted == {key: 1}
     full = allot(limits, CONCURRENCY, others={key: 3})
     assert (full.caps, full.granted, list(full.closed)) == ({}, {}, [7])
+
+
+@pytest.mark.parametrize(
+    ("amount", "waits_s", "others", "part"),
+    [
+        (10, None, [], 10),
+        (10, None, [Claim(4, None)], 10),  # nobody waits
+        (10, None, [Claim(0, 0.1)], 10),  # not for long
+        (10, None, [Claim(0, 1.0)], 5),
+        (10, 2.0, [Claim(0, 1.0)], 5),
+        (10, None, [Claim(0, 1.0), Claim(1, None)], 4),  # who needs less than its part leaves the rest
+        (10, None, [Claim(0, 1.0), Claim(9, None)], 3),
+        (3, None, [Claim(0, 1.0)], 1),  # what is left over goes to who has waited longest
+        (3, 2.0, [Claim(0, 1.0)], 2),
+        (1, None, [Claim(0, 1.0)], 0),
+        (1, 2.0, [Claim(1, 1.0)], 1),
+        (1, 1.0, [Claim(0, 2.0), Claim(0, 3.0)], 0),
+    ],
+)
+def test_who_has_waited_gets_a_part(amount: int, waits_s: float | None, others: list[Claim], part: int) -> None:
+    assert part_of(amount, waits_s, others) == part
 
 
 def test_a_limit_that_another_fleet_is_changing_is_left_alone(limits: FleetLimits) -> None:

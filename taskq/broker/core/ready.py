@@ -345,6 +345,10 @@ class ReadyJobs:
         if shared is not None:
             self._wake_at(shared)
 
+    def used(self, kind: str, name: str) -> int:
+        """How much of a concurrency or an order the jobs take that consumers have."""
+        return self._limits.used(kind, name)
+
     def share_limits(self) -> None:
         """From now on, nothing may be used of concurrencies, orders and rates but what `grant` and `allow_starts`
         say."""

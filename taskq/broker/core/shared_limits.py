@@ -84,6 +84,11 @@ class SharedLimits:
             shared.state = new_state(Limit(kind, name, 0), self._slots, self._capacities)
             shared.state.granted = 0
 
+    def used(self, kind: str, name: str) -> int:
+        """How much of a limit the jobs take that consumers have."""
+        shared = self.in_use.get((kind, name))
+        return 0 if shared is None else shared.state.usage(Limit(kind, name, 0))[0]
+
     def unused_starts(self, name: str) -> int:
         """How many of the allowed starts of a rate were not made."""
         shared = self.in_use.get(("rate", name))

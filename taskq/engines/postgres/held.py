@@ -43,6 +43,8 @@ class HeldJobs:
         #: How many there are of each limit, and the limits of which there are fewer than before, or may be.
         self.of_limit: dict[LimitKey, int] = {}
         self.shrunk: set[LimitKey] = set()
+        #: Those of which a job has gone since somebody looked here.
+        self.freed: set[LimitKey] = set()
         #: Those that ran when an earlier fleet died: no consumer has them, they only wait to be charged.
         self.orphans: set[int] = set()
 
@@ -86,6 +88,7 @@ class HeldJobs:
             return None
         for key in held.limits:
             self.shrunk.add(key)
+            self.freed.add(key)
             if self.of_limit[key] > 1:
                 self.of_limit[key] -= 1
             else:

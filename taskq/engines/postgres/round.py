@@ -20,6 +20,7 @@ from taskq.engines.postgres import statements
 from taskq.engines.postgres.children import partitions_of, take_in
 from taskq.engines.postgres.demand import Asked
 from taskq.engines.postgres.held import LimitKey
+from taskq.engines.postgres.limits.fair import Claim
 from taskq.engines.postgres.limits.partitions import AT_ONCE, opened_words
 from taskq.engines.postgres.limits.share import (
     COUNTED,
@@ -208,10 +209,15 @@ class Round(Exchange[Answer]):
         elif wishes:
             self.allotment = allotment = limits.allot(wishes, probe, Found((), {}, {}, {}, 0.0))
         queries = []
-        if allotment.granted:
-            kinds, names = zip(*allotment.granted, strict=True)
-            amounts = ints(list(allotment.granted.values()))
-            queries.append(Query(statements.GRANT, (self._fleet, texts(kinds), texts(names), amounts)))
+        if claims := limits.claims(allotment):
+            rows = (
+                texts([claim.kind for claim in claims]),
+                texts([claim.name for claim in claims]),
+                ints([claim.amount for claim in claims]),
+                floats([claim.waits_s for claim in claims]),
+                smallints([int(claim.has_got) for claim in claims]),
+            )
+            queries.append(Query(statements.GRANT, (self._fleet, *rows)))
         queries.append(Query(statements.FENCE, (self._fleet,)))
         queries.append(Query(statements.LEASE_LIMITED, self._lease_columns(asked, probe, seen, wishes)))
         if not allotment.rates:
@@ -222,8 +228,8 @@ class Round(Exchange[Answer]):
         for columns in leased:
             counts[columns[13]] = counts.get(columns[13], 0) + 1
         rates = limits.count(allotment, counts, at)
-        columns = texts([r.name for r in rates]), byteas([r.state for r in rates]), floats([r.until for r in rates])
-        yield Step(Query(statements.KEEP_RATES, columns), commits=True, after=after)
+        kept = texts([r.name for r in rates]), byteas([r.state for r in rates]), floats([r.until for r in rates])
+        yield Step(Query(statements.KEEP_RATES, kept), commits=True, after=after)
         return not fence, leased
 
     def _lock(self, keys: Sequence[LimitKey]) -> Plan[Found]:
@@ -231,9 +237,9 @@ class Round(Exchange[Answer]):
         kinds, names = texts([kind for kind, _ in keys]), texts([name for _, name in keys])
         rated = [name for kind, name in keys if kind == "rate"]
         orders = self._limits.orders(keys)
-        places, others, rates, again, [(at,)] = yield Step(
+        places, claimed, rates, again, [(at,)] = yield Step(
             Query(statements.LOCK_LIMITS, (bigints([lock_number(self._schema, key) for key in keys]),)),
-            Query(statements.OTHERS, (self._fleet, kinds, names)),
+            Query(statements.CLAIMS, (self._fleet, kinds, names)),
             Query(statements.RATES, (texts(rated),)),
             Query(statements.AGAIN, (byteas(list(orders)),)),
             Query(statements.TIME),
@@ -242,12 +248,21 @@ class Round(Exchange[Answer]):
         for packed, seq in again:
             key = orders[bytes(packed)]
             first[key] = min(seq, first.get(key, seq))
+        claims: dict[LimitKey, list[Claim]] = {}
+        waits: dict[LimitKey, float | None] = {}
+        for kind, name, amount, waits_s, is_own in claimed:
+            if is_own:
+                waits[kind, name] = waits_s
+            else:
+                claims.setdefault((kind, name), []).append(Claim(amount, waits_s))
         return Found(
             locked={keys[place - 1] for (place,) in places},
-            others={(kind, name): amount for kind, name, amount in others},
+            others={key: sum(claim.amount for claim in own) for key, own in claims.items()},
             rates={name: bytes(state) for name, state in rates},
             again=first,
             at=at,
+            claims=claims,
+            waits=waits,
         )
 
     def _lease_columns(self, asked: Asked, probe: Probe, seen: Seen, wishes: Sequence[Wish]) -> tuple[Any, ...]:

@@ -73,10 +73,13 @@ SELECT partition, seq, 1 FROM ready LIMIT $2::int"""
 LOCK_LIMITS: Final = """
 SELECT place::int FROM unnest($1::bigint[]) WITH ORDINALITY AS l (number, place)
 WHERE pg_try_advisory_xact_lock(number)"""
-#: $2, $3: limits. How much other fleets have of each.
-OTHERS: Final = """
-SELECT g.kind, g.name, sum(g.amount)::int FROM unnest($2::text[], $3::text[]) AS l (kind, name)
-JOIN taskq.grants AS g ON g.kind = l.kind AND g.name = l.name WHERE g.fleet <> $1 GROUP BY 1, 2"""
+#: $2, $3: limits. How much each fleet has of each, for how many seconds it has been waiting for more, and whether it is
+#: this fleet.
+CLAIMS: Final = """
+SELECT g.kind, g.name, g.amount, CASE WHEN g.waits_until > taskq.now_()
+    THEN greatest(0, extract(epoch FROM taskq.now_() - g.wanted_at))::float8 END, g.fleet = $1
+FROM unnest($2::text[], $3::text[]) AS l (kind, name)
+JOIN taskq.grants AS g ON g.kind = l.kind AND g.name = l.name"""
 #: $1: the names of rates.
 RATES: Final = "SELECT name, state FROM taskq.limits WHERE kind = 'rate' AND name = ANY ($1::text[])"
 #: $1: packed limits. The first job of each that was started and will run again, or runs.
@@ -85,11 +88,21 @@ SELECT p.limits, min(started.seq) FROM taskq.partitions AS p, LATERAL (
     SELECT seq FROM taskq.queue AS q WHERE q.partition = p.partition AND q.attempts > 0 ORDER BY seq LIMIT 1) AS started
 WHERE p.limits = ANY ($1::bytea[]) GROUP BY 1"""
 TIME: Final = "SELECT extract(epoch FROM taskq.now_())::float8"
-#: $2, $3, $4: limits, and how much of each the fleet has now; nothing, if it is none any more.
+#: $2, $3, $4: limits, and how much of each the fleet has now; nothing, if it is none any more. $5: for how many seconds
+#: others are to believe that it waits for more, NULL if it does not; $6: 1 if it has got some, so that it waits anew.
 GRANT: Final = """
-WITH me AS MATERIALIZED (SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE)
-INSERT INTO taskq.grants (kind, name, fleet, amount)
-SELECT d.kind, d.name, me.fleet, d.amount FROM me, unnest($2::text[], $3::text[], $4::int[]) AS d (kind, name, amount)
+WITH me AS MATERIALIZED (SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE),
+d AS MATERIALIZED (
+    SELECT d.kind, d.name, me.fleet, d.amount, taskq.now_() + make_interval(secs => d.waits) AS waits_until, d.has_got
+    FROM me, unnest($2::text[], $3::text[], $4::int[], $5::float8[], $6::smallint[])
+        AS d (kind, name, amount, waits, has_got)),
+known AS (
+    UPDATE taskq.grants AS g SET amount = d.amount, waits_until = d.waits_until,
+        wanted_at = CASE WHEN d.has_got = 0 AND g.waits_until > taskq.now_() THEN g.wanted_at ELSE taskq.now_() END
+    FROM d WHERE g.kind = d.kind AND g.name = d.name AND g.fleet = d.fleet RETURNING g.kind, g.name)
+INSERT INTO taskq.grants (kind, name, fleet, amount, wanted_at, waits_until)
+SELECT kind, name, fleet, amount, taskq.now_(), waits_until FROM d
+WHERE (kind, name) NOT IN (SELECT kind, name FROM known)
 ON CONFLICT (kind, name, fleet) DO UPDATE SET amount = excluded.amount"""
 #: $2, $3, $4: limits, and how much of each the fleet keeps, which is less than it has.
 GIVE_BACK: Final = """
@@ -113,6 +126,7 @@ GRANTS: Final = "SELECT kind, name, amount FROM taskq.grants WHERE fleet = $1"
 INHERIT: Final = """
 WITH gone AS (DELETE FROM taskq.grants WHERE fleet = ANY ($2::bigint[]) RETURNING kind, name, amount)
 INSERT INTO taskq.grants (kind, name, fleet, amount) SELECT kind, name, $1, sum(amount)::int FROM gone GROUP BY 1, 2
+HAVING sum(amount) > 0
 ON CONFLICT (kind, name, fleet) DO UPDATE SET amount = grants.amount + excluded.amount"""
 FORGET_GRANTS: Final = "DELETE FROM taskq.grants WHERE fleet = $1"
 

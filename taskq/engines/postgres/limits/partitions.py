@@ -162,8 +162,12 @@ class LimitedPartitions:
         """Limits have opened; see `opened_words`."""
         for word in words:
             for key in list(self._by_word.get(int(word, 16), ())):
-                for number in list(self._closed_at[key]):
-                    self._reopen(number)
+                self.open_at(key)
+
+    def open_at(self, key: LimitKey) -> None:
+        """There may be some of a limit again."""
+        for number in list(self._closed_at.get(key, ())):
+            self._reopen(number)
 
     def open_due(self, now: float) -> None:
         """Some of them have waited long enough."""

@@ -5,6 +5,10 @@
     rate         each start is counted in the database when its job is leased, and must be made at once or given back
     resource     a machine's own
 
+A fleet that waits for more says so for some seconds, and again when it tries again. Others that have more than their
+part (fair.py) then take no new jobs beyond it, and give back what they do not use; a fleet that is idle waits for
+nothing and has nothing.
+
 So a limit costs nothing for each job, and jobs of one travel in batches. Who changes what is left of a limit holds its
 lock until the commit, and whoever does not get the lock tries again later: nobody waits for anybody.
 """
@@ -22,6 +26,7 @@ import msgpack
 
 from taskq.engines.contract import FleetShare
 from taskq.engines.postgres.held import HeldJobs, LimitKey
+from taskq.engines.postgres.limits.fair import Claim, part_of
 from taskq.engines.postgres.limits.partitions import AT_ONCE, LimitedPartitions, of_kind
 from taskq.model.partition import Limit, Partition
 from taskq.model.rules.limiters import Order, Rate, starts_within_s, with_slack
@@ -33,6 +38,11 @@ COUNTED: Final = 64
 _LOCKED_S: Final = 0.01
 #: How long a rate is left alone after its starts were not made in time: all consumers are busy.
 _BUSY_S: Final = 0.5
+#: How soon to try again for a start that is another fleet's turn; how soon at the latest for a rate that others share;
+#: and how much longer than until then a fleet waits, as others see it.
+_TURN_S: Final = 0.05
+_RETRY_S: Final = 5.0
+_WAITS_S: Final = 1.0
 NO_BOUND: Final = (1 << 63) - 1
 
 
@@ -101,6 +111,8 @@ class Found(NamedTuple):
         rates: the packed states of rates.
         again: for each order key, the first job that was started and will run again.
         at: the database's time, in seconds since 1970.
+        claims: what each other fleet has of each limit.
+        waits: for how many seconds the fleet has been waiting for more of each.
     """
 
     locked: Collection[LimitKey]
@@ -108,6 +120,12 @@ class Found(NamedTuple):
     rates: Mapping[str, bytes]
     again: Mapping[LimitKey, int]
     at: float
+    claims: Mapping[LimitKey, Sequence[Claim]] = {}
+    waits: Mapping[LimitKey, float | None] = {}
+
+    def part(self, key: LimitKey, amount: int) -> int:
+        """How much of a limit the fleet may have while others wait."""
+        return part_of(amount, self.waits.get(key), self.claims.get(key, ()))
 
 
 class Counted(NamedTuple):
@@ -127,6 +145,9 @@ class Allotment:
         granted: how much of each limit the fleet has from then on, as far as that is more.
         closed: partitions whose turn it is not, each with the limit, and in how many seconds to look again.
         most: how much of each limit it may have.
+        parts: the same, of those of which others wait for some.
+        waits: for how many seconds it waits for more of each, as others see it.
+        started: the rates of which it has got some.
         rates: the states of rates, by name, in which the starts are to be counted.
         given_back: starts that are not counted any more.
         counted: those that are.
@@ -137,9 +158,22 @@ class Allotment:
     granted: dict[LimitKey, int] = field(default_factory=dict)
     closed: dict[int, tuple[LimitKey, float]] = field(default_factory=dict)
     most: dict[LimitKey, int] = field(default_factory=dict)
+    parts: dict[LimitKey, int] = field(default_factory=dict)
+    waits: dict[LimitKey, float] = field(default_factory=dict)
+    started: set[LimitKey] = field(default_factory=set)
     rates: dict[str, Rate] = field(default_factory=dict)
     given_back: list[Counted] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
+
+
+class OwnClaim(NamedTuple):
+    """What a fleet has of a limit, for how many seconds it waits for more, if it does; whether it has just got some."""
+
+    kind: str
+    name: str
+    amount: int
+    waits_s: float | None
+    has_got: bool
 
 
 class KeptRate(NamedTuple):
@@ -172,6 +206,7 @@ class FleetLimits:
         self.partitions = LimitedPartitions(capacities, served)
         self._granted: dict[LimitKey, int] = {}
         self._lost: set[LimitKey] = set()  # what it had, and still has jobs of
+        self._parts: dict[LimitKey, int] = {}  # what it may use of these, as others wait
         self._tickets: list[_Ticket] = []
         self._unmade: list[Counted] = []  # starts that were counted and not made
         self._unmade_at = -inf  # when to try to give them back
@@ -182,6 +217,9 @@ class FleetLimits:
         """Returns what a round asks about; None if it need not ask about limits."""
         partitions = self.partitions
         partitions.open_due(now)
+        for key in self._held.freed:
+            partitions.open_at(key)
+        self._held.freed.clear()
         numbers: list[int] = []
         for queue, own in wanted.items():
             for number in partitions.ready.get(queue, ()):
@@ -289,16 +327,32 @@ class FleetLimits:
                 return key, _LOCKED_S
             if limit.kind == "rate":
                 state = self._rate(allotment, found, limit)
-                starts = state.free(with_slack(limit), found.at) - taken.get(key, 0)
+                free = state.free(with_slack(limit), found.at) - taken.get(key, 0)
+                starts = found.part(key, free) if free > 0 else 0
+                if starts < wish.jobs and wanted.free:
+                    allotment.waits[key] = _RETRY_S + _WAITS_S
+                if free <= 0:
+                    opens_s = max(_LOCKED_S, state.opens_at(with_slack(limit)) - found.at)
+                    return key, min(opens_s, max(_RETRY_S, self.partitions.closed_s))
                 if starts <= 0:
-                    return key, max(_LOCKED_S, state.opens_at(with_slack(limit)) - found.at)
+                    return key, _TURN_S
                 room = min(room, starts)
                 continue
             free = limit.amount - found.others.get(key, 0)
-            if free <= 0:
+            part = found.part(key, limit.amount)
+            most = min(free, part, max(1, wanted.slots, self._granted.get(key, 0)))
+            held = self._held.of_limit.get(key, 0) + taken.get(key, 0)
+            if most < min(limit.amount, wanted.slots) and wish.jobs > most - held:
+                allotment.waits[key] = self.partitions.closed_s + _WAITS_S
+            if part < limit.amount:
+                allotment.parts[key] = part
+            if most <= 0:
                 return key, self.partitions.closed_s
-            allotment.most[key] = most = min(free, max(1, wanted.slots, self._granted.get(key, 0)))
-            room = min(room, ceil(most * wanted.ahead) - self._held.of_limit.get(key, 0) - taken.get(key, 0))
+            allotment.most[key] = most
+            left = ceil(most * wanted.ahead) - held
+            if left <= 0:
+                return key, self.partitions.closed_s  # until one of its jobs has ended, or others give some back
+            room = min(room, left)
             if limit.kind == "order":
                 again = found.again.get(key)
                 if again is not None and not Order(None, (again,)).lets_pass(wish.first_seq):
@@ -322,9 +376,23 @@ class FleetLimits:
             key = limit[:2]
             before = self._held.of_limit.get(key, 0) + taken.get(key, 0)
             taken[key] = taken.get(key, 0) + room
-            if limit.kind in ("order", "concurrency"):
+            if limit.kind == "rate":
+                allotment.started.add(key)
+            elif limit.kind in ("order", "concurrency"):
                 needed = min(allotment.most[key], before + min(room, wish.jobs))
                 allotment.granted[key] = max(needed, allotment.granted.get(key, self._granted.get(key, 0)))
+
+    def claims(self, allotment: Allotment) -> list[OwnClaim]:
+        """What the fleet claims from then on, of limits of which that has changed, or for which it waits."""
+        return [
+            OwnClaim(
+                *key,
+                allotment.granted.get(key, self._granted.get(key, 0)),
+                allotment.waits.get(key),
+                key in allotment.granted or key in allotment.started,
+            )
+            for key in {**allotment.granted, **allotment.waits}
+        ]
 
     def count(self, allotment: Allotment, leased: Mapping[int, int], at: float) -> list[KeptRate]:
         """Counts the starts of what was leased. Returns the rates whose states are to be stored.
@@ -369,11 +437,13 @@ class FleetLimits:
             is_cut = number in allotment.bounds or leased.get(queue, 0) >= probe.wanted[queue].jobs
             if counts.get(number, 0) < cap and not is_cut:
                 partitions.is_empty(number)
+        for key in allotment.most.keys() | allotment.parts.keys():
+            self._set_part(key, allotment.parts.get(key))
         for key, amount in allotment.granted.items():
             self._granted[key] = amount
             self._lost.discard(key)
             self._held.shrunk.add(key)  # it may be more than is needed
-            self._share.grant(*key, amount)
+            self._allow(key)
         self._forget_unmade(allotment)
         for counted in allotment.counted:
             self._share.allow_starts(counted.limit.name, counted.starts)
@@ -400,7 +470,30 @@ class FleetLimits:
     @property
     def has_surplus(self) -> bool:
         """Whether the fleet has more of a limit than it needs."""
-        return any(self._granted.get(key, 0) > self._held.of_limit.get(key, 0) for key in self._held.shrunk)
+        return any(self._granted.get(key, 0) > self._needed(key) for key in self._held.shrunk)
+
+    def _needed(self, key: LimitKey) -> int:
+        """How much of a limit the fleet needs: some for each of its jobs; while others wait, no more than its part, or
+        than consumers use."""
+        needed = self._held.of_limit.get(key, 0)
+        part = self._parts.get(key)
+        return needed if part is None else min(needed, max(part, self._share.used(*key)))
+
+    def _set_part(self, key: LimitKey, part: int | None) -> None:
+        """Others wait for some of a limit, or do not any more (None). A fleet that has jobs keeps some until these have
+        ended."""
+        if part is None:
+            if self._parts.pop(key, None) is not None and key in self._granted:
+                self._allow(key)
+        elif key in self._granted:
+            self._parts[key] = max(1, part)
+            self._held.shrunk.add(key)
+            self._allow(key)
+
+    def _allow(self, key: LimitKey) -> None:
+        """Lets jobs use what is granted, up to the fleet's part."""
+        granted = self._granted[key]
+        self._share.grant(*key, min(granted, self._parts.get(key, granted)))
 
     def take_surplus(self, probe: Probe | None) -> dict[LimitKey, int]:
         """Returns how much of limits the fleet keeps, of those of which it has more than it needs.
@@ -414,13 +507,13 @@ class FleetLimits:
         asked = {limit[:2] for number in numbers for limit in self.partitions[number].limits}
         surplus: dict[LimitKey, int] = {}
         for key in list(self._held.shrunk):
-            needed = self._held.of_limit.get(key, 0)
+            needed = self._needed(key)
             if self._granted.get(key, 0) <= needed:
                 self._held.shrunk.discard(key)
                 if not needed and key in self._lost:
                     self._lost.discard(key)
                     self._share.revoke(*key)
-            elif key not in asked:
+            elif key not in asked or key in self._parts:
                 self._held.shrunk.discard(key)
                 surplus[key] = needed
                 self._keep(key, needed)
@@ -429,9 +522,10 @@ class FleetLimits:
     def _keep(self, key: LimitKey, amount: int) -> None:
         if amount:
             self._granted[key] = amount
-            self._share.grant(*key, amount)
+            self._allow(key)
         else:
             del self._granted[key]
+            self._parts.pop(key, None)
             self._share.revoke(*key)
 
     def inherit(self, rows: Rows, pending: Mapping[LimitKey, int]) -> None:
@@ -457,6 +551,7 @@ class FleetLimits:
         for key in list(self._granted):
             if self._held.of_limit.get(key):
                 del self._granted[key]
+                self._parts.pop(key, None)
                 self._lost.add(key)
                 self._share.grant(*key, 0)
             else:
