@@ -457,6 +457,7 @@ def test_planted_bugs_replace_what_is_there() -> None:
         if inspect.isfunction(value) and not any(hasattr(base, name) for base in kind.__mro__[1:])
     ]
     assert idle == ["DeletesOnDequeue.forget"]  # which is called since `forgets_what_it_sends`
+    assert FOUND_IN.keys() <= BUGS.keys()
 
 
 # -- the judge, invariant by invariant
