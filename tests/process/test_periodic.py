@@ -129,8 +129,9 @@ def test_kills_of_the_broker_double_nothing(start: Start, declare: Any, tmp_path
     assert times[-1] == pytest.approx(last_at)
     if misfire == "all":
         assert times == pytest.approx(expected)
-    else:
-        assert len(times) > len(expected) / 4
+    else:  # how many are left out depends on how long it takes until another broker is there
+        assert {round(at / EVERY_S) for at in times} <= {round(at / EVERY_S) for at in expected}
+        assert len(times) >= 2 * KILLS + 3
     assert fleet.count("schedule.refused") == 0
 
 
