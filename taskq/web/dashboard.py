@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from taskq.client.app import TaskQ
 from taskq.model.errors import (
+    BadJobId,
     BrokerUnavailable,
     ConfigError,
     EnqueueError,
@@ -228,6 +229,8 @@ def _status_of(error: Exception) -> int:
     match error:
         case HTTPException():
             return error.status_code
+        case BadJobId():
+            return 400
         case JobNotFound() | ScheduleNotFound():
             return 404
         case JobStateError():
