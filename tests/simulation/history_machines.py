@@ -168,7 +168,8 @@ def told_is_true(h: MachinesHistory) -> Iterator[str]:
 
 
 def deaths_are_charged(h: MachinesHistory) -> Iterator[str]:
-    """I65: each death under a job costs it an attempt, but on a machine that was silent then: its charge may be lost."""
+    """I65: each death under a job costs it an attempt, but on a machine that was silent then, or whose broker died soon
+    after: its charge may be lost."""
     for job, attempts in h.attempts_of().items():
         if job in h.cancels or job not in h.final or h.final[job].state == "cancelled":
             continue
@@ -182,8 +183,14 @@ def deaths_are_charged(h: MachinesHistory) -> Iterator[str]:
         exact = not any(h.was_silent(start.process, start.at, h.ended_at) for start, _ in attempts)
         uncertain = sum(h.was_silent(start.process, start.at, h.ended_at) for start, _ in attempts)
         crashes = h.final[job].crashes
-        if crashes > len(died) + uncertain or (exact and crashes < len(died)):
+        unsaid = sum(_died_before_its_broker(h, start.process) for start in died)
+        if crashes > len(died) + uncertain or (exact and crashes < len(died) - unsaid):
             yield f"job {job} was charged {crashes} crashes, its process died {len(died)} times"
+
+
+def _died_before_its_broker(h: MachinesHistory, process: str) -> bool:
+    """Whether its broker, which alone had seen a process die, died so soon after it that it may have told nobody."""
+    return h.lost_its_broker(process, h.deaths[process] + 1e-6, h.deaths[process] + h.on_its_way_s)
 
 
 def times_are_those_of_the_database(h: MachinesHistory) -> Iterator[str]:

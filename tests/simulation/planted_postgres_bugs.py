@@ -14,6 +14,7 @@ from taskq.client.transport.postgres.verbs import Run
 from taskq.engines.postgres import demand, engine, exchanges, statements
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.engine import PostgresEngine
+from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.limits.share import FleetLimits, Found
 from taskq.engines.postgres.round import Outcomes, Round
@@ -211,6 +212,14 @@ def _makes_late_starts(self: FleetLimits, _now: float) -> None:
     pass
 
 
+_count = PostgresFigures.count
+
+
+def _counts_retries_as_new(self: PostgresFigures, effects: Effects, wall: float) -> None:
+    _count(self, effects, wall)
+    self.counting.enqueued([change.row for change in effects.rescheduled], wall)
+
+
 _OwnClock = _beats_by_its_own_clock()
 _HERS = " AND q.lease IS NOT DISTINCT FROM $1"
 _NEVER_ENDS = frozenset({"no_acked_job_is_lost"})
@@ -375,5 +384,17 @@ BUGS: dict[str, Bug] = {
     "a rate by the clock of the machine": Bug([(Round, "_lock", _reads_rates_by_its_own_clock)], _TOO_FAST, "limits"),
     "starts that come too late for their rate": Bug(
         [(FleetLimits, "expire_starts", _makes_late_starts)], _TOO_FAST, "limits parted"
+    ),
+    "a job that is tried again counts as enqueued again": Bug(
+        [(PostgresFigures, "count", _counts_retries_as_new)], frozenset({"counted_is_what_happened"}), "calm"
+    ),
+    "what a client cancels is not counted": Bug(
+        other_sql(
+            changing,
+            "_CANCEL",
+            ("SELECT taskq.now_(), 1, spec, 1 FROM done", "SELECT taskq.now_(), 1, spec, 0 FROM done"),
+        ),
+        frozenset({"counted_is_what_happened"}),
+        "calm",
     ),
 }

@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))  # also as a program
 
 from history import Final, Limits, Read
 from history_machines import MachinesHistory, Wait, check
+from history_shared import COUNTED
 from machines import SCHEMA
 from postgres import Server, running_server
 from scripted_database import make_template
@@ -41,6 +42,7 @@ from taskq.engines.postgres.round import Round
 from taskq.model.attempt import read_outcome
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import BrokerUnavailable, TaskQError
+from taskq.model.info.counts import Counts
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.postgres.watching import channel_of, ids_in
@@ -466,6 +468,10 @@ class World:
                 assert read.result is not None
                 process, number = bytes(read.result).decode().split()
                 h.winners[job] = process, int(number)
+        counts = Counts()
+        for (packed,) in self.wire.rows("SELECT packed FROM taskq.counts"):
+            counts.merge(Counts.unpack(bytes(packed)))
+        h.counted = {name: getattr(counts, name) for name in COUNTED}
         h.kept_orders = {str(order) for (order,) in self.wire.rows("SELECT id FROM public.orders")}
         h.unfinished = [client.doing for client in self.clients if client.doing]
         [(left, edges)] = self.wire.rows(
