@@ -483,6 +483,7 @@ def test_a_command_that_makes_no_sense(shared: Fleet, here: Here, arguments: lis
     refused(here(shared.home, *arguments), Exit.USAGE, word)
 
 
+@pytest.mark.not_on_postgres("a database is there without a fleet")
 @pytest.mark.parametrize(
     "command", [["jobs"], ["retry", "--all"], ["purge", "--state", "failed"], ["pause", "a"], ["resume", "a"]]
 )
