@@ -63,7 +63,6 @@ class MachinesHistory(History):
     on_its_way_s: float = _ON_ITS_WAY_S
     asked_retries: Counter[str] = field(default_factory=Counter)  # how often each job was to be retried by hand
     counted: dict[str, int] = field(default_factory=dict)  # by all machines together
-    counts_are_exact: bool = False  # even what a dead broker counted last is there
     items: dict[str, list[str]] = field(default_factory=dict)  # what a client has read
     wanted_items: dict[str, list[str]] = field(default_factory=dict)
     fired: dict[str, set[float]] = field(default_factory=dict)  # by schedule: its times for which there are jobs
