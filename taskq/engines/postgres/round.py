@@ -296,18 +296,17 @@ class Round(Exchange[Answer]):
     def _settle(self) -> Query:
         ended = self.outcomes.effects.ended
         rows = [row for row, _, _ in ended]
-        return Query(
-            statements.SETTLE,
-            (
-                self._fleet,
-                bigints([row.seq for row in rows]),
-                smallints([state for _, state, _ in ended]),
-                ints([row.attempts for row in rows]),
-                ints([row.crashes for row in rows]),
-                ints([row.snoozes for row in rows]),
-                byteas([outcome for _, _, outcome in ended]),
-            ),
+        columns = (
+            bigints([row.seq for row in rows]),
+            smallints([state for _, state, _ in ended]),
+            ints([row.attempts for row in rows]),
+            ints([row.crashes for row in rows]),
+            ints([row.snoozes for row in rows]),
+            byteas([outcome for _, _, outcome in ended]),
         )
+        if self.outcomes.is_repeated:
+            return Query(statements.SETTLE_AGAIN, (self._fleet, *columns, uuids([row.id for row in rows])))
+        return Query(statements.SETTLE, (self._fleet, *columns))
 
     def _reschedule(self, changes: Sequence[Rescheduled]) -> Query:
         rows = [change.row for change in changes]

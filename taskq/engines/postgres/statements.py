@@ -168,6 +168,14 @@ done AS (
 dead AS (INSERT INTO taskq.failed SELECT id FROM gone WHERE state = 11 ON CONFLICT DO NOTHING)
 SELECT seq FROM d EXCEPT SELECT seq FROM gone"""
 
+#: As `SETTLE`, after a commit of which nobody knows whether it has happened: what the fleet has settled itself is not
+#: lost. $8: the ids.
+SETTLE_AGAIN: Final = SETTLE.replace(
+    "SELECT seq FROM d EXCEPT SELECT seq FROM gone",
+    """SELECT seq FROM d EXCEPT SELECT seq FROM gone EXCEPT
+SELECT j.seq FROM taskq.jobs AS j WHERE j.id = ANY ($8::uuid[]) AND j.settled_by = $1""",
+)
+
 #: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`.
 #: $11: the name of the machine. Returns those that were not the fleet's.
 RESCHEDULE: Final = """
