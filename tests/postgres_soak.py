@@ -521,8 +521,9 @@ class Soak:
             name = StoredState(state).state.value if state >= FIRST_FINAL else "alive"
             if label in h.final:
                 h.leaks.append(f"job {label} is there twice")
-            requeued = 5 if label in h.retried else 0
-            h.final[label] = Final(name, attempts, crashes, "", requeued, snoozes, "ParentFailed" in repr(read))
+            h.final[label] = Final(
+                name, attempts, crashes, "", h.asked_retries[label], snoozes, "ParentFailed" in repr(read)
+            )
             if finished_at is not None:
                 h.finished_at[label] = finished_at - offset_s
             if name == "succeeded":

@@ -24,6 +24,8 @@ from history_shared import machine_of
 
 #: What is told, and what comes back, may take this long in a world without losses: see `simulated_database.SimLink`.
 _ON_ITS_WAY_S = 1.5
+#: A process may go on for so long when its broker is dead.
+_OUTLIVES_S = 0.5
 
 
 class Wait(NamedTuple):
@@ -144,7 +146,9 @@ def runs_again_only_for_a_reason(h: MachinesHistory) -> Iterator[str]:
         for (start, end), (again, _) in pairwise(attempts):
             if end is None or not end.succeeded:
                 continue
-            if h.lost_its_broker(start.process, start.at, again.at) or h.was_silent(start.process, start.at, again.at):
+            if h.lost_its_broker(start.process, start.at - _OUTLIVES_S, again.at) or h.was_silent(
+                start.process, start.at, again.at
+            ):
                 continue
             if not h.is_silent(again.process, again.at):
                 yield f"job {job} had succeeded in {start.process} and ran again in {again.process}"
