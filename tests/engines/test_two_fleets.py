@@ -149,6 +149,30 @@ def test_a_job_that_another_fleet_has_by_now_is_not_charged_to_the_one_that_is_l
     assert (info.state, info.attempts, info.crashes) == (JobState.SUCCEEDED, 2, 0)
 
 
+def test_a_server_that_stood_still_has_heard_nobody(place: PostgresPlace, postgres: Server, tmp_path: Path) -> None:
+    """Whoever is served first when it goes on does not take the others for dead."""
+    place.set_lease(6)
+    clock = place.clock()
+    one, two = ScriptedFleet(place, clock), ScriptedFleet(place.another(tmp_path / "two"), clock)
+    for _ in range(8):
+        one.let_pass(1.0), two.let_pass(1.0)
+    before = one.engine.fleet, two.engine.fleet
+    postgres.freeze()
+    clock._now += 1.0  # the server is not told, as it cannot hear
+    two.engine.step(clock.now)  # it beats
+    clock._now += 7.0
+    postgres.thaw()
+    clock.now += 0.0
+    two.turn(2), one.turn(2)
+    for _ in range(8):
+        two.let_pass(1.0), one.let_pass(1.0)
+    assert (one.engine.fleet, two.engine.fleet) == before, "who is taken for dead gets a new number"
+    for _ in range(16):
+        two.let_pass(1.0)
+    assert place.sql("SELECT count(*) FROM taskq.fleets") == [(1,)], "one that is silent is taken for dead"
+    one.close(), two.close()
+
+
 # -- keys that are not used any more
 
 

@@ -88,6 +88,11 @@ class PostgresPlace(Place):
             self._clock.now = self._clock.now  # the database learns it
         return self._clock
 
+    def set_lease(self, lease_s: int) -> None:
+        """How long fleets that are opened from now on may be silent until they are taken for dead."""
+        url = self._server.url(self._database)
+        self._url = DatabaseUrl(f"{url}{'&' if '?' in url else '?'}lease={lease_s}", SCHEMA)
+
     def another(self, home: Path) -> PostgresPlace:
         """The place of another fleet on the same database, with the same clock. Only one of them is to be closed."""
         other = copy(self)

@@ -111,7 +111,7 @@ class PostgresEngine:
         self._unknown: set[int] = set()  # partitions that jobs have
         self._gone: set[int] = set()  # partitions that were removed
         self._durable: list[Effects] = []  # and not reported yet
-        self._unbroken_at = inf  # since when each beat was answered (monotonic)
+        self._unbroken_at = inf  # since when each beat was answered in time (monotonic)
         self._beat_asked_at = self._alive_at = -inf  # when the last beat was asked for, and the last that was answered
         self._is_cut_off = False  # jobs that promise to be alone were stopped
         self._beaten_at = self._reap_at = self._release_at = -inf
@@ -324,7 +324,7 @@ class PostgresEngine:
             return
         if now < self._round_at:
             return
-        if now >= self._reap_at and now - self._unbroken_at > self._lease_s:
+        if now >= self._reap_at and self._hears(now):
             self._reap_at = now + self._lease_s / _BEATS
             self._work.ask(Reap(self.fleet, self._schema, self._lease_s))
             return
@@ -350,6 +350,10 @@ class PostgresEngine:
             place = self.fleet, self._schema, self._host
             self._round = Round(place, outcomes, asked, self._clock.time(), self._kinds, self._limits)
             self._work.ask(self._round)
+
+    def _hears(self, now: float) -> bool:
+        """Whether a fleet of which nobody has heard must be dead: the database has heard this one all the time."""
+        return now - self._unbroken_at > self._lease_s and now - self._alive_at < self._lease_s / 2
 
     # -- which jobs are the fleet's
 
@@ -389,6 +393,8 @@ class PostgresEngine:
         if beaten is None:
             self._unbroken_at = inf
             return
+        if now - self._beat_asked_at > self._lease_s / 2:  # a database that stood still has heard nobody
+            self._unbroken_at = now
         self._unbroken_at = min(self._unbroken_at, now)
         self._alive_at = self._beat_asked_at
         if self._is_cut_off:

@@ -294,10 +294,13 @@ RETURNING 1"""
 FIRST_BEATS: Final = """
 INSERT INTO taskq.beats (fleet, seen_at, running, attempts) SELECT fleet, taskq.now_(), '{}', '{}' FROM taskq.fleets
 ON CONFLICT DO NOTHING"""
-#: $2: seconds. Nothing, if the fleet that asks is none any more: what it took over then would be nobody's. Until it
-#: commits, nobody takes it for dead.
+#: $2: seconds. Nothing, if the fleet that asks is none any more, since what it took over then would be nobody's; nor if
+#: its own beat is old, since then the database has stood still and heard nobody. Until it commits, nobody takes it for
+#: dead.
 SILENT: Final = """
-WITH me AS MATERIALIZED (SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE)
+WITH me AS MATERIALIZED (
+    SELECT own.fleet FROM taskq.fleets AS own JOIN taskq.beats USING (fleet)
+    WHERE own.fleet = $1 AND seen_at > taskq.now_() - make_interval(secs => $2::float8 / 2) FOR KEY SHARE OF own)
 SELECT f.fleet, ARRAY(SELECT uuid_send(id) FROM unnest(b.running) AS id), b.attempts, f.host
 FROM me, taskq.fleets AS f JOIN taskq.beats AS b USING (fleet)
 WHERE b.seen_at < taskq.now_() - make_interval(secs => $2::float8) AND f.fleet <> $1 FOR UPDATE OF f SKIP LOCKED"""
