@@ -919,6 +919,7 @@ _IMPORTERS = {
     "protocol/link/boot.py": "the consumer's program, as its broker names it",
     "client/loader.py": "the application, as its owner named it on the command line",
     "protocol/codec/decode.py": "numpy, which it names itself",
+    "telemetry/redaction.py": "the function that the fleet's owner named on the command line",
     "telemetry/slim_structlog.py": "asyncio, which it names itself",
     "testing/__init__.py": "a table of its own names",
     "web/__init__.py": "a table of its own names",

@@ -185,7 +185,7 @@ def test_two_applications_share_a_database_and_nothing_else(machines: Machines, 
 
 def test_a_fleet_is_stopped_and_reloaded_on_its_own_machine(machines: Machines, tmp_path: Path) -> None:
     """Another machine has none of its own, and is told where to ask."""
-    where = {"TASKQ_URL": machines.url, "XDG_STATE_HOME": str(tmp_path)}
+    where = {"TASKQ_URL": f"{machines.url}&schema={SCHEMA}", "XDG_STATE_HOME": str(tmp_path)}
     for command in ("stop", "reload"):
         refused(taskq(None, command, **where), Exit.NO_FLEET, "runs here", "the machine where one does", str(tmp_path))
 

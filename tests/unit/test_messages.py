@@ -267,6 +267,7 @@ TOLD = {
             "jobs_done": 13,
             "busy_s": 14.5,
             "cpu_percent": 98,
+            "machine": None,
         },
         {
             "number": 3,
@@ -283,6 +284,7 @@ TOLD = {
             "jobs_done": 0,
             "busy_s": 0.0,
             "cpu_percent": None,
+            "machine": None,
         },
     ],
     "flows": {

@@ -35,8 +35,8 @@ TEXTS = {
     "log-format": ("json", {"log_format": "json"}),
     "log-level": ("debug", {"log_level": "debug"}),
     "log-size": ("20", {"log_mb": 20}),
-    "log-redact": ("shop_log:hide", {"log_redact": "shop_log:hide"}),
     "output-size": ("30", {"output_mb": 30}),
+    "log-redact": ("shop_log:hide", {"log_redact": "shop_log:hide"}),
 }
 
 
