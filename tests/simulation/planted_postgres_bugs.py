@@ -227,6 +227,9 @@ _AT_ONCE = frozenset({"never_more_at_once_over_machines", "keys_run_in_order_ove
 _TOO_FAST = frozenset({"no_more_starts_than_the_rate_over_machines"})
 _TWICE = frozenset({"exclusive_over_machines", "runs_again_only_for_a_reason", "told_is_true"})
 
+#: What makes a fleet that is none any more find nobody silent.
+_KNOWN = statements.SILENT[statements.SILENT.index("SELECT own.fleet") : statements.SILENT.index(")\nSELECT f.fleet")]
+
 BUGS: dict[str, Bug] = {
     "no fence in the settlement": Bug(
         other_sql(statements, "SETTLE", (_HERS, "")),
@@ -259,7 +262,7 @@ BUGS: dict[str, Bug] = {
         "calm",
     ),
     "a fleet that is known no more takes others over": Bug(
-        other_sql(statements, "SILENT", ("SELECT fleet FROM taskq.fleets WHERE fleet = $1 FOR KEY SHARE", "SELECT 1")),
+        other_sql(statements, "SILENT", (_KNOWN, "SELECT 1")),
         _NEVER_ENDS,
         "stormy",
         4,
