@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ def signals_as_bytes(numbers: Iterable[int]) -> socket.socket:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
+    os.dup(reader.fileno())  # so that there is no error if a signal comes when the reader has gone, at the very end
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)  # open for the life of the process
     for number in numbers:
         signal.signal(number, lambda _number, _frame: None)

@@ -131,7 +131,7 @@ def test_kills_of_the_broker_double_nothing(start: Start, declare: Any, tmp_path
         assert times == pytest.approx(expected)
     else:  # how many are left out depends on how long it takes until another broker is there
         assert {round(at / EVERY_S) for at in times} <= {round(at / EVERY_S) for at in expected}
-        assert len(times) >= 2 * KILLS + 3
+        assert len(times) >= KILLS + 3  # two starts before each kill, of which one may be that of a job that runs again
     assert fleet.count("schedule.refused") == 0
 
 

@@ -18,6 +18,7 @@ from apps import jobs
 from fleet import DEADLINE_S, Fleet, hurried, running, use, wait_until
 
 from taskq.model.exits import Exit
+from taskq.system.platform import is_stopped
 
 WATCHDOG_S = 0.4
 
@@ -144,6 +145,7 @@ def test_the_journal_is_told_how_much_a_line_matters(home: Path, tmp_path: Path)
         jobs.speak.enqueue().wait(DEADLINE_S)
         broker = fleet.broker_pid
         fleet.kill(broker, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(broker), "it is stopped, which it is not in the middle of a sync")
         fleet.kill(fleet.guardian_pid, signal.SIGTERM)
         told = "<4>taskq: broker"
         wait_until(lambda: told in fleet.errors.read_text(), "the guardian says that the broker is stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -192,3 +193,13 @@ def test_a_fleet_that_is_stopped_while_it_starts_tells_of_no_death(home: Path, t
         assert fleet.stop() == Exit.OK
     assert fleet.errors.read_text() == ""
     assert fleet.count("broker.died") == 0
+
+
+def test_a_signal_at_the_very_end_is_no_error() -> None:
+    """When nobody reads signals any more."""
+    program = (
+        "import os, signal; from taskq.system.signals import signals_as_bytes as read;"
+        "read([signal.SIGTERM]).close(); os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

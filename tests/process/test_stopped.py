@@ -258,6 +258,7 @@ def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -
     path.write_text(f"{os.getpid()} {os.getppid()}")  # a broker, and our guardian
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # commands that ran in this process may have left a handler
         lock = ReaderLock(path, tmp_path / "nobody")
         (tmp_path / "is_locked").touch()
         signal.pause()  # until it is told to go

@@ -172,6 +172,8 @@ def test_a_list_goes_on(browse: Callable[..., TestClient]) -> None:
     jobs = shown.thumbnail.options(queue="quiet").enqueue_many([(f"{number}.jpg",) for number in range(60)])
     client = browse()
     first = page(client, "/jobs?queue=quiet&state=queued")
+    assert "queued <small>61</small>" in first, "the jobs of this queue"
+    assert "<small>" not in page(client, "/jobs?queue=quiet&text=x").split("<nav")[2].split("</nav>")[0], "not counted"
     older = re.search(r'href="(/jobs\?[^"]*before=[0-9a-f]{32})" rel="next"', first)
     assert older
     second = page(client, older[1].replace("&amp;", "&"))
@@ -229,7 +231,7 @@ def test_jobs_are_found_by_a_part_of_their_id(world: World, browse: Callable[...
         "/failures?since=x",
         "/jobs/12",
     ):
-        assert "That makes no sense" in page(client, path, 400)
+        assert "Not understood" in page(client, path, 400)
     for path in ("/consumers/99", "/tasks/nothing", "/nowhere"):
         page(client, path, 404)
 

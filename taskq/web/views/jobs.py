@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import QueryParams
@@ -12,6 +13,7 @@ from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound
 from taskq.model.info.job import JobInfo
 from taskq.model.info.search import FoundJobs, JobSearch
 from taskq.model.info.sentences import sentence
+from taskq.model.info.status import QueueStatus
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter
@@ -112,11 +114,10 @@ async def jobs(visit: Visit) -> Page:
     before = visit.query("before")
     found, place = await wanted.find(visit.q, visit.now, _place_of(visit, before), PAGE_JOBS, _LOOKS_S)
     status = await visit.q.async_client().look()
-    counts = {state: sum(getattr(each, state) for each in status.queues.values()) for state in _PENDING}
     values = {
         "jobs": found,
         "filter": wanted,
-        "counts": counts,
+        "counts": _counted(status.queues, wanted),
         "states": list(JobState),
         "older": "" if place is None else found[-1].id if len(found) == PAGE_JOBS else _text_of(place),
         "is_whole": place is None or len(found) == PAGE_JOBS,
@@ -125,6 +126,14 @@ async def jobs(visit: Visit) -> Page:
         "tasks": sorted(visit.q.tasks),
     }
     return Page("jobs", "Jobs", values)
+
+
+def _counted(queues: Mapping[str, QueueStatus], wanted: JobFilter) -> dict[str, int]:
+    """How many jobs are in each state that is counted by queues; nothing, if the filter asks for more than a queue."""
+    if wanted.as_dict().keys() - {"state", "queue"}:
+        return {}
+    chosen = [each for name, each in queues.items() if wanted.queue in ("", name)]
+    return {state: sum(getattr(each, state) for each in chosen) for state in _PENDING}
 
 
 def _place_of(visit: Visit, before: str) -> bytes | int | None:
