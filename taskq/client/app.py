@@ -368,7 +368,7 @@ class TaskQ(FleetConnection):
             JobNotFound: nothing is known of the job in `before`.
             BrokerUnavailable: no fleet answers.
         """
-        return self.client.jobs(*self._listing(state, task, queue, limit, before), search_of(search))
+        return self.client.find(*self._listing(state, task, queue, limit, before), search_of(search)).jobs
 
     async def ajobs(
         self,
@@ -381,7 +381,8 @@ class TaskQ(FleetConnection):
         **search: Unpack[SearchOptions],
     ) -> list[JobInfo]:
         """`jobs` for asyncio."""
-        return await self.async_client().jobs(*self._listing(state, task, queue, limit, before), search_of(search))
+        found = await self.async_client().find(*self._listing(state, task, queue, limit, before), search_of(search))
+        return found.jobs
 
     def _listing(
         self,

@@ -343,7 +343,9 @@ def test_thousands_of_jobs_after_one_are_all_released(fleet: ScriptedFleet) -> N
     consumer.begin()
     consumer.succeed()
     fleet.turn(30)
-    assert {info.state for info in fleet.client.jobs(JobState.QUEUED, None, None, None, 5_000)} == {JobState.QUEUED}
+    assert {info.state for info in fleet.client.find(JobState.QUEUED, None, None, None, 5_000).jobs} == {
+        JobState.QUEUED
+    }
     assert fleet.client.status().queues["default"] == QueueStatus(queued=len(children))
 
 
@@ -534,7 +536,7 @@ def test_the_times_at_which_no_fleet_ran_are_made_up_for_as_the_schedule_says(fl
     fleet.clock.now += 60.0 - fleet.clock.time() % 60.0 + 4 * 60.0 + 30.0  # five times pass, the last one 30 s ago
     again = fleet.die()
     again.turn(5)
-    tasks = [info.task for info in again.client.jobs(None, None, None, None, None)]
+    tasks = [info.task for info in again.client.find(None, None, None, None, None).jobs]
     assert {task: tasks.count(task) for task in policies} == {"skip": 0, "once": 1, "all": 5}
     next_at = {info.next_at for info in again.client.schedules()}
     assert next_at == {again.clock.time() // 60.0 * 60.0 + 60.0}
@@ -547,7 +549,7 @@ def test_fires_while_the_last_job_runs_are_left_out_or_kept_back_as_the_schedule
         fleet.client.put_schedule(replace(SOON, name=overlap, spec=Spec(overlap), overlap=overlap))
     for _ in range(3):
         fleet.let_pass(60.0)
-    jobs = fleet.client.jobs(None, None, None, None, None)
+    jobs = fleet.client.find(None, None, None, None, None).jobs
     made = {overlap: [info for info in jobs if info.task == overlap] for overlap in overlaps}
     assert {overlap: len(of) for overlap, of in made.items()} == {"allow": 3, "skip": 1, "buffer_one": 2}
     assert sorted(info.state for info in made["buffer_one"]) == [JobState.QUEUED, JobState.WAITING]
@@ -777,13 +779,13 @@ def test_jobs_are_listed_newest_first_by_state_task_and_queue(fleet: ScriptedFle
     fleet.client.cancel(one, False)
 
     def listed(state: JobState | None = None, task: str | None = None, queue: str | None = None) -> list[str]:
-        return [info.id for info in fleet.client.jobs(state, task, queue, None, None)]
+        return [info.id for info in fleet.client.find(state, task, queue, None, None).jobs]
 
     assert listed() == [other.hex(), two.hex(), one.hex()]
     assert listed(JobState.CANCELLED) == [one.hex()]
     assert listed(task="t") == [two.hex(), one.hex()]
     assert listed(queue="slow") == [other.hex()]
-    assert [info.id for info in fleet.client.jobs(None, None, None, two, 1)] == [one.hex()]
+    assert [info.id for info in fleet.client.find(None, None, None, two, 1).jobs] == [one.hex()]
 
 
 def test_jobs_are_searched_by_time_attempts_errors_and_meta(fleet: ScriptedFleet) -> None:
@@ -793,11 +795,11 @@ def test_jobs_are_searched_by_time_attempts_errors_and_meta(fleet: ScriptedFleet
     [found] = fleet.add(1, meta=(("tenant", "acme"),))
 
     def count(**search: Any) -> int:
-        return len(fleet.client.jobs(None, None, None, None, None, JobSearch(**search)))
+        return len(fleet.client.find(None, None, None, None, None, JobSearch(**search)).jobs)
 
     assert [count(), count(since=since), count(until=since), count(attempts=1)] == [2, 1, 1, 1]
     assert [count(text="acme"), count(text="no"), count(text="nowhere")] == [1, 1, 0]
-    [info] = fleet.client.jobs(None, None, None, None, None, JobSearch(text="acme"))
+    [info] = fleet.client.find(None, None, None, None, None, JobSearch(text="acme")).jobs
     assert info.id == found.hex()
 
 

@@ -85,7 +85,7 @@ class LiveSource:
     def _some(self, state: JobState, there_are: int) -> list[JobInfo]:
         """The newest jobs in a state; no more than there are, since the broker would go through all jobs for others."""
         most = min(there_are, MOST_JOBS)
-        return self._q.client.jobs(state, None, None, None, most) if most else []
+        return self._q.client.find(state, None, None, None, most).jobs if most else []
 
     def _failing(self, now: float, status: FleetStatus) -> Failures:
         """What fails, as `taskq errors` tells it. It takes long, so it is read again only if something has failed."""
@@ -122,7 +122,7 @@ class LiveSource:
 
     def jobs(self, task: str | None, queue: str | None) -> list[JobInfo]:
         """The newest jobs of a task or a queue."""
-        return self._q.client.jobs(None, task, queue, None, MOST_JOBS)
+        return self._q.client.find(None, task, queue, None, MOST_JOBS).jobs
 
     def stacks(self, target: Target) -> list[ConsumerStack]:
         """Where a consumer, or those that may run a job, are in their code now."""

@@ -245,18 +245,6 @@ class QueueClient(ABC):
     look = run_by(QueueApi.look)
     counts = run_by(QueueApi.counts)
 
-    def jobs(
-        self,
-        state: JobState | None,
-        task: str | None,
-        queue: str | None,
-        before: bytes | None,
-        limit: int | None,
-        search: JobSearch = ALL_JOBS,
-    ) -> list[JobInfo]:
-        """Lists jobs, newest first; None stands for all of them."""
-        return self.find(state, task, queue, before, limit, search).jobs
-
 
 class WatchedJobs:
     """Jobs whose endings come to one who blocks."""
@@ -319,15 +307,3 @@ class AsyncQueueClient(ABC):
     status = arun_by(QueueApi.status)
     look = arun_by(QueueApi.look)
     counts = arun_by(QueueApi.counts)
-
-    async def jobs(
-        self,
-        state: JobState | None,
-        task: str | None,
-        queue: str | None,
-        before: bytes | None,
-        limit: int | None,
-        search: JobSearch = ALL_JOBS,
-    ) -> list[JobInfo]:
-        """Lists jobs, newest first; None stands for all of them."""
-        return (await self.find(state, task, queue, before, limit, search)).jobs

@@ -135,7 +135,7 @@ async def broker(visit: Visit) -> Page:
 async def limits(visit: Visit) -> Page:
     """The limits that keep jobs back now, and the jobs that hold them."""
     client = visit.q.async_client()
-    waiting = await client.jobs(JobState.QUEUED, None, None, None, _MOST_WAITING)
+    waiting = (await client.find(JobState.QUEUED, None, None, None, _MOST_WAITING)).jobs
     asked = _spread([(info.task, info.queue, info.id) for info in waiting])
     found: dict[tuple[str, str], tuple[LimitState, Reason, list[str]]] = {}
     for each in asyncio.as_completed([_reasons(visit, job_id) for job_id in asked]):

@@ -16,7 +16,7 @@ async def schedules(visit: Visit) -> Page:
     rows = [(info, words_of(info), next_times(info)) for info in await client.schedules()]
     scheduled = sum(queue.scheduled for queue in (await client.look()).queues.values())
     # no more than there are: to look for others, the broker would go through all jobs
-    due = await client.jobs(JobState.SCHEDULED, None, None, None, min(scheduled, _MOST_DUE))
+    due = (await client.find(JobState.SCHEDULED, None, None, None, min(scheduled, _MOST_DUE))).jobs
     due.sort(key=lambda info: info.due_at or 0.0)
     values = {"rows": rows, "due": due[:_SHOWN_DUE], "is_cut": len(due) == _MOST_DUE}
     return Page("schedules", "Schedules", values)

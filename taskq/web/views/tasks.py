@@ -61,7 +61,7 @@ async def task(visit: Visit) -> Page:
         "came": [Series("enqueued", "later", flow.enqueued)],
         "labels": labels_of(flow),
         "spans": [("last hour", hour, ended(hour)), ("in total", total, ended(total))],
-        "running": await client.jobs(JobState.RUNNING, name, None, None, _NEWEST),
+        "running": (await client.find(JobState.RUNNING, name, None, None, _NEWEST)).jobs,
         "failed": failed.jobs,
     }
     return Page("task", name, values)
