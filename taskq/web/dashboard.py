@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from taskq.client.app import TaskQ
+from taskq.client.failures import KeptFailures
 from taskq.model.errors import (
     BadJobId,
     BrokerUnavailable,
@@ -33,7 +34,6 @@ from taskq.web.guard import WRITE_REFUSED, Guard, is_from_own_page
 from taskq.web.links import TOKEN, Links
 from taskq.web.pages import STATIC, Page, Visit, answer, draw, link_maker, refusal
 from taskq.web.views import fleet, jobs, log, schedules, tasks
-from taskq.web.views.failures import KeptFailures
 
 View = Callable[[Visit], Awaitable[Page]]
 

@@ -17,10 +17,10 @@ from starlette.responses import HTMLResponse, Response
 
 from taskq import __version__
 from taskq.client.app import TaskQ
+from taskq.client.failures import KeptFailures
 from taskq.telemetry.kept import KeptLog
 from taskq.web import charts, texts
 from taskq.web.access import Visitor
-from taskq.web.views.failures import KeptFailures
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 from worlds import World, shown_world
 
 from taskq import Job, TaskQ, chain
+from taskq.client import failures
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.model.errors import ConfigError
 from taskq.web import Access, Dashboard, Right, Visitor
@@ -30,7 +31,6 @@ from taskq.web.dashboard import VIEWS
 from taskq.web.links import Links
 from taskq.web.pages import STATIC
 from taskq.web.passwords import Passwords
-from taskq.web.views import failures
 from taskq.web.views import jobs as jobs_view
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
