@@ -30,6 +30,9 @@ _READER_GONE_S = 1.0
 #: How long a reader waits for another reader, for a fleet that is ending, or for one that starts and will answer.
 _READER_WAITS_S = 5.0
 _POLL_S = 0.01
+#: More than two process ids.
+_NOTE_BYTES = 64
+_LOOKS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 # struct flock: type, whence, start, length, pid (Linux); start, length, pid, type, whence (macOS)
 _FLOCK = struct.Struct("@hhqqi4x" if IS_LINUX else "@qqihh")
 
@@ -61,7 +64,7 @@ def take_broker_lock(path: Path, guardian_pid: int) -> int:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.open(path, _LOOKS | os.O_CREAT, 0o600)
 
 
 def _lock(descriptor: int) -> bool:
@@ -75,7 +78,7 @@ def _lock(descriptor: int) -> bool:
 def _has_fleet(descriptor: int, guardian_pid: int) -> bool:
     """Whether a living fleet holds the lock. Ours does not count: then its last broker died while it told a reader to
     go."""
-    holder = os.pread(descriptor, 64, 0).split()
+    holder = os.pread(descriptor, _NOTE_BYTES, 0).split()
     return len(holder) == 2 and int(holder[1]) != guardian_pid and all(_is_alive(int(pid)) for pid in holder)
 
 
@@ -83,17 +86,12 @@ def holder_of(path: Path) -> int | None:
     """The broker that holds its lock; None if there is none. It only asks: a broker that starts at this moment tries
     again."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, _LOOKS)
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = _broker_of(descriptor)
-        return int(pid) if pid.isdecimal() and _is_alive(int(pid)) else None
-    finally:
-        os.close(descriptor)
-    return None
+    note = _held_with(descriptor)
+    pid = "" if note is None else _broker_in(note)
+    return int(pid) if pid.isdecimal() and _is_alive(int(pid)) else None
 
 
 def note_of_holder(path: Path) -> bytes:
@@ -105,20 +103,29 @@ def is_held(path: Path, note: bytes) -> bool:
     """Whether the broker that has written this still holds its lock. Unlike a process id, that can be asked from
     another container, whose processes have numbers of their own."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, _LOOKS)
     except FileNotFoundError:
         return False
+    return _held_with(descriptor) == note
+
+
+def _held_with(descriptor: int) -> bytes | None:
+    """What the holder of a lock has written into it; None if nobody holds it. Closes the descriptor."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.pread(descriptor, 64, 0) == note
+        return os.pread(descriptor, _NOTE_BYTES, 0)
     finally:
         os.close(descriptor)
-    return False
+    return None
 
 
 def _broker_of(descriptor: int) -> str:
-    holder = os.pread(descriptor, 64, 0).split()
+    return _broker_in(os.pread(descriptor, _NOTE_BYTES, 0))
+
+
+def _broker_in(note: bytes) -> str:
+    holder = note.split()
     return holder[0].decode() if holder else "unknown"
 
 
