@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -134,12 +135,12 @@ def _process(app: TaskQ, job: CurrentJob) -> Iterator[None]:
     if integration is None:
         yield
         return
-    schedule = _schedule_of(app, job) if integration.monitor_schedules else None
+    monitor = _monitor_for(app, job) if integration.monitor_schedules else None
     with sentry_sdk.isolation_scope() as scope:
         scope.clear_breadcrumbs()
         scope.set_transaction_name(job.task, source=TransactionSource.TASK)
         scope.set_context("taskq", {"job": job.id, "task": job.task, "attempt": job.attempt})
-        checked_in = nullcontext() if schedule is None else _check_in(schedule)
+        checked_in = nullcontext() if monitor is None else _check_in(*monitor)
         with checked_in, (_streamed if _streams_spans() else _in_transaction)(job) as ended:
             try:
                 yield
@@ -211,14 +212,22 @@ def _made_at(job: CurrentJob) -> float:
 # -- schedules
 
 
-def _schedule_of(app: TaskQ, job: CurrentJob) -> Schedule | None:
-    """The schedule in the code that has made a job by itself, if Sentry knows schedules of this kind."""
+def _monitor_for(app: TaskQ, job: CurrentJob) -> tuple[str, dict[str, Any]] | None:
+    """The name of the schedule in the code that has made a job by itself, and what Sentry is told of it; None if there
+    is none, or Sentry does not know schedules of this kind."""
     job_id, made_at = bytes.fromhex(job.id), _made_at(job)
     for packed in app.schedules.declared:
-        schedule = Schedule.from_wire(msgpack.unpackb(packed))
+        schedule, monitor = _read(packed)
         if schedule.spec.task == job.task and fired_id(schedule.name, made_at) == job_id:
-            return schedule if _monitor_of(schedule) is not None else None
+            return None if monitor is None else (schedule.name, monitor)
     return None
+
+
+@cache
+def _read(packed: bytes) -> tuple[Schedule, dict[str, Any] | None]:
+    """A schedule of the code, of which there are few, and what Sentry is told of it."""
+    schedule = Schedule.from_wire(msgpack.unpackb(packed))
+    return schedule, _monitor_of(schedule)
 
 
 def _monitor_of(schedule: Schedule) -> dict[str, Any] | None:
@@ -238,11 +247,11 @@ def _monitor_of(schedule: Schedule) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _check_in(schedule: Schedule) -> Iterator[None]:
-    """Tells Sentry's monitor of the schedule that an attempt has begun, and how it went."""
+def _check_in(name: str, monitor: dict[str, Any]) -> Iterator[None]:
+    """Tells Sentry's monitor of a schedule that an attempt has begun, and how it went."""
     told: dict[str, Any] = {
-        "monitor_slug": re.sub(r"[^a-z0-9_-]+", "-", schedule.name.lower())[:_LONGEST_SLUG],
-        "monitor_config": _monitor_of(schedule),
+        "monitor_slug": re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:_LONGEST_SLUG],
+        "monitor_config": monitor,
     }
     began_at = time.monotonic()
     told["check_in_id"] = capture_checkin(status="in_progress", **told)

@@ -326,8 +326,9 @@ def _failure_row(group: FailureGroup, at: float) -> Row:
 def consumers(shown: Snapshot, _width: int) -> View:
     """The processes that run jobs, and the last that died."""
     status = shown.status
+    has_machines = any(each.machine for each in status.consumers)
     columns = (
-        *((Col("machine", least=8),) if _has_machines(status) else ()),
+        *((Col("machine", least=8),) if has_machines else ()),
         Col("no.", True),
         Col("pid", True, leaves=3),
         Col("state"),
@@ -345,12 +346,8 @@ def consumers(shown: Snapshot, _width: int) -> View:
         about.append(text(f"! consumer {missing.number} does not start: {first}", "red"))
     for event in list(shown.events)[-_MOST_DEATHS:][::-1]:
         about.append(_event_line(event))
-    rows = [_consumer_row(each, with_machine=_has_machines(status)) for each in status.consumers]
+    rows = [_consumer_row(each, with_machine=has_machines) for each in status.consumers]
     return View(about, columns, rows, "no consumers")
-
-
-def _has_machines(status: FleetStatus) -> bool:
-    return any(each.machine for each in status.consumers)
 
 
 def _consumer_row(each: ConsumerStatus, *, with_machine: bool) -> Row:
