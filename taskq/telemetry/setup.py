@@ -73,15 +73,12 @@ def bound_logger(
     """
 
     def finish(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[Event], Event]:
-        return (compose(method, cast(Event, fields), wall()),), {}
-
-    def finish_redacted(_logger: Any, method: str, fields: MutableMapping[str, Any]) -> tuple[tuple[Event], Event]:
-        assert redaction is not None
-        return (redacted(compose(method, cast(Event, fields), wall()), redaction),), {}
+        event = compose(method, cast(Event, fields), wall())
+        return (event if redaction is None else redacted(event, redaction),), {}
 
     lazy = wrap_logger(
         fanout,
-        processors=[finish if redaction is None else finish_redacted],
+        processors=[finish],
         wrapper_class=make_filtering_bound_logger(level),
         context_class=dict,
         cache_logger_on_first_use=True,

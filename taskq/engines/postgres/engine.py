@@ -236,7 +236,7 @@ class PostgresEngine:
                 self._chores.look_soon()
             case "f":
                 self._edges.tell([])
-            case "e" | "h":
+            case "h":
                 self._edges.tell([bytes.fromhex(job_id) for job_id in number.split()] or None)
             case "x":
                 self._gone.update(map(int, number.split()))
@@ -393,9 +393,8 @@ class PostgresEngine:
         if beaten is None:
             self._unbroken_at = inf
             return
-        if now - self._beat_asked_at > self._lease_s / 2:  # a database that stood still has heard nobody
-            self._unbroken_at = now
-        self._unbroken_at = min(self._unbroken_at, now)
+        is_late = now - self._beat_asked_at > self._lease_s / 2  # a database that stood still has heard nobody
+        self._unbroken_at = now if is_late else min(self._unbroken_at, now)
         self._alive_at = self._beat_asked_at
         if self._is_cut_off:
             self._is_cut_off, self._audited = False, -1  # what it still has of limits, the next audit says
