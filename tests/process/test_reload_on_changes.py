@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fleet import DEADLINE_S, environment_of, url_of, wait_until
+from processes import lives
 
 from taskq import BrokerUnavailable, TaskQ
 from taskq.cli.worker.reload import reload_on_changes
@@ -65,7 +66,7 @@ def test_a_saved_file_is_loaded(tmp_path: Path, home: Path) -> None:
             guardian.wait(DEADLINE_S)
     assert "helper.py changed: loading the new code" in told.read_text()
     assert guardian.returncode == 0
-    wait_until(lambda: not watcher.is_running() or watcher.status() == psutil.STATUS_ZOMBIE, "the end of the watch")
+    wait_until(lambda: not lives(watcher), "the end of the watch")
 
 
 def watchers(guardian: int) -> list[psutil.Process]:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 from fleet import wait_until
+from processes import lives
 
 pytestmark = pytest.mark.timeout(400)  # pip may have to fetch the packer
 
@@ -271,7 +272,7 @@ def test_a_fleet(installed: Installed, options: Sequence[str]) -> None:
         assert installed.enqueue("die_once", f"{home}.mark", home=home) == "lived"
         consumer = psutil.Process(installed.enqueue("pid", home=home))
         consumer.kill()
-        wait_until(lambda: not consumer.is_running() or consumer.status() == psutil.STATUS_ZOMBIE, "the consumer's end")
+        wait_until(lambda: not lives(consumer), "the consumer's end")
         assert installed.enqueue("pid", home=home) != consumer.pid
         status = json.loads(installed.run("taskq", "status", "app:q", "--json", home=home))
         assert status["totals"]["succeeded"] == 4

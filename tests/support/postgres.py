@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from processes import lives
 
 #: Debian keeps the programs of a server out of the search path.
 _DEBIAN = "/usr/lib/postgresql/*/bin"
@@ -66,14 +67,6 @@ def _servant() -> pwd.struct_passwd | None:
         except KeyError:
             pass
     return None
-
-
-def _lives(process: psutil.Process) -> bool:
-    """Whether a process still runs; whoever has to collect a dead one may take a second for it."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Server:
@@ -203,7 +196,7 @@ class Server:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait(_START_S)
-        while any(_lives(backend) for backend in backends):  # the next server refuses to start beside one
+        while any(lives(backend) for backend in backends):  # the next server refuses to start beside one
             time.sleep(0.001)
         self._process = None
 
