@@ -137,6 +137,7 @@ class Top(App[None]):
         self._snapshots: dict[Tab, Snapshot] = {}
         self._cursors: dict[Tab, str | None] = {}
         self._newest: Snapshot | None = None
+        self._last_pid: int | None = None
         self._trouble: str | None = None
         self._reader = Reader(self, source, self._take, self._sorry)
         if self.no_color:
@@ -175,6 +176,7 @@ class Top(App[None]):
         self._newest = self._snapshots[snapshot.tab] = snapshot
         if before is not None and not snapshot.is_past:
             self._tell_change(before.status.broker, snapshot.status.broker)
+        self._last_pid = snapshot.status.broker.pid or self._last_pid
         self.draw()
 
     def _sorry(self, error: Exception) -> None:
@@ -193,9 +195,11 @@ class Top(App[None]):
         elif now.state == "stopping":
             self.tell("the fleet is stopping")
         elif before.pid is None:
-            self.tell(f"a fleet runs: broker {now.pid}")
+            # Between the death of a broker and the start of the next there is none to ask, as after the end of a fleet.
+            after = "" if self._last_pid is None else f", after {self._last_pid}"
+            self.tell(f"a fleet runs: broker {now.pid}{after}")
         elif before.pid != now.pid:
-            self.tell(f"the broker was replaced: {now.pid} after {before.pid}", is_wrong=True)
+            self.tell(f"the broker was replaced: {now.pid}, after {before.pid}", is_wrong=True)
 
     def tell(self, told: str, *, is_wrong: bool = False) -> None:
         """Shows a sentence for a while."""
