@@ -228,12 +228,13 @@ def bring_up_to_date(directory: Directory) -> None:
         reading.bring_up_to_date()
 
 
-def main(descriptor: int, path: str) -> None:
+def main(descriptor: int, path: str, patience_s: float) -> None:
     """Answers a client until it leaves, or a fleet starts; the target of the process.
 
     Args:
         descriptor: of the socket to the client.
         path: the queue's directory.
+        patience_s: see `taskq.system.locks.ReaderLock`.
     """
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
@@ -246,7 +247,7 @@ def main(descriptor: int, path: str) -> None:
     try:
         _become_owner(directory)
         name_process(f"reader [{directory.path.name}]")
-        _serve(directory, client, sock)
+        _serve(directory, client, sock, patience_s)
     except TaskQError as error:
         client.reject(client, error)
     except OSError as error:
@@ -275,12 +276,12 @@ def _load_everything() -> None:
     with TemporaryDirectory() as place, ours, theirs:
         theirs.sendall(frames.hello(0) + frames.frame([Op.STATUS, 1]) + frames.frame([Op.JOBS, 2, *[None] * 4, 1]))
         theirs.shutdown(socket.SHUT_WR)
-        _serve(Directory(Path(place) / ("queue" * 30)), _Client(ours), ours)
+        _serve(Directory(Path(place) / ("queue" * 30)), _Client(ours), ours, 0)
 
 
-def _serve(directory: Directory, client: _Client, sock: socket.socket) -> None:
+def _serve(directory: Directory, client: _Client, sock: socket.socket, patience_s: float) -> None:
     directory.create()
-    lock = ReaderLock(directory.lock, directory.socket_path())
+    lock = ReaderLock(directory.lock, directory.socket_path(), patience_s)
     try:
         with closing(Reading(directory, client)) as reading:
             _answer_all(reading, client, sock)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 #: When a broker is killed, multiprocessing's helper process removes its semaphores, and would give a warning of it.
 _QUIET = "ignore:resource_tracker:UserWarning"
 _BROKER = "import gc, sys; gc.disable(); from taskq.broker.process import main; main(int(sys.argv[1]))"
-_READER = "import sys; from taskq.broker.stopped import main; main(int(sys.argv[1]), sys.argv[2])"
+_READER = "import sys; from taskq.broker.stopped import main; main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))"
 _SMALL_GUARDIAN = "import sys; from taskq.broker.small import main; main(sys.argv[1])"
 _RESOLVER = "import sys; from taskq.consumer.resolve import main; main(sys.argv[2], int(sys.argv[1]))"
 
@@ -47,9 +47,13 @@ def spawn_resolver(app: str) -> Child:
     return Child(_RESOLVER, app, kind=socket.SOCK_STREAM, group=None)
 
 
-def spawn_reader(path: str) -> Child:
-    """Starts a process that answers for a directory whose fleet does not run."""
-    return Child(_READER, path, options=("-W", _QUIET), kind=socket.SOCK_STREAM, group=0)
+def spawn_reader(path: str, patience_s: float) -> Child:
+    """Starts a process that answers for a directory whose fleet does not run.
+
+    Args:
+        patience_s: how long it waits for a fleet that is ending, or that starts and will answer.
+    """
+    return Child(_READER, path, str(patience_s), options=("-W", _QUIET), kind=socket.SOCK_STREAM, group=0)
 
 
 _early_brokers: list[Child] = []  # at most one

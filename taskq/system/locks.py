@@ -27,8 +27,6 @@ _ENDING_S = 3.0
 _CONSUMERS_GONE_S = 10.0
 #: A reader that was told to go finishes its answer first; one that is stopped, or hangs, is killed after this time.
 _READER_GONE_S = 1.0
-#: How long a reader waits for another reader, for a fleet that is ending, or for one that starts and will answer.
-_READER_WAITS_S = 5.0
 _POLL_S = 0.01
 #: More than two process ids.
 _NOTE_BYTES = 64
@@ -151,19 +149,21 @@ def _is_alive(pid: int) -> bool:
 class ReaderLock:
     """The lock of a process that reads the journal of a stopped fleet."""
 
-    def __init__(self, path: Path, socket_path: Path) -> None:
-        """Takes the lock; waits a moment for a fleet that ends, or for another reader.
+    def __init__(self, path: Path, socket_path: Path, patience_s: float = 5.0) -> None:
+        """Takes the lock; waits a while for another reader, for a fleet that ends, or for one that starts and will
+        answer.
 
         Args:
             path: of the lock.
             socket_path: where a broker listens.
+            patience_s: how long it waits.
 
         Raises:
             AlreadyRunning: a fleet runs, and can be asked instead.
             BrokerUnavailable: a fleet holds it that cannot be asked, even after a while.
         """
         self._descriptor = _open(path)
-        give_up_at = time.monotonic() + _READER_WAITS_S
+        give_up_at = time.monotonic() + patience_s
         # in this order: a broker that does not get the lock must find out who has it
         while not (_lock_posix(self._descriptor) and _lock(self._descriptor)):
             if is_listening(socket_path):

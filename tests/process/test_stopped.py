@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from taskq.client.transport.operations import FleetIsThere, Requests
 from taskq.model.errors import AlreadyRunning
 from taskq.model.exits import Exit
 from taskq.protocol.requests import GetJob, GetStatus, RetryJob
-from taskq.system import locks
 from taskq.system.directory import Directory
 from taskq.system.launch import Child, spawn_reader
 from taskq.system.locks import ReaderLock, take_broker_lock
@@ -122,8 +122,8 @@ def test_many_jobs_are_read_by_one_reader(
         jobs.add.enqueue_many([(number,) for number in range(1_000)])
     children = []
 
-    def start(path: str) -> Child:
-        children.append(spawn_reader(path))
+    def start(path: str, patience_s: float) -> Child:
+        children.append(spawn_reader(path, patience_s))
         return children[-1]
 
     monkeypatch.setattr(reading, "spawn_reader", start)
@@ -144,9 +144,9 @@ def test_a_crowd_reads_one_after_the_other(
     children: list[Child] = []
     together: list[int] = []
 
-    def start(path: str) -> Child:
+    def start(path: str, patience_s: float) -> Child:
         together.append(1 + sum(child.process.poll() is None for child in children))
-        children.append(spawn_reader(path))
+        children.append(spawn_reader(path, patience_s))
         return children[-1]
 
     async def ask_all() -> list[JobState]:
@@ -259,7 +259,7 @@ def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # commands that ran in this process may have left a handler
-        lock = ReaderLock(path, tmp_path / "nobody")
+        lock = ReaderLock(path, tmp_path / "nobody", 60)
         (tmp_path / "is_locked").touch()
         signal.pause()  # until it is told to go
         lock.release()
@@ -275,14 +275,16 @@ def test_two_fleets_are_distinguished_from_a_reader(home: Path) -> None:
         done = taskq(home, "worker", JOBS)
         refused(done, Exit.ALREADY_RUNNING, str(fleet.broker_pid))
         with pytest.raises(AlreadyRunning, match="a fleet runs"):
-            ReaderLock(Directory(home).lock, Directory(home).socket_path())
+            ReaderLock(Directory(home).lock, Directory(home).socket_path(), 60)
 
 
-def test_a_broker_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the lock, and nobody listens: it starts, ends or hangs."""
-    monkeypatch.setattr(locks, "_READER_WAITS_S", 0.05)
-    path = tmp_path / "lock"
-    descriptor = take_broker_lock(path, os.getppid())
-    with pytest.raises(BrokerUnavailable, match=f"broker process {os.getpid()} has {tmp_path}"):
-        ReaderLock(path, tmp_path / "nobody")
+def test_a_broker_that_does_not_answer_is_named(home: Path, left: tuple[Job[int], Job[int]]) -> None:
+    """It has the lock, and nobody listens: it starts, ends or hangs. A client waits for it as long as for a reply."""
+    directory = Directory(home)
+    descriptor = take_broker_lock(directory.lock, os.getppid())
+    for patience_s in (0.1, 0.2):
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=f"broker process {os.getpid()} has {directory.path}"):
+            Client(directory, reply_timeout=patience_s).look()
+        assert time.monotonic() - began >= patience_s
     os.close(descriptor)

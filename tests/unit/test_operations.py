@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from taskq.model.job import JobState, new_job_ids
 from taskq.model.limits import MAX_JOBS_PER_FRAME
 from taskq.model.spec import Spec
 from taskq.protocol import frames
-from taskq.protocol.answers import ConnectionLost, ok_frame
+from taskq.protocol.answers import BrokerSilent, ConnectionLost, ok_frame
 from taskq.protocol.endings import Ending, result_frame
 from taskq.protocol.frames import Message, error_frame
 from taskq.protocol.ops import Op
@@ -216,6 +217,30 @@ def test_a_connection_that_was_idle_is_renewed_once(queue: DirectoryQueue) -> No
 
 
 # -- the conversation
+
+
+def test_a_fleet_that_has_come_up_while_another_was_asked_is_asked(queue: DirectoryQueue) -> None:
+    queue.directory.create()
+    queue.directory.journal.touch()
+    line = Line()
+    asking = queue.ask(GetStatus())
+    assert asking.send(None) == Open(is_looking=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(queue.absence.path))
+        listener.listen()
+        assert asking.throw(ConnectionLost("nobody listens")) == Open(is_looking=True)
+    asked = asking.send(line)
+    assert isinstance(asked, Ask)
+    assert finish(asking, message(ok_frame(asked.number, {"is": "told"}))) == {"is": "told"}
+
+
+def test_a_broker_that_is_silent_is_not_asked_again(queue: DirectoryQueue) -> None:
+    queue.directory.create()
+    queue.directory.journal.touch()
+    asking = queue.ask(GetStatus())
+    asking.send(None)
+    with pytest.raises(BrokerUnavailable):
+        asking.throw(BrokerSilent("no answer"))
 
 
 def test_answers_find_their_requests_in_any_order() -> None:

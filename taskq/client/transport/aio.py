@@ -227,7 +227,7 @@ class AsyncClient(AsyncQueueClient):
     async def _open_reader(self, _verb: OpenReader) -> Line:
         await self._turn_to_read()
         try:
-            child = reading.start_reader(self._directory)
+            child = reading.start_reader(self._directory, self.absence.reply_timeout_s)
             absence = Absence(self._directory, reading.ANSWER_TIMEOUT_S)
             return Line(self, Connection(weakref.proxy(self), absence, child=child), is_fresh=True)
         except BaseException:

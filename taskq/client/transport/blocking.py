@@ -133,7 +133,7 @@ class Client(QueueClient):
 
         turn = self._turn_to_read()
         try:
-            child = reading.start_reader(self.directory)
+            child = reading.start_reader(self.directory, self.absence.reply_timeout_s)
             try:
                 absence = Absence(self.directory, reading.ANSWER_TIMEOUT_S)
                 return Connection(self.directory.path, absence, child=child)

@@ -540,9 +540,12 @@ class Requests:
                 queue.is_stopped = False
                 return (yield from self._ask_fleet(request))
             except ConnectionLost as error:
-                is_there = self._only_running or is_listening(queue.absence.path)
-                if is_there or not queue.journal_answers(op_of(request)):
-                    raise BrokerUnavailable(queue.absence.describe()) from error
+                told = queue.absence.describe()
+                is_silent = isinstance(error, BrokerSilent)
+                if self._only_running or is_silent or not queue.journal_answers(op_of(request)):
+                    raise BrokerUnavailable(told) from error
+                if is_listening(queue.absence.path):
+                    continue  # another has come up meanwhile, and can be asked
             try:
                 queue.is_stopped = True
                 return (yield from self._ask_reader(request))

@@ -18,9 +18,9 @@ ANSWER_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 
 
-def start_reader(directory: Directory) -> Child:
-    """Starts a reader."""
-    return spawn_reader(str(directory.path))
+def start_reader(directory: Directory, patience_s: float) -> Child:
+    """Starts a reader, which waits no longer for a fleet that ends or starts than its client waits for a reply."""
+    return spawn_reader(str(directory.path), patience_s)
 
 
 def end_reader(child: Child, within_s: float = END_TIMEOUT_S) -> None:
