@@ -41,14 +41,13 @@ from fleet import APPS, Late, wait_until
 from history import End, Final, Found, Kept, Start
 from history_flows import Children
 from history_machines import MachinesHistory, check
-from history_shared import COUNTED
+from history_shared import counted_in
 from hosts import Host, Network
 from machines import SCHEMA, MachineFleet, use_database
 from postgres import Server, running_server
 from soak_load import AHEAD, REFUSALS, Load, put_schedule, remove_schedule, until_done
 
 from taskq.model.attempt import read_outcome
-from taskq.model.info.counts import Counts
 from taskq.model.schedule import fired_id
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.codec import decode_result
@@ -435,10 +434,9 @@ class Soak:
             h.kept_orders = {str(order) for (order,) in connection.execute("SELECT id FROM public.orders")}
             [(edges,)] = connection.execute(f'SELECT count(*) FROM "{SCHEMA}".edges WHERE is_open'.encode()).fetchall()
             [(grants,)] = connection.execute(f'SELECT count(*) FROM "{SCHEMA}".grants'.encode()).fetchall()
-            counts = Counts()
-            for (packed,) in connection.execute(f'SELECT packed FROM "{SCHEMA}".counts'.encode()):
-                counts.merge(Counts.unpack(bytes(packed)))
-        h.counted = {name: getattr(counts, name) for name in COUNTED}
+            h.counted = counted_in(
+                lambda sql: connection.execute(sql.replace("taskq.", f'"{SCHEMA}".').encode()).fetchall()
+            )
         self._note_fires(rows)
         self._note_jobs()
         self._note_finals(rows)

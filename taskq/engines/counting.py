@@ -24,12 +24,15 @@ _TIMED_OUT = frozenset({"TimedOut", "CpuTimeout"})
 class JobCounting:
     """Used by the broker's loop alone."""
 
-    def __init__(self, kept: Iterable[CountsRow] = ()) -> None:
+    def __init__(self, kept: Iterable[CountsRow] = (), *, counts_ends: bool = True) -> None:
         """
         Args:
             kept: the counts that an earlier broker has stored.
+            counts_ends: whether `happened` counts how jobs ended. An engine that notes this with their end adds it
+                later.
         """
         self.counts = FleetCounts(kept)
+        self._counts_ends = counts_ends
         self._minute = 0
         self._spec: Spec | None = None  # the last one of which something was counted, in this minute,
         self._cell = Counts()  # and its counts: found once for all that comes in a row
@@ -100,7 +103,7 @@ class JobCounting:
             [(row, _, duration_us)] = done
             counts = self._of(row.spec)
             counts.started += 1
-            counts.succeeded += 1
+            counts.succeeded += self._counts_ends
             counts.run.add(duration_us)
             return
         spec, durations_us = None, list[int]()
@@ -113,7 +116,8 @@ class JobCounting:
         for own, durations_us in by_spec.values():
             counts = self._of(own)
             counts.started += len(durations_us)
-            counts.succeeded += len(durations_us)
+            if self._counts_ends:
+                counts.succeeded += len(durations_us)
             counts.run.add_all(durations_us)
 
     def _waited(self, ended: Sequence[Ended]) -> None:
@@ -125,9 +129,10 @@ class JobCounting:
 
     def _ended(self, row: JobRow, kept: StoredState, outcome: bytes) -> None:
         counts = self._of(row.spec)
-        counts.failed += kept is StoredState.FAILED
-        counts.cancelled += kept is StoredState.CANCELLED
-        counts.expired += kept is StoredState.EXPIRED
+        if self._counts_ends:
+            counts.failed += kept is StoredState.FAILED
+            counts.cancelled += kept is StoredState.CANCELLED
+            counts.expired += kept is StoredState.EXPIRED
         self._attempted(counts, row, outcome)
 
     def _attempted(self, counts: Counts, row: JobRow, outcome: bytes) -> None:

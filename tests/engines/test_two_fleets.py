@@ -122,6 +122,35 @@ def test_a_busy_fleet_leaves_another_its_starts(one: ScriptedFleet, two: Scripte
     assert sum(done) >= 15, f"{done}: most of the rate is used"
 
 
+# -- counts
+
+
+def counted(fleet: ScriptedFleet) -> tuple[int, int, int]:
+    """How many jobs came in, succeeded and failed."""
+    counts = [each.total for each in fleet.client.counts()]
+    return sum(c.enqueued for c in counts), sum(c.succeeded for c in counts), sum(c.failed for c in counts)
+
+
+def test_what_came_in_and_ended_is_counted_at_once_whatever_dies(one: ScriptedFleet) -> None:
+    """Before its broker has stored what it has counted, and while it does."""
+    fleet = one
+    for number in range(1, 6):
+        fleet.add(1, Spec("fails", retries=0))
+        consumer = fleet.consumer()
+        consumer.begin()
+        consumer.fail()
+        consumer.leave()
+        fleet.turn(2)
+        fleet.add(3)
+        fleet.run_all()
+        fleet.turn(2)
+        assert counted(fleet) == (4 * number, 3 * number, number)
+        fleet.let_pass(0.4 * number)
+        assert counted(fleet) == (4 * number, 3 * number, number)
+        fleet = fleet.die()
+        assert counted(fleet) == (4 * number, 3 * number, number)
+
+
 # -- fleets that are lost
 
 

@@ -11,9 +11,11 @@ from unittest.mock import patch
 
 from taskq.client.transport.postgres import changing, queue
 from taskq.client.transport.postgres.verbs import Run
+from taskq.engines.counting import JobCounting
 from taskq.engines.postgres import demand, engine, exchanges, statements
 from taskq.engines.postgres.demand import Demand
 from taskq.engines.postgres.engine import PostgresEngine
+from taskq.engines.postgres.exchanges import KeepCounts, WasKept
 from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.limits.share import FleetLimits, Found
@@ -22,7 +24,7 @@ from taskq.engines.postgres.rows import Specs
 from taskq.model.effects import Effects
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres import admitting, submitting, watching
-from taskq.protocol.postgres.plans import Plan, Rows, Step
+from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 
 Change = tuple[object, str, object]
 
@@ -220,11 +222,48 @@ def _counts_retries_as_new(self: PostgresFigures, effects: Effects, wall: float)
     self.counting.enqueued([change.row for change in effects.rescheduled], wall)
 
 
+def _adds_outside_the_transaction(plan: Callable[[KeepCounts], Plan[bool]]) -> Callable[[KeepCounts], Plan[bool]]:
+    """Tallies go in one transaction, and what they say is stored a second later, with the next one."""
+
+    def other(self: KeepCounts) -> Plan[bool]:
+        steps = plan(self)
+        step = next(steps)
+        try:
+            while not (step.commits and self.taken):
+                step = steps.send((yield step))
+        except StopIteration as end:
+            return bool(end.value)
+        self._counting.put_back(self.kept)
+        yield Step(Query(statements.NOTHING), commits=True)
+        return True
+
+    return other
+
+
+def _keeps_what_was_not_stored(self: KeepCounts) -> None:
+    self._counting.put_back(self.kept)
+
+
+def _believes_that_it_was_not_stored(self: PostgresFigures, exchange: Any, now: float) -> None:
+    if isinstance(exchange, WasKept) and exchange.value is not None:
+        exchange.value = False
+    _finish_figures(self, exchange, now)
+
+
+_finish_figures = PostgresFigures.finish
+_count_all = JobCounting.__init__
+
+
+def _counts_ends_when_told(self: JobCounting, kept: Any = (), *, counts_ends: bool = True) -> None:
+    _count_all(self, kept)
+
+
 _OwnClock = _beats_by_its_own_clock()
 _HERS = " AND q.lease IS NOT DISTINCT FROM $1"
 _NEVER_ENDS = frozenset({"no_acked_job_is_lost"})
 _AT_ONCE = frozenset({"never_more_at_once_over_machines", "keys_run_in_order_over_machines"})
 _TOO_FAST = frozenset({"no_more_starts_than_the_rate_over_machines"})
+_COUNTS = frozenset({"counted_is_what_happened"})
 _TWICE = frozenset({"exclusive_over_machines", "runs_again_only_for_a_reason", "told_is_true"})
 
 #: What makes a fleet that is none any more find nobody silent.
@@ -389,7 +428,25 @@ BUGS: dict[str, Bug] = {
         [(FleetLimits, "expire_starts", _makes_late_starts)], _TOO_FAST, "limits parted"
     ),
     "a job that is tried again counts as enqueued again": Bug(
-        [(PostgresFigures, "count", _counts_retries_as_new)], frozenset({"counted_is_what_happened"}), "calm"
+        [(PostgresFigures, "count", _counts_retries_as_new)], _COUNTS, "calm"
+    ),
+    "ends are counted by the broker, which may die": Bug(
+        [
+            (JobCounting, "__init__", _counts_ends_when_told),
+            *other_sql(statements, "SETTLE", ("GROUP BY state, spec)", "WHERE false GROUP BY state, spec)")),
+            *other_sql(statements, "SETTLE_AGAIN", ("GROUP BY state, spec)", "WHERE false GROUP BY state, spec)")),
+        ],
+        _COUNTS,
+        "stormy",
+    ),
+    "tallies go before what they say is stored": Bug(
+        [(KeepCounts, "_plan", _adds_outside_the_transaction(KeepCounts._plan))], _COUNTS, "stormy"
+    ),
+    "counts that were not stored count all the same": Bug(
+        [(KeepCounts, "undo", _keeps_what_was_not_stored)], _COUNTS, "lossy"
+    ),
+    "counts whose commit was not answered are taken for lost": Bug(
+        [(PostgresFigures, "finish", _believes_that_it_was_not_stored)], _COUNTS, "lossy"
     ),
     "what a client cancels is not counted": Bug(
         other_sql(
@@ -397,7 +454,7 @@ BUGS: dict[str, Bug] = {
             "_CANCEL",
             ("SELECT taskq.now_(), 1, spec, 1 FROM done", "SELECT taskq.now_(), 1, spec, 0 FROM done"),
         ),
-        frozenset({"counted_is_what_happened"}),
+        _COUNTS,
         "calm",
     ),
 }

@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))  # also as a program
 
 from history import Final, Limits, Read
 from history_machines import MachinesHistory, Wait, check
-from history_shared import COUNTED
+from history_shared import counted_in
 from machines import SCHEMA
 from postgres import Server, running_server
 from scripted_database import make_template
@@ -42,7 +42,6 @@ from taskq.engines.postgres.round import Round
 from taskq.model.attempt import read_outcome
 from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import BrokerUnavailable, TaskQError
-from taskq.model.info.counts import Counts
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
 from taskq.protocol.postgres.watching import channel_of, ids_in
@@ -52,9 +51,6 @@ from taskq.system.place import DatabaseUrl
 #: Chance is at work for so long; then everything must end within the time after it.
 _LIFE_S = 14.0
 _QUIET_S = 150.0
-#: Then brokers have stored what they have counted.
-_COUNTS_STORED_WITHIN_S = 3.0
-
 #: Nothing is lost; links break; one of two machines is cut off or frozen for longer than the lease, once; everything at
 #: random; one machine with one consumer. And jobs with limits: nothing is lost; one of two
 #: machines is cut off or frozen; everything at random.
@@ -215,7 +211,6 @@ class World:
                 self._run_orderly()
             else:
                 self._run_by_chance()
-            self._run_until(self.now + _COUNTS_STORED_WITHIN_S)
             self._note_the_end()
         finally:
             for link in list(self.links):
@@ -468,10 +463,7 @@ class World:
                 assert read.result is not None
                 process, number = bytes(read.result).decode().split()
                 h.winners[job] = process, int(number)
-        counts = Counts()
-        for (packed,) in self.wire.rows("SELECT packed FROM taskq.counts"):
-            counts.merge(Counts.unpack(bytes(packed)))
-        h.counted = {name: getattr(counts, name) for name in COUNTED}
+        h.counted = counted_in(self.wire.rows)
         h.kept_orders = {str(order) for (order,) in self.wire.rows("SELECT id FROM public.orders")}
         h.unfinished = [client.doing for client in self.clients if client.doing]
         [(left, edges)] = self.wire.rows(

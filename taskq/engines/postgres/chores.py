@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskq.engines.postgres import statements
-from taskq.engines.postgres.exchanges import KeepCounts
-from taskq.engines.postgres.figures import PostgresFigures, TakeTallies
+from taskq.engines.postgres.exchanges import KeepCounts, WasKept
+from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import Edges, HandOver
 from taskq.engines.postgres.limits.unused import RemoveUnused, UnusedChore
 from taskq.engines.postgres.link.link import Exchange
@@ -27,9 +27,6 @@ from taskq.protocol.postgres.plans import Plan, Query, Step
 _LOOK_EVERY_S: Final = 1.0
 #: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
 _LOOK_AHEAD_EVERY_S: Final = 10.0
-#: How often counts are stored, and of how many tasks and queues at once.
-_COUNTS_EVERY_S: Final = 1.0
-_PAIRS_AT_ONCE: Final = 100
 #: Jobs that one statement queues, ends or looks at.
 _DUE_AT_ONCE: Final = 1_000
 _EXPIRED_AT_ONCE: Final = 500
@@ -237,16 +234,12 @@ class Retention:
 class Chores:
     """What a broker asks on its control link, besides beats, when nobody has told it to: each in its turn. Pure."""
 
-    def __init__(self, place: tuple[UUID, str], schedules: FleetSchedules, edges: Edges, retention: Retention) -> None:
-        """
-        Args:
-            place: the machine, and the schema.
-        """
-        self._machine, self._schema = place
+    def __init__(self, schema: str, schedules: FleetSchedules, edges: Edges, retention: Retention) -> None:
+        self._schema = schema
         self._schedules, self._edges, self._retention = schedules, edges, retention
         self._window = Window()
         self._unused = UnusedChore(self._schema)
-        self._look_at = self._look_ahead_at = self._counts_at = -inf
+        self._look_at = self._look_ahead_at = -inf
 
     def look_soon(self, at: float = -inf) -> None:
         """Something is due at a moment (monotonic), or by now."""
@@ -264,10 +257,11 @@ class Chores:
         for exchange in (self._schedules.next_exchange(fleet, now), self._edges.next_search(now)):
             if exchange is not None:
                 return exchange
-        if now >= self._counts_at and figures.counting.is_changed:
-            self._counts_at = now + _COUNTS_EVERY_S
-            return KeepCounts(self._machine, figures.counting.take_changed(_PAIRS_AT_ONCE))
-        return figures.next_exchange() or self._unused.next_exchange(now) or self._retention.next_exchange(now, wall)
+        return (
+            figures.next_exchange(fleet, now)
+            or self._unused.next_exchange(now)
+            or self._retention.next_exchange(now, wall)
+        )
 
     def _look(self, now: float) -> Look:
         self._look_at = now + _LOOK_EVERY_S
@@ -280,10 +274,9 @@ class Chores:
 
     def next_at(self, figures: PostgresFigures, now: float) -> float:
         """When there is something to be asked (monotonic)."""
-        if self._retention.has_some or self._unused.is_due or figures.has_tallies:
+        if self._retention.has_some or self._unused.is_due:
             return now
-        at = min(self._look_at, self._schedules.next_at(now), self._edges.search_at(now))
-        return min(at, self._counts_at) if figures.counting.is_changed else at
+        return min(self._look_at, self._schedules.next_at(now), self._edges.search_at(now), figures.keep_at)
 
     def looked(self, seen: Seen, figures: PostgresFigures, now: float) -> None:
         """Takes what a look has found."""
@@ -311,10 +304,8 @@ class Chores:
             case FireDue() if exchange.value is not None:
                 self._schedules.finish_fire(exchange.value)
                 self.look_soon()
-            case TakeTallies():
-                figures.taken(exchange)
-            case KeepCounts() if exchange.error is not None:
-                figures.counting.put_back(exchange.rows)
+            case KeepCounts() | WasKept():
+                figures.finish(exchange, now)
             case RemoveUnused():
                 self._unused.finish(now)
             case Prune():

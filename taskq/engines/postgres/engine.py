@@ -27,7 +27,6 @@ from taskq.engines.postgres.exchanges import (
     Audited,
     Beat,
     Beaten,
-    KeepCounts,
     ReadCancels,
     ReadCounts,
     ReadPartitions,
@@ -129,12 +128,12 @@ class PostgresEngine:
         records = list(running)
         machine = self._machine = machine_of(self._directory)
         retention = Retention(self._settings.keep_results_s, self._settings.keep_results)
-        self._chores = Chores((machine, self._schema), self._schedules, self._edges, retention)
+        self._chores = Chores(self._schema, self._schedules, self._edges, retention)
         open_database(self._database, events.log)
         kept = self._unsettled.read()
         register = Register(machine, self._host, os.getpid(), {*kept, *[record.job_id for record in records]})
         registered: Registered = drive(self._work, register, self._clock)
-        self.figures.resume(drive(self._work, ReadCounts(machine), self._clock))
+        self.figures.resume(machine, drive(self._work, ReadCounts(machine), self._clock))
         self.fleet = registered.fleet
         self._audited = self._work.sessions
         held = HeldJobs()
@@ -548,7 +547,7 @@ class PostgresEngine:
         self._work.select_with(None)
         self._control.select_with(None)
         until = now + _CLOSES_WITHIN_S
-        while not self.is_settled or self._leases.outcomes.releases:
+        while not self.is_settled or self._leases.outcomes.releases or self.figures.is_keeping:
             now = self._clock.monotonic()
             if now >= until:
                 self._events.log.error(
@@ -561,7 +560,10 @@ class PostgresEngine:
             self.step(now)
         self.report(now)
         if self._work.is_free:
-            drive(self._work, KeepCounts(self._machine, self.figures.counting.take_changed(1 << 30)), self._clock)
+            for _ in range(2):  # the last ones may have to be asked for first
+                if (exchange := self.figures.next_exchange(self.fleet, inf)) is not None:
+                    drive(self._work, exchange, self._clock)
+                    self._chores.finish(exchange, self.figures, now)
             drive(self._work, Unregister(self.fleet, self._schema), self._clock)
         self._work.close()
         self._control.close()

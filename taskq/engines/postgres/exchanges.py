@@ -2,21 +2,30 @@
 
 Register, Reclaim, Audit    which jobs are the fleet's
 Beat, Reap                  which fleets live
+ReadCounts, KeepCounts      what has happened to the machine's jobs
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.counting import JobCounting
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
+from taskq.model.spec import Spec
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
+from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.submitting import TALLIED
+from taskq.system.clock import Clock
+
+#: Tallies that one statement takes.
+_TALLIES_AT_ONCE: Final = 5_000
 
 
 class Registered(NamedTuple):
@@ -275,26 +284,81 @@ class ReadCounts(Exchange[Iterable[CountsRow]]):
         return [CountsRow(*row) for row in rows]
 
 
-class KeepCounts(Exchange[None]):
-    """Stores what has happened to the jobs of a machine."""
+class KeepCounts(Exchange[bool]):
+    """Stores what has happened to the jobs of a machine, and moves tallies there in the same transaction: whatever
+    dies, what a tally says is in one of the two places. Returns whether the fleet is still one; otherwise nothing is
+    stored.
 
-    def __init__(self, machine: UUID, rows: Sequence[CountsRow]) -> None:
+    Attributes:
+        since: where to begin with the tallies, in seconds since 1970 by the database's clock; None: it takes none.
+        taken: what was added to the counts: the spec, what happened (see `TALLIED`), and to how many jobs.
+        is_through: whether all tallies were taken.
+        kept: the rows that are stored.
+    """
+
+    def __init__(self, fleet: int, machine: UUID, counting: JobCounting, clock: Clock, since: float | None) -> None:
         super().__init__(self._plan)
-        self._key = _key_of(machine)
-        self.rows = rows
+        self._fleet, self._key, self._counting, self._clock = fleet, _key_of(machine), counting, clock
+        self.since = since
+        self.taken: list[tuple[Spec, int, int]] = []
+        self.is_through = True
+        self.kept: list[CountsRow] = []
 
-    def _plan(self) -> Plan[None]:
-        kept = [row for row in self.rows if row.packed is not None]
-        gone = [row for row in self.rows if row.packed is None]
-        keys, dead = [
-            (ints([row.minute for row in rows]), texts([row.task for row in rows]), texts([row.queue for row in rows]))
-            for rows in (kept, gone)
-        ]
+    def _plan(self) -> Plan[bool]:
+        self.undo()  # it may have begun before
+        [is_fleet] = yield Step(Query(statements.HOLD, (self._fleet,)))
+        if not is_fleet:
+            return False
+        if self.since is not None:
+            [rows] = yield Step(Query(statements.TAKE_TALLIES, (self.since, _TALLIES_AT_ONCE)))
+            self.taken = [(read_spec(bytes(fields)), what, jobs) for what, fields, jobs, _ in rows]
+            self.is_through = sum(tallies for *_, tallies in rows) < _TALLIES_AT_ONCE
+            self._count(1)
+        self.kept = self._counting.take_changed(1 << 30)
+        gone = [row for row in self.kept if row.packed is None]
         yield Step(
-            Query(statements.KEEP_COUNTS, (self._key, *keys, byteas([row.packed for row in kept]))),
-            Query(statements.FORGET_COUNTS, (self._key, *dead)),
+            Query(statements.KEEP_COUNTS, (self._key, *_columns(self.kept))),
+            Query(statements.FORGET_COUNTS, (self._key, *_places(gone))),
             commits=True,
         )
+        return True
+
+    def _count(self, sign: int) -> None:
+        for spec, what, jobs in self.taken:
+            self._counting.add(spec, TALLIED[what], sign * jobs, self._clock.time())
+
+    def undo(self) -> None:
+        """It was not stored: the tallies are there, and what was counted here is to be stored yet."""
+        self._count(-1)
+        self._counting.put_back(self.kept)
+        self.taken, self.kept = [], []
+
+    def was_kept(self) -> Exchange[bool]:
+        """What asks whether it was stored, if its commit was sent and not answered."""
+        return WasKept(self._key, self.kept)
+
+
+class WasKept(Exchange[bool]):
+    """Asks whether counts were stored. Only the machine itself stores its counts."""
+
+    def __init__(self, key: int, rows: Sequence[CountsRow]) -> None:
+        super().__init__(self._plan)
+        self._key, self._rows = key, rows
+
+    def _plan(self) -> Plan[bool]:
+        columns = _columns(self._rows)
+        [[(found,)]] = yield Step(Query(statements.COUNTS_KEPT, (self._key, *columns)), commits=True)
+        return bool(found == sum(row.packed is not None for row in self._rows))
+
+
+def _places(rows: Sequence[CountsRow]) -> tuple[Any, Any, Any]:
+    return ints([row.minute for row in rows]), texts([row.task for row in rows]), texts([row.queue for row in rows])
+
+
+def _columns(rows: Sequence[CountsRow]) -> tuple[Any, ...]:
+    """Those of rows that are there."""
+    kept = [row for row in rows if row.packed is not None]
+    return *_places(kept), byteas([row.packed for row in kept])
 
 
 class RefuseCancels(Exchange[None]):

@@ -1,28 +1,28 @@
-"""What a PostgreSQL fleet counts: how jobs went here, and what others have noted in `tallies`, which are jobs that came
-in, and those that ended without a fleet. What waits in the database is told by clients, which ask that."""
+"""What a PostgreSQL fleet counts: how attempts went here, and what was noted in `tallies`, by the statements with which
+jobs came in and ended. What waits in the database is told by clients, which ask that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import inf
+from typing import Final
+from uuid import UUID
 
 from taskq.engines.contract import Vitals
 from taskq.engines.counting import JobCounting, RecentRates
-from taskq.engines.postgres import statements
+from taskq.engines.postgres.exchanges import KeepCounts, WasKept
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.effects import Effects
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
 from taskq.model.partition import Partition
 from taskq.model.stored import StoredState
-from taskq.protocol.postgres.kinds import read_spec
-from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
-from taskq.protocol.postgres.submitting import TALLIED
+from taskq.protocol.postgres.submitting import TALLIED, TALLIED_BY_FLEETS
 from taskq.system.clock import Clock
 
-#: Tallies that one statement takes.
-_TALLIES_AT_ONCE = 5_000
+#: How often counts are stored.
+_KEEP_EVERY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -49,10 +49,13 @@ class PostgresFigures:
         self._clock = clock
         self.totals = Totals()
         #: What has happened to the jobs of each task and queue.
-        self.counting = JobCounting()
+        self.counting = JobCounting(counts_ends=False)
         self._rates: RecentRates | None = None
         self._paused: frozenset[str] = frozenset()
         self._tallies_since: float | None = None  # there are some
+        self._keep_at = -inf
+        self._keeping: KeepCounts | None = None  # under way
+        self._doubt: KeepCounts | None = None  # its commit was not answered
 
     def paused(self) -> frozenset[str]:
         return self._paused
@@ -73,17 +76,13 @@ class PostgresFigures:
     def vitals(self) -> Vitals:
         return Vitals()
 
-    def resume(self, kept: Iterable[CountsRow]) -> None:
-        """Takes over the counts that an earlier broker has stored."""
-        self.counting = JobCounting(kept)
+    def resume(self, machine: UUID, kept: Iterable[CountsRow]) -> None:
+        """Takes over the counts that an earlier broker of this machine has stored."""
+        self._machine = machine
+        self.counting = JobCounting(kept, counts_ends=False)
         self._rates = RecentRates(self.counting.counts, self._clock.monotonic())
 
-    # -- what others have noted
-
-    @property
-    def has_tallies(self) -> bool:
-        """Whether there is something to be asked of the database."""
-        return self._tallies_since is not None
+    # -- what is stored, and what was noted in tallies
 
     def look(self, has_tallies: bool, since: float) -> None:
         """Takes whether a look has found tallies.
@@ -93,21 +92,57 @@ class PostgresFigures:
         """
         if has_tallies:
             self._tallies_since = min(since, inf if self._tallies_since is None else self._tallies_since)
+            self._keep_at = -inf
 
-    def next_exchange(self) -> TakeTallies | None:
-        """What is to be asked of the database now."""
+    @property
+    def is_keeping(self) -> bool:
+        """Whether counts are being stored."""
+        return self._keeping is not None
+
+    @property
+    def keep_at(self) -> float:
+        """When there is something to be asked of the database (monotonic)."""
+        has_some = self.counting.is_changed or self._tallies_since is not None or self._doubt is not None
+        return self._keep_at if has_some and self._keeping is None else inf
+
+    def next_exchange(self, fleet: int, now: float) -> Exchange[bool] | None:
+        """What is to be asked now; None: nothing.
+
+        Args:
+            fleet: its number.
+        """
+        if now < self.keep_at or self.keep_at == inf:
+            return None
+        self._keep_at = now + _KEEP_EVERY_S
+        if self._doubt is not None:
+            return self._doubt.was_kept()
         since, self._tallies_since = self._tallies_since, None
-        return None if since is None else TakeTallies(since)
+        self._keeping = KeepCounts(fleet, self._machine, self.counting, self._clock, since)
+        return self._keeping
 
-    def taken(self, exchange: TakeTallies) -> None:
-        """Counts the jobs of tallies, which are gone from the database."""
-        tallies, wall = exchange.value or [], self._clock.time()
-        for what, fields, jobs, _ in tallies:
-            name = TALLIED[what]
-            self.counting.add(read_spec(bytes(fields)), name, jobs, wall)
-            setattr(self.totals, name, getattr(self.totals, name) + jobs)
-        if sum(rows for *_, rows in tallies) >= _TALLIES_AT_ONCE:
-            self._tallies_since = exchange.since
+    def finish(self, exchange: KeepCounts | WasKept, now: float) -> None:
+        """Takes how an exchange went. If nobody knows whether its commit has happened, it is asked before anything else
+        is stored."""
+        self._keeping = None
+        if isinstance(exchange, WasKept):
+            if self._doubt is not None and exchange.value is not None:
+                keeping, self._doubt = self._doubt, None
+                self._finish(keeping, exchange.value, now)
+        elif exchange.error is not None and exchange.error.is_unknown and exchange.taken:
+            self._doubt, self._keep_at = exchange, now
+        else:
+            self._finish(exchange, bool(exchange.value), now)
+
+    def _finish(self, exchange: KeepCounts, is_kept: bool, now: float) -> None:
+        if not is_kept:
+            exchange.undo()
+        for _, what, jobs in exchange.taken:
+            if what < TALLIED_BY_FLEETS:
+                name = TALLIED[what]
+                setattr(self.totals, name, getattr(self.totals, name) + jobs)
+        if exchange.since is not None and not (is_kept and exchange.is_through):
+            self.look(True, exchange.since)
+            self._keep_at = now if is_kept else now + _KEEP_EVERY_S
 
     # -- how jobs went here
 
@@ -127,20 +162,3 @@ class PostgresFigures:
             totals.failed += states.count(StoredState.FAILED)
             totals.cancelled += states.count(StoredState.CANCELLED)
             totals.expired += states.count(StoredState.EXPIRED)
-
-
-class TakeTallies(Exchange[Rows]):
-    """Takes tallies out of the database: the caller counts them. A broker that dies then loses them, as it does its own
-    counts of the last second."""
-
-    def __init__(self, since: float) -> None:
-        """
-        Args:
-            since: where to begin, in seconds since 1970, by the database's clock.
-        """
-        super().__init__(self._plan)
-        self.since = since
-
-    def _plan(self) -> Plan[Rows]:
-        [rows] = yield Step(Query(statements.TAKE_TALLIES, (self.since, _TALLIES_AT_ONCE)), commits=True)
-        return rows

@@ -20,6 +20,8 @@ _COLUMNS: Final = (
 
 #: Whether the fleet is still one.
 FENCE: Final = "SELECT 1 FROM taskq.fleets WHERE fleet = $1"
+#: The same; and it stays one until the end of the transaction.
+HOLD: Final = FENCE + " FOR KEY SHARE"
 
 #: $2, $3, $4: partitions, the lowest seq to look at in each, and the queue of each (1, 2 ...), in order of priority;
 #: $5: how many jobs to take of each queue. If there are any, the fleet is kept from being taken for dead until they are
@@ -151,7 +153,8 @@ RETURNING q.seq"""
 # return what they were joined with. And jobs are found by their keys, since the index of leased ones is full of dead
 # entries: `IS NOT DISTINCT FROM` uses no index.
 
-#: $2 ...: the columns of what has ended. Returns those that were not the fleet's.
+#: $2 ...: the columns of what has ended. Returns those that were not the fleet's. What is deleted is what is counted,
+#: so each end counts once, whatever dies. The number of a state in `tallies` is 7 less.
 SETTLE: Final = """
 WITH d AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::smallint[], $4::int[], $5::int[], $6::int[], $7::bytea[])
@@ -165,7 +168,8 @@ done AS (
         finished_at = taskq.now_(), payload = CASE gone.state WHEN 11 THEN j.payload END,
         checkpoint = CASE gone.state WHEN 11 THEN j.checkpoint END
     FROM gone WHERE j.id = gone.id),
-dead AS (INSERT INTO taskq.failed SELECT id FROM gone WHERE state = 11 ON CONFLICT DO NOTHING)
+dead AS (INSERT INTO taskq.failed SELECT id FROM gone WHERE state = 11 ON CONFLICT DO NOTHING),
+tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), state - 7, spec, count(*) FROM gone GROUP BY state, spec)
 SELECT seq FROM d EXCEPT SELECT seq FROM gone"""
 
 #: As `SETTLE`, after a commit of which nobody knows whether it has happened: what the fleet has settled itself is not
@@ -403,6 +407,12 @@ ON CONFLICT (fleet, minute, task, queue) DO UPDATE SET packed = excluded.packed"
 FORGET_COUNTS: Final = """
 DELETE FROM taskq.counts AS c USING unnest($2::int[], $3::text[], $4::text[]) AS d (minute, task, queue)
 WHERE c.fleet = $1 AND (c.minute, c.task, c.queue) = (d.minute, d.task, d.queue)"""
+#: How many of these rows there are.
+COUNTS_KEPT: Final = """
+SELECT count(*) FROM taskq.counts AS c
+JOIN unnest($2::int[], $3::text[], $4::text[], $5::bytea[]) AS d (minute, task, queue, packed)
+    ON (c.minute, c.task, c.queue, c.packed) = (d.minute, d.task, d.queue, d.packed)
+WHERE c.fleet = $1"""
 COUNTS_OF: Final = "SELECT task, queue, minute, packed FROM taskq.counts WHERE fleet = $1"
 
 PAUSED: Final = "SELECT queue FROM taskq.paused"

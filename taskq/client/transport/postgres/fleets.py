@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields as fields_of
+from dataclasses import replace
 
 import msgpack
 import psycopg
@@ -32,10 +33,11 @@ _QUEUES = """
         ('x' || left(replace(q.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))::float8
     FROM own JOIN taskq.partitions p USING (partition) LEFT JOIN taskq.queue q ON q.seq = own.first GROUP BY 1, 2"""
 _PAUSED = "SELECT queue FROM taskq.paused ORDER BY queue"
-_COUNTS = "SELECT task, queue, minute, packed FROM taskq.counts"
-#: What fleets have not added to their counts yet.
-_TALLIES = """
-    SELECT t.what, s.fields, t.jobs
+#: What fleets have counted, and what they have not added to that yet: in one statement, since one becomes the other.
+_COUNTS = """
+    SELECT task, queue, minute, packed, NULL::smallint, NULL::bytea, NULL::bigint FROM taskq.counts
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, t.what, s.fields, t.jobs
     FROM (SELECT what, spec, sum(jobs)::bigint AS jobs FROM taskq.tallies GROUP BY 1, 2) t
     JOIN taskq.specs s USING (spec)"""
 _TIME = "SELECT extract(epoch FROM taskq.now_())::float8"
@@ -47,8 +49,8 @@ _Counted = dict[tuple[str, str], dict[int, Counts]]
 
 def read_status(place: Place) -> Plan[FleetStatus]:
     """The status of all fleets together; the state of the broker is "stopped" if none runs."""
-    fleets, counted, paused, counts, tallies, [(wall,)] = yield Step(
-        Query(_FLEETS), Query(_QUEUES), Query(_PAUSED), Query(_COUNTS), Query(_TALLIES), Query(_TIME), commits=True
+    fleets, counted, paused, counts, [(wall,)] = yield Step(
+        Query(_FLEETS), Query(_QUEUES), Query(_PAUSED), Query(_COUNTS), Query(_TIME), commits=True
     )
     heard = [
         (host, pid, seen_s, status_of(msgpack.unpackb(status)))
@@ -65,7 +67,7 @@ def read_status(place: Place) -> Plan[FleetStatus]:
         not_started=[missing for status in statuses for missing in status.not_started],
         queues=queues,
         paused=told,
-        totals=_totals(_counts(counts, tallies, wall)),
+        totals=_totals(_counts(counts, wall)),
         consumers=[replace(each, machine=host) for host, _, _, status in heard for each in status.consumers],
         machines=[
             MachineStatus(host, pid, status.broker.state, round(seen_s, 1), len(status.consumers), _running(status))
@@ -123,35 +125,36 @@ def _flows(
 
 def _totals(counts: _Counted) -> JobTotals:
     """What has happened so far."""
-    names = [each.name for each in fields(JobTotals)]
+    names = [each.name for each in fields_of(JobTotals)]
     all_counts = [each for own in counts.values() for each in own.values()]
     return JobTotals(**{name: sum(getattr(each, name) for each in all_counts) for name in names})
 
 
-def _counts(rows: Rows, tallies: Rows, wall: float) -> _Counted:
-    """Puts together what fleets have counted, and what they are still to count.
+def _counts(rows: Rows, wall: float) -> _Counted:
+    """Puts together what fleets have counted, and what they have not added to that yet.
 
     Args:
         wall: seconds since 1970. What machines have counted that are gone may be older than the last hour.
     """
     pairs: _Counted = {}
     now = int(wall // 60)
-    for task, queue, minute, packed in rows:
-        own = pairs.setdefault((task, queue), {})
-        own.setdefault(minute if minute > now - MINUTES else 0, Counts()).merge(Counts.unpack(bytes(packed)))
-    for what, packed, jobs in tallies:
-        spec, name = read_spec(bytes(packed)), TALLIED[what]
-        counts = pairs.setdefault((spec.task, spec.queue), {}).setdefault(now, Counts())
-        setattr(counts, name, getattr(counts, name) + jobs)
+    for task, queue, minute, packed, what, fields, jobs in rows:
+        if what is None:
+            own = pairs.setdefault((task, queue), {})
+            own.setdefault(minute if minute > now - MINUTES else 0, Counts()).merge(Counts.unpack(bytes(packed)))
+        else:
+            spec, name = read_spec(bytes(fields)), TALLIED[what]
+            counts = pairs.setdefault((spec.task, spec.queue), {}).setdefault(now, Counts())
+            setattr(counts, name, getattr(counts, name) + jobs)
     return pairs
 
 
 def read_counts() -> Plan[list[TaskCounts]]:
     """What happened to the jobs of each task and queue, by name, on all machines."""
-    rows, tallies, [(wall,)] = yield Step(Query(_COUNTS), Query(_TALLIES), Query(_TIME), commits=True)
+    rows, [(wall,)] = yield Step(Query(_COUNTS), Query(_TIME), commits=True)
     return [
         TaskCounts.of(task, queue, [(minute, counts.pack()) for minute, counts in sorted(own.items())])
-        for (task, queue), own in sorted(_counts(rows, tallies, wall).items())
+        for (task, queue), own in sorted(_counts(rows, wall).items())
     ]
 
 

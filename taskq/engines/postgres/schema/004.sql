@@ -1,9 +1,9 @@
 -- Version 4: jobs are counted when they come in; keys that nobody uses any more are forgotten; fair parts of limits.
 
--- What happens to jobs outside of fleets: one row for each statement. Fleets add the rows to their counts and remove them.
+-- How many jobs came in and ended: one row for each statement. Fleets add the rows to their counts and remove them.
 CREATE TABLE taskq.tallies (
     at   timestamptz NOT NULL,
-    what smallint NOT NULL,             -- 0: enqueued, 1: cancelled, 2: expired
+    what smallint NOT NULL,             -- 0: enqueued, 1: cancelled, 2: expired; see `TALLIED`
     spec int NOT NULL,
     jobs int NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
