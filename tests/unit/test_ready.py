@@ -23,7 +23,7 @@ from taskq.broker.core.window import LOAD_BYTES, ROW_BYTES, Portion
 from taskq.model.constraints import Constraints
 from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition, partition_of
-from taskq.model.rules.limiters import Release, new_state, unpack
+from taskq.model.rules.limiters import Rate, Release, new_state, unpack
 from taskq.model.spec import Spec
 
 CAPACITIES = {"gpu": 3}
@@ -806,6 +806,26 @@ def test_who_is_parked_at_another_limit_wakes_the_next() -> None:
     assert take(partitions, key=2, free_slots=1) == []
     partitions.left(1, [first], Release.ENDED)
     assert take(partitions, free_slots=1) == [3]
+
+
+@pytest.mark.parametrize(("amount", "late_s"), [(1, 1.0), (100, 1.0), (101, 36.0)])
+def test_when_a_rate_opens(amount: int, late_s: float) -> None:
+    """An hour after the start that is in the way: at most a second later if the rate allows few starts."""
+    limit = Limit("rate", "t", amount, 3600.0)
+    for now in (0.0, 35.9, 12_345.6, 1e9 + 0.25):
+        rate = Rate()
+        counted_in = rate.count(limit, amount, now)
+        opens_at = rate.opens_at(limit)
+        assert now + 3600.0 - 1e-5 <= opens_at <= now + 3600.0 + late_s + 1e-5
+        assert (rate.free(limit, opens_at - 1e-3), rate.free(limit, opens_at + 1e-3)) == (0, amount)
+        rate.count(limit, amount, opens_at + 1e-3)
+        rate.take_out(counted_in, 1)
+        assert rate.free(limit, opens_at + 2e-3) == 0, "those of a slot that is forgotten do not count"
+    rate = Rate()
+    for start in range(10 * amount):
+        rate.forget(limit, start * 7.0)
+        rate.count(limit, 1, start * 7.0)
+    assert len(rate.pack()[0]) <= 102 + (3600 // 7 if amount <= 100 else 0), "it takes little memory"
 
 
 @pytest.mark.usefixtures("one_is_woken")

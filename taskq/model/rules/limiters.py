@@ -26,8 +26,10 @@ UNLIMITED: Final = 1 << 30
 
 
 #: A rate's span is counted in this many slots, each of which is forgotten when all of it is a span ago. So a rate
-#: takes little memory, whatever its count, and a start is held back by at most a hundredth of the span.
+#: takes little memory, whatever its count, and a start is held back by at most a hundredth of the span. If it allows no
+#: more starts than that, each start may have a slot of its own: then a slot is no longer than a second.
 _SLOTS: Final = 100
+_SHORT_SLOT_S: Final = 1.0
 #: How long a start may take that was counted before, for several fleets: a part of the rate's time.
 _STARTS_WITHIN: Final = 0.1
 _STARTS_WITHIN_S: Final = (0.02, 0.3)
@@ -167,9 +169,11 @@ class Rate:
         self._slot_of.update((row.seq, begins) for row in rows)
 
     def count(self, limit: Limit, starts: int, now: float) -> float:
-        """Counts starts. Returns when the slot began in which they are counted."""
+        """Counts starts. Returns when the slot began in which they are counted: a slot that is shorter than others
+        begins later, so that it ends when it should."""
         slot_s = limit.period_s / _SLOTS
-        begins = now // slot_s * slot_s
+        own_s = slot_s if limit.amount > _SLOTS else min(slot_s, _SHORT_SLOT_S)
+        begins = (now // own_s + 1) * own_s - slot_s
         if self._slots and self._slots[-1][0] >= begins:  # a restored one may be younger
             begins, before = self._slots.pop()
             self._slots.append((begins, before + starts))
