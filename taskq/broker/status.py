@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import inf
 from typing import Literal
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -84,7 +83,8 @@ class StatusView:
         )
 
     def _broker(self) -> BrokerStatus:
-        longest, vitals = self._turns.longest(self._clock.monotonic()), self._figures.vitals()
+        now, vitals = self._clock.monotonic(), self._figures.vitals()
+        longest = self._turns.longest(now)
         return BrokerStatus(
             pid=os.getpid(),
             uptime_s=round(self._clock.time() - self._started_at, 3),
@@ -95,6 +95,7 @@ class StatusView:
             longest_turn_s=round(longest.ever, 6),
             longest_turn_last_minute_s=round(longest.last_minute, 6),
             longest_turn_cpu_s=round(longest.cpu, 6),
+            busy_share=round(self._turns.busy_share(now), 4),
             **vitals._asdict(),
         )
 
@@ -137,15 +138,21 @@ class StatusView:
             name: flow_of(
                 queues[name].queued if name in queues else 0,
                 *rates.get(name, (0.0, 0.0)),
-                wall - oldest[name] if name in oldest else None,
+                *((wall - oldest[name][0], oldest[name][1].id.hex()) if name in oldest else (None, None)),
                 is_paused=name in paused,
             )
             for name in sorted(names)
         }
 
-    def _oldest(self) -> dict[str, float]:
-        """Since when the oldest job of each queue could have been running, in seconds since 1970."""
-        since: dict[str, float] = {}
+    def _oldest(self) -> dict[str, tuple[float, JobRow]]:
+        """The oldest waiting job of each queue, and since when it could have been running, in seconds since 1970."""
+        oldest: dict[str, tuple[float, JobRow]] = {}
+
+        def note(queue: str, row: JobRow) -> None:
+            since = _could_start_at(row)
+            if queue not in oldest or since < oldest[queue][0]:
+                oldest[queue] = since, row
+
         reads = 0
         for queue, jobs in self._core.ready.oldest().items():
             for job in jobs:
@@ -155,14 +162,14 @@ class StatusView:
                 else:
                     found = job
                 if found is not None:
-                    since[queue] = min(since.get(queue, inf), _could_start_at(found))
+                    note(queue, found)
         claims = self._pool.claims()
         for key, sent in self._core.leased().items():
             running = {claim.number for claim in claims[key]}
             for number, row in sent:
                 if number not in running:
-                    since[row.spec.queue] = min(since.get(row.spec.queue, inf), _could_start_at(row))
-        return since
+                    note(row.spec.queue, row)
+        return oldest
 
     def _consumer(self, consumer: ConsumerProcess) -> ConsumerStatus:
         claims = sorted(consumer.counters.read(), key=lambda claim: claim.started_at)

@@ -46,9 +46,18 @@ class RecentTimes:
         count = sum(count for _, _, count in recent)
         return sum(sum_s for _, sum_s, _ in recent) / count if count else None
 
+    def share(self, now: float) -> float:
+        """The share of that minute that all of it took together; 0 if it was not done."""
+        begins = [ends_at - _SPAN_S for ends_at, *_ in self._spans if ends_at > now - _SPAN_S * _SPANS]
+        took_s = sum(sum_s for _, sum_s, _ in self._recent(now))
+        return min(took_s / max(now - begins[0], took_s), 1.0) if begins and took_s else 0.0
+
     def _recent(self, now: float) -> list[tuple[float, float, int]]:
-        spans = [*self._before, (self._ends_at, self._longest_s, self._sum_s, self._count)]
-        return [own for ends_at, *own in spans if ends_at > now - _SPAN_S * _SPANS]  # type: ignore[misc]
+        return [own for ends_at, *own in self._spans if ends_at > now - _SPAN_S * _SPANS]  # type: ignore[misc]
+
+    @property
+    def _spans(self) -> list[tuple[float, float, float, int]]:
+        return [*self._before, (self._ends_at, self._longest_s, self._sum_s, self._count)]
 
 
 class LongestTurns(NamedTuple):
@@ -95,6 +104,10 @@ class TurnTimes:
         self._recent.note(max(took_s, 0.0), now)  # below 0: no turn has begun
         if took_s > self._ever_s:
             self._ever_s = took_s
+
+    def busy_share(self, now: float) -> float:
+        """The share of the last minute that turns took, with their syncs."""
+        return self._recent.share(now)
 
     def longest(self, now: float) -> LongestTurns:
         """The longest turns that have ended."""

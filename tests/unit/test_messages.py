@@ -203,7 +203,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
 
 
 STATUS = FleetStatus(
-    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125, 0.001, 0.002, 4_096, 5, 6),
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125, 0.001, 0.002, 4_096, 5, 6, 0.25),
     ReloadStatus(1, "failed", "no module"),
     [MissingConsumer(2, "no module")],
     {"mail": QueueStatus(1, 2, 3, 4)},
@@ -216,7 +216,7 @@ STATUS = FleetStatus(
         ),
         ConsumerStatus(3, 12, "idle", False, 0),
     ],
-    flows={"mail": QueueFlow(1.5, 0.5, "growing", None, 30.0)},
+    flows={"mail": QueueFlow(1.5, 0.5, "growing", None, 30.0, IDS[0].hex())},
     unserved=["slow"],
 )
 #: How version 1 told it.
@@ -236,6 +236,7 @@ TOLD = {
         "journal_bytes": 4_096,
         "clients": 5,
         "rejected_clients": 6,
+        "busy_share": 0.25,
     },
     "reload": {"number": 1, "state": "failed", "error": "no module"},
     "not_started": [{"number": 2, "error": "no module"}],
@@ -294,6 +295,7 @@ TOLD = {
             "trend": "growing",
             "empty_in_s": None,
             "oldest_waiting_s": 30.0,
+            "oldest_waiting_job": IDS[0].hex(),
         }
     },
     "unserved": ["slow"],

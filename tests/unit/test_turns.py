@@ -43,3 +43,18 @@ def test_the_cpu_time_of_a_turn_is_told_apart_from_its_sync_and_its_waits() -> N
         turns.began(began_at)
         turns.ended(ended_at)
     assert turns.longest(121.0) == LongestTurns(8.0, 8.0, 0.25)
+
+
+def test_how_busy_it_was_in_the_last_minute() -> None:
+    turns = TurnTimes(_no_cpu)
+    assert turns.busy_share(5.0) == 0.0
+    for second in range(100, 300):
+        turns.began(second)
+        turns.ended(second + 0.25)
+        if second > 110:
+            assert 0.2 < turns.busy_share(second + 0.25) < 0.3
+    assert 0.05 < turns.busy_share(345.0) < 0.15, "most of the last minute it slept"
+    assert turns.busy_share(1_000.0) == 0.0
+    turns.began(2_000.0)
+    turns.ended(2_090.0)
+    assert turns.busy_share(2_090.0) == 1.0, "a turn that is longer than a minute"

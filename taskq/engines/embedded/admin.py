@@ -137,7 +137,7 @@ class Admin:
         if job is None:
             return OtherJob(job_id.hex())
         state = JobState.RUNNING if job_id in running else job.kept.state
-        return OtherJob(job_id.hex(), job.row.spec.task, state)
+        return OtherJob(job_id.hex(), job.row.spec.task, state, job.due_at if state is JobState.SCHEDULED else None)
 
     # -- many
 

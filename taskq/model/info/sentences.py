@@ -29,14 +29,14 @@ def sentence(reason: Reason, info: WhyInfo, now: float) -> str:
         case "spooled":
             return "It waits in the spool until a fleet takes it in: `taskq doctor` says if the disk is full."
         case "waiting":
-            return _waits(reason)
+            return _waits(reason, now)
         case "scheduled":
             return _scheduled(reason, now)
         case "limit":
             assert reason.limit is not None
             return _limited(reason, reason.limit, now)
         case "behind":
-            return _behind(reason)
+            return _behind(reason, now)
     return _wrong(reason, info)
 
 
@@ -76,11 +76,11 @@ def _ended(reason: Reason, info: WhyInfo, now: float) -> str:
     return f"It was cancelled{when}{said}."
 
 
-def _waits(reason: Reason) -> str:
+def _waits(reason: Reason, now: float) -> str:
     known = len(reason.jobs) + reason.others
     if not reason.jobs:
         return "The jobs before it have ended: it is queued in a moment."
-    return f"It waits for {count_of(known, 'job')}: {_named(reason)}."
+    return f"It waits for {count_of(known, 'job')}: {_named(reason, now)}."
 
 
 def _scheduled(reason: Reason, now: float) -> str:
@@ -97,45 +97,49 @@ def _limited(reason: Reason, limit: LimitState, now: float) -> str:
     of = f"task {task} with key {key}" if key else f"task {task}"
     match limit.kind:
         case "concurrency":
-            held = f": {_named(reason)}" if reason.jobs else ""
+            held = f": {_named(reason, now)}" if reason.jobs else ""
             does = "does" if limit.used == 1 else "do"
             return f"At most {count_of(limit.amount, 'job')} of {of} may run at once, and {limit.used:,} {does}{held}."
         case "rate":
             opens = "" if reason.until is None else f": it opens {_moment(max(reason.until, now), now)}"
             return f"At most {count_of(limit.amount, 'job')} of {of} may start in {span_text(limit.period_s)}{opens}."
         case "order":
-            return f"Jobs of {of} run one after the other, and this one is before it: {_named(reason)}."
+            return f"Jobs of {of} run one after the other, and this one is before it: {_named(reason, now)}."
     needs = f"It needs {limit.needed:,} of resource {limit.name}"
     if limit.amount < limit.needed:
         want = f"`--resources {limit.name}={limit.needed}`"
         return f"{needs}, and the fleet has {limit.amount:,}: start it with {want}."
-    return f"{needs}, and {limit.used:,} of {limit.amount:,} are taken: {_named(reason)}."
+    return f"{needs}, and {limit.used:,} of {limit.amount:,} are taken: {_named(reason, now)}."
 
 
-def _behind(reason: Reason) -> str:
+def _behind(reason: Reason, now: float) -> str:
     before = f"About {count_of(reason.ahead, 'job')} of its queue {'goes' if reason.ahead == 1 else 'go'} first"
     if reason.consumers and reason.busy == reason.consumers:
         is_one = reason.consumers == 1
         busy = "the only consumer for it is busy" if is_one else f"all {reason.consumers} consumers for it are busy"
-        told = f"{busy}: {_named(reason)}" if reason.jobs else busy
+        told = f"{busy}: {_named(reason, now)}" if reason.jobs else busy
         return f"{before}, and {told}." if reason.ahead else f"It is next, and {told}."
     return f"{before}." if reason.ahead else "Nothing is in its way: it starts in a moment."
 
 
-def _named(reason: Reason) -> str:
+def _named(reason: Reason, now: float) -> str:
     more = [f"and {reason.others:,} more"] if reason.others else []
-    return ", ".join([*map(_job, reason.jobs), *more]) or "a job that is not known any more"
+    return ", ".join([*(_job(job, now) for job in reason.jobs), *more]) or "a job that is not known any more"
 
 
-def _job(job: OtherJob) -> str:
-    told = [*([] if job.task is None else [job.task]), *([] if job.state is None else [job.state.value])]
+def _job(job: OtherJob, now: float) -> str:
+    due = "" if job.due_at is None else f" for {_clock(job.due_at, now)}"
+    told = [*([] if job.task is None else [job.task]), *([] if job.state is None else [job.state.value + due])]
     return f"{job.id} ({', '.join(told)})" if told else job.id
 
 
 def _moment(at: float, now: float) -> str:
+    return f"{_clock(at, now)} ({distance_text(at - now)})"
+
+
+def _clock(at: float, now: float) -> str:
     local = datetime.fromtimestamp(at)
-    text = local.isoformat(" ", "seconds") if abs(at - now) >= _DAY_S else f"{local:%H:%M:%S}"
-    return f"{text} ({distance_text(at - now)})"
+    return local.isoformat(" ", "seconds") if abs(at - now) >= _DAY_S else f"{local:%H:%M:%S}"
 
 
 def _first_line(error: str) -> str:

@@ -30,6 +30,7 @@ class BrokerStatus:
         journal_bytes: the size of the journal with its write-ahead log, or None if the queue is in a database.
         clients: how many clients are connected, or None if no fleet runs.
         rejected_clients: how many clients it has refused or dropped since it started, or None.
+        busy_share: the share of the last minute in which its loop was busy, from 0 to 1, its syncs included; or None.
     """
 
     pid: int | None
@@ -46,6 +47,7 @@ class BrokerStatus:
     journal_bytes: int | None = None
     clients: int | None = None
     rejected_clients: int | None = None
+    busy_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class QueueFlow:
             wait.
         empty_in_s: in how many seconds they have ended at this rate, if the queue is not paused; None if never.
         oldest_waiting_s: for how many seconds the oldest of them could have been running; None if there are none.
+        oldest_waiting_job: the id of that job; None if there is none, or if it is not known.
     """
 
     came_per_s: float = 0.0
@@ -111,6 +114,7 @@ class QueueFlow:
     trend: Literal["growing", "steady", "shrinking"] = "steady"
     empty_in_s: float | None = None
     oldest_waiting_s: float | None = None
+    oldest_waiting_job: str | None = None
 
 
 #: Rates that differ by less than this share of the larger one are about the same.
@@ -118,7 +122,13 @@ _ABOUT_THE_SAME = 0.02
 
 
 def flow_of(
-    queued: int, came_per_s: float, ended_per_s: float, oldest_waiting_s: float | None, *, is_paused: bool
+    queued: int,
+    came_per_s: float,
+    ended_per_s: float,
+    oldest_waiting_s: float | None,
+    oldest_waiting_job: str | None = None,
+    *,
+    is_paused: bool,
 ) -> QueueFlow:
     """Returns how fast the jobs of a queue come and go.
 
@@ -134,6 +144,7 @@ def flow_of(
         trend="steady" if is_steady else "shrinking" if gain > 0 else "growing",
         empty_in_s=empty_in_s,
         oldest_waiting_s=None if oldest_waiting_s is None else round(max(0.0, oldest_waiting_s), 3),
+        oldest_waiting_job=oldest_waiting_job,
     )
 
 

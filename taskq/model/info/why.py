@@ -36,11 +36,13 @@ class OtherJob:
         id: the id of that job.
         task: its task, or None if it is not known any more.
         state: its state, or None if it is not known any more.
+        due_at: before which it does not start, if it is scheduled, in seconds since 1970; or None.
     """
 
     id: str
     task: str | None = None
     state: JobState | None = None
+    due_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

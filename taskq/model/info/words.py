@@ -31,6 +31,15 @@ def span_text(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest_s:02d}s"
 
 
+def time_text(seconds: float) -> str:
+    """How long something takes, for pages: ``80 µs``, ``1.2 ms``, ``12 s``, ``3m 05s``."""
+    if seconds >= 60:
+        return span_text(seconds)
+    text = brief_time(seconds * 1e6).removesuffix("s")
+    value = text.rstrip("mu").removesuffix(".0")
+    return f"{value} {text[len(text.rstrip('mu')) :].replace('u', 'µ')}s"
+
+
 def brief_count(number: int) -> str:
     """A number below a trillion in at most four characters: ``999``, ``1.2k``, ``12k``, ``1.5M``, ``300G``."""
     if number < 1_000:
