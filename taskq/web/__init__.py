@@ -1,8 +1,8 @@
 """The dashboard: pages in a browser that show what a fleet does, as an ASGI application.
 
 `taskq web` runs it as a process of its own; `Dashboard` is mounted in an application that has its own users. It needs
-the extra `[web]`: only the modules of this room import Starlette and Jinja. The pure ones do not (`rates`, `concerns`,
-`cron`), and `taskq top` uses them, too. All data comes through the client, and from the log.
+the extra `[web]`: only the modules of this room import Starlette and Jinja. Those of `rules/`, which
+are pure, do not, and `taskq top` uses them, too. All data comes through the client, and from the log.
 """
 
 from __future__ import annotations

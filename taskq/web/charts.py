@@ -29,6 +29,11 @@ class Series:
     values: Sequence[int]
 
 
+def highest(series: Sequence[Series]) -> int:
+    """The most that one bar shows: the top of the scale; 0 if there is nothing."""
+    return max((sum(at) for at in zip(*(each.values for each in series), strict=True)), default=0)
+
+
 def bars(title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
     """Bars beside each other, those of several series on top of each other.
 
@@ -37,7 +42,7 @@ def bars(title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
         labels: what each bar stands for, such as its minute.
     """
     count = len(labels)
-    highest = max((sum(each.values[at] for each in series) for at in range(count)), default=0) or 1
+    top = highest(series) or 1
     step = _WIDTH / max(count, 1)
     parts = []
     for at, label in enumerate(labels):
@@ -48,13 +53,13 @@ def bars(title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
         ))  # fmt: skip
         y = float(_HEIGHT)
         for each in series:
-            height = each.values[at] / highest * (_HEIGHT - 4)
+            height = each.values[at] / top * _HEIGHT
             y -= height
             if height:
                 parts.append(_bar(each.tone, at * step, y, max(step - 1.5, 0.5), height))
         parts.append(Markup("</g>"))
     sums = ", ".join(f"{number(sum(each.values))} {each.name}" for each in series)
-    return _svg("chart", f"{title}: {sums}, at most {number(highest)} a bar", _HEIGHT, parts)
+    return _svg("chart", f"{title}: {sums}, at most {number(highest(series))} a bar", _HEIGHT, parts)
 
 
 def _bar(tone: str, x: float, y: float, width: float, height: float) -> Markup:
@@ -64,11 +69,12 @@ def _bar(tone: str, x: float, y: float, width: float, height: float) -> Markup:
 
 def sparkline(title: str, values: Sequence[int]) -> Markup:
     """A small line without axes."""
-    highest = max(values, default=0) or 1
+    top = max(values, default=0)
     step = 100 / max(len(values) - 1, 1)
-    points = " ".join(f"{at * step:.1f},{19 - value / highest * 18:.1f}" for at, value in enumerate(values))
+    points = " ".join(f"{at * step:.1f},{19 - value / (top or 1) * 18:.1f}" for at, value in enumerate(values))
+    told = f"{title}: {number(sum(values))}, at most {number(top)} a minute"
     svg = '<svg class="spark" viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{}">'
-    return Markup(svg + '<polyline points="{}"/></svg>').format(f"{title}: {number(sum(values))}", points)
+    return Markup(svg + '<title>{}</title><polyline points="{}"/></svg>').format(told, told, points)
 
 
 def share_bar(title: str, share: float, tone: str = "busy") -> Markup:
@@ -78,14 +84,19 @@ def share_bar(title: str, share: float, tone: str = "busy") -> Markup:
     return Markup(svg + filled).format(title, tone, min(max(share, 0.0), 1.0) * 100)
 
 
+def life_of(info: JobInfo, now: float) -> tuple[float, float]:
+    """When the life of a job begins and ends, as far as it is known, in seconds since 1970."""
+    end = info.finished_at or max(now, info.due_at or now)
+    return min(info.enqueued_at, *(each.started_at for each in info.history if each.started_at), end - 1e-3), end
+
+
 def timeline(info: JobInfo, now: float) -> Markup:
     """The life of a job: when it waited, and each attempt.
 
     Args:
         now: seconds since 1970.
     """
-    end = info.finished_at or max(now, info.due_at or now)
-    begin = min(info.enqueued_at, *(each.started_at for each in info.history if each.started_at), end - 1e-3)
+    begin, end = life_of(info, now)
     scale = _WIDTH / (end - begin)
     pieces = [(each.started_at, each.duration_s, "good" if each.error is None else "bad", f"attempt {each.number}")
               for each in info.history]  # fmt: skip

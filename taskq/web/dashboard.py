@@ -30,6 +30,7 @@ from taskq.model.info.readiness import why_not_ready
 from taskq.telemetry.kept import KeptLog
 from taskq.web.access import Resolver, visitor_of
 from taskq.web.actions import Wish, act
+from taskq.web.backlog import KeptReasons
 from taskq.web.guard import WRITE_REFUSED, Guard, is_from_own_page
 from taskq.web.links import TOKEN, Links
 from taskq.web.pages import STATIC, Page, Visit, answer, draw, link_maker, refusal
@@ -95,6 +96,7 @@ class Dashboard:
         self._hides_arguments = hide_args
         self._kept = KeptLog()
         self._failures = KeptFailures()
+        self._reasons = KeptReasons()
         self._app = Guard(self._routes(), hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,7 +137,8 @@ class Dashboard:
                 )
             raise HTTPException(403, "You may not see this dashboard.")
         request.state.visitor = visitor
-        return Visit(self.q, request, visitor, time.time(), self._hides_arguments, self._kept, self._failures)
+        kept = self._kept, self._failures, self._reasons
+        return Visit(self.q, request, visitor, time.time(), self._hides_arguments, *kept)
 
     # -- pages
 

@@ -21,6 +21,7 @@ from taskq.client.failures import KeptFailures
 from taskq.telemetry.kept import KeptLog
 from taskq.web import charts, texts
 from taskq.web.access import Visitor
+from taskq.web.backlog import KeptReasons
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -45,6 +46,9 @@ MENU = (
 _FILTERS = (
     "number",
     "moment",
+    "since",
+    "clock",
+    "at",
     "exact",
     "logged",
     "span",
@@ -70,6 +74,7 @@ class Visit:
         hides_arguments: whether arguments and results of jobs are hidden.
         kept: what was read of the log before, for all visitors.
         failures: what was read of failed jobs before, for all visitors.
+        reasons: why backlogs stand, as it was asked a moment ago, for all visitors.
     """
 
     q: TaskQ
@@ -79,6 +84,7 @@ class Visit:
     hides_arguments: bool
     kept: KeptLog
     failures: KeptFailures
+    reasons: KeptReasons
 
     def query(self, name: str) -> str:
         """A field of the URL; empty if it is not there."""
@@ -115,7 +121,9 @@ def _environment() -> Environment:
     )
     for name in _FILTERS:
         environment.filters[name] = getattr(texts, name)
-    environment.globals.update(bars=charts.bars, sparkline=charts.sparkline, share_bar=charts.share_bar)
+    environment.globals.update(
+        bars=charts.bars, highest=charts.highest, sparkline=charts.sparkline, share_bar=charts.share_bar
+    )
     return environment
 
 
@@ -142,7 +150,8 @@ def answer(visit: Visit, page: Page) -> Response:
     link = link_maker(visit.request)
     shared = {
         "link": link,
-        "linked": lambda text: texts.linked(text, lambda job_id: link("/jobs", job_id)),
+        "linked": lambda text: texts.linked(text, link),
+        "briefly": lambda text: texts.linked(text, link, is_brief=True),
         "visitor": visit.visitor,
         "now": visit.now,
         **page.values,

@@ -11,11 +11,12 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from taskq.model.info.job import JobArguments
-from taskq.model.info.words import brief_time, span_text
+from taskq.model.info.words import time_text
 from taskq.model.job import JobError, JobState
 
 _MIB = 1_048_576
-_ID = re.compile(r"\b[0-9a-f]{32}\b")
+#: The id of a job, and a consumer by its number.
+_NAMED = re.compile(r"\b(?P<job>[0-9a-f]{32})\b|\b[Cc]onsumer (?P<consumer>\d{1,4})\b")
 #: Characters of an argument or a result that are shown.
 MOST_SHOWN_CHARS = 4_000
 #: Ids begin with their time, so their ends tell them apart.
@@ -42,12 +43,37 @@ def moment(at: float | None) -> Markup:
     Args:
         at: seconds since 1970, or None.
     """
+    return _time(at, "", "")
+
+
+def since(at: float | None) -> Markup:
+    """From which moment on something lasts, which the script shows as how long that is: ``for 5 s``.
+
+    Args:
+        at: seconds since 1970, or None.
+    """
+    return _time(at, " data-since", "since ")
+
+
+def _time(at: float | None, attribute: str, before: str) -> Markup:
     if at is None:
         return Markup("")
     utc = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     local = datetime.fromtimestamp(at)
     day = "" if local.date() == datetime.now().date() else f"{local:%Y-%m-%d} "
-    return Markup('<time datetime="{}">{}{}</time>').format(utc, day, f"{local:%H:%M:%S}")
+    tag = '<time datetime="{}"' + attribute + ">{}{}{}</time>"
+    return Markup(tag).format(utc, before, day, f"{local:%H:%M:%S}")
+
+
+def clock(at: float) -> str:
+    """``03:10`` in the time zone of this machine, with the date if it is not of today."""
+    local = datetime.fromtimestamp(at)
+    return f"{local:%H:%M}" if local.date() == datetime.now().date() else f"{local:%Y-%m-%d %H:%M}"
+
+
+def at(moment_at: float | None) -> Markup:
+    """A moment that comes, as a time of the day and its distance from now."""
+    return Markup("") if moment_at is None else Markup("{} ({})").format(clock(moment_at), moment(moment_at))
 
 
 def exact(at: float | None) -> Markup:
@@ -74,20 +100,35 @@ def code(text: str) -> Markup:
     )
 
 
-def linked(text: str, link: Callable[[str], str]) -> Markup:
-    """A sentence with commands and the ids of jobs, which become links.
+def linked(text: str, link: Callable[..., str], *, is_brief: bool = False) -> Markup:
+    """A sentence with commands, ids of jobs and numbers of consumers, which become links.
 
     Args:
-        link: makes the URL of a job from its id.
+        link: makes the URL of a path.
+        is_brief: whether ids are shortened.
     """
-    return Markup(_ID.sub(lambda found: f'<a class="id" href="{escape(link(found[0]))}">{found[0]}</a>', code(text)))
+    return _with_links(code(text), link, is_brief=is_brief)
+
+
+def line(text: str, link: Callable[..., str]) -> Markup:
+    """A line of the log, with links as in a sentence."""
+    return _with_links(escape(text), link, is_brief=False)
+
+
+def _with_links(escaped: Markup, link: Callable[..., str], *, is_brief: bool) -> Markup:
+    def anchor(found: re.Match[str]) -> str:
+        number, job_id = found["consumer"], found["job"]
+        if number is not None:
+            return f'<a href="{escape(link("/consumers", number))}">{found[0]}</a>'
+        shown = short_id(job_id) if is_brief else job_id
+        return f'<a class="id" href="{escape(link("/jobs", job_id))}" title="{job_id}">{shown}</a>'
+
+    return Markup(_NAMED.sub(anchor, escaped))
 
 
 def span(seconds: float | None) -> str:
-    """How long something takes: ``80us``, ``1.2 s``, ``3m 05s``; empty if nobody knows."""
-    if seconds is None:
-        return ""
-    return span_text(seconds) if seconds >= 60 else brief_time(seconds * 1e6)
+    """How long something takes: ``80 µs``, ``1.2 s``, ``3m 05s``; empty if nobody knows."""
+    return "" if seconds is None else time_text(seconds)
 
 
 def megabytes(count: int | None) -> str:

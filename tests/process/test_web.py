@@ -87,14 +87,21 @@ def page(client: TestClient, path: str, status: int = 200, **headers: str) -> st
 
 #: What each view must say; {} are the ids of jobs.
 SAYS = {
-    "/": ["Look at this", "running", "died 1 time", "Queue quiet is paused: 1 job waiting", "hold"],
+    "/": [
+        "Look at this",
+        "/failures?task=send_mail&amp;since=1h",
+        "waits longest",
+        "died 1 time",
+        "Queue quiet is paused: 1 job waiting",
+        "hold",
+    ],
     "/jobs": ["{failed}", "{crashed}", "ConnectionError", "retry"],
     "/jobs?state=scheduled": ["{later}"],
     "/jobs?text=refused": ["{failed}"],
     "/jobs/{done}": ["It succeeded", "&#39;cat.jpg&#39;", "Result", "&lt;script&gt;", "Enqueue again"],
     "/jobs/{failed}": ["ConnectionError", "It failed", "Traceback", "password=", "***", "&lt;img src=x"],
     "/jobs/{crashed}": ["Its process died", "SIGKILL", "last words of a job"],
-    "/jobs/{running}": ["It runs", "on consumer"],
+    "/jobs/{running}": ["It runs", 'on <a href="/consumers/', "Where is it now?"],
     "/jobs/{limited}": ["At most 1 job of task hold may run at once", "{running}"],
     "/jobs/{quiet}": ["Queue quiet is paused"],
     "/jobs/{last}": ["It waits for", "See it as a graph"],
@@ -111,7 +118,7 @@ SAYS = {
     "/limits": ["jobs at once", "1 of 1", "{running}", "{limited}"],
     "/log": ["job.failed", "job.crashed", "&lt;script&gt;"],
     "/log?level=error&task=crash": ["job.crashed"],
-    "/broker": ["Ready for jobs", "Longest turn"],
+    "/broker": ["It keeps up", "Longest turn"],
 }
 
 

@@ -72,8 +72,8 @@ def test_the_log_follows(serve: Callable[..., Served], tmp_path: Path) -> None:
                     fleet.client.pause([queue], True, "a test")
                 data = next(line for line in lines if line.startswith("data: "))
         told: dict[str, Any] = json.loads(data.removeprefix("data: "))
-        assert "queue.paused" in told["text"]
-        assert "night" in told["text"], "lines without the text are left out"
+        assert "queue.paused" in told["html"]
+        assert "night" in told["html"], "lines without the text are left out"
         assert "Traceback" not in served.finish()[1]
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.job import JobArguments, JobInfo
 from taskq.model.info.schedule import ScheduleInfo
-from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, MachineStatus, QueueStatus
+from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, MachineStatus, QueueFlow, QueueStatus
+from taskq.model.info.why import Reason, WhyInfo
+from taskq.model.info.words import time_text
 from taskq.model.job import JobState
-from taskq.web.concerns import concerns_of
-from taskq.web.cron import in_words, next_times
+from taskq.telemetry.record import utc_text
+from taskq.web.backlog import Standing, standing_queues, told_of
+from taskq.web.charts import Series, highest
 from taskq.web.graph import graph_of, layers_of
-from taskq.web.rates import flow_of
-from taskq.web.texts import as_json, code, linked
+from taskq.web.logs import in_order
+from taskq.web.news import News, explained
+from taskq.web.rules.concerns import Concern, concerns_of
+from taskq.web.rules.cron import in_words, next_times
+from taskq.web.rules.keeping_up import verdict_of
+from taskq.web.rules.rates import flow_of
+from taskq.web.texts import as_json, code, line, linked, since
 
 #: The end of a minute, in seconds since 1970.
 NOW = 1_000_000 * 60 + 59.0
@@ -93,6 +103,22 @@ def test_what_to_look_at() -> None:
     often, seldom = counted(m0=(10, 9, 1)), counted(m0=(100, 99, 1))
     assert "of 10 that ended" in concerns_of(well, [often], quiet)[0].told
     assert concerns_of(well, [seldom], quiet) == []
+    assert concerns_of(well, [replace(often, task="re size")], quiet)[0].path == "/failures?task=re+size&since=1h"
+    since_when = counted(m30=(10, 10, 0), m20=(1, 0, 1), m0=(9, 8, 1))
+    assert concerns_of(well, [since_when], quiet)[0].since == (1_000_000 - 20) * 60.0
+    flows = {"q": QueueFlow(2.0, 1.0, "growing", None, 30.0), "w": QueueFlow(0.0, 0.0, "steady", None, 700.0)}
+    stands = replace(well, flows=flows, queues={"q": QueueStatus(queued=100), "w": QueueStatus(queued=1)})
+    assert [(each.told, each.path, each.since) for each in concerns_of(stands, [], quiet)] == [
+        (
+            "100 jobs of queue q wait, and they do not get fewer: 120 a minute come in, and 60 end.",
+            "/jobs?queue=q&state=queued",
+            NOW - 30,
+        ),
+        ("1 job of queue w waits: 0 a minute come in, and 0 end.", "/jobs?queue=w&state=queued", NOW - 700),
+    ]
+    assert [each.kind for each in concerns_of(replace(stands, paused=["q", "w"]), [], quiet)] == ["paused", "paused"]
+    slow = replace(well, broker=replace(well.broker, busy_share=0.99))
+    assert concerns_of(slow, [], quiet)[0].told.startswith("The broker: it hardly keeps up: its loop is busy for 99 %")
     behind = FleetStatus(well.broker, queues={"q": QueueStatus(queued=500)}, consumers=well.consumers)
     assert "500 jobs wait" in concerns_of(behind, [], flow_of([counted(m0=(60, 60, 0))], NOW))[0].told
     paused = FleetStatus(well.broker, queues=behind.queues, paused=["q"], consumers=well.consumers)
@@ -120,9 +146,135 @@ def test_steps_stand_right_of_those_before_them() -> None:
 def test_sentences_are_escaped() -> None:
     assert code("<b> `taskq <i>`") == "&lt;b&gt; <code>taskq &lt;i&gt;</code>"
     job_id = "0" * 32
-    assert linked(f"after <{job_id}>", "/jobs/{}?a&b".format) == (
-        f'after &lt;<a class="id" href="/jobs/{job_id}?a&amp;b">{job_id}</a>&gt;'
+
+    def link(path: str, part: str) -> str:
+        return f"{path}/{part}?a&b"
+
+    assert linked(f"after <{job_id}>", link) == (
+        f'after &lt;<a class="id" href="/jobs/{job_id}?a&amp;b" title="{job_id}">{job_id}</a>&gt;'
     )
+    assert ">00000000</a>" in linked(job_id, link, is_brief=True)
+    assert linked("on consumer 12.", link) == 'on <a href="/consumers/12?a&amp;b">consumer 12</a>.'
+    assert line("`<b>` consumer 12345", link) == "`&lt;b&gt;` consumer 12345", "a line of the log is as it is"
+
+
+def test_times_have_units() -> None:
+    times = (0.0000805, 0.0012, 0.34, 1.0, 1.25, 12.3, 65.0, 7_200.0)
+    assert [time_text(each) for each in times] == [
+        "80 µs",
+        "1.2 ms",
+        "340 ms",
+        "1 s",
+        "1.2 s",
+        "12 s",
+        "1m 05s",
+        "2h 00m",
+    ]
+
+
+def test_a_moment_from_which_on_something_lasts() -> None:
+    assert re.fullmatch(r'<time datetime="1970-01-01T00:00:01.500Z" data-since>since [\d: -]+</time>', since(1.5))
+    assert since(None) == ""
+
+
+def test_what_is_known_of_the_causes() -> None:
+    job_id = "0" * 32
+    known = News(
+        errors={"resize": f"ValueError: no file (job {job_id})"},
+        paused={"mail": (NOW - 600, "ann@db1")},
+        standing={"slow": Standing(job_id, True, NOW - 60, "All consumers are busy.")},
+    )
+    concerns = [
+        Concern("bad", "...", "/failures", "resize", "failed", NOW - 120),
+        Concern("look", "...", "/jobs", "mail", "paused"),
+        Concern("look", "...", "/jobs", "slow", "waits", NOW - 30),
+        Concern("look", "...", "/jobs", "other", "waits", NOW - 30),
+        Concern("bad", "...", "/broker"),
+    ]
+    assert [(each.since, each.why) for each in explained(concerns, known)] == [
+        (NOW - 120, f"ValueError: no file (job {job_id})"),
+        (NOW - 600, "Paused by ann@db1."),
+        (NOW - 60, f"Job {job_id} waits longest. All consumers are busy."),
+        (NOW - 30, ""),
+        (None, ""),
+    ]
+
+
+def test_queues_that_stand() -> None:
+    flows = {
+        "paused": QueueFlow(0.0, 0.0, "steady", None, 60.0, "a"),
+        "quick": QueueFlow(50.0, 50.0, "steady", None, 0.1, "b"),
+        "long": QueueFlow(5.0, 6.0, "shrinking", 900.0, 300.0, "c"),
+        "empty": QueueFlow(1.0, 1.0),
+        "of another version": QueueFlow(0.0, 0.0, "steady", None, 60.0),
+    }
+    status = FleetStatus(BrokerStatus(1, 1.0, "/q", 1), flows=flows)
+    told = [tuple(queue) for queue in standing_queues(status)]
+    assert told == [("long", "c", 300.0, True), ("paused", "a", 60.0, False)], "those first that wait longest"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        ([Reason("paused")], "Queue q is paused"),
+        ([Reason("behind", ahead=3, consumers=2, busy=1)], "About 3 jobs of its queue go first."),
+        ([Reason("behind", consumers=2, busy=2)], "It is next, and all 2 consumers for it are busy."),
+        ([Reason("behind", consumers=2, busy=1)], ""),
+        ([Reason("sent", consumer=2, ahead=1)], "Consumer 2 has it"),
+        ([Reason("running", attempt=1, consumer=1)], ""),
+        ([Reason("ended")], ""),
+        ([], ""),
+    ],
+)
+def test_what_is_in_the_way_of_the_oldest_job(reasons: list[Reason], told: str) -> None:
+    text = told_of(WhyInfo("0" * 32, "t", "q", JobState.QUEUED, reasons), NOW)
+    assert text.startswith(told)
+    assert bool(text) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("broker", "tone", "told"),
+    [
+        ({"commit_mean_s": 0.002, "busy_share": 0.034}, "good", "It keeps up: a commit takes 2 ms, and its loop is "),
+        ({"busy_share": 0.001}, "good", "nothing was written in the last minute, and its loop is busy for less than"),
+        ({"commit_mean_s": 0.3}, "look", "It hardly keeps up: a commit takes 300 ms, since the disk is slow"),
+        (
+            {"busy_share": 0.95, "longest_turn_last_minute_s": 2.0},
+            "look",
+            "for 95 % of the time, and it answered nobody",
+        ),
+        ({"state": "stopped"}, "bad", "No fleet runs"),
+    ],
+)
+def test_whether_the_broker_keeps_up(broker: dict[str, Any], tone: str, told: str) -> None:
+    verdict = verdict_of(FleetStatus(BrokerStatus(1, 1.0, "/q", 1, **broker)))
+    assert (verdict.tone, told in verdict.told) == (tone, True), verdict
+
+
+def test_a_job_has_started_before_it_prints() -> None:
+    def event(name: str, at: float, attempt: int = 1) -> dict[str, Any]:
+        return {"event": name, "timestamp": utc_text(at), "attempt": attempt}
+
+    written = [
+        event("job.log", 10.01),
+        event("job.started", 10.15),
+        event("job.retrying", 11.0),
+        event("job.started", 12.2, 2),
+        event("job.started", 13.2, 3),
+    ]
+    told = in_order(written, {1: 10.0, 2: 12.0})
+    assert [(each["event"], each["timestamp"]) for each in told] == [
+        ("job.started", utc_text(10.0)),
+        ("job.log", utc_text(10.01)),
+        ("job.retrying", utc_text(11.0)),
+        ("job.started", utc_text(12.0)),
+        ("job.started", utc_text(13.2)),
+    ]
+
+
+def test_the_top_of_a_scale() -> None:
+    assert highest([Series("good", "good", [1, 5, 2]), Series("bad", "bad", [4, 0, 4])]) == 6
+    assert highest([]) == 0
 
 
 def test_arguments_are_edited_only_if_json_holds_them() -> None:

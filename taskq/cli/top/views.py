@@ -19,9 +19,9 @@ from taskq.model.info.words import brief_time, count_of, distance_text, span_tex
 from taskq.telemetry.record import Event
 from taskq.telemetry.render import render_console
 from taskq.telemetry.words import escape
-from taskq.web.concerns import concerns_of
-from taskq.web.cron import words_of
-from taskq.web.rates import Flow, ended, flow_of
+from taskq.web.rules.concerns import concerns_of
+from taskq.web.rules.cron import words_of
+from taskq.web.rules.rates import Flow, ended, flow_of
 
 STYLES = {
     "running": "green",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlencode
 
-from taskq.model.info.counts import TaskCounts
+from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.status import FleetStatus
 from taskq.model.info.words import count_of
-from taskq.web.rates import Flow, ended
+from taskq.web.rules.keeping_up import verdict_of
+from taskq.web.rules.rates import Flow, ended
 
 #: A task fails often from this share of its jobs on, of the last hour.
 _OFTEN = 0.05
-#: Fewer jobs than this waiting are not a backlog.
+#: Fewer jobs than this waiting are not a backlog, unless one of them has waited for this many seconds.
 _BACKLOG = 100
+_LONG_S = 600.0
+_MINUTE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,19 @@ class Concern:
         tone: "bad" if jobs do not run or fail; "look" otherwise.
         told: what it is, in a sentence.
         path: the path of the page that shows more, and its query.
+        subject: the task or the queue that it is about; or "".
+        kind: what is wrong with that: "failed", "died", "paused" or "waits"; or "".
+        since: from when on, as far as the last hour tells, in seconds since 1970; or None.
+        why: the cause, in a sentence or as an error; or "".
     """
 
     tone: Literal["bad", "look"]
     told: str
     path: str
+    subject: str = ""
+    kind: Literal["failed", "died", "paused", "waits", ""] = ""
+    since: float | None = None
+    why: str = ""
 
 
 def concerns_of(status: FleetStatus, counts: Sequence[TaskCounts], flow: Flow) -> list[Concern]:
@@ -46,6 +58,8 @@ def _of_fleet(status: FleetStatus) -> Iterator[Concern]:
         yield Concern("look", "The fleet is stopping: running jobs may finish, and no other job starts.", "/broker")
     elif not any(each.state in ("idle", "running") for each in status.consumers):
         yield Concern("bad", "No consumer is ready for jobs.", "/consumers")
+    elif (verdict := verdict_of(status)).tone != "good":
+        yield Concern("look", f"The broker: {verdict.told[0].lower()}{verdict.told[1:]}", "/broker")
     for missing in status.not_started[:3]:
         first = missing.error.partition("\n")[0]
         yield Concern("bad", f"Consumer {missing.number} does not start: {first}", "/consumers")
@@ -58,29 +72,62 @@ def _of_fleet(status: FleetStatus) -> Iterator[Concern]:
     for queue in () if status.machines else status.unserved:
         counts = status.queues[queue]
         waits = count_of(counts.queued + counts.scheduled + counts.waiting, "job")
-        yield Concern("bad", f"No consumer serves queue {queue}: {waits} will not run.", "/queues")
+        told = f"No consumer serves queue {queue}: {waits} will not run."
+        yield Concern("bad", told, _path("/jobs", queue=queue), queue, "waits")
     for queue in status.paused:
         kept = status.queues.get(queue)
         waits = f": {count_of(kept.queued, 'job')} waiting" if kept and kept.queued else ""
-        yield Concern("look", f"Queue {queue} is paused{waits}.", "/queues")
+        yield Concern("look", f"Queue {queue} is paused{waits}.", _path("/jobs", queue=queue), queue, "paused")
 
 
 def _of_tasks(counts: Sequence[TaskCounts]) -> Iterator[Concern]:
     for each in counts:
         hour = each.last_hour
         done = ended(hour)
+        name, path = each.task or "(others)", _path("/failures", task=each.task, since="1h")
         if hour.failed and hour.failed >= done * _OFTEN:
-            name = each.task or "(others)"
             told = f"{count_of(hour.failed, 'job')} of task {name} failed in the last hour, of {done:,} that ended."
-            yield Concern("bad", told, "/failures")
+            yield Concern("bad", told, path, each.task, "failed", _first(each, lambda own: own.failed))
         if hour.crashed:
-            name, crashes = each.task or "(others)", count_of(hour.crashed, "time")
-            yield Concern("bad", f"The process of task {name} died {crashes} in the last hour.", "/failures")
+            told = f"The process of task {name} died {count_of(hour.crashed, 'time')} in the last hour."
+            yield Concern("bad", told, path, each.task, "died", _first(each, lambda own: own.crashed))
+
+
+def _first(counts: TaskCounts, number: Callable[[Counts], int]) -> float | None:
+    """When the first minute began in which something happened."""
+    minute = min((minute for minute, own in counts.minutes.items() if number(own)), default=None)
+    return None if minute is None else minute * float(_MINUTE_S)
 
 
 def _of_backlog(status: FleetStatus, flow: Flow) -> Iterator[Concern]:
+    if status.broker.state != "running":
+        return
+    if status.flows:
+        yield from _of_queues(status, flow.now)
+        return
     waiting = sum(queue.queued for name, queue in status.queues.items() if name not in status.paused)
-    if waiting >= _BACKLOG and flow.empty_in_s(waiting) is None and status.broker.state == "running":
-        came, went = flow.came_a_minute, flow.ended_a_minute
-        told = f"{waiting:,} jobs wait, and they do not get fewer: {came:,.0f} a minute come in, and {went:,.0f} end."
-        yield Concern("look", told, "/queues")
+    if waiting >= _BACKLOG and flow.empty_in_s(waiting) is None:
+        yield Concern("look", _backlog(waiting, "", flow.came_a_minute, flow.ended_a_minute), "/queues")
+
+
+def _of_queues(status: FleetStatus, now: float) -> Iterator[Concern]:
+    """The queues that do not get shorter, or in which nothing has moved for long."""
+    told_already = {*status.paused, *(() if status.machines else status.unserved)}
+    for queue, flow in status.flows.items():
+        waiting = status.queues[queue].queued if queue in status.queues else 0
+        waited_s = flow.oldest_waiting_s or 0.0
+        is_long = waiting >= _BACKLOG and flow.empty_in_s is None
+        if queue not in told_already and waiting and (is_long or (waited_s >= _LONG_S and not flow.ended_per_s)):
+            told = _backlog(waiting, queue, flow.came_per_s * _MINUTE_S, flow.ended_per_s * _MINUTE_S)
+            path = _path("/jobs", queue=queue, state="queued")
+            yield Concern("look", told, path, queue, "waits", now - waited_s)
+
+
+def _backlog(waiting: int, queue: str, came: float, went: float) -> str:
+    of = f" of queue {queue}" if queue else ""
+    wait = f"{count_of(waiting, 'job')}{of} {'waits' if waiting == 1 else 'wait, and they do not get fewer'}"
+    return f"{wait}: {came:,.0f} a minute come in, and {went:,.0f} end."
+
+
+def _path(path: str, **query: str) -> str:
+    return f"{path}?{urlencode({name: value for name, value in query.items() if value})}"

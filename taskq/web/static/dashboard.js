@@ -18,7 +18,8 @@ function spanText(seconds) {
 function tellTimes(root) {
   for (const each of all("time", root)) {
     const at = new Date(each.dateTime), ahead = (at - Date.now()) / 1000;
-    const text = Math.abs(ahead) < 1 ? "now" : ahead > 0 ? `in ${spanText(ahead)}` : `${spanText(-ahead)} ago`;
+    const text = "since" in each.dataset ? `for ${spanText(Math.max(-ahead, 0))}`
+      : Math.abs(ahead) < 1 ? "now" : ahead > 0 ? `in ${spanText(ahead)}` : `${spanText(-ahead)} ago`;
     if (each.firstChild.data !== text) each.firstChild.data = text; // what is selected stays selected
     each.title = at.toLocaleString();
   }
@@ -131,7 +132,7 @@ function follow(button) {
     const told = JSON.parse(event.data), line = document.createElement("span");
     const isAtEnd = lines.scrollTop + lines.clientHeight >= lines.scrollHeight - 20;
     line.className = `line ${told.level}`;
-    line.textContent = told.text;
+    line.innerHTML = told.html; // made by the server, which escapes
     lines.append(line);
     while (lines.children.length > MOST_LINES) lines.firstElementChild.remove();
     if (isAtEnd) lines.scrollTop = lines.scrollHeight;

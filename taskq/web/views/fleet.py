@@ -16,10 +16,12 @@ from taskq.model.info.why import LimitState, Reason
 from taskq.model.job import JobState
 from taskq.telemetry.reader import Filter
 from taskq.web.charts import Series
-from taskq.web.concerns import concerns_of
 from taskq.web.logs import kept_newest
+from taskq.web.news import explained, news
 from taskq.web.pages import Page, Visit
-from taskq.web.rates import Flow, added_up, flow_of, together
+from taskq.web.rules.concerns import concerns_of
+from taskq.web.rules.keeping_up import verdict_of
+from taskq.web.rules.rates import Flow, added_up, flow_of, together
 
 #: Jobs that wait whose obstacles are asked for, to find the limits in use.
 _MOST_ASKED = 60
@@ -33,6 +35,7 @@ async def overview(visit: Visit) -> Page:
     client = visit.q.async_client()
     status, counts = await client.look(), await client.counts()
     flow = flow_of(counts, visit.now, told=together(status.flows.values()))
+    known = await news(visit, status, counts)
     waiting = sum(queue.queued for queue in status.queues.values())
     open_ = sum(queue.queued for name, queue in status.queues.items() if name not in status.paused)
     return Page(
@@ -40,8 +43,8 @@ async def overview(visit: Visit) -> Page:
         "Overview",
         {
             "status": status,
-            "concerns": concerns_of(status, counts, flow),
-            "why_not_ready": why_not_ready(asdict(status)),
+            "concerns": explained(concerns_of(status, counts, flow), known),
+            "standing": known.standing,
             "flow": flow,
             "ends": ends_of(flow),
             "came": [Series("enqueued", "later", flow.enqueued)],
@@ -92,7 +95,12 @@ async def queues(visit: Visit) -> Page:
     for each in counts:
         if each.task:
             tasks_of.setdefault(each.queue, []).append(each.task)
-    values = {"status": status, "queues": queue_rows(status, counts, visit.now), "tasks_of": tasks_of}
+    values = {
+        "status": status,
+        "queues": queue_rows(status, counts, visit.now),
+        "standing": await visit.reasons.of(visit.q, status, visit.now),
+        "tasks_of": tasks_of,
+    }
     return Page("queues", "Queues", values)
 
 
@@ -128,8 +136,8 @@ async def broker(visit: Visit) -> Page:
     status = await visit.q.async_client().look()
     told = await kept_newest(visit, Filter(level="warning"), _MOST_WARNINGS)
     own = [event for event in told if not str(event.get("event", "")).startswith("job.")]
-    values = {"status": status, "why_not_ready": why_not_ready(asdict(status)), "events": own[-20:][::-1]}
-    return Page("broker", "Broker", values)
+    verdict = verdict_of(status, why_not_ready(asdict(status)))
+    return Page("broker", "Broker", {"status": status, "verdict": verdict, "events": own[-20:][::-1]})
 
 
 async def limits(visit: Visit) -> Page:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import QueryParams
 
 from taskq.client.app import TaskQ
+from taskq.client.job import Job
 from taskq.model.errors import ConfigError, JobCancelled, JobFailed, JobNotFound, ResultTimeout
 from taskq.model.info.job import JobInfo
 from taskq.model.info.search import FoundJobs, JobSearch
@@ -17,16 +20,17 @@ from taskq.model.info.status import QueueStatus
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter
-from taskq.telemetry.render import render_console
-from taskq.web.charts import timeline
+from taskq.web.charts import life_of, timeline
 from taskq.web.graph import drawn
-from taskq.web.logs import newest
+from taskq.web.logs import in_order, newest, shown_lines
 from taskq.web.pages import Page, Visit
 from taskq.web.texts import as_json, shown
 
 #: Jobs on one page of the list.
 PAGE_JOBS = 50
+#: Lines of the log about one job that are shown, and those that are looked at to see how many were left out.
 _MOST_LOG_LINES = 500
+_MOST_LINES_READ = 20_000
 _ID_CHARS = 32
 _PART_CHARS = 6
 #: A part of an id is looked for among this many of the newest jobs.
@@ -180,7 +184,10 @@ async def job(visit: Visit) -> Page:
     values = {
         "info": info,
         "reasons": [sentence(reason, why, visit.now) for reason in why.reasons],
+        "on_consumer": next((reason.consumer for reason in why.reasons if reason.kind == "running"), None),
         "timeline": timeline(info, visit.now),
+        "life": life_of(info, visit.now),
+        "own": os.uname().nodename,
         "result": await _result(visit, info),
         "crash": crash,
         "arguments": None if info.arguments is None else _arguments(info),
@@ -211,12 +218,28 @@ async def _result(visit: Visit, info: JobInfo) -> str | None:
 
 
 async def job_log(visit: Visit) -> Page:
-    """The lines of the log about one job, with what it printed."""
-    job_id = visit.q.job(visit.request.path_params["id"]).id
-    events = await newest(visit, Filter(job_id=job_id), _MOST_LOG_LINES)
-    lines = [(event, render_console(event, show_date=True)) for event in events]
-    values = {"lines": lines, "job_id": job_id, "is_cut": len(events) == _MOST_LOG_LINES}
+    """The lines of the log about one job, with what it printed, and how much of that was left out."""
+    handle = visit.q.job(visit.request.path_params["id"])
+    events = await newest(visit, Filter(job_id=handle.id), _MOST_LINES_READ)
+    dropped = sum(int(each["lines"]) for each in events if each.get("event") == "output.dropped" and "lines" in each)
+    shown = in_order(events, await _starts(handle))[-_MOST_LOG_LINES:]
+    values = {
+        "lines": shown_lines(visit, shown),
+        "job_id": handle.id,
+        "dropped": dropped,
+        "is_cut": len(events) > len(shown),
+    }
     return Page("job_log", "Log of a job", values, is_live=False)
+
+
+async def _starts(handle: Job[Any]) -> dict[int, float]:
+    """When each attempt of a job began, in seconds since 1970, as far as that is kept."""
+    try:
+        info = await handle.ainfo()
+    except JobNotFound:
+        return {}  # the log knows it longer
+    starts = {each.number: each.started_at for each in info.history if each.started_at is not None}
+    return {info.attempts: info.started_at, **starts} if info.started_at is not None else starts
 
 
 async def workflow(visit: Visit) -> Page:

@@ -10,7 +10,7 @@ from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
 from taskq.telemetry.record import LEVELS, Event, utc_text
 from taskq.telemetry.render import render_console
-from taskq.web.logs import followed, newest
+from taskq.web.logs import followed, newest, shown_lines
 from taskq.web.pages import Page, Visit
 
 _SHOWN_LINES = 300
@@ -38,11 +38,11 @@ async def log(visit: Visit) -> Page:
     """The newest lines of the log."""
     wanted, text = filter_of(visit)
     events = await newest(visit, wanted, _SEARCHED_LINES if text else _SHOWN_LINES)
-    lines = [(event, told) for event in events if text in (told := _line(event))]
+    found = [event for event in events if text in _line(event)][-_SHOWN_LINES:]
     fields = {name: visit.query(name) for name in ("level", "task", "job", "event", "since", "text")}
     # a stream begins with what came after the newest line that was read, since the page is older than the stream
     after = str(events[-1].get("timestamp", "")) if events else utc_text(visit.now)
-    values = {"lines": lines[-_SHOWN_LINES:], "fields": fields, "levels": list(LEVELS), "after": after}
+    values = {"lines": shown_lines(visit, found), "fields": fields, "levels": list(LEVELS), "after": after}
     return Page("log", "Log", values, is_live=False)
 
 
@@ -51,13 +51,14 @@ def _line(event: Event) -> str:
 
 
 async def stream(visit: Visit) -> AsyncIterator[str]:
-    """The lines that follow as server-sent events: their level, and how they look. They begin after the time `after`
-    of the URL."""
+    """The lines that follow as server-sent events: their level, and how they look, as HTML. They begin after the time
+    `after` of the URL."""
     wanted, text = filter_of(visit)
     after = visit.query("after")
     yield ": the lines of the log follow\n\n"
     async for event in followed(visit, wanted, _SHOWN_LINES if after else 0):
         if event is None:
             yield ": nothing new\n\n"
-        elif str(event.get("timestamp", "")) > after and text in (told := _line(event)):
-            yield f"data: {json.dumps({'level': str(event.get('level', '')), 'text': told})}\n\n"
+        elif str(event.get("timestamp", "")) > after and text in _line(event):
+            [(level, html)] = shown_lines(visit, [event])
+            yield f"data: {json.dumps({'level': level, 'html': html})}\n\n"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from taskq.model.job import JobState
-from taskq.web.cron import next_times, words_of
 from taskq.web.pages import Page, Visit
+from taskq.web.rules.cron import next_times, words_of
 
 _MOST_DUE = 200
 _SHOWN_DUE = 50

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from taskq.client.transport.api import AsyncQueueClient
 from taskq.model.errors import ConfigError, JobNotFound
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.failures import AGAIN_EVENTS
 from taskq.model.info.search import FoundJobs
+from taskq.model.info.status import FleetStatus
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
 from taskq.web.charts import Series
 from taskq.web.logs import kept_newest
 from taskq.web.pages import Page, Visit
-from taskq.web.rates import ended, flow_of
+from taskq.web.rules.rates import ended, flow_of
 from taskq.web.views.fleet import ends_of, labels_of
 
 #: Attempts in the log that were followed by another, of each kind; and groups on one page.
@@ -20,22 +26,77 @@ _MOST_ATTEMPTS = 2_000
 _MOST_GROUPS = 50
 _DAY_S = 86_400.0
 _NEWEST = 10
+#: Running jobs that are counted by task; jobs of a queue that are, if they are queued, and for how many queues.
+_MOST_RUNNING = 1_000
+_FEW_QUEUED = 200
+_MOST_LOOKED_AT = 5
 #: How long the page of a task looks for its failed jobs, in seconds: there may be many of other tasks.
 _LOOKS_S = 0.03
 
 
-def _row(each: TaskCounts, part: Counts) -> tuple[str, str, Counts, int]:
-    return each.task, each.queue, part, ended(part)
+class Row(NamedTuple):
+    """One row of the list of tasks.
+
+    Attributes:
+        queued: how many of its jobs are queued; None if only the queue's number is known, which has other tasks, too.
+        in_queue: how many jobs of its queue are queued.
+        running: how many of its jobs run.
+        counts: how its jobs ended.
+        done: how many ended.
+    """
+
+    task: str
+    queue: str
+    queued: int | None
+    in_queue: int
+    running: int
+    counts: Counts
+    done: int
 
 
 async def tasks(visit: Visit) -> Page:
-    """The jobs of each task, of the last hour or since the beginning."""
+    """The jobs of each task: those that wait and run now, and those of the last hour or since the beginning."""
     is_total = visit.query("of") == "total"
-    counts = await visit.q.async_client().counts()
-    rows = [_row(each, each.total if is_total else each.last_hour) for each in counts]
-    rows = [row for row in rows if row[3] or row[2].started or row[2].enqueued]
-    rows.sort(key=lambda row: (-row[3], row[0], row[1]))
+    client = visit.q.async_client()
+    counts, status = await client.counts(), await client.look()
+    running = await _running(client, status)
+    queued = await _queued(client, status, counts)
+    rows = []
+    for each in counts:
+        part, key = each.total if is_total else each.last_hour, (each.task, each.queue)
+        in_queue = status.queues[each.queue].queued if each.queue in status.queues else 0
+        own = queued.get(key, 0) if each.queue in {queue for _, queue in queued} or not in_queue else None
+        rows.append(Row(*key, own, in_queue, running[key], part, ended(part)))
+    rows = [row for row in rows if row.done or row.counts.started or row.counts.enqueued or row.queued or row.running]
+    rows.sort(key=lambda row: (-row.done, row.task, row.queue))
     return Page("tasks", "Tasks", {"rows": rows, "is_total": is_total})
+
+
+async def _running(client: AsyncQueueClient, status: FleetStatus) -> Counter[tuple[str, str]]:
+    """How many jobs run, by task and queue."""
+    if not any(queue.running for queue in status.queues.values()):
+        return Counter()
+    found = await client.find(JobState.RUNNING, None, None, None, _MOST_RUNNING)
+    return Counter((info.task, info.queue) for info in found.jobs)
+
+
+async def _queued(
+    client: AsyncQueueClient, status: FleetStatus, counts: Sequence[TaskCounts]
+) -> Counter[tuple[str, str]]:
+    """How many jobs are queued, by task and queue: of the queues that have only one task, and of those with few jobs,
+    which are looked at. The journal counts jobs by queue only, as to count them by task would slow each job down."""
+    told: Counter[tuple[str, str]] = Counter()
+    looked_at = 0
+    for queue, kept in status.queues.items():
+        names = [each.task for each in counts if each.queue == queue]
+        if len(names) == 1:
+            told[names[0], queue] = kept.queued
+        elif 0 < kept.queued <= _FEW_QUEUED and looked_at < _MOST_LOOKED_AT:
+            looked_at += 1
+            found = await client.find(JobState.QUEUED, None, queue, None, _FEW_QUEUED, within_s=_LOOKS_S)
+            if found.place is None:
+                told.update((info.task, queue) for info in found.jobs)
+    return told
 
 
 async def task(visit: Visit) -> Page:
