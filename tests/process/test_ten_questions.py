@@ -214,11 +214,11 @@ def test_4_what_happened_to_a_job(trouble: Trouble, asked: Asked, page: Pages) -
     [attempt] = told["history"]
     assert attempt["peak_bytes"] is None or attempt["peak_bytes"] > 1 << 20, "not known of a process of half a second"
     assert attempt["pid"] > 0
-    events = [line["event"] for line in told["log"]]
+    events = [line["event"] for line in told["log"] if line["event"] != "job.started"]  # on a slow machine
     assert events == ["job.log", "consumer.crashed", "job.crashed", "job.failed"]
     again = asked("job", APP, trouble.jobs["again"].id)
     assert again["history"][0]["error"]["message"] == "503 from partner.example.com"
-    assert again["log"][0]["message"] == "calling the partner for order 4711"
+    assert _printed(again)[0]["message"] == "calling the partner for order 4711"
     assert asked("job", trouble.jobs["charge"].id)["meta"] == {"tenant": "acme"}
 
     flood = trouble.jobs["flood"].id
@@ -228,10 +228,15 @@ def test_4_what_happened_to_a_job(trouble: Trouble, asked: Asked, page: Pages) -
     assert f"{dropped:,} lines of its output were left out" in page(f"/jobs/{flood}/log")
 
     text = page(f"/jobs/{crashed.id}")
-    for words in ("SIGSEGV", "Last words reading cat.jpg", "in resize", "'cat.jpg'"):
+    for words in ("SIGSEGV", "Last words reading cat.jpg", "in resize", "'cat.jpg'", str(attempt["pid"])):
         assert words in text
     assert "consumer.crashed" in page(f"/jobs/{crashed.id}/log")
     assert "calling the partner for order 4711" in page(f"/jobs/{trouble.jobs['again'].id}/log")
+
+
+def _printed(told: Any) -> list[Any]:
+    """The lines that a job has printed."""
+    return [line for line in told["log"] if line["event"] == "job.log"]
 
 
 def test_5_why_does_it_not_run(trouble: Trouble, asked: Asked, page: Pages) -> None:

@@ -168,6 +168,15 @@ def test_a_rate_and_when_it_opens() -> None:
     assert WALL + 59 < reason.until < WALL + 61
 
 
+def test_a_rate_is_why_a_job_far_behind_does_not_start_although_it_is_open() -> None:
+    world = World()
+    spec = Spec("send", "mail", rate=(2, 60.0))
+    first, second, third = (world.add(spec) for _ in range(3))
+    assert [reason.kind for reason in world.why(first)] == ["behind"]
+    assert [(reason.kind, reason.ahead) for reason in world.why(second)] == [("behind", 1)]
+    assert [(reason.kind, reason.ahead) for reason in world.why(third)] == [("limit", 0), ("behind", 2)]
+
+
 def test_an_order_and_the_job_before_it() -> None:
     world = World(consumers=2)
     key = Constraints(order_key="acme")

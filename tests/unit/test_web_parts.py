@@ -117,6 +117,8 @@ def test_what_to_look_at() -> None:
         ("1 job of queue w waits: 0 a minute come in, and 0 end.", "/jobs?queue=w&state=queued", NOW - 700),
     ]
     assert [each.kind for each in concerns_of(replace(stands, paused=["q", "w"]), [], quiet)] == ["paused", "paused"]
+    [died] = concerns_of(well, [replace(often, last_hour=Counts(crashed=2))], quiet)
+    assert (died.told, died.path) == ("The process of task resize died 2 times in the last hour.", "/consumers#died")
     slow = replace(well, broker=replace(well.broker, busy_share=0.99))
     assert concerns_of(slow, [], quiet)[0].told.startswith("The broker: it hardly keeps up: its loop is busy for 99 %")
     behind = FleetStatus(well.broker, queues={"q": QueueStatus(queued=500)}, consumers=well.consumers)

@@ -60,8 +60,8 @@ def obstacles(fleet: Fleet, row: JobRow, is_queued: bool) -> list[Obstacle]:
     lasting = [Obstacle(reason) for reason in _lasting(fleet, row, serving)]
     if not is_queued or fleet.facts.state == "stopped":
         return lasting
-    limits = list(_limits(fleet, row))
     ahead = fleet.ready.ahead(row)
+    limits = list(_limits(fleet, row, ahead))
     if ahead or not (lasting or limits):
         limits.append(Obstacle(_behind(fleet, serving, ahead)))
     return lasting + limits
@@ -124,10 +124,12 @@ def _lasting(fleet: Fleet, row: JobRow, serving: list[Key]) -> Iterator[Reason]:
 # -- limits
 
 
-def _limits(fleet: Fleet, row: JobRow) -> Iterator[Obstacle]:
-    """The limits of a job that let none of its kind pass now."""
+def _limits(fleet: Fleet, row: JobRow, ahead: int) -> Iterator[Obstacle]:
+    """The limits of a job that let none of its kind pass now, and the rates that let no more pass than go before it: a
+    rate of many starts opens again and again, and nevertheless is why a job far behind does not start."""
     for limit, shared in fleet.ready.limits_of(row):
-        if shared.state.room(limit, _NO_CONSUMER, row, fleet.now):
+        room = shared.state.room(limit, _NO_CONSUMER, row, fleet.now)
+        if room > (ahead if limit.kind == "rate" else 0):
             continue
         used, amount = shared.state.usage(limit)
         needed = limit.amount if limit.kind == "resource" else 1

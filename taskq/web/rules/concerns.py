@@ -90,7 +90,7 @@ def _of_tasks(counts: Sequence[TaskCounts]) -> Iterator[Concern]:
             yield Concern("bad", told, path, each.task, "failed", _first(each, lambda own: own.failed))
         if hour.crashed:
             told = f"The process of task {name} died {count_of(hour.crashed, 'time')} in the last hour."
-            yield Concern("bad", told, path, each.task, "died", _first(each, lambda own: own.crashed))
+            yield Concern("bad", told, "/consumers#died", each.task, "died", _first(each, lambda own: own.crashed))
 
 
 def _first(counts: TaskCounts, number: Callable[[Counts], int]) -> float | None:
