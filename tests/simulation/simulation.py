@@ -72,6 +72,7 @@ from taskq.protocol.link.reports import boot_failed_frame, checkpoint_frame, out
 from taskq.protocol.ops import Op
 from taskq.protocol.submissions import Call
 from taskq.system.directory import Directory
+from taskq.system.turns import TurnTimes
 
 _NOWHERE = Directory(Path(tempfile.gettempdir()) / "taskq-simulation-has-no-directory")
 _WALL_S = 1_700_000_000.0
@@ -672,6 +673,7 @@ class SimBroker(Broker):
         kinds = Kinds(given.committer, given.scheduler)
         self.engine = EmbeddedEngine(_NOWHERE, settings, self.store, world, self.server, kinds)
         parts = broker_parts.Parts(_NOWHERE, settings, self.engine, core, self._events, world)
+        parts.turns = TurnTimes(lambda: 0.0)  # the kernel's clock of CPU time would take a fifth of a life
         records, world.records = list(world.records.values()), {}
         parts.recover(records)
         self._selector = self.selector = SimSelector()  # type: ignore[assignment]
