@@ -16,7 +16,7 @@ def test_the_quick_start_is_these_two_commands() -> None:
     quick_start = text_of(README).partition("## Quick start")[2].partition("\n## ")[0]
     assert re.findall(r"^```sh\n(.*?)\n```$", quick_start, re.M | re.S) == [
         "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/taskq demo",
-        "python3 -m venv .venv && .venv/bin/pip install -e '.[test,examples]' && .venv/bin/python -m pytest -n 2",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[test,examples]' && .venv/bin/python -m pytest -n 3",
     ]
 
 

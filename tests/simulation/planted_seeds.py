@@ -37,4 +37,6 @@ FOUND_IN = {
     "a part of a command whose rest is forgotten": 232,
     "a part of a command that is done again": 159,
     "a portion of ends that is lost": 8,
+    "an unreadable outcome that does not count": 46,  # earlier ones last half a minute
+    "a slot of a recalled lease that also runs": 13,
 }
