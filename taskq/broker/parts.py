@@ -88,7 +88,8 @@ class Parts:
         """
         figures = self.engine.figures
         status = self._status(self.directory, self.core, figures, consumers, processes, self.turns, self.clock)
-        control = FleetControl(status.draw, on_stop, on_reload, partial(write_stacks, processes), status.why)
+        ask = partial(write_stacks, processes)
+        control = FleetControl(status.draw, on_stop, on_reload, ask, status.why, status.consumers)
         self.engine.start(Fleet(self.core, consumers, self.events, control), selector, max_clients)
 
     # -- what consumers send, besides the outcomes of jobs

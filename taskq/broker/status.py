@@ -9,7 +9,7 @@ from taskq.broker.consumers.handle import ConsumerProcess
 from taskq.broker.consumers.succession import ProcessState, Succession
 from taskq.broker.core.core import Core
 from taskq.broker.core.reasons import FleetFacts
-from taskq.engines.contract import Consumers, Figures
+from taskq.engines.contract import ConsumerFacts, Consumers, Figures
 from taskq.model.info.status import (
     BrokerStatus,
     ConsumerStatus,
@@ -114,6 +114,11 @@ class StatusView:
         boot_error = next((error for _, error in self._processes.missing()), None)
         facts = FleetFacts(self._state, self._pool.claims(), boot_error, without_task)
         return self._core.why(row, is_queued, facts, self._clock.monotonic(), self._clock.time())
+
+    def consumers(self) -> list[ConsumerFacts]:
+        """Tells of the consumers what is not in the status."""
+        consumers = self._processes.consumers.values()
+        return [ConsumerFacts(each.key, each.number, each.pid, each.tasks) for each in consumers]
 
     def _queues(self) -> dict[str, QueueStatus]:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""

@@ -174,7 +174,8 @@ class Jobs(Protocol):
         """About how many jobs of a queue wait, including those that were sent and have not begun."""
 
     def slots(self, queue: str, /) -> int:
-        """How many jobs of a queue the consumers can run at once."""
+        """How many jobs of a queue the consumers can run at once. One that gets no more of them, since it retires or is
+        stopped, runs as many as it has."""
 
     @property
     def has_effects(self) -> bool:
@@ -292,6 +293,22 @@ class Events(Protocol):
         """Reports that a client was refused or dropped."""
 
 
+class ConsumerFacts(NamedTuple):
+    """A consumer, as clients of a database are told of it.
+
+    Attributes:
+        key: by which the fleet half knows it.
+        number: its number.
+        pid: the id of its process.
+        tasks: the names of its application's tasks, one a line; empty if they are not known.
+    """
+
+    key: Key
+    number: int
+    pid: int
+    tasks: bytes
+
+
 class FleetControl(NamedTuple):
     """What clients may ask of this machine's fleet besides its queue, whatever the engine is.
 
@@ -303,6 +320,7 @@ class FleetControl(NamedTuple):
             or None. Returns the number and the process id of each that was asked.
         why: returns why a job does not run, as far as the fleet half knows it. Called with the job, and with whether it
             is queued: it waits for nothing but the fleet, or runs.
+        consumers: tells of the consumers what is not in the status.
     """
 
     status: Callable[[], FleetStatus]
@@ -310,6 +328,7 @@ class FleetControl(NamedTuple):
     reload: Callable[[], int]
     write_stacks: Callable[[int | None], list[tuple[int, int]]]
     why: Callable[[JobRow, bool], list[Obstacle]]
+    consumers: Callable[[], list[ConsumerFacts]]
 
 
 class Fleet(NamedTuple):

@@ -52,7 +52,8 @@ from taskq.telemetry.files import log_path, output_path
 from taskq.telemetry.reader import read
 from taskq.telemetry.setup import configure
 
-pytestmark = pytest.mark.not_on_postgres("who may read and write the files of a queue")
+#: Marks what is about the directory of a queue.
+about_files = pytest.mark.not_on_postgres("who may read and write the files of a queue")
 
 ATTACKER = 65534
 OWNER = 61_234  # of fleets that do not belong to root
@@ -71,6 +72,7 @@ two_users = pytest.mark.skipif(
 _NAMESPACE = ["unshare", "--map-root-user", "--map-auto"]
 
 
+@about_files
 @pytest.mark.skipif(IS_ROOT, reason="this process can become other users itself")
 def test_again_in_a_user_namespace() -> None:
     """All of this file, where this user is root and the users of /etc/subuid are the others."""
@@ -245,6 +247,7 @@ def check_modes(home: Path) -> None:
         assert status.st_uid == home.lstat().st_uid
 
 
+@about_files
 @two_users
 @pytest.mark.parametrize("mask", [0o022, 0o000], ids=oct)
 def test_another_user_gets_nowhere(place: Path, mask: int) -> None:
@@ -273,6 +276,7 @@ def test_another_user_gets_nowhere(place: Path, mask: int) -> None:
         check_modes(home)
 
 
+@about_files
 def test_files_made_later_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no umask at all: rotated logs, and the map of running jobs before it has its name."""
     home = Directory(tmp_path / "queue").create()
@@ -298,6 +302,7 @@ def test_files_made_later_are_private(tmp_path: Path, monkeypatch: pytest.Monkey
     check_modes(home.path)
 
 
+@about_files
 @pytest.mark.parametrize("mask", [0o022, 0o000], ids=oct)
 def test_folders_above_are_not_open(tmp_path: Path, mask: int) -> None:
     """Whoever may write to a folder above the queue could put another queue in its place."""
@@ -307,6 +312,7 @@ def test_folders_above_are_not_open(tmp_path: Path, mask: int) -> None:
     assert mode_of(tmp_path / "state" / "taskq") & 0o022 == 0
 
 
+@about_files
 @two_users
 def test_a_fleet_that_is_not_root(place: Path, as_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fleet of one user, an attacker who is another: denied. The fleet's own user is served, and so is root."""
@@ -329,6 +335,7 @@ def test_a_fleet_that_is_not_root(place: Path, as_owner: str, monkeypatch: pytes
         home.chmod(0o700)
 
 
+@about_files
 @two_users
 def test_whose_fleet_it_is(place: Path, as_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user is told who owns the fleet, and is not advised to start one. Root may look, even while it is
@@ -375,6 +382,7 @@ def knock(path: Path) -> str:
             return ""
 
 
+@about_files
 def test_no_other_way_in(place: Path) -> None:
     """No process of a fleet listens on a network, nor in the abstract namespace, which knows no permissions; what
     multiprocessing makes for --preload lies in a private folder."""
@@ -393,6 +401,7 @@ def test_no_other_way_in(place: Path) -> None:
 # -- a directory that is not private
 
 
+@about_files
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o710], ids=oct)
 def test_an_open_directory_is_refused(place: Path, mode: int) -> None:
     """By the fleet and by clients that would write to it."""
@@ -405,6 +414,7 @@ def test_an_open_directory_is_refused(place: Path, mode: int) -> None:
     assert not list(home.glob("spool/*"))
 
 
+@about_files
 @two_users
 def test_a_directory_opened_while_the_fleet_runs(place: Path) -> None:
     """Even then no other user can read a file, and a user who connects is disconnected and logged."""
@@ -423,6 +433,7 @@ def test_a_directory_opened_while_the_fleet_runs(place: Path) -> None:
         home.chmod(0o700)
 
 
+@about_files
 @two_users
 def test_the_directory_of_another_user_is_refused(place: Path) -> None:
     home = Directory(place / "queue").create().path
@@ -433,6 +444,7 @@ def test_the_directory_of_another_user_is_refused(place: Path) -> None:
         jobs.add.enqueue(1)
 
 
+@about_files
 def test_a_link_of_my_own_may_lead_to_the_directory(place: Path) -> None:
     """The directory that it leads to is checked."""
     home = Directory(place / "queue").create().path
@@ -442,6 +454,7 @@ def test_a_link_of_my_own_may_lead_to_the_directory(place: Path) -> None:
     refused(worker(place / "link"), "chmod 700")
 
 
+@about_files
 @two_users
 def test_a_link_of_another_user_is_refused(place: Path) -> None:
     """Else another user has us put a queue into any private folder of ours."""
@@ -474,6 +487,7 @@ PLANTED_LINKS = [
 ]
 
 
+@about_files
 @two_users
 @pytest.mark.parametrize("name", PLANTED_LINKS)
 def test_a_planted_link_is_not_followed(place: Path, name: str) -> None:
@@ -502,6 +516,7 @@ def _make_target(path: Path, *, is_folder: bool) -> None:
     os.chown(path, ATTACKER, ATTACKER)
 
 
+@about_files
 @two_users
 @pytest.mark.parametrize("name", ["journal.db", "journal.db-wal", "lock", "log/taskq.jsonl", "spool", "log"])
 def test_a_planted_file_is_refused(place: Path, name: str) -> None:
@@ -513,6 +528,7 @@ def test_a_planted_file_is_refused(place: Path, name: str) -> None:
     refused(worker(home), str(home / name))
 
 
+@about_files
 @two_users
 def test_a_planted_job_is_not_run(place: Path, tmp_path: Path) -> None:
     """A file in the spool that belongs to another user."""
@@ -578,6 +594,7 @@ ENQUEUE: dict[str, Callable[[], Any]] = {
 }
 
 
+@about_files
 @two_users
 @pytest.mark.parametrize("how", ENQUEUE)
 def test_jobs_are_not_given_to_another_users_broker(place: Path, how: str) -> None:
@@ -609,12 +626,14 @@ def long_home(place: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@about_files
 @two_users
 def test_a_prepared_folder_for_short_sockets_is_refused(long_home: Path, as_owner: str) -> None:
     """By the fleet, which says which folder it is; another try would not help."""
     refused(worker(long_home, executable=as_owner), f"/tmp/taskq-{OWNER}")
 
 
+@about_files
 @two_users
 def test_jobs_are_not_given_to_who_prepared_the_short_socket(long_home: Path) -> None:
     """A client whose own directory is private looks for the socket in a folder that an attacker made."""

@@ -501,10 +501,20 @@ def descriptors_before() -> Iterator[int]:
     gc.enable()
 
 
-@pytest.mark.not_on_postgres("open: two descriptors were left when the loop had ended")
 @pytest.mark.usefixtures("shared")
 def test_the_connection_closes_with_the_loop(descriptors_before: int) -> None:
     asyncio.run(add(1, 1))
+    assert descriptors() == descriptors_before
+
+
+@pytest.mark.usefixtures("shared")
+def test_connections_close_with_the_loop_of_many_tasks(descriptors_before: int) -> None:
+    """Some of them had to wait for a connection."""
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(add(number, 1) for number in range(20)))
+
+    assert asyncio.run(main()) == list(range(1, 21))
     assert descriptors() == descriptors_before
 
 

@@ -65,13 +65,25 @@ def test_a_timeout_never_cuts_a_message(fleet: Fleet, task: Any) -> None:
     assert fleet.events("consumer.confused") == []
 
 
-@pytest.mark.not_on_postgres("open: progress is told of one job of a consumer")
 def test_progress_of_one_of_many(fleet: Fleet, gate: Gate) -> None:
     job = concurrent_jobs.half_way.enqueue(gate.path)
     wait_until(lambda: job.info().progress == Progress(1, 2, "half"), "the progress of the job")
     gate.open()
     job.result(timeout=10)
     assert job.info().progress is None
+
+
+def test_progress_of_each_of_many(fleet: Fleet, gate: Gate) -> None:
+    parts = concurrent_jobs.part.enqueue_many([(number, gate.path) for number in range(5)])
+    for number, job in enumerate(parts):
+        told = Progress(number, 10, f"part {number}")
+        wait_until(lambda job=job, told=told: job.info().progress == told, "the progress of the job")
+    assert {info.id: info.progress and info.progress.done for info in concurrent_jobs.q.jobs(state="running")} == {
+        job.id: number for number, job in enumerate(parts)
+    }
+    gate.open()
+    for job in parts:
+        job.result(timeout=10)
 
 
 @pytest.mark.parametrize(

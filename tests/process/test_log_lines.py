@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from apps import log_lines
-from fleet import APPS, Fleet, Gate, starts, use, wait_for_file, wait_until
+from fleet import APPS, Fleet, Gate, starts, url_of, use, wait_for_file, wait_until
 
 from taskq import JobFailed, TaskQ
 from taskq.model.limits import MAX_OUTPUT_LINE_BYTES
@@ -102,7 +102,7 @@ def test_what_the_application_has_logged_itself_is_not_repeated(start: Start, ho
         "    logging.getLogger('other').info('of another logger')\n"
     )
     fleet = start(f"{path}:q", consumers=1)
-    job = TaskQ("own_handler", url=str(home)).enqueue("sell")
+    job = TaskQ("own_handler", url=url_of(home)).enqueue("sell")
     job.result(timeout=10)
     assert messages(fleet, job.id) == [
         "by its own handler",
@@ -153,7 +153,7 @@ def test_events_outlive_a_flood_of_output(start: Start, home: Path) -> None:
     assert messages(fleet, jobs[0].id) == [], "the output of the first is gone"
     last = messages(fleet, jobs[-1].id)
     assert last[-1].split() == ["chatter", "1999"]
-    sizes = [path.stat().st_size for path in (home / "log").iterdir() if path.name.startswith("output")]
+    sizes = [path.stat().st_size for path in (fleet.home / "log").iterdir() if path.name.startswith("output")]
     assert sum(sizes) <= 2 * 1024 * 1024
     told = [event for event in fleet.events() if event.get("job_id") == jobs[-1].id]
     assert told[-1]["event"] == "job.succeeded", "what a job prints comes before its end"

@@ -69,11 +69,23 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         jobs.q.pause("quiet")
         jobs.add.options(queue="quiet").enqueue(1)
         jobs.add.options(delay=3600).enqueue(1)
+        fleet.wait_for_totals(enqueued=10, succeeded=7, failed=1, retried=1, crashed=1)
         yield fleet
 
 
+def told_by(fleet: Fleet) -> Told:
+    """What the figures are made of."""
+    use(jobs.q, fleet.home)
+    client = jobs.q.client
+    return Told(client.status(), client.counts(), client.schedules())
+
+
 def test_what_happened(fleet: Fleet, here: Here) -> None:
-    found = samples(here(fleet.home, "metrics").stdout)
+    idle = "taskq_consumers", frozenset({("state", "idle")})
+    found = wait_until(
+        lambda: (found := samples(here(fleet.home, "metrics").stdout)).get(idle) and found,
+        "the consumer after the crash",
+    )
     assert figure(found, "taskq_up") == 1
     assert figure(found, "taskq_jobs_enqueued_total", queue="default", task="add") == 6
     assert figure(found, "taskq_jobs_finished_total", queue="default", task="add", state="succeeded") == 5
@@ -141,7 +153,7 @@ tests:
 @NEEDS_PROMTOOL
 def test_the_alerts_go_off(fleet: Fleet, tmp_path: Path) -> None:
     rules = ROOT / "examples/prometheus/alerts.yml"
-    told = families(Told(fleet.client.status(), fleet.client.counts(), fleet.client.schedules()))
+    told = families(told_by(fleet))
     known = {f"{each.name}{suffix}" for each in told for suffix in ("", "_total", "_bucket")}
     assert set(re.findall(r"taskq_\w+", rules.read_text())) <= known, (
         "a rule about a metric that there is not is silent"
@@ -158,7 +170,7 @@ def test_its_page_lists_them(fleet: Fleet) -> None:
     table = (ROOT / "docs/metrics.md").read_text().partition("| metric | labels |")[2].partition("\n\n")[0]
     listed = dict(re.findall(r"^\| `(taskq_\w+)` \| ([\w, ]*?) *\|", table, re.MULTILINE))
     named = set(re.findall(r"`(taskq_\w+)`", table))
-    told = Told(fleet.client.status(), fleet.client.counts(), fleet.client.schedules())
+    told = told_by(fleet)
 
     def name_of(family: Metric) -> str:
         return f"{family.name}_total" if family.type == "counter" else family.name
@@ -302,7 +314,7 @@ def test_a_real_prometheus_reads_the_figures_the_rules_and_what_the_dashboard_as
     fleet: Fleet, tmp_path: Path
 ) -> None:
     port = free_port()
-    command = [*TASKQ, "metrics", str(fleet.home), "--listen", f"127.0.0.1:{port}"]
+    command = [*TASKQ, "metrics", "--listen", f"127.0.0.1:{port}"]
     with subprocess.Popen(command, env=environment(fleet.home), stdout=subprocess.DEVNULL) as served:
         try:
             with prometheus(tmp_path, port) as client:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from apps import jobs
-from fleet import JOBS, Fleet, running
+from fleet import JOBS, Fleet, place_of, running
 from terminal import Here, here, taskq
 
 from taskq.model.exits import Exit
@@ -56,7 +56,7 @@ def test_a_fleet_tells_at_its_start(home: Path) -> None:
     assert done.returncode == Exit.OK, done
     told = [json.loads(line) for line in done.stderr.splitlines()]
     assert any(line["event"] == "fleet.misfit" and "did you mean default?" in line["reason"] for line in told)
-    assert list(read(home, Filter(event="fleet.misfit")))
+    assert list(read(place_of(home), Filter(event="fleet.misfit")))
 
 
 def test_commands_tell(home: Path, here: Here) -> None:
@@ -94,6 +94,7 @@ def test_a_fleet_that_is_refused_leaves_no_word_in_the_log_of_another(home: Path
         assert fleet.count("fleet.misfit") == 0
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_a_fleet_that_starts_counts_what_is_spooled(home: Path) -> None:
     jobs.add.enqueue(1)
     jobs.add.enqueue(2)

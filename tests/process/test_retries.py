@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from apps.retrying import Lasting, Passing
 from fleet import APPS, Fleet, Gate, running, starts, use, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from terminal import taskq
 
 from taskq import (
     Cancel,
@@ -451,7 +450,8 @@ def test_progress(fleet: Fleet, tmp_path: Path, gate: Gate) -> None:
     assert consumer["progress"] == {"done": 10_000, "total": 10_000, "note": "step 10000"}
     assert "10,000 of 10,000 (100%): step 10000" in _taskq("job", job.id, fleet)
     assert json.loads(_taskq("job", job.id, fleet, "--json"))["progress"]["done"] == 10_000
-    assert "10,000 of 10,000 (100%): step 10000" in _taskq("status", "", fleet)
+    shown = "10,000 of 10,000 (100%): step 10000"
+    wait_until(lambda: shown in _taskq("status", "", fleet), shown)
     event = fleet.wait_for("job.progress", job_id=job.id)
     assert event["total"] == 10_000
     assert "job.progress" in _taskq("logs", "", fleet, "--event", "job.progress")
@@ -480,8 +480,9 @@ def test_progress_is_that_of_the_attempt(fleet: Fleet, tmp_path: Path, make_gate
 
 
 def _taskq(command: str, id: str, fleet: Fleet, *options: str) -> str:
-    words = [sys.executable, "-m", "taskq", command, *([id] if id else []), str(fleet.home), *options]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+    done = taskq(fleet.home, command, *([id] if id else []), *options)
+    assert done.returncode == 0, done
+    return done.stdout
 
 
 def test_a_job_without_limits_has_no_deadline(fleet: Fleet) -> None:

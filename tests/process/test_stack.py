@@ -47,7 +47,7 @@ def test_the_stack_of_a_running_job(fleet: Fleet, gate: Gate, tmp_path: Path) ->
         assert (found["job_id"], found["task"]) == (job.id, "hold")
         assert "hold" in found["stack"]
         assert found["running_s"] > 0
-    by_number = taskq(fleet.home, "stack", str(found["consumer"]), str(fleet.home)).stdout
+    by_number = taskq(fleet.home, "stack", str(found["consumer"])).stdout
     assert by_number.startswith(f"consumer {found['consumer']} (pid {found['pid']}): hold, job {job.id}, for ")
     both = {each["consumer"]: each for each in json.loads(taskq(fleet.home, "stack", "--json").stdout)}
     assert set(both) == {1, 2}

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from apps import jobs
-from fleet import JOBS, Fleet, Gate, running, starts, wait_until
+from fleet import JOBS, Fleet, Gate, running, shown, starts, wait_until
 from terminal import Here, here, refused, taskq
 
 from taskq import BrokerUnavailable, JobNotFound, JobState
@@ -32,7 +32,8 @@ from taskq.system.directory import Directory
 from taskq.system.launch import Child, spawn_reader
 from taskq.system.locks import ReaderLock, take_broker_lock
 
-pytestmark = pytest.mark.not_on_postgres("the reader of a journal")
+#: Marks what is about the process that reads a journal which no fleet has open.
+about_readers = pytest.mark.not_on_postgres("the reader of a journal")
 
 __all__ = ["here"]  # a fixture
 q = jobs.q
@@ -68,12 +69,12 @@ def test_by_command(home: Path, left: tuple[Job[int], Job[int]], here: Here) -> 
     assert done.returncode == Exit.OK, done
     assert bad.id in done.stdout
     assert good.id in done.stdout
-    assert str(home) in done.stderr, "no fleet runs, and it says so"
+    assert shown(home) in done.stderr, "no fleet runs, and it says so"
     listed = json.loads(here(home, "jobs", "--state", "failed", "--json").stdout)
     assert [job["id"] for job in listed] == [bad.id]
     assert "FileNotFoundError" in here(home, "job", bad.id).stdout
     status = json.loads(here(home, "status", "--json").stdout)
-    assert status["broker"] == {**status["broker"], "state": "stopped", "pid": None, "directory": str(home)}
+    assert status["broker"] == {**status["broker"], "state": "stopped", "pid": None, "directory": shown(home)}
     assert (status["totals"]["succeeded"], status["totals"]["failed"], status["consumers"]) == (1, 1, [])
     assert here(home, "status").stdout.startswith("stopped")
     assert "nightly" in here(home, "schedule").stdout
@@ -113,6 +114,7 @@ def one_reader(home: Path) -> Iterator[Callable[..., Any]]:
         client.run(requests.end())
 
 
+@about_readers
 def test_many_jobs_are_read_by_one_reader(
     home: Path, left: tuple[Job[int], Job[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_many_jobs_are_read_by_one_reader(
     q.resume("default")
 
 
+@about_readers
 @pytest.mark.parametrize("crowd", ["threads", "tasks"])
 def test_a_crowd_reads_one_after_the_other(
     home: Path, left: tuple[Job[int], Job[int]], monkeypatch: pytest.MonkeyPatch, crowd: str
@@ -162,6 +165,7 @@ def test_a_crowd_reads_one_after_the_other(
     assert together == [1] * 8
 
 
+@about_readers
 def test_jobs_in_the_spool_are_reported(home: Path, here: Here) -> None:
     """Before the first fleet, too, and beside what a journal holds."""
     refused(here(home, "jobs"), Exit.NO_FLEET, str(home))
@@ -187,6 +191,7 @@ def test_what_ran_when_a_fleet_was_killed_is_charged_by_the_next(home: Path, tmp
         gate.open()
 
 
+@about_readers
 def test_a_fleet_that_starts_sees_a_reader_off(home: Path, left: tuple[Job[int], Job[int]]) -> None:
     bad, _ = left
     with one_reader(home) as ask:
@@ -201,6 +206,7 @@ def test_a_fleet_that_starts_sees_a_reader_off(home: Path, left: tuple[Job[int],
                 ask(GetStatus())
 
 
+@about_readers
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_reader_that_is_killed_or_stopped_is_in_nobodys_way(
     home: Path, left: tuple[Job[int], Job[int]], number: int
@@ -217,6 +223,7 @@ def test_a_reader_that_is_killed_or_stopped_is_in_nobodys_way(
             assert fleet.events("store.recovered"), "it did not close the journal"
 
 
+@about_readers
 def test_readers_and_fleets_that_come_and_go(home: Path, left: tuple[Job[int], Job[int]]) -> None:
     """Whoever asks all the time is answered all the time, and no fleet is kept from starting."""
     bad, _ = left
@@ -252,6 +259,7 @@ def test_readers_and_fleets_that_come_and_go(home: Path, left: tuple[Job[int], J
     assert wrong == []
 
 
+@about_readers
 def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -> None:
     """The guardian of a broker that died starts the next one while a reader is at the journal: it waits, not ends."""
     path = tmp_path / "lock"
@@ -269,6 +277,7 @@ def test_the_lock_of_a_reader_is_not_taken_for_that_of_a_fleet(tmp_path: Path) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
+@about_readers
 def test_two_fleets_are_distinguished_from_a_reader(home: Path) -> None:
     """A second fleet still refuses at once, and names the first."""
     with running(Fleet(home, consumers=1)) as fleet:
@@ -278,6 +287,7 @@ def test_two_fleets_are_distinguished_from_a_reader(home: Path) -> None:
             ReaderLock(Directory(home).lock, Directory(home).socket_path(), 60)
 
 
+@about_readers
 def test_a_broker_that_does_not_answer_is_named(home: Path, left: tuple[Job[int], Job[int]]) -> None:
     """It has the lock, and nobody listens: it starts, ends or hangs. A client waits for it as long as for a reply."""
     directory = Directory(home)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from apps import troubled
-from fleet import APPS, DEADLINE_S, Fleet, Gate, running, use, wait_for_file, wait_until
+from fleet import APPS, DEADLINE_S, Fleet, Gate, in_directory, running, use, wait_for_file, wait_until
 from json_schema import misfits
 from log_table import log_table, unlisted
 from pages import table_of
@@ -130,10 +130,13 @@ Pages = Callable[[str], str]
 
 
 def test_1_is_it_healthy_and_what_runs(trouble: Trouble, asked: Asked, page: Pages, here: Here) -> None:
-    status = asked("status")
+    def running() -> dict[str, Any]:
+        return {each["task"]: each for each in asked("status")["consumers"] if each["job_id"]}
+
+    wait_until(lambda: running().keys() >= {"hang", "export"}, "it is told what runs")
+    status, runs = asked("status"), running()
     assert status["broker"]["state"] == "running"
     assert here(trouble.fleet.home, "health", "--ready").returncode == Exit.OK
-    runs = {each["task"]: each for each in status["consumers"] if each["job_id"]}
     hung, holder = runs["hang"], runs["export"]
     assert (hung["pid"], hung["job_id"]) == (trouble.hung_pid, trouble.jobs["hang"].id)
     assert hung["running_s"] > 0
@@ -342,10 +345,13 @@ def test_10_does_the_broker_keep_up(trouble: Trouble, asked: Asked, page: Pages)
     broker = status["broker"]
     assert 0 < broker["commit_mean_s"] <= broker["commit_longest_s"]
     assert 0 < broker["longest_turn_last_minute_s"] <= broker["longest_turn_s"]
-    assert broker["journal_bytes"] > 1 << 20
-    assert broker["clients"] >= 1
     assert 0 < broker["busy_share"] <= 1
-    assert (broker["rejected_clients"], status["spooled_files"]) == (0, 0)
+    if in_directory():
+        assert broker["journal_bytes"] > 1 << 20
+        assert broker["clients"] >= 1
+        assert (broker["rejected_clients"], status["spooled_files"]) == (0, 0)
+    else:
+        assert (broker["journal_bytes"], broker["clients"]) == (None, None), "they are the database's"
     findings = {finding["subject"]: finding["state"] for finding in asked("doctor")}
     assert findings["fleet"] == "ok"
 

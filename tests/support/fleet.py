@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import proof
 import psutil
@@ -127,6 +127,9 @@ def hurried(constants: Mapping[str, Mapping[str, float]], path: str = "") -> dic
 class Fleet:
     """A fleet as `taskq worker` starts it, in a session of its own, on a directory."""
 
+    #: Where a broker may have been killed: a database lacks what that had counted in its last second.
+    _killed: ClassVar[set[Path]] = set()
+
     def __init__(
         self,
         home: Path,
@@ -146,7 +149,6 @@ class Fleet:
         self._prefix = prefix
         self._environment = {**os.environ, **place, **(environment or {})}
         self._sessions: list[int] = []
-        self._has_lost_counts = False  # in a database: a broker may have been killed
         self._guardian: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
 
@@ -193,7 +195,7 @@ class Fleet:
     def kill_all(self) -> None:
         """Kills every process of the fleet at once, as a power cut does: stopped first, so that none sees another die.
         The guardian goes last, since the kernel wakes a stopped process group whose parent ends."""
-        self._has_lost_counts = True
+        self._killed.add(self.home)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in sorted(self.processes(), key=lambda process: -process.pid):
                 with suppress(psutil.NoSuchProcess):
@@ -253,7 +255,8 @@ class Fleet:
         """Sends a signal to a process of this fleet, and to no other."""
         assert os.getsid(pid) in self._sessions
         os.kill(pid, number)
-        self._has_lost_counts |= number == signal.SIGKILL
+        if number == signal.SIGKILL:
+            self._killed.add(self.home)
         proof.count("kills", number == signal.SIGKILL)
 
     def kill_consumer(self, position: int = 0) -> None:
@@ -297,7 +300,16 @@ class Fleet:
             return totals
         queue = TaskQ("tests")
         use(queue, self.home)
-        return asdict(queue.status().totals)
+
+        def told() -> dict[str, int] | None:
+            totals = asdict(queue.status().totals)
+            if self.home in self._killed or self.count("fleet.started") > 1:
+                return totals
+            own = self.status()["totals"]
+            return totals if all(totals[name] == own[name] for name in ("retried", "crashed")) else None
+
+        counted: dict[str, int] = wait_until(told, "what the broker has counted")
+        return counted
 
     def wait_for_totals(self, **expected: int) -> None:
         """Waits until so much has been counted: no time at all in a directory, and up to a second in a database, which
@@ -308,7 +320,8 @@ class Fleet:
 
         def are_told() -> bool:
             told = counted()
-            return told == expected or (self._has_lost_counts and all(told[name] <= expected[name] for name in told))
+            is_less = all(told[name] <= expected[name] for name in told)
+            return told == expected or (self.home in self._killed and is_less)
 
         if databases is not None:
             with suppress(Late):
@@ -376,6 +389,21 @@ def use(app: TaskQ, home: Path) -> None:
         app.use_directory(Directory(home))
     else:
         app.use_place(databases.place(home))
+
+
+def in_directory() -> bool:
+    """Whether queues are in directories, and not in databases."""
+    return databases is None
+
+
+def place_of(home: Path) -> Path:
+    """Where the fleet keeps its log of the queue that a test has in a directory: there, or beside its database."""
+    return home if databases is None else databases.place(home).directory.path
+
+
+def shown(home: Path) -> str:
+    """What messages call the queue that a test has in a directory."""
+    return str(home) if databases is None else databases.place(home).shown
 
 
 def too_large() -> int:

@@ -124,7 +124,7 @@ class Turns:
         self.engine = EmbeddedEngine(self.directory, Settings(), self.store, clock, self.clients)
         self.core, self.consumers, self.events = Core(), Idle(), cast(Any, Deaf())
         self.engine.recover(self.core, self.events, ())
-        control = FleetControl(cast(Any, dict), lambda _by: None, lambda: 0, lambda _number: [], lambda *_job: [])
+        control = FleetControl(cast(Any, dict), lambda _by: None, lambda: 0, lambda _number: [], lambda *_job: [], list)
         self.engine.start(Fleet(self.core, self.consumers, self.events, control))
         self.turn()  # it looks into the spool, and prunes
         self.now += 0.01

@@ -119,6 +119,16 @@ def test_a_machine_without_a_resource_does_not_ask_for_jobs_that_need_it(limits:
     assert allot(limits, Limit("resource", "gpu", 1)).caps == {7: 2}
 
 
+def test_no_slot_stays_free(limits: FleetLimits) -> None:
+    """Where long jobs run beside one another, the last of many slots gets its job as well."""
+    demand = Demand(limits)
+    demand.learn([(1, "q", 0, msgpack.packb([]))])
+    asked = demand.ask(1.0, lambda _queue: 8, {"q": 7}, ())
+    assert asked is not None
+    assert asked.mosts == [1]
+    assert demand.ask(1.0, lambda _queue: 8, {"q": 8}, ()) is None
+
+
 @pytest.mark.parametrize("has_limited", [False, True])
 def test_jobs_without_limits_cost_no_more_statements(limits: FleetLimits, has_limited: bool) -> None:
     """Also where other jobs have limits, as long as none of those waits."""

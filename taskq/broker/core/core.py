@@ -578,8 +578,8 @@ class Core:
         return self.ready.waiting(queue) + sum(row.spec.queue == queue for row in sent)
 
     def slots(self, queue: str) -> int:
-        """How many jobs of a queue the consumers can run at once."""
-        return sum([each.slots for each in self._consumers.values() if each.serves(queue)])
+        """How many jobs of a queue the consumers can run at once; one that gets no more of them, as many as it has."""
+        return sum([each.slots if each.serves(queue) else each.left_of(queue) for each in self._consumers.values()])
 
     def why(self, row: JobRow, is_queued: bool, facts: FleetFacts, now: float, wall: float) -> list[Obstacle]:
         """Why a job does not run; see `taskq.broker.core.reasons.obstacles`."""

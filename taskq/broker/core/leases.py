@@ -104,6 +104,10 @@ class ConsumerLeases:
         """Whether it may be sent jobs of a queue."""
         return self.takes_jobs and (self.queues is None or queue in self.queues)
 
+    def left_of(self, queue: str) -> int:
+        """How many jobs of a queue it still has, if it is sent no more."""
+        return 0 if self.takes_jobs else sum([row.spec.queue == queue for row in self.leased.values()])
+
     def shares_queues(self, other: ConsumerLeases) -> bool:
         """Whether there may be jobs that either of the two could run."""
         return self.queues is None or other.queues is None or bool(self.queues & other.queues)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from taskq.cli.arguments import FleetArgument, JsonOption
-from taskq.cli.common import find_directory
+from taskq.cli.common import queue_of
 from taskq.cli.ids import is_id, whole_id
 from taskq.cli.positions import looks_like_app
 from taskq.client.app import TaskQ
@@ -55,10 +55,11 @@ def stack(
     """
     if which is not None and not _is_consumer_or_job(which) and (app is None or _is_consumer_or_job(app)):
         which, app = app, which
-    directory = find_directory(app)
+    application = queue_of(app)
+    directory = application.directory
     client = Client(directory)
     status = client.status()
-    number = None if which is None else _number_of(which, status, directory)
+    number = None if which is None else _number_of(which, status, application)
     asked = client.write_stacks(number)
     if number is not None and not asked:
         raise ConfigError(f"there is no consumer {number}: the fleet has {_numbers(status)}")
@@ -80,11 +81,10 @@ def _is_consumer_or_job(word: str) -> bool:
     return (word.isdecimal() or is_id(word)) and not looks_like_app(word)
 
 
-def _number_of(which: str, status: FleetStatus, directory: Directory) -> int | None:
+def _number_of(which: str, status: FleetStatus, application: TaskQ) -> int | None:
     """The consumer that is meant; None for all, if it runs several jobs and nobody knows which has this one."""
     if which.isdecimal() and len(which) < 6:
         return int(which)
-    application = TaskQ("taskq", url=str(directory.path))
     job_id = whole_id(application, which)
     for consumer in status.consumers:
         if consumer.job_id == job_id:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # whoever has a status has imported them; `taskq.cli.status.q
     )
 
 _BETWEEN = "   "
+#: A terminal with fewer columns has no room for the machines of consumers beside all that there is of one machine.
+_MACHINES_WIDTH = 80
 _STATE_STYLES = {
     "running": "green",
     "idle": "dim",
@@ -42,7 +44,7 @@ def picture(found: FleetStatus, width: int | None) -> list[Line]:
     parts = [
         _headline(found, width),
         machines(found.machines, width),
-        _consumers(found.consumers, width),
+        _consumers(found.consumers, width, has_machines=len(found.machines) > 1),
         _queues(found, width),
         _totals(found.totals, width),
     ]
@@ -169,10 +171,10 @@ def _not_started(consumers: Sequence[MissingConsumer]) -> list[Line]:
 # -- consumers
 
 
-def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[Line]:
+def _consumers(consumers: Sequence[ConsumerStatus], width: int | None, *, has_machines: bool) -> list[Line]:
     if not consumers:
         return []
-    has_machines = any(each.machine for each in consumers)
+    has_all = not (has_machines and width is not None and width < _MACHINES_WIDTH)
     columns = (
         *((Column("machine", is_name=True),) if has_machines else ()),
         Column("consumer", "no.", is_right=True),
@@ -181,8 +183,7 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[L
         Column("task", is_name=True),
         Column("progress", is_name=True),
         Column("for", is_right=True),
-        Column("jobs", is_right=True),
-        Column("cpu", is_right=True),
+        *((Column("jobs", is_right=True), Column("cpu", is_right=True)) if has_all else ()),
         Column("memory", is_right=True),
     )
     rows = [
@@ -194,13 +195,16 @@ def _consumers(consumers: Sequence[ConsumerStatus], width: int | None) -> list[L
             each.task or "",
             each.progress.describe() if each.progress else "",
             _span(each.running_s) if each.running_s is not None else "",
-            f"{each.jobs_done:,}",
-            "" if each.cpu_percent is None else f"{each.cpu_percent} %",
+            *((f"{each.jobs_done:,}", _percent(each.cpu_percent)) if has_all else ()),
             _megabytes(each.rss_bytes),
         )
         for each in consumers
     ]
     return table(columns, rows, width, gap=3)
+
+
+def _percent(cpu_percent: int | None) -> str:
+    return "" if cpu_percent is None else f"{cpu_percent} %"
 
 
 def _activity(consumer: ConsumerStatus) -> str:
@@ -259,8 +263,7 @@ def _oldest(flow: QueueFlow | None) -> str:
 
 def _obstacles(names: Sequence[str], found: FleetStatus) -> _Columns:
     """What keeps all jobs of a queue from running."""
-    unserved = () if found.machines else found.unserved
-    told = ["paused" if name in found.paused else "not served" if name in unserved else "" for name in names]
+    told = ["paused" if name in found.paused else "not served" if name in found.unserved else "" for name in names]
     return {Column(""): [Cell(text, style="yellow") for text in told]} if any(told) else {}
 
 

@@ -217,11 +217,12 @@ class Demand:
         return Wanted(place, jobs, slots, ahead, max(0, slots - held.get(queue, 0)))
 
     def _wanted(self, slots: int, rate: float, held: int) -> int:
-        """How many jobs of a queue to lease: none, while three quarters of what is wanted are here."""
+        """How many jobs of a queue to lease: none, while all slots have one and three quarters of what is wanted are
+        here."""
         if not slots:
             return 0
         target = slots + ceil(rate * AHEAD_S)
-        return target - held if (target - held) * 4 >= target else 0
+        return target - held if held < slots or (target - held) * 4 >= target else 0
 
     def answered(self, asked: Asked, partitions: Mapping[int, tuple[int, int]], mean_bytes: float, now: float) -> None:
         """Takes the answer to a lease.

@@ -16,8 +16,6 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, Final
 
-import msgpack
-
 from taskq.engines.contract import Events, Fleet, Jobs
 from taskq.engines.local import LocalServer
 from taskq.engines.postgres.chores import Chores, Look, Retention, Seen
@@ -40,7 +38,7 @@ from taskq.engines.postgres.exchanges import (
     Register,
     Registered,
     Unregister,
-    running_attempts,
+    told_by,
 )
 from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import Edges, HandOver
@@ -59,7 +57,6 @@ from taskq.model.settings import Settings
 from taskq.protocol.link.flight_recorder import FlightRecord
 from taskq.protocol.postgres.kinds import Kinds
 from taskq.protocol.postgres.plans import Query
-from taskq.protocol.status import status_value
 from taskq.protocol.submissions import Submission
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
@@ -67,6 +64,8 @@ from taskq.system.place import DatabaseUrl
 
 #: How often a fleet says that it lives, in the time after which it is taken for dead.
 _BEATS: Final = 6
+#: While it has jobs, or consumers come and go, it says so more often: clients learn by it what runs, and how far it is.
+_TELL_EVERY_S: Final = 1.0
 _RELEASE_EVERY_S: Final = 0.25
 #: A round that the database has refused is tried again after this time.
 _AGAIN_S: Final = 0.5
@@ -103,7 +102,7 @@ class PostgresEngine:
         self.figures = PostgresFigures(clock)
         self._is_reading_specs = self._is_reading_partitions = False
         self._round: Round | None = None  # under way
-        self._round_at = -inf  # when the next one may be tried
+        self._round_began_at = self._round_at = -inf  # the one under way, and when the next one may be tried
         self._is_fenced = False
         self._audited = 0  # the session of the work link in which the fleet's jobs were last compared
         self._edges = Edges(schema)
@@ -113,6 +112,8 @@ class PostgresEngine:
         self._unbroken_at = inf  # since when each beat was answered in time (monotonic)
         self._beat_asked_at = self._alive_at = -inf  # when the last beat was asked for, and the last that was answered
         self._is_cut_off = False  # jobs that promise to be alone were stopped
+        self._told_consumers: set[int] = set()  # with the last beat: the pids
+        self._tells_again = False  # that is soon something else
         self._beaten_at = self._reap_at = self._release_at = -inf
         self._unsettled = UnsettledFile(directory.path / "unsettled")
         self._is_empty = False  # there is no job, as far as is known
@@ -152,7 +153,7 @@ class PostgresEngine:
         self._set_paused(drive(self._work, ReadPaused(), self._clock))
 
     def start(self, fleet: Fleet, selector: selectors.BaseSelector | None = None, max_clients: int = 0) -> None:
-        self._consumers, self._fleet_control = fleet.consumers, fleet.control
+        self._consumers, self._local_fleet = fleet.consumers, fleet
         self._leases.consumers = fleet.consumers
         self._is_starting = False
         self._work.select_with(selector)
@@ -266,6 +267,7 @@ class PostgresEngine:
                 self._round_at = now + _AGAIN_S
             return
         self._unsettled.clear(now)
+        self.figures.rounds.note(now - self._round_began_at, now)
         effects = outcomes.effects
         for task, reason in answer.refused:
             self._events.log.error("job.children_refused", task=task, error=reason)
@@ -348,6 +350,7 @@ class PostgresEngine:
             self._leases.outcomes = Outcomes()
             place = self.fleet, self._schema, self._host
             self._round = Round(place, outcomes, asked, self._clock.time(), self._kinds, self._limits)
+            self._round_began_at = now
             self._work.ask(self._round)
 
     def _hears(self, now: float) -> bool:
@@ -429,16 +432,27 @@ class PostgresEngine:
         control = self._control
         if not control.is_free:
             return
-        if now >= self._beaten_at + self._lease_s / _BEATS:
+        if now >= self._beat_at:
             self._beaten_at = self._beat_asked_at = now
-            status: bytes = msgpack.packb(status_value(self._fleet_control.status()))
-            control.ask(Beat(self.fleet, running_attempts(self._consumers, self._jobs), self._leases.lowest, status))
+            told = told_by(self._local_fleet, self._settings, self._clock)
+            self._told_consumers = {each.pid for each in told.status.consumers}
+            self._tells_again = not told.is_calm
+            control.ask(Beat(self.fleet, self._leases.lowest, told))
             return
         exchange = self._chores.next_exchange(self.fleet, self.figures, now, self._clock.time())
         if exchange is not None:
             control.ask(exchange)
         if isinstance(exchange, Look):
             self._leases.expire(self._clock.time())
+            pids = {each.pid for each in self._local_fleet.control.consumers()}
+            self._tells_again |= pids != self._told_consumers
+
+    @property
+    def _beat_at(self) -> float:
+        """When the next beat is due."""
+        every_s = self._lease_s / _BEATS
+        is_soon = len(self._leases.held) > 0 or self._tells_again
+        return self._beaten_at + (min(every_s, _TELL_EVERY_S) if is_soon else every_s)
 
     def declare(self, app: str, schedules: Sequence[bytes]) -> None:
         self._schedules.declare(app, schedules)
@@ -505,7 +519,7 @@ class PostgresEngine:
     def next_at(self, now: float) -> float:
         at = min(self._work.next_at(now), self._control.next_at(now))
         if self._control.is_free:
-            at = min(at, self._beaten_at + self._lease_s / _BEATS, self._chores.next_at(self.figures, now))
+            at = min(at, self._beat_at, self._chores.next_at(self.figures, now))
         if len(self._leases.held):
             at = min(at, self._release_at)
         if now < self._unsettled.keep_at and not self.is_settled:

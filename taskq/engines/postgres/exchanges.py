@@ -7,18 +7,20 @@ ReadCounts, KeepCounts      what has happened to the machine's jobs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from taskq.engines.contract import Consumers, Jobs
+from taskq.engines.contract import Fleet
 from taskq.engines.counting import JobCounting
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.info.counts import CountsRow
 from taskq.model.job import JobRow
+from taskq.model.settings import Settings
 from taskq.model.spec import Spec
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, texts, uuids
+from taskq.protocol.postgres.beats import RunningJob, Told, pack_told
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.submitting import TALLIED
@@ -128,30 +130,42 @@ class Beaten(NamedTuple):
     paused: frozenset[str]
 
 
-def running_attempts(consumers: Consumers, jobs: Jobs) -> dict[bytes, int]:
-    """The numbers of the attempts that run in this fleet, by id of their jobs."""
-    claims = [(key, claim.number) for key, own in consumers.claims().items() for claim in own]
-    rows = [jobs.running(key, number) for key, number in claims]
-    return {row.id: row.attempts + 1 for row in rows if row is not None}
+def told_by(fleet: Fleet, settings: Settings, clock: Clock) -> Told:
+    """What a fleet tells clients with a beat."""
+    facts = fleet.control.consumers()
+    numbers = {each.key: each.number for each in facts}
+    booted_at = clock.time() - clock.monotonic()
+    running = {
+        row.id: RunningJob(
+            row.attempts + 1, booted_at + claim.started_at, fleet.consumers.progress_of(row.id), numbers.get(key)
+        )
+        for key, claims in fleet.consumers.claims().items()
+        for claim in claims
+        if (row := fleet.jobs.running(key, claim.number)) is not None
+    }
+    of_consumers = {number: own for number in numbers.values() if (own := settings.queues_of(number))}
+    tasks = facts[0].tasks if facts else b""
+    if any(each.tasks != tasks for each in facts):  # in the middle of a reload
+        tasks = b"" if any(not each.tasks for each in facts) else b"\n".join(each.tasks for each in facts)
+    return Told(fleet.control.status(), running, settings.queues, of_consumers, dict(settings.resources), tasks)
 
 
 class Beat(Exchange[Beaten]):
     """Says that the fleet lives, and what it is doing."""
 
-    def __init__(self, fleet: int, running: Mapping[bytes, int], low: int, status: bytes | None) -> None:
+    def __init__(self, fleet: int, low: int, told: Told) -> None:
         """
         Args:
-            running: the numbers of the attempts that run, by id of their jobs.
             low: the lowest `seq` of the jobs that the fleet has.
         """
         super().__init__(self._plan)
         self._low = low
-        self.fleet, self._running, self._status = fleet, running, status
+        self.fleet, self._running, self._told = fleet, told.running, pack_told(told)
 
     def _plan(self) -> Plan[Beaten]:
-        ids, numbers = uuids(list(self._running)), ints(list(self._running.values()))
+        ids, numbers = uuids(list(self._running)), ints([each.attempt for each in self._running.values()])
         beaten, cancels, paused = yield Step(
-            Query(statements.BEAT, (self.fleet, ids, numbers, self._status)),
+            Query(statements.BEAT, (self.fleet, ids, numbers, self._told)),
             Query(statements.CANCELS, (self.fleet, self._low)),
             Query(statements.PAUSED),
             commits=True,

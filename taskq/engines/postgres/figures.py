@@ -20,6 +20,7 @@ from taskq.model.partition import Partition
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres.submitting import TALLIED, TALLIED_BY_FLEETS
 from taskq.system.clock import Clock
+from taskq.system.turns import RecentTimes
 
 #: How often counts are stored.
 _KEEP_EVERY_S: Final = 1.0
@@ -50,6 +51,8 @@ class PostgresFigures:
         self.totals = Totals()
         #: What has happened to the jobs of each task and queue.
         self.counting = JobCounting(counts_ends=False)
+        #: From the statements to the confirmed commit; noted by the engine.
+        self.rounds = RecentTimes()
         self._rates: RecentRates | None = None
         self._paused: frozenset[str] = frozenset()
         self._tallies_since: float | None = None  # there are some
@@ -74,7 +77,11 @@ class PostgresFigures:
         return None
 
     def vitals(self) -> Vitals:
-        return Vitals()
+        now = self._clock.monotonic()
+        mean_s = self.rounds.mean(now)
+        if mean_s is None:
+            return Vitals()
+        return Vitals(commit_mean_s=round(mean_s, 6), commit_longest_s=round(self.rounds.longest(now), 6))
 
     def resume(self, machine: UUID, kept: Iterable[CountsRow]) -> None:
         """Takes over the counts that an earlier broker of this machine has stored."""

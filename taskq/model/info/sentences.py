@@ -22,10 +22,12 @@ def sentence(reason: Reason, info: WhyInfo, now: float) -> str:
             return _ended(reason, info, now)
         case "running":
             ran = "" if reason.since is None else f", for {span_text(round(max(0.0, now - reason.since)))}"
-            return f"It runs{ran}: attempt {reason.attempt}, on consumer {reason.consumer}."
+            on = "" if reason.consumer is None else f", on consumer {reason.consumer}"
+            return f"It runs{ran}: attempt {reason.attempt}{on}{f' of {reason.machine}' if reason.machine else ''}."
         case "sent":
             before = f"after {count_of(reason.ahead, 'job')} that it has" if reason.ahead else "in a moment"
-            return f"Consumer {reason.consumer} has it, and begins it {before}."
+            who = "A fleet" if reason.consumer is None else f"Consumer {reason.consumer}"
+            return f"{who} has it, and begins it {before}."
         case "spooled":
             return "It waits in the spool until a fleet takes it in: `taskq doctor` says if the disk is full."
         case "waiting":

@@ -87,6 +87,7 @@ class Reason:
         consumer: the number of the consumer that has it, or None.
         consumers: how many consumers are ready and serve its queue.
         busy: how many of those have no free slot.
+        machine: the name of the machine of that consumer; None if the queue is in a directory, or it is not known.
     """
 
     kind: Kind
@@ -101,6 +102,7 @@ class Reason:
     consumer: int | None = None
     consumers: int = 0
     busy: int = 0
+    machine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def _of_fleet(status: FleetStatus) -> Iterator[Concern]:
     if status.spooled_files:
         files = count_of(status.spooled_files, "file")
         yield Concern("look", f"{files} with jobs wait in the spool until a fleet takes them in.", "/broker")
-    for queue in () if status.machines else status.unserved:
+    for queue in status.unserved:
         counts = status.queues[queue]
         waits = count_of(counts.queued + counts.scheduled + counts.waiting, "job")
         told = f"No consumer serves queue {queue}: {waits} will not run."
@@ -112,7 +112,7 @@ def _of_backlog(status: FleetStatus, flow: Flow) -> Iterator[Concern]:
 
 def _of_queues(status: FleetStatus, now: float) -> Iterator[Concern]:
     """The queues that do not get shorter, or in which nothing has moved for long."""
-    told_already = {*status.paused, *(() if status.machines else status.unserved)}
+    told_already = {*status.paused, *status.unserved}
     for queue, flow in status.flows.items():
         waiting = status.queues[queue].queued if queue in status.queues else 0
         waited_s = flow.oldest_waiting_s or 0.0

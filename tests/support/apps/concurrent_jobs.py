@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,12 @@ async def sends_async() -> list[Any]:
 def half_way(gate: str) -> None:
     current_job().progress(1, 2, "half")
     pass_gate(gate)
+
+
+@q.task
+async def part(number: int, gate: str) -> None:
+    current_job().progress(number, 10, f"part {number}")
+    await asyncio.to_thread(pass_gate, gate)
 
 
 @q.task(cpu_timeout=5)

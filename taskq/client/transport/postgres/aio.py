@@ -7,6 +7,7 @@ ends.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from random import SystemRandom
@@ -71,9 +72,10 @@ class AsyncPostgresClient(AsyncQueueClient):
         super().__init__(PostgresQueue(place, SYSTEM_CLOCK), SYSTEM_CLOCK)
         self._place = place
         self._timeout_s = reply_timeout_s(reply_timeout)
+        self._door = Door(self.queue, self._timeout_s)
         self._idle: list[AsyncSession] = []
-        self._room = asyncio.Semaphore(_MOST_SESSIONS)
-        self._listener = AsyncListener(self._connect_to_listen, self.queue.database.schema)
+        self._room = Room(_MOST_SESSIONS)
+        self._listener = AsyncListener(self._door)
         self._is_deaf = False
 
     async def run(self, operation: Operation[T]) -> T:
@@ -130,7 +132,7 @@ class AsyncPostgresClient(AsyncQueueClient):
     async def _run_once(self, make: Callable[[], Plan[T]]) -> T:
         """Runs a plan with one of the connections."""
         async with self._room:
-            session = self._idle.pop() if self._idle else await self._connect()
+            session = self._idle.pop() if self._idle else await self._door.connect()
             try:
                 result = await session.run(make())
             except TaskQError:
@@ -145,29 +147,78 @@ class AsyncPostgresClient(AsyncQueueClient):
             self._idle.append(session)
             return result
 
-    async def _connect(self) -> AsyncSession:
-        options = options_of(self.queue.database, self._timeout_s)
+    async def _hear(self, verb: Hear) -> list[bytes] | None:
+        return await cast("AsyncEar | AsyncDeafEar", verb.ear).hear(verb.within_s)
+
+
+class Door:
+    """Makes the connections of a client."""
+
+    def __init__(self, queue: PostgresQueue, answer_s: float) -> None:
+        """
+        Args:
+            answer_s: within how many seconds the server has to answer.
+        """
+        self._queue, self._answer_s = queue, answer_s
+        self.schema = queue.database.schema
+
+    async def connect(self) -> AsyncSession:
+        """A connection in autocommit mode. Raises psycopg.Error, OSError or TimeoutError: the database is away."""
+        options = options_of(self._queue.database, self._answer_s)
         try:
             session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
         except psycopg.OperationalError as error:
             options = without_options(error, options)
             session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
-        session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        session.answer_s, session.schema = self._answer_s, self.schema
         [(pid,)] = await (await session.execute(ASK_PID)).fetchall()
         if pid != session.info.backend_pid:
             session.is_pooled, session.prepare_threshold = True, None
-        self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
+        self._queue.kinds.forget()  # the server may have been away, and have come back with older tables
         return session
 
-    async def _connect_to_listen(self) -> AsyncSession:
-        session = await self._connect()
+    async def connect_to_listen(self) -> AsyncSession:
+        """One that hears what is notified. Raises Deaf, and as `connect`."""
+        session = await self.connect()
         if session.is_pooled:
             session.drop()
             raise Deaf
         return session
 
-    async def _hear(self, verb: Hear) -> list[bytes] | None:
-        return await cast("AsyncEar | AsyncDeafEar", verb.ear).hear(verb.within_s)
+
+class Room:
+    """Lets a number of tasks in at once, and the others wait outside, in their order. A semaphore of asyncio would do
+    that, too, but once a task has waited for it, it keeps the loop, which then could not go before its client."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # the place that it was given
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 class AsyncSession(psycopg.AsyncConnection[Any]):
@@ -237,25 +288,22 @@ async def rows_of_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
 class AsyncListener:
     """One connection on which a loop hears when jobs end, for all its tasks that wait."""
 
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, AsyncSession]], schema: str) -> None:
-        """
-        Args:
-            connect: makes a connection, in autocommit mode.
-        """
-        self._connect = connect
-        self._schema = schema
+    # Between calls nothing here refers to the client or the loop, as in `taskq.client.transport.aio.AsyncClient`.
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
         self._client = SystemRandom().getrandbits(62)
         self._session: AsyncSession | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting = Room(1)
         self._ears: set[AsyncEar] = set()
 
     async def ear(self, waiting: Mapping[bytes, Any]) -> AsyncEar:
         """An ear of its own, for one who waits. Raises psycopg.Error: the database is away."""
         async with self._connecting:
             if self._session is None:
-                session = await self._connect()
+                session = await self._door.connect_to_listen()
                 try:
-                    await session.execute(f'LISTEN "{channel_of(self._schema, self._client)}"'.encode())
+                    await session.execute(f'LISTEN "{channel_of(self._door.schema, self._client)}"'.encode())
                 except BaseException:
                     session.drop()
                     raise

@@ -6,16 +6,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
 
-import msgpack
 import psycopg
 
 from taskq.client.transport.postgres.sessions import meaning_of, options_of
 from taskq.model.info.counts import MINUTES, Counts, TaskCounts
 from taskq.model.info.status import BrokerStatus, FleetStatus, JobTotals, MachineStatus, QueueFlow, QueueStatus, flow_of
+from taskq.protocol.postgres.beats import read_told
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
 from taskq.protocol.postgres.submitting import TALLIED
-from taskq.protocol.status import status_of
 from taskq.system.directory import reply_timeout_s
 from taskq.system.place import DatabaseUrl, Place
 
@@ -52,28 +51,30 @@ def read_status(place: Place) -> Plan[FleetStatus]:
     fleets, counted, paused, counts, [(wall,)] = yield Step(
         Query(_FLEETS), Query(_QUEUES), Query(_PAUSED), Query(_COUNTS), Query(_TIME), commits=True
     )
-    heard = [
-        (host, pid, seen_s, status_of(msgpack.unpackb(status)))
-        for host, pid, seen_s, status in fleets
-        if seen_s is not None and seen_s < _SILENT_S and status is not None
+    all_told = [
+        (host, pid, seen_s, read_told(bytes(told)))
+        for host, pid, seen_s, told in fleets
+        if seen_s is not None and seen_s < _SILENT_S and told is not None
     ]
+    heard = [(host, pid, seen_s, told.status) for host, pid, seen_s, told in all_told]
     statuses = [status for *_, status in heard]
     directory = str(place.directory.path)
     own = [status for status in statuses if status.broker.directory == directory] or statuses
-    queues, told = _queues(counted, statuses), [queue for (queue,) in paused]
+    queues, names = _queues(counted, statuses), [queue for (queue,) in paused]
     stopped = FleetStatus(BrokerStatus(None, None, place.shown, None, "stopped"))
     return replace(
         own[0] if own else stopped,
         not_started=[missing for status in statuses for missing in status.not_started],
         queues=queues,
-        paused=told,
+        paused=names,
         totals=_totals(_counts(counts, wall)),
         consumers=[replace(each, machine=host) for host, _, _, status in heard for each in status.consumers],
         machines=[
             MachineStatus(host, pid, status.broker.state, round(seen_s, 1), len(status.consumers), _running(status))
             for host, pid, seen_s, status in heard
         ],
-        flows=_flows(queues, statuses, {queue: wall - since for queue, *_, since in counted if since}, told),
+        unserved=[queue for queue in queues if heard and not any(told.serves(queue) for *_, told in all_told)],
+        flows=_flows(queues, statuses, {queue: wall - since for queue, *_, since in counted if since}, names),
     )
 
 

@@ -295,7 +295,8 @@ class PostgresQueue:
         search: JobSearch = ALL_JOBS,
         within_s: float | None = None,
     ) -> Operation[FoundJobs]:
-        """Lists jobs, newest first: by their ids, or in the order of the queue if they have not ended."""
+        """Lists jobs, newest first: by their ids, or in the order of the queue if they have not ended. Scheduled ones
+        come in the order in which they are due."""
         from taskq.protocol.jobs import info_of
 
         until = inf if within_s is None else self.clock.monotonic() + within_s
