@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from taskq.cli.arguments import FleetArgument
-from taskq.cli.common import find_place, seconds_of, tell
+from taskq.cli.common import find_place, queue_of, seconds_of, tell
 from taskq.client.transport.blocking import Client
 from taskq.model.errors import AppError, BrokerUnavailable, ResultTimeout
 from taskq.model.info.status import ConsumerStatus, FleetStatus
 from taskq.model.info.words import count_of
 from taskq.system.directory import Directory
 from taskq.system.locks import is_held, note_of_holder
+from taskq.system.place import Place
 from taskq.telemetry.reader import Filter, ago, read
 
 _POLL_S = 0.05
@@ -39,7 +40,8 @@ def stop(
     $ taskq stop app.py:q --timeout 1m
     """
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
-    client = _fleet_of(app)
+    place = find_place(app)
+    client = _fleet_of(place)
     directory = client.directory
     began = time.monotonic()
     status = client.status()
@@ -54,7 +56,8 @@ def stop(
             f"the fleet on {directory.path} still has running jobs after {timeout_s:g} s; it goes on stopping"
         )
     elapsed_s = time.monotonic() - began
-    print(f"stopped in {elapsed_s:.2f} s{_left(directory, elapsed_s)}")
+    left = _left(directory, elapsed_s) if place.database is None else _left_for_others(app)
+    print(f"stopped in {elapsed_s:.2f} s{left}")
 
 
 def reload(app: FleetArgument = None) -> None:
@@ -66,7 +69,7 @@ def reload(app: FleetArgument = None) -> None:
 
     $ taskq reload app.py:q
     """
-    client = _fleet_of(app)
+    client = _fleet_of(find_place(app))
     number = client.reload()
     status = _wait_for_new_code(client, number)
     numbers = {consumer.number for consumer in status.consumers}
@@ -75,13 +78,12 @@ def reload(app: FleetArgument = None) -> None:
     print(f"the new code runs in {len(new)} of {count_of(len(numbers), 'consumer')}{others}")
 
 
-def _fleet_of(app: str | None) -> Client:
+def _fleet_of(place: Place) -> Client:
     """A client of the fleet on this machine.
 
     Raises:
         BrokerUnavailable: the queue is in a database, and none of its fleets runs here.
     """
-    place = find_place(app)
     client = Client(place.directory)
     if place.database is not None:
         try:
@@ -151,9 +153,21 @@ def _left(directory: Directory, elapsed_s: float) -> str:
     if not said:
         return ""  # it logs warnings only
     queued, scheduled, waiting = (said[0].get(state, 0) for state in ("queued", "scheduled", "waiting"))
+    return _told(queued, scheduled, waiting, "for the next fleet")
+
+
+def _left_for_others(app: str | None) -> str:
+    """What is in the database now, which the fleets of other machines go on with."""
+    queues = queue_of(app).client.look().queues.values()
+    counts = ((queue.queued, queue.scheduled, queue.waiting) for queue in queues)
+    queued, scheduled, waiting = map(sum, zip((0, 0, 0), *counts, strict=True))
+    return _told(queued, scheduled, waiting, "in the database")
+
+
+def _told(queued: int, scheduled: int, waiting: int, where: str) -> str:
     count = queued + scheduled + waiting
     if not count:
         return "; no pending jobs"
     reasons = [f"{number} {state}" for number, state in ((scheduled, "scheduled"), (waiting, "waiting")) if number]
     why = f" ({', '.join(reasons)})" if reasons else ""
-    return f"; {count_of(count, 'job')} {'stays' if count == 1 else 'stay'} for the next fleet{why}"
+    return f"; {count_of(count, 'job')} {'stays' if count == 1 else 'stay'} {where}{why}"

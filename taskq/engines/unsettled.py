@@ -55,7 +55,7 @@ class KeptOutcome(NamedTuple):
     def add_to(self, effects: Effects, row: JobRow) -> None:
         """Adds it to what is to be settled."""
         if self.state is None:
-            effects.rescheduled.append(Rescheduled(row, self.due_at, self.outcome))
+            effects.rescheduled.append(Rescheduled(row, self.due_at, self.outcome, row.attempts))
         else:
             effects.ended.append((row, StoredState(self.state), self.outcome or b""))
 

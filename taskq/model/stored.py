@@ -52,11 +52,17 @@ Ended = tuple[JobRow, StoredState, bytes]
 
 class Rescheduled(NamedTuple):
     """A job goes on: at `due_at` (seconds since 1970), or at once if that is None. Its row has the new counts, and
-    perhaps a new Spec, with another queue."""
+    perhaps a new Spec, with another queue. The job may have ended another attempt by the time that this is stored: then
+    the row has the counts of that one.
+
+    Attributes:
+        attempt: the number of the attempt that has ended, with `outcome`.
+    """
 
     row: JobRow
     due_at: float | None
     outcome: bytes | None
+    attempt: int
 
 
 class Edge(NamedTuple):

@@ -116,6 +116,7 @@ def test_a_job_that_is_not_started_in_time_expires(fleet: ScriptedFleet) -> None
     fleet.let_pass(31.0)
     assert states(fleet, ids) == [JobState.EXPIRED] * 2
     assert fleet.run_all() == []
+    assert fleet.told.events.count("job.expired") == 2
 
 
 def test_the_meta_of_a_job_travels_with_it(fleet: ScriptedFleet) -> None:
@@ -238,6 +239,7 @@ def test_jobs_after_one_that_failed_are_cancelled_unless_they_go_on(fleet: Scrip
     consumer.fail()
     fleet.turn(2)
     assert states(fleet, [follows, after_that, goes_on]) == [JobState.CANCELLED, JobState.CANCELLED, JobState.QUEUED]
+    assert fleet.told.events.count("job.cancelled") == 2
 
 
 @pytest.mark.needs("after", "the return of jobs that were cancelled because of a failed one")
@@ -452,6 +454,39 @@ def test_a_job_that_kills_its_process_again_and_again_is_set_aside(fleet: Script
     assert (info.state, info.crashes) == (JobState.FAILED, 2)
     assert info.error is not None
     assert info.error.signal == "SIGKILL"
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_attempts_that_end_before_the_first_of_them_is_durable_are_all_known(fleet: ScriptedFleet, deaths: int) -> None:
+    """A job whose process dies runs again at once, and its next attempts end while the database is slow or the disk is
+    full."""
+    [job_id] = fleet.add(1, Spec("t", max_crashes=9))
+    consumer = fleet.consumer()
+    assert consumer.begin() == job_id
+    for _ in range(deaths):
+        consumer.die_unsettled()
+        consumer = fleet.consumer()
+        fleet.dispatch()
+        assert consumer.begin() == job_id
+    consumer.succeed()
+    info = fleet.client.info(job_id)
+    assert (info.state, info.attempts, info.crashes) == (JobState.SUCCEEDED, deaths + 1, deaths)
+    assert [attempt.number for attempt in info.history] == [*range(1, deaths + 2)]
+    assert [attempt.error and attempt.error.type for attempt in info.history] == ["Crashed"] * deaths + [None]
+    assert fleet.run_all() == []
+
+
+def test_each_attempt_tells_where_it_ran_also_when_its_fleet_is_gone(fleet: ScriptedFleet) -> None:
+    [job_id] = fleet.add(1, Spec("t", retries=0))
+    consumer = fleet.consumer()
+    consumer.begin()
+    consumer.fail()
+    consumer.leave()
+    fleet.client.retry(job_id)
+    assert fleet.run_all() == [job_id]
+    another = fleet.die()
+    machines = [attempt.machine for attempt in another.client.info(job_id).history]
+    assert machines == [os.uname().nodename] * 2
 
 
 def test_what_was_taken_back_and_is_reported_all_the_same_does_not_count(fleet: ScriptedFleet) -> None:
@@ -853,20 +888,21 @@ def test_each_job_counts_once_as_enqueued_and_once_as_ended(fleet: ScriptedFleet
     assert states(fleet, [is_late, unwanted, called_off]) == [JobState.EXPIRED, JobState.CANCELLED, JobState.CANCELLED]
     counts = {each.task: each.total for each in fleet.client.counts()}
     found = {
-        task: (own.enqueued, own.succeeded, own.failed, own.cancelled, own.expired) for task, own in counts.items()
+        task: (own.enqueued, own.succeeded, own.failed, own.cancelled, own.expired, own.retried)
+        for task, own in counts.items()
     }
     assert found == {
-        "t": (1, 1, 1, 0, 0),
-        "parent": (2, 0, 2, 0, 0),
-        "late": (1, 0, 0, 0, 1),
-        "unwanted": (1, 0, 0, 1, 0),
-        "child": (1, 0, 0, 1, 0),
-        "unique": (2, 0, 0, 1, 0),
-        "waits": (3, 0, 0, 0, 0),
+        "t": (1, 1, 1, 0, 0, 1),
+        "parent": (2, 0, 2, 0, 0, 0),
+        "late": (1, 0, 0, 0, 1, 0),
+        "unwanted": (1, 0, 0, 1, 0, 0),
+        "child": (1, 0, 0, 1, 0, 0),
+        "unique": (2, 0, 0, 1, 0, 0),
+        "waits": (3, 0, 0, 0, 0, 0),
     }
     totals = fleet.client.status().totals
     assert (totals.enqueued, totals.succeeded, totals.failed) == (11, 1, 3)
-    assert (totals.cancelled, totals.expired) == (3, 1)
+    assert (totals.cancelled, totals.expired, totals.retried) == (3, 1, 1)
 
 
 def test_the_status_tells_how_fast_jobs_come_and_go(fleet: ScriptedFleet) -> None:

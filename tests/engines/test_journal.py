@@ -314,7 +314,7 @@ class TestConformance:
         for row, attempts in zip(rows, (1, 2, 3), strict=True):
             row.attempts = attempts
         due = [30.0, 10.5, 20.0]
-        store.settle([], [Rescheduled(row, at, b"why") for row, at in zip(rows, due, strict=True)], 5.0)
+        store.settle([], [Rescheduled(row, at, b"why", row.attempts) for row, at in zip(rows, due, strict=True)], 5.0)
         store.commit()
         assert leased(store) == []
         assert counts(store) == {"mail": {StoredState.SCHEDULED: 3}}
@@ -337,7 +337,7 @@ class TestConformance:
             for due in (10.0, 20.0):
                 row.attempts += 1
                 row.snoozes += 1
-                store.settle([], [Rescheduled(row, due, b"later")], 5.0)
+                store.settle([], [Rescheduled(row, due, b"later", row.attempts)], 5.0)
                 store.commit()
         with closing(opener()) as store:
             found = stored(store, row).row
@@ -358,7 +358,7 @@ class TestConformance:
             rows[0].checkpoint = b"rolled back"
             store.keep_checkpoints(rows[:1])
             store.rollback()
-            store.settle([], [Rescheduled(rows[0], 7.0, None)], 5.0)
+            store.settle([], [Rescheduled(rows[0], 7.0, None, rows[0].attempts)], 5.0)
             store.commit()
         with closing(opener()) as store:
             assert [stored(store, row).row.checkpoint for row in rows] == [data] * 3 + [None]
@@ -374,7 +374,7 @@ class TestConformance:
         with closing(opener()) as store:
             row, other = submit(store, 2, replace(SPEC, crash_queue="big"))
             row.spec = spec_after_crash(row.spec)
-            store.settle([], [Rescheduled(row, due_at, b"crash")], 5.0)
+            store.settle([], [Rescheduled(row, due_at, b"crash", row.attempts)], 5.0)
             store.commit()
         with closing(opener()) as store:
             assert [due.spec.queue for due in store.lease_due(LATE, 10)] == ["big"] * (due_at is not None)
@@ -387,7 +387,7 @@ class TestConformance:
     def test_due_jobs_are_limited(self, store: Store) -> None:
         """Jobs that do not fit are still due."""
         rows = submit(store, 5)
-        store.settle([], [Rescheduled(row, row.seq + 0.0, None) for row in rows], 0.0)
+        store.settle([], [Rescheduled(row, row.seq + 0.0, None, row.attempts) for row in rows], 0.0)
         store.commit()
         assert [row.seq for row in store.lease_due(LATE, 3)] == [row.seq for row in rows[:3]]
         assert [row.seq for row in store.lease_due(LATE, 3)] == [row.seq for row in rows[3:]]
@@ -398,10 +398,10 @@ class TestConformance:
         """A job whose process died stays queued, with its counts; without an outcome it keeps the one it had."""
         [row] = submit(store, 1)
         row.attempts = row.crashes = 1
-        store.settle([], [Rescheduled(row, None, b"crash")], 0.0)
+        store.settle([], [Rescheduled(row, None, b"crash", row.attempts)], 0.0)
         store.commit()
         row.attempts = 2
-        store.settle([], [Rescheduled(row, None, None)], 0.0)
+        store.settle([], [Rescheduled(row, None, None, row.attempts)], 0.0)
         store.commit()
         found = stored(store, row)
         assert (found.kept, found.outcome, found.row.attempts, found.row.crashes) == (
@@ -415,7 +415,7 @@ class TestConformance:
     def test_a_scheduled_job_can_end(self, store: Store) -> None:
         """A cancelled one does not come due."""
         [row] = submit(store, 1)
-        store.settle([], [Rescheduled(row, 10.0, None)], 0.0)
+        store.settle([], [Rescheduled(row, 10.0, None, row.attempts)], 0.0)
         store.commit()
         end(store, [row], StoredState.CANCELLED)
         assert store.next_due() is None
@@ -426,7 +426,11 @@ class TestConformance:
         """Each job is counted once, where it is."""
         mail, images = submit(store, 4), submit(store, 2, OTHER)
         end(store, mail[:1])
-        store.settle([], [Rescheduled(mail[1], 9.0, None), Rescheduled(images[0], 9.0, None)], 0.0)
+        store.settle(
+            [],
+            [Rescheduled(mail[1], 9.0, None, mail[1].attempts), Rescheduled(images[0], 9.0, None, images[0].attempts)],
+            0.0,
+        )
         store.commit()
         assert counts(store) == {
             "mail": {StoredState.QUEUED: 2, StoredState.SCHEDULED: 1, StoredState.SUCCEEDED: 1},
@@ -445,7 +449,7 @@ class TestConformance:
         first, second = submit(store, 2)
         lost = store.submit(OTHER, list(new_job_ids(3)), [b"x"] * 3)
         first.attempts = 1
-        store.settle([(first, StoredState.SUCCEEDED, b"r")], [Rescheduled(second, 5.0, None)], 1.0)
+        store.settle([(first, StoredState.SUCCEEDED, b"r")], [Rescheduled(second, 5.0, None, second.attempts)], 1.0)
         store.rollback()
         assert store.totals.as_dict() == {**dict.fromkeys(TOTAL_NAMES, 0), "enqueued": 2}
         assert leased(store) == [first.seq, second.seq]
@@ -480,7 +484,7 @@ class TestConformance:
         end(store, [old], at=100.0)
         end(store, [failed], StoredState.FAILED, at=100.0)
         end(store, [new], StoredState.CANCELLED, at=200.0)
-        store.settle([], [Rescheduled(scheduled, 9.0, None)], 0.0)
+        store.settle([], [Rescheduled(scheduled, 9.0, None, scheduled.attempts)], 0.0)
         assert store.prune(150.0, 100, 100) == 1
         store.commit()
         assert [store.read(row.id) is None for row in (old, new, failed, waiting, scheduled)] == [True, *[False] * 4]
@@ -534,7 +538,7 @@ class TestConformance:
         store.totals.crashed += 1
         store.prune(LATE, 0, 100)
         rows[5].attempts += 1
-        store.settle([], [Rescheduled(rows[5], 1.0, None)], 0.0)
+        store.settle([], [Rescheduled(rows[5], 1.0, None, rows[5].attempts)], 0.0)
         store.commit()
         expected = {
             "enqueued": 6,
@@ -557,7 +561,7 @@ class TestConformance:
         submit(store, 1, OTHER)
         end(store, [ended])
         end(store, [failed], StoredState.FAILED)
-        store.settle([], [Rescheduled(scheduled, 77.5, b"why")], 0.0)
+        store.settle([], [Rescheduled(scheduled, 77.5, b"why", scheduled.attempts)], 0.0)
         store.commit()
         before = [stored(store, row) for row in (queued, ended, failed, scheduled)]
         store.close()
@@ -613,7 +617,7 @@ class TestConformance:
         row, plain = submit(store, 2)
         for outcome in (b"first", b"second", b"third"):
             row.attempts += 1
-            store.settle([], [Rescheduled(row, None if outcome == b"second" else 5.0, outcome)], 1.0)
+            store.settle([], [Rescheduled(row, None if outcome == b"second" else 5.0, outcome, row.attempts)], 1.0)
         store.commit()
         end(store, [row, plain])
         assert store.attempts(row) == [(1, b"first"), (2, b"second"), (3, b"third")]
@@ -626,7 +630,7 @@ class TestConformance:
         [row] = submit(store, 1)
         large = pack_failure(1.0, 2.0, JobError("E", "why" * 2_000, "line\n" * 5_000, None, None, ["said"] * 60))
         for row.attempts in range(1, 101):
-            store.settle([], [Rescheduled(row, None, large)], 1.0)
+            store.settle([], [Rescheduled(row, None, large, row.attempts)], 1.0)
         store.commit()
         kept = store.attempts(row)
         assert [number for number, _ in kept] == [*range(1, 21), *range(81, 101)]
@@ -642,7 +646,7 @@ class TestConformance:
         failed, waiting = submit(store, 2)
         payload = failed.payload
         failed.attempts, failed.crashes = 1, 1
-        store.settle([], [Rescheduled(failed, None, b"crash")], 1.0)
+        store.settle([], [Rescheduled(failed, None, b"crash", failed.attempts)], 1.0)
         failed.attempts = 4
         end(store, [failed], StoredState.FAILED)
         [row] = store.requeue([stored(store, failed)], 1e9)
@@ -698,7 +702,7 @@ class TestConformance:
         end(store, mail[:2], StoredState.FAILED, at=100.0)
         end(store, mail[2:4], at=200.0)
         end(store, images[:2], StoredState.FAILED, at=300.0)
-        store.settle([], [Rescheduled(images[2], 9.0, None)], 0.0)
+        store.settle([], [Rescheduled(images[2], 9.0, None, images[2].attempts)], 0.0)
         store.commit()
 
         def found(limit: int, *wanted: Any) -> list[int]:
@@ -789,7 +793,7 @@ class TestConformance:
             monkeypatch.setattr(module, "MAX_JOBS_SEEN", 3)
         rows = submit(store, 6)
         late = [LATE + number for number in (5, 3, 3, 1)]
-        store.settle([], [Rescheduled(row, at, None) for row, at in zip(rows, late, strict=False)], 1.0)
+        store.settle([], [Rescheduled(row, at, None, row.attempts) for row, at in zip(rows, late, strict=False)], 1.0)
         store.commit()
         in_order = [rows[place].seq for place in (3, 1, 2, 0)]
 
@@ -816,7 +820,11 @@ class TestConformance:
         store = opener()
         failed, done, waiting, scheduled, kept = submit(store, 5)
         failed.attempts = 1
-        store.settle([], [Rescheduled(failed, None, b"why"), Rescheduled(scheduled, 9.0, None)], 1.0)
+        store.settle(
+            [],
+            [Rescheduled(failed, None, b"why", failed.attempts), Rescheduled(scheduled, 9.0, None, scheduled.attempts)],
+            1.0,
+        )
         end(store, [failed], StoredState.FAILED)
         end(store, [done])
         store.remove([stored(store, row) for row in (failed, done, waiting, scheduled)])
@@ -891,7 +899,14 @@ class TestConformance:
         parent = plain.id
         kinds = [Constraints(due_at=50.0), Constraints(after=((parent, False),))]
         store.submit(SPEC, list(new_job_ids(2)), [b"x"] * 2, kinds)
-        store.settle([], [Rescheduled(at_once, None, b"crash"), Rescheduled(later, 70.0, b"failure")], 60.0)
+        store.settle(
+            [],
+            [
+                Rescheduled(at_once, None, b"crash", at_once.attempts),
+                Rescheduled(later, 70.0, b"failure", later.attempts),
+            ],
+            60.0,
+        )
         assert [row.ready_at for row in store.lease_due(75.0, 10)] == [50.0, 70.0]
         [edge] = store.close_edges([parent], 10)
         waiting = store.read_waiting([edge.child])
@@ -1041,7 +1056,7 @@ def test_a_job_that_gets_another_queue_is_found_there(path: Path) -> None:
         assert [job.row.seq for job in found_in_all(store, wanted)] == [other.seq]
         moved = rows[7]
         moved.spec = replace(moved.spec, queue=OTHER.queue)
-        store.settle([], [Rescheduled(moved, None, None)], 1.0)
+        store.settle([], [Rescheduled(moved, None, None, moved.attempts)], 1.0)
         store.commit()
         assert [job.row.seq for job in found_in_all(store, wanted)] == [other.seq, moved.seq]
 
@@ -1192,7 +1207,9 @@ def test_keys_are_forgotten_and_come_again(path: Path) -> None:
         [failed], _ = store.find(Wanted(StoredState.FAILED), 0, LAST, 10, newest_first=True)
         [again] = store.requeue([failed], 1e9)
         assert (queued("one"), queued("two"), queued("three")) == ([later.seq, again.seq], [], [third.seq])
-        store.settle([], [Rescheduled(again, 20.0, None), Rescheduled(third, None, None)], 10.0)
+        store.settle(
+            [], [Rescheduled(again, 20.0, None, again.attempts), Rescheduled(third, None, None, third.attempts)], 10.0
+        )
         assert (queued("one"), queued("three")) == ([later.seq], [third.seq])
         store.commit()
     with closing(SQLiteStore(path)) as store:

@@ -59,5 +59,7 @@ def test_older_tables_and_the_rights_to_them_are_widened(postgres: Server, datab
         assert connection.execute(rights.encode()).fetchone() == (True, False, False, True, True, True)
         asked = "SELECT has_column_privilege('app', 'shop.partitions', 'used_at', 'UPDATE')"
         assert connection.execute(asked).fetchone() == (True,)
+        asked = "SELECT has_table_privilege('app', 'shop.hosts', 'SELECT'), has_table_privilege('a worker', 'shop.hosts', 'INSERT')"
+        assert connection.execute(asked).fetchone() == (False, True)
         assert connection.execute("SELECT what, spec, jobs FROM shop.tallies").fetchall() == [(0, 7, 1)]
         connection.execute('DROP OWNED BY app, "a worker"; DROP ROLE app, "a worker"')

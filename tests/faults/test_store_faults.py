@@ -362,7 +362,7 @@ class Broker:
         """The oldest jobs are to run again."""
         for row in self._take(number):
             row.attempts += 1
-            self.effects.rescheduled.append(Rescheduled(row, due_at, b"why"))
+            self.effects.rescheduled.append(Rescheduled(row, due_at, b"why", row.attempts))
             self.effects.retried += 1
 
     def _take(self, number: int) -> list[JobRow]:

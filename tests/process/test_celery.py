@@ -26,6 +26,8 @@ from taskq.contrib.celery.fleet import fleet_of
 from taskq.contrib.celery.options import rate_of
 from taskq.contrib.celery.store import Store
 
+pytestmark = pytest.mark.not_on_postgres("Celery applications: what they keep besides jobs is in a directory")
+
 APP = "apps.celery_app:app"
 TIMEOUT_S = 20
 PATH = {"PYTHONPATH": str(APPS.parent)}

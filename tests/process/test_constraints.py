@@ -95,7 +95,6 @@ def test_a_job_that_did_not_start_in_time_expires(own: Path, told: str, make_gat
         assert labels(told) == ["holds"]
 
 
-@pytest.mark.not_on_postgres("open: a job that expires in the table is in no log")
 def test_the_log_tells_which_jobs_expired(own: Path, told: str, gate: Gate) -> None:
     with running(Fleet(own, APP, consumers=1)) as fleet:
         held = constraints.hold.enqueue(told, gate.path)

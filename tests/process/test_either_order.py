@@ -17,7 +17,9 @@ from taskq.model.exits import Exit
 __all__ = ["here"]  # a fixture
 
 
-@pytest.mark.parametrize("place", ["module", "directory"])
+@pytest.mark.parametrize(
+    "place", ["module", pytest.param("directory", marks=pytest.mark.not_on_postgres("APP is a directory"))]
+)
 def test_a_job_and_its_application(shared: Fleet, here: Here, place: str) -> None:
     app = JOBS if place == "module" else str(shared.home)
     job = jobs.add.enqueue(1)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from apps import jobs
-from fleet import Fleet, Gate, starts
+from fleet import Fleet, Gate, starts, wait_until
 
 from taskq.broker.core.core import Core
 from taskq.broker.core.leases import ASK_AGAIN_S, BATCH_S, HELD_UP_S, LATE_S, STALLED_S
@@ -363,7 +363,7 @@ def test_urgent_jobs_run_while_another_hangs_and_a_backlog_waits(
     for job in urgent:
         assert job.wait(timeout=30)
     assert begun_before(others, Path(path), "urgent") < 200
-    assert {job.state() for job in held} == {"running"}
+    wait_until(lambda: {job.state() for job in held} == {"running"}, "it is told which jobs run")
     jobs.q.purge("queued")
     gate.open()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import Fleet
+from fleet import Fleet, is_in_database
 
 from taskq.model import attempt
 from taskq.model.errors import ProtocolError
@@ -95,17 +95,19 @@ def test_bad_bytes_are_still_refused_while_a_handler_is_installed() -> None:
 @pytest.mark.usefixtures("shared")
 def test_a_client_goes_on_after_an_interruption() -> None:
     job = jobs.add.enqueue(1)
+    function = "_send" if is_in_database() else "_decode_envelope"  # in the middle of a question, or of its answer
     for _ in range(3):
-        with interrupted("_decode_envelope"), pytest.raises(TooLate):
+        with interrupted(function), pytest.raises(TooLate):
             job.result(timeout=10)
-        with interrupted("_decode_envelope"), pytest.raises(TooLate):
+        with interrupted(function), pytest.raises(TooLate):
             jobs.add.enqueue(1)
-        with interrupted("_decode_envelope"), pytest.raises(TooLate):
+        with interrupted(function), pytest.raises(TooLate):
             job.info()
         assert job.result(timeout=10) == 2
         assert jobs.add.enqueue(2).result(timeout=10) == 3
 
 
+@pytest.mark.not_on_postgres("the client of a directory, from inside")
 def test_a_loop_goes_on_after_an_interruption(shared: Fleet) -> None:
     told: list[dict[str, Any]] = []
 

@@ -103,7 +103,6 @@ def test_a_retried_job_has_all_its_retries_again(fleet: Fleet, missing: Path) ->
     assert {attempt.error and attempt.error.type for attempt in job.info().history} == {"FileNotFoundError"}
 
 
-@pytest.mark.not_on_postgres("open: a retry by hand is not counted as one")
 def test_a_retry_by_hand_is_counted(fleet: Fleet, missing: Path) -> None:
     job = jobs.need.enqueue(str(missing))
     assert job.wait(20)

@@ -411,6 +411,11 @@ def too_large() -> int:
     return MAX_PAYLOAD_BYTES if databases is None else 5 << 20
 
 
+def is_in_database() -> bool:
+    """Whether queues are in databases in this run."""
+    return databases is not None
+
+
 def url_of(home: Path) -> str:
     """What an application of another name gives as `url=`, so that it asks the queue of a directory."""
     return environment_of(home)["TASKQ_URL"]

@@ -148,7 +148,7 @@ def _work(store: SQLiteStore, life: Life, live: list[JobRow], turn: int, chance:
     store.settle(
         [(row, chance.choice(kinds), outcome) for row, outcome in zip(ended, outcomes, strict=False)],
         [
-            Rescheduled(row, chance.choice((None, turn + 2.5)), outcome)
+            Rescheduled(row, chance.choice((None, turn + 2.5)), outcome, row.attempts)
             for row, outcome in zip(retried, outcomes[len(ended) :], strict=True)
         ],
         1e9 + turn,

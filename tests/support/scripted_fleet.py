@@ -209,9 +209,13 @@ class Consumer:
 
     def die(self) -> None:
         """The process is killed."""
+        self.die_unsettled()
+        self._fleet.turn(2)
+
+    def die_unsettled(self) -> None:
+        """The process is killed, and the engine has not taken up yet what follows."""
         del self._fleet.by_key[self.key]
         self._fleet.core.died(self.key, self.claims, ProcessExit(signal="SIGKILL"), self._fleet.clock.time())
-        self._fleet.turn(2)
 
     def leave(self) -> None:
         """Ends in good order: nobody is charged."""
@@ -274,9 +278,13 @@ class ScriptedFleet:
         if self.core.must_load:
             self.engine.want(self.core.loads())
         self.core.ready.open_due(now)
-        for key, first, rows in self.core.dispatch(now, self.clock.time()):
-            self.by_key[key].sent.extend(enumerate(rows, first))
+        self.dispatch()
         self.engine.report(now)
+
+    def dispatch(self) -> None:
+        """Sends consumers the jobs that the core has for them."""
+        for key, first, rows in self.core.dispatch(self.clock.now, self.clock.time()):
+            self.by_key[key].sent.extend(enumerate(rows, first))
 
     def let_pass(self, seconds: float) -> None:
         """Lets time pass."""

@@ -514,7 +514,7 @@ class World(RuleBasedStateMachine):
         """Settles what the core decided: exactly what was expected, and nothing else."""
         effects = self.core.take_effects()
         changes: list[tuple[JobRow, StoredState, float | None]] = [(row, kept, None) for row, kept, _ in effects.ended]
-        for row, due_at, _ in effects.rescheduled:
+        for row, due_at, *_ in effects.rescheduled:
             changes.append((row, StoredState.QUEUED if due_at is None else StoredState.SCHEDULED, due_at))
         assert {row.seq: (kept, row.attempts, row.crashes, _snoozes(row)) for row, kept, _ in changes} == expected
         assert len(changes) == len(expected)
@@ -841,7 +841,7 @@ def test_time_limit_signals_then_kills(core: Core) -> None:
     assert events(core.take_effects().notes) == ["job.timed_out"]
     core.died(1, claims, ProcessExit(signal="SIGKILL", timed_out=1), 1e9)
     effects = core.take_effects()
-    [(row, due_at, outcome)] = effects.rescheduled
+    [(row, due_at, outcome, _)] = effects.rescheduled
     assert (row.attempts, row.crashes) == (1, 0)
     assert due_at == 1e9 + backoff_s(row.id, 1)
     error = unpack(outcome or b"").error
@@ -901,7 +901,7 @@ def test_only_the_running_job_is_charged(core: Core) -> None:
     core.dispatch(0.0, 0.0)
     core.died(1, [Claim(2, 0.0)], ProcessExit(signal="SIGSEGV", output=("last words",)), 1e9)
     effects = core.take_effects()
-    [(row, due_at, outcome)] = effects.rescheduled
+    [(row, due_at, outcome, _)] = effects.rescheduled
     assert (row.seq, row.attempts, row.crashes, due_at) == (2, 1, 1, None)
     error = unpack(outcome or b"").error
     assert error is not None

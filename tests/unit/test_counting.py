@@ -121,7 +121,10 @@ def test_what_did_not_succeed_is_counted_by_its_end() -> None:
                 (rows[1], StoredState.EXPIRED, never),
                 (rows[2], StoredState.CANCELLED, never),
             ],
-            rescheduled=[Rescheduled(rows[3], WALL + 9, late), Rescheduled(rows[4], None, crash)],
+            rescheduled=[
+                Rescheduled(rows[3], WALL + 9, late, rows[3].attempts),
+                Rescheduled(rows[4], None, crash, rows[4].attempts),
+            ],
             notes=[Event("job.retrying", {"row": rows[3]}), Event("job.crashed", {"row": rows[4]})],
         ),
         WALL,

@@ -356,13 +356,13 @@ class Core:
                 self.ready.left(key, [row], Release.ENDED)
         elif key is None or wall is None or follows.delay_s is None:
             row.spec = follows.spec
-            self._effects.rescheduled.append(Rescheduled(row, None, outcome))
+            self._effects.rescheduled.append(Rescheduled(row, None, outcome, row.attempts))
             if key is not None:
                 self.ready.put_back(key, [row], Release.AGAIN)
         else:
             self.ready.left(key, [row], Release.AGAIN)  # while it is still in the queue that it was sent from
             row.spec = follows.spec
-            self._effects.rescheduled.append(Rescheduled(row, wall + follows.delay_s, outcome))
+            self._effects.rescheduled.append(Rescheduled(row, wall + follows.delay_s, outcome, row.attempts))
 
     # -- jobs are cancelled
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taskq.client.options.support import EMBEDDED, POSTGRES, EngineSupport
@@ -123,10 +125,9 @@ class FleetConnection:
                 f"q.within(...): the queue is in {self.place.shown}; jobs can be a part of your transaction only in "
                 "the same PostgreSQL database: set TASKQ_URL=postgresql://..."
             )
-        try:
-            from taskq.client.transport.postgres.within import Within  # only who has a database needs its driver
-        except ImportError as error:
-            raise _driver_is_missing(self.place, error) from error
+        _import("taskq.client.transport.postgres.within", self.place)
+        from taskq.client.transport.postgres.within import Within
+
         return Within(self.place, connection, lambda: self.client, self.async_client)
 
     def check_use(self) -> None:
@@ -162,22 +163,50 @@ def _support_of(place: Place) -> EngineSupport:
 
 def _client_of_database(place: Place, reply_timeout: float | None, clock: ClientClock) -> QueueClient:
     """A blocking client. Raises ConfigError: the driver is not installed."""
-    try:
-        from taskq.client.transport.postgres.blocking import PostgresClient  # only who has a database needs its driver
-    except ImportError as error:
-        raise _driver_is_missing(place, error) from error
+    _import("taskq.client.transport.postgres.blocking", place)
+    from taskq.client.transport.postgres.blocking import PostgresClient
+
     return PostgresClient(place, reply_timeout, clock)
 
 
 def _async_client_of_database(place: Place, reply_timeout: float | None) -> AsyncQueueClient:
     """The client of the running event loop. Raises ConfigError: the driver is not installed."""
-    try:
-        from taskq.client.transport.postgres.aio import async_client  # only who has a database needs its driver
-    except ImportError as error:
-        raise _driver_is_missing(place, error) from error
+    _import("taskq.client.transport.postgres.aio", place)
+    from taskq.client.transport.postgres.aio import async_client
+
     return async_client(place, reply_timeout)
 
 
-def _driver_is_missing(place: Place, error: ImportError) -> ConfigError:
-    told = str(error).partition("\n")[0]
-    return ConfigError(f"{place.shown}: the driver is missing: pip install 'taskq-fleet[postgres]' ({told})")
+#: The modules that `_import` has imported.
+_imported: set[str] = set()
+
+
+def _import(name: str, place: Place) -> None:
+    """Imports a module that needs the driver of the database. A thread does it: a signal handler that enqueues a job
+    meanwhile waits for its end, instead of finding half a module.
+
+    Raises:
+        ConfigError: the driver is not installed.
+    """
+    if name in _imported:
+        return
+    failed: list[ImportError] = []
+
+    def import_it() -> None:
+        try:
+            import_module(name)
+        except ImportError as error:
+            failed.append(error)
+
+    thread = Thread(target=import_it, name="taskq import")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends, and starts no threads any more
+        import_it()
+    else:
+        thread.join()
+    if failed:
+        told = str(failed[0]).partition("\n")[0]
+        driver = "the driver is missing: pip install 'taskq-fleet[postgres]'"
+        raise ConfigError(f"{place.shown}: {driver} ({told})") from failed[0]
+    _imported.add(name)

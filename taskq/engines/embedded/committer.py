@@ -353,6 +353,8 @@ class Committer:
         for rows in tx.taken:
             self.counting.enqueued(rows, tx.wall)
             self._events.enqueued(rows, now)
+        for row in tx.retried:
+            self.counting.add(row.spec, "retried", 1, tx.wall)
         if self.payloads.has_some:
             self.payloads.remove((*self._effects.ended, *tx.ended), tx.removed, tx.pruned)
         if self._effects is not NO_EFFECTS:

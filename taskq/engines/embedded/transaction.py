@@ -99,6 +99,7 @@ class Transaction:
         self._admission = admission(store, jobs, self)
         #: The jobs that are new, as they were handed in together.
         self.taken: list[list[JobRow]] = []
+        self.retried: list[JobRow] = []  # by hand
         #: What commands have ended, and lines for the log: reported after the commit.
         self.ended: list[Ended] = []
         #: The jobs that commands have removed.
@@ -250,6 +251,7 @@ class Transaction:
         """Queues failed jobs again. Returns what to `revive`."""
         rows = self.store.requeue(jobs, self.wall)
         self.store.totals.retried += len(rows)
+        self.retried += rows
         for row in rows:
             self.ends.pop(row.id, None)
             self._admission.count(row.spec.queue, 1)

@@ -18,9 +18,10 @@ from taskq.engines.postgres.figures import PostgresFigures
 from taskq.engines.postgres.handover import Edges, HandOver
 from taskq.engines.postgres.limits.unused import RemoveUnused, UnusedChore
 from taskq.engines.postgres.link.link import Exchange
+from taskq.engines.postgres.rows import told_row
 from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
 from taskq.model.attempt import pack_failure
-from taskq.model.job import JobError, first_id_at
+from taskq.model.job import JobError, JobRow, first_id_at
 from taskq.protocol.postgres.arrays import floats, texts, uuids
 from taskq.protocol.postgres.plans import Plan, Query, Step
 
@@ -55,7 +56,7 @@ class Seen(NamedTuple):
         has_edges: whether jobs come after others; None if it did not look.
         has_tallies: whether others have noted what happened to jobs.
         queued: how many scheduled jobs became queued.
-        expired: the ids of jobs that have ended since they were not started in time.
+        expired: jobs that have ended since they were not started in time.
         chores: what is to be done now, by this fleet.
         wall: seconds since 1970, by the database's clock; all that was due until then is done, if `is_through`.
     """
@@ -68,7 +69,7 @@ class Seen(NamedTuple):
     has_edges: bool | None
     has_tallies: bool
     queued: int
-    expired: list[bytes]
+    expired: list[JobRow]
     chores: frozenset[str]
     wall: float
     is_through: bool
@@ -117,16 +118,16 @@ class Look(Exchange[Seen]):
             [(due_s, expires_s, *_)], claimed = yield Step(look, claim)
         else:
             [[(due_s, expires_s, *_)]], claimed = (yield Step(look)), []
-        queued, expired, after = 0, list[bytes](), list[Query]()
+        queued, expired, after = 0, list[JobRow](), list[Query]()
         if due_s is not None and due_s <= 0:
             [rows] = yield Step(Query(statements.PROMOTE, (_DUE_AT_ONCE, self._since)))
             queued = sum(count for _, count in rows)
             after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition, _ in rows]
         if expires_s is not None and expires_s <= 0:
             [rows] = yield Step(Query(statements.EXPIRE, (_EXPIRED_AT_ONCE, EXPIRED, self._since)))
-            expired = [job_id for (job_id,) in rows]
+            expired = [told_row(*columns) for columns in rows]
             if expired:
-                after.append(Query(statements.TELL, (uuids(expired), self._schema)))
+                after.append(Query(statements.TELL, (uuids([row.id for row in expired]), self._schema)))
         [[columns]] = yield Step(look, commits=True, after=after)
         due_s, expires_s, fires_s, has_some, last_partition, has_edges, has_tallies, wall = columns
         chores = frozenset(name for (name,) in claimed)
@@ -287,7 +288,7 @@ class Chores:
         self._schedules.look(seen.fires_s, "schedules" in seen.chores, self._window.since)
         figures.look(seen.has_tallies, self._window.since)
         self._edges.looked(seen.has_edges)
-        self._edges.ended(seen.expired)
+        self._edges.ended([row.id for row in seen.expired])
         if seen.fires_s is not None and seen.fires_s > 0:
             self.look_soon(now + seen.fires_s)
         for in_s in (seen.due_s, seen.expires_s):

@@ -41,7 +41,7 @@ from taskq.engines.postgres.exchanges import (
     told_by,
 )
 from taskq.engines.postgres.figures import PostgresFigures
-from taskq.engines.postgres.handover import Edges, HandOver
+from taskq.engines.postgres.handover import Edges, HandedOver, HandOver
 from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.limits.share import FleetLimits
@@ -51,7 +51,7 @@ from taskq.engines.postgres.opening import drive, host_name, machine_of, open_da
 from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
 from taskq.engines.postgres.schedules import FleetSchedules
 from taskq.engines.unsettled import UnsettledFile
-from taskq.model.effects import Effects
+from taskq.model.effects import Effects, Event
 from taskq.model.partition import Load
 from taskq.model.settings import Settings
 from taskq.protocol.link.flight_recorder import FlightRecord
@@ -215,8 +215,13 @@ class PostgresEngine:
                 self._refuse_cancels(self._leases.cancel(exchange.value or []))
             case _:
                 self._chores.finish(exchange, self.figures, now)
-                if isinstance(exchange, HandOver) and exchange.value is not None and exchange.value.freed:
-                    self._demand.tell_of_returned()
+                if isinstance(exchange, HandOver) and exchange.value is not None:
+                    self._finish_handover(exchange.value)
+
+    def _finish_handover(self, handed: HandedOver) -> None:
+        if handed.freed:
+            self._demand.tell_of_returned()
+        self._events.notes([Event("job.cancelled", {"row": row, "error": error}) for row, error in handed.cancelled])
 
     def _hear(self, word: str) -> None:
         """Hears what others have notified."""
@@ -303,7 +308,8 @@ class PostgresEngine:
 
     def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
         """Logs the jobs that were not the fleet's any more when they ended."""
-        for row in [row for row, *_ in (*effects.ended, *effects.rescheduled) if row.seq in lost]:
+        rows = [row for row, _, _ in effects.ended] + [change.row for change in effects.rescheduled]
+        for row in [row for row in rows if row.seq in lost]:
             self._events.log.warning("job.lost", job_id=row.id.hex(), task=row.spec.task, attempt=row.attempts)
 
     def _take_arrived(self, now: float) -> None:
@@ -409,6 +415,7 @@ class PostgresEngine:
         if seen is None:
             return
         self._chores.looked(seen, self.figures, now)
+        self._events.notes([Event("job.expired", {"row": row}) for row in seen.expired])
         if seen.is_empty is not None:
             self._is_empty = seen.is_empty
         if seen.last_partition > self._demand.last_partition:

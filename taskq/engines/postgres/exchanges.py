@@ -29,6 +29,9 @@ from taskq.system.clock import Clock
 #: Tallies that one statement takes.
 _TALLIES_AT_ONCE: Final = 5_000
 
+#: It is remembered where this many fleets ran: each start of a broker is one.
+_KEPT_HOSTS = 10_000
+
 
 class Registered(NamedTuple):
     """A fleet that is known from now on.
@@ -56,7 +59,9 @@ class Register(Exchange[Registered]):
 
     def _plan(self) -> Plan[Registered]:
         [[(fleet,)]] = yield Step(Query(statements.REGISTER, (self._machine, self._host, self._pid)))
-        [predecessors] = yield Step(Query(statements.PREDECESSORS, (self._machine, fleet)))
+        predecessors, _ = yield Step(
+            Query(statements.PREDECESSORS, (self._machine, fleet)), Query(statements.FORGET_HOSTS, (fleet, _KEPT_HOSTS))
+        )
         if not predecessors:
             return Registered(fleet, [], False, [])
         dead = bigints([number for (number,) in predecessors])

@@ -144,7 +144,7 @@ class PostgresFigures:
         if not is_kept:
             exchange.undo()
         for _, what, jobs in exchange.taken:
-            if what < TALLIED_BY_FLEETS:
+            if what not in TALLIED_BY_FLEETS:
                 name = TALLIED[what]
                 setattr(self.totals, name, getattr(self.totals, name) + jobs)
         if exchange.since is not None and not (is_kept and exchange.is_through):

@@ -15,7 +15,9 @@ from uuid import UUID
 from taskq.engines.dependents import Fate, becomes, parent_failed
 from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
+from taskq.engines.postgres.rows import told_row
 from taskq.model.attempt import pack_failure
+from taskq.model.job import JobError, JobRow
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, uuids
 from taskq.protocol.postgres.kinds import read_spec
@@ -55,10 +57,11 @@ class _Child(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """How many jobs are ready now, the ids of those that were cancelled, and where a search goes on; None: nowhere."""
+    """How many jobs are ready now, those that were cancelled, with the reasons, and where a search goes on; None:
+    nowhere."""
 
     freed: int
-    cancelled: list[bytes]
+    cancelled: list[tuple[JobRow, JobError]]
     place: bytes | None
 
 
@@ -81,7 +84,7 @@ class HandOver(Exchange[HandedOver]):
             [[(seen, last, parents)]] = yield Step(Query(statements.UNTOLD, (UUID(bytes=self.place), _SEEN_AT_ONCE)))
             place = bytes(last) if seen == _SEEN_AT_ONCE else None
         partitions = set[int]()
-        freed, cancelled = 0, list[bytes]()
+        freed, cancelled = 0, list[tuple[JobRow, JobError]]()
         while parents:
             own = uuids(parents)
             _, edges = yield Step(Query(statements.HOLD_FAILED, (own,)), Query(statements.CLOSE_EDGES, (own,)))
@@ -95,17 +98,20 @@ class HandOver(Exchange[HandedOver]):
             if going:
                 left = bigints([child.seq for child in going]), ints([child.pending for child in going])
                 queries.append(Query(statements.FREE, left))
+            reasons = {child.id: _reason(child) for child in called_off}
             if called_off:
-                ended = bigints([child.seq for child in called_off]), byteas([_outcome(child) for child in called_off])
+                outcomes = [pack_failure(None, None, reason) for reason in reasons.values()]
+                ended = bigints([child.seq for child in called_off]), byteas(outcomes)
                 queries.append(Query(statements.CALL_OFF, ended))
-            yield Step(*queries)
+            answers = yield Step(*queries)
             freed += len(ready)
             partitions |= {child.partition for child in ready}
-            parents = [child.id for child in called_off]
-            cancelled += parents
+            parents = list(reasons)
+            if called_off:
+                cancelled += [(row, reasons[row.id]) for row in (told_row(*columns) for columns in answers[-1])]
         after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition in sorted(partitions)]
         if cancelled:
-            after.append(Query(statements.TELL, (uuids(cancelled), self._schema)))
+            after.append(Query(statements.TELL, (uuids([row.id for row, _ in cancelled]), self._schema)))
         yield Step(Query(statements.NOTHING), commits=True, after=after)
         return HandedOver(freed, cancelled, place)
 
@@ -126,12 +132,12 @@ def _fates(edges: Rows, children: Rows) -> dict[Fate, list[_Child]]:
     return by_fate
 
 
-def _outcome(child: _Child) -> bytes:
-    """The outcome of a job that is cancelled."""
+def _reason(child: _Child) -> JobError:
+    """Why a job is cancelled."""
     edge = child.culprit
     assert edge is not None
     task = "" if edge.spec is None else read_spec(edge.spec).task
-    return pack_failure(None, None, parent_failed(edge.parent, task, StoredState(edge.state), edge.outcome))
+    return parent_failed(edge.parent, task, StoredState(edge.state), edge.outcome)
 
 
 class Edges:

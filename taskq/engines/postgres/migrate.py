@@ -15,7 +15,7 @@ from psycopg import sql
 from taskq.model.errors import JournalError
 
 #: The version of the tables that this code knows: the number of the last script.
-VERSION: Final = 4
+VERSION: Final = 5
 #: How long a script waits for a lock that others hold, before it gives up.
 _LOCK_TIMEOUT: Final = "10s"
 

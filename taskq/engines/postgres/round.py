@@ -309,6 +309,9 @@ class Round(Exchange[Answer]):
         return Query(statements.SETTLE, (self._fleet, *columns))
 
     def _reschedule(self, changes: Sequence[Rescheduled]) -> Query:
+        last = {change.row.seq: change for change in changes}  # some have ended several attempts since the last round
+        earlier = [each for each in changes if each is not last[each.row.seq] and each.outcome]
+        changes = list(last.values())
         rows = [change.row for change in changes]
         kinds = self._kinds
         partitions = [partition_of(row.spec, row.constraints) for row in rows]
@@ -326,6 +329,10 @@ class Round(Exchange[Answer]):
                 floats([None if each.due_at is None else each.due_at - self._wall for each in changes]),
                 smallints([each.due_at is None and each.row.seq not in returned for each in changes]),
                 byteas([each.outcome for each in changes]),
+                ints([each.attempt for each in changes]),
+                bigints([each.row.seq for each in earlier]),
+                ints([each.attempt for each in earlier]),
+                byteas([each.outcome for each in earlier]),
                 self._host,
             ),
         )

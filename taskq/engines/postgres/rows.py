@@ -13,6 +13,7 @@ from taskq.model.job import JobRow
 from taskq.model.spec import Spec
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Rows
+from taskq.protocol.postgres.submitting import read_constraints
 from taskq.system.clock import Clock
 
 
@@ -28,6 +29,11 @@ class LeasedJob(NamedTuple):
     row: JobRow
     losses: int
     cancel: int
+
+
+def told_row(job_id: bytes, fields: bytes, packed_constraints: bytes | None) -> JobRow:
+    """A job that has ended before it was started, as the log tells of it."""
+    return JobRow(0, bytes(job_id), read_spec(bytes(fields)), b"", constraints=read_constraints(packed_constraints))
 
 
 class Specs:

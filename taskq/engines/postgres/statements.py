@@ -180,13 +180,14 @@ SETTLE_AGAIN: Final = SETTLE.replace(
 SELECT j.seq FROM taskq.jobs AS j WHERE j.id = ANY ($8::uuid[]) AND j.settled_by = $1""",
 )
 
-#: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`.
-#: $11: the name of the machine. Returns those that were not the fleet's.
+#: $2 ...: the columns of jobs that go on; `delay`: in how many seconds, NULL for at once in the same fleet if `keeps`;
+#: `number`: of the attempt that has ended. $12, $13, $14: jobs, and their attempts that ended before those, with the
+#: outcomes. $15: the name of the machine. Returns those that were not the fleet's.
 RESCHEDULE: Final = """
 WITH d AS MATERIALIZED (
     SELECT * FROM unnest($2::bigint[], $3::int[], $4::int[], $5::int[], $6::int[], $7::int[], $8::float8[],
-        $9::smallint[], $10::bytea[])
-        AS d (seq, attempts, crashes, snoozes, spec, partition, delay, keeps, outcome)),
+        $9::smallint[], $10::bytea[], $11::int[])
+        AS d (seq, attempts, crashes, snoozes, spec, partition, delay, keeps, outcome, number)),
 moved AS (
     UPDATE taskq.queue AS q SET attempts = d.attempts, crashes = d.crashes, snoozes = d.snoozes,
         spec = d.spec, partition = d.partition, state = CASE WHEN d.delay > 0 THEN 1 ELSE 0 END,
@@ -197,7 +198,9 @@ told AS (
     UPDATE taskq.jobs AS j SET outcome = moved.outcome FROM moved
     WHERE j.id = moved.id AND moved.outcome IS NOT NULL),
 kept AS (
-    INSERT INTO taskq.attempts SELECT id, attempts, outcome, $11::text FROM moved WHERE outcome IS NOT NULL
+    INSERT INTO taskq.attempts SELECT id, number, outcome, $15::text FROM moved WHERE outcome IS NOT NULL
+    UNION ALL SELECT moved.id, e.number, e.outcome, $15::text
+    FROM unnest($12::bigint[], $13::int[], $14::bytea[]) AS e (seq, number, outcome) JOIN moved USING (seq)
     ON CONFLICT DO NOTHING)
 SELECT seq FROM d EXCEPT SELECT seq FROM moved"""
 
@@ -257,7 +260,7 @@ UPDATE taskq.queue AS q SET pending = d.pending,
     state = CASE WHEN d.pending > 0 THEN 2 WHEN q.due_at > taskq.now_() THEN 1 ELSE 0 END,
     ready_at = CASE WHEN d.pending = 0 THEN taskq.now_() END
 FROM unnest($1::bigint[], $2::int[]) AS d (seq, pending) WHERE q.seq = d.seq"""
-#: $1, $2: jobs, and their outcomes. They keep what they need to come back.
+#: $1, $2: jobs, and their outcomes. They keep what they need to come back. Returns what the log tells of them.
 CALL_OFF: Final = """
 WITH d AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[]) AS d (seq, outcome)),
 gone AS (
@@ -268,14 +271,22 @@ kept AS (
     SELECT id, seq, partition, spec, due_at, expires_at FROM gone ON CONFLICT DO NOTHING),
 done AS (
     UPDATE taskq.jobs AS j SET state = 12, outcome = gone.outcome, finished_at = taskq.now_()
-    FROM gone WHERE j.id = gone.id RETURNING j.spec)
-INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, count(*) FROM done GROUP BY spec"""
+    FROM gone WHERE j.id = gone.id RETURNING j.id, j.spec, j.constraints),
+tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, count(*) FROM done GROUP BY spec)
+SELECT uuid_send(id), fields, constraints FROM done JOIN taskq.specs USING (spec)"""
 NOTHING: Final = "SELECT"
 
 # -- fleets
 
 REGISTER: Final = """
-INSERT INTO taskq.fleets (machine, host, pid) VALUES ($1::uuid, $2::text, $3::int) RETURNING fleet"""
+WITH own AS (
+    INSERT INTO taskq.fleets (machine, host, pid) VALUES ($1::uuid, $2::text, $3::int) RETURNING fleet, host),
+noted AS (INSERT INTO taskq.hosts (fleet, host) SELECT fleet, host FROM own)
+SELECT fleet FROM own"""
+#: Where fleets ran that were there $2 fleets before $1, and longer ago.
+FORGET_HOSTS: Final = """
+DELETE FROM taskq.hosts AS h WHERE fleet < $1::bigint - $2::bigint
+    AND NOT EXISTS (SELECT FROM taskq.fleets AS f WHERE f.fleet = h.fleet)"""
 #: Those that ran in this directory before: all are dead, since we hold its lock.
 PREDECESSORS: Final = "SELECT fleet FROM taskq.fleets WHERE machine = $1::uuid AND fleet <> $2 FOR UPDATE"
 #: $2: dead fleets; $3: the jobs that they were running. The others go back. All are returned, with their new lease.
@@ -348,7 +359,8 @@ SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
     EXISTS (SELECT FROM taskq.tallies WHERE at >= to_timestamp($2::float8)),
     extract(epoch FROM taskq.now_())::float8"""
 
-#: Ends jobs that were not started in time, $1 at most, with the outcome $2, since $3. Returns their ids.
+#: Ends jobs that were not started in time, $1 at most, with the outcome $2, since $3. Returns what the log tells of
+#: them.
 EXPIRE: Final = """
 WITH late AS MATERIALIZED (
     SELECT seq FROM taskq.queue WHERE expires_at <= taskq.now_() AND expires_at IS NOT NULL AND lease IS NULL
@@ -357,9 +369,9 @@ WITH late AS MATERIALIZED (
 gone AS (DELETE FROM taskq.queue AS q USING late WHERE q.seq = late.seq RETURNING q.id),
 edges AS (DELETE FROM taskq.edges AS e USING gone WHERE e.child = gone.id),
 done AS (UPDATE taskq.jobs AS j SET state = 13, outcome = $2::bytea, finished_at = taskq.now_(), payload = NULL,
-    checkpoint = NULL FROM gone WHERE j.id = gone.id RETURNING j.spec),
+    checkpoint = NULL FROM gone WHERE j.id = gone.id RETURNING j.id, j.spec, j.constraints),
 tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), 2, spec, count(*) FROM done GROUP BY spec)
-SELECT uuid_send(id) FROM gone"""
+SELECT uuid_send(id), fields, constraints FROM done JOIN taskq.specs USING (spec)"""
 
 #: Takes tallies away, $2 at most, since $1: what happened to how many jobs of which spec, and how many tallies that
 #: were.

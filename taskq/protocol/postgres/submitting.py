@@ -73,10 +73,10 @@ _UNKNOWN = """
 _OTHER_ARGUMENTS = """
     SELECT uuid_send(j.id) FROM unnest($1::uuid[], $2::bytea[]) AS n(id, payload) JOIN taskq.jobs j USING (id)
     WHERE j.payload <> n.payload LIMIT 1"""
-#: What `tallies.what` means: the name of the count, by its number. From `TALLIED_BY_FLEETS` on, fleets have noted it of
+#: What `tallies.what` means: the name of the count, by its number. Those of `TALLIED_BY_FLEETS` fleets have noted of
 #: jobs that they had.
-TALLIED = ("enqueued", "cancelled", "expired", "succeeded", "failed", "cancelled", "expired")
-TALLIED_BY_FLEETS = 3
+TALLIED = ("enqueued", "cancelled", "expired", "succeeded", "failed", "cancelled", "expired", "retried")
+TALLIED_BY_FLEETS = range(3, 7)
 #: Whether the role may read the arguments of jobs.
 MAY_READ_ARGUMENTS = Query("SELECT has_column_privilege('taskq.jobs', 'payload', 'SELECT')")
 #: PostgreSQL's times end in the year 294276.

@@ -97,14 +97,16 @@ _RETRY = """
         SELECT id, partition, constraints, nextval('taskq.queue_seq_seq') AS seq
         FROM unnest($1::uuid[], $2::int[], $3::bytea[]) AS n(id, partition, constraints)),
     history AS (
-        INSERT INTO taskq.attempts (id, number, outcome) SELECT j.id, j.attempts, j.outcome
-        FROM taskq.jobs j JOIN again USING (id) WHERE j.outcome IS NOT NULL ON CONFLICT DO NOTHING),
+        INSERT INTO taskq.attempts (id, number, outcome, host) SELECT j.id, j.attempts, j.outcome, h.host
+        FROM taskq.jobs j JOIN again USING (id) LEFT JOIN taskq.hosts h ON h.fleet = j.settled_by
+        WHERE j.outcome IS NOT NULL ON CONFLICT DO NOTHING),
     living AS (
         UPDATE taskq.jobs j SET state = 3, seq = again.seq, constraints = again.constraints, finished_at = NULL,
             settled_by = NULL
         FROM again WHERE j.id = again.id AND j.state = 11
         RETURNING j.id, j.seq, j.spec, j.attempts, j.crashes, j.snoozes, again.partition),
-    alive AS (DELETE FROM taskq.failed f USING living WHERE f.id = living.id)
+    alive AS (DELETE FROM taskq.failed f USING living WHERE f.id = living.id),
+    tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), 7, spec, count(*) FROM living GROUP BY spec)
     INSERT INTO taskq.queue (seq, id, partition, spec, state, attempts, crashes, snoozes, ready_at)
     SELECT seq, id, partition, spec, 0, attempts, crashes, snoozes, taskq.now_() FROM living RETURNING uuid_send(id)"""
 _HAS_CALLED_OFF = "SELECT EXISTS (SELECT FROM taskq.called_off)"

@@ -36,6 +36,8 @@ _OF_JOB = """
     JOIN taskq.specs s ON s.spec = coalesce(q.spec, j.spec)
     LEFT JOIN taskq.beats b ON b.fleet = q.lease"""
 _ONE = f"SELECT {_COLUMNS}, j.payload FROM taskq.jobs j {_OF_JOB} WHERE j.id = encode($1, 'hex')::uuid"
+#: Where its last attempt has ended, if that is known.
+_HOST = "SELECT host FROM taskq.hosts JOIN taskq.jobs j ON j.settled_by = fleet WHERE j.id = encode($1, 'hex')::uuid"
 _PARENTS = "SELECT uuid_send(parent) FROM taskq.edges WHERE child = encode($1, 'hex')::uuid ORDER BY parent LIMIT 100"
 _CHILDREN = "SELECT uuid_send(child) FROM taskq.edges WHERE parent = encode($1, 'hex')::uuid ORDER BY child LIMIT 100"
 #: What fleets told last.
@@ -134,8 +136,8 @@ class Row(NamedTuple):
 
 def read_one(job_id: bytes, arguments: bool) -> Plan[JobFields]:
     """All about one job. Raises JobNotFound."""
-    queries = [Query(sql, (bytes(job_id),)) for sql in (_ONE, _ATTEMPTS, _PARENTS, _CHILDREN)]
-    found, attempts, parents, children = yield Step(*queries, commits=True)
+    queries = [Query(sql, (bytes(job_id),)) for sql in (_ONE, _ATTEMPTS, _PARENTS, _CHILDREN, _HOST)]
+    found, attempts, parents, children, hosts = yield Step(*queries, commits=True)
     if not found:
         raise JobNotFound.of(job_id)
     *columns, payload = found[0]
@@ -146,7 +148,7 @@ def read_one(job_id: bytes, arguments: bool) -> Plan[JobFields]:
         fields = fields._replace(outcome=without_result(row.outcome))
         is_last_missing = row.finished_at is not None and row.attempts > max((each[0] for each in history), default=0)
         if is_last_missing:
-            history.append((row.attempts, shortened(row.outcome), None))
+            history.append((row.attempts, shortened(row.outcome), hosts[0][0] if hosts else None))
     after, before = ([bytes(other) for (other,) in others] for others in (parents, children))
     fields = fields._replace(history=history, after=after, before=before)
     return fields._replace(payload=shown_payload(bytes(payload or b""))) if arguments else fields

@@ -180,14 +180,14 @@ class MemoryStore:
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         totals = self.totals
+        for change in rescheduled:  # some of these may have ended since
+            self._reschedule(*change, now)
         for row, kept, outcome in ended:
             self._end(row, kept, outcome, now)
             totals.succeeded += kept == StoredState.SUCCEEDED
             totals.failed += kept == StoredState.FAILED
             totals.cancelled += kept == StoredState.CANCELLED
             totals.expired += kept == StoredState.EXPIRED
-        for change in rescheduled:
-            self._reschedule(*change, now)
 
     def _end(self, row: JobRow, kept: StoredState, outcome: bytes, now: float) -> None:
         unique = None if row.constraints is None else row.constraints.unique
@@ -208,7 +208,7 @@ class MemoryStore:
             **fields,
         )
 
-    def _reschedule(self, row: JobRow, due_at: float | None, outcome: bytes | None, now: float) -> None:
+    def _reschedule(self, row: JobRow, due_at: float | None, outcome: bytes | None, attempt: int, now: float) -> None:
         known = self._record(row.seq)
         self._change(
             row.seq,
@@ -219,7 +219,7 @@ class MemoryStore:
             crashes=row.crashes,
             snoozes=row.snoozes,
             outcome=known.outcome if outcome is None else outcome,
-            history=_with_attempt(known, row.attempts, outcome),
+            history=_with_attempt(known, attempt, outcome),
         )
 
     # -- jobs that come after others

@@ -240,6 +240,9 @@ class SQLiteStore(Dependencies, Queries):
     @trusted
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         self._begin()
+        if rescheduled:  # some of these may have ended since
+            self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change, now) for change in rescheduled])
+            self._keep_attempts((each.row.seq, each.attempt, each.outcome) for each in rescheduled if each.outcome)
         plain: list[tuple[int, int, float, bytes, int]] = []
         with_constraints: list[tuple[int, int, float, bytes, bool, int]] = []
         others: list[Ended] = []
@@ -261,9 +264,6 @@ class SQLiteStore(Dependencies, Queries):
             self._end(others, now)
         if with_constraints or others:
             self._drop_edges(ended)
-        if rescheduled:
-            self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change, now) for change in rescheduled])
-            self._keep_attempts((row.seq, row.attempts, outcome) for row, _, outcome in rescheduled if outcome)
 
     def _end(self, ended: Sequence[Ended], now: float) -> None:
         """Records the ends of jobs that did not succeed."""
