@@ -70,6 +70,7 @@ class PrintedCounts:
         retried: failed attempts that were followed by another.
         crashed: attempts during which the process died.
         timed_out: attempts that ran for too long.
+        failed_by_crash: crashed attempts that were the last: their jobs failed for good.
         wait_s: from when a job could have started to when it did.
         run_s: how long attempts ran.
     """
@@ -83,6 +84,7 @@ class PrintedCounts:
     retried: int
     crashed: int
     timed_out: int
+    failed_by_crash: int
     wait_s: Times
     run_s: Times
 

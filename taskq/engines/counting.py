@@ -86,7 +86,9 @@ class JobCounting:
             if note.event == "job.retrying":
                 self._of(note.fields["row"].spec).retried += 1
             elif note.event == "job.crashed":
-                self._of(note.fields["row"].spec).crashed += 1
+                counts = self._of(note.fields["row"].spec)
+                counts.crashed += 1
+                counts.failed_by_crash += not note.fields["runs_again"]
 
     def _turn_to(self, wall: float) -> None:
         minute = int(wall // 60)

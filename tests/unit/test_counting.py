@@ -125,7 +125,7 @@ def test_what_did_not_succeed_is_counted_by_its_end() -> None:
                 Rescheduled(rows[3], WALL + 9, late, rows[3].attempts),
                 Rescheduled(rows[4], None, crash, rows[4].attempts),
             ],
-            notes=[Event("job.retrying", {"row": rows[3]}), Event("job.crashed", {"row": rows[4]})],
+            notes=[Event("job.retrying", {"row": rows[3]}), Event("job.crashed", {"row": rows[4], "runs_again": True})],
         ),
         WALL,
     )
@@ -140,6 +140,18 @@ def test_what_did_not_succeed_is_counted_by_its_end() -> None:
         "timed_out": 2,
     }
     assert numbers["run_s"]["longest"] == 2.0
+
+
+def test_a_crash_that_ends_a_job_is_not_followed_by_another_attempt() -> None:
+    """It counts as a crash, but not among the attempts after which the job ran again."""
+    counting = Counting(MemoryStore())
+    [row] = rows_of(MAIL, 1)
+    crash = pack_failure(WALL, 1.0, JobError("Crashed", "killed"))
+    again, last = (Event("job.crashed", {"row": row, "runs_again": runs_again}) for runs_again in (True, False))
+    counting.happened(Effects(rescheduled=[Rescheduled(row, None, crash, 1)], notes=[again]), WALL)
+    counting.happened(Effects(ended=[(row, StoredState.FAILED, crash)], notes=[last]), WALL)
+    counts = total(counting)
+    assert (counts.started, counts.crashed, counts.failed, counts.again) == (2, 2, 1, 1)
 
 
 def test_counts_are_stored_now_and_then() -> None:

@@ -101,7 +101,7 @@ def test_counts_travel() -> None:
     more = counts_module.msgpack.unpackb(counts.pack())
     assert Counts.unpack(counts_module.msgpack.packb([*more, 77])) == counts
     fewer = Counts.unpack(counts_module.msgpack.packb(more[:-1]))
-    assert (fewer.crashed, fewer.timed_out) == (counts.crashed, 0)
+    assert (fewer.timed_out, fewer.failed_by_crash) == (counts.timed_out, 0)
 
 
 def total(pair: PairCounts) -> Counts:

@@ -143,6 +143,8 @@ def test_what_died_took_its_jobs_with_it() -> None:
     assert [event["signal"] for event in found.deaths] == ["SIGKILL"]
     failures = found.failures(AT - 86_400)
     assert (failures.failed, failures.again) == (1, 1), "a job whose last attempt crashed failed once"
+    [counts] = found.counts()
+    assert (counts.last_hour.crashed, counts.last_hour.again) == (1, 1)
     assert [group.type for group in failures.groups] == ["KeyError", "Crashed"]
     ended = past(*BEGIN, happened(600, "job.started", **life("b")), happened(1, "broker.died", pid=5))
     assert ended.status().broker.state == "stopped"

@@ -117,6 +117,8 @@ class Past:
         if number:
             self._count(event, number)
         is_again = event.get("event") in AGAIN_EVENTS and event.get("runs_again") is not False
+        if number == "crashed" and not is_again:
+            self._count(event, "failed_by_crash")
         if number == "failed" or is_again:  # a job whose last attempt crashed has also failed
             self._failed.append(event)
 

@@ -30,7 +30,7 @@ def tasks(app: FleetArgument = None, as_json: JsonOption = False) -> None:
     """Show how long the jobs of each task wait and run, and how they end.
 
     For the last hour, and in total: the jobs that are done and that failed, the
-    attempts that were retried or crashed (again), and below which time half, 95 %
+    attempts that were followed by another (again), and below which time half, 95 %
     and 99 % of the waits and runs were. The tasks with most jobs come first.
 
     $ taskq tasks app.py:q
@@ -71,12 +71,11 @@ def _table(found: Sequence[TaskCounts], part: Callable[[TaskCounts], Counts], wi
             f"{each.task or '(others)'} ({each.queue})" if has_queues else each.task or "(others)",
             Cell(f"{counts.succeeded:,}", brief_count(counts.succeeded)),
             Cell(f"{counts.failed:,}", brief_count(counts.failed), style="red" if counts.failed else "dim"),
-            Cell(f"{again:,}", brief_count(again), style="" if again else "dim"),
+            Cell(f"{counts.again:,}", brief_count(counts.again), style="" if counts.again else "dim"),
             *_times(counts.wait),
             *_times(counts.run),
         )
         for each, counts in used
-        for again in [counts.retried + counts.crashed]
     ]
     return styled(table(_COLUMNS, rows, width)) if rows else []
 

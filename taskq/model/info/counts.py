@@ -33,6 +33,7 @@ class Counts:
         retried: failed attempts that are followed by another.
         crashed: attempts whose process died.
         timed_out: attempts that ran for too long.
+        failed_by_crash: crashed attempts that were the last: their jobs failed for good.
         wait: from when a job could have started to when it did, so without a delay that was asked for. Of many jobs
             that succeed at once, a sample stands for all.
         run: how long attempts ran.
@@ -47,6 +48,7 @@ class Counts:
     retried: int = 0
     crashed: int = 0
     timed_out: int = 0
+    failed_by_crash: int = 0
     wait: Histogram = field(default_factory=Histogram)
     run: Histogram = field(default_factory=Histogram)
 
@@ -67,6 +69,11 @@ class Counts:
     def came_and_ended(self) -> tuple[int, int]:
         """How many jobs were taken in, and how many ended."""
         return self.enqueued, self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def again(self) -> int:
+        """How many attempts were followed by another."""
+        return self.retried + self.crashed - self.failed_by_crash
 
     @classmethod
     def unpack(cls, packed: bytes) -> Counts:
