@@ -28,7 +28,7 @@ from taskq.protocol.spool import count_files
 from taskq.system.clock import SYSTEM_CLOCK, Clock
 from taskq.system.directory import Directory
 from taskq.system.turns import TurnTimes
-from taskq.system.usage import rss_bytes
+from taskq.system.usage import own_cpu_s, rss_bytes
 
 #: Files in the spool are counted up to here: it takes 5 ms.
 _MOST_SPOOLED = 10_000
@@ -96,6 +96,7 @@ class StatusView:
             longest_turn_last_minute_s=round(longest.last_minute, 6),
             longest_turn_cpu_s=round(longest.cpu, 6),
             busy_share=round(self._turns.busy_share(now), 4),
+            cpu_s=round(own_cpu_s(), 3),
             **vitals._asdict(),
         )
 
@@ -182,6 +183,7 @@ class StatusView:
         claim, row = told[0] if told else (None, None)  # the one that has been running for the longest time
         now = self._clock.monotonic()
         progress = self._pool.progress_of(row.id) if row else None
+        cpu_s, cpu_percent = consumer.cpu.read(now)
         return ConsumerStatus(
             number=consumer.number,
             pid=consumer.pid,
@@ -194,7 +196,8 @@ class StatusView:
             running_s=round(now - claim.started_at, 3) if claim else None,
             progress=None if progress is None else Progress(*progress),
             rss_bytes=rss_bytes(consumer.pid),
-            cpu_percent=consumer.cpu.percent(now),
+            cpu_s=cpu_s,
+            cpu_percent=cpu_percent,
             jobs_done=consumer.counters.jobs_done,
             busy_s=round(consumer.counters.busy_s + sum(now - each.started_at for each in claims), 3),
         )

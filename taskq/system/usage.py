@@ -91,17 +91,18 @@ class CpuMeter:
         if used_s is not None:
             self._samples.append((now, used_s))
 
-    def percent(self, now: float) -> int | None:
-        """Returns the part of one core in percent since one of the last two samples; None if nothing is known yet.
+    def read(self, now: float) -> tuple[float | None, int | None]:
+        """Returns the seconds of CPU time that the process has used, and the part of one core in percent since one of
+        the last two samples; None for what is not known.
 
         Args:
             now: monotonic seconds.
         """
         used_s = cpu_s_of(self._pid)
         if used_s is None or not self._samples or now <= self._samples[0][0]:
-            return None
+            return used_s, None
         at, used_before_s = self._samples[0]
-        return round(100 * (used_s - used_before_s) / (now - at))
+        return used_s, round(100 * (used_s - used_before_s) / (now - at))
 
 
 def cpu_s_of(pid: int) -> float | None:

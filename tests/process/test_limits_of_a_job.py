@@ -161,14 +161,14 @@ def test_the_portable_way_measures_the_same() -> None:
 def test_how_much_of_a_core_a_process_uses() -> None:
     """By the older of the last two looks at it."""
     meter = CpuMeter(os.getpid())
-    assert meter.percent(100.0) is None, "there was no look yet"
+    assert meter.read(100.0)[1] is None, "there was no look yet"
     for now in (100.0, 101.0, 102.0):
         meter.sample(now)
     before_s = cpu_s_of(os.getpid())
     assert before_s is not None
     while (used_s := cpu_s_of(os.getpid()) or 0.0) < before_s + 0.1:
         pass
-    percent = meter.percent(103.0)
+    _, percent = meter.read(103.0)
     assert percent is not None
     assert 4 <= percent <= 100 * used_s / 2 + 1, "0.1 s or more in the 2 s since 101"
 
@@ -177,7 +177,7 @@ def test_usage_of_nobody() -> None:
     assert cpu_s_of(2**22 + 1) is None
     nobody = CpuMeter(2**22 + 1)
     nobody.sample(1.0)
-    assert nobody.percent(2.0) is None
+    assert nobody.read(2.0) == (None, None)
     assert usage_of(2**22 + 1) is None
     assert _portable_usage(2**22 + 1) is None
 

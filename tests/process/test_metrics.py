@@ -99,6 +99,8 @@ def test_what_happened(fleet: Fleet, here: Here) -> None:
     assert figure(found, "taskq_queue_paused", queue="default") == 0
     assert figure(found, "taskq_consumer_restarts_total") == 1
     assert figure(found, "taskq_consumers", state="idle") == 1
+    assert 0 < figure(found, "taskq_consumer_cpu_seconds_total", machine="", consumer="1") < DEADLINE_S
+    assert 0 < figure(found, "taskq_broker_cpu_seconds_total") < DEADLINE_S
     add = {"queue": "default", "task": "add"}
     buckets = [
         (float(dict(labels)["le"]), count)

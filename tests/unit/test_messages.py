@@ -203,7 +203,7 @@ def test_what_is_known_of_a_job_is_read() -> None:
 
 
 STATUS = FleetStatus(
-    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125, 0.001, 0.002, 4_096, 5, 6, 0.25),
+    BrokerStatus(1, 2.5, "/srv/q", 3, "stopping", 4, 0.5, 0.25, 0.125, 0.001, 0.002, 4_096, 5, 6, 0.25, 7.5),
     ReloadStatus(1, "failed", "no module"),
     [MissingConsumer(2, "no module")],
     {"mail": QueueStatus(1, 2, 3, 4)},
@@ -212,7 +212,21 @@ STATUS = FleetStatus(
     JobTotals(7, 6, 5, 4, 3, 2, 1),
     [
         ConsumerStatus(
-            1, 11, "running", True, 1, 1, IDS[0].hex(), "add", 0.5, Progress(4, 10, "half"), 12, 13, 14.5, 98
+            1,
+            11,
+            "running",
+            True,
+            1,
+            1,
+            IDS[0].hex(),
+            "add",
+            0.5,
+            Progress(4, 10, "half"),
+            12,
+            13,
+            14.5,
+            98,
+            cpu_s=15.5,
         ),
         ConsumerStatus(3, 12, "idle", False, 0),
     ],
@@ -237,6 +251,7 @@ TOLD = {
         "clients": 5,
         "rejected_clients": 6,
         "busy_share": 0.25,
+        "cpu_s": 7.5,
     },
     "reload": {"number": 1, "state": "failed", "error": "no module"},
     "not_started": [{"number": 2, "error": "no module"}],
@@ -269,6 +284,7 @@ TOLD = {
             "busy_s": 14.5,
             "cpu_percent": 98,
             "machine": None,
+            "cpu_s": 15.5,
         },
         {
             "number": 3,
@@ -286,6 +302,7 @@ TOLD = {
             "busy_s": 0.0,
             "cpu_percent": None,
             "machine": None,
+            "cpu_s": None,
         },
     ],
     "flows": {

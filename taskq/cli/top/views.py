@@ -184,13 +184,12 @@ def tasks(shown: Snapshot, _width: int) -> View:
 def _task_row(each: TaskCounts, at: float) -> Row:
     counts: Counts = each.last_hour
     flow = flow_of([each], at)
-    again = counts.retried + counts.crashed
     cells = (
         text(each.task or "(others)"),
         text(each.queue),
         _number(counts.succeeded),
         _number(counts.failed, "red"),
-        _number(again, "yellow"),
+        _number(counts.again, "yellow"),
         *(text(brief_time(counts.wait.percentile_us(share))) for share in _SHARES),
         *(text(brief_time(counts.run.percentile_us(share))) for share in _SHARES),
         text(sparkline([good + bad for good, bad in zip(flow.succeeded, flow.failed, strict=True)][-30:])),
@@ -248,6 +247,7 @@ def running(shown: Snapshot, _width: int) -> View:
         Col("queue", least=6, leaves=5),
         Col("attempt", True, leaves=4),
         Col("consumer", True, leaves=3),
+        Col("cpu", True, leaves=6),
         Col("memory", True, leaves=2),
         Col("progress", least=8, leaves=1),
     )
@@ -268,10 +268,16 @@ def _running_row(info: JobInfo, consumer: ConsumerStatus | None, at: float) -> R
         text(info.queue),
         text(str(info.attempts)),
         text("" if consumer is None else _where(consumer)),
+        text("" if consumer is None else _cpu(consumer)),
         text("" if consumer is None or not consumer.rss_bytes else _megabytes(consumer.rss_bytes)),
         text("" if info.progress is None else info.progress.describe()),
     )
     return Row(info.id, cells, job_target(info))
+
+
+def _cpu(consumer: ConsumerStatus) -> str:
+    """How much of one core its process uses now."""
+    return "" if consumer.cpu_percent is None else f"{consumer.cpu_percent} %"
 
 
 def _where(consumer: ConsumerStatus) -> str:
@@ -336,7 +342,8 @@ def consumers(shown: Snapshot, _width: int) -> View:
         Col("for", True),
         Col("job", leaves=5),
         Col("jobs", True, leaves=4),
-        Col("busy", True, leaves=6),
+        Col("busy", True, leaves=7),
+        Col("cpu", True, leaves=6),
         Col("memory", True, leaves=1),
         Col("progress", least=8, leaves=2),
     )
@@ -362,6 +369,7 @@ def _consumer_row(each: ConsumerStatus, *, with_machine: bool) -> Row:
         text("" if each.job_id is None else each.job_id[-_SHORT_ID:]),
         _number(each.jobs_done),
         text(span_text(round(each.busy_s)) if each.busy_s else ""),
+        text(_cpu(each)),
         text(_megabytes(each.rss_bytes) if each.rss_bytes else ""),
         text("" if each.progress is None else each.progress.describe()),
     )

@@ -31,6 +31,7 @@ class BrokerStatus:
         clients: how many clients are connected, or None if no fleet runs.
         rejected_clients: how many clients it has refused or dropped since it started, or None.
         busy_share: the share of the last minute in which its loop was busy, from 0 to 1, its syncs included; or None.
+        cpu_s: the seconds of CPU time that its process has used, with its children that have ended; or None.
     """
 
     pid: int | None
@@ -48,6 +49,7 @@ class BrokerStatus:
     clients: int | None = None
     rejected_clients: int | None = None
     busy_share: float | None = None
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,8 @@ class ConsumerStatus:
         cpu_percent: how much of one core the process has used in the last second or two, in percent, with its children
             that have ended; None if that is not known.
         machine: the name of the machine on which it runs; None if the queue is in a directory.
+        cpu_s: the seconds of CPU time that the process has used since it started, with its children that have ended;
+            None if that is not known.
     """
 
     number: int
@@ -209,6 +213,7 @@ class ConsumerStatus:
     busy_s: float = 0.0
     cpu_percent: int | None = None
     machine: str | None = None
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ _OTHER = "other"
 _PAIR = ("queue", "task")
 _PENDING = ("waiting", "scheduled", "queued", "running")
 _ENDS = ("succeeded", "failed", "cancelled", "expired")
+#: Consumers whose CPU time is told, so that the number of time series is bounded.
+_MOST_CONSUMERS = 1_000
 _CONSUMER_STATES = ("starting", "idle", "running", "retiring")
 
 
@@ -86,6 +88,12 @@ def _of_consumers(status: FleetStatus) -> Iterator[Metric]:
     resident = sum(each.rss_bytes for each in status.consumers)
     told = "Resident memory of all consumer processes."
     yield GaugeMetricFamily("taskq_consumers_resident_memory_bytes", told, value=resident)
+    told = "CPU time of the consumer process, and of its children that have ended."
+    cpu = CounterMetricFamily("taskq_consumer_cpu_seconds", told, labels=("machine", "consumer"))
+    for each in status.consumers[:_MOST_CONSUMERS]:
+        if each.cpu_s is not None:
+            cpu.add_metric((each.machine or "", str(each.number)), each.cpu_s)
+    yield cpu
     missing = len(status.not_started)
     yield GaugeMetricFamily("taskq_consumers_not_starting", "Consumers that do not start.", value=missing)
     restarts = status.broker.restarts_of_consumers
@@ -119,6 +127,8 @@ def _of_broker(status: FleetStatus) -> Iterator[Metric]:
     for name, told, value in figures:
         if value is not None:
             yield GaugeMetricFamily(name, told, value=value)
+    if broker.cpu_s is not None:
+        yield CounterMetricFamily("taskq_broker_cpu_seconds", "CPU time of the broker.", value=broker.cpu_s)
     if broker.rejected_clients is not None:
         told = "Clients that the broker has refused or dropped since it started."
         yield CounterMetricFamily("taskq_clients_rejected", told, value=broker.rejected_clients)
