@@ -97,11 +97,13 @@ def figures_of(case: Case, turns: Sequence[Mapping[str, Values]]) -> list[Figure
     Args:
         turns: for each turn, what each side measured, by the names of the sides.
     """
-    return [_figure(case.part, row, turns) for row in case.rows if any(row.key in turn[TASKQ] for turn in turns)]
+    return [
+        _figure(case.part, row, turns) for row in case.rows if any(row.key in turn.get(TASKQ, ()) for turn in turns)
+    ]
 
 
 def _figure(part: str, row: Row, turns: Sequence[Mapping[str, Values]]) -> Figure:
-    measured = [turn for turn in turns if row.key in turn[TASKQ]]
+    measured = [turn for turn in turns if row.key in turn.get(TASKQ, ())]
     value = Spread.of([turn[TASKQ][row.key] for turn in measured])
     limits = [found for limit in row.limits if (found := _comparison(row.key, limit, measured)) is not None]
     return Figure(part, row.name, row.unit, value, len(measured), *_verdict(row.goal, value), limits)

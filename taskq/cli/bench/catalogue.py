@@ -17,12 +17,13 @@ from taskq.cli.bench.cases import (
     spool,
     start,
     waiting,
+    watch,
 )
 
 CASES = {
     module.CASE.part: module.CASE
     for module in (
         *(single, producers, roundtrip, bulk, cpu, payload, waiting, queues, spool, changes, start, idle, loop),
-        database,
+        *(watch, database),
     )
 }

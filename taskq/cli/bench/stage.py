@@ -20,6 +20,7 @@ from taskq.cli.bench.fleet import BenchFleet
 from taskq.cli.bench.limits.pool import Pool
 from taskq.cli.bench.limits.service import Service, ServiceClient
 from taskq.cli.bench.producers import Producers
+from taskq.cli.bench.watchers import Watchers
 from taskq.system.place import DatabaseUrl
 
 if TYPE_CHECKING:
@@ -193,6 +194,10 @@ class Stage:
         """Processes that enqueue, of this part alone."""
         made = f"{count} producers, {kind}"
         return self._of(made, lambda: self._kept(self._of_part, Producers(count, kind, path)))
+
+    def watchers(self, path: Path) -> Watchers:
+        """Those who watch the fleet in a directory, of this part alone."""
+        return self._of("watchers", lambda: self._kept(self._of_part, Watchers(path)))
 
     def service_clients(self, count: int) -> Sequence[ServiceClient]:
         """Connections to the bare process, of this part alone."""
