@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,3 +167,56 @@ def test_errors_before_there_is_a_log_have_a_priority(home: Path) -> None:
     fleet.start(wait=False)
     assert fleet.wait_for_end() == Exit.APP
     assert [line[:10] for line in fleet.errors.read_text().splitlines()] == ["<3>taskq: "]
+
+
+JOURNALD = Path("/usr/lib/systemd/systemd-journald")
+#: Makes the journal at a socket the stderr of a program, as systemd does: the lines are what sd_journal_stream_fd sends.
+INTO_JOURNAL = r"""
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as journal:
+    journal.connect(sys.argv[1])
+    journal.sendall(b"taskq\n\n6\n1\n0\n0\n0\n")
+    os.dup2(journal.fileno(), 2)
+found = os.fstat(2)
+os.execvpe(sys.argv[2], sys.argv[2:], {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+"""
+
+
+@pytest.fixture
+def journal() -> Iterator[str]:
+    """The name of a real journal, beside that of the machine."""
+    name = f"taskq{os.getpid()}"
+    folder = Path(f"/run/systemd/journal.{name}")
+    folder.mkdir(parents=True)
+    with subprocess.Popen([JOURNALD, name]) as process:
+        try:
+            wait_until((folder / "stdout").exists, "it listens")
+            yield name
+        finally:
+            process.terminate()
+            process.wait(DEADLINE_S)
+            for left in (folder, *Path("/var/log/journal").glob(f"*.{name}"), *Path("/run/log").glob(f"*/*.{name}")):
+                shutil.rmtree(left)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not JOURNALD.exists() or os.geteuid() != 0, reason="needs Debian's systemd, and to be root")
+def test_a_real_journal_takes_the_priorities_off(home: Path, journal: str) -> None:
+    """`journalctl -p err` shows what failed, and nothing else."""
+    prefix = [sys.executable, "-c", INTO_JOURNAL, f"/run/systemd/journal.{journal}/stdout"]
+    with running(Fleet(home, consumers=1, prefix=prefix)) as fleet:
+        use(jobs.q, home)
+        jobs.fail.enqueue("no").wait(DEADLINE_S)
+        jobs.die.enqueue("kill").wait(DEADLINE_S)
+        fleet.wait_for("job.failed", task="die")
+    subprocess.run(["journalctl", f"--namespace={journal}", "--sync"], check=True)
+    command = ["journalctl", f"--namespace={journal}", "-t", "taskq", "-o", "json"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    entries = [json.loads(line) for line in told.splitlines()]
+    events = [json.loads(entry["MESSAGE"]) for entry in entries]
+    assert [event["event"] for event in fleet.events()] == [event["event"] for event in events]
+    assert [int(entry["PRIORITY"]) for entry in entries] == [PRIORITIES[event["level"]] for event in events]
+    only_errors = subprocess.run([*command, "-p", "err"], check=True, capture_output=True, text=True).stdout
+    errors = {event["event"] for event in events if event["level"] == "error"}
+    assert {"job.failed", "job.crashed", "consumer.crashed"} == errors
+    assert {json.loads(json.loads(line)["MESSAGE"])["event"] for line in only_errors.splitlines()} == errors
