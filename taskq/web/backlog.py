@@ -78,7 +78,7 @@ class KeptReasons:
             queues = standing_queues(status)
             reasons = await asyncio.gather(*(_reason(q, queue) for queue in queues))
             self._kept = {
-                queue.name: Standing(info.id, not queue.moves, now - queue.waited_s, told)
+                queue.name: Standing(info.id, info.id == queue.oldest, now - queue.waited_s, told)
                 for queue, info in zip(queues, reasons, strict=True)
                 if info is not None and (told := told_of(info, now))
             }

@@ -67,6 +67,8 @@ def _explained(concern: Concern, known: News) -> Concern:
         case "paused" if concern.subject in known.paused:
             since, by = known.paused[concern.subject]
             return replace(concern, since=since, why=f"Paused by {by}." if by else "")
+        case "unserved" if concern.subject in known.standing:
+            return replace(concern, since=known.standing[concern.subject].since)
         case "waits" if concern.subject in known.standing:
             found = known.standing[concern.subject]
             return replace(concern, since=found.since, why=f"Job {found.job_id} {found.place}. {found.told}")

@@ -25,6 +25,7 @@ from taskq.web.rules.concerns import Concern, concerns_of
 from taskq.web.rules.cron import in_words, next_times
 from taskq.web.rules.keeping_up import verdict_of
 from taskq.web.rules.rates import flow_of
+from taskq.web.rules.shares import queued_by_task
 from taskq.web.texts import as_json, code, line, linked, since
 
 #: The end of a minute, in seconds since 1970.
@@ -191,6 +192,7 @@ def test_what_is_known_of_the_causes() -> None:
         Concern("look", "...", "/jobs", "mail", "paused"),
         Concern("look", "...", "/jobs", "slow", "waits", NOW - 30),
         Concern("look", "...", "/jobs", "other", "waits", NOW - 30),
+        Concern("bad", "...", "/jobs", "slow", "unserved", why="Start one."),
         Concern("bad", "...", "/broker"),
     ]
     assert [(each.since, each.why) for each in explained(concerns, known)] == [
@@ -198,6 +200,7 @@ def test_what_is_known_of_the_causes() -> None:
         (NOW - 600, "Paused by ann@db1."),
         (NOW - 60, f"Job {job_id} waits longest. All consumers are busy."),
         (NOW - 30, ""),
+        (NOW - 60, "Start one."),
         (None, ""),
     ]
 
@@ -284,3 +287,18 @@ def test_arguments_are_edited_only_if_json_holds_them() -> None:
     for odd in ((1, 2), {1: 2}, b"x", {1}):
         assert as_json(JobArguments([odd])) is None
     assert as_json(JobArguments(left_out="it is not kept")) == ("[]", "{}")
+
+
+def test_how_many_jobs_of_a_queue_are_those_of_a_task() -> None:
+    def task(name: str, came: int, good: int) -> TaskCounts:
+        total = Counts(enqueued=came, succeeded=good)
+        return TaskCounts(name, "q", total, total, {})
+
+    counts = [task("hit", 800, 300), task("index", 500, 0)]
+    assert queued_by_task(QueueStatus(queued=998, running=2), counts, {"hit": 2}) == {"hit": 498, "index": 500}
+    assert queued_by_task(QueueStatus(queued=990, running=2), counts, {"hit": 2}) is not None, "some ended meanwhile"
+    assert queued_by_task(QueueStatus(queued=900), counts, {}) is None, "some were removed by hand"
+    assert queued_by_task(QueueStatus(queued=998, scheduled=2), counts, {}) is None
+    assert queued_by_task(QueueStatus(queued=500), [task("a", 10, 30), task("b", 520, 0)], {}) is None, (
+        "retried by hand"
+    )

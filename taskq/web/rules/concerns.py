@@ -30,7 +30,7 @@ class Concern:
         told: what it is, in a sentence.
         path: the path of the page that shows more, and its query.
         subject: the task or the queue that it is about; or "".
-        kind: what is wrong with that: "failed", "died", "paused" or "waits"; or "".
+        kind: what is wrong with that: "failed", "died", "unserved", "paused" or "waits"; or "".
         since: from when on, as far as the last hour tells, in seconds since 1970; or None.
         why: the cause, in a sentence or as an error; or "".
     """
@@ -39,7 +39,7 @@ class Concern:
     told: str
     path: str
     subject: str = ""
-    kind: Literal["failed", "died", "paused", "waits", ""] = ""
+    kind: Literal["failed", "died", "unserved", "paused", "waits", ""] = ""
     since: float | None = None
     why: str = ""
 
@@ -73,7 +73,8 @@ def _of_fleet(status: FleetStatus) -> Iterator[Concern]:
         counts = status.queues[queue]
         waits = count_of(counts.queued + counts.scheduled + counts.waiting, "job")
         told = f"No consumer serves queue {queue}: {waits} will not run."
-        yield Concern("bad", told, _path("/jobs", queue=queue), queue, "waits")
+        why = f"Start one with `--queues {queue}`."
+        yield Concern("bad", told, _path("/jobs", queue=queue), queue, "unserved", why=why)
     for queue in status.paused:
         kept = status.queues.get(queue)
         waits = f": {count_of(kept.queued, 'job')} waiting" if kept and kept.queued else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from taskq.model.errors import ConfigError, JobNotFound
 from taskq.model.info.counts import Counts, TaskCounts
 from taskq.model.info.failures import AGAIN_EVENTS
 from taskq.model.info.search import FoundJobs
-from taskq.model.info.status import FleetStatus
+from taskq.model.info.status import FleetStatus, QueueStatus
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter, ago
@@ -19,6 +19,7 @@ from taskq.web.charts import Series
 from taskq.web.logs import kept_newest
 from taskq.web.pages import Page, Visit
 from taskq.web.rules.rates import ended, flow_of
+from taskq.web.rules.shares import queued_by_task
 from taskq.web.views.fleet import ends_of, labels_of
 
 #: Attempts in the log that were followed by another, of each kind; and groups on one page.
@@ -39,6 +40,7 @@ class Row(NamedTuple):
 
     Attributes:
         queued: how many of its jobs are queued; None if only the queue's number is known, which has other tasks, too.
+        is_exact: whether that is so, or about so.
         in_queue: how many jobs of its queue are queued.
         running: how many of its jobs run.
         counts: how its jobs ended.
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     task: str
     queue: str
     queued: int | None
+    is_exact: bool
     in_queue: int
     running: int
     counts: Counts
@@ -60,42 +63,52 @@ async def tasks(visit: Visit) -> Page:
     client = visit.q.async_client()
     counts, status = await client.counts(), await client.look()
     running = await _running(client, status)
-    queued = await _queued(client, status, counts)
+    exact = await _queued(client, status, counts)
     rows = []
     for each in counts:
-        part, key = each.total if is_total else each.last_hour, (each.task, each.queue)
-        in_queue = status.queues[each.queue].queued if each.queue in status.queues else 0
-        own = queued.get(key, 0) if each.queue in {queue for _, queue in queued} or not in_queue else None
-        rows.append(Row(*key, own, in_queue, running[key], part, ended(part)))
+        part = each.total if is_total else each.last_hour
+        kept, runs = status.queues.get(each.queue, QueueStatus()), running[each.queue]
+        of_queue = exact.get(each.queue)
+        if of_queue is None:
+            about = queued_by_task(kept, [other for other in counts if other.queue == each.queue], runs)
+            queued = None if about is None else about[each.task]
+        else:
+            queued = of_queue[each.task]
+        is_exact = of_queue is not None
+        rows.append(Row(each.task, each.queue, queued, is_exact, kept.queued, runs[each.task], part, ended(part)))
     rows = [row for row in rows if row.done or row.counts.started or row.counts.enqueued or row.queued or row.running]
     rows.sort(key=lambda row: (-row.done, row.task, row.queue))
     return Page("tasks", "Tasks", {"rows": rows, "is_total": is_total})
 
 
-async def _running(client: AsyncQueueClient, status: FleetStatus) -> Counter[tuple[str, str]]:
-    """How many jobs run, by task and queue."""
-    if not any(queue.running for queue in status.queues.values()):
-        return Counter()
-    found = await client.find(JobState.RUNNING, None, None, None, _MOST_RUNNING)
-    return Counter((info.task, info.queue) for info in found.jobs)
+async def _running(client: AsyncQueueClient, status: FleetStatus) -> defaultdict[str, Counter[str]]:
+    """How many jobs run, by queue and task."""
+    told: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    if any(queue.running for queue in status.queues.values()):
+        for info in (await client.find(JobState.RUNNING, None, None, None, _MOST_RUNNING)).jobs:
+            told[info.queue][info.task] += 1
+    return told
 
 
 async def _queued(
     client: AsyncQueueClient, status: FleetStatus, counts: Sequence[TaskCounts]
-) -> Counter[tuple[str, str]]:
-    """How many jobs are queued, by task and queue: of the queues that have only one task, and of those with few jobs,
-    which are looked at. The journal counts jobs by queue only, as to count them by task would slow each job down."""
-    told: Counter[tuple[str, str]] = Counter()
+) -> dict[str, Counter[str]]:
+    """How many jobs are queued, by queue and task, in the queues of which that is easily told: those that have only one
+    task, or few jobs, which are looked at."""
+    told: dict[str, Counter[str]] = {}
     looked_at = 0
-    for queue, kept in status.queues.items():
-        names = [each.task for each in counts if each.queue == queue]
-        if len(names) == 1:
-            told[names[0], queue] = kept.queued
-        elif 0 < kept.queued <= _FEW_QUEUED and looked_at < _MOST_LOOKED_AT:
+    for name in {each.queue for each in counts}:
+        queued, tasks = (
+            status.queues.get(name, QueueStatus()).queued,
+            [each.task for each in counts if each.queue == name],
+        )
+        if len(tasks) == 1 or not queued:
+            told[name] = Counter({tasks[0]: queued})
+        elif queued <= _FEW_QUEUED and looked_at < _MOST_LOOKED_AT:
             looked_at += 1
-            found = await client.find(JobState.QUEUED, None, queue, None, _FEW_QUEUED, within_s=_LOOKS_S)
+            found = await client.find(JobState.QUEUED, None, name, None, _FEW_QUEUED, within_s=_LOOKS_S)
             if found.place is None:
-                told.update((info.task, queue) for info in found.jobs)
+                told[name] = Counter(info.task for info in found.jobs)
     return told
 
 
