@@ -908,7 +908,7 @@ def test_each_job_counts_once_as_enqueued_and_once_as_ended(fleet: ScriptedFleet
 def test_the_status_tells_how_fast_jobs_come_and_go(fleet: ScriptedFleet) -> None:
     fleet.let_pass(30.0)
     fleet.let_pass(6.0)
-    fleet.add(40)
+    added = fleet.add(40)
     consumer = fleet.consumer()
     for _ in range(10):
         consumer.begin()
@@ -921,6 +921,7 @@ def test_the_status_tells_how_fast_jobs_come_and_go(fleet: ScriptedFleet) -> Non
     assert 10 / 60.0 <= flow.ended_per_s <= 10 / 10.0, flow
     assert (flow.trend, flow.empty_in_s) == ("growing", None)
     assert flow.oldest_waiting_s == pytest.approx(10.0, abs=1.5)
+    assert flow.oldest_waiting_job == added[10].hex()
     assert fleet.run_all()
     for _ in range(20):
         fleet.let_pass(2.5)

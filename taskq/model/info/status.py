@@ -253,8 +253,7 @@ class FleetStatus:
         machines: the fleets that share a database; none if the queue is in a directory.
         flows: how fast jobs come and go, by the names of the queues with such jobs, or in which some came or ended
             lately; none if no fleet runs.
-        unserved: the names of the queues with jobs that no consumer of this fleet serves; if the queue is in a
-            database, another fleet may.
+        unserved: the names of the queues with jobs that no consumer serves, of all fleets that share them.
     """
 
     broker: BrokerStatus

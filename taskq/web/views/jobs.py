@@ -17,6 +17,7 @@ from taskq.model.info.job import JobInfo
 from taskq.model.info.search import FoundJobs, JobSearch
 from taskq.model.info.sentences import sentence
 from taskq.model.info.status import QueueStatus
+from taskq.model.info.why import WhyInfo
 from taskq.model.job import JobState
 from taskq.model.units import seconds_in
 from taskq.telemetry.reader import Filter
@@ -184,7 +185,7 @@ async def job(visit: Visit) -> Page:
     values = {
         "info": info,
         "reasons": [sentence(reason, why, visit.now) for reason in why.reasons],
-        "on_consumer": next((reason.consumer for reason in why.reasons if reason.kind == "running"), None),
+        "on_consumer": _own_consumer(why),
         "timeline": timeline(info, visit.now),
         "life": life_of(info, visit.now),
         "own": os.uname().nodename,
@@ -196,6 +197,12 @@ async def job(visit: Visit) -> Page:
         "is_final": info.state.is_final,
     }
     return Page("job", f"{info.task or 'Job'} {info.id[-8:]}", values)
+
+
+def _own_consumer(why: WhyInfo) -> int | None:
+    """The number of the consumer that runs the job, if that is of this machine: another's fleet is not asked."""
+    running = next((reason for reason in why.reasons if reason.kind == "running"), None)
+    return running.consumer if running is not None and running.machine in (None, os.uname().nodename) else None
 
 
 def _arguments(info: JobInfo) -> list[tuple[str, str]]:

@@ -23,14 +23,18 @@ _SILENT_S = 20.0
 _FLEETS = """
     SELECT f.host, f.pid, extract(epoch FROM taskq.now_() - b.seen_at)::float8, b.status
     FROM taskq.fleets f JOIN taskq.beats b USING (fleet) ORDER BY f.fleet"""
-#: How many jobs of each queue and state there are, and since when the first of those could run that nobody has.
+#: How many jobs of each queue and state there are, and since when the first of those could run that nobody has, and its
+#: id.
 _QUEUES = """
     WITH own AS MATERIALIZED (
         SELECT partition, state, count(*) AS jobs, min(seq) FILTER (WHERE state = 0 AND lease IS NULL) AS first
-        FROM taskq.queue GROUP BY 1, 2)
-    SELECT p.queue, own.state, sum(own.jobs)::bigint, min(coalesce(extract(epoch FROM q.ready_at),
-        ('x' || left(replace(q.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0))::float8
-    FROM own JOIN taskq.partitions p USING (partition) LEFT JOIN taskq.queue q ON q.seq = own.first GROUP BY 1, 2"""
+        FROM taskq.queue GROUP BY 1, 2),
+    aged AS (
+        SELECT own.*, q.id, coalesce(extract(epoch FROM q.ready_at),
+            ('x' || left(replace(q.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)::float8 AS since
+        FROM own LEFT JOIN taskq.queue q ON q.seq = own.first)
+    SELECT p.queue, state, sum(jobs)::bigint, min(since), (array_agg(uuid_send(id) ORDER BY since, first))[1]
+    FROM aged JOIN taskq.partitions p USING (partition) GROUP BY 1, 2"""
 _PAUSED = "SELECT queue FROM taskq.paused ORDER BY queue"
 #: What fleets have counted, and what they have not added to that yet: in one statement, since one becomes the other.
 _COUNTS = """
@@ -74,8 +78,13 @@ def read_status(place: Place) -> Plan[FleetStatus]:
             for host, pid, seen_s, status in heard
         ],
         unserved=[queue for queue in queues if heard and not any(told.serves(queue) for *_, told in all_told)],
-        flows=_flows(queues, statuses, {queue: wall - since for queue, *_, since in counted if since}, names),
+        flows=_flows(queues, statuses, _oldest(counted, wall), names),
     )
+
+
+def _oldest(counted: Rows, wall: float) -> dict[str, tuple[float, str]]:
+    """For how many seconds the oldest job of each queue has been waiting, and its id."""
+    return {queue: (wall - since, bytes(first).hex()) for queue, _, _, since, first in counted if since}
 
 
 def _running(status: FleetStatus) -> int:
@@ -84,7 +93,7 @@ def _running(status: FleetStatus) -> int:
 
 def _queues(counted: Rows, statuses: Iterable[FleetStatus]) -> dict[str, QueueStatus]:
     numbers: dict[str, dict[str, int]] = {}
-    for queue, state, count, _ in counted:
+    for queue, state, count, *_ in counted:
         numbers.setdefault(queue, {})[_STATES[state]] = count
     for status in statuses:
         for queue, told in status.queues.items():
@@ -99,13 +108,13 @@ def _queues(counted: Rows, statuses: Iterable[FleetStatus]) -> dict[str, QueueSt
 def _flows(
     queues: Mapping[str, QueueStatus],
     statuses: Sequence[FleetStatus],
-    waiting_s: Mapping[str, float],
+    oldest: Mapping[str, tuple[float, str]],
     paused: Collection[str],
 ) -> dict[str, QueueFlow]:
     """How fast jobs come and go. Each job that comes is counted by one fleet, and each that ends.
 
     Args:
-        waiting_s: for how many seconds the oldest job of each queue has been waiting.
+        oldest: see `_oldest`.
     """
     if not statuses:
         return {}
@@ -116,7 +125,7 @@ def _flows(
             queues.get(name, QueueStatus()).queued,
             sum(flows[name].came_per_s for flows in own if name in flows),
             sum(flows[name].ended_per_s for flows in own if name in flows),
-            waiting_s.get(name),
+            *oldest.get(name, (None, None)),
             is_paused=name in paused,
         )
         for name in sorted(names)
