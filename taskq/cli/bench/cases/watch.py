@@ -1,8 +1,9 @@
 """What it costs a fleet to be watched, and what those who watch take themselves.
 
 They run all the time, and are stopped for the turns of the other side, so both sides differ in nothing else. The CPU
-time of the fleet for each job does not depend on what else the machine does. Where all cores are busy, jobs a second
-drop by more than that: by what those who watch take themselves.
+time of the fleet for each job does not depend on what else the machine does, but differs by some percent from turn to
+turn. What an idle fleet uses for those who watch does not, so its share is steadier. Where all cores are busy, jobs a
+second drop by more than that: by what those who watch take themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def _watched(stage: Stage) -> Values:
     with _Share(lambda: cpu_s(processes)) as asked:
         time.sleep(_window_s(stage))
     watchers.rest()
-    return {**values, "own": own.percent, "asked": asked.percent, "status": _status_ms(fleet)}
+    shares = {f"{key}_share": asked.percent / _cores_percent(values, key) * 100 for key in ("bulk", "single")}
+    return {**values, **shares, "own": own.percent, "asked": asked.percent, "status": _status_ms(fleet)}
 
 
 def _unwatched(stage: Stage) -> Values:
@@ -97,6 +99,11 @@ def _figures(key: str, fleet: BenchFleet, window_s: float, enqueue: Callable[[],
     return {key: jobs / took_s, f"{key}_cpu": used_s / jobs * 1e6}
 
 
+def _cores_percent(values: Values, key: str) -> float:
+    """How much of a core the fleet and its client used, in percent."""
+    return values[key] * values[f"{key}_cpu"] / 1e6 * 100
+
+
 def _status_ms(fleet: BenchFleet) -> float:
     """How long `taskq status` takes, without the start of Python."""
 
@@ -139,6 +146,8 @@ CASE = Case(
         Row("bulk", "in bulk, end to end", "/s", (Limit(_NOBODY, at_least(0.97)),)),
         Row("single", "one by one, jobs running", "/s", (Limit(_NOBODY, at_least(0.98)),)),
         Row("asked", "CPU of an idle fleet for them, of one core", "%"),
+        Row("bulk_share", "that, of the CPU in bulk", "%", (), at_most(3, " %")),
+        Row("single_share", "that, of the CPU one by one", "%", (), at_most(2, " %")),
         Row("own", "CPU of those who watch, of one core", "%"),
         Row("status", "`taskq status`, beside the start of Python", "ms", (), at_most(50, " ms")),
     ),
