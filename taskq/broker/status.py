@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Literal
 
 from taskq.broker.consumers.handle import ConsumerProcess
@@ -34,6 +35,7 @@ from taskq.system.usage import own_cpu_s, rss_bytes
 _MOST_SPOOLED = 10_000
 #: Jobs that are read from the store to see how long they wait.
 _MOST_READ = 20
+_NO_JOBS = QueueStatus()
 
 
 class StatusView:
@@ -124,25 +126,24 @@ class StatusView:
     def _queues(self) -> dict[str, QueueStatus]:
         """Counts jobs by queue and state. A job that was sent to a consumer and has not started is queued."""
         claims = self._pool.claims()
-        none = dict.fromkeys(("waiting", "scheduled", "queued", "running"), 0)
-        queues = {name: {**none, "queued": count} for name, count in self._core.counts().items()}
-        for kept in (StoredState.WAITING, StoredState.SCHEDULED):
-            for name, count in self._figures.counts(kept).items():
-                queues.setdefault(name, none.copy())[kept.state.value] = count
+        queued, running = Counter(self._core.counts()), Counter[str]()
+        waiting, scheduled = self._figures.counts(StoredState.WAITING), self._figures.counts(StoredState.SCHEDULED)
         for key, jobs in self._core.leased().items():
-            running = {claim.number for claim in claims[key]}
+            started = {claim.number for claim in claims[key]}
             for number, row in jobs:
-                counts = queues.setdefault(row.spec.queue, none.copy())
-                counts["running" if number in running else "queued"] += 1
-        return {name: QueueStatus(**counts) for name, counts in queues.items()}
+                (running if number in started else queued)[row.spec.queue] += 1
+        return {
+            name: QueueStatus(waiting.get(name, 0), scheduled.get(name, 0), queued.get(name, 0), running.get(name, 0))
+            for name in {**queued, **waiting, **scheduled, **running}
+        }
 
     def _flows(self, queues: dict[str, QueueStatus], paused: frozenset[str]) -> dict[str, QueueFlow]:
         rates, oldest = self._figures.rates(), self._oldest()
-        names = {name for name, queue in queues.items() if queue != QueueStatus()} | rates.keys()
+        names = {name for name, queue in queues.items() if queue != _NO_JOBS} | rates.keys()
         wall = self._clock.time()
         return {
             name: flow_of(
-                queues[name].queued if name in queues else 0,
+                queues.get(name, _NO_JOBS).queued,
                 *rates.get(name, (0.0, 0.0)),
                 *((wall - oldest[name][0], oldest[name][1].id.hex()) if name in oldest else (None, None)),
                 is_paused=name in paused,

@@ -34,7 +34,7 @@ from taskq.engines.embedded.journal import queries as queries_module
 from taskq.engines.embedded.journal.memory import MemoryStore
 from taskq.engines.embedded.journal.memory_records import Disk
 from taskq.engines.embedded.journal.queries import BLOCK_JOBS
-from taskq.engines.embedded.journal.row_counts import RowCounts
+from taskq.engines.embedded.journal.row_counts import LaterCounts, RowCounts
 from taskq.engines.embedded.journal.sqlite import SQLiteStore
 from taskq.engines.embedded.journal.store import TOTAL_NAMES, Store, Wanted
 from taskq.engines.embedded.journal.wal import LOOK_EVERY_S
@@ -116,12 +116,18 @@ def leased(store: Store, queue: str = "mail", after: int = 0, limit: int = 1_000
     return [row.seq for row in store.lease(Partition(queue), after, limit, size)[0]]
 
 
+LATER = (StoredState.SCHEDULED, StoredState.WAITING)
+
+
 def counts(store: Store) -> dict[str, dict[StoredState, int]]:
     """Jobs by queue and state."""
     found: dict[str, dict[StoredState, int]] = {}
     for kept in StoredState:
         for queue, number in store.counts(kept).items():
             found.setdefault(queue, {})[kept] = number
+    if isinstance(store, SQLiteStore):
+        anew = LaterCounts(store._db)
+        assert [store.counts(kept) for kept in LATER] == [anew.of(kept) for kept in LATER]
     return found
 
 
@@ -1044,6 +1050,22 @@ def test_a_list_looks_at_a_bounded_number_of_jobs_at_a_time(path: Path) -> None:
         assert rows_looked_at(store, FILTERS["no such text"]) > 1_000
         found, _ = store.find(FILTERS["rare"], 0, 5_000, 50, newest_first=True)
         assert [job.row.spec.task for job in found] == [million.RARE.task] * million.RARE_JOBS
+
+
+def test_what_is_scheduled_or_waits_for_others_is_known_without_counting(path: Path) -> None:
+    """However many there are: the status asks for it each time."""
+    with closing(SQLiteStore(path)) as store:
+        [parent] = submit(store, 1)
+        ids = list(new_job_ids(3_000))
+        due, after = Constraints(due_at=9e9), Constraints(after=((parent.id, False),))
+        store.submit(SPEC, ids, [b""] * len(ids), [due, after] * (len(ids) // 2))
+        store.commit()
+        steps: list[int] = []
+        store._db.set_progress_handler(lambda: steps.append(1) is not None, 1)
+        found = [store.counts(kept) for kept in LATER]
+        store._db.set_progress_handler(None, 0)
+        assert found == [{SPEC.queue: 1_500}, {SPEC.queue: 1_500}]
+        assert steps == []
 
 
 def test_a_job_that_gets_another_queue_is_found_there(path: Path) -> None:

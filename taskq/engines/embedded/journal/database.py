@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,7 +18,7 @@ import msgpack
 from taskq.engines.embedded.journal import schema, statements
 from taskq.engines.embedded.journal.files import FilesBeside, boot_id
 from taskq.engines.embedded.journal.partition_numbers import PartitionNumbers
-from taskq.engines.embedded.journal.row_counts import RowCounts, WaitingIn, forget_counts, kept_counts
+from taskq.engines.embedded.journal.row_counts import LaterCounts, RowCounts, WaitingIn, forget_counts, kept_counts
 from taskq.engines.embedded.journal.store import TOTAL_NAMES
 from taskq.engines.embedded.journal.wal import WriteAheadLog
 from taskq.model.constraints import Constraints
@@ -152,6 +152,7 @@ class Database:
         self._others: int = others
         kept = kept_counts(self._db) if self._opened_in is None else None
         self._rows, self._waiting = kept or (RowCounts.counted(self._db), None)
+        self._later = LaterCounts(self._db)
         self._unseen = tuple(unseen)
         self.totals = self._rows.totals(unseen)
         self._committed = self._changes()
@@ -269,6 +270,12 @@ class Database:
             number = self._number_of_spec[spec] = int(self._value("SELECT spec FROM specs WHERE fields = ?", fields))
             self._spec_of_number[number] = spec
         return number
+
+    def _leave(self, seqs: Iterable[int]) -> None:
+        """Counts out those of these jobs that are scheduled or wait for others: their state is about to change."""
+        if self._later:
+            for state, number in self._db.execute(statements.LATER_AMONG, (str(list(seqs)),)):
+                self._later.add(state, self._spec_of_number[number].queue, -1)
 
     def _partition_number(self, row: JobRow, *, is_queued: bool = True) -> int:
         """Of the partition in which a job stands: see `taskq.engines.embedded.journal.partition_numbers`."""

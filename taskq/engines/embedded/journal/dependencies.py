@@ -72,6 +72,10 @@ class Dependencies(Database):
         late = [job.row.seq for job in jobs if job.due_at is not None and job.due_at > now]
         queued = [job.row for job in jobs if job.due_at is None or job.due_at <= now]
         self._db.executemany(f"UPDATE jobs SET state = {StoredState.SCHEDULED} WHERE seq = ?", [(seq,) for seq in late])
+        for job in jobs:
+            self._later.add(StoredState.WAITING, job.row.spec.queue, -1)
+            if job.due_at is not None and job.due_at > now:
+                self._later.add(StoredState.SCHEDULED, job.row.spec.queue)
         for row in queued:
             row.ready_at = now
         released = [(now, self._partition_number(row), row.seq) for row in queued]
@@ -80,6 +84,7 @@ class Dependencies(Database):
     @trusted
     def cancel_dependents(self, ended: Sequence[Ended], now: float) -> None:
         self._begin()
+        self._leave(row.seq for row, _, _ in ended)
         self._db.executemany(statements.CANCEL_DEPENDENT, [(now, outcome, row.seq) for row, _, outcome in ended])
         self._db.executemany("UPDATE edges SET is_open = 0 WHERE child = ?", [(row.seq,) for row, _, _ in ended])
         self._look_at_edges()
@@ -113,6 +118,8 @@ class Dependencies(Database):
             found += seqs
             looked_at += 1
             limit -= len(children) + (looked_at % _LOOKS_PER_JOB == 0)
+        for _, number in self._db.execute(statements.LATER_AMONG, (str([seq for (seq,) in found]),)):
+            self._later.add(StoredState.WAITING, self._spec_of_number[number].queue)
         self._db.executemany(statements.REOPEN, found)
         self._look_at_edges()
         self._rows.ended[StoredState.CANCELLED] -= len(found)

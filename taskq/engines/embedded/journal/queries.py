@@ -232,12 +232,8 @@ class Queries(Database):
 
     @trusted
     def counts(self, kept: StoredState) -> dict[str, int]:
-        if kept == StoredState.WAITING:  # by the edges: an index of these jobs would cost all others a little
-            waiting: list[Any] = self._db.execute(statements.COUNT_WAITING).fetchall() if self.has_waiting else []
-            return dict(waiting)
-        if kept == StoredState.SCHEDULED:  # by the partitions, which stand in the index of these jobs
-            scheduled: list[Any] = self._db.execute(statements.COUNT_SCHEDULED).fetchall()
-            return dict(scheduled)
+        if kept in (StoredState.WAITING, StoredState.SCHEDULED):
+            return self._later.of(kept)
         found: Counter[str] = Counter()
         for number, jobs in self._db.execute("SELECT spec, count(*) FROM jobs WHERE state = ? GROUP BY spec", (kept,)):
             found[self._spec_of_number[int(number)].queue] += int(jobs)

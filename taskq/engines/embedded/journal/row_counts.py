@@ -32,6 +32,35 @@ _NAME = "counts_at_end"
 _MOST_PARTITIONS = 1_000
 
 
+class LaterCounts:
+    """How many jobs of each queue are scheduled, or wait for others. Changed with the rows: to count 100,000 of them
+    takes 10 ms, in which the broker would answer nobody."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        """Counts the rows."""
+        counted = {StoredState.SCHEDULED: statements.COUNT_SCHEDULED, StoredState.WAITING: statements.COUNT_WAITING}
+        self._queues: dict[StoredState, Counter[str]] = {state: Counter() for state in counted}
+        for state, sql in counted.items():
+            for queue, jobs in db.execute(sql):
+                self.add(state, queue, jobs)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return any(self._queues.values())
+
+    def add(self, state: int, queue: str, jobs: int = 1) -> None:
+        """So many more jobs of a queue are in a state, or fewer if that is negative. Other states are left out."""
+        counts = self._queues.get(StoredState(state))
+        if counts is not None:
+            counts[queue] += jobs
+            if not counts[queue]:
+                del counts[queue]
+
+    def of(self, state: StoredState) -> dict[str, int]:
+        """How many there are, by queue; queues without any are left out."""
+        return dict(self._queues[state])
+
+
 class RowCounts:
     """The number of jobs in the journal, and of those in each final state. Changed with the rows."""
 

@@ -143,6 +143,8 @@ class SQLiteStore(Dependencies, Queries):
             constraints = row.constraints or NO_CONSTRAINTS
             row.constraints = kept = constraints.kept
             state = waiting if constraints.after else queued if constraints.due_at is None else scheduled
+            if state != queued:
+                self._later.add(state, row.spec.queue)
             if constraints.after:
                 edges += [(parent, row.seq, goes_on) for parent, goes_on in constraints.after]
             partition, is_keyed = unkeyed, 1 if constraints.is_keyed else None
@@ -195,6 +197,8 @@ class SQLiteStore(Dependencies, Queries):
         if rows:
             self._begin()
             self._db.executemany(statements.BECOME_DUE, [(self._partition_number(row), row.seq) for row in rows])
+            for row in rows:
+                self._later.add(StoredState.SCHEDULED, row.spec.queue, -1)
         return rows
 
     @trusted
@@ -241,6 +245,7 @@ class SQLiteStore(Dependencies, Queries):
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
         self._begin()
         if rescheduled:  # some of these may have ended since
+            self._leave(change.row.seq for change in rescheduled)
             self._db.executemany(statements.RESCHEDULE, [self._rescheduling(change, now) for change in rescheduled])
             self._keep_attempts((each.row.seq, each.attempt, each.outcome) for each in rescheduled if each.outcome)
         plain: list[tuple[int, int, float, bytes, int]] = []
@@ -267,6 +272,7 @@ class SQLiteStore(Dependencies, Queries):
 
     def _end(self, ended: Sequence[Ended], now: float) -> None:
         """Records the ends of jobs that did not succeed."""
+        self._leave(row.seq for row, _, _ in ended)
         fields = [(kept, row.attempts, row.crashes, now, outcome, row.seq) for row, kept, outcome in ended]
         self._db.executemany(statements.END, fields)
         constraints = [(_keeps_key(row.constraints), row.seq) for row, _, _ in ended if row.constraints is not None]
@@ -286,6 +292,7 @@ class SQLiteStore(Dependencies, Queries):
         counts = row.attempts, row.crashes, row.snoozes
         numbers = self._spec_number(row.spec), self._partition_number(row, is_queued=change.due_at is None)
         self._gets_spec(row.seq, numbers[0])
+        self._later.add(state, row.spec.queue)
         return state, ready_at, *numbers, *counts, change.outcome, row.seq
 
     def _keep_attempts(self, ended: Iterable[tuple[int, int, bytes]]) -> None:
@@ -323,6 +330,7 @@ class SQLiteStore(Dependencies, Queries):
     def remove(self, jobs: Sequence[StoredJob]) -> None:
         self._begin()
         seqs = [(job.row.seq,) for job in jobs]
+        self._leave(job.row.seq for job in jobs)
         self._db.executemany("DELETE FROM attempts WHERE job = ?", seqs)
         self._db.executemany("DELETE FROM failed WHERE job = ?", seqs)
         self._db.executemany("DELETE FROM jobs WHERE seq = ?", seqs)

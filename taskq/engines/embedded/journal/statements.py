@@ -62,11 +62,16 @@ CLOSE_EDGE = "UPDATE edges SET is_open = 0 WHERE parent = ? AND child = ?"
 IS_WAITING = "SELECT 1 FROM edges WHERE child = ? AND is_open = 1 LIMIT 1"
 WOULD_RELEASE = """SELECT 1 FROM edges AS own WHERE parent = ? AND is_open = 1 AND NOT EXISTS
     (SELECT 1 FROM edges WHERE child = own.child AND is_open = 1 AND parent <> own.parent) LIMIT 1"""
+# by the partitions, which stand in the index of these jobs
 COUNT_SCHEDULED = """SELECT bands.queue, sum(jobs) FROM bands,
     (SELECT band, count(*) AS jobs FROM jobs WHERE state = 1 GROUP BY band) USING (band) GROUP BY 1"""
+# by the edges: an index of these jobs would cost all others a little
 COUNT_WAITING = """SELECT bands.queue, count(*)
     FROM (SELECT DISTINCT child FROM edges WHERE is_open = 1) CROSS JOIN jobs ON seq = child JOIN bands USING (band)
     GROUP BY 1"""
+#: Those of some jobs that are scheduled or wait for others; and the queues of some jobs.
+LATER_AMONG = f"""SELECT state, spec FROM jobs WHERE seq IN (SELECT value FROM json_each(?))
+    AND state IN ({StoredState.SCHEDULED}, {StoredState.WAITING})"""
 CANCEL_DEPENDENT = (
     f"UPDATE jobs SET state = {StoredState.CANCELLED}, finished_at = ?, outcome = ?, "
     "due_at = NULL, expires_at = NULL, unique_key = NULL WHERE seq = ?"

@@ -210,7 +210,8 @@ class Store(Protocol):
         """Others may have the unique keys of these jobs now."""
 
     def settle(self, ended: Sequence[Ended], rescheduled: Sequence[Rescheduled], now: float) -> None:
-        """Records what became of jobs that the broker holds. `now` is in seconds since 1970."""
+        """Records what became of jobs that the broker holds; those that have succeeded were queued. `now` is in seconds
+        since 1970."""
 
     # -- jobs that come after others
 
