@@ -34,7 +34,7 @@ __all__ = ["here", "terminal"]  # fixtures
 APP = f"{APPS / 'troubled.py'}:q"
 WAITING = 100_000
 #: A time of the day, as a page tells it.
-CLOCK = r"\d\d:\d\d"
+CLOCK = r"(?:[\d-]{10} )?\d\d:\d\d"  # with the date, behind midnight
 SERVED = ("default", "bulk", "stuck", "slow", "mail", "paused")
 
 
@@ -304,7 +304,7 @@ def test_7_what_does_that_process_do_now(trouble: Trouble, asked: Asked, page: P
     assert re.search(r"troubled\.py\", line \d+ in hang", told["stack"])
     assert job.info().state == "running", "it goes on"
 
-    assert f"on consumer {told['consumer']} ." in page(f"/jobs/{job.id}")
+    assert f"on consumer {told['consumer']} " in page(f"/jobs/{job.id}")
     assert "Where is it now?" in page(f"/jobs/{job.id}")
     consumer = asked("status")["consumers"][told["consumer"] - 1]
     assert consumer["pid"] == trouble.hung_pid
@@ -360,9 +360,10 @@ def test_10_does_the_broker_keep_up(trouble: Trouble, asked: Asked, page: Pages)
     assert findings["fleet"] == "ok"
 
     text = page("/broker")
-    assert re.search(
-        r"^Broker It keeps up: a commit takes [\d.]+ (µs|ms), and its loop is busy for (less than )?\d+ %", text
+    assert re.match(r"Broker It (keeps up: a commit takes [\d.]+ (µs|ms), and|hardly keeps up: )", text), (
+        "a slow machine"
     )
+    assert re.search(r"Loop busy for [\d.]+ % of the last minute", text)
     for words in ("Longest turn", "Commits", "Journal", "Clients", "0 files wait", "output.dropped"):
         assert words in text
 

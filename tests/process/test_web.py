@@ -118,7 +118,7 @@ SAYS = {
     "/limits": ["jobs at once", "1 of 1", "{running}", "{limited}"],
     "/log": ["job.failed", "job.crashed", "&lt;script&gt;"],
     "/log?level=error&task=crash": ["job.crashed"],
-    "/broker": ["It keeps up", "Longest turn"],
+    "/broker": ["keeps up: ", "Longest turn"],
 }
 
 
