@@ -52,7 +52,7 @@ LATE = {
     ("client.transport.clients", "client.transport.aio"): "asyncio takes 40-70 ms",
     ("client.transport.clients", "client.transport.postgres.aio"): "only who has a database needs its driver",
     ("client.transport.clients", "client.transport.postgres.blocking"): "only who has a database needs its driver",
-    ("client.transport.clients", "client.transport.postgres.within"): "only who has a database needs its driver",
+    ("client.transport.clients", "client.transport.postgres.lent.within"): "only who has a database needs its driver",
     ("client.transport.postgres.queue", "client.transport.postgres.fleets"): "who only enqueues asks nothing",
     ("client.transport.postgres.queue", "client.transport.postgres.reasons"): "who only enqueues asks nothing",
     ("client.transport.postgres.queue", "client.transport.postgres.scheduling"): "who only enqueues asks nothing",

@@ -179,16 +179,19 @@ class SimLink(Link):
 
     # -- what is sent, and what comes of it
 
-    def _send_step(self, step: Step, now: float, *, is_single: bool = False) -> None:
+    def _is_whole(self, step: Step) -> bool:
+        return len(step) == 1 and super()._is_whole(step)  # between several statements and their commit, others come
+
+    def _send_step(self, step: Step, now: float, *, is_whole: bool = False) -> None:
         fate = "" if self.is_instant or self._exchange is self._setup else self.world.fate_of_step()
         if fate == "not sent":
             raise OperationalError("chance: the connection broke before this was sent")
         self._answer = []
         self._send(step, _ROWS)
-        if fate == "held" and step.commits and not is_single:
+        if fate == "held" and step.commits and not is_whole:
             self._held = step
         else:
-            if step.commits and not is_single:
+            if step.commits and not is_whole:
                 self._send([_COMMIT], _NOTHING)
             self._send(step.after, self._of_after)
         self._sync(now)

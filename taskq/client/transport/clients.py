@@ -18,7 +18,7 @@ from taskq.system.directory import Directory
 from taskq.system.place import Place
 
 if TYPE_CHECKING:
-    from taskq.client.transport.postgres.within import Within
+    from taskq.client.transport.postgres.lent.within import Within
 
 #: Adds to the meta of jobs that are about to be enqueued: called with the name of their task, and what there is so far.
 EnqueueHook = Callable[[str, dict[str, str]], object]
@@ -125,8 +125,8 @@ class FleetConnection:
                 f"q.within(...): the queue is in {self.place.shown}; jobs can be a part of your transaction only in "
                 "the same PostgreSQL database: set TASKQ_URL=postgresql://..."
             )
-        _import("taskq.client.transport.postgres.within", self.place)
-        from taskq.client.transport.postgres.within import Within
+        _import("taskq.client.transport.postgres.lent.within", self.place)
+        from taskq.client.transport.postgres.lent.within import Within
 
         return Within(self.place, connection, lambda: self.client, self.async_client)
 

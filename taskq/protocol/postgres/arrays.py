@@ -34,6 +34,8 @@ UUIDS_OID: Final = 2951
 _LENGTH: Final = Struct("!i")
 _NULL: Final = _LENGTH.pack(-1)
 _FLOAT: Final = Struct("!id")
+#: A float8 by itself.
+FLOAT: Final = Struct("!d")
 
 
 def smallints(values: Sequence[int]) -> Array:

@@ -40,18 +40,18 @@ def _bare(stage: Stage) -> Values:
         bare.enqueue_many(count)
         bare.wait()
 
-    bulk_s = timed(all_of_it)
-    with bare.held():
-        enqueue_s = timed(lambda: bare.enqueue_many(count))
-        single_s = repeat(bare.enqueue, _singles(stage))
-    drain_s = timed(bare.wait)
+    with bare.working():
+        bulk_s = timed(all_of_it)
+    enqueue_s = timed(lambda: bare.enqueue_many(count))
+    single_s = repeat(bare.enqueue, _singles(stage))
+    with bare.working():
+        drain_s = timed(bare.wait)
     found = {"bulk": count / bulk_s, "enqueue": count / enqueue_s, "drain": (count + len(single_s)) / drain_s}
     return found | {"single": len(single_s) / sum(single_s)}
 
 
 def _commits(stage: Stage) -> Values:
-    with stage.bare_database.held():
-        return percentiles_ms("trip", repeat(stage.bare_database.three_commits, _singles(stage)))
+    return percentiles_ms("trip", repeat(stage.bare_database.three_commits, _singles(stage)))
 
 
 CASE = Case(

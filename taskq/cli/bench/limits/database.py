@@ -117,7 +117,8 @@ class OwnSchema:
 
 
 class BareDatabase:
-    """The limit: this process submits, and a child leases and settles.
+    """The limit: this process submits, and a child leases and settles. The child stands still but in `working`: its
+    looks for jobs would take part of what is measured beside it.
 
     Args:
         where: the database, for libpq.
@@ -140,6 +141,7 @@ class BareDatabase:
         self._sent = self._done = 0
         try:
             self._hear()
+            self._hold()
         except BaseException:
             self.close()
             raise
@@ -170,20 +172,23 @@ class BareDatabase:
             self._hear()
 
     def three_commits(self) -> None:
-        """Submits a job, leases it and settles it, while the child is held."""
+        """Submits a job, leases it and settles it."""
         _submit(self._connection, [uuid4()])
         _settle(self._connection, self._connection.execute(_LEASE, (0, 1), prepare=True).fetchall())
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Stops the child while a block runs, at a moment at which it has no transaction open."""
-        self.wait()
-        while not self._is_idle():
-            time.sleep(_POLL_S)
+    def working(self) -> Iterator[None]:
+        """Lets the child lease and settle while a block runs, which ends with `wait`."""
+        self._worker.send_signal(signal.SIGCONT)
         try:
             yield
         finally:
-            self._worker.send_signal(signal.SIGCONT)
+            self._hold()
+
+    def _hold(self) -> None:
+        """Stops the child, at a moment at which it has no transaction open."""
+        while not self._is_idle():
+            time.sleep(_POLL_S)
 
     def _is_idle(self) -> bool:
         """Stops the child, and lets it go on if it had begun something."""

@@ -18,25 +18,24 @@ from psycopg.abc import PQGen
 
 from taskq.client.transport.aio import PerLoop
 from taskq.client.transport.api import AsyncQueueClient
-from taskq.client.transport.postgres.foreign import AsyncLent
+from taskq.client.transport.postgres.lent.foreign import AsyncLent
+from taskq.client.transport.postgres.lent.within import joined, refuse_wait
 from taskq.client.transport.postgres.queue import PostgresQueue
 from taskq.client.transport.postgres.sessions import (
     ASK_PID,
     LOST,
     Deaf,
     Patience,
-    in_schema,
-    is_taken_at_once,
     looks_s,
     options_of,
     within,
     without_options,
 )
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
-from taskq.client.transport.postgres.within import joined, refuse_wait
+from taskq.client.transport.postgres.wire import Wire
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, TaskQError
-from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.plans import Plan
 from taskq.protocol.postgres.watching import channel_of, ids_in
 from taskq.system.clock import SYSTEM_CLOCK
 from taskq.system.directory import reply_timeout_s
@@ -170,10 +169,10 @@ class Door:
         except psycopg.OperationalError as error:
             options = without_options(error, options)
             session = await AsyncSession.connect(cursor_factory=psycopg.AsyncRawCursor, **options)
-        session.answer_s, session.schema = self._answer_s, self.schema
+        session.answer_s = self._answer_s
         [(pid,)] = await (await session.execute(ASK_PID)).fetchall()
-        if pid != session.info.backend_pid:
-            session.is_pooled, session.prepare_threshold = True, None
+        session.is_pooled = pid != session.info.backend_pid
+        session.wire = Wire(session.pgconn, self.schema, prepares=not session.is_pooled)
         self._queue.kinds.forget()  # the server may have been away, and have come back with older tables
         return session
 
@@ -224,8 +223,8 @@ class Room:
 class AsyncSession(psycopg.AsyncConnection[Any]):
     """A connection whose server has to answer in time."""
 
+    wire: Wire
     answer_s = 5.0  #: Seconds.
-    schema = ""  #: Of the tables.
     is_pooled = False  #: Whether a pooler stands before the server; see `sessions.ASK_PID`.
 
     async def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
@@ -238,7 +237,7 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
         try:
             step = next(plan)
             while True:
-                rows = await self._do(step, is_open)
+                rows = await self.wait(self.wire.run(step, is_open=is_open))
                 is_open = not step.commits
                 step = plan.send(rows)
         except StopIteration as end:
@@ -250,39 +249,12 @@ class AsyncSession(psycopg.AsyncConnection[Any]):
                 await self.execute("ROLLBACK")
             raise
 
-    async def _do(self, step: Step, is_open: bool) -> list[Rows]:
-        """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
-        if len(step) == 1 and step.commits and not step.after and not is_open:
-            return [await rows_of_async(await self._send(step[0]))]
-        at_once = step.after if is_taken_at_once(step) else ()
-        async with self.pipeline() as pipeline:
-            if not is_open and not step.commits:
-                await self.execute("BEGIN")
-            cursors = [await self._send(query) for query in step]
-            if is_open and step.commits:
-                await self.execute("COMMIT")
-            if at_once:
-                await pipeline.sync()
-                cursors += [await self._send(query) for query in at_once]
-        cursors += [await self._send(query) for query in step.after[len(at_once) :]]
-        return [await rows_of_async(cursor) for cursor in cursors]
-
-    async def _send(self, query: Query) -> psycopg.AsyncCursor[Any]:
-        cursor = self.cursor(binary=True)
-        await cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=not self.is_pooled)
-        return cursor
-
     def drop(self) -> None:
         """Closes it, without waiting for the server."""
         self.pgconn.finish()
 
     def __del__(self, *_: Any) -> None:
         """It goes with its loop: psycopg would warn of that."""
-
-
-async def rows_of_async(cursor: psycopg.AsyncCursor[Any]) -> Rows:
-    """The rows that a statement has returned."""
-    return await cursor.fetchall() if cursor.description else []
 
 
 class AsyncListener:

@@ -15,7 +15,8 @@ import psycopg
 from psycopg.abc import PQGen
 
 from taskq.client.transport.api import QueueClient
-from taskq.client.transport.postgres.foreign import Lent
+from taskq.client.transport.postgres.lent.foreign import Lent
+from taskq.client.transport.postgres.lent.within import joined, refuse_wait
 from taskq.client.transport.postgres.listener import BlockingEar, DeafEar, Listener
 from taskq.client.transport.postgres.queue import PostgresQueue
 from taskq.client.transport.postgres.sessions import (
@@ -23,17 +24,15 @@ from taskq.client.transport.postgres.sessions import (
     LOST,
     Deaf,
     Patience,
-    in_schema,
-    is_taken_at_once,
     options_of,
     within,
     without_options,
 )
 from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
-from taskq.client.transport.postgres.within import joined, refuse_wait
+from taskq.client.transport.postgres.wire import Wire
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, TaskQError
-from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.plans import Plan
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import reply_timeout_s
 from taskq.system.place import Place
@@ -124,10 +123,10 @@ class PostgresClient(QueueClient):
             session = Session.connect(cursor_factory=psycopg.RawCursor, **options)
         except psycopg.OperationalError as error:
             session = Session.connect(cursor_factory=psycopg.RawCursor, **without_options(error, options))
-        session.answer_s, session.schema = self._timeout_s, self.queue.database.schema
+        session.answer_s = self._timeout_s
         [(pid,)] = session.execute(ASK_PID).fetchall()
-        if pid != session.info.backend_pid:
-            session.is_pooled, session.prepare_threshold = True, None
+        session.is_pooled = pid != session.info.backend_pid
+        session.wire = Wire(session.pgconn, self.queue.database.schema, prepares=not session.is_pooled)
         self.queue.kinds.forget()  # the server may have been away, and have come back with older tables
         return session
 
@@ -150,8 +149,8 @@ class PostgresClient(QueueClient):
 class Session(psycopg.Connection[Any]):
     """A connection whose server has to answer in time."""
 
+    wire: Wire
     answer_s = 5.0  #: Seconds.
-    schema = ""  #: Of the tables.
     is_pooled = False  #: Whether a pooler stands before the server; see `sessions.ASK_PID`.
 
     def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
@@ -164,7 +163,7 @@ class Session(psycopg.Connection[Any]):
         try:
             step = next(plan)
             while True:
-                rows = self._do(step, is_open)
+                rows = self.wait(self.wire.run(step, is_open=is_open))
                 is_open = not step.commits
                 step = plan.send(rows)
         except StopIteration as end:
@@ -176,35 +175,8 @@ class Session(psycopg.Connection[Any]):
                 self.execute("ROLLBACK")
             raise
 
-    def _do(self, step: Step, is_open: bool) -> list[Rows]:
-        """Sends the statements of a step, in one go. They are a transaction by themselves if it begins and commits."""
-        if len(step) == 1 and step.commits and not step.after and not is_open:
-            return [rows_of(self._send(step[0]))]
-        at_once = step.after if is_taken_at_once(step) else ()
-        with self.pipeline() as pipeline:
-            if not is_open and not step.commits:
-                self.execute("BEGIN")
-            cursors = [self._send(query) for query in step]
-            if is_open and step.commits:
-                self.execute("COMMIT")
-            if at_once:
-                pipeline.sync()
-                cursors += [self._send(query) for query in at_once]
-        cursors += [self._send(query) for query in step.after[len(at_once) :]]
-        return list(map(rows_of, cursors))
-
     def __del__(self, *_: Any) -> None:
         """It goes with its client: psycopg would warn of that."""
-
-    def _send(self, query: Query) -> psycopg.Cursor[Any]:
-        cursor = self.cursor(binary=True)
-        cursor.execute(in_schema(query.sql, self.schema).encode(), query.params, prepare=not self.is_pooled)
-        return cursor
-
-
-def rows_of(cursor: psycopg.Cursor[Any]) -> Rows:
-    """The rows that a statement has returned."""
-    return cursor.fetchall() if cursor.description else []
 
 
 class Sessions:

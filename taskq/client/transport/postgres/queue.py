@@ -72,8 +72,10 @@ _MOST_SEEN = 1_000
 #: Ids are made by the clocks of clients.
 _CLOCKS_DIFFER_S = 60.0
 
-#: Brokers are told of new jobs of one partition so often at most: they look by themselves after activity.
+#: While a client hands in one job right after the other, brokers are told of each partition so often at most: they look
+#: by themselves after activity. A client that waits for each job makes longer pauses: brokers are told of all of these.
 _TELL_EVERY_S = 0.01
+_RIGHT_AFTER_S = 0.0002
 #: Of how many partitions it is remembered when brokers were told.
 _MOST_TOLD = 10_000
 
@@ -97,6 +99,7 @@ class PostgresQueue:
         self.payloads = PayloadFiles(place.directory)
         self._may_read: bool | None = None  # see `_compares`
         self._told_at: dict[str, float] = {}  # when brokers were told that a partition has jobs
+        self._submitted_at = -inf  # when jobs were handed in last (monotonic)
 
     # -- submitting
 
@@ -124,6 +127,7 @@ class PostgresQueue:
             query, words = yield from self._constrained(spec, chunk)
         after = (notify(self._channel, words),) if words else ()
         new = yield Run(partial(_alone, query, before, after), joins=True)
+        self._submitted_at = self.clock.monotonic()
         if new < len(chunk):  # they were sent before
             yield from self._check_arguments(chunk)
         return [call.id for call in chunk]
@@ -142,6 +146,7 @@ class PostgresQueue:
         compares = is_unique and (yield from self._compares())
         admission = Admission(groups, wall, self._words_of(jobs, wall), self._channel, compares=compares)
         earlier: dict[bytes, bytes] = yield Run(partial(admission.plan, before), joins=True)
+        self._submitted_at = self.clock.monotonic()
         return earlier
 
     def _jobs_of(self, spec: Spec, calls: Sequence[Call]) -> Operation[list[NewJob]]:
@@ -181,7 +186,8 @@ class PostgresQueue:
 
     def _unless_told(self, words: Iterable[str]) -> list[str]:
         now, told_at = self.clock.monotonic(), self._told_at
-        due = [word for word in words if now - told_at.get(word, -1.0) >= _TELL_EVERY_S]
+        told_before = inf if now - self._submitted_at >= _RIGHT_AFTER_S else now - _TELL_EVERY_S
+        due = [word for word in words if told_at.get(word, -inf) <= told_before]
         if len(told_at) > _MOST_TOLD:
             told_at.clear()
         told_at.update({word: now for word in due if word.startswith("q")})

@@ -17,7 +17,6 @@ from psycopg.waiting import Ready
 
 from taskq.model.errors import BrokerUnavailable, StoreFull, TaskQError
 from taskq.protocol.postgres.arrays import Array
-from taskq.protocol.postgres.plans import Step
 from taskq.protocol.postgres.refusals import STANDBY, UNKNOWN_OPTIONS, sentence
 from taskq.system.clock import Clock
 from taskq.system.place import DatabaseUrl
@@ -34,8 +33,6 @@ READY_NONE: Final = Ready.NONE
 _APPLICATION_NAME: Final = "taskq client"
 #: For the sessions of clients: a client that is stopped in the middle of a transaction holds nobody up for longer.
 _OPTIONS: Final = "-c idle_in_transaction_session_timeout=15s -c lock_timeout=5s -c jit=off"
-#: The buffer of a socket takes more than this.
-_TAKEN_AT_ONCE_BYTES: Final = 64 * 1024
 #: When to tell that a server is still away.
 _TELL_AFTER_S: Final = 3.0
 #: Bounds of the pauses between attempts to reach a server that is away.
@@ -96,6 +93,7 @@ def options_of(database: DatabaseUrl, timeout_s: float) -> dict[str, Any]:
         "autocommit": True,
         "context": ADAPTERS,
         "application_name": _APPLICATION_NAME,
+        "client_encoding": "utf8",
         "options": _OPTIONS,
         "connect_timeout": max(2, round(timeout_s)),  # libpq takes whole seconds, and 1 for 2
         "tcp_user_timeout": round(timeout_s * 1000),
@@ -106,13 +104,6 @@ def options_of(database: DatabaseUrl, timeout_s: float) -> dict[str, Any]:
 def in_schema(sql: str, schema: str) -> str:
     """A statement with the name of the schema in it."""
     return sql.replace("taskq.", f'"{schema}".')
-
-
-def is_taken_at_once(step: Step) -> bool:
-    """Whether the buffers of a connection take all statements of a step, so that `Pipeline.sync` may follow: it sends
-    no more while it waits for the answers, and would wait for ever."""
-    params = (param for query in step for param in query.params)
-    return sum(len(param.data) for param in params if isinstance(param, Array)) < _TAKEN_AT_ONCE_BYTES
 
 
 def within(gen: PQGen[T], answer_s: float) -> PQGen[T]:

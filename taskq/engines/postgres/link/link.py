@@ -351,14 +351,19 @@ class Link:
         if step is None:
             self._end()
             return
-        if len(step) > 1 or not step.commits or step.after:
+        is_whole = self._is_whole(step)
+        if not is_whole:
             self._send([_BEGIN], _NOTHING)
-        self._send_step(step, now, is_single=len(step) == 1 and step.commits and not step.after)
+        self._send_step(step, now, is_whole=is_whole)
 
-    def _send_step(self, step: Step, now: float, *, is_single: bool = False) -> None:
+    def _is_whole(self, step: Step) -> bool:
+        """Whether a first step is a transaction by itself, as all is that is sent up to a sync."""
+        return step.commits and not step.after
+
+    def _send_step(self, step: Step, now: float, *, is_whole: bool = False) -> None:
         self._answer = []
         self._send(step, _ROWS)
-        if step.commits and not is_single:
+        if step.commits and not is_whole:
             self._send([_COMMIT], _NOTHING)
         self._send(step.after, _NOTHING)
         self._sync(now)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from taskq.client.transport.api import AsyncQueueClient, QueueClient
-from taskq.client.transport.postgres.foreign import AsyncLent, Lent, lent_by, lent_by_async
+from taskq.client.transport.postgres.lent.foreign import AsyncLent, Lent, lent_by, lent_by_async
 from taskq.client.transport.postgres.verbs import Run
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError
