@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -34,11 +35,13 @@ from taskq import (
     gather,
     group,
 )
+from taskq.client.transport.postgres.sessions import ADAPTERS
 from taskq.engines.postgres.migrate import migrate
 from taskq.model.attempt import Ran, pack_failure, pack_success
 from taskq.model.job import JobError
 from taskq.model.stored import StoredState
 from taskq.protocol.codec import encode_result
+from taskq.protocol.postgres.watching import Word, new_client, tell, words_in
 
 pytestmark = pytest.mark.not_on_postgres("it has a database in each run")
 
@@ -60,7 +63,7 @@ class Hand(NamedTuple):
         sql = "INSERT INTO taskq.beats (fleet, seen_at, running, attempts) VALUES (%s, now(), %s, '{1}')"
         self.execute(sql, fleet, [UUID(job.id)])
 
-    def end(self, job: Job[Any], state: StoredState, outcome: bytes) -> None:
+    def end(self, job: Job[Any], state: StoredState, outcome: bytes, *, is_told: bool = True) -> None:
         """A job has ended."""
         self.execute("DELETE FROM taskq.queue WHERE id = %s", UUID(job.id))
         sql = (
@@ -70,7 +73,8 @@ class Hand(NamedTuple):
         self.execute(sql, int(state), outcome, int(state), UUID(job.id))
         if state is StoredState.FAILED:
             self.execute("INSERT INTO taskq.failed VALUES (%s)", UUID(job.id))
-        self.tell(job)
+        if is_told:
+            self.tell(job)
 
     def tell(self, *jobs: Job[Any]) -> None:
         """Tells those who wait."""
@@ -81,8 +85,7 @@ class Hand(NamedTuple):
 
     def succeed(self, job: Job[Any], value: Any = None) -> None:
         """A job has returned something."""
-        result = encode_result(bytes.fromhex(job.id), value)
-        self.end(job, StoredState.SUCCEEDED, pack_success(time.time(), 0.5, result, 1))
+        self.end(job, StoredState.SUCCEEDED, outcome_of(job, value))
 
     def fail(self, job: Job[Any]) -> None:
         """A job has failed for good."""
@@ -93,6 +96,23 @@ class Hand(NamedTuple):
         """Sends a statement."""
         cursor = self.connection.execute(sql.replace("taskq.", f"{SCHEMA}.").encode(), parameters)
         return cursor.fetchall() if cursor.description else []
+
+
+def outcome_of(job: Job[Any], value: Any) -> bytes:
+    """Of a job that has returned something."""
+    return pack_success(1_000.0, 0.5, encode_result(bytes.fromhex(job.id), value), 1)
+
+
+@contextmanager
+def told_by_brokers(url: str) -> Iterator[Callable[..., Any]]:
+    """What tells those who wait as brokers do, when the block ends."""
+    with psycopg.connect(url, context=ADAPTERS, cursor_factory=psycopg.RawCursor) as broker:
+
+        def tell_now(*jobs: Job[Any]) -> None:
+            query = tell([bytes.fromhex(job.id) for job in jobs], SCHEMA)
+            broker.execute(query.sql.replace("taskq.", f"{SCHEMA}.").encode(), query.params)
+
+        yield tell_now
 
 
 @pytest.fixture
@@ -225,6 +245,44 @@ def test_several_threads_wait_on_one_connection(q: TaskQ, hand: Hand) -> None:
     for thread in threads:
         thread.join()
     assert results == {number: number + 1 for number in range(8)}
+
+
+def test_a_small_result_comes_with_the_notification(q: TaskQ, hand: Hand, url: str) -> None:
+    """Who waits need not look then: here the job is gone by that time."""
+    job = q.enqueue("add", 1, 2)
+    results: list[Any] = []
+    waiter = threading.Thread(target=lambda: results.append(job.result(30)))
+    waiter.start()
+    eventually(lambda: watched(hand))
+    hand.end(job, StoredState.SUCCEEDED, outcome_of(job, 3), is_told=False)
+    with told_by_brokers(url) as tell_now:
+        tell_now(job)
+        hand.execute("DELETE FROM taskq.jobs")
+    waiter.join()
+    assert results == [3]
+
+
+def test_large_results_are_looked_up_and_so_are_all_by_clients_of_older_versions(
+    q: TaskQ, hand: Hand, url: str
+) -> None:
+    small, large = q.enqueue("add", 1, 2), q.enqueue("add", 1, 2)
+    old, new = 7, new_client()
+    with psycopg.connect(url, autocommit=True) as ear:
+        for client in (old, new):
+            ear.execute(f'LISTEN "{SCHEMA}_c{client}"'.encode())
+            for job in (small, large):
+                hand.execute("INSERT INTO taskq.watches VALUES (%s, %s)", UUID(job.id), client)
+        for job, value in ((small, 3), (large, "3" * 1_000)):
+            hand.end(job, StoredState.SUCCEEDED, outcome_of(job, value), is_told=False)
+        with told_by_brokers(url) as tell_now:
+            tell_now(small, large)
+        words = {n.channel: words_in(n.payload) for n in ear.notifies(timeout=30, stop_after=2)}
+    plain = {Word(bytes.fromhex(small.id)), Word(bytes.fromhex(large.id))}
+    assert set(words[f"{SCHEMA}_c{old}"]) == plain
+    assert set(words[f"{SCHEMA}_c{new}"]) == {
+        Word(bytes.fromhex(small.id), StoredState.SUCCEEDED, outcome_of(small, 3)),
+        Word(bytes.fromhex(large.id)),
+    }
 
 
 def test_a_lost_notification_delays_and_no_more(q: TaskQ, hand: Hand) -> None:

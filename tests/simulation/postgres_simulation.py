@@ -44,7 +44,7 @@ from taskq.model.constraints import Constraints, UniqueKey
 from taskq.model.errors import BrokerUnavailable, TaskQError
 from taskq.model.spec import Spec
 from taskq.model.stored import FIRST_FINAL, StoredState
-from taskq.protocol.postgres.watching import channel_of, ids_in
+from taskq.protocol.postgres.watching import READS_ENDINGS, channel_of, words_in
 from taskq.protocol.submissions import Call, EarlierId
 from taskq.system.place import DatabaseUrl
 
@@ -110,7 +110,7 @@ class World:
         )
         slots = 1 if self.history.is_orderly else 2
         self.machines = [Machine(self, f"m{number}", slots) for number in range(1, machines + 1)]
-        self.clients = [SimClient(self, number) for number in (101, 102)]
+        self.clients = [SimClient(self, number) for number in (101, READS_ENDINGS + 102)]
         self._ids = count(1)
         self._jobs: list[str] = []
         self._last_id = b""
@@ -194,7 +194,7 @@ class World:
 
     def _told(self, client: SimClient, word: str) -> None:
         if client.ear is not None:
-            client.ear.heard += ids_in(word)
+            client.ear.heard += words_in(word)
             self.wake(client)
 
     def _run_until(self, end: float, is_over: Callable[[], bool] = lambda: False) -> None:

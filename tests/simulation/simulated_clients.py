@@ -17,7 +17,7 @@ from taskq.client.transport.postgres.verbs import Hear, Listen, Run, Sleep
 from taskq.client.transport.verbs import Operation
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.errors import BrokerUnavailable, TaskQError
-from taskq.protocol.postgres.watching import channel_of
+from taskq.protocol.postgres.watching import Word, channel_of
 from taskq.system.directory import Directory
 from taskq.system.place import Place
 
@@ -33,13 +33,13 @@ class SimEar:
 
     def __init__(self, client: SimClient, waiting: Any) -> None:
         self.client = client.number
-        self.heard: list[bytes] = []
+        self.heard: list[Word] = []
         self._waiting = waiting
         self._owner = client
         client.ear = self
 
-    def take(self) -> list[bytes]:
-        heard, self.heard = [job_id for job_id in self.heard if job_id in self._waiting], []
+    def take(self) -> list[Word]:
+        heard, self.heard = [word for word in self.heard if word.id in self._waiting], []
         return heard
 
     def close(self) -> None:

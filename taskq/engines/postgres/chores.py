@@ -22,8 +22,9 @@ from taskq.engines.postgres.rows import told_row
 from taskq.engines.postgres.schedules import Declare, FireDue, FleetSchedules
 from taskq.model.attempt import pack_failure
 from taskq.model.job import JobError, JobRow, first_id_at
-from taskq.protocol.postgres.arrays import floats, texts, uuids
+from taskq.protocol.postgres.arrays import floats, texts
 from taskq.protocol.postgres.plans import Plan, Query, Step
+from taskq.protocol.postgres.watching import tell
 
 _LOOK_EVERY_S: Final = 1.0
 #: How often a fleet, of all, looks for schedules that would be silent, since the database's clock was set back.
@@ -127,7 +128,7 @@ class Look(Exchange[Seen]):
             [rows] = yield Step(Query(statements.EXPIRE, (_EXPIRED_AT_ONCE, EXPIRED, self._since)))
             expired = [told_row(*columns) for columns in rows]
             if expired:
-                after.append(Query(statements.TELL, (uuids([row.id for row in expired]), self._schema)))
+                after.append(tell([row.id for row in expired], self._schema))
         [[columns]] = yield Step(look, commits=True, after=after)
         due_s, expires_s, fires_s, has_some, last_partition, has_edges, has_tallies, wall = columns
         chores = frozenset(name for (name,) in claimed)

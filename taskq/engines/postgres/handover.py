@@ -22,6 +22,7 @@ from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, uuids
 from taskq.protocol.postgres.kinds import read_spec
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.watching import tell
 
 #: How many parents one transaction hands over.
 AT_ONCE: Final = 1_000
@@ -111,7 +112,7 @@ class HandOver(Exchange[HandedOver]):
                 cancelled += [(row, reasons[row.id]) for row in (told_row(*columns) for columns in answers[-1])]
         after = [Query(statements.NOTIFY, (self._schema, f"r {partition}")) for partition in sorted(partitions)]
         if cancelled:
-            after.append(Query(statements.TELL, (uuids([row.id for row, _ in cancelled]), self._schema)))
+            after.append(tell([row.id for row, _ in cancelled], self._schema))
         yield Step(Query(statements.NOTHING), commits=True, after=after)
         return HandedOver(freed, cancelled, place)
 

@@ -41,6 +41,7 @@ from taskq.model.stored import Rescheduled
 from taskq.protocol.postgres.arrays import bigints, byteas, floats, ints, smallints, texts, uuids
 from taskq.protocol.postgres.kinds import Kinds, number_partitions, number_specs
 from taskq.protocol.postgres.plans import Plan, Query, Rows, Step
+from taskq.protocol.postgres.watching import tell
 
 
 @dataclass(slots=True)
@@ -355,7 +356,7 @@ class Round(Exchange[Answer]):
         ids = [row.id for row, _, _ in effects.ended]
         if effects.items:
             ids += {row.id for row, _, _ in effects.items}
-        return Query(statements.TELL, (uuids(ids), self._schema))
+        return tell(ids, self._schema)
 
 
 class Numbers(Exchange[Any]):
@@ -379,6 +380,8 @@ def missing_numbers(outcomes: Outcomes, kinds: Kinds) -> Numbers | None:
     """What has to be asked before outcomes can be sent: a job that goes on may have another spec than before."""
     rows = [change.row for change in outcomes.effects.rescheduled]
     children = outcomes.effects.children
+    if not (rows or children):  # most often
+        return None
     specs = {row.spec for row in rows} | {part.spec for _, submission in children for part in submission.each}
     specs -= kinds.specs.keys()
     if specs:

@@ -216,13 +216,6 @@ INSERT INTO taskq.items (id, position, item) SELECT q.id, d.position, d.item
 FROM unnest($2::bigint[], $3::int[], $4::bytea[]) AS d (seq, position, item) JOIN taskq.queue AS q USING (seq)
 WHERE q.lease IS NOT DISTINCT FROM $1 ON CONFLICT DO NOTHING"""
 
-#: $1: jobs that have ended, or have new items. Behind the commit: who waits then looks, and who looks later sees it.
-TELL: Final = """
-WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client)
-SELECT pg_notify($2 || '_c' || client, string_agg(replace(id::text, '-', ''), ','))
-FROM (SELECT id, client, row_number() OVER (PARTITION BY client) / 200 AS part FROM told) AS parts
-GROUP BY client, part"""
-
 #: $1: a channel; $2: the words.
 NOTIFY: Final = "SELECT pg_notify($1::text, $2::text)"
 

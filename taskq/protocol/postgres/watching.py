@@ -1,12 +1,15 @@
 """The ends of jobs, for those who wait for them.
 
 Who waits says so in `watches`, commits that, and then looks; a broker commits the end, and then tells those who wait.
-So one of the two sees the other. A broker tells them on channels of their own, with the ids of the jobs.
+So one of the two sees the other. A broker tells them on channels of their own, with the ids of the jobs; and with their
+endings, where these are small and the client is one that reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import SystemRandom
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from taskq.model.attempt import read_outcome
@@ -17,6 +20,8 @@ from taskq.protocol.postgres.plans import Query
 
 #: The state in `jobs` of one that has not ended: `queue` says more.
 LIVES = 3
+#: A client with this number, or a higher one, reads endings in notifications; those of older versions have lower ones.
+READS_ENDINGS: Final = 1 << 62
 
 _WATCH = "INSERT INTO taskq.watches (id, client) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING"
 _LOOK = """
@@ -28,6 +33,11 @@ _LOOK = """
 _LOOK_AT_ONE = """
     SELECT uuid_send(w.id), j.state, CASE WHEN j.state > 3 THEN j.outcome END
     FROM (SELECT $1::uuid AS id) AS w LEFT JOIN taskq.jobs j ON j.id = w.id WHERE j.state IS DISTINCT FROM 3"""
+
+
+def new_client() -> int:
+    """A number for a client, by which nobody can guess its channel."""
+    return READS_ENDINGS + SystemRandom().getrandbits(62)
 
 
 def channel_of(schema: str, client: int) -> str:
@@ -55,16 +65,34 @@ def ending_of(row: tuple[bytes, int | None, bytes | None]) -> tuple[bytes, Endin
     return bytes(job_id), Ending(StoredState(state).state, read_outcome(bytes(outcome or b"")))
 
 
-def ids_in(payload: str) -> list[bytes]:
-    """The ids in a notification to a client; none if it is to look at all jobs that it waits for."""
-    return [bytes.fromhex(one) for one in payload.split(",")] if payload else []
+class Word(NamedTuple):
+    """What a notification says of a job: as a row of `look`, but of one that may have ended, the state is None."""
+
+    id: bytes
+    state: int | None = None
+    outcome: bytes | None = None
 
 
-_TELL = """
-    WITH told AS (DELETE FROM taskq.watches WHERE id = ANY($1::uuid[]) RETURNING id, client)
-    SELECT pg_notify($2 || '_c' || client, string_agg(replace(id::text, '-', ''), ','))
-    FROM (SELECT id, client, row_number() OVER (PARTITION BY client) / 200 AS part FROM told) AS parts
-    GROUP BY client, part"""
+def words_in(payload: str) -> list[Word]:
+    """What a notification to a client says; nothing if it is to look at all jobs that it waits for."""
+    parts = [part.split(":") for part in payload.split(",")] if payload else []
+    return [
+        Word(bytes.fromhex(job_id), int(own[0]), bytes.fromhex(own[1])) if own else Word(bytes.fromhex(job_id))
+        for job_id, *own in parts
+    ]
+
+
+#: $1: jobs that have ended, or have new items; $2: the channel of brokers. Behind the commit: who waits then looks, and
+#: who looks later sees it. A notification takes 8,000 bytes.
+TELL: Final = f"""
+    WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client),
+    said AS (
+        SELECT client, replace(told.id::text, '-', '') || CASE
+            WHEN client >= {READS_ENDINGS} AND j.state > {LIVES} AND octet_length(j.outcome) <= 160
+            THEN ':' || j.state || ':' || encode(j.outcome, 'hex') ELSE '' END AS word,
+            row_number() OVER (PARTITION BY client) / 20 AS part
+        FROM told LEFT JOIN LATERAL (SELECT state, outcome FROM taskq.jobs WHERE id = told.id LIMIT 1) AS j ON true)
+    SELECT pg_notify($2 || '_c' || client, string_agg(word, ',')) FROM said GROUP BY client, part"""
 
 
 def tell(ids: Sequence[bytes], channel: str) -> Query:
@@ -73,4 +101,4 @@ def tell(ids: Sequence[bytes], channel: str) -> Query:
     Args:
         channel: of the brokers, by which those of clients begin.
     """
-    return Query(_TELL, (uuids(ids), channel))
+    return Query(TELL, (uuids(ids), channel))

@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from random import SystemRandom
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
@@ -36,7 +35,7 @@ from taskq.client.transport.postgres.wire import Wire
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, TaskQError
 from taskq.protocol.postgres.plans import Plan
-from taskq.protocol.postgres.watching import channel_of, ids_in
+from taskq.protocol.postgres.watching import Word, channel_of, new_client, words_in
 from taskq.system.clock import SYSTEM_CLOCK
 from taskq.system.directory import reply_timeout_s
 from taskq.system.place import Place
@@ -146,7 +145,7 @@ class AsyncPostgresClient(AsyncQueueClient):
             self._idle.append(session)
             return result
 
-    async def _hear(self, verb: Hear) -> list[bytes] | None:
+    async def _hear(self, verb: Hear) -> list[Word] | None:
         return await cast("AsyncEar | AsyncDeafEar", verb.ear).hear(verb.within_s)
 
 
@@ -264,7 +263,7 @@ class AsyncListener:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._client = SystemRandom().getrandbits(62)
+        self._client = new_client()
         self._session: AsyncSession | None = None
         self._connecting = Room(1)
         self._ears: set[AsyncEar] = set()
@@ -293,13 +292,13 @@ class AsyncListener:
         try:
             session.pgconn.consume_input()
             while (notify := session.pgconn.notifies()) is not None:
-                self._pass_on(ids_in(notify.extra.decode()))
+                self._pass_on(words_in(notify.extra.decode()))
         except (psycopg.Error, ValueError):
             self._lost()
 
-    def _pass_on(self, ids: list[bytes]) -> None:
+    def _pass_on(self, words: list[Word]) -> None:
         for ear in self._ears:
-            ear.told([job_id for job_id in ids if job_id in ear.waiting], not ids)
+            ear.told([word for word in words if word.id in ear.waiting], not words)
 
     def _lost(self) -> None:
         session, self._session = self._session, None
@@ -328,18 +327,18 @@ class AsyncEar:
         self._listener = listener
         self.client = client
         self.waiting = waiting
-        self._heard: list[bytes] = []
+        self._heard: list[Word] = []
         self._has_missed = False
         self._is_told = asyncio.Event()
 
-    def told(self, ids: list[bytes], has_missed: bool) -> None:
-        """Some jobs may have ended."""
-        if ids or has_missed:
-            self._heard += ids
+    def told(self, words: list[Word], has_missed: bool) -> None:
+        """Some jobs have ended, or may have."""
+        if words or has_missed:
+            self._heard += words
             self._has_missed |= has_missed
             self._is_told.set()
 
-    async def hear(self, within_s: float) -> list[bytes] | None:
+    async def hear(self, within_s: float) -> list[Word] | None:
         """See `verbs.Hear`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -362,7 +361,7 @@ class AsyncDeafEar:
     def __init__(self) -> None:
         self._looks = looks_s()
 
-    async def hear(self, within_s: float) -> list[bytes] | None:
+    async def hear(self, within_s: float) -> list[Word] | None:
         """See `verbs.Hear`."""
         await asyncio.sleep(min(within_s, next(self._looks)))
         return []

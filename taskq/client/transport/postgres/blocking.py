@@ -33,6 +33,7 @@ from taskq.client.transport.postgres.wire import Wire
 from taskq.client.transport.verbs import Operation
 from taskq.model.errors import ConfigError, TaskQError
 from taskq.protocol.postgres.plans import Plan
+from taskq.protocol.postgres.watching import Word
 from taskq.system.clock import SYSTEM_CLOCK, ClientClock
 from taskq.system.directory import reply_timeout_s
 from taskq.system.place import Place
@@ -137,7 +138,7 @@ class PostgresClient(QueueClient):
             raise Deaf
         return session
 
-    def _hear(self, verb: Hear) -> list[bytes] | None:
+    def _hear(self, verb: Hear) -> list[Word] | None:
         return cast("BlockingEar | DeafEar", verb.ear).hear(verb.within_s)
 
     def close(self) -> None:

@@ -90,7 +90,9 @@ class Endings:
         heard = yield Hear(self._ear, pause_s if left_s is None else min(left_s, pause_s))
         if heard:
             self._pauses = pauses_s()
-            self._take((yield Run(partial(_looked_at, heard), deadline.wait_s())))
+            self._take([word for word in heard if word.state is not None])
+            if perhaps := [word.id for word in heard if word.state is None]:
+                self._take((yield Run(partial(_looked_at, perhaps), deadline.wait_s())))
             return True
         if heard is None:
             self.close()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Mapping
-from random import SystemRandom
 from threading import Condition
 from typing import Any
 
 import psycopg
 
 from taskq.client.transport.postgres.sessions import looks_s
-from taskq.protocol.postgres.watching import channel_of, ids_in
+from taskq.protocol.postgres.watching import Word, channel_of, new_client, words_in
 
 
 class Listener:
@@ -29,7 +28,7 @@ class Listener:
         """
         self._connect = connect
         self._schema = schema
-        self._client = SystemRandom().getrandbits(62)
+        self._client = new_client()
         self._connection: psycopg.Connection[Any] | None = None
         self._changed = Condition()
         self._has_reader = False  # one of those who wait reads
@@ -46,7 +45,7 @@ class Listener:
             self._ears.add(ear)
             return ear
 
-    def hear(self, ear: BlockingEar, within_s: float) -> list[bytes] | None:
+    def hear(self, ear: BlockingEar, within_s: float) -> list[Word] | None:
         """See `verbs.Hear`."""
         until = time.monotonic() + within_s
         while True:
@@ -83,10 +82,10 @@ class Listener:
                 for ear in self._ears:
                     ear.has_missed = True
             for payload in payloads or ():
-                ids = ids_in(payload)
+                words = words_in(payload)
                 for ear in self._ears:
-                    ear.heard += [job_id for job_id in ids if job_id in ear.waiting]
-                    ear.has_missed |= not ids
+                    ear.heard += [word for word in words if word.id in ear.waiting]
+                    ear.has_missed |= not words
             self._changed.notify_all()
 
     def forget(self, ear: BlockingEar) -> None:
@@ -109,16 +108,16 @@ class BlockingEar:
         self._listener = listener
         self.client = client
         self.waiting = waiting
-        self.heard: list[bytes] = []
+        self.heard: list[Word] = []
         self.has_missed = False
 
-    def take(self) -> list[bytes] | None:
+    def take(self) -> list[Word] | None:
         """Returns what was heard; None if something may have been missed."""
         heard, self.heard = self.heard, []
         has_missed, self.has_missed = self.has_missed, False
         return None if has_missed else heard
 
-    def hear(self, within_s: float) -> list[bytes] | None:
+    def hear(self, within_s: float) -> list[Word] | None:
         """See `verbs.Hear`."""
         return self._listener.hear(self, within_s)
 
@@ -135,7 +134,7 @@ class DeafEar:
     def __init__(self) -> None:
         self._looks = looks_s()
 
-    def hear(self, within_s: float) -> list[bytes] | None:
+    def hear(self, within_s: float) -> list[Word] | None:
         """See `verbs.Hear`."""
         time.sleep(min(within_s, next(self._looks)))
         return []

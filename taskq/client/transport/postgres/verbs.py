@@ -55,8 +55,8 @@ class Listen(NamedTuple):
 
 
 class Hear(NamedTuple):
-    """Waits until jobs may have ended. Result: their ids, none if nothing was heard in time; None if something may have
-    been missed: listen again.
+    """Waits until jobs have ended, or may have. Result: a list of `taskq.protocol.postgres.watching.Word`, empty if
+    nothing was heard in time; None if something may have been missed: listen again.
 
     Attributes:
         within_s: seconds to wait.

@@ -214,10 +214,19 @@ class Link:
 
     def turn(self, now: float) -> None:
         """Sends, reads, connects: whatever can be done without waiting."""
+        if self._rests and now < self._deadline:
+            return
         try:
             self._turn(now)
         except (OperationalError, OSError) as error:
             self._break(now, str(error).strip())
+
+    @property
+    def _rests(self) -> bool:
+        """Whether nothing has come since the last turn, and nothing is to be sent: most turns of a loop are about
+        something else."""
+        is_quiet = self._is_ready and self._is_flushed and self._selector is not None
+        return is_quiet and not self._has_input and not self._waiting
 
     def _turn(self, now: float) -> None:
         if self._pg is None:
