@@ -33,6 +33,15 @@ _REDIS = ("redis", "hiredis")
 _IN_REDIS = "in Redis' memory, not synced"
 _ENTRIES = (
     PeerEntry("taskq", "peer_taskq", "", (), "taskq worker --consumers 2", "synced", is_ours=True),
+    PeerEntry(
+        "taskq-postgres",
+        "peer_taskq_postgres",
+        "postgres",
+        ("psycopg[binary]",),
+        "taskq worker --consumers 2, the queue in PostgreSQL",
+        "synced",
+        is_ours=True,
+    ),
     PeerEntry("huey", "peer_huey", "", ("huey",), "SqliteHuey; huey_consumer -k process -w 2", "synced"),
     PeerEntry("dramatiq", "peer_dramatiq", "redis", ("dramatiq", *_REDIS), "dramatiq -p 2 -t 8", _IN_REDIS),
     PeerEntry(
@@ -51,6 +60,14 @@ _ENTRIES = (
         "postgres",
         ("procrastinate", "psycopg[binary]"),
         "2 x procrastinate worker",
+        "synced",
+    ),
+    PeerEntry(
+        "pgqueuer",
+        "peer_pgqueuer",
+        "postgres",
+        ("pgqueuer", "asyncpg"),
+        "2 x PgQueuer.run(batch_size=100), asyncpg, pgq autovac",
         "synced",
     ),
     PeerEntry(

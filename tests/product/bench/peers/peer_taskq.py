@@ -20,20 +20,21 @@ ping = q.task(board.ping)
 class Peer(peer.Peer):
     packages = ("taskq-fleet", "apsw")
     has_bulk = True
+    q, mark, ping = q, mark, ping
 
     def workers(self) -> list[list[str]]:
         return [[peer.script("taskq"), "worker", "peer_taskq:q", "--consumers", "2"]]
 
     def hold(self) -> bool:
-        q.pause("default")
+        self.q.pause("default")
         return True
 
     def enqueue(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            mark.enqueue(number)
+            self.mark.enqueue(number)
 
     def enqueue_many(self, numbers: Sequence[int]) -> None:
-        mark.enqueue_many((number,) for number in numbers)
+        self.mark.enqueue_many((number,) for number in numbers)
 
     def round_trip(self) -> None:
-        assert ping.enqueue().result(timeout=30) == 1
+        assert self.ping.enqueue().result(timeout=30) == 1
