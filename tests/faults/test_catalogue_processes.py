@@ -16,7 +16,7 @@ import psutil
 import pytest
 from apps import jobs
 from checks import counted, serves, stop_process
-from fleet import JOBS, Fleet, Gate, environment_of, starts, use, wait_for_file, wait_until
+from fleet import JOBS, Fleet, Gate, environment_of, in_directory, place_of, starts, use, wait_for_file, wait_until
 
 from taskq import JobFailed, JobState
 from taskq.model.exits import Exit
@@ -47,11 +47,12 @@ def test_a_fleet_that_is_stopped_and_goes_on(
             stop_process(shared, pid)
         try:
             made = [pool.submit(jobs.note.enqueue, str(path), f"note{number}") for number in range(8)]
-            wait_until(lambda: all(future.running() for future in made), "the producers at work")
+            wait_until(lambda: all(future.running() or future.done() for future in made), "the producers at work")
             gate.open()
             if which == "broker":
                 starts(path, 2)  # the job has ended, and nobody has been told
-            assert not any(future.done() for future in made)
+            if in_directory():  # a database takes jobs, whatever the fleet does
+                assert not any(future.done() for future in made)
         finally:
             for pid in pids:
                 shared.kill(pid, signal.SIGCONT)
@@ -191,6 +192,7 @@ def test_the_deaths_of_a_poison_pill_are_counted_across_brokers(start: Start, ga
     pill = jobs.hold.options(max_crashes=3).enqueue(gate.path, str(path))
     fleet.kill(starts(path, 1)[0].pid)
     starts(path, 2)
+    wait_until(lambda: pill.info().crashes == 1, "the first death is stored: a database has it a moment later")
     fleet.kill(fleet.broker_pid)
     fleet.kill(starts(path, 3)[2].pid)
     with pytest.raises(JobFailed, match="Crashed"):
@@ -203,6 +205,7 @@ def test_the_deaths_of_a_poison_pill_are_counted_across_brokers(start: Start, ga
 # -- fleets
 
 
+@pytest.mark.not_on_postgres("the directory itself, also by another name")
 def test_of_twenty_fleets_one_lives(home: Path) -> None:
     """Started at once on one directory, half of them through a link: all but one say who has it, and end."""
     home.mkdir(mode=0o700)
@@ -261,12 +264,12 @@ def test_a_worker_whose_output_nobody_reads_or_has_closed(home: Path) -> None:
     )
     os.close(writer)
     try:
-        assert jobs.print_much.enqueue(5_000).result(timeout=15) is None  # 5,000 lines are far more than a pipe holds
+        assert jobs.print_much.enqueue(5_000).result(timeout=60) is None  # 5,000 lines are far more than a pipe holds
         os.close(reader)
         last = jobs.print_much.enqueue(100)
         assert last.result(timeout=15) is None
         assert serves()
-        wait_until(lambda: any(found.get("job_id") == last.id for found in read(home)), "the job in the log")
+        wait_until(lambda: any(found.get("job_id") == last.id for found in read(place_of(home))), "the job in the log")
     finally:
         worker.terminate()
         assert worker.wait(15) == 0
@@ -297,7 +300,7 @@ def test_process_one_reaps_orphans_and_stops_in_order(home: Path, tmp_path: Path
     finally:
         for process in outer.children(recursive=True) if outer.is_running() else []:
             process.kill()
-    assert [event["event"] for event in read(home)][-1] == "fleet.stopped"
+    assert [event["event"] for event in read(place_of(home))][-1] == "fleet.stopped"
     assert json.loads((home.parent / "container.stderr").read_text().splitlines()[-1])["event"] == "fleet.stopped"
 
 

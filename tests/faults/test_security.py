@@ -29,7 +29,7 @@ from typing import Any, cast
 import psutil
 import pytest
 from apps import jobs
-from fleet import DEADLINE_S, JOBS, Fleet, running, use, wait_until
+from fleet import DEADLINE_S, JOBS, Fleet, environment_of, running, use, wait_until
 
 import taskq
 from taskq import ConfigError, JobFailed
@@ -38,7 +38,6 @@ from taskq.broker.events import EventLog
 from taskq.cli.common import find_directory
 from taskq.client.job import Job
 from taskq.client.task import Enqueuer
-from taskq.client.transport.blocking import Client
 from taskq.model.errors import DirectoryError, TaskQError
 from taskq.model.exits import Exit
 from taskq.model.job import JobRow, new_job_ids
@@ -761,10 +760,10 @@ def unforged(shown: str) -> None:
     assert not [line for line in shown.splitlines() if line.startswith(("forged", "{", "two"))], shown
 
 
-def in_terminal(*arguments: str) -> str:
+def in_terminal(home: Path, *arguments: str) -> str:
     """What a command writes to a terminal, a dumb one, for which it has no colours of its own."""
     main, side = pty.openpty()
-    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
+    environment = {**os.environ, **environment_of(home), "TERM": "dumb", "COLUMNS": "200"}
     with subprocess.Popen([*TASKQ, *arguments], env=environment, stdin=side, stdout=side, stderr=side):
         os.close(side)
         told = b""
@@ -842,23 +841,19 @@ def test_terminals_are_safe(evil_fleet: Fleet) -> None:
     said, failed = enqueue(evil_fleet, "say", list(EVIL.values())), enqueue(evil_fleet, "fail", text)
     for job in (said, failed):
         ended(evil_fleet, job)
-    home = str(evil_fleet.home)
-    for command in (["logs", home], ["job", failed.id, home], ["status", home]):
-        shown = in_terminal(*command)
+    for command in (["logs"], ["job", failed.id], ["status"]):
+        shown = in_terminal(evil_fleet.home, *command)
         assert shown.count("\n") > 3
         safe(shown)
         unforged(shown)
-    assert failed.id in in_terminal("logs", home, "--job", failed.id)
+    assert failed.id in in_terminal(evil_fleet.home, "logs", "--job", failed.id)
 
 
 @pytest.mark.parametrize("task", ["fail", "echo"])
-def test_waiting_in_a_terminal_is_safe(
-    evil_app: str, evil_fleet: Fleet, monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
+def test_waiting_in_a_terminal_is_safe(evil_app: str, evil_fleet: Fleet, task: str) -> None:
     """`taskq enqueue --wait` shows the remote error, or the result."""
     text = "\n".join(value for name, value in EVIL.items() if name != "nul")
-    monkeypatch.setenv("TASKQ_URL", str(evil_fleet.home))
-    shown = in_terminal("enqueue", evil_app, task, text, "--wait")
+    shown = in_terminal(evil_fleet.home, "enqueue", evil_app, task, text, "--wait")
     assert "title" in shown
     safe(shown)
 
@@ -917,9 +912,8 @@ def test_pickles_are_opaque(evil_fleet: Fleet, tmp_path: Path) -> None:
     """A pickle is not accepted as a payload; as an argument or a result it is just bytes."""
     bomb = pickle.dumps(_Bomb(tmp_path / "canary"))
     [job_id] = new_job_ids(1)
-    client = Client(Directory(evil_fleet.home))
-    client.submit(Spec("echo", retries=0), [Call(job_id, bomb)])
     use(jobs.q, evil_fleet.home)
+    jobs.q.client.submit(Spec("echo", retries=0), [Call(job_id, bomb)])
     with pytest.raises(JobFailed) as caught:
         jobs.q.job(job_id.hex()).result(timeout=10)
     assert caught.value.error_type == "CorruptPayload"
@@ -936,6 +930,7 @@ _IMPORTERS = {
     "__init__.py": "a table of its own names",
     "cli/program.py": "a table of commands",
     "protocol/link/boot.py": "the consumer's program, as its broker names it",
+    "client/transport/clients.py": "the modules of the clients of a database, which it names itself",
     "client/loader.py": "the application, as its owner named it on the command line",
     "protocol/codec/decode.py": "numpy, which it names itself",
     "telemetry/redaction.py": "the function that the fleet's owner named on the command line",

@@ -142,6 +142,9 @@ def test_a_pause_holds_on_both(machines: Machines) -> None:
     held = jobs.add.options(queue="held").enqueue(1, 2)
     assert jobs.add.enqueue(3, 4).result(timeout=30) == 7
     assert held.state() is JobState.QUEUED
+    for machine in (machines.one, machines.two):
+        assert str(os.getpid()) in machine.wait_for("queue.paused", queue="held")["by"]
+    assert jobs.q.status().flows["held"].oldest_waiting_job == held.id
     jobs.q.resume("held")
     assert held.result(timeout=30) == 3
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import APPS, Fleet, Gate, environment_of, running, starts
+from fleet import APPS, Fleet, Gate, environment_of, in_directory, running, starts
 
 from taskq import (
     ConfigError,
@@ -220,7 +220,7 @@ def test_a_handle_brings_its_result_along(home: Path, as_completed: Any) -> None
         ended = {job: job for job in as_completed(handles)}
     assert [ended[job].result(timeout=0) for job in handles[:2]] == [2, (2, 3)], "with no fleet to ask"
     assert asyncio.run(ended[handles[0]].aresult(timeout=0)) == 2
-    with pytest.raises(ResultTimeout):
+    with pytest.raises(ResultTimeout if in_directory() else JobFailed):  # a database is there to ask
         ended[handles[2]].result(timeout=0)  # a failed one may have been run again
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from apps import jobs
-from fleet import Fleet, running
+from fleet import Fleet, running, shown
 from json_schema import misfits
 from terminal import Here, Terminal, here, taskq, terminal
 
@@ -128,7 +128,7 @@ def test_a_stopped_fleet_is_asked(home: Path, asked: Asked, here: Here, tmp_path
         misbehave(tmp_path)
     assert asked(fleet, "errors")["failed"] == 4
     assert len(asked(fleet, "tasks")) == 5
-    assert f"no fleet runs on {home}" in here(home, "tasks").stderr
+    assert f"no fleet runs on {shown(home)}" in here(home, "tasks").stderr
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,19 @@ def test_what_waits_behind_a_job_of_an_order_goes_back_with_it(world: World) -> 
     assert len(world.held) == 0
 
 
+def test_what_a_retiring_consumer_still_runs_takes_no_slot_of_the_next(world: World) -> None:
+    """Else a fleet would ask for no job until all that began before a reload have ended."""
+    core = world.core
+    core.joined(7, 0.0)
+    core.came_due([JobRow(1, bytes(16), Spec("t", queue="q"), b"")])
+    core.dispatch(0.0, 0.0)
+    assert core.slots("q") == 1
+    core.retire(7)
+    assert (core.slots("q"), core.slots("other")) == (1, 0)
+    core.joined(8, 0.0)
+    assert (core.slots("q"), core.slots("other")) == (2, 1)
+
+
 def test_what_waits_behind_a_job_that_is_tried_again_elsewhere_goes_back(world: World) -> None:
     """A job with a rate goes back to the database for its next start, which counts."""
     world.lease([1, 2], Spec("t", rate=(100, 1.0)), 0.0)

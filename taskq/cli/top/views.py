@@ -332,7 +332,7 @@ def _failure_row(group: FailureGroup, at: float) -> Row:
 def consumers(shown: Snapshot, _width: int) -> View:
     """The processes that run jobs, and the last that died."""
     status = shown.status
-    has_machines = any(each.machine for each in status.consumers)
+    has_machines = len(status.machines) > 1
     columns = (
         *((Col("machine", least=8),) if has_machines else ()),
         Col("no.", True),

@@ -120,6 +120,7 @@ class PostgresEngine:
         self._local: LocalServer | None = None
         self._stepped_at = -inf
         self._is_starting = True
+        self._paused_by = ""  # who has paused or resumed queues last
 
     # -- the beginning
 
@@ -210,7 +211,7 @@ class PostgresEngine:
             case MakeAgain():
                 self._demand.learn(exchange.value or [])
             case ReadPaused() if exchange.value is not None:
-                self._set_paused(exchange.value)
+                self._set_paused(exchange.value, self._paused_by)
             case ReadCancels():
                 self._refuse_cancels(self._leases.cancel(exchange.value or []))
             case _:
@@ -246,6 +247,7 @@ class PostgresEngine:
             case "x":
                 self._gone.update(map(int, number.split()))
             case "p":
+                self._paused_by = number
                 self._control.ask(ReadPaused())
             case "c" if number == str(self.fleet):
                 self._control.ask(ReadCancels(self.fleet, self._leases.lowest))
@@ -385,10 +387,15 @@ class PostgresEngine:
         if seqs:
             self._control.ask(RefuseCancels(self.fleet, seqs))
 
-    def _set_paused(self, paused: frozenset[str]) -> None:
-        is_more = bool(paused - self.figures.paused())
-        if paused == self.figures.paused():
+    def _set_paused(self, paused: frozenset[str], by: str = "") -> None:
+        """Takes which queues are paused now; `by` says who has changed that, if it is known."""
+        before = self.figures.paused()
+        is_more = bool(paused - before)
+        if paused == before:
             return
+        told = {"by": by} if by else {}
+        for queue in () if self._is_starting else sorted(paused ^ before):
+            self._events.log.info("queue.paused" if queue in paused else "queue.resumed", queue=queue, **told)
         self.figures.set_paused(paused)
         self._jobs.pause(paused)
         if is_more and not self._is_starting:

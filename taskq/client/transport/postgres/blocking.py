@@ -67,6 +67,11 @@ class PostgresClient(QueueClient):
         self._listener = Listener(self._connect_to_listen, self.queue.database.schema)
         self._is_deaf = False
 
+    @property
+    def is_stopped(self) -> bool:  # type: ignore[override]  # only read
+        """Whether no fleet runs on any machine: what the database tells is what they have left."""
+        return not self.run(self.queue.is_served())
+
     def run(self, operation: Operation[T]) -> T:
         """Runs an operation to its end."""
         if self._pid != os.getpid():  # what was connected before a fork belongs to the parent

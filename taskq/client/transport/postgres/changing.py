@@ -223,12 +223,18 @@ def purge(ids: Sequence[bytes], channel: str) -> Plan[list[bytes]]:
 
 # -- pause
 
+#: As long as what a fleet of a directory logs.
+_MAX_BY_CHARS = 200
 _PAUSE = "INSERT INTO taskq.paused SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING queue"
 _RESUME = "DELETE FROM taskq.paused WHERE queue = ANY($1::text[]) OR cardinality($1::text[]) = 0 RETURNING queue"
 
 
-def pause(queues: Sequence[str], is_paused: bool, channel: str) -> Plan[list[str]]:
-    """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
+def pause(queues: Sequence[str], is_paused: bool, by: str, channel: str) -> Plan[list[str]]:
+    """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change.
+
+    Args:
+        by: who wants it, for the logs of fleets.
+    """
     query = Query(_PAUSE if is_paused else _RESUME, (texts(list(queues)),))
-    changed, _ = yield Step(query, commits=True, after=(notify(channel, ["p"]),))
+    changed, _ = yield Step(query, commits=True, after=(notify(channel, [f"p {by[:_MAX_BY_CHARS]}"]),))
     return sorted(queue for (queue,) in changed)

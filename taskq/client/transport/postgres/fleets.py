@@ -87,6 +87,12 @@ def _oldest(counted: Rows, wall: float) -> dict[str, tuple[float, str]]:
     return {queue: (wall - since, bytes(first).hex()) for queue, _, _, since, first in counted if since}
 
 
+def are_heard() -> Plan[bool]:
+    """Whether some fleet runs."""
+    [fleets] = yield Step(Query(_FLEETS), commits=True)
+    return any(seen_s is not None and seen_s < _SILENT_S for _, _, seen_s, _ in fleets)
+
+
 def _running(status: FleetStatus) -> int:
     return sum(queue.running for queue in status.queues.values())
 

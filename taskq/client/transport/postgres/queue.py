@@ -350,12 +350,12 @@ class PostgresQueue:
             if place is None:
                 return removed
 
-    def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> Operation[list[str]]:  # noqa: ARG002
+    def pause(self, queues: Sequence[str], is_paused: bool, by: str) -> Operation[list[str]]:
         """Pauses or resumes queues (none: all that are paused). Returns those for which that is a change."""
         for queue in queues:
             if not isinstance(queue, str) or not QUEUE_NAME.match(queue):
                 raise ConfigError(f"{queue!r:.80} is not the name of a queue")
-        return cast("list[str]", (yield Run(partial(pause, queues, is_paused, self._channel))))
+        return cast("list[str]", (yield Run(partial(pause, queues, is_paused, by, self._channel))))
 
     # -- schedules
 
@@ -407,6 +407,12 @@ class PostgresQueue:
         from taskq.client.transport.postgres.fleets import read_status
 
         return cast("FleetStatus", (yield Run(partial(read_status, self._place))))
+
+    def is_served(self) -> Operation[bool]:
+        """Whether a fleet runs on some machine."""
+        from taskq.client.transport.postgres.fleets import are_heard
+
+        return cast("bool", (yield Run(are_heard)))
 
     def counts(self) -> Operation[list[TaskCounts]]:
         """What happened to the jobs of each task and queue, by name."""

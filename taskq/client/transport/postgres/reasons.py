@@ -96,7 +96,7 @@ def read_reasons(job_id: bytes) -> Plan[WhyInfo]:
 def _obstacles(row: Row) -> Plan[list[Reason]]:
     """Why a job does not run that has not ended."""
     is_queued, queue = row.kept == StoredState.QUEUED, row.spec.queue
-    limits = partition_of(row.spec, row.constraints).limits if is_queued and row.fleet is None else ()
+    limits = partition_of(row.spec, row.constraints).limits if is_queued else ()
     shared = [each for each in limits if each.kind != "resource"]
     queries = [Query(_FLEETS), Query(_RUNNING), Query(_PAUSED, (queue,)), Query(_AHEAD, (row.seq, queue))]
     queries.append(Query(_BEFORE, (UUID(bytes=row.id),)))
@@ -108,7 +108,7 @@ def _obstacles(row: Row) -> Plan[list[Reason]]:
     reasons = [] if is_queued else [_own_reason(row, before)]
     reasons += _lasting(row, [fleet.told for fleet in fleets], is_paused=bool(paused))
     if shared:
-        reasons += _closed(shared, _Found(*found))
+        reasons += _closed(shared, row, _Found(*found))
     reasons += _lacking([each for each in limits if each.kind == "resource"], row, fleets, jobs)
     if is_queued and fleets and (ahead or not reasons):
         reasons.append(_behind(row, fleets, jobs, ahead))
@@ -186,7 +186,8 @@ def _lacking(
 ) -> Iterator[Reason]:
     """The resources of which no fleet that serves the job's queue has enough left. What is told is that of the one that
     has most."""
-    serving = [each.told for each in fleets if each.told.is_going and each.told.serves(row.spec.queue)]
+    own = [each.told for each in fleets if row.fleet in (None, each.number)]
+    serving = [told for told in own if told.is_going and told.serves(row.spec.queue)]
     for limit in resources:
         states = []
         for told in serving:
@@ -229,18 +230,19 @@ def _asked_of(limits: Sequence[Limit], row: Row) -> list[Query]:
     ]
 
 
-def _closed(limits: Sequence[Limit], found: _Found) -> Iterator[Reason]:
-    """The limits that let no further job pass now."""
+def _closed(limits: Sequence[Limit], row: Row, found: _Found) -> Iterator[Reason]:
+    """The limits that let no further job pass now. Of a job that a fleet has, only those that others have."""
     granted = {(kind, name): amount for kind, name, amount in found.granted}
     rates = {name: (Rate(msgpack.unpackb(bytes(state))), at) for name, state, at in found.rates}
     for limit in limits:
         used = granted.get(limit[:2], 0)
         if limit.kind == "rate":
             state, at = rates.get(limit.name, (Rate(), 0.0))
-            if not state.free(with_slack(limit), at):
+            if row.fleet is None and not state.free(with_slack(limit), at):
                 yield Reason("limit", limit=_state(limit, limit.amount), until=state.opens_at(with_slack(limit)))
-        elif used >= limit.amount:
-            holders = _holders(limit, found.held)
+            continue
+        holders = [job for job in _holders(limit, found.held) if job.id != row.id.hex()]
+        if used >= limit.amount and (holders or row.fleet is None):
             others = max(0, used - len(holders)) if limit.kind == "concurrency" else 0
             yield Reason("limit", limit=_state(limit, used), jobs=holders, others=others)
         elif limit.kind == "order" and found.again:
