@@ -298,7 +298,7 @@ def test_a_draining_fleet_does_not_wait_for_paused_queues(start: Start) -> None:
     assert fleet.stop() == 0
     assert taskq(fleet.home, "worker", JOBS, "--drain", "--consumers", "1").returncode == Exit.OK
     fleet.start()
-    assert fleet.status()["queues"]["mail"]["queued"] == 1
+    assert q.status().queues["mail"].queued == 1
     q.resume("mail")
     assert job.result(10) == 2
 

@@ -333,8 +333,8 @@ moved AS (UPDATE taskq.queue AS q SET state = 0, ready_at = due_at, due_at = NUL
 SELECT partition, count(*) FROM moved GROUP BY partition"""
 #: In how many seconds the next scheduled job is due, the next one expires, and the next schedule fires, if $1 is the
 #: application that the fleet runs: of those in the next seconds, and since $2. If that is the first: whether there is
-#: any job, and whether jobs come after others. The highest number of a partition, whether there are tallies, and the
-#: time.
+#: any job but those that are queued in paused queues, and whether jobs come after others. The highest number of a
+#: partition, whether there are tallies, and the time.
 LOOK: Final = """
 SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
         WHERE state = 1 AND due_at >= to_timestamp($2::float8) AND due_at < taskq.now_() + interval '2 seconds')
@@ -346,7 +346,13 @@ SELECT extract(epoch FROM (SELECT min(due_at) FROM taskq.queue
     (SELECT min(fires_at) FROM taskq.schedules
         WHERE NOT is_paused AND (app IS NULL OR app = $1::text) AND fires_at >= $2::float8)
         - extract(epoch FROM taskq.now_())::float8,
-    CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.queue) END,
+    CASE WHEN $2::float8 <> '-infinity' THEN NULL
+        WHEN NOT EXISTS (SELECT FROM taskq.paused) THEN EXISTS (SELECT FROM taskq.queue)
+        ELSE EXISTS (SELECT FROM taskq.queue WHERE state = 1 OR lease IS NOT NULL)
+            OR EXISTS (SELECT FROM taskq.edges WHERE is_open)
+            OR EXISTS (SELECT FROM taskq.partitions AS p WHERE queue NOT IN (SELECT queue FROM taskq.paused)
+                AND EXISTS (SELECT FROM taskq.queue AS q
+                    WHERE q.partition = p.partition AND q.state = 0 AND q.lease IS NULL)) END,
     (SELECT max(partition) FROM taskq.partitions),
     CASE WHEN $2::float8 = '-infinity' THEN EXISTS (SELECT FROM taskq.edges WHERE is_open) END,
     EXISTS (SELECT FROM taskq.tallies WHERE at >= to_timestamp($2::float8)),

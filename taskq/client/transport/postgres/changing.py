@@ -201,7 +201,8 @@ _LOCK_MANY = """
     SELECT uuid_send(q.id), q.seq, q.lease FROM taskq.queue q JOIN taskq.jobs j USING (seq)
     WHERE j.id = ANY($1::uuid[]) AND j.state = 3 ORDER BY q.seq FOR UPDATE OF q"""
 _PURGE = """
-    WITH ended AS (DELETE FROM taskq.queue WHERE seq = ANY($2::bigint[])),
+    WITH ended AS (DELETE FROM taskq.queue WHERE seq = ANY($2::bigint[]) RETURNING spec),
+    tallied AS (INSERT INTO taskq.tallies SELECT taskq.now_(), 1, spec, count(*) FROM ended GROUP BY spec),
     gone AS (DELETE FROM taskq.jobs WHERE id = ANY($1::uuid[]) RETURNING id),
     f AS (DELETE FROM taskq.failed WHERE id = ANY($1::uuid[])),
     a AS (DELETE FROM taskq.attempts WHERE id = ANY($1::uuid[])),

@@ -67,7 +67,8 @@ _DUE = f"""
     JOIN taskq.jobs j USING (id) {_OF_JOB} ORDER BY q.due_at, q.seq"""
 _RUNNING = f"""
     SELECT {_LISTED} FROM (SELECT unnest(running) AS id FROM taskq.beats) f
-    JOIN taskq.jobs j USING (id) {_OF_JOB} WHERE j.state = 3 AND q.lease IS NOT NULL ORDER BY q.seq DESC"""
+    JOIN taskq.jobs j USING (id) {_OF_JOB}
+    WHERE j.state = 3 AND q.lease IS NOT NULL AND q.seq < $1 ORDER BY q.seq DESC"""
 
 
 class Row(NamedTuple):
@@ -217,7 +218,7 @@ class Wanted(NamedTuple):
             place: the id, or the place in the queue, of the last one before; None for the beginning.
         """
         if self.state == JobState.RUNNING:
-            return Query(_RUNNING)
+            return Query(_RUNNING, (1 << 62 if place is None else place,))
         if self.state == JobState.SCHEDULED:
             return Query(_DUE, (0 if place is None else place, limit))
         if self.is_of_living:
