@@ -151,6 +151,22 @@ def test_what_came_in_and_ended_is_counted_at_once_whatever_dies(one: ScriptedFl
         assert counted(fleet) == (4 * number, 3 * number, number)
 
 
+# -- fleets that stop
+
+
+def test_a_fleet_that_stops_while_it_asks_for_jobs_leaves_nothing(place: PostgresPlace, one: ScriptedFleet) -> None:
+    """Others need not wait until it is taken for lost."""
+    one.consumer()
+    one.turn(2)
+    while not one.engine._work.owes:
+        one.clock.now += 0.05
+        one.engine.gather(one.clock.now)
+        one.engine.step(one.clock.now)
+    [(number,)] = place.sql("SELECT fleet FROM taskq.fleets WHERE machine = %s", one.engine._machine)
+    one.close()
+    assert place.sql("SELECT 1 FROM taskq.fleets WHERE fleet = %s", number) == []
+
+
 # -- fleets that are lost
 
 

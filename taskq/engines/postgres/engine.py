@@ -71,6 +71,8 @@ _RELEASE_EVERY_S: Final = 0.25
 _AGAIN_S: Final = 0.5
 #: How long a fleet that stops tries to hand over what it has.
 _CLOSES_WITHIN_S: Final = 10.0
+#: How long it waits for the answer to something else, before it says that it is gone.
+_ANSWERED_WITHIN_S: Final = 3.0
 #: Jobs that promise to be alone are stopped this long before others may take them, in the time after which a fleet is
 #: taken for dead: their processes have to be dead by then.
 _BEFORE_LEASE_ENDS: Final = 6
@@ -574,10 +576,16 @@ class PostgresEngine:
         """Hands over what is left, waiting for the database for some seconds."""
         self._work.select_with(None)
         self._control.select_with(None)
-        until = now + _CLOSES_WITHIN_S
-        while not self.is_settled or self._leases.outcomes.releases or self.figures.is_keeping:
+        began_at = now
+        while (
+            (has_some := not self.is_settled or bool(self._leases.outcomes.releases))
+            or self.figures.is_keeping
+            or (self._work.is_ready and not self._work.is_free)
+        ):
             now = self._clock.monotonic()
-            if now >= until:
+            if now >= began_at + (_CLOSES_WITHIN_S if has_some else _ANSWERED_WITHIN_S):
+                if not has_some:
+                    break
                 self._events.log.error(
                     "database.away", error=self._work.error, unsettled=len(self._leases.outcomes.effects.ended)
                 )
