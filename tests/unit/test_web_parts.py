@@ -131,7 +131,7 @@ def test_what_to_look_at() -> None:
         "No consumer serves queue q: 2 jobs will not run."
     ]
     machines = replace(unserved, machines=[MachineStatus("here", 1, "running", 1.0, 1, 0)])
-    assert concerns_of(machines, [], quiet) == [], "another machine may serve it"
+    assert concerns_of(machines, [], quiet) == concerns_of(unserved, [], quiet), "no machine serves it"
 
 
 def test_steps_stand_right_of_those_before_them() -> None:
