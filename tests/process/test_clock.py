@@ -24,8 +24,6 @@ from taskq.model.job import check_clock, first_id_at
 from taskq.model.settings import Settings
 from taskq.system.directory import Directory
 
-pytestmark = pytest.mark.not_on_postgres("the clock of the machine, which a database has of its own")
-
 SUPPORT = Path(__file__).parents[1] / "support"
 WRONG = pytest.mark.parametrize("offset_s", [-3_000_000_000, 400_000_000_000])
 #: A broker as the guardian starts it, but with another clock.
@@ -61,6 +59,7 @@ def test_nobody_enqueues_by_a_clock_that_is_wrong(
     assert not list(home.glob("spool/*"))
 
 
+@pytest.mark.not_on_postgres("it starts a broker in a directory")
 @WRONG
 def test_a_broker_does_not_start_by_a_clock_that_is_wrong(home: Path, offset_s: int) -> None:
     """It makes no journal, and says why: to people in one line, and to the guardian, which ends with that exit code."""

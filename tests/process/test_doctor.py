@@ -22,8 +22,6 @@ from taskq.model.exits import Exit
 from taskq.model.limits import MIB
 from taskq.system.directory import Directory
 
-pytestmark = pytest.mark.not_on_postgres("most of what it looks at is the directory")
-
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -56,6 +54,7 @@ def test_no_queue_yet(home: Path) -> None:
     assert "first fleet makes it" in finding.remedy
 
 
+@pytest.mark.not_on_postgres("a database has no spool")
 def test_no_fleet_and_jobs_in_the_spool(home: Path, tmp_path: Path) -> None:
     code = "import sys; from taskq import TaskQ; TaskQ('doctor', url=sys.argv[1]).enqueue('nothing')"
     subprocess.run([sys.executable, "-c", code, str(home)], check=True, timeout=DEADLINE_S, capture_output=True)
@@ -65,6 +64,7 @@ def test_no_fleet_and_jobs_in_the_spool(home: Path, tmp_path: Path) -> None:
     assert taskq(home, "doctor").returncode == Exit.OK
 
 
+@pytest.mark.not_on_postgres("it is about the directory itself")
 def test_a_directory_that_others_may_enter(home: Path) -> None:
     Directory(home).create()
     home.chmod(0o755)
@@ -105,6 +105,7 @@ def test_a_fleet_whose_code_does_not_start(start: Callable[..., Fleet], tmp_path
     assert "no_such_package" in finding.told
 
 
+@pytest.mark.not_on_postgres("clients of a database do not come to the broker's socket")
 def test_a_paused_queue(start: Callable[..., Fleet]) -> None:
     fleet = start()
     fleet.client.pause(["mail"], True, "a test")
