@@ -340,7 +340,7 @@ BUGS: dict[str, Bug] = {
         "lossy",
     ),
     "outcomes are forgotten with the link": Bug(
-        [(Outcomes, "put_before", _forgets_what_failed)], _NEVER_ENDS | _TWICE, "lossy"
+        [(Outcomes, "put_before", _forgets_what_failed)], _NEVER_ENDS | _TWICE, "lossy", 100
     ),
     "what was lost is told as done": Bug([(engine, "without", _believes_all)], frozenset({"told_is_true"})),
     "a lease whose answer was lost": Bug([(FleetLeases, "compare", _compares_nothing)], _NEVER_ENDS, "lossy"),
