@@ -12,7 +12,9 @@ from taskq.engines.postgres.held import HeldJobs, LimitKey
 from taskq.engines.postgres.limits.fair import Claim, part_of
 from taskq.engines.postgres.limits.share import Allotment, FleetLimits, Found, Probe, Seen, Wanted, Wish
 from taskq.engines.postgres.round import Outcomes, Round
+from taskq.model.job import JobRow
 from taskq.model.partition import Limit, Partition
+from taskq.model.spec import Spec
 from taskq.protocol.postgres.kinds import Kinds
 
 CONCURRENCY = Limit("concurrency", "t", 3)
@@ -117,6 +119,18 @@ def test_a_machine_without_a_resource_does_not_ask_for_jobs_that_need_it(limits:
     limits.partitions.learn(1, Partition("q", 0, (Limit("resource", "tpu", 1),)))
     assert limits.partitions.find(1) is None
     assert allot(limits, Limit("resource", "gpu", 1)).caps == {7: 2}
+
+
+def test_what_a_resource_has_left_counts_in_units(limits: FleetLimits) -> None:
+    """A job that takes all of it leaves nothing for one that needs less: that one would wait here, in a slot's place."""
+    partition = Partition("q", 0, (Limit("resource", "gpu", 1),))
+    limits.partitions.learn(7, partition)
+    assert limits._own_room(partition, WANTED) == 2
+    greedy = JobRow(1, bytes(16), Spec("t", queue="q", resources=(("gpu", 2),)), b"")
+    limits._held.add([greedy], 0.0)
+    assert limits._own_room(partition, WANTED) == 0
+    limits._held.remove(1)
+    assert limits._own_room(partition, WANTED) == 2
 
 
 def test_no_slot_stays_free(limits: FleetLimits) -> None:

@@ -42,6 +42,8 @@ class HeldJobs:
         self.of_queue: dict[str, int] = {}
         #: How many there are of each limit, and the limits of which there are fewer than before, or may be.
         self.of_limit: dict[LimitKey, int] = {}
+        #: How much of each resource they take together.
+        self.units: dict[str, int] = {}
         self.shrunk: set[LimitKey] = set()
         #: Those of which a job has gone since somebody looked here.
         self.freed: set[LimitKey] = set()
@@ -77,6 +79,7 @@ class HeldJobs:
                 limits = tuple([limit[:2] for limit in partition_of(row.spec, row.constraints).limits])
                 for key in limits:
                     self.of_limit[key] = self.of_limit.get(key, 0) + 1
+                self._count_units(row, 1)
             by_seq[row.seq] = Held(row, queue, now, limits)
             of_queue[queue] = of_queue.get(queue, 0) + 1
 
@@ -93,12 +96,18 @@ class HeldJobs:
                 self.of_limit[key] -= 1
             else:
                 del self.of_limit[key]
+        if held.limits:
+            self._count_units(held.row, -1)
         queue = held.queue
         if self.of_queue[queue] > 1:
             self.of_queue[queue] -= 1
         else:
             del self.of_queue[queue]
         return queue
+
+    def _count_units(self, row: JobRow, sign: int) -> None:
+        for name, amount in row.spec.resources:
+            self.units[name] = self.units.get(name, 0) + sign * amount
 
     def older_than(self, at: float) -> list[Held]:
         """Those that were leased before a moment."""

@@ -241,7 +241,9 @@ class FleetLimits:
         for limit in partition.limits:
             held = self._held.of_limit.get(limit[:2], 0)
             if limit.kind == "resource":
-                room = min(room, ceil(self._capacities[limit.name] // limit.amount * wanted.ahead) - held)
+                capacity = self._capacities[limit.name]
+                most = max(capacity, ceil(capacity // limit.amount * wanted.ahead) * limit.amount)
+                room = min(room, (most - self._held.units.get(limit.name, 0)) // limit.amount)
             elif limit.kind == "concurrency":
                 most = min(limit.amount, max(wanted.slots, self._granted.get(limit[:2], 0)))
                 room = min(room, ceil(most * wanted.ahead) - held)
@@ -321,7 +323,7 @@ class FleetLimits:
         for limit in wish.partition.limits:
             key = limit[:2]
             if limit.kind == "resource":
-                room -= taken.get(key, 0)
+                room -= ceil(taken.get(key, 0) / limit.amount)  # of other jobs: units
                 continue
             if key not in found.locked:
                 return key, _LOCKED_S
@@ -375,7 +377,7 @@ class FleetLimits:
         for limit in wish.partition.limits:
             key = limit[:2]
             before = self._held.of_limit.get(key, 0) + taken.get(key, 0)
-            taken[key] = taken.get(key, 0) + room
+            taken[key] = taken.get(key, 0) + room * (limit.amount if limit.kind == "resource" else 1)
             if limit.kind == "rate":
                 allotment.started.add(key)
             elif limit.kind in ("order", "concurrency"):
