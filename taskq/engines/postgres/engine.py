@@ -41,14 +41,14 @@ from taskq.engines.postgres.exchanges import (
     told_by,
 )
 from taskq.engines.postgres.figures import PostgresFigures
-from taskq.engines.postgres.handover import Edges, HandedOver, HandOver
+from taskq.engines.postgres.handover import Edges, HandOver
 from taskq.engines.postgres.held import HeldJobs
 from taskq.engines.postgres.leases import FleetLeases
 from taskq.engines.postgres.limits.share import FleetLimits
 from taskq.engines.postgres.limits.unused import MakeAgain
 from taskq.engines.postgres.link.link import Exchange, Link
 from taskq.engines.postgres.opening import drive, host_name, machine_of, open_database
-from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, without
+from taskq.engines.postgres.round import Numbers, Outcomes, Round, missing_numbers, rows_of, without
 from taskq.engines.postgres.schedules import FleetSchedules
 from taskq.engines.unsettled import UnsettledFile
 from taskq.model.effects import Effects, Event
@@ -219,12 +219,9 @@ class PostgresEngine:
             case _:
                 self._chores.finish(exchange, self.figures, now)
                 if isinstance(exchange, HandOver) and exchange.value is not None:
-                    self._finish_handover(exchange.value)
-
-    def _finish_handover(self, handed: HandedOver) -> None:
-        if handed.freed:
-            self._demand.tell_of_returned()
-        self._events.notes([Event("job.cancelled", {"row": row, "error": error}) for row, error in handed.cancelled])
+                    self._events.notes(exchange.value.notes)
+                    if exchange.value.freed:
+                        self._demand.tell_of_returned()
 
     def _hear(self, word: str) -> None:
         """Hears what others have notified."""
@@ -282,7 +279,8 @@ class PostgresEngine:
             self._events.log.error("job.children_refused", task=task, error=reason)
         if answer.lost:
             if not outcomes.is_repeated:
-                self._tell_lost(effects, answer.lost)
+                for row in rows_of(effects, answer.lost):
+                    self._events.log.warning("job.lost", job_id=row.id.hex(), task=row.spec.task, attempt=row.attempts)
             effects = without(effects, answer.lost)
         if effects:
             self._durable.append(effects)
@@ -309,12 +307,6 @@ class PostgresEngine:
                 self._limits.lose_all()  # until a beat is answered: it may be taken for dead meanwhile
             if unknown := self._demand.unknown(answer.seen.rows()):
                 self._read_partitions(unknown)
-
-    def _tell_lost(self, effects: Effects, lost: set[int]) -> None:
-        """Logs the jobs that were not the fleet's any more when they ended."""
-        rows = [row for row, _, _ in effects.ended] + [change.row for change in effects.rescheduled]
-        for row in [row for row in rows if row.seq in lost]:
-            self._events.log.warning("job.lost", job_id=row.id.hex(), task=row.spec.task, attempt=row.attempts)
 
     def _take_arrived(self, now: float) -> None:
         """Hands leased jobs to the fleet, as soon as their specs are known."""

@@ -17,6 +17,7 @@ from taskq.engines.postgres import statements
 from taskq.engines.postgres.link.link import Exchange
 from taskq.engines.postgres.rows import told_row
 from taskq.model.attempt import pack_failure
+from taskq.model.effects import Event
 from taskq.model.job import JobError, JobRow
 from taskq.model.stored import StoredState
 from taskq.protocol.postgres.arrays import bigints, byteas, ints, uuids
@@ -64,6 +65,11 @@ class HandedOver(NamedTuple):
     freed: int
     cancelled: list[tuple[JobRow, JobError]]
     place: bytes | None
+
+    @property
+    def notes(self) -> list[Event]:
+        """What the log tells of those that were cancelled."""
+        return [Event("job.cancelled", {"row": row, "error": error}) for row, error in self.cancelled]
 
 
 class HandOver(Exchange[HandedOver]):

@@ -35,6 +35,7 @@ from taskq.engines.postgres.limits.share import (
 )
 from taskq.engines.postgres.link.link import Exchange
 from taskq.model.effects import Effects
+from taskq.model.job import JobRow
 from taskq.model.partition import Partition, partition_of
 from taskq.model.spec import Spec
 from taskq.model.stored import Rescheduled
@@ -389,6 +390,12 @@ def missing_numbers(outcomes: Outcomes, kinds: Kinds) -> Numbers | None:
     partitions = {partition_of(row.spec, row.constraints) for row in rows} | partitions_of(children)
     partitions -= kinds.partitions.keys()
     return Numbers(partitions=list(partitions)) if partitions else None
+
+
+def rows_of(effects: Effects, seqs: set[int]) -> list[JobRow]:
+    """The jobs of effects that have one of these `seq`."""
+    rows = [row for row, _, _ in effects.ended] + [change.row for change in effects.rescheduled]
+    return [row for row in rows if row.seq in seqs]
 
 
 def without(effects: Effects, lost: set[int]) -> Effects:
