@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machines import SCHEMA
 from postgres import Server
 from scripted_database import PostgresPlace
 from scripted_fleet import ScriptedFleet
 
+from taskq.engines.postgres.exchanges import Reap
+from taskq.engines.postgres.opening import drive
 from taskq.model.job import JobState
 from taskq.model.partition import Partition
 from taskq.model.spec import Spec
@@ -216,6 +219,20 @@ def test_a_server_that_stood_still_has_heard_nobody(place: PostgresPlace, postgr
         two.let_pass(1.0)
     assert place.sql("SELECT count(*) FROM taskq.fleets") == [(1,)], "one that is silent is taken for dead"
     one.close(), two.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "known no more"])
+def test_a_fleet_that_is_known_no_more_takes_nobody_over(
+    place: PostgresPlace, one: ScriptedFleet, two: ScriptedFleet, is_known: bool
+) -> None:
+    """It has heard nothing of that yet. The database knows it, whatever the fleet believes of itself."""
+    fleet, other = one.engine.fleet, two.engine.fleet
+    one.clock.now += 60.0
+    place.sql("UPDATE taskq.beats SET seen_at = taskq.now_() WHERE fleet = %s", fleet)
+    if not is_known:
+        place.sql("DELETE FROM taskq.fleets WHERE fleet = %s", fleet)
+    reaped = drive(one.engine._work, Reap(fleet, SCHEMA, 6.0), one.clock)
+    assert [lost.fleet for lost in reaped.lost] == ([other] if is_known else [])
 
 
 # -- keys that are not used any more

@@ -266,9 +266,6 @@ _TOO_FAST = frozenset({"no_more_starts_than_the_rate_over_machines"})
 _COUNTS = frozenset({"counted_is_what_happened"})
 _TWICE = frozenset({"exclusive_over_machines", "runs_again_only_for_a_reason", "told_is_true"})
 
-#: What makes a fleet that is none any more find nobody silent.
-_KNOWN = statements.SILENT[statements.SILENT.index("SELECT own.fleet") : statements.SILENT.index(")\nSELECT f.fleet")]
-
 BUGS: dict[str, Bug] = {
     "no fence in the settlement": Bug(
         other_sql(statements, "SETTLE", (_HERS, "")),
@@ -299,12 +296,6 @@ BUGS: dict[str, Bug] = {
         other_sql(statements, "SILENT", ("$2::float8)", "$2::float8 / 20)")),
         _TWICE | {"fenced_machines_are_not_believed"},
         "calm",
-    ),
-    "a fleet that is known no more takes others over": Bug(
-        other_sql(statements, "SILENT", (_KNOWN, "SELECT 1")),
-        _NEVER_ENDS,
-        "stormy",
-        4,
     ),
     "beats by the clock of the machine": Bug(
         [(engine, "Beat", _OwnClock), (PostgresEngine, "_ask_control", _chores_with_own_clock(_OwnClock))],
@@ -344,9 +335,13 @@ BUGS: dict[str, Bug] = {
     ),
     "what was lost is told as done": Bug([(engine, "without", _believes_all)], frozenset({"told_is_true"})),
     "a lease whose answer was lost": Bug([(FleetLeases, "compare", _compares_nothing)], _NEVER_ENDS, "lossy"),
-    "a fenced fleet keeps what it had": Bug([(FleetLeases, "keep_only", _keeps_what_it_lost)], _TWICE),
+    "a fenced fleet keeps what it had": Bug(
+        [(FleetLeases, "keep_only", _keeps_what_it_lost)], _TWICE, "busy parted", 8
+    ),
     "what has ended is given back": Bug([(FleetLeases, "release", _gives_back_what_has_ended)], _NEVER_ENDS),
-    "a fenced fleet keeps what it was about to get": Bug([(FleetLeases, "keep_only", _keeps_what_has_arrived)], _TWICE),
+    "a fenced fleet keeps what it was about to get": Bug(
+        [(FleetLeases, "keep_only", _keeps_what_has_arrived)], _TWICE, "busy parted", 8
+    ),
     "a fleet hears what was said to the one before": Bug(
         [(PostgresEngine, "_finish", _hears_old_beats)], frozenset({"runs_again_only_for_a_reason"})
     ),

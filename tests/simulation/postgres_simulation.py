@@ -53,8 +53,19 @@ _LIFE_S = 14.0
 _QUIET_S = 150.0
 #: Nothing is lost; links break; one of two machines is cut off or frozen for longer than the lease, once; everything at
 #: random; one machine with one consumer. And jobs with limits: nothing is lost; one of two
-#: machines is cut off or frozen; everything at random.
-KINDS = ("calm", "lossy", "parted", "stormy", "stormy", "orderly", "limits", "limits parted", "limits stormy")
+#: machines is cut off or frozen; everything at random. A busy machine leases many small jobs.
+KINDS = (
+    "calm",
+    "lossy",
+    "parted",
+    "busy parted",
+    "stormy",
+    "stormy",
+    "orderly",
+    "limits",
+    "limits parted",
+    "limits stormy",
+)
 _ACTS = (
     "submit",
     "submit",
@@ -69,7 +80,7 @@ _ACTS = (
     "cancel",
     "retry",
 )
-_WITHOUT_LOSSES = ("calm", "orderly", "parted", "limits", "limits parted")
+_WITHOUT_LOSSES = ("calm", "orderly", "parted", "busy parted", "limits", "limits parted")
 _ACTS_WITH_LIMITS = ("limited",) * 12 + _ACTS
 TASKS = ("ok", "ok", "ok", "fails", "fails_once", "poison", "poison_once", "snoozes")
 
@@ -145,6 +156,8 @@ class World:
         )
         if self.kind.endswith("parted"):
             choices = (0.05, 0.3, 2.0, 9.0 if self.kind == "limits parted" else 5.0)
+        if self.kind == "busy parted":
+            choices = (0.001, 0.001, 0.01)
         return self.random.choice(choices)
 
     def fate_of_step(self) -> str:
@@ -276,7 +289,13 @@ class World:
         self.later(random.uniform(0.3, 2.5), self._blow)
 
     def _part(self) -> None:
-        """One machine is silent for longer than the lease."""
+        """One machine is silent for longer than the lease; a busy one from when it has jobs of which it does not know
+        yet what they are."""
+        fleet = self.machines[0].fleet
+        if self.kind == "busy parted" and (fleet is None or not fleet.engine._leases.has_arrived):
+            if self._has_faults:
+                self.later(0.001, self._part)
+            return
         silent_s = self.random.uniform(1.2, 1.8) * LEASE_S
         (self.machines[0].cut_off if self.random.random() < 0.7 else self.machines[0].freeze)(silent_s)
 
@@ -310,7 +329,8 @@ class World:
             if some is not None:
                 getattr(self, f"_{act}")(client, some)
         else:
-            self._submit(client, random.choice(TASKS), random.choice((1, 1, 2, 6)), act)
+            jobs = random.choice((20, 60) if self.kind == "busy parted" else (1, 1, 2, 6))
+            self._submit(client, random.choice(TASKS), jobs, act)
 
     def _call(self, client: SimClient, task: str, spec: Spec, **own: Any) -> Call:
         number = next(self._ids)
