@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from apps import jobs
-from fleet import JOBS, Fleet, Gate, running, shown, starts, wait_until
+from fleet import JOBS, Fleet, Gate, in_directory, running, shown, starts, wait_until
 from terminal import Here, here, refused, taskq
 
 from taskq import BrokerUnavailable, JobNotFound, JobState
@@ -81,7 +81,7 @@ def test_by_command(home: Path, left: tuple[Job[int], Job[int]], here: Here) -> 
     done = here(home, "retry", bad.id)
     assert done.returncode == Exit.OK, done
     assert bad.state() is JobState.QUEUED
-    refused(here(home, "stop"), Exit.NO_FLEET, "taskq worker")
+    refused(here(home, "stop"), Exit.NO_FLEET, "taskq worker" if in_directory() else "runs here")
 
 
 def test_from_python(home: Path, left: tuple[Job[int], Job[int]], tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ def test_a_fleet_that_dies_and_comes_back(tmp_path: Path) -> None:
         watch(top(), look)
 
 
+@pytest.mark.not_on_postgres("a database answers while a broker is stopped")
 def test_keys_answer_while_the_broker_does_not(tmp_path: Path) -> None:
     with running(Fleet(tmp_path / "queue", f"{APPS / 'shown.py'}:q", consumers=1)) as fleet:
         use(shown.q, fleet.home)
@@ -389,7 +390,7 @@ def test_the_picture_of_a_fleet(columns: int) -> None:
 
 def test_in_a_terminal(world: World, terminal: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch) -> None:
     """As people start it: it draws, and `q` leaves."""
-    one = terminal(world.fleet.home, "top", str(world.fleet.home), NO_COLOR="1", LANG="C")
+    one = terminal(world.fleet.home, "top", NO_COLOR="1", LANG="C")
     one.read_until("Fleet")
     one.read_until("paused")
     one.type(b"q")
@@ -408,6 +409,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     refused(done, Exit.USAGE, "the monitor needs Textual: pip install 'taskq-fleet[top]'")
 
 
+@pytest.mark.not_on_postgres("a database is there without a fleet")
 def test_nothing_was_ever_there(tmp_path: Path) -> None:
     home = tmp_path / "queue"
     home.mkdir(mode=0o700)

@@ -125,9 +125,13 @@ SAYS = {
 @pytest.mark.parametrize("path", SAYS)
 def test_each_view_tells_what_happened(world: World, browse: Callable[..., TestClient], path: str) -> None:
     ids = {name: job.id for name, job in world.jobs.items()}
-    text = page(browse(), path.format(**ids))
-    for said in SAYS[path]:
-        assert said.format(**ids) in text, said
+    client, said = browse(), [said.format(**ids) for said in SAYS[path]]
+
+    def are_told() -> bool:  # a database has what was counted a moment later
+        text = page(client, path.format(**ids))
+        return all(each in text for each in said)
+
+    wait_until(are_told, f"{path}: {said}")
     part = page(browse(), path.format(**ids), **PART)
     assert "<html" not in part
     assert "<h1>" in part or path.endswith("/log")
