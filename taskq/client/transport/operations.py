@@ -535,6 +535,7 @@ class Requests:
         queue, told = self._queue, ""
         if self._only_stopped:
             return (yield from self._ask_reader(request))
+        until = queue.clock.monotonic() + queue.absence.reply_timeout_s
         for _ in range(_MOST_ROUNDS):
             try:
                 queue.is_stopped = False
@@ -551,6 +552,8 @@ class Requests:
                 return (yield from self._ask_reader(request))
             except FleetIsThere as error:
                 told = str(error)
+                if queue.clock.monotonic() > until:
+                    break
         raise BrokerUnavailable(told)
 
     @staticmethod

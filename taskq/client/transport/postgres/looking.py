@@ -26,10 +26,11 @@ _FIELDS = """
     coalesce(j.id = ANY(b.running), false), coalesce(q.attempts, j.attempts), coalesce(q.crashes, j.crashes),
     extract(epoch FROM q.due_at)::float8, extract(epoch FROM j.finished_at)::float8, {}, j.constraints"""
 _COLUMNS = _FIELDS.format("j.outcome")
-#: In a list: large results are not read.
+#: In a list: large results are not read, but the two times before them, if they are there (see `taskq.model.attempt`).
 _LISTED = _FIELDS.format(
     f"CASE WHEN j.state <> {StoredState.SUCCEEDED} OR octet_length(j.outcome) < {MAX_KEPT_ATTEMPT_BYTES} "
-    "THEN j.outcome END"
+    r"THEN j.outcome WHEN substring(j.outcome FROM 2 FOR 1) = '\xcb' AND substring(j.outcome FROM 11 FOR 1) = '\xcb' "
+    r"THEN '\x94'::bytea || substring(j.outcome FROM 2 FOR 18) || '\xc0c0'::bytea END"
 )
 _OF_JOB = """
     LEFT JOIN taskq.queue q ON q.seq = j.seq AND j.state = 3
