@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fleet import DEADLINE_S, Fleet, running
+from fleet import DEADLINE_S, Fleet, running, url_of
 
 from taskq import TaskQ
 
@@ -34,7 +34,7 @@ def spoken(folder: Path, configuration: str) -> list[dict[str, Any]]:
     job, without what all lines have."""
     (folder / "spoken.py").write_text(HEAD + configuration.replace("FOLDER", str(folder)) + SPEAK)
     home = folder / "queue"
-    q = TaskQ("spoken", url=home)
+    q = TaskQ("spoken", url=url_of(home))
     with running(Fleet(home, f"{folder / 'spoken.py'}:q", consumers=1)) as fleet:
         job = q.enqueue("speak")
         job.result(DEADLINE_S)
