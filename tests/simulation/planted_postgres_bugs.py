@@ -338,7 +338,7 @@ BUGS: dict[str, Bug] = {
     "a fenced fleet keeps what it had": Bug(
         [(FleetLeases, "keep_only", _keeps_what_it_lost)], _TWICE, "busy parted", 8
     ),
-    "what has ended is given back": Bug([(FleetLeases, "release", _gives_back_what_has_ended)], _NEVER_ENDS),
+    "what has ended is given back": Bug([(FleetLeases, "release", _gives_back_what_has_ended)], _NEVER_ENDS, seed=121),
     "a fenced fleet keeps what it was about to get": Bug(
         [(FleetLeases, "keep_only", _keeps_what_has_arrived)], _TWICE, "busy parted", 8
     ),
