@@ -110,6 +110,14 @@ def utc_text(seconds: float) -> str:
     return text[:26] + "Z"
 
 
+def time_of(event: Event) -> float:
+    """When it happened, in seconds since 1970; 0 for a line that somebody wrote by hand."""
+    try:
+        return datetime.fromisoformat(str(event.get("timestamp", ""))).timestamp()
+    except ValueError:
+        return 0.0
+
+
 def _add_others(event: Event, fields: Event) -> None:
     """Add the fields outside the contract."""
     for name, value in islice(fields.items(), OTHER_FIELDS_MAX):

@@ -42,7 +42,8 @@ def bars(title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
         labels: what each bar stands for, such as its minute.
     """
     count = len(labels)
-    top = highest(series) or 1
+    most = highest(series)
+    top = most or 1
     step = _WIDTH / max(count, 1)
     parts = []
     for at, label in enumerate(labels):
@@ -59,7 +60,7 @@ def bars(title: str, series: Sequence[Series], labels: Sequence[str]) -> Markup:
                 parts.append(_bar(each.tone, at * step, y, max(step - 1.5, 0.5), height))
         parts.append(Markup("</g>"))
     sums = ", ".join(f"{number(sum(each.values))} {each.name}" for each in series)
-    return _svg("chart", f"{title}: {sums}, at most {number(highest(series))} a bar", _HEIGHT, parts)
+    return _svg("chart", f"{title}: {sums}, at most {number(most)} a bar", _HEIGHT, parts)
 
 
 def _bar(tone: str, x: float, y: float, width: float, height: float) -> Markup:

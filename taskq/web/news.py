@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from taskq.model.info.counts import TaskCounts
 from taskq.model.info.status import FleetStatus
 from taskq.telemetry.reader import Filter, ago
-from taskq.telemetry.record import Event
+from taskq.telemetry.record import Event, time_of
 from taskq.web.backlog import Standing
 from taskq.web.logs import kept_newest
 from taskq.web.pages import Visit
@@ -46,7 +45,7 @@ async def news(visit: Visit, status: FleetStatus, counts: Sequence[TaskCounts]) 
         {_text(each, "task"): _error(each) for each in await _lines(visit, "job.failed", _HOUR_S, has_failed)},
         {_text(each, "task"): _death(each) for each in await _lines(visit, "consumer.crashed", _HOUR_S, has_crashed)},
         {
-            _text(each, "queue"): (_at(each), _text(each, "by"))
+            _text(each, "queue"): (time_of(each), _text(each, "by"))
             for each in await _lines(visit, "queue.paused", _WEEK_S, bool(status.paused))
         },
         await visit.reasons.of(visit.q, status, visit.now),
@@ -92,10 +91,3 @@ def _death(event: Event) -> str:
 
 def _text(event: Event, name: str) -> str:
     return str(event.get(name, ""))
-
-
-def _at(event: Event) -> float:
-    try:
-        return datetime.fromisoformat(_text(event, "timestamp")).timestamp()
-    except ValueError:
-        return 0.0  # a line that somebody wrote by hand

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Literal
 
 from taskq.model.info.counts import Counts, TaskCounts
@@ -12,7 +11,7 @@ from taskq.model.info.failures import AGAIN_EVENTS, FailureGroups, Failures
 from taskq.model.info.job import JobInfo
 from taskq.model.info.status import BrokerStatus, ConsumerStatus, FleetStatus, JobTotals, QueueStatus
 from taskq.model.job import JobState, Progress
-from taskq.telemetry.record import LEVELS, Event
+from taskq.telemetry.record import LEVELS, Event, time_of
 
 _HOUR_S = 3_600.0
 #: Ends of attempts, and the number in `Counts` that they are.
@@ -219,14 +218,6 @@ def hour_of(task: str, queue: str, minutes: dict[int, Counts]) -> TaskCounts:
     for counts in minutes.values():
         summed.merge(counts)
     return TaskCounts(task, queue, summed, summed, minutes)
-
-
-def time_of(event: Event) -> float:
-    """When it happened, in seconds since 1970; 0 for a line that somebody wrote by hand."""
-    try:
-        return datetime.fromisoformat(str(event.get("timestamp", ""))).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _progress(event: Event) -> Progress | None:

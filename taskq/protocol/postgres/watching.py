@@ -84,7 +84,7 @@ def words_in(payload: str) -> list[Word]:
 
 #: $1: jobs that have ended, or have new items; $2: the channel of brokers. Behind the commit: who waits then looks, and
 #: who looks later sees it. A notification takes 8,000 bytes.
-TELL: Final = f"""
+_TELL: Final = f"""
     WITH told AS (DELETE FROM taskq.watches WHERE id = ANY ($1::uuid[]) RETURNING id, client),
     said AS (
         SELECT client, replace(told.id::text, '-', '') || CASE
@@ -101,4 +101,4 @@ def tell(ids: Sequence[bytes], channel: str) -> Query:
     Args:
         channel: of the brokers, by which those of clients begin.
     """
-    return Query(TELL, (uuids(ids), channel))
+    return Query(_TELL, (uuids(ids), channel))

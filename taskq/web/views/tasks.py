@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from taskq.client.transport.api import AsyncQueueClient
@@ -63,19 +63,18 @@ async def tasks(visit: Visit) -> Page:
     client = visit.q.async_client()
     counts, status = await client.counts(), await client.look()
     running = await _running(client, status)
-    exact = await _queued(client, status, counts)
-    rows = []
+    by_queue: defaultdict[str, list[TaskCounts]] = defaultdict(list)
     for each in counts:
-        part = each.total if is_total else each.last_hour
-        kept, runs = status.queues.get(each.queue, QueueStatus()), running[each.queue]
-        of_queue = exact.get(each.queue)
-        if of_queue is None:
-            about = queued_by_task(kept, [other for other in counts if other.queue == each.queue], runs)
-            queued = None if about is None else about[each.task]
-        else:
-            queued = of_queue[each.task]
-        is_exact = of_queue is not None
-        rows.append(Row(each.task, each.queue, queued, is_exact, kept.queued, runs[each.task], part, ended(part)))
+        by_queue[each.queue].append(each)
+    exact = await _queued(client, status, by_queue)
+    rows = []
+    for queue, own in by_queue.items():
+        kept, runs = status.queues.get(queue, QueueStatus()), running[queue]
+        is_exact = queue in exact
+        queued = exact[queue] if is_exact else queued_by_task(kept, own, runs)
+        for each in own:
+            part, now = each.total if is_total else each.last_hour, None if queued is None else queued[each.task]
+            rows.append(Row(each.task, queue, now, is_exact, kept.queued, runs[each.task], part, ended(part)))
     rows = [row for row in rows if row.done or row.counts.started or row.counts.enqueued or row.queued or row.running]
     rows.sort(key=lambda row: (-row.done, row.task, row.queue))
     return Page("tasks", "Tasks", {"rows": rows, "is_total": is_total})
@@ -91,19 +90,16 @@ async def _running(client: AsyncQueueClient, status: FleetStatus) -> defaultdict
 
 
 async def _queued(
-    client: AsyncQueueClient, status: FleetStatus, counts: Sequence[TaskCounts]
-) -> dict[str, Counter[str]]:
+    client: AsyncQueueClient, status: FleetStatus, by_queue: Mapping[str, Sequence[TaskCounts]]
+) -> dict[str, dict[str, int]]:
     """How many jobs are queued, by queue and task, in the queues of which that is easily told: those that have only one
     task, or few jobs, which are looked at."""
-    told: dict[str, Counter[str]] = {}
+    told: dict[str, dict[str, int]] = {}
     looked_at = 0
-    for name in {each.queue for each in counts}:
-        queued, tasks = (
-            status.queues.get(name, QueueStatus()).queued,
-            [each.task for each in counts if each.queue == name],
-        )
-        if len(tasks) == 1 or not queued:
-            told[name] = Counter({tasks[0]: queued})
+    for name, own in by_queue.items():
+        queued = status.queues.get(name, QueueStatus()).queued
+        if len(own) == 1 or not queued:
+            told[name] = Counter({own[0].task: queued})
         elif queued <= _FEW_QUEUED and looked_at < _MOST_LOOKED_AT:
             looked_at += 1
             found = await client.find(JobState.QUEUED, None, name, None, _FEW_QUEUED, within_s=_LOOKS_S)
